@@ -1,0 +1,1 @@
+"""Adapters: the code that executes jobs on one kind of device."""

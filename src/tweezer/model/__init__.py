@@ -1,0 +1,1 @@
+"""The words of Tweezer: statuses, messages, ids, errors. Standard library and msgspec only."""

@@ -1,0 +1,91 @@
+"""Every error that Tweezer raises on purpose.
+
+An error has a ``code`` for programs, a message that tells a person what to do, and says whether the
+same call may succeed when it is repeated (``retryable``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+
+class TweezerError(Exception):
+    """The root of all errors of Tweezer."""
+
+    code: str = "error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+
+class InvalidInput(TweezerError):
+    """What the caller sent cannot be used. ``field`` names the part that is wrong; nothing was written."""
+
+    code = "invalid"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class NotFound(TweezerError):
+    """There is no such batch, job or device in the caller's project."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} {name}")
+
+
+class Conflict(TweezerError):
+    """The thing exists but its state forbids the call (closed, terminal, another body under the same key)."""
+
+    code = "conflict"
+
+
+class QueueFull(TweezerError):
+    """Redis or the device's backlog is full: nothing was written; try again later."""
+
+    code = "full"
+    retryable = True
+
+
+class Unavailable(TweezerError):
+    """Redis cannot be reached or refuses to serve: the outcome of a write is unknown; repeat it."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class FaultKind(StrEnum):
+    """Why an execution failed, and with that what happens next.
+
+    ``user``: the sequence or its values are wrong; final. ``timeout`` and ``out_of_memory``: the job
+    asks for more than its limits; final. ``transient``: something outside the job failed; retried with
+    backoff. ``crash``: the lane's process died under the job; retried until the limit for crashes.
+    ``internal``: a fault of Tweezer or of the emulator; final.
+    """
+
+    USER = "user"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    TRANSIENT = "transient"
+    CRASH = "crash"
+    INTERNAL = "internal"
+
+
+class ExecutionError(TweezerError):
+    """An adapter could not prepare a batch or open a lane."""
+
+    code = "execution"
+
+    def __init__(self, kind: FaultKind, message: str, *, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message, code=kind.value)
+        self.kind = kind
+        self.field = field

@@ -1,0 +1,47 @@
+"""Ids of batches, jobs and workers.
+
+A batch id is a UUID version 8 (RFC 9562): 48 bits of milliseconds since 1970, 50 random bits, and
+24 low bits of zero. A job's id is its batch's id plus its index, so a job id alone says which batch it
+belongs to, and ids sort by time.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from uuid import UUID
+
+INDEX_BITS = 24
+_INDEX_MASK = (1 << INDEX_BITS) - 1
+
+
+def new_batch_id() -> UUID:
+    """A fresh batch id; ids made later sort after ids made a millisecond or more earlier."""
+    milliseconds = time.time_ns() // 1_000_000 & ((1 << 48) - 1)
+    high = milliseconds << 16 | 8 << 12 | secrets.randbits(12)
+    low = 0b10 << 62 | secrets.randbits(38) << INDEX_BITS
+    return UUID(int=high << 64 | low)
+
+
+def job_id(batch_id: UUID, index: int) -> UUID:
+    """The id of the job with this index (0-based) in the batch."""
+    if not 0 <= index <= _INDEX_MASK:
+        raise ValueError(f"a job index is between 0 and {_INDEX_MASK}, not {index}")
+    return UUID(int=batch_id.int | index)
+
+
+def split_job_id(job: UUID) -> tuple[UUID, int]:
+    """The batch id and the index within the batch of a job id."""
+    return UUID(int=job.int & ~_INDEX_MASK), job.int & _INDEX_MASK
+
+
+def is_batch_id(candidate: UUID) -> bool:
+    """Whether the id has the form of a batch id of ours."""
+    return candidate.version == 8 and candidate.int & _INDEX_MASK == 0
+
+
+def new_worker_id() -> str:
+    """``host:pid:random``: unique among all workers, readable in a list."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"

@@ -1,0 +1,218 @@
+"""What travels: between producers, Redis, workers and lane processes.
+
+All are frozen msgspec structs. What is stored in Redis (``BatchDoc``, ``JobSpec``, ``Result``) is
+MessagePack, versioned by the batch record's ``v``; new fields are appended with a default, so that old
+records stay readable.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.errors import FaultKind
+from tweezer.model.lifecycle import Stage
+
+RECORD_VERSION = 1
+"""Version of the records in Redis. A worker leaves batches of a version that it does not know alone."""
+
+MAX_JOBS_PER_CALL = 10_000
+MAX_JOBS_PER_BATCH = 100_000
+MAX_SETTLE_BYTES = 1 << 20
+
+
+class Priority(StrEnum):
+    """Where a batch stands among those of other projects; age beats it in the end."""
+
+    HIGH = "HIGH"
+    MEDIUM = "MEDIUM"
+    LOW = "LOW"
+
+
+class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """One job as its producer wrote it.
+
+    runs: number of shots; None leaves it to ``backend_configuration``.
+    variables: values of the sequence's variables by name (a number or a list of numbers), and
+    ``qubits`` (qubit id → trap id) where the register is mappable.
+    seed: of all random numbers of the job; None derives it from the job's id.
+    sequence: a sequence of the job's own, instead of the batch's; excludes variables.
+    """
+
+    runs: int | None = None
+    variables: dict[str, Any] = {}
+    seed: int | None = None
+    sequence: str | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True):
+    """What a batch may use.
+
+    job_timeout_s: wall time of one job on its lane.
+    open_timeout_s: how long an open batch may be without work before it is TIMED_OUT.
+    transient_retries: how often a job is tried again after a transient failure.
+    """
+
+    job_timeout_s: float = 3600.0
+    open_timeout_s: float = 300.0
+    transient_retries: int = 3
+
+
+class BatchDoc(msgspec.Struct, frozen=True, array_like=True):
+    """What never changes in a batch after its submit.
+
+    sequence: Pulser's abstract representation (a JSON string); None when each job has its own.
+    backend_configuration: Pulser's ``EmulationConfig`` as a JSON string, kept opaque (it may contain a
+    bare ``Infinity``). configuration: the older dictionary of emulator options.
+    """
+
+    device: str
+    sequence: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    backend_configuration: str | None = None
+    configuration: dict[str, Any] | None = None
+    limits: Limits = Limits()
+    user: str | None = None
+    parent_id: str | None = None
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why a job or a batch failed, for its user. ``field`` names the input at fault where there is one."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a result comes from: what is needed to compute it again.
+
+    backend: name of the emulator or machine. versions: package name → version (pulser, emulator,
+    tweezer). specs_digest: SHA-256 of the device's specs in the sequence. configuration: the emulator's
+    configuration as run. seed: of the job's random numbers.
+    """
+
+    backend: str
+    versions: dict[str, str] = {}
+    specs_digest: str | None = None
+    configuration: str | None = None
+    seed: int | None = None
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a job measured.
+
+    counter: bitstring → number of shots, bits in the register's qubit order; None when the
+    configuration asked for no final bitstrings. serialised_results: ``Results.to_abstract_repr()`` of
+    Pulser.
+    """
+
+    counter: dict[str, int] | None = None
+    serialised_results: str | None = None
+    provenance: Provenance | None = None
+
+
+class OutcomeKind(StrEnum):
+    """How an execution ended; ``retry`` asks for another attempt, which the attempt limits may refuse."""
+
+    DONE = "done"
+    ERROR = "error"
+    CANCELED = "canceled"
+    RETRY = "retry"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a lane made of one job. Durations in seconds."""
+
+    kind: OutcomeKind
+    result: Result | None = None
+    fault: Fault | None = None
+    cause: FaultKind | None = None
+    retry_in_s: float = 0.0
+    preparation_s: float = 0.0
+    device_s: float = 0.0
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a running job is; ``fraction`` from 0 to 1 where the emulator tells."""
+
+    stage: Stage
+    fraction: float | None = None
+
+
+class BatchWork(msgspec.Struct, frozen=True):
+    """A batch as an adapter gets it."""
+
+    batch_id: UUID
+    doc: BatchDoc
+
+
+class JobWork(msgspec.Struct, frozen=True):
+    """A job as an adapter gets it. ``attempt`` counts from 1."""
+
+    job_id: UUID
+    index: int
+    spec: JobSpec
+    seed: int
+    attempt: int = 1
+
+
+_doc_encoder = msgspec.msgpack.Encoder(enc_hook=None)
+_doc_decoder = msgspec.msgpack.Decoder(BatchDoc)
+_spec_decoder = msgspec.msgpack.Decoder(JobSpec)
+_result_decoder = msgspec.msgpack.Decoder(Result)
+
+_COMPRESS_ABOVE = 1024
+_RAW, _ZLIB = b"\x00", b"\x01"
+
+
+def encode_doc(doc: BatchDoc) -> bytes:
+    return _doc_encoder.encode(doc)
+
+
+def decode_doc(data: bytes) -> BatchDoc:
+    return _doc_decoder.decode(data)
+
+
+def encode_spec(spec: JobSpec) -> bytes:
+    return _doc_encoder.encode(spec)
+
+
+def decode_spec(data: bytes) -> JobSpec:
+    return _spec_decoder.decode(data)
+
+
+def encode_result(result: Result) -> bytes:
+    """One byte that says whether the rest is compressed, then MessagePack."""
+    packed = _doc_encoder.encode(result)
+    if len(packed) > _COMPRESS_ABOVE:
+        return _ZLIB + zlib.compress(packed, 1)
+    return _RAW + packed
+
+
+def decode_result(data: bytes) -> Result:
+    body = data[1:]
+    return _result_decoder.decode(zlib.decompress(body) if data[:1] == _ZLIB else body)
+
+
+def encode_fault(fault: Fault) -> bytes:
+    """JSON, not MessagePack: scripts write faults too."""
+    return msgspec.json.encode(fault)
+
+
+def decode_fault(data: bytes) -> Fault:
+    return msgspec.json.decode(data, type=Fault)
+
+
+def derived_seed(job: UUID) -> int:
+    """The seed (32 bits) of a job that was given none: the same each time the job is run."""
+    return zlib.crc32(job.bytes)
