@@ -1,0 +1,1 @@
+"""Redis: every key, every transition, and the reader of events."""

@@ -1,0 +1,170 @@
+"""What producers ask of batches: submit, add, close, cancel, pause, resume, forget.
+
+A method returns when the change is made, or raises and nothing has changed, except that
+:class:`~tweezer.model.errors.Unavailable` leaves it unknown: repeat the call, with the same idempotency
+key where it takes one. ``project`` None is an operator, who may touch everybody's batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NoReturn
+from uuid import UUID
+
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
+from tweezer.model.messages import (
+    MAX_JOBS_PER_BATCH,
+    BatchDoc,
+    JobSpec,
+    Priority,
+    encode_doc,
+    encode_spec,
+)
+from tweezer.store.scripts import Scripts
+
+
+class CancelAnswer(StrEnum):
+    """What a cancel did to one job; ``requested``: it runs, and its worker was told."""
+
+    CANCELED = "canceled"
+    REQUESTED = "requested"
+    OVER = "over"
+    UNKNOWN = "unknown"
+
+
+def _digest(parts: Iterable[bytes | str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
+    """Raises the error for a script's word of refusal."""
+    match word:
+        case b"unknown":
+            raise NotFound("batch", str(batch_id))
+        case b"over":
+            raise Conflict(f"batch {batch_id} has ended", code="terminal")
+        case b"closed":
+            raise Conflict(f"batch {batch_id} is closed: submit it with open=True to add jobs later", code="closed")
+        case b"conflict":
+            raise Conflict(
+                "the idempotency key was used for another call with other content; use a new key",
+                code="idempotency",
+            )
+        case b"full":
+            raise QueueFull(f"no more work is taken for now: {detail.decode()}")
+        case b"too_many":
+            raise InvalidInput(
+                "jobs",
+                f"the batch has {int(detail)} jobs and may have {MAX_JOBS_PER_BATCH}; start another batch",
+            )
+        case b"live":
+            raise Conflict(f"batch {batch_id} has not ended; cancel it first", code="live")
+        case _:
+            raise AssertionError(f"a script answered {word!r}")
+
+
+class Commands:
+    """Changes that users ask for."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    async def submit(
+        self,
+        batch_id: UUID,
+        project: str,
+        doc: BatchDoc,
+        jobs: Sequence[JobSpec],
+        *,
+        priority: Priority = Priority.MEDIUM,
+        open: bool = False,
+        not_before: datetime | None = None,
+        idempotency_key: str = "",
+    ) -> UUID:
+        """Writes a batch; returns its id: that of the first call when this one repeats it."""
+        packed_doc, packed = encode_doc(doc), [encode_spec(job) for job in jobs]
+        due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
+        head = (doc.device, priority.value, int(open), packed_doc, due_ms)
+        digest = _digest([*map(str, head[:3]), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
+        limits = (round(doc.limits.open_timeout_s * 1000), doc.limits.transient_retries)
+        reply = await self._scripts.call(
+            "submit", str(batch_id), project, *head, *limits, idempotency_key, digest, *packed
+        )
+        match reply[0]:
+            case b"ok" | b"repeated":
+                return UUID(reply[1].decode())
+            case b"unknown_device":
+                raise InvalidInput("device", f"there is no device {doc.device}; `tweezer devices` lists them")
+            case b"exists":
+                raise Conflict(f"batch {batch_id} exists already", code="exists")
+            case word:
+                _refuse(word, batch_id, *reply[1:])
+
+    async def add_jobs(
+        self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
+    ) -> int:
+        """Appends jobs to an open batch; returns the index of the first of them."""
+        packed = [encode_spec(job) for job in jobs]
+        digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
+        reply = await self._scripts.call(
+            "add_jobs", str(batch_id), project or "", idempotency_key, digest, MAX_JOBS_PER_BATCH, *packed
+        )
+        if reply[0] in (b"ok", b"repeated"):
+            return int(reply[1])
+        _refuse(reply[0], batch_id, *reply[1:])
+
+    async def close(self, batch_id: UUID, *, project: str | None) -> None:
+        """No more jobs will come; closing a closed batch, or one that ended, changes nothing."""
+        await self._command("close", batch_id, project, over_is_fine=True)
+
+    async def cancel(self, batch_id: UUID, *, project: str | None) -> None:
+        """Ends a batch: pending jobs at once, running ones as their workers stop them."""
+        await self._command("cancel_batch", batch_id, project)
+
+    async def pause(self, batch_id: UUID, *, project: str | None) -> None:
+        """Hands out no more jobs of the batch; what runs finishes."""
+        await self._command("pause_batch", batch_id, project)
+
+    async def resume(self, batch_id: UUID, *, project: str | None) -> None:
+        await self._command("resume_batch", batch_id, project)
+
+    async def cancel_jobs(
+        self, batch_id: UUID, indices: Sequence[int], *, project: str | None
+    ) -> list[CancelAnswer]:
+        """Cancels some jobs of a batch; one answer a job, in the order given."""
+        reply = await self._scripts.call("cancel_jobs", str(batch_id), project or "", *indices)
+        if reply[0] != b"ok":
+            _refuse(reply[0], batch_id)
+        return [CancelAnswer(word.decode()) for word in reply[1:]]
+
+    async def forget(self, batch_id: UUID, *, project: str | None, least_age_s: float = 0) -> None:
+        """Removes a batch that ended at least that long ago, with its jobs and results."""
+        reply = await self._scripts.call("forget", str(batch_id), project or "", round(least_age_s * 1000))
+        if reply[0] != b"ok":
+            _refuse(reply[0], batch_id)
+
+    async def pause_device(self, device: str, reason: str) -> None:
+        """Grants no more tickets of a device; what runs finishes."""
+        await self._device_command("pause_device", device, reason)
+
+    async def resume_device(self, device: str) -> None:
+        await self._device_command("resume_device", device)
+
+    async def _command(
+        self, script: str, batch_id: UUID, project: str | None, *, over_is_fine: bool = False
+    ) -> None:
+        reply = await self._scripts.call(script, str(batch_id), project or "")
+        if reply[0] != b"ok" and not (over_is_fine and reply[0] == b"over"):
+            _refuse(reply[0], batch_id)
+
+    async def _device_command(self, script: str, device: str, *arguments: str) -> None:
+        reply = await self._scripts.call(script, device, *arguments)
+        if reply[0] != b"ok":
+            raise NotFound("device", device)

@@ -1,0 +1,61 @@
+"""The only place where a key of Redis is spelled.
+
+Scripts get the same patterns: the loader turns :class:`Key` into the table ``KEY`` that is prepended to
+each of them, because a script such as *take* learns which batch it touches only while it runs.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Key(StrEnum):
+    """Patterns below the namespace. What owns each key, and so when it goes, stands behind it."""
+
+    # of a batch: they expire a retention after the batch is terminal
+    BATCH = "batch:%s"  # hash: the batch record and its tickets (fields ``t:<n>``)
+    SPEC = "batch:%s:spec"  # hash: job index → microseconds of its submit, a space, JobSpec
+    STATE = "batch:%s:state"  # hash: job index → words of records.STATE_FIELDS; absent is PENDING
+    RESULT = "batch:%s:result"  # hash: job index → Result
+    FAULT = "batch:%s:fault"  # hash: job index → Fault (JSON)
+    BACK = "batch:%s:back"  # list: job indices that came back
+    DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
+    HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; gone when the ticket is
+    # of a device: they live as long as the device is known
+    DEVICES = "devices"  # set of device names
+    DEVICE = "device:%s"  # hash: status, lanes, counters, limits
+    READY = "device:%s:ready"  # sorted set: ticket → rank
+    DUE = "device:%s:due"  # sorted set: ticket → due time (ms)
+    LEASES = "device:%s:leases"  # sorted set: ticket → expiry (ms)
+    FAIR = "device:%s:fair"  # hash: virtual time and the finish of each project (ms of service)
+    BELL = "device:%s:bell"  # list of at most one element: the doorbell
+    WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
+    # of a worker: it expires when the heartbeat stops
+    WORKER = "worker:%s"  # hash: what the worker says of itself
+    # of everything
+    IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
+    EVENTS = "events"  # stream of transitions
+    FULL = "full"  # string, expiring: why submits are refused
+    IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and answer of a call
+    # channels
+    NEWS = "news:%s"  # of a batch: its events and progress
+    POOL = "pool:%s"  # of a device: cancels of running work
+    # queues of arq
+    INTAKE = "intake"
+    CHORES = "chores"
+
+
+class Keys:
+    """Spells keys below a namespace."""
+
+    def __init__(self, namespace: str = "tweezer") -> None:
+        self.prefix = f"{namespace}:"
+
+    def __call__(self, key: Key, *parts: object) -> str:
+        return self.prefix + key.value % parts
+
+
+def lua_table() -> str:
+    """The patterns as a Lua table ``KEY`` with the names in lower case."""
+    fields = ", ".join(f"{key.name.lower()} = '{key.value}'" for key in Key)
+    return f"local KEY = {{ {fields} }}"

@@ -1,0 +1,26 @@
+-- add_jobs: appends jobs to an open batch; all or nothing.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call
+--     [5] most jobs a batch may have   [6…] JobSpec (bytes), one a job
+-- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'}
+--     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
+-- Events  none: being queued is no transition
+
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+local before = answered(b.project, ARGV[3], ARGV[4])
+if before then return before end
+if is_over(b) then return { 'over' } end
+if b.open == 0 then return { 'closed' } end
+local count = #ARGV - 5
+if b.jobs + count > tonumber(ARGV[5]) then return { 'too_many', int(b.jobs) } end
+local why = refusal(b.device, count)
+if why then return { 'full', why } end
+
+local first = int(b.jobs)
+add_jobs(b, 6)
+if b.status ~= 'S' then issue_tickets(b) end
+finish(b)
+remember(b.project, ARGV[3], ARGV[4], first)
+return { 'ok', first }

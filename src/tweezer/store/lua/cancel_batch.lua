@@ -1,0 +1,18 @@
+-- cancel_batch: closes a batch, cancels what is pending and requests the end of what runs; the batch is
+-- CANCELED when that has ended.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''
+-- Returns {'ok'} | {'unknown'} | {'over'}
+-- Events  job.canceled (ranges), batch.canceled when nothing runs
+-- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
+
+exempt_from_maxmemory()
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+if is_over(b) then return { 'over' } end
+b.open = 0
+b.fate = b.fate or 'C'
+for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
+finish(b)
+return { 'ok' }

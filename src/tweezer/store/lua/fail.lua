@@ -1,0 +1,26 @@
+-- fail: the batch cannot run. What is pending, and what this ticket holds, ends in ERROR; the batch too,
+-- once nothing runs any more.
+--
+-- KEYS[1] namespace
+-- ARGV[1] ticket   [2] token   [3] Fault (JSON)
+-- Returns {'ok'} | {'stale'}
+-- Events  job.error (ranges), batch.error
+
+exempt_from_maxmemory()
+local id, n = split_ticket(ARGV[1])
+local b = load_batch(id)
+local t = b and read_ticket(b, n)
+if not t or t.token ~= ARGV[2] then return { 'stale' } end
+local held = key(KEY.held, id, n)
+for _, index in ipairs(redis.call('SMEMBERS', held)) do
+  local st = read_state(redis.call('HGET', key(KEY.state, id), index))
+  if st[S.status] == 'R' then
+    end_job(b, index, st, 'E')
+    write_state(b, index, st)
+  end
+end
+doom(b, ARGV[3])
+redis.call('DEL', held)
+retire(b, t)
+finish(b)
+return { 'ok' }

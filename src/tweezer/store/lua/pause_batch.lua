@@ -1,0 +1,14 @@
+-- pause_batch: no job of the batch is handed out until it is resumed; what runs finishes.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''
+-- Returns {'ok'} | {'unknown'} | {'over'}
+-- Events  batch.paused, unless it is paused already
+
+exempt_from_maxmemory()
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+if is_over(b) then return { 'over' } end
+if b.status ~= 'S' then move_batch(b, 'S') end
+finish(b)
+return { 'ok' }

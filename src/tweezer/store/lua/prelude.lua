@@ -1,0 +1,565 @@
+-- What every script shares: the clock, keys, the batch record, job states, events, tickets.
+--
+-- The loader puts generated tables before it: KEY (patterns of keys), S (positions in a job's state),
+-- TEXT and NUMBER (fields of the batch record), JOB_MOVES and BATCH_MOVES (allowed transitions),
+-- and constants (VERSION, EVENTS_KEPT, RETENTION, QUANTUM, PENALTY, *_MAX).
+-- KEYS[1] of every script is the namespace; all times are milliseconds unless a name says otherwise.
+
+local NS = KEYS[1]
+local clock = redis.call('TIME')
+local NOW_US = clock[1] .. string.format('%06d', tonumber(clock[2]))
+local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+
+local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
+local function int(number) return string.format('%.0f', number) end
+
+-- A write that frees memory, made first, lets the rest of a script write past maxmemory: what is under
+-- way must be able to end. The key never exists.
+local function exempt_from_maxmemory() redis.call('DEL', key(KEY.full) .. ':none') end
+
+-- Calls a variadic command with a long list, a thousand elements at a time (unpack fails near 8,000).
+local function each_thousand(command, name, list)
+  for first = 1, #list, 1000 do
+    redis.call(command, name, unpack(list, first, math.min(first + 999, #list)))
+  end
+end
+
+---------------------------------------------------------------------------------------------- batches
+
+local COUNTER = { P = 'pending', R = 'running', D = 'done', E = 'error', C = 'canceled' }
+local FIELDS = { 'v' }
+for _, name in ipairs(TEXT) do FIELDS[#FIELDS + 1] = name end
+for _, name in ipairs(NUMBER) do FIELDS[#FIELDS + 1] = name end
+
+-- The batch as a table, or nil. A batch of an unknown version is nil, 'version'.
+local function load_batch(id)
+  local raw = redis.call('HMGET', key(KEY.batch, id), unpack(FIELDS))
+  if not raw[1] then return nil end
+  if raw[1] ~= VERSION then return nil, 'version' end
+  local b = { id = id, was = {}, events = {}, asked = {} }
+  local at = 1
+  for _, name in ipairs(TEXT) do
+    at = at + 1
+    b[name] = raw[at] or nil
+    b.was[name] = b[name]
+  end
+  for _, name in ipairs(NUMBER) do
+    at = at + 1
+    b[name] = tonumber(raw[at] or 0)
+    b.was[name] = b[name]
+  end
+  return b
+end
+
+-- The batch if it exists and belongs to the project ('' is everybody's: a worker or an operator).
+local function load_own_batch(id, project)
+  local b = load_batch(id)
+  if b and project ~= '' and b.project ~= project then return nil end
+  return b
+end
+
+local function is_over(b) return b.status == 'D' or b.status == 'E' or b.status == 'C' or b.status == 'T' end
+
+local function emit(b, word, count)
+  if #b.events == 0 then b.first_event = b.seq + 1 end
+  b.seq = b.seq + (count or 1)
+  b.events[#b.events + 1] = word
+end
+
+local function move_batch(b, to)
+  assert(BATCH_MOVES[b.status .. to], 'batch ' .. b.id .. ' cannot go from ' .. b.status .. ' to ' .. to)
+  emit(b, b.status .. to)
+  b.status = to
+end
+
+-- Writes what changed in the record, then the events of this call as one entry, then tells who listens.
+local function save(b)
+  local changed = { 'updated', int(NOW) }
+  for _, name in ipairs(TEXT) do
+    if b[name] ~= b.was[name] then changed[#changed + 1] = name; changed[#changed + 1] = b[name] end
+  end
+  for _, name in ipairs(NUMBER) do
+    if b[name] ~= b.was[name] then changed[#changed + 1] = name; changed[#changed + 1] = int(b[name]) end
+  end
+  redis.call('HSET', key(KEY.batch, b.id), unpack(changed))
+  local device = key(KEY.device, b.device)
+  local pending, running = b.pending - b.was.pending, b.running - b.was.running
+  if pending ~= 0 then redis.call('HINCRBY', device, 'pending', int(pending)) end
+  if running ~= 0 then redis.call('HINCRBY', device, 'running', int(running)) end
+  if #b.events > 0 then
+    local words = table.concat(b.events, ' ')
+    redis.call('XADD', key(KEY.events), 'MAXLEN', '~', EVENTS_KEPT, '*',
+      'b', b.id, 's', int(b.first_event), 't', NOW_US, 'e', words)
+    redis.call('PUBLISH', key(KEY.news, b.id), words)
+  end
+  if #b.asked > 0 then
+    redis.call('PUBLISH', key(KEY.pool, b.device), b.id .. ' ' .. table.concat(b.asked, ','))
+  end
+end
+
+------------------------------------------------------------------------------------------------- jobs
+
+local FRESH = { 'P', '0' }
+for position = 3, STATE_SIZE do FRESH[position] = '-' end
+
+local function read_state(raw)
+  local st, n = {}, 0
+  if not raw then
+    for position = 1, STATE_SIZE do st[position] = FRESH[position] end
+    return st
+  end
+  for word in string.gmatch(raw, '%S+') do n = n + 1; st[n] = word end
+  return st
+end
+
+local function number_of(st, position) return tonumber(st[position]) or 0 end
+
+local function write_state(b, index, st)
+  redis.call('HSET', key(KEY.state, b.id), index, table.concat(st, ' '))
+end
+
+local function move_job(b, index, st, to)
+  local from = st[S.status]
+  assert(JOB_MOVES[from .. to], 'job ' .. index .. ' of ' .. b.id .. ' cannot go from ' .. from .. ' to ' .. to)
+  st[S.status] = to
+  b[COUNTER[from]] = b[COUNTER[from]] - 1
+  b[COUNTER[to]] = b[COUNTER[to]] + 1
+  emit(b, index .. from .. to)
+end
+
+-- The execution of a job begins under a token: an attempt, and its clock runs from here.
+local function begin_job(b, index, st, token, stage)
+  if b.started == 0 then b.started = NOW end
+  if b.status == 'P' then move_batch(b, 'R') end
+  move_job(b, index, st, 'R')
+  st[S.attempt] = int(number_of(st, S.attempt) + 1)
+  st[S.token], st[S.begun], st[S.ended] = token, int(NOW), '-'
+  st[S.stage], st[S.staged], st[S.progress] = stage, int(NOW), '-'
+end
+
+local function end_job(b, index, st, to)
+  move_job(b, index, st, to)
+  st[S.ended], st[S.stage], st[S.staged], st[S.progress] = int(NOW), '-', '-', '-'
+end
+
+-- A job that ran goes back to wait for another attempt.
+local function requeue_job(b, index, st)
+  move_job(b, index, st, 'P')
+  st[S.stage], st[S.staged], st[S.progress] = '-', '-', '-'
+end
+
+local function come_back(b, indices)
+  each_thousand('RPUSH', key(KEY.back, b.id), indices)
+  b.back = b.back + #indices
+end
+
+local function note_fault(b, index, fault) redis.call('HSET', key(KEY.fault, b.id), index, fault) end
+
+----------------------------------------------------------------------------------- fair share and bell
+
+-- Start-time fair queueing: a ticket is issued at max(V, finish of its project) and charged one quantum;
+-- what it used is settled against that when it ends or yields. The penalty of a priority is a constant,
+-- so age beats it in the end.
+local function rank(b)
+  local fair = redis.call('HMGET', key(KEY.fair, b.device), 'V', 'p:' .. b.project)
+  local virtual = tonumber(fair[1] or 0)
+  return math.max(virtual, tonumber(fair[2] or 0)), virtual
+end
+
+local function charge(b, from, milliseconds)
+  redis.call('HSET', key(KEY.fair, b.device), 'p:' .. b.project, int(from + milliseconds))
+end
+
+local function ring(device)
+  local bell = key(KEY.bell, device)
+  if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
+end
+
+---------------------------------------------------------------------------------------------- tickets
+
+local function ticket_name(b, n) return b.id .. ':' .. n end
+local function split_ticket(name) return string.sub(name, 1, 36), string.sub(name, 38) end
+
+-- A ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
+local function read_ticket(b, n)
+  local raw = redis.call('HGET', key(KEY.batch, b.id), 't:' .. n)
+  if not raw then return nil end
+  local token, used, lane = string.match(raw, '^(%S+) (%S+) (%S*)$')
+  return { n = n, name = ticket_name(b, n), token = token, used = tonumber(used), lane = lane }
+end
+
+local function write_ticket(b, t)
+  redis.call('HSET', key(KEY.batch, b.id), 't:' .. t.n, t.token .. ' ' .. int(t.used) .. ' ' .. t.lane)
+end
+
+-- Puts a ticket among the ready ones, or among those that wait for their time.
+local function queue_ticket(b, t, due)
+  t.token, t.used, t.lane = '0', 0, ''
+  write_ticket(b, t)
+  if due and due > NOW then
+    redis.call('ZADD', key(KEY.due, b.device), int(due), t.name)
+    return
+  end
+  local start = rank(b)
+  charge(b, start, QUANTUM)
+  redis.call('ZADD', key(KEY.ready, b.device), int(start + PENALTY[b.priority]), t.name)
+end
+
+local function waiting(b) return b.jobs - b.cursor + b.back end
+
+-- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings.
+local function issue_tickets(b)
+  local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 0)
+  local want = math.min(waiting(b) + b.delayed, math.max(lanes, 1))
+  if b.exclusive == 1 then want = math.min(want, 1) end
+  for n = 0, want - 1 do
+    if n >= b.slots or redis.call('HEXISTS', key(KEY.batch, b.id), 't:' .. int(n)) == 0 then
+      queue_ticket(b, { n = int(n), name = ticket_name(b, int(n)) }, b.not_before)
+    end
+  end
+  b.slots = math.max(b.slots, want)
+  if want > 0 then ring(b.device) end
+end
+
+-- What a taken ticket used, less the quantum that it was charged when issued.
+local function settle_service(b, t)
+  local base, virtual = rank(b)
+  if base + t.used - QUANTUM > virtual then
+    charge(b, base, t.used - QUANTUM)
+  else
+    redis.call('HDEL', key(KEY.fair, b.device), 'p:' .. b.project)
+  end
+end
+
+-- Ends a ticket: the only end there is.
+local function retire(b, t)
+  settle_service(b, t)
+  redis.call('ZREM', key(KEY.leases, b.device), t.name)
+  redis.call('HDEL', key(KEY.batch, b.id), 't:' .. t.n)
+  if tonumber(t.n) == b.slots - 1 then b.slots = b.slots - 1 end
+end
+
+-- Gives up the lease of a ticket and queues it again, at its new rank or when it is due.
+local function requeue_ticket(b, t, due)
+  settle_service(b, t)
+  redis.call('ZREM', key(KEY.leases, b.device), t.name)
+  queue_ticket(b, t, due)
+  ring(b.device)
+end
+
+--------------------------------------------------------------------------------------- ends of batches
+
+local function expire_batch(b)
+  for _, pattern in ipairs({ KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault }) do
+    redis.call('PEXPIRE', key(pattern, b.id), RETENTION)
+  end
+  redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id))
+  b.back, b.delayed = 0, 0
+  redis.call('ZREM', key(KEY.idle), b.id)
+  for n = 0, b.slots - 1 do
+    local name = ticket_name(b, int(n))
+    local was_ready = redis.call('ZREM', key(KEY.ready, b.device), name)
+    if was_ready == 1 then settle_service(b, { used = 0 }) end
+    redis.call('ZREM', key(KEY.due, b.device), name)
+  end
+end
+
+-- The one predicate: closed and nothing pending or running makes a batch terminal. An open batch that
+-- is without work gets a deadline. Runs at the end of everything that may change the answer.
+local function conclude(b)
+  if is_over(b) then return end
+  local busy = b.pending > 0 or b.running > 0
+  if b.open == 1 then
+    if busy or b.status == 'S' then
+      redis.call('ZREM', key(KEY.idle), b.id)
+    else
+      redis.call('ZADD', key(KEY.idle), 'NX', int(NOW + b.idle), b.id)
+    end
+  elseif not busy then
+    move_batch(b, b.fate or 'D')
+    b.ended = NOW
+    expire_batch(b)
+  end
+end
+
+-- Ends every pending job with one status: those never handed out as ranges, then those that came back,
+-- wait for a retry, or are held but not begun. Answers the held ones that run, with their states.
+local function end_pending(b, to)
+  local states, written, ranges, running = key(KEY.state, b.id), {}, {}, {}
+  local function close(index, raw)
+    local st = read_state(raw)
+    if st[S.status] == 'R' then running[#running + 1] = { index, st } end
+    if st[S.status] ~= 'P' then return end
+    st[S.status], st[S.ended] = to, int(NOW)
+    written[#written + 1] = index
+    written[#written + 1] = table.concat(st, ' ')
+    local last = ranges[#ranges]
+    if last and last[2] == index - 1 then last[2] = index else ranges[#ranges + 1] = { index, index } end
+  end
+  local function close_all(indices)
+    for first = 1, #indices, 500 do
+      local page = { unpack(indices, first, math.min(first + 499, #indices)) }
+      local raw = redis.call('HMGET', states, unpack(page))
+      for i, index in ipairs(page) do close(tonumber(index), raw[i]) end
+      each_thousand('HSET', states, written)
+      written = {}
+    end
+  end
+  close_all(redis.call('LRANGE', key(KEY.back, b.id), 0, -1))
+  close_all(redis.call('ZRANGE', key(KEY.delay, b.id), 0, -1))
+  for n = 0, b.slots - 1 do close_all(redis.call('SMEMBERS', key(KEY.held, b.id, int(n)))) end
+  local fresh = {}
+  for index = b.cursor, b.jobs - 1 do fresh[#fresh + 1] = int(index) end
+  close_all(fresh)
+  redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id))
+  b.back, b.delayed, b.cursor = 0, 0, b.jobs
+  for _, range in ipairs(ranges) do
+    local count = range[2] - range[1] + 1
+    b.pending = b.pending - count
+    b[COUNTER[to]] = b[COUNTER[to]] + count
+    local word = count == 1 and int(range[1]) or int(range[1]) .. '-' .. int(range[2])
+    emit(b, word .. 'P' .. to, count)
+  end
+  return running
+end
+
+-- A batch that cannot run: no more jobs, what is pending ends in ERROR, what runs may finish.
+local function doom(b, fault)
+  b.open = 0
+  b.fate = b.fate or 'E'
+  redis.call('HSETNX', key(KEY.batch, b.id), 'fault', fault)
+  end_pending(b, 'E')
+end
+
+-- The last step of every script that changed a batch.
+local function finish(b)
+  conclude(b)
+  save(b)
+end
+
+------------------------------------------------------------------------------------- taking jobs back
+
+-- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', or 'drain'.
+local function take_back(b, t, why)
+  local held = key(KEY.held, b.id, t.n)
+  local indices = redis.call('SMEMBERS', held)
+  redis.call('DEL', held)
+  if #indices == 0 then return end
+  table.sort(indices, function(x, y) return tonumber(x) < tonumber(y) end)
+  local raw, back = {}, {}
+  for first = 1, #indices, 1000 do
+    for _, state in ipairs(redis.call('HMGET', key(KEY.state, b.id),
+      unpack(indices, first, math.min(first + 999, #indices)))) do raw[#raw + 1] = state end
+  end
+  for i, index in ipairs(indices) do
+    local st = read_state(raw[i])
+    if st[S.status] == 'P' then
+      back[#back + 1] = index
+    elseif st[S.status] == 'R' then
+      local lost = number_of(st, S.lost) + (why == 'lost' and 1 or 0)
+      if why == 'lost' then st[S.lost] = int(lost) end
+      if st[S.cancel] ~= '-' then
+        end_job(b, index, st, 'C')
+      elseif lost >= LOST_MAX then
+        end_job(b, index, st, 'E')
+        note_fault(b, index, LOST_FAULT)
+      else
+        if why == 'drain' then st[S.attempt] = int(number_of(st, S.attempt) - 1) end
+        requeue_job(b, index, st)
+        back[#back + 1] = index
+      end
+      write_state(b, index, st)
+    end
+  end
+  if #back > 0 then come_back(b, back) end
+end
+
+-- Queues a ticket again if its batch still has something for it, else retires it.
+local function requeue_or_retire(b, t, due)
+  if not is_over(b) and b.status ~= 'S' and waiting(b) + b.delayed > 0 then
+    if waiting(b) == 0 then
+      local next = redis.call('ZRANGE', key(KEY.delay, b.id), 0, 0, 'WITHSCORES')
+      due = math.max(due or 0, tonumber(next[2] or 0))
+    end
+    requeue_ticket(b, t, due)
+  else
+    retire(b, t)
+  end
+end
+
+local function reclaim_expired(device, limit)
+  local leases = key(KEY.leases, device)
+  local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', int(NOW), 'LIMIT', 0, limit)
+  for _, name in ipairs(expired) do
+    local id, n = split_ticket(name)
+    local b = load_batch(id)
+    local t = b and read_ticket(b, n)
+    if not t then
+      redis.call('ZREM', leases, name)
+      redis.call('DEL', key(KEY.held, id, n))
+    else
+      take_back(b, t, 'lost')
+      requeue_or_retire(b, t)
+      finish(b)
+    end
+  end
+  return expired
+end
+
+-- Moves tickets whose time has come to the ready ones.
+local function ready_due(device, limit)
+  local due = key(KEY.due, device)
+  local names = redis.call('ZRANGEBYSCORE', due, '-inf', int(NOW), 'LIMIT', 0, limit)
+  for _, name in ipairs(names) do
+    redis.call('ZREM', due, name)
+    local id, n = split_ticket(name)
+    local b = load_batch(id)
+    if b then queue_ticket(b, { n = n, name = name }) end
+  end
+  return #names
+end
+
+-- Forgets workers whose heartbeat stopped and counts the lanes of the others.
+local function count_lanes(device)
+  local workers, lanes = key(KEY.workers, device), 0
+  redis.call('ZREMRANGEBYSCORE', workers, '-inf', int(NOW))
+  for _, worker in ipairs(redis.call('ZRANGE', workers, 0, -1)) do
+    lanes = lanes + tonumber(redis.call('HGET', key(KEY.worker, worker), 'lanes') or 0)
+  end
+  redis.call('HSET', key(KEY.device, device), 'lanes', int(lanes))
+end
+
+local function is_paused(device) return redis.call('HEXISTS', key(KEY.device, device), 'paused') == 1 end
+
+------------------------------------------------------------------------------------------------ claims
+
+-- Hands up to k jobs to a ticket, into its held set: first what came back, then what is new. A job that
+-- was attempted before goes alone, so that poison takes no neighbour down.
+local function claim(b, t, k)
+  if is_over(b) or b.status == 'S' then return 0 end
+  local states, taken = key(KEY.state, b.id), {}
+  if b.delayed > 0 then
+    local delay = key(KEY.delay, b.id)
+    local due = redis.call('ZRANGEBYSCORE', delay, '-inf', int(NOW), 'LIMIT', 0, 1000)
+    if #due > 0 then
+      redis.call('ZREM', delay, unpack(due))
+      b.delayed = b.delayed - #due
+      come_back(b, due)
+    end
+  end
+  local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 1)
+  k = math.max(1, math.min(k, math.ceil(waiting(b) / (2 * math.max(lanes, 1)))))
+  local alone = false
+  local list = key(KEY.back, b.id)
+  while b.back > 0 and #taken < k and not alone do
+    local index = redis.call('LINDEX', list, 0)
+    if not index then b.back = 0; break end
+    local st = read_state(redis.call('HGET', states, index))
+    alone = number_of(st, S.attempt) > 0 and st[S.status] == 'P'
+    if alone and #taken > 0 then break end
+    redis.call('LPOP', list)
+    b.back = b.back - 1
+    if st[S.status] == 'P' then taken[#taken + 1] = index end
+  end
+  while not alone and #taken < k and b.cursor < b.jobs do
+    local page = {}
+    for index = b.cursor, math.min(b.jobs, b.cursor + k - #taken, b.cursor + 1000) - 1 do
+      page[#page + 1] = int(index)
+    end
+    local raw = redis.call('HMGET', states, unpack(page))
+    for i, index in ipairs(page) do
+      if not raw[i] then taken[#taken + 1] = index end
+    end
+    b.cursor = b.cursor + #page
+  end
+  if #taken > 0 then redis.call('SADD', key(KEY.held, b.id, t.n), unpack(taken)) end
+  return #taken
+end
+
+-- The held set for its holder: { index, attempt, '1' if its cancel is requested, spec, … }, by index.
+-- With nothing begun yet, its first job begins now: the lane is free for it.
+local function held_jobs(b, t)
+  local indices = redis.call('SMEMBERS', key(KEY.held, b.id, t.n))
+  if #indices == 0 then return {} end
+  table.sort(indices, function(x, y) return tonumber(x) < tonumber(y) end)
+  local raw = redis.call('HMGET', key(KEY.state, b.id), unpack(indices))
+  local kept, gone, begun = {}, {}, false
+  for i, index in ipairs(indices) do
+    local st = raw[i] and read_state(raw[i])
+    if st and JOB_OVER[st[S.status]] then
+      gone[#gone + 1] = index
+    else
+      begun = begun or (st and st[S.status] == 'R')
+      kept[#kept + 1] = { index, st }
+    end
+  end
+  if #gone > 0 then redis.call('SREM', key(KEY.held, b.id, t.n), unpack(gone)) end
+  if #kept == 0 then return {} end
+  if not begun then
+    local index, st = kept[1][1], kept[1][2] or read_state()
+    begin_job(b, index, st, t.token, 'preparing')
+    write_state(b, index, st)
+    kept[1][2] = st
+  end
+  local names = {}
+  for i, job in ipairs(kept) do names[i] = job[1] end
+  local specs = redis.call('HMGET', key(KEY.spec, b.id), unpack(names))
+  local reply = {}
+  for i, job in ipairs(kept) do
+    local st = job[2]
+    reply[#reply + 1] = job[1]
+    reply[#reply + 1] = st and st[S.attempt] or '0'
+    reply[#reply + 1] = st and st[S.cancel] ~= '-' and '1' or '0'
+    reply[#reply + 1] = specs[i]
+  end
+  return reply
+end
+
+----------------------------------------------------------------------------------------- repeated calls
+
+-- A call with an idempotency key answers what it answered before, or 'conflict' for another body.
+local function answered(project, idempotency, digest)
+  if idempotency == '' then return nil end
+  local before = redis.call('GET', key(KEY.idempotency, project, idempotency))
+  if not before then return nil end
+  local seen, answer = string.match(before, '^(%S+) (.*)$')
+  if seen ~= digest then return { 'conflict' } end
+  return { 'repeated', answer }
+end
+
+local function remember(project, idempotency, digest, answer)
+  if idempotency == '' then return end
+  redis.call('SET', key(KEY.idempotency, project, idempotency), digest .. ' ' .. answer, 'PX', IDEMPOTENCY)
+end
+
+-- Why more work is refused now, or nil.
+local function refusal(device, jobs)
+  local full = redis.call('GET', key(KEY.full))
+  if full then return full end
+  local row = redis.call('HMGET', key(KEY.device, device), 'pending', 'max_backlog')
+  local limit = tonumber(row[2] or 0)
+  if limit > 0 and tonumber(row[1] or 0) + jobs > limit then
+    return 'the backlog of ' .. device .. ' is limited to ' .. int(limit) .. ' jobs'
+  end
+  return nil
+end
+
+-- Appends the jobs whose specs are ARGV[first…], each stamped with the time of its submit.
+local function add_jobs(b, first)
+  local row = {}
+  for at = first, #ARGV do
+    row[#row + 1] = int(b.jobs)
+    row[#row + 1] = NOW_US .. ' ' .. ARGV[at]
+    b.jobs = b.jobs + 1
+    b.pending = b.pending + 1
+  end
+  each_thousand('HSET', key(KEY.spec, b.id), row)
+end
+
+-- Asks for the end of a running job: noted in its state, told to the pool when the call is written.
+local function request_cancel(b, index, st)
+  if st[S.cancel] == '-' then st[S.cancel] = int(NOW) end
+  st[S.cancels] = int(number_of(st, S.cancels) + 1)
+  write_state(b, index, st)
+  b.asked[#b.asked + 1] = index
+end

@@ -1,0 +1,37 @@
+-- renew: keeps the lease of a ticket, tells what its jobs are doing, and hears which are to be cancelled.
+--
+-- KEYS[1] namespace
+-- ARGV[1] ticket   [2] token   [3] lease (ms)   [4…] three a job: index, stage, percent or '-'
+-- Returns {'ok', index of a job whose cancel is requested or that is over, …} | {'stale'}
+-- Events  batch.running and job.running for a held job that was not begun; progress is published, no event
+
+exempt_from_maxmemory()
+local id, n = split_ticket(ARGV[1])
+local token = ARGV[2]
+local b = load_batch(id)
+local t = b and read_ticket(b, n)
+if not t or t.token ~= token then return { 'stale' } end
+redis.call('ZADD', key(KEY.leases, b.device), int(NOW + tonumber(ARGV[3])), t.name)
+
+local held = redis.call('SMEMBERS', key(KEY.held, id, n))
+if #held == 0 then return { 'ok' } end
+local raw, states, reply = redis.call('HMGET', key(KEY.state, id), unpack(held)), {}, { 'ok' }
+for i, index in ipairs(held) do states[index] = read_state(raw[i]) end
+local news = {}
+for at = 4, #ARGV, 3 do
+  local index, stage, percent = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local st = states[index]
+  if st and not JOB_OVER[st[S.status]] then
+    if st[S.status] == 'P' then begin_job(b, index, st, token, stage) end
+    if st[S.stage] ~= stage then st[S.stage], st[S.staged] = stage, int(NOW) end
+    st[S.progress] = percent
+    write_state(b, index, st)
+    news[#news + 1] = '~' .. index .. ' ' .. stage .. ' ' .. percent
+  end
+end
+for index, st in pairs(states) do
+  if st[S.cancel] ~= '-' or JOB_OVER[st[S.status]] then reply[#reply + 1] = index end
+end
+if #b.events > 0 then finish(b) end
+for _, line in ipairs(news) do redis.call('PUBLISH', key(KEY.news, id), line) end
+return reply

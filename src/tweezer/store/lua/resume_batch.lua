@@ -1,0 +1,17 @@
+-- resume_batch: a paused batch goes on: RUNNING if a job of it ever began, else PENDING.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''
+-- Returns {'ok'} | {'unknown'} | {'over'}
+-- Events  batch.resumed, unless it is not paused; batch.done when nothing is left to do
+
+exempt_from_maxmemory()
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+if is_over(b) then return { 'over' } end
+if b.status == 'S' then
+  move_batch(b, b.started > 0 and 'R' or 'P')
+  issue_tickets(b)
+end
+finish(b)
+return { 'ok' }

@@ -1,0 +1,27 @@
+-- sweep: what time alone brings about: open batches past their deadline, expired leases, tickets that are
+-- due, workers that are gone. Any number of processes may run it; it is run each second.
+--
+-- KEYS[1] namespace
+-- ARGV[1] most things of a kind to treat in one call
+-- Returns {'ok', timed out, reclaimed, made ready}
+-- Events  batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
+
+exempt_from_maxmemory()
+local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
+local idle = key(KEY.idle)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', int(NOW), 'LIMIT', 0, most)) do
+  redis.call('ZREM', idle, id)
+  local b = load_batch(id)
+  if b and b.open == 1 and b.pending == 0 and b.running == 0 and (b.status == 'P' or b.status == 'R') then
+    b.open, b.fate = 0, 'T'
+    finish(b)
+    timed_out = timed_out + 1
+  end
+end
+for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
+  count_lanes(device)
+  reclaimed = reclaimed + #reclaim_expired(device, most)
+  readied = readied + ready_due(device, most)
+  if redis.call('EXISTS', key(KEY.ready, device)) == 1 then ring(device) end
+end
+return { 'ok', timed_out, reclaimed, readied }

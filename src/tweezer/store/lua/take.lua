@@ -1,0 +1,79 @@
+-- take: reclaims expired leases, readies what is due, and grants the best tickets, each with a token and
+-- its first job; tops up the tickets of a batch that has more waiting jobs than tickets; rings again when
+-- it leaves ready tickets behind.
+--
+-- KEYS[1] namespace
+-- ARGV[1] device   [2] lease (ms)   [3…] free lanes, one ticket each
+-- Returns {'ok'|'paused', ms until something is due or -1, {ticket left alone (unknown version), …},
+--     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …}
+-- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
+
+exempt_from_maxmemory()
+local device, lease = ARGV[1], tonumber(ARGV[2])
+local ready, due, leases = key(KEY.ready, device), key(KEY.due, device), key(KEY.leases, device)
+reclaim_expired(device, 20)
+ready_due(device, 200)
+
+local function wait()
+  local soonest = -1
+  for _, waiting in ipairs({ due, leases }) do
+    local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+    if first[2] then
+      local left = math.max(tonumber(first[2]) - NOW, 0)
+      if soonest < 0 or left < soonest then soonest = left end
+    end
+  end
+  return int(soonest)
+end
+
+if is_paused(device) then return { 'paused', wait(), {} } end
+
+local reply, left_alone = { 'ok', '-1', {} }, {}
+local looked_at = 0
+
+-- Takes one ready ticket off the queue: a grant, or nil when there was nothing in it.
+local function open_ticket(name, score, lane)
+  local id, n = split_ticket(name)
+  redis.call('ZREM', ready, name)
+  local b, problem = load_batch(id)
+  if problem == 'version' then
+    redis.call('ZADD', due, int(NOW + 5000), name)
+    left_alone[#left_alone + 1] = name
+    return nil
+  end
+  local t = b and read_ticket(b, n)
+  if not t then return nil end
+  local virtual = score - PENALTY[b.priority]
+  if virtual > tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0) then
+    redis.call('HSET', key(KEY.fair, device), 'V', int(virtual))
+  end
+  b.token = math.max(b.token + 1, tonumber(NOW_US))
+  t.token, t.lane = int(b.token), lane
+  local grant
+  claim(b, t, 1)
+  local jobs = held_jobs(b, t)
+  if #jobs == 0 then
+    requeue_or_retire(b, t)
+  else
+    write_ticket(b, t)
+    redis.call('ZADD', leases, int(NOW + lease), name)
+    if waiting(b) > 0 then issue_tickets(b) end
+    grant = { name, t.token, b.project, redis.call('HGET', key(KEY.batch, id), 'doc'), int(b.exclusive), jobs }
+  end
+  finish(b)
+  return grant
+end
+
+for at = 3, #ARGV do
+  local grant
+  while not grant and looked_at < 100 do
+    local best = redis.call('ZRANGE', ready, 0, 0, 'WITHSCORES')
+    if not best[1] then break end
+    looked_at = looked_at + 1
+    grant = open_ticket(best[1], tonumber(best[2]), ARGV[at])
+  end
+  if grant then reply[#reply + 1] = grant end
+end
+if redis.call('EXISTS', ready) == 1 then ring(device) end
+reply[2], reply[3] = wait(), left_alone
+return reply

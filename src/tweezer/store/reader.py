@@ -1,0 +1,156 @@
+"""Reads batches, jobs, results, devices and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+from redis import exceptions as redis_errors
+
+from tweezer.model.errors import NotFound, Unavailable
+from tweezer.model.ids import split_job_id
+from tweezer.model.messages import Result, decode_result
+from tweezer.store.keys import Key
+from tweezer.store.records import (
+    BatchRecord,
+    DeviceRecord,
+    JobRecord,
+    WorkerRecord,
+    batch_record,
+    job_record,
+    moment,
+)
+from tweezer.store.scripts import Scripts, translated
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Reads what Redis holds. A foreign project's things are as if they did not exist."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._redis = scripts.redis
+        self._keys = scripts.keys
+
+    async def batch(self, batch_id: UUID, *, project: str | None) -> BatchRecord:
+        """The batch; raises NotFound."""
+        row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.BATCH, batch_id))))
+        fields = {name.decode(): value for name, value in row.items()}
+        if "project" not in fields or project not in (None, fields["project"].decode()):
+            raise NotFound("batch", str(batch_id))
+        return batch_record(batch_id, fields)
+
+    async def job(self, job_id: UUID, *, project: str | None) -> JobRecord:
+        """The job; raises NotFound."""
+        batch_id, index = split_job_id(job_id)
+        try:
+            batch = await self.batch(batch_id, project=project)
+        except NotFound:
+            raise NotFound("job", str(job_id)) from None
+        if index >= batch.jobs:
+            raise NotFound("job", str(job_id))
+        return (await self.jobs(batch, [index]))[0]
+
+    async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        """Jobs of the batch, in the order of the indices, all of which it must have."""
+        if not indices:
+            return []
+        specs, states, faults = await self._columns(batch.id, indices, Key.SPEC, Key.STATE, Key.FAULT)
+        return [
+            job_record(batch, index, spec, state, fault)
+            for index, spec, state, fault in zip(indices, specs, states, faults, strict=True)
+            if spec is not None
+        ]
+
+    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
+        """The results that there are, by index. Check first that the batch is the caller's."""
+        if not indices:
+            return {}
+        (packed,) = await self._columns(batch_id, indices, Key.RESULT)
+        return {index: decode_result(data) for index, data in zip(indices, packed, strict=True) if data is not None}
+
+    async def device(self, name: str) -> DeviceRecord | None:
+        """The device, or None when no worker ever announced it."""
+        row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.DEVICE, name))))
+        if not row:
+            return None
+        text = {field.decode(): value.decode() for field, value in row.items()}
+        return DeviceRecord(
+            name=name,
+            adapter=text.get("adapter", ""),
+            exclusive=text.get("exclusive") == "1",
+            checks_sequence=text.get("checks_sequence") == "1",
+            max_runs=int(text.get("max_runs", "0")),
+            lanes=int(text.get("lanes", "0")),
+            pending=int(text.get("pending", "0")),
+            running=int(text.get("running", "0")),
+            paused=text.get("paused"),
+        )
+
+    async def device_names(self) -> list[str]:
+        names = cast(set[bytes], await self._ask(self._redis.smembers(self._keys(Key.DEVICES))))
+        return sorted(name.decode() for name in names)
+
+    async def devices(self) -> list[DeviceRecord]:
+        found = [await self.device(name) for name in await self.device_names()]
+        return [device for device in found if device is not None]
+
+    async def workers(self) -> list[WorkerRecord]:
+        """The live workers of all devices."""
+        workers = []
+        for device in await self.device_names():
+            names = await self._ask(self._redis.zrange(self._keys(Key.WORKERS, device), 0, -1))
+            for name in names:
+                row = cast(
+                    dict[bytes, bytes],
+                    await self._ask(self._redis.hgetall(self._keys(Key.WORKER, name.decode()))),
+                )
+                if row:
+                    workers.append(_worker(name.decode(), {k.decode(): v.decode() for k, v in row.items()}))
+        return workers
+
+    async def ping(self) -> None:
+        """Raises Unavailable when Redis does not answer."""
+        await self._ask(self._redis.ping())
+
+    async def server_info(self) -> dict[str, Any]:
+        """The sections of Redis' INFO, flat."""
+        return cast(dict[str, Any], await self._ask(self._redis.info()))
+
+    async def server_config(self, pattern: str) -> dict[str, str]:
+        """Redis' own settings; empty where CONFIG is forbidden."""
+        try:
+            return cast(dict[str, str], await self._redis.config_get(pattern))
+        except redis_errors.ResponseError:
+            return {}
+
+    async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
+        pipeline = self._redis.pipeline(transaction=True)
+        for column in columns:
+            pipeline.hmget(self._keys(column, batch_id), list(indices))
+        return cast(list[list[bytes | None]], await self._ask(pipeline.execute()))
+
+    async def _ask(self, call: Awaitable[T] | T) -> T:
+        try:
+            return await cast(Awaitable[T], call)
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
+        except OSError as error:
+            raise Unavailable(f"Redis cannot be reached: {error}") from error
+
+
+def _worker(name: str, row: dict[str, str]) -> WorkerRecord:
+    started = moment(row["started"])
+    assert started is not None
+    return WorkerRecord(
+        id=name,
+        device=row["device"],
+        lanes=int(row["lanes"]),
+        busy=int(row.get("busy", "0")),
+        host=row.get("host", ""),
+        version=row.get("version", ""),
+        record_version=int(row.get("record_version", "0")),
+        draining=row.get("draining") == "1",
+        started=started,
+    )

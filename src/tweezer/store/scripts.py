@@ -1,0 +1,152 @@
+"""Loads the Lua scripts and calls them.
+
+A script is one file of ``lua/``, named by its verb; its header is its contract. Before each goes what
+is generated here (keys, fields, the lifecycle table, limits) and ``prelude.lua``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Any, cast
+
+import msgspec
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from tweezer.model.errors import QueueFull, TweezerError, Unavailable
+from tweezer.model.lifecycle import (
+    BATCH_TABLE,
+    JOB_TABLE,
+    TERMINAL_JOB,
+    BatchEvent,
+    BatchStatus,
+)
+from tweezer.model.messages import RECORD_VERSION, Fault, Priority, encode_fault
+from tweezer.store.keys import Keys, lua_table
+from tweezer.store.records import NUMBER_FIELDS, STATE_FIELDS, TEXT_FIELDS
+
+CRASHES_MAX = 3
+LOST_MAX = 10
+_LOST = Fault(
+    "lost",
+    f"the job was begun {LOST_MAX} times by workers that were lost before they could report it; "
+    "look at the workers' logs (memory, power, network), then submit it again",
+)
+
+
+class StoreConfig(msgspec.Struct, frozen=True):
+    """What the scripts need to know; the same for every process of an installation.
+
+    retention_s: how long a terminal batch and its results are kept. idempotency_s: how long a repeated
+    call is recognised. events_kept: about how many entries the events stream keeps. quantum_s: lane
+    time after which a ticket yields to one that ranks before it. penalties_s: service that a batch of
+    each priority stands behind.
+    """
+
+    retention_s: float = 7 * 86_400
+    idempotency_s: float = 86_400
+    events_kept: int = 100_000
+    quantum_s: float = 1.0
+    penalties_s: tuple[tuple[Priority, float], ...] = (
+        (Priority.HIGH, 0),
+        (Priority.MEDIUM, 60),
+        (Priority.LOW, 600),
+    )
+
+
+def _strings(names: tuple[str, ...]) -> str:
+    return "{ " + ", ".join(f"'{name}'" for name in names) + " }"
+
+
+def _flags(words: set[str]) -> str:
+    return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+def _generated(config: StoreConfig) -> str:
+    job_moves = {before.letter + after.letter for (before, _), after in JOB_TABLE.items() if before is not after}
+    job_moves.add("RC")  # a retry, reclaim or give-back of a job whose cancel was requested
+    batch_moves = {before.letter + after.letter for (before, _), after in BATCH_TABLE.items()}
+    batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
+    assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
+    positions = ", ".join(f"{name} = {at}" for at, name in enumerate(STATE_FIELDS, 1))
+    penalties = ", ".join(f"{priority.value} = {_ms(s)}" for priority, s in config.penalties_s)
+    return "\n".join(
+        (
+            lua_table(),
+            f"local S, STATE_SIZE = {{ {positions} }}, {len(STATE_FIELDS)}",
+            f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
+            f"local JOB_MOVES, BATCH_MOVES = {_flags(job_moves)}, {_flags(batch_moves)}",
+            f"local JOB_OVER = {_flags({status.letter for status in TERMINAL_JOB})}",
+            f"local VERSION, EVENTS_KEPT = '{RECORD_VERSION}', '{config.events_kept}'",
+            f"local RETENTION, IDEMPOTENCY = '{_ms(config.retention_s)}', '{_ms(config.idempotency_s)}'",
+            f"local QUANTUM, PENALTY = {_ms(config.quantum_s)}, {{ {penalties} }}",
+            f"local CRASH_MAX, LOST_MAX, LOST_FAULT = {CRASHES_MAX}, {LOST_MAX}, [==[{encode_fault(_LOST).decode()}]==]",
+        )
+    )
+
+
+class _Script(msgspec.Struct, frozen=True):
+    text: str
+    sha: str
+
+
+def _load(config: StoreConfig) -> dict[str, _Script]:
+    folder = resources.files("tweezer.store") / "lua"
+    prelude = _generated(config) + "\n" + (folder / "prelude.lua").read_text()
+    scripts = {}
+    for file in folder.iterdir():
+        if file.name.endswith(".lua") and file.name != "prelude.lua":
+            text = prelude + "\n" + file.read_text()
+            sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+            scripts[file.name.removesuffix(".lua")] = _Script(text, sha)
+    return scripts
+
+
+def translated(error: redis_errors.RedisError) -> TweezerError:
+    """The error of Tweezer for one of Redis: full, or unavailable with what to do."""
+    text = str(error)
+    match error:
+        case redis_errors.OutOfMemoryError():
+            return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
+        case redis_errors.AuthenticationError() | redis_errors.NoPermissionError():
+            return TweezerError(f"Redis refuses the credentials of TWEEZER_REDIS_URL: {text}", code="redis_auth")
+        case redis_errors.ConnectionError() | redis_errors.TimeoutError():
+            return Unavailable(f"Redis cannot be reached: {text}")
+        case _ if "OOM command not allowed" in text:
+            return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
+        case _ if text.startswith(("MISCONF", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY")):
+            return Unavailable(f"Redis refuses to write at the moment: {text}")
+        case _:
+            return TweezerError(f"Redis answered with an error: {text}", code="redis")
+
+
+class Scripts:
+    """The scripts of one namespace on one Redis."""
+
+    def __init__(self, redis: Redis, keys: Keys, config: StoreConfig) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.config = config
+        self._scripts = _load(config)
+
+    async def call(self, name: str, *arguments: Any) -> list[Any]:
+        """Runs a script; its reply as Redis gives it (bytes, integers, lists).
+
+        Raises Unavailable when Redis does not answer: whether the script ran is then unknown.
+        """
+        script = self._scripts[name]
+        try:
+            try:
+                reply = await self.redis.execute_command("EVALSHA", script.sha, 1, self.keys.prefix, *arguments)
+            except redis_errors.NoScriptError:
+                reply = await self.redis.execute_command("EVAL", script.text, 1, self.keys.prefix, *arguments)
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
+        except OSError as error:
+            raise Unavailable(f"Redis cannot be reached: {error}") from error
+        return cast(list[Any], reply)

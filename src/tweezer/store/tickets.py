@@ -1,0 +1,273 @@
+"""What workers ask: take, settle, renew, release; and what they say of themselves.
+
+All calls may be repeated after :class:`~tweezer.model.errors.Unavailable`; a stale token is answered,
+not raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from tweezer.model.errors import FaultKind
+from tweezer.model.lifecycle import Stage
+from tweezer.model.messages import (
+    BatchDoc,
+    Fault,
+    JobSpec,
+    Outcome,
+    OutcomeKind,
+    decode_doc,
+    decode_spec,
+    encode_fault,
+    encode_result,
+)
+from tweezer.store.keys import Key
+from tweezer.store.records import TicketRef
+from tweezer.store.scripts import Scripts, translated
+
+
+class HeldJob(msgspec.Struct, frozen=True):
+    """A job that a ticket holds. ``attempt`` is 0 while its execution has not begun."""
+
+    index: int
+    attempt: int
+    cancel_requested: bool
+    spec: JobSpec
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A taken ticket: one lane may work on one batch, and the first job to run."""
+
+    ticket: TicketRef
+    token: str
+    project: str
+    doc: BatchDoc
+    exclusive: bool
+    jobs: list[HeldJob]
+
+    @property
+    def batch_id(self) -> UUID:
+        return self.ticket.batch_id
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """What a take brought. ``due_s``: when the next lease expires or the next ticket is due, if any."""
+
+    grants: list[Grant]
+    due_s: float | None
+    paused: bool
+    left_alone: list[str]
+
+
+class Next(StrEnum):
+    """What the holder of a ticket does after a settle."""
+
+    JOBS = "jobs"  # run the jobs that came with the answer
+    RETIRED = "retired"  # the ticket is over: nothing is left for it
+    YIELD = "yield"  # another batch's turn, or a pause: the ticket is queued again
+    PARKED = "parked"  # the ticket waits for a retry's time
+    STALE = "stale"  # somebody else has the ticket; an outcome was refused
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """The answer to a settle. ``refused``: outcomes that were not this token's to write."""
+
+    next: Next
+    refused: int
+    jobs: list[HeldJob] = []
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """The outcome of one job, packed for settle."""
+
+    index: int
+    kind: str
+    payload: bytes
+    preparation_ms: int
+    execution_ms: int
+    retry_ms: int
+
+    @classmethod
+    def of(cls, index: int, outcome: Outcome) -> Settlement:
+        payload = b""
+        kind = outcome.kind.value
+        if outcome.result is not None and outcome.kind is OutcomeKind.DONE:
+            payload = encode_result(outcome.result)
+        elif outcome.fault is not None:
+            payload = encode_fault(outcome.fault)
+        if outcome.kind is OutcomeKind.RETRY and outcome.cause is FaultKind.CRASH:
+            kind = "crash"
+        return cls(
+            index,
+            kind,
+            payload,
+            round(outcome.preparation_s * 1000),
+            round(outcome.device_s * 1000),
+            round(outcome.retry_in_s * 1000),
+        )
+
+
+class JobProgress(msgspec.Struct, frozen=True):
+    """What a held job is doing; telling this begins it."""
+
+    index: int
+    stage: Stage
+    fraction: float | None = None
+
+
+class CancelRequest(msgspec.Struct, frozen=True):
+    """Running jobs whose end a user asked for."""
+
+    batch_id: UUID
+    indices: frozenset[int]
+
+
+def _jobs(flat: list[Any]) -> list[HeldJob]:
+    return [
+        HeldJob(int(flat[at]), int(flat[at + 1]), flat[at + 2] == b"1", decode_spec(flat[at + 3].split(b" ", 1)[1]))
+        for at in range(0, len(flat), 4)
+    ]
+
+
+class Tickets:
+    """The worker's side of the store."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    async def take(self, device: str, lanes: Sequence[str], *, lease_s: float) -> Taken:
+        """Takes up to one ticket a lane, the best first."""
+        word, due_ms, left_alone, *grants = await self._scripts.call("take", device, round(lease_s * 1000), *lanes)
+        return Taken(
+            grants=[
+                Grant(
+                    ticket=TicketRef.parse(name.decode()),
+                    token=token.decode(),
+                    project=project.decode(),
+                    doc=decode_doc(doc),
+                    exclusive=exclusive == b"1",
+                    jobs=_jobs(jobs),
+                )
+                for name, token, project, doc, exclusive, jobs in grants
+            ],
+            due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
+            paused=word == b"paused",
+            left_alone=[name.decode() for name in left_alone],
+        )
+
+    async def settle(
+        self,
+        ticket: TicketRef,
+        token: str,
+        settlements: Sequence[Settlement],
+        *,
+        want: int,
+        used_s: float,
+        lease_s: float,
+    ) -> Turn:
+        """Writes outcomes and claims up to ``want`` jobs; ``used_s`` is the lane time since the last call."""
+        arguments: list[Any] = [str(ticket), token, round(lease_s * 1000), want, round(used_s * 1000)]
+        for s in settlements:
+            arguments += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
+        reply = await self._scripts.call("settle", *arguments)
+        jobs = _jobs(reply[2]) if len(reply) > 2 else []
+        return Turn(Next(reply[0].decode()), int(reply[1]), jobs)
+
+    async def renew(
+        self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
+    ) -> frozenset[int] | None:
+        """Keeps the lease. Returns the held jobs that are to be stopped; None when the ticket is lost."""
+        arguments: list[Any] = []
+        for job in progress:
+            percent = "-" if job.fraction is None else str(round(100 * job.fraction, 1))
+            arguments += (job.index, job.stage.value, percent)
+        word, *stop = await self._scripts.call("renew", str(ticket), token, round(lease_s * 1000), *arguments)
+        return None if word == b"stale" else frozenset(map(int, stop))
+
+    async def drain(self, ticket: TicketRef, token: str) -> bool:
+        """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""
+        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, "")
+        return bool(reply[0] != b"stale")
+
+    async def release(
+        self, ticket: TicketRef, token: str, fault: Fault, *, retry_in_s: float, failures_max: int
+    ) -> bool:
+        """Gives the ticket back after a failure of its body. True when the batch ended in ERROR by it."""
+        reply = await self._scripts.call(
+            "release", str(ticket), token, "fail", round(retry_in_s * 1000), failures_max, encode_fault(fault)
+        )
+        return bool(reply[0] == b"doomed")
+
+    async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault) -> bool:
+        """The batch cannot run: ends it in ERROR. False when the ticket was lost."""
+        reply = await self._scripts.call("fail", str(ticket), token, encode_fault(fault))
+        return bool(reply[0] == b"ok")
+
+    async def heartbeat(
+        self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
+    ) -> str:
+        """Says that the worker lives; a ``ttl_s`` of 0 is goodbye. Returns why the device is paused, or ''."""
+        pairs = [part for row in (about_device, about_worker) for pair in row.items() for part in pair]
+        reply = await self._scripts.call(
+            "heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs
+        )
+        return str(reply[1].decode())
+
+    async def sweep(self, *, most: int = 100) -> tuple[int, int, int]:
+        """What time brings about; returns how many batches timed out, leases expired, tickets became ready."""
+        _, timed_out, reclaimed, readied = await self._scripts.call("sweep", most)
+        return int(timed_out), int(reclaimed), int(readied)
+
+    async def trim(self, before: str) -> int:
+        """Drops events that nobody needs any more, at the latest before this stream id."""
+        return int((await self._scripts.call("trim", before))[1])
+
+    async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
+        """Refuses new work for a while, with the reason; None takes that back."""
+        name = self._scripts.keys(Key.FULL)
+        try:
+            if reason is None:
+                await self._scripts.redis.delete(name)
+            else:
+                await self._scripts.redis.set(name, reason, px=round(ttl_s * 1000))
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
+
+
+class Doorbell:
+    """Waits for work of a device, on a connection of its own.
+
+    After a cancelled wait the connection is dropped and the bell rung: the server may have popped it
+    for a reply that nobody read.
+    """
+
+    def __init__(self, scripts: Scripts, device: str) -> None:
+        self._scripts = scripts
+        self._device = device
+        self._name = scripts.keys(Key.BELL, device)
+        self._redis: Redis = scripts.redis.client()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True when it rang; False after ``timeout_s``. Raises Unavailable."""
+        try:
+            return await self._redis.blpop([self._name], timeout=max(timeout_s, 0.01)) is not None
+        except asyncio.CancelledError:
+            await self.close()
+            await self._scripts.call("ring", self._device)
+            raise
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
+
+    async def close(self) -> None:
+        connection = self._redis.connection
+        if connection is not None:
+            await connection.disconnect()
+        await self._redis.aclose()
