@@ -39,7 +39,8 @@ class Heard:
     async def next(self, timeout_s: float | None) -> list[bytes]:
         """Messages, in order. Empty after ``timeout_s``, or when some may have been missed: read the state again."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._woken.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
         self._woken.clear()
         messages, self._messages = self._messages, []
         return messages

@@ -3,7 +3,8 @@
 -- It looks at the token, not at the clock: a lapsed lease that nobody took still settles.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] lease (ms)   [4] most jobs to hold   [5] lane time since the last call (ms)
+-- ARGV[1] ticket   [2] token   [3] lease (ms)   [4] most jobs to hold; 0 gives the ticket back (drain)
+--     [5] lane time since the last call (ms)
 --     [6…] six a job: index, done|error|canceled|retry|crash, Result or Fault (bytes), preparation (ms),
 --          execution (ms), delay before the retry (ms)
 -- Returns {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the whole held set
@@ -93,17 +94,17 @@ local function should_yield()
 end
 
 local left = next(held) ~= nil
-local paused = b.status == 'S' or is_paused(b.device)
-if paused and left then
+local stop = most == 0 or b.status == 'S' or is_paused(b.device)
+if stop and left then
   take_back(b, t, 'drain')
   left = false
 end
 local word, jobs = 'jobs', {}
-if not left and waiting(b) > 0 and (paused or should_yield()) and b.status ~= 'S' then
+if not left and waiting(b) > 0 and (stop or should_yield()) and b.status ~= 'S' then
   word = 'yield'
   requeue_ticket(b, t)
 else
-  if not paused then
+  if not stop then
     local count = 0
     for _ in pairs(held) do count = count + 1 end
     if count < most then claim(b, t, most - count) end

@@ -1,0 +1,473 @@
+"""What is checked of a batch and its jobs before anything is written.
+
+Each fault is an InvalidInput that names the field (``jobs[3].variables.omega``). What needs Pulser or the
+device to be judged surfaces later, at *prepare*.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any, Never
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tweezer.model.errors import InvalidInput
+from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
+from tweezer.model.sequence import DeclaredVariable, SequenceHeader, VariableType, read_sequence, sequence_text
+
+MAX_SEED = 2**32 - 1
+MAX_INTEGER = 2**63 - 1
+"""The largest whole number, and with a minus the smallest, in a variable or a configuration (64 bits)."""
+
+MAX_TAGS = 50
+MAX_TAG_LENGTH = 100
+MAX_NAME_LENGTH = 255
+MAX_DEVICE_LENGTH = 100
+MAX_WEBHOOK_LENGTH = 2048
+MAX_CONFIGURATION_BYTES = 1 << 20
+MAX_CONFIGURATION_DEPTH = 32
+
+MAX_JOB_TIMEOUT_S = 7 * 86_400.0
+MAX_OPEN_TIMEOUT_S = 30 * 86_400.0
+MAX_TRANSIENT_RETRIES = 20
+
+_JOB_KEYS = ("runs", "variables", "seed", "sequence")
+_LISTED_NAMES = 10
+_COMPARED_NAMES = 200
+_COMPARED_LENGTH = 100
+
+
+def check_batch(doc: BatchDoc) -> SequenceHeader | None:
+    """Check all of a batch but its jobs, and return the header of its sequence (None if it has none).
+
+    The header is what ``check_jobs`` wants. The device's name is checked for its form only.
+    """
+    _check_text("device", doc.device, MAX_DEVICE_LENGTH)
+    for field in ("name", "user", "parent_id"):
+        if getattr(doc, field) is not None:
+            _check_text(field, getattr(doc, field), MAX_NAME_LENGTH)
+    _check_tags(doc.tags)
+    if doc.webhook is not None:
+        _check_webhook(doc.webhook)
+    if doc.backend_configuration is not None:
+        _check_backend_configuration(doc.backend_configuration)
+    if doc.configuration is not None:
+        _check_configuration(doc.configuration)
+    _check_limits(doc.limits)
+    return None if doc.sequence is None else read_sequence(doc.sequence)
+
+
+def check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, *, max_runs: int, needs_runs: bool) -> None:
+    """Check the jobs of one call against the header of their batch's sequence.
+
+    header: None means that the batch has no sequence, so that each job brings its own. max_runs: of the
+    device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
+    """
+    if not isinstance(jobs, (list, tuple)):
+        raise InvalidInput("jobs", f"expects a list of jobs, got {_shown(jobs)}")
+    if len(jobs) > MAX_JOBS_PER_CALL:
+        raise InvalidInput(
+            "jobs", f"expects at most {MAX_JOBS_PER_CALL} jobs in one call, got {len(jobs)}; add the rest afterwards"
+        )
+    values = None if header is None else _ExpectedValues(header)
+    own_sequences: set[str] = set()
+    for index, job in enumerate(jobs):
+        if not isinstance(job, JobSpec):
+            raise InvalidInput(f"jobs[{index}]", f"expects a job, got {_shown(job)}")
+        if type(job.runs) is not int or not 1 <= job.runs <= max_runs:
+            _check_runs(index, job.runs, max_runs, needs_runs)
+        if job.seed is not None:
+            _check_seed(index, job.seed)
+        if job.sequence is not None:
+            _check_own_sequence(index, job, own_sequences)
+        elif values is not None:
+            values.check(index, job.variables)
+        else:
+            raise InvalidInput(f"jobs[{index}].sequence", "is required, because the batch has no sequence")
+
+
+def as_job_spec(job: object, index: int) -> JobSpec:
+    """The job as a JobSpec, from one or from a dictionary with (some of) its keys.
+
+    Numbers and arrays of numpy, or of anything else with ``tolist()``, become plain numbers and lists;
+    whole numbers as qubit ids become strings, as in Pulser's own format; a Pulser ``Sequence`` is
+    serialised. The values themselves are for ``check_jobs`` to judge. ``index`` is for the names of fields.
+    """
+    if isinstance(job, JobSpec):
+        given = {key: getattr(job, key) for key in _JOB_KEYS}
+    elif isinstance(job, dict):
+        for key in job:
+            if key not in _JOB_KEYS:
+                raise InvalidInput(
+                    f"jobs[{index}].{_key(key)}",
+                    f"is not known{_near(key, _JOB_KEYS)}; a job has {', '.join(_JOB_KEYS)}",
+                )
+        given = job
+    else:
+        raise InvalidInput(
+            f"jobs[{index}]", f"expects a JobSpec or a dictionary with {', '.join(_JOB_KEYS)}, got {_shown(job)}"
+        )
+    sequence = given.get("sequence")
+    if sequence is not None:
+        with _in_job(index):
+            sequence = sequence_text(sequence)
+    variables = given.get("variables")
+    if isinstance(variables, dict):
+        variables = {
+            _plain_name(name): value if type(value) is float else _plain(f"jobs[{index}].variables.{_key(name)}", value)
+            for name, value in variables.items()
+        }
+    return JobSpec(
+        runs=_plain(f"jobs[{index}].runs", given.get("runs")),
+        variables={} if variables is None else variables,
+        seed=_plain(f"jobs[{index}].seed", given.get("seed")),
+        sequence=sequence,
+    )
+
+
+class _ExpectedValues:
+    """The values that each job without its own sequence has to bring: the header, compiled once.
+
+    Pulser asks for a value of each declared variable only when it builds the sequence. A sequence that
+    declares variables and uses none is run as it is, so that its values may be left out.
+    """
+
+    def __init__(self, header: SequenceHeader) -> None:
+        self._header = header
+        self._names = header.variables.keys() | ({"qubits"} if header.mappable else set())
+        self._variables = [
+            (name, declared, declared.size == 1, declared.type is VariableType.FLOAT)
+            for name, declared in header.variables.items()
+        ]
+
+    def check(self, index: int, variables: object) -> None:
+        if not isinstance(variables, dict):
+            raise InvalidInput(
+                f"jobs[{index}].variables", f"expects a dictionary of values by name, got {_shown(variables)}"
+            )
+        if variables.keys() != self._names:
+            self._check_names(index, variables)
+            if not variables:
+                return
+        for name, declared, is_scalar, takes_fractions in self._variables:
+            value = variables.get(name)
+            if is_scalar:  # by far the most frequent case, without a call
+                if takes_fractions and type(value) is float and isfinite(value):
+                    continue
+                if type(value) is int and -MAX_INTEGER <= value <= MAX_INTEGER:
+                    continue
+            if name in variables:
+                _check_value(f"jobs[{index}].variables.{_key(name)}", value, declared)
+        if self._header.mappable:
+            self._check_qubits(f"jobs[{index}].variables.qubits", variables["qubits"])
+
+    def _check_names(self, index: int, variables: dict[Any, Any]) -> None:
+        for name in variables:
+            if name not in self._names:
+                self._refuse_name(f"jobs[{index}].variables.{_key(name)}", name)
+        if self._header.needs_build:
+            for name in self._header.variables:
+                if name not in variables:
+                    raise InvalidInput(
+                        f"jobs[{index}].variables.{_key(name)}", "is missing: the sequence declares this variable"
+                    )
+            if self._header.mappable and "qubits" not in variables:
+                raise InvalidInput(
+                    f"jobs[{index}].variables.qubits",
+                    "is missing: the register is mappable, so each job says which trap each qubit takes",
+                )
+
+    def _refuse_name(self, field: str, name: object) -> Never:
+        if name == "qubits":
+            raise InvalidInput(field, "cannot be given: the register is not mappable, its qubits have their places")
+        if not self._names:
+            raise InvalidInput(field, "is not known: the sequence declares no variables")
+        known = f"the sequence declares {_listed(sorted(self._names))}"
+        raise InvalidInput(field, f"is not known{_near(name, self._names)}; {known}")
+
+    def _check_qubits(self, field: str, places: object) -> None:
+        """The rules of Pulser's ``MappableRegister.build_register`` and ``RegisterLayout.define_register``."""
+        if not isinstance(places, dict) or not places:
+            raise InvalidInput(field, f"expects a dictionary from qubit ids to trap ids, got {_shown(places)}")
+        ids, traps = self._header.qubit_ids, self._header.traps or 0
+        first = ids[: len(places)]
+        if places.keys() != set(first):
+            for qubit in places.keys() - set(ids):
+                raise InvalidInput(
+                    f"{field}.{_key(qubit)}",
+                    f"is not a qubit of the register{_near(qubit, ids)}; it has {_listed(ids)}",
+                )
+            raise InvalidInput(
+                field, f"has to place the first {len(places)} qubits of the register, in any order: {_listed(first)}"
+            )
+        taken: dict[int, str] = {}
+        for qubit, trap in places.items():
+            if type(trap) is not int or not 0 <= trap < traps:
+                raise InvalidInput(
+                    f"{field}.{_key(qubit)}", f"expects the id of a trap, 0 to {traps - 1}, got {_shown(trap)}"
+                )
+            if trap in taken:
+                raise InvalidInput(f"{field}.{_key(qubit)}", f"is in trap {trap}, which {taken[trap]} takes already")
+            taken[trap] = qubit
+
+
+def _check_value(field: str, value: object, declared: DeclaredVariable) -> None:
+    whole = declared.type is VariableType.INT
+    if not isinstance(value, (list, tuple)):
+        _check_number(field, value, whole=whole)
+        if declared.size != 1:
+            raise InvalidInput(field, f"expects a list of {declared.size} values, got a single number")
+        return
+    if len(value) != declared.size:
+        plural = "value" if declared.size == 1 else "values"
+        raise InvalidInput(field, f"expects {declared.size} {plural}, got {len(value)}")
+    for position, item in enumerate(value):
+        if whole or type(item) is not float or not isfinite(item):
+            _check_number(f"{field}[{position}]", item, whole=whole)
+
+
+def _check_number(field: str, value: object, *, whole: bool) -> None:
+    if type(value) is int:
+        fits = -MAX_INTEGER <= value <= MAX_INTEGER
+    elif type(value) is float and isfinite(value):
+        fits = not whole or (value.is_integer() and abs(value) <= MAX_INTEGER)
+    else:
+        fits = False
+    if not fits:
+        expected = "a whole number (the variable is of type int)" if whole else "a finite number"
+        raise InvalidInput(field, f"expects {expected} that fits into 64 bits, got {_shown(value)}")
+
+
+def _check_runs(index: int, runs: object, max_runs: int, needs_runs: bool) -> None:
+    field = f"jobs[{index}].runs"
+    if runs is None:
+        if needs_runs:
+            raise InvalidInput(field, f"is missing: say how often the sequence is to be run, 1 to {max_runs}")
+    elif type(runs) is not int or not 1 <= runs <= max_runs:
+        raise InvalidInput(field, f"expects a whole number from 1 to {max_runs}, got {_shown(runs)}")
+
+
+def _check_seed(index: int, seed: object) -> None:
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise InvalidInput(f"jobs[{index}].seed", f"expects a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
+
+
+def _check_own_sequence(index: int, job: JobSpec, read_before: set[str]) -> None:
+    variables: object = job.variables
+    if not isinstance(variables, dict) or variables:
+        raise InvalidInput(
+            f"jobs[{index}].variables", "cannot be given together with a sequence of the job's own; build it with them"
+        )
+    text: object = job.sequence
+    if isinstance(text, str) and text in read_before:
+        return
+    with _in_job(index):
+        header = read_sequence(text)  # type: ignore[arg-type]  # it judges other types too
+        if header.mappable:
+            raise InvalidInput("sequence", "has a mappable register; a job's own sequence has to be built")
+        if header.parametrized:
+            raise InvalidInput(
+                "sequence",
+                f"needs values of {_listed(list(header.variables))}; a job's own sequence has to be built",
+            )
+    read_before.add(str(text))
+
+
+@contextmanager
+def _in_job(index: int) -> Iterator[None]:
+    """Puts ``jobs[…]`` before the field of an InvalidInput."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise InvalidInput(f"jobs[{index}].{error.field}", error.problem) from error.__cause__
+
+
+def _check_text(field: str, value: object, max_length: int) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= max_length:
+        raise InvalidInput(field, f"expects a text of 1 to {max_length} characters, got {_shown(value)}")
+    if not _is_unicode(value):
+        raise InvalidInput(field, "has characters that are not Unicode text")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8; a str may hold half of a surrogate pair, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_tags(tags: object) -> None:
+    if not isinstance(tags, (list, tuple)):
+        raise InvalidInput("tags", f"expects a list of texts, got {_shown(tags)}")
+    if len(tags) > MAX_TAGS:
+        raise InvalidInput("tags", f"expects at most {MAX_TAGS} tags, got {len(tags)}")
+    for position, tag in enumerate(tags):
+        _check_text(f"tags[{position}]", tag, MAX_TAG_LENGTH)
+        if tag in tags[:position]:
+            raise InvalidInput(f"tags[{position}]", f"is given twice: {_shown(tag)}")
+
+
+def _check_webhook(webhook: object) -> None:
+    """The form of the URL only; where it may lead is judged when it is called."""
+    _check_text("webhook", webhook, MAX_WEBHOOK_LENGTH)
+    url = str(webhook)
+    if any(character.isspace() or character < " " or character in "\\\x7f" for character in url):
+        raise InvalidInput("webhook", "has spaces, backslashes or control characters, which a URL cannot have")
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # a port that is not a number, or brackets that do not hold an IPv6 address
+        raise InvalidInput("webhook", f"expects a complete http or https URL, got {_shown(url)}") from error
+    if not complete:
+        raise InvalidInput("webhook", f"expects a complete http or https URL, got {_shown(url)}")
+    if "@" in parts.netloc:
+        raise InvalidInput("webhook", "cannot hold a user name or password; deliveries are signed instead")
+
+
+def _check_backend_configuration(text: object) -> None:
+    """Python's JSON, as Pulser reads it: a bare ``Infinity`` is a number."""
+    field, expected = "backend_configuration", "expects a JSON object in a string (EmulationConfig.to_abstract_repr())"
+    if not isinstance(text, str):
+        raise InvalidInput(field, f"{expected}, got {_shown(text)}")
+    if not _is_unicode(text):
+        raise InvalidInput(field, "has characters that are not Unicode text")
+    if len(text.encode()) > MAX_CONFIGURATION_BYTES:
+        raise InvalidInput(field, f"is longer than {MAX_CONFIGURATION_BYTES >> 20} MiB, the most that is accepted")
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise InvalidInput(field, "is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidInput(field, f"{expected}, but it is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidInput(field, f"{expected}, got {_shown(document)}")
+
+
+def _check_configuration(configuration: object) -> None:
+    if not isinstance(configuration, dict):
+        raise InvalidInput("configuration", f"expects a dictionary of emulator options, got {_shown(configuration)}")
+    too_large = InvalidInput(
+        "configuration", f"is longer than {MAX_CONFIGURATION_BYTES >> 20} MiB as JSON, the most that is accepted"
+    )
+    left = MAX_CONFIGURATION_BYTES  # a value takes one byte or more, an item one more; ends what holds itself, too
+    pending: list[tuple[str, object, int]] = [("configuration", configuration, 0)]
+    while pending:
+        field, value, depth = pending.pop()
+        left -= 1 + (len(value) if isinstance(value, (str, list, tuple, dict)) else 0)
+        if left < 0:
+            raise too_large
+        if depth > MAX_CONFIGURATION_DEPTH:
+            raise InvalidInput(field, f"is nested more than {MAX_CONFIGURATION_DEPTH} levels deep")
+        for key, item in _json_items(field, value):
+            pending.append((f"configuration.{_key(key)}" if depth == 0 else field, item, depth + 1))
+    if len(msgspec.json.encode(configuration)) > MAX_CONFIGURATION_BYTES:
+        raise too_large
+
+
+def _json_items(field: str, value: object) -> Iterable[tuple[object, object]]:
+    """What a JSON value consists of, by key or position; InvalidInput when it is not a JSON value."""
+    if type(value) is dict:
+        for key in value:
+            if type(key) is not str or not _is_unicode(key):
+                raise InvalidInput(field, f"expects text as keys, got {_shown(key)}")
+        return value.items()
+    if type(value) is list or type(value) is tuple:
+        return enumerate(value)
+    if type(value) is int or type(value) is float:
+        _check_number(field, value, whole=False)
+    elif type(value) is str:
+        if not _is_unicode(value):
+            raise InvalidInput(field, "has characters that are not Unicode text")
+    elif value is not None and type(value) is not bool:
+        raise InvalidInput(field, f"expects JSON values, got {_shown(value)}")
+    return ()
+
+
+def _check_limits(limits: object) -> None:
+    if not isinstance(limits, Limits):
+        raise InvalidInput("limits", f"expects Limits, got {_shown(limits)}")
+    for name, most in (("job_timeout_s", MAX_JOB_TIMEOUT_S), ("open_timeout_s", MAX_OPEN_TIMEOUT_S)):
+        value = getattr(limits, name)
+        if type(value) not in (int, float) or not 0 < value <= most:
+            raise InvalidInput(
+                f"limits.{name}", f"expects a number of seconds above 0, at most {most:.0f}, got {_shown(value)}"
+            )
+    retries: object = limits.transient_retries
+    if type(retries) is not int or not 0 <= retries <= MAX_TRANSIENT_RETRIES:
+        raise InvalidInput(
+            "limits.transient_retries",
+            f"expects a whole number from 0 to {MAX_TRANSIENT_RETRIES}, got {_shown(retries)}",
+        )
+
+
+def _plain(field: str, value: Any) -> Any:
+    """The value without types of numpy and its kin; what has no plain form stays, to be refused by the checks."""
+    if value is None or type(value) in (int, float, bool, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [item if type(item) is float else _plain_item(f"{field}[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        plain = {_plain_qubit(qubit): _plain_item(field, trap) for qubit, trap in value.items()}
+        if len(plain) != len(value):
+            raise InvalidInput(field, "has the same qubit id twice, as a number and as a text")
+        return plain
+    return _plain_item(field, value)
+
+
+def _plain_item(field: str, value: Any) -> Any:
+    to_list = getattr(value, "tolist", None)
+    if not callable(to_list):
+        return value
+    try:
+        return to_list()
+    except Exception as error:  # foreign code
+        raise InvalidInput(field, f"cannot be read as numbers: {error}") from error
+
+
+def _plain_name(name: Any) -> Any:
+    return str(name) if isinstance(name, str) else name
+
+
+def _plain_qubit(qubit: Any) -> Any:
+    plain = qubit if type(qubit) is str else _plain_item("qubits", qubit)
+    return str(plain) if type(plain) is int else _plain_name(plain)
+
+
+def _key(name: object) -> str:
+    """A name as a part of a field's name; quoted and cut when it could be misread."""
+    if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _COMPARED_LENGTH:
+        return str(name)
+    return _shown(name)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message shows it: short, and without trusting its ``repr``."""
+    if type(value) is int and value.bit_length() > 128:
+        return f"a whole number of {value.bit_length()} bits"
+    if value is None or type(value) in (int, float, bool, str):
+        return reprlib.repr(value)
+    if isinstance(value, (list, tuple, dict)):
+        return f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(_key(name) for name in names[:_LISTED_NAMES])
+    return f"{listed} and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else listed
+
+
+def _near(name: object, known: Collection[str]) -> str:
+    """`` (did you mean …?)`` where a known name is close; nothing for names that would take long to compare."""
+    if not isinstance(name, str) or len(name) > _COMPARED_LENGTH or len(known) > _COMPARED_NAMES:
+        return ""
+    candidates = [candidate for candidate in known if len(candidate) <= _COMPARED_LENGTH]
+    matches = difflib.get_close_matches(name, candidates, n=1)
+    return f" (did you mean {_key(matches[0])}?)" if matches else ""

