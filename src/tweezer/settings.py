@@ -1,0 +1,164 @@
+"""Settings: from the environment (prefix ``TWEEZER_``), then an optional ``tweezer.toml``, then defaults.
+
+The file is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it is there; its keys are the
+field names below, in lower case. Durations carry their unit in the name.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from tweezer.logs import LogFormat, LogLevel
+from tweezer.model.errors import InvalidInput
+
+PREFIX = "TWEEZER_"
+CONFIG_VARIABLE = "TWEEZER_CONFIG"
+DEFAULT_CONFIG = "tweezer.toml"
+
+
+def _redis_url(url: str) -> str:
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return url
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "tweezer"
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("redis://127.0.0.1:6379/0", repr=False)
+    """The Redis that holds live work; ``redis://``, ``rediss://`` or ``unix://``, with its credentials."""
+    namespace: str = Field("tweezer", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
+    """First part of every key in Redis: two installations can share one server."""
+    connect_timeout_s: float = Field(5.0, gt=0, le=60)
+    """How long to wait for a connection to Redis."""
+    command_timeout_s: float = Field(10.0, gt=0, le=300)
+    """How long to wait for Redis to answer a command; waits for work come on top."""
+
+    lease_s: float = Field(15.0, ge=1, le=3600)
+    """How long a ticket is a worker's without renewal; the work of a dead worker restarts after it, plus a second."""
+    heartbeat_s: float = Field(2.0, ge=0.1, le=600)
+    """How often a worker says that it lives and what it does; at most half a lease."""
+    drain_s: float = Field(4.0, ge=0, le=86_400)
+    """How long a worker that was told to stop lets its jobs go on; whoever stops it must wait longer."""
+    quantum_s: float = Field(1.0, ge=0.01, le=60)
+    """About how much work a claim takes at once, so that progress is seen and cancels are prompt."""
+    ticket_failures_max: int = Field(10, ge=1, le=1000)
+    """How many workers a ticket may lose before its batch is given up."""
+    soft_cancel_s: float = Field(1.0, ge=0, le=60)
+    """How long a cancelled job may take to stop by itself before its lane is killed."""
+    lanes: int = Field(2, ge=1, le=256)
+    """Execution slots of a worker: emulator processes side by side, each on one core."""
+    device: str = Field("EMU_FREE", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """The device that a worker serves."""
+    memory_limit_mb: int | None = Field(None, ge=64)
+    """Memory of one lane, in MiB; a job that needs more ends in ERROR. Unset: no limit."""
+
+    retention_s: int = Field(7 * 86_400, ge=60)
+    """How long a finished batch and its results stay in Redis."""
+    idempotency_s: int = Field(86_400, ge=60)
+    """How long an idempotency key is remembered."""
+    events_kept: int = Field(100_000, ge=1000)
+    """About how many events the stream keeps."""
+    max_backlog: int = Field(1_000_000, ge=1)
+    """Pending jobs of one device, from which on submits are refused."""
+    full_at: float = Field(0.8, gt=0, le=1)
+    """Share of Redis' maxmemory from which on submits are refused."""
+
+    api_host: str = Field("127.0.0.1", min_length=1)
+    """Address that the HTTP API listens on."""
+    api_port: int = Field(8000, ge=0, le=65_535)
+    """Its port; 0 picks a free one."""
+    longpoll_s: float = Field(20.0, ge=0, le=20)
+    """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
+
+    data_dir: Path = Field(default_factory=_default_data_dir)
+    """Folder for what ``tweezer up`` keeps; made when needed."""
+    log_format: LogFormat = "auto"
+    """``json``, ``console``, or ``auto``: console in a terminal."""
+    log_level: LogLevel = "INFO"
+    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
+
+    @model_validator(mode="after")
+    def _heartbeat_fits_the_lease(self) -> Self:
+        if self.heartbeat_s > self.lease_s / 2:
+            raise ValueError(
+                f"{PREFIX}HEARTBEAT_S ({self.heartbeat_s:g}) must be at most half of {PREFIX}LEASE_S ({self.lease_s:g})"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_path())
+
+
+def load(given: Mapping[str, object] | None = None) -> Settings:
+    """Read the settings; ``given`` (field name to value, as from the command line) goes before everything.
+
+    Raises :class:`InvalidInput` whose ``field`` is the variable, or the key and file, that is wrong.
+    """
+    given = given or {}
+    path = _config_path()
+    if CONFIG_VARIABLE in os.environ and not path.is_file():
+        raise InvalidInput(CONFIG_VARIABLE, f"there is no file {path}")
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic, which is the point
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InvalidInput(str(path), f"cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise _first_problem(error, given, path) from error
+
+
+def _config_path() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+
+
+def _first_problem(error: ValidationError, given: Mapping[str, object], path: Path) -> InvalidInput:
+    details = error.errors(include_url=False)[0]
+    if not details["loc"]:
+        return InvalidInput("settings", _sentence(details))
+    name = str(details["loc"][0])
+    if details["type"] == "extra_forbidden":
+        return InvalidInput(f"{name} in {path}" if name not in given else name, "there is no such setting")
+    variable = PREFIX + name.upper()
+    if name in given:
+        source = name
+    elif os.environ.get(variable) is not None:
+        source = variable
+    else:
+        source = f"{name} in {path}"
+    return InvalidInput(source, _sentence(details))
+
+
+def _sentence(details: ErrorDetails) -> str:
+    """Pydantic's words, with the value that was given, unless that may hold a password."""
+    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    secret = bool(details["loc"]) and details["loc"][0] == "redis_url"
+    return message if secret or not details["loc"] else f"{message}, not {details['input']!r}"

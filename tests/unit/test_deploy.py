@@ -1,0 +1,227 @@
+"""What is deployed is checked: each file is used by its own tool where that is here, and parsed anyway."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from tweezer.settings import PREFIX, Settings, load
+from tweezer.store.server import RedisServer, find_server
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+OPTIONS = {
+    "api": {"--host", "--port"},
+    "worker": {"--device", "--lanes"},
+    "chores": set[str](),
+    "up": {"--port", "--data"},
+}
+"""The commands that keep running, and what deployed files may give them."""
+
+
+def check_command(words: list[str]) -> str:
+    """The subcommand of a tweezer command line, after checking that there is one of that name and its options."""
+    program, subcommand, *arguments = words
+    assert Path(program).name == "tweezer"
+    assert subcommand in OPTIONS
+    given = {word for word in arguments if word.startswith("--")}
+    assert given <= OPTIONS[subcommand]
+    return subcommand
+
+
+def example_environment() -> dict[str, str]:
+    lines = (DEPLOY / "tweezer.env.example").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def unit_of(path: Path) -> configparser.ConfigParser:
+    unit = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes=("#", ";"), delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # the way configparser documents it
+    unit.read(path)
+    return unit
+
+
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return content
+
+
+def seconds(text: str) -> float:
+    return float(text.removesuffix("s"))
+
+
+# --- Procfile
+
+
+def test_the_procfile_starts_commands_that_exist() -> None:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    commands = dict(line.split(": ", 1) for line in lines)
+    assert {name: check_command(shlex.split(command)) for name, command in commands.items()} == {
+        "api": "api",
+        "worker": "worker",
+        "chores": "chores",
+    }
+
+
+def test_honcho_gives_the_api_its_port(tmp_path: Path) -> None:
+    stub = tmp_path / "tweezer"
+    stub.write_text('#!/bin/sh\necho "called with: $*"\n')
+    stub.chmod(0o755)
+    ran = subprocess.run(
+        [sys.executable, "-m", "honcho", "-f", str(ROOT / "Procfile"), "start", "-p", "5123", "api"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "called with: api --host 127.0.0.1 --port 5123" in ran.stdout
+
+
+# --- redis.conf
+
+
+@pytest.mark.redis
+def test_redis_starts_with_our_configuration(redis_server: RedisServer, tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    command = [str(find_server("redis")), str(DEPLOY / "redis.conf"), "--dir", str(tmp_path)]
+    with subprocess.Popen([*command, "--port", "0", "--unixsocket", str(socket)], stdout=subprocess.PIPE) as server:
+        try:
+            config = config_of(socket, server)
+        finally:
+            server.terminate()
+    assert {name: config[name] for name in ("appendonly", "appendfsync", "maxmemory-policy", "save", "timeout")} == {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "timeout": "0",
+    }
+    assert int(config["maxmemory"]) == 2 << 30
+    assert (tmp_path / "appendonlydir").exists() or (tmp_path / "appendonly.aof").exists()
+
+
+def config_of(socket: Path, server: subprocess.Popen[bytes]) -> dict[str, str]:
+    deadline = time.monotonic() + 20
+    while True:
+        assert server.poll() is None, server.stdout and server.stdout.read().decode()
+        assert time.monotonic() < deadline, "redis-server did not answer in time"
+        try:
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                config: dict[str, str] = client.config_get("*")
+                return config
+        except redis.ConnectionError:
+            continue
+
+
+# --- environment
+
+
+def test_the_example_environment_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = example_environment()
+    for name, value in example.items():
+        assert name.removeprefix(PREFIX).lower() in Settings.model_fields
+        monkeypatch.setenv(name, value)
+    settings = load()
+    assert settings.drain_s == 300
+    assert settings.log_format == "json"
+
+
+# --- systemd
+
+
+def test_there_is_a_unit_for_each_process() -> None:
+    assert [path.name for path in UNITS] == ["tweezer-api.service", "tweezer-chores.service", "tweezer-worker@.service"]
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_a_unit_starts_a_command_that_exists_unprivileged(path: Path) -> None:
+    unit = unit_of(path)
+    subcommand = check_command(shlex.split(unit["Service"]["ExecStart"]))
+    assert path.stem.rstrip("@") == f"tweezer-{subcommand}"
+    assert unit["Service"]["User"] == "tweezer"
+    assert unit["Service"]["NoNewPrivileges"] == "yes"
+    assert unit["Service"]["EnvironmentFile"] == "/etc/tweezer/tweezer.env"
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+
+
+def test_a_worker_serves_the_device_of_its_instance_and_has_time_to_drain() -> None:
+    service = unit_of(DEPLOY / "systemd" / "tweezer-worker@.service")["Service"]
+    assert "--device %i" in service["ExecStart"]
+    assert seconds(service["TimeoutStopSec"]) > float(example_environment()["TWEEZER_DRAIN_S"])
+    assert service["KillMode"] == "mixed"  # lanes are the worker's to stop
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> None:
+    there = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", path.read_text())
+    instance = tmp_path / path.name.replace("@.", "@EMU_FREE.")
+    instance.write_text(there)
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(instance)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    complaints = [line for line in checked.stderr.splitlines() if path.name.split("@")[0] in line]
+    assert complaints == []
+
+
+# --- compose
+
+
+def test_compose_starts_redis_and_a_service_for_each_process() -> None:
+    services = compose()["services"]
+    assert set(services) == {"redis", "api", "worker", "chores"}
+    for name in ("api", "worker", "chores"):
+        assert check_command(services[name]["command"]) == name
+        assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
+        assert services[name]["init"] is True
+
+
+def test_compose_gives_workers_time_to_drain() -> None:
+    worker = compose()["services"]["worker"]
+    assert seconds(worker["stop_grace_period"]) > float(example_environment()["TWEEZER_DRAIN_S"])
+
+
+def test_compose_names_files_that_exist() -> None:
+    content = compose()
+    build = content["services"]["api"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+    assert (DEPLOY / build["context"]).resolve() == ROOT
+    mounted = content["services"]["redis"]["volumes"][0]
+    assert (DEPLOY / mounted.split(":")[0]).is_file()
+    assert mounted.split(":")[1] in content["services"]["redis"]["command"]
+
+
+def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    copied = [
+        source
+        for line in dockerfile.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert copied
+    assert all((ROOT / source).exists() for source in copied)
+    assert re.search(r"(?m)^USER tweezer$", dockerfile)
+    started = re.search(r"(?m)^CMD \[(.*)\]$", dockerfile)
+    assert started is not None
+    assert check_command([word.strip(' "') for word in started[1].split(",")]) == "worker"

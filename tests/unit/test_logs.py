@@ -1,0 +1,169 @@
+"""Logs have one format whoever writes them, and no secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+import structlog
+
+from tweezer import logs
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in [known for known in root.handlers if isinstance(known, logs._Handler)]:
+        root.removeHandler(handler)
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def stream() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_json_line_has_time_level_logger_event_and_what_is_bound(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    batch = UUID("0193b4a0-0000-7000-8000-000000000001")
+    structlog.get_logger("tweezer.queue").bind(batch=batch, token=7).info("ticket_taken", jobs=12)
+    (line,) = lines(stream)
+    stamped = datetime.fromisoformat(line.pop("timestamp"))
+    assert stamped.tzinfo == UTC
+    assert line == {
+        "level": "info",
+        "logger": "tweezer.queue",
+        "event": "ticket_taken",
+        "batch": str(batch),
+        "token": 7,
+        "jobs": 12,
+    }
+
+
+def test_context_is_on_lines_of_structlog_and_of_the_standard_library(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    with structlog.contextvars.bound_contextvars(job="j1", token=3):
+        structlog.get_logger("tweezer").info("settled")
+        logging.getLogger("arq.worker").info("%s ran", "cron:sweep", extra={"delay_s": 0.5})
+    ours, foreign = lines(stream)
+    assert (ours["job"], ours["token"]) == (foreign["job"], foreign["token"]) == ("j1", 3)
+    assert foreign["event"] == "cron:sweep ran"
+    assert foreign["logger"] == "arq.worker"
+    assert foreign["delay_s"] == 0.5
+    assert set(ours) <= set(foreign)
+
+
+@pytest.mark.parametrize("name", ["arq", "uvicorn", "uvicorn.access"])
+def test_handlers_of_libraries_give_way(name: str, stream: io.StringIO) -> None:
+    library = logging.getLogger(name)
+    library.addHandler(logging.StreamHandler(io.StringIO()))
+    library.propagate = False
+    logs.configure("json", stream=stream)
+    library.info("hello")
+    assert [line["event"] for line in lines(stream)] == ["hello"]
+    assert not library.handlers
+
+
+def test_the_level_filters_both_worlds(stream: io.StringIO) -> None:
+    logs.configure("json", "WARNING", stream=stream)
+    structlog.get_logger("tweezer").info("quiet")
+    logging.getLogger("arq.worker").info("quiet")
+    structlog.get_logger("tweezer").warning("loud")
+    logging.getLogger("arq.worker").warning("loud")
+    assert [line["event"] for line in lines(stream)] == ["loud", "loud"]
+
+
+def test_configuring_again_replaces_the_handler_and_reaches_existing_loggers(stream: io.StringIO) -> None:
+    log = structlog.get_logger("tweezer")
+    logs.configure("json", stream=io.StringIO())
+    log.info("first")
+    logs.configure("json", "DEBUG", stream=stream)
+    log.debug("second")
+    assert [line["event"] for line in lines(stream)] == ["second"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["password", "PASSWORD", "webhook_secret", "secret", "api_key", "api-keys", "Authorization", "access_token"],
+)
+def test_a_key_that_names_a_secret_shows_no_value(key: str, stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    structlog.get_logger("tweezer").info("called", **{key: "hunter2"}, headers=[{key: "hunter2"}])
+    assert "hunter2" not in stream.getvalue()
+    (line,) = lines(stream)
+    assert line[key] == logs.REDACTED
+
+
+def test_the_fencing_token_and_lookalikes_show(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    structlog.get_logger("tweezer").info("settled", token=42, idempotency_key="k", secretary="Ada")
+    (line,) = lines(stream)
+    assert (line["token"], line["idempotency_key"], line["secretary"]) == (42, "k", "Ada")
+
+
+@pytest.mark.parametrize("format", ["json", "console"])
+def test_credentials_in_urls_are_cut_wherever_they_stand(format: logs.LogFormat, stream: io.StringIO) -> None:
+    logs.configure(format, stream=stream)
+    url = "redis://user:hunter2@redis.lab:6379/0"
+    log = structlog.get_logger("tweezer")
+    log.info("connecting", url=url, also=[url], inside={"redis_url": url})
+    prose = f"connecting to {url}"
+    log.info(prose)
+    logging.getLogger("arq").warning("lost %s", url)
+    try:
+        raise ConnectionError(f"cannot reach {url}")
+    except ConnectionError:
+        log.exception("failed", hint="rediss://:hunter2@redis.lab")
+    text = stream.getvalue()
+    assert "hunter2" not in text
+    assert text.count("redis://***@redis.lab:6379/0") >= 5
+    assert "ConnectionError" in text
+
+
+def test_what_only_looks_like_credentials_stays(stream: io.StringIO) -> None:
+    logs.configure("json", stream=stream)
+    structlog.get_logger("tweezer").info("sent", url="http://lab.example:8000/a@b", to="ada@lab.example")
+    (line,) = lines(stream)
+    assert (line["url"], line["to"]) == ("http://lab.example:8000/a@b", "ada@lab.example")
+
+
+def test_auto_is_readable_in_a_terminal_and_json_elsewhere(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    logs.configure("auto", stream=terminal)
+    structlog.get_logger("tweezer").info("ticket_taken", jobs=12)
+    assert "ticket_taken" in terminal.getvalue()
+    assert not terminal.getvalue().startswith("{")
+    assert "\x1b[" in terminal.getvalue()
+    logs.configure("auto", stream=stream)
+    structlog.get_logger("tweezer").info("ticket_taken")
+    assert lines(stream)[0]["event"] == "ticket_taken"
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    logs.configure("console", stream=terminal)
+    structlog.get_logger("tweezer").info("ticket_taken")
+    assert "\x1b[" not in terminal.getvalue()

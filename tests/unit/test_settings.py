@@ -1,0 +1,126 @@
+"""Settings come from the environment, a file, or defaults; a wrong one gives a sentence with its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tweezer.model.errors import InvalidInput
+from tweezer.settings import Settings, load
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("TWEEZER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_with_nothing_set_there_are_defaults() -> None:
+    settings = load()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.drain_s == 4  # honcho kills five seconds after SIGTERM
+    assert settings.retention_s == 7 * 24 * 3600
+    assert settings.memory_limit_mb is None
+
+
+def test_every_setting_says_what_it_is() -> None:
+    source = Path(str(load.__code__.co_filename)).read_text(encoding="utf-8")
+    for name in Settings.model_fields:
+        declared = source.index(f"\n    {name}: ")
+        following = source.index("\n", declared + 1) + 1
+        assert source[following:].lstrip().startswith('"""'), f"{name} has no docstring"
+
+
+def test_the_environment_wins_over_the_file_and_the_file_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tweezer.toml").write_text("lanes = 3\nlease_s = 30\n")
+    monkeypatch.setenv("TWEEZER_LANES", "4")
+    settings = load()
+    assert (settings.lanes, settings.lease_s, settings.drain_s) == (4, 30, 4)
+
+
+def test_what_is_given_in_code_wins_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_LANES", "4")
+    assert load({"lanes": 5}).lanes == 5
+
+
+def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("tweezer.toml").write_text("lanes = 3\n")
+    other = tmp_path / "lab.toml"
+    other.write_text('device = "EMU_SV"\n')
+    monkeypatch.setenv("TWEEZER_CONFIG", str(other))
+    settings = load()
+    assert (settings.device, settings.lanes) == ("EMU_SV", 2)
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_MEMORY_LIMIT_MB", "")
+    assert load().memory_limit_mb is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("TWEEZER_LEASE_S", "soon", "should be a valid number"),
+        ("TWEEZER_LEASE_S", "0.1", "should be greater than or equal to 1, not '0.1'"),
+        ("TWEEZER_DRAIN_S", "-1", "greater than or equal to 0"),
+        ("TWEEZER_DRAIN_S", "nan", "should be"),
+        ("TWEEZER_LONGPOLL_S", "21", "less than or equal to 20"),
+        ("TWEEZER_FULL_AT", "1.5", "less than or equal to 1"),
+        ("TWEEZER_LANES", "0", "greater than or equal to 1"),
+        ("TWEEZER_LANES", "2.5", "valid integer"),
+        ("TWEEZER_API_PORT", "70000", "less than or equal to 65535"),
+        ("TWEEZER_REDIS_URL", "http://localhost", "must start with redis://"),
+        ("TWEEZER_NAMESPACE", "a{b}", "should match pattern"),
+        ("TWEEZER_LOG_FORMAT", "xml", "'auto', 'json' or 'console'"),
+        ("TWEEZER_LOG_LEVEL", "LOUD", "'DEBUG', 'INFO'"),
+        ("TWEEZER_CONFIG", "absent.toml", "there is no file absent.toml"),
+    ],
+)
+def test_a_wrong_value_gives_one_sentence_with_its_variable(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidInput) as raised:
+        load()
+    assert raised.value.field == variable
+    assert raised.value.message.startswith(f"{variable}: ")
+    assert says in raised.value.message
+    assert "\n" not in raised.value.message
+
+
+def test_a_heartbeat_must_fit_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_HEARTBEAT_S", "10")
+    with pytest.raises(
+        InvalidInput, match=r"TWEEZER_HEARTBEAT_S \(10\) must be at most half of TWEEZER_LEASE_S \(15\)"
+    ):
+        load()
+
+
+def test_an_error_in_the_file_names_key_and_file() -> None:
+    Path("tweezer.toml").write_text("lanes = 0\n")
+    with pytest.raises(InvalidInput, match=r"^lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"):
+        load()
+
+
+def test_an_unknown_key_in_the_file_is_an_error() -> None:
+    Path("tweezer.toml").write_text("lane = 2\n")
+    with pytest.raises(InvalidInput, match=r"^lane in tweezer\.toml: there is no such setting$"):
+        load()
+
+
+def test_a_file_that_is_not_toml_is_an_error() -> None:
+    Path("tweezer.toml").write_text("lanes: 2\n")
+    with pytest.raises(InvalidInput, match=r"^tweezer\.toml: is not valid TOML"):
+        load()
+
+
+def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_REDIS_URL", "http://:hunter2@lab")
+    with pytest.raises(InvalidInput) as raised:
+        load()
+    assert "hunter2" not in raised.value.message
+    monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://:hunter2@lab")
+    assert "hunter2" not in repr(load())
