@@ -1,0 +1,1 @@
+"""The workers: arq as their runtime, tickets as their work."""

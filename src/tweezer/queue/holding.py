@@ -1,0 +1,142 @@
+"""A ticket in the hands of this worker, and what keeps it there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from tweezer.adapters.protocol import Lane
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import Unavailable
+from tweezer.model.lifecycle import Stage
+from tweezer.model.messages import Progress
+from tweezer.queue.policy import Policy
+from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_TICK_S = 1.0
+
+
+async def until_answered(call: Callable[[], Awaitable[T]], backoff: Backoff, what: str) -> T:
+    """Repeats a call of the store until Redis answers: unreachable is not lost."""
+    tries = 0
+    while True:
+        try:
+            return await call()
+        except Unavailable as error:
+            tries += 1
+            log.warning("redis.unavailable", while_doing=what, tries=tries, error=error.message)
+            await asyncio.sleep(backoff.delay_s(tries))
+
+
+class Holding:
+    """What the worker knows of a ticket that it holds: which job runs, what is to be told, what is to stop."""
+
+    def __init__(self, grant: Grant, lane: Lane) -> None:
+        self.grant = grant
+        self.lane = lane
+        self.lost = False
+        self.renewed = time.monotonic()
+        self._running: int | None = None
+        self._stop: set[int] = set()
+        self._untold: dict[int, JobProgress] = {}
+        self._stopping: asyncio.Task[None] | None = None
+
+    def begin(self, index: int) -> None:
+        """The lane turns to this job."""
+        self._running = index
+        self._untold[index] = JobProgress(index, Stage.PREPARING)
+
+    def report(self, progress: Progress) -> None:
+        """How far the running job is; told with the next renewal."""
+        if self._running is not None:
+            self._untold[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
+
+    def end(self, index: int) -> None:
+        self._running = None
+        self._untold.pop(index, None)
+
+    def must_stop(self, index: int) -> bool:
+        return self.lost or index in self._stop
+
+    def stop(self, indices: frozenset[int]) -> None:
+        """A user asked for the end of these jobs."""
+        self._stop |= indices
+        if self._running in indices:
+            self._stop_lane()
+
+    def lose(self) -> None:
+        """The ticket is somebody else's: what runs is worth nothing any more."""
+        self.lost = True
+        if self._running is not None:
+            self._stop_lane()
+
+    def take_untold(self) -> list[JobProgress]:
+        untold, self._untold = list(self._untold.values()), {}
+        return untold
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._untold)
+
+    def _stop_lane(self) -> None:
+        if self._stopping is None or self._stopping.done():
+            self._stopping = asyncio.create_task(self.lane.cancel())
+
+
+class Keeper:
+    """Renews the leases of all tickets of this worker, and passes on what the answers ask for."""
+
+    def __init__(self, tickets: Tickets, policy: Policy) -> None:
+        self._tickets = tickets
+        self._policy = policy
+        self._holdings: dict[str, Holding] = {}
+
+    def add(self, holding: Holding) -> None:
+        self._holdings[str(holding.grant.ticket)] = holding
+
+    def remove(self, holding: Holding) -> None:
+        self._holdings.pop(str(holding.grant.ticket), None)
+
+    def cancel(self, request: CancelRequest) -> None:
+        """Stops running jobs of a batch, whichever of our tickets holds them."""
+        for holding in self._holdings.values():
+            if holding.grant.batch_id == request.batch_id:
+                holding.stop(request.indices)
+
+    async def keep(self) -> None:
+        """Runs for as long as the worker does."""
+        tick_s = min(_TICK_S, self._policy.lease_s / 5)
+        while True:
+            await asyncio.sleep(tick_s)
+            now = time.monotonic()
+            due = [
+                holding
+                for holding in self._holdings.values()
+                if holding.has_news or now - holding.renewed >= self._policy.lease_s / 3
+            ]
+            await asyncio.gather(*map(self._renew, due))
+
+    async def _renew(self, holding: Holding) -> None:
+        grant, untold, before = holding.grant, holding.take_untold(), time.monotonic()
+        try:
+            stop = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
+        except Unavailable as error:
+            for job in untold:
+                holding.report(Progress(job.stage, job.fraction))
+            log.warning("lease.not_renewed", ticket=str(grant.ticket), error=error.message)
+            return
+        holding.renewed = before
+        if stop is None:
+            if str(grant.ticket) in self._holdings:
+                log.warning("lease.lost", ticket=str(grant.ticket), token=grant.token)
+                holding.lose()
+        elif stop:
+            holding.stop(stop)

@@ -1,0 +1,86 @@
+"""What a worker does besides running jobs: it says that it lives, sweeps, and watches Redis' memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from tweezer.adapters.protocol import Traits
+from tweezer.model.errors import TweezerError
+from tweezer.model.messages import RECORD_VERSION
+from tweezer.queue.policy import Policy
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+
+class Presence:
+    """The heartbeat of a worker, by which its device's lanes are counted."""
+
+    def __init__(
+        self, store: Store, worker: str, device: str, adapter: str, traits: Traits, policy: Policy, version: str
+    ) -> None:
+        self._tickets = store.tickets
+        self._worker = worker
+        self._device = device
+        self._policy = policy
+        self._about_device: dict[str, Any] = {
+            "adapter": adapter,
+            "exclusive": int(traits.exclusive),
+            "checks_sequence": int(traits.checks_sequence),
+            "max_runs": traits.max_runs,
+            "max_backlog": policy.max_backlog,
+        }
+        self._about_worker: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "version": version,
+            "record_version": RECORD_VERSION,
+            "started": round(time.time() * 1000),
+        }
+
+    async def beat(self, *, lanes: int, busy: int, draining: bool) -> str:
+        """Says that the worker lives; returns why its device is paused, or ''."""
+        about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining)}
+        return await self._tickets.heartbeat(
+            self._worker,
+            self._device,
+            ttl_s=3 * self._policy.beat_s,
+            about_device=self._about_device,
+            about_worker=about,
+        )
+
+    async def leave(self) -> None:
+        await self._tickets.heartbeat(self._worker, self._device, ttl_s=0, about_device={}, about_worker={})
+
+
+async def fullness(store: Store, full_at: float) -> str | None:
+    """Why Redis should take no more work, or None."""
+    info = await store.reader.server_info()
+    limit = int(info.get("maxmemory", 0))
+    used = int(info.get("used_memory", 0))
+    if limit and used > full_at * limit:
+        return f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {full_at:.0%}"
+    return None
+
+
+async def sweep(store: Store, policy: Policy) -> None:
+    """What time brings about, and whether Redis is full. Any number of processes may do this."""
+    timed_out, reclaimed, _ = await store.tickets.sweep()
+    if timed_out or reclaimed:
+        log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
+    await store.tickets.set_full(await fullness(store, policy.full_at), ttl_s=5 * policy.bell_s)
+
+
+async def every(period_s: float, duty: Callable[[], Any], name: str) -> None:
+    """Does a duty again and again; a failure is logged and the next time comes."""
+    while True:
+        try:
+            await duty()
+        except TweezerError as error:
+            log.warning("duty.failed", duty=name, error=error.message)
+        await asyncio.sleep(period_s)

@@ -1,0 +1,178 @@
+"""The worker of a pool: arq's runtime, with tickets instead of arq's messages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import Any
+
+import structlog
+from arq import func
+from arq.connections import RedisSettings
+from arq.worker import Worker
+from redis import exceptions as redis_errors
+
+from tweezer.adapters.protocol import Adapter, Lane
+from tweezer.model.errors import Unavailable
+from tweezer.model.ids import new_worker_id
+from tweezer.queue.drive import Driver
+from tweezer.queue.holding import Keeper
+from tweezer.queue.policy import Policy
+from tweezer.queue.upkeep import Presence, every, sweep
+from tweezer.store.connection import Store
+from tweezer.store.feed import read_cancel
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Doorbell, Grant
+
+log = structlog.get_logger(__name__)
+
+
+async def ticket(context: dict[Any, Any]) -> None:
+    """Registered because arq wants a function; tickets do not come through arq's queue."""
+
+
+class TicketWorker(Worker):
+    """Serves one device with a number of lanes.
+
+    arq gives it what a daemon needs: signals, start-up and shut-down, burst mode, health. In place of
+    arq's polling it waits for the device's doorbell and takes tickets; only scripts end them.
+    ``version`` is that of the package, for the list of workers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        redis_settings: RedisSettings,
+        device: str,
+        adapter: Adapter,
+        *,
+        adapter_name: str,
+        lanes: int,
+        policy: Policy,
+        version: str,
+        burst: bool = False,
+        handle_signals: bool = True,
+    ) -> None:
+        super().__init__(
+            functions=[func(ticket, name="ticket")],  # type: ignore[arg-type]
+            queue_name=store.keys(Key.READY, device),
+            redis_settings=redis_settings,
+            on_startup=self._start,
+            on_shutdown=self._stop,
+            burst=burst,
+            handle_signals=handle_signals,
+            job_completion_wait=max(1, round(policy.drain_s)),
+            poll_delay=0,
+            max_jobs=lanes,
+        )
+        self.id = new_worker_id()
+        self.store = store
+        self.device = device
+        self._adapter = adapter
+        self._lane_count = lanes
+        self._policy = policy
+        self._lanes: list[Lane] = []
+        self._free: deque[int] = deque()
+        self._freed = asyncio.Event()
+        self._keeper = Keeper(store.tickets, policy)
+        self._driver = Driver(store.tickets, self._keeper, policy, lambda: not self.allow_pick_jobs)
+        self._bell = Doorbell(store.scripts, device)
+        self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, policy, version)
+        self._duties: list[asyncio.Task[None]] = []
+        self._unreachable = 0
+
+    # -- start and stop -----------------------------------------------------------------------------
+
+    async def _start(self, context: dict[Any, Any]) -> None:
+        structlog.contextvars.bind_contextvars(device=self.device)
+        self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
+        self._free.extend(range(self._lane_count))
+        await self._beat()
+        self._duties = [
+            asyncio.create_task(every(self._policy.beat_s, self._beat, "heartbeat")),
+            asyncio.create_task(every(1.0, lambda: sweep(self.store, self._policy), "sweep")),
+            asyncio.create_task(self._keeper.keep()),
+            asyncio.create_task(self._hear_cancels()),
+        ]
+        log.info("worker.started", worker=self.id, lanes=self._lane_count)
+
+    async def _stop(self, context: dict[Any, Any]) -> None:
+        for duty in self._duties:
+            duty.cancel()
+        await asyncio.gather(*self._duties, return_exceptions=True)
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        with contextlib.suppress(Unavailable):
+            await self._presence.leave()
+        await self._bell.close()
+        await self.store.close()
+        log.info("worker.stopped", worker=self.id)
+
+    async def _beat(self) -> None:
+        await self._presence.beat(
+            lanes=self._lane_count,
+            busy=self._lane_count - len(self._free),
+            draining=not self.allow_pick_jobs,
+        )
+
+    async def _hear_cancels(self) -> None:
+        while True:
+            try:
+                async with self.store.news.pool(self.device) as heard:
+                    while True:
+                        for message in await heard.next(timeout_s=None):
+                            self._keeper.cancel(read_cancel(message))
+            except Unavailable as error:
+                log.warning("cancels.not_heard", error=error.message)
+                await asyncio.sleep(self._policy.redis_backoff.delay_s(3))
+
+    # -- taking tickets -------------------------------------------------------------------------------
+
+    async def _poll_iteration(self) -> None:
+        """What arq calls in a loop: takes tickets for free lanes, or waits until there is something to take."""
+        try:
+            if self.allow_pick_jobs and self._free:
+                await self._take_or_wait()
+            else:
+                self._freed.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._policy.bell_s):
+                        await self._freed.wait()
+            await self.heart_beat()
+            self._unreachable = 0
+        except (Unavailable, redis_errors.RedisError, OSError) as error:
+            self._unreachable += 1
+            log.warning("redis.unavailable", while_doing="taking tickets", tries=self._unreachable, error=str(error))
+            await asyncio.sleep(self._policy.redis_backoff.delay_s(self._unreachable))
+
+    async def _take_or_wait(self) -> None:
+        lanes = [f"{self.id}:{number}" for number in self._free]
+        taken = await self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s)
+        for name in taken.left_alone:
+            log.warning("ticket.left_alone", ticket=name, reason="its batch was written by a newer version")
+        for grant in taken.grants:
+            self._work_on(grant)
+        if not taken.grants and not self.burst:
+            due_s = self._policy.bell_s if taken.due_s is None else taken.due_s
+            await self._bell.wait(min(due_s, self._policy.bell_s))
+
+    def _work_on(self, grant: Grant) -> None:
+        number = self._free.popleft()
+        name = str(grant.ticket)
+        task = self.loop.create_task(self._work(grant, self._lanes[number]))
+        self.tasks[name] = task
+
+        def free(done: asyncio.Task[Any]) -> None:
+            del self.tasks[name]
+            self._free.append(number)
+            self._freed.set()
+            self.jobs_complete += 1
+
+        task.add_done_callback(free)
+
+    async def _work(self, grant: Grant, lane: Lane) -> None:
+        structlog.contextvars.bind_contextvars(
+            batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token
+        )
+        end = await self._driver.drive(grant, lane)
+        log.debug("ticket.ended", end=end.value)
