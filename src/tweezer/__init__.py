@@ -1,3 +1,35 @@
-"""Tweezer: a self-hosted, asynchronous job queue for neutral-atom quantum work."""
+"""Tweezer: a self-hosted asynchronous job queue for neutral-atom quantum work."""
+
+from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import JobSpec as Job
+from tweezer.model.messages import Limits, Priority, Result
+from tweezer.sync import Batch, Queue, connect
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AsyncBatch",
+    "AsyncQueue",
+    "Batch",
+    "BatchStatus",
+    "Conflict",
+    "Finished",
+    "InvalidInput",
+    "Job",
+    "JobFailed",
+    "JobStatus",
+    "Limits",
+    "NotFound",
+    "Priority",
+    "Queue",
+    "QueueFull",
+    "Result",
+    "TweezerError",
+    "Unavailable",
+    "WaitTimeout",
+    "__version__",
+    "connect",
+    "connect_async",
+]

@@ -1,0 +1,436 @@
+"""The producers' API: submit batches, follow them, read results.
+
+``connect_async`` (here) is for asyncio; :mod:`tweezer.sync` has the same calls for everybody else. A producer
+talks to Redis directly and is trusted with it; whoever is not goes through the HTTP API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.backoff import Backoff
+from tweezer.model.checks import as_job_spec, check_batch, check_jobs
+from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
+from tweezer.model.events import read_events
+from tweezer.model.ids import new_batch_id, split_job_id
+from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority, Result
+from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.connection import Connect, Store
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
+from tweezer.store.scripts import StoreConfig
+
+if TYPE_CHECKING:
+    from pulser.backend.results import Results
+
+T = TypeVar("T")
+
+_PAGE = 500
+_LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
+_DEVICE_AGE_S = 10.0
+_RETRY = Backoff(base_s=0.1, cap_s=2.0)
+
+
+class WaitTimeout(TweezerError):
+    """What was waited for did not come in time; waiting again is fine."""
+
+    code = "wait_timeout"
+    retryable = True
+
+
+class JobFailed(TweezerError):
+    """The result of a job was asked for, and it has none."""
+
+    code = "job_failed"
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """A job that has ended, with its result if it has one."""
+
+    record: JobRecord
+    data: Result | None
+
+    @property
+    def id(self) -> UUID:
+        return self.record.id
+
+    @property
+    def index(self) -> int:
+        return self.record.index
+
+    @property
+    def status(self) -> JobStatus:
+        return self.record.status
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return self.record.spec.variables
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed, for people."""
+        return "; ".join(map(str, self.record.faults)) or None
+
+    @property
+    def result(self) -> Result:
+        """What it measured. Raises JobFailed, with the reason, when the job has no result."""
+        if self.data is None:
+            why = self.error or f"it is {self.status.value}"
+            raise JobFailed(f"job {self.id} (number {self.index} of its batch) has no result: {why}")
+        return self.data
+
+    @property
+    def counter(self) -> dict[str, int]:
+        """Bitstring → number of shots. Raises JobFailed."""
+        counter = self.result.counter
+        if counter is None:
+            raise JobFailed(f"job {self.id} measured no bitstrings at its end; read its results()")
+        return counter
+
+    def results(self) -> Results:
+        """The results as Pulser's ``Results``, with all observables. Needs pulser; raises JobFailed."""
+        text = self.result.serialised_results
+        if text is None:
+            raise JobFailed(f"job {self.id} has a counter, but no serialised results")
+        from pulser.backend.results import Results
+
+        return Results.from_abstract_repr(text)
+
+
+class AsyncBatch:
+    """A handle on a batch. Making one asks nothing of Redis."""
+
+    def __init__(self, queue: AsyncQueue, batch_id: UUID, header: SequenceHeader | None = None) -> None:
+        self._queue = queue
+        self._store = queue.store
+        self._header = header
+        self.id = batch_id
+
+    def __repr__(self) -> str:
+        return f"<batch {self.id}>"
+
+    async def record(self) -> BatchRecord:
+        """The batch as it stands now. Raises NotFound."""
+        return await self._ask(lambda: self._store.reader.batch(self.id, project=self._queue.project))
+
+    async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
+        """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
+        record = await self.record()
+        device = await self._queue.device(record.device)
+        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+        if not specs:
+            raise InvalidInput("jobs", "there is none; give at least one job")
+        if device.checks_sequence:
+            if self._header is None and record.doc.sequence is not None:
+                self._header = read_sequence(record.doc.sequence)
+            needs_runs = record.doc.backend_configuration is None
+            check_jobs(specs, self._header, max_runs=device.max_runs, needs_runs=needs_runs)
+        key = idempotency_key or secrets.token_hex(16)
+        return await self._ask(
+            lambda: self._store.commands.add_jobs(
+                self.id, specs, project=self._queue.project, idempotency_key=key
+            )
+        )
+
+    async def close(self) -> None:
+        """No more jobs will come: the batch is DONE when its jobs are."""
+        await self._ask(lambda: self._store.commands.close(self.id, project=self._queue.project))
+
+    async def cancel(self) -> None:
+        """Cancels what is pending and stops what runs."""
+        await self._ask(lambda: self._store.commands.cancel(self.id, project=self._queue.project))
+
+    async def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
+        """Cancels some of the jobs; one answer each."""
+        return await self._ask(
+            lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project)
+        )
+
+    async def pause(self) -> None:
+        """Hands out no more jobs; what runs finishes."""
+        await self._ask(lambda: self._store.commands.pause(self.id, project=self._queue.project))
+
+    async def resume(self) -> None:
+        await self._ask(lambda: self._store.commands.resume(self.id, project=self._queue.project))
+
+    async def forget(self) -> None:
+        """Removes the batch, which must have ended, with its results."""
+        await self._ask(lambda: self._store.commands.forget(self.id, project=self._queue.project))
+
+    async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
+        """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        async with self._store.news.batch(self.id) as heard:
+            while True:
+                record = await self.record()
+                yield record
+                if is_settled(record):
+                    return
+                await heard.next(self._patience(deadline))
+
+    async def wait(self, timeout_s: float | None = None) -> BatchRecord:
+        """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
+        async for record in self.changes(timeout_s):
+            latest = record
+        return latest
+
+    async def jobs(self) -> list[JobRecord]:
+        """All jobs as they stand now, in the order of their indices."""
+        record = await self.record()
+        return await self._jobs(record, range(record.jobs))
+
+    async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
+        """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        told: set[int] = set()
+        async with self._store.news.batch(self.id) as heard:
+            words: list[bytes] = []
+            while True:
+                record = await self.record()
+                last = is_settled(record)
+                candidates = self._ended_in(words) if words and not last else range(record.jobs)
+                for job in await self._finished(record, [index for index in candidates if index not in told]):
+                    told.add(job.index)
+                    yield job
+                if last:
+                    return
+                words = await heard.next(self._patience(deadline))
+
+    async def results(self, timeout_s: float | None = None) -> list[Finished]:
+        """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
+        record = await self.wait(timeout_s)
+        return await self._finished(record, range(record.jobs))
+
+    def _ended_in(self, messages: list[bytes]) -> list[int]:
+        words = " ".join(message.decode() for message in messages if not message.startswith(b"~"))
+        return [
+            event.index
+            for event in read_events(self.id, 0, 0, words)
+            if event.index is not None and event.status.terminal
+        ]
+
+    async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
+        ended = [job for job in await self._jobs(record, indices) if job.status.terminal]
+        done = [job.index for job in ended if job.status is JobStatus.DONE]
+        results: dict[int, Result] = {}
+        for first in range(0, len(done), _PAGE):
+            page = done[first : first + _PAGE]
+            results |= await self._ask(lambda page=page: self._store.reader.results(self.id, page))  # type: ignore[misc]
+        return [Finished(job, results.get(job.index)) for job in ended]
+
+    async def _jobs(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        jobs: list[JobRecord] = []
+        for first in range(0, len(indices), _PAGE):
+            page = indices[first : first + _PAGE]
+            jobs += await self._ask(lambda page=page: self._store.reader.jobs(record, page))  # type: ignore[misc]
+        return jobs
+
+    def _patience(self, deadline: float | None) -> float:
+        if deadline is None:
+            return _LOOK_AGAIN_S
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise WaitTimeout(f"batch {self.id} still has jobs to run; wait longer, or look at `tweezer devices`")
+        return min(left, _LOOK_AGAIN_S)
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await self._queue.ask(call)
+
+
+def is_settled(record: BatchRecord) -> bool:
+    """Whether nothing of the batch is pending or running: it has ended, or is open and without work."""
+    return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0 and (
+        record.status.terminal or record.open
+    )
+
+
+class AsyncQueue:
+    """A project's door to the queue, for asyncio. Use it as an async context manager, or ``close`` it."""
+
+    def __init__(self, store: Store, project: str, *, retry_s: float = 10.0) -> None:
+        """``retry_s``: how long calls are repeated while Redis does not answer, before Unavailable is raised."""
+        self.store = store
+        self.project = project
+        self._retry_s = retry_s
+        self._devices: dict[str, tuple[float, DeviceRecord]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    async def submit(
+        self,
+        sequence: object,
+        jobs: Iterable[JobSpec | dict[str, Any]] = (),
+        *,
+        device: str = "EMU_FREE",
+        priority: Priority | str = Priority.MEDIUM,
+        open: bool = False,
+        name: str | None = None,
+        tags: Iterable[str] = (),
+        webhook: str | None = None,
+        backend_configuration: str | None = None,
+        limits: Limits | None = None,
+        not_before: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncBatch:
+        """Submits a batch and returns its handle; when it returns, Redis has it.
+
+        sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
+        jobs: ``Job(runs, variables, …)`` or dictionaries of the same; at most 10,000.
+        open: more jobs may be added until ``close``. not_before: an aware time to start at, at the earliest.
+        idempotency_key: calls with the same key within a day make one batch; one is made up if none is given.
+
+        Raises InvalidInput, naming the field, before anything is written; QueueFull; Conflict; Unavailable.
+        """
+        target = await self.device(device)
+        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+        if not specs and not open:
+            raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
+        if not_before is not None and not_before.tzinfo is None:
+            raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
+        doc = BatchDoc(
+            device=device,
+            sequence=None if sequence is None else sequence_text(sequence),
+            name=name,
+            tags=tuple(tags),
+            webhook=webhook,
+            backend_configuration=backend_configuration,
+            limits=limits or Limits(),
+        )
+        header = None
+        if target.checks_sequence:
+            header = check_batch(doc)
+            check_jobs(specs, header, max_runs=target.max_runs, needs_runs=backend_configuration is None)
+        batch_id, key = new_batch_id(), idempotency_key or secrets.token_hex(16)
+        submitted = await self.ask(
+            lambda: self.store.commands.submit(
+                batch_id,
+                self.project,
+                doc,
+                specs,
+                priority=_priority(priority),
+                open=open,
+                not_before=not_before,
+                idempotency_key=key,
+            )
+        )
+        return AsyncBatch(self, submitted, header)
+
+    def batch(self, batch_id: UUID | str) -> AsyncBatch:
+        """A handle on a batch that was submitted before, here or elsewhere."""
+        return AsyncBatch(self, as_uuid("batch", batch_id))
+
+    async def job(self, job_id: UUID | str) -> JobRecord:
+        """A job as it stands. Raises NotFound."""
+        identity = as_uuid("job", job_id)
+        return await self.ask(lambda: self.store.reader.job(identity, project=self.project))
+
+    async def result(self, job_id: UUID | str) -> Finished:
+        """A job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
+        record = await self.job(job_id)
+        batch_id, index = split_job_id(record.id)
+        results = await self.ask(lambda: self.store.reader.results(batch_id, [index]))
+        return Finished(record, results.get(index))
+
+    async def cancel_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Cancels several batches; the errors of those that could not be, by id."""
+        errors = {}
+        for batch in [self.batch(batch_id) for batch_id in batch_ids]:
+            try:
+                await batch.cancel()
+            except TweezerError as error:
+                errors[batch.id] = error.message
+        return errors
+
+    async def device(self, name: str) -> DeviceRecord:
+        """The device of this name. Raises InvalidInput that names those there are."""
+        known = self._devices.get(name)
+        if known and time.monotonic() - known[0] < _DEVICE_AGE_S:
+            return known[1]
+        device = await self.ask(lambda: self.store.reader.device(name))
+        if device is None:
+            names = await self.ask(self.store.reader.device_names)
+            there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
+            raise InvalidInput("device", f"there is no device {name!r}; {there}")
+        self._devices[name] = (time.monotonic(), device)
+        return device
+
+    async def devices(self) -> list[DeviceRecord]:
+        return await self.ask(self.store.reader.devices)
+
+    async def workers(self) -> list[WorkerRecord]:
+        return await self.ask(self.store.reader.workers)
+
+    async def pause_device(self, name: str, reason: str) -> None:
+        """Starts nothing more on the device, for everybody; what runs finishes."""
+        await self.ask(lambda: self.store.commands.pause_device(name, reason))
+
+    async def resume_device(self, name: str) -> None:
+        await self.ask(lambda: self.store.commands.resume_device(name))
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeats a call of the store while Redis does not answer; every call of ours may be repeated."""
+        deadline, tries = time.monotonic() + self._retry_s, 0
+        while True:
+            try:
+                return await call()
+            except Unavailable:
+                tries += 1
+                delay_s = _RETRY.delay_s(tries)
+                if time.monotonic() + delay_s > deadline:
+                    raise
+                await asyncio.sleep(delay_s)
+
+
+def as_uuid(kind: str, text: UUID | str) -> UUID:
+    """The id of a text. Raises InvalidInput."""
+    try:
+        return text if isinstance(text, UUID) else UUID(text)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInput(f"{kind}_id", f"{text!r} is not an id; it looks like {new_batch_id()}") from None
+
+
+def _priority(priority: Priority | str) -> Priority:
+    try:
+        return Priority(priority)
+    except ValueError:
+        raise InvalidInput("priority", f"is {priority!r}; it is one of {', '.join(Priority)}") from None
+
+
+def connect_async(
+    url: str | None = None,
+    *,
+    project: str = "default",
+    namespace: str = "tweezer",
+    retry_s: float = 10.0,
+    config: StoreConfig | None = None,
+) -> AsyncQueue:
+    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's)."""
+    return AsyncQueue(open_store(url, namespace=namespace, config=config), project, retry_s=retry_s)
+
+
+def open_store(url: str | None, *, namespace: str, config: StoreConfig | None) -> Store:
+    url = url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url
+    try:
+        return Store.open(Connect(url=url, namespace=namespace), config)
+    except ValueError as error:
+        raise InvalidInput("url", f"is not a Redis URL such as {Connect().url}: {error}") from error

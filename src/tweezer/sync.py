@@ -1,0 +1,220 @@
+"""The producers' API for code without asyncio: the calls of :mod:`tweezer.client`, run on a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+from tweezer.client import AsyncBatch, AsyncQueue, Finished, open_store
+from tweezer.model.messages import JobSpec, Limits, Priority
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
+from tweezer.store.scripts import StoreConfig
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tweezer", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The outcome of the coroutine; an interrupt (Ctrl-C) cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def step() -> tuple[bool, T | None]:
+            try:
+                return True, await anext(items)
+            except StopAsyncIteration:
+                return False, None
+
+        try:
+            while True:
+                more, item = self.run(step())
+                if not more:
+                    return
+                yield item  # type: ignore[misc]
+        finally:
+            self.run(items.aclose())  # type: ignore[attr-defined]
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Batch:
+    """A handle on a batch; see :class:`tweezer.client.AsyncBatch`, whose calls these are."""
+
+    def __init__(self, batch: AsyncBatch, loop: _Loop) -> None:
+        self._batch = batch
+        self._loop = loop
+        self.id = batch.id
+
+    def __repr__(self) -> str:
+        return repr(self._batch)
+
+    def record(self) -> BatchRecord:
+        """The batch as it stands now. Raises NotFound."""
+        return self._loop.run(self._batch.record())
+
+    def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
+        """Adds jobs to the open batch; returns the index of the first."""
+        return self._loop.run(self._batch.add_jobs(jobs, idempotency_key=idempotency_key))
+
+    def close(self) -> None:
+        """No more jobs will come."""
+        self._loop.run(self._batch.close())
+
+    def cancel(self) -> None:
+        """Cancels what is pending and stops what runs."""
+        self._loop.run(self._batch.cancel())
+
+    def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
+        """Cancels some of the jobs; one answer each."""
+        return self._loop.run(self._batch.cancel_jobs(indices))
+
+    def pause(self) -> None:
+        """Hands out no more jobs; what runs finishes."""
+        self._loop.run(self._batch.pause())
+
+    def resume(self) -> None:
+        self._loop.run(self._batch.resume())
+
+    def forget(self) -> None:
+        """Removes the batch, which must have ended, with its results."""
+        self._loop.run(self._batch.forget())
+
+    def changes(self, timeout_s: float | None = None) -> Iterator[BatchRecord]:
+        """The batch now and after each change, until nothing of it is pending or running."""
+        return self._loop.iterate(self._batch.changes(timeout_s))
+
+    def wait(self, timeout_s: float | None = None) -> BatchRecord:
+        """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
+        return self._loop.run(self._batch.wait(timeout_s))
+
+    def jobs(self) -> list[JobRecord]:
+        """All jobs as they stand now, in the order of their indices."""
+        return self._loop.run(self._batch.jobs())
+
+    def finished(self, timeout_s: float | None = None) -> Iterator[Finished]:
+        """Each job as it ends, once."""
+        return self._loop.iterate(self._batch.finished(timeout_s))
+
+    def results(self, timeout_s: float | None = None) -> list[Finished]:
+        """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
+        return self._loop.run(self._batch.results(timeout_s))
+
+
+class Queue:
+    """A project's door to the queue; see :class:`tweezer.client.AsyncQueue`, whose calls these are."""
+
+    def __init__(self, url: str | None, *, project: str, namespace: str, retry_s: float, config: StoreConfig | None):
+        store = open_store(url, namespace=namespace, config=config)
+        self._loop = _Loop()
+        self._queue = AsyncQueue(store, project, retry_s=retry_s)
+        self.project = project
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._loop.run(self._queue.close())
+        self._loop.stop()
+
+    def submit(
+        self,
+        sequence: object,
+        jobs: Iterable[JobSpec | dict[str, Any]] = (),
+        *,
+        device: str = "EMU_FREE",
+        priority: Priority | str = Priority.MEDIUM,
+        open: bool = False,
+        name: str | None = None,
+        tags: Iterable[str] = (),
+        webhook: str | None = None,
+        backend_configuration: str | None = None,
+        limits: Limits | None = None,
+        not_before: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
+        """Submits a batch and returns its handle; :meth:`tweezer.client.AsyncQueue.submit` says what it takes."""
+        submitting = self._queue.submit(
+            sequence,
+            jobs,
+            device=device,
+            priority=priority,
+            open=open,
+            name=name,
+            tags=tags,
+            webhook=webhook,
+            backend_configuration=backend_configuration,
+            limits=limits,
+            not_before=not_before,
+            idempotency_key=idempotency_key,
+        )
+        return Batch(self._loop.run(submitting), self._loop)
+
+    def batch(self, batch_id: UUID | str) -> Batch:
+        """A handle on a batch that was submitted before."""
+        return Batch(self._queue.batch(batch_id), self._loop)
+
+    def job(self, job_id: UUID | str) -> JobRecord:
+        """A job as it stands. Raises NotFound."""
+        return self._loop.run(self._queue.job(job_id))
+
+    def result(self, job_id: UUID | str) -> Finished:
+        """A job with its result. Raises NotFound."""
+        return self._loop.run(self._queue.result(job_id))
+
+    def cancel_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
+        """Cancels several batches; the errors of those that could not be, by id."""
+        return self._loop.run(self._queue.cancel_many(batch_ids))
+
+    def devices(self) -> list[DeviceRecord]:
+        return self._loop.run(self._queue.devices())
+
+    def workers(self) -> list[WorkerRecord]:
+        return self._loop.run(self._queue.workers())
+
+    def pause_device(self, name: str, reason: str) -> None:
+        """Starts nothing more on the device, for everybody; what runs finishes."""
+        self._loop.run(self._queue.pause_device(name, reason))
+
+    def resume_device(self, name: str) -> None:
+        self._loop.run(self._queue.resume_device(name))
+
+
+def connect(
+    url: str | None = None,
+    *,
+    project: str = "default",
+    namespace: str = "tweezer",
+    retry_s: float = 10.0,
+    config: StoreConfig | None = None,
+) -> Queue:
+    """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
+
+    ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
+    """
+    return Queue(url, project=project, namespace=namespace, retry_s=retry_s, config=config)

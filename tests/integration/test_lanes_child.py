@@ -1,0 +1,411 @@
+"""A lane and its process, whatever the backend in it does. The backend is the one below."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.lane_backend import Execution, Refusal, Watch
+from tweezer.model.errors import ExecutionError, FaultKind
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import (
+    BatchDoc,
+    BatchWork,
+    Fault,
+    JobSpec,
+    JobWork,
+    Limits,
+    Outcome,
+    OutcomeKind,
+    Progress,
+    Result,
+)
+
+MODULE = Path(__file__).stem
+BACKEND = f"{MODULE}:MisbehavingBackend"
+OPTIONS = LaneOptions(soft_cancel_s=0.3, watch_interval_s=0.05, progress_interval_s=0.01, start_timeout_s=60)
+PATIENCE_S = 20.0
+
+
+class MisbehavingBackend:
+    """Does in the lane's process what the batch's sequence or the job's variables say."""
+
+    def __init__(self, watch: Watch, memo_bytes: int) -> None:
+        self.evolutions = 0
+        self._watch = watch
+        self._prepared = 0
+        print("a library that likes to talk", flush=True)  # noqa: T201  # that is what it is for
+
+    def prepare(self, batch: BatchWork) -> None:
+        match batch.doc.sequence:
+            case "hang":
+                time.sleep(600)
+            case "crash":
+                os._exit(4)
+            case "refuse":
+                raise Refusal(Fault("user", "is not to its liking", "sequence"))
+            case "fault":
+                raise KeyError("nobody expected this")
+        self._prepared += 1
+
+    def run(self, job: JobWork) -> Execution:
+        value: Any = job.spec.variables.get("value")
+        match job.spec.variables["act"]:
+            case "echo":
+                print("chatty " * 1000, flush=True)  # noqa: T201  # as above
+            case "refuse":
+                raise Refusal(Fault("invalid", "is missing", "variables.omega"))
+            case "fault":
+                raise KeyError("nobody expected this")
+            case "memory_error":
+                raise MemoryError
+            case "exit":
+                os._exit(int(value))
+            case "signal":
+                os.kill(os.getpid(), int(value))
+            case "hog":
+                hoard = []
+                while True:
+                    hoard.append(bytearray(os.urandom(1 << 20)) * 10)
+            case "solve":  # until aborted
+                while True:
+                    time.sleep(0.005)
+                    self._watch.advance(0.5)
+            case "deaf":  # as a solver that never looks up
+                self._watch.advance(0.25)
+                time.sleep(0.02)
+                self._watch.advance(0.25)
+                time.sleep(600)
+        return Execution(Result({"prepared": self._prepared}), preparation_s=0.0, device_s=0.0)
+
+
+def batch(sequence: str = "{}", limits: Limits | None = None) -> BatchWork:
+    return BatchWork(new_batch_id(), BatchDoc(device="EMU_FREE", sequence=sequence, limits=limits or Limits()))
+
+
+def job(act: str, value: Any = None) -> JobWork:
+    return JobWork(job_id(new_batch_id(), 0), 0, JobSpec(variables={"act": act, "value": value}), seed=1)
+
+
+def ignore(progress: Progress) -> None:
+    """A report that nobody reads."""
+
+
+def running(pid: int) -> bool:
+    """Whether this process runs; one that is dead but not yet buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def environment_of(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, for so long."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110  # the condition is the system's, nobody sets an event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def importable_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the lane's process find the backend in this module."""
+    inherited = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{inherited}" if inherited else here)
+
+
+@pytest.fixture
+async def lane(importable_here: None) -> AsyncIterator[ChildLane]:
+    lane = await ChildLane.open(BACKEND, OPTIONS)
+    yield lane
+    await lane.close()
+
+
+async def begin(lane: ChildLane, work: JobWork) -> asyncio.Task[Outcome]:
+    """Start a job and wait for its first report, so that it is in the middle of its run."""
+    reported = asyncio.Event()
+    task = asyncio.create_task(lane.run(work, lambda progress: reported.set()))
+    await asyncio.wait_for(reported.wait(), PATIENCE_S)
+    return task
+
+
+def pid_of(lane: ChildLane) -> int:
+    assert lane.pid is not None
+    return lane.pid
+
+
+async def test_what_a_library_prints_corrupts_nothing(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    for _ in range(3):
+        outcome = await lane.run(job("echo"), ignore)
+        assert outcome.kind is OutcomeKind.DONE
+
+
+async def test_a_batch_is_prepared_once(lane: ChildLane) -> None:
+    work = batch()
+    for _ in range(3):
+        await lane.prepare(work)
+    outcome = await lane.run(job("echo"), ignore)
+    assert outcome.result == Result({"prepared": 1})
+    await lane.prepare(batch())
+    assert (await lane.run(job("echo"), ignore)).result == Result({"prepared": 2})
+
+
+async def test_the_process_is_its_own_session_and_ignores_the_terminals_signals(lane: ChildLane) -> None:
+    pid = pid_of(lane)
+    assert os.getsid(pid) == pid
+    await lane.prepare(batch())
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+    assert lane.pid == pid
+
+
+async def test_our_secrets_stay_out_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_SECRET", "hush")
+    lane = await ChildLane.open(BACKEND, LaneOptions(threads=3))
+    environment = environment_of(pid_of(lane))
+    await lane.close()
+    assert not [entry for entry in environment if entry.startswith(b"TWEEZER_")]
+    assert b"OMP_NUM_THREADS=3" in environment
+    assert b"PYTHONHASHSEED=0" in environment
+
+
+async def test_a_refusal_names_the_field(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    outcome = await lane.run(job("refuse"), ignore)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.USER)
+    assert outcome.fault == Fault("invalid", "is missing", "variables.omega")
+
+
+async def test_an_unexpected_exception_is_internal_and_the_process_lives(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = lane.pid
+    outcome = await lane.run(job("fault"), ignore)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.INTERNAL)
+    assert outcome.fault is not None
+    assert "KeyError: 'nobody expected this'" in outcome.fault.message
+    assert "Traceback" not in outcome.fault.message
+    assert lane.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("act", "value", "words"),
+    [
+        ("exit", 3, "exited with code 3"),
+        ("signal", signal.SIGSEGV, "was killed by SIGSEGV"),
+        ("signal", signal.SIGKILL, "was killed by SIGKILL (perhaps by the system, for lack of memory)"),
+    ],
+)
+async def test_a_process_that_dies_under_a_job_is_a_crash_and_is_replaced(
+    lane: ChildLane, act: str, value: int, words: str
+) -> None:
+    await lane.prepare(batch())
+    pid = lane.pid
+    outcome = await lane.run(job(act, value), ignore)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.RETRY, FaultKind.CRASH)
+    assert outcome.fault is not None
+    assert words in outcome.fault.message
+    again = await lane.run(job("echo"), ignore)
+    assert again.result == Result({"prepared": 1})  # by the new process, which nobody asked to prepare
+    assert lane.pid != pid
+
+
+async def test_a_process_killed_between_jobs_is_replaced_silently(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not running(pid))
+    outcome = await lane.run(job("echo"), ignore)
+    assert outcome.kind in (OutcomeKind.DONE, OutcomeKind.RETRY)  # its end may be noticed only under the job
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_a_job_that_looks_up_is_cancelled_softly(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = lane.pid
+    task = await begin(lane, job("solve"))
+    await lane.cancel()
+    assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.CANCELED
+    assert lane.pid == pid
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_a_job_that_never_looks_up_is_killed(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    task = await begin(lane, job("deaf"))
+    asked = time.monotonic()
+    await lane.cancel()
+    assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.CANCELED
+    assert time.monotonic() - asked < OPTIONS.soft_cancel_s + 2
+    assert not running(pid)
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_a_cancel_without_a_job_does_not_touch_the_next_one(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    await lane.cancel()
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+    await lane.cancel()
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_a_cancel_while_the_process_is_replaced_does_not_wait_for_it(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    await lane.run(job("exit", 1), ignore)
+    task = asyncio.create_task(lane.run(job("echo"), ignore))
+    await until(lambda: lane.pid is not None)
+    await lane.cancel()
+    assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.CANCELED
+
+
+@pytest.mark.parametrize("act", ["solve", "deaf"])
+async def test_a_job_ends_at_its_time_limit(lane: ChildLane, act: str) -> None:
+    await lane.prepare(batch(limits=Limits(job_timeout_s=0.2)))
+    outcome = await asyncio.wait_for(lane.run(job(act), ignore), PATIENCE_S)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.TIMEOUT)
+    assert outcome.fault is not None
+    assert outcome.fault.message == "the job took longer than 0.2 s"
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_a_job_that_takes_too_much_memory_ends_and_says_what_to_do() -> None:
+    lane = await ChildLane.open(BACKEND, LaneOptions(memory_limit_mb=400, watch_interval_s=0.02))
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    outcome = await asyncio.wait_for(lane.run(job("hog"), ignore), PATIENCE_S)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY)
+    assert outcome.fault is not None
+    assert "400 MB" in outcome.fault.message
+    assert "fewer qubits" in outcome.fault.message
+    assert not running(pid)
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+    await lane.close()
+
+
+async def test_a_memory_error_is_out_of_memory_and_the_process_is_replaced(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    outcome = await lane.run(job("memory_error"), ignore)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY)
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+    assert lane.pid != pid
+
+
+async def test_progress_is_reported_but_not_too_often(lane: ChildLane) -> None:
+    await lane.prepare(batch(limits=Limits(job_timeout_s=0.5)))
+    fractions: list[float | None] = []
+    await lane.run(job("solve"), lambda progress: fractions.append(progress.fraction))
+    assert set(fractions) == {0.5}
+    assert 2 <= len(fractions) <= 0.9 / OPTIONS.progress_interval_s
+
+
+@pytest.mark.parametrize(
+    ("sequence", "kind", "words"),
+    [
+        ("refuse", FaultKind.USER, "sequence: is not to its liking"),
+        ("fault", FaultKind.INTERNAL, "KeyError"),
+        ("crash", FaultKind.CRASH, "exited with code 4"),
+    ],
+)
+async def test_a_batch_that_cannot_be_prepared_says_why(
+    lane: ChildLane, sequence: str, kind: FaultKind, words: str
+) -> None:
+    with pytest.raises(ExecutionError) as raised:
+        await lane.prepare(batch(sequence))
+    assert raised.value.kind is kind
+    assert words in raised.value.message
+    await lane.prepare(batch())
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_preparing_has_a_time_limit() -> None:
+    lane = await ChildLane.open(BACKEND, LaneOptions(prepare_timeout_s=0.2, soft_cancel_s=0.1))
+    with pytest.raises(ExecutionError, match=r"longer than 0\.2 s") as raised:
+        await asyncio.wait_for(lane.prepare(batch("hang")), PATIENCE_S)
+    assert raised.value.kind is FaultKind.TIMEOUT
+    await lane.close()
+
+
+async def test_a_task_that_is_cancelled_leaves_a_usable_lane(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    task = await begin(lane, job("solve"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not running(pid))
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
+
+
+async def test_closing_a_lane_gives_its_job_back_and_leaves_no_process(lane: ChildLane) -> None:
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    task = await begin(lane, job("deaf"))
+    await lane.close()
+    outcome = await asyncio.wait_for(task, PATIENCE_S)
+    assert (outcome.kind, outcome.cause) == (OutcomeKind.RETRY, FaultKind.TRANSIENT)
+    assert not running(pid)
+    assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.RETRY
+
+
+@pytest.mark.parametrize("backend", ["no_such_module:backend", f"{MODULE}:no_such_factory", "os:getpid"])
+async def test_a_backend_that_cannot_be_loaded_is_reported(backend: str) -> None:
+    with pytest.raises(ExecutionError, match="cannot load the emulator") as raised:
+        await ChildLane.open(backend, OPTIONS)
+    assert raised.value.kind is FaultKind.INTERNAL
+
+
+async def test_starting_has_a_time_limit() -> None:
+    with pytest.raises(ExecutionError, match=r"not ready after 0\.01 s") as raised:
+        await ChildLane.open(BACKEND, LaneOptions(start_timeout_s=0.01, soft_cancel_s=0.01))
+    assert raised.value.kind is FaultKind.TRANSIENT
+
+
+async def test_a_lane_dies_with_its_worker_even_in_the_middle_of_a_job() -> None:
+    program = f"""
+import asyncio
+from {MODULE} import BACKEND, ChildLane, OPTIONS, batch, begin, job
+async def main():
+    lane = await ChildLane.open(BACKEND, OPTIONS)
+    await lane.prepare(batch())
+    task = await begin(lane, job("deaf"))
+    print("pid", lane.pid, flush=True)
+    await task
+asyncio.run(main())
+"""
+    worker = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
+    assert worker.stdout is not None
+    async with asyncio.timeout(PATIENCE_S):
+        while not (line := await worker.stdout.readline()).startswith(b"pid "):
+            assert line, "the worker ended early"
+    pid = int(line.split()[1])
+    assert running(pid)
+    worker.kill()
+    await until(lambda: not running(pid))
+    await worker.wait()
+
+
+async def test_a_lane_ends_with_its_socket_even_in_the_middle_of_a_job(lane: ChildLane) -> None:
+    """What ends it where the kernel offers no signal at the worker's death."""
+    await lane.prepare(batch())
+    pid = pid_of(lane)
+    task = await begin(lane, job("deaf"))
+    assert lane._child is not None
+    lane._child._writer.close()
+    await until(lambda: not running(pid))
+    assert (await asyncio.wait_for(task, PATIENCE_S)).kind is OutcomeKind.RETRY

@@ -1,0 +1,217 @@
+"""Cancel of a job, of many, and of a batch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tweezer.model.errors import Conflict
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import OutcomeKind
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.feed import read_cancel
+from tweezer.store.tickets import Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+DONE, CANCELED, PENDING, RUNNING = JobStatus.DONE, JobStatus.CANCELED, JobStatus.PENDING, JobStatus.RUNNING
+
+
+async def test_each_job_of_a_cancel_gets_its_answer(rig: Rig) -> None:
+    batch_id = await rig.submit(4)
+    await rig.settle(await rig.take(), {0: OutcomeKind.DONE})
+    answers = await rig.commands.cancel_jobs(batch_id, [3, 0, 1, 9, 3], project="a")
+    assert answers == [
+        CancelAnswer.CANCELED,
+        CancelAnswer.OVER,
+        CancelAnswer.REQUESTED,
+        CancelAnswer.UNKNOWN,
+        CancelAnswer.OVER,
+    ]
+    assert await rig.statuses(batch_id) == [DONE, RUNNING, PENDING, CANCELED]
+
+
+async def test_a_job_that_is_not_there_is_unknown_and_not_counted(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    assert await rig.commands.cancel_jobs(batch_id, [-1, 1], project="a") == [CancelAnswer.UNKNOWN] * 2
+    assert (await rig.batch(batch_id)).counts[PENDING] == 1
+    assert await rig.told(batch_id) == ["batch.created"]
+
+
+async def test_a_cancelled_job_is_never_handed_out(rig: Rig) -> None:
+    batch_id = await rig.submit(4)
+    await rig.commands.cancel_jobs(batch_id, [0, 2], project="a")
+    grant = await rig.take()
+    assert [job.index for job in grant.jobs] == [1]
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE})
+    assert [job.index for job in turn.jobs] == [3]
+    await rig.settle(grant, {3: OutcomeKind.DONE})
+    assert await rig.statuses(batch_id) == [CANCELED, DONE, CANCELED, DONE]
+
+
+async def test_a_held_job_that_was_cancelled_leaves_the_held_set(rig: Rig) -> None:
+    batch_id = await rig.submit(8)
+    grant = await rig.take()
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
+    assert [job.index for job in turn.jobs] == [1, 2, 3, 4]
+    await rig.commands.cancel_jobs(batch_id, [2], project="a")
+    assert await rig.renew(grant) == {2}
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=0)
+    assert [job.index for job in turn.jobs] == [3, 4]
+
+
+async def test_an_outcome_of_a_cancelled_job_is_refused(rig: Rig) -> None:
+    batch_id = await rig.submit(8)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
+    await rig.commands.cancel_jobs(batch_id, [2], project="a")
+    turn = await rig.settle(grant, {2: OutcomeKind.DONE}, want=1)
+    assert turn.refused == 1
+    assert (await rig.job(batch_id, 2)).status is CANCELED
+    assert await rig.reader.results(batch_id, [2]) == {}
+
+
+async def test_a_delayed_job_is_cancelled_at_once(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
+    assert turn.next is Next.PARKED
+    assert await rig.commands.cancel_jobs(batch_id, [0], project="a") == [CancelAnswer.CANCELED]
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+    await rig.make_due(batch_id)
+    assert await rig.grants() == []
+
+
+async def test_cancelling_a_job_twice_counts_the_requests_and_keeps_the_first_time(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    first = await rig.job(batch_id, 0)
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    second = await rig.job(batch_id, 0)
+    assert (first.cancel_requests, second.cancel_requests) == (1, 2)
+    assert first.cancel_requested == second.cancel_requested is not None
+
+
+async def test_the_result_of_a_job_may_arrive_before_its_cancel(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert (await rig.job(batch_id, 0)).status is DONE
+    assert (await rig.reader.results(batch_id, [0]))[0].counter == {"01": 10}
+
+
+async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(rig: Rig) -> None:
+    batch_id = await rig.submit(5, open=True)
+    grant = await rig.take()
+    await rig.commands.cancel(batch_id, project="a")
+    batch = await rig.batch(batch_id)
+    assert (batch.status, batch.open) == (BatchStatus.RUNNING, False)
+    assert await rig.statuses(batch_id) == [RUNNING] + [CANCELED] * 4
+    assert await rig.renew(grant) == {0}
+
+    turn = await rig.settle(grant, {0: OutcomeKind.CANCELED})
+    assert turn.next is Next.RETIRED
+    assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
+    assert (await rig.told(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
+
+
+async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await rig.commands.cancel(batch_id, project="a")
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
+    assert await rig.statuses(batch_id) == [DONE, CANCELED]
+
+
+async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: Rig) -> None:
+    """One job runs, one is held, one came back, one waits for a retry, one was cancelled, two are fresh."""
+    await rig.announce(lanes=2)
+    batch_id = await rig.submit(20)
+    first, second = await rig.grants(2)
+    turn = await rig.settle(first, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)}, want=3)
+    assert len(turn.jobs) > 1
+    await rig.tickets.drain(second.ticket, second.token)
+    await rig.commands.cancel_jobs(batch_id, [15], project="a")
+
+    await rig.commands.cancel(batch_id, project="a")
+    statuses = await rig.statuses(batch_id)
+    running = turn.jobs[0].index
+    assert statuses.pop(running) is RUNNING
+    assert set(statuses) == {CANCELED}
+    assert (await rig.settle(first, {running: OutcomeKind.CANCELED})).next is Next.RETIRED
+    assert (await rig.batch(batch_id)).counts[CANCELED] == 20
+    device = await rig.reader.device("EMU")
+    assert device is not None
+    assert (device.pending, device.running) == (0, 0)
+
+
+async def test_a_batch_that_ended_cannot_be_cancelled(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run_all()
+    before = await rig.snapshot()
+    with pytest.raises(Conflict) as refusal:
+        await rig.commands.cancel(batch_id, project="a")
+    assert refusal.value.code == "terminal"
+    assert await rig.snapshot() == before
+
+
+async def test_a_large_cancel_writes_one_word_for_a_range(rig: Rig) -> None:
+    batch_id = await rig.submit(5000)
+    await rig.commands.cancel_jobs(batch_id, [100], project="a")
+    await rig.commands.cancel(batch_id, project="a")
+    entries = await rig.redis.xrange(rig.keys.prefix + "events")
+    words = entries[-1][1][b"e"].decode().split()
+    assert words == ["0-99PC", "101-4999PC", "PC"]
+    events = await rig.events(batch_id)
+    assert [event.sequence for event in events] == list(range(1, 5003))
+    assert (await rig.batch(batch_id)).sequence_number == 5002
+
+
+async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: Rig) -> None:
+    await rig.announce(lanes=2)
+    batch_id = await rig.submit(4)
+    await rig.grants(2)
+    async with rig.store.news.pool("EMU") as heard:
+        await heard.next(5)  # what may have been missed before: nothing
+        await rig.commands.cancel(batch_id, project="a")
+        (message,) = await heard.next(5)
+    request = read_cancel(message)
+    assert (request.batch_id, request.indices) == (batch_id, {0, 1})
+
+
+async def test_a_cancel_of_pending_work_is_not_told_to_the_pool(rig: Rig) -> None:
+    pending, running = await rig.submit(2), await rig.submit(1, project="b")
+    async with rig.store.news.pool("EMU") as heard:
+        await heard.next(5)
+        await rig.commands.cancel(pending, project="a")
+        assert (await rig.take()).batch_id == running
+        await rig.commands.cancel(running, project="b")
+        (message,) = await heard.next(5)
+    assert read_cancel(message).batch_id == running
+
+
+async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    async with rig.store.news.batch(batch_id) as one, rig.store.news.batch(batch_id) as other:
+        for heard in (one, other):
+            await heard.next(5)
+        await rig.commands.cancel_jobs(batch_id, [0], project="a")
+        assert await one.next(5) == [b"0PC"]
+        assert await other.next(5) == [b"0PC"]
+
+
+async def test_a_fault_in_json_with_quotes_and_newlines_survives_the_scripts(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    outcome = rig.outcome(OutcomeKind.ERROR)
+    assert outcome.fault is not None
+    nasty = json.dumps('a "quote", a\nline, ]==] and %s')
+    fault = type(outcome.fault)("user", nasty, "jobs[0].variables.x")
+    await rig.settle(grant, {0: type(outcome)(OutcomeKind.ERROR, fault=fault)})
+    assert (await rig.job(batch_id, 0)).faults == (fault,)

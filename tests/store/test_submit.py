@@ -1,0 +1,263 @@
+"""Submit, add and close; what is refused, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
+from tweezer.model.ids import new_batch_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import BatchDoc, JobSpec, Limits, OutcomeKind, Priority
+from tweezer.store import commands
+from tweezer.store.keys import Key
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+
+async def test_a_submitted_batch_reads_back_as_it_was_sent(rig: Rig) -> None:
+    doc = BatchDoc(device="EMU", sequence="{…}", name="sweep", tags=("x", "y"), limits=Limits(open_timeout_s=7))
+    specs = [JobSpec(runs=3, variables={"omega": 1.5}), JobSpec(runs=4, seed=11)]
+    batch_id = await rig.commands.submit(new_batch_id(), "a", doc, specs, priority=Priority.HIGH, open=True)
+
+    batch = await rig.batch(batch_id)
+    assert (batch.doc, batch.project, batch.priority, batch.open) == (doc, "a", Priority.HIGH, True)
+    assert (batch.status, batch.jobs, batch.counts[JobStatus.PENDING]) == (BatchStatus.PENDING, 2, 2)
+    assert [job.spec for job in await rig.jobs(batch_id)] == specs
+    assert (await rig.reader.job((await rig.jobs(batch_id))[1].id, project="a")).spec == specs[1]
+
+
+async def test_ten_thousand_jobs_are_submitted_in_one_call_and_all_run(rig: Rig) -> None:
+    batch_id = await rig.submit([JobSpec(runs=1 + index % 7) for index in range(10_000)])
+    assert (await rig.reader.device("EMU")).pending == 10_000  # type: ignore[union-attr]
+
+    indices: list[int] = []
+    while grants := await rig.grants():
+        jobs = grants[0].jobs
+        while jobs:
+            indices += [job.index for job in jobs]
+            assert all(job.spec.runs == 1 + job.index % 7 for job in jobs)
+            jobs = (await rig.settle(grants[0], {job.index: OutcomeKind.DONE for job in jobs}, want=1000)).jobs
+    batch = await rig.batch(batch_id)
+    assert sorted(indices) == list(range(10_000))
+    assert (batch.status, batch.counts[JobStatus.DONE]) == (BatchStatus.DONE, 10_000)
+    assert batch.sequence_number == 1 + 20_000 + 2
+
+
+async def test_a_worker_may_want_more_jobs_than_one_call_hands_out(rig: Rig) -> None:
+    batch_id = await rig.submit(10_000, open=True)
+    for _ in range(2):
+        await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)] * 10_000, project="a")
+    turn = await rig.settle(await rig.take(), {0: OutcomeKind.DONE}, want=100_000)
+    assert [job.index for job in turn.jobs] == list(range(1, 1 + len(turn.jobs)))
+    assert 100 <= len(turn.jobs) <= 10_000
+
+
+async def test_added_jobs_follow_those_that_are_there(rig: Rig) -> None:
+    batch_id = await rig.submit(2, open=True)
+    assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=5), JobSpec(runs=6)], project="a") == 2
+    assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=7)], project=None) == 4
+    assert [job.spec.runs for job in await rig.jobs(batch_id)] == [10, 10, 5, 6, 7]
+
+
+async def test_a_closed_batch_takes_no_more_jobs(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.commands.close(batch_id, project="a")
+    before = await rig.snapshot()
+    with pytest.raises(Conflict, match="closed") as refusal:
+        await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
+    assert refusal.value.code == "closed"
+    assert await rig.snapshot() == before
+
+
+async def test_a_batch_that_ended_takes_no_more_jobs(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.commands.cancel(batch_id, project="a")
+    with pytest.raises(Conflict) as refusal:
+        await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
+    assert refusal.value.code == "terminal"
+
+
+async def test_closing_twice_or_after_the_end_changes_nothing(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.commands.close(batch_id, project="a")
+    await rig.commands.close(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
+    await rig.run_all()
+    before = await rig.snapshot()
+    await rig.commands.close(batch_id, project="a")
+    assert await rig.snapshot() == before
+
+
+async def test_the_same_batch_id_cannot_be_submitted_twice(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    before = await rig.snapshot()
+    with pytest.raises(Conflict) as refusal:
+        await rig.submit(2, batch_id=batch_id)
+    assert refusal.value.code == "exists"
+    assert await rig.snapshot() == before
+
+
+async def test_an_unknown_device_is_named_and_nothing_is_written(rig: Rig) -> None:
+    before = await rig.snapshot()
+    with pytest.raises(InvalidInput, match="NO_SUCH") as refusal:
+        await rig.submit(1, device="NO_SUCH")
+    assert refusal.value.field == "device"
+    assert await rig.snapshot() == before
+
+
+async def test_a_batch_may_have_no_more_jobs_than_the_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "MAX_JOBS_PER_BATCH", 3)
+    batch_id = await rig.submit(2, open=True)
+    before = await rig.snapshot()
+    with pytest.raises(InvalidInput, match="2 jobs and may have 3") as refusal:
+        await rig.commands.add_jobs(batch_id, [JobSpec()] * 2, project="a")
+    assert refusal.value.field == "jobs"
+    assert await rig.snapshot() == before
+    assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a") == 2
+
+
+async def test_a_batch_with_a_start_time_is_not_handed_out_before_it(rig: Rig) -> None:
+    batch_id = await rig.submit(1, not_before=datetime.now(UTC) + timedelta(hours=1))
+    taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
+    assert taken.grants == []
+    assert taken.due_s is not None
+    assert 3500 < taken.due_s <= 3601
+
+    await rig.make_due(batch_id)
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_start_time_in_the_past_is_now(rig: Rig) -> None:
+    batch_id = await rig.submit(1, not_before=datetime.now(UTC) - timedelta(hours=1))
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_closed_batch_without_jobs_is_done_at_once(rig: Rig) -> None:
+    batch_id = await rig.submit(0)
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+    assert await rig.told(batch_id) == ["batch.created", "batch.done"]
+    assert await rig.grants() == []
+
+
+async def test_a_repeated_submit_answers_the_first_batch_and_writes_nothing(rig: Rig) -> None:
+    first = await rig.submit(3, idempotency_key="k")
+    before = await rig.snapshot()
+    assert await rig.submit(3, idempotency_key="k") == first
+    assert await rig.snapshot() == before
+
+
+@pytest.mark.parametrize("other", [{"jobs": 4}, {"open": True}, {"priority": Priority.LOW}])
+async def test_a_key_that_was_used_for_another_body_is_a_conflict(rig: Rig, other: dict[str, object]) -> None:
+    await rig.submit(3, idempotency_key="k")
+    before = await rig.snapshot()
+    with pytest.raises(Conflict) as refusal:
+        await rig.submit(**{"jobs": 3, "idempotency_key": "k", **other})  # type: ignore[arg-type]
+    assert refusal.value.code == "idempotency"
+    assert await rig.snapshot() == before
+
+
+async def test_idempotency_keys_belong_to_a_project(rig: Rig) -> None:
+    ours = await rig.submit(1, project="a", idempotency_key="k")
+    theirs = await rig.submit(2, project="b", idempotency_key="k")
+    assert ours != theirs
+    assert (await rig.batch(theirs)).jobs == 2
+
+
+async def test_an_idempotency_key_outlives_its_batch_and_expires_by_itself(rig: Rig) -> None:
+    batch_id = await rig.submit(1, idempotency_key="k")
+    await rig.run_all()
+    await rig.commands.forget(batch_id, project="a")
+    assert await rig.submit(1, idempotency_key="k") == batch_id
+    assert 0 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 86_400_000
+
+
+async def test_a_repeated_add_answers_the_same_index(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    for _ in range(2):
+        first = await rig.commands.add_jobs(batch_id, [JobSpec(runs=2)] * 2, project="a", idempotency_key="k")
+        assert first == 1
+    assert (await rig.batch(batch_id)).jobs == 3
+    with pytest.raises(Conflict) as refusal:
+        await rig.commands.add_jobs(batch_id, [JobSpec(runs=3)], project="a", idempotency_key="k")
+    assert refusal.value.code == "idempotency"
+
+
+async def test_a_repeated_add_is_answered_even_when_the_batch_was_closed_since(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.commands.add_jobs(batch_id, [JobSpec()], project="a", idempotency_key="k")
+    await rig.commands.close(batch_id, project="a")
+    assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a", idempotency_key="k") == 1
+
+
+async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: Rig) -> None:
+    await rig.announce(max_backlog=3)
+    batch_id = await rig.submit(2, open=True)
+    before = await rig.snapshot()
+    with pytest.raises(QueueFull, match="backlog of EMU is limited to 3"):
+        await rig.submit(2)
+    with pytest.raises(QueueFull):
+        await rig.commands.add_jobs(batch_id, [JobSpec()] * 2, project="a")
+    assert await rig.snapshot() == before
+    assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a") == 2
+    await rig.run_all()
+    assert await rig.submit(3) != batch_id
+
+
+async def test_a_full_store_refuses_new_work_with_the_reason_until_it_is_not(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.tickets.set_full("memory at 81 %", ttl_s=30)
+    before = await rig.snapshot()
+    with pytest.raises(QueueFull, match="memory at 81 %"):
+        await rig.submit(1)
+    with pytest.raises(QueueFull, match="memory at 81 %"):
+        await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
+    assert await rig.snapshot() == before
+    await rig.run_all()
+    await rig.commands.close(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+
+    await rig.tickets.set_full(None, ttl_s=30)
+    assert isinstance(await rig.submit(1), UUID)
+
+
+async def test_a_repeated_submit_is_answered_even_when_the_store_is_full_by_now(rig: Rig) -> None:
+    batch_id = await rig.submit(1, idempotency_key="k")
+    await rig.tickets.set_full("full", ttl_s=30)
+    assert await rig.submit(1, idempotency_key="k") == batch_id
+
+
+@pytest.mark.parametrize(
+    "call", ["close", "cancel", "pause", "resume", "add_jobs", "cancel_jobs", "forget", "read_batch", "read_job"]
+)
+@pytest.mark.parametrize("whose", ["foreign", "nobody's"])
+async def test_a_foreign_batch_is_not_found_and_not_touched(rig: Rig, call: str, whose: str) -> None:
+    batch_id = await rig.submit(2, open=True, project="theirs")
+    if call == "forget":
+        await rig.commands.cancel(batch_id, project="theirs")
+    target = batch_id if whose == "foreign" else new_batch_id()
+    first = (await rig.jobs(batch_id))[0].id if whose == "foreign" else target
+    before = await rig.snapshot()
+    with pytest.raises(NotFound, match=str(first if call == "read_job" else target)):
+        match call:
+            case "add_jobs":
+                await rig.commands.add_jobs(target, [JobSpec()], project="ours")
+            case "cancel_jobs":
+                await rig.commands.cancel_jobs(target, [0], project="ours")
+            case "read_batch":
+                await rig.reader.batch(target, project="ours")
+            case "read_job":
+                await rig.reader.job(first, project="ours")
+            case _:
+                await getattr(rig.commands, call)(target, project="ours")
+    assert await rig.snapshot() == before
+
+
+async def test_a_job_beyond_the_last_is_not_found(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    with pytest.raises(NotFound):
+        await rig.reader.job(UUID(int=batch_id.int + 1), project="a")

@@ -1,0 +1,98 @@
+"""The frames between a worker and a lane's process, and the memory for what was of use lately."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tweezer.adapters.lane_messages import (
+    HEADER_BYTES,
+    MAX_BODY_BYTES,
+    Abort,
+    Advanced,
+    Finished,
+    Prepare,
+    Refused,
+    Run,
+    Start,
+    ToChild,
+    ToWorker,
+    body_bytes,
+    pack,
+    unpack_for_child,
+    unpack_for_worker,
+)
+from tweezer.adapters.recent import Recent
+from tweezer.model.errors import FaultKind
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import (
+    BatchDoc,
+    BatchWork,
+    Fault,
+    JobSpec,
+    JobWork,
+    Outcome,
+    OutcomeKind,
+    Provenance,
+    Result,
+)
+
+BATCH_ID = new_batch_id()
+TO_CHILD: list[ToChild] = [
+    Start("module:factory", 64, 0.2),
+    Prepare(1, BatchWork(BATCH_ID, BatchDoc(device="EMU_FREE", sequence="{}", backend_configuration="Infinity"))),
+    Run(2, JobWork(job_id(BATCH_ID, 3), 3, JobSpec(runs=5, variables={"omega": [1.0, 2], "qubits": {"q0": 1}}), 9)),
+    Abort(2),
+]
+TO_WORKER: list[ToWorker] = [
+    Refused(1, FaultKind.USER, Fault("user", "no", "sequence")),
+    Advanced(2, 0.5),
+    Finished(2, Outcome(OutcomeKind.DONE, Result({"01": 5}, "{}", Provenance("qutip", seed=9)), device_s=0.1), 4),
+]
+
+
+@pytest.mark.parametrize("message", TO_CHILD, ids=lambda message: type(message).__name__)
+def test_what_a_worker_says_arrives_unchanged(message: ToChild) -> None:
+    frame = pack(message)
+    assert body_bytes(frame[:HEADER_BYTES]) == len(frame) - HEADER_BYTES
+    assert unpack_for_child(frame[HEADER_BYTES:]) == message
+
+
+@pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
+def test_what_a_lane_says_arrives_unchanged(message: ToWorker) -> None:
+    assert unpack_for_worker(pack(message)[HEADER_BYTES:]) == message
+
+
+@pytest.mark.parametrize("message", TO_CHILD, ids=lambda message: type(message).__name__)
+def test_a_worker_accepts_no_requests(message: ToChild) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        unpack_for_worker(pack(message)[HEADER_BYTES:])
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xc1", b"\x80", msgspec.msgpack.encode({"type": "Eval", "code": "1"})])
+def test_junk_is_refused(junk: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        unpack_for_child(junk)
+
+
+def test_a_header_that_asks_for_too_much_is_refused() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        body_bytes((MAX_BODY_BYTES + 1).to_bytes(HEADER_BYTES, "big"))
+
+
+def test_recent_forgets_what_was_used_longest_ago() -> None:
+    recent: Recent[str, int] = Recent(budget=10)
+    recent.put("a", 1, weight=4)
+    recent.put("b", 2, weight=4)
+    assert recent.get("a") == 1
+    recent.put("c", 3, weight=4)
+    assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
+
+
+def test_recent_does_not_keep_what_exceeds_its_budget_alone() -> None:
+    recent: Recent[str, int] = Recent(budget=10)
+    recent.put("small", 1, weight=9)
+    recent.put("large", 2, weight=11)
+    assert (recent.get("small"), recent.get("large")) == (1, None)
+    recent.put("small", 3, weight=11)
+    assert len(recent) == 0
