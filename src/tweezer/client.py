@@ -138,9 +138,7 @@ class AsyncBatch:
             check_jobs(specs, self._header, max_runs=device.max_runs, needs_runs=needs_runs)
         key = idempotency_key or secrets.token_hex(16)
         return await self._ask(
-            lambda: self._store.commands.add_jobs(
-                self.id, specs, project=self._queue.project, idempotency_key=key
-            )
+            lambda: self._store.commands.add_jobs(self.id, specs, project=self._queue.project, idempotency_key=key)
         )
 
     async def close(self) -> None:
@@ -153,9 +151,7 @@ class AsyncBatch:
 
     async def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
         """Cancels some of the jobs; one answer each."""
-        return await self._ask(
-            lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project)
-        )
+        return await self._ask(lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project))
 
     async def pause(self) -> None:
         """Hands out no more jobs; what runs finishes."""
@@ -181,9 +177,11 @@ class AsyncBatch:
 
     async def wait(self, timeout_s: float | None = None) -> BatchRecord:
         """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
-        async for record in self.changes(timeout_s):
-            latest = record
-        return latest
+        record = await self.record()
+        if not is_settled(record):
+            async for record in self.changes(timeout_s):  # noqa: B007  the last one is the answer
+                pass
+        return record
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs as they stand now, in the order of their indices."""

@@ -59,9 +59,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(4.0, ge=0, le=86_400)
     """How long a worker that was told to stop lets its jobs go on; whoever stops it must wait longer."""
     quantum_s: float = Field(1.0, ge=0.01, le=60)
-    """About how much work a claim takes at once, so that progress is seen and cancels are prompt."""
+    """Lane time after which a batch yields its lane when another project's, or a more urgent one, waits."""
     ticket_failures_max: int = Field(10, ge=1, le=1000)
-    """How many workers a ticket may lose before its batch is given up."""
+    """Failures in a row to prepare or run a batch after which it ends in ERROR."""
     soft_cancel_s: float = Field(1.0, ge=0, le=60)
     """How long a cancelled job may take to stop by itself before its lane is killed."""
     lanes: int = Field(2, ge=1, le=256)

@@ -18,5 +18,5 @@ class Backoff(msgspec.Struct, frozen=True):
     cap_s: float = 5.0
 
     def delay_s(self, attempt: int) -> float:
-        ceiling = min(self.cap_s, self.base_s * 2 ** min(attempt - 1, 30))
+        ceiling = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 30))
         return ceiling * random.uniform(0.5, 1.0)

@@ -14,6 +14,7 @@ from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Unavailable
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
+from tweezer.model.tasks import is_cancelled
 from tweezer.queue.policy import Policy
 from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
 
@@ -114,7 +115,7 @@ class Keeper:
     async def keep(self) -> None:
         """Runs for as long as the worker does."""
         tick_s = min(_TICK_S, self._policy.lease_s / 5)
-        while True:
+        while not is_cancelled():
             await asyncio.sleep(tick_s)
             now = time.monotonic()
             due = [

@@ -13,6 +13,7 @@ import structlog
 from tweezer.adapters.protocol import Traits
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.tasks import is_cancelled
 from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
 
@@ -78,7 +79,7 @@ async def sweep(store: Store, policy: Policy) -> None:
 
 async def every(period_s: float, duty: Callable[[], Any], name: str) -> None:
     """Does a duty again and again; a failure is logged and the next time comes."""
-    while True:
+    while not is_cancelled():
         try:
             await duty()
         except TweezerError as error:

@@ -9,13 +9,14 @@ from typing import Any
 
 import structlog
 from arq import func
-from arq.connections import RedisSettings
+from arq.connections import RedisSettings, create_pool
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
 from tweezer.adapters.protocol import Adapter, Lane
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_worker_id
+from tweezer.model.tasks import is_cancelled
 from tweezer.queue.drive import Driver
 from tweezer.queue.holding import Keeper
 from tweezer.queue.policy import Policy
@@ -58,12 +59,10 @@ class TicketWorker(Worker):
             functions=[func(ticket, name="ticket")],  # type: ignore[arg-type]
             queue_name=store.keys(Key.READY, device),
             redis_settings=redis_settings,
-            on_startup=self._start,
             on_shutdown=self._stop,
             burst=burst,
             handle_signals=handle_signals,
             job_completion_wait=max(1, round(policy.drain_s)),
-            poll_delay=0,
             max_jobs=lanes,
         )
         self.id = new_worker_id()
@@ -84,7 +83,7 @@ class TicketWorker(Worker):
 
     # -- start and stop -----------------------------------------------------------------------------
 
-    async def _start(self, context: dict[Any, Any]) -> None:
+    async def _start(self) -> None:
         structlog.contextvars.bind_contextvars(device=self.device)
         self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
@@ -97,7 +96,7 @@ class TicketWorker(Worker):
         ]
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
-    async def _stop(self, context: dict[Any, Any]) -> None:
+    async def _stop(self, ctx: dict[Any, Any]) -> None:
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
@@ -116,10 +115,10 @@ class TicketWorker(Worker):
         )
 
     async def _hear_cancels(self) -> None:
-        while True:
+        while not is_cancelled():
             try:
                 async with self.store.news.pool(self.device) as heard:
-                    while True:
+                    while not is_cancelled():
                         for message in await heard.next(timeout_s=None):
                             self._keeper.cancel(read_cancel(message))
             except Unavailable as error:
@@ -128,8 +127,19 @@ class TicketWorker(Worker):
 
     # -- taking tickets -------------------------------------------------------------------------------
 
+    async def main(self) -> None:
+        """arq's main, with the doorbell in place of its polling."""
+        self._pool = await create_pool(self.redis_settings, default_queue_name=self.queue_name)
+        self.ctx["redis"] = self._pool
+        await self._start()
+        while not is_cancelled() and not (self.burst and await self._is_done()):
+            await self._poll_iteration()
+
+    async def _is_done(self) -> bool:
+        return not self.tasks and await self.pool.zcard(self.queue_name) == 0
+
     async def _poll_iteration(self) -> None:
-        """What arq calls in a loop: takes tickets for free lanes, or waits until there is something to take."""
+        """Takes tickets for free lanes, or waits until there is something to take."""
         try:
             if self.allow_pick_jobs and self._free:
                 await self._take_or_wait()
@@ -171,8 +181,6 @@ class TicketWorker(Worker):
         task.add_done_callback(free)
 
     async def _work(self, grant: Grant, lane: Lane) -> None:
-        structlog.contextvars.bind_contextvars(
-            batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token
-        )
+        structlog.contextvars.bind_contextvars(batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token)
         end = await self._driver.drive(grant, lane)
         log.debug("ticket.ended", end=end.value)

@@ -1,0 +1,29 @@
+"""The chores: periodic duties, as cron jobs of an arq queue of their own, away from the lanes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from arq.cron import CronJob, cron
+
+from tweezer.queue.policy import Policy
+from tweezer.queue.upkeep import sweep
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+_NEWEST = "+"
+
+
+async def sweep_chore(context: dict[Any, Any]) -> None:
+    """Each second: deadlines of open batches, expired leases, due tickets, and whether Redis is full."""
+    store: Store = context["store"]
+    policy: Policy = context["policy"]
+    await sweep(store, policy)
+
+
+def cron_jobs() -> list[CronJob]:
+    """What is done when. Workers sweep too: without any worker, deadlines still pass."""
+    # arq's type wants *args, which a cron job is never given
+    return [cron(sweep_chore, name="sweep", second=set(range(60)), timeout=30, keep_result=0, max_tries=1)]  # type: ignore[arg-type]

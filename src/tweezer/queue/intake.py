@@ -1,0 +1,136 @@
+"""The door for applications that speak arq: plain messages become batches, through the producers' API.
+
+Functions of the intake queue: ``submit_batch``, ``add_jobs``, ``cancel_batch``. arq may deliver a message
+twice; the message's own id is the idempotency key, so the second delivery changes nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+import structlog
+from arq import Retry
+
+from tweezer.client import AsyncQueue
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.messages import Limits, Priority
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+TRIES = 20
+_BACKOFF = Backoff(base_s=1.0, cap_s=60.0)
+
+
+class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job of a message."""
+
+    runs: int | None = None
+    variables: dict[str, Any] = {}
+    seed: int | None = None
+    sequence: str | None = None
+
+
+class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of ``submit_batch``."""
+
+    jobs: list[IntakeJob]
+    sequence: str | None = None
+    device: str = "EMU_FREE"
+    project: str = "default"
+    priority: Priority = Priority.MEDIUM
+    open: bool = False
+    name: str | None = None
+    tags: list[str] = []
+    webhook: str | None = None
+    backend_configuration: str | None = None
+    limits: dict[str, float] = {}
+    not_before: datetime | None = None
+    idempotency_key: str | None = None
+
+
+class AddJobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of ``add_jobs``."""
+
+    batch_id: UUID
+    jobs: list[IntakeJob]
+    project: str = "default"
+
+
+class CancelBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The argument of ``cancel_batch``."""
+
+    batch_id: UUID
+    project: str = "default"
+
+
+def _read(message: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(message, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(kind.__name__, str(error)) from error
+
+
+def _queue(context: dict[Any, Any], project: str) -> AsyncQueue:
+    store: Store = context["store"]
+    return AsyncQueue(store, project)
+
+
+def _again(context: dict[Any, Any], error: TweezerError) -> Exception:
+    """Full and unavailable pass: the message waits. All else is the sender's fault, and final."""
+    if not error.retryable:
+        log.warning("intake.refused", message=context["job_id"], error=error.message)
+        return error
+    return Retry(defer=_BACKOFF.delay_s(context["job_try"]))
+
+
+async def submit_batch(context: dict[Any, Any], message: Any) -> str:
+    """Submits a batch; the result of the message is the batch's id."""
+    try:
+        wanted = _read(message, SubmitBatch)
+        batch = await _queue(context, wanted.project).submit(
+            wanted.sequence,
+            [msgspec.structs.asdict(job) for job in wanted.jobs],
+            device=wanted.device,
+            priority=wanted.priority,
+            open=wanted.open,
+            name=wanted.name,
+            tags=wanted.tags,
+            webhook=wanted.webhook,
+            backend_configuration=wanted.backend_configuration,
+            limits=_read(list({**msgspec.structs.asdict(Limits()), **wanted.limits}.values()), Limits),
+            not_before=wanted.not_before,
+            idempotency_key=wanted.idempotency_key or f"arq:{context['job_id']}",
+        )
+    except TweezerError as error:
+        raise _again(context, error) from error
+    return str(batch.id)
+
+
+async def add_jobs(context: dict[Any, Any], message: Any) -> int:
+    """Adds jobs to an open batch; the result of the message is the index of the first."""
+    try:
+        wanted = _read(message, AddJobs)
+        return (
+            await _queue(context, wanted.project)
+            .batch(wanted.batch_id)
+            .add_jobs([msgspec.structs.asdict(job) for job in wanted.jobs], idempotency_key=f"arq:{context['job_id']}")
+        )
+    except TweezerError as error:
+        raise _again(context, error) from error
+
+
+async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
+    """Cancels a batch; one that has ended already is left as it is."""
+    try:
+        wanted = _read(message, CancelBatch)
+        await _queue(context, wanted.project).batch(wanted.batch_id).cancel()
+    except TweezerError as error:
+        if error.code != "terminal":
+            raise _again(context, error) from error
