@@ -26,8 +26,8 @@ DEFAULT_CONFIG = "tweezer.toml"
 
 
 def _redis_url(url: str) -> str:
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    if urlsplit(url).scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
+        raise ValueError("must start with redis://, rediss://, unix:// or redis+sentinel://")
     return url
 
 
@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     )
 
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("redis://127.0.0.1:6379/0", repr=False)
-    """The Redis that holds live work; ``redis://``, ``rediss://`` or ``unix://``, with its credentials."""
+    """The Redis that holds live work, with its credentials: ``redis://``, ``rediss://``, ``unix://``, or
+    ``redis+sentinel://host:26379,host:26379/service/0`` to ask Sentinels for the primary."""
     namespace: str = Field("tweezer", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
     """First part of every key in Redis: two installations can share one server."""
     connect_timeout_s: float = Field(5.0, gt=0, le=60)
@@ -68,8 +69,8 @@ class Settings(BaseSettings):
     """Execution slots of a worker: emulator processes side by side, each on one core."""
     device: str = Field("EMU_FREE", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """The device that a worker serves."""
-    memory_limit_mb: int | None = Field(None, ge=64)
-    """Memory of one lane, in MiB; a job that needs more ends in ERROR. Unset: no limit."""
+    memory_limit_mb: int = Field(4096, ge=0)
+    """Memory of one lane, in MiB; a job that needs more ends in ERROR. 0: no limit."""
 
     retention_s: int = Field(7 * 86_400, ge=60)
     """How long a finished batch and its results stay in Redis."""

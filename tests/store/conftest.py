@@ -21,6 +21,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.scripts import StoreConfig
+from tweezer.store.server import RedisServer
 from tweezer.store.tickets import Grant, JobProgress, Settlement, Turn
 
 DEVICE = "EMU"
@@ -216,10 +217,8 @@ class Rig:
                 return False
 
 
-@pytest.fixture
-async def rig(redis_client: Redis) -> AsyncIterator[Rig]:
-    """A store with one device of one lane. Afterwards every key must have an owner or an expiry."""
-    rig = Rig(redis_client)
+async def _rigged(redis: Redis) -> AsyncIterator[Rig]:
+    rig = Rig(redis)
     await rig.announce()
     yield rig
     await rig.store.news.close()
@@ -227,7 +226,26 @@ async def rig(redis_client: Redis) -> AsyncIterator[Rig]:
 
 
 @pytest.fixture
+async def rig(redis_client: Redis) -> AsyncIterator[Rig]:
+    """A store with one device of one lane. Afterwards every key must have an owner or an expiry."""
+    async for rig in _rigged(redis_client):
+        yield rig
+
+
+@pytest.fixture
 async def two_lanes(rig: Rig) -> Rig:
     """The same with two lanes, so that a batch may have two tickets."""
     await rig.announce(lanes=2)
     return rig
+
+
+@pytest.fixture(
+    params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
+)
+async def real_rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """The same on real servers only, for what fakeredis does not have."""
+    server = cast(RedisServer, request.getfixturevalue(f"{request.param}_server"))
+    async with Redis.from_url(server.url) as client:
+        await client.flushall()
+        async for rig in _rigged(client):
+            yield rig

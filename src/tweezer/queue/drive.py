@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 
+import msgspec
 import structlog
 
 from tweezer.adapters.protocol import Lane
@@ -133,6 +134,9 @@ class Driver:
             )
         finally:
             holding.end(job.index)
+        if outcome.cause is FaultKind.TRANSIENT and outcome.retry_in_s == 0:
+            delay_s = self._policy.job_backoff.delay_s(max(job.attempt, 1))
+            outcome = msgspec.structs.replace(outcome, retry_in_s=delay_s)
         if outcome.kind is OutcomeKind.ERROR or outcome.kind is OutcomeKind.RETRY:
             log.warning(
                 "job.failed",
@@ -161,7 +165,7 @@ class Driver:
                 grant.ticket,
                 grant.token,
                 fault,
-                retry_in_s=self._policy.ticket_backoff.delay_s(1),
+                backoff=self._policy.ticket_backoff,
                 failures_max=self._policy.failures_max,
             ),
             self._policy.redis_backoff,

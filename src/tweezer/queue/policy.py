@@ -15,7 +15,9 @@ class Policy(msgspec.Struct, frozen=True):
     turn_s: a turn shorter than this doubles the jobs claimed at once, up to ``claim_max``; a longer one
     settles what is ready. failures_max: failures of a ticket's body in a row that end its batch.
     max_backlog: pending jobs of the device above which submits are refused (0: no limit). full_at:
-    fraction of Redis' maxmemory above which submits are refused.
+    fraction of Redis' maxmemory above which submits are refused. job_backoff: before a job is retried after a
+    transient failure, where its adapter does not say; ticket_backoff: after a failure of a ticket's body;
+    redis_backoff: while Redis does not answer.
     """
 
     lease_s: float = 15.0
@@ -27,5 +29,6 @@ class Policy(msgspec.Struct, frozen=True):
     failures_max: int = 10
     max_backlog: int = 1_000_000
     full_at: float = 0.8
+    job_backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
     ticket_backoff: Backoff = Backoff(base_s=0.5, cap_s=60.0)
     redis_backoff: Backoff = Backoff(base_s=0.1, cap_s=2.0)

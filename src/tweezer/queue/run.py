@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,11 +23,13 @@ from tweezer.queue.policy import Policy
 from tweezer.queue.wire import deserialize, serialize
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings
-from tweezer.store.connection import Connect, Store
+from tweezer.store.connection import SENTINEL_SCHEME, Connect, SentinelUrl, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 
 log = structlog.get_logger(__name__)
+
+_HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
 
 
 def open_store(settings: Settings) -> Store:
@@ -58,14 +62,33 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
+def arq_settings(settings: Settings) -> RedisSettings:
+    """The same Redis, as arq wants to be told."""
+    timeout_s = max(1, round(settings.connect_timeout_s))
+    if not settings.redis_url.startswith(f"{SENTINEL_SCHEME}://"):
+        found = RedisSettings.from_dsn(settings.redis_url)
+        found.conn_timeout = timeout_s
+        return found
+    place = SentinelUrl.parse(settings.redis_url)
+    return RedisSettings(
+        host=list(place.hosts),
+        database=place.database,
+        username=place.username,
+        password=place.password,
+        sentinel=True,
+        sentinel_master=place.service,
+        conn_timeout=timeout_s,
+    )
+
+
 def make_worker(
     settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
 ) -> TicketWorker:
     """The worker of a pool. Raises InvalidInput for a device that no adapter serves."""
-    options = LaneOptions(memory_limit_mb=settings.memory_limit_mb, soft_cancel_s=settings.soft_cancel_s)
+    options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
     return TicketWorker(
         open_store(settings),
-        RedisSettings.from_dsn(settings.redis_url),
+        arq_settings(settings),
         device,
         adapter_for(device, options),
         adapter_name=DEVICE_KINDS[device],
@@ -82,65 +105,83 @@ def run_worker(settings: Settings, *, device: str, lanes: int, version: str, bur
     _on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))
 
 
-def make_chores(settings: Settings, store: Store, *, handle_signals: bool = True) -> tuple[Worker, Worker]:
-    """The two workers of plain arq: the intake of messages, and the chores."""
-    context: dict[Any, Any] = {"store": store, "policy": policy_of(settings)}
-    redis_settings = RedisSettings.from_dsn(settings.redis_url)
-    intake_worker = Worker(
-        functions=[
-            func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]
-            for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch)
-        ],
-        queue_name=store.keys(Key.INTAKE),
-        redis_settings=redis_settings,
-        job_serializer=serialize,
-        job_deserializer=deserialize,
-        handle_signals=handle_signals,
-        job_completion_wait=max(1, round(settings.drain_s)),
-        poll_delay=0.1,
-        job_timeout=60,
-        ctx=dict(context),
-    )
-    chores_worker = Worker(
-        cron_jobs=cron_jobs(),
-        queue_name=store.keys(Key.CHORES),
-        redis_settings=redis_settings,
-        job_serializer=serialize,
-        job_deserializer=deserialize,
-        handle_signals=False,
-        ctx=context,
-    )
-    return intake_worker, chores_worker
-
-
 def run_chores(settings: Settings) -> None:
     """Takes in arq messages and does the chores until SIGTERM or SIGINT."""
     _on_a_loop(lambda: Chores(settings))
 
 
 class Chores:
-    """Intake and chores in one process, with the face of an arq worker."""
+    """Intake and chores in one process: two workers of plain arq, started again when Redis comes back.
+
+    A message or chore that is cut off by the end of the process is run again by arq; all of them may be.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._policy = policy_of(settings)
         self.store = open_store(settings)
-        self._intake, self._chores = make_chores(settings, self.store)
+        self._stopping = asyncio.Event()
 
     async def async_run(self) -> None:
-        """Ends when a signal ended the intake, or when one of the two failed."""
-        running = [asyncio.ensure_future(worker.async_run()) for worker in (self._intake, self._chores)]
+        """Ends with a signal."""
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signal_number, self._stopping.set)
+        failures = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                await self._work()
+            except (redis_errors.RedisError, OSError) as error:
+                failures = 1 if time.monotonic() - began > _HEALTHY_S else failures + 1
+                log.warning("redis.unavailable", while_doing="chores", tries=failures, error=str(error))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._policy.redis_backoff.delay_s(failures)):
+                        await self._stopping.wait()
+
+    async def close(self) -> None:
+        await self.store.close()
+        log.info("chores.stopped")
+
+    async def _work(self) -> None:
+        """Runs both workers until a signal comes or one of them fails; then ends both."""
+        workers = (self._intake_worker(), self._chores_worker())
+        running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        log.info("chores.started")
         try:
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            stopping.cancel()
+            for worker in workers:
+                with contextlib.suppress(redis_errors.RedisError, OSError):
+                    await worker.close()
+            await asyncio.wait(running, timeout=self._policy.drain_s)
 
-    async def close(self) -> None:
-        for worker in (self._intake, self._chores):
-            await worker.close()
-        await self.store.close()
+    def _intake_worker(self) -> Worker:
+        return Worker(
+            functions=[
+                func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
+                for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch)
+            ],
+            queue_name=self.store.keys(Key.INTAKE),
+            job_timeout=60,
+            poll_delay=0.1,
+            **self._common(),
+        )
+
+    def _chores_worker(self) -> Worker:
+        return Worker(cron_jobs=cron_jobs(), queue_name=self.store.keys(Key.CHORES), **self._common())
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "redis_settings": arq_settings(self._settings),
+            "job_serializer": serialize,
+            "job_deserializer": deserialize,
+            "handle_signals": False,
+            "ctx": {"store": self.store, "policy": self._policy},
+        }
 
 
 class _Process(Protocol):

@@ -135,9 +135,7 @@ class Commands:
     async def resume(self, batch_id: UUID, *, project: str | None) -> None:
         await self._command("resume_batch", batch_id, project)
 
-    async def cancel_jobs(
-        self, batch_id: UUID, indices: Sequence[int], *, project: str | None
-    ) -> list[CancelAnswer]:
+    async def cancel_jobs(self, batch_id: UUID, indices: Sequence[int], *, project: str | None) -> list[CancelAnswer]:
         """Cancels some jobs of a batch; one answer a job, in the order given."""
         reply = await self._scripts.call("cancel_jobs", str(batch_id), project or "", *indices)
         if reply[0] != b"ok":
@@ -157,9 +155,7 @@ class Commands:
     async def resume_device(self, device: str) -> None:
         await self._device_command("resume_device", device)
 
-    async def _command(
-        self, script: str, batch_id: UUID, project: str | None, *, over_is_fine: bool = False
-    ) -> None:
+    async def _command(self, script: str, batch_id: UUID, project: str | None, *, over_is_fine: bool = False) -> None:
         reply = await self._scripts.call(script, str(batch_id), project or "")
         if reply[0] != b"ok" and not (over_is_fine and reply[0] == b"over"):
             _refuse(reply[0], batch_id)

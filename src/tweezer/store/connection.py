@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.sentinel import Sentinel
 
 from tweezer.store.commands import Commands
 from tweezer.store.feed import EventStream, News
@@ -15,9 +17,44 @@ from tweezer.store.reader import Reader
 from tweezer.store.scripts import Scripts, StoreConfig
 from tweezer.store.tickets import Tickets
 
+SENTINEL_SCHEME = "redis+sentinel"
+
+
+class SentinelUrl(msgspec.Struct, frozen=True):
+    """Where Sentinels tell which Redis is the primary: ``redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]``.
+
+    The credentials are those of Redis.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    database: int = 0
+    username: str | None = None
+    password: str | None = None
+
+    @classmethod
+    def parse(cls, url: str) -> SentinelUrl:
+        """Raises ValueError, saying what is missing."""
+        parts = urlsplit(url)
+        credentials, _, places = parts.netloc.rpartition("@")
+        username, _, password = credentials.partition(":")
+        hosts = []
+        for place in places.split(","):
+            host, _, port = place.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"{place!r} is not host:port; write {SENTINEL_SCHEME}://host:26379,host:26379/service")
+            hosts.append((host, int(port)))
+        service, _, database = parts.path.strip("/").partition("/")
+        if not service or not (database or "0").isdecimal():
+            raise ValueError(f"names no service; write {SENTINEL_SCHEME}://host:26379/service, or …/service/0")
+        return cls(tuple(hosts), service, int(database or 0), unquote(username) or None, unquote(password) or None)
+
 
 class Connect(msgspec.Struct, frozen=True):
-    """How to reach Redis. ``connect_s`` and ``command_s`` bound each attempt."""
+    """How to reach Redis. ``url``: ``redis://``, ``rediss://``, ``unix://``, or that of a :class:`SentinelUrl`.
+
+    ``connect_s`` and ``command_s`` bound each attempt.
+    """
 
     url: str = "redis://127.0.0.1:6379/0"
     namespace: str = "tweezer"
@@ -43,14 +80,7 @@ class Store:
     @classmethod
     def open(cls, connect: Connect, config: StoreConfig | None = None) -> Store:
         """A store on connections of its own; nothing is sent until it is used."""
-        redis = Redis.from_url(
-            connect.url,
-            socket_connect_timeout=connect.connect_s,
-            socket_timeout=connect.command_s,
-            max_connections=connect.connections_max,
-            health_check_interval=30,
-        )
-        return cls(redis, namespace=connect.namespace, config=config)
+        return cls(_redis(connect), namespace=connect.namespace, config=config)
 
     async def close(self) -> None:
         await self.news.close()
@@ -63,3 +93,22 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _redis(connect: Connect) -> Redis:
+    limits: dict[str, Any] = {
+        "socket_connect_timeout": connect.connect_s,
+        "socket_timeout": connect.command_s,
+        "max_connections": connect.connections_max,
+        "health_check_interval": 30,
+    }
+    if not connect.url.startswith(f"{SENTINEL_SCHEME}://"):
+        plain: Redis = Redis.from_url(connect.url, **limits)
+        return plain
+    place = SentinelUrl.parse(connect.url)
+    asking = {name: limits[name] for name in ("socket_connect_timeout", "socket_timeout")}
+    sentinel = Sentinel(list(place.hosts), sentinel_kwargs=asking)
+    redis: Redis = sentinel.master_for(
+        place.service, db=place.database, username=place.username, password=place.password, **limits
+    )
+    return redis

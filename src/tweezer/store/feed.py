@@ -13,6 +13,7 @@ from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.events import Event, read_events
+from tweezer.model.tasks import is_cancelled
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translated
 from tweezer.store.tickets import CancelRequest
@@ -75,7 +76,7 @@ class News:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
             self._reader = None
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
 
     @contextlib.asynccontextmanager
     async def _listen(self, channel: str) -> AsyncIterator[Heard]:
@@ -100,7 +101,7 @@ class News:
 
     async def _read(self) -> None:
         failures = 0
-        while True:
+        while not is_cancelled():
             try:
                 message = await self._pubsub.get_message(timeout=_READ_S)
                 failures = 0

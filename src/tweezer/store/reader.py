@@ -126,7 +126,7 @@ class Reader:
             return {}
 
     async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
-        pipeline = self._redis.pipeline(transaction=True)
+        pipeline = self._redis.pipeline(transaction=False)  # Redis refuses to queue a MULTI above its maxmemory
         for column in columns:
             pipeline.hmget(self._keys(column, batch_id), list(indices))
         return cast(list[list[bytes | None]], await self._ask(pipeline.execute()))

@@ -85,7 +85,8 @@ def _generated(config: StoreConfig) -> str:
             f"local VERSION, EVENTS_KEPT = '{RECORD_VERSION}', '{config.events_kept}'",
             f"local RETENTION, IDEMPOTENCY = '{_ms(config.retention_s)}', '{_ms(config.idempotency_s)}'",
             f"local QUANTUM, PENALTY = {_ms(config.quantum_s)}, {{ {penalties} }}",
-            f"local CRASH_MAX, LOST_MAX, LOST_FAULT = {CRASHES_MAX}, {LOST_MAX}, [==[{encode_fault(_LOST).decode()}]==]",
+            f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}",
+            f"local LOST_FAULT = [==[{encode_fault(_LOST).decode()}]==]",
         )
     )
 

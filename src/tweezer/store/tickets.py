@@ -7,6 +7,7 @@ not raised.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -16,7 +17,8 @@ import msgspec
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from tweezer.model.errors import FaultKind
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import FaultKind, TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import (
     BatchDoc,
@@ -194,15 +196,17 @@ class Tickets:
 
     async def drain(self, ticket: TicketRef, token: str) -> bool:
         """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""
-        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, "")
+        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, 0, "")
         return bool(reply[0] != b"stale")
 
     async def release(
-        self, ticket: TicketRef, token: str, fault: Fault, *, retry_in_s: float, failures_max: int
+        self, ticket: TicketRef, token: str, fault: Fault, *, backoff: Backoff, failures_max: int
     ) -> bool:
-        """Gives the ticket back after a failure of its body. True when the batch ended in ERROR by it."""
+        """Gives the ticket back after a failure of its body, to be tried again after the backoff for the
+        failures in a row. True when the batch ended in ERROR by it."""
+        delays = (round(backoff.base_s * 1000), round(backoff.cap_s * 1000))
         reply = await self._scripts.call(
-            "release", str(ticket), token, "fail", round(retry_in_s * 1000), failures_max, encode_fault(fault)
+            "release", str(ticket), token, "fail", failures_max, *delays, encode_fault(fault)
         )
         return bool(reply[0] == b"doomed")
 
@@ -216,9 +220,7 @@ class Tickets:
     ) -> str:
         """Says that the worker lives; a ``ttl_s`` of 0 is goodbye. Returns why the device is paused, or ''."""
         pairs = [part for row in (about_device, about_worker) for pair in row.items() for part in pair]
-        reply = await self._scripts.call(
-            "heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs
-        )
+        reply = await self._scripts.call("heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs)
         return str(reply[1].decode())
 
     async def sweep(self, *, most: int = 100) -> tuple[int, int, int]:
@@ -258,10 +260,11 @@ class Doorbell:
     async def wait(self, timeout_s: float) -> bool:
         """True when it rang; False after ``timeout_s``. Raises Unavailable."""
         try:
-            return await self._redis.blpop([self._name], timeout=max(timeout_s, 0.01)) is not None
+            return await self._redis.execute_command("BLPOP", self._name, max(timeout_s, 0.01)) is not None
         except asyncio.CancelledError:
             await self.close()
-            await self._scripts.call("ring", self._device)
+            with contextlib.suppress(TweezerError):
+                await self._scripts.call("ring", self._device)
             raise
         except redis_errors.RedisError as error:
             raise translated(error) from error
@@ -269,5 +272,5 @@ class Doorbell:
     async def close(self) -> None:
         connection = self._redis.connection
         if connection is not None:
-            await connection.disconnect()
+            await connection.disconnect(nowait=True)
         await self._redis.aclose()

@@ -13,7 +13,7 @@ local reply = { 'ok' }
 for at = 3, #ARGV do
   local index, word = ARGV[at], 'canceled'
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
-  if tonumber(index) >= b.jobs then
+  if tonumber(index) < 0 or tonumber(index) >= b.jobs then
     word = 'unknown'
   elseif JOB_OVER[st[S.status]] then
     word = 'over'

@@ -5,6 +5,7 @@
 -- Returns {'ok'} | {'unknown'}
 -- Events  none
 
+exempt_from_maxmemory()
 local device = key(KEY.device, ARGV[1])
 if redis.call('EXISTS', device) == 0 then return { 'unknown' } end
 redis.call('HSET', device, 'paused', ARGV[2], 'paused_at', int(NOW))

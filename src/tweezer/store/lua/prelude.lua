@@ -10,6 +10,9 @@ local clock = redis.call('TIME')
 local NOW_US = clock[1] .. string.format('%06d', tonumber(clock[2]))
 local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
+local LEAVE_ALONE = 5000 -- before a batch of an unknown version is looked at again
+local HELD_MAX = 1000 -- jobs that a ticket holds: unpack fails near 8,000
+
 local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
 local function int(number) return string.format('%.0f', number) end
 
@@ -207,14 +210,19 @@ end
 
 local function waiting(b) return b.jobs - b.cursor + b.back end
 
--- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings.
+-- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings. A ticket that
+-- is parked until a job may be retried has jobs to run now; one that waits after a failure stays.
 local function issue_tickets(b)
+  local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
   local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 0)
   local want = math.min(waiting(b) + b.delayed, math.max(lanes, 1))
   if b.exclusive == 1 then want = math.min(want, 1) end
   for n = 0, want - 1 do
-    if n >= b.slots or redis.call('HEXISTS', key(KEY.batch, b.id), 't:' .. int(n)) == 0 then
-      queue_ticket(b, { n = int(n), name = ticket_name(b, int(n)) }, b.not_before)
+    local t = { n = int(n), name = ticket_name(b, int(n)) }
+    if n >= b.slots or redis.call('HEXISTS', key(KEY.batch, b.id), 't:' .. t.n) == 0 then
+      queue_ticket(b, t, b.not_before)
+    elseif retries_only and redis.call('ZREM', key(KEY.due, b.device), t.name) == 1 then
+      queue_ticket(b, t)
     end
   end
   b.slots = math.max(b.slots, want)
@@ -339,10 +347,11 @@ end
 
 ------------------------------------------------------------------------------------- taking jobs back
 
--- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', or 'drain'.
+-- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', 'drain', or 'stop', which
+-- leaves it the jobs that run.
 local function take_back(b, t, why)
   local held = key(KEY.held, b.id, t.n)
-  local indices = redis.call('SMEMBERS', held)
+  local indices, kept = redis.call('SMEMBERS', held), {}
   redis.call('DEL', held)
   if #indices == 0 then return end
   table.sort(indices, function(x, y) return tonumber(x) < tonumber(y) end)
@@ -355,6 +364,8 @@ local function take_back(b, t, why)
     local st = read_state(raw[i])
     if st[S.status] == 'P' then
       back[#back + 1] = index
+    elseif st[S.status] == 'R' and why == 'stop' then
+      kept[#kept + 1] = index
     elseif st[S.status] == 'R' then
       local lost = number_of(st, S.lost) + (why == 'lost' and 1 or 0)
       if why == 'lost' then st[S.lost] = int(lost) end
@@ -371,20 +382,24 @@ local function take_back(b, t, why)
       write_state(b, index, st)
     end
   end
+  each_thousand('SADD', held, kept)
   if #back > 0 then come_back(b, back) end
 end
 
--- Queues a ticket again if its batch still has something for it, else retires it.
+-- Queues a ticket again if its batch still has something for it, else retires it. Answers what it did:
+-- 'yield' (ready again), 'parked' (until a retry is due) or 'retired'.
 local function requeue_or_retire(b, t, due)
-  if not is_over(b) and b.status ~= 'S' and waiting(b) + b.delayed > 0 then
-    if waiting(b) == 0 then
-      local next = redis.call('ZRANGE', key(KEY.delay, b.id), 0, 0, 'WITHSCORES')
-      due = math.max(due or 0, tonumber(next[2] or 0))
-    end
-    requeue_ticket(b, t, due)
-  else
+  if is_over(b) or b.status == 'S' or waiting(b) + b.delayed == 0 then
     retire(b, t)
+    return 'retired'
   end
+  local word = 'yield'
+  if waiting(b) == 0 then
+    local next = redis.call('ZRANGE', key(KEY.delay, b.id), 0, 0, 'WITHSCORES')
+    due, word = math.max(due or 0, tonumber(next[2] or 0)), 'parked'
+  end
+  requeue_ticket(b, t, due)
+  return word
 end
 
 local function reclaim_expired(device, limit)
@@ -392,9 +407,11 @@ local function reclaim_expired(device, limit)
   local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', int(NOW), 'LIMIT', 0, limit)
   for _, name in ipairs(expired) do
     local id, n = split_ticket(name)
-    local b = load_batch(id)
+    local b, problem = load_batch(id)
     local t = b and read_ticket(b, n)
-    if not t then
+    if problem == 'version' then
+      redis.call('ZADD', leases, int(NOW + LEAVE_ALONE), name)
+    elseif not t then
       redis.call('ZREM', leases, name)
       redis.call('DEL', key(KEY.held, id, n))
     else
@@ -413,8 +430,12 @@ local function ready_due(device, limit)
   for _, name in ipairs(names) do
     redis.call('ZREM', due, name)
     local id, n = split_ticket(name)
-    local b = load_batch(id)
-    if b then queue_ticket(b, { n = n, name = name }) end
+    local b, problem = load_batch(id)
+    if b then
+      queue_ticket(b, { n = n, name = name })
+    elseif problem == 'version' then
+      redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
+    end
   end
   return #names
 end
@@ -433,10 +454,11 @@ local function is_paused(device) return redis.call('HEXISTS', key(KEY.device, de
 
 ------------------------------------------------------------------------------------------------ claims
 
--- Hands up to k jobs to a ticket, into its held set: first what came back, then what is new. A job that
--- was attempted before goes alone, so that poison takes no neighbour down.
-local function claim(b, t, k)
-  if is_over(b) or b.status == 'S' then return 0 end
+-- Hands jobs to a ticket that holds some already, until it holds its share, at most `most`: first what
+-- came back, then what is new. A job that was attempted before goes alone, so that poison takes no
+-- neighbour down. A token runs a job once, so that a repeated settle is never taken for a second attempt.
+local function claim(b, t, most, held)
+  if is_over(b) or b.status == 'S' then return end
   local states, taken = key(KEY.state, b.id), {}
   if b.delayed > 0 then
     local delay = key(KEY.delay, b.id)
@@ -448,15 +470,17 @@ local function claim(b, t, k)
     end
   end
   local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 1)
-  k = math.max(1, math.min(k, math.ceil(waiting(b) / (2 * math.max(lanes, 1)))))
+  local share = math.max(1, math.ceil((waiting(b) + held) / (2 * math.max(lanes, 1))))
+  local k = math.min(most, share) - held
   local alone = false
   local list = key(KEY.back, b.id)
   while b.back > 0 and #taken < k and not alone do
     local index = redis.call('LINDEX', list, 0)
     if not index then b.back = 0; break end
     local st = read_state(redis.call('HGET', states, index))
+    if st[S.status] == 'P' and st[S.token] == t.token then break end
     alone = number_of(st, S.attempt) > 0 and st[S.status] == 'P'
-    if alone and #taken > 0 then break end
+    if alone and held + #taken > 0 then break end
     redis.call('LPOP', list)
     b.back = b.back - 1
     if st[S.status] == 'P' then taken[#taken + 1] = index end
@@ -472,8 +496,7 @@ local function claim(b, t, k)
     end
     b.cursor = b.cursor + #page
   end
-  if #taken > 0 then redis.call('SADD', key(KEY.held, b.id, t.n), unpack(taken)) end
-  return #taken
+  each_thousand('SADD', key(KEY.held, b.id, t.n), taken)
 end
 
 -- The held set for its holder: { index, attempt, '1' if its cancel is requested, spec, … }, by index.

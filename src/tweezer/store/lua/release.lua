@@ -2,8 +2,9 @@
 -- After too many failures in a row the batch ends in ERROR.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] 'drain'|'fail'   [4] delay before it is ready again (ms)
---     [5] most failures in a row   [6] Fault (JSON)
+-- ARGV[1] ticket   [2] token   [3] 'drain'|'fail'   [4] most failures in a row
+--     [5] delay after the first failure (ms), doubled with each further one   [6] longest delay (ms)
+--     [7] Fault (JSON)
 -- Returns {'ok'} | {'doomed'} | {'stale'}
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
@@ -14,14 +15,15 @@ local b = load_batch(id)
 local t = b and read_ticket(b, n)
 if not t or t.token ~= ARGV[2] then return { 'stale' } end
 take_back(b, t, ARGV[3])
-local word, wait = 'ok', tonumber(ARGV[4])
+local word, due = 'ok', nil
 if ARGV[3] == 'fail' then
   b.failures = b.failures + 1
-  if b.failures >= tonumber(ARGV[5]) then
-    doom(b, ARGV[6])
+  due = NOW + math.min(tonumber(ARGV[5]) * 2 ^ (b.failures - 1), tonumber(ARGV[6]))
+  if b.failures >= tonumber(ARGV[4]) then
+    doom(b, ARGV[7])
     word = 'doomed'
   end
 end
-requeue_or_retire(b, t, wait > 0 and NOW + wait or nil)
+requeue_or_retire(b, t, due)
 finish(b)
 return { word }

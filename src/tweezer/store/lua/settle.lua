@@ -13,7 +13,7 @@
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
-local token, lease, most = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local token, lease, most = ARGV[2], tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), HELD_MAX)
 local b = load_batch(id)
 local t = b and read_ticket(b, n)
 local mine = t and t.token == token
@@ -93,31 +93,21 @@ local function should_yield()
   return tonumber(best[2]) < again
 end
 
-local left = next(held) ~= nil
-local stop = most == 0 or b.status == 'S' or is_paused(b.device)
-if stop and left then
-  take_back(b, t, 'drain')
-  left = false
-end
-local word, jobs = 'jobs', {}
-if not left and waiting(b) > 0 and (stop or should_yield()) and b.status ~= 'S' then
-  word = 'yield'
-  requeue_ticket(b, t)
+local stop = most == 0 or b.status == 'S' or is_paused(b.device) or should_yield()
+if stop then
+  take_back(b, t, most == 0 and 'drain' or 'stop')
 else
-  if not stop then
-    local count = 0
-    for _ in pairs(held) do count = count + 1 end
-    if count < most then claim(b, t, most - count) end
-    jobs = held_jobs(b, t)
-  end
-  if #jobs > 0 then
-    if t.used >= QUANTUM then settle_service(b, t); charge(b, (rank(b)), QUANTUM); t.used = 0 end
-    write_ticket(b, t)
-    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
-  else
-    word = b.delayed > 0 and b.status ~= 'S' and 'parked' or 'retired'
-    requeue_or_retire(b, t)
-  end
+  local count = 0
+  for _ in pairs(held) do count = count + 1 end
+  claim(b, t, most, count)
+end
+local word, jobs = 'jobs', held_jobs(b, t)
+if #jobs > 0 then
+  if t.used >= QUANTUM then settle_service(b, t); charge(b, (rank(b)), QUANTUM); t.used = 0 end
+  write_ticket(b, t)
+  redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
+else
+  word = requeue_or_retire(b, t)
 end
 finish(b)
 return { word, refused, jobs }

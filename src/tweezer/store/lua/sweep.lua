@@ -11,7 +11,8 @@ local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
 local idle = key(KEY.idle)
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', int(NOW), 'LIMIT', 0, most)) do
   redis.call('ZREM', idle, id)
-  local b = load_batch(id)
+  local b, problem = load_batch(id)
+  if problem == 'version' then redis.call('ZADD', idle, int(NOW + LEAVE_ALONE), id) end
   if b and b.open == 1 and b.pending == 0 and b.running == 0 and (b.status == 'P' or b.status == 'R') then
     b.open, b.fate = 0, 'T'
     finish(b)

@@ -37,7 +37,7 @@ local function open_ticket(name, score, lane)
   redis.call('ZREM', ready, name)
   local b, problem = load_batch(id)
   if problem == 'version' then
-    redis.call('ZADD', due, int(NOW + 5000), name)
+    redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
     left_alone[#left_alone + 1] = name
     return nil
   end
@@ -50,7 +50,7 @@ local function open_ticket(name, score, lane)
   b.token = math.max(b.token + 1, tonumber(NOW_US))
   t.token, t.lane = int(b.token), lane
   local grant
-  claim(b, t, 1)
+  claim(b, t, 1, 0)
   local jobs = held_jobs(b, t)
   if #jobs == 0 then
     requeue_or_retire(b, t)

@@ -1,0 +1,163 @@
+"""The stream of events, the news, and the doorbell."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Doorbell
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+
+async def test_an_entry_holds_all_events_of_one_call(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.run(await rig.take())
+    entries = await rig.store.events.read()
+    assert [len(entry.events) for entry in entries] == [1, 2, 2, 2]
+    assert [event.sequence for entry in entries for event in entry.events] == list(range(1, 8))
+    assert {event.batch_id for entry in entries for event in entry.events} == {batch_id}
+
+
+async def test_the_first_event_says_how_many_jobs_there_were(rig: Rig) -> None:
+    batch_id = await rig.submit(42, open=True)
+    (created,) = await rig.events(batch_id)
+    assert (created.type, created.jobs, created.status) == ("batch.created", 42, BatchStatus.PENDING)
+    await rig.commands.add_jobs(batch_id, [JobSpec()] * 3, project="a")
+    assert len(await rig.events(batch_id)) == 1
+
+
+async def test_reading_goes_on_after_a_position(rig: Rig) -> None:
+    await rig.submit(2)
+    await rig.run(await rig.take())
+    entries = await rig.store.events.read()
+    paged = []
+    position = "0-0"
+    while page := await rig.store.events.read(position, most=1):
+        paged += page
+        position = page[-1].id
+    assert paged == entries
+
+
+async def test_sequence_numbers_count_up_within_each_batch(two_lanes: Rig) -> None:
+    rig = two_lanes
+    batches = [await rig.submit(4, project=project) for project in "ab"]
+    while grants := await rig.grants(2):
+        for grant in grants:
+            await rig.settle(grant, {job.index: OutcomeKind.DONE for job in grant.jobs}, want=0)
+    for batch_id in batches:
+        events = await rig.events(batch_id)
+        assert [event.sequence for event in events] == list(range(1, 1 + 1 + 1 + 8 + 1))
+        assert (await rig.batch(batch_id)).sequence_number == len(events)
+        assert len({event.id for event in events}) == len(events)
+
+
+async def test_news_of_a_batch_are_the_words_of_its_events(rig: Rig) -> None:
+    batch_id, other = await rig.submit(1), await rig.submit(1, project="b")
+    async with rig.store.news.batch(batch_id) as heard:
+        await heard.next(5)
+        await rig.commands.cancel(other, project="b")
+        grant = await rig.take()
+        await rig.settle(grant, {0: OutcomeKind.DONE})
+        messages: list[bytes] = []
+        while len(messages) < 2:
+            messages += await heard.next(5)
+    assert messages == [b"PR 0PR", b"0RD RD"]
+
+
+async def test_a_listener_is_told_that_it_may_have_missed_something(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    async with rig.store.news.batch(batch_id) as heard:
+        assert await heard.next(5) == []
+        assert await heard.next(0.01) == []
+
+
+async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    async with rig.store.news.batch(batch_id) as staying:
+        await staying.next(5)
+        async with rig.store.news.batch(batch_id) as leaving:
+            await leaving.next(5)
+        await staying.next(0.01)
+        await rig.commands.cancel_jobs(batch_id, [0], project="a")
+        assert await staying.next(5) == [b"0PC"]
+
+
+async def test_trimming_drops_what_is_older_than_the_position(rig: Rig) -> None:
+    for _ in range(4):
+        await rig.submit(0)
+    entries = await rig.store.events.read()
+    assert await rig.tickets.trim(entries[2].id) == 2
+    assert await rig.store.events.read() == entries[2:]
+
+
+async def test_trimming_a_stream_that_is_not_there_drops_nothing(rig: Rig) -> None:
+    assert await rig.tickets.trim("9999999999999-0") == 0
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1, 2])
+async def test_trimming_waits_for_the_oldest_unacknowledged_entry(rig: Rig, acknowledged: int) -> None:
+    for _ in range(4):
+        await rig.submit(0)
+    stream = rig.keys(Key.EVENTS)
+    entries = await rig.store.events.read()
+    await rig.redis.xgroup_create(stream, "couriers", id="0")
+    await rig.redis.xreadgroup("couriers", "c", {stream: ">"}, count=2)
+    for entry in entries[:acknowledged]:
+        await rig.redis.xack(stream, "couriers", entry.id)
+    await rig.tickets.trim(entries[3].id)
+    kept = [entry.id for entry in await rig.store.events.read()]
+    assert kept == [entry.id for entry in entries[min(acknowledged, 1) :]]
+
+
+async def test_the_doorbell_wakes_a_waiting_worker(rig: Rig) -> None:
+    bell = Doorbell(rig.store.scripts, "EMU")
+    waiting = asyncio.create_task(bell.wait(20))
+    batch_id = await rig.submit(1)
+    assert await waiting is True
+    assert (await rig.take()).batch_id == batch_id
+    assert await rig.bell() == 0
+    await bell.close()
+
+
+async def test_the_wait_for_the_doorbell_ends_after_its_time(rig: Rig) -> None:
+    bell = Doorbell(rig.store.scripts, "EMU")
+    assert await bell.wait(0.01) is False
+    await bell.close()
+
+
+async def test_a_cancelled_wait_rings_the_bell_again(real_rig: Rig) -> None:
+    """Not on fakeredis: there a dropped BLPOP goes on waiting, and takes what it rings."""
+    rig = real_rig
+    bell = Doorbell(rig.store.scripts, "EMU")
+    assert await bell.wait(0.01) is False  # it is connected
+    waiting = asyncio.create_task(bell.wait(20))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await rig.bell() == 1
+    assert await bell.wait(5) is True
+    await bell.close()
+
+
+async def test_every_transition_replayed_from_the_stream_gives_the_statuses(two_lanes: Rig) -> None:
+    rig = two_lanes
+    batch_id = await rig.submit(12)
+    first, second = await rig.grants(2)
+    await rig.settle(first, {0: OutcomeKind.DONE}, want=3)
+    await rig.settle(second, {1: rig.outcome(OutcomeKind.RETRY)})
+    await rig.tickets.drain(first.ticket, first.token)
+    await rig.commands.cancel(batch_id, project="a")
+    replayed: dict[int | None, JobStatus | BatchStatus] = dict.fromkeys(range(12), JobStatus.PENDING)
+    for event in await rig.events(batch_id):
+        assert replayed.get(event.index) == event.previous
+        replayed[event.index] = event.status
+    assert replayed.pop(None) is (await rig.batch(batch_id)).status
+    assert list(replayed.values()) == await rig.statuses(batch_id)

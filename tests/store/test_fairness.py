@@ -1,0 +1,113 @@
+"""Who is next: fair shares between projects, priorities, ageing, and turns that end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from tweezer.model.messages import OutcomeKind, Priority
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+
+async def serve(rig: Rig, *, used_s: float) -> UUID:
+    """Takes the next ticket and runs one job of it for so long; the batch that had the turn."""
+    grant = await rig.take()
+    await rig.settle(grant, {job.index: OutcomeKind.DONE for job in grant.jobs}, want=0, used_s=used_s)
+    return grant.batch_id
+
+
+async def test_two_projects_take_turns(rig: Rig) -> None:
+    ours, theirs = await rig.submit(20, project="ours"), await rig.submit(20, project="theirs")
+    turns = [await serve(rig, used_s=1.0) for _ in range(12)]
+    assert abs(turns.count(ours) - turns.count(theirs)) <= 1
+    assert all(len(set(turns[at : at + 3])) == 2 for at in range(10))
+
+
+async def test_a_project_gets_its_share_of_time_not_of_turns(rig: Rig) -> None:
+    slow, quick = await rig.submit(40, project="slow"), await rig.submit(40, project="quick")
+    used = {slow: 0.0, quick: 0.0}
+    for _ in range(24):
+        grant = await rig.take()
+        took = 4.0 if grant.batch_id == slow else 1.0
+        used[grant.batch_id] += took
+        await rig.settle(grant, {grant.jobs[0].index: OutcomeKind.DONE}, want=0, used_s=took)
+    assert abs(used[slow] - used[quick]) <= 6.0
+
+
+async def test_a_project_that_was_away_does_not_save_up_its_share(rig: Rig) -> None:
+    await rig.submit(40, project="busy")
+    for _ in range(20):
+        await serve(rig, used_s=1.0)
+    late = await rig.submit(40, project="late")
+    turns = [await serve(rig, used_s=1.0) for _ in range(10)]
+    assert 4 <= turns.count(late) <= 6
+
+
+async def test_a_higher_priority_goes_first(rig: Rig) -> None:
+    low = await rig.submit(1, project="a", priority=Priority.LOW)
+    medium = await rig.submit(1, project="b", priority=Priority.MEDIUM)
+    high = await rig.submit(1, project="c", priority=Priority.HIGH)
+    assert await rig.run_all() == [high, medium, low]
+
+
+async def test_age_beats_priority_in_the_end(rig: Rig) -> None:
+    """LOW stands 600 s of service behind HIGH; after that much it is its turn."""
+    low = await rig.submit(1, project="patient", priority=Priority.LOW)
+    served = []
+    for _ in range(14):
+        await rig.submit(1, project="pushing", priority=Priority.HIGH)
+        served.append(await serve(rig, used_s=60.0))
+    assert low in served
+    assert served.index(low) >= 9
+
+
+async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: Rig) -> None:
+    ours = await rig.submit(10, project="ours")
+    grant = await rig.take()
+    theirs = await rig.submit(1, project="theirs")
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=0.6)
+    assert turn.next is Next.JOBS
+    turn = await rig.settle(grant, {turn.jobs[0].index: OutcomeKind.DONE}, used_s=0.6)
+    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert await serve(rig, used_s=0.1) == theirs
+    assert await serve(rig, used_s=0.1) == ours
+
+
+async def test_a_turn_goes_on_when_nobody_waits(rig: Rig) -> None:
+    await rig.submit(5)
+    grant = await rig.take()
+    for index in range(4):
+        turn = await rig.settle(grant, {index: OutcomeKind.DONE}, used_s=5.0)
+        assert [job.index for job in turn.jobs] == [index + 1]
+
+
+async def test_jobs_that_were_claimed_ahead_do_not_prolong_a_turn(rig: Rig) -> None:
+    batch_id = await rig.submit(40, project="ours")
+    grant = await rig.take()
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=10)
+    assert len(turn.jobs) == 10
+    theirs = await rig.submit(1, project="theirs")
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=10, used_s=2.0)
+    assert turn.next is Next.YIELD
+    assert await rig.members(Key.HELD, batch_id, 0) == set()
+    assert await serve(rig, used_s=0.1) == theirs
+
+
+async def test_an_exclusive_device_is_not_yielded(rig: Rig) -> None:
+    await rig.announce("QPU", worker="q", exclusive=1)
+    await rig.submit(3, project="ours", device="QPU")
+    grant = await rig.take(device="QPU")
+    await rig.submit(1, project="theirs", device="QPU")
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=100.0)
+    assert [job.index for job in turn.jobs] == [1]
+
+
+async def test_devices_have_queues_of_their_own(rig: Rig) -> None:
+    await rig.announce("OTHER", worker="o")
+    here, there = await rig.submit(1), await rig.submit(1, device="OTHER")
+    assert await rig.run_all() == [here]
+    assert await rig.run_all(device="OTHER") == [there]

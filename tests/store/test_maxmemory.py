@@ -1,0 +1,101 @@
+"""Redis at its memory limit: new work is refused, what is under way ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tweezer.model.errors import QueueFull
+from tweezer.model.ids import new_batch_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
+from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
+from tweezer.store.tickets import JobProgress
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+DONE, PENDING, RUNNING, CANCELED = JobStatus.DONE, JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELED
+
+
+@pytest.fixture
+async def rig(real_rig: Rig) -> AsyncIterator[Rig]:
+    """A rig whose server gets its memory limit back."""
+    yield real_rig
+    await real_rig.redis.config_set("maxmemory", 0)
+
+
+async def fill(rig: Rig) -> None:
+    """From now on Redis is over its limit."""
+    await rig.redis.config_set("maxmemory", 1)
+
+
+async def test_a_submit_is_refused_as_full_and_nothing_is_written(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    before = await rig.snapshot()
+    await fill(rig)
+    with pytest.raises(QueueFull, match="maxmemory"):
+        await rig.submit(1, idempotency_key="k")
+    with pytest.raises(QueueFull, match="maxmemory"):
+        await rig.commands.add_jobs(batch_id, [JobSpec()] * 5, project="a")
+    assert await rig.snapshot() == before
+
+
+async def test_running_work_ends_and_its_ticket_retires(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    await fill(rig)
+    grant = await rig.take()
+    assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.5)) == frozenset()
+    await rig.run(grant)
+    batch = await rig.batch(batch_id)
+    assert (batch.status, batch.counts[DONE]) == (BatchStatus.DONE, 3)
+    assert len(await rig.reader.results(batch_id, range(3))) == 3
+
+
+async def test_a_cancel_is_taken(rig: Rig) -> None:
+    batch_id = await rig.submit(100)
+    grant = await rig.take()
+    await fill(rig)
+    await rig.commands.cancel_jobs(batch_id, [99], project="a")
+    await rig.commands.cancel(batch_id, project="a")
+    assert await rig.renew(grant) == {0}
+    await rig.settle(grant, {0: OutcomeKind.CANCELED})
+    assert (await rig.batch(batch_id)).counts[CANCELED] == 100
+
+
+async def test_a_lost_ticket_is_reclaimed(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await rig.lapse(grant)
+    await fill(rig)
+    assert await rig.tickets.sweep() == (0, 1, 0)
+    assert await rig.statuses(batch_id) == [PENDING, PENDING]
+    again = await rig.take()
+    await rig.tickets.drain(again.ticket, again.token)
+    assert await rig.run_all() == [batch_id]
+
+
+async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await fill(rig)
+    await rig.commands.pause(batch_id, project="a")
+    await rig.commands.resume(batch_id, project="a")
+    await rig.announce(lanes=2)
+    await rig.commands.pause_device("EMU", "maintenance")
+    await rig.commands.resume_device("EMU")
+    await rig.run_all()
+    await rig.commands.close(batch_id, project="a")
+    await rig.commands.forget(batch_id, project="a")
+    assert await rig.redis.keys(f"*{batch_id}*") == []
+
+
+async def test_a_scheduled_batch_that_is_there_starts(rig: Rig) -> None:
+    doc = BatchDoc(device="EMU", sequence="{}")
+    later = datetime(2999, 1, 1, tzinfo=UTC)
+    batch_id = await rig.commands.submit(new_batch_id(), "a", doc, [JobSpec()], not_before=later)
+    await rig.make_due(batch_id)
+    await fill(rig)
+    assert await rig.tickets.sweep() == (0, 0, 1)
+    assert await rig.run_all() == [batch_id]

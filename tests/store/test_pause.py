@@ -1,0 +1,153 @@
+"""Pause and resume, of a batch and of a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
+from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.store.keys import Key
+from tweezer.store.tickets import JobProgress, Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+DONE, PENDING, RUNNING = JobStatus.DONE, JobStatus.PENDING, JobStatus.RUNNING
+
+
+async def test_a_paused_batch_is_not_handed_out(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.commands.pause(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.PAUSED
+    assert await rig.grants() == []
+    await rig.commands.resume(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_pausing_twice_and_resuming_twice_is_told_once(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    for _ in range(2):
+        await rig.commands.pause(batch_id, project="a")
+    for _ in range(2):
+        await rig.commands.resume(batch_id, project="a")
+    assert await rig.told(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
+
+
+async def test_what_runs_when_its_batch_is_paused_finishes(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    grant = await rig.take()
+    await rig.commands.pause(batch_id, project="a")
+    assert await rig.renew(grant) == frozenset()
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
+    assert (turn.next, turn.refused, turn.jobs) == (Next.RETIRED, 0, [])
+    assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
+    assert (await rig.batch(batch_id)).status is BatchStatus.PAUSED
+
+
+@pytest.mark.parametrize("what", ["batch", "device"])
+async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: Rig, what: str) -> None:
+    batch_id = await rig.submit(10)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
+    await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
+    if what == "batch":
+        await rig.commands.pause(batch_id, project="a")
+    else:
+        await rig.commands.pause_device("EMU", "maintenance")
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
+    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [2])
+    assert await rig.statuses(batch_id) == [DONE, DONE, RUNNING] + [PENDING] * 7
+    turn = await rig.settle(grant, {2: OutcomeKind.DONE}, want=3)
+    assert (turn.next, turn.refused) == (Next.RETIRED if what == "batch" else Next.YIELD, 0)
+
+
+async def test_jobs_added_to_a_paused_batch_wait_for_its_resume(rig: Rig) -> None:
+    batch_id = await rig.submit(0, open=True)
+    await rig.commands.pause(batch_id, project="a")
+    await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
+    assert await rig.grants() == []
+    await rig.commands.resume(batch_id, project="a")
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_paused_batch_ends_when_its_last_job_does(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.commands.pause(batch_id, project="a")
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+    with pytest.raises(Conflict) as refusal:
+        await rig.commands.resume(batch_id, project="a")
+    assert refusal.value.code == "terminal"
+
+
+async def test_a_batch_that_ended_cannot_be_paused(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run_all()
+    before = await rig.snapshot()
+    with pytest.raises(Conflict):
+        await rig.commands.pause(batch_id, project="a")
+    assert await rig.snapshot() == before
+
+
+async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
+    await rig.commands.pause(batch_id, project="a")
+    await rig.make_due(batch_id)
+    assert await rig.grants() == []
+    await rig.commands.resume(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
+    assert [job.index for job in (await rig.take()).jobs] == [0]
+
+
+async def test_a_paused_device_grants_nothing_and_takes_submits(rig: Rig) -> None:
+    await rig.commands.pause_device("EMU", "calibration")
+    await rig.submit(1)
+    taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
+    assert (taken.grants, taken.paused) == ([], True)
+    device = await rig.reader.device("EMU")
+    assert device is not None
+    assert device.paused == "calibration"
+    assert await rig.members(Key.READY, "EMU") != set()
+
+
+async def test_a_resumed_device_wakes_its_workers(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.commands.pause_device("EMU", "calibration")
+    await rig.silence()
+    await rig.commands.resume_device("EMU")
+    assert await rig.bell() == 1
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig: Rig) -> None:
+    batch_id = await rig.submit(10)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
+    await rig.commands.pause_device("EMU", "calibration")
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
+    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert await rig.statuses(batch_id) == [DONE, DONE] + [PENDING] * 8
+    await rig.commands.resume_device("EMU")
+    assert await rig.run_all() == [batch_id]
+
+
+async def test_heartbeats_hear_why_the_device_is_paused(rig: Rig) -> None:
+    await rig.commands.pause_device("EMU", "calibration")
+    words = {"about_device": {"adapter": "null"}, "about_worker": {"lanes": 1, "started": 1}}
+    assert await rig.tickets.heartbeat("w", "EMU", ttl_s=60, **words) == "calibration"
+    await rig.commands.resume_device("EMU")
+    assert await rig.tickets.heartbeat("w", "EMU", ttl_s=60, **words) == ""
+
+
+@pytest.mark.parametrize("call", ["pause_device", "resume_device"])
+async def test_a_device_that_nobody_announced_is_not_found(rig: Rig, call: str) -> None:
+    before = await rig.snapshot()
+    with pytest.raises(NotFound, match="NO_SUCH"):
+        await getattr(rig.commands, call)("NO_SUCH", *(["why"] if call == "pause_device" else []))
+    assert await rig.snapshot() == before

@@ -1,0 +1,189 @@
+"""What time and housekeeping do: sweep, expiry, forget, heartbeat, records of another version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import OutcomeKind
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+
+async def test_a_batch_that_ended_expires_with_all_its_keys(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.ERROR})
+    await rig.settle(grant, {1: OutcomeKind.DONE})
+    assert all([await rig.redis.pttl(name) == -1 for name in await rig.redis.keys(f"*{batch_id}*")])
+    await rig.settle(grant, {2: OutcomeKind.DONE})
+    names = await rig.redis.keys(f"*{batch_id}*")
+    assert len(names) == 5  # the record, specs, states, results, faults
+    retention_ms = 7 * 86_400_000
+    assert all([retention_ms - 60_000 < await rig.redis.pttl(name) <= retention_ms for name in names])
+
+
+async def test_touching_a_batch_that_ended_keeps_its_expiry(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run_all()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.commands.close(batch_id, project="a")
+    assert await rig.redis.pttl(rig.keys(Key.BATCH, batch_id)) > 0
+
+
+async def test_a_forgotten_batch_leaves_nothing_behind(rig: Rig) -> None:
+    empty = await rig.snapshot(but={rig.keys(Key.EVENTS), rig.keys(Key.BELL, "EMU")})
+    batch_id = await rig.submit(3)
+    await rig.run_all()
+    await rig.commands.forget(batch_id, project="a")
+    with pytest.raises(NotFound):
+        await rig.batch(batch_id)
+    after = await rig.snapshot(but={rig.keys(Key.EVENTS), rig.keys(Key.BELL, "EMU")})
+    after.pop(rig.keys(Key.FAIR, "EMU"), None)
+    device = rig.keys(Key.DEVICE, "EMU")
+    assert (after[device].pop(b"pending"), after[device].pop(b"running")) == (b"0", b"0")
+    assert after == empty
+
+
+async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled_job(rig: Rig) -> None:
+    batch_id = await rig.submit(10)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
+    await rig.settle(grant, {1: OutcomeKind.DONE})
+    await rig.commands.cancel(batch_id, project="a")
+    await rig.settle(grant, {2: OutcomeKind.CANCELED}, want=1)
+    assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
+    await rig.commands.forget(batch_id, project="a")
+    assert await rig.redis.keys(f"*{batch_id}*") == []
+    assert (await rig.settle(grant, {3: OutcomeKind.DONE})).next is Next.STALE
+
+
+async def test_a_live_batch_is_not_forgotten(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    before = await rig.snapshot()
+    with pytest.raises(Conflict) as refusal:
+        await rig.commands.forget(batch_id, project="a")
+    assert refusal.value.code == "live"
+    assert await rig.snapshot() == before
+
+
+async def test_a_batch_is_not_forgotten_before_its_grace_is_over(rig: Rig) -> None:
+    batch_id = await rig.submit(0)
+    with pytest.raises(Conflict):
+        await rig.commands.forget(batch_id, project="a", least_age_s=60)
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+    await rig.commands.forget(batch_id, project="a", least_age_s=0)
+    assert await rig.redis.keys(f"*{batch_id}*") == []
+
+
+async def test_a_sweep_finds_nothing_to_do_when_nothing_is_due(rig: Rig) -> None:
+    await rig.submit(1, open=True)
+    await rig.submit(0, open=True)
+    await rig.take()
+    before = await rig.snapshot()
+    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.snapshot() == before
+
+
+async def test_a_sweep_treats_at_most_so_many_of_a_kind(rig: Rig) -> None:
+    batches = [await rig.submit(0, open=True) for _ in range(5)]
+    for batch_id in batches:
+        await rig.run_out(batch_id)
+    assert [await rig.tickets.sweep(most=2) for _ in range(4)] == [(2, 0, 0), (2, 0, 0), (1, 0, 0), (0, 0, 0)]
+    assert {(await rig.batch(batch_id)).status for batch_id in batches} == {BatchStatus.TIMED_OUT}
+
+
+async def test_a_sweep_reclaims_and_wakes_a_worker(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.lapse(grant)
+    await rig.silence()
+    assert await rig.tickets.sweep() == (0, 1, 0)
+    assert await rig.bell() == 1
+    assert await rig.statuses(batch_id) == [JobStatus.PENDING]
+
+
+async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
+    await rig.silence()
+    await rig.make_due(batch_id)
+    assert await rig.tickets.sweep() == (0, 0, 1)
+    assert await rig.bell() == 1
+
+
+async def test_lanes_are_those_of_workers_that_live(rig: Rig) -> None:
+    async def lanes() -> int:
+        device = await rig.reader.device("EMU")
+        assert device is not None
+        return device.lanes
+
+    await rig.announce(lanes=2, worker="w")
+    await rig.announce(lanes=3, worker="x")
+    assert await lanes() == 5
+    assert sorted((worker.id, worker.lanes) for worker in await rig.reader.workers()) == [("w", 2), ("x", 3)]
+
+    await rig.redis.zadd(rig.keys(Key.WORKERS, "EMU"), {"x": 1})  # its heartbeat stopped
+    await rig.tickets.sweep()
+    assert await lanes() == 2
+
+    await rig.tickets.heartbeat("w", "EMU", ttl_s=0, about_device={}, about_worker={})
+    assert await lanes() == 0
+    assert await rig.reader.device_names() == ["EMU"]
+    assert 0 < await rig.redis.pttl(rig.keys(Key.WORKER, "x")) <= 60_000
+
+
+async def test_work_waits_for_a_device_whose_workers_are_gone(rig: Rig) -> None:
+    await rig.tickets.heartbeat("w", "EMU", ttl_s=0, about_device={}, about_worker={})
+    batch_id = await rig.submit(3)
+    await rig.announce(lanes=2)
+    assert [grant.batch_id for grant in await rig.grants(2)] == [batch_id] * 2
+
+
+async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: Rig) -> None:
+    newer, ours = await rig.submit(2, project="a"), await rig.submit(1, project="b")
+    await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", "999")
+    record = await rig.redis.hgetall(rig.keys(Key.BATCH, newer))
+    taken = await rig.tickets.take("EMU", ["lane:1", "lane:2"], lease_s=15)
+    assert taken.left_alone == [f"{newer}:0"]
+    assert [grant.batch_id for grant in taken.grants] == [ours]
+    await rig.run(taken.grants[0])
+    for call in (rig.commands.cancel, rig.commands.close, rig.commands.pause, rig.commands.forget):
+        with pytest.raises(NotFound):
+            await call(newer, project="a")
+    assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
+
+    await rig.make_due(newer)
+    await rig.tickets.sweep()  # looks again, and leaves it alone again
+    assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
+    await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", "1")  # as a worker of its version would see it
+    await rig.make_due(newer)
+    assert (await rig.take()).batch_id == newer
+
+
+async def test_a_leased_batch_of_an_unknown_version_keeps_its_jobs(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
+    await rig.lapse(grant)
+    await rig.tickets.sweep()
+    assert await rig.members(Key.HELD, batch_id, 0) == {"0"}
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "1")
+    await rig.lapse(grant)
+    assert [job.attempt for job in (await rig.take()).jobs] == [2]
+
+
+async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Rig) -> None:
+    batch_id = await rig.submit(0, open=True)
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
+    await rig.run_out(batch_id)
+    assert await rig.tickets.sweep() == (0, 0, 0)
+    await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "1")
+    await rig.run_out(batch_id)
+    assert await rig.tickets.sweep() == (1, 0, 0)

@@ -1,0 +1,35 @@
+"""The benchmarks run and say what they measured; whether a figure is met is not a test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.mark.redis
+@pytest.mark.slow
+def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
+    pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "dispatch.py"), "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert set(told) == {"figures", "setup"}
+    assert len(told["figures"]) == 9
+    for figure in told["figures"]:
+        assert set(figure) == {"name", "value", "unit", "target", "met"}
+        assert figure["value"] > 0
+    assert {"python", "redis", "cores", "rounds", "versions"} <= set(told["setup"])

@@ -1,0 +1,89 @@
+"""The lifecycle table is consistent in itself; that the scripts follow it is tested in ``tests/store``."""
+
+from __future__ import annotations
+
+import pytest
+
+from tweezer.model.lifecycle import (
+    BATCH_BY_LETTER,
+    BATCH_TABLE,
+    JOB_BY_LETTER,
+    JOB_TABLE,
+    TERMINAL_BATCH,
+    TERMINAL_JOB,
+    BatchEvent,
+    BatchStatus,
+    JobEvent,
+    JobStatus,
+)
+
+
+@pytest.mark.parametrize("status", TERMINAL_JOB)
+def test_nothing_leads_out_of_a_terminal_job_status(status: JobStatus) -> None:
+    assert status.terminal
+    assert [event for event in JobEvent if (status, event) in JOB_TABLE] == []
+
+
+@pytest.mark.parametrize("status", TERMINAL_BATCH)
+def test_nothing_leads_out_of_a_terminal_batch_status(status: BatchStatus) -> None:
+    assert status.terminal
+    assert [event for event in BatchEvent if (status, event) in BATCH_TABLE] == []
+
+
+def test_a_live_status_is_not_terminal_and_has_a_way_to_each_end_of_a_job() -> None:
+    for status in set(JobStatus) - TERMINAL_JOB:
+        assert not status.terminal
+        reached = {status}
+        for _ in JobStatus:
+            reached |= {after for (before, _), after in JOB_TABLE.items() if before in reached}
+        assert reached >= TERMINAL_JOB
+
+
+def test_every_status_of_a_batch_is_reached_from_pending() -> None:
+    reached = {BatchStatus.PENDING}
+    for _ in BatchStatus:
+        reached |= {after for (before, _), after in BATCH_TABLE.items() if before in reached}
+    assert reached == set(BatchStatus)
+
+
+def test_every_event_happens_somewhere() -> None:
+    assert {event for _, event in JOB_TABLE} == set(JobEvent)
+    assert {event for _, event in BATCH_TABLE} == set(BatchEvent)
+
+
+def test_a_job_runs_before_it_is_done() -> None:
+    assert {before for (before, _), after in JOB_TABLE.items() if after is JobStatus.DONE} == {JobStatus.RUNNING}
+
+
+def test_a_paused_batch_does_not_expire() -> None:
+    assert (BatchStatus.PAUSED, BatchEvent.EXPIRE) not in BATCH_TABLE
+
+
+def test_only_one_event_leads_to_each_end_of_a_batch() -> None:
+    for end in TERMINAL_BATCH:
+        assert len({event for (_, event), after in BATCH_TABLE.items() if after is end}) == 1
+
+
+def test_letters_of_statuses_are_unique() -> None:
+    assert len(JOB_BY_LETTER) == len(JobStatus)
+    assert len(BATCH_BY_LETTER) == len(BatchStatus)
+    assert all(JOB_BY_LETTER[status.letter] is status for status in JobStatus)
+    assert all(BATCH_BY_LETTER[status.letter] is status for status in BatchStatus)
+
+
+def test_no_letter_is_that_of_nothing() -> None:
+    """``N`` is what a batch is before it is created (``NP:20``)."""
+    assert "N" not in JOB_BY_LETTER.keys() | BATCH_BY_LETTER.keys()
+
+
+def test_the_wire_words_are_pasqals() -> None:
+    assert [status.value for status in JobStatus] == ["PENDING", "RUNNING", "DONE", "ERROR", "CANCELED"]
+    assert [status.value for status in BatchStatus] == [
+        "PENDING",
+        "RUNNING",
+        "PAUSED",
+        "DONE",
+        "ERROR",
+        "CANCELED",
+        "TIMED_OUT",
+    ]

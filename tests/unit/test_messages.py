@@ -1,0 +1,145 @@
+"""What travels: round trips, and that older and newer records stay readable."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import (
+    BatchDoc,
+    Fault,
+    JobSpec,
+    Limits,
+    Provenance,
+    Result,
+    decode_doc,
+    decode_fault,
+    decode_result,
+    decode_spec,
+    derived_seed,
+    encode_doc,
+    encode_fault,
+    encode_result,
+    encode_spec,
+)
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+values = st.one_of(finite, st.integers(-(2**63), 2**63 - 1), st.lists(finite, max_size=4))
+specs = st.builds(
+    JobSpec,
+    runs=st.none() | st.integers(1, 10**6),
+    variables=st.dictionaries(st.text(max_size=8), values, max_size=4),
+    seed=st.none() | st.integers(0, 2**32 - 1),
+    sequence=st.none() | st.text(max_size=20),
+)
+docs = st.builds(
+    BatchDoc,
+    device=st.text(min_size=1, max_size=10),
+    sequence=st.none() | st.text(max_size=50),
+    name=st.none() | st.text(max_size=10),
+    tags=st.lists(st.text(max_size=5), max_size=3).map(tuple),
+    configuration=st.none() | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    limits=st.builds(Limits, job_timeout_s=finite, open_timeout_s=finite, transient_retries=st.integers(0, 20)),
+)
+results = st.builds(
+    Result,
+    counter=st.none() | st.dictionaries(st.text("01", min_size=1, max_size=8), st.integers(1, 10**6), max_size=5),
+    serialised_results=st.none() | st.text(max_size=3000),
+    provenance=st.none() | st.builds(Provenance, backend=st.text(max_size=5), seed=st.none() | st.integers(0, 99)),
+)
+
+
+@given(specs)
+def test_a_job_reads_back_as_it_was_written(spec: JobSpec) -> None:
+    assert decode_spec(encode_spec(spec)) == spec
+
+
+@given(docs)
+def test_a_batch_reads_back_as_it_was_written(doc: BatchDoc) -> None:
+    assert decode_doc(encode_doc(doc)) == doc
+
+
+@given(results)
+def test_a_result_reads_back_as_it_was_written(result: Result) -> None:
+    assert decode_result(encode_result(result)) == result
+
+
+@pytest.mark.parametrize("fault", [Fault("user", "a \"quote\",\na line, ü", "jobs[0].x"), Fault("lost", "")])
+def test_a_fault_reads_back_as_it_was_written(fault: Fault) -> None:
+    assert decode_fault(encode_fault(fault)) == fault
+
+
+def test_a_large_result_is_compressed_and_a_small_one_is_not() -> None:
+    small = Result(counter={"01": 3})
+    large = Result(serialised_results="0" * 100_000)
+    assert encode_result(small)[:1] == b"\x00"
+    assert encode_result(large)[:1] == b"\x01"
+    assert len(encode_result(large)) < 2000
+    assert decode_result(encode_result(large)) == large
+
+
+@pytest.mark.parametrize(
+    ("older", "expected"),
+    [([], JobSpec()), ([5], JobSpec(runs=5)), ([5, {"t": 1.0}], JobSpec(runs=5, variables={"t": 1.0}))],
+)
+def test_a_job_of_an_older_version_has_the_defaults_of_the_fields_it_lacks(older: list[Any], expected: JobSpec) -> None:
+    assert decode_spec(msgspec.msgpack.encode(older)) == expected
+
+
+def test_a_batch_of_an_older_version_has_the_defaults_of_the_fields_it_lacks() -> None:
+    assert decode_doc(msgspec.msgpack.encode(["EMU"])) == BatchDoc(device="EMU")
+
+
+def test_fields_that_a_newer_version_appended_are_passed_over() -> None:
+    spec = JobSpec(runs=5, variables={"t": 1.0}, seed=3, sequence="s")
+    appended = [*msgspec.msgpack.decode(encode_spec(spec)), "new", {"field": 1}]
+    assert decode_spec(msgspec.msgpack.encode(appended)) == spec
+
+    doc = BatchDoc(device="EMU", sequence="s", limits=Limits(1, 2, 3))
+    fields = msgspec.msgpack.decode(encode_doc(doc))
+    limits = fields.index([1, 2, 3])
+    fields[limits] = [1, 2, 3, "new"]
+    assert decode_doc(msgspec.msgpack.encode([*fields, "new"])) == doc
+
+
+def test_fields_that_a_newer_version_added_to_a_result_are_passed_over() -> None:
+    newer = msgspec.msgpack.encode({"counter": {"0": 1}, "new": [1, 2]})
+    assert decode_result(b"\x00" + newer) == Result(counter={"0": 1})
+    assert decode_fault(b'{"code": "user", "message": "m", "new": 1}') == Fault("user", "m")
+
+
+def test_a_job_with_defaults_takes_a_few_bytes() -> None:
+    assert len(encode_spec(JobSpec(runs=100, variables={"omega": 1.5, "t": 2.5}))) < 40
+
+
+def test_what_is_not_a_record_is_refused() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_spec(b"\xc1")
+    with pytest.raises(msgspec.ValidationError):
+        decode_doc(msgspec.msgpack.encode([]))
+    with pytest.raises(msgspec.ValidationError):
+        decode_spec(msgspec.msgpack.encode(["many"]))
+
+
+def test_messages_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        JobSpec(runs=1).runs = 2  # type: ignore[misc]
+
+
+def test_a_fault_says_its_field_first() -> None:
+    assert str(Fault("user", "is missing", "jobs[0].runs")) == "jobs[0].runs: is missing"
+    assert str(Fault("lost", "the worker is gone")) == "the worker is gone"
+
+
+def test_a_derived_seed_is_the_same_each_time_and_differs_between_jobs() -> None:
+    batch_id = new_batch_id()
+    seeds = [derived_seed(job_id(batch_id, index)) for index in range(1000)]
+    assert seeds == [derived_seed(UUID(int=batch_id.int + index)) for index in range(1000)]
+    assert len(set(seeds)) == 1000
+    assert all(0 <= seed < 2**32 for seed in seeds)
