@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
-from arq.connections import RedisSettings
+from arq.connections import ArqRedis
 from arq.worker import Worker, func
 from redis import exceptions as redis_errors
 
@@ -23,7 +23,7 @@ from tweezer.queue.policy import Policy
 from tweezer.queue.wire import deserialize, serialize
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings
-from tweezer.store.connection import SENTINEL_SCHEME, Connect, SentinelUrl, Store
+from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 
@@ -62,25 +62,6 @@ def policy_of(settings: Settings) -> Policy:
     )
 
 
-def arq_settings(settings: Settings) -> RedisSettings:
-    """The same Redis, as arq wants to be told."""
-    timeout_s = max(1, round(settings.connect_timeout_s))
-    if not settings.redis_url.startswith(f"{SENTINEL_SCHEME}://"):
-        found = RedisSettings.from_dsn(settings.redis_url)
-        found.conn_timeout = timeout_s
-        return found
-    place = SentinelUrl.parse(settings.redis_url)
-    return RedisSettings(
-        host=list(place.hosts),
-        database=place.database,
-        username=place.username,
-        password=place.password,
-        sentinel=True,
-        sentinel_master=place.service,
-        conn_timeout=timeout_s,
-    )
-
-
 def make_worker(
     settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
 ) -> TicketWorker:
@@ -88,7 +69,6 @@ def make_worker(
     options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
     return TicketWorker(
         open_store(settings),
-        arq_settings(settings),
         device,
         adapter_for(device, options),
         adapter_name=DEVICE_KINDS[device],
@@ -117,7 +97,6 @@ class Chores:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._policy = policy_of(settings)
         self.store = open_store(settings)
         self._stopping = asyncio.Event()
@@ -176,7 +155,7 @@ class Chores:
 
     def _common(self) -> dict[str, Any]:
         return {
-            "redis_settings": arq_settings(self._settings),
+            "redis_pool": ArqRedis(self.store.redis.connection_pool, serialize, deserialize),
             "job_serializer": serialize,
             "job_deserializer": deserialize,
             "handle_signals": False,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections import deque
 from typing import Any
 
 import structlog
 from arq import func
-from arq.connections import RedisSettings, create_pool
+from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
@@ -18,7 +19,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.drive import Driver
-from tweezer.queue.holding import Keeper
+from tweezer.queue.holding import Keeper, until_answered
 from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import Presence, every, sweep
 from tweezer.store.connection import Store
@@ -36,7 +37,7 @@ async def ticket(context: dict[Any, Any]) -> None:
 class TicketWorker(Worker):
     """Serves one device with a number of lanes.
 
-    arq gives it what a daemon needs: signals, start-up and shut-down, burst mode, health. In place of
+    arq gives it what a daemon needs: signals, draining, burst mode, health. In place of
     arq's polling it waits for the device's doorbell and takes tickets; only scripts end them.
     ``version`` is that of the package, for the list of workers.
     """
@@ -44,7 +45,6 @@ class TicketWorker(Worker):
     def __init__(
         self,
         store: Store,
-        redis_settings: RedisSettings,
         device: str,
         adapter: Adapter,
         *,
@@ -58,8 +58,7 @@ class TicketWorker(Worker):
         super().__init__(
             functions=[func(ticket, name="ticket")],  # type: ignore[arg-type]
             queue_name=store.keys(Key.READY, device),
-            redis_settings=redis_settings,
-            on_shutdown=self._stop,
+            redis_pool=ArqRedis(store.redis.connection_pool),
             burst=burst,
             handle_signals=handle_signals,
             job_completion_wait=max(1, round(policy.drain_s)),
@@ -87,7 +86,7 @@ class TicketWorker(Worker):
         structlog.contextvars.bind_contextvars(device=self.device)
         self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
-        await self._beat()
+        await until_answered(self._beat, self._policy.redis_backoff, "announcing the worker")
         self._duties = [
             asyncio.create_task(every(self._policy.beat_s, self._beat, "heartbeat")),
             asyncio.create_task(every(1.0, lambda: sweep(self.store, self._policy), "sweep")),
@@ -96,13 +95,18 @@ class TicketWorker(Worker):
         ]
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
-    async def _stop(self, ctx: dict[Any, Any]) -> None:
+    async def close(self) -> None:
+        """Gives back what runs, and ends lanes and connections; Redis need not answer for that."""
+        if not self._handle_signals:
+            self.handle_sig(signal.SIGUSR1)
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
         await asyncio.gather(*(lane.close() for lane in self._lanes))
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable, redis_errors.RedisError, OSError):
             await self._presence.leave()
+            await self.pool.delete(self.health_check_key)
         await self._bell.close()
         await self.store.close()
         log.info("worker.stopped", worker=self.id)
@@ -129,8 +133,6 @@ class TicketWorker(Worker):
 
     async def main(self) -> None:
         """arq's main, with the doorbell in place of its polling."""
-        self._pool = await create_pool(self.redis_settings, default_queue_name=self.queue_name)
-        self.ctx["redis"] = self._pool
         await self._start()
         while not is_cancelled() and not (self.burst and await self._is_done()):
             await self._poll_iteration()

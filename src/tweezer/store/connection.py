@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from tweezer.store.commands import Commands
 from tweezer.store.feed import EventStream, News
@@ -85,6 +85,10 @@ class Store:
     async def close(self) -> None:
         await self.news.close()
         await self.redis.aclose()
+        pool = self.redis.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            for sentinel in pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
 
     async def __aenter__(self) -> Self:
         return self
