@@ -29,7 +29,6 @@ from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
-from tweezer.store.scripts import StoreConfig
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results
@@ -420,15 +419,11 @@ def connect_async(
     project: str = "default",
     namespace: str = "tweezer",
     retry_s: float = 10.0,
-    config: StoreConfig | None = None,
 ) -> AsyncQueue:
     """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's)."""
-    return AsyncQueue(open_store(url, namespace=namespace, config=config), project, retry_s=retry_s)
+    return AsyncQueue(open_store(url, namespace), project, retry_s=retry_s)
 
 
-def open_store(url: str | None, *, namespace: str, config: StoreConfig | None) -> Store:
-    url = url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url
-    try:
-        return Store.open(Connect(url=url, namespace=namespace), config)
-    except ValueError as error:
-        raise InvalidInput("url", f"is not a Redis URL such as {Connect().url}: {error}") from error
+def open_store(url: str | None, namespace: str) -> Store:
+    """The store of a producer. Raises InvalidInput("url", …)."""
+    return Store.open(Connect(url=url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url, namespace=namespace))

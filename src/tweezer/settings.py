@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.errors import InvalidInput
+from tweezer.store.connection import Connect
+from tweezer.store.scripts import StoreConfig
 
 PREFIX = "TWEEZER_"
 CONFIG_VARIABLE = "TWEEZER_CONFIG"
@@ -104,6 +106,24 @@ class Settings(BaseSettings):
                 f"{PREFIX}HEARTBEAT_S ({self.heartbeat_s:g}) must be at most half of {PREFIX}LEASE_S ({self.lease_s:g})"
             )
         return self
+
+    def connect(self) -> Connect:
+        """How to reach Redis."""
+        return Connect(
+            url=self.redis_url,
+            namespace=self.namespace,
+            connect_s=self.connect_timeout_s,
+            command_s=self.command_timeout_s,
+        )
+
+    def store_config(self) -> StoreConfig:
+        """What the scripts in Redis go by."""
+        return StoreConfig(
+            retention_s=self.retention_s,
+            idempotency_s=self.idempotency_s,
+            events_kept=self.events_kept,
+            quantum_s=self.quantum_s,
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -14,7 +14,6 @@ from tweezer.client import AsyncBatch, AsyncQueue, Finished, open_store
 from tweezer.model.messages import JobSpec, Limits, Priority
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
-from tweezer.store.scripts import StoreConfig
 
 T = TypeVar("T")
 
@@ -124,8 +123,8 @@ class Batch:
 class Queue:
     """A project's door to the queue; see :class:`tweezer.client.AsyncQueue`, whose calls these are."""
 
-    def __init__(self, url: str | None, *, project: str, namespace: str, retry_s: float, config: StoreConfig | None):
-        store = open_store(url, namespace=namespace, config=config)
+    def __init__(self, url: str | None, *, project: str, namespace: str, retry_s: float):
+        store = open_store(url, namespace)
         self._loop = _Loop()
         self._queue = AsyncQueue(store, project, retry_s=retry_s)
         self.project = project
@@ -211,10 +210,9 @@ def connect(
     project: str = "default",
     namespace: str = "tweezer",
     retry_s: float = 10.0,
-    config: StoreConfig | None = None,
 ) -> Queue:
     """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
 
     ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
     """
-    return Queue(url, project=project, namespace=namespace, retry_s=retry_s, config=config)
+    return Queue(url, project=project, namespace=namespace, retry_s=retry_s)

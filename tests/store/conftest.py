@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from redis.asyncio import Redis
 
+from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
@@ -20,7 +21,6 @@ from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, Ou
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.records import BatchRecord, JobRecord
-from tweezer.store.scripts import StoreConfig
 from tweezer.store.server import RedisServer
 from tweezer.store.tickets import Grant, JobProgress, Settlement, Turn
 
@@ -32,9 +32,9 @@ LONG_AGO_MS = 1
 class Rig:
     """A store, and the moves that its tests make on it."""
 
-    def __init__(self, redis: Redis, config: StoreConfig | None = None) -> None:
+    def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        self.store = Store(redis, namespace="test", config=config)
+        self.store = Store(redis, namespace="test")
         self.keys = self.store.keys
         self.commands = self.store.commands
         self.tickets = self.store.tickets
@@ -80,6 +80,13 @@ class Rig:
 
     async def renew(self, grant: Grant, *progress: JobProgress) -> frozenset[int] | None:
         return await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
+
+    async def release(self, grant: Grant, fault: Fault, *, retry_in_s: float = 0.0, failures_max: int = 9) -> bool:
+        """Gives the ticket back after a failure; whether that ended the batch."""
+        backoff = Backoff(base_s=retry_in_s, cap_s=retry_in_s)
+        return await self.tickets.release(
+            grant.ticket, grant.token, fault, backoff=backoff, failures_max=failures_max
+        )
 
     async def run(self, grant: Grant, kind: OutcomeKind = OutcomeKind.DONE, *, want: int = 1) -> None:
         """Settles what the grant holds, and all that it gets for it, with one outcome."""

@@ -11,7 +11,6 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Conflict, FaultKind, NotFound, QueueFull
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
@@ -147,7 +146,7 @@ async def test_rule_4_what_brings_work_rings(rig: Rig, cause: str) -> None:
             assert await rig.bell() == 0
             await rig.commands.resume(batch_id, project="a")
         case "release":
-            await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=9)
+            await rig.release(grant, FAULT)
         case "drain":
             await rig.tickets.drain(grant.ticket, grant.token)
         case "yield":
@@ -160,7 +159,7 @@ async def test_rule_4_what_brings_work_rings(rig: Rig, cause: str) -> None:
 async def test_rule_5_a_failed_ticket_comes_back_after_its_backoff(rig: Rig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
-    assert not await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=60, cap_s=60), failures_max=3)
+    assert not await rig.release(grant, FAULT, retry_in_s=60, failures_max=3)
     assert await rig.grants() == []
     assert await rig.members(Key.DUE, "EMU") == {f"{batch_id}:0"}
     await rig.make_due(batch_id)
@@ -171,7 +170,7 @@ async def test_rule_5_too_many_failures_in_a_row_end_the_batch_with_the_reason(r
     batch_id = await rig.submit(3)
     for left in (2, 1, 0):
         grant = await rig.take()
-        doomed = await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=3)
+        doomed = await rig.release(grant, FAULT, failures_max=3)
         assert doomed is (left == 0)
     batch = await rig.batch(batch_id)
     assert (batch.status, batch.fault) == (BatchStatus.ERROR, FAULT)
@@ -183,7 +182,7 @@ async def test_rule_5_a_job_that_ends_breaks_the_row_of_failures(rig: Rig) -> No
     batch_id = await rig.submit(3)
     for _ in range(2):
         grant = await rig.take()
-        await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=2)
+        await rig.release(grant, FAULT, failures_max=2)
         grant = await rig.take()
         await rig.settle(grant, {grant.jobs[0].index: OutcomeKind.DONE}, want=0)
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
@@ -226,7 +225,7 @@ async def test_rule_6_jobs_added_while_the_ticket_is_parked_do_not_wait_for_the_
 async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: Rig) -> None:
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
-    await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=60, cap_s=60), failures_max=9)
+    await rig.release(grant, FAULT, retry_in_s=60)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
     assert await rig.grants() == []
 
@@ -497,7 +496,7 @@ async def test_rule_12_a_job_whose_cancel_was_requested_is_never_run_again(rig: 
         case "drain":
             await rig.tickets.drain(grant.ticket, grant.token)
         case "release":
-            await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=9)
+            await rig.release(grant, FAULT)
         case "retry":
             await rig.settle(grant, {0: OutcomeKind.RETRY})
     assert await rig.statuses(batch_id) == [CANCELED]
@@ -530,7 +529,7 @@ async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: Rig, la
         case "drain":
             await rig.tickets.drain(grant.ticket, grant.token)
         case "release":
-            await rig.tickets.release(grant.ticket, grant.token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=9)
+            await rig.release(grant, FAULT)
         case "cancel_batch":
             await rig.tickets.drain(grant.ticket, grant.token)
             await rig.commands.cancel(batch_id, project="a")

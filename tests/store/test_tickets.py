@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
@@ -128,7 +127,7 @@ async def test_a_stale_token_changes_nothing(rig: Rig, token: str) -> None:
     assert (turn.next, turn.refused, turn.jobs) == (Next.STALE, 1, [])
     assert await rig.renew(stale, JobProgress(0, Stage.ON_DEVICE)) is None
     assert not await rig.tickets.drain(stale.ticket, token)
-    assert not await rig.tickets.release(stale.ticket, token, FAULT, backoff=Backoff(base_s=0, cap_s=0), failures_max=1)
+    assert not await rig.release(stale, FAULT, failures_max=1)
     assert not await rig.tickets.fail_batch(stale.ticket, token, FAULT)
     assert await rig.snapshot() == before
 

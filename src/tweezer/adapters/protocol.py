@@ -37,8 +37,8 @@ class Lane(Protocol):
     async def prepare(self, batch: BatchWork) -> None:
         """Get ready to run jobs of this batch: parse and validate once; free when it is already prepared.
 
-        Raises :class:`~tweezer.model.errors.ExecutionError`; with kind ``user`` the batch cannot run,
-        other kinds may be tried again.
+        Raises :class:`~tweezer.model.errors.ExecutionError`; with kind ``user``, ``timeout`` or
+        ``out_of_memory`` the batch cannot run; the other kinds are tried again.
         """
 
     async def run(self, job: JobWork, report: Report) -> Outcome:

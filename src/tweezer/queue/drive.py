@@ -49,6 +49,10 @@ _END_OF_TURN = {
 }
 
 
+_WORTH_ANOTHER_TRY = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
+"""Why a batch could not be prepared this time; for the other kinds it never can."""
+
+
 class Driver:
     """Works on tickets, one call of :meth:`drive` each."""
 
@@ -149,7 +153,7 @@ class Driver:
 
     async def _prepare_failed(self, grant: Grant, error: ExecutionError) -> End:
         fault = Fault(error.code, error.message, error.field)
-        if error.kind is not FaultKind.USER:
+        if error.kind in _WORTH_ANOTHER_TRY:
             return await self._release(grant, fault)
         log.warning("batch.cannot_run", fault=str(fault))
         await until_answered(

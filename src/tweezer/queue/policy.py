@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tweezer.model.backoff import Backoff
+from tweezer.store.scripts import StoreConfig
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -17,7 +18,7 @@ class Policy(msgspec.Struct, frozen=True):
     max_backlog: pending jobs of the device above which submits are refused (0: no limit). full_at:
     fraction of Redis' maxmemory above which submits are refused. job_backoff: before a job is retried after a
     transient failure, where its adapter does not say; ticket_backoff: after a failure of a ticket's body;
-    redis_backoff: while Redis does not answer.
+    redis_backoff: while Redis does not answer. store: what the worker publishes for the scripts.
     """
 
     lease_s: float = 15.0
@@ -32,3 +33,4 @@ class Policy(msgspec.Struct, frozen=True):
     job_backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
     ticket_backoff: Backoff = Backoff(base_s=0.5, cap_s=60.0)
     redis_backoff: Backoff = Backoff(base_s=0.1, cap_s=2.0)
+    store: StoreConfig = StoreConfig()

@@ -23,31 +23,12 @@ from tweezer.queue.policy import Policy
 from tweezer.queue.wire import deserialize, serialize
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings
-from tweezer.store.connection import Connect, Store
+from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.scripts import StoreConfig
 
 log = structlog.get_logger(__name__)
 
 _HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
-
-
-def open_store(settings: Settings) -> Store:
-    """The store that the settings name."""
-    return Store.open(
-        Connect(
-            url=settings.redis_url,
-            namespace=settings.namespace,
-            connect_s=settings.connect_timeout_s,
-            command_s=settings.command_timeout_s,
-        ),
-        StoreConfig(
-            retention_s=settings.retention_s,
-            idempotency_s=settings.idempotency_s,
-            events_kept=settings.events_kept,
-            quantum_s=settings.quantum_s,
-        ),
-    )
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -59,6 +40,7 @@ def policy_of(settings: Settings) -> Policy:
         failures_max=settings.ticket_failures_max,
         max_backlog=settings.max_backlog,
         full_at=settings.full_at,
+        store=settings.store_config(),
     )
 
 
@@ -68,7 +50,7 @@ def make_worker(
     """The worker of a pool. Raises InvalidInput for a device that no adapter serves."""
     options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
     return TicketWorker(
-        open_store(settings),
+        Store.open(settings.connect()),
         device,
         adapter_for(device, options),
         adapter_name=DEVICE_KINDS[device],
@@ -98,7 +80,7 @@ class Chores:
 
     def __init__(self, settings: Settings) -> None:
         self._policy = policy_of(settings)
-        self.store = open_store(settings)
+        self.store = Store.open(settings.connect())
         self._stopping = asyncio.Event()
 
     async def async_run(self) -> None:
@@ -110,7 +92,7 @@ class Chores:
             began = time.monotonic()
             try:
                 await self._work()
-            except (redis_errors.RedisError, OSError) as error:
+            except (Unavailable, redis_errors.RedisError, OSError) as error:
                 failures = 1 if time.monotonic() - began > _HEALTHY_S else failures + 1
                 log.warning("redis.unavailable", while_doing="chores", tries=failures, error=str(error))
                 with contextlib.suppress(TimeoutError):
@@ -126,6 +108,7 @@ class Chores:
         workers = (self._intake_worker(), self._chores_worker())
         running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
         stopping = asyncio.ensure_future(self._stopping.wait())
+        await self.store.tickets.publish_settings(self._policy.store)
         log.info("chores.started")
         try:
             done, _ = await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)

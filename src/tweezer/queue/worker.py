@@ -86,7 +86,7 @@ class TicketWorker(Worker):
         structlog.contextvars.bind_contextvars(device=self.device)
         self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
-        await until_answered(self._beat, self._policy.redis_backoff, "announcing the worker")
+        await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
         self._duties = [
             asyncio.create_task(every(self._policy.beat_s, self._beat, "heartbeat")),
             asyncio.create_task(every(1.0, lambda: sweep(self.store, self._policy), "sweep")),
@@ -110,6 +110,10 @@ class TicketWorker(Worker):
         await self._bell.close()
         await self.store.close()
         log.info("worker.stopped", worker=self.id)
+
+    async def _announce(self) -> None:
+        await self.store.tickets.publish_settings(self._policy.store)
+        await self._beat()
 
     async def _beat(self) -> None:
         await self._presence.beat(

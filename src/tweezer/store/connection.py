@@ -10,11 +10,12 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
+from tweezer.model.errors import InvalidInput
 from tweezer.store.commands import Commands
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
 from tweezer.store.reader import Reader
-from tweezer.store.scripts import Scripts, StoreConfig
+from tweezer.store.scripts import Scripts
 from tweezer.store.tickets import Tickets
 
 SENTINEL_SCHEME = "redis+sentinel"
@@ -66,10 +67,10 @@ class Connect(msgspec.Struct, frozen=True):
 class Store:
     """All that the rest of Tweezer asks of Redis."""
 
-    def __init__(self, redis: Redis, *, namespace: str = "tweezer", config: StoreConfig | None = None) -> None:
+    def __init__(self, redis: Redis, *, namespace: str = "tweezer") -> None:
         self.redis = redis
         self.keys = Keys(namespace)
-        scripts = Scripts(redis, self.keys, config or StoreConfig())
+        scripts = Scripts(redis, self.keys)
         self.scripts = scripts
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)
@@ -78,9 +79,13 @@ class Store:
         self.events = EventStream(scripts)
 
     @classmethod
-    def open(cls, connect: Connect, config: StoreConfig | None = None) -> Store:
-        """A store on connections of its own; nothing is sent until it is used."""
-        return cls(_redis(connect), namespace=connect.namespace, config=config)
+    def open(cls, connect: Connect) -> Store:
+        """A store on connections of its own; nothing is sent until it is used. Raises InvalidInput("url", …)."""
+        try:
+            redis = _redis(connect)
+        except ValueError as error:
+            raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}: {error}") from error
+        return cls(redis, namespace=connect.namespace)
 
     async def close(self) -> None:
         await self.news.close()

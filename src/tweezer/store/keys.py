@@ -33,6 +33,7 @@ class Key(StrEnum):
     # of a worker: it expires when the heartbeat stops
     WORKER = "worker:%s"  # hash: what the worker says of itself
     # of everything
+    SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and chores
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused

@@ -6,6 +6,7 @@ is generated here (keys, fields, the lifecycle table, limits) and ``prelude.lua`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from importlib import resources
 from typing import Any, cast
@@ -35,24 +36,31 @@ _LOST = Fault(
 )
 
 
+PENALTIES_S = {Priority.HIGH: 0.0, Priority.MEDIUM: 60.0, Priority.LOW: 600.0}
+"""Service that a batch of each priority stands behind, in seconds of lane time."""
+
+
 class StoreConfig(msgspec.Struct, frozen=True):
-    """What the scripts need to know; the same for every process of an installation.
+    """What operators set and scripts need. It is kept in Redis, so that all processes go by the same.
 
     retention_s: how long a terminal batch and its results are kept. idempotency_s: how long a repeated
     call is recognised. events_kept: about how many entries the events stream keeps. quantum_s: lane
-    time after which a ticket yields to one that ranks before it. penalties_s: service that a batch of
-    each priority stands behind.
+    time after which a ticket yields to one that ranks before it.
     """
 
     retention_s: float = 7 * 86_400
     idempotency_s: float = 86_400
     events_kept: int = 100_000
     quantum_s: float = 1.0
-    penalties_s: tuple[tuple[Priority, float], ...] = (
-        (Priority.HIGH, 0),
-        (Priority.MEDIUM, 60),
-        (Priority.LOW, 600),
-    )
+
+    def stored(self) -> dict[str, int]:
+        """The fields of its hash in Redis; times in milliseconds."""
+        return {
+            "retention": round(self.retention_s * 1000),
+            "idempotency": round(self.idempotency_s * 1000),
+            "events_kept": self.events_kept,
+            "quantum": round(self.quantum_s * 1000),
+        }
 
 
 def _strings(names: tuple[str, ...]) -> str:
@@ -63,18 +71,17 @@ def _flags(words: set[str]) -> str:
     return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
 
 
-def _ms(seconds: float) -> str:
-    return str(round(seconds * 1000))
-
-
-def _generated(config: StoreConfig) -> str:
+def _generated() -> str:
     job_moves = {before.letter + after.letter for (before, _), after in JOB_TABLE.items() if before is not after}
     job_moves.add("RC")  # a retry, reclaim or give-back of a job whose cancel was requested
     batch_moves = {before.letter + after.letter for (before, _), after in BATCH_TABLE.items()}
     batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
     positions = ", ".join(f"{name} = {at}" for at, name in enumerate(STATE_FIELDS, 1))
-    penalties = ", ".join(f"{priority.value} = {_ms(s)}" for priority, s in config.penalties_s)
+    defaults = StoreConfig().stored()
+    numbers = ", ".join(f"{name} = {at}" for at, name in enumerate(defaults, 1))
+    values = ", ".join(f"{name} = {value}" for name, value in defaults.items())
+    penalties = ", ".join(f"{priority.value} = {round(s * 1000)}" for priority, s in PENALTIES_S.items())
     return "\n".join(
         (
             lua_table(),
@@ -82,9 +89,9 @@ def _generated(config: StoreConfig) -> str:
             f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
             f"local JOB_MOVES, BATCH_MOVES = {_flags(job_moves)}, {_flags(batch_moves)}",
             f"local JOB_OVER = {_flags({status.letter for status in TERMINAL_JOB})}",
-            f"local VERSION, EVENTS_KEPT = '{RECORD_VERSION}', '{config.events_kept}'",
-            f"local RETENTION, IDEMPOTENCY = '{_ms(config.retention_s)}', '{_ms(config.idempotency_s)}'",
-            f"local QUANTUM, PENALTY = {_ms(config.quantum_s)}, {{ {penalties} }}",
+            f"local VERSION, PENALTY = '{RECORD_VERSION}', {{ {penalties} }}",
+            f"local SETTINGS = {_strings(tuple(defaults))}",
+            f"local SETTING, DEFAULT = {{ {numbers} }}, {{ {values} }}",
             f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}",
             f"local LOST_FAULT = [==[{encode_fault(_LOST).decode()}]==]",
         )
@@ -96,9 +103,10 @@ class _Script(msgspec.Struct, frozen=True):
     sha: str
 
 
-def _load(config: StoreConfig) -> dict[str, _Script]:
+@functools.cache
+def _load() -> dict[str, _Script]:
     folder = resources.files("tweezer.store") / "lua"
-    prelude = _generated(config) + "\n" + (folder / "prelude.lua").read_text()
+    prelude = _generated() + "\n" + (folder / "prelude.lua").read_text()
     scripts = {}
     for file in folder.iterdir():
         if file.name.endswith(".lua") and file.name != "prelude.lua":
@@ -129,11 +137,10 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
 class Scripts:
     """The scripts of one namespace on one Redis."""
 
-    def __init__(self, redis: Redis, keys: Keys, config: StoreConfig) -> None:
+    def __init__(self, redis: Redis, keys: Keys) -> None:
         self.redis = redis
         self.keys = keys
-        self.config = config
-        self._scripts = _load(config)
+        self._scripts = _load()
 
     async def call(self, name: str, *arguments: Any) -> list[Any]:
         """Runs a script; its reply as Redis gives it (bytes, integers, lists).

@@ -33,7 +33,7 @@ from tweezer.model.messages import (
 )
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
-from tweezer.store.scripts import Scripts, translated
+from tweezer.store.scripts import Scripts, StoreConfig, translated
 
 
 class HeldJob(msgspec.Struct, frozen=True):
@@ -222,6 +222,14 @@ class Tickets:
         pairs = [part for row in (about_device, about_worker) for pair in row.items() for part in pair]
         reply = await self._scripts.call("heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs)
         return str(reply[1].decode())
+
+    async def publish_settings(self, config: StoreConfig) -> None:
+        """Writes what operators set to where scripts read it."""
+        try:
+            pairs = [part for pair in config.stored().items() for part in pair]
+            await self._scripts.redis.execute_command("HSET", self._scripts.keys(Key.SETTINGS), *pairs)
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
 
     async def sweep(self, *, most: int = 100) -> tuple[int, int, int]:
         """What time brings about; returns how many batches timed out, leases expired, tickets became ready."""

@@ -16,6 +16,13 @@ local HELD_MAX = 1000 -- jobs that a ticket holds: unpack fails near 8,000
 local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
 local function int(number) return string.format('%.0f', number) end
 
+-- What operators set (milliseconds, and a number of entries), or its default.
+local settings
+local function setting(name)
+  settings = settings or redis.call('HMGET', key(KEY.settings), unpack(SETTINGS))
+  return tonumber(settings[SETTING[name]] or DEFAULT[name])
+end
+
 -- A write that frees memory, made first, lets the rest of a script write past maxmemory: what is under
 -- way must be able to end. The key never exists.
 local function exempt_from_maxmemory() redis.call('DEL', key(KEY.full) .. ':none') end
@@ -91,7 +98,7 @@ local function save(b)
   if running ~= 0 then redis.call('HINCRBY', device, 'running', int(running)) end
   if #b.events > 0 then
     local words = table.concat(b.events, ' ')
-    redis.call('XADD', key(KEY.events), 'MAXLEN', '~', EVENTS_KEPT, '*',
+    redis.call('XADD', key(KEY.events), 'MAXLEN', '~', int(setting('events_kept')), '*',
       'b', b.id, 's', int(b.first_event), 't', NOW_US, 'e', words)
     redis.call('PUBLISH', key(KEY.news, b.id), words)
   end
@@ -204,7 +211,7 @@ local function queue_ticket(b, t, due)
     return
   end
   local start = rank(b)
-  charge(b, start, QUANTUM)
+  charge(b, start, setting('quantum'))
   redis.call('ZADD', key(KEY.ready, b.device), int(start + PENALTY[b.priority]), t.name)
 end
 
@@ -232,8 +239,9 @@ end
 -- What a taken ticket used, less the quantum that it was charged when issued.
 local function settle_service(b, t)
   local base, virtual = rank(b)
-  if base + t.used - QUANTUM > virtual then
-    charge(b, base, t.used - QUANTUM)
+  local due = t.used - setting('quantum')
+  if base + due > virtual then
+    charge(b, base, due)
   else
     redis.call('HDEL', key(KEY.fair, b.device), 'p:' .. b.project)
   end
@@ -259,7 +267,7 @@ end
 
 local function expire_batch(b)
   for _, pattern in ipairs({ KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault }) do
-    redis.call('PEXPIRE', key(pattern, b.id), RETENTION)
+    redis.call('PEXPIRE', key(pattern, b.id), int(setting('retention')))
   end
   redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id))
   b.back, b.delayed = 0, 0
@@ -552,7 +560,8 @@ end
 
 local function remember(project, idempotency, digest, answer)
   if idempotency == '' then return end
-  redis.call('SET', key(KEY.idempotency, project, idempotency), digest .. ' ' .. answer, 'PX', IDEMPOTENCY)
+  redis.call('SET', key(KEY.idempotency, project, idempotency), digest .. ' ' .. answer,
+    'PX', int(setting('idempotency')))
 end
 
 -- Why more work is refused now, or nil.

@@ -85,11 +85,11 @@ t.used = t.used + tonumber(ARGV[5])
 
 -- Whether another ticket should have the lane now: this one used its quantum and would rank behind.
 local function should_yield()
-  if t.used < QUANTUM or b.exclusive == 1 then return false end
+  if t.used < setting('quantum') or b.exclusive == 1 then return false end
   local best = redis.call('ZRANGE', key(KEY.ready, b.device), 0, 0, 'WITHSCORES')
   if not best[2] then return false end
   local base, virtual = rank(b)
-  local again = math.max(base + t.used - QUANTUM, virtual) + PENALTY[b.priority]
+  local again = math.max(base + t.used - setting('quantum'), virtual) + PENALTY[b.priority]
   return tonumber(best[2]) < again
 end
 
@@ -103,7 +103,11 @@ else
 end
 local word, jobs = 'jobs', held_jobs(b, t)
 if #jobs > 0 then
-  if t.used >= QUANTUM then settle_service(b, t); charge(b, (rank(b)), QUANTUM); t.used = 0 end
+  if t.used >= setting('quantum') then
+    settle_service(b, t)
+    charge(b, (rank(b)), setting('quantum'))
+    t.used = 0
+  end
   write_ticket(b, t)
   redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
 else

@@ -1,0 +1,756 @@
+"""A state machine that does to the store what producers, workers, crashes and lost replies do, in any order.
+
+Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :data:`BATCH_TABLE`. What a script
+is free to choose (which job it hands out) is read from its reply and checked to be allowed; everything else is
+foretold. After each step all that Redis holds is compared with the model and with itself.
+
+Time does not pass: leases are long, and what is to fall due is moved into the past.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import fakeredis
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from redis.asyncio import Redis
+
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import Conflict, FaultKind
+from tweezer.model.ids import new_batch_id
+from tweezer.model.lifecycle import (
+    BATCH_TABLE,
+    JOB_BY_LETTER,
+    JOB_TABLE,
+    BatchEvent,
+    BatchStatus,
+    JobEvent,
+    JobStatus,
+    Stage,
+)
+from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, OutcomeKind, Priority, Result
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+from tweezer.store.scripts import CRASHES_MAX, LOST_MAX
+from tweezer.store.tickets import Grant, HeldJob, JobProgress, Next, Settlement
+
+T = TypeVar("T")
+
+DEVICE = "EMU"
+LEASE_S = 10_000.0
+PROJECTS = ("a", "b")
+BATCHES_MAX = 3
+JOBS_MAX = 40
+RETRY_S = 5_000.0
+FAULT = Fault("internal", "it failed")
+
+# What a lane may report of a job: an outcome, and whether a retry is one of a crash, and whether it waits.
+REPORTS = {
+    "done": Outcome(OutcomeKind.DONE, result=Result(counter={"0": 1})),
+    "error": Outcome(OutcomeKind.ERROR, fault=FAULT, cause=FaultKind.USER),
+    "canceled": Outcome(OutcomeKind.CANCELED),
+    "retry": Outcome(OutcomeKind.RETRY, fault=FAULT, cause=FaultKind.TRANSIENT),
+    "retry later": Outcome(OutcomeKind.RETRY, fault=FAULT, cause=FaultKind.TRANSIENT, retry_in_s=RETRY_S),
+    "crash": Outcome(OutcomeKind.RETRY, fault=FAULT, cause=FaultKind.CRASH),
+}
+ENDS = {"done": JobEvent.FINISH, "error": JobEvent.FAIL, "canceled": JobEvent.STOP}
+
+_namespaces = itertools.count()
+
+
+@dataclass
+class Job:
+    """A job as the model knows it. ``token``: of the ticket that began or settled it last."""
+
+    status: JobStatus = JobStatus.PENDING
+    attempt: int = 0
+    token: str | None = None
+    cancel_requested: bool = False
+    delayed: bool = False
+    crashes: int = 0
+    lost: int = 0
+    transient: int = 0
+
+
+@dataclass
+class Batch:
+    """A batch as the model knows it; ``transitions`` counts its own and those of its jobs."""
+
+    id: UUID
+    project: str
+    retries: int
+    open: bool
+    jobs: list[Job]
+    status: BatchStatus = BatchStatus.PENDING
+    end: BatchEvent = BatchEvent.COMPLETE
+    began: bool = False
+    failures: int = 0
+    transitions: int = 1
+
+    def apply(self, event: BatchEvent) -> None:
+        after = BATCH_TABLE.get((self.status, event), self.status)
+        if event is BatchEvent.RESUME and self.status is BatchStatus.PAUSED and not self.began:
+            after = BatchStatus.PENDING
+        self.transitions += after is not self.status
+        self.status = after
+
+    def apply_to(self, index: int, event: JobEvent, *, token: str | None = None) -> None:
+        job = self.jobs[index]
+        after = JOB_TABLE.get((job.status, event), job.status)
+        if job.status is JobStatus.RUNNING and after is JobStatus.PENDING and job.cancel_requested:
+            after = JobStatus.CANCELED
+        self.transitions += after is not job.status
+        job.status = after
+        if event is JobEvent.BEGIN:
+            self.began = True
+            job.attempt += 1
+            job.token = token
+            self.apply(BatchEvent.BEGIN)
+
+    def cancel(self, index: int) -> None:
+        job = self.jobs[index]
+        job.cancel_requested = job.cancel_requested or job.status is JobStatus.RUNNING
+        self.apply_to(index, JobEvent.CANCEL)
+
+    def doom(self) -> None:
+        if self.status.terminal:
+            return
+        self.open = False
+        if self.end is BatchEvent.COMPLETE:
+            self.end = BatchEvent.DOOM
+        for index in self.of(JobStatus.PENDING):
+            self.apply_to(index, JobEvent.DOOM)
+
+    def conclude(self) -> None:
+        """The predicate of rule 14."""
+        if not self.open and not self.busy and not self.status.terminal:
+            self.apply(self.end)
+
+    def of(self, *statuses: JobStatus) -> list[int]:
+        return [index for index, job in enumerate(self.jobs) if job.status in statuses]
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.of(JobStatus.PENDING, JobStatus.RUNNING))
+
+
+@dataclass
+class Holder:
+    """A worker that took a ticket. ``held``: what it holds if its token is the current one."""
+
+    grant: Grant
+    batch: Batch
+    held: set[int]
+    lapsed: bool = False
+    last: tuple[dict[int, str], int] | None = None
+    stale: bool = field(default=False)
+
+    @property
+    def name(self) -> str:
+        return str(self.grant.ticket)
+
+
+def pick(among: list[T], at: int) -> T:
+    return among[at % len(among)]
+
+
+NUMBERS = st.integers(0, 1000)
+WANTED = st.sampled_from([1, 2, 4, 4, 6, 6, 0])
+REPORTED = st.lists(st.sampled_from(sorted(REPORTS)), min_size=1, max_size=4)
+FAILURES = {"failures_max": st.integers(1, 3), "retry_in_s": st.sampled_from([0.0, RETRY_S])}
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Producers, workers and accidents on one device."""
+
+    url: str | None = None  # None is fakeredis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.redis = self.do(self._connect())
+        self.store = Store(self.redis, namespace=f"machine{next(_namespaces)}")
+        self.key = self.store.keys
+        self.batches: list[Batch] = []
+        self.forgotten: list[Batch] = []
+        self.holders: list[Holder] = []
+        self.device_paused = False
+        self.position = "0-0"
+        self.told: dict[UUID, dict[int | None, JobStatus | BatchStatus]] = {}
+        self.sequence: dict[UUID, int] = {}
+        self.ended: dict[tuple[UUID, int], bytes] = {}
+
+    async def _connect(self) -> Redis:
+        return fakeredis.FakeAsyncRedis() if self.url is None else Redis.from_url(self.url)
+
+    def do(self, call: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(call)
+
+    def teardown(self) -> None:
+        self.do(self.store.close())
+        self.runner.close()
+
+    # -------------------------------------------------------------------------------------------- the model
+
+    @property
+    def live(self) -> list[Holder]:
+        """Those whose token is the current one of their ticket."""
+        return [holder for holder in self.holders if not holder.stale]
+
+    def lose(self, holder: Holder) -> None:
+        """The ticket is no longer this holder's."""
+        holder.stale = True
+        holder.held = set()
+
+    def holds(self, batch: Batch, index: int) -> bool:
+        return any(holder.batch is batch and index in holder.held for holder in self.live)
+
+    def give_back(self, holder: Holder, event: JobEvent) -> None:
+        """What the scripts do with a held set: reclaim it, or take it back."""
+        batch = holder.batch
+        for index in holder.held:
+            job = batch.jobs[index]
+            ran = job.status is JobStatus.RUNNING
+            if ran and event is JobEvent.RECLAIM:
+                job.lost += 1
+                event_of_job = JobEvent.FAIL if job.lost >= LOST_MAX and not job.cancel_requested else event
+            else:
+                event_of_job = event
+            batch.apply_to(index, event_of_job)
+            if ran and event is JobEvent.GIVE_BACK and job.status is JobStatus.PENDING:
+                job.attempt -= 1
+        self.lose(holder)
+
+    def reclaim_lapsed(self) -> int:
+        lapsed = [holder for holder in self.live if holder.lapsed]
+        for holder in lapsed:
+            self.give_back(holder, JobEvent.RECLAIM)
+            holder.batch.conclude()
+        return len(lapsed)
+
+    def claimed(self, holder: Holder, jobs: list[HeldJob]) -> None:
+        """Checks what a script handed out, and follows it."""
+        batch, token = holder.batch, holder.grant.token
+        indices = {job.index for job in jobs}
+        assert len(indices) == len(jobs)
+        new = indices - holder.held
+        for index in new:
+            job = batch.jobs[index]
+            assert job.status is JobStatus.PENDING, "only what is pending is handed out"
+            assert not self.holds(batch, index), "a job has one holder"
+            assert not job.delayed, "a retry waits for its time"
+            assert job.token != token, "a token runs a job once"
+            assert job.attempt == 0 or indices == {index}, "a job with an attempt behind it goes alone"
+        if new:
+            assert batch.status is not BatchStatus.PAUSED
+            assert not self.device_paused
+        holder.held = indices
+        if not any(batch.jobs[index].status is JobStatus.RUNNING for index in indices):
+            batch.apply_to(min(indices), JobEvent.BEGIN, token=token)
+        for given in jobs:
+            job = batch.jobs[given.index]
+            assert (given.attempt, given.cancel_requested) == (job.attempt, job.cancel_requested)
+            assert given.spec == JobSpec(runs=1 + given.index)
+
+    # ------------------------------------------------------------------------------------------- producers
+
+    @initialize(jobs=st.integers(4, 16), open=st.booleans(), lanes=st.integers(1, 3))
+    def begin(self, jobs: int, open: bool, lanes: int) -> None:
+        self.announce(lanes)
+        self.submit(jobs, open, "a", Priority.MEDIUM, 1)
+
+    @precondition(lambda self: len(self.batches) < BATCHES_MAX)
+    @rule(
+        jobs=st.sampled_from([0, 1, 2, 5, 12]),
+        open=st.booleans(),
+        project=st.sampled_from(PROJECTS),
+        priority=st.sampled_from(Priority),
+        retries=st.integers(0, 2),
+    )
+    def submit_another(self, jobs: int, open: bool, project: str, priority: Priority, retries: int) -> None:
+        self.submit(jobs, open, project, priority, retries)
+
+    def submit(self, jobs: int, open: bool, project: str, priority: Priority, retries: int) -> None:
+        doc = BatchDoc(device=DEVICE, sequence="{}", limits=Limits(open_timeout_s=LEASE_S, transient_retries=retries))
+        specs = [JobSpec(runs=1 + index) for index in range(jobs)]
+        batch_id = self.do(
+            self.store.commands.submit(new_batch_id(), project, doc, specs, priority=priority, open=open)
+        )
+        batch = Batch(batch_id, project, retries, open, [Job() for _ in specs])
+        batch.conclude()
+        self.batches.append(batch)
+
+    @precondition(lambda self: self.batches)
+    @rule(at=NUMBERS, jobs=st.integers(1, 6))
+    def add(self, at: int, jobs: int) -> None:
+        batch = pick(self.batches, at)
+        first = len(batch.jobs)
+        if first + jobs > JOBS_MAX:
+            return
+        specs = [JobSpec(runs=1 + first + n) for n in range(jobs)]
+        if batch.open:
+            assert self.do(self.store.commands.add_jobs(batch.id, specs, project=batch.project)) == first
+            batch.jobs += [Job() for _ in specs]
+        else:
+            with pytest.raises(Conflict):
+                self.do(self.store.commands.add_jobs(batch.id, specs, project=batch.project))
+
+    @precondition(lambda self: self.batches)
+    @rule(
+        at=NUMBERS,
+        command=st.sampled_from(["close", "pause", "pause", "resume", "resume", "cancel_batch", "forget", "forget"]),
+    )
+    def command(self, at: int, command: str) -> None:
+        getattr(self, command)(pick(self.batches, at))
+
+    def close(self, batch: Batch) -> None:
+        self.do(self.store.commands.close(batch.id, project=batch.project))
+        batch.open = False
+        batch.conclude()
+
+    def cancel_batch(self, batch: Batch) -> None:
+        if self.refused_because_over(batch, self.store.commands.cancel(batch.id, project=batch.project)):
+            return
+        batch.open = False
+        if batch.end is BatchEvent.COMPLETE:
+            batch.end = BatchEvent.CANCEL
+        for index in batch.of(JobStatus.PENDING, JobStatus.RUNNING):
+            batch.cancel(index)
+        batch.conclude()
+
+    @precondition(lambda self: self.batches)
+    @rule(at=NUMBERS, indices=st.lists(st.integers(0, 12), min_size=1, max_size=5))
+    def cancel_jobs(self, at: int, indices: list[int]) -> None:
+        batch = pick(self.batches, at)
+        expected = []
+        for index in indices:
+            status = batch.jobs[index].status if index < len(batch.jobs) else None
+            match status:
+                case None:
+                    expected.append(CancelAnswer.UNKNOWN)
+                    continue
+                case JobStatus.PENDING:
+                    expected.append(CancelAnswer.CANCELED)
+                case JobStatus.RUNNING:
+                    expected.append(CancelAnswer.REQUESTED)
+                case _:
+                    expected.append(CancelAnswer.OVER)
+            batch.cancel(index)
+        batch.conclude()
+        assert self.do(self.store.commands.cancel_jobs(batch.id, indices, project=batch.project)) == expected
+
+    def pause(self, batch: Batch) -> None:
+        if not self.refused_because_over(batch, self.store.commands.pause(batch.id, project=batch.project)):
+            batch.apply(BatchEvent.PAUSE)
+
+    def resume(self, batch: Batch) -> None:
+        if not self.refused_because_over(batch, self.store.commands.resume(batch.id, project=batch.project)):
+            batch.apply(BatchEvent.RESUME)
+
+    def forget(self, batch: Batch) -> None:
+        call = self.store.commands.forget(batch.id, project=batch.project)
+        if not batch.status.terminal:
+            with pytest.raises(Conflict):
+                self.do(call)
+            return
+        self.do(call)
+        self.batches.remove(batch)
+        self.forgotten.append(batch)
+        for holder in self.live:
+            if holder.batch is batch:
+                self.lose(holder)
+
+    def refused_because_over(self, batch: Batch, call: Coroutine[Any, Any, None]) -> bool:
+        if not batch.status.terminal:
+            self.do(call)
+            return False
+        with pytest.raises(Conflict):
+            self.do(call)
+        return True
+
+    # --------------------------------------------------------------------------------------------- workers
+
+    @rule(lanes=st.integers(1, 3), paused=st.sampled_from([True, False, False]))
+    def change_device(self, lanes: int, paused: bool) -> None:
+        self.announce(lanes)
+        if paused:
+            self.do(self.store.commands.pause_device(DEVICE, "maintenance"))
+        else:
+            self.do(self.store.commands.resume_device(DEVICE))
+        self.device_paused = paused
+
+    def announce(self, lanes: int) -> None:
+        self.do(
+            self.store.tickets.heartbeat(
+                "w",
+                DEVICE,
+                ttl_s=LEASE_S,
+                about_device={"adapter": "null", "exclusive": 0},
+                about_worker={"lanes": lanes, "started": 1},
+            )
+        )
+
+    @rule(at=NUMBERS, reports=REPORTED, want=WANTED, used_s=st.sampled_from([0.0, 0.3, 2.0]))
+    def work(self, at: int, reports: list[str], want: int, used_s: float) -> None:
+        """A worker settles some of what it holds. There is one, if there is work."""
+        if not self.live:
+            self.take(1)
+        if self.live:
+            holder = pick(self.live, at)
+            self.settle_as(holder, dict(zip(sorted(holder.held), reports, strict=False)), want, used_s)
+
+    @rule(at=NUMBERS, lanes=st.integers(1, 2), want=WANTED)
+    def work_well(self, at: int, lanes: int, want: int) -> None:
+        """Free lanes take tickets, and a worker settles all that it holds."""
+        self.take(lanes)
+        if self.live:
+            holder = pick(self.live, at)
+            self.settle_as(holder, dict.fromkeys(holder.held, "done"), want, 0.0)
+
+    @rule(lanes=st.integers(1, 2))
+    def take_more(self, lanes: int) -> None:
+        self.take(lanes)
+
+    def take(self, lanes: int) -> None:
+        names = [f"lane:{n}" for n in range(lanes)]
+        taken = self.do(self.store.tickets.take(DEVICE, names, lease_s=LEASE_S))
+        self.reclaim_lapsed()
+        assert taken.paused is self.device_paused
+        assert len(taken.grants) <= (0 if self.device_paused else lanes)
+        if len(taken.grants) < lanes and not self.device_paused:
+            assert self.members(Key.READY, DEVICE) == set(), "a free lane leaves no ready ticket"
+        for grant in taken.grants:
+            (batch,) = (each for each in self.batches if each.id == grant.batch_id)
+            assert grant.ticket not in [holder.grant.ticket for holder in self.live], "a ticket has one holder"
+            assert all(grant.token != holder.grant.token for holder in self.holders if holder.batch is batch)
+            assert len(grant.jobs) == 1
+            holder = Holder(grant, batch, set())
+            self.claimed(holder, grant.jobs)
+            self.holders.append(holder)
+
+    @precondition(lambda self: any(holder.last for holder in self.holders))
+    @rule(at=NUMBERS)
+    def settle_again(self, at: int) -> None:
+        """The reply was lost, at once or long ago; the ticket may be retired or somebody else's by now."""
+        holder = pick([holder for holder in self.holders if holder.last], at)
+        assert holder.last is not None
+        self.settle_as(holder, *holder.last, 0.0)
+
+    def settle_as(self, holder: Holder, outcomes: dict[int, str], want: int, used_s: float) -> None:
+        settlements = [Settlement.of(index, REPORTS[report]) for index, report in outcomes.items()]
+        turn = self.do(
+            self.store.tickets.settle(
+                holder.grant.ticket, holder.grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
+            )
+        )
+        refused = sum([self.settled(holder, index, report) for index, report in outcomes.items()])
+        assert turn.refused == refused
+        if holder.stale:
+            assert turn.next is (Next.STALE if refused else Next.RETIRED)
+            return
+        holder.last, holder.lapsed = (outcomes, want), False
+        batch = holder.batch
+        running = {index for index in holder.held if batch.jobs[index].status is JobStatus.RUNNING}
+        if want == 0:
+            assert turn.next is not Next.JOBS
+            self.give_back(holder, JobEvent.GIVE_BACK)
+        elif turn.next is Next.JOBS:
+            assert running <= {job.index for job in turn.jobs}, "what runs stays with its holder"
+            assert len(turn.jobs) <= max(want, len(holder.held))
+            self.claimed(holder, turn.jobs)
+        else:
+            assert not running, "what runs stays with its holder"
+            self.lose(holder)
+        batch.conclude()
+        if turn.next is Next.RETIRED and not batch.status.terminal and batch.status is not BatchStatus.PAUSED:
+            assert all(self.holds(batch, index) for index in batch.of(JobStatus.PENDING))
+
+    def settled(self, holder: Holder, index: int, report: str) -> bool:
+        """Follows an outcome; whether it is to be refused."""
+        batch, token = holder.batch, holder.grant.token
+        if batch in self.forgotten:
+            return True
+        job = batch.jobs[index]
+        if index not in holder.held:
+            return job.token != token
+        holder.held.remove(index)
+        batch.failures = 0
+        if job.status.terminal:
+            return True
+        if job.status is JobStatus.PENDING:
+            batch.apply_to(index, JobEvent.BEGIN, token=token)
+        job.token = token
+        event = ENDS.get(report, JobEvent.RETRY)
+        if event is JobEvent.RETRY:
+            if report == "crash":
+                job.crashes += 1
+                exhausted = job.crashes >= CRASHES_MAX
+            else:
+                job.transient += 1
+                exhausted = job.transient > batch.retries
+            if exhausted and not job.cancel_requested:
+                event = JobEvent.FAIL
+        batch.apply_to(index, event)
+        job.delayed = report == "retry later" and job.status is JobStatus.PENDING
+        return False
+
+    @precondition(lambda self: self.holders)
+    @rule(at=NUMBERS, begun=st.integers(0, 3))
+    def renew(self, at: int, begun: int) -> None:
+        holder = pick(self.holders, at)
+        batch = holder.batch
+        progress = [JobProgress(index, Stage.ON_DEVICE, 0.5) for index in sorted(holder.held)[:begun]]
+        stop = self.do(
+            self.store.tickets.renew(holder.grant.ticket, holder.grant.token, progress, lease_s=LEASE_S)
+        )
+        if holder.stale:
+            assert stop is None
+            return
+        holder.lapsed = False
+        for job in progress:
+            if batch.jobs[job.index].status is JobStatus.PENDING:
+                batch.apply_to(job.index, JobEvent.BEGIN, token=holder.grant.token)
+        jobs = {index: batch.jobs[index] for index in holder.held}
+        assert stop == {index for index, job in jobs.items() if job.cancel_requested or job.status.terminal}
+
+    @precondition(lambda self: self.live)
+    @rule(at=NUMBERS, way=st.sampled_from(["drain", "drain", "release", "release", "fail"]), **FAILURES)
+    def give_up(self, at: int, way: str, failures_max: int, retry_in_s: float) -> None:
+        self.give_up_as(pick(self.live, at), way, failures_max, retry_in_s)
+
+    @precondition(lambda self: any(holder.stale for holder in self.holders))
+    @rule(at=NUMBERS, way=st.sampled_from(["drain", "release", "fail"]), **FAILURES)
+    def give_up_too_late(self, at: int, way: str, failures_max: int, retry_in_s: float) -> None:
+        holder = pick([holder for holder in self.holders if holder.stale], at)
+        self.give_up_as(holder, way, failures_max, retry_in_s)
+
+    def give_up_as(self, holder: Holder, way: str, failures_max: int, retry_in_s: float) -> None:
+        match way:
+            case "drain":
+                self.drain(holder)
+            case "release":
+                self.release(holder, failures_max, retry_in_s)
+            case "fail":
+                self.fail_batch(holder)
+
+    def drain(self, holder: Holder) -> None:
+        assert self.do(self.store.tickets.drain(holder.grant.ticket, holder.grant.token)) is not holder.stale
+        if not holder.stale:
+            self.give_back(holder, JobEvent.GIVE_BACK)
+            holder.batch.conclude()
+
+    def release(self, holder: Holder, failures_max: int, retry_in_s: float) -> None:
+        batch = holder.batch
+        doomed = self.do(
+            self.store.tickets.release(
+                holder.grant.ticket,
+                holder.grant.token,
+                FAULT,
+                backoff=Backoff(base_s=retry_in_s, cap_s=retry_in_s),
+                failures_max=failures_max,
+            )
+        )
+        if holder.stale:
+            assert not doomed
+            return
+        attempts = {index: batch.jobs[index].attempt for index in holder.held}
+        self.give_back(holder, JobEvent.GIVE_BACK)
+        for index, attempt in attempts.items():
+            batch.jobs[index].attempt = attempt  # unlike a drain, a failure counts
+        batch.failures += 1
+        assert doomed is (batch.failures >= failures_max and not batch.status.terminal)
+        if doomed:
+            batch.doom()
+        batch.conclude()
+
+    def fail_batch(self, holder: Holder) -> None:
+        batch = holder.batch
+        answer = self.do(self.store.tickets.fail_batch(holder.grant.ticket, holder.grant.token, FAULT))
+        assert answer is not holder.stale
+        if holder.stale:
+            return
+        for index in holder.held:
+            if batch.jobs[index].status is JobStatus.RUNNING:
+                batch.apply_to(index, JobEvent.FAIL)
+        batch.doom()
+        self.lose(holder)
+        batch.conclude()
+
+    # --------------------------------------------------------------------------------- accidents and time
+
+    @precondition(lambda self: self.live)
+    @rule(at=NUMBERS)
+    def lapse(self, at: int) -> None:
+        """A worker crashes, stops, or cannot reach Redis for longer than its lease."""
+        holder = pick(self.live, at)
+        self.do(self.redis.zadd(self.key(Key.LEASES, DEVICE), {holder.name: 1}, xx=True))
+        holder.lapsed = True
+
+    @rule()
+    def sweep(self) -> None:
+        timed_out, reclaimed, _ = self.do(self.store.tickets.sweep())
+        assert reclaimed == self.reclaim_lapsed()
+        assert timed_out == 0
+
+    @rule()
+    def wait(self) -> None:
+        """What waits for its time has waited long enough."""
+        delays = [self.key(Key.DELAY, batch.id) for batch in self.batches]
+        for name in (self.key(Key.DUE, DEVICE), *delays):
+            members = self.do(self.redis.zrange(name, 0, -1))
+            if members:
+                self.do(self.redis.zadd(name, dict.fromkeys(members, 1)))
+        for batch in self.batches:
+            for job in batch.jobs:
+                job.delayed = False
+
+    @precondition(lambda self: any(self.idles(batch) for batch in self.batches))
+    @rule(at=NUMBERS)
+    def run_out(self, at: int) -> None:
+        """An open batch stays without work past its deadline."""
+        batch = pick([batch for batch in self.batches if self.idles(batch)], at)
+        assert self.do(self.redis.zadd(self.key(Key.IDLE), {str(batch.id): 1}, xx=True, ch=True)) == 1
+        timed_out, reclaimed, _ = self.do(self.store.tickets.sweep())
+        assert (timed_out, reclaimed) == (1, self.reclaim_lapsed())
+        batch.open = False
+        batch.apply(BatchEvent.EXPIRE)
+
+    def idles(self, batch: Batch) -> bool:
+        return batch.open and not batch.busy and batch.status is not BatchStatus.PAUSED
+
+    # -------------------------------------------------------------------------------------------- invariants
+
+    def members(self, key: Key, *parts: object) -> set[str]:
+        found: Iterable[bytes] = self.do(self.redis.zrange(self.key(key, *parts), 0, -1))
+        return {member.decode() for member in found}
+
+    @invariant()
+    def batches_are_as_foretold(self) -> None:
+        for batch in self.batches:
+            record = self.do(self.store.reader.batch(batch.id, project=batch.project))
+            assert (record.status, record.open) == (batch.status, batch.open)
+            statuses = Counter(job.status for job in batch.jobs)
+            assert record.counts == {status: statuses[status] for status in JobStatus}
+            assert record.sequence_number == batch.transitions
+            terminal = not batch.open and not batch.busy
+            assert record.status.terminal is (terminal or batch.status is BatchStatus.TIMED_OUT)
+            assert (record.ended is not None) is record.status.terminal
+
+    @invariant()
+    def jobs_are_as_foretold_and_terminal_is_final(self) -> None:
+        for batch in self.batches:
+            raw = self.hash(Key.STATE, batch.id)
+            assert raw.keys() <= {str(index).encode() for index in range(len(batch.jobs))}
+            for index, job in enumerate(batch.jobs):
+                state = raw.get(str(index).encode(), b"P 0")
+                letter, attempt, *_ = state.decode().split()
+                assert (JOB_BY_LETTER[letter], int(attempt)) == (job.status, job.attempt)
+                if job.status.terminal:
+                    assert self.ended.setdefault((batch.id, index), state) == state
+            done = {str(index).encode() for index in batch.of(JobStatus.DONE)}
+            assert self.hash(Key.RESULT, batch.id).keys() == done
+
+    @invariant()
+    def no_job_is_in_two_places_and_none_is_lost(self) -> None:
+        for batch in self.batches:
+            row = self.hash(Key.BATCH, batch.id)
+            held: dict[str, set[int]] = {}
+            for name in cast(list[bytes], self.do(self.redis.keys(self.key(Key.HELD, batch.id, "*")))):
+                number = name.decode().rpartition(":")[2]
+                held[f"{batch.id}:{number}"] = set(map(int, self.do(cast(Any, self.redis.smembers(name)))))
+            back = [int(index) for index in self.do(cast(Any, self.redis.lrange(self.key(Key.BACK, batch.id), 0, -1)))]
+            delayed = [int(index) for index in self.members(Key.DELAY, batch.id)]
+            fresh = range(int(row.get(b"cursor", 0)), len(batch.jobs))
+            places = Counter(itertools.chain(back, delayed, fresh, *held.values()))
+            assert all(count == 1 for count in places.values())
+            assert held == {holder.name: holder.held for holder in self.live if holder.batch is batch and holder.held}
+            in_hands = set().union(*held.values())
+            for index in batch.of(JobStatus.RUNNING):
+                assert index in in_hands
+            for index in batch.of(JobStatus.PENDING):
+                assert index in places
+            assert (int(row.get(b"back", 0)), int(row.get(b"delayed", 0))) == (len(back), len(delayed))
+
+    @invariant()
+    def tickets_are_in_one_place_and_work_has_one(self) -> None:
+        ready, due, leases = (self.members(key, DEVICE) for key in (Key.READY, Key.DUE, Key.LEASES))
+        assert ready.isdisjoint(due)
+        assert leases.isdisjoint(ready | due)
+        assert leases == {holder.name for holder in self.live}
+        for batch in self.batches:
+            row = self.hash(Key.BATCH, batch.id)
+            tickets = {f"{batch.id}:{name[2:].decode()}" for name in row if name.startswith(b"t:")}
+            if not batch.status.terminal:
+                assert tickets == {name for name in ready | due | leases if name.startswith(str(batch.id))}
+            for holder in self.live:
+                if holder.batch is batch:
+                    token = row[f"t:{holder.grant.ticket.number}".encode()].split()[0].decode()
+                    assert token == holder.grant.token
+            waiting = [index for index in batch.of(JobStatus.PENDING) if not self.holds(batch, index)]
+            if waiting and batch.status is not BatchStatus.PAUSED:
+                assert tickets, "work without a ticket is never done"
+
+    @invariant()
+    def counters_of_the_device_are_the_sum_of_its_batches(self) -> None:
+        device = self.do(self.store.reader.device(DEVICE))
+        assert device is not None
+        assert device.pending == sum(len(batch.of(JobStatus.PENDING)) for batch in self.batches)
+        assert device.running == sum(len(batch.of(JobStatus.RUNNING)) for batch in self.batches)
+        assert self.do(cast(Any, self.redis.llen(self.key(Key.BELL, DEVICE)))) <= 1
+
+    @invariant()
+    def events_are_one_a_transition_and_replay_to_what_is(self) -> None:
+        for entry in self.do(self.store.events.read(self.position, most=1000)):
+            self.position = entry.id
+            for event in entry.events:
+                told = self.told.setdefault(event.batch_id, {})
+                assert event.sequence == self.sequence.get(event.batch_id, 0) + 1
+                self.sequence[event.batch_id] = event.sequence
+                if event.index is None:
+                    assert told.get(None) == event.previous
+                else:
+                    assert told.get(event.index, JobStatus.PENDING) == event.previous
+                    assert not JobStatus(event.previous or "").terminal
+                told[event.index] = event.status
+        for batch in self.batches + self.forgotten:
+            told = self.told[batch.id]
+            assert self.sequence[batch.id] == batch.transitions
+            assert told[None] is batch.status
+            assert [told.get(index, JobStatus.PENDING) for index in range(len(batch.jobs))] == [
+                job.status for job in batch.jobs
+            ]
+
+    def hash(self, key: Key, batch_id: UUID) -> dict[bytes, bytes]:
+        return cast(dict[bytes, bytes], self.do(cast(Any, self.redis.hgetall(self.key(key, batch_id)))))
+
+
+def configured(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[phase for phase in Phase if phase is not Phase.explain],
+    )
+
+
+def test_the_store_does_what_the_model_says() -> None:
+    run_state_machine_as_test(StoreMachine, settings=configured(60))
+
+
+@pytest.mark.redis
+def test_a_real_server_does_what_the_model_says(real_redis_url: str) -> None:
+    class OnServer(StoreMachine):
+        url = real_redis_url
+
+    run_state_machine_as_test(OnServer, settings=configured(30))

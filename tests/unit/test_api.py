@@ -1,0 +1,646 @@
+"""The routes of the API over a store in memory: fields, envelopes, errors, and requests that are held."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import fakeredis
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tweezer.api.app import create_app
+from tweezer.api.live import Live
+from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
+from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import (
+    BatchDoc,
+    Fault,
+    JobSpec,
+    Limits,
+    Outcome,
+    OutcomeKind,
+    Priority,
+    Provenance,
+    Result,
+)
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+from tweezer.store.tickets import Grant, Settlement
+
+DEVICE = "EMU_FREE"
+LEASE_S = 15.0
+SOON_S = 10.0  # how long a test waits for what should happen at once
+
+DONE = Outcome(
+    OutcomeKind.DONE,
+    result=Result(
+        counter={"01": 10},
+        serialised_results='{"a": 1}',
+        provenance=Provenance(backend="null", seed=7),
+    ),
+    preparation_s=0.5,
+    device_s=1.5,
+)
+FAILED = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.omega"), cause=FaultKind.USER)
+
+
+class Rig:
+    """An application, a client of it, and the moves of producers and workers behind it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.server = fakeredis.FakeServer()
+        self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
+        self.app: FastAPI = create_app(settings, self.store)
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.store.close()
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.http.get(path, **options)
+
+    async def data(self, path: str, **options: Any) -> Any:
+        """The data of a success."""
+        response = await self.get(path, **options)
+        assert response.status_code == 200, response.text
+        body = response.json()
+        assert {**body, "data": None} == {"status": "success", "message": "OK.", "code": "200", "data": None}
+        return body["data"]
+
+    async def announce(self, lanes: int = 1) -> None:
+        await self.store.tickets.heartbeat(
+            "w",
+            DEVICE,
+            ttl_s=60,
+            about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000},
+            about_worker={"lanes": lanes, "started": 1, "host": "here", "version": "0", "record_version": 1},
+        )
+
+    async def submit(
+        self, jobs: int | Sequence[JobSpec] = 1, *, doc: BatchDoc | None = None, project: str = "p", **options: Any
+    ) -> UUID:
+        specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
+        doc = doc or BatchDoc(device=DEVICE, sequence="{}")
+        return await self.store.commands.submit(new_batch_id(), project, doc, specs, **options)
+
+    async def take(self) -> Grant:
+        (grant,) = (await self.store.tickets.take(DEVICE, ["lane"], lease_s=LEASE_S)).grants
+        return grant
+
+    async def run(self, *outcomes: Outcome) -> None:
+        """Takes the one ticket there is and settles its jobs, one after the other, with these outcomes."""
+        grant = await self.take()
+        jobs = grant.jobs
+        for outcome in outcomes or (DONE,):
+            settlements = [Settlement.of(jobs[0].index, outcome)]
+            turn = await self.store.tickets.settle(
+                grant.ticket, grant.token, settlements, want=1, used_s=0.1, lease_s=LEASE_S
+            )
+            jobs = turn.jobs
+
+    def holding(self) -> int:
+        return len(self.app.state.holds._held)
+
+    async def held(self, path: str) -> asyncio.Task[httpx.Response]:
+        """A request that is being held."""
+        before = self.holding()
+        task = asyncio.create_task(self.get(path))
+        await until(lambda: self.holding() > before)
+        return task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        await asyncio.sleep(0.001)
+
+
+async def within(task: asyncio.Task[httpx.Response]) -> httpx.Response:
+    """The answer of a request that must be answered long before its hold would be over."""
+    return await asyncio.wait_for(task, SOON_S)
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> AsyncIterator[Rig]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    rig = Rig(Settings(longpoll_s=20))
+    await rig.announce()
+    yield rig
+    await rig.close()
+
+
+# -- batches and jobs -----------------------------------------------------------------------------------
+
+
+async def test_a_batch_has_the_fields_that_pasqals_clients_require(rig: Rig) -> None:
+    doc = BatchDoc(device=DEVICE, sequence='{"version":"1"}', name="n", tags=("a", "b"), webhook="http://h/x")
+    batch_id = await rig.submit(
+        [JobSpec(runs=5, variables={"omega": [1.0, 2]}), JobSpec(runs=6)], doc=doc, priority=Priority.HIGH, open=True
+    )
+    batch = await rig.data(f"/api/v2/batches/{batch_id}")
+    counts = {"PENDING": 2, "RUNNING": 0, "DONE": 0, "ERROR": 0, "CANCELED": 0}
+    wanted = {
+        "id": str(batch_id),
+        "open": True,
+        "complete": False,
+        "status": "PENDING",
+        "device_type": DEVICE,
+        "project_id": "p",
+        "user_id": "",
+        "jobs_count": 2,
+        "jobs_count_per_status": counts,
+        "sequence_builder": '{"version":"1"}',
+        "tags": ["a", "b"],
+        "webhook": "http://h/x",
+        "queue_priority": "HIGH",
+        "start_datetime": None,
+        "end_datetime": None,
+        "parent_id": None,
+        "configuration": None,
+        "backend_configuration": None,
+        "name": "n",
+        "errors": [],
+    }
+    assert {name: batch[name] for name in wanted} == wanted
+    assert batch["created_at"].endswith("Z")
+    assert batch["updated_at"].endswith("Z")
+    assert [job["runs"] for job in batch["jobs"]] == [5, 6]
+    assert [job["variables"] for job in batch["jobs"]] == [{"omega": [1.0, 2]}, None]
+    assert [job["creation_order"] for job in batch["jobs"]] == [0, 1]
+
+
+async def test_a_job_has_the_fields_that_pasqals_clients_require(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
+    wanted = {
+        "id": str(job_id(batch_id, 0)),
+        "batch_id": str(batch_id),
+        "project_id": "p",
+        "status": "PENDING",
+        "runs": 10,
+        "variables": None,
+        "errors": [],
+        "sequence": None,
+        "start_timestamp": None,
+        "end_timestamp": None,
+        "parent_id": None,
+        "progress": 0,
+        "stage": "queued",
+        "attempt": 0,
+        "queue_s": None,
+        "preparation_s": None,
+        "device_s": None,
+    }
+    assert {name: job[name] for name in wanted} == wanted
+    assert job["updated_at"] == job["created_at"] == job["stage_since"]
+
+
+async def test_a_job_that_is_done_has_its_durations_and_no_stage(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run()
+    job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
+    assert (job["status"], job["progress"], job["stage"], job["attempt"]) == ("DONE", 100, None, 1)
+    assert (job["preparation_s"], job["device_s"]) == (0.5, 1.5)
+    assert job["queue_s"] >= 0
+    assert job["updated_at"] == job["end_timestamp"] is not None
+
+
+async def test_a_failed_job_says_why_in_words(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run(FAILED)
+    job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
+    assert (job["status"], job["errors"]) == ("ERROR", ["variables.omega: it broke"])
+
+
+async def test_a_job_shows_its_own_sequence_only_when_asked_for_itself(rig: Rig) -> None:
+    batch_id = await rig.submit([JobSpec(runs=1, sequence='{"own":1}')], doc=BatchDoc(device=DEVICE))
+    batch = await rig.data(f"/api/v2/batches/{batch_id}")
+    assert batch["sequence_builder"] is None
+    assert "sequence" not in batch["jobs"][0]  # a client takes a null for "has none", and no key for "ask"
+    assert (await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}"))["sequence"] == '{"own":1}'
+
+
+@pytest.mark.parametrize(("jobs", "shown"), [(EMBEDDED_JOBS_MAX, EMBEDDED_JOBS_MAX), (EMBEDDED_JOBS_MAX + 1, 0)])
+async def test_a_batch_is_shown_with_all_of_its_jobs_or_with_none(rig: Rig, jobs: int, shown: int) -> None:
+    batch = await rig.data(f"/api/v2/batches/{await rig.submit(jobs)}")
+    assert (batch["jobs_count"], len(batch["jobs"])) == (jobs, shown)
+
+
+async def test_variables_that_json_does_not_know_are_no_error(rig: Rig) -> None:
+    odd = {"a": math.nan, "b": [math.inf], "c": b"\xff", "d": {"q": 1}}
+    batch_id = await rig.submit([JobSpec(runs=1, variables=odd)])
+    job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
+    assert job["variables"] == {"a": None, "b": [None], "c": "_w==", "d": {"q": 1}}
+
+
+async def test_an_operator_sees_all_projects(rig: Rig) -> None:
+    for project in ("one", "two"):
+        batch_id = await rig.submit(project=project)
+        assert (await rig.data(f"/api/v2/batches/{batch_id}"))["project_id"] == project
+
+
+async def test_devices_have_a_status(rig: Rig) -> None:
+    await rig.submit(3)
+    await rig.take()
+    (device,) = await rig.data("/api/v1/devices")
+    assert device == {
+        "name": DEVICE,
+        "device_type": DEVICE,
+        "status": "UP",
+        "paused_because": None,
+        "lanes": 1,
+        "pending": 2,
+        "running": 1,
+    }
+    await rig.store.commands.pause_device(DEVICE, "lasers")
+    (device,) = await rig.data("/api/v1/devices")
+    assert (device["status"], device["paused_because"]) == ("PAUSED", "lasers")
+
+
+# -- results --------------------------------------------------------------------------------------------
+
+
+async def test_the_results_link_is_null_until_there_is_a_result(rig: Rig) -> None:
+    job = job_id(await rig.submit(1), 0)
+    assert await rig.data(f"/api/v1/jobs/{job}/results_link") == {"results_link": None}
+    await rig.run()
+    link = (await rig.data(f"/api/v1/jobs/{job}/results_link"))["results_link"]
+    assert link == f"http://127.0.0.1:8000/api/v1/jobs/{job}/results"
+    answer = await rig.get(link)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "counter": {"01": 10},
+        "serialised_results": '{"a": 1}',
+        "provenance": {"backend": "null", "seed": 7},
+    }
+
+
+async def test_a_result_without_bitstrings_has_a_counter_that_is_null(rig: Rig) -> None:
+    job = job_id(await rig.submit(1), 0)
+    await rig.run(Outcome(OutcomeKind.DONE, result=Result(serialised_results="{}")))
+    assert (await rig.get(f"/api/v1/jobs/{job}/results")).json() == {"counter": None, "serialised_results": "{}"}
+
+
+@pytest.mark.parametrize("outcome", [None, FAILED])
+async def test_a_job_without_a_result_has_none_to_download(rig: Rig, outcome: Outcome | None) -> None:
+    job = job_id(await rig.submit(1), 0)
+    if outcome is not None:
+        await rig.run(outcome)
+    assert await rig.data(f"/api/v1/jobs/{job}/results_link") == {"results_link": None}
+    answer = await rig.get(f"/api/v1/jobs/{job}/results")
+    assert (answer.status_code, answer.json()["data"]["reason"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "[::1]:8000", "127.0.0.2"])
+async def test_the_results_link_leads_to_where_the_request_came(rig: Rig, host: str) -> None:
+    job = job_id(await rig.submit(1), 0)
+    await rig.run()
+    link = (await rig.data(f"/api/v1/jobs/{job}/results_link", headers={"Host": host}))["results_link"]
+    assert urlsplit(link).netloc == host.lower()
+
+
+# -- status ---------------------------------------------------------------------------------------------
+
+
+async def test_a_paused_batch_has_a_status_that_clients_know(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    path = f"/api/v1/batches/{batch_id}/status?wait_s=0"
+    await rig.store.commands.pause(batch_id, project=None)
+    state = await rig.data(path)
+    assert (state["status"], state["paused"]) == ("PENDING", True)
+    assert (await rig.data(f"/api/v2/batches/{batch_id}"))["status"] == "PAUSED"
+    await rig.store.commands.resume(batch_id, project=None)
+    await rig.run()
+    await rig.store.commands.pause(batch_id, project=None)
+    state = await rig.data(path)
+    assert (state["status"], state["paused"]) == ("RUNNING", True)
+
+
+async def test_what_has_ended_is_answered_at_once(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run()
+    job = job_id(batch_id, 0)
+    batch = await within(asyncio.create_task(rig.get(f"/api/v1/batches/{batch_id}/status")))
+    assert batch.json()["data"]["status"] == "DONE"
+    assert batch.json()["data"]["jobs_count_per_status"]["DONE"] == 1
+    state = await within(asyncio.create_task(rig.get(f"/api/v1/jobs/{job}/status")))
+    assert (state.json()["data"]["status"], state.json()["data"]["progress"]) == ("DONE", 100)
+
+
+async def test_an_open_batch_without_work_is_answered_at_once(rig: Rig) -> None:
+    batch_id = await rig.submit(0, open=True)
+    answer = await within(asyncio.create_task(rig.get(f"/api/v1/batches/{batch_id}/status")))
+    assert (answer.json()["data"]["status"], answer.json()["data"]["open"]) == ("PENDING", True)
+
+
+@pytest.mark.parametrize("open", [False, True])
+async def test_a_held_request_is_answered_when_the_batch_is_without_work(rig: Rig, open: bool) -> None:
+    batch_id = await rig.submit(2, open=open)
+    request = await rig.held(f"/api/v1/batches/{batch_id}/status")
+    await rig.run(DONE, FAILED)
+    state = (await within(request)).json()["data"]
+    assert state["status"] == ("RUNNING" if open else "DONE")
+    assert state["jobs_count_per_status"] == {"PENDING": 0, "RUNNING": 0, "DONE": 1, "ERROR": 1, "CANCELED": 0}
+    assert rig.holding() == 0
+
+
+async def test_a_held_request_for_a_job_does_not_wait_for_its_batch(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    request = await rig.held(f"/api/v1/jobs/{job_id(batch_id, 1)}/status")
+    await rig.run(DONE, DONE)
+    assert (await within(request)).json()["data"]["status"] == "DONE"
+    assert (await rig.store.reader.batch(batch_id, project=None)).status.value == "RUNNING"
+
+
+async def test_a_cancel_of_the_batch_answers_a_held_request_for_a_job(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    request = await rig.held(f"/api/v1/jobs/{job_id(batch_id, 1)}/status")
+    await rig.store.commands.cancel(batch_id, project=None)
+    assert (await within(request)).json()["data"]["status"] == "CANCELED"
+
+
+async def test_a_hold_ends_after_its_time_with_the_status_as_it_stands(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    for path in (f"/api/v1/batches/{batch_id}/status", f"/api/v1/jobs/{job_id(batch_id, 0)}/status"):
+        assert (await rig.data(path, params={"wait_s": "0.05"}))["status"] == "PENDING"
+
+
+async def test_a_client_that_goes_is_not_held(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/api/v1/batches/{batch_id}/status",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    request = asyncio.create_task(rig.app(scope, receive, send))
+    await until(lambda: rig.holding() == 1)
+    gone.set()
+    await asyncio.wait_for(request, SOON_S)
+    assert rig.holding() == 0
+
+
+async def test_a_server_that_stops_answers_all_that_is_held(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    requests = [
+        await rig.held(f"/api/v1/batches/{batch_id}/status"),
+        await rig.held(f"/api/v1/jobs/{job_id(batch_id, 0)}/status"),
+    ]
+    rig.app.state.holds.end()
+    for request in requests:
+        assert (await within(request)).json()["data"]["status"] == "PENDING"
+    late = await within(asyncio.create_task(rig.get(f"/api/v1/batches/{batch_id}/status")))
+    assert late.status_code == 200
+
+
+async def test_more_requests_than_redis_has_connections_are_all_answered(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    requests = [await rig.held(f"/api/v1/batches/{batch_id}/status") for _ in range(150)]
+    await rig.run()
+    answers = await asyncio.wait_for(asyncio.gather(*requests), SOON_S)
+    assert {answer.json()["data"]["status"] for answer in answers} == {"DONE"}
+
+
+# -- errors ---------------------------------------------------------------------------------------------
+
+ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+ID_ROUTES = (
+    "/api/v2/batches/{}",
+    "/api/v2/jobs/{}",
+    "/api/v1/batches/{}/status",
+    "/api/v1/jobs/{}/status",
+    "/api/v1/jobs/{}/results_link",
+    "/api/v1/jobs/{}/results",
+)
+STORE_ROUTES = (*(route.format(ID) for route in ID_ROUTES), "/ready", "/api/v1/devices")
+
+
+def assert_failure(answer: httpx.Response, status: int) -> None:
+    """The answer is an error as Pasqal's clients read it."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    body = answer.json()
+    assert body["code"] == str(status)
+    assert body["status"] == ("fail" if status < 500 else "error")
+    assert body["message"]
+    assert isinstance(body["data"]["description"], str)
+    assert len(answer.content) < 2000
+
+
+@pytest.mark.parametrize("route", ID_ROUTES)
+async def test_an_unknown_id_is_not_found(rig: Rig, route: str) -> None:
+    answer = await rig.get(route.format(ID))
+    assert_failure(answer, 404)
+    assert ID in answer.json()["data"]["description"]
+
+
+@pytest.mark.parametrize("index", [1, 2**24 - 1])
+async def test_a_job_beyond_its_batch_is_not_found(rig: Rig, index: int) -> None:
+    batch_id = await rig.submit(1)
+    assert_failure(await rig.get(f"/api/v2/jobs/{job_id(batch_id, index)}"), 404)
+    assert_failure(await rig.get(f"/api/v2/batches/{job_id(batch_id, index)}"), 404)
+
+
+@pytest.mark.parametrize(
+    "bad", ["x", "0", "-1", "None", "%00", "%ff%fe", "%F0%9F%92%A5", "a" * 5000, "9" * 5000, ID + "0", "..%2f..", "{x}"]
+)
+@pytest.mark.parametrize("route", ID_ROUTES)
+async def test_a_bad_id_is_refused_and_not_repeated(rig: Rig, route: str, bad: str) -> None:
+    answer = await rig.get(route.format(bad))
+    if answer.status_code == 404:  # an encoded slash makes another path of it
+        assert_failure(answer, 404)
+        return
+    assert_failure(answer, 422)
+    (problem,) = answer.json()["detail"]
+    assert set(problem) == {"type", "loc", "msg"}
+    assert problem["loc"][0] == "path"
+
+
+@pytest.mark.parametrize("wait_s", ["-1", "20.1", "nan", "inf", "x", "", "1e400", "9" * 3000])
+async def test_a_bad_wait_is_refused(rig: Rig, wait_s: str) -> None:
+    batch_id = await rig.submit(1)
+    answer = await rig.get(f"/api/v1/batches/{batch_id}/status", params={"wait_s": wait_s})
+    assert_failure(answer, 422)
+    assert answer.json()["data"]["field"] == "wait_s"
+
+
+async def test_junk_in_the_query_is_passed_over(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    assert (await rig.get(f"/api/v2/batches/{batch_id}?a=%ff&=&&a[]=1&{'b' * 3000}")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/api", "/api/v1/batches", f"/api/v2/batches/{ID}/", "/docs", "//", "/%ff"])
+async def test_an_unknown_route_is_not_found(rig: Rig, path: str) -> None:
+    assert_failure(await rig.get(f"http://127.0.0.1:8000{path}"), 404)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
+async def test_another_method_is_refused(rig: Rig, method: str) -> None:
+    answer = await rig.http.request(method, f"/api/v2/batches/{ID}", content=b"{" * 1000)
+    assert_failure(answer, 405)
+    assert answer.headers["allow"] == "GET"
+
+
+@pytest.mark.parametrize("path", STORE_ROUTES)
+async def test_without_redis_every_route_is_unavailable(rig: Rig, path: str) -> None:
+    rig.server.connected = False
+    answer = await rig.get(path)
+    assert_failure(answer, 503)
+    assert int(answer.headers["retry-after"]) > 0
+    rig.server.connected = True
+
+
+async def test_without_redis_the_process_is_still_healthy(rig: Rig) -> None:
+    assert (await rig.data("/ready")) == {"health": "ok"}
+    rig.server.connected = False
+    assert (await rig.data("/health")) == {"health": "ok"}
+    assert (await rig.get("/openapi.json")).status_code == 200
+    rig.server.connected = True
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("secret"), 500),
+        (TweezerError("secret", code="redis"), 500),
+        (TweezerError("wrong password", code="redis_auth"), 503),
+    ],
+)
+async def test_a_fault_of_ours_is_json_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Live, "batch", fail)
+    answer = await rig.get(f"/api/v2/batches/{ID}")
+    assert_failure(answer, status)
+    assert "secret" not in answer.text
+
+
+# -- web pages ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8000",
+        "evil.example:8000@127.0.0.1",
+        "127.0.0.1@evil.example",
+        "127.0.0.1/evil",
+        "127.0.0.1:80:80",
+        "127.0.0.1:x",
+        "localhost evil",
+        "10.0.0.1",
+        "0.0.0.0",  # noqa: S104  # refused
+        "[::]",
+        "::1",
+        "\xff",
+        "",
+        "a" * 5000,
+    ],
+)
+@pytest.mark.parametrize("path", ["/health", "/openapi.json", f"/api/v1/jobs/{ID}/results_link", "/nowhere"])
+async def test_a_host_that_is_not_this_machine_is_refused_and_not_repeated(rig: Rig, host: str, path: str) -> None:
+    answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
+    assert_failure(answer, 421)
+    assert "evil" not in answer.text
+
+
+@pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
+async def test_there_is_one_host(rig: Rig, hosts: list[str]) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("nothing needs the body")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/health",
+        "query_string": b"",
+        "headers": [(b"host", host.encode()) for host in hosts],
+        "scheme": "http",
+    }
+    await rig.app(scope, receive, send)
+    assert sent[0]["status"] == 421
+
+
+@pytest.mark.parametrize("path", ["/health", "/nowhere", f"/api/v2/batches/{ID}"])
+async def test_other_origins_get_no_permission_to_read(rig: Rig, path: str) -> None:
+    for method in ("GET", "OPTIONS"):
+        headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+        answer = await rig.http.request(method, path, headers=headers)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+# -- the document ---------------------------------------------------------------------------------------
+
+
+async def test_the_document_describes_every_route(rig: Rig) -> None:
+    document = (await rig.get("/openapi.json")).json()
+    routes = {path: route["get"] for path, route in document["paths"].items()}
+    assert set(routes) == {
+        "/api/v2/batches/{batch_id}",
+        "/api/v1/batches/{batch_id}/status",
+        "/api/v2/jobs/{job_id}",
+        "/api/v1/jobs/{job_id}/status",
+        "/api/v1/jobs/{job_id}/results_link",
+        "/api/v1/jobs/{job_id}/results",
+        "/health",
+        "/ready",
+        "/api/v1/devices",
+    }
+    for path, route in routes.items():
+        assert route["summary"]
+        assert route["description"]
+        answers = route["responses"]
+        assert {"200", "421"} <= set(answers)
+        assert ("503" in answers) == (path != "/health")
+        assert ({"404", "422"} <= set(answers)) == ("{" in path)
+        for answer in answers.values():
+            assert "$ref" in answer["content"]["application/json"]["schema"]
+    for name, schema in document["components"]["schemas"].items():
+        for field, about in schema.get("properties", {}).items():
+            if name.startswith("Envelope") or "$ref" in about or "$ref" in about.get("items", {}):
+                continue  # its parts have examples
+            assert "examples" in about or "default" in about, f"{name}.{field}"
+
+
+async def test_answers_are_as_the_document_says(rig: Rig) -> None:
+    batch_id = await rig.submit(1, doc=BatchDoc(device=DEVICE, sequence="{}", limits=Limits()))
+    document = (await rig.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    for path, name in ((f"/api/v2/batches/{batch_id}", "Batch"), (f"/api/v2/jobs/{job_id(batch_id, 0)}", "Job")):
+        assert set(await rig.data(path)) == set(schemas[name]["properties"])

@@ -1,0 +1,226 @@
+"""The command line: what it offers, how it fails, and what it does not import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tweezer import __version__
+from tweezer.cli import group, main
+from tweezer.cli.access import require
+from tweezer.cli.interrupts import Interrupts
+from tweezer.model.errors import TweezerError
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "redis://127.0.0.1:1/0"
+COMMANDS = [name for section in group.SECTIONS.values() for name in section]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("TWEEZER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*arguments: str, input: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["--redis", NOWHERE, *arguments], input=input)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+def refused(result: Result, code: int) -> str:
+    """The one sentence that an error is told in."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    return result.stderr.strip().splitlines()[-1]
+
+
+# --- what there is
+
+
+def test_the_help_lists_every_command_and_imports_none_of_them() -> None:
+    program = """
+import sys
+from tweezer.cli import main
+try:
+    main(["--help"])
+finally:
+    loaded = {name.split(".")[0] for name in sys.modules} & {"fastapi", "uvicorn", "pulser", "numpy", "arq"}
+    ours = [name for name in sys.modules if name.startswith(("tweezer.api", "tweezer.queue", "tweezer.cli.b"))]
+    assert not loaded and not ours, (loaded, ours)
+"""
+    ran = run_python("-c", program)
+    for name in COMMANDS:
+        assert f"\n  {name} " in ran.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_is_listed_is_there_and_explains_itself(name: str) -> None:
+    result = call(name, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: main {name}" in result.stdout
+
+
+def test_it_tells_its_version() -> None:
+    assert CliRunner().invoke(main, ["--version"]).stdout == f"tweezer {__version__}\n"
+
+
+def test_it_runs_as_a_module() -> None:
+    ran = run_python("-m", "tweezer.cli", "--version")
+    assert ran.stdout == f"tweezer {__version__}\n"
+
+
+# --- how it fails
+
+
+def test_an_unknown_command_is_a_wrong_call() -> None:
+    assert "No such command 'sbmit'" in refused(call("sbmit"), 2)
+
+
+def test_an_unreachable_redis_is_one_sentence_that_says_what_to_do() -> None:
+    for arguments in (("devices",), ("workers",), ("watch", "01a2014a-10da-8070-b687-9a55ac000000")):
+        sentence = refused(call(*arguments), 1)
+        assert sentence.startswith("Error: Redis cannot be reached")
+        assert "tweezer up" in sentence
+        assert "TWEEZER_REDIS_URL" in sentence
+
+
+def test_a_wrong_redis_url_is_refused_without_showing_it() -> None:
+    result = CliRunner().invoke(main, ["--redis", "http://user:secret@host", "devices"])
+    sentence = refused(result, 1)
+    assert "redis://" in sentence
+    assert "secret" not in sentence
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_LEASE_S", "soon")
+    assert "TWEEZER_LEASE_S" in refused(call("devices"), 1)
+
+
+def test_a_sequence_file_that_is_not_there_is_a_wrong_call() -> None:
+    sentence = refused(call("submit", "nowhere.json", "--runs", "5"), 2)
+    assert "nowhere.json" in sentence
+    assert "No such file" in sentence
+
+
+def test_a_sequence_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ring.json").write_bytes(b"\xff\xfe\x00")
+    assert "ring.json: is not a text in UTF-8" in refused(call("submit", "ring.json", "--runs", "5"), 1)
+
+
+def test_a_submit_without_jobs_is_a_wrong_call() -> None:
+    assert "--runs" in refused(call("submit", "-", input="{}"), 2)
+    assert "--jobs" in refused(call("add", "01a2014a-10da-8070-b687-9a55ac000000"), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--job", "runs:5"), "'runs:5' is not of the form name=value"),
+        (("--job", "runs=5,=3"), "'=3' is not of the form name=value"),
+        (("--job", "runs=5,omega=fast"), "'fast' in 'omega=fast' is neither a number nor a list"),
+        (("--job", "runs=5,runs=6"), "gives runs twice"),
+        (("--var", "omega"), "'omega' is not of the form name=value"),
+        (("--runs", "many"), "'many' is not a valid integer"),
+        (("--runs", "5", "--priority", "URGENT"), "'URGENT' is not one of"),
+        (("--runs", "5", "--not-before", "tomorrow"), "'tomorrow' is not a time such as"),
+    ],
+)
+def test_a_flag_that_cannot_be_read_is_quoted(arguments: tuple[str, ...], said: str) -> None:
+    assert said in refused(call("submit", "-", *arguments, input="{}"), 2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('{"runs": 5}\n\n{"runs": 5\n', "jobs.jsonl, line 3: is not JSON"),
+        ("[5]\n", "jobs.jsonl, line 1: expects an object"),
+    ],
+)
+def test_a_line_of_jobs_that_cannot_be_read_is_numbered(lines: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text(lines)
+    assert said in refused(call("submit", "-", "--jobs", "jobs.jsonl", input="{}"), 1)
+
+
+def test_pausing_wants_either_batches_or_a_device_with_a_reason() -> None:
+    assert "either batches or a --device" in refused(call("pause"), 2)
+    assert "either batches or a --device" in refused(call("resume", "x", "--device", "EMU_FREE"), 2)
+    assert "--reason" in refused(call("pause", "--device", "EMU_FREE"), 2)
+    assert "--reason goes with --device" in refused(call("pause", "x", "--reason", "why"), 2)
+
+
+def test_a_missing_extra_is_named() -> None:
+    require("api", "server", "json")
+    with pytest.raises(TweezerError, match=r"`tweezer api` needs no_such_module: pip install 'tweezer\[server\]'"):
+        require("api", "server", "json", "no_such_module")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (TweezerError("it is so"), 1, "Error: it is so"),
+        (FileNotFoundError(2, "No such file or directory", "x.png"), 1, "Error: x.png: No such file or directory"),
+        (ZeroDivisionError("by zero"), 1, "which is a bug of its own: ZeroDivisionError: by zero"),
+    ],
+)
+def test_whatever_a_command_raises_ends_in_an_exit_code(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command()
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(group.CommandGroup, "get_command", lambda *_: broken)
+    result = call("broken")
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_unexpected_error_is_shown_in_full_to_who_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(group.CommandGroup, "get_command", lambda *_: broken)
+    monkeypatch.setenv("TWEEZER_LOG_LEVEL", "DEBUG")
+    assert isinstance(call("broken").exception, ZeroDivisionError)
+
+
+# --- signals
+
+
+def test_signals_interrupt_only_what_may_be_interrupted() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.came.is_set()
+        assert interrupts.exit_code == 128 + signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt), interrupts.allowed():
+            raise AssertionError("a signal that came before interrupts at once")
+        assert interrupts.count == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_within_interrupts_once() -> None:
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.allowed():
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.count == 2
+        assert interrupts.exit_code == 130

@@ -1,0 +1,45 @@
+"""Jobs from flags and JSON lines."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from tweezer.cli.jobs import read_jobs
+
+
+@pytest.mark.parametrize(
+    ("flag", "job"),
+    [
+        ("runs=100", {"runs": 100}),
+        ("runs=100,omega=5.2", {"runs": 100, "variables": {"omega": 5.2}}),
+        ("omega=[1,2.5], runs=3, seed=7", {"runs": 3, "seed": 7, "variables": {"omega": [1, 2.5]}}),
+        ('runs=3,qubits={"q0": 1, "q1": 4}', {"runs": 3, "variables": {"qubits": {"q0": 1, "q1": 4}}}),
+        ("a=-.5,b=1e3", {"variables": {"a": -0.5, "b": 1000.0}}),
+    ],
+)
+def test_a_flag_is_a_job(flag: str, job: dict[str, Any]) -> None:
+    assert read_jobs([flag], None, [], None) == [job]
+
+
+def test_runs_and_variables_alone_are_one_job() -> None:
+    assert read_jobs([], 100, ["omega=5", "t=[1,2]"], None) == [{"runs": 100, "variables": {"omega": 5, "t": [1, 2]}}]
+
+
+def test_runs_and_variables_fill_what_a_job_leaves_open() -> None:
+    lines = io.StringIO('{"runs": 7}\n{"variables": {"omega": 2}}\n')
+    assert read_jobs(["omega=1"], 100, ["omega=5", "t=3"], lines) == [
+        {"runs": 100, "variables": {"omega": 1, "t": 3}},
+        {"runs": 7, "variables": {"omega": 5, "t": 3}},
+        {"runs": 100, "variables": {"omega": 2, "t": 3}},
+    ]
+
+
+def test_nothing_given_is_no_job() -> None:
+    assert read_jobs([], None, [], None) == []
+
+
+def test_what_a_line_says_of_variables_is_left_to_the_checks() -> None:
+    assert read_jobs([], None, ["omega=5"], io.StringIO('{"variables": 3}\n')) == [{"variables": 3}]
