@@ -7,11 +7,19 @@ The base install enqueues and reads; it neither has nor needs an emulator, a web
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
+
+import tweezer
+from tweezer import logs, settings
+from tweezer.model.errors import InvalidInput
+from tweezer.store.connection import Connect, Store
+from tweezer.store.server import RedisServer
 
 EXTRAS = (
     "fastapi",
@@ -27,19 +35,34 @@ EXTRAS = (
 )
 
 
+async def announce(url: str) -> None:
+    """Says what a worker of a device would say."""
+    async with Store.open(Connect(url=url)) as store:
+        about = {"adapter": "null", "exclusive": 0, "checks_sequence": 0, "max_runs": 1000, "max_backlog": 0}
+        worker = {"lanes": 1, "started": 1}
+        await store.tickets.heartbeat("somebody", "SHELF", ttl_s=60, about_device=about, about_worker=worker)
+
+
+def enqueue_and_read(url: str) -> None:
+    """Submits, reads, cancels and forgets a batch."""
+    with tweezer.connect(url) as queue:
+        batch = queue.submit(None, [tweezer.Job(runs=10, variables={"omega": 1.5})] * 3, device="SHELF")
+        assert [job.spec.variables for job in batch.jobs()] == [{"omega": 1.5}] * 3
+        assert batch.record().status is tweezer.BatchStatus.PENDING
+        batch.cancel()
+        assert batch.wait(timeout_s=30).status is tweezer.BatchStatus.CANCELED
+        assert {job.status for job in queue.batch(str(batch.id)).results()} == {tweezer.JobStatus.CANCELED}
+        batch.forget()
+
+
 def main() -> None:
     present = [name for name in EXTRAS if importlib.util.find_spec(name)]
     assert not present, f"this is not a base install: {present} are there"
-
-    import tweezer
 
     assert tweezer.__version__ == importlib.metadata.version("tweezer")
     folder = Path(tweezer.__file__).parent
     assert (folder / "py.typed").is_file(), "the package does not say that it is typed"
     assert list((folder / "store" / "lua").glob("*.lua")), "the scripts of the store are not in the package"
-
-    from tweezer import logs, settings
-    from tweezer.model.errors import InvalidInput
 
     logs.configure("json")
     assert settings.load().redis_url
@@ -51,8 +74,23 @@ def main() -> None:
         problem = error.message
     assert problem.startswith("TWEEZER_LANES: "), f"a wrong setting gave {problem!r}"
 
+    del os.environ["TWEEZER_LANES"]
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="tweezer")
     assert command.value == "tweezer.cli:main"
+    assert callable(command.load())
+    with RedisServer() as server:
+        asyncio.run(announce(server.url))
+        enqueue_and_read(server.url)
+        told = subprocess.run(
+            [sys.executable, "-m", "tweezer.cli", "--redis", server.url, "devices"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert "SHELF" in told.stdout, told
+    imported = [name for name in EXTRAS if name in sys.modules]
+    assert not imported, f"the base install imported {imported}"
     print(f"base install: tweezer {tweezer.__version__} on Python {sys.version.split()[0]}: ok")
 
 

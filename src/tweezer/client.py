@@ -20,7 +20,7 @@ import msgspec
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.checks import as_job_spec, check_batch, check_jobs
-from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
+from tweezer.model.errors import Conflict, InvalidInput, TweezerError, Unavailable
 from tweezer.model.events import read_events
 from tweezer.model.ids import new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
@@ -146,11 +146,15 @@ class AsyncBatch:
 
     async def cancel(self) -> None:
         """Cancels what is pending and stops what runs."""
-        await self._ask(lambda: self._store.commands.cancel(self.id, project=self._queue.project))
+        key = secrets.token_hex(16)
+        await self._ask(lambda: self._store.commands.cancel(self.id, project=self._queue.project, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
         """Cancels some of the jobs; one answer each."""
-        return await self._ask(lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project))
+        key = secrets.token_hex(16)
+        return await self._ask(
+            lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project, idempotency_key=key)
+        )
 
     async def pause(self) -> None:
         """Hands out no more jobs; what runs finishes."""
@@ -161,7 +165,8 @@ class AsyncBatch:
 
     async def forget(self) -> None:
         """Removes the batch, which must have ended, with its results."""
-        await self._ask(lambda: self._store.commands.forget(self.id, project=self._queue.project))
+        key = secrets.token_hex(16)
+        await self._ask(lambda: self._store.commands.forget(self.id, project=self._queue.project, idempotency_key=key))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
@@ -344,6 +349,8 @@ class AsyncQueue:
     async def result(self, job_id: UUID | str) -> Finished:
         """A job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
         record = await self.job(job_id)
+        if not record.status.terminal:
+            raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
         batch_id, index = split_job_id(record.id)
         results = await self.ask(lambda: self.store.reader.results(batch_id, [index]))
         return Finished(record, results.get(index))

@@ -3,7 +3,7 @@
 Callers bind what they work on (batch, job, ticket, token) and name events, without prose::
 
     log = structlog.get_logger(__name__).bind(batch=batch_id, ticket=ticket_id, token=token)
-    log.info("ticket_taken", jobs=12)
+    log.info("ticket.taken", jobs=12)
 
 or bind it for all that a task logs, arq included, with ``structlog.contextvars.bound_contextvars``. Secrets
 never reach a line: values of keys that name one are replaced, and credentials are cut out of every URL.
@@ -87,6 +87,7 @@ def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: T
         routed = logging.getLogger(name)
         routed.handlers.clear()
         routed.propagate = True
+    logging.getLogger("arq.worker").setLevel("WARNING")  # it tells twice of each chore, each second
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

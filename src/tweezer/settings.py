@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     idempotency_s: int = Field(86_400, ge=60)
     """How long an idempotency key is remembered."""
     events_kept: int = Field(100_000, ge=1000)
-    """About how many events the stream keeps."""
+    """About how many entries the events stream keeps; an entry holds the events of one call of a script."""
     max_backlog: int = Field(1_000_000, ge=1)
     """Pending jobs of one device, from which on submits are refused."""
     full_at: float = Field(0.8, gt=0, le=1)

@@ -33,16 +33,16 @@ class Rig:
     """A store, and the moves that its tests make on it."""
 
     def __init__(self, redis: Redis) -> None:
-        self.redis = redis
+        self.redis: Any = redis  # the stubs of redis-py do not tell sync from async
         self.store = Store(redis, namespace="test")
         self.keys = self.store.keys
         self.commands = self.store.commands
         self.tickets = self.store.tickets
         self.reader = self.store.reader
 
-    async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> None:
-        """A worker of the device says that it lives."""
-        await self.tickets.heartbeat(
+    async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> str:
+        """A worker of the device says that it lives; why the device is paused, or ''."""
+        return await self.tickets.heartbeat(
             worker,
             device,
             ttl_s=60,
@@ -78,15 +78,15 @@ class Rig:
             grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
         )
 
-    async def renew(self, grant: Grant, *progress: JobProgress) -> frozenset[int] | None:
-        return await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
+    async def renew(self, grant: Grant, *progress: JobProgress) -> set[int] | None:
+        """The held jobs that are to be stopped; None when the ticket is lost."""
+        stop = await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
+        return None if stop is None else set(stop)
 
     async def release(self, grant: Grant, fault: Fault, *, retry_in_s: float = 0.0, failures_max: int = 9) -> bool:
         """Gives the ticket back after a failure; whether that ended the batch."""
         backoff = Backoff(base_s=retry_in_s, cap_s=retry_in_s)
-        return await self.tickets.release(
-            grant.ticket, grant.token, fault, backoff=backoff, failures_max=failures_max
-        )
+        return await self.tickets.release(grant.ticket, grant.token, fault, backoff=backoff, failures_max=failures_max)
 
     async def run(self, grant: Grant, kind: OutcomeKind = OutcomeKind.DONE, *, want: int = 1) -> None:
         """Settles what the grant holds, and all that it gets for it, with one outcome."""
@@ -159,15 +159,15 @@ class Rig:
             case "zset":
                 found = await self.redis.zrange(name, 0, -1)
             case "set":
-                found = await cast(Any, self.redis.smembers(name))
+                found = await self.redis.smembers(name)
             case "list":
-                found = await cast(Any, self.redis.lrange(name, 0, -1))
+                found = await self.redis.lrange(name, 0, -1)
             case _:
                 found = []
         return {member.decode() for member in found}
 
     async def bell(self, device: str = DEVICE) -> int:
-        return int(await cast(Any, self.redis.llen(self.keys(Key.BELL, device))))
+        return int(await self.redis.llen(self.keys(Key.BELL, device)))
 
     async def silence(self, device: str = DEVICE) -> None:
         """Takes what is in the doorbell, as a worker that was woken does."""
@@ -176,7 +176,7 @@ class Rig:
     async def snapshot(self, *, but: Iterable[str] = ()) -> dict[str, Any]:
         """All that Redis holds, to show that a call changed nothing (but some keys)."""
         found: dict[str, Any] = {}
-        redis: Any = self.redis
+        redis = self.redis
         for raw in sorted(await redis.keys("*")):
             name = raw.decode()
             if name in but:
@@ -206,10 +206,10 @@ class Rig:
         return sorted(found)
 
     async def _is_owned(self, name: str) -> bool:
-        redis: Any = self.redis
+        redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
         match kind, *parts:
-            case ("devices" | "idle" | "events",):
+            case ("devices" | "settings" | "idle" | "events",):
                 return True
             case "device", device, *_:
                 return bool(await redis.sismember(self.keys(Key.DEVICES), device))

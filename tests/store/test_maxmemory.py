@@ -47,7 +47,7 @@ async def test_running_work_ends_and_its_ticket_retires(rig: Rig) -> None:
     batch_id = await rig.submit(3)
     await fill(rig)
     grant = await rig.take()
-    assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.5)) == frozenset()
+    assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.5)) == set()
     await rig.run(grant)
     batch = await rig.batch(batch_id)
     assert (batch.status, batch.counts[DONE]) == (BatchStatus.DONE, 3)

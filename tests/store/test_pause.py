@@ -41,7 +41,7 @@ async def test_what_runs_when_its_batch_is_paused_finishes(rig: Rig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
-    assert await rig.renew(grant) == frozenset()
+    assert await rig.renew(grant) == set()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
     assert (turn.next, turn.refused, turn.jobs) == (Next.RETIRED, 0, [])
     assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
@@ -139,10 +139,9 @@ async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig:
 
 async def test_heartbeats_hear_why_the_device_is_paused(rig: Rig) -> None:
     await rig.commands.pause_device("EMU", "calibration")
-    words = {"about_device": {"adapter": "null"}, "about_worker": {"lanes": 1, "started": 1}}
-    assert await rig.tickets.heartbeat("w", "EMU", ttl_s=60, **words) == "calibration"
+    assert await rig.announce() == "calibration"
     await rig.commands.resume_device("EMU")
-    assert await rig.tickets.heartbeat("w", "EMU", ttl_s=60, **words) == ""
+    assert await rig.announce() == ""
 
 
 @pytest.mark.parametrize("call", ["pause_device", "resume_device"])

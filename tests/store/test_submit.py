@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
-from tweezer.model.ids import new_batch_id
+from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, OutcomeKind, Priority
 from tweezer.store import commands
@@ -231,29 +232,29 @@ async def test_a_repeated_submit_is_answered_even_when_the_store_is_full_by_now(
     assert await rig.submit(1, idempotency_key="k") == batch_id
 
 
-@pytest.mark.parametrize(
-    "call", ["close", "cancel", "pause", "resume", "add_jobs", "cancel_jobs", "forget", "read_batch", "read_job"]
-)
+CALLS: dict[str, Callable[[Rig, UUID], Awaitable[object]]] = {
+    "close": lambda rig, batch_id: rig.commands.close(batch_id, project="ours"),
+    "cancel": lambda rig, batch_id: rig.commands.cancel(batch_id, project="ours"),
+    "pause": lambda rig, batch_id: rig.commands.pause(batch_id, project="ours"),
+    "resume": lambda rig, batch_id: rig.commands.resume(batch_id, project="ours"),
+    "forget": lambda rig, batch_id: rig.commands.forget(batch_id, project="ours"),
+    "add_jobs": lambda rig, batch_id: rig.commands.add_jobs(batch_id, [JobSpec()], project="ours"),
+    "cancel_jobs": lambda rig, batch_id: rig.commands.cancel_jobs(batch_id, [0], project="ours"),
+    "read_batch": lambda rig, batch_id: rig.reader.batch(batch_id, project="ours"),
+    "read_job": lambda rig, batch_id: rig.reader.job(job_id(batch_id, 0), project="ours"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("whose", ["foreign", "nobody's"])
 async def test_a_foreign_batch_is_not_found_and_not_touched(rig: Rig, call: str, whose: str) -> None:
-    batch_id = await rig.submit(2, open=True, project="theirs")
+    theirs = await rig.submit(2, open=True, project="theirs")
     if call == "forget":
-        await rig.commands.cancel(batch_id, project="theirs")
-    target = batch_id if whose == "foreign" else new_batch_id()
-    first = (await rig.jobs(batch_id))[0].id if whose == "foreign" else target
+        await rig.commands.cancel(theirs, project="theirs")
+    target = theirs if whose == "foreign" else new_batch_id()
     before = await rig.snapshot()
-    with pytest.raises(NotFound, match=str(first if call == "read_job" else target)):
-        match call:
-            case "add_jobs":
-                await rig.commands.add_jobs(target, [JobSpec()], project="ours")
-            case "cancel_jobs":
-                await rig.commands.cancel_jobs(target, [0], project="ours")
-            case "read_batch":
-                await rig.reader.batch(target, project="ours")
-            case "read_job":
-                await rig.reader.job(first, project="ours")
-            case _:
-                await getattr(rig.commands, call)(target, project="ours")
+    with pytest.raises(NotFound, match=str(target)):  # a first job has its batch's id
+        await CALLS[call](rig, target)
     assert await rig.snapshot() == before
 
 

@@ -119,31 +119,25 @@ async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_retur
 async def reach_batch(rig: Rig, status: BatchStatus, *, working: bool) -> tuple[UUID, Grant | None]:
     """A batch in this status and its ticket, if it ever had one. working: it is open and has jobs to run, of
     which the ticket holds one that is not begun; else it is open without jobs to run."""
+    if status is BatchStatus.PENDING:
+        return await rig.submit(8 if working else 0, open=True), None
+    live = status in (BatchStatus.RUNNING, BatchStatus.PAUSED)
+    batch_id = await rig.submit(8 if live and working else 1, open=live or status is BatchStatus.TIMED_OUT)
+    grant = await rig.take()
     match status:
-        case BatchStatus.PENDING:
-            return await rig.submit(8 if working else 0, open=True), None
-        case BatchStatus.RUNNING | BatchStatus.PAUSED:
-            batch_id = await rig.submit(8 if working else 1, open=True)
-            grant = await rig.take()
+        case BatchStatus.RUNNING:
             await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
-            if status is BatchStatus.PAUSED:
-                await rig.commands.pause(batch_id, project="a")
+        case BatchStatus.PAUSED:
+            await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
+            await rig.commands.pause(batch_id, project="a")
         case BatchStatus.DONE:
-            batch_id = await rig.submit(1)
-            grant = await rig.take()
             await rig.run(grant)
         case BatchStatus.ERROR:
-            batch_id = await rig.submit(1)
-            grant = await rig.take()
             await rig.tickets.fail_batch(grant.ticket, grant.token, FAULT)
         case BatchStatus.CANCELED:
-            batch_id = await rig.submit(1)
-            grant = await rig.take()
             await rig.commands.cancel(batch_id, project="a")
             await rig.settle(grant, {0: OutcomeKind.CANCELED})
         case BatchStatus.TIMED_OUT:
-            batch_id = await rig.submit(1, open=True)
-            grant = await rig.take()
             await rig.run(grant)
             await rig.run_out(batch_id)
             await rig.tickets.sweep()
@@ -155,10 +149,11 @@ async def apply_to_batch(rig: Rig, event: BatchEvent, batch_id: UUID, grant: Gra
     if grant is not None and stale:
         grant = replace(grant, token=str(int(grant.token) + 1))
     match event:
-        case BatchEvent.BEGIN if grant is None:
-            await rig.grants()
         case BatchEvent.BEGIN:
-            await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
+            if grant is None:
+                await rig.grants()
+            else:
+                await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
         case BatchEvent.PAUSE:
             await rig.commands.pause(batch_id, project="a")
         case BatchEvent.RESUME:

@@ -94,7 +94,7 @@ async def test_progress_is_news_and_no_event(rig: Rig) -> None:
     told = await rig.told(batch_id)
     async with rig.store.news.batch(batch_id) as heard:
         await heard.next(5)
-        assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.25)) == frozenset()
+        assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.25)) == set()
         assert await heard.next(5) == [b"~0 on_device 25.0"]
     job = await rig.job(batch_id, 0)
     assert (job.stage, job.progress) == (Stage.ON_DEVICE, 0.25)
@@ -105,7 +105,7 @@ async def test_a_renewed_lease_does_not_lapse(rig: Rig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)
-    assert await rig.renew(grant) == frozenset()
+    assert await rig.renew(grant) == set()
     assert await rig.tickets.sweep() == (0, 0, 0)
     assert (await rig.settle(grant, {0: OutcomeKind.DONE})).refused == 0
 

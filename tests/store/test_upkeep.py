@@ -10,6 +10,7 @@ from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
+from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
@@ -187,3 +188,22 @@ async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Rig) 
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "1")
     await rig.run_out(batch_id)
     assert await rig.tickets.sweep() == (1, 0, 0)
+
+
+async def test_scripts_go_by_what_operators_set(rig: Rig) -> None:
+    await rig.tickets.publish_settings(StoreConfig(retention_s=100, idempotency_s=50, quantum_s=5))
+    batch_id = await rig.submit(3, idempotency_key="k")
+    grant = await rig.take()
+    await rig.submit(1, project="b")
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=4)).next is Next.JOBS
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE}, used_s=4)).next is Next.YIELD
+    await rig.run_all()
+    assert 90_000 < await rig.redis.pttl(rig.keys(Key.BATCH, batch_id)) <= 100_000
+    assert 40_000 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 50_000
+
+
+async def test_the_stream_is_bounded_by_what_operators_set(real_rig: Rig) -> None:
+    await real_rig.tickets.publish_settings(StoreConfig(events_kept=10))
+    for _ in range(300):
+        await real_rig.submit(0)
+    assert await real_rig.redis.xlen(real_rig.keys(Key.EVENTS)) <= 110  # trimmed by nodes of a hundred

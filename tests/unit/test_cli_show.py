@@ -112,7 +112,9 @@ def test_a_line_of_progress_drops_what_does_not_fit() -> None:
 
 
 def test_a_line_of_progress_says_why_nothing_moves() -> None:
-    assert "no worker serves EMU_FREE" in progress_line(View(batch(pending=3), {}, hint="no worker serves EMU_FREE"), 80)
+    assert "no worker serves EMU_FREE" in progress_line(
+        View(batch(pending=3), {}, hint="no worker serves EMU_FREE"), 80
+    )
     assert "paused" in progress_line(View(batch(BatchStatus.PAUSED, pending=3), {}), 80)
     assert progress_line(View(batch(BatchStatus.CANCELED, canceled=3), {}), 80).endswith("3 canceled · CANCELED")
 

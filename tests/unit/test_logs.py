@@ -45,14 +45,14 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_a_json_line_has_time_level_logger_event_and_what_is_bound(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     batch = UUID("0193b4a0-0000-7000-8000-000000000001")
-    structlog.get_logger("tweezer.queue").bind(batch=batch, token=7).info("ticket_taken", jobs=12)
+    structlog.get_logger("tweezer.queue").bind(batch=batch, token=7).info("ticket.taken", jobs=12)
     (line,) = lines(stream)
     stamped = datetime.fromisoformat(line.pop("timestamp"))
     assert stamped.tzinfo == UTC
     assert line == {
         "level": "info",
         "logger": "tweezer.queue",
-        "event": "ticket_taken",
+        "event": "ticket.taken",
         "batch": str(batch),
         "token": 7,
         "jobs": 12,
@@ -63,7 +63,7 @@ def test_context_is_on_lines_of_structlog_and_of_the_standard_library(stream: io
     logs.configure("json", stream=stream)
     with structlog.contextvars.bound_contextvars(job="j1", token=3):
         structlog.get_logger("tweezer").info("settled")
-        logging.getLogger("arq.worker").info("%s ran", "cron:sweep", extra={"delay_s": 0.5})
+        logging.getLogger("arq.jobs").info("%s ran", "cron:sweep", extra={"delay_s": 0.5})
     ours, foreign = lines(stream)
     assert (ours["job"], ours["token"]) == (foreign["job"], foreign["token"]) == ("j1", 3)
     assert foreign["event"] == "cron:sweep ran"
@@ -152,18 +152,18 @@ def test_auto_is_readable_in_a_terminal_and_json_elsewhere(
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal = Terminal()
     logs.configure("auto", stream=terminal)
-    structlog.get_logger("tweezer").info("ticket_taken", jobs=12)
-    assert "ticket_taken" in terminal.getvalue()
+    structlog.get_logger("tweezer").info("ticket.taken", jobs=12)
+    assert "ticket.taken" in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")
     assert "\x1b[" in terminal.getvalue()
     logs.configure("auto", stream=stream)
-    structlog.get_logger("tweezer").info("ticket_taken")
-    assert lines(stream)[0]["event"] == "ticket_taken"
+    structlog.get_logger("tweezer").info("ticket.taken")
+    assert lines(stream)[0]["event"] == "ticket.taken"
 
 
 def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     logs.configure("console", stream=terminal)
-    structlog.get_logger("tweezer").info("ticket_taken")
+    structlog.get_logger("tweezer").info("ticket.taken")
     assert "\x1b[" not in terminal.getvalue()

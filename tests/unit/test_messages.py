@@ -70,7 +70,7 @@ def test_a_result_reads_back_as_it_was_written(result: Result) -> None:
     assert decode_result(encode_result(result)) == result
 
 
-@pytest.mark.parametrize("fault", [Fault("user", "a \"quote\",\na line, ü", "jobs[0].x"), Fault("lost", "")])
+@pytest.mark.parametrize("fault", [Fault("user", 'a "quote",\na line, ü', "jobs[0].x"), Fault("lost", "")])
 def test_a_fault_reads_back_as_it_was_written(fault: Fault) -> None:
     assert decode_fault(encode_fault(fault)) == fault
 

@@ -23,7 +23,7 @@ def test_with_nothing_set_there_are_defaults() -> None:
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.drain_s == 4  # honcho kills five seconds after SIGTERM
     assert settings.retention_s == 7 * 24 * 3600
-    assert settings.memory_limit_mb is None
+    assert settings.memory_limit_mb == 4096
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -57,7 +57,7 @@ def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_MEMORY_LIMIT_MB", "")
-    assert load().memory_limit_mb is None
+    assert load().memory_limit_mb == 4096
 
 
 @pytest.mark.parametrize(

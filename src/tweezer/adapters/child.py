@@ -165,7 +165,7 @@ class ChildLane:
         if self._child is not None and self._child.alive:
             return self._child
         if self._child is not None:
-            log.warning("lane_died", pid=self._child.pid, end=await self._child.describe_end(self._exit_timeout_s))
+            log.warning("lane.died", pid=self._child.pid, end=await self._child.describe_end(self._exit_timeout_s))
             await self._drop_child()
         began = time.monotonic()
         try:
@@ -177,7 +177,7 @@ class ChildLane:
         answer = await self._await_answer(child, 0, limit_s, f"the lane's process was not ready after {limit_s:g} s")
         match answer:
             case Ready():
-                log.info("lane_started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
+                log.info("lane.started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
                 return child
             case Refused():
                 await self._drop_child()
@@ -258,12 +258,14 @@ class ChildLane:
         if self._cancel_requested:
             return Outcome(OutcomeKind.CANCELED)
         retry = error.kind in (FaultKind.TRANSIENT, FaultKind.CRASH)
-        fault = Fault(error.kind.value, error.message, error.field)
+        fault = Fault(error.kind.value, error.problem, error.field)
         return Outcome(OutcomeKind.RETRY if retry else OutcomeKind.ERROR, fault=fault, cause=error.kind)
 
     async def _break(self, broken: _Broken) -> _Broken:
         """Give the process up for this reason."""
-        log.warning("lane_broken", pid=self.pid, end=broken.end.value, message=broken.message)
+        asked_for = broken.end in (_End.CANCELED, _End.CLOSED)
+        tell = log.info if asked_for else log.warning
+        tell("lane.broken", pid=self.pid, end=broken.end.value, message=broken.message)
         await self._drop_child()
         return broken
 

@@ -87,5 +87,6 @@ class ExecutionError(TweezerError):
 
     def __init__(self, kind: FaultKind, message: str, *, field: str | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message, code=kind.value)
+        self.problem = message
         self.kind = kind
         self.field = field

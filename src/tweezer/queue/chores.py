@@ -23,7 +23,13 @@ async def sweep_chore(context: dict[Any, Any]) -> None:
     await sweep(store, policy)
 
 
-def cron_jobs() -> list[CronJob]:
-    """What is done when. Workers sweep too: without any worker, deadlines still pass."""
+def cron_jobs(queue_name: str) -> list[CronJob]:
+    """What is done when. Workers sweep too: without any worker, deadlines still pass.
+
+    arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
+    """
+    name = f"{queue_name}:sweep"
+    each_second = set(range(60))
     # arq's type wants *args, which a cron job is never given
-    return [cron(sweep_chore, name="sweep", second=set(range(60)), timeout=30, keep_result=0, max_tries=1)]  # type: ignore[arg-type]
+    job = cron(sweep_chore, name=name, second=each_second, timeout=30, keep_result=0, max_tries=1)  # type: ignore[arg-type]
+    return [job]

@@ -152,7 +152,7 @@ class Driver:
         return outcome
 
     async def _prepare_failed(self, grant: Grant, error: ExecutionError) -> End:
-        fault = Fault(error.code, error.message, error.field)
+        fault = Fault(error.code, error.problem, error.field)
         if error.kind in _WORTH_ANOTHER_TRY:
             return await self._release(grant, fault)
         log.warning("batch.cannot_run", fault=str(fault))

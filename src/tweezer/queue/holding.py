@@ -11,7 +11,7 @@ import structlog
 
 from tweezer.adapters.protocol import Lane
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import Unavailable
+from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
 from tweezer.model.tasks import is_cancelled
@@ -98,17 +98,17 @@ class Keeper:
     def __init__(self, tickets: Tickets, policy: Policy) -> None:
         self._tickets = tickets
         self._policy = policy
-        self._holdings: dict[str, Holding] = {}
+        self._holdings: set[Holding] = set()  # a ticket that was lost may be ours again while the first still ends
 
     def add(self, holding: Holding) -> None:
-        self._holdings[str(holding.grant.ticket)] = holding
+        self._holdings.add(holding)
 
     def remove(self, holding: Holding) -> None:
-        self._holdings.pop(str(holding.grant.ticket), None)
+        self._holdings.discard(holding)
 
     def cancel(self, request: CancelRequest) -> None:
         """Stops running jobs of a batch, whichever of our tickets holds them."""
-        for holding in self._holdings.values():
+        for holding in self._holdings:
             if holding.grant.batch_id == request.batch_id:
                 holding.stop(request.indices)
 
@@ -120,23 +120,39 @@ class Keeper:
             now = time.monotonic()
             due = [
                 holding
-                for holding in self._holdings.values()
-                if holding.has_news or now - holding.renewed >= self._policy.lease_s / 3
+                for holding in self._holdings
+                if not holding.lost and (holding.has_news or now - holding.renewed >= self._policy.lease_s / 3)
             ]
             await asyncio.gather(*map(self._renew, due))
 
+    async def catch_up(self) -> None:
+        """Renews what could not be renewed in time, before a take or a sweep of ours reclaims it from us.
+
+        Raises Unavailable while Redis does not answer.
+        """
+        now = time.monotonic()
+        lapsed = [
+            holding for holding in self._holdings if not holding.lost and now - holding.renewed >= self._policy.lease_s
+        ]
+        await asyncio.gather(*map(self._tell, lapsed))
+
     async def _renew(self, holding: Holding) -> None:
+        try:
+            await self._tell(holding)
+        except TweezerError as error:
+            log.warning("lease.not_renewed", ticket=str(holding.grant.ticket), error=error.message)
+
+    async def _tell(self, holding: Holding) -> None:
         grant, untold, before = holding.grant, holding.take_untold(), time.monotonic()
         try:
             stop = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
-        except Unavailable as error:
+        except TweezerError:
             for job in untold:
                 holding.report(Progress(job.stage, job.fraction))
-            log.warning("lease.not_renewed", ticket=str(grant.ticket), error=error.message)
-            return
+            raise
         holding.renewed = before
         if stop is None:
-            if str(grant.ticket) in self._holdings:
+            if holding in self._holdings:
                 log.warning("lease.lost", ticket=str(grant.ticket), token=grant.token)
                 holding.lose()
         elif stop:

@@ -37,6 +37,14 @@ class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: str | None = None
 
 
+class IntakeLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The limits of a message; :class:`~tweezer.model.messages.Limits` says what they are."""
+
+    job_timeout_s: float = Limits().job_timeout_s
+    open_timeout_s: float = Limits().open_timeout_s
+    transient_retries: int = Limits().transient_retries
+
+
 class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The argument of ``submit_batch``."""
 
@@ -50,7 +58,7 @@ class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tags: list[str] = []
     webhook: str | None = None
     backend_configuration: str | None = None
-    limits: dict[str, float] = {}
+    limits: IntakeLimits = IntakeLimits()
     not_before: datetime | None = None
     idempotency_key: str | None = None
 
@@ -104,7 +112,7 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
             tags=wanted.tags,
             webhook=wanted.webhook,
             backend_configuration=wanted.backend_configuration,
-            limits=_read(list({**msgspec.structs.asdict(Limits()), **wanted.limits}.values()), Limits),
+            limits=Limits(**msgspec.structs.asdict(wanted.limits)),
             not_before=wanted.not_before,
             idempotency_key=wanted.idempotency_key or f"arq:{context['job_id']}",
         )

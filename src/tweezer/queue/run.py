@@ -105,10 +105,10 @@ class Chores:
 
     async def _work(self) -> None:
         """Runs both workers until a signal comes or one of them fails; then ends both."""
+        await self.store.tickets.publish_settings(self._policy.store)
         workers = (self._intake_worker(), self._chores_worker())
         running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
         stopping = asyncio.ensure_future(self._stopping.wait())
-        await self.store.tickets.publish_settings(self._policy.store)
         log.info("chores.started")
         try:
             done, _ = await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +134,8 @@ class Chores:
         )
 
     def _chores_worker(self) -> Worker:
-        return Worker(cron_jobs=cron_jobs(), queue_name=self.store.keys(Key.CHORES), **self._common())
+        queue_name = self.store.keys(Key.CHORES)
+        return Worker(cron_jobs=cron_jobs(queue_name), queue_name=queue_name, **self._common())
 
     def _common(self) -> dict[str, Any]:
         return {

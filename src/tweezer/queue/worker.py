@@ -25,7 +25,7 @@ from tweezer.queue.upkeep import Presence, every, sweep
 from tweezer.store.connection import Store
 from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Doorbell, Grant
+from tweezer.store.tickets import Doorbell, Grant, Taken
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class TicketWorker(Worker):
         await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
         self._duties = [
             asyncio.create_task(every(self._policy.beat_s, self._beat, "heartbeat")),
-            asyncio.create_task(every(1.0, lambda: sweep(self.store, self._policy), "sweep")),
+            asyncio.create_task(every(1.0, self._sweep, "sweep")),
             asyncio.create_task(self._keeper.keep()),
             asyncio.create_task(self._hear_cancels()),
         ]
@@ -121,6 +121,10 @@ class TicketWorker(Worker):
             busy=self._lane_count - len(self._free),
             draining=not self.allow_pick_jobs,
         )
+
+    async def _sweep(self) -> None:
+        await self._keeper.catch_up()
+        await sweep(self.store, self._policy)
 
     async def _hear_cancels(self) -> None:
         while not is_cancelled():
@@ -162,8 +166,8 @@ class TicketWorker(Worker):
             await asyncio.sleep(self._policy.redis_backoff.delay_s(self._unreachable))
 
     async def _take_or_wait(self) -> None:
-        lanes = [f"{self.id}:{number}" for number in self._free]
-        taken = await self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s)
+        await self._keeper.catch_up()
+        taken = await self._take()
         for name in taken.left_alone:
             log.warning("ticket.left_alone", ticket=name, reason="its batch was written by a newer version")
         for grant in taken.grants:
@@ -172,9 +176,21 @@ class TicketWorker(Worker):
             due_s = self._policy.bell_s if taken.due_s is None else taken.due_s
             await self._bell.wait(min(due_s, self._policy.bell_s))
 
+    async def _take(self) -> Taken:
+        """Takes tickets for the free lanes. A worker that is stopped meanwhile gives back what it got."""
+        lanes = [f"{self.id}:{number}" for number in self._free]
+        taking = asyncio.ensure_future(self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Unavailable):
+                for grant in (await taking).grants:
+                    await self.store.tickets.drain(grant.ticket, grant.token)
+            raise
+
     def _work_on(self, grant: Grant) -> None:
         number = self._free.popleft()
-        name = str(grant.ticket)
+        name = f"{grant.ticket}:{grant.token}"  # the same ticket may come back while the lane that lost it ends
         task = self.loop.create_task(self._work(grant, self._lanes[number]))
         self.tasks[name] = task
 

@@ -122,11 +122,12 @@ class Commands:
 
     async def close(self, batch_id: UUID, *, project: str | None) -> None:
         """No more jobs will come; closing a closed batch, or one that ended, changes nothing."""
-        await self._command("close", batch_id, project, over_is_fine=True)
+        await self._command("close", batch_id, project, fine=(b"over",))
 
-    async def cancel(self, batch_id: UUID, *, project: str | None) -> None:
+    async def cancel(self, batch_id: UUID, *, project: str | None, idempotency_key: str = "") -> None:
         """Ends a batch: pending jobs at once, running ones as their workers stop them."""
-        await self._command("cancel_batch", batch_id, project)
+        digest = _digest(["cancel", str(batch_id)])
+        await self._command("cancel_batch", batch_id, project, idempotency_key, digest)
 
     async def pause(self, batch_id: UUID, *, project: str | None) -> None:
         """Hands out no more jobs of the batch; what runs finishes."""
@@ -135,18 +136,20 @@ class Commands:
     async def resume(self, batch_id: UUID, *, project: str | None) -> None:
         await self._command("resume_batch", batch_id, project)
 
-    async def cancel_jobs(self, batch_id: UUID, indices: Sequence[int], *, project: str | None) -> list[CancelAnswer]:
+    async def cancel_jobs(
+        self, batch_id: UUID, indices: Sequence[int], *, project: str | None, idempotency_key: str = ""
+    ) -> list[CancelAnswer]:
         """Cancels some jobs of a batch; one answer a job, in the order given."""
-        reply = await self._scripts.call("cancel_jobs", str(batch_id), project or "", *indices)
-        if reply[0] != b"ok":
-            _refuse(reply[0], batch_id)
-        return [CancelAnswer(word.decode()) for word in reply[1:]]
+        digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
+        reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, *indices)
+        return [CancelAnswer(word) for word in reply[1].decode().split()]
 
-    async def forget(self, batch_id: UUID, *, project: str | None, least_age_s: float = 0) -> None:
+    async def forget(
+        self, batch_id: UUID, *, project: str | None, least_age_s: float = 0, idempotency_key: str = ""
+    ) -> None:
         """Removes a batch that ended at least that long ago, with its jobs and results."""
-        reply = await self._scripts.call("forget", str(batch_id), project or "", round(least_age_s * 1000))
-        if reply[0] != b"ok":
-            _refuse(reply[0], batch_id)
+        digest = _digest(["forget", str(batch_id)])
+        await self._command("forget", batch_id, project, round(least_age_s * 1000), idempotency_key, digest)
 
     async def pause_device(self, device: str, reason: str) -> None:
         """Grants no more tickets of a device; what runs finishes."""
@@ -155,10 +158,13 @@ class Commands:
     async def resume_device(self, device: str) -> None:
         await self._device_command("resume_device", device)
 
-    async def _command(self, script: str, batch_id: UUID, project: str | None, *, over_is_fine: bool = False) -> None:
-        reply = await self._scripts.call(script, str(batch_id), project or "")
-        if reply[0] != b"ok" and not (over_is_fine and reply[0] == b"over"):
+    async def _command(
+        self, script: str, batch_id: UUID, project: str | None, *arguments: Any, fine: tuple[bytes, ...] = ()
+    ) -> list[Any]:
+        reply = await self._scripts.call(script, str(batch_id), project or "", *arguments)
+        if reply[0] not in (b"ok", b"repeated", *fine):
             _refuse(reply[0], batch_id)
+        return reply
 
     async def _device_command(self, script: str, device: str, *arguments: str) -> None:
         reply = await self._scripts.call(script, device, *arguments)

@@ -2,17 +2,20 @@
 -- CANCELED when that has ended.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''
--- Returns {'ok'} | {'unknown'} | {'over'}
+-- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call
+-- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'over'}
 -- Events  job.canceled (ranges), batch.canceled when nothing runs
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end
+local before = answered(b.project, ARGV[3], ARGV[4])
+if before then return before end
 if is_over(b) then return { 'over' } end
 b.open = 0
 b.fate = b.fate or 'C'
 for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
 finish(b)
+remember(b.project, ARGV[3], ARGV[4], '')
 return { 'ok' }

@@ -1,16 +1,19 @@
 -- cancel_jobs: cancels jobs that are pending, requests the end of those that run.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3…] indices
--- Returns {'ok', word, …} with one word a job: canceled | requested | over | unknown;  | {'unknown'}
+-- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5…] indices
+-- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'}; words, apart by spaces, one a job:
+--     canceled | requested | over | unknown
 -- Events  job.canceled; batch.done when that was the last of a closed batch
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end
-local reply = { 'ok' }
-for at = 3, #ARGV do
+local before = answered(b.project, ARGV[3], ARGV[4])
+if before then return before end
+local words = {}
+for at = 5, #ARGV do
   local index, word = ARGV[at], 'canceled'
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
   if tonumber(index) < 0 or tonumber(index) >= b.jobs then
@@ -25,7 +28,9 @@ for at = 3, #ARGV do
     write_state(b, index, st)
     if redis.call('ZREM', key(KEY.delay, b.id), index) == 1 then b.delayed = b.delayed - 1 end
   end
-  reply[#reply + 1] = word
+  words[#words + 1] = word
 end
 finish(b)
-return reply
+local reply = table.concat(words, ' ')
+remember(b.project, ARGV[3], ARGV[4], reply)
+return { 'ok', reply }

@@ -1,0 +1,130 @@
+"""Holds a request until what it asks for has ended: woken by the news of its batch, no thread, no polling."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+from uuid import UUID
+
+from starlette.types import Receive
+
+from tweezer.model.events import read_events
+from tweezer.store.connection import Store
+from tweezer.store.feed import Heard, News
+from tweezer.store.records import BatchRecord
+
+T = TypeVar("T")
+
+_REST = 4.0
+"""A held request rests this many times as long as its last read took: a busy batch is not read all the time."""
+
+_LOOK_AGAIN_S = 5.0
+"""It reads again after this time, whatever it heard: what came while Redis was away is not told later."""
+
+
+class Holds:
+    """The requests that are held, of one process."""
+
+    def __init__(self, store: Store) -> None:
+        self._news: News = store.news
+        self._held: set[Heard] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """Answers all held requests now, and holds no more: the server stops."""
+        self._ending = True
+        for heard in self._held:
+            heard.put(None)
+
+    async def until(
+        self,
+        over: Callable[[T], bool],
+        read: Callable[[], Awaitable[T]],
+        *,
+        batch_id: UUID,
+        matters: Callable[[list[bytes], T], bool],
+        wait_s: float,
+        receive: Receive,
+    ) -> T:
+        """What ``read`` gives once it is ``over``; or what it gives after ``wait_s``, or when the server stops.
+
+        matters: whether what was heard of the batch may have brought its end; else it is not read again.
+        receive: of the request, which tells when the client has gone; what is returned then is of no use.
+        Raises what ``read`` raises, and Unavailable when Redis cannot be listened to.
+        """
+        state = await read()
+        if wait_s <= 0 or self._ending or over(state):
+            return state
+        deadline = time.monotonic() + wait_s
+        try:
+            async with asyncio.timeout(wait_s) as entering, self._news.batch(batch_id) as heard:
+                entering.reschedule(None)
+                return await self._follow(state, over, read, heard, matters, deadline, receive)
+        except TimeoutError:  # Redis went away before it confirmed the subscription
+            return await read()
+
+    async def _follow(
+        self,
+        state: T,
+        over: Callable[[T], bool],
+        read: Callable[[], Awaitable[T]],
+        heard: Heard,
+        matters: Callable[[list[bytes], T], bool],
+        deadline: float,
+        receive: Receive,
+    ) -> T:
+        self._held.add(heard)
+        gone = asyncio.create_task(_disconnect(receive))
+        gone.add_done_callback(lambda _: heard.put(None))
+        looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
+        try:
+            while not over(state) and not gone.done() and (left_s := deadline - time.monotonic()) > 0:
+                messages = await heard.next(min(left_s, _LOOK_AGAIN_S))
+                fresh = time.monotonic() - looked < _LOOK_AGAIN_S
+                if gone.done() or (messages and fresh and not self._ending and not matters(messages, state)):
+                    continue
+                if not self._ending:
+                    await asyncio.sleep(min(rested, deadline) - time.monotonic())
+                looked = time.monotonic()
+                state = await read()
+                rested = time.monotonic() + _REST * (time.monotonic() - looked)
+                if self._ending:
+                    break
+            return state
+        finally:
+            self._held.discard(heard)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass  # a body, which a GET has no use for
+
+
+def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
+    """Whether nothing of the batch may be pending or running after these events.
+
+    A closed batch ends with its last job and says so; an open one may be without work after any event.
+    """
+    words = _words(messages)
+    if record.open:
+        return bool(words)
+    own = " ".join(word for word in words if not word[0].isdigit())
+    return any(event.status.terminal for event in read_events(record.id, 0, 0, own))
+
+
+def may_change_job(messages: Iterable[bytes], batch_id: UUID, index: int) -> bool:
+    """Whether the events are about the job, or about a range of jobs or the batch."""
+    return any(
+        "-" in word or any(event.index in (None, index) for event in read_events(batch_id, 0, 0, word))
+        for word in _words(messages)
+    )
+
+
+def _words(messages: Iterable[bytes]) -> list[str]:
+    """The words of events; news of progress begin with ``~`` and are passed over."""
+    return [word for message in messages if not message.startswith(b"~") for word in message.decode().split()]

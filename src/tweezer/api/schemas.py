@@ -1,0 +1,303 @@
+"""What the API answers with: Pasqal's field names, and a few of ours beside them.
+
+Which fields the public clients require is stated in the reference of their API; both ``open`` and
+``complete``, and every status in the counts, are among them. Times are ISO 8601, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_jsonable_python
+
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+
+_BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+_JOB_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"
+_LATER, _SOON, _NOW = "2026-11-22T10:00:04.120000Z", "2026-11-22T10:00:02Z", "2026-11-22T10:00:00.250000Z"
+_COUNTS = {"PENDING": 16, "RUNNING": 2, "DONE": 2, "ERROR": 0, "CANCELED": 0}
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Values as JSON can say them: producers may send others (NaN, bytes), which are written as they best can."""
+    if not values:
+        return None
+    plain: dict[str, Any] = to_jsonable_python(values, bytes_mode="base64", inf_nan_mode="null", fallback=str)
+    return plain
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class EmbeddedJob(_Schema):
+    """A job within its batch: without its sequence, which ``GET /api/v2/jobs/{job_id}`` has."""
+
+    id: UUID = Field(examples=[_JOB_ID])
+    batch_id: UUID = Field(examples=[_BATCH_ID])
+    parent_id: str | None = Field(None, description="The job that this one repeats.", examples=[None])
+    project_id: str = Field(examples=["default"])
+    status: JobStatus = Field(examples=["RUNNING"])
+    runs: Count | None = Field(
+        description="Number of shots; null leaves it to the batch's backend configuration.", examples=[100]
+    )
+    variables: dict[str, Any] | None = Field(
+        description="Values of the sequence's variables; null when it was given none.", examples=[{"omega": 6.0}]
+    )
+    creation_order: Count = Field(description="Index of the job in its batch, from 0.", examples=[3])
+    errors: list[str] = Field(description="Why it failed, for people; empty otherwise.", examples=[[]])
+    progress: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        description="Percent of the execution; null while the emulator does not tell.", examples=[40]
+    )
+    created_at: datetime = Field(examples=[_NOW])
+    updated_at: datetime = Field(description="When it last changed.", examples=[_LATER])
+    start_timestamp: datetime | None = Field(description="When its (last) execution began.", examples=[_SOON])
+    end_timestamp: datetime | None = Field(description="When it ended.", examples=[None])
+    stage: Stage | None = Field(
+        description="What is being done with it, finer than the status; null when it has ended.", examples=["on_device"]
+    )
+    stage_since: datetime | None = Field(description="Since when it is in its stage.", examples=[_LATER])
+    attempt: Count = Field(description="How often its execution began.", examples=[1])
+    queue_s: Seconds | None = Field(description="Seconds from its submit to its (last) start.", examples=[1.75])
+    preparation_s: Seconds | None = Field(
+        description="Seconds that its batch took to be prepared for it.", examples=[0.31]
+    )
+    device_s: Seconds | None = Field(description="Seconds on the device or emulator.", examples=[None])
+
+    @classmethod
+    def fields_of(cls, record: JobRecord) -> dict[str, Any]:
+        over = record.status.terminal
+        changes = (record.created, record.started, record.stage_since, record.cancel_requested, record.ended)
+        return {
+            "id": record.id,
+            "batch_id": record.batch_id,
+            "project_id": record.project,
+            "status": record.status,
+            "runs": record.spec.runs,
+            "variables": _readable(record.spec.variables),
+            "creation_order": record.index,
+            "errors": [str(fault) for fault in record.faults],
+            "progress": percent(record),
+            "created_at": record.created,
+            "updated_at": max(change for change in changes if change is not None),
+            "start_timestamp": record.started,
+            "end_timestamp": record.ended,
+            "stage": None if over else record.stage,
+            "stage_since": None if over else record.stage_since,
+            "attempt": record.attempt,
+            "queue_s": record.queue_s,
+            "preparation_s": record.preparation_s,
+            "device_s": record.device_s,
+        }
+
+    @classmethod
+    def of(cls, record: JobRecord) -> EmbeddedJob:
+        return cls(**cls.fields_of(record))
+
+
+class Job(EmbeddedJob):
+    """A job as it stands now."""
+
+    sequence: str | None = Field(
+        description="The job's own serialised sequence; null when it runs its batch's.", examples=[None]
+    )
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Job:
+        return cls(**cls.fields_of(record), sequence=record.spec.sequence)
+
+
+class Batch(_Schema):
+    """A batch as it stands now."""
+
+    id: UUID = Field(examples=[_BATCH_ID])
+    parent_id: str | None = Field(description="The batch that this one repeats.", examples=[None])
+    project_id: str = Field(examples=["default"])
+    user_id: str = Field(description="Empty while nobody is known to have submitted it.", examples=[""])
+    name: str | None = Field(examples=["antiferromagnet"])
+    status: BatchStatus = Field(examples=["RUNNING"])
+    open: bool = Field(description="Whether more jobs may come.", examples=[False])
+    complete: bool = Field(description="The opposite of `open`, for older clients.", examples=[True])
+    device_type: str = Field(description="Name of the device.", examples=["EMU_FREE"])
+    queue_priority: str = Field(examples=["MEDIUM"])
+    tags: list[str] = Field(examples=[["sweep"]])
+    webhook: str | None = Field(examples=[None])
+    configuration: dict[str, Any] | None = Field(description="Options of the emulator, the older way.", examples=[None])
+    backend_configuration: str | None = Field(
+        description="Pulser's `EmulationConfig` as a JSON string.", examples=[None]
+    )
+    sequence_builder: str | None = Field(
+        description="The serialised Pulser sequence; null when each job has its own.", examples=['{"version":"1"}']
+    )
+    errors: list[str] = Field(description="Why the batch could not run; empty otherwise.", examples=[[]])
+    created_at: datetime = Field(examples=[_NOW])
+    updated_at: datetime = Field(examples=[_LATER])
+    start_datetime: datetime | None = Field(description="When its first job began.", examples=[_SOON])
+    end_datetime: datetime | None = Field(examples=[None])
+    jobs_count: Count = Field(examples=[20])
+    jobs_count_per_status: dict[JobStatus, Count] = Field(description="Every status is there.", examples=[_COUNTS])
+    jobs: list[EmbeddedJob] = Field(
+        description="All jobs in the order of their creation when there are at most 100; empty when there are more, "
+        "which makes clients ask for them separately."
+    )
+
+    @classmethod
+    def of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Batch:
+        doc = record.doc
+        return cls(
+            id=record.id,
+            parent_id=doc.parent_id,
+            project_id=record.project,
+            user_id=doc.user or "",
+            name=doc.name,
+            status=record.status,
+            open=record.open,
+            complete=not record.open,
+            device_type=record.device,
+            queue_priority=record.priority.value,
+            tags=list(doc.tags),
+            webhook=doc.webhook,
+            configuration=_readable(doc.configuration),
+            backend_configuration=doc.backend_configuration,
+            sequence_builder=doc.sequence,
+            errors=[] if record.fault is None else [str(record.fault)],
+            created_at=record.created,
+            updated_at=record.updated,
+            start_datetime=record.started,
+            end_datetime=record.ended,
+            jobs_count=record.jobs,
+            jobs_count_per_status=record.counts,
+            jobs=[EmbeddedJob.of(job) for job in jobs],
+        )
+
+
+class BatchState(_Schema):
+    """The status of a batch, for who waits. A paused batch has the status that it would have were it not
+    paused (``PENDING`` until its first job begins, then ``RUNNING``), because Pasqal's clients know no other
+    here; ``paused`` tells."""
+
+    id: UUID = Field(examples=[_BATCH_ID])
+    status: BatchStatus = Field(
+        description="`PENDING`, `RUNNING`, `DONE`, `ERROR`, `CANCELED` or `TIMED_OUT`; never `PAUSED`.",
+        examples=["RUNNING"],
+    )
+    paused: bool = Field(description="Whether the batch is paused: no job of it is started.", examples=[False])
+    open: bool = Field(examples=[False])
+    updated_at: datetime = Field(examples=[_LATER])
+    jobs_count: Count = Field(examples=[20])
+    jobs_count_per_status: dict[JobStatus, Count] = Field(description="Every status is there.", examples=[_COUNTS])
+
+    @classmethod
+    def of(cls, record: BatchRecord) -> BatchState:
+        paused = record.status is BatchStatus.PAUSED
+        unpaused = BatchStatus.PENDING if record.started is None else BatchStatus.RUNNING
+        return cls(
+            id=record.id,
+            status=unpaused if paused else record.status,
+            paused=paused,
+            open=record.open,
+            updated_at=record.updated,
+            jobs_count=record.jobs,
+            jobs_count_per_status=record.counts,
+        )
+
+
+class JobState(_Schema):
+    """The status of a job, for who waits."""
+
+    id: UUID = Field(examples=[_JOB_ID])
+    batch_id: UUID = Field(examples=[_BATCH_ID])
+    status: JobStatus = Field(examples=["DONE"])
+    progress: Annotated[int, Field(ge=0, le=100)] | None = Field(examples=[100])
+    stage: Stage | None = Field(examples=[None])
+    attempt: Count = Field(examples=[1])
+
+    @classmethod
+    def of(cls, record: JobRecord) -> JobState:
+        return cls(
+            id=record.id,
+            batch_id=record.batch_id,
+            status=record.status,
+            progress=percent(record),
+            stage=None if record.status.terminal else record.stage,
+            attempt=record.attempt,
+        )
+
+
+class ResultsLink(_Schema):
+    """Where the results of a job are."""
+
+    results_link: str | None = Field(
+        description="Absolute URL; null while there is no result, and for a job that will never have one.",
+        examples=[f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"],
+    )
+
+
+class JobResult(_Schema):
+    """What a job measured. Sent as it is, without an envelope."""
+
+    counter: dict[str, int] | None = Field(
+        description="Bitstring → number of shots, bits in the order of the register; null when the configuration "
+        "asked for no final bitstrings.",
+        examples=[{"0101": 61, "1010": 39}],
+    )
+    serialised_results: str | None = Field(
+        None, description="Pulser's `Results.to_abstract_repr()`; absent when there is none.", examples=["{}"]
+    )
+    provenance: dict[str, Any] | None = Field(
+        None,
+        description="Backend, versions, configuration and seed: what is needed to compute it again.",
+        examples=[{"backend": "qutip", "versions": {"pulser": "1.9.1"}, "seed": 7}],
+    )
+
+
+class Device(_Schema):
+    """A device that workers serve, or served."""
+
+    name: str = Field(examples=["EMU_FREE"])
+    device_type: str = Field(examples=["EMU_FREE"])
+    status: str = Field(
+        description="`UP`; `PAUSED` while an operator holds it; `DOWN` while no worker serves it.", examples=["UP"]
+    )
+    paused_because: str | None = Field(description="The operator's reason.", examples=[None])
+    lanes: Count = Field(description="Execution slots of its live workers.", examples=[2])
+    pending: Count = Field(description="Its pending jobs.", examples=[16])
+    running: Count = Field(description="Its running jobs.", examples=[2])
+
+    @classmethod
+    def of(cls, record: DeviceRecord) -> Device:
+        status = "PAUSED" if record.paused is not None else "UP" if record.lanes else "DOWN"
+        return cls(
+            name=record.name,
+            device_type=record.name,
+            status=status,
+            paused_because=record.paused or None,
+            lanes=record.lanes,
+            pending=record.pending,
+            running=record.running,
+        )
+
+
+class Health(_Schema):
+    """How the API itself is."""
+
+    health: str = Field(examples=["ok"])
+
+
+def percent(record: JobRecord) -> int | None:
+    """How far a job is, in percent, if that is known."""
+    match record.status:
+        case JobStatus.DONE:
+            return 100
+        case JobStatus.PENDING:
+            return 0
+        case _:
+            return None if record.progress is None else min(max(round(record.progress * 100), 0), 100)

@@ -1,0 +1,37 @@
+"""The command line. Its commands are loaded when they are called, so that ``tweezer --help`` is quick."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from tweezer import __version__, logs
+from tweezer.cli.access import Access
+from tweezer.cli.group import CommandGroup
+
+__all__ = ["main"]
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--redis", metavar="URL", help="The Redis that holds the queue  [default: TWEEZER_REDIS_URL].")
+@click.option(
+    "--project",
+    default="default",
+    show_default=True,
+    envvar="TWEEZER_PROJECT",
+    help="Whose batches.  [also: TWEEZER_PROJECT]",
+)
+@click.option("--namespace", help="First part of every key in Redis  [default: TWEEZER_NAMESPACE].")
+@click.version_option(__version__, prog_name="tweezer", message="%(prog)s %(version)s")
+@click.pass_context
+def main(context: click.Context, redis: str | None, project: str, namespace: str | None) -> None:
+    """Tweezer, a job queue for neutral-atom quantum work.
+
+    New here? `tweezer demo` runs a real sequence through a queue of its own, and `tweezer up` starts one to
+    work with.
+    """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+    context.obj = Access(redis=redis, project=project, namespace=namespace)
+    logs.configure("console", "ERROR")  # of a command; the processes choose for themselves

@@ -1,0 +1,408 @@
+"""Commands on batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.cli.follow import Meter, follow
+from tweezer.cli.jobs import job_options, read_jobs
+from tweezer.client import AsyncBatch, as_uuid
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Limits, Priority
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.records import BatchRecord, JobRecord
+
+_LISTED_JOBS = 10
+_ANSWERS = {
+    CancelAnswer.CANCELED: "canceled",
+    CancelAnswer.REQUESTED: "is being stopped",
+    CancelAnswer.OVER: "had ended before",
+    CancelAnswer.UNKNOWN: "is not in the batch",
+}
+
+
+@click.command()
+@click.argument("sequence_file", type=click.File("r", encoding="utf-8"))
+@job_options
+@click.option("--device", help="Where to run it  [default: TWEEZER_DEVICE, else EMU_FREE].")
+@click.option("--priority", type=click.Choice(list(Priority), case_sensitive=False), default=Priority.MEDIUM.value)
+@click.option("--tag", "tags", multiple=True, help="May be repeated.")
+@click.option("--name", help="A name for people.")
+@click.option("--open", "stays_open", is_flag=True, help="More jobs will come: see `tweezer add` and `close`.")
+@click.option("--webhook", metavar="URL", help="Where to announce what happens.")
+@click.option(
+    "--backend-configuration",
+    type=click.File("r", encoding="utf-8"),
+    metavar="FILE",
+    help="Pulser's EmulationConfig as JSON: EmulationConfig.to_abstract_repr().",
+)
+@click.option("--job-timeout-s", type=float, help=f"Wall time of one job  [default: {Limits().job_timeout_s:g}].")
+@click.option("--not-before", metavar="TIME", help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00.")
+@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day make one batch.")
+@click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 unless all jobs are DONE.")
+@pass_access
+def submit(
+    access: Access,
+    *,
+    sequence_file: TextIO,
+    flags: tuple[str, ...],
+    runs: int | None,
+    variables: tuple[str, ...],
+    lines: TextIO | None,
+    device: str | None,
+    priority: str,
+    tags: tuple[str, ...],
+    name: str | None,
+    stays_open: bool,
+    webhook: str | None,
+    backend_configuration: TextIO | None,
+    job_timeout_s: float | None,
+    not_before: str | None,
+    idempotency_key: str | None,
+    wait: bool,
+) -> None:
+    """Submit a batch: a serialised Pulser sequence and jobs. Prints the id of the batch, alone, on stdout.
+
+    SEQUENCE_FILE holds what Sequence.to_abstract_repr() gives; - reads stdin.
+
+    \b
+    tweezer submit ring.json --runs 500 --var delta_final=20
+    tweezer submit ring.json --job runs=500,delta_final=10 --job runs=100,delta_final=20
+    tweezer submit ring.json --runs 500 --jobs sweep.jsonl --wait
+    """
+    sequence = _text(sequence_file)
+    jobs = read_jobs(flags, runs, variables, lines)
+    if not jobs and not stays_open:
+        raise click.UsageError(
+            "there are no jobs: give --runs and --var, --job or --jobs (or --open to add them later)"
+        )
+    configuration = None if backend_configuration is None else _text(backend_configuration)
+    starts = None if not_before is None else _time(not_before)
+    target = device or access.settings().device
+
+    async def run() -> None:
+        async with access.queue(patient=wait) as queue:
+            batch = await queue.submit(
+                sequence,
+                jobs,
+                device=target,
+                priority=Priority(priority.upper()),
+                open=stays_open,
+                name=name,
+                tags=tags,
+                webhook=webhook,
+                backend_configuration=configuration,
+                limits=None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
+                not_before=starts,
+                idempotency_key=idempotency_key,
+            )
+            click.echo(str(batch.id))
+            if wait:
+                must_be_done(await follow(queue, batch.id, Meter(err=True)))
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("batch")
+@job_options
+@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day add once.")
+@pass_access
+def add(
+    access: Access,
+    *,
+    batch: str,
+    flags: tuple[str, ...],
+    runs: int | None,
+    variables: tuple[str, ...],
+    lines: TextIO | None,
+    idempotency_key: str | None,
+) -> None:
+    """Add jobs to a batch that was submitted with --open. Prints the number of the first of them."""
+    jobs = read_jobs(flags, runs, variables, lines)
+    if not jobs:
+        raise click.UsageError("there are no jobs: give --runs and --var, --job or --jobs")
+
+    async def run() -> None:
+        async with access.queue() as queue:
+            click.echo(await queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key))
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("batch")
+@pass_access
+def close(access: Access, *, batch: str) -> None:
+    """Say that no more jobs will come: the batch is DONE when its jobs have ended."""
+    _each(access, (batch,), AsyncBatch.close, "closed")
+
+
+@click.command()
+@click.argument("batch")
+@click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all jobs.")
+@pass_access
+def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
+    """Show how a batch stands."""
+
+    async def run() -> tuple[BatchRecord, list[JobRecord]]:
+        async with access.queue() as queue:
+            record = await queue.batch(batch).record()
+            needs_jobs = as_json or all_jobs or record.counts[JobStatus.RUNNING] or record.counts[JobStatus.ERROR]
+            return record, await queue.batch(batch).jobs() if needs_jobs else []
+
+    record, jobs = asyncio.run(run())
+    if as_json:
+        click.echo(msgspec.json.encode(_as_json(record, jobs)))
+        return
+    show.echo("\n".join(_description(record)))
+    listed = jobs if all_jobs else _interesting(jobs)
+    if listed:
+        show.echo()
+        show.echo("\n".join(_job_table(listed)))
+
+
+@click.command()
+@click.argument("batch")
+@pass_access
+def watch(access: Access, *, batch: str) -> None:
+    """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
+
+    async def run() -> BatchRecord:
+        async with access.queue(patient=True) as queue:
+            return await follow(queue, as_uuid("batch", batch), Meter(err=False))
+
+    must_be_done(asyncio.run(run()))
+
+
+@click.command()
+@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
+@click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
+@pass_access
+def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]) -> None:
+    """Cancel batches: what is pending at once, what runs as soon as its worker stops it."""
+    if not indices:
+        _each(access, batches, AsyncBatch.cancel, "canceled")
+        return
+    if len(batches) > 1:
+        raise click.UsageError("--job needs exactly one batch")
+
+    async def run() -> list[CancelAnswer]:
+        async with access.queue() as queue:
+            return await queue.batch(batches[0]).cancel_jobs(indices)
+
+    answers = asyncio.run(run())
+    for index, answer in zip(indices, answers, strict=True):
+        show.echo(f"job {index} {_ANSWERS[answer]}")
+    if CancelAnswer.UNKNOWN in answers:
+        raise TweezerError(f"batch {batches[0]} does not have all of these jobs", code="not_found")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, metavar="[BATCH…]")
+@click.option("--device", help="Pause a device, for everybody.")
+@click.option("--reason", help="Why the device is paused; it is shown to all.")
+@pass_access
+def pause(access: Access, *, batches: tuple[str, ...], device: str | None, reason: str | None) -> None:
+    """Hand out no more jobs of batches, or of a device; what runs finishes."""
+    _either(batches, device)
+    if device is None:
+        if reason is not None:
+            raise click.UsageError("--reason goes with --device")
+        _each(access, batches, AsyncBatch.pause, "paused")
+        return
+    if not reason:
+        raise click.UsageError("say why with --reason: others will wonder")
+    name, why = device, reason
+
+    async def run() -> None:
+        async with access.queue() as queue:
+            await queue.pause_device(name, why)
+
+    asyncio.run(run())
+    show.echo(f"{device} is paused: {reason}")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, metavar="[BATCH…]")
+@click.option("--device", help="Go on with a device.")
+@pass_access
+def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> None:
+    """Go on with paused batches, or a paused device."""
+    _either(batches, device)
+    if device is None:
+        _each(access, batches, AsyncBatch.resume, "resumed")
+        return
+    name = device
+
+    async def run() -> None:
+        async with access.queue() as queue:
+            await queue.resume_device(name)
+
+    asyncio.run(run())
+    show.echo(f"{device} is resumed")
+
+
+@click.command()
+@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
+@pass_access
+def forget(access: Access, *, batches: tuple[str, ...]) -> None:
+    """Remove batches that have ended, with their results."""
+    _each(access, batches, AsyncBatch.forget, "forgotten")
+
+
+def must_be_done(record: BatchRecord) -> None:
+    """Raises TweezerError that says why unless every job of the batch is DONE."""
+    counts = record.counts
+    if record.fault is not None:
+        raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
+    if record.status.terminal and record.status is not BatchStatus.DONE:
+        raise TweezerError(f"batch {record.id} ended in {record.status}", code="not_done")
+    missed = [f"{counts[bad]} {bad}" for bad in (JobStatus.ERROR, JobStatus.CANCELED) if counts[bad]]
+    if missed:
+        raise TweezerError(
+            f"of the {record.jobs} jobs of batch {record.id} are {' and '.join(missed)}; "
+            f"`tweezer status {record.id}` says why",
+            code="not_done",
+        )
+
+
+def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
+    """Does the same to each batch, also after an error; raises an error when there was one."""
+
+    async def run() -> int:
+        failed = 0
+        async with access.queue() as queue:
+            handles = [queue.batch(text) for text in batches]
+            for batch in handles:
+                try:
+                    await act(batch)
+                    show.echo(f"{batch.id} {done}")
+                except TweezerError as error:
+                    if len(handles) == 1:
+                        raise
+                    failed += 1
+                    show.echo(f"{batch.id}: {error.message}", err=True)
+        return failed
+
+    failed = asyncio.run(run())
+    if failed:
+        raise TweezerError(f"{failed} of {len(batches)} batches could not be {done}", code="partly")
+
+
+def _either(batches: tuple[str, ...], device: str | None) -> None:
+    if bool(batches) is (device is not None):
+        raise click.UsageError("name either batches or a --device")
+
+
+def _text(file: TextIO) -> str:
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(file.name, f"is not a text in UTF-8: {error}") from error
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not a time such as 2027-01-31T08:00 or 2027-01-31T08:00+01:00", param_hint="--not-before"
+        ) from None
+
+
+def _description(record: BatchRecord) -> list[str]:
+    now = datetime.now(UTC)
+    counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
+    rows = [
+        ("batch", str(record.id)),
+        ("name", record.doc.name),
+        ("tags", ", ".join(record.doc.tags)),
+        ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
+        ("error", record.fault and str(record.fault)),
+        ("device", record.device),
+        ("priority", record.priority.value),
+        ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
+        ("submitted", f"{_clock(record.created)} ({_ago(now, record.created)})"),
+        ("started", record.started and f"{_clock(record.started)} ({_ago(now, record.started)})"),
+        ("ended", record.ended and f"{_clock(record.ended)} ({_ago(now, record.ended)})"),
+    ]
+    return [f"{click.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _ago(now: datetime, moment: datetime) -> str:
+    return f"{show.duration(max((now - moment).total_seconds(), 0.0))} ago"
+
+
+def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs that run or failed, if not too many."""
+    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR)][:_LISTED_JOBS]
+
+
+def _job_table(jobs: list[JobRecord]) -> list[str]:
+    rows = []
+    for job in jobs:
+        doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
+        if doing and job.progress is not None:
+            doing += f" {job.progress:.0%}"
+        said = doing or "; ".join(map(str, job.faults))
+        took = "" if job.device_s is None else show.duration(job.device_s)
+        runs = "" if job.spec.runs is None else job.spec.runs
+        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
+    return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
+
+
+def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
+    return {
+        "batch": record.id,
+        "status": record.status,
+        "open": record.open,
+        "project": record.project,
+        "device": record.device,
+        "priority": record.priority,
+        "name": record.doc.name,
+        "tags": record.doc.tags,
+        "counts": {status.value: count for status, count in record.counts.items()},
+        "created": record.created,
+        "updated": record.updated,
+        "started": record.started,
+        "ended": record.ended,
+        "error": record.fault and str(record.fault),
+        "jobs": [_job_as_json(job) for job in jobs],
+    }
+
+
+def _job_as_json(job: JobRecord) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "index": job.index,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": job.progress,
+        "runs": job.spec.runs,
+        "variables": job.spec.variables,
+        "seed": job.spec.seed,
+        "attempt": job.attempt,
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "cancel_requested": job.cancel_requested,
+        "queue_s": job.queue_s,
+        "preparation_s": job.preparation_s,
+        "device_s": job.device_s,
+        "errors": [str(fault) for fault in job.faults],
+    }

@@ -1,0 +1,199 @@
+"""``tweezer demo``: a real sequence through a queue of its own, from nothing to a plot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+import msgspec
+
+from tweezer.cli import antiferromagnet as ring
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.cli.batches import must_be_done
+from tweezer.cli.follow import Meter, follow
+from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.processes import require_emulator, require_server, usage
+from tweezer.cli.stack import Stack
+from tweezer.client import Finished, connect_async
+from tweezer.settings import Settings
+from tweezer.store.records import BatchRecord
+from tweezer.sync import connect
+
+DEVICE = "EMU_FREE"
+RUNS = 500
+_LEAST_JOBS = 2
+_MOST_JOBS = 1000
+_TOP = 6
+_PICTURE_COLUMNS = 19
+_PLOT_COLUMNS = 64
+_AXIS = "final detuning"
+
+_STORY = (
+    "A laser is swept from below resonance to a final detuning. Neighbours in the ring block each other: the "
+    "further the sweep goes, the more it pays to excite every second atom. Each job is one final detuning, "
+    "emulated by Pulser in a process of its own."
+)
+
+Say = Callable[[str], None]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of the batch; ``seconds`` from its submit to its last result."""
+
+    sequence: str
+    batch: BatchRecord
+    jobs: list[Finished]
+    seconds: float
+
+
+@click.command()
+@click.option(
+    "--jobs",
+    type=click.IntRange(_LEAST_JOBS, _MOST_JOBS),
+    default=24,
+    show_default=True,
+    help="How many final detunings.",
+)
+@click.option("--lanes", type=int, default=2, show_default=True, help="Jobs at once, each in a process of its own.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Of the API  [default: any free one].")
+@click.option("--keep", is_flag=True, help="Keep it running afterwards, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; all else goes to stderr.")
+@click.pass_context
+@pass_access
+def demo(
+    access: Access, context: click.Context, /, *, jobs: int, lanes: int, port: int, keep: bool, as_json: bool
+) -> None:
+    """Run a real sequence through a queue of its own, and show what it found.
+
+    Starts a Redis, a worker, the chores and the API in a temporary folder, submits a Pulser sequence with a
+    job for each of several final detunings, and plots how antiferromagnetic order appears in a ring of atoms.
+    Nothing is left behind.
+    """
+    require_server("demo")
+    require_emulator("demo", DEVICE)
+
+    def say(text: str) -> None:
+        show.echo(text, err=as_json)
+
+    with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="tweezer-demo-") as folder:
+        data = Path(folder)
+        settings = access.settings(data_dir=data, lanes=lanes, device=DEVICE)
+        stack = Stack(
+            settings, data, device=DEVICE, lanes=settings.lanes, api_port=port, redis_port=0, logs=data, say=say
+        )
+        try:
+            _introduce(say)
+            began = time.monotonic()
+            stack.start()
+            with interrupts.allowed():
+                sequence = ring.build_sequence()  # while the others start
+                stack.wait_ready(interrupts.came)
+                say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_url}, {stack.api_url}")
+                outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say)
+            must_be_done(outcome.batch)
+            for line in [*_findings(outcome), *_what_next(stack, outcome, data if keep else None)]:
+                say(line)
+            if as_json:
+                click.echo(json.dumps(_as_json(outcome)))
+            if keep:
+                stack.watch(interrupts.came)
+        except KeyboardInterrupt:
+            say("\nstopping; nothing is left behind")
+            context.exit(interrupts.exit_code)
+        finally:
+            stack.stop(hurry=lambda: interrupts.count > 1)
+
+
+def _introduce(say: Say) -> None:
+    say(click.style(f"Tweezer demo: antiferromagnetic order in a ring of {ring.ATOMS} atoms", bold=True))
+    say("")
+    say(click.wrap_text(_STORY, min(show.width(), 80) - 2))
+    say("")
+    say("Starting Redis, worker, chores and API; building the sequence with Pulser …")
+
+
+def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say) -> Outcome:
+    """Submits the batch, follows it, and reads its results."""
+    with connect(redis_url, namespace=settings.namespace) as queue:
+        began = time.monotonic()
+        batch = queue.submit(
+            sequence,
+            [{"runs": RUNS, "variables": {"delta_final": detuning}} for detuning in detunings],
+            device=DEVICE,
+            name="antiferromagnetic order in a ring",
+            tags=["demo"],
+        )
+        say(f"Submitted batch {batch.id}: {len(detunings)} jobs of {RUNS} runs\n")
+        asyncio.run(_follow(settings, redis_url, batch.id))
+        record, results = batch.record(), batch.results()
+        return Outcome(sequence, record, results, time.monotonic() - began)
+
+
+async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
+    async with connect_async(redis_url, namespace=settings.namespace) as queue:
+        await follow(queue, batch_id, Meter(err=True))
+
+
+def _findings(outcome: Outcome) -> Iterator[str]:
+    """The histogram of the last job beside its most frequent state, and the order of all jobs."""
+    last = outcome.jobs[-1]
+    columns = min(show.width(), 80)
+    yield ""
+    yield f"All {len(outcome.jobs)} jobs took {show.duration(outcome.seconds)}."
+    yield ""
+    yield click.style(f"Most frequent bitstrings of the last job ({show.values(last.variables)} rad/µs)", bold=True)
+    yield ""
+    histogram = show.histogram(last.counter, top=_TOP, columns=columns - _PICTURE_COLUMNS - 2, marked=ring.ORDERED)
+    picture = ring.drawing(max(last.counter, key=lambda bits: last.counter[bits]))
+    for line, drawn in zip_longest(histogram, picture, fillvalue=""):
+        gap = " " * (columns - _PICTURE_COLUMNS - len(click.unstyle(line)))
+        yield f"{line}{gap}{click.style(drawn, fg='green')}" if drawn else line
+    yield ""
+    yield click.style("Antiferromagnetic order of each job (1.0: every second atom is excited)", bold=True)
+    yield ""
+    first = outcome.jobs[0].variables["delta_final"]
+    yield from show.columns_plot(
+        show.thinned([ring.order(job.counter) for job in outcome.jobs], _PLOT_COLUMNS),
+        left=f"{first:g}",
+        right=f"{last.variables['delta_final']:g} rad/µs",
+        label=_AXIS,
+        cells=max(_PLOT_COLUMNS // len(outcome.jobs), 1),
+    )
+    yield ""
+
+
+def _what_next(stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[str]:
+    if kept is None:
+        yield "What next:"
+        yield "  tweezer demo --keep   # the same, and it stays for you to play with"
+        yield "  tweezer up            # a queue to work with, on this machine"
+        yield "  tweezer --help        # submit, watch, results, doctor and all others"
+        return
+    file = kept / "ring.json"
+    file.write_text(outcome.sequence)
+    yield "It keeps running until Ctrl-C, then all of it is removed."
+    yield from usage(stack)
+    yield f"  tweezer results {outcome.batch.id} --sum"
+    yield f"  tweezer submit {file} --runs 500 --var delta_final=18 --wait"
+    yield "  tweezer devices"
+    yield "  tweezer doctor"
+    yield f"  curl {stack.api_url}/api/v2/batches/{outcome.batch.id}"
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "batch": str(outcome.batch.id),
+        "status": outcome.batch.status.value,
+        "jobs": len(outcome.jobs),
+        "counters": [job.counter for job in outcome.jobs],
+        "seconds": round(outcome.seconds, 3),
+    }

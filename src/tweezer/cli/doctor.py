@@ -1,0 +1,333 @@
+"""What ``tweezer doctor`` checks, and what it says about it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from tweezer import __version__
+from tweezer.cli.access import Access
+from tweezer.client import AsyncQueue
+from tweezer.model.errors import TweezerError
+from tweezer.model.messages import RECORD_VERSION
+from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
+from tweezer.store.keys import Keys
+from tweezer.store.records import DeviceRecord, WorkerRecord
+from tweezer.store.server import OLDEST
+
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_PROJECT", "TWEEZER_REQUIRE_SERVERS"})
+_SLOW_MS = 20.0
+_PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis.conf; deploy/redis.conf has all of it"
+
+
+class Level(StrEnum):
+    """``FAIL``: a promise of the queue does not hold, or work stands still. ``WARN``: look at it."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was checked: what was found and what it means, and what to change if anything."""
+
+    name: str
+    level: Level
+    says: str
+    change: str | None = None
+
+
+async def examine(access: Access) -> list[Finding]:
+    """Checks all there is; when Redis does not answer, what needs it is left out."""
+    findings = list(check_environment(os.environ))
+    try:
+        settings = access.settings()
+    except TweezerError as error:
+        return [*findings, Finding("settings", Level.FAIL, error.message, "correct it; no process starts like this")]
+    try:
+        async with access.queue() as queue:
+            began = time.perf_counter()
+            await queue.store.reader.ping()
+            findings.append(check_latency((time.perf_counter() - began) * 1000))
+            findings.extend([finding async for finding in _examine_queue(queue, settings)])
+    except TweezerError as error:
+        findings.append(
+            Finding(
+                "Redis",
+                Level.FAIL,
+                error.message,
+                "start it, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
+            )
+        )
+    return findings
+
+
+async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator[Finding]:
+    info = await queue.store.reader.server_info()
+    yield check_server(info)
+    yield await check_features(queue.store.redis, queue.store.keys)
+    appendfsync = await _config(queue, "appendfsync")
+    for finding in check_persistence(info, appendfsync):
+        yield finding
+    yield check_eviction(info)
+    yield check_memory(info, settings.full_at)
+    yield check_idle_timeout(await _config(queue, "timeout"))
+    devices = await queue.devices()
+    yield await check_waitaof(queue.store.redis, appendfsync, devices)
+    yield check_workers(await queue.workers())
+    for finding in check_devices(devices):
+        yield finding
+
+
+async def _config(queue: AsyncQueue, name: str) -> str | None:
+    """A setting of Redis, or None where it may not be read."""
+    return (await queue.store.reader.server_config(name)).get(name)
+
+
+def check_environment(environment: Iterable[str]) -> Iterator[Finding]:
+    """Variables with our prefix that mean nothing: most likely misspelt."""
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            change = (
+                f"rename it to {near[0]}" if near else "remove it, or see the list of settings in the documentation"
+            )
+            yield Finding("environment", Level.WARN, f"{name} is not a setting, so it does nothing", change)
+
+
+def check_latency(milliseconds: float) -> Finding:
+    if milliseconds <= _SLOW_MS:
+        return Finding("Redis", Level.OK, f"answers within {milliseconds:.1f} ms")
+    return Finding(
+        "Redis",
+        Level.WARN,
+        f"took {milliseconds:.0f} ms to answer: each hand-over of jobs waits for it",
+        "run the workers near Redis, and see `redis-cli SLOWLOG GET` for other users of it",
+    )
+
+
+def check_server(info: dict[str, Any]) -> Finding:
+    """Kind, version, role."""
+    is_valkey = "valkey_version" in info
+    says = (
+        f"Valkey {info['valkey_version']}" if is_valkey else f"Redis {info.get('redis_version', 'of unknown version')}"
+    )
+    if info.get("role", "master") != "master":
+        return Finding(
+            "server", Level.FAIL, f"{says} is a replica: it takes no writes", "let TWEEZER_REDIS_URL name the primary"
+        )
+    if info.get("cluster_enabled"):
+        return Finding(
+            "server",
+            Level.FAIL,
+            f"{says} runs in cluster mode: the scripts touch keys of several slots",
+            "use a single primary, with Sentinel for high availability",
+        )
+    if not is_valkey and _version(str(info.get("redis_version", "0"))) < OLDEST:
+        return Finding(
+            "server", Level.FAIL, f"{says} is too old", f"install Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey"
+        )
+    return Finding("server", Level.OK, f"{says}, a primary")
+
+
+async def check_features(redis: Redis, keys: Keys) -> Finding:
+    """Tries what the scripts need, on a key that does not exist: nothing is written."""
+    nothing = f"{keys.prefix}doctor"
+    attempts: dict[str, tuple[str | int, ...]] = {
+        "scripts": ("EVAL", "return redis.call('TIME')", 0),
+        "XTRIM … MINID": ("XTRIM", nothing, "MINID", "0"),
+        "ZRANGE … BYSCORE": ("ZRANGE", nothing, 0, 0, "BYSCORE", "LIMIT", 0, 1),
+        "XAUTOCLAIM": ("COMMAND INFO", "XAUTOCLAIM"),
+    }
+    missing = []
+    for name, command in attempts.items():
+        try:
+            reply = await redis.execute_command(*command)
+        except redis_errors.ResponseError as error:
+            missing.append(f"{name} ({error})")
+            continue
+        if name == "XAUTOCLAIM" and not _is_there(reply):
+            missing.append(name)
+    if missing:
+        return Finding(
+            "commands",
+            Level.FAIL,
+            f"refused: {', '.join(missing)}; the queue cannot work without",
+            "use Redis 6.2 or newer, or Valkey; with ACLs, give the user +@all on the namespace's keys and channels",
+        )
+    return Finding("commands", Level.OK, "scripts and streams have all that is needed")
+
+
+async def check_waitaof(redis: Redis, appendfsync: str | None, devices: list[DeviceRecord]) -> Finding:
+    """By the command, not by the version: servers differ in what they call theirs."""
+    try:
+        there = _is_there(await redis.execute_command("COMMAND INFO", "WAITAOF"))
+    except redis_errors.ResponseError:
+        there = False
+    if there:
+        return Finding("WAITAOF", Level.OK, "available: QPU workers can make an intent durable before they submit")
+    needed = appendfsync != "always" and any(device.exclusive for device in devices)
+    return Finding(
+        "WAITAOF",
+        Level.FAIL if needed else Level.OK,
+        "not available: QPU workers need it, or appendfsync always, and do not start without; emulators do not need it",
+        "for a QPU, use Redis 7.2 or newer, or Valkey, or set appendfsync to always",
+    )
+
+
+def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator[Finding]:
+    """An acknowledged submit is kept by the append-only file alone."""
+    if not info.get("aof_enabled"):
+        yield Finding(
+            "persistence",
+            Level.FAIL,
+            "there is no append-only file: a restart of Redis loses queued work and results",
+            _PERSIST,
+        )
+        return
+    if info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding(
+            "persistence",
+            Level.FAIL,
+            "the last write of the append-only file failed: Redis refuses writes",
+            "look for a full disk, and at Redis' log",
+        )
+        return
+    match appendfsync:
+        case None:
+            yield Finding(
+                "persistence",
+                Level.WARN,
+                "there is an append-only file; how often it is synced may not be read (CONFIG is forbidden)",
+                "make sure by hand that appendfsync is everysec or always",
+            )
+        case "no":
+            yield Finding(
+                "persistence",
+                Level.WARN,
+                "appendfsync is no: a power loss can cost half a minute of acknowledged work",
+                "`redis-cli CONFIG SET appendfsync everysec`, and the same in redis.conf",
+            )
+        case "always":
+            yield Finding("persistence", Level.OK, "append-only file, synced always: a power loss costs nothing")
+        case _:
+            yield Finding(
+                "persistence", Level.OK, f"append-only file, synced {appendfsync}: a power loss costs a second or two"
+            )
+
+
+def check_eviction(info: dict[str, Any]) -> Finding:
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy == "noeviction":
+        return Finding("maxmemory-policy", Level.OK, "noeviction: live work is never evicted")
+    return Finding(
+        "maxmemory-policy",
+        Level.FAIL,
+        f"{policy}: Redis deletes keys of live batches when its memory is full",
+        "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in redis.conf",
+    )
+
+
+def check_memory(info: dict[str, Any], full_at: float) -> Finding:
+    used, limit, host = (int(info.get(name, 0)) for name in ("used_memory", "maxmemory", "total_system_memory"))
+    suggestion = f"{max(int(0.6 * host) >> 20, 64)}mb" if host else "60 % of the host's memory"
+    if not limit:
+        return Finding(
+            "memory",
+            Level.WARN,
+            f"{_mib(used)} used, maxmemory is not set: when memory runs out, the system kills Redis",
+            f"set maxmemory, here to {suggestion} or less; submits are then refused from {full_at:.0%} on",
+        )
+    says = f"{_mib(used)} of {_mib(limit)} used"
+    if used >= full_at * limit:
+        return Finding(
+            "memory",
+            Level.FAIL,
+            f"{says}: submits are refused from {full_at:.0%} on",
+            "let work finish, forget finished batches, shorten TWEEZER_RETENTION_S, or raise maxmemory",
+        )
+    if used >= 0.75 * full_at * limit:
+        return Finding("memory", Level.WARN, f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
+    return Finding("memory", Level.OK, says)
+
+
+def check_idle_timeout(timeout_s: str | None) -> Finding:
+    if timeout_s in (None, "0"):
+        return Finding("timeout", Level.OK, "idle connections are not cut")
+    return Finding(
+        "timeout",
+        Level.WARN,
+        f"Redis cuts connections that are idle for {timeout_s} s, those of waiting listeners too",
+        "`redis-cli CONFIG SET timeout 0`, and the same in redis.conf",
+    )
+
+
+def check_workers(workers: list[WorkerRecord]) -> Finding:
+    """All of one version, and of ours."""
+    if not workers:
+        return Finding(
+            "workers", Level.WARN, "none lives, so nothing runs", "start one: tweezer worker --device EMU_FREE"
+        )
+    strange = sorted({f"{it.host} ({it.version})" for it in workers if it.record_version != RECORD_VERSION})
+    if strange:
+        return Finding(
+            "workers",
+            Level.FAIL,
+            f"of another record version than {__version__} here: {', '.join(strange)}; they leave our batches alone",
+            "upgrade every process to one version",
+        )
+    others = sorted({f"{it.host} ({it.version})" for it in workers if it.version != __version__})
+    if others:
+        return Finding(
+            "workers",
+            Level.WARN,
+            f"of another version than {__version__} here: {', '.join(others)}",
+            "upgrade every process to one version when you can",
+        )
+    lanes = sum(worker.lanes for worker in workers)
+    return Finding("workers", Level.OK, f"{len(workers)} with {lanes} lanes, all of version {__version__}")
+
+
+def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
+    for device in devices:
+        name = f"device {device.name}"
+        if device.paused is not None:
+            yield Finding(
+                name,
+                Level.WARN,
+                f"paused ({device.paused}); {device.pending} jobs wait",
+                f"when that is over: tweezer resume --device {device.name}",
+            )
+        elif device.pending and not device.lanes:
+            yield Finding(
+                name,
+                Level.FAIL,
+                f"{device.pending} jobs wait and no worker lives",
+                f"start one: tweezer worker --device {device.name}",
+            )
+        else:
+            yield Finding(
+                name, Level.OK, f"{device.lanes} lanes, {device.pending} jobs pending, {device.running} running"
+            )
+
+
+def _is_there(command_info: Any) -> bool:
+    """Whether the reply of COMMAND INFO on one command knows it."""
+    return bool(command_info) and any(entry for entry in command_info)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB" if size < 100 << 20 else f"{size >> 20} MiB"

@@ -1,0 +1,106 @@
+"""The group of all commands: which there are, where they live, and how their errors are told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from tweezer.model.errors import TweezerError
+
+FAILED = 1
+INTERRUPTED = 130
+
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Start": {
+        "demo": ("demo", "Run a real sequence through a queue of its own, and show what it found."),
+        "up": ("processes", "Start everything on this machine, for development."),
+    },
+    "Batches": {
+        "submit": ("batches", "Submit a batch; prints its id."),
+        "add": ("batches", "Add jobs to an open batch."),
+        "close": ("batches", "Say that no more jobs will come."),
+        "status": ("batches", "Show how a batch stands."),
+        "watch": ("batches", "Follow a batch live until its jobs have ended."),
+        "results": ("results", "Show the bitstrings that the jobs measured."),
+        "cancel": ("batches", "Cancel batches, or some jobs of one."),
+        "pause": ("batches", "Hand out no more jobs of a batch or a device."),
+        "resume": ("batches", "Go on with a paused batch or device."),
+        "forget": ("batches", "Remove batches that have ended, with their results."),
+    },
+    "Operators": {
+        "devices": ("operators", "List the devices."),
+        "workers": ("operators", "List the live workers."),
+        "doctor": ("operators", "Check Redis, workers and settings; says what to change."),
+    },
+    "Processes": {
+        "worker": ("processes", "Serve a device until told to stop."),
+        "chores": ("processes", "Take in arq messages and do periodic duties."),
+        "api": ("processes", "Serve the HTTP API."),
+    },
+}
+"""Section → command → module of tweezer.cli, and what the list of commands says of it."""
+
+_WHERE = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
+
+
+class CommandGroup(click.Group):
+    """Loads a command when it is called. Whatever goes wrong is one sentence on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_WHERE)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _WHERE:
+            return None
+        command: click.Command = getattr(import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, says) for name, (_, says) in commands.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's; exit codes are 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            sys.exit(FAILED)
+        except TweezerError as error:
+            _end(error.message)
+        except OSError as error:
+            _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except Exception as error:  # the last resort: a user never sees a traceback
+            if os.environ.get("TWEEZER_LOG_LEVEL") == "DEBUG":
+                raise
+            _end(
+                f"Tweezer failed, which is a bug of its own: {type(error).__name__}: {error} "
+                "(TWEEZER_LOG_LEVEL=DEBUG shows where)"
+            )
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(message: str) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(FAILED)

@@ -1,0 +1,118 @@
+"""Jobs as the command line takes them: flags, and JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+import click
+
+from tweezer.model.errors import InvalidInput
+
+_OF_THE_JOB = ("runs", "seed")
+
+_OPTIONS = (
+    click.option("--job", "flags", multiple=True, metavar="runs=N,NAME=VALUE,…", help="A job; may be repeated."),
+    click.option("--runs", type=int, help="Runs of each job that does not say otherwise."),
+    click.option(
+        "--var",
+        "variables",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Value of a variable, in each job that does not say otherwise; a list is written [1,2].",
+    ),
+    click.option(
+        "--jobs",
+        "lines",
+        type=click.File("r", encoding="utf-8"),
+        metavar="FILE",
+        help='JSON lines, {"runs": 100, "variables": {"omega": 5.2}, "seed": 7} a job; - reads stdin.',
+    ),
+)
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options ``flags``, ``runs``, ``variables`` and ``lines``, for :func:`read_jobs`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_jobs(
+    flags: Iterable[str], runs: int | None, variables: Iterable[str], lines: TextIO | None
+) -> list[dict[str, Any]]:
+    """The jobs that the options give; ``runs`` and ``variables`` alone make one.
+
+    Raises UsageError for a flag that cannot be read, InvalidInput for a line of a file.
+    """
+    common = dict(_assignment(text, "--var") for text in variables)
+    jobs = [_flag(text) for text in flags]
+    if lines is not None:
+        jobs += _lines(lines)
+    if not jobs and (common or runs is not None):
+        jobs = [{}]
+    for job in jobs:
+        if runs is not None:
+            job.setdefault("runs", runs)
+        if common and isinstance(job.get("variables", {}), dict):
+            job["variables"] = common | job.get("variables", {})
+    return jobs
+
+
+def _flag(text: str) -> dict[str, Any]:
+    job: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
+    for part in _parts(text):
+        name, value = _assignment(part, "--job")
+        into = job if name in _OF_THE_JOB else variables
+        if name in into:
+            raise click.BadParameter(f"{text!r} gives {name} twice", param_hint="--job")
+        into[name] = value
+    if variables:
+        job["variables"] = variables
+    return job
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Splits at commas, but not within brackets."""
+    depth, begin = 0, 0
+    for at, character in enumerate(text):
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            yield text[begin:at]
+            begin = at + 1
+    yield text[begin:]
+
+
+def _assignment(text: str, option: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise click.BadParameter(f"{text!r} is not of the form name=value", param_hint=option)
+    return name.strip(), _value(value.strip(), text, option)
+
+
+def _value(value: str, text: str, option: str) -> Any:
+    for read in (json.loads, float):
+        try:
+            return read(value)
+        except ValueError:
+            continue
+    raise click.BadParameter(f"{value!r} in {text!r} is neither a number nor a list such as [1,2]", param_hint=option)
+
+
+def _lines(file: TextIO) -> Iterator[dict[str, Any]]:
+    name = getattr(file, "name", "the file")
+    try:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                job = json.loads(line)
+            except ValueError as error:
+                raise InvalidInput(f"{name}, line {number}", f"is not JSON: {error}") from error
+            if not isinstance(job, dict):
+                raise InvalidInput(f"{name}, line {number}", 'expects an object such as {"runs": 100}')
+            yield job
+    except UnicodeDecodeError as error:
+        raise InvalidInput(name, f"is not a text in UTF-8: {error}") from error

@@ -1,0 +1,104 @@
+"""Commands for who runs the queue: devices, workers, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.cli.doctor import Finding, Level, examine
+from tweezer.store.records import DeviceRecord, WorkerRecord
+
+_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@pass_access
+def devices(access: Access, *, as_json: bool) -> None:
+    """List the devices that workers have announced."""
+
+    async def run() -> list[DeviceRecord]:
+        async with access.queue() as queue:
+            return await queue.devices()
+
+    found = asyncio.run(run())
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo("No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.")
+    else:
+        rows = [(it.name, it.adapter, it.lanes, it.pending, it.running, _availability(it)) for it in found]
+        show.echo("\n".join(show.table(("device", "adapter", "lanes", "pending", "running", "status"), rows)))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@pass_access
+def workers(access: Access, *, as_json: bool) -> None:
+    """List the live workers of all devices."""
+
+    async def run() -> list[WorkerRecord]:
+        async with access.queue() as queue:
+            return await queue.workers()
+
+    found = asyncio.run(run())
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo("No worker lives; start one with `tweezer worker --device EMU_FREE`.")
+    else:
+        now = datetime.now(UTC)
+        rows = [
+            (
+                it.id,
+                it.device,
+                f"{it.busy}/{it.lanes} busy",
+                it.version,
+                show.duration((now - it.started).total_seconds()),
+                "draining" if it.draining else "",
+            )
+            for it in found
+        ]
+        show.echo("\n".join(show.table(("worker", "device", "lanes", "version", "up for", ""), rows)))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.pass_context
+@pass_access
+def doctor(access: Access, context: click.Context, /, *, as_json: bool) -> None:
+    """Check Redis, the workers and the settings; say what each finding means and what to change.
+
+    The exit code is 1 when something FAILs.
+    """
+    findings = asyncio.run(examine(access))
+    if as_json:
+        click.echo(msgspec.json.encode(findings))
+    else:
+        for finding in findings:
+            show.echo("\n".join(_lines(finding, show.width())))
+    if any(finding.level is Level.FAIL for finding in findings):
+        context.exit(1)
+
+
+def _availability(device: DeviceRecord) -> str:
+    if device.paused is not None:
+        return f"paused: {device.paused}"
+    return "available" if device.lanes else "no worker"
+
+
+def _lines(finding: Finding, columns: int) -> list[str]:
+    label = click.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level], bold=finding.level is not Level.OK)
+    indent = " " * 6
+    says = click.wrap_text(f"{finding.name}: {finding.says}", columns, initial_indent=indent, subsequent_indent=indent)
+    lines = [f"{label}  {click.style(finding.name, bold=True)}{says[len(indent + finding.name) :]}"]
+    if finding.change:
+        lines.append(
+            click.wrap_text(f"→ {finding.change}", columns, initial_indent=indent, subsequent_indent=indent + "  ")
+        )
+    return lines

@@ -1,0 +1,153 @@
+"""The commands that keep running: worker, chores, api, and all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tweezer import __version__, logs
+from tweezer.adapters.registry import DEVICE_KINDS
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access, require
+from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.stack import Stack, is_free
+from tweezer.settings import Settings
+
+USUAL_REDIS_PORT = 6379
+_PORT = click.IntRange(0, 65_535)
+
+
+@click.command()
+@click.option("--device", help="The device to serve  [default: TWEEZER_DEVICE, else EMU_FREE].")
+@click.option("--lanes", type=int, help="Jobs at once, each in a process of its own  [default: TWEEZER_LANES, else 2].")
+@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
+@pass_access
+def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool) -> None:
+    """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_DRAIN_S."""
+    settings = access.settings(device=device, lanes=lanes)
+    require_emulator("worker", settings.device)
+    from tweezer.queue.run import run_worker
+
+    logs.configure(settings.log_format, settings.log_level)
+    run_worker(settings, device=settings.device, lanes=settings.lanes, version=__version__, burst=burst)
+
+
+@click.command()
+@pass_access
+def chores(access: Access) -> None:
+    """Take in plain arq messages and do periodic duties, until told to stop."""
+    settings = access.settings()
+    from tweezer.queue.run import run_chores
+
+    logs.configure(settings.log_format, settings.log_level)
+    run_chores(settings)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on: this machine's own  [default: TWEEZER_API_HOST, else 127.0.0.1].")
+@click.option("--port", type=_PORT, help="0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
+@pass_access
+def api(access: Access, *, host: str | None, port: int | None) -> None:
+    """Serve the HTTP API until told to stop."""
+    settings = access.settings(api_host=host, api_port=port)
+    require_server("api")
+    from tweezer.api.app import run_api
+
+    logs.configure(settings.log_format, settings.log_level)
+    run_api(settings, version=__version__)
+
+
+@click.command()
+@click.option("--port", type=_PORT, help="Of the API; 0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to keep things in  [default: TWEEZER_DATA_DIR].",
+)
+@click.option("--redis-port", type=_PORT, help="0 takes any free one  [default: 6379 if it is free, else any].")
+@click.option("--device", help="The device to serve  [default: TWEEZER_DEVICE, else EMU_FREE].")
+@click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_LANES, else 2].")
+@click.pass_context
+@pass_access
+def up(
+    access: Access,
+    context: click.Context,
+    /,
+    *,
+    port: int | None,
+    data: Path | None,
+    redis_port: int | None,
+    device: str | None,
+    lanes: int | None,
+) -> None:
+    """Start everything on this machine, for development: a Redis of its own, a worker, the chores and the API.
+
+    Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
+    """
+    settings = access.settings(api_port=port, data_dir=data, device=device, lanes=lanes)
+    require_server("up")
+    require_emulator("up", settings.device)
+    if redis_port is None:
+        redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
+    stack = Stack(
+        settings,
+        settings.data_dir.absolute(),
+        device=settings.device,
+        lanes=settings.lanes,
+        api_port=settings.api_port,
+        redis_port=redis_port,
+        say=tell,
+    )
+    with Interrupts() as interrupts:
+        try:
+            stack.start()
+            stack.wait_ready(interrupts.came)
+            if interrupts.came.is_set():
+                context.exit(interrupts.exit_code)
+            show.echo("\n".join(_welcome(settings, stack)))
+            stack.watch(interrupts.came)
+            tell("stopping; Ctrl-C again does not wait for running jobs")
+        finally:
+            stack.stop(hurry=lambda: interrupts.count > 1)
+
+
+def require_server(command: str) -> None:
+    """Raises TweezerError unless the API can run."""
+    require(command, "server", "fastapi", "uvicorn")
+
+
+def require_emulator(command: str, device: str) -> None:
+    """Raises TweezerError unless the emulator behind the device is installed."""
+    if DEVICE_KINDS.get(device) == "qutip":
+        require(command, "emulators", "pulser", "pulser_simulation")
+
+
+def tell(text: str) -> None:
+    """Says something beside the output of the processes."""
+    show.echo(click.style(f"tweezer: {text}", bold=True), err=True)
+
+
+def usage(stack: Stack) -> list[str]:
+    """How to talk to the processes from another terminal."""
+    return [
+        f"  Redis  {stack.redis_url}",
+        f"  API    {stack.api_url}  (/openapi.json describes it)",
+        "",
+        "In another terminal:",
+        f"  export TWEEZER_REDIS_URL={stack.redis_url}",
+    ]
+
+
+def _welcome(settings: Settings, stack: Stack) -> list[str]:
+    lanes = f"{settings.lanes} lane{'s' if settings.lanes > 1 else ''}"
+    return [
+        "",
+        click.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
+        *usage(stack),
+        "  tweezer devices",
+        "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",
+        "",
+        "Ctrl-C stops it all; what is queued stays in the data folder.",
+        "",
+    ]

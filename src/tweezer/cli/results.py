@@ -1,0 +1,164 @@
+"""``tweezer results``: what the jobs measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access, require
+from tweezer.client import Finished
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.model.messages import Result
+from tweezer.store.records import BatchRecord
+
+_PAGE = 500
+_TOP_OF_ONE = 10
+_TOP_OF_MANY = 5
+_PLOTS = 12
+_PLOT_ROW = 3
+
+
+@click.command()
+@click.argument("batch")
+@click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
+@click.option("--sum", "summed", is_flag=True, help="Add up the shots of all jobs.")
+@click.option("--top", type=click.IntRange(min=1), help="How many bitstrings  [default: 5 a job, 10 of one or a sum].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with complete counters.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw into a file (.png, .svg, .pdf).")
+@pass_access
+def results(
+    access: Access,
+    *,
+    batch: str,
+    indices: tuple[int, ...],
+    summed: bool,
+    top: int | None,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Show the most frequent bitstrings of the jobs that have ended so far."""
+    record, jobs = asyncio.run(_read(access, batch, indices))
+    if not any(job.data for job in jobs) and not as_json:
+        raise TweezerError(_why_nothing(record, jobs), code="no_results")
+    total = sum((Counter(_counter(job)) for job in jobs), Counter[str]())
+    if plot is not None:
+        _plot(plot, [("all jobs", total)] if summed else _plottable(jobs), top or _TOP_OF_ONE)
+        show.echo(f"drawn into {plot}", err=True)
+    if as_json:
+        click.echo(msgspec.json.encode(_as_json(record, jobs, total if summed else None)))
+    elif plot is None:
+        _print(record, jobs, total if summed else None, top)
+
+
+async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
+    async with access.queue() as queue:
+        batch = queue.batch(batch_id)
+        record = await batch.record()
+        jobs = await batch.jobs()
+        for index in indices:
+            if index >= len(jobs):
+                raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
+        chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
+        data: dict[int, Result] = {}
+        for first in range(0, len(chosen), _PAGE):
+            page = [job.index for job in chosen[first : first + _PAGE]]
+            data |= await queue.ask(lambda page=page: queue.store.reader.results(batch.id, page))  # type: ignore[misc]
+        return record, [Finished(job, data.get(job.index)) for job in chosen]
+
+
+def _counter(job: Finished) -> dict[str, int]:
+    return (job.data and job.data.counter) or {}
+
+
+def _why_nothing(record: BatchRecord, jobs: list[Finished]) -> str:
+    if record.fault is not None:
+        return f"batch {record.id} has no results: {record.fault}"
+    if jobs:
+        return f"no job has a result; job {jobs[0].index} is {jobs[0].status}: {jobs[0].error or 'it gives no reason'}"
+    return f"no job has ended yet; `tweezer watch {record.id}` follows them"
+
+
+def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None, top: int | None) -> None:
+    columns = show.width()
+    if total is not None:
+        show.echo(click.style(f"{sum(total.values())} shots of {len(jobs)} jobs", bold=True))
+        show.echo("\n".join(show.histogram(total, top=top or _TOP_OF_ONE, columns=columns)))
+    else:
+        for job in jobs:
+            show.echo(click.style(_title(job), bold=True))
+            show.echo("\n".join(_body(job, top or (_TOP_OF_ONE if len(jobs) == 1 else _TOP_OF_MANY), columns)))
+    left = record.jobs - sum(count for status, count in record.counts.items() if status.terminal)
+    if left:
+        show.echo(f"{left} of {record.jobs} jobs have not ended yet", err=True)
+
+
+def _title(job: Finished) -> str:
+    return f"job {job.index}  {show.values(job.variables)}".rstrip()
+
+
+def _body(job: Finished, top: int, columns: int) -> list[str]:
+    if job.data is None:
+        return [f"  {job.status}: {job.error}" if job.error else f"  {job.status}"]
+    if job.data.counter is None:
+        return ["  measured no bitstrings at its end; its other results are there: --json, or results() in Python"]
+    return show.histogram(job.data.counter, top=top, columns=columns)
+
+
+def _as_json(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"batch": record.id, "status": record.status, "device": record.device}
+    if total is not None:
+        return answer | {"jobs": len(jobs), "counter": dict(total)}
+    return answer | {
+        "jobs": [
+            {
+                "id": job.id,
+                "index": job.index,
+                "status": job.status,
+                "runs": job.record.spec.runs,
+                "variables": job.variables,
+                "counter": job.data and job.data.counter,
+                "serialised_results": job.data and job.data.serialised_results,
+                "provenance": job.data and job.data.provenance,
+                "error": job.error,
+            }
+            for job in jobs
+        ]
+    }
+
+
+def _plottable(jobs: list[Finished]) -> list[tuple[str, Counter[str]]]:
+    found = [(_title(job), Counter(_counter(job))) for job in jobs if _counter(job)]
+    if len(found) > _PLOTS:
+        show.echo(f"drawing the first {_PLOTS} of {len(found)} jobs; --job and --sum choose", err=True)
+    return found[:_PLOTS]
+
+
+def _plot(path: Path, counters: list[tuple[str, Counter[str]]], top: int) -> None:
+    """Draws a bar chart for each counter. Raises InvalidInput for a kind of file that matplotlib does not know."""
+    require("results --plot", "emulators", "matplotlib")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    across = min(len(counters), _PLOT_ROW)
+    down = -(-len(counters) // across)
+    figure = Figure(figsize=(4.5 * across, 3.2 * down), layout="constrained")
+    for place, (title, counter) in enumerate(counters, 1):
+        ranked = sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:top]
+        axes = figure.add_subplot(down, across, place)
+        axes.barh([bits for bits, _ in ranked], [count for _, count in ranked], color="tab:green")
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize="small")
+        axes.set_xlabel("shots")
+        axes.tick_params(axis="y", labelfontfamily="monospace")
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise InvalidInput("--plot", str(error)) from error

@@ -1,0 +1,175 @@
+"""All of Tweezer on one machine: a Redis of its own, and a worker, the chores and the API as children."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tweezer.cli.child import Child
+from tweezer.model.errors import TweezerError
+from tweezer.settings import PREFIX, Settings
+from tweezer.store.records import WorkerRecord
+from tweezer.store.server import HOST, RedisServer
+from tweezer.sync import connect
+
+_READY_WITHIN_S = 120.0
+_LOOK_S = 0.1
+_API_STOP_S = 8.0
+_SPARE_S = 10.0
+_REDIS_RESTARTS_MAX = 5
+
+
+class Stack:
+    """The processes, from :meth:`start` to :meth:`stop`; they end with this process, however it ends.
+
+    data: folder of what it keeps. api_port, redis_port: 0 takes any free one. logs: folder for the output of
+    the children; None leaves it in the terminal. say: tells the user.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        data: Path,
+        *,
+        device: str,
+        lanes: int,
+        api_port: int,
+        redis_port: int,
+        logs: Path | None = None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._device = device
+        self._lanes = lanes
+        self._logs = logs
+        self._say = say
+        self._data = data
+        self._api_port = api_port
+        self._redis = RedisServer(data / "redis", port=redis_port)
+        self._redis_deaths = 0
+        self._children: list[Child] = []
+
+    @property
+    def redis_url(self) -> str:
+        return self._redis.url
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{HOST}:{self._api_port}"
+
+    def start(self) -> None:
+        """Starts all processes and does not wait for them, except for Redis. Raises TweezerError."""
+        self._api_port = self._api_port or free_port()
+        if not is_free(self._api_port):
+            raise TweezerError(
+                f"port {self._api_port} is taken: choose another one for the API with --port", code="port"
+            )
+        self._redis.start()
+        environment = os.environ | self._environment()
+        drain_s = self._settings.drain_s + _SPARE_S
+        lines = (
+            (["api"], _API_STOP_S),
+            (["worker", "--device", self._device, "--lanes", str(self._lanes)], drain_s),
+            (["chores"], drain_s),
+        )
+        for arguments, stop_s in lines:
+            log = None if self._logs is None else self._logs / f"{arguments[0]}.log"
+            child = Child(arguments, environment, stop_s=stop_s, log=log, say=self._say)
+            self._children.append(child)
+            child.start()
+
+    def wait_ready(self, stop: threading.Event) -> None:
+        """Waits until the device has its lanes and the API is ready, or until ``stop``. Raises TweezerError."""
+        deadline = time.monotonic() + _READY_WITHIN_S
+        with connect(self.redis_url, namespace=self._settings.namespace, retry_s=1.0) as queue:
+            while not stop.is_set():
+                self._look()
+                worker = self._child("worker")
+                api, worker.ready = self._child("api"), _serves(queue.workers(), worker.pid)
+                api.ready = api.ready or self._api_is_ready()
+                if api.ready and worker.ready:
+                    self._child("chores").ready = True
+                    return
+                if time.monotonic() > deadline:
+                    late = " and ".join(child.name for child in self._children if not child.ready)
+                    raise TweezerError(f"not ready after {_READY_WITHIN_S:g} s: {late}", code="not_ready")
+                stop.wait(_LOOK_S)
+
+    def watch(self, stop: threading.Event) -> None:
+        """Keeps it running until ``stop``. Raises TweezerError when a process dies again and again."""
+        while not stop.wait(_LOOK_S):
+            self._look()
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """Ends the API, the worker, which drains, the chores, and Redis, in this order."""
+        for child in self._children:
+            child.stop(hurry)
+        self._children.clear()
+        self._redis.stop()
+
+    def _look(self) -> None:
+        if not self._redis.alive:
+            self._redis_deaths += 1
+            if self._redis_deaths > _REDIS_RESTARTS_MAX:
+                raise TweezerError(f"Redis keeps ending; see {self._redis.log_path}", code="child_died")
+            self._say("Redis ended; starting it again on its data")
+            self._redis.restart()
+        for child in self._children:
+            if child.failure is not None:
+                raise TweezerError(child.failure, code="child_died")
+
+    def _child(self, name: str) -> Child:
+        return next(child for child in self._children if child.name == name)
+
+    def _environment(self) -> dict[str, str]:
+        settings = self._settings
+        formatted = "console" if settings.log_format == "auto" else settings.log_format
+        given = {
+            "redis_url": self.redis_url,
+            "namespace": settings.namespace,
+            "data_dir": str(self._data),
+            "api_host": HOST,
+            "api_port": str(self._api_port),
+            "log_format": formatted,
+            "log_level": settings.log_level,
+        }
+        return {PREFIX + name.upper(): value for name, value in given.items()}
+
+    def _api_is_ready(self) -> bool:
+        connection = http.client.HTTPConnection(HOST, self._api_port, timeout=2.0)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def is_free(port: int) -> bool:
+    """Whether the port can be listened on, on the loopback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
+    """Whether the worker with this process is among them: its id is ``host:pid:random``."""
+    return any(worker.id.split(":")[-2] == str(pid) for worker in workers)

@@ -1,0 +1,348 @@
+"""The API as a process of its own, in front of a real Redis and a worker with the null adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tweezer.adapters.registry import adapter_for
+from tweezer.client import AsyncBatch, AsyncQueue, connect_async
+from tweezer.model.ids import job_id
+from tweezer.model.messages import JobSpec
+from tweezer.queue.policy import Policy
+from tweezer.queue.worker import TicketWorker
+from tweezer.store.connection import Connect, Store
+from tweezer.store.server import RedisServer
+
+DEVICE = "NULL"
+DEADLINE_S = 20.0  # of what should happen at once; shorter than a hold, so that no hold can pass for it
+HOLD_S = 20.0
+
+SERVE = """
+from tweezer import logs
+from tweezer.api.app import run_api
+from tweezer.settings import load
+
+logs.configure("json", "DEBUG")
+run_api(load())
+"""
+
+
+class Server:
+    """An API process and what it has logged."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        while line := await self.process.stderr.readline():
+            with contextlib.suppress(ValueError):
+                self.lines.append(json.loads(line))
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
+
+    async def url(self) -> str:
+        async def listening() -> bool:
+            assert self.process.returncode is None, self.lines
+            return bool(self.said("api.listening"))
+
+        await eventually(listening)
+        return str(self.said("api.listening")[0]["url"])
+
+    async def end(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self._reading
+
+
+async def eventually(condition: Any) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not await condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        SERVE,
+        env={
+            **environment,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TWEEZER_REDIS_URL": redis_url,
+            "TWEEZER_API_PORT": "0",
+            "TWEEZER_LONGPOLL_S": str(HOLD_S),
+        },
+        cwd=folder,
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=PIPE,
+    )
+    server = Server(process)
+    try:
+        yield server
+    finally:
+        await server.end()
+
+
+@contextlib.asynccontextmanager
+async def working(redis_url: str) -> AsyncIterator[None]:
+    worker = TicketWorker(
+        Store.open(Connect(url=redis_url)),
+        DEVICE,
+        adapter_for(DEVICE),
+        adapter_name="null",
+        lanes=2,
+        policy=Policy(),
+        version="0",
+        handle_signals=False,
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await worker.close()
+
+
+class Setting:
+    """All of it together."""
+
+    def __init__(self, server: Server, http: httpx.AsyncClient, queue: AsyncQueue) -> None:
+        self.server = server
+        self.http = http
+        self.queue = queue
+
+    async def submit(self, *sleeps_s: float) -> AsyncBatch:
+        jobs = [JobSpec(runs=10, variables={"sleep_s": sleep_s} if sleep_s else {}) for sleep_s in sleeps_s]
+        return await self.queue.submit(None, jobs, device=DEVICE)
+
+    async def subscribers(self, batch: AsyncBatch) -> int:
+        channel = f"tweezer:news:{batch.id}"
+        ((_, number),) = await self.queue.store.redis.pubsub_numsub(channel)
+        return int(number)
+
+    async def held(self, path: str, batch: AsyncBatch) -> asyncio.Task[httpx.Response]:
+        """A request that is being held: the API listens to the news of the batch."""
+        request = asyncio.create_task(self.http.get(path))
+
+        async def listening() -> bool:
+            assert not request.done()
+            return await self.subscribers(batch) == 1
+
+        await eventually(listening)
+        return request
+
+
+@pytest.fixture
+async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]:
+    async with (
+        serving(real_redis_url, tmp_path) as server,
+        working(real_redis_url),
+        connect_async(real_redis_url) as queue,
+        httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+    ):
+
+        async def announced() -> bool:
+            return bool(await queue.store.reader.devices())
+
+        await eventually(announced)
+        yield Setting(server, http, queue)
+
+
+async def test_one_request_waits_for_the_end_of_a_batch(setting: Setting) -> None:
+    batch = await setting.submit(0, 0.3, 0.5)
+    answer = await asyncio.wait_for(setting.http.get(f"/api/v1/batches/{batch.id}/status"), DEADLINE_S - 5)
+    state = answer.json()["data"]
+    assert (state["status"], state["jobs_count_per_status"]["DONE"]) == ("DONE", 3)
+
+
+async def test_one_request_waits_for_the_end_of_a_job(setting: Setting) -> None:
+    batch = await setting.submit(0.3, 60)
+    first = job_id(batch.id, 0)
+    answer = await asyncio.wait_for(setting.http.get(f"/api/v1/jobs/{first}/status"), DEADLINE_S - 5)
+    assert answer.json()["data"]["status"] == "DONE"
+    link = (await setting.http.get(f"/api/v1/jobs/{first}/results_link")).json()["data"]["results_link"]
+    assert link.startswith(str(setting.http.base_url))
+    assert (await setting.http.get(link)).json()["counter"] == {"0": 10}
+    await batch.cancel()
+
+
+async def test_many_requests_for_one_batch_are_held_on_one_connection(setting: Setting) -> None:
+    batch = await setting.submit(60)
+    path = f"/api/v1/batches/{batch.id}/status"
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=setting.http.base_url, timeout=HOLD_S + 10, limits=limits) as http:
+        requests = [asyncio.create_task(http.get(path)) for _ in range(200)]
+
+        async def listening() -> bool:
+            return await setting.subscribers(batch) == 1
+
+        await eventually(listening)
+        await batch.cancel()
+        answers = await asyncio.wait_for(asyncio.gather(*requests), DEADLINE_S - 5)
+    assert {answer.json()["data"]["status"] for answer in answers} == {"CANCELED"}
+
+
+async def test_a_client_that_goes_ends_its_hold(setting: Setting) -> None:
+    batch = await setting.submit(60)
+    request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
+    request.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await request
+
+    async def forgotten() -> bool:
+        return await setting.subscribers(batch) == 0
+
+    await eventually(forgotten)
+    await batch.cancel()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_server_that_is_told_to_stop_answers_what_it_holds(setting: Setting, how: signal.Signals) -> None:
+    batch = await setting.submit(60)
+    request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
+    setting.server.process.send_signal(how)
+    answer = await asyncio.wait_for(request, DEADLINE_S - 5)
+    assert (answer.status_code, answer.json()["data"]["status"]) == (200, "RUNNING")
+    assert await asyncio.wait_for(setting.server.process.wait(), DEADLINE_S) == 0
+    await setting.server.end()
+    assert setting.server.said("api.stopped")
+    assert not [line for line in setting.server.lines if line["level"] in ("error", "critical")]
+    await batch.cancel()
+
+
+async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        async with (
+            serving(redis.url, tmp_path) as server,
+            working(redis.url),
+            connect_async(redis.url) as queue,
+            httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+        ):
+            setting = Setting(server, http, queue)
+
+            async def announced() -> bool:
+                return bool(await queue.store.reader.devices())
+
+            await eventually(announced)
+            batch = await setting.submit(2.5)
+            request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
+            await asyncio.to_thread(redis.restart)
+            answer = await asyncio.wait_for(request, DEADLINE_S - 2)
+            assert (answer.status_code, answer.json()["data"]["status"]) == (200, "DONE")
+
+
+async def test_without_redis_every_route_says_so_in_json_until_it_is_back(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        async with (
+            serving(redis.url, tmp_path) as server,
+            httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+        ):
+            assert (await http.get("/ready")).status_code == 200
+            redis.kill()
+            identity = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+            for path in (
+                "/ready",
+                "/api/v1/devices",
+                f"/api/v2/batches/{identity}",
+                f"/api/v2/jobs/{identity}",
+                f"/api/v1/batches/{identity}/status",
+                f"/api/v1/jobs/{identity}/status",
+                f"/api/v1/jobs/{identity}/results_link",
+                f"/api/v1/jobs/{identity}/results",
+            ):
+                answer = await http.get(path)
+                assert (answer.status_code, answer.json()["code"]) == (503, "503"), path
+                assert answer.headers["retry-after"]
+            assert (await http.get("/health")).json()["data"] == {"health": "ok"}
+            redis.start()
+            assert (await http.get("/ready")).status_code == 200
+            assert (await http.get(f"/api/v2/batches/{identity}")).status_code == 404
+
+
+def _exchange(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # what it did not read of the request
+            while data := connection.recv(65536):
+                answer += data
+        return answer
+
+
+HOSTILE = [
+    (b"GET /health HTTP/1.1", b"Host: localhost", 200),
+    (b"GET /health HTTP/1.0", b"Host: localhost", 200),
+    (b"GET /health HTTP/1.1", b"Host: evil.example", 421),
+    (b"GET /health HTTP/1.1", b"Host: localhost\r\nX-Forwarded-Host: evil.example", 200),
+    (b"GET /" + b"a" * 30_000 + b" HTTP/1.1", b"Host: localhost", 404),
+    (b"GET /api/v2/batches/" + b"9" * 30_000 + b" HTTP/1.1", b"Host: localhost", 422),
+    (b"GET /api/v2/batches/%00%ff%0d%0a HTTP/1.1", b"Host: localhost", 422),
+    (b"GET /health?" + b"&" * 30_000 + b" HTTP/1.1", b"Host: localhost", 200),
+    (b"HEAD /health HTTP/1.1", b"Host: localhost", 405),
+    (b"POST /health HTTP/1.1", b"Host: localhost\r\nContent-Length: 5", 405),
+    (b"GET /health HTTP/1.1", b"Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade", 200),
+]
+
+
+async def test_hostile_requests_are_answered_in_json(real_redis_url: str, tmp_path: Path) -> None:
+    async with serving(real_redis_url, tmp_path) as server:
+        port = urlsplit(await server.url()).port
+        assert port is not None
+        for line, headers, status in HOSTILE:
+            answer = await asyncio.to_thread(_exchange, port, line + b"\r\n" + headers + b"\r\n\r\n")
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert int(head.split(b" ")[1]) == status, (line[:80], headers)
+            assert b"content-type: application/json" in head.lower()
+            assert b"evil" not in answer
+            if body:
+                assert json.loads(body)["code"] == str(status)
+
+
+NOT_HTTP = [
+    b"\x16\x03\x01",
+    b"GET\r\n\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET /health HTTP/1.1\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+    b"GET http://evil.example/api/v2/batches/x HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"\x00" * 9999,
+]
+
+
+async def test_what_is_not_http_is_refused_and_does_no_harm(real_redis_url: str, tmp_path: Path) -> None:
+    """By uvicorn's parser, in its words, or by the edge or the routes: which one depends on the parser."""
+    async with serving(real_redis_url, tmp_path) as server, httpx.AsyncClient(base_url=await server.url()) as http:
+        port = http.base_url.port
+        assert port is not None
+        for junk in NOT_HTTP:
+            answer = await asyncio.to_thread(_exchange, port, junk)
+            assert answer == b"" or answer.split(b" ")[1][:1] == b"4", junk[:80]
+            assert b"evil" not in answer
+            assert (await http.get("/health")).status_code == 200

@@ -1,0 +1,360 @@
+"""The commands against everything that ``tweezer up`` starts, as a user in another terminal has them."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from click.testing import CliRunner, Result
+
+from tweezer.cli import main
+
+PATIENCE_S = 60.0
+ROOT = Path(__file__).parents[2]
+QUICK = {"TWEEZER_LEASE_S": "2", "TWEEZER_HEARTBEAT_S": "0.5"}
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")} | QUICK
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    """The same for what runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - environment().keys():
+            patch.delenv(name)
+        yield
+
+
+def tweezer(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tweezer.cli", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.05)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+class Up:
+    """``tweezer up`` of a device, with its output in a file."""
+
+    def __init__(self, folder: Path, *, device: str = "NULL", lanes: int = 2) -> None:
+        self.data = folder / "data"
+        self.output = folder / "up.log"
+        command = ["up", "--device", device, "--lanes", str(lanes), "--data", str(self.data)]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tweezer.cli", *command, "--port", "0", "--redis-port", "0"],
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()  # what it owns dies with it
+        self.process.wait()
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def wait_ready(self) -> Self:
+        until(lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "up is ready")
+        assert self.process.poll() is None, self.said
+        return self
+
+    def find(self, pattern: str) -> str:
+        match = re.search(pattern, self.said)
+        assert match is not None, self.said
+        return match[1]
+
+    @property
+    def redis_url(self) -> str:
+        return self.find(r"export TWEEZER_REDIS_URL=(\S+)")
+
+    def children(self) -> dict[str, psutil.Process]:
+        """By the command of tweezer, or the name of the program."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            words = child.cmdline()
+            found[words[5] if "tweezer.cli.owned" in words else Path(words[0]).name] = child
+        return found
+
+    def tweezer(self, *arguments: str, input: str | None = None) -> Result:
+        """A command in this process: starting one takes longer than the command."""
+        return CliRunner().invoke(main, ["--redis", self.redis_url, *arguments], input=input)
+
+    def call(self, *arguments: str, input: str | None = None) -> str:
+        """What a command that goes well prints."""
+        ran = self.tweezer(*arguments, input=input)
+        assert ran.exit_code == 0, ran.output
+        return ran.stdout.strip()
+
+    def submit(self, *arguments: str) -> str:
+        return self.call("submit", "-", "--device", "NULL", *arguments, input="{}")
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Up]:
+    request.getfixturevalue("_any_server")  # skipped or failed there when no server is installed
+    with Up(tmp_path_factory.mktemp("up")) as started:
+        yield started.wait_ready()
+
+
+def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
+    batch = up.submit("--runs", "5", "--job", "runs=3", "--job", "sleep_s=0.2", "--name", "three", "--tag", "a")
+    assert re.fullmatch(r"[0-9a-f-]{36}", batch)
+    watched = up.call("watch", batch)
+    assert watched.splitlines()[-1].endswith("2/2 jobs · DONE")
+    assert "2 DONE" in up.call("status", batch)
+    assert up.call("results", batch).splitlines()[0] == "job 0"
+    result = json.loads(up.call("results", batch, "--json"))
+    assert [job["counter"] for job in result["jobs"]] == [{"0": 3}, {"0": 5}]
+    assert json.loads(up.call("results", batch, "--sum", "--json"))["counter"] == {"0": 8}
+    status = json.loads(up.call("status", batch, "--json"))
+    assert (status["status"], status["name"], status["tags"]) == ("DONE", "three", ["a"])
+    assert [job["status"] for job in status["jobs"]] == ["DONE", "DONE"]
+    assert "forgotten" in up.call("forget", batch)
+    assert up.tweezer("status", batch).stderr == f"Error: there is no batch {batch}\n"
+
+
+def test_a_batch_goes_through_real_commands(up: Up, tmp_path: Path) -> None:
+    (tmp_path / "sequence.json").write_text("{}")
+    submit = ("submit", str(tmp_path / "sequence.json"), "--device", "NULL", "--runs", "4")
+    for arguments, said in (
+        (("watch",), "1/1 jobs · DONE\n"),
+        (("results",), "  0  █"),
+        (("results", "--plot", str(tmp_path / "plot.png")), f"drawn into {tmp_path / 'plot.png'}\n"),
+        (("cancel",), "has ended\n"),
+    ):
+        if "--plot" in arguments and importlib.util.find_spec("matplotlib") is None:
+            continue  # it comes with the emulators
+        ran = tweezer("--redis", up.redis_url, *submit, "--idempotency-key", "real")
+        batch = ran.stdout.strip()
+        assert (ran.returncode, ran.stderr) == (0, "")
+        ran = tweezer("--redis", up.redis_url, *arguments, batch)
+        assert said in ran.stdout + ran.stderr
+
+
+def test_stdout_of_a_submit_that_waits_is_the_id_alone(up: Up) -> None:
+    ran = up.tweezer("submit", "-", "--device", "NULL", "--runs", "2", "--wait", input="{}")
+    assert ran.exit_code == 0
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", ran.stdout)
+    assert "1/1 jobs · DONE" in ran.stderr
+
+
+def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> None:
+    ran = up.tweezer("submit", "-", "--device", "NULL", "--job", 'runs=1,fail="no atoms"', "--wait", input="{}")
+    assert ran.exit_code == 1
+    batch = ran.stdout.strip()
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: of the 1 jobs of batch {batch} are 1 ERROR")
+    assert "no atoms" in up.call("status", batch)
+    failed = up.tweezer("results", batch)
+    assert failed.exit_code == 1
+    assert failed.stderr == "Error: no job has a result; job 0 is ERROR: no atoms\n"
+
+
+def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_path: Path) -> None:
+    batch = up.submit("--open")
+    lines = tmp_path / "jobs.jsonl"
+    lines.write_text('{"runs": 1}\n{"runs": 2}\n')
+    assert up.call("add", batch, "--jobs", str(lines)) == "0"
+    assert up.call("add", batch, "--runs", "3") == "2"
+    assert "open for more jobs" in up.call("status", batch)
+    up.call("close", batch)
+    up.call("watch", batch)
+    assert json.loads(up.call("results", batch, "--sum", "--json"))["counter"] == {"0": 6}
+
+
+def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
+    batch = up.submit("--job", "sleep_s=60", "--job", "sleep_s=60", "--job", "runs=1")
+    until(lambda: up.call("status", batch).count("on_device") == 2, "two jobs run")
+    assert up.call("cancel", batch, "--job", "2") == "job 2 canceled"
+    assert up.call("cancel", batch) == f"{batch} canceled"
+    watched = up.tweezer("watch", batch)
+    assert watched.exit_code == 1
+    assert "3 canceled · CANCELED" in watched.stdout
+    assert watched.stderr == f"Error: batch {batch} ended in CANCELED\n"
+
+
+def test_several_batches_are_cancelled_and_the_errors_told(up: Up) -> None:
+    live, over = up.submit("--job", "sleep_s=60"), up.submit("--runs", "1", "--wait")
+    ran = up.tweezer("cancel", live, over)
+    assert ran.exit_code == 1
+    assert ran.stdout == f"{live} canceled\n"
+    assert ran.stderr.splitlines() == [
+        f"{over}: batch {over} has ended",
+        "Error: 1 of 2 batches could not be canceled",
+    ]
+
+
+def test_a_batch_and_a_device_are_paused_and_resumed(up: Up) -> None:
+    assert up.call("pause", "--device", "NULL", "--reason", "new lens") == "NULL is paused: new lens"
+    try:
+        assert "paused: new lens" in up.call("devices")
+        batch = up.submit("--runs", "1")
+        up.call("pause", batch)
+        assert "PAUSED" in up.call("status", batch)
+    finally:
+        up.call("resume", "--device", "NULL")
+    assert "available" in up.call("devices")
+    up.call("resume", batch)
+    assert up.call("watch", batch).endswith("DONE")
+
+
+def test_a_fault_in_a_job_is_told_in_one_sentence(up: Up) -> None:
+    ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert ran.stderr == "Error: device: there is no device 'NULLL'; there are NULL\n"
+    assert "is not an id" in up.tweezer("status", "nonsense").stderr
+    nobody = up.tweezer("--project", "other", "cancel", up.submit("--runs", "1"))
+    assert nobody.exit_code == 1
+    assert "there is no batch" in nobody.stderr
+
+
+def test_workers_and_devices_are_listed(up: Up) -> None:
+    (worker,) = json.loads(up.call("workers", "--json"))
+    assert (worker["device"], worker["lanes"]) == ("NULL", 2)
+    assert worker["id"] in up.call("workers")
+    (device,) = json.loads(up.call("devices", "--json"))
+    assert (device["name"], device["lanes"]) == ("NULL", 2)
+
+
+def test_the_doctor_finds_no_fault_with_what_up_starts(up: Up) -> None:
+    findings = json.loads(up.call("doctor", "--json"))
+    assert {one["level"] for one in findings} <= {"OK", "WARN"}
+    assert [one["name"] for one in findings if one["level"] == "WARN"] == ["memory"]
+    assert "OK    persistence" in up.call("doctor")
+
+
+def test_the_api_answers_where_up_says(up: Up) -> None:
+    batch = up.submit("--runs", "1", "--wait")
+    connection = http.client.HTTPConnection(urlsplit(up.find(r"API +(http://\S+)")).netloc, timeout=10)
+    try:
+        connection.request("GET", f"/api/v2/batches/{batch}")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert json.loads(answer.read())["data"]["status"] == "DONE"
+    finally:
+        connection.close()
+
+
+def test_watching_is_left_with_ctrl_c(up: Up) -> None:
+    batch = up.submit("--job", "sleep_s=60")
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "tweezer.cli", "--redis", up.redis_url, "watch", batch],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert watching.stdout is not None
+    assert "0/1 jobs" in watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    _, said = watching.communicate(timeout=PATIENCE_S)
+    assert watching.returncode == 130
+    assert "Traceback" not in said
+    up.call("cancel", batch)
+
+
+# --- the processes of up: each test has its own
+
+
+@pytest.mark.usefixtures("_any_server")
+def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path) -> None:
+    with Up(tmp_path) as up:
+        up.wait_ready()
+        up.call("pause", "--device", "NULL", "--reason", "test")
+        batch = up.submit("--runs", "1")
+        family = psutil.Process(up.process.pid).children(recursive=True)
+        assert len(family) >= 4
+        up.process.send_signal(signal.SIGINT)
+        assert up.process.wait(PATIENCE_S) == 0
+        assert all(map(gone, family))
+        assert up.said.index("api.stopped") < up.said.index("worker.stopped") < up.said.index("chores.stopped")
+    with Up(tmp_path) as up:
+        up.wait_ready()
+        up.call("resume", "--device", "NULL")
+        assert up.call("watch", batch).endswith("DONE")
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("_any_server")
+def test_what_up_started_dies_with_it(tmp_path: Path) -> None:
+    with Up(tmp_path) as up:
+        up.wait_ready()
+        family = psutil.Process(up.process.pid).children(recursive=True)
+        up.process.kill()
+        up.process.wait()
+        until(lambda: all(map(gone, family)), "all are gone")
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("_any_server")
+def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> None:
+    with Up(tmp_path) as up:
+        up.wait_ready()
+        batch = up.submit("--job", "sleep_s=1", "--job", "runs=1")
+        children = up.children()
+        worker = children.pop("worker")
+        worker.kill()
+        (server,) = (child for name, child in children.items() if name not in ("api", "chores"))
+        server.kill()
+        until(lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said, "it says so")
+        until(lambda: up.tweezer("devices").exit_code == 0, "Redis answers again")
+        assert up.call("watch", batch).endswith("2/2 jobs · DONE")
+        assert up.children()["worker"].pid != worker.pid
+
+
+def test_up_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path, real_redis_url: str) -> None:
+    taken = str(urlsplit(real_redis_url).port)
+    ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", taken)
+    assert ran.returncode == 1
+    assert ran.stderr == f"Error: port {taken} is taken: choose another one for the API with --port\n"
+    ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", "0", "--redis-port", taken)
+    assert ran.returncode == 1
+    assert f"port {taken} is taken" in ran.stderr
+    ran = tweezer("up", "--device", "NUL", "--data", str(tmp_path), "--port", "0", "--redis-port", "0")
+    assert ran.returncode == 1
+    assert "no adapter serves NUL" in ran.stderr
+    assert [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])] == []
+
+
+def test_a_worker_in_burst_mode_ends_when_nothing_is_left(real_redis_url: str) -> None:
+    ran = tweezer("--redis", real_redis_url, "worker", "--device", "NULL", "--burst")
+    assert ran.returncode == 0, ran.stderr
+    assert "worker.stopped" in ran.stderr

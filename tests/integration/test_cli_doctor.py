@@ -1,0 +1,114 @@
+"""The doctor at the bedside of real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from tweezer.cli import main
+from tweezer.store.server import RedisServer, ServerKind
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("TWEEZER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def doctor(url: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--redis", url, "doctor", *arguments])
+
+
+def findings(url: str) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in json.loads(doctor(url, "--json").stdout)}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
+)
+def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(f"{kind}_server")  # skipped or failed there when the binary is missing
+    with RedisServer(kind=kind, maxmemory_mb=256) as server:
+        result = doctor(server.url)
+        found = findings(server.url)
+    assert result.exit_code == 0
+    assert {one["level"] for name, one in found.items() if name != "workers"} == {"OK"}
+    assert found["workers"]["level"] == "WARN"
+    assert ("Valkey" if kind == "valkey" else "Redis ") in found["server"]["says"]
+    assert "OK    persistence: append-only file, synced everysec" in result.stdout
+
+
+@pytest.mark.valkey
+def test_waitaof_is_detected_by_the_command(valkey_server: RedisServer) -> None:
+    assert findings(valkey_server.url)["WAITAOF"]["says"].startswith("available")
+
+
+@pytest.mark.usefixtures("_any_server")
+def test_a_server_that_evicts_and_forgets_fails() -> None:
+    options = {"maxmemory-policy": "allkeys-lru", "appendonly": "no", "timeout": "30"}
+    with RedisServer(maxmemory_mb=256, options=options) as server:
+        result = doctor(server.url)
+        found = findings(server.url)
+    assert result.exit_code == 1
+    assert {name: one["level"] for name, one in found.items() if one["level"] != "OK"} == {
+        "persistence": "FAIL",
+        "maxmemory-policy": "FAIL",
+        "timeout": "WARN",
+        "workers": "WARN",
+    }
+    assert "FAIL  maxmemory-policy: allkeys-lru" in result.stdout
+    assert "CONFIG SET appendonly yes" in result.stdout
+
+
+def test_a_replica_fails(real_redis_url: str) -> None:
+    with RedisServer(options={"replicaof": f"127.0.0.1 {urlsplit(real_redis_url).port}"}) as replica:
+        found = findings(replica.url)
+    assert found["server"]["level"] == "FAIL"
+    assert "replica" in found["server"]["says"]
+
+
+@pytest.mark.usefixtures("_any_server")
+def test_a_user_who_may_not_read_the_configuration_gets_a_warning() -> None:
+    with RedisServer(maxmemory_mb=256) as server:
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config")
+        result = doctor(server.url.replace("127.0.0.1", "app:pw@127.0.0.1"))
+        found = findings(server.url.replace("127.0.0.1", "app:pw@127.0.0.1"))
+    assert result.exit_code == 0, result.output
+    assert found["persistence"]["level"] == "WARN"
+    assert "CONFIG is forbidden" in found["persistence"]["says"]
+
+
+def test_a_server_that_is_away_fails() -> None:
+    result = doctor("redis://127.0.0.1:1/0")
+    assert result.exit_code == 1
+    assert "FAIL  Redis: Redis cannot be reached" in result.stdout
+
+
+@pytest.mark.usefixtures("_any_server")
+def test_a_wrong_password_fails() -> None:
+    with RedisServer() as server:
+        with redis.Redis(port=server.port) as client:
+            client.config_set("requirepass", "right")
+        result = doctor(server.url.replace("127.0.0.1", ":wrong@127.0.0.1"))
+    assert result.exit_code == 1
+    assert "refuses the credentials" in result.stdout
+    assert "wrong@" not in result.stdout
+
+
+def test_misspelt_and_wrong_settings_are_findings(real_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_LANE", "3")
+    assert findings(real_redis_url)["environment"]["change"] == "rename it to TWEEZER_LANES"
+    monkeypatch.setenv("TWEEZER_LANES", "none")
+    result = doctor(real_redis_url)
+    assert result.exit_code == 1
+    assert "FAIL  settings: TWEEZER_LANES" in result.stdout

@@ -1,0 +1,129 @@
+"""The demo, from its start to its plot, with a real emulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tweezer.cli import antiferromagnet
+
+PATIENCE_S = 100.0
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.emulator,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("_any_server"),
+    pytest.mark.skipif(importlib.util.find_spec("pulser_simulation") is None, reason="pulser-simulation is missing"),
+]
+
+
+def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
+    temporary.mkdir(exist_ok=True)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tweezer.cli", "demo", *arguments],
+        cwd=ROOT,
+        env=inherited | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_behind(temporary: Path, family: list[psutil.Process]) -> list[object]:
+    """Files, and processes that still run."""
+    live = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return [*temporary.iterdir(), *live]
+
+
+def test_the_demo_finds_antiferromagnetic_order(tmp_path: Path) -> None:
+    running = start(tmp_path / "tmp", "--json")
+    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0, stderr
+    outcome = json.loads(stdout.splitlines()[-1])
+    assert set(outcome) == {"batch", "status", "jobs", "counters", "seconds"}
+    assert outcome["status"] == "DONE"
+    assert outcome["jobs"] == len(outcome["counters"]) >= 20
+    assert {sum(counter.values()) for counter in outcome["counters"]} == {500}
+    order = [antiferromagnet.order(counter) for counter in outcome["counters"]]
+    assert order[0] < 0.3
+    assert order[-1] > 0.9
+    assert all(later > earlier - 0.1 for earlier, later in pairwise(order))
+    assert f"{outcome['jobs']}/{outcome['jobs']} jobs · DONE" in stderr
+    assert left_behind(tmp_path / "tmp", []) == []
+
+
+@pytest.mark.parametrize("moment", ["Starting", "Submitted"])
+def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
+    running = start(tmp_path / "tmp", "--jobs", "500")
+    assert running.stdout is not None
+    while moment not in (line := running.stdout.readline()):
+        assert line, "the demo ended early"
+    family = family_of(running, at_least=1 if moment == "Starting" else 4)
+    running.send_signal(signal.SIGINT)
+    _, stderr = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 130
+    assert "Traceback" not in stderr
+    assert left_behind(tmp_path / "tmp", family) == []
+
+
+def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    running = start(tmp_path / "tmp", "--jobs", "2", "--keep")
+    assert running.stdout is not None
+    said = ""
+    while "tweezer doctor" not in said:
+        line = running.stdout.readline()
+        assert line, "the demo ended early"
+        said += line
+    assert "  01010101  █" in said
+    assert "  1.0 ┤" in said
+    assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
+    url = next(line for line in said.splitlines() if "export" in line).split("=", 1)[1]
+    command = next(line for line in said.splitlines() if "tweezer submit" in line).split()[1:]
+    again = subprocess.run(
+        [sys.executable, "-m", "tweezer.cli", "--redis", url, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    family = family_of(running, at_least=4)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0
+    assert left_behind(tmp_path / "tmp", family) == []
+
+
+def family_of(running: subprocess.Popen[str], *, at_least: int) -> list[psutil.Process]:
+    """All descendants, once there are so many."""
+    found: list[psutil.Process] = []
+
+    def complete() -> bool:
+        found[:] = psutil.Process(running.pid).children(recursive=True)
+        return len(found) >= at_least
+
+    wait_until(complete)
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        threading.Event().wait(0.02)

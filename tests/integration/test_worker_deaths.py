@@ -1,0 +1,235 @@
+"""Workers that die, stand still or are told to stop: their work goes on elsewhere, and each job ends once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, runs, statuses, until
+from tweezer import BatchStatus, JobStatus
+from tweezer.model.lifecycle import BatchStatus as Batch
+
+DONE, ERROR = JobStatus.DONE, JobStatus.ERROR
+SECOND_US = 1_000_000
+RESTART_US = (LEASE_S + 1) * SECOND_US
+DRAIN_S = 1.0
+
+
+@pytest.fixture
+async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    async with Site(real_redis_url, tmp_path, drain_s=DRAIN_S) as site:
+        yield site
+        await site.idle()
+
+
+async def test_work_of_a_killed_worker_restarts_within_a_lease_and_a_second(site: Site) -> None:
+    (doomed,) = await site.workers(1, lanes=2)
+    batches = [await site.submit([{"sleep_s": 0.8}, {}, {}]) for _ in range(2)]
+    await site.held(*batches)
+    await site.workers(1, lanes=2)
+    killed_us = await site.now_us()
+    doomed.kill()
+    for batch in batches:
+        assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+        first, again = await site.starts(batch)
+        assert first < killed_us < again <= killed_us + RESTART_US
+        jobs = await site.audit(batch)
+        assert statuses(jobs) == [DONE] * 3
+        assert [job.attempt for job in jobs] == [2, 1, 1]
+
+
+async def test_work_of_a_killed_worker_waits_for_one_that_starts_later(site: Site) -> None:
+    (doomed,) = await site.workers(1)
+    batch = await site.submit([{"sleep_s": 0.3}] * 2)
+    await site.running(batch)
+    doomed.kill()
+    site.worker()
+    assert (await batch.wait(PATIENCE_S)).counts[DONE] == 2
+    await site.audit(batch)
+
+
+async def test_a_killed_worker_leaves_the_list_of_workers(site: Site) -> None:
+    doomed, survivor = await site.workers(2)
+    assert len(await site.queue.workers()) == 2
+    doomed.kill()
+
+    async def one_is_left() -> bool:
+        names = [worker.id for worker in await site.queue.workers()]
+        device = await site.store.reader.device("NULL")
+        return len(names) == 1 and f":{survivor.pid}:" in names[0] and device is not None and device.lanes == 1
+
+    await until(one_is_left)
+
+
+async def test_sigterm_finishes_what_fits_and_gives_back_the_rest_without_an_attempt(site: Site) -> None:
+    (leaving,) = await site.workers(1, lanes=2)
+    short, long = await site.submit([{"sleep_s": 0.5}]), await site.submit([{"sleep_s": 2.0}])
+    await site.held(short, long)
+    (staying,) = await site.workers(1, lanes=2)
+    told_us = await site.now_us()
+    leaving.terminate()
+    assert await leaving.ended(DRAIN_S + 5) == 0
+    for batch in (short, long):
+        assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    (finished,), (given_back,) = await site.audit(short), await site.audit(long)
+    assert len(await site.starts(short)) == 1
+    first, again = await site.starts(long)
+    assert again - told_us >= (DRAIN_S - 0.1) * SECOND_US, "it was given time to finish"
+    assert again - told_us <= (DRAIN_S + 1) * SECOND_US, "it was given back, and did not wait for its lease"
+    assert (finished.attempt, given_back.attempt) == (1, 1)
+    assert first < told_us
+    assert not staying.said("lease.lost")
+    assert len(await site.queue.workers()) == 1
+
+
+async def test_a_worker_that_drains_takes_nothing_more(site: Site) -> None:
+    (leaving,) = await site.workers(1, drain_s=3)
+    batch = await site.submit([{"sleep_s": 0.6}] * 3)
+    await site.held(batch)
+    leaving.terminate()
+    assert await leaving.ended() == 0
+    assert (await batch.record()).counts == {
+        JobStatus.PENDING: 2,
+        JobStatus.RUNNING: 0,
+        DONE: 1,
+        ERROR: 0,
+        JobStatus.CANCELED: 0,
+    }
+    await site.workers(1)
+    assert (await batch.wait(PATIENCE_S)).counts[DONE] == 3
+    assert [job.attempt for job in await site.audit(batch)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("action", ["terminate", "kill"])
+async def test_no_lane_outlives_its_worker(site: Site, action: str) -> None:
+    (worker,) = await site.workers(1, MISBEHAVING, lanes=2)
+    batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
+    await site.running(batch)
+    lanes = worker.lanes()
+    assert len(lanes) == 2
+    getattr(worker, action)()
+    await worker.ended()
+    await until(lambda: not any(map(runs, lanes)), "the end of the lanes")
+    await batch.cancel()
+    await site.workers(1, MISBEHAVING)
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
+
+
+async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
+    for worker in await site.workers(2):
+        worker.terminate()
+        assert await worker.ended(5) == 0
+        assert worker.said("worker.stopped")
+    assert await site.queue.workers() == []
+
+
+async def test_the_outcome_of_a_worker_that_stood_still_is_refused(site: Site) -> None:
+    """It wakes up with its job's time over, and finds that another worker had the job meanwhile."""
+    await site.workers(2)
+    batch = await site.submit([{"sleep_s": 0.5}])
+    zombie = await site.holder(batch)
+    zombie.freeze()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    before = await site.events(batch)
+    zombie.thaw()
+    await until(lambda: bool(zombie.said("settle.refused") or zombie.said("lease.lost")), "the refusal")
+    after = await site.submit([{}] * 20)
+    assert (await after.wait(PATIENCE_S)).status is BatchStatus.DONE
+    assert await site.events(batch) == before, "the zombie changed nothing"
+    (job,) = await site.audit(batch)
+    assert (job.status, job.attempt) == (DONE, 2)
+
+
+async def test_a_worker_that_stood_still_works_on(site: Site) -> None:
+    workers = await site.workers(2)
+    batch = await site.submit([{"sleep_s": 0.5}])
+    zombie = await site.holder(batch)
+    zombie.freeze()
+    await batch.wait(PATIENCE_S)
+    for worker in workers:
+        if worker is not zombie:
+            worker.kill()
+    zombie.thaw()
+    later = await site.submit([{"sleep_s": 0.1}] * 3)
+    assert (await later.wait(PATIENCE_S)).status is BatchStatus.DONE
+    assert zombie.alive
+    for each in (batch, later):
+        await site.audit(each)
+
+
+async def test_a_worker_that_stood_still_for_less_than_its_lease_loses_nothing(site: Site) -> None:
+    await site.workers(2, lease_s=10)
+    batch = await site.submit([{"sleep_s": 0.4}])
+    sleeper = await site.holder(batch)
+    began = await site.now_us()
+    sleeper.freeze()
+
+    async def job_time_is_over() -> bool:
+        return await site.now_us() - began > 0.8 * SECOND_US
+
+    await until(job_time_is_over)
+    sleeper.thaw()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    (job,) = await site.audit(batch)
+    assert job.attempt == 1
+
+
+async def test_a_worker_that_gets_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
+    """The lane that had it is still being stopped, for its solver does not look up, while another has it."""
+    (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, soft_cancel_s=2)
+    batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
+    await site.running(batch)
+    zombie.freeze()
+
+    async def reclaimed() -> bool:
+        await site.store.tickets.sweep()
+        return (await batch.record()).counts[JobStatus.PENDING] == 1
+
+    async def runs_again() -> bool:
+        return len(await site.starts(batch)) == 2
+
+    await until(reclaimed)
+    zombie.thaw()
+    await until(runs_again)
+    await until(lambda: bool(zombie.said("lane.broken")), "the end of the first execution")
+    others = [await site.submit([{"act": "deaf"}], device=MISBEHAVING)]
+    await site.running(batch, *others)
+    await batch.cancel()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
+    (job,) = await site.audit(batch)
+    assert job.attempt == 2, "its lease was kept while it ran"
+    others.append(await site.submit([{"act": "deaf"}], device=MISBEHAVING))
+    await site.running(*others)
+    for each in others:
+        await each.cancel()
+        await each.wait(PATIENCE_S)
+
+
+@pytest.mark.slow
+async def test_poison_that_kills_workers_ends_in_error_and_innocents_finish(site: Site) -> None:
+    workers = await site.workers(2)
+    batch = await site.submit([{}, {}, {"crash": 1}, {}, {}])
+    innocent = await site.submit([{"sleep_s": 0.1}] * 3)
+
+    async def over() -> bool:
+        for at, worker in enumerate(workers):
+            if not worker.alive:
+                workers[at] = site.worker()
+        return (await batch.record()).status.terminal and (await innocent.record()).status.terminal
+
+    await until(over, "the end of the poison", 90)
+    jobs = await site.audit(batch)
+    poison = jobs.pop(2)
+    assert (poison.status, poison.attempt) == (ERROR, 10)
+    assert [str(fault) for fault in poison.faults] == [
+        "the job was begun 10 times by workers that were lost before they could report it; "
+        "look at the workers' logs (memory, power, network), then submit it again"
+    ]
+    assert statuses(jobs) == [DONE] * 4
+    assert all(job.attempt <= 2 for job in jobs), "only the first crash may take a neighbour along"
+    assert (await batch.record()).status is Batch.DONE
+    for job in await site.audit(innocent):
+        assert job.status is DONE
+        assert job.attempt <= 3

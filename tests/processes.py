@@ -1,0 +1,388 @@
+"""Real processes of the queue, for tests: started, stopped, killed, and asked what they logged.
+
+Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores``, with
+its settings from the environment. Besides the devices of the package it serves those of the tests below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+from uuid import UUID
+
+import msgspec
+import psutil
+
+import tweezer
+from tweezer import logs
+from tweezer.adapters import registry
+from tweezer.adapters.child import LaneOptions
+from tweezer.adapters.emulator import EmulatorAdapter
+from tweezer.adapters.null import NullAdapter, NullLane
+from tweezer.adapters.protocol import Adapter, Report, Traits
+from tweezer.model.events import Event
+from tweezer.model.ids import new_batch_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
+from tweezer.queue.run import run_chores, run_worker
+from tweezer.settings import load
+from tweezer.store.keys import Key
+from tweezer.store.records import BatchRecord, JobRecord
+
+PATIENCE_S = 30.0
+"""How long a test waits for what must come; far more than it takes, for the machine may be busy."""
+
+LEASE_S = 1.0
+QUICK = {"lease_s": LEASE_S, "heartbeat_s": 0.3, "drain_s": 1.0, "log_format": "json", "log_level": "INFO"}
+"""Settings that make everything happen soon."""
+
+NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
+WITNESS_FILE = "TWEEZER_TEST_WITNESS"
+
+OWNED = ("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:")
+"""Keys that stay when all work is done begin with one of these."""
+
+Jobs = Iterable[dict[str, Any]]
+
+
+# --------------------------------------------------------------------------------------- devices of the tests
+
+
+class MisbehavingAdapter(EmulatorAdapter):
+    """Lanes in processes of their own that do what ``test_lanes_child.MisbehavingBackend`` is told to."""
+
+    def __init__(self, options: LaneOptions) -> None:
+        super().__init__("test_lanes_child:MisbehavingBackend", options)
+        self.traits = Traits(checks_sequence=False)
+
+
+class WitnessedLane(NullLane):
+    """A null lane that tells of each execution outside Redis, and signs the result with it.
+
+    It appends ``<job id> <execution>`` to a file when an execution has come to its end, before anybody
+    settles it; the result's counter is ``{execution: 1}``.
+    """
+
+    _executions = 0
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        outcome = await super().run(job, report)
+        if outcome.kind is not OutcomeKind.DONE:
+            return outcome
+        WitnessedLane._executions += 1
+        execution = f"{os.getpid()}-{WitnessedLane._executions}"
+        with Path(os.environ[WITNESS_FILE]).open("a") as file:
+            file.write(f"{job.job_id} {execution}\n")  # one write to an O_APPEND file: lines do not mix
+        assert outcome.result is not None
+        signed = msgspec.structs.replace(outcome.result, counter={execution: 1})
+        return msgspec.structs.replace(outcome, result=signed)
+
+
+class WitnessedAdapter(NullAdapter):
+    """Opens such lanes."""
+
+    async def open_lane(self) -> WitnessedLane:
+        return WitnessedLane()
+
+
+def _witnessed(options: LaneOptions) -> Adapter:
+    return WitnessedAdapter()
+
+
+def serve_devices_of_the_tests() -> None:
+    """Registers the adapters above, each for the device of the same name."""
+    for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
+        cast(dict[str, registry.AdapterFactory], registry.ADAPTERS)[device] = factory
+        cast(dict[str, str], registry.DEVICE_KINDS)[device] = device
+
+
+# ------------------------------------------------------------------------------------------------- processes
+
+
+class Process:
+    """A worker or the chores, as a process of its own that logs into a file."""
+
+    def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
+        here = Path(__file__)
+        path = os.pathsep.join(filter(None, (str(here.parent / "integration"), os.environ.get("PYTHONPATH"))))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+        environment |= {f"TWEEZER_{name.upper()}": str(value) for name, value in settings.items()}
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, str(here), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**environment, "PYTHONPATH": path},
+            )
+        self._log = log
+        self.pid = self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def text(self) -> str:
+        """All that it printed."""
+        return self._log.read_text(errors="replace")
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """The lines of its log that tell of this event."""
+        found = []
+        for line in self.text.splitlines():
+            if line.startswith("{") and line.endswith("}") and (entry := json.loads(line)).get("event") == event:
+                found.append(entry)
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for its end."""
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP, and waits until it stands still."""
+        self.signal(signal.SIGSTOP)
+        about = psutil.Process(self.pid)
+        wait_until(lambda: about.status() == psutil.STATUS_STOPPED)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    async def ended(self, within_s: float = PATIENCE_S) -> int:
+        """Waits for its end; the exit status, which is negative for a signal."""
+        await until(lambda: not self.alive, f"the end of process {self.pid}", within_s)
+        return self._process.wait()
+
+    def lanes(self) -> list[psutil.Process]:
+        """The processes of its lanes."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it still runs; one that is dead but not yet buried does not."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+class Site:
+    """An installation under test: a Redis, a producer's door to it, and the processes that a test starts.
+
+    At its end all processes are killed; one that stood still is not forgotten.
+    """
+
+    def __init__(self, url: str, folder: Path, **settings: object) -> None:
+        self.url = url
+        self.folder = folder
+        self.queue = tweezer.connect_async(url, project="ours", retry_s=PATIENCE_S)
+        self.store = self.queue.store
+        self.processes: list[Process] = []
+        self._settings: dict[str, object] = {**QUICK, "redis_url": url, **settings}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes:
+            process.kill()
+            sys.stderr.write(f"---- log of process {process.pid}\n{process.text[-4000:]}\n")  # seen when a test fails
+        await self.queue.close()
+
+    def spawn(self, *arguments: str, **settings: object) -> Process:
+        log = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
+        process = Process(list(arguments), {**self._settings, **settings}, log)
+        self.processes.append(process)
+        return process
+
+    def worker(self, device: str = NULL, *, lanes: int = 1, burst: bool = False, **settings: object) -> Process:
+        """Starts a worker, without waiting for it."""
+        options = ["--burst"] if burst else []
+        return self.spawn("worker", *options, device=device, lanes=lanes, **settings)
+
+    async def workers(self, count: int, device: str = NULL, *, lanes: int = 1, **settings: object) -> list[Process]:
+        """Starts workers and waits until they serve."""
+        workers = [self.worker(device, lanes=lanes, **settings) for _ in range(count)]
+        for worker in workers:
+            await self.serves(worker)
+        return workers
+
+    async def serves(self, process: Process) -> None:
+        """Waits until the process says that it has started."""
+
+        def started() -> bool:
+            assert process.alive, f"the process ended at its start:\n{process.text}"
+            return bool(process.said("worker.started") or process.said("chores.started"))
+
+        await until(started, "the start of a process")
+
+    async def submit(self, jobs: Jobs, *, device: str = NULL, **options: Any) -> tweezer.AsyncBatch:
+        """Submits jobs, each given by its variables; the device must have been announced."""
+        return await self.queue.submit(None, [{"runs": 1, "variables": job} for job in jobs], device=device, **options)
+
+    async def submit_doc(self, jobs: int, **doc: Any) -> tweezer.AsyncBatch:
+        """Submits past the checks of the producers' API, for what it does not let through."""
+        batch_id = await self.store.commands.submit(
+            new_batch_id(), self.queue.project, BatchDoc(**{"device": NULL, **doc}), [tweezer.Job(runs=1)] * jobs
+        )
+        return self.queue.batch(batch_id)
+
+    async def running(self, *batches: tweezer.AsyncBatch) -> None:
+        """Waits until a job of each batch runs."""
+
+        async def all_run() -> bool:
+            return all([(await batch.record()).counts[JobStatus.RUNNING] > 0 for batch in batches])
+
+        await until(all_run, "a job that runs")
+
+    async def held(self, *batches: tweezer.AsyncBatch) -> None:
+        """Waits until a job of each batch is on a lane, as told by its worker."""
+
+        async def all_told() -> bool:
+            jobs = [job for batch in batches for job in await batch.jobs() if job.status is JobStatus.RUNNING]
+            return len({job.batch_id for job in jobs if job.progress is not None}) == len(batches)
+
+        await until(all_told, "a job that its worker told of")
+
+    async def holder(self, batch: tweezer.AsyncBatch, ticket: int = 0) -> Process:
+        """Waits until a job of the batch runs; the process that holds its ticket."""
+        await self.running(batch)
+        redis: Any = self.store.redis
+        lane = (await redis.hget(self.store.keys(Key.BATCH, batch.id), f"t:{ticket}")).decode().split()[2]
+        (process,) = [process for process in self.processes if f":{process.pid}:" in lane]
+        return process
+
+    async def now_us(self) -> int:
+        """Redis' own time."""
+        seconds, microseconds = await cast(Any, self.store.redis).time()
+        return int(seconds) * 1_000_000 + int(microseconds)
+
+    async def events(self, batch: tweezer.AsyncBatch | None = None) -> list[Event]:
+        """All events so far, or those of one batch."""
+        entries = await self.store.events.read(most=1_000_000)
+        return [event for entry in entries for event in entry.events if batch is None or event.batch_id == batch.id]
+
+    async def starts(self, batch: tweezer.AsyncBatch, index: int = 0) -> list[int]:
+        """When the executions of a job began, in microseconds of Redis' time."""
+        return [e.time_us for e in await self.events(batch) if e.index == index and e.status is JobStatus.RUNNING]
+
+    async def audit(self, batch: tweezer.AsyncBatch) -> list[JobRecord]:
+        """Checks a batch that has ended against its events, and returns its jobs.
+
+        Events are numbered without a gap; each starts where the one before led; nothing follows a terminal
+        status; where they lead is what the records say; the counters are the sums of the jobs.
+        """
+        record, jobs = await batch.record(), await batch.jobs()
+        events = await self.events(batch)
+        assert [event.sequence for event in events] == list(range(1, record.sequence_number + 1))
+        assert len({event.id for event in events}) == len(events)
+        statuses: dict[int, JobStatus] = {}
+        whole: BatchStatus | None = None
+        for event in events:
+            if event.index is None:
+                assert event.previous == (BatchStatus.PENDING if event.jobs is not None else whole) or whole is None
+                whole = BatchStatus(event.status)
+            else:
+                assert event.previous is statuses.get(event.index, JobStatus.PENDING), event
+                assert not JobStatus(event.previous).terminal, event
+                statuses[event.index] = JobStatus(event.status)
+        assert whole is record.status
+        assert {job.index: job.status for job in jobs} == statuses
+        assert Counter(statuses.values()) == Counter({k: n for k, n in record.counts.items() if n})
+        assert len(jobs) == record.jobs
+        return jobs
+
+    async def leftovers(self) -> list[str]:
+        """Keys that stay although no work is left: beside what devices and events own, all must expire."""
+        redis: Any = self.store.redis
+        found = []
+        for raw in await redis.keys("*"):
+            name = raw.decode()
+            if await redis.pttl(name) < 0 and not name.startswith(OWNED):
+                found.append(name)
+        for device in await self.store.reader.device_names():
+            found += [
+                name
+                for kind in ("ready", "due", "leases")
+                if await redis.exists(name := f"tweezer:device:{device}:{kind}")
+            ]
+        return sorted(found)
+
+    async def idle(self) -> None:
+        """Waits until the counters of all devices say that nothing is left, and checks for leftovers."""
+
+        async def done() -> bool:
+            return all(not device.pending and not device.running for device in await self.queue.devices())
+
+        await until(done, "devices without work")
+        left = await self.leftovers()
+        assert not left, f"nobody owns {left}"
+
+
+# --------------------------------------------------------------------------------------------------- waiting
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
+    """Waits for a condition outside a loop."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        threading.Event().wait(0.01)
+
+
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], what: str = "a condition", within_s: float = PATIENCE_S
+) -> None:
+    """Waits for a condition, which may be asynchronous."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = condition()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        assert time.monotonic() < deadline, f"waited for {what} in vain for {within_s:g} s"
+        await asyncio.sleep(0.02)
+
+
+def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
+    return [job.status for job in jobs]
+
+
+def ended(record: BatchRecord) -> bool:
+    return record.status.terminal
+
+
+def ids(batches: Iterable[tweezer.AsyncBatch]) -> list[UUID]:
+    return [batch.id for batch in batches]
+
+
+def main() -> None:
+    """Is a process of the queue until a signal ends it."""
+    settings = load()
+    logs.configure(settings.log_format, settings.log_level)
+    serve_devices_of_the_tests()
+    if sys.argv[1] == "chores":
+        run_chores(settings)
+    else:
+        burst = "--burst" in sys.argv
+        run_worker(settings, device=settings.device, lanes=settings.lanes, version="test", burst=burst)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The documentation is checked against the code: what it names exists, what is drawn from the code is up to date."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from uuid import UUID
+
+import click
+import pytest
+
+import tweezer
+from tweezer.adapters.registry import DEVICE_KINDS
+from tweezer.cli import main
+from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.model.events import read_events
+from tweezer.model.lifecycle import BatchEvent, BatchStatus, JobEvent, JobStatus
+from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
+from tweezer.store.keys import Key
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "tweezer"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+
+_BLOCK = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`]+)`")
+_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+_VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b")
+
+
+def of_page(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("path", PAGES, ids=of_page)
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    return [match["body"] for match in _BLOCK.finditer(text) if match["language"] in languages]
+
+
+def spans(text: str) -> list[str]:
+    """What stands in backquotes, outside of blocks; a span may go over the end of a line."""
+    return [" ".join(span.split()) for span in _SPAN.findall(_BLOCK.sub("", text))]
+
+
+def table_rows(text: str, *header: str) -> list[list[str]]:
+    """The cells of the table with this header."""
+    lines = text.splitlines()
+    start = lines.index(f"| {' | '.join(header)} |") + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split(" | ")])
+    return rows
+
+
+# --- the lifecycle page
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw_lifecycle", DOCS / "draw_lifecycle.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_lifecycle_page_is_what_its_generator_makes(generator: ModuleType) -> None:
+    page = (DOCS / "lifecycle.md").read_text()
+    assert generator.drawn(page) == page, "run `python docs/draw_lifecycle.py`"
+
+
+def test_a_page_without_a_place_for_a_drawing_is_an_error(generator: ModuleType) -> None:
+    page = (DOCS / "lifecycle.md").read_text()
+    with pytest.raises(ValueError, match="diagram of jobs"):
+        generator.drawn(page.replace("<!-- drawn: diagram of jobs -->", ""))
+
+
+def test_each_status_and_each_event_is_explained() -> None:
+    page = (DOCS / "lifecycle.md").read_text()
+    of_jobs, of_batches = page.split("## Jobs")[1].split("## Batches")
+    for part, statuses, events in ((of_jobs, JobStatus, JobEvent), (of_batches, BatchStatus, BatchEvent)):
+        assert set(re.findall(r"^### (\w+)$", part, re.MULTILINE)) == set(statuses)
+        explained = {
+            name for row in table_rows(part, "event", "what happened", "made by") for name in _SPAN.findall(row[0])
+        }
+        assert explained == set(events)
+
+
+# --- links, paths and tests
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
+    return kept.strip().replace(" ", "-")
+
+
+@every_page
+def test_internal_links_resolve(path: Path) -> None:
+    for link in _LINK.findall(_BLOCK.sub("", path.read_text())):
+        if link.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{link} leads nowhere"
+        if anchor:
+            assert anchor in map(slug, _HEADING.findall(_BLOCK.sub("", target.read_text()))), f"no heading for {link}"
+
+
+_PATH = re.compile(r"[\w@.*/-]+\.(?:py|lua|md|toml|conf|yaml|service|example)\Z|[\w./-]+/\Z|\.ci/run\Z|deploy/[\w/]+\Z")
+_SOME_USERS = {"sequence.json", "tweezer.toml"}
+"""Files that a reader is told to make."""
+
+
+@every_page
+def test_the_files_that_are_named_exist(path: Path) -> None:
+    roots = (ROOT, PACKAGE, PACKAGE / "store", PACKAGE / "store" / "lua", PACKAGE / "adapters", DOCS)
+    missing = {
+        span
+        for span in spans(path.read_text())
+        if _PATH.match(span)
+        and not span.startswith("/")
+        and span not in _SOME_USERS
+        and not any(root.joinpath(span).exists() for root in roots)
+    }
+    assert not missing - {"redis.conf", "tweezer.env"}
+
+
+@every_page
+def test_the_tests_that_are_named_exist(path: Path) -> None:
+    sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+…?)`", path.read_text()):
+        pattern = rf"def {re.escape(name.removesuffix('…'))}{'' if name.endswith('…') else chr(92) + 'b'}"
+        assert re.search(pattern, sources), f"there is no {name}"
+
+
+# --- the command line
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each call of tweezer that is shown, without the program."""
+    shown = [line.split("  #")[0] for block in blocks(text, "sh") for line in block.splitlines()]
+    parts = [part for line in shown for part in re.split(r"&& |\$\(|\)", line)]
+    for part in [*parts, *spans(text)]:
+        words = shlex.split(part.replace("'…'", "REASON"), comments=True)
+        if words and (words[0] == "tweezer" or words[0].endswith("/bin/tweezer")):
+            yield words[1:]
+
+
+def option_of(command: click.Command, word: str) -> click.Option | None:
+    return next((it for it in command.params if isinstance(it, click.Option) and word in it.opts), None)
+
+
+def split_options(command: click.Command, words: list[str]) -> tuple[list[str], list[str]]:
+    """The options that this command is given, and the words after them (for a group) or between them."""
+    options: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word in ("--help", "-h", "--version"):
+            continue
+        if not word.startswith("--"):
+            rest.append(word)
+            if isinstance(command, click.Group):
+                return options, [word, *left]
+            continue
+        options.append(word)
+        option = option_of(command, word)
+        if option is not None and not option.is_flag:
+            next(left, None)
+    return options, rest
+
+
+@every_page
+def test_the_commands_that_are_named_exist_with_their_options(path: Path) -> None:
+    context = click.Context(main)
+    for words in commands(path.read_text()):
+        options, rest = split_options(main, words)
+        command: click.Command = main
+        assert all(option_of(main, option) for option in options), words
+        if rest:
+            found = main.get_command(context, rest[0])
+            assert found is not None, f"there is no command {rest[0]}"
+            command = found
+            options, _ = split_options(command, rest[1:])
+        assert all(option_of(command, option) for option in options), words
+
+
+def test_every_command_is_named() -> None:
+    named = {words[0] for page in PAGES for words in commands(page.read_text()) if words}
+    for text in re.findall(r"The command line: (.*?)\n- ", (ROOT / "CHANGELOG.md").read_text(), re.DOTALL):
+        assert set(_SPAN.findall(text)) <= set(main.list_commands(click.Context(main)))
+    assert named >= set(main.list_commands(click.Context(main))) - {"pause", "resume"}
+
+
+# --- settings
+
+
+@every_page
+def test_the_variables_that_are_named_exist(path: Path) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS"}
+    known |= {it.envvar for it in main.params if isinstance(it.envvar, str)}
+    assert set(_VARIABLE.findall(path.read_text())) <= known
+
+
+def test_the_table_of_settings_is_complete_and_has_the_defaults() -> None:
+    rows = table_rows((DOCS / "operators.md").read_text(), "variable", "default", "meaning")
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows}
+    expected = {PREFIX + name.upper(): str(field.default) for name, field in Settings.model_fields.items()}
+    expected["TWEEZER_DATA_DIR"] = "~/.local/share/tweezer"
+    assert told == expected
+
+
+# --- Python
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    return [(of_page(page), block) for page in PAGES for block in blocks(page.read_text(), "python")]
+
+
+@pytest.mark.parametrize(("page", "source"), python_blocks())
+def test_python_compiles_and_what_it_imports_from_us_exists(page: str, source: str) -> None:
+    tree = ast.parse(source, page)
+    compile(tree, page, "exec")
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is not None]
+    for node in imports:
+        if node.module is not None and node.module.split(".")[0] == "tweezer":
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_there_is_python_in_the_pages_for_newcomers() -> None:
+    assert {"README.md", "docs/producers.md"} <= {page for page, _ in python_blocks()}
+
+
+def test_every_public_name_is_in_the_producers_page() -> None:
+    page = (DOCS / "producers.md").read_text()
+    missing = [name for name in tweezer.__all__ if not re.search(rf"\b{name}\b", page)]
+    assert not missing
+
+
+def all_errors(root: type[TweezerError] = TweezerError) -> Iterator[type[TweezerError]]:
+    for kind in root.__subclasses__():
+        if kind.__name__ in tweezer.__all__:
+            yield kind
+        yield from all_errors(kind)
+
+
+def test_every_error_is_in_the_table_with_its_code() -> None:
+    rows = table_rows((DOCS / "producers.md").read_text(), "class", "`code`", "retryable", "when")
+    told = {row[0].strip("`"): (_SPAN.findall(row[1])[0], row[2]) for row in rows if row[0]}
+    for kind in all_errors():
+        assert told[kind.__name__] == (kind.code, "yes" if kind.retryable else "no")
+
+
+def test_every_code_of_a_fault_is_explained() -> None:
+    rows = table_rows((DOCS / "producers.md").read_text(), "code", "means")
+    assert {code for row in rows for code in _SPAN.findall(row[0])} == {*FaultKind, "invalid", "lost"}
+
+
+# --- protocol and adapters
+
+
+def test_the_protocol_names_every_script() -> None:
+    rows = table_rows((DOCS / "protocol.md").read_text(), "script", "called by", "does")
+    told = {name for row in rows for name in _SPAN.findall(row[0])}
+    assert told == {file.name for file in (PACKAGE / "store" / "lua").glob("*.lua")}
+
+
+def test_the_protocol_names_every_key() -> None:
+    rows = table_rows((DOCS / "protocol.md").read_text(), "key", "type", "holds", "goes")
+    assert {name for row in rows for name in _SPAN.findall(row[0])} == {key.value for key in Key}
+
+
+def test_the_words_of_events_mean_what_the_protocol_says() -> None:
+    for words, meaning in table_rows((DOCS / "protocol.md").read_text(), "word", "event"):
+        types = [event.type for word in _SPAN.findall(words) for event in read_events(UUID(int=0), 1, 0, word)]
+        assert types
+        named = [name for name in _SPAN.findall(meaning) if "." in name]
+        assert not named or named == types
+
+
+def test_the_adapters_page_names_every_device_and_every_option() -> None:
+    page = (DOCS / "adapters.md").read_text()
+    devices = table_rows(page, "device", "adapter", "what it is")
+    assert {row[0].strip("`"): row[1].strip("`") for row in devices} == dict(DEVICE_KINDS)
+    told = [set(_SPAN.findall(row[0])) for row in table_rows(page, "keys", "what becomes of them")[:3]]
+    tree = ast.parse((PACKAGE / "adapters" / "pulser_configuration.py").read_text())
+    options = {
+        node.targets[0].id: ast.literal_eval(node.value.args[0])
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call)
+    }
+    assert told == [options["_HEEDED"], options["_DROPPED"], options["_UNLESS_USED"]]
