@@ -67,7 +67,7 @@ def test_context_is_on_lines_of_structlog_and_of_the_standard_library(stream: io
     ours, foreign = lines(stream)
     assert (ours["job"], ours["token"]) == (foreign["job"], foreign["token"]) == ("j1", 3)
     assert foreign["event"] == "cron:sweep ran"
-    assert foreign["logger"] == "arq.worker"
+    assert foreign["logger"] == "arq.jobs"
     assert foreign["delay_s"] == 0.5
     assert set(ours) <= set(foreign)
 
