@@ -19,13 +19,12 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.backoff import Backoff
-from tweezer.model.checks import as_job_spec, check_batch, check_jobs
 from tweezer.model.errors import Conflict, InvalidInput, TweezerError, Unavailable
 from tweezer.model.events import read_events
 from tweezer.model.ids import new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority, Result
-from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
+from tweezer.model.messages import JobSpec, Limits, Priority, Result
+from tweezer.store.admission import Submission
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
@@ -37,7 +36,6 @@ T = TypeVar("T")
 
 _PAGE = 500
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
-_DEVICE_AGE_S = 10.0
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
 
@@ -110,10 +108,9 @@ class Finished(msgspec.Struct, frozen=True):
 class AsyncBatch:
     """A handle on a batch. Making one asks nothing of Redis."""
 
-    def __init__(self, queue: AsyncQueue, batch_id: UUID, header: SequenceHeader | None = None) -> None:
+    def __init__(self, queue: AsyncQueue, batch_id: UUID) -> None:
         self._queue = queue
         self._store = queue.store
-        self._header = header
         self.id = batch_id
 
     def __repr__(self) -> str:
@@ -125,19 +122,9 @@ class AsyncBatch:
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
-        record = await self.record()
-        device = await self._queue.device(record.device)
-        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
-        if not specs:
-            raise InvalidInput("jobs", "there is none; give at least one job")
-        if device.checks_sequence:
-            if self._header is None and record.doc.sequence is not None:
-                self._header = read_sequence(record.doc.sequence)
-            needs_runs = record.doc.backend_configuration is None
-            check_jobs(specs, self._header, max_runs=device.max_runs, needs_runs=needs_runs)
-        key = idempotency_key or secrets.token_hex(16)
+        added, key = list(jobs), idempotency_key or secrets.token_hex(16)
         return await self._ask(
-            lambda: self._store.commands.add_jobs(self.id, specs, project=self._queue.project, idempotency_key=key)
+            lambda: self._store.admission.add_jobs(self.id, added, project=self._queue.project, idempotency_key=key)
         )
 
     async def close(self) -> None:
@@ -265,7 +252,6 @@ class AsyncQueue:
         self.store = store
         self.project = project
         self._retry_s = retry_s
-        self._devices: dict[str, tuple[float, DeviceRecord]] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -303,39 +289,21 @@ class AsyncQueue:
 
         Raises InvalidInput, naming the field, before anything is written; QueueFull; Conflict; Unavailable.
         """
-        target = await self.device(device)
-        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
-        if not specs and not open:
-            raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
-        if not_before is not None and not_before.tzinfo is None:
-            raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
-        doc = BatchDoc(
+        submission = Submission(
+            sequence=sequence,
+            jobs=list(jobs),
             device=device,
-            sequence=None if sequence is None else sequence_text(sequence),
+            priority=priority,
+            open=open,
             name=name,
             tags=tuple(tags),
             webhook=webhook,
             backend_configuration=backend_configuration,
             limits=limits or Limits(),
+            not_before=not_before,
+            idempotency_key=idempotency_key or secrets.token_hex(16),
         )
-        header = None
-        if target.checks_sequence:
-            header = check_batch(doc)
-            check_jobs(specs, header, max_runs=target.max_runs, needs_runs=backend_configuration is None)
-        batch_id, key = new_batch_id(), idempotency_key or secrets.token_hex(16)
-        submitted = await self.ask(
-            lambda: self.store.commands.submit(
-                batch_id,
-                self.project,
-                doc,
-                specs,
-                priority=_priority(priority),
-                open=open,
-                not_before=not_before,
-                idempotency_key=key,
-            )
-        )
-        return AsyncBatch(self, submitted, header)
+        return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
         """A handle on a batch that was submitted before, here or elsewhere."""
@@ -364,19 +332,6 @@ class AsyncQueue:
             except TweezerError as error:
                 errors[batch.id] = error.message
         return errors
-
-    async def device(self, name: str) -> DeviceRecord:
-        """The device of this name. Raises InvalidInput that names those there are."""
-        known = self._devices.get(name)
-        if known and time.monotonic() - known[0] < _DEVICE_AGE_S:
-            return known[1]
-        device = await self.ask(lambda: self.store.reader.device(name))
-        if device is None:
-            names = await self.ask(self.store.reader.device_names)
-            there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
-            raise InvalidInput("device", f"there is no device {name!r}; {there}")
-        self._devices[name] = (time.monotonic(), device)
-        return device
 
     async def devices(self) -> list[DeviceRecord]:
         return await self.ask(self.store.reader.devices)
@@ -411,13 +366,6 @@ def as_uuid(kind: str, text: UUID | str) -> UUID:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):
         raise InvalidInput(f"{kind}_id", f"{text!r} is not an id; it looks like {new_batch_id()}") from None
-
-
-def _priority(priority: Priority | str) -> Priority:
-    try:
-        return Priority(priority)
-    except ValueError:
-        raise InvalidInput("priority", f"is {priority!r}; it is one of {', '.join(Priority)}") from None
 
 
 def connect_async(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,18 +30,34 @@ pytestmark = [
 ]
 
 
-def start(temporary: Path, *arguments: str) -> subprocess.Popen[str]:
-    temporary.mkdir(exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tweezer.cli", "demo", *arguments],
-        cwd=ROOT,
-        env=inherited | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a demo whose temporary folder is ``tmp``; it is killed at the end if it still runs."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        (tmp_path / "tmp").mkdir()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tweezer.cli", "demo", *arguments],
+                cwd=ROOT,
+                env=inherited | {"TMPDIR": str(tmp_path / "tmp"), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def left_behind(temporary: Path, family: list[psutil.Process]) -> list[object]:
@@ -50,8 +66,8 @@ def left_behind(temporary: Path, family: list[psutil.Process]) -> list[object]:
     return [*temporary.iterdir(), *live]
 
 
-def test_the_demo_finds_antiferromagnetic_order(tmp_path: Path) -> None:
-    running = start(tmp_path / "tmp", "--json")
+def test_the_demo_finds_antiferromagnetic_order(start: Start, tmp_path: Path) -> None:
+    running = start("--json")
     stdout, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, stderr
     outcome = json.loads(stdout.splitlines()[-1])
@@ -68,8 +84,8 @@ def test_the_demo_finds_antiferromagnetic_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["Starting", "Submitted"])
-def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
-    running = start(tmp_path / "tmp", "--jobs", "500")
+def test_ctrl_c_leaves_nothing_behind(moment: str, start: Start, tmp_path: Path) -> None:
+    running = start("--jobs", "500")
     assert running.stdout is not None
     while moment not in (line := running.stdout.readline()):
         assert line, "the demo ended early"
@@ -81,8 +97,8 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, tmp_path: Path) -> None:
     assert left_behind(tmp_path / "tmp", family) == []
 
 
-def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    running = start(tmp_path / "tmp", "--jobs", "2", "--keep")
+def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> None:
+    running = start("--jobs", "2", "--keep")
     assert running.stdout is not None
     said = ""
     while "tweezer doctor" not in said:
@@ -93,7 +109,7 @@ def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(tmp_path: Path
     assert "  1.0 ┤" in said
     assert max(len(line) for line in said.splitlines() if str(tmp_path) not in line) <= 80
     url = next(line for line in said.splitlines() if "export" in line).split("=", 1)[1]
-    command = next(line for line in said.splitlines() if "tweezer submit" in line).split()[1:]
+    command = next(line for line in said.replace("\\\n", "").splitlines() if "tweezer submit" in line).split()[1:]
     again = subprocess.run(
         [sys.executable, "-m", "tweezer.cli", "--redis", url, *command],
         cwd=ROOT,

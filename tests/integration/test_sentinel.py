@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
-from tweezer import AsyncQueue, BatchStatus, Job, JobStatus, connect_async
+from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
 from tweezer.queue.run import make_worker
 from tweezer.settings import load
 from tweezer.store.connection import SentinelUrl
@@ -49,10 +52,12 @@ def sentinel_url(primary: RedisServer, replica: RedisServer, tmp_path: Path) -> 
         f"port {port}\nbind 127.0.0.1\nsentinel monitor {SERVICE} 127.0.0.1 {primary.port} 1\n"
         f"sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 2000\n"
     )
-    sentinel = subprocess.Popen(
-        [find_server("redis"), settings, "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path
-    )
+    sentinel = subprocess.Popen([find_server("redis"), settings, "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path)
     try:
+        with redis.Redis(
+            port=port, retry=Retry(ConstantBackoff(0.05), 600), retry_on_error=[redis.ConnectionError]
+        ) as client:
+            client.ping()
         yield f"redis+sentinel://127.0.0.1:{port}/{SERVICE}/0"
     finally:
         sentinel.kill()
@@ -105,5 +110,5 @@ def test_the_url_names_sentinels_service_and_database(
 
 @pytest.mark.parametrize("url", ["redis+sentinel://a/s", "redis+sentinel://a:1", "redis+sentinel://a:1/s/x"])
 def test_an_incomplete_url_says_what_is_missing(url: str) -> None:
-    with pytest.raises(ValueError, match="write redis\\+sentinel://"):
+    with pytest.raises(InvalidInput, match="write redis\\+sentinel://"):
         SentinelUrl.parse(url)

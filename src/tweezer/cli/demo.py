@@ -100,7 +100,10 @@ def demo(
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_url}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say)
             must_be_done(outcome.batch)
-            for line in [*_findings(outcome), *_what_next(stack, outcome, data if keep else None)]:
+            kept = data / "ring.json" if keep else None
+            if kept is not None:
+                kept.write_text(outcome.sequence)
+            for line in [*_findings(outcome), *_what_next(stack, outcome, kept)]:
                 say(line)
             if as_json:
                 click.echo(json.dumps(_as_json(outcome)))
@@ -178,15 +181,14 @@ def _what_next(stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[st
         yield "  tweezer up            # a queue to work with, on this machine"
         yield "  tweezer --help        # submit, watch, results, doctor and all others"
         return
-    file = kept / "ring.json"
-    file.write_text(outcome.sequence)
     yield "It keeps running until Ctrl-C, then all of it is removed."
     yield from usage(stack)
     yield f"  tweezer results {outcome.batch.id} --sum"
-    yield f"  tweezer submit {file} --runs 500 --var delta_final=18 --wait"
+    yield f"  tweezer submit {kept} \\"
+    yield "    --runs 500 --var delta_final=18 --wait"
     yield "  tweezer devices"
     yield "  tweezer doctor"
-    yield f"  curl {stack.api_url}/api/v2/batches/{outcome.batch.id}"
+    yield f"  curl {stack.api_url}/api/v1/devices"
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -170,7 +170,7 @@ async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
     """Why a batch that does not move may stand still."""
     if record.counts[JobStatus.RUNNING] or record.status is BatchStatus.PAUSED:
         return None
-    device = await queue.device(record.device)
+    device = await queue.store.admission.device(record.device)
     if device.paused is not None:
         return f"{device.name} is paused: {device.paused}"
     if device.lanes == 0:

@@ -22,6 +22,7 @@ from tweezer.model.messages import (
     OutcomeKind,
     derived_seed,
 )
+from tweezer.model.tasks import is_cancelled
 from tweezer.queue.holding import Holding, Keeper, until_answered
 from tweezer.queue.policy import Policy
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Tickets, Turn
@@ -97,7 +98,7 @@ class Driver:
         for job in jobs:
             settlements.append(settlement := Settlement.of(job.index, await self._run(holding, job)))
             size += len(settlement.payload)
-            if size >= MAX_SETTLE_BYTES or self._draining() or time.monotonic() - began >= self._policy.turn_s:
+            if size >= MAX_SETTLE_BYTES or self._leaving() or time.monotonic() - began >= self._policy.turn_s:
                 break
         used_s = time.monotonic() - began
         if holding.lost:
@@ -118,9 +119,12 @@ class Driver:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
         return turn
 
+    def _leaving(self) -> bool:
+        return self._draining() or is_cancelled()
+
     def _want(self, held: int, used_s: float) -> int:
         """How many jobs to claim next: twice as many while turns are short, one when they are long."""
-        if self._draining():
+        if self._leaving():
             return 0
         if used_s >= self._policy.turn_s:
             return 1

@@ -1,4 +1,4 @@
-"""The door for applications that speak arq: plain messages become batches, through the producers' API.
+"""The door for applications that speak arq: plain messages become batches, checked like everybody's.
 
 Functions of the intake queue: ``submit_batch``, ``add_jobs``, ``cancel_batch``. arq may deliver a message
 twice; the message's own id is the idempotency key, so the second delivery changes nothing.
@@ -14,10 +14,10 @@ import msgspec
 import structlog
 from arq import Retry
 
-from tweezer.client import AsyncQueue
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
+from tweezer.store.admission import Submission
 from tweezer.store.connection import Store
 
 log = structlog.get_logger(__name__)
@@ -85,9 +85,17 @@ def _read(message: Any, kind: type[T]) -> T:
         raise InvalidInput(kind.__name__, str(error)) from error
 
 
-def _queue(context: dict[Any, Any], project: str) -> AsyncQueue:
+def _store(context: dict[Any, Any]) -> Store:
     store: Store = context["store"]
-    return AsyncQueue(store, project)
+    return store
+
+
+def _key(context: dict[Any, Any]) -> str:
+    return f"arq:{context['job_id']}"
+
+
+def _plain(jobs: list[IntakeJob]) -> list[dict[str, Any]]:
+    return [msgspec.structs.asdict(job) for job in jobs]
 
 
 def _again(context: dict[Any, Any], error: TweezerError) -> Exception:
@@ -102,33 +110,31 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
     """Submits a batch; the result of the message is the batch's id."""
     try:
         wanted = _read(message, SubmitBatch)
-        batch = await _queue(context, wanted.project).submit(
-            wanted.sequence,
-            [msgspec.structs.asdict(job) for job in wanted.jobs],
+        submission = Submission(
+            sequence=wanted.sequence,
+            jobs=_plain(wanted.jobs),
             device=wanted.device,
             priority=wanted.priority,
             open=wanted.open,
             name=wanted.name,
-            tags=wanted.tags,
+            tags=tuple(wanted.tags),
             webhook=wanted.webhook,
             backend_configuration=wanted.backend_configuration,
             limits=Limits(**msgspec.structs.asdict(wanted.limits)),
             not_before=wanted.not_before,
-            idempotency_key=wanted.idempotency_key or f"arq:{context['job_id']}",
+            idempotency_key=wanted.idempotency_key or _key(context),
         )
+        return str(await _store(context).admission.submit(submission, project=wanted.project))
     except TweezerError as error:
         raise _again(context, error) from error
-    return str(batch.id)
 
 
 async def add_jobs(context: dict[Any, Any], message: Any) -> int:
     """Adds jobs to an open batch; the result of the message is the index of the first."""
     try:
         wanted = _read(message, AddJobs)
-        return (
-            await _queue(context, wanted.project)
-            .batch(wanted.batch_id)
-            .add_jobs([msgspec.structs.asdict(job) for job in wanted.jobs], idempotency_key=f"arq:{context['job_id']}")
+        return await _store(context).admission.add_jobs(
+            wanted.batch_id, _plain(wanted.jobs), project=wanted.project, idempotency_key=_key(context)
         )
     except TweezerError as error:
         raise _again(context, error) from error
@@ -138,7 +144,7 @@ async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
     """Cancels a batch; one that has ended already is left as it is."""
     try:
         wanted = _read(message, CancelBatch)
-        await _queue(context, wanted.project).batch(wanted.batch_id).cancel()
+        await _store(context).commands.cancel(wanted.batch_id, project=wanted.project, idempotency_key=_key(context))
     except TweezerError as error:
         if error.code != "terminal":
             raise _again(context, error) from error

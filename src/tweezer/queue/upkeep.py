@@ -84,4 +84,5 @@ async def every(period_s: float, duty: Callable[[], Any], name: str) -> None:
             await duty()
         except TweezerError as error:
             log.warning("duty.failed", duty=name, error=error.message)
-        await asyncio.sleep(period_s)
+        if not is_cancelled():
+            await asyncio.sleep(period_s)

@@ -72,6 +72,7 @@ class TicketWorker(Worker):
         self._policy = policy
         self._lanes: list[Lane] = []
         self._free: deque[int] = deque()
+        self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
         self._freed = asyncio.Event()
         self._keeper = Keeper(store.tickets, policy)
         self._driver = Driver(store.tickets, self._keeper, policy, lambda: not self.allow_pick_jobs)
@@ -100,6 +101,9 @@ class TicketWorker(Worker):
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        with contextlib.suppress(Unavailable):
+            for grant in self._dropped:
+                await self.store.tickets.drain(grant.ticket, grant.token)
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
@@ -177,15 +181,14 @@ class TicketWorker(Worker):
             await self._bell.wait(min(due_s, self._policy.bell_s))
 
     async def _take(self) -> Taken:
-        """Takes tickets for the free lanes. A worker that is stopped meanwhile gives back what it got."""
+        """Takes tickets for the free lanes; whoever is stopped meanwhile gives back what it got."""
         lanes = [f"{self.id}:{number}" for number in self._free]
         taking = asyncio.ensure_future(self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
             with contextlib.suppress(Unavailable):
-                for grant in (await taking).grants:
-                    await self.store.tickets.drain(grant.ticket, grant.token)
+                self._dropped += (await taking).grants
             raise
 
     def _work_on(self, grant: Grant) -> None:
@@ -196,6 +199,8 @@ class TicketWorker(Worker):
 
         def free(done: asyncio.Task[Any]) -> None:
             del self.tasks[name]
+            if done.cancelled():
+                self._dropped.append(grant)
             self._free.append(number)
             self._freed.set()
             self.jobs_complete += 1

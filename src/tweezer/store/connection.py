@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from tweezer.model.errors import InvalidInput
+from tweezer.store.admission import Admission
 from tweezer.store.commands import Commands
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
@@ -35,7 +36,7 @@ class SentinelUrl(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
-        """Raises ValueError, saying what is missing."""
+        """Raises InvalidInput, saying what is missing."""
         parts = urlsplit(url)
         credentials, _, places = parts.netloc.rpartition("@")
         username, _, password = credentials.partition(":")
@@ -43,11 +44,13 @@ class SentinelUrl(msgspec.Struct, frozen=True):
         for place in places.split(","):
             host, _, port = place.rpartition(":")
             if not host or not port.isdecimal():
-                raise ValueError(f"{place!r} is not host:port; write {SENTINEL_SCHEME}://host:26379,host:26379/service")
+                raise InvalidInput(
+                    "url", f"{place!r} is not host:port; write {SENTINEL_SCHEME}://host:26379,host:26379/service"
+                )
             hosts.append((host, int(port)))
         service, _, database = parts.path.strip("/").partition("/")
         if not service or not (database or "0").isdecimal():
-            raise ValueError(f"names no service; write {SENTINEL_SCHEME}://host:26379/service, or …/service/0")
+            raise InvalidInput("url", f"names no service; write {SENTINEL_SCHEME}://host:26379/service, or …/service/0")
         return cls(tuple(hosts), service, int(database or 0), unquote(username) or None, unquote(password) or None)
 
 
@@ -75,6 +78,7 @@ class Store:
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)
         self.reader = Reader(scripts)
+        self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)
 
@@ -83,8 +87,8 @@ class Store:
         """A store on connections of its own; nothing is sent until it is used. Raises InvalidInput("url", …)."""
         try:
             redis = _redis(connect)
-        except ValueError as error:
-            raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}: {error}") from error
+        except ValueError:  # its text may quote a password
+            raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}") from None
         return cls(redis, namespace=connect.namespace)
 
     async def close(self) -> None:

@@ -55,6 +55,7 @@ class News:
         self._pubsub = scripts.redis.pubsub(ignore_subscribe_messages=False)
         self._listeners: dict[str, set[Heard]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._subscribing = asyncio.Lock()
         self._backoff = Backoff()
 
     @contextlib.asynccontextmanager
@@ -85,7 +86,8 @@ class News:
         others.add(heard)
         try:
             try:
-                await self._pubsub.subscribe(channel)
+                async with self._subscribing:  # two first subscriptions at once would take two connections
+                    await self._pubsub.subscribe(channel)
             except redis_errors.RedisError as error:
                 raise translated(error) from error
             if self._reader is None or self._reader.done():

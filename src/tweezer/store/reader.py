@@ -50,7 +50,10 @@ class Reader:
             raise NotFound("job", str(job_id)) from None
         if index >= batch.jobs:
             raise NotFound("job", str(job_id))
-        return (await self.jobs(batch, [index]))[0]
+        found = await self.jobs(batch, [index])
+        if not found:  # forgotten since
+            raise NotFound("job", str(job_id))
+        return found[0]
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Jobs of the batch, in the order of the indices, all of which it must have."""

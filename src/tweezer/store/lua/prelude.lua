@@ -1,8 +1,8 @@
 -- What every script shares: the clock, keys, the batch record, job states, events, tickets.
 --
 -- The loader puts generated tables before it: KEY (patterns of keys), S (positions in a job's state),
--- TEXT and NUMBER (fields of the batch record), JOB_MOVES and BATCH_MOVES (allowed transitions),
--- and constants (VERSION, EVENTS_KEPT, RETENTION, QUANTUM, PENALTY, *_MAX).
+-- TEXT and NUMBER (fields of the batch record), JOB_MOVES, BATCH_MOVES and JOB_OVER (the lifecycle),
+-- SETTINGS, SETTING and DEFAULT (what operators set), and constants (VERSION, PENALTY, *_MAX, LOST_FAULT).
 -- KEYS[1] of every script is the namespace; all times are milliseconds unless a name says otherwise.
 
 local NS = KEYS[1]

@@ -1,0 +1,124 @@
+"""The way in: checks what a producer wants, then writes it. Library, arq messages and HTTP all come through here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.checks import as_job_spec, check_batch, check_jobs
+from tweezer.model.errors import InvalidInput
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, Limits, Priority
+from tweezer.model.sequence import read_sequence, sequence_text
+from tweezer.store.commands import Commands
+from tweezer.store.reader import Reader
+from tweezer.store.records import DeviceRecord
+
+_DEVICE_AGE_S = 10.0
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """A batch as its producer wants it, unchecked.
+
+    sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
+    jobs: ``JobSpec`` or dictionaries of its fields. not_before: an aware time to start at, at the earliest.
+    idempotency_key: submissions with the same key within a day make one batch; '' is no key.
+    """
+
+    sequence: Any
+    jobs: Sequence[Any]
+    device: str
+    priority: str = Priority.MEDIUM
+    open: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    backend_configuration: str | None = None
+    limits: Limits = Limits()
+    not_before: datetime | None = None
+    idempotency_key: str = ""
+
+    def doc(self) -> BatchDoc:
+        """What is kept of it for good. Raises InvalidInput("sequence", …)."""
+        return BatchDoc(
+            device=self.device,
+            sequence=None if self.sequence is None else sequence_text(self.sequence),
+            name=self.name,
+            tags=self.tags,
+            webhook=self.webhook,
+            backend_configuration=self.backend_configuration,
+            limits=self.limits,
+        )
+
+
+class Admission:
+    """Lets in what can run. What it refuses raises InvalidInput, naming the field, and nothing was written."""
+
+    def __init__(self, commands: Commands, reader: Reader) -> None:
+        self._commands = commands
+        self._reader = reader
+        self._devices: dict[str, tuple[float, DeviceRecord]] = {}
+
+    async def submit(self, submission: Submission, *, project: str) -> UUID:
+        """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
+        device = await self.device(submission.device)
+        specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
+        if not specs and not submission.open:
+            raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
+        if submission.not_before is not None and submission.not_before.tzinfo is None:
+            raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
+        doc = submission.doc()
+        if device.checks_sequence:
+            header = check_batch(doc)
+            needs_runs = doc.backend_configuration is None
+            check_jobs(specs, header, max_runs=device.max_runs, needs_runs=needs_runs)
+        return await self._commands.submit(
+            new_batch_id(),
+            project,
+            doc,
+            specs,
+            priority=_priority(submission.priority),
+            open=submission.open,
+            not_before=submission.not_before,
+            idempotency_key=submission.idempotency_key,
+        )
+
+    async def add_jobs(
+        self, batch_id: UUID, jobs: Sequence[Any], *, project: str | None, idempotency_key: str = ""
+    ) -> int:
+        """Appends jobs to an open batch, checked like those of a submit; returns the index of the first."""
+        batch = await self._reader.batch(batch_id, project=project)
+        device = await self.device(batch.device)
+        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+        if not specs:
+            raise InvalidInput("jobs", "there is none; give at least one job")
+        if device.checks_sequence:
+            header = None if batch.doc.sequence is None else read_sequence(batch.doc.sequence)
+            needs_runs = batch.doc.backend_configuration is None
+            check_jobs(specs, header, max_runs=device.max_runs, needs_runs=needs_runs)
+        return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
+
+    async def device(self, name: str) -> DeviceRecord:
+        """The device of this name, as it was a few seconds ago. Raises InvalidInput that names those there are."""
+        known = self._devices.get(name)
+        if known and time.monotonic() - known[0] < _DEVICE_AGE_S:
+            return known[1]
+        device = await self._reader.device(name)
+        if device is None:
+            names = await self._reader.device_names()
+            there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
+            raise InvalidInput("device", f"there is no device {name!r}; {there}")
+        self._devices[name] = (time.monotonic(), device)
+        return device
+
+
+def _priority(priority: str) -> Priority:
+    try:
+        return Priority(priority)
+    except ValueError:
+        raise InvalidInput("priority", f"is {priority!r}; it is one of {', '.join(Priority)}") from None
