@@ -206,6 +206,10 @@ class Site:
             sys.stderr.write(f"---- log of process {process.pid}\n{process.text[-4000:]}\n")  # seen when a test fails
         await self.queue.close()
 
+    def door(self, project: str) -> tweezer.AsyncQueue:
+        """Another project's door to the same queue; the test closes it."""
+        return tweezer.connect_async(self.url, project=project)
+
     def spawn(self, *arguments: str, **settings: object) -> Process:
         log = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
         process = Process(list(arguments), {**self._settings, **settings}, log)

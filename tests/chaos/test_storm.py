@@ -12,8 +12,8 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-
 from tests.processes import LEASE_S, WITNESSED, Process, Site, until
+
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.model.ids import job_id
 from tweezer.store.scripts import LOST_MAX
@@ -64,7 +64,7 @@ class Storm:
 
     async def calm(self) -> None:
         """Nothing happens any more: all workers are up."""
-        self._frozen = {worker: 0.0 for worker in self._frozen}
+        self._frozen = dict.fromkeys(self._frozen, 0.0)
         self._restore()
         for worker in self.workers:
             await self._site.serves(worker)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
 from tweezer.queue.run import make_worker
@@ -29,6 +27,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def answers(port: int) -> None:
+    """Returns when somebody listens on the port."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on port {port}"
+            time.sleep(0.02)
+        else:
+            return
 
 
 @pytest.fixture
@@ -54,10 +65,7 @@ def sentinel_url(primary: RedisServer, replica: RedisServer, tmp_path: Path) -> 
     )
     sentinel = subprocess.Popen([find_server("redis"), settings, "--sentinel"], stdout=subprocess.DEVNULL, cwd=tmp_path)
     try:
-        with redis.Redis(
-            port=port, retry=Retry(ConstantBackoff(0.05), 600), retry_on_error=[redis.ConnectionError]
-        ) as client:
-            client.ping()
+        answers(port)
         yield f"redis+sentinel://127.0.0.1:{port}/{SERVICE}/0"
     finally:
         sentinel.kill()

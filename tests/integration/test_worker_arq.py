@@ -15,8 +15,8 @@ from arq import func
 from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis.asyncio import Redis
-
 from tests.processes import PATIENCE_S, QUICK, Site, statuses, until
+
 from tweezer import BatchStatus, JobStatus
 from tweezer.queue.run import make_worker
 from tweezer.queue.worker import TicketWorker

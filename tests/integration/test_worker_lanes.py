@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, statuses, until
+
 from tweezer import AsyncBatch, BatchStatus, JobStatus, Limits
 from tweezer.model.lifecycle import Stage
 from tweezer.store.commands import CancelAnswer

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.processes import PATIENCE_S, WITNESSED, Site, until
 
 import tweezer
-from tests.processes import PATIENCE_S, WITNESSED, Site, until
 from tweezer import BatchStatus, JobStatus
 
 DONE = JobStatus.DONE
@@ -24,7 +24,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: Site) -> None:
     workers = await site.workers(2, lanes=3)
-    async with tweezer.connect_async(site.url, project="theirs") as theirs:
+    async with site.door("theirs") as theirs:
         batches = [await site.submit([{"sleep_s": 0.01}] * 30) for _ in range(4)]
         batches += [await theirs.submit(None, [{"runs": 2}] * 200, device="NULL") for _ in range(4)]
         batches.append(await site.submit([{}, {"fail": "no"}, {}]))
@@ -47,7 +47,7 @@ async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: S
 async def test_all_lanes_work_and_short_batches_pass_long_ones(site: Site) -> None:
     """Fair shares among projects: the one that came late does not wait for the whole of the other's work."""
     await site.workers(2, lanes=2)
-    async with tweezer.connect_async(site.url, project="theirs") as theirs:
+    async with site.door("theirs") as theirs:
         long = await site.submit([{"sleep_s": 0.1}] * 100)
 
         async def all_lanes_are_busy() -> bool:

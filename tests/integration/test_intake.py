@@ -1,0 +1,278 @@
+"""Plain arq messages become batches: taken in once, refused with a reason, kept while Redis is full."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from arq import create_pool
+from arq.connections import ArqRedis, RedisSettings
+from arq.constants import job_key_prefix, result_key_prefix
+from arq.jobs import SerializationError
+
+from tests.processes import PATIENCE_S, Site, until
+from tweezer import BatchStatus, JobStatus, NotFound, Priority
+from tweezer.queue.wire import deserialize, serialize
+from tweezer.store.keys import Key
+from tweezer.store.server import RedisServer
+
+INTAKE = "tweezer:intake"
+JOB = {"runs": 3}
+MAXMEMORY_MB = 20
+
+
+@pytest.fixture
+async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    """With the chores, which take messages in, and a worker of the null device."""
+    async with Site(real_redis_url, tmp_path) as site:
+        chores = site.spawn("chores")
+        await site.workers(1)
+        await site.serves(chores)
+        yield site
+        await site.idle()
+        assert chores.alive
+
+
+@pytest.fixture
+async def pool(site: Site) -> AsyncIterator[ArqRedis]:
+    async with await pool_of(site.url) as pool:
+        yield pool
+
+
+async def pool_of(url: str, **options: Any) -> ArqRedis:
+    given = {"job_serializer": serialize, "job_deserializer": deserialize, **options}
+    return await create_pool(RedisSettings.from_dsn(url), default_queue_name=INTAKE, **given)
+
+
+async def answer(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> Any:
+    """Sends a message and waits for its result; raises what arq makes of a failure, with its text."""
+    message = await pool.enqueue_job(function, *arguments, **options)
+    assert message is not None, "arq took it for one that it has"
+    return await message.result(timeout=PATIENCE_S, poll_delay=0.02)
+
+
+def submission(**fields: Any) -> dict[str, Any]:
+    return {"device": "NULL", "project": "ours", "jobs": [JOB], **fields}
+
+
+async def refusal(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> str:
+    with pytest.raises(SerializationError) as raised:  # arq's name for a failure that came as text
+        await answer(pool, function, *arguments, **options)
+    return str(raised.value)
+
+
+async def batches_made(site: Site) -> int:
+    return len({event.batch_id for event in await site.events()})
+
+
+# ----------------------------------------------------------------------------------------------------- taking in
+
+
+async def test_a_message_becomes_a_batch_and_is_answered_with_its_id(site: Site, pool: ArqRedis) -> None:
+    wanted = submission(jobs=[{"runs": 3}, {"runs": 4}], name="scan", tags=["a", "b"], priority="HIGH")
+    batch = site.queue.batch(await answer(pool, "submit_batch", wanted))
+    first, second = await batch.results(PATIENCE_S)
+    assert (first.counter, second.counter) == ({"0": 3}, {"0": 4})
+    record = await batch.record()
+    assert (record.doc.name, record.doc.tags, record.priority) == ("scan", ("a", "b"), Priority.HIGH)
+    assert (record.project, record.status) == ("ours", BatchStatus.DONE)
+    await site.audit(batch)
+
+
+async def test_jobs_are_added_to_an_open_batch_and_a_batch_is_cancelled(site: Site, pool: ArqRedis) -> None:
+    batch_id = await answer(pool, "submit_batch", submission(open=True, jobs=[JOB]))
+    more = {"batch_id": batch_id, "project": "ours", "jobs": [{"variables": {"sleep_s": 60}}, JOB]}
+    assert await answer(pool, "add_jobs", more) == 1
+    batch = site.queue.batch(batch_id)
+    await site.running(batch)
+    for _ in range(2):  # the second finds it ended, and that is fine
+        assert await answer(pool, "cancel_batch", {"batch_id": batch_id, "project": "ours"}) is None
+        record = await batch.wait(PATIENCE_S)
+    assert record.status is BatchStatus.CANCELED
+    assert record.counts[JobStatus.CANCELED] == 2
+    await site.audit(batch)
+
+
+async def test_a_message_may_say_when_to_start_and_what_the_limits_are(site: Site, pool: ArqRedis) -> None:
+    start = datetime.now(UTC) + timedelta(seconds=0.7)
+    wanted = submission(not_before=start, limits={"job_timeout_s": 0.2}, jobs=[{"variables": {"sleep_s": 60}}])
+    batch = site.queue.batch(await answer(pool, "submit_batch", wanted))
+    (job,) = await batch.results(PATIENCE_S)
+    assert job.error == "the job took longer than 0.2 s"
+    assert (await site.starts(batch))[0] >= start.timestamp() * 1_000_000 - 1000
+
+
+async def test_messages_that_wait_for_the_chores_are_taken_in_when_they_come(
+    real_redis_url: str, tmp_path: Path
+) -> None:
+    async with Site(real_redis_url, tmp_path) as site, await pool_of(site.url) as pool:
+        await site.workers(1)
+        message = await pool.enqueue_job("submit_batch", submission())
+        assert message is not None
+        site.spawn("chores")
+        batch = site.queue.batch(await message.result(timeout=PATIENCE_S, poll_delay=0.02))
+        assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+
+
+# ------------------------------------------------------------------------------------------------- repetitions
+
+
+async def test_a_message_delivered_twice_makes_one_batch(site: Site, pool: ArqRedis) -> None:
+    """As after a crash between the submit and arq's own finish: arq delivers it again."""
+    first = await answer(pool, "submit_batch", submission(), _job_id="once")
+    await pool.delete(result_key_prefix + "once")
+    assert await answer(pool, "submit_batch", submission(), _job_id="once") == first
+    assert await batches_made(site) == 1
+    await site.queue.batch(first).wait(PATIENCE_S)
+
+
+async def test_jobs_of_a_message_delivered_twice_are_added_once(site: Site, pool: ArqRedis) -> None:
+    batch_id = await answer(pool, "submit_batch", submission(open=True))
+    more = {"batch_id": batch_id, "project": "ours", "jobs": [JOB] * 2}
+    for _ in range(2):
+        assert await answer(pool, "add_jobs", more, _job_id="more") == 1
+        await pool.delete(result_key_prefix + "more")
+    batch = site.queue.batch(batch_id)
+    await batch.close()
+    assert (await batch.wait(PATIENCE_S)).jobs == 3
+
+
+async def test_two_messages_with_one_idempotency_key_make_one_batch(site: Site, pool: ArqRedis) -> None:
+    wanted = submission(idempotency_key="scan-7")
+    first = await answer(pool, "submit_batch", wanted)
+    assert await answer(pool, "submit_batch", wanted) == first
+    assert "idempotency" in await refusal(pool, "submit_batch", submission(idempotency_key="scan-7", name="other"))
+    assert await batches_made(site) == 1
+    await site.queue.batch(first).wait(PATIENCE_S)
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("function", "message", "words"),
+    [
+        ("submit_batch", {"device": "NULL"}, "jobs"),
+        ("submit_batch", {"device": "NULL", "jobs": []}, "jobs"),
+        ("submit_batch", {"device": "NULL", "jobs": [{"shots": 3}]}, "shots"),
+        ("submit_batch", {"device": "NULL", "jobs": [{"runs": "three"}]}, "runs"),
+        ("submit_batch", {"device": "NULL", "jobs": [JOB], "colour": 1}, "colour"),
+        ("submit_batch", {"device": "NULL", "jobs": [JOB], "priority": "URGENT"}, "priority"),
+        ("submit_batch", {"device": "NULL", "jobs": [JOB], "limits": {"patience_s": 1}}, "patience_s"),
+        ("submit_batch", {"device": "NULL", "jobs": [JOB], "not_before": "2026-01-01T00:00:00"}, "not_before"),
+        ("submit_batch", {"device": "NONE", "jobs": [JOB]}, "device"),
+        ("submit_batch", [1, 2], "SubmitBatch"),
+        ("submit_batch", None, "SubmitBatch"),
+        ("add_jobs", {"batch_id": "seven", "jobs": [JOB]}, "batch_id"),
+        ("add_jobs", {"jobs": [JOB]}, "batch_id"),
+        ("cancel_batch", {"batch_id": str(UUID(int=7))}, str(UUID(int=7))),
+        ("cancel_batch", {}, "batch_id"),
+    ],
+)
+async def test_a_malformed_message_is_answered_with_an_error_that_names_the_field(
+    site: Site, pool: ArqRedis, function: str, message: Any, words: str
+) -> None:
+    assert words in await refusal(pool, function, message)
+    assert await batches_made(site) == 0
+
+
+async def test_the_batch_of_another_project_is_not_found(site: Site, pool: ArqRedis) -> None:
+    batch_id = await answer(pool, "submit_batch", submission(open=True))
+    theirs = {"batch_id": batch_id, "project": "theirs"}
+    assert "there is no batch" in await refusal(pool, "cancel_batch", theirs)
+    assert "there is no batch" in await refusal(pool, "add_jobs", {**theirs, "jobs": [JOB]})
+    batch = site.queue.batch(batch_id)
+    assert (await batch.record()).jobs == 1
+    await batch.cancel()
+    async with site.door("theirs") as queue:
+        with pytest.raises(NotFound):
+            await queue.batch(batch_id).record()
+
+
+async def test_wrong_arguments_and_unknown_functions_are_answered(site: Site, pool: ArqRedis) -> None:
+    assert "submit_batch" in await refusal(pool, "submit_batch")
+    assert "submit_batch" in await refusal(pool, "submit_batch", submission(), 3)
+    assert "drop_everything" in await refusal(pool, "drop_everything", {})
+    assert await batches_made(site) == 0
+
+
+class Exploit:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+async def test_a_pickled_message_is_refused_and_never_unpickled(site: Site, pool: ArqRedis, tmp_path: Path) -> None:
+    trace = tmp_path / "unpickled"
+    async with await pool_of(site.url, job_serializer=None, job_deserializer=None) as naive:
+        message = await naive.enqueue_job("submit_batch", Exploit(trace))
+    assert message is not None
+
+    async def is_gone() -> bool:
+        return not await pool.exists(job_key_prefix + message.job_id) and await pool.zcard(INTAKE) == 0
+
+    await until(is_gone)
+    assert not trace.exists()
+    assert await batches_made(site) == 0
+    assert await answer(pool, "submit_batch", submission())  # the intake goes on
+    await site.idle()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"junk", b"\x92\x02\x80", b"\x91\x01", b"\xc0", b"\x92\x01\xc0"])
+async def test_junk_is_dropped_and_the_intake_goes_on(site: Site, pool: ArqRedis, data: bytes) -> None:
+    await pool.set(job_key_prefix + "junk", data, ex=600)
+    await pool.zadd(INTAKE, {"junk": 1})
+
+    async def is_gone() -> bool:
+        return await pool.zcard(INTAKE) == 0
+
+    await until(is_gone)
+    assert await batches_made(site) == 0
+    batch = site.queue.batch(await answer(pool, "submit_batch", submission()))
+    await batch.wait(PATIENCE_S)
+
+
+# ----------------------------------------------------------------------------------------------- Redis is full
+
+
+@pytest.fixture
+def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
+    """A server with little memory; asked for after the shared one, which skips where there is none."""
+    with RedisServer(tmp_path / "redis", maxmemory_mb=MAXMEMORY_MB) as server:
+        yield server
+
+
+async def test_while_redis_is_full_a_message_waits_and_is_taken_in_later(
+    small_server: RedisServer, tmp_path: Path
+) -> None:
+    async with Site(small_server.url, tmp_path) as site, await pool_of(site.url) as pool:
+        (chores,) = [site.spawn("chores")]
+        await site.workers(1)
+        await site.serves(chores)
+        redis: Any = site.store.redis
+        await redis.set("ballast", b"x" * int(0.86 * MAXMEMORY_MB * (1 << 20)))
+
+        async def full() -> bool:
+            return bool(await redis.exists(site.store.keys(Key.FULL)))
+
+        await until(full)
+        message = await pool.enqueue_job("submit_batch", submission())
+        assert message is not None
+
+        async def was_tried() -> bool:
+            return int(await redis.get(f"arq:retry:{message.job_id}") or 0) >= 1
+
+        await until(was_tried)
+        await redis.delete("ballast")
+        batch = site.queue.batch(await message.result(timeout=PATIENCE_S, poll_delay=0.05))
+        assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+        assert await batches_made(site) == 1
