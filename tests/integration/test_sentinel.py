@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.processes import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
 from tweezer.queue.run import make_worker
@@ -76,11 +77,9 @@ async def test_work_goes_on_at_the_replica_when_the_primary_dies(primary: RedisS
     settings = load({"redis_url": sentinel_url, "drain_s": 1})
     worker = make_worker(settings, device="NULL", lanes=2, version="test", handle_signals=False)
     async with asyncio.timeout(90), connect_async(sentinel_url, retry_s=60) as queue:
-        while not await has_replica(queue):
-            await asyncio.sleep(0.05)
+        await until(lambda: has_replica(queue), "a replica that Sentinel knows")
         running = asyncio.ensure_future(worker.async_run())
-        while not await queue.devices():
-            await asyncio.sleep(0.05)
+        await until(lambda: has_devices(queue), "the worker")
         batch = await queue.submit(None, [Job(variables={"sleep_s": 0.2})] * 20, device="NULL")
         async for _ in batch.finished():
             break
@@ -92,6 +91,10 @@ async def test_work_goes_on_at_the_replica_when_the_primary_dies(primary: RedisS
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await worker.close()
+
+
+async def has_devices(queue: AsyncQueue) -> bool:
+    return bool(await queue.devices())
 
 
 async def has_replica(queue: AsyncQueue) -> bool:
