@@ -36,11 +36,18 @@ class _Loop:
             raise
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        turn = asyncio.Lock()
+
         async def step() -> tuple[bool, T | None]:
-            try:
-                return True, await anext(items)
-            except StopAsyncIteration:
-                return False, None
+            async with turn:
+                try:
+                    return True, await anext(items)
+                except StopAsyncIteration:
+                    return False, None
+
+        async def end() -> None:
+            async with turn:  # a step that was interrupted is on its way out
+                await items.aclose()  # type: ignore[attr-defined]
 
         try:
             while True:
@@ -49,12 +56,21 @@ class _Loop:
                     return
                 yield item  # type: ignore[misc]
         finally:
-            self.run(items.aclose())  # type: ignore[attr-defined]
+            self.run(end())
 
     def stop(self) -> None:
+        self.run(_end_all_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _end_all_others() -> None:
+    """Waits for what was interrupted."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 class Batch:

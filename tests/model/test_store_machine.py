@@ -337,8 +337,25 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.batches)
     @rule(at=NUMBERS, indices=st.lists(st.integers(0, 12), min_size=1, max_size=5))
-    def cancel_jobs(self, at: int, indices: list[int]) -> None:
-        batch = pick(self.batches, at)
+    def cancel_some(self, at: int, indices: list[int]) -> None:
+        self.cancel_jobs(pick(self.batches, at), indices)
+
+    @precondition(lambda self: self.under_way())
+    @rule(at=NUMBERS)
+    def cancel_what_is_under_way(self, at: int) -> None:
+        batch, index = pick(self.under_way(), at)
+        self.cancel_jobs(batch, [index])
+
+    def under_way(self) -> list[tuple[Batch, int]]:
+        """Jobs that run, are held, or wait for a retry."""
+        return [
+            (batch, index)
+            for batch in self.batches
+            for index in batch.of(JobStatus.PENDING, JobStatus.RUNNING)
+            if batch.jobs[index].delayed or self.holds(batch, index)
+        ]
+
+    def cancel_jobs(self, batch: Batch, indices: list[int]) -> None:
         expected = []
         for index in indices:
             status = batch.jobs[index].status if index < len(batch.jobs) else None

@@ -85,6 +85,30 @@ async def test_a_delayed_job_is_cancelled_at_once(rig: Rig) -> None:
     assert await rig.grants() == []
 
 
+async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    for index in (0, 1):
+        await rig.settle(grant, {index: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.make_due(batch_id)
+    grant = await rig.take()
+    assert [(job.index, job.attempt) for job in grant.jobs] == [(1, 2)]
+    assert (await rig.settle(grant, {1: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})).next is Next.PARKED
+    await rig.commands.cancel_jobs(batch_id, [1], project="a")
+    assert await rig.statuses(batch_id) == [CANCELED, CANCELED]
+
+
+async def test_a_ticket_does_not_wait_for_a_delayed_job_that_was_cancelled(rig: Rig) -> None:
+    batch_id = await rig.submit(2, open=True)
+    grant = await rig.take()
+    turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
+    assert turn.next is Next.JOBS
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.RETIRED
+    assert await rig.grants() == []
+
+
 async def test_cancelling_a_job_twice_counts_the_requests_and_keeps_the_first_time(rig: Rig) -> None:
     batch_id = await rig.submit(1)
     await rig.take()

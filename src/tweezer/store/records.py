@@ -159,8 +159,8 @@ def moment(milliseconds: str | None) -> datetime | None:
 
 
 def moment_us(microseconds: str) -> datetime:
-    """A UTC time from microseconds since 1970."""
-    return datetime.fromtimestamp(int(microseconds) / 1_000_000, UTC)
+    """A UTC time from microseconds since 1970, to the millisecond, as all times of a record."""
+    return datetime.fromtimestamp(int(microseconds) // 1000 / 1000, UTC)
 
 
 def read_state(raw: bytes | None) -> dict[str, str]:

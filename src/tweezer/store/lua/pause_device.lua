@@ -8,5 +8,5 @@
 exempt_from_maxmemory()
 local device = key(KEY.device, ARGV[1])
 if redis.call('EXISTS', device) == 0 then return { 'unknown' } end
-redis.call('HSET', device, 'paused', ARGV[2], 'paused_at', int(NOW))
+redis.call('HSET', device, 'paused', ARGV[2], 'paused_at', NOW_MS)
 return { 'ok' }

@@ -23,7 +23,7 @@ for at = 4, #ARGV, 3 do
   local st = states[index]
   if st and not JOB_OVER[st[S.status]] then
     if st[S.status] == 'P' then begin_job(b, index, st, token, stage) end
-    if st[S.stage] ~= stage then st[S.stage], st[S.staged] = stage, int(NOW) end
+    if st[S.stage] ~= stage then st[S.stage], st[S.staged] = stage, NOW_MS end
     st[S.progress] = percent
     write_state(b, index, st)
     news[#news + 1] = '~' .. index .. ' ' .. stage .. ' ' .. percent

@@ -27,7 +27,7 @@ if not mine then
   for i = 1, #indices do
     if not raw[i] or read_state(raw[i])[S.token] ~= token then refused = refused + 1 end
   end
-  return { refused > 0 and 'stale' or 'retired', refused }
+  return { (refused > 0 or #indices == 0) and 'stale' or 'retired', refused }
 end
 
 local held_key, held = key(KEY.held, id, n), {}

@@ -9,7 +9,7 @@
 exempt_from_maxmemory()
 local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
 local idle = key(KEY.idle)
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', int(NOW), 'LIMIT', 0, most)) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)) do
   redis.call('ZREM', idle, id)
   local b, problem = load_batch(id)
   if problem == 'version' then redis.call('ZADD', idle, int(NOW + LEAVE_ALONE), id) end
