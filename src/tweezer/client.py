@@ -7,6 +7,7 @@ talks to Redis directly and is trusted with it; whoever is not goes through the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -24,9 +25,11 @@ from tweezer.model.events import read_events
 from tweezer.model.ids import new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import JobSpec, Limits, Priority, Result
+from tweezer.model.tasks import heeding_cancel
 from tweezer.store.admission import Submission
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
+from tweezer.store.feed import Heard
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
 if TYPE_CHECKING:
@@ -158,7 +161,7 @@ class AsyncBatch:
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        async with self._store.news.batch(self.id) as heard:
+        async with self._news() as heard:
             while True:
                 record = await self.record()
                 yield record
@@ -183,7 +186,7 @@ class AsyncBatch:
         """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         told: set[int] = set()
-        async with self._store.news.batch(self.id) as heard:
+        async with self._news() as heard:
             words: list[bytes] = []
             while True:
                 record = await self.record()
@@ -200,6 +203,11 @@ class AsyncBatch:
         """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
         record = await self.wait(timeout_s)
         return await self._finished(record, range(record.jobs))
+
+    @contextlib.asynccontextmanager
+    async def _news(self) -> AsyncIterator[Heard]:
+        async with contextlib.AsyncExitStack() as stack:
+            yield await self._ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
 
     def _ended_in(self, messages: list[bytes]) -> list[int]:
         words = " ".join(message.decode() for message in messages if not message.startswith(b"~"))
@@ -351,7 +359,8 @@ class AsyncQueue:
         deadline, tries = time.monotonic() + self._retry_s, 0
         while True:
             try:
-                return await call()
+                with heeding_cancel():
+                    return await call()
             except Unavailable:
                 tries += 1
                 delay_s = _RETRY.delay_s(tries)

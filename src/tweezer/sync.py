@@ -7,11 +7,12 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, open_store
 from tweezer.model.messages import JobSpec, Limits, Priority
+from tweezer.model.tasks import end_tasks
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
@@ -36,18 +37,18 @@ class _Loop:
             raise
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        turn = asyncio.Lock()
+        steps: list[asyncio.Task[Any]] = []
 
         async def step() -> tuple[bool, T | None]:
-            async with turn:
-                try:
-                    return True, await anext(items)
-                except StopAsyncIteration:
-                    return False, None
+            steps[:] = [cast(asyncio.Task[Any], asyncio.current_task())]
+            try:
+                return True, await anext(items)
+            except StopAsyncIteration:
+                return False, None
 
         async def end() -> None:
-            async with turn:  # a step that was interrupted is on its way out
-                await items.aclose()  # type: ignore[attr-defined]
+            await end_tasks(*steps)  # one that was interrupted may be on its way out
+            await items.aclose()  # type: ignore[attr-defined]
 
         try:
             while True:
@@ -58,19 +59,19 @@ class _Loop:
         finally:
             self.run(end())
 
-    def stop(self) -> None:
+    def end_all(self) -> None:
+        """Ends all that runs on the loop."""
         self.run(_end_all_others())
+
+    def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
 
 async def _end_all_others() -> None:
-    """Waits for what was interrupted."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    """Ends what was interrupted and is still on its way out."""
+    await end_tasks(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
 
 
 class Batch:
@@ -154,6 +155,7 @@ class Queue:
         self.close()
 
     def close(self) -> None:
+        self._loop.end_all()
         self._loop.run(self._queue.close())
         self._loop.stop()
 

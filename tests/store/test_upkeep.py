@@ -206,4 +206,5 @@ async def test_the_stream_is_bounded_by_what_operators_set(real_rig: Rig) -> Non
     await real_rig.tickets.publish_settings(StoreConfig(events_kept=10))
     for _ in range(300):
         await real_rig.submit(0)
+    await real_rig.tickets.sweep()
     assert await real_rig.redis.xlen(real_rig.keys(Key.EVENTS)) <= 110  # trimmed by nodes of a hundred

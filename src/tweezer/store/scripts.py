@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from importlib import resources
 from typing import Any, cast
 
@@ -67,6 +68,21 @@ def _strings(names: tuple[str, ...]) -> str:
     return "{ " + ", ".join(f"'{name}'" for name in names) + " }"
 
 
+def _batch_reader() -> str:
+    """FIELDS and the function that makes a batch of their values: written out, since Lua makes a table at once
+    when it can see its fields. Before the fields comes a ticket's; see ``load_batch``."""
+    text = [f"{name} = raw[{at}] or nil" for at, name in enumerate(TEXT_FIELDS, 3)]
+    place = {name: at for at, name in enumerate(NUMBER_FIELDS, 3 + len(TEXT_FIELDS))}
+    numbers = [f"{name} = tonumber(raw[{at}] or 0)" for name, at in place.items()]
+    before = [f"was_{name} = tonumber(raw[{place[name]}] or 0)" for name in ("pending", "running")]
+    before.append(f"was_open = raw[{place['open']}] == '1'")
+    fields = ", ".join(("id = id, was = raw, events = {}, asked = {}, tickets = {}", *text, *numbers, *before))
+    return (
+        f"local FIELDS = {_strings(('v', *TEXT_FIELDS, *NUMBER_FIELDS))}\n"
+        f"local function read_batch(id, raw) return {{ {fields} }} end"
+    )
+
+
 def _flags(words: set[str]) -> str:
     return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
 
@@ -87,6 +103,7 @@ def _generated() -> str:
             lua_table(),
             f"local S, STATE_SIZE = {{ {positions} }}, {len(STATE_FIELDS)}",
             f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
+            _batch_reader(),
             f"local JOB_MOVES, BATCH_MOVES = {_flags(job_moves)}, {_flags(batch_moves)}",
             f"local JOB_OVER = {_flags({status.letter for status in TERMINAL_JOB})}",
             f"local VERSION, PENALTY = '{RECORD_VERSION}', {{ {penalties} }}",
@@ -98,9 +115,29 @@ def _generated() -> str:
     )
 
 
+_WORD = re.compile(r"\w+")
+_STATEMENT = re.compile(r"(?m)^(?=local )")
+_NAMES = re.compile(r"local (?:function )?([\w, ]+)")
+
+
 class _Script(msgspec.Struct, frozen=True):
     text: str
     sha: str
+
+
+def _with_what_it_uses(prelude: str, script: str) -> str:
+    """The script behind those statements of the prelude that it needs: each call makes what is there anew.
+
+    A statement of the prelude begins with ``local`` at the start of a line, and is needed when a word of
+    what comes after it is one of its names.
+    """
+    kept, words = script, set(_WORD.findall(script))
+    for statement in reversed(_STATEMENT.split(prelude)):
+        names = _NAMES.match(statement)
+        if names is None or words.intersection(_WORD.findall(names[1])):
+            kept = statement + kept
+            words.update(_WORD.findall(statement))
+    return kept
 
 
 @functools.cache
@@ -110,7 +147,7 @@ def _load() -> dict[str, _Script]:
     scripts = {}
     for file in folder.iterdir():
         if file.name.endswith(".lua") and file.name != "prelude.lua":
-            text = prelude + "\n" + file.read_text()
+            text = _with_what_it_uses(prelude, file.read_text())
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             scripts[file.name.removesuffix(".lua")] = _Script(text, sha)
     return scripts

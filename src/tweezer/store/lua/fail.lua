@@ -8,9 +8,8 @@
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
-local b = load_batch(id)
-local t = b and read_ticket(b, n)
-if not t or t.token ~= ARGV[2] then return { 'stale' } end
+local b, t = load_batch(id, n)
+if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
 local held = key(KEY.held, id, n)
 for _, index in ipairs(redis.call('SMEMBERS', held)) do
   local st = read_state(redis.call('HGET', key(KEY.state, id), index))

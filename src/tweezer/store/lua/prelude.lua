@@ -38,28 +38,18 @@ end
 ---------------------------------------------------------------------------------------------- batches
 
 local COUNTER = { P = 'pending', R = 'running', D = 'done', E = 'error', C = 'canceled' }
-local FIELDS = { 'v' }
-for _, name in ipairs(TEXT) do FIELDS[#FIELDS + 1] = name end
-for _, name in ipairs(NUMBER) do FIELDS[#FIELDS + 1] = name end
-
--- The batch as a table, or nil. A batch of an unknown version is nil, 'version'.
-local function load_batch(id)
-  local raw = redis.call('HMGET', key(KEY.batch, id), unpack(FIELDS))
-  if not raw[1] then return nil end
-  if raw[1] ~= VERSION then return nil, 'version' end
-  local b = { id = id, was = {}, events = {}, asked = {} }
-  local at = 1
-  for _, name in ipairs(TEXT) do
-    at = at + 1
-    b[name] = raw[at] or nil
-    b.was[name] = b[name]
+-- The batch as a table, or nil. A batch of an unknown version is nil, 'version'. With the number of a ticket
+-- also that ticket, or nil.
+local function load_batch(id, n)
+  local raw = redis.call('HMGET', key(KEY.batch, id), 't:' .. (n or ''), unpack(FIELDS))
+  if not raw[2] then return nil end
+  if raw[2] ~= VERSION then return nil, 'version' end
+  local t
+  if raw[1] then
+    local token, used, lane = string.match(raw[1], '^(%S+) (%S+) (%S*)$')
+    t = { n = n, name = id .. ':' .. n, token = token, used = tonumber(used), lane = lane }
   end
-  for _, name in ipairs(NUMBER) do
-    at = at + 1
-    b[name] = tonumber(raw[at] or 0)
-    b.was[name] = b[name]
-  end
-  return b
+  return read_batch(id, raw), t
 end
 
 -- The batch if it exists and belongs to the project ('' is everybody's: a worker or an operator).
@@ -85,24 +75,42 @@ local function move_batch(b, to)
   b.status = to
 end
 
+-- Changes of the counters of devices, written once a script.
+local tally = {}
+
+local function count(device, counter, change)
+  if change == 0 then return end
+  tally[device] = tally[device] or {}
+  tally[device][counter] = (tally[device][counter] or 0) + change
+end
+
+local function save_counts()
+  for device, counters in pairs(tally) do
+    for counter, change in pairs(counters) do
+      redis.call('HINCRBY', key(KEY.device, device), counter, int(change))
+    end
+  end
+  tally = {}
+end
+
 -- Writes what changed in the record, then the events of this call as one entry, then tells who listens.
 local function save(b)
-  local changed = { 'updated', NOW_MS }
-  for _, name in ipairs(TEXT) do
-    if b[name] ~= b.was[name] then changed[#changed + 1] = name; changed[#changed + 1] = b[name] end
+  local changed, was = b.tickets, b.was
+  changed[#changed + 1], changed[#changed + 2] = 'updated', NOW_MS
+  for at, name in ipairs(TEXT) do
+    if b[name] ~= (was[at + 2] or nil) then changed[#changed + 1], changed[#changed + 2] = name, b[name] end
   end
-  for _, name in ipairs(NUMBER) do
-    if b[name] ~= b.was[name] then changed[#changed + 1] = name; changed[#changed + 1] = int(b[name]) end
+  for at, name in ipairs(NUMBER) do
+    if b[name] ~= tonumber(was[at + 2 + #TEXT] or 0) then
+      changed[#changed + 1], changed[#changed + 2] = name, int(b[name])
+    end
   end
   redis.call('HSET', key(KEY.batch, b.id), unpack(changed))
-  local device = key(KEY.device, b.device)
-  local pending, running = b.pending - b.was.pending, b.running - b.was.running
-  if pending ~= 0 then redis.call('HINCRBY', device, 'pending', int(pending)) end
-  if running ~= 0 then redis.call('HINCRBY', device, 'running', int(running)) end
+  count(b.device, 'pending', b.pending - b.was_pending)
+  count(b.device, 'running', b.running - b.was_running)
   if #b.events > 0 then
     local words = table.concat(b.events, ' ')
-    redis.call('XADD', key(KEY.events), 'MAXLEN', '~', int(setting('events_kept')), '*',
-      'b', b.id, 's', int(b.first_event), 't', NOW_US, 'e', words)
+    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', int(b.first_event), 't', NOW_US, 'e', words)
     redis.call('PUBLISH', key(KEY.news, b.id), words)
   end
   if #b.asked > 0 then
@@ -192,6 +200,18 @@ local function charge(b, from, milliseconds)
   redis.call('HSET', key(KEY.fair, b.device), 'p:' .. b.project, int(from + milliseconds))
 end
 
+-- Live lanes of a device and whether it is paused, read once a script.
+local devices = {}
+local function device_row(device)
+  if not devices[device] then
+    local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused')
+    devices[device] = { lanes = tonumber(row[1] or 0), paused = row[2] and true }
+  end
+  return devices[device]
+end
+
+local function is_paused(device) return device_row(device).paused end
+
 local function ring(device)
   local bell = key(KEY.bell, device)
   if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
@@ -202,16 +222,10 @@ end
 local function ticket_name(b, n) return b.id .. ':' .. n end
 local function split_ticket(name) return string.sub(name, 1, 36), string.sub(name, 38) end
 
--- A ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
-local function read_ticket(b, n)
-  local raw = redis.call('HGET', key(KEY.batch, b.id), 't:' .. n)
-  if not raw then return nil end
-  local token, used, lane = string.match(raw, '^(%S+) (%S+) (%S*)$')
-  return { n = n, name = ticket_name(b, n), token = token, used = tonumber(used), lane = lane }
-end
-
+-- Notes a ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
 local function write_ticket(b, t)
-  redis.call('HSET', key(KEY.batch, b.id), 't:' .. t.n, t.token .. ' ' .. int(t.used) .. ' ' .. t.lane)
+  b.tickets[#b.tickets + 1] = 't:' .. t.n
+  b.tickets[#b.tickets + 1] = t.token .. ' ' .. int(t.used) .. ' ' .. t.lane
 end
 
 -- Puts a ticket among the ready ones, or among those that wait for their time.
@@ -233,8 +247,7 @@ local function waiting(b) return b.jobs - b.cursor + b.back end
 -- is parked until a job may be retried has jobs to run now; one that waits after a failure stays.
 local function issue_tickets(b)
   local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
-  local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 0)
-  local want = math.min(waiting(b) + b.delayed, math.max(lanes, 1))
+  local want = math.min(waiting(b) + b.delayed, math.max(device_row(b.device).lanes, 1))
   if b.exclusive == 1 then want = math.min(want, 1) end
   for n = 0, want - 1 do
     local t = { n = int(n), name = ticket_name(b, int(n)) }
@@ -278,12 +291,13 @@ end
 --------------------------------------------------------------------------------------- ends of batches
 
 local function expire_batch(b)
-  for _, pattern in ipairs({ KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault }) do
-    redis.call('PEXPIRE', key(pattern, b.id), int(setting('retention')))
-  end
-  redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id))
+  local ended = { KEY.batch, KEY.spec, KEY.state }
+  if b.done > 0 then ended[#ended + 1] = KEY.result end
+  if b.error + b.canceled > 0 then ended[#ended + 1] = KEY.fault end
+  for _, pattern in ipairs(ended) do redis.call('PEXPIRE', key(pattern, b.id), int(setting('retention'))) end
+  if b.back + b.delayed > 0 then redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id)) end
   b.back, b.delayed = 0, 0
-  redis.call('ZREM', key(KEY.idle), b.id)
+  if b.was_open then redis.call('ZREM', key(KEY.idle), b.id) end
   for n = 0, b.slots - 1 do
     local name = ticket_name(b, int(n))
     local was_ready = redis.call('ZREM', key(KEY.ready, b.device), name)
@@ -363,6 +377,7 @@ end
 local function finish(b)
   conclude(b)
   save(b)
+  save_counts()
 end
 
 ------------------------------------------------------------------------------------- taking jobs back
@@ -426,9 +441,8 @@ local function reclaim_expired(device, limit)
   local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', NOW_MS, 'LIMIT', 0, limit)
   for _, name in ipairs(expired) do
     local id, n = split_ticket(name)
-    local b, problem = load_batch(id)
-    local t = b and read_ticket(b, n)
-    if problem == 'version' then
+    local b, t = load_batch(id, n)
+    if t == 'version' then
       redis.call('ZADD', leases, int(NOW + LEAVE_ALONE), name)
     elseif not t then
       redis.call('ZREM', leases, name)
@@ -467,17 +481,17 @@ local function count_lanes(device)
     lanes = lanes + tonumber(redis.call('HGET', key(KEY.worker, worker), 'lanes') or 0)
   end
   redis.call('HSET', key(KEY.device, device), 'lanes', int(lanes))
+  devices[device] = nil
 end
-
-local function is_paused(device) return redis.call('HEXISTS', key(KEY.device, device), 'paused') == 1 end
 
 ------------------------------------------------------------------------------------------------ claims
 
 -- Hands jobs to a ticket that holds some already, until it holds its share, at most `most`: first what
 -- came back, then what is new. A job that was attempted before goes alone, so that poison takes no
 -- neighbour down. A token runs a job once, so that a repeated settle is never taken for a second attempt.
+-- Answers the jobs when all that the ticket holds now was claimed here, and for the first time.
 local function claim(b, t, most, held)
-  if is_over(b) or b.status == 'S' then return end
+  if is_over(b) or b.status == 'S' then return nil end
   local states, taken = key(KEY.state, b.id), {}
   if b.delayed > 0 then
     local delay = key(KEY.delay, b.id)
@@ -488,8 +502,7 @@ local function claim(b, t, most, held)
       come_back(b, due)
     end
   end
-  local lanes = tonumber(redis.call('HGET', key(KEY.device, b.device), 'lanes') or 1)
-  local share = math.max(1, math.ceil((waiting(b) + held) / (2 * math.max(lanes, 1))))
+  local share = math.max(1, math.ceil((waiting(b) + held) / (2 * math.max(device_row(b.device).lanes, 1))))
   local k = math.min(most, share) - held
   local alone = false
   local list = key(KEY.back, b.id)
@@ -504,54 +517,65 @@ local function claim(b, t, most, held)
     b.back = b.back - 1
     if st[S.status] == 'P' then taken[#taken + 1] = index end
   end
+  local all_fresh = held == 0 and #taken == 0
   while not alone and #taken < k and b.cursor < b.jobs do
     local page = {}
     for index = b.cursor, math.min(b.jobs, b.cursor + k - #taken, b.cursor + 1000) - 1 do
       page[#page + 1] = int(index)
     end
-    local raw = redis.call('HMGET', states, unpack(page))
-    for i, index in ipairs(page) do
-      if not raw[i] then taken[#taken + 1] = index end
+    if b.canceled + b.error == 0 then -- nothing can have happened to a job that was never handed out
+      for _, index in ipairs(page) do taken[#taken + 1] = index end
+    else
+      local raw = redis.call('HMGET', states, unpack(page))
+      for i, index in ipairs(page) do
+        if not raw[i] then taken[#taken + 1] = index end
+      end
     end
     b.cursor = b.cursor + #page
   end
   each_thousand('SADD', key(KEY.held, b.id, t.n), taken)
+  return all_fresh and taken or nil
 end
 
--- The held set for its holder: { index, attempt, '1' if its cancel is requested, spec, … }, by index.
--- With nothing begun yet, its first job begins now: the lane is free for it.
-local function held_jobs(b, t)
+-- The held jobs that are not over, by index, and the states of those that were begun before.
+local function still_held(b, t)
   local indices = held_indices(b, t)
-  if #indices == 0 then return {} end
+  if #indices == 0 then return {}, {} end
   local raw = redis.call('HMGET', key(KEY.state, b.id), unpack(indices))
-  local kept, gone, begun = {}, {}, false
+  local kept, states, gone = {}, {}, {}
   for i, index in ipairs(indices) do
     local st = raw[i] and read_state(raw[i])
     if st and JOB_OVER[st[S.status]] then
       gone[#gone + 1] = index
     else
-      begun = begun or (st and st[S.status] == 'R')
-      kept[#kept + 1] = { index, st }
+      kept[#kept + 1] = index
+      states[#kept] = st or nil
     end
   end
   if #gone > 0 then redis.call('SREM', key(KEY.held, b.id, t.n), unpack(gone)) end
-  if #kept == 0 then return {} end
+  return kept, states
+end
+
+-- The held set for its holder: { index, attempt, '1' if its cancel is requested, spec, … }, by index.
+-- With nothing begun yet, its first job begins now: the lane is free for it. fresh: what `claim` answered.
+local function held_jobs(b, t, fresh)
+  local indices, states = fresh, {}
+  if not fresh then indices, states = still_held(b, t) end
+  if #indices == 0 then return {} end
+  local begun = false
+  for _, st in pairs(states) do begun = begun or st[S.status] == 'R' end
   if not begun then
-    local index, st = kept[1][1], kept[1][2] or read_state()
-    begin_job(b, index, st, t.token, 'preparing')
-    write_state(b, index, st)
-    kept[1][2] = st
+    states[1] = states[1] or read_state()
+    begin_job(b, indices[1], states[1], t.token, 'preparing')
+    write_state(b, indices[1], states[1])
   end
-  local names = {}
-  for i, job in ipairs(kept) do names[i] = job[1] end
-  local specs = redis.call('HMGET', key(KEY.spec, b.id), unpack(names))
-  local reply = {}
-  for i, job in ipairs(kept) do
-    local st = job[2]
-    reply[#reply + 1] = job[1]
-    reply[#reply + 1] = st and st[S.attempt] or '0'
-    reply[#reply + 1] = st and st[S.cancel] ~= '-' and '1' or '0'
-    reply[#reply + 1] = specs[i]
+  local specs, reply = redis.call('HMGET', key(KEY.spec, b.id), unpack(indices)), {}
+  for i, index in ipairs(indices) do
+    local st, at = states[i], 4 * i - 3
+    reply[at] = index
+    reply[at + 1] = st and st[S.attempt] or '0'
+    reply[at + 2] = st and st[S.cancel] ~= '-' and '1' or '0'
+    reply[at + 3] = specs[i]
   end
   return reply
 end

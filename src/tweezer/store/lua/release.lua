@@ -11,9 +11,8 @@
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
-local b = load_batch(id)
-local t = b and read_ticket(b, n)
-if not t or t.token ~= ARGV[2] then return { 'stale' } end
+local b, t = load_batch(id, n)
+if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
 take_back(b, t, ARGV[3])
 local word, due = 'ok', nil
 if ARGV[3] == 'fail' then

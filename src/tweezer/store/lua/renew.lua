@@ -8,9 +8,8 @@
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
 local token = ARGV[2]
-local b = load_batch(id)
-local t = b and read_ticket(b, n)
-if not t or t.token ~= token then return { 'stale' } end
+local b, t = load_batch(id, n)
+if not b or not t or t.token ~= token then return { 'stale' } end
 redis.call('ZADD', key(KEY.leases, b.device), int(NOW + tonumber(ARGV[3])), t.name)
 
 local held = redis.call('SMEMBERS', key(KEY.held, id, n))

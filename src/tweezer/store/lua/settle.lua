@@ -14,9 +14,8 @@
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
 local token, lease, most = ARGV[2], tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), HELD_MAX)
-local b = load_batch(id)
-local t = b and read_ticket(b, n)
-local mine = t and t.token == token
+local b, t = load_batch(id, n)
+local mine = b and t and t.token == token
 
 local indices = {}
 for at = 6, #ARGV, 6 do indices[#indices + 1] = ARGV[at] end
@@ -93,15 +92,18 @@ local function should_yield()
   return tonumber(best[2]) < again
 end
 
-local stop = most == 0 or b.status == 'S' or is_paused(b.device) or should_yield()
-if stop then
-  take_back(b, t, most == 0 and 'drain' or 'stop')
-else
-  local count = 0
-  for _ in pairs(held) do count = count + 1 end
-  claim(b, t, most, count)
+local left = 0
+for _ in pairs(held) do left = left + 1 end
+local word, jobs = 'jobs', {}
+if left + waiting(b) + b.delayed > 0 then
+  local fresh
+  if most == 0 or b.status == 'S' or is_paused(b.device) or should_yield() then
+    take_back(b, t, most == 0 and 'drain' or 'stop')
+  else
+    fresh = claim(b, t, most, left)
+  end
+  jobs = held_jobs(b, t, fresh)
 end
-local word, jobs = 'jobs', held_jobs(b, t)
 if #jobs > 0 then
   if t.used >= setting('quantum') then
     settle_service(b, t)

@@ -1,5 +1,5 @@
 -- sweep: what time alone brings about: open batches past their deadline, expired leases, tickets that are
--- due, workers that are gone. Any number of processes may run it; it is run each second.
+-- due, workers that are gone, a stream that grew too long. Any number of processes may run it; it is run each second.
 --
 -- KEYS[1] namespace
 -- ARGV[1] most things of a kind to treat in one call
@@ -25,4 +25,5 @@ for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   readied = readied + ready_due(device, most)
   if redis.call('EXISTS', key(KEY.ready, device)) == 1 then ring(device) end
 end
+redis.call('XTRIM', key(KEY.events), 'MAXLEN', '~', int(setting('events_kept')))
 return { 'ok', timed_out, reclaimed, readied }

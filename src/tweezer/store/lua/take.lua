@@ -30,28 +30,25 @@ if is_paused(device) then return { 'paused', wait(), {} } end
 
 local reply, left_alone = { 'ok', '-1', {} }, {}
 local looked_at = 0
+local virtual_before = tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0)
+local virtual = virtual_before
 
 -- Takes one ready ticket off the queue: a grant, or nil when there was nothing in it.
 local function open_ticket(name, score, lane)
   local id, n = split_ticket(name)
   redis.call('ZREM', ready, name)
-  local b, problem = load_batch(id)
-  if problem == 'version' then
+  local b, t = load_batch(id, n)
+  if t == 'version' then
     redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
     left_alone[#left_alone + 1] = name
     return nil
   end
-  local t = b and read_ticket(b, n)
   if not t then return nil end
-  local virtual = score - PENALTY[b.priority]
-  if virtual > tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0) then
-    redis.call('HSET', key(KEY.fair, device), 'V', int(virtual))
-  end
+  virtual = math.max(virtual, score - PENALTY[b.priority])
   b.token = math.max(b.token + 1, tonumber(NOW_US))
   t.token, t.lane = int(b.token), lane
   local grant
-  claim(b, t, 1, 0)
-  local jobs = held_jobs(b, t)
+  local jobs = held_jobs(b, t, claim(b, t, 1, 0))
   if #jobs == 0 then
     requeue_or_retire(b, t)
   else
@@ -60,7 +57,8 @@ local function open_ticket(name, score, lane)
     if waiting(b) > 0 then issue_tickets(b) end
     grant = { name, t.token, b.project, redis.call('HGET', key(KEY.batch, id), 'doc'), int(b.exclusive), jobs }
   end
-  finish(b)
+  conclude(b)
+  save(b)
   return grant
 end
 
@@ -74,6 +72,8 @@ for at = 3, #ARGV do
   end
   if grant then reply[#reply + 1] = grant end
 end
+save_counts()
+if virtual > virtual_before then redis.call('HSET', key(KEY.fair, device), 'V', int(virtual)) end
 if redis.call('EXISTS', ready) == 1 then ring(device) end
 reply[2], reply[3] = wait(), left_alone
 return reply

@@ -1,0 +1,97 @@
+"""The same emulations without a queue: two processes that have Pulser loaded, and nothing between them and the work.
+
+Imported by the processes of the pool too, so what is heavy is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from multiprocessing.pool import Pool
+from typing import Any, Self
+
+import msgspec
+
+from tweezer.model.messages import Result, encode_result
+
+QUBITS = 8
+_DURATION_NS = 2000
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One job: number of shots and the values of the variables."""
+
+    runs: int
+    variables: dict[str, float]
+
+
+def sequence_text() -> str:
+    """An adiabatic sweep on a ring, with its Rabi frequency and final detuning as variables."""
+    import numpy as np
+    import pulser
+
+    radius_um = 6.0 / (2 * math.sin(math.pi / QUBITS))
+    angles = 2 * math.pi * np.arange(QUBITS) / QUBITS
+    places = radius_um * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    sequence: Any = pulser.Sequence(pulser.Register.from_coordinates(places, prefix="q"), pulser.MockDevice)
+    sequence.declare_channel("rydberg", "rydberg_global")
+    omega, detuning = sequence.declare_variable("omega"), sequence.declare_variable("detuning")
+    rise = pulser.RampWaveform(_DURATION_NS // 4, 0.0, omega)
+    sweep = pulser.RampWaveform(_DURATION_NS // 2, -detuning, detuning)
+    fall = pulser.RampWaveform(_DURATION_NS // 4, omega, 0.0)
+    sequence.add(pulser.Pulse.ConstantDetuning(rise, -detuning, 0.0), "rydberg")
+    sequence.add(pulser.Pulse.ConstantAmplitude(omega, sweep, 0.0), "rydberg")
+    sequence.add(pulser.Pulse.ConstantDetuning(fall, detuning, 0.0), "rydberg")
+    text: str = sequence.to_abstract_repr()
+    return text
+
+
+_sequence: Any = None
+
+
+def _load(text: str) -> None:
+    global _sequence  # noqa: PLW0603  # what a process of a pool keeps between its items
+    import warnings
+
+    import pulser
+    import pulser_simulation  # noqa: F401  # so that the first item does not pay for it
+
+    warnings.simplefilter("ignore")
+    _sequence = pulser.Sequence.from_abstract_repr(text)
+
+
+def _emulate(item: Item) -> bytes:
+    from pulser.backend import BitStrings
+    from pulser_simulation import QutipBackendV2, QutipConfig
+
+    built = _sequence.build(**item.variables)
+    results = QutipBackendV2(built, config=QutipConfig(observables=[BitStrings(num_shots=item.runs)])).run()
+    return encode_result(Result(dict(results.final_bitstrings), results.to_abstract_repr()))
+
+
+class BarePool:
+    """A warm pool; a context manager."""
+
+    def __init__(self, text: str, processes: int) -> None:
+        for name in _THREADS:
+            os.environ[name] = "1"  # as in a lane; two processes that thread would fight for the cores
+        self._pool: Pool = multiprocessing.get_context("spawn").Pool(processes, _load, (text,))
+
+    def __enter__(self) -> Self:
+        self._pool.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(None, None, None)
+        self._pool.join()
+
+    def emulate(self, items: list[Item], timeout_s: float) -> float:
+        """Seconds for all items, each handed out by itself; all results have come back."""
+        began = time.perf_counter()
+        results = self._pool.map_async(_emulate, items, chunksize=1).get(timeout_s)
+        elapsed_s = time.perf_counter() - began
+        assert len(results) == len(items)
+        return elapsed_s

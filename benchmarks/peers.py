@@ -1,0 +1,168 @@
+"""What Tweezer is compared with: tuned arq, a bare Lua loop, a bare echo.
+
+Tuned arq is arq 0.28 with 100 messages at once, a poll each 5 ms, uvloop, results not kept, and enqueueing
+gathered by 100; logging is quiet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import harness
+from arq import create_pool
+from arq.connections import ArqRedis, RedisSettings
+from redis.asyncio import Redis
+
+from tweezer.model.messages import JobSpec, Outcome, OutcomeKind, Result, decode_spec, encode_result, encode_spec
+
+QUEUE = "benchmark:arq"
+MESSAGE = "nothing"
+ECHO = "benchmark:echo"
+GATHERED = 100
+
+# The bare loop: sets the results of the ids handed out before, and pops the next ids off a list.
+POP_AND_SET = """
+for at = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
+local ids = {}
+for at = 1, tonumber(ARGV[1]) do
+  local id = redis.call('LPOP', KEYS[1])
+  if not id then break end
+  ids[at] = id
+end
+return ids
+"""
+
+# The same without a loop: two variadic commands. For information: what Redis itself can take.
+POP_AND_SET_VARIADIC = """
+if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
+return redis.call('LPOP', KEYS[1], ARGV[1])
+"""
+
+# That, and it hands out each job's record.
+POP_GET_AND_SET = """
+if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
+local ids = redis.call('LPOP', KEYS[1], ARGV[1])
+if not ids then return {} end
+return { ids, redis.call('HMGET', KEYS[3], unpack(ids)) }
+"""
+
+
+async def arq_pool(url: str) -> ArqRedis:
+    return await create_pool(RedisSettings.from_dsn(url), default_queue_name=QUEUE)
+
+
+async def arq_enqueue(pool: ArqRedis, messages: int) -> float:
+    """Enqueues no-op messages; returns the seconds."""
+    began = time.perf_counter()
+    for first in range(0, messages, GATHERED):
+        await asyncio.gather(*(pool.enqueue_job(MESSAGE) for _ in range(min(GATHERED, messages - first))))
+    return time.perf_counter() - began
+
+
+async def arq_round(url: str, messages: int) -> tuple[float, float]:
+    """Enqueues messages, then lets a worker loose on them; returns the seconds of each."""
+    pool = await arq_pool(url)
+
+    async def drained() -> bool:
+        return int(await pool.zcard(QUEUE)) == 0
+
+    try:
+        await pool.flushall()
+        enqueue_s = await arq_enqueue(pool, messages)
+        async with harness.program("arq", url) as worker:
+            began = time.perf_counter()
+            worker.go()
+            await harness.until(drained, "arq drained its queue", 2 * harness.WAIT_S)
+            drain_s = time.perf_counter() - began
+            await asyncio.sleep(0.2)  # its last messages are off the queue, and then it tidies up
+            return enqueue_s, drain_s
+    finally:
+        await pool.aclose()
+
+
+async def pop_and_set(url: str, jobs: int, script: str = POP_AND_SET, *, at_once: int = 100) -> float:
+    """One script call for the last 100 results and the next 100 ids, and nothing else; returns the seconds."""
+    client = Redis.from_url(url)
+    try:
+        await client.flushall()
+        await client.rpush("ids", *range(jobs))
+        call = client.register_script(script)
+        result = encode_result(Result(counter={"0": 100}))
+        done: list[bytes] = []
+        began = time.perf_counter()
+        while ids := await call(keys=["ids", "results"], args=[at_once, *done]):
+            done = [part for one in ids for part in (one, result)]
+        elapsed_s = time.perf_counter() - began
+        if await client.hlen("results") != jobs:
+            raise harness.Broken("the bare loop lost results")
+        return elapsed_s
+    finally:
+        await client.aclose()
+
+
+async def _run_nothing(spec: JobSpec) -> Outcome:
+    return Outcome(OutcomeKind.DONE, result=Result(counter={"0": spec.runs or 1}))
+
+
+async def limit(url: str, jobs: int, *, at_once: int = 100) -> float:
+    """The variadic one with what any queue must do for a job in Python: decode its record, await a coroutine, encode
+    its result. Returns the seconds; for information."""
+    client = Redis.from_url(url)
+    try:
+        await client.flushall()
+        spec = encode_spec(JobSpec(100, {"a": 1.0, "b": 2.0}))
+        await client.hset("specs", mapping={str(index): spec for index in range(jobs)})
+        await client.rpush("ids", *range(jobs))
+        call = client.register_script(POP_GET_AND_SET)
+        done: list[bytes] = []
+        began = time.perf_counter()
+        while taken := await call(keys=["ids", "results", "specs"], args=[at_once, *done]):
+            done = []
+            for identity, packed in zip(*taken, strict=True):
+                outcome = await _run_nothing(decode_spec(packed))
+                assert outcome.result is not None
+                done += (identity, encode_result(outcome.result))
+        elapsed_s = time.perf_counter() - began
+        if await client.hlen("results") != jobs:
+            raise harness.Broken("the bare loop lost results")
+        return elapsed_s
+    finally:
+        await client.aclose()
+
+
+async def starts(worker: harness.Program, send: Callable[[], Awaitable[object]], samples: int) -> list[float]:
+    """Milliseconds from each send to the start of its job in the worker, which is idle before each."""
+    taken: list[float] = []
+    for number in range(samples + 5):
+        await asyncio.sleep(random.uniform(0.010, 0.020))
+        began = time.monotonic_ns()
+        await send()
+        latency_ms = (int(await worker.line()) - began) / 1e6
+        if number >= 5:
+            taken.append(latency_ms)
+    return taken
+
+
+async def arq_latency(url: str, samples: int) -> list[float]:
+    pool = await arq_pool(url)
+    try:
+        await pool.flushall()
+        async with harness.program("arq", url, "--stamping") as worker:
+            worker.go()
+            return await starts(worker, lambda: pool.enqueue_job(MESSAGE), samples)
+    finally:
+        await pool.aclose()
+
+
+async def echo_latency(url: str, samples: int) -> list[float]:
+    """A bare LPUSH here to the return of a BLPOP in another process."""
+    client = Redis.from_url(url)
+    try:
+        await client.flushall()
+        async with harness.program("echo", url) as worker:
+            return await starts(worker, lambda: client.lpush(ECHO, b"1"), samples)
+    finally:
+        await client.aclose()

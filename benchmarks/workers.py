@@ -1,0 +1,132 @@
+"""The other side of each comparison: the process that works. Run by ``harness.program``.
+
+Says ``ready``; a process that is gated (arq's) then waits for a line on its standard input. One that
+measures latency writes the monotonic clock (ns, shared by all processes of the machine) at each start of a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import peers
+import structlog
+import uvloop
+from arq import func
+from arq.connections import RedisSettings
+from arq.worker import Worker
+from redis.asyncio import Redis
+
+from tweezer import __version__
+from tweezer.adapters.null import NullAdapter, NullLane
+from tweezer.adapters.protocol import Adapter, Report
+from tweezer.adapters.registry import adapter_for
+from tweezer.model.messages import JobWork, Outcome
+from tweezer.queue.policy import Policy
+from tweezer.queue.worker import TicketWorker
+from tweezer.store.connection import Connect, Store
+
+
+def _stamp() -> None:
+    os.write(1, b"%d\n" % time.monotonic_ns())
+
+
+def _say_ready() -> None:
+    os.write(1, b"ready\n")
+
+
+class StampLane(NullLane):
+    """Writes down when a job starts."""
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        _stamp()
+        return await super().run(job, report)
+
+
+class StampAdapter(NullAdapter):
+    """The null adapter, but for the stamp."""
+
+    async def open_lane(self) -> StampLane:
+        return StampLane()
+
+
+def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
+    """Tweezer's worker. It is ready, lanes warm, when its heartbeat is in Redis."""
+    adapter: Adapter = StampAdapter() if stamping else adapter_for(device)
+    worker = TicketWorker(
+        Store.open(Connect(url=url)),
+        device,
+        adapter,
+        adapter_name="benchmark",
+        lanes=lanes,
+        policy=Policy(),
+        version=__version__,
+    )
+    _say_ready()
+    worker.run()
+
+
+async def _nothing(context: dict[Any, Any]) -> None:
+    pass
+
+
+async def _stamp_job(context: dict[Any, Any]) -> None:
+    _stamp()
+
+
+def arq(url: str, *, stamping: bool) -> None:
+    """Tuned arq's worker; gated, so that a drain can be timed from a full queue."""
+    worker = Worker(
+        functions=[func(_stamp_job if stamping else _nothing, name=peers.MESSAGE)],  # type: ignore[arg-type]
+        redis_settings=RedisSettings.from_dsn(url),
+        queue_name=peers.QUEUE,
+        max_jobs=100,
+        poll_delay=0.005,
+        keep_result=0,
+    )
+    _say_ready()
+    sys.stdin.readline()
+    worker.run()
+
+
+async def _echo(url: str) -> None:
+    client = Redis.from_url(url)
+    await client.ping()
+    _say_ready()
+    while True:
+        if await client.blpop([peers.ECHO], timeout=5):
+            _stamp()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["tickets", "arq", "echo"])
+    parser.add_argument("url")
+    parser.add_argument("--device", default="NULL")
+    parser.add_argument("--lanes", type=int, default=1)
+    parser.add_argument("--stamping", action="store_true")
+    asked = parser.parse_args()
+
+    logging.basicConfig(level=logging.WARNING)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    match asked.what:
+        case "tickets":
+            tickets(asked.url, asked.device, asked.lanes, stamping=asked.stamping)
+        case "arq":
+            arq(asked.url, stamping=asked.stamping)
+        case _:
+            asyncio.run(_echo(asked.url))
+
+
+if __name__ == "__main__":
+    main()
