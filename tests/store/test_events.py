@@ -10,7 +10,7 @@ import pytest
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Doorbell
+from tweezer.store.tickets import Grant
 
 if TYPE_CHECKING:
     from tests.store.conftest import Rig
@@ -116,35 +116,38 @@ async def test_trimming_waits_for_the_oldest_unacknowledged_entry(rig: Rig, ackn
     assert kept == [entry.id for entry in entries[min(acknowledged, 1) :]]
 
 
-async def test_the_doorbell_wakes_a_waiting_worker(rig: Rig) -> None:
-    bell = Doorbell(rig.store.scripts, "EMU")
-    waiting = asyncio.create_task(bell.wait(20))
-    batch_id = await rig.submit(1)
-    assert await waiting is True
-    assert (await rig.take()).batch_id == batch_id
-    assert await rig.bell() == 0
-    await bell.close()
+async def take(rig: Rig, wait_s: float) -> list[Grant]:
+    return (await rig.tickets.take("EMU", ["lane"], lease_s=15, wait_s=wait_s)).grants
 
 
-async def test_the_wait_for_the_doorbell_ends_after_its_time(rig: Rig) -> None:
-    bell = Doorbell(rig.store.scripts, "EMU")
-    assert await bell.wait(0.01) is False
-    await bell.close()
+async def test_the_doorbell_wakes_a_waiting_worker(real_rig: Rig) -> None:
+    """Not on fakeredis: there a blocking pop in a pipeline blocks everybody."""
+    waiting = asyncio.create_task(take(real_rig, 20))
+    batch_id = await real_rig.submit(1)
+    assert [grant.batch_id for grant in await waiting] == [batch_id]
+    assert await real_rig.bell() == 0
+
+
+async def test_the_wait_for_the_doorbell_ends_after_its_time(real_rig: Rig) -> None:
+    assert await take(real_rig, 0.01) == []
+
+
+async def test_a_wait_survives_a_server_that_forgot_the_scripts(real_rig: Rig) -> None:
+    await real_rig.redis.script_flush()
+    batch_id = await real_rig.submit(1)
+    await real_rig.redis.script_flush()
+    assert [grant.batch_id for grant in await take(real_rig, 20)] == [batch_id]
 
 
 async def test_a_cancelled_wait_rings_the_bell_again(real_rig: Rig) -> None:
-    """Not on fakeredis: there a dropped BLPOP goes on waiting, and takes what it rings."""
-    rig = real_rig
-    bell = Doorbell(rig.store.scripts, "EMU")
-    assert await bell.wait(0.01) is False  # it is connected
-    waiting = asyncio.create_task(bell.wait(20))
+    waiting = asyncio.create_task(take(real_rig, 20))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert await rig.bell() == 1
-    assert await bell.wait(5) is True
-    await bell.close()
+    assert await real_rig.bell() == 1
+    batch_id = await real_rig.submit(1)
+    assert [grant.batch_id for grant in await take(real_rig, 20)] == [batch_id]
 
 
 async def test_every_transition_replayed_from_the_stream_gives_the_statuses(two_lanes: Rig) -> None:

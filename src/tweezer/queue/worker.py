@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections import deque
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -25,9 +26,11 @@ from tweezer.queue.upkeep import Presence, every, sweep
 from tweezer.store.connection import Store
 from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Doorbell, Grant, Taken
+from tweezer.store.tickets import Grant, Taken
 
 log = structlog.get_logger(__name__)
+
+_TAKE_MAX = 8  # tickets taken in one call
 
 
 async def ticket(context: dict[Any, Any]) -> None:
@@ -76,7 +79,7 @@ class TicketWorker(Worker):
         self._freed = asyncio.Event()
         self._keeper = Keeper(store.tickets, policy)
         self._driver = Driver(store.tickets, self._keeper, policy, lambda: not self.allow_pick_jobs)
-        self._bell = Doorbell(store.scripts, device)
+        self._wait_s = 0.0
         self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, policy, version)
         self._duties: list[asyncio.Task[None]] = []
         self._unreachable = 0
@@ -102,8 +105,7 @@ class TicketWorker(Worker):
             self.handle_sig(signal.SIGUSR1)
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         with contextlib.suppress(Unavailable):
-            for grant in self._dropped:
-                await self.store.tickets.drain(grant.ticket, grant.token)
+            await self._give_back_dropped()
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
@@ -111,9 +113,14 @@ class TicketWorker(Worker):
         with contextlib.suppress(Unavailable, redis_errors.RedisError, OSError):
             await self._presence.leave()
             await self.pool.delete(self.health_check_key)
-        await self._bell.close()
         await self.store.close()
         log.info("worker.stopped", worker=self.id)
+
+    async def _give_back_dropped(self) -> None:
+        """Tickets that nobody works on go back at once; one that cannot comes back when its lease expires."""
+        dropped, self._dropped = self._dropped, []
+        for grant in dropped:
+            await self.store.tickets.drain(grant.ticket, grant.token)
 
     async def _announce(self) -> None:
         await self.store.tickets.publish_settings(self._policy.store)
@@ -174,20 +181,29 @@ class TicketWorker(Worker):
         taken = await self._take()
         for name in taken.left_alone:
             log.warning("ticket.left_alone", ticket=name, reason="its batch was written by a newer version")
-        for grant in taken.grants:
-            self._work_on(grant)
-        if not taken.grants and not self.burst:
-            due_s = self._policy.bell_s if taken.due_s is None else taken.due_s
-            await self._bell.wait(min(due_s, self._policy.bell_s))
+        if self.allow_pick_jobs:
+            for grant in taken.grants:
+                self._work_on(grant)
+        else:  # told to drain while it waited
+            self._dropped += taken.grants
+            await self._give_back_dropped()
+        due_s = self._policy.bell_s if taken.due_s is None else max(taken.due_s, 0.01)
+        self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._policy.bell_s)
 
     async def _take(self) -> Taken:
-        """Takes tickets for the free lanes; whoever is stopped meanwhile gives back what it got."""
-        lanes = [f"{self.id}:{number}" for number in self._free]
-        taking = asyncio.ensure_future(self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s))
+        """Takes tickets for the free lanes, when the bell rings if there was none last time.
+
+        Whoever is stopped meanwhile gives back what it got.
+        """
+        lanes = [f"{self.id}:{number}" for number in islice(self._free, _TAKE_MAX)]
+        taking = asyncio.ensure_future(
+            self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s, wait_s=self._wait_s)
+        )
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
             with contextlib.suppress(Unavailable):
+                await self.store.tickets.ring(self.device)
                 self._dropped += (await taking).grants
             raise
 

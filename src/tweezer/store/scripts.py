@@ -179,6 +179,21 @@ class Scripts:
         self.keys = keys
         self._scripts = _load()
 
+    async def call_after(self, command: tuple[Any, ...], name: str, *arguments: Any) -> list[Any]:
+        """Sends a command and a script together, and gives the script's reply. Raises as :meth:`call`."""
+        pipeline = self.redis.pipeline(transaction=False)
+        pipeline.execute_command(*command)
+        pipeline.execute_command("EVALSHA", self._scripts[name].sha, 1, self.keys.prefix, *arguments)
+        try:
+            _, reply = await pipeline.execute()
+        except redis_errors.NoScriptError:
+            return await self.call(name, *arguments)
+        except redis_errors.RedisError as error:
+            raise translated(error) from error
+        except OSError as error:
+            raise Unavailable(f"Redis cannot be reached: {error}") from error
+        return cast(list[Any], reply)
+
     async def call(self, name: str, *arguments: Any) -> list[Any]:
         """Runs a script; its reply as Redis gives it (bytes, integers, lists).
 

@@ -15,7 +15,6 @@ from uuid import UUID
 
 import msgspec
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind, TweezerError
@@ -139,31 +138,53 @@ def _jobs(flat: list[Any]) -> list[HeldJob]:
     ]
 
 
+def _taken(reply: list[Any]) -> Taken:
+    word, due_ms, left_alone, *grants = reply
+    return Taken(
+        grants=[
+            Grant(
+                ticket=TicketRef.parse(name.decode()),
+                token=token.decode(),
+                project=project.decode(),
+                doc=decode_doc(doc),
+                exclusive=exclusive == b"1",
+                jobs=_jobs(jobs),
+            )
+            for name, token, project, doc, exclusive, jobs in grants
+        ],
+        due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
+        paused=word == b"paused",
+        left_alone=[name.decode() for name in left_alone],
+    )
+
+
 class Tickets:
     """The worker's side of the store."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    async def take(self, device: str, lanes: Sequence[str], *, lease_s: float) -> Taken:
-        """Takes up to one ticket a lane, the best first."""
-        word, due_ms, left_alone, *grants = await self._scripts.call("take", device, round(lease_s * 1000), *lanes)
-        return Taken(
-            grants=[
-                Grant(
-                    ticket=TicketRef.parse(name.decode()),
-                    token=token.decode(),
-                    project=project.decode(),
-                    doc=decode_doc(doc),
-                    exclusive=exclusive == b"1",
-                    jobs=_jobs(jobs),
-                )
-                for name, token, project, doc, exclusive, jobs in grants
-            ],
-            due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
-            paused=word == b"paused",
-            left_alone=[name.decode() for name in left_alone],
-        )
+    async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> Taken:
+        """Takes up to one ticket a lane, the best first; at once, or when the device's bell rings.
+
+        With ``wait_s`` it waits so long for the bell, and takes then in any case. Both commands go out
+        together: Redis runs the take as the bell rings. A cancelled wait rings the bell again, for the
+        server may have heard it for a reply that nobody reads.
+        """
+        arguments = (device, round(lease_s * 1000), *lanes)
+        if not wait_s:
+            return _taken(await self._scripts.call("take", *arguments))
+        bell = ("BLPOP", self._scripts.keys(Key.BELL, device), max(wait_s, 0.01))
+        try:
+            return _taken(await self._scripts.call_after(bell, "take", *arguments))
+        except asyncio.CancelledError:
+            with contextlib.suppress(TweezerError):
+                await self.ring(device)
+            raise
+
+    async def ring(self, device: str) -> None:
+        """Rings the doorbell of a device: whoever waits for it takes now."""
+        await self._scripts.call("ring", device)
 
     async def settle(
         self,
@@ -250,35 +271,3 @@ class Tickets:
                 await self._scripts.redis.set(name, reason, px=round(ttl_s * 1000))
         except redis_errors.RedisError as error:
             raise translated(error) from error
-
-
-class Doorbell:
-    """Waits for work of a device, on a connection of its own.
-
-    After a cancelled wait the connection is dropped and the bell rung: the server may have popped it
-    for a reply that nobody read.
-    """
-
-    def __init__(self, scripts: Scripts, device: str) -> None:
-        self._scripts = scripts
-        self._device = device
-        self._name = scripts.keys(Key.BELL, device)
-        self._redis: Redis = scripts.redis.client()
-
-    async def wait(self, timeout_s: float) -> bool:
-        """True when it rang; False after ``timeout_s``. Raises Unavailable."""
-        try:
-            return await self._redis.execute_command("BLPOP", self._name, max(timeout_s, 0.01)) is not None
-        except asyncio.CancelledError:
-            await self.close()
-            with contextlib.suppress(TweezerError):
-                await self._scripts.call("ring", self._device)
-            raise
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
-
-    async def close(self) -> None:
-        connection = self._redis.connection
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-        await self._redis.aclose()
