@@ -6,7 +6,9 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+import hiredis
 import msgspec
+from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
@@ -54,6 +56,23 @@ class SentinelUrl(msgspec.Struct, frozen=True):
         return cls(tuple(hosts), service, int(database or 0), unquote(username) or None, unquote(password) or None)
 
 
+class _PacksInC:
+    """A connection that packs commands with hiredis.
+
+    redis-py does so in its blocking half only; its asyncio half spends 0.6 µs an argument in Python, which
+    for a settle of a hundred jobs was a third of the worker's time.
+    """
+
+    def pack_command(self, *arguments: Any) -> list[bytes]:
+        name = arguments[0]
+        if isinstance(name, str) and " " in name:
+            arguments = (*name.split(), *arguments[1:])
+        try:
+            return [hiredis.pack_command(arguments)]
+        except TypeError as error:
+            raise redis_errors.DataError(str(error)) from error
+
+
 class Connect(msgspec.Struct, frozen=True):
     """How to reach Redis. ``url``: ``redis://``, ``rediss://``, ``unix://``, or that of a :class:`SentinelUrl`.
 
@@ -89,6 +108,8 @@ class Store:
             redis = _redis(connect)
         except ValueError:  # its text may quote a password
             raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}") from None
+        pool = redis.connection_pool
+        pool.connection_class = type("Connection", (_PacksInC, pool.connection_class), {})
         return cls(redis, namespace=connect.namespace)
 
     async def close(self) -> None:
