@@ -17,9 +17,10 @@ import msgspec
 from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.model.errors import FaultKind, TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import (
+    MAX_SETTLE_BYTES,
     BatchDoc,
     Fault,
     JobSpec,
@@ -131,6 +132,10 @@ class CancelRequest(msgspec.Struct, frozen=True):
     indices: frozenset[int]
 
 
+_SENDERS = 2  # calls of settle under way at a time
+_TOGETHER = 16  # tickets of one call
+
+
 def _jobs(flat: list[Any]) -> list[HeldJob]:
     return [
         HeldJob(int(flat[at]), int(flat[at + 1]), flat[at + 2] == b"1", decode_spec(flat[at + 3].split(b" ", 1)[1]))
@@ -158,11 +163,65 @@ def _taken(reply: list[Any]) -> Taken:
     )
 
 
+class _Settle(msgspec.Struct, frozen=True):
+    """One ticket's part of a call of settle."""
+
+    group: list[Any]
+    size: int
+
+
+class _Settles:
+    """Sends settles, those that have come up together in one call: it costs one round trip and one script."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._waiting: list[tuple[_Settle, asyncio.Future[list[Any]]]] = []
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def call(self, settle: _Settle) -> list[Any]:
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((settle, answer))
+        if len(self._senders) < _SENDERS:
+            sender = asyncio.create_task(self._send())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await answer
+
+    async def _send(self) -> None:
+        while self._waiting:
+            together = self._next()
+            groups = [part for settle, _ in together for part in settle.group]
+            try:
+                replies = await self._scripts.call("settle", *groups)
+            except BaseException as error:
+                for _, answer in together:
+                    if not answer.done():
+                        answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                for (_, answer), reply in zip(together, replies, strict=True):
+                    if not answer.done():
+                        answer.set_result(reply)
+
+    def _next(self) -> list[tuple[_Settle, asyncio.Future[list[Any]]]]:
+        """What waits and fits into one call: a few tickets, and about a mebibyte."""
+        size = count = 0
+        for settle, _ in self._waiting[:_TOGETHER]:
+            size += settle.size
+            if count and size > MAX_SETTLE_BYTES:
+                break
+            count += 1
+        together, self._waiting = self._waiting[:count], self._waiting[count:]
+        return together
+
+
 class Tickets:
     """The worker's side of the store."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
+        self._settles = _Settles(scripts)
 
     async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> Taken:
         """Takes up to one ticket a lane, the best first; at once, or when the device's bell rings.
@@ -196,13 +255,23 @@ class Tickets:
         used_s: float,
         lease_s: float,
     ) -> Turn:
-        """Writes outcomes and claims up to ``want`` jobs; ``used_s`` is the lane time since the last call."""
-        arguments: list[Any] = [str(ticket), token, round(lease_s * 1000), want, round(used_s * 1000)]
+        """Writes outcomes and claims up to ``want`` jobs; ``used_s`` is the lane time since the last call.
+
+        Settles of several tickets that come together, or while others are under way, go out in one call.
+        """
+        group: list[Any] = [
+            str(ticket),
+            token,
+            round(lease_s * 1000),
+            want,
+            round(used_s * 1000),
+            len(settlements),
+        ]
         for s in settlements:
-            arguments += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
-        reply = await self._scripts.call("settle", *arguments)
-        jobs = _jobs(reply[2]) if len(reply) > 2 else []
-        return Turn(Next(reply[0].decode()), int(reply[1]), jobs)
+            group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
+        size = sum(len(s.payload) for s in settlements)
+        reply = await self._settles.call(_Settle(group, size))
+        return Turn(Next(reply[0].decode()), int(reply[1]), _jobs(reply[2]) if len(reply) > 2 else [])
 
     async def renew(
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float

@@ -1,89 +1,73 @@
--- settle: writes the outcomes of jobs that a ticket holds and claims the next ones, or ends the ticket.
--- An outcome that this token settled before is answered as if new: a lost reply can be repeated.
+-- settle: for each of some tickets, writes the outcomes of jobs that it holds and claims the next ones, or
+-- ends it. An outcome that its token settled before is answered as if new: a lost reply can be repeated.
 -- It looks at the token, not at the clock: a lapsed lease that nobody took still settles.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] lease (ms)   [4] most jobs to hold; 0 gives the ticket back (drain)
---     [5] lane time since the last call (ms)
---     [6…] six a job: index, done|error|canceled|retry|crash, Result or Fault (bytes), preparation (ms),
---          execution (ms), delay before the retry (ms)
--- Returns {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the whole held set
---     | {'retired'|'yield'|'parked'|'stale', refused}; refused: outcomes that were not this token's to write
+-- ARGV     a group a ticket: ticket, token, lease (ms), most jobs to hold (0 gives the ticket back: drain),
+--     lane time since the last call (ms), number of outcomes, and six an outcome: index,
+--     done|error|canceled|retry|crash, Result or Fault (bytes), preparation (ms), execution (ms), delay
+--     before the retry (ms)
+-- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the
+--     whole held set | {'retired'|'yield'|'parked'|'stale', refused}; refused: outcomes that were not this
+--     token's to write
 -- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
-local token, lease, most = ARGV[2], tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), HELD_MAX)
-local b, t = load_batch(id, n)
-local mine = b and t and t.token == token
+local ENDING = { done = 'D', error = 'E', canceled = 'C' }
 
-local indices = {}
-for at = 6, #ARGV, 6 do indices[#indices + 1] = ARGV[at] end
-local raw = #indices > 0 and redis.call('HMGET', key(KEY.state, id), unpack(indices)) or {}
-local refused = 0
-
-if not mine then
-  for i = 1, #indices do
-    if not raw[i] or read_state(raw[i])[S.token] ~= token then refused = refused + 1 end
-  end
-  return { (refused > 0 or #indices == 0) and 'stale' or 'retired', refused }
-end
-
-local held_key, held = key(KEY.held, id, n), {}
-for _, index in ipairs(redis.call('SMEMBERS', held_key)) do held[index] = true end
-
-local ended, states, results, faults, back = {}, {}, {}, {}, {}
 local function put(list, index, value) list[#list + 1] = index; list[#list + 1] = value end
 
-local ending = { done = 'D', error = 'E', canceled = 'C' }
-local function apply(at, st)
-  local index, kind, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  if not held[index] then
-    if st[S.token] ~= token then refused = refused + 1 end
-    return
-  end
-  held[index] = nil
-  ended[#ended + 1] = index
-  if JOB_OVER[st[S.status]] then refused = refused + 1; return end
-  if st[S.status] == 'P' then
-    begin_job(b, index, st, token, 'on_device')
-    st[S.begun] = int(NOW - tonumber(ARGV[at + 4]))
-  end
-  st[S.token], st[S.preparation], st[S.execution] = token, ARGV[at + 3], ARGV[at + 4]
-  local to, wait = ending[kind], tonumber(ARGV[at + 5])
-  if not to then
-    local counter, limit = S.transient, b.retries
-    if kind == 'crash' then counter, limit = S.crashes, CRASH_MAX - 1 end
-    local failures = number_of(st, counter) + 1
-    st[counter] = int(failures)
-    if st[S.cancel] ~= '-' then to = 'C' elseif failures > limit then to = 'E' end
-  end
-  if to then
-    end_job(b, index, st, to)
-    if to == 'D' then put(results, index, payload) elseif payload ~= '' then put(faults, index, payload) end
-  else
-    requeue_job(b, index, st)
-    if wait > 0 then
-      redis.call('ZADD', key(KEY.delay, id), int(NOW + wait), index)
-      b.delayed = b.delayed + 1
-    else
-      back[#back + 1] = index
+-- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused.
+local function apply_outcomes(b, t, held, first, indices, raw)
+  local ended, states, results, faults, back, refused = {}, {}, {}, {}, {}, 0
+  local function apply(at, st)
+    local index, kind, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    if not held[index] then
+      if st[S.token] ~= t.token then refused = refused + 1 end
+      return
     end
+    held[index] = nil
+    ended[#ended + 1] = index
+    if JOB_OVER[st[S.status]] then refused = refused + 1; return end
+    if st[S.status] == 'P' then
+      begin_job(b, index, st, t.token, 'on_device')
+      st[S.begun] = int(NOW - tonumber(ARGV[at + 4]))
+    end
+    st[S.token], st[S.preparation], st[S.execution] = t.token, ARGV[at + 3], ARGV[at + 4]
+    local to, wait = ENDING[kind], tonumber(ARGV[at + 5])
+    if not to then
+      local counter, limit = S.transient, b.retries
+      if kind == 'crash' then counter, limit = S.crashes, CRASH_MAX - 1 end
+      local failures = number_of(st, counter) + 1
+      st[counter] = int(failures)
+      if st[S.cancel] ~= '-' then to = 'C' elseif failures > limit then to = 'E' end
+    end
+    if to then
+      end_job(b, index, st, to)
+      if to == 'D' then put(results, index, payload) elseif payload ~= '' then put(faults, index, payload) end
+    else
+      requeue_job(b, index, st)
+      if wait > 0 then
+        redis.call('ZADD', key(KEY.delay, b.id), int(NOW + wait), index)
+        b.delayed = b.delayed + 1
+      else
+        back[#back + 1] = index
+      end
+    end
+    put(states, index, table.concat(st, ' '))
   end
-  put(states, index, table.concat(st, ' '))
+  for i = 1, #indices do apply(first + 6 * (i - 1), read_state(raw[i])) end
+  each_thousand('SREM', key(KEY.held, b.id, t.n), ended)
+  each_thousand('HSET', key(KEY.state, b.id), states)
+  each_thousand('HSET', key(KEY.result, b.id), results)
+  each_thousand('HSET', key(KEY.fault, b.id), faults)
+  if #back > 0 then come_back(b, back) end
+  if #ended > 0 then b.failures = 0 end
+  return refused
 end
 
-for i = 1, #indices do apply(6 * i, read_state(raw[i])) end
-if #ended > 0 then each_thousand('SREM', held_key, ended) end
-each_thousand('HSET', key(KEY.state, id), states)
-each_thousand('HSET', key(KEY.result, id), results)
-each_thousand('HSET', key(KEY.fault, id), faults)
-if #back > 0 then come_back(b, back) end
-if #ended > 0 then b.failures = 0 end
-t.used = t.used + tonumber(ARGV[5])
-
 -- Whether another ticket should have the lane now: this one used its quantum and would rank behind.
-local function should_yield()
+local function should_yield(b, t)
   if t.used < setting('quantum') or b.exclusive == 1 then return false end
   local best = redis.call('ZRANGE', key(KEY.ready, b.device), 0, 0, 'WITHSCORES')
   if not best[2] then return false end
@@ -92,28 +76,60 @@ local function should_yield()
   return tonumber(best[2]) < again
 end
 
-local left = 0
-for _ in pairs(held) do left = left + 1 end
-local word, jobs = 'jobs', {}
-if left + waiting(b) + b.delayed > 0 then
-  local fresh
-  if most == 0 or b.status == 'S' or is_paused(b.device) or should_yield() then
+-- The jobs that the ticket has to run now: those it holds, and those that it claims, if it goes on.
+local function next_jobs(b, t, most, held)
+  local left, fresh = 0, nil
+  for _ in pairs(held) do left = left + 1 end
+  if left + waiting(b) + b.delayed == 0 then return {} end
+  if most == 0 or b.status == 'S' or is_paused(b.device) or should_yield(b, t) then
     take_back(b, t, most == 0 and 'drain' or 'stop')
   else
     fresh = claim(b, t, most, left)
   end
-  jobs = held_jobs(b, t, fresh)
+  return held_jobs(b, t, fresh)
 end
-if #jobs > 0 then
-  if t.used >= setting('quantum') then
-    settle_service(b, t)
-    charge(b, (rank(b)), setting('quantum'))
-    t.used = 0
+
+local function settle(name, token, lease, most, used, first, outcomes)
+  local id, n = split_ticket(name)
+  local b, t = load_batch(id, n)
+  local indices = {}
+  for at = first, first + 6 * (outcomes - 1), 6 do indices[#indices + 1] = ARGV[at] end
+  local raw = outcomes > 0 and redis.call('HMGET', key(KEY.state, id), unpack(indices)) or {}
+  if not b or not t or t.token ~= token then
+    local refused = 0
+    for i = 1, outcomes do
+      if not raw[i] or read_state(raw[i])[S.token] ~= token then refused = refused + 1 end
+    end
+    return { (refused > 0 or outcomes == 0) and 'stale' or 'retired', refused }
   end
-  write_ticket(b, t)
-  redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
-else
-  word = requeue_or_retire(b, t)
+
+  local held = {}
+  for _, index in ipairs(redis.call('SMEMBERS', key(KEY.held, id, n))) do held[index] = true end
+  local refused = apply_outcomes(b, t, held, first, indices, raw)
+  t.used = t.used + used
+  local word, jobs = 'jobs', next_jobs(b, t, most, held)
+  if #jobs > 0 then
+    if t.used >= setting('quantum') then
+      settle_service(b, t)
+      charge(b, (rank(b)), setting('quantum'))
+      t.used = 0
+    end
+    write_ticket(b, t)
+    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
+  else
+    word = requeue_or_retire(b, t)
+  end
+  conclude(b)
+  save(b)
+  return { word, refused, jobs }
 end
-finish(b)
-return { word, refused, jobs }
+
+local replies, at = {}, 1
+while at <= #ARGV do
+  local lease, most, used = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+  local outcomes = tonumber(ARGV[at + 5])
+  replies[#replies + 1] = settle(ARGV[at], ARGV[at + 1], lease, math.min(most, HELD_MAX), used, at + 6, outcomes)
+  at = at + 6 + 6 * outcomes
+end
+save_counts()
+return replies
