@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
-from uuid import UUID
 
 import msgspec
 import psutil
@@ -38,7 +37,7 @@ from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
 from tweezer.queue.run import run_chores, run_worker
 from tweezer.settings import load
 from tweezer.store.keys import Key
-from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.store.records import JobRecord
 
 PATIENCE_S = 30.0
 """How long a test waits for what must come; far more than it takes, for the machine may be busy."""
@@ -82,11 +81,15 @@ class WitnessedLane(NullLane):
             return outcome
         WitnessedLane._executions += 1
         execution = f"{os.getpid()}-{WitnessedLane._executions}"
-        with Path(os.environ[WITNESS_FILE]).open("a") as file:
-            file.write(f"{job.job_id} {execution}\n")  # one write to an O_APPEND file: lines do not mix
+        self._testify(f"{job.job_id} {execution}\n")
         assert outcome.result is not None
         signed = msgspec.structs.replace(outcome.result, counter={execution: 1})
         return msgspec.structs.replace(outcome, result=signed)
+
+    @staticmethod
+    def _testify(line: str) -> None:
+        with Path(os.environ[WITNESS_FILE]).open("a") as file:
+            file.write(line)  # one write to a file that is open for appending: lines do not mix
 
 
 class WitnessedAdapter(NullAdapter):
@@ -140,11 +143,8 @@ class Process:
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The lines of its log that tell of this event."""
-        found = []
-        for line in self.text.splitlines():
-            if line.startswith("{") and line.endswith("}") and (entry := json.loads(line)).get("event") == event:
-                found.append(entry)
-        return found
+        lines = [line for line in self.text.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -221,7 +221,7 @@ class Site:
         options = ["--burst"] if burst else []
         return self.spawn("worker", *options, device=device, lanes=lanes, **settings)
 
-    async def workers(self, count: int, device: str = NULL, *, lanes: int = 1, **settings: object) -> list[Process]:
+    async def workers(self, count: int, device: str = NULL, *, lanes: int = 1, **settings: Any) -> list[Process]:
         """Starts workers and waits until they serve."""
         workers = [self.worker(device, lanes=lanes, **settings) for _ in range(count)]
         for worker in workers:
@@ -264,6 +264,18 @@ class Site:
             return len({job.batch_id for job in jobs if job.progress is not None}) == len(batches)
 
         await until(all_told, "a job that its worker told of")
+
+    async def renewed(self, batch: tweezer.AsyncBatch, device: str = MISBEHAVING) -> None:
+        """Waits until the lease of the batch's first ticket was renewed: its lane has been at work for a while."""
+        await self.running(batch)
+        redis: Any = self.store.redis
+        leases, ticket = self.store.keys(Key.LEASES, device), f"{batch.id}:0"
+        first = await redis.zscore(leases, ticket)
+
+        async def later() -> bool:
+            return bool((await redis.zscore(leases, ticket) or 0) > first + 1000 * LEASE_S / 2)
+
+        await until(later, "a renewed lease")
 
     async def holder(self, batch: tweezer.AsyncBatch, ticket: int = 0) -> Process:
         """Waits until a job of the batch runs; the process that holds its ticket."""
@@ -366,14 +378,6 @@ async def until(
 
 def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
     return [job.status for job in jobs]
-
-
-def ended(record: BatchRecord) -> bool:
-    return record.status.terminal
-
-
-def ids(batches: Iterable[tweezer.AsyncBatch]) -> list[UUID]:
-    return [batch.id for batch in batches]
 
 
 def main() -> None:

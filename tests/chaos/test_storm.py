@@ -121,7 +121,7 @@ async def cancel_some(draw: random.Random, batches: list[AsyncBatch], cancelled:
 
 async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, cancelled: set[UUID]) -> None:
     """Each job ended once, by an execution that came to its end on a lane; events and counters agree with it."""
-    witnessed = [line.split() for line in witness.read_text().splitlines()]
+    witnessed = seen_by(witness)
     executions = {execution: job for job, execution in witnessed}
     assert len(executions) == len(witnessed)
     attempts = 0
@@ -140,6 +140,11 @@ async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, 
             assert executions[execution] == str(finished.id)
     assert {job for job, _ in witnessed} <= {str(job.id) for batch in batches for job in await batch.jobs()}
     print(f"{len(witnessed)} executions, {attempts} attempts of {BATCHES * JOBS} jobs")  # noqa: T201
+
+
+def seen_by(witness: Path) -> list[tuple[str, str]]:
+    """Job and execution of each line."""
+    return [(job, execution) for job, execution in map(str.split, witness.read_text().splitlines())]
 
 
 async def check_that_nothing_stays(site: Site) -> None:

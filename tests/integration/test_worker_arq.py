@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from arq import func
 from arq.connections import ArqRedis
@@ -49,7 +50,7 @@ async def pool(real_redis_url: str) -> AsyncIterator[ArqRedis]:
 
 def idle(pool: ArqRedis, **options: Any) -> Idle:
     options = {"handle_signals": False, **options}
-    return Idle(functions=[func(nothing, name="nothing")], queue_name="q", redis_pool=pool, **options)  # type: ignore[arg-type]
+    return Idle(functions=[func(nothing, name="nothing")], queue_name="q", redis_pool=pool, **options)
 
 
 def test_it_is_the_release_that_was_read() -> None:
@@ -245,21 +246,30 @@ async def test_a_submit_wakes_an_idle_worker(site: Site) -> None:
     await stop(worker, running)
 
 
-async def test_a_worker_cancelled_in_its_wait_leaves_the_bell_to_the_others(site: Site) -> None:
-    """Its blocking pop may have taken the bell with a reply that nobody reads: it rings again."""
+async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_the_others(site: Site) -> None:
+    """What comes as it stops was perhaps taken for it, with a reply that nobody reads: it is given back, and rings."""
+    await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # announces the device
     redis: Any = site.store.redis
-    bell = site.store.keys(Key.BELL, "NULL")
 
     async def waits() -> bool:
         return int((await redis.info("clients"))["blocked_clients"]) == 1
 
-    for _ in range(10):
+    for turn in range(20):
         worker = our_worker(site)
+        worker._policy = msgspec.structs.replace(worker._policy, bell_s=60)  # so that it stays in its wait
         running = asyncio.create_task(run_until_cancelled(worker))
         await until(waits)
-        assert await redis.llen(bell) == 0
+        submitting = asyncio.create_task(site.submit([{"sleep_s": 60}]))
+        for _ in range(turn):  # later and later
+            await asyncio.sleep(0)
         await stop(worker, running)
-        assert await redis.llen(bell) == 1
+        batch = await submitting
+        (job,) = await batch.jobs()
+        assert (job.status, job.attempt) == (JobStatus.PENDING, 0)
+        assert await redis.llen(site.store.keys(Key.BELL, "NULL")) == 1
+        await batch.cancel()
+        await site.audit(batch)
+        await redis.delete(site.store.keys(Key.BELL, "NULL"))
 
 
 async def test_a_submit_at_the_moment_of_a_stop_is_taken_by_another_worker(site: Site) -> None:
@@ -289,8 +299,7 @@ async def test_a_worker_started_and_stopped_thirty_times_never_hangs(site: Site)
         running = asyncio.create_task(run_until_cancelled(worker))
         for _ in range(turn * 7):  # later and later
             await asyncio.sleep(0)
-        while worker.main_task is None:
-            await asyncio.sleep(0)
+        await until(lambda worker=worker: worker.main_task is not None)  # type: ignore[misc]
         await stop(worker, running)
     assert len(asyncio.all_tasks()) == tasks_before
     assert await site.queue.workers() == []

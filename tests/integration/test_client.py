@@ -1,0 +1,557 @@
+"""The producers' API for asyncio, against a real Redis and a real worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from tests.processes import PATIENCE_S, Site, statuses, until
+
+import tweezer
+from tweezer import BatchStatus, Job, JobStatus, Limits, Priority
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.server import RedisServer
+
+DONE, CANCELED = JobStatus.DONE, JobStatus.CANCELED
+HEADER = json.dumps(
+    {
+        "version": "1",
+        "name": "without pulses, and good enough for what producers look at",
+        "register": [{"name": "q0", "x": 0.0, "y": 0.0}],
+        "channels": {},
+        "variables": {},
+        "operations": [],
+        "measurement": None,
+        "device": {"name": "MockDevice"},
+    }
+)
+NOBODY = UUID("01a20000-0000-8000-8000-000000000000")
+
+
+@pytest.fixture
+async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    async with Site(real_redis_url, tmp_path) as site:
+        yield site
+        await site.idle()
+
+
+@pytest.fixture
+async def worked(site: Site) -> Site:
+    """With a worker of two lanes for the null device."""
+    await site.workers(1, lanes=2)
+    return site
+
+
+async def announce(site: Site, device: str, **about: Any) -> None:
+    """A device without anybody who serves it."""
+    await site.store.tickets.heartbeat(
+        "nobody",
+        device,
+        ttl_s=600,
+        about_device={"adapter": "null", "exclusive": 0, "checks_sequence": 0, "max_runs": 1000, **about},
+        about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
+    )
+
+
+@pytest.fixture
+async def unserved(site: Site) -> AsyncIterator[Site]:
+    """With a null device that nobody serves: what is submitted stays, until the test ends."""
+    await announce(site, "NULL")
+    yield site
+    for batch_id in {event.batch_id for event in await site.events()}:
+        if not (await site.store.reader.batch(batch_id, project=None)).status.terminal:
+            await site.store.commands.cancel(batch_id, project=None)
+
+
+def door(site: Site, **options: Any) -> tweezer.AsyncQueue:
+    return tweezer.connect_async(site.url, project="ours", **options)
+
+
+# -------------------------------------------------------------------------------------------- a batch's whole life
+
+
+async def test_a_batch_is_submitted_waited_for_and_read(worked: Site) -> None:
+    queue = worked.queue
+    jobs: list[Any] = [Job(runs=3), {"runs": 4}, {"runs": 5, "variables": {"fail": "too hot"}}]
+    batch = await queue.submit(None, jobs, device="NULL", name="scan", tags=["a"], priority="HIGH")
+    record = await batch.wait(PATIENCE_S)
+    assert (record.status, record.jobs, record.project) == (BatchStatus.DONE, 3, "ours")
+    assert (record.doc.name, record.doc.tags, record.priority) == ("scan", ("a",), Priority.HIGH)
+    first, second, failed = await batch.results()
+    assert (first.counter, second.counter) == ({"0": 3}, {"0": 4})
+    assert (failed.status, failed.error) == (JobStatus.ERROR, "too hot")
+    with pytest.raises(tweezer.JobFailed, match="too hot"):
+        _ = failed.counter
+    assert (await queue.job(str(second.id))).status is DONE
+    assert (await queue.result(second.id)).counter == {"0": 4}
+    again = queue.batch(str(batch.id))
+    assert [job.record for job in await again.results()] == [first.record, second.record, failed.record]
+    await worked.audit(batch)
+
+
+async def test_jobs_are_yielded_as_they_end_each_once(worked: Site) -> None:
+    sleeps = [0.9, 0.3, 0.05, 0.6, 0.0]
+    batch = await worked.submit([{"sleep_s": sleep_s} if sleep_s else {} for sleep_s in sleeps])
+    seen = [job.index async for job in batch.finished(PATIENCE_S)]
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert seen != [0, 1, 2, 3, 4], "they came as they ended"
+    assert seen.index(1) < seen.index(3)
+    assert [job.index async for job in batch.finished()] == [0, 1, 2, 3, 4], "once all have ended: in their order"
+
+
+async def test_the_first_finished_job_comes_while_others_still_run(worked: Site) -> None:
+    batch = await worked.submit([{}, {"sleep_s": 60}])
+    async for job in batch.finished(PATIENCE_S):
+        assert job.index == 0
+        assert (await batch.record()).counts[JobStatus.RUNNING] == 1
+        break
+    await batch.cancel()
+    await batch.wait(PATIENCE_S)
+
+
+async def test_a_batch_stays_open_for_jobs_until_it_is_closed(worked: Site) -> None:
+    batch = await worked.queue.submit(None, [{"runs": 1}], device="NULL", open=True)
+    assert await batch.add_jobs([{"runs": 2}, Job(runs=3)]) == 1
+    record = await batch.wait(PATIENCE_S)
+    assert record.open
+    assert not record.status.terminal
+    await batch.close()
+    await batch.close()  # changes nothing
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    with pytest.raises(tweezer.Conflict):
+        await batch.add_jobs([{"runs": 1}])
+    assert [job.counter for job in await batch.results()] == [{"0": 1}, {"0": 2}, {"0": 3}]
+
+
+async def test_a_batch_is_cancelled_and_stays_so(worked: Site) -> None:
+    batch = await worked.submit([{"sleep_s": 60}] * 5)
+    await worked.running(batch)
+    await batch.cancel()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
+    assert statuses(await worked.audit(batch)) == [CANCELED] * 5
+    for late in (batch.cancel(), batch.pause(), batch.resume()):
+        with pytest.raises(tweezer.Conflict):
+            await late
+    (first, *_) = await batch.results()
+    with pytest.raises(tweezer.JobFailed, match="CANCELED"):
+        _ = first.result
+
+
+async def test_single_jobs_are_cancelled(unserved: Site) -> None:
+    batch = await unserved.submit([{}] * 4)
+    answers = await batch.cancel_jobs([1, 3, 1, 9])
+    assert answers == [CancelAnswer.CANCELED, CancelAnswer.CANCELED, CancelAnswer.OVER, CancelAnswer.UNKNOWN]
+    assert statuses(await batch.jobs()) == [JobStatus.PENDING, CANCELED, JobStatus.PENDING, CANCELED]
+    with pytest.raises(tweezer.Conflict):
+        await unserved.queue.result((await batch.jobs())[0].id)
+
+
+async def test_many_batches_are_cancelled_and_each_failure_is_told(unserved: Site) -> None:
+    live = [await unserved.submit([{}]) for _ in range(2)]
+    over = await unserved.submit([{}])
+    await over.cancel()
+    errors = await unserved.queue.cancel_many([str(live[0].id), over.id, NOBODY, live[1].id])
+    assert set(errors) == {over.id, NOBODY}
+    assert "has ended" in errors[over.id]
+    assert "there is no batch" in errors[NOBODY]
+    assert [(await batch.record()).status for batch in live] == [BatchStatus.CANCELED] * 2
+    with pytest.raises(tweezer.InvalidInput, match="batch_id"):
+        await unserved.queue.cancel_many(["no id"])
+
+
+async def test_a_paused_batch_is_resumed(unserved: Site) -> None:
+    batch = await unserved.submit([{}])
+    await batch.pause()
+    assert (await batch.record()).status is BatchStatus.PAUSED
+    await batch.resume()
+    assert (await batch.record()).status is BatchStatus.PENDING
+
+
+async def test_only_what_has_ended_is_forgotten_and_then_it_is_gone(worked: Site) -> None:
+    batch = await worked.submit([{}])
+    await batch.wait(PATIENCE_S)
+    job = (await batch.jobs())[0]
+    await batch.forget()
+    for gone in (batch.record(), batch.results(), worked.queue.job(job.id), batch.forget()):
+        with pytest.raises(tweezer.NotFound):
+            await gone
+    live = await worked.queue.submit(None, device="NULL", open=True)
+    with pytest.raises(tweezer.Conflict):
+        await live.forget()
+    await live.close()
+
+
+async def test_a_batch_that_starts_later_waits_until_then(worked: Site) -> None:
+    start = datetime.now(UTC) + timedelta(seconds=0.8)
+    batch = await worked.submit([{}], not_before=start)
+    await batch.wait(PATIENCE_S)
+    assert (await worked.starts(batch))[0] >= start.timestamp() * 1_000_000 - 1000
+
+
+async def test_devices_and_workers_are_listed(worked: Site) -> None:
+    (device,) = await worked.queue.devices()
+    assert (device.name, device.adapter, device.lanes, device.paused) == ("NULL", "null", 2, None)
+    (worker,) = await worked.queue.workers()
+    assert (worker.device, worker.lanes, worker.version) == ("NULL", 2, "test")
+    assert f":{worked.processes[0].pid}:" in worker.id
+    await worked.queue.pause_device("NULL", "service")
+    assert [device.paused for device in await worked.queue.devices()] == ["service"]
+    await worked.queue.resume_device("NULL")
+    with pytest.raises(tweezer.NotFound):
+        await worked.queue.pause_device("NONE", "service")
+
+
+# ------------------------------------------------------------------------------------------------- idempotency
+
+
+async def test_a_repeated_submit_makes_one_batch(unserved: Site) -> None:
+    first = await unserved.submit([{}], idempotency_key="k")
+    assert (await unserved.submit([{}], idempotency_key="k")).id == first.id
+    with pytest.raises(tweezer.Conflict) as raised:
+        await unserved.submit([{}, {}], idempotency_key="k")
+    assert raised.value.code == "idempotency"
+    assert (await first.record()).jobs == 1
+    async with unserved.door("theirs") as theirs:  # keys are each project's own
+        other = await theirs.submit(None, [{"runs": 1}], device="NULL", idempotency_key="k")
+    assert other.id != first.id
+
+
+async def test_repeatedly_added_jobs_are_added_once(unserved: Site) -> None:
+    batch = await unserved.submit([{}], open=True)
+    for _ in range(2):
+        assert await batch.add_jobs([{"runs": 1}] * 3, idempotency_key="more") == 1
+    assert (await batch.record()).jobs == 4
+    with pytest.raises(tweezer.Conflict):
+        await batch.add_jobs([{"runs": 2}], idempotency_key="more")
+
+
+async def test_without_a_key_two_submits_make_two_batches(unserved: Site) -> None:
+    assert (await unserved.submit([{}])).id != (await unserved.submit([{}])).id
+
+
+# ------------------------------------------------------------------------------------------------ other projects
+
+
+async def test_what_belongs_to_another_project_does_not_exist(unserved: Site) -> None:
+    batch = await unserved.submit([{}], open=True)
+    job = (await batch.jobs())[0]
+    before = await batch.record()
+    async with unserved.door("theirs") as queue:
+        theirs = queue.batch(batch.id)
+        calls: list[Callable[[], Awaitable[object]]] = [
+            theirs.record,
+            theirs.jobs,
+            theirs.wait,
+            theirs.results,
+            theirs.close,
+            theirs.cancel,
+            theirs.pause,
+            theirs.resume,
+            theirs.forget,
+            lambda: theirs.add_jobs([{"runs": 1}]),
+            lambda: theirs.cancel_jobs([0]),
+            lambda: queue.job(job.id),
+            lambda: queue.result(job.id),
+            lambda: anext(theirs.finished()),
+        ]
+        for call in calls:
+            with pytest.raises(tweezer.NotFound):
+                await call()
+        assert await queue.cancel_many([batch.id]) == {batch.id: f"there is no batch {batch.id}"}
+    assert await batch.record() == before
+
+
+async def test_ids_that_are_none_and_ids_of_nobody(unserved: Site) -> None:
+    queue = unserved.queue
+    for wrong in ("seven", cast(Any, 7)):
+        with pytest.raises(tweezer.InvalidInput, match="batch_id"):
+            queue.batch(wrong)
+    with pytest.raises(tweezer.InvalidInput, match="job_id"):
+        await queue.job("seven")
+    with pytest.raises(tweezer.NotFound):
+        await queue.batch(NOBODY).record()
+    batch = await unserved.submit([{}])
+    with pytest.raises(tweezer.NotFound):
+        await queue.job(UUID(int=batch.id.int + 1))  # it has one job only
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        ("device", {"device": "NO_SUCH"}),
+        ("jobs", {"jobs": []}),
+        ("jobs[1]", {"jobs": [{"runs": 1}, 3]}),
+        ("jobs[0].shots", {"jobs": [{"shots": 3}]}),
+        ("jobs[0].runs", {"jobs": [{"runs": 0}]}),
+        ("jobs[0].runs", {"jobs": [{"runs": 1001}]}),
+        ("jobs[1].runs", {"jobs": [{"runs": 1}, {"runs": 1.5}]}),
+        ("jobs[0].seed", {"jobs": [{"runs": 1, "seed": -1}]}),
+        ("jobs", {"jobs": [{"runs": 1}] * 10_001}),
+        ("sequence", {"sequence": "not JSON"}),
+        ("sequence", {"sequence": 7}),
+        ("jobs[0].sequence", {"sequence": None}),
+        ("priority", {"priority": "URGENT"}),
+        ("tags", {"tags": ["a", "a"]}),
+        ("not_before", {"not_before": datetime(2026, 1, 1)}),  # noqa: DTZ001  # without a zone: that is the fault
+        ("webhook", {"webhook": "ftp://example.org"}),
+        ("limits", {"limits": Limits(job_timeout_s=-1)}),
+        ("backend_configuration", {"backend_configuration": "{"}),
+    ],
+)
+async def test_bad_input_names_the_field_and_writes_nothing(site: Site, field: str, given: dict[str, Any]) -> None:
+    await announce(site, "EMU_FREE", checks_sequence=1)
+    request = {"sequence": HEADER, "jobs": [{"runs": 1}], **given}
+    with pytest.raises(tweezer.InvalidInput) as raised:
+        await site.queue.submit(request.pop("sequence"), request.pop("jobs"), **request)
+    assert raised.value.field.startswith(field)
+    assert await site.events() == []
+
+
+async def test_an_unknown_device_is_answered_with_those_there_are(unserved: Site) -> None:
+    with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL'; there are NULL"):
+        await unserved.queue.submit(None, [{"runs": 1}], device="NULLL")
+
+
+async def test_jobs_that_are_added_are_checked_too(site: Site) -> None:
+    await announce(site, "EMU_FREE", checks_sequence=1)
+    batch = await site.queue.submit(HEADER, open=True)
+    for field, jobs in (("jobs[1].runs", [{"runs": 1}, {"runs": 0}]), ("jobs", [])):
+        with pytest.raises(tweezer.InvalidInput) as raised:
+            await site.queue.batch(batch.id).add_jobs(cast(Any, jobs))
+        assert raised.value.field == field
+    assert (await batch.record()).jobs == 0
+    await batch.close()
+
+
+def test_a_url_that_is_none_is_told() -> None:
+    with pytest.raises(tweezer.InvalidInput, match="url"):
+        tweezer.connect_async("http://localhost")
+
+
+async def test_the_url_may_come_from_the_environment(unserved: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_REDIS_URL", unserved.url)
+    async with tweezer.connect_async() as queue:
+        assert [device.name for device in await queue.devices()] == ["NULL"]
+
+
+async def test_a_full_backlog_is_told_and_adds_nothing(site: Site) -> None:
+    await announce(site, "NULL", max_backlog=3)
+    batch = await site.submit([{}] * 2, open=True)
+    for late in (site.submit([{}] * 2), batch.add_jobs([{"runs": 1}] * 2)):
+        with pytest.raises(tweezer.QueueFull) as raised:
+            await late
+        assert raised.value.retryable
+    assert (await batch.record()).jobs == 2
+    await batch.cancel()
+
+
+# -------------------------------------------------------------------------------------------------------- waiting
+
+
+async def test_a_wait_that_takes_too_long_says_so_and_may_be_repeated(unserved: Site) -> None:
+    batch = await unserved.submit([{}])
+    for wait in (batch.wait(0.05), batch.results(0.05), anext(batch.finished(0.05))):
+        with pytest.raises(tweezer.WaitTimeout) as raised:
+            await wait
+        assert raised.value.retryable
+    await batch.cancel()
+    assert (await batch.wait(0.05)).status is BatchStatus.CANCELED
+
+
+async def reads(site: Site) -> int:
+    """How often a batch's record was read since the counters of the server were reset."""
+    stats = await cast(Any, site.store.redis).info("commandstats")
+    return int(stats.get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+
+async def test_a_wait_is_woken_and_does_not_poll(site: Site) -> None:
+    await site.workers(1, lease_s=60)  # which tells progress once a second
+    batch = await site.submit([{"sleep_s": 2.0}])
+    await cast(Any, site.store.redis).config_resetstat()
+    await batch.wait(PATIENCE_S)
+    assert await reads(site) <= 10
+    woken_us = await site.now_us()
+    (ended_us,) = [e.time_us for e in await site.events(batch) if e.status is BatchStatus.DONE and e.index is None]
+    assert woken_us - ended_us < 500_000
+
+
+async def test_a_wait_for_very_many_jobs_reads_far_less_often_than_jobs_end(worked: Site) -> None:
+    batch = await worked.submit([{}] * 5000)
+    await cast(Any, worked.store.redis).config_resetstat()
+    assert (await batch.wait(PATIENCE_S)).counts[DONE] == 5000
+    assert await reads(worked) < 500
+
+
+async def test_many_wait_for_one_batch(worked: Site) -> None:
+    batch = await worked.submit([{"sleep_s": 0.3}])
+    async with worked.door("ours") as other:
+        records = await asyncio.gather(
+            *(batch.wait(PATIENCE_S) for _ in range(20)), other.batch(batch.id).wait(PATIENCE_S)
+        )
+    assert {record.status for record in records} == {BatchStatus.DONE}
+
+
+async def test_a_wait_that_is_cancelled_leaves_the_others_alone(worked: Site) -> None:
+    batch = await worked.submit([{"sleep_s": 0.6}])
+    waits = [asyncio.create_task(batch.wait(PATIENCE_S)) for _ in range(3)]
+    await worked.running(batch)
+    waits[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waits[0]
+    assert (await waits[1]).status is (await waits[2]).status is BatchStatus.DONE
+    later = await worked.submit([{"sleep_s": 0.1}])
+    assert (await later.wait(PATIENCE_S)).status is BatchStatus.DONE
+
+
+async def test_a_wait_ends_whenever_it_is_cancelled(unserved: Site) -> None:
+    """Also where Python 3.11 swallows the cancellation: when it meets an answer of Redis."""
+    batch = await unserved.submit([{}])
+    for turn in range(120):
+        wait = asyncio.create_task(batch.wait(PATIENCE_S) if turn % 2 else collected(batch))
+        for _ in range(turn // 3):  # later and later
+            await asyncio.sleep(0)
+        wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(wait, 5)
+
+
+async def test_changes_tell_the_way_of_a_batch(worked: Site) -> None:
+    batch = await worked.submit([{"sleep_s": 0.2}] * 4)
+    seen = [record async for record in batch.changes(PATIENCE_S)]
+    done = [record.counts[DONE] for record in seen]
+    assert done == sorted(done)
+    assert done[-1] == 4
+    assert len(set(done)) >= 3
+    assert seen[-1].status is BatchStatus.DONE
+
+
+# ------------------------------------------------------------------------------------------------- without Redis
+
+
+@pytest.fixture
+def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
+    """A server that the test may kill; asked for after the shared one, which skips where there is none."""
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+async def test_calls_wait_for_redis_to_come_back(server: RedisServer, tmp_path: Path) -> None:
+    async with Site(server.url, tmp_path) as site:
+        await announce(site, "NULL")
+        batch = await site.submit([{}])
+        await asyncio.to_thread(server.kill)
+        calls = asyncio.gather(batch.record(), site.submit([{}]), batch.jobs(), site.queue.devices(), batch.pause())
+        done, _ = await asyncio.wait([calls], timeout=0.3)
+        assert not done
+        await asyncio.to_thread(server.start)
+        record, second, *_ = await calls
+        assert record.jobs == 1
+        assert (await second.record()).jobs == 1
+        assert (await batch.record()).status is BatchStatus.PAUSED
+
+
+async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
+    """The connection breaks after Redis did its work: the call is repeated, with its idempotency key."""
+    async with door(worked) as queue:
+        scripts: Any = queue.store.scripts
+        call = scripts.call
+        lost: list[Any] = []
+
+        async def loses_the_first(name: str, *arguments: Any) -> Any:
+            answer = await call(name, *arguments)
+            if not lost:
+                lost.append(answer)
+                raise tweezer.Unavailable("the answer was lost")
+            return answer
+
+        await queue.devices()
+        scripts.call = loses_the_first
+        batch = await queue.submit(None, [{"runs": 1}], device="NULL")
+        assert lost
+        assert str(batch.id).encode() in lost[0]
+        await batch.wait(PATIENCE_S)
+    assert len({event.batch_id for event in await worked.events()}) == 1
+
+
+async def test_after_the_time_for_retries_redis_is_unavailable(server: RedisServer, tmp_path: Path) -> None:
+    async with Site(server.url, tmp_path) as site, door(site, retry_s=0.5) as queue:
+        await announce(site, "NULL")
+        batch = await queue.submit(None, [{"runs": 1}], device="NULL")
+        await asyncio.to_thread(server.kill)
+        for call in (batch.record, batch.cancel, batch.wait, lambda: queue.submit(None, [{"runs": 1}], device="NULL")):
+            began = time.monotonic()
+            with pytest.raises(tweezer.Unavailable) as raised:
+                await call()
+            assert raised.value.retryable
+            assert 0.1 < time.monotonic() - began < 5
+        await asyncio.to_thread(server.start)
+        assert (await batch.record()).jobs == 1
+
+
+async def test_a_wait_outlives_an_absence_of_redis(server: RedisServer, tmp_path: Path) -> None:
+    async with Site(server.url, tmp_path) as site:
+        await site.workers(1)
+        batch = await site.submit([{"sleep_s": 0.8}, {}])
+        waits = [asyncio.create_task(batch.wait(PATIENCE_S)), asyncio.create_task(collected(batch))]
+        await site.running(batch)
+        await asyncio.to_thread(server.kill)
+        await until(lambda: bool(site.processes[0].said("redis.unavailable")))
+        await asyncio.to_thread(server.start)
+        record, finished = await asyncio.gather(*waits)
+        assert cast(Any, record).status is BatchStatus.DONE
+        assert sorted(cast(list[int], finished)) == [0, 1]
+        await site.audit(batch)
+
+
+async def collected(batch: tweezer.AsyncBatch) -> list[int]:
+    return [job.index async for job in batch.finished(PATIENCE_S)]
+
+
+# --------------------------------------------------------------------------------------------------- with Pulser
+
+
+def test_importing_it_imports_no_pulser() -> None:
+    program = (
+        "import sys, tweezer, tweezer.sync, tweezer.client;"
+        "print([name for name in ('pulser', 'numpy', 'scipy', 'qutip', 'fastapi', 'torch') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == "[]"
+
+
+@pytest.mark.emulator
+async def test_a_pulser_sequence_comes_back_as_pulser_results(site: Site) -> None:
+    from pulser import Pulse, Register, Sequence
+    from pulser.backend.results import Results
+    from pulser.devices import MockDevice
+
+    sequence: Any = Sequence(Register.rectangle(1, 2, spacing=6.0, prefix="q"), MockDevice)
+    sequence.declare_channel("rydberg", "rydberg_global")
+    omega = sequence.declare_variable("omega", dtype=float)
+    sequence.add(Pulse.ConstantPulse(400, omega, 0.0, 0.0), "rydberg")
+    await site.workers(1, "EMU_FREE")
+    jobs = [{"runs": 50, "variables": {"omega": 3.0}, "seed": 7}] * 2
+    batch = await site.queue.submit(sequence, jobs)
+    first, second = await batch.results(PATIENCE_S)
+    assert sum(first.counter.values()) == 50
+    assert first.counter == second.counter, "equal seeds, equal counters"
+    assert first.variables == {"omega": 3.0}
+    results = first.results()
+    assert isinstance(results, Results)
+    assert dict(results.final_bitstrings) == first.counter
+    with pytest.raises(tweezer.InvalidInput, match=r"jobs\[0\]\.variables\.omega"):
+        await site.queue.submit(sequence, [{"runs": 1}])
+    assert first.result.provenance is not None
+    assert first.result.provenance.seed == 7

@@ -1,0 +1,180 @@
+"""The producers' API without asyncio: the same calls, on a thread."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from tests.processes import NULL, PATIENCE_S, QUICK, Process, wait_until
+
+import tweezer
+from tweezer import BatchStatus, Job, JobStatus
+from tweezer.store.commands import CancelAnswer
+
+DONE = JobStatus.DONE
+
+
+@pytest.fixture
+def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
+    settings = {**QUICK, "redis_url": real_redis_url, "device": NULL, "lanes": 2}
+    process = Process(["worker"], settings, tmp_path / "worker.log")
+    wait_until(lambda: bool(process.said("worker.started")) or not process.alive)
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def queue(worker: Process, real_redis_url: str) -> Iterator[tweezer.Queue]:
+    with tweezer.connect(real_redis_url, project="ours") as queue:
+        yield queue
+
+
+def submit(queue: tweezer.Queue, *jobs: dict[str, Any], **options: Any) -> tweezer.Batch:
+    return queue.submit(None, [{"runs": 1, "variables": job} for job in jobs], device=NULL, **options)
+
+
+def running(batch: tweezer.Batch) -> bool:
+    return batch.record().counts[JobStatus.RUNNING] > 0
+
+
+def test_a_batch_is_submitted_waited_for_and_read(queue: tweezer.Queue) -> None:
+    batch = queue.submit(None, [Job(runs=3), {"runs": 4}], device=NULL, name="scan")
+    assert batch.wait(PATIENCE_S).status is BatchStatus.DONE
+    first, second = batch.results()
+    assert (first.counter, second.counter) == ({"0": 3}, {"0": 4})
+    assert [job.id for job in queue.batch(batch.id).jobs()] == [first.id, second.id]
+    assert queue.job(first.id).status is DONE
+    assert queue.result(str(second.id)).counter == {"0": 4}
+    assert repr(batch) == f"<batch {batch.id}>"
+    batch.forget()
+    with pytest.raises(tweezer.NotFound):
+        batch.record()
+
+
+def test_jobs_are_yielded_as_they_end(queue: tweezer.Queue) -> None:
+    batch = submit(queue, {"sleep_s": 0.5}, {}, {"fail": "no"})
+    seen = [(job.index, job.status) for job in batch.finished(PATIENCE_S)]
+    assert sorted(seen) == [(0, DONE), (1, DONE), (2, JobStatus.ERROR)]
+    assert seen[-1][0] == 0
+
+
+def test_an_iteration_may_be_left(queue: tweezer.Queue) -> None:
+    batch = submit(queue, {}, {"sleep_s": 60})
+    assert next(batch.finished(PATIENCE_S)).index == 0
+    for record in batch.changes(PATIENCE_S):
+        assert record.counts[DONE] == 1
+        break
+    batch.cancel()
+    assert batch.wait(PATIENCE_S).status is BatchStatus.CANCELED
+
+
+def test_an_open_batch_is_filled_paused_resumed_and_closed(queue: tweezer.Queue) -> None:
+    batch = submit(queue, open=True)
+    batch.pause()
+    assert batch.add_jobs([{"runs": 1}] * 2, idempotency_key="a") == 0
+    assert batch.add_jobs([{"runs": 1}] * 2, idempotency_key="a") == 0
+    assert batch.record().status is BatchStatus.PAUSED
+    assert batch.cancel_jobs([1, 7]) == [CancelAnswer.CANCELED, CancelAnswer.UNKNOWN]
+    batch.resume()
+    batch.close()
+    record = batch.wait(PATIENCE_S)
+    assert (record.jobs, record.counts[DONE], record.counts[JobStatus.CANCELED]) == (2, 1, 1)
+
+
+def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, real_redis_url: str) -> None:
+    batch = submit(queue, {"sleep_s": 60})
+    with pytest.raises(tweezer.WaitTimeout):
+        batch.wait(0.05)
+    with pytest.raises(tweezer.WaitTimeout):
+        list(batch.finished(0.05))
+    with pytest.raises(tweezer.InvalidInput, match="device"):
+        queue.submit(None, [{"runs": 1}], device="NONE")
+    with tweezer.connect(real_redis_url, project="theirs") as theirs, pytest.raises(tweezer.NotFound):
+        theirs.batch(batch.id).record()
+    assert queue.cancel_many([batch.id]) == {}
+    batch.wait(PATIENCE_S)
+    assert list(queue.cancel_many([str(batch.id)])) == [batch.id]
+
+
+def test_devices_and_workers_are_listed_and_a_device_is_paused(queue: tweezer.Queue, worker: Process) -> None:
+    assert [(device.name, device.lanes) for device in queue.devices()] == [(NULL, 2)]
+    assert [f":{worker.pid}:" in about.id for about in queue.workers()] == [True]
+    queue.pause_device(NULL, "service")
+    assert queue.devices()[0].paused == "service"
+    queue.resume_device(NULL)
+    assert queue.devices()[0].paused is None
+
+
+def test_one_queue_serves_many_threads(queue: tweezer.Queue) -> None:
+    def work(_: int) -> int:
+        return submit(queue, {}, {}, {}).wait(PATIENCE_S).counts[DONE]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(24))) == 72
+
+
+def test_closing_leaves_no_thread_behind(worker: Process, real_redis_url: str) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        with tweezer.connect(real_redis_url) as queue:
+            assert queue.devices()
+            assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_without_redis_a_call_ends_with_an_error(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with (
+        tweezer.connect(f"unix://{tmp_path}/nobody.sock", retry_s=0.3) as queue,
+        pytest.raises(tweezer.Unavailable, match="cannot be reached"),
+    ):
+        queue.devices()
+    assert time.monotonic() - began < 5
+
+
+WAITS = {
+    "wait": "batch.wait()",
+    "results": "batch.results()",
+    "finished": "list(batch.finished())",
+    "changes": "list(batch.changes())",
+}
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_an_interrupt_ends_a_wait_at_once(queue: tweezer.Queue, real_redis_url: str, way: str) -> None:
+    """Ctrl-C, as in a notebook or a script: KeyboardInterrupt, and the queue closes in order."""
+    batch = submit(queue, {"sleep_s": 60})
+    wait_until(lambda: running(batch))
+    program = f"""
+import tweezer
+with tweezer.connect({real_redis_url!r}, project="ours") as queue:
+    batch = queue.batch({str(batch.id)!r})
+    try:
+        print("waiting", flush=True)
+        {WAITS[way]}
+    except KeyboardInterrupt:
+        print("interrupted", queue.batch(batch.id).record().status.value, flush=True)
+"""
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
+        assert script.stdout is not None
+        assert script.stderr is not None
+        assert script.stdout.readline() == "waiting\n"
+        with redis.Redis.from_url(real_redis_url) as client:
+            channel = f"tweezer:news:{batch.id}"
+            wait_until(lambda: client.pubsub_numsub(channel) == [(channel.encode(), 1)])  # it listens
+        script.send_signal(signal.SIGINT)
+        assert script.stdout.readline() == "interrupted RUNNING\n"
+        assert script.wait(10) == 0
+        assert script.stderr.read() == ""
+    batch.cancel()
+    batch.wait(PATIENCE_S)
