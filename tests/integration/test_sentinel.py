@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio.sentinel import SentinelConnectionPool
 from tests.processes import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
@@ -100,7 +101,9 @@ async def has_devices(queue: AsyncQueue) -> bool:
 async def has_replica(queue: AsyncQueue) -> bool:
     """Whether a replica is in step with the primary and Sentinel knows it."""
     replica = (await queue.store.redis.info("replication")).get("slave0", {})
-    sentinel = queue.store.redis.connection_pool.sentinel_manager.sentinels[0]
+    pool = queue.store.redis.connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    sentinel = pool.sentinel_manager.sentinels[0]
     return replica.get("state") == "online" and len(await sentinel.sentinel_slaves(SERVICE)) > 0
 
 
