@@ -165,7 +165,7 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
         await short("one batch", drain_one_batch)
         await short("bare loop", lambda: peers.pop_and_set(url, count))
         await short("bare loop, variadic", lambda: peers.pop_and_set(url, count, peers.POP_AND_SET_VARIADIC))
-        await short("bare loop, variadic, with records", lambda: peers.limit(url, count))
+        await short("bare claim and commit", lambda: peers.claim_and_commit(url, count))
         enqueue_s, drain_s = await peers.arq_round(url, count)
         took("arq enqueue", enqueue_s)
         took("arq drain", drain_s)
@@ -185,6 +185,11 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
     figures = [
         figure(f"drain of {count} jobs in one batch / tuned arq's drain", faster("one batch", "arq drain"), ">= 10"),
         figure(f"drain of {count} jobs in one batch / bare Lua loop", faster("one batch", "bare loop"), ">= 0.35"),
+        figure(
+            f"drain of {count} jobs in one batch / bare claim and commit",
+            faster("one batch", "bare claim and commit"),
+            ">= 0.35",
+        ),
         figure(f"drain of {count} one-job batches / tuned arq's drain", faster("one-job batches", "arq drain"), ">= 2"),
         figure(f"submit of {count} jobs in one call / tuned arq's enqueue", faster("submit", "arq enqueue"), ">= 20"),
         figure("idle latency, median / tuned arq's", ratio(mid["tweezer"], mid["arq"]), "< 1"),

@@ -41,12 +41,27 @@ if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
 return redis.call('LPOP', KEYS[1], ARGV[1])
 """
 
-# That, and it hands out each job's record.
-POP_GET_AND_SET = """
-if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
-local ids = redis.call('LPOP', KEYS[1], ARGV[1])
-if not ids then return {} end
-return { ids, redis.call('HMGET', KEYS[3], unpack(ids)) }
+# The least that a queue with leases does for a job: pops its id, reads its record, notes that it runs and who has it …
+CLAIM = """
+local reply = {}
+for _ = 1, tonumber(ARGV[1]) do
+  local id = redis.call('LPOP', 'ids')
+  if not id then break end
+  redis.call('HSET', 'states', id, 'running')
+  redis.call('ZADD', 'leases', ARGV[2], id)
+  reply[#reply + 1] = id
+  reply[#reply + 1] = redis.call('HGET', 'specs', id)
+end
+return reply
+"""
+
+# … then writes its status and result, and gives the lease up.
+COMMIT = """
+for at = 1, #ARGV, 2 do
+  redis.call('HSET', 'states', ARGV[at], 'done')
+  redis.call('HSET', 'results', ARGV[at], ARGV[at + 1])
+  redis.call('ZREM', 'leases', ARGV[at])
+end
 """
 
 
@@ -107,27 +122,29 @@ async def _run_nothing(spec: JobSpec) -> Outcome:
     return Outcome(OutcomeKind.DONE, result=Result(counter={"0": spec.runs or 1}))
 
 
-async def limit(url: str, jobs: int, *, at_once: int = 100) -> float:
-    """The variadic one with what any queue must do for a job in Python: decode its record, await a coroutine, encode
-    its result. Returns the seconds; for information."""
+async def claim_and_commit(url: str, jobs: int, *, at_once: int = 100) -> float:
+    """A bare queue: claims a hundred jobs, decodes each, awaits it, encodes its result, commits the hundred.
+
+    No events, no tokens, no fairness, no counters. Returns the seconds.
+    """
     client = Redis.from_url(url)
     try:
         await client.flushall()
         spec = encode_spec(JobSpec(100, {"a": 1.0, "b": 2.0}))
         await client.hset("specs", mapping={str(index): spec for index in range(jobs)})
         await client.rpush("ids", *range(jobs))
-        call = client.register_script(POP_GET_AND_SET)
-        done: list[bytes] = []
+        claim, commit = client.register_script(CLAIM), client.register_script(COMMIT)
         began = time.perf_counter()
-        while taken := await call(keys=["ids", "results", "specs"], args=[at_once, *done]):
-            done = []
-            for identity, packed in zip(*taken, strict=True):
+        while taken := await claim(args=[at_once, 1]):
+            done: list[bytes] = []
+            for identity, packed in zip(taken[::2], taken[1::2], strict=True):
                 outcome = await _run_nothing(decode_spec(packed))
                 assert outcome.result is not None
                 done += (identity, encode_result(outcome.result))
+            await commit(args=done)
         elapsed_s = time.perf_counter() - began
         if await client.hlen("results") != jobs:
-            raise harness.Broken("the bare loop lost results")
+            raise harness.Broken("the bare queue lost results")
         return elapsed_s
     finally:
         await client.aclose()
