@@ -180,11 +180,19 @@ def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> No
     ran = up.tweezer("submit", "-", "--device", "NULL", "--job", 'runs=1,fail="no atoms"', "--wait", input="{}")
     assert ran.exit_code == 1
     batch = ran.stdout.strip()
-    assert ran.stderr.splitlines()[-1].startswith(f"Error: of the 1 jobs of batch {batch} are 1 ERROR")
+    assert ran.stderr.splitlines()[-1].startswith(f"Error: not all jobs of batch {batch} are DONE: 1 ERROR of 1")
     assert "no atoms" in up.call("status", batch)
     failed = up.tweezer("results", batch)
     assert failed.exit_code == 1
     assert failed.stderr == "Error: no job has a result; job 0 is ERROR: no atoms\n"
+
+
+def test_a_sum_says_which_jobs_have_no_result(up: Up) -> None:
+    options = ("--job", "runs=3", "--job", 'runs=1,fail="no atoms"', "--job", "runs=4")
+    batch = up.tweezer("submit", "-", "--device", "NULL", *options, "--wait", input="{}").stdout.strip()
+    total = json.loads(up.call("results", batch, "--sum", "--json"))
+    assert (total["jobs"], total["without_result"], total["counter"]) == (2, [1], {"0": 7})
+    assert "7 shots of 2 of 3 jobs" in up.call("results", batch, "--sum")
 
 
 def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_path: Path) -> None:
@@ -194,6 +202,8 @@ def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_p
     assert up.call("add", batch, "--jobs", str(lines)) == "0"
     assert up.call("add", batch, "--runs", "3") == "2"
     assert "open for more jobs" in up.call("status", batch)
+    watched = up.tweezer("watch", batch)
+    assert (watched.exit_code, "tweezer close" in watched.stderr) == (0, True)
     up.call("close", batch)
     up.call("watch", batch)
     assert json.loads(up.call("results", batch, "--sum", "--json"))["counter"] == {"0": 6}

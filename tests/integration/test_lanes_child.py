@@ -278,6 +278,7 @@ async def test_a_job_ends_at_its_time_limit(lane: ChildLane, act: str) -> None:
     await lane.prepare(batch(limits=Limits(job_timeout_s=0.2)))
     outcome = await asyncio.wait_for(lane.run(job(act), ignore), PATIENCE_S)
     assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.TIMEOUT)
+    assert outcome.device_s > 0
     assert outcome.fault is not None
     assert outcome.fault.message == "the job took longer than 0.2 s"
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE

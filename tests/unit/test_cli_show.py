@@ -128,8 +128,8 @@ def test_progress_is_heard_until_the_job_ends() -> None:
     identity = new_batch_id()
     read_progress(identity, [b"0-1PR", b"~0 on_device 40", b"~1 preparing -"], progress)
     assert progress == {0: 0.4}
-    read_progress(identity, [b"~1 on_device 7", b"0RD 2PR"], progress)
-    assert progress == {1: 0.07}
+    read_progress(identity, [b"~1 on_device 7.5", b"0RD 2PR"], progress)
+    assert progress == {1: 0.075}
 
 
 # --- how a batch ended
@@ -138,8 +138,8 @@ def test_progress_is_heard_until_the_job_ends() -> None:
 def test_only_a_batch_whose_jobs_are_all_done_ends_well() -> None:
     must_be_done(batch(BatchStatus.DONE, done=3))
     for bad, said in (
-        (batch(BatchStatus.DONE, done=2, error=1), "are 1 ERROR"),
-        (batch(BatchStatus.DONE, error=1, canceled=2), "are 1 ERROR and 2 CANCELED"),
+        (batch(BatchStatus.DONE, done=2, error=1), "DONE: 1 ERROR of 3;"),
+        (batch(BatchStatus.DONE, error=1, canceled=2), "DONE: 1 ERROR and 2 CANCELED of 3;"),
         (batch(BatchStatus.CANCELED, canceled=1), "ended in CANCELED"),
         (batch(BatchStatus.ERROR, Fault("user", "no channel", "sequence"), error=1), "in ERROR: sequence: no channel"),
     ):

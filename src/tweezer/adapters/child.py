@@ -119,7 +119,7 @@ class ChildLane:
             child.send(Run(serial, job))
             limit_s = self._batch.doc.limits.job_timeout_s
             answer = await self._await_answer(child, serial, limit_s, f"the job took longer than {limit_s:g} s", report)
-            return await self._outcome(answer, warming_s)
+            return await self._outcome(answer, warming_s, time.monotonic() - began)
         finally:
             self._running = False
 
@@ -242,14 +242,19 @@ class ChildLane:
             child.kill()  # nobody waits for its answer any more: the next request starts afresh
             raise
 
-    async def _outcome(self, answer: Ready | Prepared | Refused | Finished | _Broken, warming_s: float) -> Outcome:
+    async def _outcome(
+        self, answer: Ready | Prepared | Refused | Finished | _Broken, warming_s: float, took_s: float
+    ) -> Outcome:
+        """What became of a job; the time of one that got no answer counts as time on the device."""
         match answer:
             case Finished(outcome=outcome):
                 if outcome.cause is FaultKind.OUT_OF_MEMORY:
                     await self._drop_child()
                 return msgspec.structs.replace(outcome, preparation_s=outcome.preparation_s + warming_s)
             case _Broken():
-                return _broken_outcome(answer)
+                return msgspec.structs.replace(
+                    _broken_outcome(answer), preparation_s=warming_s, device_s=took_s - warming_s
+                )
             case _:
                 raise await self._confused(answer)
 

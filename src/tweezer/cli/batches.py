@@ -182,7 +182,10 @@ def watch(access: Access, *, batch: str) -> None:
         async with access.queue(patient=True) as queue:
             return await follow(queue, as_uuid("batch", batch), Meter(err=False))
 
-    must_be_done(asyncio.run(run()))
+    record = asyncio.run(run())
+    if record.open:
+        show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
+    must_be_done(record)
 
 
 @click.command()
@@ -271,7 +274,7 @@ def must_be_done(record: BatchRecord) -> None:
     missed = [f"{counts[bad]} {bad}" for bad in (JobStatus.ERROR, JobStatus.CANCELED) if counts[bad]]
     if missed:
         raise TweezerError(
-            f"of the {record.jobs} jobs of batch {record.id} are {' and '.join(missed)}; "
+            f"not all jobs of batch {record.id} are DONE: {' and '.join(missed)} of {record.jobs}; "
             f"`tweezer status {record.id}` says why",
             code="not_done",
         )

@@ -158,8 +158,8 @@ def read_progress(batch_id: UUID, messages: list[bytes], progress: dict[int, flo
         text = message.decode()
         if text.startswith("~"):
             index, _, percent = text[1:].split()
-            if percent.isdigit():
-                progress[int(index)] = int(percent) / 100
+            if percent != "-":
+                progress[int(index)] = float(percent) / 100
             continue
         for event in read_events(batch_id, 0, 0, text):
             if event.index is not None and event.status is not JobStatus.RUNNING:

@@ -108,9 +108,9 @@ def _lines(file: TextIO) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                job = json.loads(line)
+                job = json.loads(line.strip())
             except ValueError as error:
-                raise InvalidInput(f"{name}, line {number}", f"is not JSON: {error}") from error
+                raise InvalidInput(f"{name}, line {number}", f"is not JSON: {getattr(error, 'msg', error)}") from error
             if not isinstance(job, dict):
                 raise InvalidInput(f"{name}, line {number}", 'expects an object such as {"runs": 100}')
             yield job

@@ -87,7 +87,9 @@ def _why_nothing(record: BatchRecord, jobs: list[Finished]) -> str:
 def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None, top: int | None) -> None:
     columns = show.width()
     if total is not None:
-        show.echo(click.style(f"{sum(total.values())} shots of {len(jobs)} jobs", bold=True))
+        measured = sum(job.data is not None for job in jobs)
+        all_of = f"{measured} of {len(jobs)} jobs" if measured < len(jobs) else f"{len(jobs)} jobs"
+        show.echo(click.style(f"{sum(total.values())} shots of {all_of}", bold=True))
         show.echo("\n".join(show.histogram(total, top=top or _TOP_OF_ONE, columns=columns)))
     else:
         for job in jobs:
@@ -113,7 +115,8 @@ def _body(job: Finished, top: int, columns: int) -> list[str]:
 def _as_json(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None) -> dict[str, Any]:
     answer: dict[str, Any] = {"batch": record.id, "status": record.status, "device": record.device}
     if total is not None:
-        return answer | {"jobs": len(jobs), "counter": dict(total)}
+        without = [job.index for job in jobs if job.data is None]
+        return answer | {"jobs": len(jobs) - len(without), "without_result": without, "counter": dict(total)}
     return answer | {
         "jobs": [
             {
