@@ -28,7 +28,7 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout.splitlines()[-1])
     assert set(told) == {"figures", "setup"}
-    assert len(told["figures"]) == 9
+    assert len(told["figures"]) == 10
     for figure in told["figures"]:
         assert set(figure) == {"name", "value", "unit", "target", "met"}
         assert figure["value"] > 0

@@ -176,18 +176,26 @@ class _Settles:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
         self._waiting: list[tuple[_Settle, asyncio.Future[list[Any]]]] = []
+        self._sending = 0  # senders that will look at what waits once more
         self._senders: set[asyncio.Task[None]] = set()
 
     async def call(self, settle: _Settle) -> list[Any]:
         answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append((settle, answer))
-        if len(self._senders) < _SENDERS:
+        if self._sending < _SENDERS:
+            self._sending += 1
             sender = asyncio.create_task(self._send())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         return await answer
 
     async def _send(self) -> None:
+        try:
+            await self._send_all()
+        finally:
+            self._sending -= 1
+
+    async def _send_all(self) -> None:
         while self._waiting:
             together = self._next()
             groups = [part for settle, _ in together for part in settle.group]

@@ -1,0 +1,69 @@
+"""Settles that come together go out together, and none stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from tweezer.model.errors import Unavailable
+from tweezer.model.ids import new_batch_id
+from tweezer.store.records import TicketRef
+from tweezer.store.scripts import Scripts
+from tweezer.store.tickets import Next, Tickets
+
+
+class Answering:
+    """Scripts that answer at once: one reply a ticket, six arguments each."""
+
+    def __init__(self, pause: bool) -> None:
+        self.calls: list[int] = []
+        self._pause = pause
+        self.down = False
+
+    async def call(self, name: str, *arguments: Any) -> list[Any]:
+        self.calls.append(len(arguments) // 6)
+        if self._pause:
+            await asyncio.sleep(0)
+        if self.down:
+            raise Unavailable("gone")
+        return [[b"retired", 0]] * (len(arguments) // 6)
+
+
+async def settle(tickets: Tickets) -> Next:
+    turn = await tickets.settle(TicketRef(new_batch_id(), 0), "1", [], want=1, used_s=0, lease_s=1)
+    return turn.next
+
+
+@pytest.mark.parametrize("pause", [False, True])
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8, 40])
+async def test_every_settle_is_answered_however_they_meet(lanes: int, pause: bool) -> None:
+    scripts = Answering(pause)
+    tickets = Tickets(cast(Scripts, scripts))
+
+    async def lane() -> None:
+        for _ in range(50):
+            assert await settle(tickets) is Next.RETIRED
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(lane() for _ in range(lanes)))
+    assert sum(scripts.calls) == 50 * lanes
+    assert max(scripts.calls) <= 16
+
+
+async def test_settles_of_one_moment_share_a_call() -> None:
+    scripts = Answering(pause=True)
+    tickets = Tickets(cast(Scripts, scripts))
+    await asyncio.gather(*(settle(tickets) for _ in range(10)))
+    assert len(scripts.calls) < 10
+
+
+async def test_each_settle_of_a_call_that_failed_hears_of_it_and_may_come_again() -> None:
+    scripts = Answering(pause=True)
+    tickets = Tickets(cast(Scripts, scripts))
+    scripts.down = True
+    answers = await asyncio.gather(*(settle(tickets) for _ in range(5)), return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    scripts.down = False
+    assert await settle(tickets) is Next.RETIRED
