@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PAGE = 500
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
@@ -220,18 +219,11 @@ class AsyncBatch:
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
         ended = [job for job in await self._jobs(record, indices) if job.status.terminal]
         done = [job.index for job in ended if job.status is JobStatus.DONE]
-        results: dict[int, Result] = {}
-        for first in range(0, len(done), _PAGE):
-            page = done[first : first + _PAGE]
-            results |= await self._ask(lambda page=page: self._store.reader.results(self.id, page))  # type: ignore[misc]
+        results = await self._ask(lambda: self._store.reader.results(self.id, done))
         return [Finished(job, results.get(job.index)) for job in ended]
 
     async def _jobs(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        jobs: list[JobRecord] = []
-        for first in range(0, len(indices), _PAGE):
-            page = indices[first : first + _PAGE]
-            jobs += await self._ask(lambda page=page: self._store.reader.jobs(record, page))  # type: ignore[misc]
-        return jobs
+        return await self._ask(lambda: self._store.reader.jobs(record, indices))
 
     def _patience(self, deadline: float | None) -> float:
         if deadline is None:

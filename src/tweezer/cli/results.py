@@ -14,10 +14,8 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
 from tweezer.client import Finished
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
-from tweezer.model.messages import Result
 from tweezer.store.records import BatchRecord
 
-_PAGE = 500
 _TOP_OF_ONE = 10
 _TOP_OF_MANY = 5
 _PLOTS = 12
@@ -65,10 +63,7 @@ async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tupl
             if index >= len(jobs):
                 raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
         chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
-        data: dict[int, Result] = {}
-        for first in range(0, len(chosen), _PAGE):
-            page = [job.index for job in chosen[first : first + _PAGE]]
-            data |= await queue.ask(lambda page=page: queue.store.reader.results(batch.id, page))  # type: ignore[misc]
+        data = await queue.ask(lambda: queue.store.reader.results(batch.id, [job.index for job in chosen]))
         return record, [Finished(job, data.get(job.index)) for job in chosen]
 
 

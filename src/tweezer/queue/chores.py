@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import structlog
 from arq.cron import CronJob, cron
 
 from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import sweep
 from tweezer.store.connection import Store
-
-log = structlog.get_logger(__name__)
-
-_NEWEST = "+"
 
 
 async def sweep_chore(context: dict[Any, Any]) -> None:

@@ -83,6 +83,12 @@ class Holding:
         untold, self._untold = list(self._untold.values()), {}
         return untold
 
+    def put_back(self, untold: list[JobProgress]) -> None:
+        """What could not be told, unless there is something newer, or the job has ended."""
+        for job in untold:
+            if job.index == self._running:
+                self._untold.setdefault(job.index, job)
+
     @property
     def has_news(self) -> bool:
         return bool(self._untold)
@@ -147,8 +153,7 @@ class Keeper:
         try:
             stop = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
         except TweezerError:
-            for job in untold:
-                holding.report(Progress(job.stage, job.fraction))
+            holding.put_back(untold)
             raise
         holding.renewed = before
         if stop is None:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from redis import exceptions as redis_errors
 
-from tweezer.model.errors import NotFound, Unavailable
+from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import Result, decode_result
 from tweezer.store.keys import Key
@@ -21,9 +21,11 @@ from tweezer.store.records import (
     job_record,
     moment,
 )
-from tweezer.store.scripts import Scripts, translated
+from tweezer.store.scripts import Scripts, translating
 
 T = TypeVar("T")
+
+_PAGE = 500  # jobs read in one go
 
 
 class Reader:
@@ -129,18 +131,20 @@ class Reader:
             return {}
 
     async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
-        pipeline = self._redis.pipeline(transaction=False)  # Redis refuses to queue a MULTI above its maxmemory
-        for column in columns:
-            pipeline.hmget(self._keys(column, batch_id), list(indices))
-        return cast(list[list[bytes | None]], await self._ask(pipeline.execute()))
+        found: list[list[bytes | None]] = [[] for _ in columns]
+        for first in range(0, len(indices), _PAGE):
+            page = list(indices[first : first + _PAGE])
+            pipeline = self._redis.pipeline(transaction=False)  # Redis refuses to queue a MULTI above its maxmemory
+            for column in columns:
+                pipeline.hmget(self._keys(column, batch_id), page)
+            answer: list[list[bytes | None]] = await self._ask(pipeline.execute())
+            for values, more in zip(found, answer, strict=True):
+                values.extend(more)
+        return found
 
     async def _ask(self, call: Awaitable[T] | T) -> T:
-        try:
+        with translating():
             return await cast(Awaitable[T], call)
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
-        except OSError as error:
-            raise Unavailable(f"Redis cannot be reached: {error}") from error
 
 
 def _worker(name: str, row: dict[str, str]) -> WorkerRecord:

@@ -6,9 +6,11 @@ is generated here (keys, fields, the lifecycle table, limits) and ``prelude.lua`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any, cast
 
@@ -171,6 +173,17 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
             return TweezerError(f"Redis answered with an error: {text}", code="redis")
 
 
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """Turns the errors of Redis, and of the way to it, into ours."""
+    try:
+        yield
+    except redis_errors.RedisError as error:
+        raise translated(error) from error
+    except OSError as error:
+        raise Unavailable(f"Redis cannot be reached: {error}") from error
+
+
 class Scripts:
     """The scripts of one namespace on one Redis."""
 
@@ -184,14 +197,11 @@ class Scripts:
         pipeline = self.redis.pipeline(transaction=False)
         pipeline.execute_command(*command)
         pipeline.execute_command("EVALSHA", self._scripts[name].sha, 1, self.keys.prefix, *arguments)
-        try:
-            _, reply = await pipeline.execute()
-        except redis_errors.NoScriptError:
-            return await self.call(name, *arguments)
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
-        except OSError as error:
-            raise Unavailable(f"Redis cannot be reached: {error}") from error
+        with translating():
+            try:
+                _, reply = await pipeline.execute()
+            except redis_errors.NoScriptError:
+                return await self.call(name, *arguments)
         return cast(list[Any], reply)
 
     async def call(self, name: str, *arguments: Any) -> list[Any]:
@@ -200,13 +210,9 @@ class Scripts:
         Raises Unavailable when Redis does not answer: whether the script ran is then unknown.
         """
         script = self._scripts[name]
-        try:
+        with translating():
             try:
                 reply = await self.redis.execute_command("EVALSHA", script.sha, 1, self.keys.prefix, *arguments)
             except redis_errors.NoScriptError:
                 reply = await self.redis.execute_command("EVAL", script.text, 1, self.keys.prefix, *arguments)
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
-        except OSError as error:
-            raise Unavailable(f"Redis cannot be reached: {error}") from error
         return cast(list[Any], reply)

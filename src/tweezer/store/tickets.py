@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind, TweezerError, Unavailable
@@ -33,7 +32,7 @@ from tweezer.model.messages import (
 )
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
-from tweezer.store.scripts import Scripts, StoreConfig, translated
+from tweezer.store.scripts import Scripts, StoreConfig, translating
 
 
 class HeldJob(msgspec.Struct, frozen=True):
@@ -323,11 +322,9 @@ class Tickets:
 
     async def publish_settings(self, config: StoreConfig) -> None:
         """Writes what operators set to where scripts read it."""
-        try:
-            pairs = [part for pair in config.stored().items() for part in pair]
+        pairs = [part for pair in config.stored().items() for part in pair]
+        with translating():
             await self._scripts.redis.execute_command("HSET", self._scripts.keys(Key.SETTINGS), *pairs)
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
 
     async def sweep(self, *, most: int = 100) -> tuple[int, int, int]:
         """What time brings about; returns how many batches timed out, leases expired, tickets became ready."""
@@ -341,10 +338,8 @@ class Tickets:
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
         """Refuses new work for a while, with the reason; None takes that back."""
         name = self._scripts.keys(Key.FULL)
-        try:
+        with translating():
             if reason is None:
                 await self._scripts.redis.delete(name)
             else:
                 await self._scripts.redis.set(name, reason, px=round(ttl_s * 1000))
-        except redis_errors.RedisError as error:
-            raise translated(error) from error

@@ -38,6 +38,7 @@ end
 ---------------------------------------------------------------------------------------------- batches
 
 local COUNTER = { P = 'pending', R = 'running', D = 'done', E = 'error', C = 'canceled' }
+
 -- The batch as a table, or nil. A batch of an unknown version is nil, 'version'. With the number of a ticket
 -- also that ticket, or nil.
 local function load_batch(id, n)
