@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from tweezer.ledger.place import OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.errors import InvalidInput
 from tweezer.store.connection import Connect
@@ -25,6 +26,8 @@ from tweezer.store.scripts import StoreConfig
 PREFIX = "TWEEZER_"
 CONFIG_VARIABLE = "TWEEZER_CONFIG"
 DEFAULT_CONFIG = "tweezer.toml"
+
+_SECRET = ("redis_url", "database_url", "api_key")
 
 
 def _redis_url(url: str) -> str:
@@ -74,21 +77,57 @@ class Settings(BaseSettings):
     memory_limit_mb: int = Field(4096, ge=0)
     """Memory of one lane, in MiB; a job that needs more ends in ERROR. 0: no limit."""
 
-    retention_s: int = Field(7 * 86_400, ge=60)
-    """How long a finished batch and its results stay in Redis."""
+    grace_s: int = Field(86_400, ge=0)
+    """How long a finished batch stays in Redis once the ledger has it; less when Redis runs full."""
     idempotency_s: int = Field(86_400, ge=60)
     """How long an idempotency key is remembered."""
-    events_kept: int = Field(100_000, ge=1000)
-    """About how many entries the events stream keeps; an entry holds the events of one call of a script."""
+    restore_wait_s: float = Field(30.0, ge=0, le=3600)
+    """How long no work is handed out after Redis started again, at most, until the recorder has put back what Redis
+    lost and the ledger has."""
     max_backlog: int = Field(1_000_000, ge=1)
     """Pending jobs of one device, from which on submits are refused."""
     full_at: float = Field(0.8, gt=0, le=1)
     """Share of Redis' maxmemory from which on submits are refused."""
 
+    database_url: str = Field("", repr=False)
+    """The ledger's database: ``sqlite:///file`` or ``postgresql://user:password@host/database``. Empty: a SQLite file
+    ``ledger.db`` in the data folder."""
+    database_connections: int = Field(8, ge=1, le=256)
+    """Connections to the database that a process opens at most."""
+    database_timeout_s: float = Field(10.0, gt=0, le=300)
+    """How long to wait for a connection to the database, and for another writer of a SQLite file."""
+    statement_timeout_s: float = Field(60.0, gt=0, le=3600)
+    """How long PostgreSQL may take for one statement."""
+    retention_s: int = Field(0, ge=0)
+    """How long the ledger keeps finished batches and their results, where a project says nothing else; 0: for ever."""
+    results_dir: Path | None = None
+    """Folder for results that are too large for Redis; workers, API and recorder must all see it. Default: ``results``
+    in the data folder."""
+    result_inline_kb: int = Field(64, ge=1, le=512)
+    """Size of a packed result, in KiB, above which it goes to the results folder."""
+
     api_host: str = Field("127.0.0.1", min_length=1)
     """Address that the HTTP API listens on."""
     api_port: int = Field(8000, ge=0, le=65_535)
     """Its port; 0 picks a free one."""
+    public_url: str = ""
+    """URL by which clients reach the API, for links to results; empty: as the request came."""
+    link_s: int = Field(3600, ge=10)
+    """How long a link to results is valid."""
+    session_s: int = Field(86_400, ge=60)
+    """How long a token is valid that was got with a user's name and password."""
+    api_key: str = Field("", repr=False)
+    """The key that ``tweezer up`` makes, if it is not to make one up."""
+    project_id: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """The project of ``tweezer up`` and of the commands that submit and read."""
+    body_max_kb: int = Field(16_384, ge=1)
+    """Size of a request's body as it is sent, in KiB."""
+    unpacked_max_kb: int = Field(65_536, ge=1)
+    """Size of a body that was sent compressed, unpacked, in KiB."""
+    requests_per_s: float = Field(200.0, gt=0)
+    """Requests a second of one key, over time; more get 429."""
+    requests_burst: int = Field(400, ge=1)
+    """Requests of one key that may come at once."""
     longpoll_s: float = Field(20.0, ge=0, le=20)
     """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
 
@@ -116,13 +155,25 @@ class Settings(BaseSettings):
             command_s=self.command_timeout_s,
         )
 
+    def database(self) -> OpenDatabase:
+        """How to reach the ledger."""
+        return OpenDatabase(
+            url=self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ledger.db'}",
+            connections_max=self.database_connections,
+            patience_s=self.database_timeout_s,
+            statement_s=self.statement_timeout_s,
+        )
+
+    def results_folder(self) -> Path:
+        """Where large results are kept."""
+        return (self.results_dir or self.data_dir / "results").absolute()
+
     def store_config(self) -> StoreConfig:
         """What the scripts in Redis go by."""
         return StoreConfig(
-            retention_s=self.retention_s,
             idempotency_s=self.idempotency_s,
-            events_kept=self.events_kept,
             quantum_s=self.quantum_s,
+            restore_wait_s=self.restore_wait_s,
         )
 
     @classmethod
@@ -181,5 +232,5 @@ def _first_problem(error: ValidationError, given: Mapping[str, object], path: Pa
 def _sentence(details: ErrorDetails) -> str:
     """Pydantic's words, with the value that was given, unless that may hold a password."""
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    secret = bool(details["loc"]) and details["loc"][0] == "redis_url"
+    secret = bool(details["loc"]) and details["loc"][0] in _SECRET
     return message if secret or not details["loc"] else f"{message}, not {details['input']!r}"

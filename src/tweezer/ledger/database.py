@@ -1,0 +1,155 @@
+"""Opens the ledger's database: one way of using SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy.engine import URL, make_url
+
+from tweezer.ledger.place import OpenDatabase
+from tweezer.model.errors import InvalidInput, Unavailable
+
+T = TypeVar("T")
+
+SCHEMES = ("sqlite", "postgresql")
+
+
+class Database:
+    """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
+
+    def __init__(self, engine: Engine, *, threads: int) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
+
+    @classmethod
+    def open(cls, given: OpenDatabase) -> Database:
+        """Connects when it is first used. Raises InvalidInput("database_url", …)."""
+        url = parse_url(given.url)
+        options: dict[str, Any] = {
+            "pool_size": given.connections_max,
+            "max_overflow": 0,
+            "pool_timeout": given.patience_s,
+        }
+        if url.get_backend_name() == "sqlite":
+            if url.database:
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            engine = create_engine(url, connect_args={"timeout": given.patience_s}, **options)
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        else:
+            arguments = {
+                "connect_timeout": max(round(given.patience_s), 1),
+                "options": f"-c statement_timeout={round(given.statement_s * 1000)}",
+            }
+            engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
+        return cls(engine, threads=given.connections_max)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database. Raises Unavailable."""
+        with translating(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that commits at the end of the block, or changes nothing. Raises Unavailable."""
+        with translating(), self.engine.connect() as connection:
+            connection = connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Does blocking work in a thread of the ledger's."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def id(self, identity: UUID) -> UUID | bytes:
+        """An id as the driver takes it."""
+        return identity.bytes if self.is_sqlite else identity
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self.engine.dispose()
+
+
+def parse_url(text: str) -> URL:
+    """The URL with the driver that we use. Raises InvalidInput("database_url", …); never quotes the password."""
+    try:
+        url = make_url(text)
+    except exc.ArgumentError:
+        url = None
+    if url is None or url.get_backend_name() not in SCHEMES:
+        raise InvalidInput(
+            "database_url", "is no URL such as sqlite:////var/lib/tweezer/ledger.db or postgresql://user@host/tweezer"
+        )
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if not url.database or url.database == ":memory:":
+        raise InvalidInput("database_url", "names no file: write sqlite:///ledger.db or sqlite:////var/lib/ledger.db")
+    return url.set(drivername="sqlite+pysqlite")
+
+
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """Turns a database that is away, locked or full into Unavailable."""
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise Unavailable(f"the ledger's database cannot be used: {cause}") from error
+    except exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable(f"the ledger's database went away: {error.orig}") from error
+        raise
+
+
+def load(connection: Connection, table: Table | str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Inserts many rows by the quickest way there is: COPY, or one prepared statement.
+
+    Values are those that the driver takes; ids as :meth:`Database.id` gives them.
+    """
+    names = ", ".join(f'"{column}"' for column in columns)
+    cursor = connection.connection.cursor()
+    try:
+        if connection.dialect.name == "sqlite":
+            marks = ", ".join("?" * len(columns))
+            cast(sqlite3.Cursor, cursor).executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows)  # noqa: S608  names of ours
+            return
+        with cast(Any, cursor).copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+            for row in rows:
+                copy.write_row(row)
+    finally:
+        cursor.close()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # SQLAlchemy begins, by the hook below
+    for pragma in _Sqlite.PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that begins by reading cannot always go on to write: whoever means to write says so at once.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class _Sqlite:
+    PRAGMAS: ClassVar = (
+        "journal_mode = WAL",
+        "synchronous = FULL",  # the stream is trimmed to what was committed: it must be on the disk
+        "foreign_keys = ON",
+        "cache_size = -65536",  # 64 MiB
+        "temp_store = MEMORY",
+    )

@@ -1,0 +1,18 @@
+"""Where the ledger's database is; apart from the rest of the ledger, which needs SQLAlchemy."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class OpenDatabase(msgspec.Struct, frozen=True):
+    """Where the database is. ``url``: ``sqlite:///file`` or ``postgresql://user:password@host/database``.
+
+    connections_max: at a time, of this process. patience_s: how long to wait for a connection and, on SQLite, for
+    another writer. statement_s: how long PostgreSQL may take for one statement.
+    """
+
+    url: str
+    connections_max: int = 8
+    patience_s: float = 10.0
+    statement_s: float = 60.0

@@ -1,0 +1,263 @@
+"""The tables of the ledger.
+
+A batch and a job are kept as Redis had them (``record``, ``about``, ``spec``, ``state``, ``result``), so that one
+function makes the typed record of either; beside them stand the columns that lists filter and sort by. Times are
+milliseconds since 1970, statuses, priorities and origins their first letters (PAUSED is ``S``). A job's id begins
+with its batch's: the jobs of a batch are a range of ids.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class Id(TypeDecorator[UUID]):
+    """A UUID that sorts by its bytes: PostgreSQL's own type, sixteen bytes in SQLite."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        return dialect.type_descriptor(LargeBinary(16))
+
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
+        return value.bytes if value is not None and dialect.name != "postgresql" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> UUID | None:
+        return UUID(bytes=value) if isinstance(value, bytes) else value
+
+
+_Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows of INTEGER columns only
+_CLUSTERED = {"sqlite_with_rowid": False}
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("no", _Number, primary_key=True),  # the short form that other tables hold
+    Column("id", String(64), nullable=False, unique=True),
+    Column("name", String(200), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("retention_s", BigInteger),  # null: the settings'; 0: for ever
+    Column("last_activity_ms", BigInteger),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no"), nullable=False),
+    Column("device", String(64), nullable=False),
+    Column("user", String(200)),
+    Column("priority", String(1), nullable=False),
+    Column("origin", String(1), nullable=False),
+    Column("status", String(1), nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("jobs", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger),
+    Column("ended_ms", BigInteger),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("parent", Id),
+    Column("sequence_number", BigInteger, nullable=False),  # of its last event that is recorded
+    Column("record", LargeBinary, nullable=False),  # its fields in Redis, MessagePack
+    Column("about", LargeBinary, nullable=False),  # its BatchDoc without the sequence
+    Index(
+        "ix_batches_list",
+        *("project", "created_ms", "id", "status", "open", "device", "user", "priority", "origin"),
+        *("jobs", "started_ms", "ended_ms", "updated_ms"),
+    ),
+    Index("ix_batches_ended_ms", "ended_ms"),
+    Index("ix_batches_parent", "parent"),
+    **_CLUSTERED,
+)
+
+sequences = Table(
+    "sequences",
+    metadata,
+    Column("id", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("sequence", Text, nullable=False),
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("tag", String(200), primary_key=True),
+    Column("batch", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Index("ix_tags_batch", "batch"),
+    **_CLUSTERED,
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project", BigInteger, nullable=False),
+    Column("device", String(64), nullable=False),
+    Column("user", String(200)),
+    Column("priority", String(1), nullable=False),
+    Column("origin", String(1), nullable=False),
+    Column("status", String(1), nullable=False),
+    Column("runs", BigInteger),
+    Column("failed", Boolean, nullable=False),  # has an error to show
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger),
+    Column("ended_ms", BigInteger),
+    Column("updated_ms", BigInteger, nullable=False),
+    Column("spec", LargeBinary, nullable=False),  # as in Redis: microseconds of its submit, a space, JobSpec
+    Column("state", String(400)),  # as in Redis: the words of records.STATE_FIELDS; null is PENDING
+    Index(
+        "ix_jobs_list",
+        *("project", "created_ms", "id", "status", "runs", "failed", "device", "user", "priority", "origin"),
+        *("started_ms", "ended_ms", "updated_ms"),
+    ),
+    **_CLUSTERED,
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("id", Id, primary_key=True),  # of the job
+    Column("result", LargeBinary),  # as in Redis: the packed Result, or the pointer to one in the results folder
+    Column("fault", LargeBinary),  # as in Redis: Fault (JSON)
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("position", BigInteger, primary_key=True),  # of the entry in the stream: milliseconds << 20 | number
+    Column("batch", Id, nullable=False),
+    Column("project", BigInteger, nullable=False),
+    Column("sequence_number", BigInteger, nullable=False),  # of the first event
+    Column("time_us", BigInteger, nullable=False),
+    Column("words", Text, nullable=False),  # the events, as model.events reads them
+    Index("ix_transitions_batch", "batch", "position"),
+    Index("ix_transitions_project", "project", "position"),
+    **_CLUSTERED,
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("batch", Id),  # null: an event that is of no batch
+    Column("project", BigInteger, nullable=False),
+    Column("event", String(100), nullable=False),  # id of the event: what the receiver knows it by
+    Column("type", String(40), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("status", String(1), nullable=False),  # Pending, Delivered, Exhausted
+    Column("attempts", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("due_ms", BigInteger),  # null: none to come
+    Index("ix_deliveries_due_ms", "due_ms"),
+    Index("ix_deliveries_batch", "batch"),
+    Index("ix_deliveries_project_created_ms", "project", "created_ms"),
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("kind", String(1), primary_key=True),  # Batch, Job
+    Column("status", String(1), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    **_CLUSTERED,
+)
+
+hours = Table(
+    "hours",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("hour", BigInteger, primary_key=True),  # since 1970
+    Column("created", BigInteger, nullable=False),  # jobs
+    Column("done", BigInteger, nullable=False),
+    Column("error", BigInteger, nullable=False),
+    Column("canceled", BigInteger, nullable=False),
+    Column("started", BigInteger, nullable=False),  # of those that ended, how many ever began
+    Column("queue_ms", BigInteger, nullable=False),  # from submit to begin, summed over those
+    Column("device_ms", BigInteger, nullable=False),
+    **_CLUSTERED,
+)
+
+recorder = Table(
+    "recorder",
+    metadata,
+    Column("namespace", String(32), primary_key=True),
+    Column("position", String(40), nullable=False),  # id of the last entry of the stream that is recorded
+    Column("updated_ms", BigInteger, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),  # what they log in with
+    Column("password", Text),  # Argon2id, in PHC's format; null: cannot log in
+    Column("created_ms", BigInteger, nullable=False),
+    Column("disabled_ms", BigInteger),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("user", String(64), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), primary_key=True),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(16), primary_key=True),  # the part of a key that may be shown
+    Column("digest", LargeBinary(32), nullable=False),  # SHA-256 of the whole key, which is random
+    Column("kind", String(1), nullable=False),  # Key, or Session: what a log-in gives
+    Column("role", String(16), nullable=False),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE")),  # null: of no one project
+    Column("user", String(64), ForeignKey("users.id", ondelete="CASCADE")),
+    Column("name", String(200), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+    Column("used_ms", BigInteger),  # about when it was used last
+    Index("ix_keys_project", "project"),
+    Index("ix_keys_user", "user"),
+    Index("ix_keys_expires_ms", "expires_ms"),
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
