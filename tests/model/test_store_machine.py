@@ -4,12 +4,14 @@ Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :dat
 is free to choose (which job it hands out) is read from its reply and checked to be allowed; everything else is
 foretold. After each step all that Redis holds is compared with the model and with itself.
 
-Time does not pass: leases are long, and what is to fall due is moved into the past.
+Redis may lose its last writes; a ledger that has them puts back what it has to. Time does not pass: leases are long,
+and what is to fall due is moved into the past.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from collections import Counter
 from collections.abc import Coroutine, Iterable
@@ -30,6 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from redis.asyncio import Redis
+from tests.losses import Checkpoint, Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Conflict, FaultKind
@@ -48,7 +51,7 @@ from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, Ou
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.scripts import CRASHES_MAX, LOST_MAX
+from tweezer.store.scripts import CRASHES_MAX, LOST_MAX, StoreConfig
 from tweezer.store.tickets import Grant, HeldJob, JobProgress, Next, Settlement
 
 T = TypeVar("T")
@@ -72,7 +75,7 @@ REPORTS = {
 }
 ENDS = {"done": JobEvent.FINISH, "error": JobEvent.FAIL, "canceled": JobEvent.STOP}
 
-_namespaces = itertools.count()
+_namespaces, _runs = itertools.count(), itertools.count()
 
 
 @dataclass
@@ -145,6 +148,20 @@ class Batch:
         if not self.open and not self.busy and not self.status.terminal:
             self.apply(self.end)
 
+    def follow(self, ledger: Batch) -> set[int]:
+        """What the ledger puts back after Redis lost what came since; the jobs that end by it."""
+        self.jobs += [Job() for _ in ledger.jobs[len(self.jobs) :]]
+        ended = {index for index in self.of(JobStatus.PENDING, JobStatus.RUNNING) if ledger.jobs[index].status.terminal}
+        for index in ended:
+            self.jobs[index] = copy.copy(ledger.jobs[index])
+        self.open = self.open and ledger.open
+        self.began = self.began or ledger.began
+        self.fault = self.fault or ledger.fault
+        if self.end is BatchEvent.COMPLETE:
+            self.end = ledger.end
+        self.status, self.transitions = ledger.status, ledger.transitions
+        return ended
+
     def of(self, *statuses: JobStatus) -> list[int]:
         return [index for index, job in enumerate(self.jobs) if job.status in statuses]
 
@@ -169,6 +186,17 @@ class Holder:
         return str(self.grant.ticket)
 
 
+@dataclass
+class World:
+    """All that the model knows of what Redis holds."""
+
+    batches: list[Batch] = field(default_factory=list)
+    forgotten: list[Batch] = field(default_factory=list)
+    holders: list[Holder] = field(default_factory=list)
+    device_paused: bool = False
+    shut: bool = False
+
+
 def pick(among: list[T], at: int) -> T:
     return among[at % len(among)]
 
@@ -190,10 +218,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.redis: Any = self.do(self._connect())  # the stubs of redis-py do not tell sync from async
         self.store = Store(self.redis, namespace=f"machine{next(_namespaces)}")
         self.key = self.store.keys
-        self.batches: list[Batch] = []
-        self.forgotten: list[Batch] = []
-        self.holders: list[Holder] = []
-        self.device_paused = False
+        self.world = World()
+        self.saved: tuple[Checkpoint, World] | None = None
+        self.ledger: dict[UUID, Recorded] = {}  # of what was forgotten
         self.position = "0-0"
         self.told: dict[UUID, dict[int | None, JobStatus | BatchStatus]] = {}
         self.sequence: dict[UUID, int] = {}
@@ -210,6 +237,18 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner.close()
 
     # -------------------------------------------------------------------------------------------- the model
+
+    @property
+    def batches(self) -> list[Batch]:
+        return self.world.batches
+
+    @property
+    def forgotten(self) -> list[Batch]:
+        return self.world.forgotten
+
+    @property
+    def holders(self) -> list[Holder]:
+        return self.world.holders
 
     @property
     def live(self) -> list[Holder]:
@@ -239,7 +278,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.lose(holder)
 
     def reclaim_lapsed(self) -> int:
-        lapsed = [holder for holder in self.live if holder.lapsed]
+        lapsed = [holder for holder in self.live if holder.lapsed and not self.world.shut]
         for holder in lapsed:
             self.give_back(holder, JobEvent.RECLAIM)
             holder.batch.conclude()
@@ -260,7 +299,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert job.attempt == 0 or indices == {index}, "a job with an attempt behind it goes alone"
         if new:
             assert batch.status is not BatchStatus.PAUSED
-            assert not self.device_paused
+            assert not self.world.device_paused
+            assert not self.world.shut
         holder.held = indices
         if not any(batch.jobs[index].status is JobStatus.RUNNING for index in indices):
             batch.apply_to(min(indices), JobEvent.BEGIN, token=token)
@@ -273,6 +313,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(jobs=st.integers(4, 16), open=st.booleans(), lanes=st.integers(1, 3))
     def begin(self, jobs: int, open: bool, lanes: int) -> None:
+        self.do(self.store.tickets.publish_settings(StoreConfig(restore_wait_s=LEASE_S)))
+        self.do(self.store.restoring.mark_ledger())
         self.announce(lanes)
         self.submit(jobs, open, "a", Priority.MEDIUM, 1)
 
@@ -382,12 +424,14 @@ class StoreMachine(RuleBasedStateMachine):
             batch.apply(BatchEvent.RESUME)
 
     def forget(self, batch: Batch) -> None:
-        call = self.store.commands.forget(batch.id, project=batch.project)
-        if not batch.status.terminal:
-            with pytest.raises(Conflict):
-                self.do(call)
+        ledger = self.do(recorded(self.store, batch.id))
+        number = ledger[0].sequence_number
+        assert self.do(self.store.commands.forget({batch.id: number - 1}, least_age_s=0)) == []
+        gone = self.do(self.store.commands.forget({batch.id: number}, least_age_s=0))
+        assert gone == ([batch.id] if batch.status.terminal else [])
+        if not gone:
             return
-        self.do(call)
+        self.ledger[batch.id] = ledger
         self.batches.remove(batch)
         self.forgotten.append(batch)
         for holder in self.live:
@@ -411,7 +455,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.do(self.store.commands.pause_device(DEVICE, "maintenance"))
         else:
             self.do(self.store.commands.resume_device(DEVICE))
-        self.device_paused = paused
+        self.world.device_paused = paused
 
     def announce(self, lanes: int) -> None:
         self.do(
@@ -449,9 +493,9 @@ class StoreMachine(RuleBasedStateMachine):
         names = [f"lane:{n}" for n in range(lanes)]
         taken = self.do(self.store.tickets.take(DEVICE, names, lease_s=LEASE_S))
         self.reclaim_lapsed()
-        assert taken.paused is self.device_paused
-        assert len(taken.grants) <= (0 if self.device_paused else lanes)
-        if len(taken.grants) < lanes and not self.device_paused:
+        assert taken.paused is (self.world.device_paused or self.world.shut)
+        assert len(taken.grants) <= (0 if taken.paused else lanes)
+        if len(taken.grants) < lanes and not taken.paused:
             assert self.members(Key.READY, DEVICE) == set(), "a free lane leaves no ready ticket"
         for grant in taken.grants:
             (batch,) = (each for each in self.batches if each.id == grant.batch_id)
@@ -480,7 +524,7 @@ class StoreMachine(RuleBasedStateMachine):
         refused = sum([self.settled(holder, index, report) for index, report in outcomes.items()])
         assert turn.refused == refused
         if holder.stale:
-            assert turn.next is (Next.STALE if refused else Next.RETIRED)
+            assert turn.next is (Next.STALE if refused or not outcomes else Next.RETIRED)
             return
         holder.last, holder.lapsed = (outcomes, want), False
         batch = holder.batch
@@ -637,7 +681,60 @@ class StoreMachine(RuleBasedStateMachine):
             for job in batch.jobs:
                 job.delayed = False
 
-    @precondition(lambda self: any(self.idles(batch) for batch in self.batches))
+    @rule(shut=st.booleans())
+    def start_again(self, shut: bool) -> None:
+        """Redis starts again and has lost nothing; or whoever looked whether it has, has looked."""
+        if shut:
+            self.arrive()
+        else:
+            self.open_gate()
+
+    def arrive(self) -> None:
+        self.do(self.store.scripts.call("arrive", f"run {next(_runs)}"))
+        self.world.shut = True
+
+    def open_gate(self) -> None:
+        self.do(self.store.restoring.open_gate())
+        self.world.shut = False
+
+    @rule()
+    def sync(self) -> None:
+        """All that Redis holds is on the disk."""
+        self.saved = self.do(checkpoint(self.store)), copy.deepcopy(self.world)
+
+    @precondition(lambda self: self.saved)
+    @rule()
+    def lose_power(self) -> None:
+        """Redis comes back with what was on the disk; the ledger has all."""
+        assert self.saved is not None
+        keys, world = self.saved[0], copy.deepcopy(self.saved[1])
+        then = {batch.id: batch for batch in world.batches}
+        before = {batch.id for batch in world.forgotten}
+        lost = [batch for batch in self.batches + self.forgotten if batch.id not in before]
+        ledger = {batch.id: self.do(recorded(self.store, batch.id)) for batch in self.batches} | self.ledger
+        taken = {holder.grant.token for holder in world.holders}
+        late = [holder for holder in self.holders if holder.grant.token not in taken]
+        self.do(fall_back(self.store, keys))
+        self.world = world
+        self.arrive()
+        for was in lost:
+            batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [])
+            assert self.do(self.store.restoring.restore(*ledger[was.id])) == 0
+            ended = batch.follow(was)
+            for holder in self.live:
+                if holder.batch is batch:
+                    holder.held -= ended
+            self.told[batch.id] = {None: batch.status, **{at: job.status for at, job in enumerate(batch.jobs)}}
+            self.sequence[batch.id] = batch.transitions
+            if was.id not in then:
+                self.batches.append(batch)
+        known = {batch.id: batch for batch in self.batches + self.forgotten}
+        for holder in late:
+            self.holders.append(Holder(holder.grant, known[holder.batch.id], set(), last=holder.last, stale=True))
+        self.position = self.do(self.store.events.last())
+        self.open_gate()
+
+    @precondition(lambda self: not self.world.shut and any(self.idles(batch) for batch in self.batches))
     @rule(at=NUMBERS)
     def run_out(self, at: int) -> None:
         """An open batch stays without work past its deadline."""
@@ -668,6 +765,8 @@ class StoreMachine(RuleBasedStateMachine):
             terminal = not batch.open and not batch.busy
             assert record.status.terminal is (terminal or batch.status is BatchStatus.TIMED_OUT)
             assert (record.ended is not None) is record.status.terminal
+        ended = {str(batch.id) for batch in self.batches if batch.status.terminal}
+        assert self.members(Key.ENDED) == ended
 
     @invariant()
     def jobs_are_as_foretold_and_terminal_is_final(self) -> None:

@@ -39,6 +39,7 @@ class Rig:
         self.commands = self.store.commands
         self.tickets = self.store.tickets
         self.reader = self.store.reader
+        self.restoring = self.store.restoring
 
     async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> str:
         """A worker of the device says that it lives; why the device is paused, or ''."""
@@ -111,9 +112,19 @@ class Rig:
         cause = cause or (FaultKind.TRANSIENT if kind is OutcomeKind.RETRY else FaultKind.USER)
         return Outcome(kind, fault=Fault(cause.value, "it broke"), cause=cause, retry_in_s=retry_in_s)
 
+    async def forget(self, batch_id: UUID, *, least_age_s: float = 0) -> bool:
+        """Removes the batch as one that is recorded to its last event; whether it is gone."""
+        recorded = (await self.batch(batch_id)).sequence_number
+        return await self.commands.forget({batch_id: recorded}, least_age_s=least_age_s) == [batch_id]
+
     async def lapse(self, grant: Grant) -> None:
         """The lease of the grant is over."""
         await self.redis.zadd(self.keys(Key.LEASES, DEVICE), {str(grant.ticket): LONG_AGO_MS}, xx=True)
+
+    async def start_again(self, run: str = "another run") -> bytes:
+        """Redis came back, and somebody reached it; what ``arrive.lua`` answered."""
+        reply = await self.store.scripts.call("arrive", run)
+        return cast(bytes, reply[0])
 
     async def make_due(self, batch_id: UUID, *, device: str = DEVICE) -> None:
         """The jobs and tickets of the batch that wait for their time have waited long enough."""
@@ -209,7 +220,7 @@ class Rig:
         redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
         match kind, *parts:
-            case ("devices" | "settings" | "idle" | "events",):
+            case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "server",):
                 return True
             case "device", device, *_:
                 return bool(await redis.sismember(self.keys(Key.DEVICES), device))
@@ -219,7 +230,8 @@ class Rig:
                 return await redis.zscore(leases, f"{batch_id}:{number}") is not None
             case "batch", batch_id, *_:
                 status = await redis.hget(self.keys(Key.BATCH, batch_id), "status")
-                return status in (b"P", b"R", b"S")
+                ended = await redis.zscore(self.keys(Key.ENDED), batch_id) is not None
+                return ended is (status not in (b"P", b"R", b"S"))
             case _:
                 return False
 

@@ -89,6 +89,37 @@ async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: Ri
         assert await staying.next(5) == [b"0PC"]
 
 
+@pytest.mark.parametrize("change", ["add_jobs", "close", "cancel", "cancel_jobs"])
+async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: Rig, change: str) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.take()
+    before = await rig.store.events.read()
+    async with rig.store.news.batch(batch_id) as heard:
+        await heard.next(5)
+        match change:
+            case "add_jobs":
+                await rig.commands.add_jobs(batch_id, [JobSpec()] * 3, project="a")
+            case "close":
+                await rig.commands.close(batch_id, project="a")
+            case "cancel":
+                await rig.commands.cancel(batch_id, project="a")
+            case "cancel_jobs":
+                await rig.commands.cancel_jobs(batch_id, [0], project="a")
+        (entry,) = (await rig.store.events.read())[len(before) :]
+        assert (entry.batch_id, entry.first, entry.words, entry.events) == (batch_id, 4, "", [])
+        assert (await rig.batch(batch_id)).sequence_number == 3
+        assert await heard.next(0.05) == []
+
+
+async def test_what_changes_nothing_is_no_entry(rig: Rig) -> None:
+    batch_id = await rig.submit(1, open=True)
+    await rig.commands.close(batch_id, project="a")
+    before = await rig.store.events.read()
+    await rig.commands.close(batch_id, project="a")
+    await rig.commands.cancel_jobs(batch_id, [7], project="a")
+    assert await rig.store.events.read() == before
+
+
 async def test_trimming_drops_what_is_older_than_the_position(rig: Rig) -> None:
     for _ in range(4):
         await rig.submit(0)

@@ -87,7 +87,7 @@ async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: Rig) -> None:
     await rig.commands.resume_device("EMU")
     await rig.run_all()
     await rig.commands.close(batch_id, project="a")
-    await rig.commands.forget(batch_id, project="a")
+    assert await rig.forget(batch_id)
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 

@@ -1,7 +1,7 @@
 """The interleavings that ``docs/protocol.md`` names, one test (or a few) for each, named after its rule.
 
-Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21), the ledger (24, 25) and chores
-(27) are tested where those live.
+Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21) and chores (27) are tested where those
+live; those about what the ledger puts back (24) in ``test_restore.py``.
 """
 
 from __future__ import annotations
@@ -386,7 +386,9 @@ async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: Ri
     turn = await rig.settle(zombie, {0: OutcomeKind.DONE})
     assert (turn.next, turn.refused) == (Next.STALE, 1)
     assert await rig.renew(zombie) is None
-    assert await rig.snapshot() == before
+    after = await rig.snapshot()
+    assert after[rig.keys(Key.DEVICE, "EMU")].pop(b"stale") == b"1"
+    assert after == before
     await rig.settle(heir, {0: OutcomeKind.ERROR})
     assert (await rig.settle(zombie, {0: OutcomeKind.DONE})).refused == 1
     assert await rig.statuses(batch_id) == [ERROR]
@@ -703,7 +705,7 @@ async def test_a_foreign_or_forgotten_batch_is_unknown_to_workers_too(rig: Rig) 
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})
-    await rig.commands.forget(batch_id, project="a")
+    await rig.forget(batch_id)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
     assert (turn.next, turn.refused) == (Next.STALE, 1)
     assert await rig.renew(grant) is None

@@ -172,7 +172,7 @@ async def test_idempotency_keys_belong_to_a_project(rig: Rig) -> None:
 async def test_an_idempotency_key_outlives_its_batch_and_expires_by_itself(rig: Rig) -> None:
     batch_id = await rig.submit(1, idempotency_key="k")
     await rig.run_all()
-    await rig.commands.forget(batch_id, project="a")
+    await rig.forget(batch_id)
     assert await rig.submit(1, idempotency_key="k") == batch_id
     assert 0 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 86_400_000
 
@@ -237,7 +237,6 @@ CALLS: dict[str, Callable[[Rig, UUID], Awaitable[object]]] = {
     "cancel": lambda rig, batch_id: rig.commands.cancel(batch_id, project="ours"),
     "pause": lambda rig, batch_id: rig.commands.pause(batch_id, project="ours"),
     "resume": lambda rig, batch_id: rig.commands.resume(batch_id, project="ours"),
-    "forget": lambda rig, batch_id: rig.commands.forget(batch_id, project="ours"),
     "add_jobs": lambda rig, batch_id: rig.commands.add_jobs(batch_id, [JobSpec()], project="ours"),
     "cancel_jobs": lambda rig, batch_id: rig.commands.cancel_jobs(batch_id, [0], project="ours"),
     "read_batch": lambda rig, batch_id: rig.reader.batch(batch_id, project="ours"),
@@ -249,8 +248,6 @@ CALLS: dict[str, Callable[[Rig, UUID], Awaitable[object]]] = {
 @pytest.mark.parametrize("whose", ["foreign", "nobody's"])
 async def test_a_foreign_batch_is_not_found_and_not_touched(rig: Rig, call: str, whose: str) -> None:
     theirs = await rig.submit(2, open=True, project="theirs")
-    if call == "forget":
-        await rig.commands.cancel(theirs, project="theirs")
     target = theirs if whose == "foreign" else new_batch_id()
     before = await rig.snapshot()
     with pytest.raises(NotFound, match=str(target)):  # a first job has its batch's id

@@ -201,7 +201,7 @@ async def test_the_scripts_move_a_batch_as_the_table_says(
     assert [told.previous for told in moves] == [None, *(told.status for told in moves[:-1])]
     assert moves[-1].status is expected
     if status.terminal:
-        assert await rig.redis.pttl(rig.keys(Key.BATCH, batch_id)) > 0
+        assert await rig.members(Key.ENDED) == {str(batch_id)}
 
 
 async def test_a_batch_with_work_does_not_expire(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""What time and housekeeping do: sweep, expiry, forget, heartbeat, records of another version."""
+"""What time and housekeeping do: sweep, forget, heartbeat, records of another version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.errors import NotFound
+from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
@@ -17,32 +18,35 @@ if TYPE_CHECKING:
     from tests.store.conftest import Rig
 
 
-async def test_a_batch_that_ended_expires_with_all_its_keys(rig: Rig) -> None:
+async def test_a_batch_that_ended_stays_until_it_is_forgotten(rig: Rig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.ERROR})
     await rig.settle(grant, {1: OutcomeKind.DONE})
-    assert all([await rig.redis.pttl(name) == -1 for name in await rig.redis.keys(f"*{batch_id}*")])
+    assert await rig.members(Key.ENDED) == set()
     await rig.settle(grant, {2: OutcomeKind.DONE})
+    assert await rig.members(Key.ENDED) == {str(batch_id)}
     names = await rig.redis.keys(f"*{batch_id}*")
     assert len(names) == 5  # the record, specs, states, results, faults
-    retention_ms = 7 * 86_400_000
-    assert all([retention_ms - 60_000 < await rig.redis.pttl(name) <= retention_ms for name in names])
+    assert all([await rig.redis.pttl(name) == -1 for name in names])
 
 
-async def test_touching_a_batch_that_ended_keeps_its_expiry(rig: Rig) -> None:
-    batch_id = await rig.submit(1)
-    await rig.run_all()
-    await rig.commands.cancel_jobs(batch_id, [0], project="a")
-    await rig.commands.close(batch_id, project="a")
-    assert await rig.redis.pttl(rig.keys(Key.BATCH, batch_id)) > 0
+async def test_batches_that_ended_are_listed_by_their_age(rig: Rig) -> None:
+    ended = [await rig.submit(0) for _ in range(4)]
+    live = await rig.submit(1)
+    for minutes, batch_id in enumerate(ended):
+        await rig.redis.zincrby(rig.keys(Key.ENDED), -60_000 * minutes, str(batch_id))
+    assert await rig.commands.ended(least_age_s=0, most=10) == list(reversed(ended))
+    assert await rig.commands.ended(least_age_s=0, most=2) == [ended[3], ended[2]]
+    assert await rig.commands.ended(least_age_s=90, most=10) == [ended[3], ended[2]]
+    assert live in [grant.batch_id for grant in await rig.grants()]
 
 
 async def test_a_forgotten_batch_leaves_nothing_behind(rig: Rig) -> None:
     empty = await rig.snapshot(but={rig.keys(Key.EVENTS), rig.keys(Key.BELL, "EMU")})
     batch_id = await rig.submit(3)
     await rig.run_all()
-    await rig.commands.forget(batch_id, project="a")
+    assert await rig.forget(batch_id)
     with pytest.raises(NotFound):
         await rig.batch(batch_id)
     after = await rig.snapshot(but={rig.keys(Key.EVENTS), rig.keys(Key.BELL, "EMU")})
@@ -60,7 +64,7 @@ async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled
     await rig.commands.cancel(batch_id, project="a")
     await rig.settle(grant, {2: OutcomeKind.CANCELED}, want=1)
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
-    await rig.commands.forget(batch_id, project="a")
+    assert await rig.forget(batch_id)
     assert await rig.redis.keys(f"*{batch_id}*") == []
     assert (await rig.settle(grant, {3: OutcomeKind.DONE})).next is Next.STALE
 
@@ -68,18 +72,51 @@ async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled
 async def test_a_live_batch_is_not_forgotten(rig: Rig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
-    with pytest.raises(Conflict) as refusal:
-        await rig.commands.forget(batch_id, project="a")
-    assert refusal.value.code == "live"
+    assert not await rig.forget(batch_id)
     assert await rig.snapshot() == before
+
+
+async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run_all()
+    number = (await rig.batch(batch_id)).sequence_number
+    before = await rig.snapshot()
+    assert await rig.commands.forget({batch_id: number - 1}, least_age_s=0) == []
+    assert await rig.snapshot() == before
+    assert await rig.commands.forget({batch_id: number}, least_age_s=0) == [batch_id]
+
+
+async def test_batches_are_forgotten_together_each_for_itself(rig: Rig) -> None:
+    ended, live, gone = await rig.submit(0), await rig.submit(1), new_batch_id()
+    recorded = {live: 1, ended: 2, gone: 7}
+    assert await rig.commands.forget(recorded, least_age_s=0) == [ended, gone]
+    assert await rig.commands.forget({}, least_age_s=0) == []
+
+
+async def test_a_batch_that_is_gone_is_no_longer_listed(rig: Rig) -> None:
+    batch_id = await rig.submit(0)
+    for name in await rig.redis.keys(f"*{batch_id}*"):
+        await rig.redis.delete(name)
+    await rig.commands.forget({batch_id: 2}, least_age_s=0)
+    assert await rig.commands.ended(least_age_s=0, most=10) == []
+
+
+async def test_a_project_leaves_nothing_behind(rig: Rig) -> None:
+    ours = await rig.submit(3, project="a*", idempotency_key="k")
+    await rig.submit(3, project="ab", idempotency_key="k")
+    await rig.take()
+    await rig.commands.cancel(ours, project="a*")
+    await rig.forget(ours)
+    await rig.commands.forget_project("a*")
+    assert await rig.redis.hkeys(rig.keys(Key.FAIR, "EMU")) == [b"p:ab"]
+    assert await rig.redis.keys("*idempotency*") == [rig.keys(Key.IDEMPOTENCY, "ab", "k").encode()]
 
 
 async def test_a_batch_is_not_forgotten_before_its_grace_is_over(rig: Rig) -> None:
     batch_id = await rig.submit(0)
-    with pytest.raises(Conflict):
-        await rig.commands.forget(batch_id, project="a", least_age_s=60)
+    assert not await rig.forget(batch_id, least_age_s=60)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
-    await rig.commands.forget(batch_id, project="a", least_age_s=0)
+    assert await rig.forget(batch_id, least_age_s=0)
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 
@@ -155,9 +192,10 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: Rig) -> No
     assert taken.left_alone == [f"{newer}:0"]
     assert [grant.batch_id for grant in taken.grants] == [ours]
     await rig.run(taken.grants[0])
-    for call in (rig.commands.cancel, rig.commands.close, rig.commands.pause, rig.commands.forget):
+    for call in (rig.commands.cancel, rig.commands.close, rig.commands.pause):
         with pytest.raises(NotFound):
             await call(newer, project="a")
+    assert not await rig.forget(newer)
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
 
     await rig.make_due(newer)
@@ -191,20 +229,11 @@ async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Rig) 
 
 
 async def test_scripts_go_by_what_operators_set(rig: Rig) -> None:
-    await rig.tickets.publish_settings(StoreConfig(retention_s=100, idempotency_s=50, quantum_s=5))
-    batch_id = await rig.submit(3, idempotency_key="k")
+    await rig.tickets.publish_settings(StoreConfig(idempotency_s=50, quantum_s=5))
+    await rig.submit(3, idempotency_key="k")
     grant = await rig.take()
     await rig.submit(1, project="b")
     assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=4)).next is Next.JOBS
     assert (await rig.settle(grant, {1: OutcomeKind.DONE}, used_s=4)).next is Next.YIELD
     await rig.run_all()
-    assert 90_000 < await rig.redis.pttl(rig.keys(Key.BATCH, batch_id)) <= 100_000
     assert 40_000 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 50_000
-
-
-async def test_the_stream_is_bounded_by_what_operators_set(real_rig: Rig) -> None:
-    await real_rig.tickets.publish_settings(StoreConfig(events_kept=10))
-    for _ in range(300):
-        await real_rig.submit(0)
-    await real_rig.tickets.sweep()
-    assert await real_rig.redis.xlen(real_rig.keys(Key.EVENTS)) <= 110  # trimmed by nodes of a hundred

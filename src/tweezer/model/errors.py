@@ -63,6 +63,12 @@ class Unavailable(TweezerError):
     retryable = True
 
 
+class ResultUnavailable(TweezerError):
+    """A large result cannot be written to the results folder, or read from it."""
+
+    code = "result_unavailable"
+
+
 class FaultKind(StrEnum):
     """Why an execution failed, and with that what happens next.
 

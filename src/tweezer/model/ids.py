@@ -1,4 +1,4 @@
-"""Ids of batches, jobs and workers.
+"""Ids of batches, jobs, workers and projects.
 
 A batch id is a UUID version 8 (RFC 9562): 48 bits of milliseconds since 1970, 50 random bits, and
 24 low bits of zero. A job's id is its batch's id plus its index, so a job id alone says which batch it
@@ -8,6 +8,7 @@ belongs to, and ids sort by time.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 import time
@@ -15,6 +16,7 @@ from uuid import UUID
 
 INDEX_BITS = 24
 _INDEX_MASK = (1 << INDEX_BITS) - 1
+_PROJECT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
 def new_batch_id() -> UUID:
@@ -45,3 +47,8 @@ def is_batch_id(candidate: UUID) -> bool:
 def new_worker_id() -> str:
     """``host:pid:random``: unique among all workers, readable in a list."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+
+def is_project_id(candidate: str) -> bool:
+    """Whether the text may be the id of a project."""
+    return _PROJECT_ID.fullmatch(candidate) is not None

@@ -121,6 +121,17 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     provenance: Provenance | None = None
 
 
+class ResultFile(msgspec.Struct, frozen=True, array_like=True):
+    """Where a result is kept that is too large for Redis: a file of the results folder.
+
+    name: relative to the folder. size: in bytes, sha256: of the file, which holds :func:`result_json`, gzipped.
+    """
+
+    name: str
+    size: int
+    sha256: bytes
+
+
 class OutcomeKind(StrEnum):
     """How an execution ended; ``retry`` asks for another attempt, which the attempt limits may refuse."""
 
@@ -170,9 +181,10 @@ _doc_encoder = msgspec.msgpack.Encoder(enc_hook=None)
 _doc_decoder = msgspec.msgpack.Decoder(BatchDoc)
 _spec_decoder = msgspec.msgpack.Decoder(JobSpec)
 _result_decoder = msgspec.msgpack.Decoder(Result)
+_result_file_decoder = msgspec.msgpack.Decoder(ResultFile)
 
 _COMPRESS_ABOVE = 1024
-_RAW, _ZLIB = b"\x00", b"\x01"
+_RAW, _ZLIB, _FILE = b"\x00", b"\x01", b"\x02"
 
 
 def encode_doc(doc: BatchDoc) -> bytes:
@@ -192,7 +204,7 @@ def decode_spec(data: bytes) -> JobSpec:
 
 
 def encode_result(result: Result) -> bytes:
-    """One byte that says whether the rest is compressed, then MessagePack."""
+    """The result, packed: one byte that says whether the rest is compressed, then MessagePack."""
     packed = _doc_encoder.encode(result)
     if len(packed) > _COMPRESS_ABOVE:
         return _ZLIB + zlib.compress(packed, 1)
@@ -200,8 +212,29 @@ def encode_result(result: Result) -> bytes:
 
 
 def decode_result(data: bytes) -> Result:
-    body = data[1:]
-    return _result_decoder.decode(zlib.decompress(body) if data[:1] == _ZLIB else body)
+    """The result that is packed here; not for one that is in a file, see :func:`result_file`."""
+    kind, body = data[:1], data[1:]
+    assert kind != _FILE, "the result is in a file: Results.unpack reads it"
+    return _result_decoder.decode(zlib.decompress(body) if kind == _ZLIB else body)
+
+
+def encode_result_file(file: ResultFile) -> bytes:
+    """What stands for the packed result when that is in a file."""
+    return _FILE + _doc_encoder.encode(file)
+
+
+def result_file(data: bytes) -> ResultFile | None:
+    """The file that a packed result is in; None when it is here."""
+    return _result_file_decoder.decode(data[1:]) if data[:1] == _FILE else None
+
+
+def result_json(result: Result) -> bytes:
+    """The result as a JSON object: as the API answers it, and as files hold it."""
+    return msgspec.json.encode({"counter": None} | msgspec.to_builtins(result))
+
+
+def result_of_json(text: bytes) -> Result:
+    return msgspec.json.decode(text, type=Result)
 
 
 def encode_fault(fault: Fault) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 
 from tweezer.model.checks import as_job_spec, check_batch, check_jobs
 from tweezer.model.errors import InvalidInput
-from tweezer.model.ids import new_batch_id
+from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.messages import BatchDoc, Limits, Priority
 from tweezer.model.sequence import read_sequence, sequence_text
 from tweezer.store.commands import Commands
@@ -27,7 +27,8 @@ class Submission(msgspec.Struct, frozen=True):
 
     sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
     jobs: ``JobSpec`` or dictionaries of its fields. not_before: an aware time to start at, at the earliest.
-    idempotency_key: submissions with the same key within a day make one batch; '' is no key.
+    idempotency_key: submissions with the same key within a day make one batch; '' is no key. user: id of who submits
+    it, where that is known.
     """
 
     sequence: Any
@@ -39,9 +40,11 @@ class Submission(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] = ()
     webhook: str | None = None
     backend_configuration: str | None = None
+    configuration: dict[str, Any] | None = None
     limits: Limits = Limits()
     not_before: datetime | None = None
     idempotency_key: str = ""
+    user: str | None = None
 
     def doc(self) -> BatchDoc:
         """What is kept of it for good. Raises InvalidInput("sequence", …)."""
@@ -52,7 +55,9 @@ class Submission(msgspec.Struct, frozen=True):
             tags=self.tags,
             webhook=self.webhook,
             backend_configuration=self.backend_configuration,
+            configuration=self.configuration,
             limits=self.limits,
+            user=self.user,
         )
 
 
@@ -66,6 +71,8 @@ class Admission:
 
     async def submit(self, submission: Submission, *, project: str) -> UUID:
         """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
+        if not is_project_id(project):
+            raise InvalidInput("project", "an id has 1 to 64 letters, digits, dots, dashes and underscores")
         device = await self.device(submission.device)
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
         if not specs and not submission.open:

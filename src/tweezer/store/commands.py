@@ -1,4 +1,4 @@
-"""What producers ask of batches: submit, add, close, cancel, pause, resume, forget.
+"""What producers ask of batches: submit, add, close, cancel, pause, resume; and what the ledger asks: forget.
 
 A method returns when the change is made, or raises and nothing has changed, except that
 :class:`~tweezer.model.errors.Unavailable` leaves it unknown: repeat the call, with the same idempotency
@@ -8,10 +8,11 @@ key where it takes one. ``project`` None is an operator, who may touch everybody
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
@@ -23,7 +24,12 @@ from tweezer.model.messages import (
     encode_doc,
     encode_spec,
 )
-from tweezer.store.scripts import Scripts
+from tweezer.store.keys import Key
+from tweezer.store.scripts import Scripts, translating
+
+_GLOB = re.compile(r"([*?\[\]\\])")
+
+T = TypeVar("T")
 
 
 class CancelAnswer(StrEnum):
@@ -41,6 +47,18 @@ def _digest(parts: Iterable[bytes | str]) -> str:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
+
+
+def _packed(field: str, encode: Callable[[T], bytes], value: T) -> bytes:
+    """The value as Redis keeps it. Devices that check nothing let through what cannot be kept: a number too large."""
+    try:
+        return encode(value)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(field, f"cannot be kept: {error}") from error
+
+
+def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
+    return [_packed(f"jobs[{index}]", encode_spec, job) for index, job in enumerate(jobs)]
 
 
 def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
@@ -64,8 +82,6 @@ def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
                 "jobs",
                 f"the batch has {int(detail)} jobs and may have {MAX_JOBS_PER_BATCH}; start another batch",
             )
-        case b"live":
-            raise Conflict(f"batch {batch_id} has not ended; cancel it first", code="live")
         case _:
             raise AssertionError(f"a script answered {word!r}")
 
@@ -89,7 +105,7 @@ class Commands:
         idempotency_key: str = "",
     ) -> UUID:
         """Writes a batch; returns its id: that of the first call when this one repeats it."""
-        packed_doc, packed = encode_doc(doc), [encode_spec(job) for job in jobs]
+        packed_doc, packed = _packed("batch", encode_doc, doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, int(open), packed_doc, due_ms)
         digest = _digest([*map(str, head[:3]), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
@@ -111,7 +127,7 @@ class Commands:
         self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
     ) -> int:
         """Appends jobs to an open batch; returns the index of the first of them."""
-        packed = [encode_spec(job) for job in jobs]
+        packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
         reply = await self._scripts.call(
             "add_jobs", str(batch_id), project or "", idempotency_key, digest, MAX_JOBS_PER_BATCH, *packed
@@ -144,12 +160,34 @@ class Commands:
         reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, *indices)
         return [CancelAnswer(word) for word in reply[1].decode().split()]
 
-    async def forget(
-        self, batch_id: UUID, *, project: str | None, least_age_s: float = 0, idempotency_key: str = ""
-    ) -> None:
-        """Removes a batch that ended at least that long ago, with its jobs and results."""
-        digest = _digest(["forget", str(batch_id)])
-        await self._command("forget", batch_id, project, round(least_age_s * 1000), idempotency_key, digest)
+    async def ended(self, *, least_age_s: float, most: int) -> list[UUID]:
+        """Batches that ended at least that long ago and are still here, the oldest first."""
+        redis, name = self._scripts.redis, self._scripts.keys(Key.ENDED)
+        with translating():
+            seconds, microseconds = await redis.time()
+            until = seconds * 1000 + microseconds // 1000 - round(least_age_s * 1000)
+            found = await redis.zrangebyscore(name, "-inf", until, start=0, num=most)
+        return [UUID(batch_id.decode()) for batch_id in found]
+
+    async def forget(self, recorded: Mapping[UUID, int], *, least_age_s: float) -> list[UUID]:
+        """Removes batches that ended at least that long ago and are recorded, with their jobs and results.
+
+        ``recorded``: the number of the last event of each that is. Returns those that are not here any more; one that
+        is live, or has a later event, stays.
+        """
+        pairs = [part for batch_id, number in recorded.items() for part in (str(batch_id), number)]
+        words = await self._scripts.call("forget", round(least_age_s * 1000), *pairs)
+        return [batch_id for batch_id, word in zip(recorded, words, strict=True) if word in (b"ok", b"unknown")]
+
+    async def forget_project(self, project: str) -> None:
+        """Removes what is left of a project without batches: its idempotency keys, and its place in the queues."""
+        redis, keys = self._scripts.redis, self._scripts.keys
+        pattern = keys(Key.IDEMPOTENCY, _GLOB.sub(r"\\\1", project), "*")
+        with translating():
+            for device in await cast(Awaitable[set[bytes]], redis.smembers(keys(Key.DEVICES))):
+                await cast(Awaitable[int], redis.hdel(keys(Key.FAIR, device.decode()), f"p:{project}"))
+            async for name in redis.scan_iter(pattern, count=1000):
+                await redis.unlink(name)
 
     async def pause_device(self, device: str, reason: str) -> None:
         """Grants no more tickets of a device; what runs finishes."""

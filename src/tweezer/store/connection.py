@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 import msgspec
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.utils import str_if_bytes
 
 from tweezer.model.errors import InvalidInput
 from tweezer.store.admission import Admission
+from tweezer.store.attempts import Attempts
 from tweezer.store.commands import Commands
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
 from tweezer.store.reader import Reader
-from tweezer.store.scripts import Scripts
+from tweezer.store.restoring import Restoring
+from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
+from tweezer.store.scripts import Scripts, script_text
+from tweezer.store.snapshots import Snapshots
 from tweezer.store.tickets import Tickets
 
 SENTINEL_SCHEME = "redis+sentinel"
@@ -73,10 +82,31 @@ class _PacksInC:
             raise redis_errors.DataError(str(error)) from error
 
 
+class _Arrives(AbstractConnection):
+    """A connection that tells the scripts, before anything else, which server it reached (``arrive.lua``)."""
+
+    keys: ClassVar[Keys]
+
+    async def on_connect(self) -> None:
+        await super().on_connect()
+        try:
+            about = str_if_bytes(await self._ask("INFO", "server"))
+        except redis_errors.ResponseError:
+            return  # forbidden here: not so for workers, who ask for it all the time
+        if run := re.search(r"run_id:(\w+)", about):
+            with contextlib.suppress(redis_errors.ReadOnlyError):  # a replica hands out nothing
+                await self._ask("EVAL", script_text("arrive"), 1, self.keys.prefix, run[1])
+
+    async def _ask(self, *command: Any) -> Any:
+        await self.send_command(*command, check_health=False)
+        return await self.read_response()
+
+
 class Connect(msgspec.Struct, frozen=True):
     """How to reach Redis. ``url``: ``redis://``, ``rediss://``, ``unix://``, or that of a :class:`SentinelUrl`.
 
-    ``connect_s`` and ``command_s`` bound each attempt.
+    ``connect_s`` and ``command_s`` bound each attempt. results_dir: where large results are, as workers write them;
+    None in a process that cannot read them. result_inline_kb: size of a packed result above which a worker does so.
     """
 
     url: str = "redis://127.0.0.1:6379/0"
@@ -84,22 +114,28 @@ class Connect(msgspec.Struct, frozen=True):
     connect_s: float = 5.0
     command_s: float = 30.0
     connections_max: int = 64
+    results_dir: Path | None = None
+    result_inline_kb: int = INLINE_MAX_BYTES >> 10
 
 
 class Store:
     """All that the rest of Tweezer asks of Redis."""
 
-    def __init__(self, redis: Redis, *, namespace: str = "tweezer") -> None:
+    def __init__(self, redis: Redis, *, namespace: str = "tweezer", results: Results | None = None) -> None:
         self.redis = redis
+        self.results = results or Results()
         self.keys = Keys(namespace)
         scripts = Scripts(redis, self.keys)
         self.scripts = scripts
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)
-        self.reader = Reader(scripts)
+        self.reader = Reader(scripts, self.results)
+        self.attempts = Attempts(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)
+        self.snapshots = Snapshots(scripts)
+        self.restoring = Restoring(scripts)
 
     @classmethod
     def open(cls, connect: Connect) -> Store:
@@ -109,8 +145,11 @@ class Store:
         except ValueError:  # its text may quote a password
             raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}") from None
         pool = redis.connection_pool
-        pool.connection_class = type("Connection", (_PacksInC, pool.connection_class), {})
-        return cls(redis, namespace=connect.namespace)
+        own = {"keys": Keys(connect.namespace)}
+        pool.connection_class = type("Connection", (_PacksInC, _Arrives, pool.connection_class), own)
+        folder = ResultsFolder(connect.results_dir) if connect.results_dir else None
+        results = Results(folder, inline_max=connect.result_inline_kb << 10)
+        return cls(redis, namespace=connect.namespace, results=results)
 
     async def close(self) -> None:
         await self.news.close()

@@ -15,7 +15,7 @@ from tweezer.model.backoff import Backoff
 from tweezer.model.events import Event, read_events
 from tweezer.model.tasks import is_cancelled
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translated
+from tweezer.store.scripts import Scripts, translated, translating
 from tweezer.store.tickets import CancelRequest
 
 log = structlog.get_logger(__name__)
@@ -129,10 +129,24 @@ def read_cancel(message: bytes) -> CancelRequest:
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An entry of the stream: its id, and the events of one script call."""
+    """An entry of the stream: what one call of a script did to one batch, as the script wrote it.
+
+    words: those that :func:`~tweezer.model.events.read_events` reads; none for a change that is no transition.
+    """
 
     id: str
-    events: list[Event]
+    batch_id: UUID
+    first: int
+    time_us: int
+    words: str
+
+    @property
+    def events(self) -> list[Event]:
+        return list(read_events(self.batch_id, self.first, self.time_us, self.words))
+
+
+START = "0-0"
+"""The position before the first entry."""
 
 
 class EventStream:
@@ -142,16 +156,51 @@ class EventStream:
         self._redis = scripts.redis
         self._name = scripts.keys(Key.EVENTS)
 
-    async def read(self, after: str = "0-0", *, most: int = 100) -> list[Entry]:
+    async def read(self, after: str = START, *, most: int = 100) -> list[Entry]:
         """Up to ``most`` entries after the given one, oldest first."""
-        try:
+        with translating():
             rows = await self._redis.xrange(self._name, min=f"({after}", max="+", count=most)
-        except redis_errors.RedisError as error:
-            raise translated(error) from error
         return [_entry(entry_id, fields) for entry_id, fields in rows]
+
+    async def follow(self, position: str, *, most: int) -> list[Entry] | None:
+        """As :meth:`read`, for a reader whose position is kept elsewhere; None when the entry at that position is
+        gone: Redis came back without the end of its file, since trimming leaves that entry."""
+        if position == START:
+            return await self.read(most=most)
+        with translating():
+            rows = await self._redis.xrange(self._name, min=position, max="+", count=most + 1)
+        if not rows or rows[0][0].decode() != position:
+            return None
+        return [_entry(entry_id, fields) for entry_id, fields in rows[1:]]
+
+    async def wait(self, position: str, *, timeout_s: float) -> None:
+        """Returns when there is an entry after the position, or after ``timeout_s``."""
+        with translating():
+            await self._redis.xread({self._name: position}, count=1, block=max(round(timeout_s * 1000), 1))
+
+    async def last(self, until: str = "+") -> str:
+        """Id of the newest entry, or of the newest at or before ``until``; START when there is none."""
+        with translating():
+            rows = await self._redis.xrevrange(self._name, max=until, min="-", count=1)
+        return rows[0][0].decode() if rows else START
+
+
+def position_number(entry_id: str) -> int:
+    """The id of an entry as one number of 63 bits, in the same order: milliseconds, then the number among those."""
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds) << 20 | int(number)
+
+
+def position_id(number: int) -> str:
+    """The id of an entry of its number."""
+    return f"{number >> 20}-{number & 0xFFFFF}"
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    batch = UUID(fields[b"b"].decode())
-    events = read_events(batch, int(fields[b"s"]), int(fields[b"t"]), fields[b"e"].decode())
-    return Entry(entry_id.decode(), list(events))
+    return Entry(
+        entry_id.decode(),
+        UUID(fields[b"b"].decode()),
+        int(fields[b"s"]),
+        int(fields[b"t"]),
+        fields[b"e"].decode(),
+    )

@@ -12,7 +12,7 @@ from enum import StrEnum
 class Key(StrEnum):
     """Patterns below the namespace. What owns each key, and so when it goes, stands behind it."""
 
-    # of a batch: they expire a retention after the batch is terminal
+    # of a batch: they go when the batch is forgotten, after it ended and the ledger has all of it
     BATCH = "batch:%s"  # hash: the batch record and its tickets (fields ``t:<n>``)
     SPEC = "batch:%s:spec"  # hash: job index → microseconds of its submit, a space, JobSpec
     STATE = "batch:%s:state"  # hash: job index → words of records.STATE_FIELDS; absent is PENDING
@@ -35,9 +35,16 @@ class Key(StrEnum):
     # of everything
     SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and chores
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
+    ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
     IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and answer of a call
+    LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address
+    # of the ledger
+    LEDGER = "ledger"  # string: there since a recorder first read the stream
+    RECORDER = "recorder"  # string, expiring: the recorder that is active
+    SERVER = "server"  # string: run id of the Redis that is in use
+    GATE = "gate"  # string, expiring: no job is handed out, until the ledger has put back what Redis lost
     # channels
     NEWS = "news:%s"  # of a batch: its events and progress
     POOL = "pool:%s"  # of a device: cancels of running work

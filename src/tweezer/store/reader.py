@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
-from tweezer.model.messages import Result, decode_result
+from tweezer.model.messages import Result
 from tweezer.store.keys import Key
 from tweezer.store.records import (
     BatchRecord,
@@ -21,6 +21,7 @@ from tweezer.store.records import (
     job_record,
     moment,
 )
+from tweezer.store.results import Results
 from tweezer.store.scripts import Scripts, translating
 
 T = TypeVar("T")
@@ -31,9 +32,10 @@ _PAGE = 500  # jobs read in one go
 class Reader:
     """Reads what Redis holds. A foreign project's things are as if they did not exist."""
 
-    def __init__(self, scripts: Scripts) -> None:
+    def __init__(self, scripts: Scripts, results: Results) -> None:
         self._redis = scripts.redis
         self._keys = scripts.keys
+        self._results = results
 
     async def batch(self, batch_id: UUID, *, project: str | None) -> BatchRecord:
         """The batch; raises NotFound."""
@@ -69,11 +71,16 @@ class Reader:
         ]
 
     async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
-        """The results that there are, by index. Check first that the batch is the caller's."""
+        """The results that there are, by index; check first whose the batch is. Raises ResultUnavailable."""
+        packed = await self.packed_results(batch_id, indices)
+        return {index: await self._results.unpack(data) for index, data in packed.items()}
+
+    async def packed_results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, bytes]:
+        """The same, as Redis has them."""
         if not indices:
             return {}
         (packed,) = await self._columns(batch_id, indices, Key.RESULT)
-        return {index: decode_result(data) for index, data in zip(indices, packed, strict=True) if data is not None}
+        return {index: data for index, data in zip(indices, packed, strict=True) if data is not None}
 
     async def device(self, name: str) -> DeviceRecord | None:
         """The device, or None when no worker ever announced it."""

@@ -91,6 +91,14 @@ class BatchRecord(msgspec.Struct, frozen=True):
     fault: Fault | None
 
 
+class JobOwner(msgspec.Struct, frozen=True):
+    """As much of a batch as its jobs are made with; a :class:`BatchRecord` does as well."""
+
+    id: UUID
+    project: str
+    fault: Fault | None = None
+
+
 class JobRecord(msgspec.Struct, frozen=True):
     """A job as it stands.
 
@@ -120,6 +128,12 @@ class JobRecord(msgspec.Struct, frozen=True):
     @property
     def id(self) -> UUID:
         return job_id(self.batch_id, self.index)
+
+    @property
+    def updated(self) -> datetime:
+        """When it last changed; progress within a stage is no change."""
+        changes = (self.created, self.started, self.stage_since, self.cancel_requested, self.ended)
+        return max(change for change in changes if change is not None)
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -197,7 +211,9 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     )
 
 
-def job_record(batch: BatchRecord, index: int, spec: bytes, state: bytes | None, fault: bytes | None) -> JobRecord:
+def job_record(
+    batch: BatchRecord | JobOwner, index: int, spec: bytes, state: bytes | None, fault: bytes | None
+) -> JobRecord:
     """The job of what Redis holds of it. Without a fault of its own a job in ERROR has its batch's."""
     created, _, packed = spec.partition(b" ")
     words = read_state(state)

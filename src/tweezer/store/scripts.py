@@ -46,23 +46,21 @@ PENALTIES_S = {Priority.HIGH: 0.0, Priority.MEDIUM: 60.0, Priority.LOW: 600.0}
 class StoreConfig(msgspec.Struct, frozen=True):
     """What operators set and scripts need. It is kept in Redis, so that all processes go by the same.
 
-    retention_s: how long a terminal batch and its results are kept. idempotency_s: how long a repeated
-    call is recognised. events_kept: about how many entries the events stream keeps. quantum_s: lane
-    time after which a ticket yields to one that ranks before it.
+    idempotency_s: how long a repeated call is recognised. quantum_s: lane time after which a ticket yields to one
+    that ranks before it. restore_wait_s: how long no job is handed out after Redis started again, at most, until the
+    ledger has put back what it lost.
     """
 
-    retention_s: float = 7 * 86_400
     idempotency_s: float = 86_400
-    events_kept: int = 100_000
     quantum_s: float = 1.0
+    restore_wait_s: float = 30.0
 
     def stored(self) -> dict[str, int]:
-        """The fields of its hash in Redis; times in milliseconds."""
+        """The fields of its hash in Redis, in milliseconds."""
         return {
-            "retention": round(self.retention_s * 1000),
             "idempotency": round(self.idempotency_s * 1000),
-            "events_kept": self.events_kept,
             "quantum": round(self.quantum_s * 1000),
+            "restore_wait": round(self.restore_wait_s * 1000),
         }
 
 
@@ -153,6 +151,11 @@ def _load() -> dict[str, _Script]:
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             scripts[file.name.removesuffix(".lua")] = _Script(text, sha)
     return scripts
+
+
+def script_text(name: str) -> str:
+    """The whole script, as EVAL takes it."""
+    return _load()[name].text
 
 
 def translated(error: redis_errors.RedisError) -> TweezerError:

@@ -60,7 +60,11 @@ class Grant(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """What a take brought. ``due_s``: when the next lease expires or the next ticket is due, if any."""
+    """What a take brought.
+
+    due_s: when the next lease expires or the next ticket is due, if any. paused: nothing is granted for now: the device
+    is paused, or all work waits for what Redis lost to be put back.
+    """
 
     grants: list[Grant]
     due_s: float | None
@@ -86,6 +90,9 @@ class Turn(msgspec.Struct, frozen=True):
     jobs: list[HeldJob] = []
 
 
+_AROUND_PAYLOAD = 100  # bytes: the other arguments of an outcome
+
+
 class Settlement(msgspec.Struct, frozen=True):
     """The outcome of one job, packed for settle."""
 
@@ -97,11 +104,12 @@ class Settlement(msgspec.Struct, frozen=True):
     retry_ms: int
 
     @classmethod
-    def of(cls, index: int, outcome: Outcome) -> Settlement:
+    def of(cls, index: int, outcome: Outcome, packed: bytes | None = None) -> Settlement:
+        """``packed``: the result as :meth:`~tweezer.store.results.Results.pack` gives it; if None it is packed here."""
         payload = b""
         kind = outcome.kind.value
         if outcome.result is not None and outcome.kind is OutcomeKind.DONE:
-            payload = encode_result(outcome.result)
+            payload = encode_result(outcome.result) if packed is None else packed
         elif outcome.fault is not None:
             payload = encode_fault(outcome.fault)
         if outcome.kind is OutcomeKind.RETRY and outcome.cause is FaultKind.CRASH:
@@ -114,6 +122,11 @@ class Settlement(msgspec.Struct, frozen=True):
             round(outcome.device_s * 1000),
             round(outcome.retry_in_s * 1000),
         )
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes of a call."""
+        return len(self.payload) + _AROUND_PAYLOAD
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -157,7 +170,7 @@ def _taken(reply: list[Any]) -> Taken:
             for name, token, project, doc, exclusive, jobs in grants
         ],
         due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
-        paused=word == b"paused",
+        paused=word in (b"paused", b"shut"),
         left_alone=[name.decode() for name in left_alone],
     )
 
@@ -276,7 +289,7 @@ class Tickets:
         ]
         for s in settlements:
             group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
-        size = sum(len(s.payload) for s in settlements)
+        size = sum(s.size for s in settlements)
         reply = await self._settles.call(_Settle(group, size))
         return Turn(Next(reply[0].decode()), int(reply[1]), _jobs(reply[2]) if len(reply) > 2 else [])
 
@@ -332,8 +345,13 @@ class Tickets:
         return int(timed_out), int(reclaimed), int(readied)
 
     async def trim(self, before: str) -> int:
-        """Drops events that nobody needs any more, at the latest before this stream id."""
+        """Drops events that nobody needs any more, at most up to this entry, which stays."""
         return int((await self._scripts.call("trim", before))[1])
+
+    async def is_full(self) -> bool:
+        """Whether new work is refused because Redis runs full."""
+        with translating():
+            return bool(await self._scripts.redis.exists(self._scripts.keys(Key.FULL)))
 
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
         """Refuses new work for a while, with the reason; None takes that back."""

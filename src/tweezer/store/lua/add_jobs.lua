@@ -5,7 +5,7 @@
 --     [5] most jobs a batch may have   [6…] JobSpec (bytes), one a job
 -- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
--- Events  none: being queued is no transition
+-- Events  none: being queued is no transition; an entry without a word
 
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end
@@ -20,6 +20,7 @@ if why then return { 'full', why } end
 
 local first = int(b.jobs)
 add_jobs(b, 6)
+touch(b)
 if b.status ~= 'S' then issue_tickets(b) end
 finish(b)
 remember(b.project, ARGV[3], ARGV[4], first)

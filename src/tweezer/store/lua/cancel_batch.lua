@@ -4,7 +4,7 @@
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call
 -- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'over'}
--- Events  job.canceled (ranges), batch.canceled when nothing runs
+-- Events  job.canceled (ranges), batch.canceled when nothing runs; an entry for running jobs too
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()

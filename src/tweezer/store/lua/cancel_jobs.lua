@@ -4,7 +4,7 @@
 -- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5…] indices
 -- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'}; words, apart by spaces, one a job:
 --     canceled | requested | over | unknown
--- Events  job.canceled; batch.done when that was the last of a closed batch
+-- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()

@@ -3,12 +3,13 @@
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''
 -- Returns {'ok'} | {'unknown'} | {'over'}
--- Events  batch.done when nothing is pending or running
+-- Events  batch.done when nothing is pending or running, else an entry without a word
 
 exempt_from_maxmemory()
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end
 if is_over(b) then return { 'over' } end
+if b.open == 1 then touch(b) end
 b.open = 0
 redis.call('ZREM', key(KEY.idle), b.id)
 finish(b)

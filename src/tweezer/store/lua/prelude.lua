@@ -17,7 +17,7 @@ local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
 local function int(number) return string.format('%.0f', number) end
 local NOW_MS = int(NOW)
 
--- What operators set (milliseconds, and a number of entries), or its default.
+-- What operators set (milliseconds), or its default.
 local settings
 local function setting(name)
   settings = settings or redis.call('HMGET', key(KEY.settings), unpack(SETTINGS))
@@ -27,6 +27,8 @@ end
 -- A write that frees memory, made first, lets the rest of a script write past maxmemory: what is under
 -- way must be able to end. The key never exists.
 local function exempt_from_maxmemory() redis.call('DEL', key(KEY.full) .. ':none') end
+
+local function put(list, name, value) list[#list + 1] = name; list[#list + 1] = value end
 
 -- Calls a variadic command with a long list, a thousand elements at a time (unpack fails near 8,000).
 local function each_thousand(command, name, list)
@@ -60,13 +62,26 @@ local function load_own_batch(id, project)
   return b
 end
 
-local function is_over(b) return b.status == 'D' or b.status == 'E' or b.status == 'C' or b.status == 'T' end
+local BATCH_OVER = { D = true, E = true, C = true, T = true }
+-- Whether a project is among those of ARGV from a place on: their number ('-1' is any), then their ids.
+local function is_among_projects(project, at)
+  local many = tonumber(ARGV[at])
+  for other = at + 1, at + many do
+    if ARGV[other] == project then return true end
+  end
+  return many < 0
+end
+
+local function is_over(b) return BATCH_OVER[b.status] end
 
 local function emit(b, word, count)
   if #b.events == 0 then b.first_event = b.seq + 1 end
   b.seq = b.seq + (count or 1)
   b.events[#b.events + 1] = word
 end
+
+-- Notes a change that is no transition but that the ledger must see: it gets an entry without a word.
+local function touch(b) b.touched = true end
 
 local function move_batch(b, to)
   if not BATCH_MOVES[b.status .. to] then
@@ -109,10 +124,10 @@ local function save(b)
   redis.call('HSET', key(KEY.batch, b.id), unpack(changed))
   count(b.device, 'pending', b.pending - b.was_pending)
   count(b.device, 'running', b.running - b.was_running)
-  if #b.events > 0 then
-    local words = table.concat(b.events, ' ')
-    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', int(b.first_event), 't', NOW_US, 'e', words)
-    redis.call('PUBLISH', key(KEY.news, b.id), words)
+  if b.touched or #b.events > 0 then
+    local first, words = int(b.first_event or b.seq + 1), table.concat(b.events, ' ')
+    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words)
+    if words ~= '' then redis.call('PUBLISH', key(KEY.news, b.id), words) end
   end
   if #b.asked > 0 then
     redis.call('PUBLISH', key(KEY.pool, b.device), b.id .. ' ' .. table.concat(b.asked, ','))
@@ -213,6 +228,16 @@ end
 
 local function is_paused(device) return device_row(device).paused end
 
+-- How long (ms) no job is handed out, at most: Redis started again, and the ledger may have what it lost. Not above
+-- 0: the gate is open. Read once a script.
+local gate
+local function shut_for()
+  gate = gate or redis.call('PTTL', key(KEY.gate))
+  return gate
+end
+
+local function is_shut() return shut_for() > 0 end
+
 local function ring(device)
   local bell = key(KEY.bell, device)
   if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
@@ -291,11 +316,9 @@ end
 
 --------------------------------------------------------------------------------------- ends of batches
 
-local function expire_batch(b)
-  local ended = { KEY.batch, KEY.spec, KEY.state }
-  if b.done > 0 then ended[#ended + 1] = KEY.result end
-  if b.error + b.canceled > 0 then ended[#ended + 1] = KEY.fault end
-  for _, pattern in ipairs(ended) do redis.call('PEXPIRE', key(pattern, b.id), int(setting('retention'))) end
+-- Takes a batch that has ended out of all queues and files it under those that may be forgotten.
+local function withdraw(b)
+  redis.call('ZADD', key(KEY.ended), int(b.ended), b.id)
   if b.back + b.delayed > 0 then redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id)) end
   b.back, b.delayed = 0, 0
   if b.was_open then redis.call('ZREM', key(KEY.idle), b.id) end
@@ -321,7 +344,7 @@ local function conclude(b)
   elseif not busy then
     move_batch(b, b.fate or 'D')
     b.ended = NOW
-    expire_batch(b)
+    withdraw(b)
   end
 end
 
@@ -368,9 +391,11 @@ end
 
 -- A batch that cannot run: no more jobs, what is pending ends in ERROR, what runs may finish.
 local function doom(b, fault)
+  if is_over(b) then return end
   b.open = 0
   b.fate = b.fate or 'E'
   redis.call('HSETNX', key(KEY.batch, b.id), 'fault', fault)
+  touch(b)
   end_pending(b, 'E')
 end
 
@@ -451,6 +476,7 @@ local function reclaim_expired(device, limit)
     else
       take_back(b, t, 'lost')
       requeue_or_retire(b, t)
+      count(device, 'lost', 1)
       finish(b)
     end
   end
@@ -628,5 +654,6 @@ local function request_cancel(b, index, st)
   if st[S.cancel] == '-' then st[S.cancel] = NOW_MS end
   st[S.cancels] = int(number_of(st, S.cancels) + 1)
   write_state(b, index, st)
+  touch(b)
   b.asked[#b.asked + 1] = index
 end

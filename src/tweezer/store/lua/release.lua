@@ -18,7 +18,7 @@ local word, due = 'ok', nil
 if ARGV[3] == 'fail' then
   b.failures = b.failures + 1
   due = NOW + math.min(tonumber(ARGV[5]) * 2 ^ (b.failures - 1), tonumber(ARGV[6]))
-  if b.failures >= tonumber(ARGV[4]) then
+  if b.failures >= tonumber(ARGV[4]) and not is_over(b) then
     doom(b, ARGV[7])
     word = 'doomed'
   end

@@ -15,8 +15,6 @@
 exempt_from_maxmemory()
 local ENDING = { done = 'D', error = 'E', canceled = 'C' }
 
-local function put(list, index, value) list[#list + 1] = index; list[#list + 1] = value end
-
 -- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused.
 local function apply_outcomes(b, t, held, first, indices, raw)
   local ended, states, results, faults, back, refused = {}, {}, {}, {}, {}, 0
@@ -81,7 +79,7 @@ local function next_jobs(b, t, most, held)
   local left, fresh = 0, nil
   for _ in pairs(held) do left = left + 1 end
   if left + waiting(b) + b.delayed == 0 then return {} end
-  if most == 0 or b.status == 'S' or is_paused(b.device) or should_yield(b, t) then
+  if most == 0 or b.status == 'S' or is_paused(b.device) or is_shut() or should_yield(b, t) then
     take_back(b, t, most == 0 and 'drain' or 'stop')
   else
     fresh = claim(b, t, most, left)
@@ -100,7 +98,9 @@ local function settle(name, token, lease, most, used, first, outcomes)
     for i = 1, outcomes do
       if not raw[i] or read_state(raw[i])[S.token] ~= token then refused = refused + 1 end
     end
-    return { (refused > 0 or outcomes == 0) and 'stale' or 'retired', refused }
+    local word = (refused > 0 or outcomes == 0) and 'stale' or 'retired'
+    if b and word == 'stale' then count(b.device, 'stale', 1) end
+    return { word, refused }
   end
 
   local held = {}

@@ -1,5 +1,6 @@
 -- sweep: what time alone brings about: open batches past their deadline, expired leases, tickets that are
--- due, workers that are gone, a stream that grew too long. Any number of processes may run it; it is run each second.
+-- due, workers that are gone. Any number of processes may run it; it is run each second. While claims are shut,
+-- deadlines and leases wait.
 --
 -- KEYS[1] namespace
 -- ARGV[1] most things of a kind to treat in one call
@@ -9,7 +10,8 @@
 exempt_from_maxmemory()
 local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
 local idle = key(KEY.idle)
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)) do
+local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
+for _, id in ipairs(past) do
   redis.call('ZREM', idle, id)
   local b, problem = load_batch(id)
   if problem == 'version' then redis.call('ZADD', idle, int(NOW + LEAVE_ALONE), id) end
@@ -21,9 +23,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0
 end
 for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   count_lanes(device)
-  reclaimed = reclaimed + #reclaim_expired(device, most)
+  if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end
   readied = readied + ready_due(device, most)
   if redis.call('EXISTS', key(KEY.ready, device)) == 1 then ring(device) end
 end
-redis.call('XTRIM', key(KEY.events), 'MAXLEN', '~', int(setting('events_kept')))
 return { 'ok', timed_out, reclaimed, readied }

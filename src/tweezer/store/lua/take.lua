@@ -4,11 +4,13 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] device   [2] lease (ms)   [3…] free lanes, one ticket each
--- Returns {'ok'|'paused', ms until something is due or -1, {ticket left alone (unknown version), …},
---     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …}
+-- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone (unknown version), …},
+--     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
+--     shut: Redis started again, and nothing is granted until the gate opens, at the latest when it is due
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
 
 exempt_from_maxmemory()
+if is_shut() then return { 'shut', int(shut_for()), {} } end
 local device, lease = ARGV[1], tonumber(ARGV[2])
 local ready, due, leases = key(KEY.ready, device), key(KEY.due, device), key(KEY.leases, device)
 reclaim_expired(device, 20)

@@ -1,11 +1,13 @@
--- trim: drops events that everybody has read: up to the given position and, for each group of the stream,
--- up to its oldest entry that is not acknowledged or, with none, to the last one delivered.
+-- trim: drops events that everybody has read: those before the given position and, for each group of the stream,
+-- before its oldest entry that is not acknowledged or, with none, before the last one delivered. The entry at the
+-- position stays: by it the recorder sees that Redis has lost nothing.
 --
 -- KEYS[1] namespace
--- ARGV[1] stream id before which the caller needs nothing any more
+-- ARGV[1] id of the last entry that is recorded
 -- Returns {'ok', entries dropped}
 -- Events  none
 
+exempt_from_maxmemory()
 local function parts(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms), tonumber(seq)
@@ -25,4 +27,5 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', events)) do
   local position = tonumber(pending[1]) > 0 and pending[2] or row['last-delivered-id']
   if earlier(position, least) then least = position end
 end
+redis.call('SET', key(KEY.ledger), least)
 return { 'ok', redis.call('XTRIM', events, 'MINID', least) }

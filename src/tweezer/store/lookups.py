@@ -1,0 +1,89 @@
+"""Looks up batches and jobs for people: what they may not see is not read, so that it takes no longer than nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.errors import TweezerError
+from tweezer.model.ids import split_job_id
+from tweezer.model.messages import decode_fault
+from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
+from tweezer.store.scripts import Scripts
+
+_TOGETHER_MAX = 64  # jobs that one call of the script reads
+
+
+class Lookups:
+    """Reads for requests that come in crowds: those for jobs that meet are answered by one round trip.
+
+    projects: ids of those whose things are shown; None for all.
+    """
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._asked: list[_Ask] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    async def batch(
+        self, batch_id: UUID, *, projects: Collection[str] | None, jobs_max: int = -1
+    ) -> tuple[BatchRecord, list[JobRecord]] | None:
+        """The batch and, if there are at most ``jobs_max`` (1,000), its jobs, all of one moment. Raises Unavailable."""
+        found = await self._scripts.call("look_up_batch", str(batch_id), jobs_max, *_allowed(projects))
+        if not found:
+            return None
+        flat, *columns = found
+        fields = dict(zip((name.decode() for name in flat[::2]), flat[1::2], strict=True))
+        batch = batch_record(batch_id, fields)
+        rows = enumerate(zip(*columns, strict=True))
+        return batch, [job_record(batch, index, spec, state, fault) for index, (spec, state, fault) in rows]
+
+    async def job(self, job_id: UUID, *, projects: Collection[str] | None) -> JobRecord | None:
+        """The job. Raises Unavailable."""
+        batch_id, index = split_job_id(job_id)
+        answer: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+        self._asked.append(_Ask((str(batch_id), index, *_allowed(projects)), answer))
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        row = await answer
+        if row is None:
+            return None
+        project, doom, spec, state, fault = row
+        owner = JobOwner(batch_id, project.decode(), None if doom is None else decode_fault(doom))
+        return job_record(owner, index, spec, state, fault)
+
+    async def _read(self) -> None:
+        """Answers until nobody asks; what is asked during one round trip goes into the next."""
+        try:
+            while self._asked:
+                asked, self._asked = self._asked[:_TOGETHER_MAX], self._asked[_TOGETHER_MAX:]
+                await self._answer([ask for ask in asked if not ask.answer.done()])
+        finally:
+            self._reading = None
+
+    async def _answer(self, asked: list[_Ask]) -> None:
+        try:
+            rows = await self._scripts.call("look_up_jobs", *(word for ask in asked for word in ask.arguments))
+        except TweezerError as error:
+            for ask in asked:
+                if not ask.answer.done():
+                    ask.answer.set_exception(error)
+            return
+        for ask, row in zip(asked, rows, strict=True):
+            if not ask.answer.done():  # whoever asked may have gone meanwhile
+                ask.answer.set_result(row)
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """What the script is given for one job, and who waits for what it says."""
+
+    arguments: tuple[Any, ...]
+    answer: asyncio.Future[list[Any] | None]
+
+
+def _allowed(projects: Collection[str] | None) -> tuple[Any, ...]:
+    return (-1,) if projects is None else (len(projects), *projects)

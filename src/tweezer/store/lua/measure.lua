@@ -1,0 +1,69 @@
+-- measure: what operators watch. Of each device it looks at the front of the queue only, so it takes as long however
+-- much waits.
+--
+-- KEYS[1] namespace
+-- ARGV[1] id of the last entry of the stream that is recorded, or ''   [2] most entries after it to count
+--     [3] most tickets to look at, of those that are ready and of those that are leased
+-- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '',
+--     ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active, {device, '1' if it is
+--     paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a time, leased tickets,
+--     live workers, lanes, busy lanes, free lanes of workers that drain, longest wait (ms) or -1}, …}
+-- Events  none
+
+local events, most = key(KEY.events), tonumber(ARGV[3])
+
+-- Since when the job waits that the batch hands out next (ms); nil when none waits.
+local function since(id)
+  local row = redis.call('HMGET', key(KEY.batch, id), 'pending', 'jobs', 'cursor', 'back')
+  if tonumber(row[1] or 0) == 0 then return nil end
+  local index = row[3] or '0'
+  if tonumber(row[4] or 0) > 0 then index = redis.call('LINDEX', key(KEY.back, id), 0) end
+  local spec = index and redis.call('HGET', key(KEY.spec, id), index)
+  return spec and tonumber(string.match(spec, '^%d+')) / 1000
+end
+
+local function longest_wait(device)
+  local first, seen = nil, {}
+  for _, pattern in ipairs({ KEY.ready, KEY.leases }) do
+    for _, name in ipairs(redis.call('ZRANGE', key(pattern, device), 0, most - 1)) do
+      local id = split_ticket(name)
+      if not seen[id] then
+        seen[id] = true
+        first = math.min(first or NOW, since(id) or NOW)
+      end
+    end
+  end
+  return first and int(NOW - first) or '-1'
+end
+
+local function measure(device)
+  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'pending', 'running', 'lost', 'stale')
+  local workers, lanes, busy, draining = 0, 0, 0, 0
+  for _, worker in ipairs(redis.call('ZRANGE', key(KEY.workers, device), 0, -1)) do
+    local about = redis.call('HMGET', key(KEY.worker, worker), 'lanes', 'busy', 'draining')
+    if about[1] then
+      workers, lanes, busy = workers + 1, lanes + tonumber(about[1]), busy + tonumber(about[2] or 0)
+      if about[3] == '1' then draining = draining + tonumber(about[1]) - tonumber(about[2] or 0) end
+    end
+  end
+  return {
+    device, row[1] and '1' or '0', row[2] or '0', row[3] or '0', row[4] or '0', row[5] or '0',
+    redis.call('ZCARD', key(KEY.ready, device)), redis.call('ZCARD', key(KEY.due, device)),
+    redis.call('ZCARD', key(KEY.leases, device)),
+    workers, lanes, busy, draining, longest_wait(device),
+  }
+end
+
+local unrecorded = {}
+if ARGV[1] ~= '' then
+  unrecorded = redis.call('XRANGE', events, '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+end
+local devices = redis.call('SMEMBERS', key(KEY.devices))
+table.sort(devices)
+local reply = {
+  NOW_MS, redis.call('XLEN', events), #unrecorded, unrecorded[1] and unrecorded[1][1] or '',
+  redis.call('ZCARD', key(KEY.ended)), int(redis.call('EXISTS', key(KEY.gate))),
+  int(redis.call('EXISTS', key(KEY.recorder))),
+}
+for _, device in ipairs(devices) do reply[#reply + 1] = measure(device) end
+return reply

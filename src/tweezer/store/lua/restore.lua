@@ -1,0 +1,113 @@
+-- restore: puts back what the ledger has of a batch after Redis lost its last writes. A job that ended there ends
+-- here; a batch or job that Redis has never heard of is there again, and pending unless it ended. May be repeated.
+-- A batch of many jobs takes several calls; one that was gone is of version 0, which everybody leaves alone, until it
+-- has all its jobs. The gate is shut while somebody is at it.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] number of its last recorded event   [3] letter of its status in the ledger
+--     [4] number of fields of its record in the ledger   [5…] these, name and value, doc among them; then five a
+--     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', fault or ''
+-- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
+-- Events  none for what the ledger has; batch.* when nothing is left to do and it did not know that
+
+local PARTIAL = '0'
+local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
+  v = true, status = true, ended = true, seq = true, cursor = true, back = true, delayed = true, slots = true,
+  failures = true, jobs = true, pending = true, running = true, done = true, error = true, canceled = true,
+}
+
+local id, recorded, status = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local record, first, ledger = key(KEY.batch, id), 5 + 2 * tonumber(ARGV[4]), {}
+for at = 5, first - 1, 2 do ledger[ARGV[at]] = ARGV[at + 1] end
+
+-- Makes the record of a batch that is gone, without jobs.
+local function create()
+  local row = { 'v', PARTIAL, 'status', BATCH_OVER[status] and 'P' or status }
+  for name, value in pairs(ledger) do
+    if not ANEW[name] then put(row, name, value) end
+  end
+  redis.call('HSET', record, unpack(row))
+end
+
+-- What is final in the ledger is final here; the rest follows it where Redis has not gone on meanwhile.
+local function follow(b)
+  if ledger.open ~= '1' then b.open = 0 end
+  if ledger.fate ~= 'T' then b.fate = b.fate or ledger.fate end
+  if ledger.fault then redis.call('HSETNX', record, 'fault', ledger.fault) end
+  if b.started == 0 then b.started = tonumber(ledger.started or 0) end
+  if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end
+  b.seq = math.max(b.seq, recorded)
+end
+
+-- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these.
+local function put_back_jobs(b)
+  local indices, raw, ended = {}, {}, {}
+  for at = first, #ARGV, 5 do indices[#indices + 1] = ARGV[at] end
+  if #indices > 0 then raw = redis.call('HMGET', key(KEY.state, id), unpack(indices)) end
+  local specs, states, results, faults = {}, {}, {}, {}
+  for i, index in ipairs(indices) do
+    local at, number = first + 5 * (i - 1), tonumber(index)
+    if number == b.jobs and ARGV[at + 1] ~= '' and not is_over(b) then
+      put(specs, index, ARGV[at + 1])
+      b.jobs, b.pending = b.jobs + 1, b.pending + 1
+    end
+    local from, to = read_state(raw[i])[S.status], string.sub(ARGV[at + 2], 1, 1)
+    if number < b.jobs and JOB_OVER[to] and not JOB_OVER[from] then
+      b[COUNTER[from]] = b[COUNTER[from]] - 1
+      b[COUNTER[to]] = b[COUNTER[to]] + 1
+      put(states, index, ARGV[at + 2])
+      if ARGV[at + 3] ~= '' then put(results, index, ARGV[at + 3]) end
+      if ARGV[at + 4] ~= '' then put(faults, index, ARGV[at + 4]) end
+      ended[#ended + 1] = index
+    end
+  end
+  each_thousand('HSET', key(KEY.spec, id), specs)
+  each_thousand('HSET', key(KEY.state, id), states)
+  each_thousand('HSET', key(KEY.result, id), results)
+  each_thousand('HSET', key(KEY.fault, id), faults)
+  return ended
+end
+
+-- Takes what ended from where it waits. The cursor goes behind the last of it, and what that passes comes back;
+-- what came back before and is over is skipped when it is claimed.
+local function take_out(b, ended)
+  if #ended == 0 then return end
+  for n = 0, b.slots - 1 do redis.call('SREM', key(KEY.held, id, int(n)), unpack(ended)) end
+  b.delayed = b.delayed - redis.call('ZREM', key(KEY.delay, id), unpack(ended))
+  local cursor = b.cursor
+  for _, index in ipairs(ended) do cursor = math.max(cursor, tonumber(index) + 1) end
+  for page = b.cursor, cursor - 1, 1000 do
+    local indices, passed = {}, {}
+    for index = page, math.min(page + 1000, cursor) - 1 do indices[#indices + 1] = int(index) end
+    for i, state in ipairs(redis.call('HMGET', key(KEY.state, id), unpack(indices))) do
+      if not state then passed[#passed + 1] = indices[i] end
+    end
+    come_back(b, passed)
+  end
+  b.cursor = cursor
+end
+
+exempt_from_maxmemory()
+redis.call('SET', key(KEY.gate), 'shut', 'PX', int(math.max(setting('restore_wait'), 1)))
+local version = redis.call('HGET', record, 'v')
+if (version or VERSION) ~= VERSION and version ~= PARTIAL or ledger.v ~= VERSION then return { 'unknown' } end
+if not version then create() end
+if version ~= VERSION then redis.call('HSET', record, 'v', VERSION) end
+
+local b = load_batch(id)
+follow(b)
+take_out(b, put_back_jobs(b))
+local lacking = math.max(tonumber(ledger.jobs or 0) - b.jobs, 0)
+if lacking == 0 and not is_over(b) then
+  if BATCH_OVER[status] and b.pending + b.running == 0 then
+    b.status, b.ended = status, tonumber(ledger.ended)
+    withdraw(b)
+  elseif b.status ~= 'S' then
+    issue_tickets(b)
+  end
+  conclude(b)
+end
+save(b)
+save_counts()
+if version ~= VERSION and lacking > 0 then redis.call('HSET', record, 'v', PARTIAL) end
+return { 'ok', lacking }

@@ -1,0 +1,85 @@
+"""What operators watch of the queue, read in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tweezer.store.scripts import Scripts
+
+_UNRECORDED_MOST = 1000
+_FRONT = 50
+
+
+class DeviceMeasures(msgspec.Struct, frozen=True):
+    """A device and its pool.
+
+    pending, running: jobs. lost: leases that expired and were taken back; stale: settles that were refused because the
+    ticket was another's; both since Redis was set up. ready, due, leased: tickets that may be taken, that wait for a
+    time, that a lane works on. lanes: of live workers; busy: of these, as their last heartbeats said; draining: those
+    that are free but will take no more. longest_wait_s: how long ago the job was submitted that waits longest of those
+    at the front of the queue: the next job of each batch that has one of the 50 tickets ranked first, or one of the 50
+    leases that expire first. None when none waits there.
+    """
+
+    name: str
+    paused: bool
+    pending: int
+    running: int
+    lost: int
+    stale: int
+    ready: int
+    due: int
+    leased: int
+    workers: int
+    lanes: int
+    busy: int
+    draining: int
+    longest_wait_s: float | None
+
+
+_COUNTS = DeviceMeasures.__struct_fields__[2:-1]
+"""In the order in which the script answers them."""
+
+
+class Measures(msgspec.Struct, frozen=True):
+    """The queue as a whole.
+
+    stream: entries of the stream of events. unrecorded: those that the recorder has not read, counted up to 1,000;
+    unrecorded_s: age of the oldest of them. ended: batches that have ended and are not forgotten.
+    """
+
+    stream: int
+    unrecorded: int
+    unrecorded_s: float
+    ended: int
+    gate_shut: bool
+    recorder_active: bool
+    devices: list[DeviceMeasures]
+
+
+async def measure(scripts: Scripts, recorded: str | None) -> Measures:
+    """Measures the queue. ``recorded``: id of the last entry that the recorder has written; None counts none as
+    unrecorded. Raises Unavailable."""
+    reply = await scripts.call("measure", recorded or "", _UNRECORDED_MOST, _FRONT)
+    now_ms, stream, unrecorded, first, ended, gate_shut, recorder_active, *devices = reply
+    return Measures(
+        stream=int(stream),
+        unrecorded=int(unrecorded),
+        unrecorded_s=max(int(now_ms) - int(first.partition(b"-")[0]), 0) / 1000 if first else 0.0,
+        ended=int(ended),
+        gate_shut=gate_shut == b"1",
+        recorder_active=recorder_active == b"1",
+        devices=[_device(*row) for row in devices],
+    )
+
+
+def _device(name: bytes, paused: bytes, *numbers: Any) -> DeviceMeasures:
+    *counts, wait_ms = map(int, numbers)
+    return DeviceMeasures(
+        name=name.decode(),
+        paused=paused == b"1",
+        longest_wait_s=None if wait_ms < 0 else wait_ms / 1000,
+        **dict(zip(_COUNTS, counts, strict=True)),
+    )

@@ -1,0 +1,101 @@
+"""What the ledger does for a Redis that lost its last writes: it holds work back, and puts back what it has.
+
+Redis that comes back without the end of its file does not know it. So whoever first reaches a server that was not in
+use before shuts the gate (``arrive.lua``): no job is handed out until the recorder has looked, or for a while at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.lifecycle import BatchStatus
+from tweezer.store.keys import Key
+from tweezer.store.scripts import Scripts, translating
+
+_JOBS_MAX = 1000  # of one call
+_BYTES_MAX = 1 << 20
+
+
+class RestoredBatch(msgspec.Struct, frozen=True):
+    """A batch as the ledger has it. ``fields``: those of its record in Redis as they were recorded, and ``doc``."""
+
+    batch_id: UUID
+    sequence_number: int
+    status: BatchStatus
+    fields: dict[str, bytes]
+
+
+class RestoredJob(msgspec.Struct, frozen=True):
+    """A job as the ledger has it; the columns are those of Redis, as they were recorded."""
+
+    index: int
+    spec: bytes
+    state: str | None = None
+    result: bytes | None = None
+    fault: bytes | None = None
+
+
+class Restoring:
+    """The recorder's side of the store."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+
+    async def restore(self, batch: RestoredBatch, jobs: Sequence[RestoredJob]) -> int:
+        """Puts back what Redis lacks of a batch; returns how many of its jobs are lacking still.
+
+        ``jobs``: all of the batch, by index, in as many calls as one likes. May be repeated: what is there stays.
+        """
+        fields = [part for pair in batch.fields.items() for part in pair]
+        head = (str(batch.batch_id), batch.sequence_number, batch.status.letter, len(batch.fields), *fields)
+        lacking = 0
+        for page in _pages(jobs):
+            word, *rest = await self._scripts.call("restore", *head, *page)
+            lacking = int(rest[0]) if word == b"ok" else 0
+        return lacking
+
+    async def gate_is_shut(self) -> bool:
+        """Whether no job is handed out because Redis started again."""
+        with translating():
+            return bool(await self._scripts.redis.exists(self._scripts.keys(Key.GATE)))
+
+    async def open_gate(self) -> None:
+        """Hands out jobs again: Redis has all that the ledger has."""
+        await self._scripts.call("open_gate")
+
+    async def mark_ledger(self) -> str:
+        """There is a ledger: from now on the gate is shut when Redis starts again.
+
+        Returns the id of the entry up to which a ledger has had all: the stream may begin there. Of a stream that was
+        never trimmed it is the id before the first.
+        """
+        _, trimmed = await self._scripts.call("mark_ledger")
+        return str(trimmed.decode())
+
+    async def claim_recorder(self, owner: str, ttl_s: float) -> bool:
+        """Makes this the active recorder, or keeps it so, for that long; False while another is."""
+        word, *_ = await self._scripts.call("claim_recorder", owner, round(ttl_s * 1000))
+        return bool(word == b"ok")
+
+    async def release_recorder(self, owner: str) -> None:
+        """Lets another recorder be active; nothing if this one is not."""
+        await self._scripts.call("claim_recorder", owner, 0)
+
+
+def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[Any]]:
+    """The arguments for the jobs, cut into calls of a bearable size; at least one, for a batch without jobs."""
+    page: list[Any] = []
+    size = 0
+    for job in jobs:
+        row = (job.index, job.spec, job.state or b"", job.result or b"", job.fault or b"")
+        page += row
+        size += len(job.spec) + len(row[3])
+        if len(page) == len(row) * _JOBS_MAX or size > _BYTES_MAX:
+            yield page
+            page, size = [], 0
+    if page or not jobs:
+        yield page

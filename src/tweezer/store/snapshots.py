@@ -1,0 +1,123 @@
+"""Reads batches as Redis holds them, for the recorder: raw columns, many batches in three round trips."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.store.keys import Key
+from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
+from tweezer.store.scripts import Scripts, translating
+
+_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "fault")
+_JOBS = _FIELDS.index("jobs")
+_PAGE = 500  # fields of one command
+
+_WITH_RESULT, _WITH_FAULT = b"D", b"EC"
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What to read of a batch. ``known``: the number of its jobs that the reader has, None if it has never seen the
+    batch: of the jobs that it does not have, spec and state are read. ``touched``: indices of other jobs whose state
+    may have changed."""
+
+    batch_id: UUID
+    known: int | None
+    touched: Collection[int]
+
+
+class Snapshot(msgspec.Struct):
+    """A batch and some of its jobs, as they stood when they were read; by index.
+
+    fields: of the batch record. doc: if the batch was new to the reader. specs: of the jobs that were. states: of
+    the new and the touched jobs that have one. results, faults: of those that have ended.
+    """
+
+    batch_id: UUID
+    fields: dict[str, bytes]
+    jobs: int
+    doc: bytes | None
+    specs: dict[int, bytes] = {}
+    states: dict[int, bytes] = {}
+    results: dict[int, bytes] = {}
+    faults: dict[int, bytes] = {}
+
+
+class Snapshots:
+    """Takes snapshots of batches."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._redis = scripts.redis
+        self._keys = scripts.keys
+
+    async def batch_ids(self) -> AsyncIterator[UUID]:
+        """All batches that there are; one may come twice."""
+        name = self._keys(Key.BATCH, "")
+        with translating():
+            async for found in self._redis.scan_iter(match=f"{name}*", count=1000):
+                rest = found.decode().removeprefix(name)
+                if ":" not in rest:
+                    yield UUID(rest)
+
+    async def take(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
+        """The batches that there are still; jobs that a batch does not have are left out. Raises Unavailable."""
+        found: dict[UUID, Snapshot] = {}
+        records = await self._ask(
+            [(Key.BATCH, want.batch_id, (*_FIELDS, *(() if want.known is not None else ("doc",)))) for want in wanted]
+        )
+        for want, values in zip(wanted, records, strict=True):
+            if values[0] is not None:
+                fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
+                doc = values[-1] if want.known is None else None
+                found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)
+        calls: list[tuple[Key, UUID, Sequence[Any]]] = []
+        columns: list[tuple[dict[int, bytes], Sequence[int]]] = []
+
+        def read(column: Key, snapshot: Snapshot, into: dict[int, bytes], indices: Sequence[int]) -> None:
+            for page in _pages(indices):
+                calls.append((column, snapshot.batch_id, page))
+                columns.append((into, page))
+
+        for want in wanted:
+            snapshot = found.get(want.batch_id)
+            if snapshot is not None:
+                fresh = range(want.known or 0, snapshot.jobs)
+                touched = [index for index in want.touched if index < fresh.start]
+                read(Key.SPEC, snapshot, snapshot.specs, fresh)
+                read(Key.STATE, snapshot, snapshot.states, touched)
+                read(Key.STATE, snapshot, snapshot.states, fresh)
+        await self._fill(calls, columns)
+        calls, columns = [], []
+        for snapshot in found.values():
+            over = [index for index, state in snapshot.states.items() if state[:1] == _WITH_RESULT]
+            read(Key.RESULT, snapshot, snapshot.results, over)
+            over = [index for index, state in snapshot.states.items() if state[:1] in _WITH_FAULT]
+            read(Key.FAULT, snapshot, snapshot.faults, over)
+        await self._fill(calls, columns)
+        return found
+
+    async def _fill(
+        self,
+        calls: Sequence[tuple[Key, UUID, Sequence[Any]]],
+        columns: Sequence[tuple[dict[int, bytes], Sequence[int]]],
+    ) -> None:
+        for (into, page), values in zip(columns, await self._ask(calls), strict=True):
+            into.update((index, value) for index, value in zip(page, values, strict=True) if value is not None)
+
+    async def _ask(self, calls: Sequence[tuple[Key, UUID, Sequence[Any]]]) -> list[list[Any]]:
+        if not calls:
+            return []
+        pipeline = self._redis.pipeline(transaction=False)
+        for column, batch_id, fields in calls:
+            pipeline.hmget(self._keys(column, batch_id), list(fields))
+        with translating():
+            answer: list[list[Any]] = await pipeline.execute()
+        return answer
+
+
+def _pages(indices: Sequence[int]) -> Iterator[Sequence[int]]:
+    for first in range(0, len(indices), _PAGE):
+        yield indices[first : first + _PAGE]

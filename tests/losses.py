@@ -1,0 +1,54 @@
+"""What tests need that let Redis lose its last writes: a state to fall back to, and a ledger that has them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from tweezer.model.lifecycle import BATCH_BY_LETTER
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+from tweezer.store.restoring import RestoredBatch, RestoredJob
+
+Checkpoint = dict[bytes, tuple[bytes, int]]
+Recorded = tuple[RestoredBatch, list[RestoredJob]]
+
+
+async def checkpoint(store: Store) -> Checkpoint:
+    """All keys of the store: what has reached the disk."""
+    redis: Any = store.redis
+    names = await redis.keys(f"{store.keys.prefix}*")
+    return {name: (await redis.dump(name), max(await redis.pttl(name), 0)) for name in names}
+
+
+async def fall_back(store: Store, to: Checkpoint) -> None:
+    """Redis comes back with no more than that."""
+    redis: Any = store.redis
+    for name in await redis.keys(f"{store.keys.prefix}*"):
+        await redis.delete(name)
+    for name, (dumped, ttl_ms) in to.items():
+        await redis.restore(name, ttl_ms, dumped)
+
+
+async def recorded(store: Store, batch_id: UUID) -> Recorded:
+    """The batch as a ledger has it that is up to date."""
+    redis: Any = store.redis
+
+    async def column(key: Key) -> dict[int, bytes]:
+        return {int(index): value for index, value in (await redis.hgetall(store.keys(key, batch_id))).items()}
+
+    row = {name.decode(): value for name, value in (await redis.hgetall(store.keys(Key.BATCH, batch_id))).items()}
+    fields = {name: value for name, value in row.items() if not name.startswith("t:")}
+    specs, states = await column(Key.SPEC), await column(Key.STATE)
+    results, faults = await column(Key.RESULT), await column(Key.FAULT)
+    jobs = [
+        RestoredJob(
+            index,
+            specs[index],
+            states[index].decode() if index in states else None,
+            results.get(index),
+            faults.get(index),
+        )
+        for index in range(int(row.get("jobs", b"0")))
+    ]
+    return RestoredBatch(batch_id, int(row["seq"]), BATCH_BY_LETTER[row["status"].decode()], fields), jobs

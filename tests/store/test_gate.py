@@ -1,0 +1,248 @@
+"""The gate: no job is handed out after Redis started again, until the ledger has put back what it lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from redis.asyncio import Redis
+from tests.losses import recorded
+from tests.processes import until
+
+from tweezer.model.errors import QueueFull, TweezerError, Unavailable
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
+from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
+from tweezer.store.scripts import StoreConfig
+from tweezer.store.server import RedisServer, ServerKind
+from tweezer.store.tickets import JobProgress, Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+
+@pytest.fixture
+async def shut(rig: Rig) -> Rig:
+    """A rig whose Redis has started again, and of which there is a ledger."""
+    await rig.restoring.mark_ledger()
+    assert await rig.start_again("the first") == b"shut"
+    await rig.restoring.open_gate()
+    await rig.silence()
+    return rig
+
+
+async def test_a_server_that_is_new_shuts_the_gate_once(rig: Rig) -> None:
+    await rig.restoring.mark_ledger()
+    assert [await rig.start_again(run) for run in ("one", "one", "two", "one")] == [b"shut", b"same", b"shut", b"shut"]
+    assert await rig.restoring.gate_is_shut()
+    assert 0 < await rig.redis.pttl(rig.keys(Key.GATE)) <= 30_000
+
+
+async def test_without_a_ledger_the_gate_stays_open(rig: Rig) -> None:
+    assert await rig.start_again() == b"new"
+    assert not await rig.restoring.gate_is_shut()
+
+
+async def test_an_operator_may_do_without_the_gate(rig: Rig) -> None:
+    await rig.tickets.publish_settings(StoreConfig(restore_wait_s=0))
+    await rig.restoring.mark_ledger()
+    assert await rig.start_again() == b"new"
+    assert not await rig.restoring.gate_is_shut()
+
+
+async def test_nothing_is_granted_while_the_gate_is_shut(shut: Rig) -> None:
+    rig = shut
+    batch_id = await rig.submit(2)
+    await rig.start_again()
+    taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
+    assert (taken.grants, taken.paused) == ([], True)
+    assert taken.due_s is not None
+    assert 0 < taken.due_s <= 30
+    await rig.silence()
+    await rig.restoring.open_gate()
+    assert await rig.bell() == 1
+    assert await rig.run_all() == [batch_id]
+
+
+async def is_open(rig: Rig) -> bool:
+    return not await rig.restoring.gate_is_shut()
+
+
+async def test_the_gate_opens_by_itself(shut: Rig) -> None:
+    rig = shut
+    batch_id = await rig.submit(1)
+    await rig.start_again()
+    await rig.redis.pexpire(rig.keys(Key.GATE), 1)
+    await until(lambda: is_open(rig), "the gate to open")
+    assert await rig.run_all() == [batch_id]
+
+
+async def test_what_runs_while_the_gate_is_shut_finishes_and_the_rest_goes_back(shut: Rig) -> None:
+    rig = shut
+    batch_id = await rig.submit(10)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
+    await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
+    await rig.start_again()
+    assert await rig.renew(grant) == set()
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
+    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [2])
+    turn = await rig.settle(grant, {2: OutcomeKind.DONE}, want=3)
+    assert (turn.next, turn.refused, turn.jobs) == (Next.YIELD, 0, [])
+    await rig.restoring.open_gate()
+    assert await rig.run_all() == [batch_id]
+    assert (await rig.batch(batch_id)).counts[JobStatus.DONE] == 10
+
+
+async def test_producers_go_on_while_the_gate_is_shut(shut: Rig) -> None:
+    rig = shut
+    await rig.start_again()
+    batch_id = await rig.submit(2, open=True)
+    await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
+    await rig.commands.cancel(batch_id, project="a")
+    assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
+
+
+async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: Rig) -> None:
+    rig = shut
+    idle, busy = await rig.submit(0, open=True), await rig.submit(1)
+    grant = await rig.take()
+    await rig.run_out(idle)
+    await rig.lapse(grant)
+    await rig.start_again()
+    assert await rig.grants() == []
+    assert await rig.tickets.sweep() == (0, 0, 0)
+    assert await rig.statuses(busy) == [JobStatus.RUNNING]
+    await rig.restoring.open_gate()
+    assert await rig.tickets.sweep() == (1, 1, 0)
+
+
+async def test_the_gate_is_shut_while_somebody_restores(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    ledger = await recorded(rig.store, batch_id)
+    for _ in range(2):
+        await rig.restoring.restore(*ledger)
+        assert await rig.grants() == []
+        assert await rig.redis.pttl(rig.keys(Key.GATE)) > 25_000
+        await rig.redis.pexpire(rig.keys(Key.GATE), 5_000)
+    await rig.restoring.open_gate()
+    assert await rig.run_all() == [batch_id]
+
+
+async def test_one_recorder_is_active(rig: Rig) -> None:
+    claim, release = rig.restoring.claim_recorder, rig.restoring.release_recorder
+    assert [await claim("a", 60), await claim("b", 60), await claim("a", 60)] == [True, False, True]
+    assert 0 < await rig.redis.pttl(rig.keys(Key.RECORDER)) <= 60_000
+    await release("b")
+    assert not await claim("b", 60)
+    await release("a")
+    assert [await claim("b", 60), await claim("a", 60)] == [True, False]
+
+
+async def test_a_recorder_that_is_silent_is_succeeded(rig: Rig) -> None:
+    await rig.restoring.claim_recorder("a", 60)
+    await rig.redis.pexpire(rig.keys(Key.RECORDER), 1)
+    await until(lambda: rig.restoring.claim_recorder("b", 60), "the successor")
+    assert not await rig.restoring.claim_recorder("a", 60)
+
+
+# ------------------------------------------------------------------------------------------------------- connections
+
+
+@pytest.fixture(
+    params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
+)
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
+    request.getfixturevalue(f"{request.param}_server")  # skipped or failed there when the binary is missing
+    async with RedisServer(tmp_path, kind=cast(ServerKind, request.param)) as started:
+        yield started
+
+
+async def reach(store: Store) -> None:
+    """Calls until the server answers: connections of before a restart are found broken when they are used."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await store.reader.ping()
+
+
+async def test_whoever_first_reaches_a_server_that_started_again_shuts_the_gate(server: RedisServer) -> None:
+    async with Store.open(Connect(url=server.url)) as ours, Store.open(Connect(url=server.url)) as theirs:
+        await ours.restoring.mark_ledger()
+        assert not await theirs.restoring.gate_is_shut()
+        server.restart()
+        await reach(theirs)
+        assert (await theirs.tickets.take("EMU", ["lane"], lease_s=15)).paused
+        await theirs.restoring.open_gate()
+        await reach(ours)
+        assert not await ours.restoring.gate_is_shut()
+
+
+async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: RedisServer) -> None:
+    async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
+        await store.restoring.mark_ledger()
+        async with store.news.pool("EMU") as heard:
+            await heard.next(5)
+            server.restart()
+            assert await heard.next(30) == []  # it listens again
+            assert await plain.exists(store.keys(Key.GATE))
+
+
+async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) -> None:
+    async with Store.open(Connect(url=server.url)) as store:
+        await store.restoring.mark_ledger()
+        server.restart()
+        async with Redis.from_url(server.url) as plain:
+            await plain.config_set("maxmemory", 1)
+        await reach(store)
+        assert await store.restoring.gate_is_shut()
+        with pytest.raises(QueueFull):
+            await store.tickets.set_full("a write that needs memory", ttl_s=5)
+        await store.restoring.open_gate()
+        assert not await store.restoring.gate_is_shut()
+
+
+@pytest.mark.parametrize("database", [0, 3])
+async def test_a_user_without_info_connects(server: RedisServer, database: int) -> None:
+    async with Redis.from_url(server.url) as plain:
+        await plain.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~tweezer:*", "&*", "+@all", "-info")
+    url = f"redis://app:pw@127.0.0.1:{server.port}/{database}"
+    async with Store.open(Connect(url=url)) as store:
+        await store.reader.ping()
+        await store.restoring.mark_ledger()
+
+
+async def test_a_wrong_password_is_told_as_such(server: RedisServer) -> None:
+    async with Store.open(Connect(url=f"redis://:wrong@127.0.0.1:{server.port}/0")) as store:
+        with pytest.raises(TweezerError) as refusal:
+            await store.reader.ping()
+    assert refusal.value.code == "redis_auth"
+
+
+async def test_a_connection_that_was_cut_off_while_it_arrived_is_not_used(server: RedisServer) -> None:
+    async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
+        await store.restoring.mark_ledger()
+        server.restart()
+        with contextlib.suppress(Unavailable):
+            await store.reader.ping()  # the connection of before is found broken
+        await plain.execute_command("CLIENT", "PAUSE", 500)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await store.reader.ping()
+        assert (await store.tickets.take("EMU", ["lane"], lease_s=15)).paused
+
+
+async def test_a_server_that_loads_its_file_is_unavailable_and_then_shuts_the_gate(server: RedisServer) -> None:
+    async with Store.open(Connect(url=server.url)) as store:
+        await store.restoring.mark_ledger()
+        server.stop()
+        with pytest.raises(Unavailable):
+            await store.reader.ping()
+        server.start()
+        await reach(store)
+        assert await store.restoring.gate_is_shut()
