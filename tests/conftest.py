@@ -1,4 +1,5 @@
-"""What all tests share: real servers, started once, and one client fixture for three kinds of store.
+"""What all tests share: real servers, started once, one client fixture for three kinds of store, and one ledger
+fixture for both kinds of database.
 
 A test that needs a server which is not installed is skipped with the reason; where
 ``TWEEZER_REQUIRE_SERVERS=1`` (as in CI) it fails instead.
@@ -6,17 +7,33 @@ A test that needs a server which is not installed is skipped with the reason; wh
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import AsyncIterator, Iterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 import fakeredis
 import pytest
 import redis
 import redis.asyncio
+from tests.postgres import NoPostgres, PostgresServer
 
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
 from tweezer.store.server import RedisServer, ServerKind, find_server
+
+_numbers = itertools.count()
+
+
+def _do_without(reason: str) -> NoReturn:
+    if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @contextmanager
@@ -24,9 +41,7 @@ def _serve(kind: ServerKind) -> Iterator[RedisServer]:
     try:
         find_server(kind)
     except TweezerError as error:
-        if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
-            pytest.fail(error.message)
-        pytest.skip(error.message)
+        _do_without(error.message)
     with RedisServer(kind=kind) as server:
         yield server
 
@@ -78,6 +93,90 @@ async def redis_client(store_url: str | None) -> AsyncIterator[redis.asyncio.Red
     client = fakeredis.FakeAsyncRedis() if store_url is None else redis.asyncio.Redis.from_url(store_url)
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A private PostgreSQL, shared by the session."""
+    try:
+        server = PostgresServer()
+    except NoPostgres as error:
+        _do_without(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of a database of that server, for tests that make everything they need and take it away again."""
+    return postgres_server.create("shared")
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> str:
+    _migrate(postgres_server.create("ledger"))
+    return "ledger"
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def _new_postgres(postgres_server: PostgresServer) -> Iterator[Callable[[str | None], str]]:
+    """Makes databases, as copies of a template, and takes them away again."""
+    made: list[str] = []
+
+    def create(template: str | None) -> str:
+        made.append(f"test_{next(_numbers)}")
+        return postgres_server.create(made[-1], template)
+
+    yield create
+    for name in made:
+        postgres_server.drop(name)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Both in turn."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def blank_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables."""
+    if database_kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'blank.db'}"
+    create: Callable[[str | None], str] = request.getfixturevalue("_new_postgres")
+    return create(None)
+
+
+@pytest.fixture
+def ledger_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger."""
+    template = request.getfixturevalue(f"{database_kind}_template")
+    if database_kind == "sqlite":
+        return f"sqlite:///{shutil.copy(template, tmp_path / 'ledger.db')}"
+    create: Callable[[str | None], str] = request.getfixturevalue("_new_postgres")
+    return create(template)
+
+
+@pytest.fixture
+def database(ledger_url: str) -> Iterator[Database]:
+    """An empty ledger, opened: SQLite and PostgreSQL in turn."""
+    opened = Database.open(OpenDatabase(url=ledger_url))
+    yield opened
+    opened.close()
+
+
+def _migrate(url: str) -> None:
+    database = Database.open(OpenDatabase(url=url))
+    upgrade(database)
+    database.close()
 
 
 def _emptied(server: RedisServer) -> str:

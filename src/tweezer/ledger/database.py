@@ -27,6 +27,8 @@ class Database:
 
     def __init__(self, engine: Engine, *, threads: int) -> None:
         self.engine = engine
+        # PostgreSQL would show each statement of a transaction what was committed before it.
+        self._reading = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
 
     @classmethod
@@ -39,8 +41,9 @@ class Database:
             "pool_timeout": given.patience_s,
         }
         if url.get_backend_name() == "sqlite":
-            if url.database:
-                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            if url.database and not (file := Path(url.database)).exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch(mode=0o600)  # secrets are in it; what SQLite puts beside it gets the same mode
             engine = create_engine(url, connect_args={"timeout": given.patience_s}, **options)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -59,16 +62,18 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the database. Raises Unavailable."""
-        with translating(), self.engine.connect() as connection, connection.begin():
+        with translating(), self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that commits at the end of the block, or changes nothing. Raises Unavailable."""
-        with translating(), self.engine.connect() as connection:
-            connection = connection.execution_options(writes=True)
-            with connection.begin():
-                yield connection
+        with (
+            translating(),
+            self.engine.connect() as connection,
+            connection.execution_options(writes=True).begin(),
+        ):
+            yield connection
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Does blocking work in a thread of the ledger's."""
@@ -111,6 +116,8 @@ def translating() -> Iterator[None]:
     except exc.DBAPIError as error:
         if error.connection_invalidated:
             raise Unavailable(f"the ledger's database went away: {error.orig}") from error
+        if type(error) is exc.DatabaseError:  # SQLite's, of a file that is damaged or none of its own
+            raise Unavailable(f"the ledger's database cannot be used: {error.orig}") from error
         raise
 
 

@@ -58,7 +58,7 @@ class Id(TypeDecorator[UUID]):
 
 
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows of INTEGER columns only
-_CLUSTERED = {"sqlite_with_rowid": False}
+_CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
 
 projects = Table(
     "projects",

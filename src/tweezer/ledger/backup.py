@@ -1,0 +1,172 @@
+"""Copies of the ledger, made while it is in use, and the way back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import inspect, literal, select, table
+from sqlalchemy.engine import URL
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.migrations import HEAD
+from tweezer.ledger.schema import metadata
+from tweezer.ledger.upkeep import VERSION_TABLE, schema_version
+from tweezer.model.errors import TweezerError
+
+_DUMP = ("pg_dump", "--format=custom", "--no-owner", "--no-privileges")
+_RESTORE = ("pg_restore", "--no-owner", "--no-privileges", "--clean", "--if-exists", "--single-transaction")
+_DUMPED_TABLE = re.compile(r"^\d+; \d+ \d+ TABLE \S+ (\S+) ", re.MULTILINE)
+_PATIENCE_S = 30.0
+
+
+class BackupFailed(TweezerError):
+    """Nothing was changed; the message says what to do."""
+
+    code = "backup"
+
+
+def backup(database: Database, file: Path) -> None:
+    """Writes the ledger, as it is at one moment, to a new file that only its owner may read.
+
+    It is a SQLite file, or what ``pg_dump --format=custom`` makes. Raises BackupFailed, Unavailable, OSError.
+    """
+    if file.exists():
+        raise BackupFailed(f"{file} is there already: name a file that is not")
+    part = file.with_name(f"{file.name}.part")
+    part.unlink(missing_ok=True)
+    os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        if database.is_sqlite:
+            _copy_sqlite(database, part)
+        else:
+            _call(database.engine.url, *_DUMP, f"--file={part}")
+        with part.open("rb+") as written:
+            os.fsync(written.fileno())
+        part.rename(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def restore(database: Database, file: Path, *, force: bool = False) -> str | None:
+    """Makes the ledger what the file says, or leaves it as it is; returns the step that its tables are at.
+
+    force: even if the ledger holds something, which is lost. Raises BackupFailed, Unavailable.
+    """
+    if not file.is_file():
+        raise BackupFailed(f"there is no file {file}")
+    if not force and (held := _holds(database)):
+        raise BackupFailed(
+            f"the ledger is not empty (see its table {held}): name another with TWEEZER_DATABASE_URL, or lose what it "
+            "holds with --force"
+        )
+    if database.is_sqlite:
+        _restore_sqlite(database, file)
+    else:
+        _restore_postgres(database, file)
+    return schema_version(database)
+
+
+def _holds(database: Database) -> str | None:
+    """A table of the ledger with something in it."""
+    with database.read() as connection:
+        there = set(inspect(connection).get_table_names())
+        for name in metadata.tables:
+            if name in there and connection.execute(select(literal(1)).select_from(table(name)).limit(1)).first():
+                return name
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------- SQLite
+
+
+def _copy_sqlite(database: Database, part: Path) -> None:
+    with database.read() as connection, _telling(part), contextlib.closing(sqlite3.connect(part)) as copy:
+        source = connection.connection.driver_connection
+        assert isinstance(source, sqlite3.Connection)
+        source.backup(copy)  # in one step: writers go on beside it
+        copy.execute("PRAGMA journal_mode = DELETE")  # then it can be read where nothing may be written
+    _check_sqlite(part)
+
+
+def _restore_sqlite(database: Database, file: Path) -> None:
+    _check_sqlite(file)
+    until = time.monotonic() + _PATIENCE_S
+
+    def look(status: int, _remaining: int, _total: int) -> None:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > until:
+            raise BackupFailed("the ledger is in use: stop the recorder and the API first")
+
+    with database.engine.connect() as connection, _telling(file), _read_sqlite(file) as source:
+        target = connection.connection.driver_connection
+        assert isinstance(target, sqlite3.Connection)
+        source.backup(target, progress=look)
+
+
+def _check_sqlite(file: Path) -> None:
+    """Raises BackupFailed unless the file is whole and a ledger that this version knows."""
+    with _telling(file), _read_sqlite(file) as source:
+        (found,) = source.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise BackupFailed(f"{file} is damaged ({found}): take another backup")
+        versions = source.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchall()  # noqa: S608  a name of ours
+    if not versions or versions[0][0] > HEAD:
+        raise BackupFailed(f"{file} was made by a newer version of Tweezer: upgrade Tweezer first")
+
+
+@contextlib.contextmanager
+def _read_sqlite(file: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True)) as source:
+        yield source
+
+
+@contextlib.contextmanager
+def _telling(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise BackupFailed(f"{file} is no copy of a ledger, or cannot be used: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------ PostgreSQL
+
+
+def _restore_postgres(database: Database, file: Path) -> None:
+    listed = _call(database.engine.url, "pg_restore", "--list", str(file), connects=False)
+    dumped = set(_DUMPED_TABLE.findall(listed))
+    if VERSION_TABLE not in dumped:
+        raise BackupFailed(f"{file} is no copy of a ledger")
+    with database.read() as connection:
+        there = set(inspect(connection).get_table_names())
+    if newer := sorted((there & set(metadata.tables)) - dumped):
+        raise BackupFailed(
+            f"the ledger has tables that {file} does not have ({', '.join(newer)}): restore into an empty database, "
+            "and let TWEEZER_DATABASE_URL name that"
+        )
+    _call(database.engine.url, *_RESTORE, str(file))
+
+
+def _call(url: URL, program: str, *arguments: str, connects: bool = True) -> str:
+    """Runs a program of PostgreSQL's on the database, the password in its environment; what it printed."""
+    bare = url.set(drivername="postgresql")._replace(password=None).render_as_string()
+    command = [program, *arguments, *([f"--dbname={bare}"] if connects else [])]
+    if shutil.which(program) is None:
+        raise BackupFailed(
+            f"{program} is not installed here: install PostgreSQL's client programs (Debian: apt-get install "
+            f"postgresql-client), or run where they are: {shlex.join(command)}"
+        )
+    environment = os.environ if url.password is None else os.environ | {"PGPASSWORD": url.password}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BackupFailed(f"{program} failed: {said[0].removeprefix(f'{program}: ')}")
+    return done.stdout

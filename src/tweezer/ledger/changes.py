@@ -1,0 +1,234 @@
+"""What entries of the stream change in the ledger: rows, made of the batches as Redis holds them.
+
+An entry says which batch and which jobs changed; what they are now is read from Redis. So many entries make few
+rows, and a row may be ahead of the position up to which the stream was recorded, never behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
+from tweezer.store.feed import Entry, position_number
+from tweezer.store.records import STATE_FIELDS
+from tweezer.store.snapshots import Snapshot
+
+DriverId = UUID | bytes | str
+
+_TEXT_MAX = 200
+_RUNS_MAX = (1 << 63) - 1
+
+ORIGIN = "C"  # CLIENT: all work comes from a client of ours
+
+_STATUS, _BEGUN, _ENDED = (STATE_FIELDS.index(name) for name in ("status", "begun", "ended"))
+_EXECUTION, _STAGED, _CANCEL = (STATE_FIELDS.index(name) for name in ("execution", "staged", "cancel"))
+
+BATCH_COLUMNS = (
+    *("id", "project", "device", "user", "priority", "origin", "status", "open", "jobs"),
+    *("created_ms", "started_ms", "ended_ms", "updated_ms", "parent", "sequence_number", "record", "about"),
+)
+JOB_COLUMNS = (
+    *("id", "project", "device", "user", "priority", "origin", "status", "runs", "failed"),
+    *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
+)
+DURATION = "device_ms"  # of a job that has ended, for the sums by hour: stands behind the columns
+RESULT_COLUMNS = ("id", "result", "fault")
+TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
+
+
+class KnownBatch(msgspec.Struct):
+    """What the recorder remembers of a batch that the ledger has. ``jobs``: how many of its jobs the ledger has.
+    ``ended``: of which of them it is known that the ledger has their end, 1 each."""
+
+    project: str
+    device: str
+    user: str | None
+    priority: str
+    jobs: int
+    ended: bytearray = msgspec.field(default_factory=bytearray)
+
+    def open_of(self, indices: Iterable[int]) -> list[int]:
+        """Those whose end the ledger may lack."""
+        ended = self.ended
+        return [index for index in indices if index >= len(ended) or not ended[index]]
+
+
+class Changes(msgspec.Struct):
+    """Rows to write, their columns as above; the project is its id, for the writer to replace by its number."""
+
+    batches: list[list[Any]] = []
+    sequences: list[tuple[DriverId, str]] = []
+    tags: list[tuple[str, str, DriverId]] = []
+    jobs: list[list[Any]] = []
+    results: list[tuple[DriverId, bytes | None, bytes | None]] = []
+    transitions: list[list[Any]] = []
+    activity_ms: dict[str, int] = {}
+    events: int = 0
+
+
+class JobIds:
+    """Makes the ids of jobs in the form of the driver: COPY takes text, SQLite bytes."""
+
+    def __init__(self, *, text: bool) -> None:
+        self._text = text
+
+    def of(self, batch_id: UUID) -> Callable[[int], DriverId]:
+        """Index → id, for the jobs of a batch."""
+        if self._text:
+            prefix = batch_id.hex[:-6]
+            return lambda index: f"{prefix}{index:06x}"
+        packed = batch_id.bytes[:-3]
+        return lambda index: packed + index.to_bytes(3, "big")
+
+    def id(self, identity: UUID) -> DriverId:
+        return identity.hex if self._text else identity.bytes
+
+
+def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
+    """The batches of the entries, and which of their jobs the words are about."""
+    found: dict[UUID, set[int]] = {}
+    for entry in entries:
+        indices = found.setdefault(entry.batch_id, set())
+        for word in entry.words.split():
+            if word[0].isdigit():
+                first, _, last = word[:-2].partition("-")
+                if last:
+                    indices.update(range(int(first), int(last) + 1))
+                else:
+                    indices.add(int(first))
+    return found
+
+
+def make_changes(
+    entries: Sequence[Entry],
+    snapshots: dict[UUID, Snapshot],
+    known: dict[UUID, KnownBatch],
+    looked_at: dict[UUID, set[int]],
+    ids: JobIds,
+) -> Changes:
+    """The rows of the entries, or without any those of the snapshots of whole batches; ``known`` is brought up to what
+    they make of the ledger.
+
+    A batch that is neither in Redis nor known was deleted: nothing is recorded of it.
+    """
+    changes = Changes()
+    last: dict[UUID, int] = {}
+    for entry in entries:
+        last[entry.batch_id] = entry.first + _count(entry.words) - 1
+    for batch_id, snapshot in snapshots.items():
+        recorded = last.get(batch_id, int(snapshot.fields["seq"]))
+        _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
+    for entry in entries:
+        batch = known.get(entry.batch_id)
+        if batch is not None:
+            row = [position_number(entry.id), ids.id(entry.batch_id), batch.project, entry.first, entry.time_us]
+            changes.transitions.append([*row, entry.words])
+            changes.activity_ms[batch.project] = entry.time_us // 1000
+            changes.events += _count(entry.words)
+    return changes
+
+
+def _count(words: str) -> int:
+    """How many events the words are."""
+    if "-" not in words:
+        return len(words.split())
+    total = 0
+    for word in words.split():
+        first, _, last = word[:-2].partition("-")
+        total += int(last) - int(first) + 1 if last else 1
+    return total
+
+
+def _add_batch(
+    changes: Changes, snapshot: Snapshot, known: dict[UUID, KnownBatch], looked_at: set[int], last: int, ids: JobIds
+) -> None:
+    fields = snapshot.fields
+    batch = known.get(snapshot.batch_id)
+    about: bytes | None = None
+    parent: DriverId | None = None
+    if batch is None:
+        assert snapshot.doc is not None
+        doc = decode_doc(snapshot.doc)
+        batch = known[snapshot.batch_id] = KnownBatch(
+            project=fields["project"].decode(),
+            device=fields["device"].decode(),
+            user=None if doc.user is None else _fitting(doc.user),
+            priority=fields["priority"].decode()[0],
+            jobs=0,
+        )
+        about, parent = encode_doc(msgspec.structs.replace(doc, sequence=None)), _parent(doc, ids)
+        own_id = ids.id(snapshot.batch_id)
+        if doc.sequence is not None:
+            changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
+        changes.tags.extend((batch.project, tag, own_id) for tag in dict.fromkeys(map(_fitting, doc.tags)))
+    status = fields["status"].decode()
+    row: list[Any] = [ids.id(snapshot.batch_id), batch.project, batch.device, batch.user, batch.priority, ORIGIN]
+    row += [status, fields.get("open") == b"1", snapshot.jobs, int(fields["created"]) // 1000]
+    row += [_time(fields.get("started")), _time(fields.get("ended")), int(fields["updated"]), parent]
+    row += [last, msgspec.msgpack.encode(fields), b"" if about is None else about]
+    changes.batches.append(row)
+    head = [batch.project, batch.device, batch.user, batch.priority, ORIGIN]
+    _add_jobs(changes, snapshot, batch, head, looked_at, ids)
+    batch.jobs = snapshot.jobs
+
+
+def _add_jobs(
+    changes: Changes, snapshot: Snapshot, batch: KnownBatch, head: list[Any], looked_at: set[int], ids: JobIds
+) -> None:
+    identity, specs, states = ids.of(snapshot.batch_id), snapshot.specs, snapshot.states
+    batch.ended.extend(bytes(snapshot.jobs - len(batch.ended)))
+    for index in (*specs, *batch.open_of(looked_at.difference(specs))):
+        if index >= snapshot.jobs:
+            continue
+        state, spec = states.get(index), specs.get(index, b"")
+        created, runs = 0, None  # a job that the ledger has keeps its own
+        if spec:
+            created, runs = int(spec[: spec.index(b" ")]) // 1000, _runs(spec)
+        if state is None:
+            changes.jobs.append(
+                [identity(index), *head, "P", runs, False, created, None, None, created, spec, None, None]
+            )
+            continue
+        text = state.decode()
+        words = text.split()
+        status, begun, ended = words[_STATUS], _number(words[_BEGUN]), _number(words[_ENDED])
+        if status == "P":
+            begun = None
+        fault = snapshot.faults.get(index)
+        changed = max(created, begun or 0, ended or 0, _number(words[_STAGED]) or 0, _number(words[_CANCEL]) or 0)
+        row = [identity(index), *head, status, runs, fault is not None or status == "E", created, begun, ended]
+        changes.jobs.append([*row, changed, spec, text, _number(words[_EXECUTION])])
+        if status in "DEC":
+            batch.ended[index] = 1
+            result = snapshot.results.get(index)
+            if result is not None or fault is not None:
+                changes.results.append((identity(index), result, fault))
+
+
+def _runs(spec: bytes) -> int | None:
+    runs = decode_spec(spec[spec.index(b" ") + 1 :]).runs
+    return runs if runs is None else min(runs, _RUNS_MAX)
+
+
+def _fitting(text: str) -> str:
+    """A text as a column takes it: devices that check nothing let any in, and one batch must not stop the ledger."""
+    return text.replace("\0", "")[:_TEXT_MAX]
+
+
+def _number(word: str) -> int | None:
+    return None if word == "-" else int(word)
+
+
+def _time(raw: bytes | None) -> int | None:
+    return int(raw) if raw not in (None, b"0") else None
+
+
+def _parent(doc: BatchDoc, ids: JobIds) -> DriverId | None:
+    try:
+        return None if doc.parent_id is None else ids.id(UUID(doc.parent_id))
+    except ValueError:
+        return None

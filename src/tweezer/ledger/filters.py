@@ -1,0 +1,192 @@
+"""What lists are filtered and ordered by.
+
+A filter says the same of rows of the ledger, where it becomes SQL, and of records that were just read from Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Priority
+from tweezer.store.records import BatchRecord, JobRecord
+
+LIMIT_MAX = 100
+"""Rows of a page at most."""
+
+
+_OF_BATCHES = ("batches", "projects", "users", "devices", "priorities", "origins", "tags_any", "tags_all")
+
+
+class Origin(StrEnum):
+    """By which door work came in. All of ours comes from a client."""
+
+    CLIENT = "CLIENT"
+    AZURE = "AZURE"
+    UNKNOWN = "UNKNOWN"
+
+
+class BatchOrder(StrEnum):
+    """What batches can be ordered by: Pasqal's names of the fields. Statuses stand in the order of their letters."""
+
+    CREATED = "created_at"
+    UPDATED = "updated_at"
+    STARTED = "start_datetime"
+    ENDED = "end_datetime"
+    STATUS = "status"
+    OPEN = "open"
+    JOBS = "jobs_count"
+    DEVICE = "device_type"
+    USER = "user_id"
+    PRIORITY = "queue_priority"
+    ORIGIN = "origin"
+    ID = "id"
+
+
+class JobOrder(StrEnum):
+    """What jobs can be ordered by. CREATION is the order of the batches' ids and, within a batch, of its jobs."""
+
+    CREATED = "created_at"
+    UPDATED = "updated_at"
+    STARTED = "start_timestamp"
+    ENDED = "end_timestamp"
+    STATUS = "status"
+    RUNS = "runs"
+    ERRORS = "errors"
+    DEVICE = "device_type"
+    USER = "user_id"
+    PRIORITY = "queue_priority"
+    ORIGIN = "origin"
+    BATCH = "batch_id"
+    CREATION = "creation_order"
+    ID = "id"
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A page of a list. Equal rows are ordered by their ids, in the same direction; rows without a value come last."""
+
+    descending: bool = True
+    limit: int = LIMIT_MAX
+    offset: int = 0
+
+
+class _Filter(msgspec.Struct, frozen=True, kw_only=True):
+    ids: tuple[UUID, ...] = ()
+    id_prefix: str = ""
+    projects: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    priorities: tuple[Priority, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    started_from: datetime | None = None
+    ended_to: datetime | None = None
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+    tags_any: tuple[str, ...] = ()
+    tags_all: tuple[str, ...] = ()
+
+    @property
+    def names_rows(self) -> bool:
+        """Whether it says what the ids are: few rows are meant, whosever they are."""
+        return bool(self.ids or self.id_prefix)
+
+    def id_range(self) -> tuple[UUID, UUID]:
+        """The first and last id with the prefix."""
+        return UUID(self.id_prefix.ljust(32, "0")), UUID(self.id_prefix.ljust(32, "f"))
+
+
+class BatchFilter(_Filter, frozen=True, kw_only=True):
+    """Which batches are meant: those that all of it applies to. What is empty or None says nothing.
+
+    Bounds and times are inclusive. id_prefix: hexadecimal digits. Batches that have not started are not
+    ``started_from`` any time, those that have not ended not ``ended_to`` any.
+    """
+
+    statuses: tuple[BatchStatus, ...] = ()
+    open: bool | None = None
+    jobs_min: int | None = None
+    jobs_max: int | None = None
+
+
+class JobFilter(_Filter, frozen=True, kw_only=True):
+    """Which jobs are meant, as a :class:`BatchFilter` says it of batches. Users, devices, priorities, origins and tags
+    are those of the job's batch; failed: whether there is an error to show."""
+
+    batches: tuple[UUID, ...] = ()
+    statuses: tuple[JobStatus, ...] = ()
+    runs_min: int | None = None
+    runs_max: int | None = None
+    failed: bool | None = None
+
+    @property
+    def names_rows(self) -> bool:
+        return bool(self.ids or self.id_prefix or self.batches)
+
+    def takes_from(self, batch: BatchRecord) -> bool:
+        """Whether jobs of this batch may be meant."""
+        tags = set(batch.doc.tags)
+        return (
+            _among(batch.id, self.batches)
+            and _among(batch.project, self.projects)
+            and _among(batch.doc.user, self.users)
+            and _among(batch.device, self.devices)
+            and _among(batch.priority, self.priorities)
+            and _among(Origin.CLIENT, self.origins)
+            and (not self.tags_any or not tags.isdisjoint(self.tags_any))
+            and tags.issuperset(self.tags_all)
+        )
+
+    @property
+    def takes_whole_batches(self) -> bool:
+        """Whether all jobs of a batch that it takes from are meant."""
+        same = dict.fromkeys(_OF_BATCHES, ())
+        return msgspec.structs.replace(self, **same) == JobFilter()
+
+    def takes(self, job: JobRecord) -> bool:
+        """Whether a job of such a batch is meant."""
+        return (
+            _among(job.id, self.ids)
+            and job.id.hex.startswith(self.id_prefix)
+            and _among(job.status, self.statuses)
+            and _within(job.spec.runs, self.runs_min, self.runs_max)
+            and self.failed in (None, _has_failed(job))
+            and _within(job.started, self.started_from, None)
+            and _within(job.ended, None, self.ended_to)
+            and _within(job.created, self.created_from, self.created_to)
+        )
+
+
+def job_key(order: JobOrder) -> Callable[[JobRecord], Any] | None:
+    """What the jobs of one batch are ordered by; None for their index, or what they all have in common."""
+    return _JOB_KEYS.get(order)
+
+
+def _has_failed(job: JobRecord) -> bool:
+    return job.status is JobStatus.ERROR or bool(job.faults)
+
+
+def _among(value: object, wanted: Collection[object]) -> bool:
+    return not wanted or value in wanted
+
+
+def _within(value: Any, least: Any, most: Any) -> bool:
+    if least is None and most is None:
+        return True
+    return value is not None and (least is None or value >= least) and (most is None or value <= most)
+
+
+_JOB_KEYS: dict[JobOrder, Callable[[JobRecord], Any]] = {
+    JobOrder.CREATED: lambda job: job.created,
+    JobOrder.UPDATED: lambda job: job.updated,
+    JobOrder.STARTED: lambda job: job.started,
+    JobOrder.ENDED: lambda job: job.ended,
+    JobOrder.STATUS: lambda job: job.status.letter,
+    JobOrder.RUNS: lambda job: job.spec.runs,
+    JobOrder.ERRORS: _has_failed,
+}

@@ -1,0 +1,77 @@
+"""How the ledger's database stands: what ``tweezer db check`` and the doctor go by."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+from sqlalchemy import Connection, exc, select, text, update
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import recorder
+from tweezer.ledger.upkeep import differences, place, require_schema
+from tweezer.model.errors import TweezerError
+
+_OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commit", "full_page_writes")
+
+
+class Health(msgspec.Struct, frozen=True):
+    """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
+    refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
+    positions: of the recorder, by namespace: id of the last entry of the stream that is recorded.
+    """
+
+    place: str
+    is_sqlite: bool
+    settings: dict[str, str]
+    unfit: str | None = None
+    refusal: str | None = None
+    positions: dict[str, str] = {}
+
+
+def look(database: Database) -> Health:
+    """Asks the database; nothing is changed. Raises Unavailable when it does not answer."""
+    with database.read() as connection:
+        settings = _sqlite(connection) if database.is_sqlite else _postgres(connection)
+    health = Health(place(database), database.is_sqlite, settings)
+    try:
+        require_schema(database)
+        if lacks := differences(database):
+            raise TweezerError(
+                f"{'; '.join(lacks)}: somebody changed the tables by hand; restore a backup, or undo the change"
+            )
+    except TweezerError as error:
+        return msgspec.structs.replace(health, unfit=error.message)
+    with database.read() as connection:
+        rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
+        positions = {namespace: position for namespace, position in rows}  # noqa: C416  rows are no pairs to mypy
+    return msgspec.structs.replace(health, refusal=_refusal(database), positions=positions)
+
+
+def recorded(database: Database, namespace: str) -> str | None:
+    """Id of the last entry of the stream that is recorded; None where none is. Raises Unavailable."""
+    with database.read() as connection:
+        position: str | None = connection.execute(
+            select(recorder.c.position).where(recorder.c.namespace == namespace)
+        ).scalar()
+    return position
+
+
+def _sqlite(connection: Connection) -> dict[str, str]:
+    mode = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+    return {"version": sqlite3.sqlite_version, "journal_mode": mode}
+
+
+def _postgres(connection: Connection) -> dict[str, str]:
+    return {name: connection.execute(text(f"SHOW {name}")).scalar_one() for name in _OF_POSTGRES}
+
+
+def _refusal(database: Database) -> str | None:
+    try:
+        with database.write() as connection:
+            connection.execute(update(recorder).where(recorder.c.namespace == "").values(updated_ms=0))
+    except TweezerError as error:
+        return error.message
+    except exc.DBAPIError as error:
+        return str(error.orig).splitlines()[0]
+    return None

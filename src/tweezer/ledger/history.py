@@ -1,0 +1,52 @@
+"""What the ledger has of a project, for who reads the queue: batches that Redis has forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.queries import Queries
+from tweezer.ledger.upkeep import require_schema
+from tweezer.model.ids import job_id
+from tweezer.model.messages import Result
+from tweezer.store.records import BatchRecord, JobRecord
+from tweezer.store.results import Results
+
+
+class History:
+    """Reads the ledger as one project sees it. All methods raise Unavailable."""
+
+    def __init__(self, place: OpenDatabase, project: str, results: Results) -> None:
+        """Connects at once. Raises InvalidInput, and TweezerError where the tables are not those that are needed."""
+        self._database = Database.open(place)
+        require_schema(self._database)
+        self._queries = Queries(self._database)
+        self._caller = Principal("", Role.USER, frozenset({project}))
+        self._results = results
+
+    async def batch(self, batch_id: UUID) -> BatchRecord | None:
+        """The batch, if the ledger has it."""
+        return await self._database.run(self._queries.batch, self._caller, batch_id)
+
+    async def job(self, job: UUID) -> JobRecord | None:
+        """The job, if the ledger has it."""
+        return await self._database.run(self._queries.job, self._caller, job)
+
+    async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        """Those jobs of the batch that the ledger has."""
+        return await self._database.run(self._queries.jobs_of, batch, indices)
+
+    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
+        """The results that there are, by index. Raises ResultUnavailable."""
+        found = {}
+        for index in indices:
+            packed = await self._database.run(self._queries.packed_result, job_id(batch_id, index))
+            if packed is not None:
+                found[index] = await self._results.unpack(packed)
+        return found
+
+    def close(self) -> None:
+        self._database.close()

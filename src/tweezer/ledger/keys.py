@@ -1,0 +1,267 @@
+"""Keys: made, listed, rotated, revoked, and looked up when one comes with a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from datetime import datetime
+from enum import StrEnum
+from hmac import compare_digest
+from typing import Any
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, select, update
+
+from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.credentials import Principal, Role, check_key, key_digest, new_key
+from tweezer.ledger.projects import find_project, insert_unless_there
+from tweezer.ledger.schema import keys, members, projects, users
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+
+OVERLAP_S = 86_400
+"""How long a key still works that was rotated."""
+
+USED_S = 60
+"""How often it is written that a key was used."""
+
+_NAME_MAX = 200
+_SESSIONS_KEPT_MS = 86_400_000  # after their end, for who asks what happened
+
+
+class KeyKind(StrEnum):
+    """Key: made by an operator. Session: what a user gets for name and password."""
+
+    KEY = "key"
+    SESSION = "session"
+
+    @property
+    def letter(self) -> str:
+        """As the table holds it."""
+        return self.value[0].upper()
+
+
+_KINDS = {kind.letter: kind for kind in KeyKind}
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """What may be shown of a key. project: None when it is of no one project. used: about when it was used last."""
+
+    id: str
+    kind: KeyKind
+    role: Role
+    project: str | None
+    user: str | None
+    name: str
+    created: datetime
+    expires: datetime | None
+    revoked: datetime | None
+    used: datetime | None
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """A key and its text, which is not to be had again."""
+
+    about: ApiKey
+    text: str
+
+    def __repr__(self) -> str:
+        return f"NewKey({self.about!r})"
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a look-up found. principal: None when the key is not good. left_s: how long it is yet, if it ends."""
+
+    digest: bytes
+    principal: Principal | None
+    left_s: float
+
+
+def create_key(
+    connection: Connection,
+    *,
+    name: str,
+    role: Role = Role.USER,
+    project_id: str | None = None,
+    user_id: str | None = None,
+    expires_s: float | None = None,
+    text: str | None = None,
+) -> NewKey:
+    """A new key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
+    if not 0 < len(name) <= _NAME_MAX:
+        raise InvalidInput("name", f"a key's name has 1 to {_NAME_MAX} characters, not {len(name)}")
+    if role is Role.USER and project_id is None:
+        raise InvalidInput("project", "a key of the role user is of one project: name it")
+    if expires_s is not None and expires_s <= 0:
+        raise InvalidInput("expires", "must be in the future")
+    now = now_ms()
+    return _insert(
+        connection,
+        new_key() if text is None else text,
+        kind=KeyKind.KEY.letter,
+        role=role,
+        project=None if project_id is None else find_project(connection, project_id).no,
+        user=user_id,
+        name=name,
+        created_ms=now,
+        expires_ms=None if expires_s is None else now + round(expires_s * 1000),
+    )
+
+
+def adopt_key(connection: Connection, text: str, *, name: str, project_id: str) -> ApiKey:
+    """Takes a key that was made elsewhere for one of the project, or finds that it is.
+
+    Raises InvalidInput("key", …) when it has not the form of one, NotFound for the project, and Conflict when the key
+    is over or is another's.
+    """
+    identity = check_key(text)
+    row = connection.execute(_select_keys().where(keys.c.id == identity)).one_or_none()
+    if row is None:
+        return create_key(connection, name=name, project_id=project_id, text=text).about
+    if not compare_digest(row.digest, key_digest(text)):
+        raise Conflict(f"there is another key {identity} already: take a new one")
+    if not _is_good(row, now_ms()):
+        raise Conflict(f"key {identity} is over: take a new one")
+    if row.project_id != project_id:
+        raise Conflict(f"key {identity} is of project {row.project_id}, not of {project_id}")
+    return _key(row)
+
+
+def create_session(connection: Connection, user_id: str, *, session_s: float) -> NewKey:
+    """The key of a user who has logged in; sessions that are long over are removed."""
+    now = now_ms()
+    over = (keys.c.kind == KeyKind.SESSION.letter) & (keys.c.expires_ms < now - _SESSIONS_KEPT_MS)
+    connection.execute(delete(keys).where(over))
+    return _insert(
+        connection,
+        new_key(),
+        kind=KeyKind.SESSION.letter,
+        role=Role.USER,
+        user=user_id,
+        name="log-in",
+        created_ms=now,
+        expires_ms=now + round(session_s * 1000),
+    )
+
+
+def list_keys(connection: Connection, *, project_id: str | None = None, sessions: bool = False) -> list[ApiKey]:
+    """The keys, youngest first: of one project or of all, with or without the sessions of users."""
+    statement = _select_keys().order_by(keys.c.created_ms.desc(), keys.c.id)
+    if project_id is not None:
+        statement = statement.where(projects.c.id == find_project(connection, project_id).id)
+    if not sessions:
+        statement = statement.where(keys.c.kind == KeyKind.KEY.letter)
+    return [_key(row) for row in connection.execute(statement)]
+
+
+def find_key(connection: Connection, identity: str) -> ApiKey:
+    """The key of this id; raises NotFound."""
+    row = connection.execute(_select_keys().where(keys.c.id == identity)).one_or_none()
+    if row is None:
+        raise NotFound("key", identity)
+    return _key(row)
+
+
+def revoke_key(connection: Connection, identity: str) -> ApiKey:
+    """Ends the key; whoever revoked it first counts. Raises NotFound."""
+    revoke_keys(connection, keys.c.id == identity)
+    return find_key(connection, identity)
+
+
+def revoke_keys(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Ends all such keys."""
+    connection.execute(update(keys).where(which, keys.c.revoked_ms.is_(None)).values(revoked_ms=now_ms()))
+
+
+def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVERLAP_S) -> NewKey:
+    """A successor with the same rights and as long a life; the key itself ends after the overlap.
+
+    Raises NotFound, Conflict when the key is over.
+    """
+    now = now_ms()
+    statement = select(keys).where(keys.c.id == identity, keys.c.kind == KeyKind.KEY.letter).with_for_update()
+    old = connection.execute(statement).one_or_none()
+    if old is None:
+        raise NotFound("key", identity)
+    if not _is_good(old, now):
+        raise Conflict(f"key {identity} is over: make a new one with `tweezer keys create`")
+    end = now + round(overlap_s * 1000)
+    connection.execute(
+        update(keys)
+        .where(keys.c.id == identity, or_(keys.c.expires_ms.is_(None), keys.c.expires_ms > end))
+        .values(expires_ms=end)
+    )
+    return _insert(
+        connection,
+        new_key(),
+        kind=KeyKind.KEY.letter,
+        role=old.role,
+        project=old.project,
+        user=old.user,
+        name=old.name,
+        created_ms=now,
+        expires_ms=None if old.expires_ms is None else now + (old.expires_ms - old.created_ms),
+    )
+
+
+def look_up(connection: Connection, identity: str) -> Found | None:
+    """Whose key this is, as of now; None when there is no such key."""
+    statement = (
+        select(keys, projects.c.id.label("project_id"), users.c.disabled_ms)
+        .join_from(keys, projects, keys.c.project == projects.c.no, isouter=True)
+        .join(users, keys.c.user == users.c.id, isouter=True)
+        .where(keys.c.id == identity)
+    )
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        return None
+    now = now_ms()
+    good = _is_good(row, now) and row.disabled_ms is None
+    left_s = math.inf if row.expires_ms is None else (row.expires_ms - now) / 1000
+    return Found(row.digest, _principal(connection, row) if good else None, left_s)
+
+
+def note_used(connection: Connection, identities: Collection[str]) -> None:
+    """Writes that the keys were used now, unless that was written a moment ago."""
+    now = now_ms()
+    before = or_(keys.c.used_ms.is_(None), keys.c.used_ms <= now - USED_S * 1000)
+    connection.execute(update(keys).where(keys.c.id.in_(sorted(identities)), before).values(used_ms=now))
+
+
+def _principal(connection: Connection, row: Row[Any]) -> Principal:
+    if row.kind == KeyKind.KEY.letter:
+        own = frozenset() if row.project_id is None else frozenset({row.project_id})
+    else:
+        statement = select(projects.c.id).join(members, members.c.project == projects.c.no)
+        own = frozenset(connection.execute(statement.where(members.c.user == row.user)).scalars())
+    return Principal(row.id, Role(row.role), own, row.user)
+
+
+def _is_good(row: Row[Any], now: int) -> bool:
+    return row.revoked_ms is None and (row.expires_ms is None or row.expires_ms > now)
+
+
+def _insert(connection: Connection, text: str, **values: Any) -> NewKey:
+    identity = check_key(text)
+    row = {"id": identity, "digest": key_digest(text), **values}
+    if not insert_unless_there(connection, keys, row):
+        raise Conflict(f"there is a key {identity} already")
+    return NewKey(find_key(connection, identity), text)
+
+
+def _select_keys() -> Select[Any]:
+    return select(keys, projects.c.id.label("project_id")).join(projects, keys.c.project == projects.c.no, isouter=True)
+
+
+def _key(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        id=row.id,
+        kind=_KINDS[row.kind],
+        role=Role(row.role),
+        project=row.project_id,
+        user=row.user,
+        name=row.name,
+        created=moment_of(row.created_ms),
+        expires=moment_of(row.expires_ms),
+        revoked=moment_of(row.revoked_ms),
+        used=moment_of(row.used_ms),
+    )

@@ -1,0 +1,213 @@
+"""Answers from the ledger: batches, jobs, results and transitions by id, and lists of batches and jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, select
+
+from tweezer.ledger.conditions import Scope
+from tweezer.ledger.credentials import Principal
+from tweezer.ledger.database import Database
+from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
+from tweezer.ledger.lists import Found, Listing
+from tweezer.ledger.schema import batches, jobs, projects, results, sequences, transitions
+from tweezer.model.events import Event, read_events
+from tweezer.model.ids import job_id, split_job_id
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
+from tweezer.model.messages import Fault, decode_fault
+from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
+
+_PAGE = 500  # ids in one statement
+
+_fields_decoder = msgspec.msgpack.Decoder(dict[str, bytes])
+
+
+def _own(statement: Select[Any]) -> Select[Any]:
+    return statement.where(projects.c.id.in_(bindparam("visible", expanding=True)))
+
+
+_OWNED_BATCHES = batches.join(projects, projects.c.no == batches.c.project)
+_FAULTS = and_(results.c.id == jobs.c.id, jobs.c.failed)
+
+_BATCH: Select[Any] = (
+    select(projects.c.id.label("project"), batches.c.record, batches.c.about, sequences.c.sequence)
+    .select_from(_OWNED_BATCHES.outerjoin(sequences, sequences.c.id == batches.c.id))
+    .where(batches.c.id == bindparam("id"))
+)
+_JOB: Select[Any] = (
+    select(projects.c.id.label("project"), jobs.c.spec, jobs.c.state, results.c.fault, batches.c.record)
+    .select_from(
+        jobs.join(projects, projects.c.no == jobs.c.project)
+        .join(batches, batches.c.id == bindparam("batch"))
+        .outerjoin(results, _FAULTS)
+    )
+    .where(jobs.c.id == bindparam("id"))
+)
+_OWN_BATCH, _OWN_JOB = _own(_BATCH), _own(_JOB)
+_BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about).where(
+    batches.c.id.in_(bindparam("ids", expanding=True))
+)
+_JOBS: Select[Any] = (
+    select(jobs.c.id, jobs.c.project, jobs.c.status, jobs.c.spec, jobs.c.state, results.c.fault)
+    .select_from(jobs.outerjoin(results, _FAULTS))
+    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+)
+_RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(bindparam("ids", expanding=True)))
+_RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
+_SPACED = literal(" ") + transitions.c.words
+_TRANSITIONS = (
+    select(transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
+    .where(transitions.c.batch == bindparam("batch"))
+    .where(
+        or_(  # the word of a range may be about any job
+            _SPACED.like(bindparam("pending")), _SPACED.like(bindparam("running")), transitions.c.words.like("%-%")
+        )
+    )
+    .order_by(transitions.c.position)
+)
+
+
+class Queries:
+    """What can be asked of the ledger.
+
+    All methods block, for :meth:`Database.run` to run them in a thread, and raise Unavailable. What the caller may
+    not see is not there.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def ping(self) -> None:
+        """Raises Unavailable when the database does not answer."""
+        with self._database.read() as connection:
+            connection.execute(select(1))
+
+    # -- by id ------------------------------------------------------------------------------------------
+
+    def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord | None:
+        """The batch with its sequence."""
+        row = self._one(caller, _BATCH, _OWN_BATCH, {"id": batch_id})
+        if row is None:
+            return None
+        record = _batch(batch_id, row)
+        return msgspec.structs.replace(record, doc=msgspec.structs.replace(record.doc, sequence=row.sequence))
+
+    def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
+        """The job."""
+        batch_id, index = split_job_id(job_id)
+        row = self._one(caller, _JOB, _OWN_JOB, {"id": job_id, "batch": batch_id})
+        if row is None:
+            return None
+        owner = JobOwner(batch_id, row.project, _fault(row.record))
+        return job_record(owner, index, row.spec, _state(row), row.fault)
+
+    def jobs_of(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        """Those jobs of the batch that the ledger has, in the order of the indices."""
+        found: dict[UUID, JobRecord] = {}
+        ids = [job_id(batch.id, index) for index in indices]
+        with self._database.read() as connection:
+            for first in range(0, len(ids), _PAGE):
+                rows = connection.execute(_JOBS, {"ids": ids[first : first + _PAGE]})
+                found.update((row.id, _job(batch, row)) for row in rows)
+        return [found[identity] for identity in ids if identity in found]
+
+    def packed_result(self, job_id: UUID) -> bytes | None:
+        """The result of a job as Redis had it; check first whose the job is."""
+        with self._database.read() as connection:
+            packed: bytes | None = connection.execute(_RESULT, {"id": job_id}).scalar()
+        return packed
+
+    def transitions(self, job_id: UUID) -> list[Event]:
+        """The transitions of a job that are recorded, oldest first; check first whose the job is."""
+        batch_id, index = split_job_id(job_id)
+        likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
+        with self._database.read() as connection:
+            rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
+        events = (read_events(batch_id, row.sequence_number, row.time_us, row.words) for row in rows)
+        return [event for entry in events for event in entry if event.index == index]
+
+    def _one(
+        self, caller: Principal, statement: Select[Any], own: Select[Any], values: dict[str, Any]
+    ) -> Row[Any] | None:
+        if not caller.sees_all:
+            statement, values = own, {**values, "visible": sorted(caller.projects)}
+        with self._database.read() as connection:
+            return connection.execute(statement, values).one_or_none()
+
+    # -- lists ------------------------------------------------------------------------------------------
+
+    def batches(
+        self,
+        caller: Principal,
+        wanted: BatchFilter,
+        order: BatchOrder = BatchOrder.CREATED,
+        window: Window | None = None,
+    ) -> Found[BatchRecord]:
+        """A page of batches, without their sequences."""
+        window = window or Window()
+        with self._database.read() as connection:
+            scope = Scope.of(connection, caller, wanted.projects)
+            page = Listing(connection, scope, wanted).page(order, window)
+            rows = {row.id: row for row in connection.execute(_BATCHES, {"ids": page.rows})}
+        return Found([_batch(identity, rows[identity]) for identity in page.rows], page.total)
+
+    def jobs(
+        self, caller: Principal, wanted: JobFilter, order: JobOrder = JobOrder.CREATED, window: Window | None = None
+    ) -> Found[JobRecord]:
+        """A page of jobs."""
+        window = window or Window()
+        with self._database.read() as connection:
+            scope = Scope.of(connection, caller, wanted.projects)
+            page = Listing(connection, scope, wanted).page(order, window)
+            rows = {row.id: row for row in connection.execute(_JOBS, {"ids": page.rows})}
+            owners = _owners(connection, scope, rows.values())
+        return Found([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
+
+    def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
+        """How many batches there are in each status, of one state of the ledger."""
+        found = self._counts(caller, wanted)
+        return dict.fromkeys(BatchStatus, 0) | {BATCH_BY_LETTER[letter]: count for letter, count in found.items()}
+
+    def job_counts(self, caller: Principal, wanted: JobFilter) -> dict[JobStatus, int]:
+        """How many jobs there are in each status, of one state of the ledger."""
+        found = self._counts(caller, wanted)
+        return dict.fromkeys(JobStatus, 0) | {JOB_BY_LETTER[letter]: count for letter, count in found.items()}
+
+    def _counts(self, caller: Principal, wanted: BatchFilter | JobFilter) -> dict[str, int]:
+        with self._database.read() as connection:
+            return Listing(connection, Scope.of(connection, caller, wanted.projects), wanted).counts()
+
+
+def _batch(identity: UUID, row: Row[Any]) -> BatchRecord:
+    return batch_record(identity, {**_fields_decoder.decode(row.record), "doc": row.about})
+
+
+def _job(owner: BatchRecord | JobOwner, row: Row[Any]) -> JobRecord:
+    return job_record(owner, split_job_id(row.id)[1], row.spec, _state(row), row.fault)
+
+
+def _state(row: Row[Any]) -> bytes | None:
+    return None if row.state is None else row.state.encode()
+
+
+def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> dict[UUID, JobOwner]:
+    """The batches of the jobs; with its fault where a job failed because of its batch."""
+    owners, doomed = {}, set()
+    for row in rows:
+        batch_id, _ = split_job_id(row.id)
+        owners[batch_id] = JobOwner(batch_id, scope.projects[row.project])
+        if row.status == JobStatus.ERROR.letter and row.fault is None:
+            doomed.add(batch_id)
+    if doomed:
+        for row in connection.execute(_RECORDS, {"ids": list(doomed)}):
+            owners[row.id] = msgspec.structs.replace(owners[row.id], fault=_fault(row.record))
+    return owners
+
+
+def _fault(record: bytes) -> Fault | None:
+    fault = _fields_decoder.decode(record).get("fault")
+    return None if fault is None else decode_fault(fault)

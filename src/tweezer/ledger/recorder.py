@@ -1,0 +1,268 @@
+"""The recorder: reads the stream of events and writes the ledger. One is active, others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy import select
+
+from tweezer.ledger.changes import Changes, JobIds, KnownBatch, make_changes, touched
+from tweezer.ledger.database import Database
+from tweezer.ledger.forgetting import Forgetter
+from tweezer.ledger.restore import restore
+from tweezer.ledger.schema import batches, projects
+from tweezer.ledger.writing import Writer
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.ids import new_worker_id
+from tweezer.model.tasks import is_cancelled
+from tweezer.store.connection import Store
+from tweezer.store.feed import START, Entry, position_number
+from tweezer.store.snapshots import Wanted
+
+log = structlog.get_logger(__name__)
+
+NICENESS = 10
+"""How far the recorder stands back behind workers and Redis for a core."""
+
+_KNOWN_MAX = 20_000  # batches remembered
+_PAGE = 100  # batches recorded as they stand in one go
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How the recorder goes about it.
+
+    entries, jobs: of one transaction, about. gather_s: how long entries may come together once it is up to date.
+    lease_s: how long another waits before it takes over from one that is silent. look_s: how often it looks whether
+    Redis started again, and tidies. rest: how long it rests after each full transaction, in times of what that took.
+    """
+
+    entries: int = 2000
+    jobs: int = 20_000
+    gather_s: float = 0.05
+    lease_s: float = 5.0
+    look_s: float = 1.0
+    rest: float = 0.0
+
+
+class Recorder:
+    """Records from where the ledger stands. While it writes one part of the stream it reads the next."""
+
+    def __init__(
+        self, store: Store, database: Database, *, namespace: str, grace_s: float = 86_400.0, pace: Pace | None = None
+    ) -> None:
+        self._store = store
+        self._database = database
+        self._writer = Writer(database, namespace)
+        self._grace_s = grace_s
+        self._forgetter = Forgetter(store, database, grace_s=grace_s)
+        self._pace = pace or Pace()
+        self._id = new_worker_id()
+        self._ids = JobIds(text=not database.is_sqlite)
+        self._known: dict[UUID, KnownBatch] = {}
+        self._writing: asyncio.Task[None] | None = None
+        self._read_to = START
+        self._looked = 0.0
+        self.position = START
+        """Id of the last entry that is recorded."""
+
+    async def run(self) -> None:
+        """Records until cancelled. What goes wrong is logged, and tried again."""
+        backoff, failures, active = Backoff(), 0, False
+        try:
+            while not is_cancelled():
+                try:
+                    was, active = active, await self._store.restoring.claim_recorder(self._id, self._pace.lease_s)
+                    if not active:
+                        await asyncio.sleep(self._pace.lease_s / 3)
+                        continue
+                    if not was:
+                        await self.resume()
+                        log.info("recorder.active", position=self.position)
+                    await self._record()
+                    failures = 0
+                except (TweezerError, OSError) as error:
+                    failures += 1
+                    active = False
+                    log.warning("recorder.failed", error=str(error), failures=failures)
+                    await asyncio.sleep(backoff.delay_s(failures))
+        finally:
+            await self._abandon()
+            with contextlib.suppress(TweezerError):
+                await self._store.restoring.release_recorder(self._id)
+
+    async def resume(self) -> None:
+        """Takes up the position that the ledger has: another may have recorded since. Raises Superseded, Unavailable.
+
+        A ledger that is new, or came from a backup, may be behind the beginning of the stream: then all that Redis
+        has is recorded as it stands, without the transitions that are gone.
+        """
+        await self._abandon()
+        self._known.clear()
+        position = await self._database.run(self._writer.position, START)
+        trimmed = await self._store.restoring.mark_ledger()
+        if position_number(trimmed) > position_number(position):
+            log.warning("recorder.behind_the_stream", recorded=position, stream_begins=trimmed)
+            page: list[UUID] = []
+            async for batch_id in self._store.snapshots.batch_ids():
+                page.append(batch_id)
+                if len(page) == _PAGE:
+                    await self._adopt(page, position)
+                    page = []
+            await self._adopt(page, position)
+            await self._database.run(self._writer.move, position, trimmed)
+            position = trimmed
+        self.position = self._read_to = position
+        self._looked = 0.0
+
+    async def step(self) -> int | None:
+        """Reads what there is, up to one transaction's worth, and begins to write it once the part before is written.
+
+        Returns how many entries it read, with 0 once all is written; None when Redis has lost the entry at the
+        position: restore. Raises Superseded, Unavailable: resume then.
+        """
+        entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
+        if not entries:
+            await self._written()
+            return None if entries is None else 0
+        entries = _cut(entries, self._pace.jobs)
+        changes = await self._read(entries)
+        await self._written()
+        before, self._read_to = self._read_to, entries[-1].id
+        self._writing = asyncio.create_task(self._write(changes, before, self._read_to))
+        return len(entries)
+
+    async def catch_up(self) -> None:
+        """Records all that there is now. Raises as :meth:`step`, and Unavailable when Redis has lost a part."""
+        while (read := await self.step()) != 0:
+            if read is None:
+                raise Unavailable("Redis has lost events that the ledger has; the recorder restores them first")
+
+    async def _record(self) -> None:
+        """Records for about a third of a lease."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._pace.lease_s / 3
+        while loop.time() < until:
+            began = loop.time()
+            read = await self.step()
+            if read is None:
+                await self._restore()
+            elif read == 0:
+                await self._look()
+                left = max(until - loop.time(), 0.001)
+                await self._store.events.wait(self._read_to, timeout_s=min(left, self._pace.look_s))
+                await asyncio.sleep(self._pace.gather_s)
+            else:
+                await asyncio.sleep(self._pace.rest * (loop.time() - began))
+
+    async def tidy(self) -> bool:
+        """Once all is recorded: trims the stream and forgets some of what is over; whether there may be more."""
+        if self.position != START:
+            await self._store.tickets.trim(self.position)
+        forgotten = await self._forgetter.forget()
+        if forgotten.unrecorded:  # all is recorded, and yet the ledger lacks them: it was tampered with, or put back
+            log.warning("recorder.adopts", batches=len(forgotten.unrecorded))
+            await self._adopt(forgotten.unrecorded, self.position)
+        return bool(forgotten.gone)
+
+    async def _look(self) -> None:
+        """All is recorded: opens the gate that a restart of Redis shut, and tidies."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked < self._pace.look_s:
+            return
+        if await self._store.restoring.gate_is_shut():
+            await self._store.restoring.open_gate()
+            log.info("recorder.opened_gate")
+        if not await self.tidy():
+            self._looked = now
+
+    async def _restore(self) -> None:
+        """Redis came back without the end of its file: puts back what the ledger has, and goes on from what is left."""
+        left = await self._store.events.last(self.position)
+        log.warning("recorder.redis_lost_events", recorded=self.position, redis_has=left)
+        # From a Redis that lost everything, what has ended long ago need not come back.
+        grace_ms = None if left != START else round(self._grace_s * 1000)
+        restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
+        await self._database.run(self._writer.move, self.position, left)
+        await self.resume()
+        await self._store.restoring.open_gate()
+        log.warning("recorder.restored", batches=restored)
+
+    async def _write(self, changes: Changes, before: str, after: str) -> None:
+        await self._database.run(self._writer.write, changes, before, after)
+        self.position = after
+
+    async def _written(self) -> None:
+        """Waits until what is being written is; raises what that raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    async def _abandon(self) -> None:
+        with contextlib.suppress(TweezerError):
+            await self._written()
+
+    async def _read(self, entries: Sequence[Entry]) -> Changes:
+        looked_at = touched(entries)
+        await self._recall([batch for batch in looked_at if batch not in self._known])
+        wanted = []
+        for batch_id, indices in looked_at.items():
+            known = self._known.get(batch_id)
+            if known is None:
+                wanted.append(Wanted(batch_id, None, ()))
+            else:
+                wanted.append(Wanted(batch_id, known.jobs, known.open_of(indices)))
+        snapshots = await self._store.snapshots.take(wanted)
+        return make_changes(entries, snapshots, self._known, looked_at, self._ids)
+
+    async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
+        """Records batches as they stand."""
+        await self._recall([batch_id for batch_id in batch_ids if batch_id not in self._known])
+        wanted = []
+        for batch_id in batch_ids:
+            known = self._known.get(batch_id)
+            wanted.append(
+                Wanted(batch_id, None if known is None else known.jobs, range(0 if known is None else known.jobs))
+            )
+        snapshots = await self._store.snapshots.take(wanted)
+        looked_at = {snapshot.batch_id: set(range(snapshot.jobs)) for snapshot in snapshots.values()}
+        changes = make_changes((), snapshots, self._known, looked_at, self._ids)
+        await self._database.run(self._writer.write, changes, position, position)
+
+    async def _recall(self, batch_ids: Sequence[UUID]) -> None:
+        """Looks up batches that may be in the ledger."""
+        if len(self._known) + len(batch_ids) > _KNOWN_MAX:
+            await self._written()  # or the ledger does not have yet what is looked up
+            self._known.clear()
+        for first in range(0, len(batch_ids), 500):
+            page = batch_ids[first : first + 500]
+            self._known.update(await self._database.run(self._known_of, page))
+
+    def _known_of(self, batch_ids: Iterable[UUID]) -> dict[UUID, KnownBatch]:
+        columns = (batches.c.id, projects.c.id, batches.c.device, batches.c.user, batches.c.priority, batches.c.jobs)
+        query = select(*columns).join(projects).where(batches.c.id.in_(batch_ids))
+        with self._database.read() as connection:
+            return {row[0]: KnownBatch(*row[1:]) for row in connection.execute(query)}
+
+
+def _cut(entries: list[Entry], most: int) -> list[Entry]:
+    """The first entries that are about that many jobs, at least one."""
+    jobs = 0.0
+    for at, entry in enumerate(entries):
+        if jobs > most:
+            return entries[:at]
+        jobs += sum(map(_jobs_of, entry.words.split()))
+    return entries
+
+
+def _jobs_of(word: str) -> float:
+    """How many jobs a word is about; half a one for a transition: jobs mostly begin and end in one go."""
+    if word.startswith("NP:"):
+        return int(word[3:])
+    first, _, last = word[:-2].partition("-")
+    return int(last) - int(first) + 1 if last else 0.5

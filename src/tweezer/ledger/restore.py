@@ -1,0 +1,83 @@
+"""Puts back into Redis what it lost and the ledger has (rule 24: the ledger wins)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy import Connection, or_, select
+
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
+from tweezer.model.ids import job_id, split_job_id
+from tweezer.model.lifecycle import BATCH_BY_LETTER
+from tweezer.model.messages import decode_doc, encode_doc
+from tweezer.store.connection import Store
+from tweezer.store.feed import position_number
+from tweezer.store.restoring import RestoredBatch, RestoredJob
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 500  # jobs of one call
+
+
+async def restore(store: Store, database: Database, *, after: str, ended_within_ms: int | None = None) -> int:
+    """Puts back all batches that the ledger has events of after that entry; returns how many. May be repeated.
+
+    ended_within_ms: of those that have ended, only if that was so recently.
+
+    A job that ended there ends here, with its result; a batch or job that Redis has never heard of is there again;
+    what the ledger does not have either, up to two seconds of work where Redis writes its file each second, is lost.
+    Raises Unavailable.
+    """
+    touched = await database.run(_touched, database, after, ended_within_ms)
+    for batch_id in touched:
+        pages = await database.run(_read, database, batch_id)
+        for batch, page in pages:
+            await store.restoring.restore(batch, page)
+        log.info("recorder.restored_batch", batch=str(batch_id))
+    return len(touched)
+
+
+def _touched(database: Database, after: str, ended_within_ms: int | None) -> list[UUID]:
+    query = select(transitions.c.batch).where(transitions.c.position > position_number(after)).distinct()
+    if ended_within_ms is not None:
+        recent = or_(batches.c.ended_ms.is_(None), batches.c.ended_ms >= now_ms() - ended_within_ms)
+        query = query.join(batches, batches.c.id == transitions.c.batch).where(recent)
+    with database.read() as connection:
+        return [row[0] for row in connection.execute(query)]
+
+
+def _read(database: Database, batch_id: UUID) -> list[tuple[RestoredBatch, list[RestoredJob]]]:
+    with database.read() as connection:
+        row = connection.execute(
+            select(batches, sequences.c.sequence)
+            .join(sequences, sequences.c.id == batches.c.id, isouter=True)
+            .where(batches.c.id == batch_id)
+        ).one_or_none()
+        if row is None:
+            return []
+        fields: dict[str, bytes] = msgspec.msgpack.decode(row.record, type=dict[str, bytes])
+        fields["doc"] = encode_doc(msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence))
+        batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields)
+        return [(batch, page) for page in _pages(connection, batch_id)]
+
+
+def _pages(connection: Connection, batch_id: UUID) -> Iterator[list[RestoredJob]]:
+    first = batch_id
+    while True:
+        rows = connection.execute(
+            select(jobs.c.id, jobs.c.spec, jobs.c.state, results.c.result, results.c.fault)
+            .join(results, results.c.id == jobs.c.id, isouter=True)
+            .where(jobs.c.id >= first, jobs.c.id < UUID(int=batch_id.int + (1 << 24)))
+            .order_by(jobs.c.id)
+            .limit(_PAGE)
+        ).all()
+        if rows or first == batch_id:
+            yield [RestoredJob(split_job_id(row[0])[1], row[1], row[2], row[3], row[4]) for row in rows]
+        if len(rows) < _PAGE:
+            return
+        first = job_id(batch_id, split_job_id(rows[-1][0])[1] + 1)

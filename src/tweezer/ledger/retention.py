@@ -1,0 +1,177 @@
+"""Deletes for good: what a project keeps no longer, single batches, a whole project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
+
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.projects import find_project, list_projects
+from tweezer.ledger.schema import (
+    batches,
+    counters,
+    deliveries,
+    hours,
+    jobs,
+    projects,
+    results,
+    sequences,
+    tags,
+    transitions,
+)
+from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.lifecycle import TERMINAL_BATCH
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+_JOBS_OF_A_BATCH = 1 << 24
+_PAGE = 50  # batches of one transaction
+_OVER = [status.letter for status in TERMINAL_BATCH]
+
+
+async def expire(store: Store, database: Database, *, retention_s: int) -> int:
+    """Deletes what ended longer ago than its project keeps it; how many batches.
+
+    ``retention_s`` holds for projects that say nothing themselves; 0 is for ever. Raises Unavailable.
+    """
+    total = 0
+    while found := await database.run(_expired, database, retention_s):
+        deleted = await delete_batches(store, database, found)
+        if not deleted:
+            break  # what is left is not recorded to its end; next time
+        total += len(deleted)
+    if total:
+        log.info("retention.deleted", batches=total)
+    return total
+
+
+async def delete_batches(store: Store, database: Database, recorded: dict[UUID, int]) -> list[UUID]:
+    """Deletes batches that have ended from Redis, the results folder and the ledger, in this order.
+
+    ``recorded``: the number of the last recorded event of each. One that Redis still works on, or has events of that
+    are not recorded yet, stays. Returns the deleted ones; may be repeated. Raises Unavailable.
+    """
+    gone = await store.commands.forget(recorded, least_age_s=0)
+    for batch_id in gone:
+        await store.results.delete_batch(batch_id)
+    for first in range(0, len(gone), _PAGE):
+        await database.run(_delete, database, gone[first : first + _PAGE])
+    return gone
+
+
+async def delete_batch(store: Store, database: Database, batch_id: UUID, *, project: str | None) -> None:
+    """Deletes one batch. Raises NotFound; Conflict when it has not ended, or was not recorded yet; Unavailable."""
+    recorded = await database.run(_recorded, database, batch_id, project)
+    if not await delete_batches(store, database, recorded):
+        raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
+
+
+async def delete_project(store: Store, database: Database, project_id: str) -> int:
+    """Deletes a project with its keys, batches, results and statistics; returns how many batches it had.
+
+    Raises NotFound; Conflict while a batch of it has not ended; Unavailable. A deletion that was cut off is
+    finished by another call.
+    """
+    total = 0
+    while found := await database.run(_of_project, database, project_id):
+        deleted = await delete_batches(store, database, found)
+        if not deleted:
+            raise Conflict(f"project {project_id} has batches that are being recorded; try again in a moment")
+        total += len(deleted)
+    await database.run(_delete_project, database, project_id)
+    await store.commands.forget_project(project_id)
+    log.info("retention.deleted_project", project=project_id, batches=total)
+    return total
+
+
+def _expired(database: Database, retention_s: int) -> dict[UUID, int]:
+    with database.read() as connection:
+        kept = {it.no: retention_s if it.retention_s is None else it.retention_s for it in list_projects(connection)}
+        now = now_ms()
+        query = (
+            select(batches.c.id, batches.c.sequence_number)
+            .where(
+                or_(
+                    *(
+                        and_(batches.c.project == no, batches.c.ended_ms < now - seconds * 1000)
+                        for no, seconds in kept.items()
+                        if seconds
+                    )
+                )
+            )
+            .order_by(batches.c.ended_ms)
+            .limit(_PAGE)
+        )
+        return _pairs(connection, query) if any(kept.values()) else {}
+
+
+def _recorded(database: Database, batch_id: UUID, project: str | None) -> dict[UUID, int]:
+    with database.read() as connection:
+        query = select(batches.c.status, batches.c.sequence_number, projects.c.id).join(projects)
+        row = connection.execute(query.where(batches.c.id == batch_id)).one_or_none()
+    if row is None or project not in (None, row[2]):
+        raise NotFound("batch", str(batch_id))
+    if row[0] not in _OVER:
+        raise Conflict(f"batch {batch_id} has not ended; cancel it first", code="live")
+    return {batch_id: row[1]}
+
+
+def _of_project(database: Database, project_id: str) -> dict[UUID, int]:
+    with database.read() as connection:
+        no = find_project(connection, project_id).no
+        live = select(func.count()).where(batches.c.project == no, batches.c.status.not_in(_OVER))
+        count = connection.execute(live).scalar_one()
+        if count:
+            raise Conflict(f"project {project_id} has {count} batches that have not ended; cancel them first")
+        return _pairs(
+            connection,
+            select(batches.c.id, batches.c.sequence_number).where(batches.c.project == no).limit(_PAGE),
+        )
+
+
+def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _delete(database: Database, batch_ids: Sequence[UUID]) -> None:
+    with database.write() as connection:
+        for batch_id in batch_ids:
+            _count_down(connection, jobs, "J", _range(jobs.c.id, batch_id))
+            _count_down(connection, batches, "B", batches.c.id == batch_id)
+            connection.execute(delete(results).where(_range(results.c.id, batch_id)))
+            connection.execute(delete(jobs).where(_range(jobs.c.id, batch_id)))
+            for table in (transitions, deliveries, tags):
+                connection.execute(delete(table).where(table.c.batch == batch_id))
+            connection.execute(delete(sequences).where(sequences.c.id == batch_id))
+            connection.execute(delete(batches).where(batches.c.id == batch_id))
+
+
+def _count_down(connection: Connection, table: Any, kind: str, which: ColumnElement[bool]) -> None:
+    columns = (table.c.project, table.c.device, table.c.status)
+    for project, device, status, count in connection.execute(
+        select(*columns, func.count()).where(which).group_by(*columns)
+    ).all():
+        place = (counters.c.project == project, counters.c.device == device)
+        connection.execute(
+            update(counters)
+            .where(*place, counters.c.kind == kind, counters.c.status == status)
+            .values(count=counters.c.count - count)
+        )
+
+
+def _range(column: Any, batch_id: UUID) -> ColumnElement[bool]:
+    return and_(column >= batch_id, column < UUID(int=batch_id.int + _JOBS_OF_A_BATCH))
+
+
+def _delete_project(database: Database, project_id: str) -> None:
+    with database.write() as connection:
+        no = find_project(connection, project_id).no
+        for table in (counters, hours, deliveries):
+            connection.execute(delete(table).where(table.c.project == no))
+        connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members

@@ -1,0 +1,136 @@
+"""Figures about devices and projects, as the ledger has them. All functions block and raise Unavailable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+from sqlalchemy import Integer, Select, func, literal_column, select
+
+from tweezer.ledger.clock import moment_of
+from tweezer.ledger.conditions import Scope, last_job_of
+from tweezer.ledger.credentials import Principal
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import batches, hours, jobs, projects
+from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import Priority
+
+_EPOCH, _HOUR, _DAY_H = datetime.fromtimestamp(0, UTC), timedelta(hours=1), 24
+
+
+class QueueSize(msgspec.Struct, frozen=True):
+    """What of one priority waits for a device. shots: the runs of its jobs, where they say how many."""
+
+    batches: int = 0
+    jobs: int = 0
+    shots: int = 0
+
+
+class QueueTime(msgspec.Struct, frozen=True):
+    """How long jobs waited, from submit to begin, on average. jobs: how many; seconds: None of none."""
+
+    jobs: int
+    seconds: float | None
+
+
+class Span(StrEnum):
+    """What a count is over; all are those of UTC."""
+
+    HOUR = "HOUR"
+    DAY = "DAY"
+    MONTH = "MONTH"
+
+    def start(self, time: datetime) -> datetime:
+        """The beginning of the span that the time is in."""
+        match self:
+            case Span.HOUR:
+                return time.replace(minute=0, second=0, microsecond=0)
+            case Span.DAY:
+                return time.replace(hour=0, minute=0, second=0, microsecond=0)
+            case Span.MONTH:
+                return time.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+class SpanCount(msgspec.Struct, frozen=True):
+    """How many jobs were submitted in a span that begins at this time, by device."""
+
+    start: datetime
+    devices: dict[str, int]
+
+
+class LastActivity(msgspec.Struct, frozen=True):
+    """When something last changed in a project; None while it has no history."""
+
+    project: str
+    time: datetime | None
+
+
+def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
+    """What waits for the device: batches with pending jobs, and those jobs, of all projects."""
+    pending = (jobs.c.status == JobStatus.PENDING.letter) & jobs.c.id.between(batches.c.id, last_job_of(batches.c.id))
+    waiting: Select[Any] = select(
+        batches.c.priority,
+        select(func.count()).select_from(jobs).where(pending).scalar_subquery(),
+        select(func.coalesce(func.sum(jobs.c.runs), 0)).where(pending).scalar_subquery(),
+    ).where(batches.c.device == device, batches.c.ended_ms.is_(None))
+    found = {priority[0]: QueueSize() for priority in Priority}
+    with database.read() as connection:
+        for letter, count, shots in connection.execute(waiting):
+            if count:
+                size = found[letter]
+                found[letter] = QueueSize(size.batches + 1, size.jobs + count, size.shots + int(shots))
+    return {priority: found[priority[0]] for priority in Priority}
+
+
+def queue_time(database: Database, device: str, since: datetime) -> QueueTime:
+    """Of the jobs of all projects that ended since then (to the hour) and ever began."""
+    sums: Select[Any] = (
+        select(func.sum(hours.c.started), func.sum(hours.c.queue_ms))
+        .select_from(projects.join(hours, hours.c.project == projects.c.no))
+        .where(hours.c.device == device, hours.c.hour >= _hour(since))
+    )
+    with database.read() as connection:
+        count, waited_ms = (int(number or 0) for number in connection.execute(sums).one())
+    return QueueTime(count, waited_ms / count / 1000 if count else None)
+
+
+def job_counts(
+    database: Database, caller: Principal, wanted: tuple[str, ...], span: Span, since: datetime, until: datetime
+) -> list[SpanCount]:
+    """Jobs submitted to the caller's projects, or the wanted ones of these, from the beginning of the
+    span that ``since`` is in to the end of the hour that ``until`` is in; spans without jobs are left out."""
+    step = literal_column("1" if span is Span.HOUR else str(_DAY_H), Integer)
+    period = (hours.c.hour // step).label("period")
+    with database.read() as connection:
+        scope = Scope.of(connection, caller, wanted)
+        sums: Select[Any] = (
+            select(period, hours.c.device, func.sum(hours.c.created))
+            .where(
+                *scope.condition(hours),
+                hours.c.hour.between(_hour(span.start(since)), _hour(until)),
+                hours.c.created > 0,
+            )
+            .group_by(period, hours.c.device)
+        )
+        rows = connection.execute(sums).all()
+    found: dict[datetime, Counter[str]] = {}
+    for at, device, count in rows:
+        start = span.start(_EPOCH + _HOUR * at * (1 if span is Span.HOUR else _DAY_H))
+        found.setdefault(start, Counter())[device] += int(count)
+    return [SpanCount(start, dict(found[start])) for start in sorted(found)]
+
+
+def last_activity(database: Database, caller: Principal, wanted: tuple[str, ...] = ()) -> list[LastActivity]:
+    """When something last changed in each of the caller's projects, or the wanted ones of these, by id."""
+    with database.read() as connection:
+        scope = Scope.of(connection, caller, wanted)
+        times: Select[Any] = select(projects.c.id, projects.c.last_activity_ms).where(projects.c.no.in_(scope.projects))
+        rows = connection.execute(times.order_by(projects.c.id)).all()
+    return [LastActivity(row.id, moment_of(row.last_activity_ms)) for row in rows]
+
+
+def _hour(time: datetime) -> int:
+    return (time - _EPOCH) // _HOUR

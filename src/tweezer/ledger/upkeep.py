@@ -1,0 +1,112 @@
+"""Cares for the ledger's tables: brings them up to date, and says how they stand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, column, inspect, select, table, text
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.migrations import HEAD
+from tweezer.ledger.schema import metadata
+from tweezer.model.errors import TweezerError
+
+VERSION_TABLE = "alembic_version"
+_STEPS = Path(__file__).with_name("migrations")
+_UPGRADE_LOCK = 8_391_005_118  # any number by which nobody else locks in this database
+
+
+def place(database: Database) -> str:
+    """The database's URL without its password."""
+    url = database.engine.url
+    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True).replace("%2F", "/")
+
+
+def schema_version(database: Database) -> str | None:
+    """The step that the tables are at; None where there are none yet. Raises Unavailable."""
+    with database.read() as connection:
+        return _version(connection)
+
+
+def require_schema(database: Database) -> None:
+    """Raises TweezerError ("schema") that says what to do unless the tables are those that this version needs."""
+    found = schema_version(database)
+    if found is None:
+        raise _unfit(f"the ledger ({place(database)}) has no tables yet: run `tweezer db upgrade`")
+    _refuse_newer(found)
+    if found != HEAD:
+        raise _unfit(f"the ledger's tables are at step {found}, and {HEAD} is needed: run `tweezer db upgrade`")
+
+
+def upgrade(database: Database) -> str | None:
+    """Brings the tables up to date, all or nothing, one process at a time; returns the step that they were at.
+
+    Raises TweezerError ("schema") when there are tables of these names that are not the ledger's, or newer ones.
+    """
+    from alembic import command
+    from alembic.config import Config
+
+    with database.write() as connection:
+        if not database.is_sqlite:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _UPGRADE_LOCK})
+        found = _version(connection)
+        _refuse_newer(found or "")
+        if found == HEAD:
+            return found
+        if found is None and (strange := sorted(set(inspect(connection).get_table_names()) & set(metadata.tables))):
+            raise _unfit(
+                f"the database has tables that Tweezer did not make ({', '.join(strange)}): name an empty one with "
+                "TWEEZER_DATABASE_URL"
+            )
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
+        command.upgrade(config, HEAD)
+        return found
+
+
+def differences(database: Database) -> list[str]:
+    """What the tables lack of those that this version needs, in words; empty when all is well. Raises Unavailable."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    with database.read() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), metadata)
+    return list(filter(None, map(_in_words, found)))
+
+
+def _refuse_newer(found: str) -> None:
+    if found > HEAD:
+        raise _unfit(
+            f"the ledger's tables are at step {found}, which is newer than the newest that this version of Tweezer "
+            f"knows ({HEAD}): upgrade Tweezer"
+        )
+
+
+def _unfit(message: str) -> TweezerError:
+    return TweezerError(message, code="schema")
+
+
+def _in_words(difference: Any) -> str | None:
+    """None for what is there beyond what is needed: it does no harm."""
+    match difference:
+        case ("add_table", table_):
+            return f"table {table_.name} is missing"
+        case ("add_column", _, table_name, column_):
+            return f"column {table_name}.{column_.name} is missing"
+        case ("add_index", index):
+            return f"index {index.name} is missing, or another than it should be"
+        case ("add_constraint" | "add_fk", constraint):
+            return f"constraint {constraint.name} is missing, or another than it should be"
+        case [(kind, _, table_name, column_name, *_), *_]:
+            return f"column {table_name}.{column_name} is another than it should be ({kind.removeprefix('modify_')})"
+        case _:
+            return None
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    version: str | None = connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar()
+    return version

@@ -1,0 +1,126 @@
+"""Users: people who log in with name and password, and the projects that they belong to."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, or_, select, update
+
+from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.keys import KeyKind, NewKey, create_session, revoke_keys
+from tweezer.ledger.projects import find_project, insert_unless_there
+from tweezer.ledger.schema import keys, members, projects, users
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+
+NAME_MAX = 200
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user. id: what batches and keys name. projects: ids of those that it belongs to."""
+
+    id: str
+    name: str
+    created: datetime
+    disabled: datetime | None
+    projects: tuple[str, ...]
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What is needed to check a password. user: id; None when nobody may log in by this name."""
+
+    user: str | None = None
+    password: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Login({self.user!r})"
+
+
+def is_user_name(name: str) -> bool:
+    """Whether a user may have this name: up to 200 characters that can be seen."""
+    return 0 < len(name) <= NAME_MAX and name.isprintable() and name == name.strip()
+
+
+def create_user(connection: Connection, name: str, password_hash: str | None) -> User:
+    """A new user, of no project. Raises InvalidInput, Conflict."""
+    if not is_user_name(name):
+        raise InvalidInput("name", f"a user's name has 1 to {NAME_MAX} printable characters, and no space at its ends")
+    row = {"id": str(uuid4()), "name": name, "password": password_hash, "created_ms": now_ms()}
+    if not insert_unless_there(connection, users, row):
+        raise Conflict(f"there is a user {name} already")
+    return find_user(connection, name)
+
+
+def find_user(connection: Connection, name: str) -> User:
+    """The user of this name or id; raises NotFound."""
+    row = connection.execute(select(users).where(or_(users.c.name == name, users.c.id == name))).first()
+    if row is None:
+        raise NotFound("user", name)
+    of_user = select(projects.c.id).join(members, members.c.project == projects.c.no).where(members.c.user == row.id)
+    return _user(row, connection.execute(of_user.order_by(projects.c.id)).scalars())
+
+
+def list_users(connection: Connection) -> list[User]:
+    """All users, by name."""
+    pairs = select(members.c.user, projects.c.id).join(projects, members.c.project == projects.c.no)
+    belongs: dict[str, list[str]] = {}
+    for user, project in connection.execute(pairs.order_by(projects.c.id)):
+        belongs.setdefault(user, []).append(project)
+    return [_user(row, belongs.get(row.id, [])) for row in connection.execute(select(users).order_by(users.c.name))]
+
+
+def set_password(connection: Connection, name: str, password_hash: str) -> User:
+    """Changes the password, and ends the user's sessions. Raises NotFound."""
+    user = find_user(connection, name)
+    connection.execute(update(users).where(users.c.id == user.id).values(password=password_hash))
+    revoke_keys(connection, (keys.c.user == user.id) & (keys.c.kind == KeyKind.SESSION.letter))
+    return user
+
+
+def set_disabled(connection: Connection, name: str, disabled: bool) -> User:
+    """Lets the user and its keys in no more, or again; its sessions end. Raises NotFound."""
+    user = find_user(connection, name)
+    connection.execute(update(users).where(users.c.id == user.id).values(disabled_ms=now_ms() if disabled else None))
+    revoke_keys(connection, (keys.c.user == user.id) & (keys.c.kind == KeyKind.SESSION.letter))
+    return find_user(connection, user.id)
+
+
+def add_to_project(connection: Connection, name: str, project_id: str) -> User:
+    """Makes the user belong to the project. Raises NotFound."""
+    user, project = find_user(connection, name), find_project(connection, project_id)
+    insert_unless_there(connection, members, {"user": user.id, "project": project.no})
+    return find_user(connection, user.id)
+
+
+def remove_from_project(connection: Connection, name: str, project_id: str) -> User:
+    """The user belongs to the project no more, and its keys of that project end. Raises NotFound."""
+    user, project = find_user(connection, name), find_project(connection, project_id)
+    connection.execute(delete(members).where(members.c.user == user.id, members.c.project == project.no))
+    revoke_keys(connection, (keys.c.user == user.id) & (keys.c.project == project.no))
+    return find_user(connection, user.id)
+
+
+def find_login(connection: Connection, name: str) -> Login:
+    """What a password for this name must match."""
+    if not is_user_name(name):
+        return Login()
+    row = connection.execute(select(users).where(users.c.name == name, users.c.disabled_ms.is_(None))).one_or_none()
+    return Login() if row is None else Login(row.id, row.password)
+
+
+def open_session(connection: Connection, login: Login, *, password: str, session_s: float) -> NewKey | None:
+    """A session for who has shown the password; None when the user was changed meanwhile.
+
+    password: the hash to keep from now on.
+    """
+    if login.user is None or login.password is None:
+        return None
+    unchanged = (users.c.id == login.user, users.c.password == login.password, users.c.disabled_ms.is_(None))
+    changed = connection.execute(update(users).where(*unchanged).values(password=password))
+    return create_session(connection, login.user, session_s=session_s) if changed.rowcount else None
+
+
+def _user(row: Row[Any], belongs: Any) -> User:
+    return User(row.id, row.name, moment_of(row.created_ms), moment_of(row.disabled_ms), tuple(belongs))

@@ -1,0 +1,236 @@
+"""Writes rows of the recorder into the ledger, and the position up to which they go, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from tweezer.ledger.changes import (
+    BATCH_COLUMNS,
+    DURATION,
+    JOB_COLUMNS,
+    RESULT_COLUMNS,
+    TRANSITION_COLUMNS,
+    Changes,
+)
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database, load
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.schema import counters, hours
+from tweezer.model.errors import TweezerError
+
+
+class Superseded(TweezerError):
+    """Another recorder has gone on from this position: what was to be written is in the ledger already."""
+
+    code = "superseded"
+
+    def __init__(self) -> None:
+        super().__init__("another recorder is active; this one stands by")
+
+
+_LIVE = {"jobs": "'P', 'R'", "batches": "'P', 'R', 'S'"}
+
+_ONCE_WRITTEN = {
+    "jobs": {"id", "project", "device", "user", "priority", "origin", "runs", "created_ms", "spec"},
+    "batches": {
+        *("id", "project", "device", "user", "priority", "origin", "created_ms", "parent", "about"),
+        "sequence_number",  # goes up even when the batch is over: what is read is ahead of what is recorded
+    },
+}
+
+_JOB_CHANGES = """
+    SELECT i.project, i.device, j.status, i.status, i.created_ms / 3600000, i.ended_ms / 3600000,
+           count(*), count(i.started_ms),
+           sum(CASE WHEN i.started_ms > COALESCE(j.created_ms, i.created_ms)
+               THEN i.started_ms - COALESCE(j.created_ms, i.created_ms) END),
+           sum(i.device_ms)
+    FROM incoming_jobs i LEFT JOIN jobs j ON j.id = i.id
+    WHERE j.id IS NULL OR j.status IN ('P', 'R')
+    GROUP BY 1, 2, 3, 4, 5, 6
+"""
+_BATCH_CHANGES = """
+    SELECT i.project, i.device, b.status, i.status, count(*)
+    FROM incoming_batches i LEFT JOIN batches b ON b.id = i.id
+    WHERE b.id IS NULL OR b.status IN ('P', 'R', 'S')
+    GROUP BY 1, 2, 3, 4
+"""
+
+_RAISE_SEQUENCE_NUMBERS = """
+    UPDATE batches SET sequence_number = i.sequence_number FROM incoming_batches i
+    WHERE batches.id = i.id AND batches.sequence_number < i.sequence_number
+"""
+
+
+class Writer:
+    """The recorder's hand in the database. One at a time gets anywhere: each write names the position before it."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+        self._projects: dict[str, int] = {}
+
+    def position(self, start: str) -> str:
+        """Id of the last entry that is recorded; ``start`` where none is. Raises Unavailable."""
+        with self._database.write() as connection:
+            connection.execute(
+                text("INSERT INTO recorder VALUES (:namespace, :start, :now) ON CONFLICT (namespace) DO NOTHING"),
+                {"namespace": self._namespace, "start": start, "now": now_ms()},
+            )
+            found = connection.execute(
+                text("SELECT position FROM recorder WHERE namespace = :namespace"), {"namespace": self._namespace}
+            )
+            return str(found.scalar_one())
+
+    def move(self, before: str, after: str) -> None:
+        """Changes the position and nothing else. Raises Superseded, Unavailable."""
+        with self._database.write() as connection:
+            self._move(connection, before, after)
+
+    def write(self, changes: Changes, before: str, after: str) -> None:
+        """Writes the changes of the entries after ``before`` up to ``after``, or nothing.
+
+        Raises Superseded when the ledger's position is not ``before``; Unavailable.
+        """
+        try:
+            with self._database.write() as connection:
+                self._move(connection, before, after)
+                self._write(connection, changes)
+        except BaseException:
+            self._projects.clear()
+            raise
+
+    def _move(self, connection: Connection, before: str, after: str) -> None:
+        moved = connection.execute(
+            text(
+                "UPDATE recorder SET position = :after, updated_ms = :now "
+                "WHERE namespace = :namespace AND position = :before"
+            ),
+            {"namespace": self._namespace, "before": before, "after": after, "now": now_ms()},
+        )
+        if moved.rowcount != 1:
+            raise Superseded
+
+    def _write(self, connection: Connection, changes: Changes) -> None:
+        if connection.dialect.name == "postgresql":
+            # Few rows come in beside the millions that are there: each is looked up by its key.
+            for setting in ("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"):
+                connection.exec_driver_sql(f"SET LOCAL {setting} = off")
+        for row in changes.batches:
+            row[1] = self._project(connection, row[1])
+        for row in changes.jobs:
+            row[1] = self._projects[row[1]]
+        for row in changes.transitions:
+            row[2] = self._project(connection, row[2])
+        if changes.batches:
+            self._upsert(connection, "batches", BATCH_COLUMNS, changes.batches)
+            connection.exec_driver_sql(_RAISE_SEQUENCE_NUMBERS)
+        _insert(connection, "sequences", ("id", "sequence"), changes.sequences)
+        tags = [(self._projects[project], tag, batch) for project, tag, batch in changes.tags]
+        _insert(connection, "tags", ("project", "tag", "batch"), tags)
+        if changes.jobs:
+            self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, DURATION)
+        _insert(connection, "results", RESULT_COLUMNS, changes.results)
+        _insert(connection, "transitions", TRANSITION_COLUMNS, changes.transitions)
+        for project, activity_ms in changes.activity_ms.items():
+            connection.execute(
+                text("UPDATE projects SET last_activity_ms = :time WHERE no = :no"),
+                {"no": self._projects[project], "time": activity_ms},
+            )
+
+    def _project(self, connection: Connection, project: str) -> int:
+        if project not in self._projects:
+            self._projects[project] = project_no(connection, project)
+        return self._projects[project]
+
+    def _upsert(
+        self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *more: str
+    ) -> None:
+        """New rows are inserted, those that are live are changed, those that are over stand: the first end counts."""
+        _stage(connection, table, (*columns, *more), rows)
+        _tell_counters(connection, table)
+        names = ", ".join(f'"{column}"' for column in columns)
+        changing = [column for column in columns if column not in _ONCE_WRITTEN[table]]
+        sets = ", ".join(f'"{column}" = excluded."{column}"' for column in changing)
+        connection.exec_driver_sql(
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true "  # noqa: S608  names of ours
+            f"ON CONFLICT (id) DO UPDATE SET {sets} WHERE {table}.status IN ({_LIVE[table]})"
+        )
+
+
+def _stage(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Loads rows into a table of this connection's own, shaped as the real one."""
+    staged = f"incoming_{table}"
+    more = ", 0 AS device_ms" if DURATION in columns else ""
+    on_commit = " ON COMMIT DELETE ROWS" if connection.dialect.name == "postgresql" else ""
+    # CREATE … AS keeps the types and drops the constraints.
+    connection.exec_driver_sql(
+        f"CREATE TEMP TABLE IF NOT EXISTS {staged}{on_commit} AS SELECT *{more} FROM {table} WHERE false"  # noqa: S608
+    )
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"DELETE FROM {staged}")  # noqa: S608
+    load(connection, staged, columns, rows)
+
+
+def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Inserts the rows that are not there yet."""
+    if not rows:
+        return
+    _stage(connection, table, columns, rows)
+    names = ", ".join(f'"{column}"' for column in columns)
+    connection.exec_driver_sql(
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true ON CONFLICT DO NOTHING"  # noqa: S608
+    )
+
+
+def _tell_counters(connection: Connection, table: str) -> None:
+    """Counts what the staged rows change, before they do."""
+    changed: dict[tuple[int, str, str, str], int] = {}
+    by_hour: dict[tuple[int, str, int], list[int]] = {}
+
+    def count(project: int, device: str, status: str, change: int) -> None:
+        place = (project, device, table[0].upper(), status)
+        changed[place] = changed.get(place, 0) + change
+
+    def add(project: int, device: str, hour: int, at: int, *amounts: int) -> None:
+        sums = by_hour.setdefault((project, device, hour), [0] * len(_SUMS))
+        for offset, amount in enumerate(amounts):
+            sums[at + offset] += amount
+
+    for row in connection.exec_driver_sql(_JOB_CHANGES if table == "jobs" else _BATCH_CHANGES):
+        project, device, was, status = row[:4]
+        rows = row[6] if table == "jobs" else row[4]
+        if was is not None:
+            count(project, device, was, -rows)
+        count(project, device, status, rows)
+        if table == "jobs":
+            created, ended, _, begun, queue_ms, device_ms = row[4:]
+            if was is None:
+                add(project, device, created, 0, rows)
+            if status in _ENDS:
+                add(project, device, ended, _ENDS[status], rows)
+                add(project, device, ended, 4, begun, int(queue_ms or 0), int(device_ms or 0))
+    _add_up(connection, counters.name, ("project", "device", "kind", "status"), ("count",), changed)
+    _add_up(connection, hours.name, ("project", "device", "hour"), _SUMS, by_hour)
+
+
+_SUMS = ("created", "done", "error", "canceled", "started", "queue_ms", "device_ms")
+_ENDS = {"D": 1, "E": 2, "C": 3}
+
+
+def _add_up(
+    connection: Connection, table: str, key: Sequence[str], sums: Sequence[str], amounts: dict[Any, Any]
+) -> None:
+    rows = [
+        dict(zip((*key, *sums), (*place, *(amount if isinstance(amount, list) else [amount])), strict=True))
+        for place, amount in sorted(amounts.items())
+    ]
+    if rows:
+        names, marks = ", ".join((*key, *sums)), ", ".join(f":{name}" for name in (*key, *sums))
+        sets = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in sums)
+        connection.execute(
+            text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"),  # noqa: S608
+            rows,
+        )

@@ -1,0 +1,257 @@
+"""One way of using SQLite and PostgreSQL: transactions, threads, loading, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import exc, func, insert, select, text, update
+from tests.postgres import PostgresServer
+
+from tweezer.ledger.database import Database, load, parse_url
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.schema import batches, projects, secrets, sequences
+from tweezer.model.errors import InvalidInput, Unavailable
+
+
+def keep(database: Database, *names: str) -> None:
+    with database.write() as connection:
+        connection.execute(insert(secrets), [{"name": name, "value": name.encode()} for name in names])
+
+
+def names(database: Database) -> list[str]:
+    with database.read() as connection:
+        return list(connection.execute(select(secrets.c.name).order_by(secrets.c.name)).scalars())
+
+
+# --- transactions
+
+
+def test_what_is_written_is_there_for_all_after_the_block(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(insert(secrets).values(name="new", value=b"1"))
+        assert names(database) == []
+    assert names(database) == ["new"]
+
+
+def test_a_block_that_fails_writes_nothing(database: Database) -> None:
+    def fail() -> None:
+        with database.write() as connection:
+            connection.execute(insert(secrets).values(name="new", value=b"1"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(database) == []
+
+
+def test_writers_wait_for_each_other_and_none_is_lost(database: Database) -> None:
+    keep(database, "counter")
+    with database.write() as connection:
+        connection.execute(insert(projects).values(id="p", name="", created_ms=0))
+
+    def count() -> None:
+        for _ in range(20):
+            with database.write() as connection:
+                if not database.is_sqlite:
+                    connection.execute(select(projects).with_for_update())
+                held = connection.execute(select(projects.c.created_ms)).scalar_one()
+                connection.execute(update(projects).values(created_ms=held + 1))
+
+    writers = [threading.Thread(target=count) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    with database.read() as connection:
+        assert connection.execute(select(projects.c.created_ms)).scalar_one() == 80
+
+
+def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
+    keep(database, "old")
+    with database.write() as connection:
+        connection.execute(insert(secrets).values(name="new", value=b"1"))
+        read = threading.Thread(target=lambda: found.extend(names(database)))
+        found: list[str] = []
+        read.start()
+        read.join(timeout=10)
+        assert not read.is_alive()
+    assert found == ["old"]
+
+
+def test_a_reader_sees_one_state_whatever_is_written_meanwhile(database: Database) -> None:
+    with database.read() as connection:
+        before = connection.execute(select(func.count()).select_from(secrets)).scalar_one()
+        keep(database, "new")
+        assert connection.execute(select(func.count()).select_from(secrets)).scalar_one() == before == 0
+    assert names(database) == ["new"]
+
+
+def test_foreign_keys_are_kept(database: Database) -> None:
+    with pytest.raises(exc.IntegrityError), database.write() as connection:
+        connection.execute(insert(sequences).values(id=uuid4(), sequence="{}"))
+
+
+# --- threads
+
+
+async def test_work_is_done_beside_the_loop(database: Database) -> None:
+    here = threading.current_thread()
+    there = await database.run(threading.current_thread)
+    assert there is not here
+    await asyncio.gather(*(database.run(keep, database, f"{number:02}") for number in range(20)))
+    assert await database.run(names, database) == [f"{number:02}" for number in range(20)]
+
+
+async def test_errors_of_the_work_reach_who_asked_for_it(database: Database) -> None:
+    with pytest.raises(exc.IntegrityError):
+        await database.run(keep, database, "twice", "twice")
+
+
+# --- rows and ids
+
+
+def test_ids_come_back_as_they_went_in_and_sort_by_their_bytes(database: Database) -> None:
+    ids = [UUID(int=number << 64 | 7) for number in (3, 1, 2)]
+    with database.write() as connection:
+        connection.execute(insert(projects).values(no=1, id="p", name="", created_ms=0))
+        columns = ["id", "project", "device", "priority", "origin", "status", "open", "jobs", "created_ms"]
+        columns += ["updated_ms", "sequence_number", "record", "about"]
+        rows = [[database.id(it), 1, "EMU", "M", "C", "P", True, 1, 5, 5, 1, b"\0r", b""] for it in ids]
+        load(connection, batches, columns, rows)
+    with database.read() as connection:
+        found = connection.execute(select(batches.c.id, batches.c.record, batches.c.open).order_by(batches.c.id)).all()
+    assert [tuple(row) for row in found] == [(it, b"\0r", True) for it in sorted(ids)]
+    with database.read() as connection:
+        one = connection.execute(select(batches.c.jobs).where(batches.c.id == ids[0])).scalar_one()
+    assert one == 1
+
+
+def test_many_rows_are_loaded_in_the_transaction(database: Database) -> None:
+    rows = [(f"{number}", b"\0\xff\\x") for number in range(5000)]
+
+    def fail() -> None:
+        with database.write() as connection:
+            load(connection, secrets, ["name", "value"], rows)
+            assert connection.execute(select(func.count()).select_from(secrets)).scalar_one() == 5000
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert names(database) == []
+    with database.write() as connection:
+        load(connection, secrets, ["name", "value"], rows)
+    with database.read() as connection:
+        assert connection.execute(select(secrets.c.value).distinct()).scalars().all() == [b"\0\xff\\x"]
+
+
+# --- what can go wrong
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("ledger.db", "is no URL such as sqlite:////"),
+        ("mysql://user:hush@host/ledger", "is no URL such as sqlite:////"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting(url: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said) as refused:
+        parse_url(url)
+    assert refused.value.field == "database_url"
+    assert "hush" not in refused.value.message
+
+
+@pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "sqlite:///x.db"])
+def test_the_driver_is_ours_whatever_the_url_names(url: str) -> None:
+    assert parse_url(url).drivername in {"postgresql+psycopg", "sqlite+pysqlite"}
+
+
+def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/new/ledger.db"))
+    with database.write() as connection:
+        connection.execute(text("CREATE TABLE things (id INTEGER)"))
+        files = sorted(path.name for path in (tmp_path / "new").iterdir())
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    database.close()
+    assert "ledger.db-wal" in files
+    assert modes == {0o600}
+
+
+def test_a_locked_file_is_unavailable_after_the_patience(tmp_path: Path) -> None:
+    given = OpenDatabase(url=f"sqlite:///{tmp_path}/ledger.db", patience_s=0.05)
+    one, other = Database.open(given), Database.open(given)
+    with one.write(), pytest.raises(Unavailable, match="cannot be used: database is locked") as away, other.write():
+        pass
+    assert away.value.retryable
+    one.close()
+    other.close()
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"not a database" * 100)
+    database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/ledger.db"))
+    with pytest.raises(Unavailable, match="file is not a database"), database.read():
+        pass
+    database.close()
+
+
+def test_a_server_that_is_away_is_unavailable() -> None:
+    database = Database.open(OpenDatabase(url="postgresql://u:hush@127.0.0.1:1/ledger", patience_s=1))
+    with pytest.raises(Unavailable, match="the ledger's database cannot be used") as away, database.read():
+        pass
+    assert "hush" not in away.value.message
+    database.close()
+
+
+def test_all_connections_in_use_is_unavailable_after_the_patience(ledger_url: str) -> None:
+    database = Database.open(OpenDatabase(url=ledger_url, connections_max=1, patience_s=0.05))
+    with database.read(), pytest.raises(Unavailable), database.read():
+        pass
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_statement_that_takes_too_long_is_unavailable(postgres_url: str) -> None:
+    database = Database.open(OpenDatabase(url=postgres_url, statement_s=0.05))
+    with pytest.raises(Unavailable, match="statement timeout"), database.read() as connection:
+        connection.execute(text("SELECT pg_sleep(20)"))
+    database.close()
+
+
+@pytest.mark.postgres
+def test_a_server_that_was_away_serves_again_without_a_new_start_of_ours() -> None:
+    with PostgresServer() as server:
+        database = Database.open(OpenDatabase(url=server.url(), patience_s=5))
+        with database.write() as connection:
+            connection.execute(text("CREATE TABLE things AS SELECT 7 AS number"))
+        server.stop()
+        with pytest.raises(Unavailable), database.read() as connection:
+            connection.execute(text("SELECT 1"))
+        server.start()
+        with database.read() as connection:
+            assert connection.execute(text("SELECT number FROM things")).scalar_one() == 7
+        database.close()
+
+
+@pytest.mark.postgres
+def test_a_connection_that_breaks_in_a_transaction_is_unavailable(postgres_url: str) -> None:
+    database = Database.open(OpenDatabase(url=postgres_url))
+
+    def lose() -> None:
+        with database.write() as connection:
+            own = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            with database.read() as other:
+                other.execute(text("SELECT pg_terminate_backend(:own)"), {"own": own})
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(Unavailable):
+        lose()
+    with database.read() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    database.close()

@@ -1,0 +1,174 @@
+"""The steps of the ledger's tables, and what a process says whose tables are not at the last one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import insert, text
+
+from tweezer.ledger import migrations, upkeep
+from tweezer.ledger.database import Database
+from tweezer.ledger.migrations import HEAD
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.schema import metadata, secrets
+from tweezer.ledger.upkeep import differences, require_schema, schema_version, upgrade
+from tweezer.model.errors import TweezerError
+
+_SQLITE = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version' ORDER BY type, name"
+_COLUMNS = """
+    SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default, is_identity
+    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    ORDER BY table_name, ordinal_position
+"""
+_INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+_CONSTRAINTS = """
+    SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+"""
+
+
+@pytest.fixture
+def blank(blank_url: str) -> Iterator[Database]:
+    opened = Database.open(OpenDatabase(url=blank_url))
+    yield opened
+    opened.close()
+
+
+def all_about(database: Database) -> list[list[tuple[object, ...]]]:
+    """Everything that the database says of its tables."""
+    queries = [_SQLITE] if database.is_sqlite else [_COLUMNS, f"{_INDEXES} ORDER BY 1", f"{_CONSTRAINTS} ORDER BY 1, 2"]
+    with database.read() as connection:
+        return [[tuple(row) for row in connection.execute(text(query))] for query in queries]
+
+
+def set_step(database: Database, step: str) -> None:
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :step"), {"step": step})
+
+
+def test_the_steps_make_exactly_the_tables_of_the_schema(blank: Database, database: Database) -> None:
+    with blank.write() as connection:
+        metadata.create_all(connection)
+    assert all_about(database) == all_about(blank)
+
+
+def test_the_newest_step_is_the_one_that_is_required() -> None:
+    (folder,) = migrations.__path__
+    steps = ScriptDirectory(folder)
+    assert steps.get_current_head() == HEAD
+    assert [step.revision for step in steps.walk_revisions()] == sorted(
+        (step.revision for step in steps.walk_revisions()), reverse=True
+    ), "steps are numbered in their order: what is newer is found by comparing"
+
+
+def test_an_upgrade_makes_the_tables_and_a_second_one_changes_nothing(blank: Database) -> None:
+    assert upgrade(blank) is None
+    require_schema(blank)
+    made = all_about(blank)
+    assert upgrade(blank) == HEAD
+    assert all_about(blank) == made
+    assert differences(blank) == []
+
+
+def test_upgrades_at_the_same_time_make_the_tables_once(blank: Database) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: upgrade(blank), range(4)))
+    assert sorted(found, key=str) == [HEAD] * 3 + [None]
+    assert differences(blank) == []
+
+
+@pytest.fixture
+def next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Adds a step that does what it is told to, as a later version of Tweezer would."""
+
+    def add(body: str) -> None:
+        steps = tmp_path / "100%"
+        shutil.copytree(migrations.__path__[0], steps)
+        (steps / "versions" / "9999_next.py").write_text(
+            f"from alembic import op\nrevision, down_revision = '9999', '{HEAD}'\ndef upgrade():\n    {body}\n"
+        )
+        monkeypatch.setattr(upkeep, "_STEPS", steps)
+        monkeypatch.setattr(upkeep, "HEAD", "9999")
+
+    return add
+
+
+def test_an_upgrade_keeps_what_the_tables_hold(database: Database, next_step: Callable[[str], None]) -> None:
+    with database.write() as connection:
+        connection.execute(insert(secrets).values(name="kept", value=b"1"))
+    next_step("op.execute('ALTER TABLE secrets ADD COLUMN more INTEGER')")
+    with pytest.raises(TweezerError, match="9999 is needed"):
+        require_schema(database)
+    assert upgrade(database) == HEAD
+    require_schema(database)
+    with database.read() as connection:
+        assert connection.execute(text("SELECT name, more FROM secrets")).all() == [("kept", None)]
+
+
+def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Callable[[str], None]) -> None:
+    made = all_about(database)
+    next_step("op.execute('CREATE TABLE half (id INTEGER)'); raise RuntimeError('no further')")
+    with pytest.raises(RuntimeError, match="no further"):
+        upgrade(database)
+    assert schema_version(database) == HEAD
+    assert all_about(database) == made
+
+
+def test_a_database_with_tables_of_somebody_elses_is_refused(blank: Database) -> None:
+    with blank.write() as connection:
+        connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
+    with pytest.raises(TweezerError, match=r"did not make \(jobs\): name an empty one with TWEEZER_DATABASE_URL"):
+        upgrade(blank)
+
+
+def test_other_tables_may_stand_beside_those_of_the_ledger(blank: Database) -> None:
+    with blank.write() as connection:
+        connection.execute(text("CREATE TABLE notes (id INTEGER)"))
+    upgrade(blank)
+    assert differences(blank) == []
+
+
+def test_a_database_without_tables_is_refused_with_what_to_do(blank: Database) -> None:
+    with pytest.raises(TweezerError, match=r"\(\w+://.+\) has no tables yet: run `tweezer db upgrade`") as refused:
+        require_schema(blank)
+    assert refused.value.code == "schema"
+
+
+def test_tables_of_an_older_step_are_refused_with_what_to_do(database: Database) -> None:
+    set_step(database, "0000")
+    with pytest.raises(TweezerError, match=f"at step 0000, and {HEAD} is needed: run `tweezer db upgrade`"):
+        require_schema(database)
+
+
+def test_tables_of_a_newer_step_are_refused_and_left_alone(database: Database) -> None:
+    set_step(database, "9999")
+    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*: upgrade Tweezer"):
+        require_schema(database)
+    with pytest.raises(TweezerError, match=r"at step 9999, which is newer.*: upgrade Tweezer"):
+        upgrade(database)
+    assert schema_version(database) == "9999"
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DROP TABLE secrets", "table secrets is missing"),
+        ("ALTER TABLE batches DROP COLUMN about", "column batches.about is missing"),
+        ("DROP INDEX ix_batches_parent", "index ix_batches_parent is missing, or another than it should be"),
+    ],
+)
+def test_what_the_tables_lack_is_told(database: Database, statement: str, said: str) -> None:
+    with database.write() as connection:
+        connection.execute(text(statement))
+    assert differences(database) == [said]
+
+
+def test_an_index_of_an_operators_own_is_no_difference(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(text("CREATE INDEX mine ON batches (sequence_number)"))
+    assert differences(database) == []

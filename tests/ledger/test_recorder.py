@@ -1,0 +1,317 @@
+"""The recorder writes into the ledger what happened in Redis: all of it, once, whoever dies when."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from tests.ledger.conftest import Bench
+from tests.processes import until
+
+from tweezer.ledger.writing import Superseded
+from tweezer.model.errors import NotFound
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import BatchDoc, Fault, JobSpec, OutcomeKind, decode_result
+from tweezer.store.feed import position_id, position_number
+
+DONE, ERROR, RETRY = OutcomeKind.DONE, OutcomeKind.ERROR, OutcomeKind.RETRY
+
+
+async def test_a_batch_is_recorded_as_redis_has_it_at_every_step(bench: Bench) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit([JobSpec(runs=7), JobSpec(runs=8, variables={"omega": 1.5}), JobSpec()], open=True)
+    await bench.record()
+    await bench.agree(batch_id)
+    grant = await rig.take()
+    await bench.record()
+    await bench.agree(batch_id)
+    await rig.settle(grant, {0: DONE}, want=1)
+    await bench.record()
+    await bench.agree(batch_id)
+    await rig.commands.close(batch_id, project=None)
+    await bench.record()
+    await bench.agree(batch_id)
+    await rig.run_all()
+    await rig.announce(lanes=2)
+    await bench.record()
+    await bench.agree(batch_id)
+
+
+async def test_results_and_faults_are_in_the_ledger_once_their_jobs_have_ended(bench: Bench) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    turn = await rig.settle(grant, {0: DONE})
+    assert [job.index for job in turn.jobs] == [1]
+    await rig.settle(grant, {1: ERROR})
+    await bench.record()
+    packed = bench.queries.packed_result(job_id(batch_id, 0))
+    assert packed is not None
+    assert decode_result(packed).counter == {"01": 10}
+    assert bench.queries.packed_result(job_id(batch_id, 1)) is None
+    assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE, JobStatus.ERROR]
+    assert bench.jobs(batch_id)[1].faults == (Fault("user", "it broke"),)
+
+
+async def test_every_transition_is_recorded_once_with_its_number_and_time(bench: Bench) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit(5)
+    await rig.run_all()
+    await bench.record()
+    await bench.record()
+    told = [event for entry in await rig.store.events.read(most=1000) for event in entry.events]
+    assert [event.sequence for event in told] == list(range(1, len(told) + 1))
+    of_jobs = [event for index in range(5) for event in bench.queries.transitions(job_id(batch_id, index))]
+    assert sorted(of_jobs, key=lambda event: event.sequence) == [event for event in told if event.index is not None]
+
+
+async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(bench: Bench) -> None:
+    rig = bench.rig
+    ids = [await rig.submit(4, project=f"p{number % 3}") for number in range(6)]
+    await rig.run_all()
+    await rig.submit(3)
+    recorder = bench.another_recorder(entries=1)
+    await recorder.resume()
+    await recorder.catch_up()
+    for batch_id in ids:
+        await bench.agree(batch_id)
+    bench.counts_add_up()
+    ((done,),) = bench.rows("SELECT sum(done) FROM hours")
+    assert done == 24
+
+
+async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: Bench) -> None:
+    one, other = bench.recorder, bench.another_recorder()
+    await one.resume()
+    await other.resume()
+    batch_id = await bench.rig.submit(3)
+    await one.catch_up()
+    with pytest.raises(Superseded):
+        await other.catch_up()
+    await bench.rig.run_all()
+    await other.resume()
+    await other.catch_up()
+    with pytest.raises(Superseded):
+        await one.catch_up()
+    await bench.agree(batch_id)
+    bench.counts_add_up()
+    entries = await bench.rig.store.events.read(most=1000)
+    assert bench.rows("SELECT count(*) FROM transitions") == [(len(entries),)]
+
+
+async def test_a_write_that_fails_leaves_nothing_and_is_done_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = await bench.rig.submit(3)
+    await bench.rig.run_all()
+
+    def broken(*_: object) -> None:
+        raise OSError("the disk is on fire")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tweezer.ledger.writing.Writer._upsert", broken)
+        with pytest.raises(OSError, match="fire"):
+            await bench.record()
+    assert bench.rows("SELECT count(*) FROM transitions") == [(0,)]
+    assert bench.rows("SELECT position FROM recorder") == [("0-0",)]
+    await bench.record()
+    await bench.agree(batch_id)
+
+
+async def test_jobs_added_to_an_open_batch_are_listed_before_they_begin(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(1, open=True)
+    await bench.record()
+    await bench.rig.commands.add_jobs(batch_id, [JobSpec(runs=3), JobSpec(runs=4)], project=None)
+    await bench.record()
+    await bench.agree(batch_id)
+    assert [job.spec.runs for job in bench.jobs(batch_id)] == [10, 3, 4]
+    await bench.rig.commands.cancel(batch_id, project=None)
+
+
+async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(1500)
+    await bench.record()
+    await bench.rig.commands.cancel(batch_id, project=None)
+    await bench.record()
+    await bench.agree(batch_id)
+    assert bench.rows("SELECT status, count(*) FROM jobs GROUP BY 1") == [("C", 1500)]
+    bench.counts_add_up()
+
+
+async def test_a_job_that_is_tried_again_is_pending_in_between(bench: Bench) -> None:
+    rig = bench.rig
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await bench.record()
+    assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.RUNNING]
+    await rig.settle(grant, {0: RETRY})
+    await bench.record()
+    assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.PENDING]
+    await rig.run_all()
+    await bench.record()
+    await bench.agree(batch_id)
+    bench.counts_add_up()
+
+
+async def test_the_first_end_of_a_job_stands(bench: Bench) -> None:
+    """Redis may come back without an end that is recorded, and tell another one before it is put right."""
+    batch_id = await bench.rig.submit(1, open=True)
+    grant = await bench.rig.take()
+    await bench.rig.settle(grant, {0: DONE})
+    await bench.record()
+    with bench.database.write() as connection:
+        connection.execute(text("UPDATE recorder SET position = '0-0'"))
+        connection.execute(text("DELETE FROM transitions"))
+    state = bench.rig.keys.prefix + f"batch:{batch_id}:state"
+    words = (await bench.rig.redis.hget(state, "0")).decode().split()
+    await bench.rig.redis.hset(state, "0", " ".join(["E", *words[1:]]))
+    await bench.record()
+    assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE]
+    bench.counts_add_up()
+    await bench.rig.commands.cancel(batch_id, project=None)
+
+
+async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(bench: Bench) -> None:
+    rig = bench.rig
+    ended, live = await rig.submit(2), await rig.submit(1, open=True)
+    await rig.run_all()
+    forgetter = bench.recorder._forgetter
+    await rig.redis.zadd(rig.keys.prefix + "ended", {str(ended): 1})
+    await rig.redis.hset(rig.keys.prefix + f"batch:{ended}", "ended", 1)
+    assert (await forgetter.forget()).gone == [], "the ledger does not have it"
+    await bench.record()
+    assert (await forgetter.forget()).gone == [ended]
+    with pytest.raises(NotFound):
+        await rig.reader.batch(ended, project=None)
+    assert (await rig.reader.batch(live, project=None)).status is BatchStatus.RUNNING
+    found = bench.batch(ended)
+    assert found is not None
+    assert found.status is BatchStatus.DONE
+    await rig.commands.close(live, project=None)
+
+
+async def test_a_full_redis_forgets_without_grace(bench: Bench) -> None:
+    rig = bench.rig
+    ended = await rig.submit(2)
+    await rig.run_all()
+    await bench.record()
+    assert (await bench.recorder._forgetter.forget()).gone == []
+    await rig.tickets.set_full("Redis uses 9 of its 10 MiB", ttl_s=60)
+    assert (await bench.recorder._forgetter.forget()).gone == [ended]
+    assert bench.batch(ended) is not None
+
+
+async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(bench: Bench) -> None:
+    doc = BatchDoc("EMU", sequence="a\0b", tags=("x" * 500, "\0", "\0"), user="u" * 500, parent_id="no id")
+    jobs = [JobSpec(runs=(1 << 64) - 1), JobSpec(runs=-1)]
+    batch_id = await bench.rig.commands.submit(new_batch_id(), "p" * 64, doc, jobs)
+    await bench.rig.run_all()
+    await bench.record()
+    assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE, JobStatus.DONE]
+
+
+async def test_a_batch_that_is_in_neither_place_any_more_is_passed_over(bench: Bench) -> None:
+    gone = await bench.rig.submit(1)
+    async for key in bench.rig.redis.scan_iter(match=f"*{gone}*"):
+        await bench.rig.redis.delete(key)
+    kept = await bench.rig.submit(1)
+    await bench.record()
+    assert bench.batch(gone) is None
+    await bench.agree(kept)
+
+
+async def test_a_new_ledger_takes_over_what_redis_has_although_the_stream_was_trimmed(bench: Bench) -> None:
+    rig = bench.rig
+    ended, live = await rig.submit(2), await rig.submit(3, open=True)
+    await rig.run_all()
+    await bench.record()
+    await bench.recorder.tidy()
+    for table in ("transitions", "results", "jobs", "sequences", "batches", "counters", "hours", "recorder"):
+        with bench.database.write() as connection:
+            connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608
+    await rig.commands.add_jobs(live, [JobSpec(runs=1)], project=None)
+    await bench.record()
+    for batch_id in (ended, live):
+        await bench.agree(batch_id)
+    bench.counts_add_up()
+    assert bench.queries.packed_result(job_id(ended, 1)) is not None
+    await rig.commands.close(live, project=None)
+    await rig.run_all()
+    await bench.record()
+    await bench.agree(live)
+
+
+async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redis(bench: Bench) -> None:
+    rig = bench.rig
+    early = await rig.submit(2)
+    await rig.run_all()
+    await bench.record()
+    await bench.recorder.tidy()
+    backup = bench.rows("SELECT position FROM recorder")[0][0]
+    late = await rig.submit(2)
+    await rig.run_all()
+    await bench.record()
+    await bench.recorder.tidy()
+    with bench.database.write() as connection:  # as it was before the second batch
+        connection.execute(text("UPDATE recorder SET position = :backup"), {"backup": backup})
+        connection.execute(text("DELETE FROM transitions WHERE batch = :late"), {"late": bench.database.id(late)})
+        connection.execute(text("DELETE FROM results"))
+        connection.execute(text("DELETE FROM sequences WHERE id = :late"), {"late": bench.database.id(late)})
+        connection.execute(text("DELETE FROM batches WHERE id = :late"), {"late": bench.database.id(late)})
+    await rig.tickets.set_full("full", ttl_s=60)
+    await rig.commands.forget({early: bench.batch(early).sequence_number}, least_age_s=0)  # type: ignore[union-attr]
+    await bench.record()
+    await bench.agree(late)
+    with pytest.raises(NotFound):
+        await rig.reader.batch(early, project=None)
+
+
+async def test_an_ended_batch_that_the_ledger_lacks_is_recorded_before_it_is_forgotten(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(2)
+    await bench.rig.run_all()
+    await bench.record()
+    for table in ("transitions", "results", "jobs", "sequences", "batches", "counters", "hours"):
+        with bench.database.write() as connection:
+            connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608
+    await bench.recorder.resume()
+    await bench.rig.tickets.set_full("full", ttl_s=60)
+    assert not await bench.recorder.tidy()
+    assert bench.batch(batch_id) is not None
+    assert await bench.recorder.tidy()
+    with pytest.raises(NotFound):
+        await bench.rig.reader.batch(batch_id, project=None)
+    assert len(bench.jobs(batch_id)) == 2
+
+
+async def test_one_recorder_works_and_the_next_takes_over_when_it_ends(bench: Bench) -> None:
+    recorders = [bench.another_recorder(lease_s=1.0, gather_s=0.0, look_s=0.1) for _ in range(2)]
+    first, second = (asyncio.create_task(recorder.run()) for recorder in recorders)
+    batch_id = await bench.rig.submit(2)
+    await until(lambda: _has(bench, batch_id), "the batch is recorded")
+    active = first if recorders[0].position != "0-0" else second
+    active.cancel()
+    await asyncio.wait([active])
+    await bench.rig.run_all()
+    await until(lambda: _is_over(bench, batch_id), "the other one goes on")
+    for task in (first, second):
+        task.cancel()
+    await asyncio.wait([first, second])
+
+
+async def _has(bench: Bench, batch_id: UUID) -> bool:
+    return bench.batch(batch_id) is not None
+
+
+async def _is_over(bench: Bench, batch_id: UUID) -> bool:
+    batch = bench.batch(batch_id)
+    return batch is not None and batch.status.terminal
+
+
+def test_positions_are_numbers_in_the_order_of_the_stream() -> None:
+    ids = ["0-0", "0-1", "1-0", "1795326156997-0", "1795326156997-12", "1795326156998-0"]
+    numbers = [position_number(entry_id) for entry_id in ids]
+    assert numbers == sorted(numbers)
+    assert [position_id(number) for number in numbers] == ids
