@@ -21,6 +21,11 @@ import pytest
 
 from tweezer.adapters.registry import adapter_for
 from tweezer.client import AsyncBatch, AsyncQueue, connect_async
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_key
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.upkeep import upgrade
 from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
 from tweezer.queue.policy import Policy
@@ -43,10 +48,11 @@ run_api(load())
 
 
 class Server:
-    """An API process and what it has logged."""
+    """An API process, the key of an operator, and what it has logged."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, key: str) -> None:
         self.process = process
+        self.headers = {"Authorization": f"Bearer {key}"}
         self.lines: list[dict[str, Any]] = []
         self._reading = asyncio.create_task(self._read())
 
@@ -84,6 +90,11 @@ async def eventually(condition: Any) -> None:
 @contextlib.asynccontextmanager
 async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+    database = Database.open(OpenDatabase(url=f"sqlite:///{folder / 'ledger.db'}"))
+    upgrade(database)
+    with database.write() as connection:
+        key = create_key(connection, name="test", role=Role.OPERATOR)
+    database.close()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -92,6 +103,7 @@ async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
             **environment,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "TWEEZER_REDIS_URL": redis_url,
+            "TWEEZER_DATA_DIR": str(folder),
             "TWEEZER_API_PORT": "0",
             "TWEEZER_LONGPOLL_S": str(HOLD_S),
         },
@@ -100,7 +112,7 @@ async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
         stdout=DEVNULL,
         stderr=PIPE,
     )
-    server = Server(process)
+    server = Server(process, key.text)
     try:
         yield server
     finally:
@@ -164,7 +176,7 @@ async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]
         serving(real_redis_url, tmp_path) as server,
         working(real_redis_url),
         connect_async(real_redis_url) as queue,
-        httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+        httpx.AsyncClient(base_url=await server.url(), headers=server.headers, timeout=HOLD_S + 10) as http,
     ):
 
         async def announced() -> bool:
@@ -196,7 +208,10 @@ async def test_many_requests_for_one_batch_are_held_on_one_connection(setting: S
     batch = await setting.submit(60)
     path = f"/api/v1/batches/{batch.id}/status"
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=setting.http.base_url, timeout=HOLD_S + 10, limits=limits) as http:
+    headers = setting.server.headers
+    async with httpx.AsyncClient(
+        base_url=setting.http.base_url, headers=headers, timeout=HOLD_S + 10, limits=limits
+    ) as http:
         answering = asyncio.gather(*(http.get(path) for _ in range(200)))
 
         async def listening() -> bool:
@@ -243,7 +258,7 @@ async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
             serving(redis.url, tmp_path) as server,
             working(redis.url),
             connect_async(redis.url) as queue,
-            httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+            httpx.AsyncClient(base_url=await server.url(), headers=server.headers, timeout=HOLD_S + 10) as http,
         ):
             setting = Setting(server, http, queue)
 
@@ -262,7 +277,7 @@ async def test_without_redis_every_route_says_so_in_json_until_it_is_back(tmp_pa
     with RedisServer() as redis:
         async with (
             serving(redis.url, tmp_path) as server,
-            httpx.AsyncClient(base_url=await server.url(), timeout=HOLD_S + 10) as http,
+            httpx.AsyncClient(base_url=await server.url(), headers=server.headers, timeout=HOLD_S + 10) as http,
         ):
             assert (await http.get("/ready")).status_code == 200
             redis.kill()
@@ -286,10 +301,12 @@ async def test_without_redis_every_route_says_so_in_json_until_it_is_back(tmp_pa
             assert (await http.get(f"/api/v2/batches/{identity}")).status_code == 404
 
 
-def _exchange(port: int, request: bytes) -> bytes:
+def _exchange(port: int, request: bytes, *, hang_up: bool) -> bytes:
+    """What the server says until it closes the connection; hang_up: it hears that nothing more will come."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        if hang_up:
+            connection.shutdown(socket.SHUT_WR)
         answer = b""
         with contextlib.suppress(ConnectionResetError):  # what it did not read of the request
             while data := connection.recv(65536):
@@ -300,12 +317,13 @@ def _exchange(port: int, request: bytes) -> bytes:
 HOSTILE = [
     (b"GET /health HTTP/1.1", b"Host: localhost", 200),
     (b"GET /health HTTP/1.0", b"Host: localhost", 200),
-    (b"GET /health HTTP/1.1", b"Host: evil.example", 421),
+    (b"GET /health HTTP/1.1", b"Host: evil.example", 200),
+    (b"GET /api/v1/devices HTTP/1.1", b"Host: localhost\r\nAuthorization: Bearer evil", 401),
     (b"GET /health HTTP/1.1", b"Host: localhost\r\nX-Forwarded-Host: evil.example", 200),
-    (b"GET /" + b"a" * 30_000 + b" HTTP/1.1", b"Host: localhost", 404),
-    (b"GET /api/v2/batches/" + b"9" * 30_000 + b" HTTP/1.1", b"Host: localhost", 422),
+    (b"GET /" + b"a" * 30_000 + b" HTTP/1.1", b"Host: localhost", 414),
+    (b"GET /api/v2/batches/" + b"9" * 30_000 + b" HTTP/1.1", b"Host: localhost", 414),
     (b"GET /api/v2/batches/%00%ff%0d%0a HTTP/1.1", b"Host: localhost", 422),
-    (b"GET /health?" + b"&" * 30_000 + b" HTTP/1.1", b"Host: localhost", 200),
+    (b"GET /health?" + b"&" * 30_000 + b" HTTP/1.1", b"Host: localhost", 414),
     (b"HEAD /health HTTP/1.1", b"Host: localhost", 405),
     (b"POST /health HTTP/1.1", b"Host: localhost\r\nContent-Length: 5", 405),
     (b"GET /health HTTP/1.1", b"Host: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade", 200),
@@ -317,7 +335,10 @@ async def test_hostile_requests_are_answered_in_json(real_redis_url: str, tmp_pa
         port = urlsplit(await server.url()).port
         assert port is not None
         for line, headers, status in HOSTILE:
-            answer = await asyncio.to_thread(_exchange, port, line + b"\r\n" + headers + b"\r\n\r\n")
+            key = b"" if b"Bearer" in headers else f"\r\nAuthorization: {server.headers['Authorization']}".encode()
+            end = b"" if b"Upgrade" in headers else b"\r\nConnection: close"
+            request = line + b"\r\n" + headers + key + end + b"\r\n\r\n"
+            answer = await asyncio.to_thread(_exchange, port, request, hang_up=not end)
             head, _, body = answer.partition(b"\r\n\r\n")
             assert int(head.split(b" ")[1]) == status, (line[:80], headers)
             assert b"content-type: application/json" in head.lower()
@@ -343,7 +364,7 @@ async def test_what_is_not_http_is_refused_and_does_no_harm(real_redis_url: str,
         port = http.base_url.port
         assert port is not None
         for junk in NOT_HTTP:
-            answer = await asyncio.to_thread(_exchange, port, junk)
+            answer = await asyncio.to_thread(_exchange, port, junk, hang_up=True)
             assert answer == b"" or answer.split(b" ")[1][:1] == b"4", junk[:80]
             assert b"evil" not in answer
             assert (await http.get("/health")).status_code == 200

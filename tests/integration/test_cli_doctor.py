@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,15 +16,21 @@ import redis
 from click.testing import CliRunner, Result
 
 from tweezer.cli import main
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.store.connection import Connect, Store
 from tweezer.store.server import RedisServer, ServerKind
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path) -> Path:
+    """An empty ledger in the data folder, and no other setting."""
     for name in os.environ:
         if name.startswith("TWEEZER_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(tmp_path))
+    return Path(shutil.copy(sqlite_template, tmp_path / "ledger.db"))
 
 
 def doctor(url: str, *arguments: str) -> Result:
@@ -41,8 +50,8 @@ def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.F
         result = doctor(server.url)
         found = findings(server.url)
     assert result.exit_code == 0
-    assert {one["level"] for name, one in found.items() if name != "workers"} == {"OK"}
-    assert found["workers"]["level"] == "WARN"
+    assert {name for name, one in found.items() if one["level"] != "OK"} == {"workers", "recorder"}
+    assert found["workers"]["level"] == found["recorder"]["level"] == "WARN"
     assert ("Valkey" if kind == "valkey" else "Redis ") in found["server"]["says"]
     assert "OK    persistence: append-only file, synced everysec" in result.stdout
 
@@ -64,6 +73,7 @@ def test_a_server_that_evicts_and_forgets_fails() -> None:
         "maxmemory-policy": "FAIL",
         "timeout": "WARN",
         "workers": "WARN",
+        "recorder": "WARN",
     }
     assert "FAIL  maxmemory-policy: allkeys-lru" in result.stdout
     assert "CONFIG SET appendonly yes" in result.stdout
@@ -112,3 +122,59 @@ def test_misspelt_and_wrong_settings_are_findings(real_redis_url: str, monkeypat
     result = doctor(real_redis_url)
     assert result.exit_code == 1
     assert "FAIL  settings: TWEEZER_LANES" in result.stdout
+
+
+# --- the ledger
+
+
+def test_a_ledger_that_is_not_there_fails_without_being_made(real_redis_url: str, ledger: Path) -> None:
+    ledger.unlink()
+    result = doctor(real_redis_url)
+    assert result.exit_code == 1
+    assert "FAIL  ledger: there is no file" in result.stdout
+    assert "→ run `tweezer db upgrade`" in result.stdout
+    assert not ledger.exists()
+
+
+def test_a_ledger_of_another_step_fails(real_redis_url: str, ledger: Path) -> None:
+    with sqlite3.connect(ledger) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    connection.close()
+    found = findings(real_redis_url)["ledger"]
+    assert found["level"] == "FAIL"
+    assert "run `tweezer db upgrade`" in found["says"]
+
+
+def test_a_database_server_that_is_away_fails(real_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://user:hush@127.0.0.1:1/ledger")
+    result = doctor(real_redis_url)
+    assert result.exit_code == 1
+    assert "FAIL  ledger: the ledger's database cannot be used" in result.stdout
+    assert "hush" not in result.output
+
+
+def test_the_ledger_is_examined_even_when_redis_is_away() -> None:
+    assert findings("redis://127.0.0.1:1/0")["ledger"]["level"] == "OK"
+
+
+async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> None:
+    async def recorder() -> tuple[str, str]:
+        found = await asyncio.to_thread(findings, real_redis_url)
+        return found["recorder"]["level"], found["recorder"]["says"]
+
+    assert await recorder() == ("WARN", "none is active; all that happened so far is recorded")
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        about = {"adapter": "null", "exclusive": 0, "max_runs": 1000}
+        worker = {"lanes": 1, "started": 1, "host": "elsewhere", "version": "0", "record_version": 1}
+        await store.tickets.heartbeat("elsewhere:1:a", "NULL", ttl_s=60, about_device=about, about_worker=worker)
+        await store.commands.submit(new_batch_id(), "ours", BatchDoc(device="NULL"), [JobSpec(runs=1)])
+        level, says = await recorder()
+        assert level == "FAIL"
+        assert says.startswith("none is active, and nothing was recorded for")
+        assert await store.restoring.claim_recorder("somebody", 60)
+        assert await recorder() == ("OK", "one is active and up to date")
+        with sqlite3.connect(ledger) as connection:
+            position = (await store.events.last(),)
+            connection.execute("INSERT INTO recorder VALUES ('tweezer', ?, 0)", position)
+        connection.close()
+        assert await recorder() == ("OK", "one is active and up to date")

@@ -176,18 +176,14 @@ async def test_a_paused_batch_is_resumed(unserved: Site) -> None:
     assert (await batch.record()).status is BatchStatus.PENDING
 
 
-async def test_only_what_has_ended_is_forgotten_and_then_it_is_gone(worked: Site) -> None:
+async def test_a_forgotten_batch_is_gone(worked: Site) -> None:
     batch = await worked.submit([{}])
-    await batch.wait(PATIENCE_S)
+    record = await batch.wait(PATIENCE_S)
     job = (await batch.jobs())[0]
-    await batch.forget()
-    for gone in (batch.record(), batch.results(), worked.queue.job(job.id), batch.forget()):
+    await worked.queue.store.commands.forget({batch.id: record.sequence_number}, least_age_s=0)
+    for gone in (batch.record(), batch.results(), worked.queue.job(job.id), batch.cancel()):
         with pytest.raises(tweezer.NotFound):
             await gone
-    live = await worked.queue.submit(None, device="NULL", open=True)
-    with pytest.raises(tweezer.Conflict):
-        await live.forget()
-    await live.close()
 
 
 async def test_a_batch_that_starts_later_waits_until_then(worked: Site) -> None:
@@ -256,7 +252,6 @@ async def test_what_belongs_to_another_project_does_not_exist(unserved: Site) ->
             theirs.cancel,
             theirs.pause,
             theirs.resume,
-            theirs.forget,
             lambda: theirs.add_jobs([{"runs": 1}]),
             lambda: theirs.cancel_jobs([0]),
             lambda: queue.job(job.id),

@@ -55,9 +55,6 @@ def test_a_batch_is_submitted_waited_for_and_read(queue: tweezer.Queue) -> None:
     assert queue.job(first.id).status is DONE
     assert queue.result(str(second.id)).counter == {"0": 4}
     assert repr(batch) == f"<batch {batch.id}>"
-    batch.forget()
-    with pytest.raises(tweezer.NotFound):
-        batch.record()
 
 
 def test_jobs_are_yielded_as_they_end(queue: tweezer.Queue) -> None:

@@ -4,137 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from uuid import UUID
 
-import fakeredis
 import httpx
 import pytest
-from fastapi import FastAPI
+from tests.api_rig import DEVICE, DONE, FAILED, SOON_S, Rig, until, within
 
-from tweezer.api.app import create_app
+from tweezer.api.auth import OPEN_PATHS
 from tweezer.api.live import Live
 from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
-from tweezer.model.errors import FaultKind, TweezerError
-from tweezer.model.ids import job_id, new_batch_id
+from tweezer.ledger.database import Database
+from tweezer.model.errors import TweezerError
+from tweezer.model.ids import job_id
 from tweezer.model.messages import (
     BatchDoc,
-    Fault,
     JobSpec,
     Limits,
     Outcome,
     OutcomeKind,
     Priority,
-    Provenance,
     Result,
 )
 from tweezer.settings import Settings
-from tweezer.store.connection import Store
-from tweezer.store.tickets import Grant, Settlement
-
-DEVICE = "EMU_FREE"
-LEASE_S = 15.0
-SOON_S = 10.0  # how long a test waits for what should happen at once
-
-DONE = Outcome(
-    OutcomeKind.DONE,
-    result=Result(
-        counter={"01": 10},
-        serialised_results='{"a": 1}',
-        provenance=Provenance(backend="null", seed=7),
-    ),
-    preparation_s=0.5,
-    device_s=1.5,
-)
-FAILED = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.omega"), cause=FaultKind.USER)
-
-
-class Rig:
-    """An application, a client of it, and the moves of producers and workers behind it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.server = fakeredis.FakeServer()
-        self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
-        self.app: FastAPI = create_app(settings, self.store)
-        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
-        self.http = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
-
-    async def close(self) -> None:
-        await self.http.aclose()
-        await self.store.close()
-
-    async def get(self, path: str, **options: Any) -> httpx.Response:
-        return await self.http.get(path, **options)
-
-    async def data(self, path: str, **options: Any) -> Any:
-        """The data of a success."""
-        response = await self.get(path, **options)
-        assert response.status_code == 200, response.text
-        body = response.json()
-        assert {**body, "data": None} == {"status": "success", "message": "OK.", "code": "200", "data": None}
-        return body["data"]
-
-    async def announce(self, lanes: int = 1) -> None:
-        await self.store.tickets.heartbeat(
-            "w",
-            DEVICE,
-            ttl_s=60,
-            about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000},
-            about_worker={"lanes": lanes, "started": 1, "host": "here", "version": "0", "record_version": 1},
-        )
-
-    async def submit(
-        self, jobs: int | Sequence[JobSpec] = 1, *, doc: BatchDoc | None = None, project: str = "p", **options: Any
-    ) -> UUID:
-        specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
-        doc = doc or BatchDoc(device=DEVICE, sequence="{}")
-        return await self.store.commands.submit(new_batch_id(), project, doc, specs, **options)
-
-    async def take(self) -> Grant:
-        (grant,) = (await self.store.tickets.take(DEVICE, ["lane"], lease_s=LEASE_S)).grants
-        return grant
-
-    async def run(self, *outcomes: Outcome) -> None:
-        """Takes the one ticket there is and settles its jobs, one after the other, with these outcomes."""
-        grant = await self.take()
-        jobs = grant.jobs
-        for outcome in outcomes or (DONE,):
-            settlements = [Settlement.of(jobs[0].index, outcome)]
-            turn = await self.store.tickets.settle(
-                grant.ticket, grant.token, settlements, want=1, used_s=0.1, lease_s=LEASE_S
-            )
-            jobs = turn.jobs
-
-    def holding(self) -> int:
-        return len(self.app.state.holds._held)
-
-    async def held(self, path: str) -> asyncio.Task[httpx.Response]:
-        """A request that is being held."""
-        before = self.holding()
-        task = asyncio.create_task(self.get(path))
-        await until(lambda: self.holding() > before)
-        return task
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        await asyncio.sleep(0.001)
-
-
-async def within(task: asyncio.Task[httpx.Response]) -> httpx.Response:
-    """The answer of a request that must be answered long before its hold would be over."""
-    return await asyncio.wait_for(task, SOON_S)
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=20))
+    rig = Rig(Settings(longpoll_s=20), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -276,8 +175,8 @@ async def test_the_results_link_is_null_until_there_is_a_result(rig: Rig) -> Non
     assert await rig.data(f"/api/v1/jobs/{job}/results_link") == {"results_link": None}
     await rig.run()
     link = (await rig.data(f"/api/v1/jobs/{job}/results_link"))["results_link"]
-    assert link == f"http://127.0.0.1:8000/api/v1/jobs/{job}/results"
-    answer = await rig.get(link)
+    assert link.startswith(f"http://127.0.0.1:8000/api/v1/jobs/{job}/results?")
+    answer = await rig.stranger.get(link)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {
         "counter": {"01": 10},
@@ -300,14 +199,6 @@ async def test_a_job_without_a_result_has_none_to_download(rig: Rig, outcome: Ou
     assert await rig.data(f"/api/v1/jobs/{job}/results_link") == {"results_link": None}
     answer = await rig.get(f"/api/v1/jobs/{job}/results")
     assert (answer.status_code, answer.json()["data"]["reason"]) == (404, "not_found")
-
-
-@pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "[::1]:8000", "127.0.0.2"])
-async def test_the_results_link_leads_to_where_the_request_came(rig: Rig, host: str) -> None:
-    job = job_id(await rig.submit(1), 0)
-    await rig.run()
-    link = (await rig.data(f"/api/v1/jobs/{job}/results_link", headers={"Host": host}))["results_link"]
-    assert urlsplit(link).netloc == host.lower()
 
 
 # -- status ---------------------------------------------------------------------------------------------
@@ -392,7 +283,7 @@ async def test_a_client_that_goes_is_not_held(rig: Rig) -> None:
         "method": "GET",
         "path": f"/api/v1/batches/{batch_id}/status",
         "query_string": b"",
-        "headers": [(b"host", b"localhost")],
+        "headers": [(b"host", b"localhost"), (b"authorization", rig.http.headers["authorization"].encode())],
         "scheme": "http",
         "http_version": "1.1",
     }
@@ -492,7 +383,7 @@ async def test_junk_in_the_query_is_passed_over(rig: Rig) -> None:
     assert (await rig.get(f"/api/v2/batches/{batch_id}?a=%ff&=&&a[]=1&{'b' * 3000}")).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/api", "/api/v1/batches", f"/api/v2/batches/{ID}/", "/docs", "//", "/%ff"])
+@pytest.mark.parametrize("path", ["/", "/api", "/api/v3/batches", f"/api/v2/batches/{ID}/", "/docs", "//", "/%ff"])
 async def test_an_unknown_route_is_not_found(rig: Rig, path: str) -> None:
     assert_failure(await rig.get(f"http://127.0.0.1:8000{path}"), 404)
 
@@ -532,66 +423,16 @@ async def test_without_redis_the_process_is_still_healthy(rig: Rig) -> None:
 async def test_a_fault_of_ours_is_json_too(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Live, "batch", fail)
+    monkeypatch.setattr(Live, "batch_with_jobs", fail)
     answer = await rig.get(f"/api/v2/batches/{ID}")
     assert_failure(answer, status)
     assert "secret" not in answer.text
 
 
 # -- web pages ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "127.0.0.1.evil.example",
-        "localhost.evil.example:8000",
-        "evil.example:8000@127.0.0.1",
-        "127.0.0.1@evil.example",
-        "127.0.0.1/evil",
-        "127.0.0.1:80:80",
-        "127.0.0.1:x",
-        "localhost evil",
-        "10.0.0.1",
-        "0.0.0.0",  # noqa: S104  # refused
-        "[::]",
-        "::1",
-        "\xff",
-        "",
-        "a" * 5000,
-    ],
-)
-@pytest.mark.parametrize("path", ["/health", "/openapi.json", f"/api/v1/jobs/{ID}/results_link", "/nowhere"])
-async def test_a_host_that_is_not_this_machine_is_refused_and_not_repeated(rig: Rig, host: str, path: str) -> None:
-    answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
-    assert_failure(answer, 421)
-    assert "evil" not in answer.text
-
-
-@pytest.mark.parametrize("hosts", [[], ["localhost", "localhost"], ["localhost", "evil.example"]])
-async def test_there_is_one_host(rig: Rig, hosts: list[str]) -> None:
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        raise AssertionError("nothing needs the body")
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "GET",
-        "path": "/health",
-        "query_string": b"",
-        "headers": [(b"host", host.encode()) for host in hosts],
-        "scheme": "http",
-    }
-    await rig.app(scope, receive, send)
-    assert sent[0]["status"] == 421
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", f"/api/v2/batches/{ID}"])
@@ -610,27 +451,16 @@ async def test_other_origins_get_no_permission_to_read(rig: Rig, path: str) -> N
 
 async def test_the_document_describes_every_route(rig: Rig) -> None:
     document = (await rig.get("/openapi.json")).json()
-    routes = {path: route["get"] for path, route in document["paths"].items()}
-    assert set(routes) == {
-        "/api/v2/batches/{batch_id}",
-        "/api/v1/batches/{batch_id}/status",
-        "/api/v2/jobs/{job_id}",
-        "/api/v1/jobs/{job_id}/status",
-        "/api/v1/jobs/{job_id}/results_link",
-        "/api/v1/jobs/{job_id}/results",
-        "/health",
-        "/ready",
-        "/api/v1/devices",
-    }
-    for path, route in routes.items():
+    operations = {(path, method): it for path, its in document["paths"].items() for method, it in its.items()}
+    assert {path for path, _ in operations} >= {route.format("{batch_id}") for route in ID_ROUTES if "batches" in route}
+    for (path, method), route in operations.items():
         assert route["summary"]
         assert route["description"]
         answers = route["responses"]
-        assert {"200", "421"} <= set(answers)
-        assert ("503" in answers) == (path != "/health")
-        assert ({"404", "422"} <= set(answers)) == ("{" in path)
-        for answer in answers.values():
-            assert "$ref" in answer["content"]["application/json"]["schema"]
+        wanted = set() if path in OPEN_PATHS else {"401", "429"}
+        assert wanted <= set(answers), f"{method} {path}"
+        assert ("503" in answers) == (path != "/health"), f"{method} {path}"
+        assert {"404", "422"} <= set(answers) or "{" not in path, f"{method} {path}"
     for name, schema in document["components"]["schemas"].items():
         for field, about in schema.get("properties", {}).items():
             if name.startswith("Envelope") or "$ref" in about or "$ref" in about.get("items", {}):

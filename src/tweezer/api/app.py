@@ -1,68 +1,130 @@
-"""The application: the routes on one store, and the process that serves it."""
+"""The application: the routes on one store and one ledger, and the process that serves it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 
+import msgspec
 from fastapi import FastAPI
 
-from tweezer.api import routes_batches, routes_jobs, routes_service
+from tweezer.api import (
+    routes_account,
+    routes_batches,
+    routes_jobs,
+    routes_lists,
+    routes_metrics,
+    routes_service,
+    routes_statistics,
+    routes_writing,
+)
+from tweezer.api.auth import Authentication, Authenticator
+from tweezer.api.bodies import Bodies
 from tweezer.api.edge import Edge
 from tweezer.api.envelope import install_failures
+from tweezer.api.limits import Limits, RequestLimits
+from tweezer.api.links import Links
 from tweezer.api.live import Live
+from tweezer.api.logins import Logins
 from tweezer.api.longpoll import Holds
+from tweezer.api.metrics import AnswerTimes, Metrics, Timing
+from tweezer.api.quick import quick_routes
+from tweezer.api.rates import Rates
 from tweezer.api.serve import serve
+from tweezer.ledger.database import Database
+from tweezer.ledger.upkeep import require_schema
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 
 _ABOUT = """The state of batches and jobs, in the words of Pasqal's cloud.
 
-Answers are in a JSend envelope, errors too; only results are sent as they are. The status routes hold a
-request until there is something to say. There are no credentials yet: the API listens on the loopback
-only and shows the work of all projects.
+Each request carries a key, `Authorization: Bearer twz_…`, and sees what belongs to the projects of that key;
+everything else does not exist for it. Answers are in a JSend envelope, errors too; only results are sent as
+they are. The status routes hold a request until there is something to say.
 """
 
 
-def create_app(settings: Settings, store: Store | None = None, *, version: str = "0") -> FastAPI:
-    """The API on a store of its own, which it closes at its end, or on the given one, which stays open.
+def create_app(
+    settings: Settings, store: Store | None = None, database: Database | None = None, *, version: str = "0"
+) -> FastAPI:
+    """The API on a store and a ledger of its own, which it closes at its end, or on the given ones, which stay open.
 
-    Asks nothing of Redis. ``version`` is that of the package, for the OpenAPI document. Raises
-    InvalidInput when the URL of Redis cannot be used.
+    Asks nothing of either yet. ``version`` is that of the package, for the OpenAPI document. Raises
+    InvalidInput when the URL of Redis or of the database cannot be used.
     """
-    opened = Store.open(settings.connect()) if store is None else store
+    closing = contextlib.AsyncExitStack()
+    if store is None:
+        store = Store.open(settings.connect())
+        closing.push_async_callback(store.close)
+    if database is None:
+        database = Database.open(settings.database())
+        closing.callback(database.close)
+        # Whose a key is must be known while lists and statistics have all other connections; two, for one may wait
+        # for another writer of the database.
+        doorway = Database.open(msgspec.structs.replace(settings.database(), connections_max=2))
+        closing.callback(doorway.close)
+    else:
+        doorway = database
+    authenticator = Authenticator(doorway)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        if store is None:
-            await opened.close()
+        async with closing, authenticator.writing_used():
+            yield
 
     app = FastAPI(
         title="Tweezer",
         version=version,
         description=_ABOUT,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere, into the origin that shows everything
+        docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect has no body, and clients want JSON
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.live = Live(opened, project=None, patience_s=settings.command_timeout_s)
-    app.state.holds = Holds(opened)
+    app.state.store = store
+    app.state.database = database
+    app.state.bodies = Bodies(settings.unpacked_max_kb << 10)
+    app.state.live = Live(store, database, patience_s=settings.command_timeout_s)
+    app.state.holds = Holds(store)
+    app.state.results = store.results
+    app.state.links = Links(doorway, public_url=settings.public_url, link_s=settings.link_s)
+    app.state.logins = Logins(store, database, session_s=settings.session_s)
     app.state.longpoll_s = settings.longpoll_s
+    times = AnswerTimes()
+    app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
+    # The last one added stands first.
+    rates = Rates(settings.requests_per_s, settings.requests_burst)
+    app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
+    app.add_middleware(Limits, limits=RequestLimits(settings.body_max_kb << 10))
     app.add_middleware(Edge)
+    app.add_middleware(Timing, times=times)
     install_failures(app)
-    for routes in (routes_batches, routes_jobs, routes_service):
+    for routes in (
+        routes_account,
+        routes_lists,  # before those that take an id where it has a word
+        routes_statistics,
+        routes_batches,
+        routes_jobs,
+        routes_metrics,
+        routes_service,
+        routes_writing,
+    ):
         app.include_router(routes.router)
+    app.router.routes[:0] = quick_routes()
     return app
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:
     """Serves the API until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
-    It listens on the loopback only, until credentials exist. Raises InvalidInput("api_host", …) for
-    another host, ("api_port", …) when the port is not to be had, ("url", …) when Redis' is none.
+    Raises InvalidInput("api_host" | "api_port", …) when the address is not to be had, ("url", …) or
+    ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date.
     """
+    database = Database.open(settings.database())
+    try:
+        require_schema(database)
+    finally:
+        database.close()
     app = create_app(settings, version=version)
-    serve(app, app.state.holds, host=settings.api_host, port=settings.api_port)
+    serve(app, app.state.holds, host=settings.api_host, port=settings.api_port, proxies=settings.trusted_proxies)

@@ -1,9 +1,7 @@
-"""What stands before every route: who may ask, what the browser may do with the answer, and a line of log.
+"""What stands before every route: what a browser may do with the answer, and a line of log.
 
-There are no credentials yet, so who can reach the port can read everything. Programs of this machine
-are trusted; web pages in a browser of this machine are not. They are kept out by these rules: no CORS
-headers are sent, the Host header must name the loopback (a name of the attacker's that resolves to
-127.0.0.1, DNS rebinding, does not), and answers may not be embedded in or read by other origins.
+Credentials are bearer tokens, which no browser sends by itself, so a page of another origin can ask nothing in its
+reader's name. Answers still may not be embedded in, guessed at or kept by anybody: no CORS headers are sent.
 """
 
 from __future__ import annotations
@@ -16,11 +14,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.envelope import failure
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import InvalidInput
 
 log = structlog.get_logger(__name__)
 
-_LOOPBACK = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.ASCII | re.IGNORECASE)
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII
+)
+_HOST_MAX = 260
 _PATH_LOGGED = 200
 
 _HEADERS = {
@@ -30,17 +31,8 @@ _HEADERS = {
 }
 
 
-def own_origin(scope: Scope) -> str | None:
-    """``http://host:port`` as the caller reached us; None unless the one Host header names the loopback."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1:
-        return None
-    host = hosts[0].decode("latin-1")
-    return f"{scope['scheme']}://{host.lower()}" if _LOOPBACK.fullmatch(host) else None
-
-
 class Edge:
-    """ASGI middleware: the rules above, and ``api.answered`` in the log."""
+    """ASGI middleware: the headers above, one Host, and ``api.answered`` in the log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,13 +51,8 @@ class Edge:
             await send(message)
 
         answer = self._app
-        if own_origin(scope) is None:
-            answer = failure(
-                421,
-                "the Host header must name this machine: localhost, 127.0.0.1 or [::1]",
-                "misdirected",
-                headers={"Connection": "close"},
-            )
+        if scope["http_version"] == "1.1" and len(_hosts(scope)) != 1:
+            answer = failure(400, "Host: a request has one Host header (RFC 9112)", "invalid", field="Host")
         await answer(scope, receive, send_guarded)
         log.debug(
             "api.answered",
@@ -76,9 +63,13 @@ class Edge:
         )
 
 
-def check_origin(scope: Scope) -> str:
-    """The origin of a request that has passed the edge."""
-    origin = own_origin(scope)
-    if origin is None:
-        raise TweezerError("a request reached its route without passing the edge", code="internal")
-    return origin
+def origin_of(scope: Scope) -> str:
+    """``http://host:port`` as the caller reached us. Raises InvalidInput("Host", …)."""
+    host = b"".join(_hosts(scope)[:1]).decode("latin-1")
+    if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:
+        raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_PUBLIC_URL")
+    return f"{scope['scheme']}://{host.lower()}"
+
+
+def _hosts(scope: Scope) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == b"host"]

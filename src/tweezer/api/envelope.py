@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull, TweezerError, Unavailable
 
@@ -25,6 +26,27 @@ T = TypeVar("T")
 
 RETRY_AFTER_S = 2
 """When to try again after a 503. Pasqal's clients do not retry it by themselves."""
+
+
+class Refused(TweezerError):
+    """A request that is refused with an HTTP status of its own, before the queue is asked: by limits and permissions.
+
+    ``code`` is a word for programs, ``field`` the part of the request at fault, where there is one.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        problem: str,
+        *,
+        field: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{field}: {problem}" if field else problem, code=code)
+        self.status = status
+        self.field = field
+        self.headers = headers
 
 
 class Envelope(BaseModel, Generic[T]):
@@ -91,6 +113,8 @@ def failure(
 def failure_of(error: TweezerError) -> JSONResponse:
     """The response of an error of ours."""
     match error:
+        case Refused():
+            return failure(error.status, error.message, error.code, field=error.field, headers=error.headers)
         case InvalidInput():
             return failure(400, error.message, error.code, field=error.field)
         case NotFound():
@@ -106,18 +130,24 @@ def failure_of(error: TweezerError) -> JSONResponse:
             return failure(500, "the server failed at this request; its log says why", error.code)
 
 
-def failure_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of a route, for the OpenAPI document."""
+def failure_docs(*statuses: int, keyless: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The errors of a route, for the OpenAPI document. keyless: it asks for no key."""
     docs = {
+        400: "The request is wrong; `field` says where. Nothing was written.",
+        401: "No key came with the request, or one that is unknown, expired or revoked.",
+        403: "The credentials do not allow this.",
         404: "There is no such thing.",
+        408: "The body came too slowly.",
         409: "It is there, but its state forbids this.",
-        421: "The Host header does not name this machine.",
+        413: "The body is too large.",
+        415: "The body is in a form that is not read here.",
         422: "The request cannot be read.",
-        503: "Redis does not answer; try again later.",
+        429: "Too much at once; `Retry-After` says when to try again.",
+        503: "Redis or the database does not answer; try again later.",
     }
     return {
         status: {"model": MalformedRequest if status == 422 else Failure, "description": docs[status]}
-        for status in (*statuses, 421)
+        for status in (*statuses, *(() if keyless else (401, 429, 503)))
     }
 
 
@@ -155,6 +185,10 @@ def install_failures(app: FastAPI) -> None:
             field=field,
             detail=[problem.model_dump() for problem in problems],  # without the input, which may be huge or secret
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def of_the_caller(request: Request, error: ClientDisconnect) -> JSONResponse:
+        return failure(400, "body: ended before its end", "incomplete", field="body")  # nobody hears it
 
     @app.exception_handler(Exception)
     async def of_ours(request: Request, error: Exception) -> JSONResponse:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
-from tweezer.api.dependencies import BatchId, HeldRequests, LiveStore, WaitSeconds
+from tweezer.api.answers import success
+from tweezer.api.dependencies import BatchId, Caller, HeldRequests, LiveStore, WaitSeconds
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.longpoll import may_end_batch
 from tweezer.api.schemas import Batch, BatchState
@@ -17,17 +18,16 @@ EMBEDDED_JOBS_MAX = 100
 router = APIRouter(tags=["batches"], responses=failure_docs(404, 422, 503))
 
 
-@router.get("/api/v2/batches/{batch_id}", summary="A batch, its sequence and its jobs")
-async def get_batch(batch_id: BatchId, live: LiveStore) -> Envelope[Batch]:
+@router.get("/api/v2/batches/{batch_id}", summary="A batch, its sequence and its jobs", response_model=Envelope[Batch])
+async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
     """The batch as it stands now. Its jobs are with it when there are at most 100."""
-    record = await live.batch(batch_id)
-    jobs = await live.jobs(record, range(record.jobs)) if record.jobs <= EMBEDDED_JOBS_MAX else []
-    return Envelope(data=Batch.of(record, jobs))
+    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
+    return success(Batch.all_fields_of(record, jobs))
 
 
 @router.get("/api/v1/batches/{batch_id}/status", summary="The status of a batch, waiting for its end")
 async def get_batch_status(
-    batch_id: BatchId, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
+    batch_id: BatchId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
 ) -> Envelope[BatchState]:
     """Held until no job of the batch is pending or running, at most 20 s; then the status as it stands.
 
@@ -35,7 +35,7 @@ async def get_batch_status(
     """
     record = await holds.until(
         _is_idle,
-        lambda: live.batch(batch_id),
+        lambda: live.batch(caller, batch_id),
         batch_id=batch_id,
         matters=may_end_batch,
         wait_s=wait_s,

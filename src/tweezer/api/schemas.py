@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, Self, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_jsonable_python
 
+from tweezer.api.envelope import Envelope
+from tweezer.model.events import Event
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+
+T = TypeVar("T")
 
 _BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 _JOB_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"
 _LATER, _SOON, _NOW = "2026-11-22T10:00:04.120000Z", "2026-11-22T10:00:02Z", "2026-11-22T10:00:00.250000Z"
+_US = 1795341602000000
 _COUNTS = {"PENDING": 16, "RUNNING": 2, "DONE": 2, "ERROR": 0, "CANCELED": 0}
 
 Count = Annotated[int, Field(ge=0)]
@@ -34,11 +39,13 @@ def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
     return plain
 
 
-class _Schema(BaseModel):
+class Schema(BaseModel):
+    """The base of all."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class EmbeddedJob(_Schema):
+class EmbeddedJob(Schema):
     """A job within its batch: without its sequence, which ``GET /api/v2/jobs/{job_id}`` has."""
 
     id: UUID = Field(examples=[_JOB_ID])
@@ -75,10 +82,10 @@ class EmbeddedJob(_Schema):
     @classmethod
     def fields_of(cls, record: JobRecord) -> dict[str, Any]:
         over = record.status.terminal
-        changes = (record.created, record.started, record.stage_since, record.cancel_requested, record.ended)
         return {
             "id": record.id,
             "batch_id": record.batch_id,
+            "parent_id": None,
             "project_id": record.project,
             "status": record.status,
             "runs": record.spec.runs,
@@ -87,7 +94,7 @@ class EmbeddedJob(_Schema):
             "errors": [str(fault) for fault in record.faults],
             "progress": percent(record),
             "created_at": record.created,
-            "updated_at": max(change for change in changes if change is not None),
+            "updated_at": record.updated,
             "start_timestamp": record.started,
             "end_timestamp": record.ended,
             "stage": None if over else record.stage,
@@ -99,24 +106,24 @@ class EmbeddedJob(_Schema):
         }
 
     @classmethod
-    def of(cls, record: JobRecord) -> EmbeddedJob:
+    def of(cls, record: JobRecord) -> Self:
         return cls(**cls.fields_of(record))
 
 
 class Job(EmbeddedJob):
-    """A job as it stands now."""
+    """A job as it stands."""
 
     sequence: str | None = Field(
         description="The job's own serialised sequence; null when it runs its batch's.", examples=[None]
     )
 
     @classmethod
-    def of(cls, record: JobRecord) -> Job:
-        return cls(**cls.fields_of(record), sequence=record.spec.sequence)
+    def fields_of(cls, record: JobRecord) -> dict[str, Any]:
+        return super().fields_of(record) | {"sequence": record.spec.sequence}
 
 
-class Batch(_Schema):
-    """A batch as it stands now."""
+class ListedBatch(Schema):
+    """A batch of a list: without its sequence and its jobs."""
 
     id: UUID = Field(examples=[_BATCH_ID])
     parent_id: str | None = Field(description="The batch that this one repeats.", examples=[None])
@@ -134,9 +141,6 @@ class Batch(_Schema):
     backend_configuration: str | None = Field(
         description="Pulser's `EmulationConfig` as a JSON string.", examples=[None]
     )
-    sequence_builder: str | None = Field(
-        description="The serialised Pulser sequence; null when each job has its own.", examples=['{"version":"1"}']
-    )
     errors: list[str] = Field(description="Why the batch could not run; empty otherwise.", examples=[[]])
     created_at: datetime = Field(examples=[_NOW])
     updated_at: datetime = Field(examples=[_LATER])
@@ -144,6 +148,41 @@ class Batch(_Schema):
     end_datetime: datetime | None = Field(examples=[None])
     jobs_count: Count = Field(examples=[20])
     jobs_count_per_status: dict[JobStatus, Count] = Field(description="Every status is there.", examples=[_COUNTS])
+
+    @classmethod
+    def fields_of(cls, record: BatchRecord) -> dict[str, Any]:
+        doc = record.doc
+        return {
+            "id": record.id,
+            "parent_id": doc.parent_id,
+            "project_id": record.project,
+            "user_id": doc.user or "",
+            "name": doc.name,
+            "status": record.status,
+            "open": record.open,
+            "complete": not record.open,
+            "device_type": record.device,
+            "queue_priority": record.priority.value,
+            "tags": list(doc.tags),
+            "webhook": doc.webhook,
+            "configuration": _readable(doc.configuration),
+            "backend_configuration": doc.backend_configuration,
+            "errors": [] if record.fault is None else [str(record.fault)],
+            "created_at": record.created,
+            "updated_at": record.updated,
+            "start_datetime": record.started,
+            "end_datetime": record.ended,
+            "jobs_count": record.jobs,
+            "jobs_count_per_status": record.counts,
+        }
+
+
+class Batch(ListedBatch):
+    """A batch as it stands now."""
+
+    sequence_builder: str | None = Field(
+        description="The serialised Pulser sequence; null when each job has its own.", examples=['{"version":"1"}']
+    )
     jobs: list[EmbeddedJob] = Field(
         description="All jobs in the order of their creation when there are at most 100; empty when there are more, "
         "which makes clients ask for them separately."
@@ -151,35 +190,15 @@ class Batch(_Schema):
 
     @classmethod
     def of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Batch:
-        doc = record.doc
-        return cls(
-            id=record.id,
-            parent_id=doc.parent_id,
-            project_id=record.project,
-            user_id=doc.user or "",
-            name=doc.name,
-            status=record.status,
-            open=record.open,
-            complete=not record.open,
-            device_type=record.device,
-            queue_priority=record.priority.value,
-            tags=list(doc.tags),
-            webhook=doc.webhook,
-            configuration=_readable(doc.configuration),
-            backend_configuration=doc.backend_configuration,
-            sequence_builder=doc.sequence,
-            errors=[] if record.fault is None else [str(record.fault)],
-            created_at=record.created,
-            updated_at=record.updated,
-            start_datetime=record.started,
-            end_datetime=record.ended,
-            jobs_count=record.jobs,
-            jobs_count_per_status=record.counts,
-            jobs=[EmbeddedJob.of(job) for job in jobs],
-        )
+        return cls(**cls.all_fields_of(record, jobs))
+
+    @classmethod
+    def all_fields_of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> dict[str, Any]:
+        more = {"sequence_builder": record.doc.sequence, "jobs": [EmbeddedJob.fields_of(job) for job in jobs]}
+        return cls.fields_of(record) | more
 
 
-class BatchState(_Schema):
+class BatchState(Schema):
     """The status of a batch, for who waits. A paused batch has the status that it would have were it not
     paused (``PENDING`` until its first job begins, then ``RUNNING``), because Pasqal's clients know no other
     here; ``paused`` tells."""
@@ -210,7 +229,7 @@ class BatchState(_Schema):
         )
 
 
-class JobState(_Schema):
+class JobState(Schema):
     """The status of a job, for who waits."""
 
     id: UUID = Field(examples=[_JOB_ID])
@@ -232,7 +251,7 @@ class JobState(_Schema):
         )
 
 
-class ResultsLink(_Schema):
+class ResultsLink(Schema):
     """Where the results of a job are."""
 
     results_link: str | None = Field(
@@ -241,7 +260,7 @@ class ResultsLink(_Schema):
     )
 
 
-class JobResult(_Schema):
+class JobResult(Schema):
     """What a job measured. Sent as it is, without an envelope."""
 
     counter: dict[str, int] | None = Field(
@@ -259,7 +278,7 @@ class JobResult(_Schema):
     )
 
 
-class Device(_Schema):
+class Device(Schema):
     """A device that workers serve, or served."""
 
     name: str = Field(examples=["EMU_FREE"])
@@ -286,7 +305,44 @@ class Device(_Schema):
         )
 
 
-class Health(_Schema):
+class Pagination(Schema):
+    """Where a page is in its list."""
+
+    total: Count = Field(description="Rows on all pages.", examples=[41])
+    start: Count = Field(description="Index of the first row of the page.", examples=[0])
+    end: Count = Field(description="Index behind the last row: the offset of the next page.", examples=[20])
+
+
+class Page(Envelope[list[T]], Generic[T]):
+    """A page of a list."""
+
+    pagination: Pagination
+
+
+class Transition(Schema):
+    """One change of a job's status."""
+
+    event_id: str = Field(description="The same wherever the event is told.", examples=[f"{_BATCH_ID}:5:{_US}"])
+    sequence_number: Count = Field(description="Counts up within the batch.", examples=[5])
+    type: str = Field(examples=["job.running"])
+    previous_status: JobStatus = Field(examples=["PENDING"])
+    status: JobStatus = Field(examples=["RUNNING"])
+    timestamp: datetime = Field(examples=[_SOON])
+
+    @classmethod
+    def of(cls, event: Event) -> Transition:
+        assert event.previous is not None
+        return cls(
+            event_id=event.id,
+            sequence_number=event.sequence,
+            type=event.type,
+            previous_status=JobStatus(event.previous),
+            status=JobStatus(event.status),
+            timestamp=event.time,
+        )
+
+
+class Health(Schema):
     """How the API itself is."""
 
     health: str = Field(examples=["ok"])

@@ -1,7 +1,8 @@
-"""Serves an application: on the loopback only, until it is told to stop."""
+"""Serves an application until it is told to stop."""
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import signal
 import socket
@@ -11,6 +12,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from tweezer.api.heads import BoundedHead
 from tweezer.api.longpoll import Holds
 from tweezer.model.errors import InvalidInput
 
@@ -22,18 +24,23 @@ _GRACE_S = 3
 _BACKLOG = 2048
 
 
-def serve(app: FastAPI, holds: Holds, *, host: str, port: int) -> None:
+def serve(app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = "") -> None:
     """Serves until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
-    Raises InvalidInput when the address is not the loopback's, or not to be had.
+    proxies: addresses and networks, with commas between, that are believed for whom they ask and by which scheme.
+    Raises InvalidInput when the address is not to be had.
     """
     with listen(host, port) as listener:
+        if not is_loopback(listener) and not proxies:
+            log.warning("api.unencrypted", advice="keys pass in the clear: put a proxy with TLS before it")
         config = uvicorn.Config(
             app,
             log_config=None,  # tweezer.logs has been configured
             access_log=False,  # the edge has its own
             server_header=False,
-            proxy_headers=False,  # whoever is asked for by another name is not us
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            http=BoundedHead,
             ws="none",
             timeout_graceful_shutdown=_GRACE_S,
         )
@@ -41,8 +48,8 @@ def serve(app: FastAPI, holds: Holds, *, host: str, port: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on the loopback; port 0 is a free one. Raises InvalidInput("api_host" | "api_port", …)."""
-    family, address = loopback_address(host)
+    """A listening socket; port 0 is a free one. Raises InvalidInput("api_host" | "api_port", …)."""
+    family, address = _resolve(host)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -50,36 +57,25 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InvalidInput("api_host", f"{host} is no address of this machine") from error
         raise InvalidInput("api_port", f"{host} port {port} cannot be listened on: {error.strerror}") from error
     return listener
 
 
-def loopback_address(host: str) -> tuple[socket.AddressFamily, str]:
-    """The family and address of a loopback host: an address in 127.0.0.0/8, ``::1``, or ``localhost``.
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
-    Raises InvalidInput("api_host", …) for every other host, and when ``localhost`` leads elsewhere.
-    """
+
+def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
+    """The family and address of a host; of several the first that is IPv4's, if one is."""
     try:
-        addresses = [host] if host.lower() != "localhost" else _resolve(host)
-        found = [ipaddress.ip_address(address) for address in addresses]
-    except (OSError, ValueError):
-        found = []
-    if not found or not all(_is_loopback(address) for address in found):
-        raise InvalidInput(
-            "api_host",
-            f"{host!r} is not this machine's loopback; until the API asks for credentials it listens on "
-            "127.0.0.1, ::1 or localhost only (from elsewhere: ssh -L 8000:127.0.0.1:8000 …)",
-        )
-    chosen = min(found, key=lambda address: address.version)
-    return (socket.AF_INET if chosen.version == 4 else socket.AF_INET6), str(chosen)
-
-
-def _resolve(name: str) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-
-
-def _is_loopback(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    return address in ipaddress.ip_network("127.0.0.0/8") or address == ipaddress.IPv6Address("::1")
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError) as error:
+        raise InvalidInput("api_host", f"{host[:100]!r} is neither an address nor a name that is known") from error
+    family, *_, place = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
+    return family, str(place[0])
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,0 +1,197 @@
+"""Who is asking: the key of a request, looked up in the ledger and remembered for a second.
+
+It stands before everything that reads a body or costs work, so that strangers cost little. Who has no key, an unknown
+one, or one that has expired or was revoked, hears the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hmac import compare_digest
+from typing import NamedTuple, cast
+
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tweezer.api.envelope import Refused, failure_of
+from tweezer.api.rates import Rates
+from tweezer.ledger.credentials import Principal, key_digest, key_id
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import USED_S, Found, look_up, note_used
+from tweezer.model.errors import TweezerError, Unavailable
+
+log = structlog.get_logger(__name__)
+
+REMEMBERED_S = 1.0
+"""How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
+
+OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token"})
+"""Paths that need no key. Beside them: a link to results that is signed, see :mod:`tweezer.api.links`."""
+
+_CALLER = "tweezer.caller"
+_REMEMBERED_MAX = 10_000
+_RESULTS_PATH = ("/api/v1/jobs/", "/results")
+_NOBODY = b""  # the digest of no key
+
+
+def caller_of(scope: Scope) -> Principal | None:
+    """Who is behind the request; None for one that came to an open path, or by a signed link."""
+    return cast("Principal | None", scope.get(_CALLER))
+
+
+def unauthorized() -> Refused:
+    """The answer to who has no key that is good."""
+    problem = (
+        "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
+        "token that /oauth/token gave"
+    )
+    return Refused(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
+
+
+class Authenticator:
+    """Tells whose a key is. Unknown keys are remembered like others, and no more of all than have room."""
+
+    def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
+        self._database = database
+        self._remembered_s = remembered_s
+        self._known: dict[str, _Known] = {}
+        self._looking: dict[str, tuple[float, asyncio.Task[_Known]]] = {}
+        self._used: set[str] = set()
+
+    async def principal(self, key: str) -> Principal | None:
+        """Whose the key is; None when it opens nothing. Raises Unavailable."""
+        identity = key_id(key)
+        if identity is None:
+            return None
+        known = self._known.get(identity)
+        if known is None or known.until < time.monotonic():
+            known = await self._look_up(identity)
+        if known.principal is None or not compare_digest(key_digest(key), known.digest):
+            return None
+        self._used.add(identity)
+        return known.principal
+
+    async def write_used(self) -> None:
+        """Writes which keys were used since it was last called. Raises Unavailable."""
+        used, self._used = self._used, set()
+        try:
+            if used:
+                await self._database.run(_write_used, self._database, used)
+        except Unavailable:
+            self._used |= used
+            raise
+
+    @asynccontextmanager
+    async def writing_used(self) -> AsyncIterator[None]:
+        """Does the same each minute, and at the end."""
+        writing = asyncio.create_task(self._keep_writing())
+        try:
+            yield
+        finally:
+            writing.cancel()
+            with suppress(Unavailable):
+                await self.write_used()
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await asyncio.sleep(USED_S)
+            try:
+                await self.write_used()
+            except Unavailable as error:
+                log.warning("keys.use_not_written", error=error.message)
+
+    async def _look_up(self, identity: str) -> _Known:
+        """Requests that come up together share one look-up, if that began less than a memory's time ago."""
+        began, looking = self._looking.get(identity, (0.0, None))
+        if looking is None or time.monotonic() - began > self._remembered_s:
+            looking = asyncio.create_task(self._ask(identity))
+            self._looking[identity] = (time.monotonic(), looking)
+            looking.add_done_callback(lambda task: self._looked(identity, task))
+        return await asyncio.shield(looking)
+
+    def _looked(self, identity: str, task: asyncio.Task[_Known]) -> None:
+        if self._looking.get(identity, (0.0, None))[1] is task:
+            del self._looking[identity]
+        if not task.cancelled():
+            task.exception()  # told to who waits; if nobody does any more, it is no news
+
+    async def _ask(self, identity: str) -> _Known:
+        began = time.monotonic()
+        found = await self._database.run(_look_up, self._database, identity)
+        until = began + self._remembered_s
+        if found is None or found.principal is None:
+            known = _Known(_NOBODY, None, until)
+        else:
+            known = _Known(found.digest, found.principal, min(until, time.monotonic() + found.left_s))
+        self._remember(identity, known)
+        return known
+
+    def _remember(self, identity: str, known: _Known) -> None:
+        if len(self._known) >= _REMEMBERED_MAX:
+            now = time.monotonic()
+            self._known = {name: known for name, known in self._known.items() if known.until >= now}
+            if len(self._known) >= _REMEMBERED_MAX:
+                self._known.clear()
+        self._known[identity] = known
+
+
+class Authentication:
+    """ASGI middleware: answers 401 to who may not come in and 429 to who comes too often, and notes for
+    :func:`caller_of` who else it is."""
+
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, rates: Rates) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._rates = rates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_signed(scope):
+            await self._app(scope, receive, send)
+            return
+        try:
+            key = _bearer(scope)
+            caller = None if key is None else await self._authenticator.principal(key)
+            if caller is None:
+                raise unauthorized()
+            self._rates.spend(caller.key)
+        except TweezerError as error:
+            await failure_of(error)(scope, receive, send)
+            return
+        scope[_CALLER] = caller
+        await self._app(scope, receive, send)
+
+
+class _Known(NamedTuple):
+    """What a look-up found, and until when (monotonic) it holds."""
+
+    digest: bytes
+    principal: Principal | None
+    until: float
+
+
+def is_signed(scope: Scope) -> bool:
+    """Whether it is a request for results by a link, whose signature the route checks."""
+    path: str = scope["path"]
+    begin, end = _RESULTS_PATH
+    return path.endswith(end) and path.startswith(begin) and b"signature=" in scope["query_string"]
+
+
+def _bearer(scope: Scope) -> str | None:
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(found) != 1:
+        return None
+    scheme, _, key = found[0].partition(b" ")
+    return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
+
+
+def _look_up(database: Database, identity: str) -> Found | None:
+    with database.read() as connection:
+        return look_up(connection, identity)
+
+
+def _write_used(database: Database, identities: set[str]) -> None:
+    with database.write() as connection:
+        note_used(connection, identities)

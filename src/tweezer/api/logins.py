@@ -1,0 +1,122 @@
+"""Log-ins with name and password: not more at a time than the machine bears, and no guessing."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import NewKey
+from tweezer.ledger.passwords import hash_password, is_password, needs_rehash
+from tweezer.ledger.users import Login, find_login, open_session
+from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.store.attempts import Attempts, By, Suspect
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 2
+"""Passwords checked at a time: each takes 64 MiB and a tenth of a second of the processor."""
+
+_WAITING_MAX = 256
+_TRIES = 3  # somebody may change the user meanwhile: another log-in, if no more than to hash the password anew
+_NETWORK_BITS = 64  # of an IPv6 address: below are the hosts of one site
+
+
+class TooManyAttempts(TweezerError):
+    """Too many log-ins have failed by this name, or from this address. retry_s: when to try again."""
+
+    code = "too_many_attempts"
+    retryable = True
+
+    def __init__(self, retry_s: int) -> None:
+        super().__init__(f"too many log-ins have failed; try again in {retry_s} s")
+        self.retry_s = retry_s
+
+
+class Logins:
+    """Opens sessions. session_s: how long they last."""
+
+    def __init__(self, store: Store, database: Database, *, session_s: int) -> None:
+        self.session_s = session_s
+        self._attempts: Attempts = store.attempts
+        self._database = database
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._waiting = 0
+
+    async def open(self, name: str, password: str, *, address: str) -> NewKey | None:
+        """A session; None when name and password are not those of a user. Raises TooManyAttempts, Unavailable.
+
+        It takes equally long for a name that nobody has.
+        """
+        suspects = (Suspect(By.NAME, name), Suspect(By.ADDRESS, network_of(address)))
+        await self._refuse(*suspects)
+        async with self._turn():
+            await self._refuse(*suspects)  # those before us have failed meanwhile
+            session = await self._try(name, password)
+            if session is None:
+                await self._attempts.count(*suspects)
+                log.warning("login.failed", address=address)
+            else:
+                log.info("login.opened", user=session.about.user, key=session.about.id)
+            return session
+
+    async def _try(self, name: str, password: str) -> NewKey | None:
+        for _ in range(_TRIES):
+            login = await self._database.run(_find_login, self._database, name)
+            if not await asyncio.to_thread(is_password, password, login.password):
+                break
+            kept = await asyncio.to_thread(_hash_to_keep, password, login)
+            session = await self._database.run(_open_session, self._database, login, kept, self.session_s)
+            if session is not None:
+                return session
+        return None
+
+    async def _refuse(self, *suspects: Suspect) -> None:
+        wait_s = await self._attempts.wait_s(*suspects)
+        if wait_s > 0:
+            raise TooManyAttempts(math.ceil(wait_s))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._waiting >= _WAITING_MAX:
+            raise Unavailable(f"{_WAITING_MAX} log-ins are waiting already")
+        self._waiting += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._waiting -= 1
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: of IPv6 the network, for one host has as many addresses as it likes."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.version == 4:
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, _NETWORK_BITS), strict=False))
+
+
+def _hash_to_keep(password: str, login: Login) -> str:
+    kept = login.password or ""
+    return hash_password(password) if needs_rehash(kept) else kept
+
+
+def _find_login(database: Database, name: str) -> Login:
+    with database.read() as connection:
+        return find_login(connection, name)
+
+
+def _open_session(database: Database, login: Login, password: str, session_s: int) -> NewKey | None:
+    with database.write() as connection:
+        return open_session(connection, login, password=password, session_s=session_s)

@@ -1,0 +1,195 @@
+"""What operators watch, for Prometheus: how the queue stands when it is asked, and how long the API took to answer.
+
+Nothing is kept but the times of this process' answers; a scrape costs one call of a script, an INFO, and one row of the
+ledger, however much waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import accumulate
+
+import structlog
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.health import recorded
+from tweezer.model.errors import TweezerError
+from tweezer.store.connection import Store
+from tweezer.store.feed import START
+from tweezer.store.measures import Measures, measure
+
+log = structlog.get_logger(__name__)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_PATIENCE_S = 3.0  # for each of Redis and the ledger; Prometheus gives up after 10 s unless told otherwise
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class AnswerTimes:
+    """How long answers took to begin, by route template, method and status: counts in buckets, and sums."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, int], list[int]] = {}
+        self._sums_s: dict[tuple[str, str, int], float] = {}
+
+    def note(self, route: str, method: str, status: int, took_s: float) -> None:
+        key = (route, method, status)
+        counts = self._counts.get(key)
+        if counts is None:
+            counts = self._counts[key] = [0] * (len(_BOUNDS_S) + 1)
+            self._sums_s[key] = 0.0
+        counts[bisect_left(_BOUNDS_S, took_s)] += 1
+        self._sums_s[key] += took_s
+
+    def families(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "tweezer_api_answer_seconds",
+            "How long answers of this API process took to begin; requests that were held included",
+            labels=("route", "method", "status"),
+        )
+        bounds = (*map(str, _BOUNDS_S), "+Inf")
+        for (route, method, status), counts in self._counts.items():
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric((route, method, str(status)), buckets, self._sums_s[route, method, status])
+        yield family
+
+
+class Timing:
+    """ASGI middleware: notes the time of each answer.
+
+    Its route is ``none`` when it was refused before its route was found, its status 0 when the caller left unanswered.
+    """
+
+    def __init__(self, app: ASGIApp, *, times: AnswerTimes) -> None:
+        self._app = app
+        self._times = times
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        def note() -> None:
+            method = scope["method"]
+            route = getattr(scope.get("route"), "path", "none")
+            took_s = time.perf_counter() - began
+            self._times.note(route, method if method in _METHODS else "other", status, took_s)
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                note()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
+            if status == 0:
+                note()
+
+
+class Metrics:
+    """All that there is to watch, as Prometheus reads it."""
+
+    def __init__(self, store: Store, database: Database, *, namespace: str, times: AnswerTimes) -> None:
+        self._store = store
+        self._database = database
+        self._namespace = namespace
+        self._times = times
+
+    async def text(self) -> bytes:
+        """The metrics as they stand. What cannot be read, because Redis or the ledger does not answer, is left out."""
+        families = [*self._times.families()]
+        position: str | None = None
+        async with _trying("the ledger"):
+            position = await self._database.run(recorded, self._database, self._namespace) or START
+        families.append(_gauge("ledger_up", "Whether the ledger answered", position is not None))
+        measures: Measures | None = None
+        async with _trying("Redis"):
+            measures = await measure(self._store.scripts, position)
+            families.extend(_of_queue(measures, recorder_known=position is not None))
+            families.extend(_of_memory(await self._store.reader.server_info()))
+        families.append(_gauge("redis_up", "Whether Redis answered", measures is not None))
+        return generate_latest(_Collected(families))
+
+
+class _Collected(Collector):
+    """Families that have been made, in the form in which the library takes them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+@contextlib.asynccontextmanager
+async def _trying(what: str) -> AsyncIterator[None]:
+    """Gives up what fails or takes too long."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            yield
+    except (TweezerError, TimeoutError) as error:
+        log.warning("metrics.left_out", of=what, error=str(error) or f"no answer within {_PATIENCE_S:g} s")
+
+
+def _of_queue(measures: Measures, *, recorder_known: bool) -> Iterator[Metric]:
+    jobs = _by_device("jobs", "Jobs that wait or run", "status")
+    tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
+    lanes = _by_device("lanes", "Lanes of live workers: busy, free, or draining (free, but take no more)", "state")
+    workers = _by_device("workers", "Live workers")
+    paused = _by_device("device_paused", "Whether the device is paused")
+    wait = _by_device(
+        "longest_wait_seconds", "Since the submit of the job that waits longest at the front of the queue"
+    )
+    lost = CounterMetricFamily("tweezer_leases_lost", "Leases that expired, their work taken back", labels=("device",))
+    stale = CounterMetricFamily(
+        "tweezer_settles_stale", "Settles refused because somebody else has the ticket", labels=("device",)
+    )
+    for device in measures.devices:
+        name = device.name
+        for status, count in (("pending", device.pending), ("running", device.running)):
+            jobs.add_metric((name, status), count)
+        for state, count in (("ready", device.ready), ("due", device.due), ("leased", device.leased)):
+            tickets.add_metric((name, state), count)
+        free = max(device.lanes - device.busy - device.draining, 0)
+        for state, count in (("busy", device.busy), ("free", free), ("draining", device.draining)):
+            lanes.add_metric((name, state), count)
+        workers.add_metric((name,), device.workers)
+        paused.add_metric((name,), device.paused)
+        wait.add_metric((name,), device.longest_wait_s or 0.0)
+        lost.add_metric((name,), device.lost)
+        stale.add_metric((name,), device.stale)
+    yield from (jobs, tickets, lanes, workers, paused, wait, lost, stale)
+    yield _gauge("stream_entries", "Entries of the stream of events", measures.stream)
+    yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
+    yield _gauge("gate_shut", "Whether no work is handed out until the ledger is restored", measures.gate_shut)
+    yield _gauge("recorder_active", "Whether a recorder is at work", measures.recorder_active)
+    if recorder_known:
+        yield _gauge("recorder_lag_seconds", "Age of the oldest entry that is not recorded", measures.unrecorded_s)
+        yield _gauge("recorder_lag_entries", "Entries that are not recorded, counted to 1000", measures.unrecorded)
+
+
+def _of_memory(info: dict[str, int]) -> Iterator[Metric]:
+    yield _gauge("redis_memory_bytes", "Memory that Redis uses", int(info.get("used_memory", 0)))
+    yield _gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", int(info.get("maxmemory", 0)))
+
+
+def _by_device(name: str, says: str, *more: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tweezer_{name}", says, labels=("device", *more))
+
+
+def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tweezer_{name}", says, value=value)

@@ -1,0 +1,164 @@
+"""The parameters of lists: Pasqal's names, and a few of ours beside them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from fastapi import Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tweezer.ledger.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Priority
+
+VALUES_MAX = 300
+"""Values of one parameter at most; a URL is not much longer."""
+
+_NUMBER_MAX = 10**12
+_YEARS = range(1970, 3000)
+
+
+def _aware(time: datetime) -> datetime:
+    if time.year not in _YEARS:
+        raise ValueError(f"the year must be between {_YEARS.start} and {_YEARS.stop - 1}")
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+
+
+def _without_dashes(prefix: str) -> str:
+    return prefix.replace("-", "").lower()
+
+
+Text = Annotated[str, Field(max_length=200, pattern=r"\A[^\x00]*\z")]
+Prefix = Annotated[str, Field(max_length=36, pattern=r"\A([0-9A-Fa-f]-?){0,32}\z"), AfterValidator(_without_dashes)]
+Time = Annotated[datetime, AfterValidator(_aware)]
+Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
+
+
+def _values(description: str) -> Any:
+    return Field(default=(), max_length=VALUES_MAX, description=f"{description} May be repeated: any of them.")
+
+
+class Direction(StrEnum):
+    """Which way a list is ordered."""
+
+    ASCENDING = "ASC"
+    DESCENDING = "DESC"
+
+
+class _Listed(BaseModel):
+    """What all lists take. Times without an offset are UTC; bounds are inclusive."""
+
+    model_config = ConfigDict(frozen=True)
+
+    order_by_direction: Direction = Direction.DESCENDING
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX)
+    offset: Number = 0
+
+    @property
+    def window(self) -> Window:
+        descending = self.order_by_direction is Direction.DESCENDING
+        return Window(descending=descending, limit=self.limit, offset=self.offset)
+
+
+class _Narrowed(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    id: tuple[UUID, ...] = _values("Ids.")
+    id__starts_with: Prefix = Field("", description="First digits of the id, with or without dashes.")
+    project_id: tuple[Text, ...] = _values("Projects. One that is not the caller's has nothing.")
+    user_id: tuple[Text, ...] = _values("Who submitted it.")
+    device_type: tuple[Text, ...] = _values("Devices.")
+    queue_priority: tuple[Priority, ...] = _values("Priorities.")
+    origin: tuple[Origin, ...] = _values("By which door it came in.")
+    start_date: Time | None = Field(None, description="Started then or later.")
+    end_date: Time | None = Field(None, description="Ended then or earlier.")
+    min_created_at: Time | None = Field(None, description="Submitted then or later.")
+    max_created_at: Time | None = Field(None, description="Submitted then or earlier.")
+    tag: tuple[Text, ...] = _values("Tags.")
+    all_tags: tuple[Text, ...] = Field((), max_length=20, description="Tags. May be repeated: all of them.")
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "ids": self.id,
+            "id_prefix": self.id__starts_with,
+            "projects": self.project_id,
+            "users": self.user_id,
+            "devices": self.device_type,
+            "priorities": self.queue_priority,
+            "origins": self.origin,
+            "started_from": self.start_date,
+            "ended_to": self.end_date,
+            "created_from": self.min_created_at,
+            "created_to": self.max_created_at,
+            "tags_any": self.tag,
+            "tags_all": self.all_tags,
+        }
+
+
+class WantedBatches(_Narrowed):
+    """Which batches are meant."""
+
+    status: tuple[BatchStatus, ...] = _values("Statuses.")
+    open: bool | None = Field(None, description="Whether more jobs may come.")
+    complete: bool | None = Field(None, description="The opposite of `open`, for older clients.")
+    min_jobs: Number | None = Field(None, description="Number of jobs at least.")
+    max_jobs: Number | None = Field(None, description="Number of jobs at most.")
+
+    @model_validator(mode="after")
+    def _open_or_complete(self) -> Self:
+        if self.open is not None and self.open == self.complete:
+            raise ValueError("open and complete are opposites: give one of them")
+        return self
+
+    @property
+    def filter(self) -> BatchFilter:
+        closed = self.complete if self.open is None else not self.open
+        return BatchFilter(
+            **self._common(),
+            statuses=self.status,
+            open=None if closed is None else not closed,
+            jobs_min=self.min_jobs,
+            jobs_max=self.max_jobs,
+        )
+
+
+class WantedJobs(_Narrowed):
+    """Which jobs are meant."""
+
+    batch_id: tuple[UUID, ...] = _values("Batches.")
+    status: tuple[JobStatus, ...] = _values("Statuses.")
+    min_runs: Number | None = Field(None, description="Runs at least; a job that does not say has none.")
+    max_runs: Number | None = Field(None, description="Runs at most.")
+    errors: bool | None = Field(None, description="Whether it has errors to show.")
+
+    @property
+    def filter(self) -> JobFilter:
+        return JobFilter(
+            **self._common(),
+            batches=self.batch_id,
+            statuses=self.status,
+            runs_min=self.min_runs,
+            runs_max=self.max_runs,
+            failed=self.errors,
+        )
+
+
+class ListedBatches(WantedBatches, _Listed):
+    """A page of batches."""
+
+    order_by: BatchOrder = BatchOrder.CREATED
+
+
+class ListedJobs(WantedJobs, _Listed):
+    """A page of jobs."""
+
+    order_by: JobOrder = JobOrder.CREATED
+
+
+BatchesAsked = Annotated[WantedBatches, Query()]
+JobsAsked = Annotated[WantedJobs, Query()]
+BatchPageAsked = Annotated[ListedBatches, Query()]
+JobPageAsked = Annotated[ListedJobs, Query()]

@@ -1,0 +1,128 @@
+"""The account of who asks: a log-in with name and password, and the projects of a key."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+
+from tweezer.api.dependencies import Caller, Ledger
+from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs
+from tweezer.api.logins import Logins, TooManyAttempts
+from tweezer.api.schemas_account import AccountProject, OAuthError, Token
+from tweezer.ledger.credentials import Principal
+from tweezer.ledger.database import Database
+from tweezer.ledger.projects import Project, list_projects
+from tweezer.model.errors import QueueFull, Unavailable
+
+FORM_MAX = 16_384
+"""Bytes of a log-in at most."""
+
+_FIELDS_MAX = 20
+_GRANTS = ("password", "http://auth0.com/oauth/grant-type/password-realm")  # the latter is Auth0's word for it
+
+_UNKEPT = {"Pragma": "no-cache"}  # beside the no-store of all answers: RFC 6749 asks for both
+
+router = APIRouter(tags=["account"])
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "required": ["grant_type", "username", "password"],
+                    "properties": {
+                        "grant_type": {"type": "string", "enum": list(_GRANTS)},
+                        "username": {"type": "string", "examples": ["ada"]},
+                        "password": {"type": "string", "format": "password"},
+                        **{
+                            name: {"type": "string", "description": "Passed over."}
+                            for name in ("client_id", "realm", "audience", "scope")
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": OAuthError, "description": "Name or password are wrong, or the form cannot be read."},
+    429: {"model": OAuthError, "description": "Too many log-ins have failed; `Retry-After` says when to try again."},
+    503: {"model": OAuthError, "description": "Redis or the database do not answer; try again later."},
+}
+
+
+@router.post(
+    "/oauth/token",
+    summary="A log-in with name and password",
+    response_model=Token,
+    responses=_REFUSALS,
+    openapi_extra=_FORM,
+)
+async def open_session(request: Request) -> JSONResponse:
+    """A token for all projects of a user, as OAuth 2's password grant gives it (RFC 6749, 4.3): it is sent like a key.
+
+    Errors are OAuth's, without the envelope.
+    """
+    form = await _form(request)
+    if form is None:
+        return _refusal(400, "invalid_request", "the body is not a form: send application/x-www-form-urlencoded")
+    missing = [name for name in ("grant_type", "username", "password") if not form.get(name)]
+    if missing:
+        return _refusal(400, "invalid_request", f"the form lacks {' and '.join(missing)}, or has it twice")
+    if form["grant_type"] not in _GRANTS:
+        return _refusal(400, "unsupported_grant_type", "grant_type must be password")
+    logins: Logins = request.app.state.logins
+    address = request.client.host if request.client else ""
+    try:
+        session = await logins.open(form["username"], form["password"], address=address)
+    except TooManyAttempts as error:
+        return _refusal(429, error.code, error.message, retry_s=error.retry_s)
+    except (Unavailable, QueueFull) as error:
+        return _refusal(503, "temporarily_unavailable", error.message, retry_s=RETRY_AFTER_S)
+    if session is None:
+        return _refusal(400, "invalid_grant", "name or password are wrong, or the user is disabled")
+    token = Token(access_token=session.text, token_type="Bearer", expires_in=logins.session_s)  # noqa: S106  # its type
+    return JSONResponse(token.model_dump(), headers=_UNKEPT)
+
+
+@router.get("/account/api/v1/projects", summary="The projects of the key", responses=failure_docs(422))
+async def get_projects(
+    caller: Caller,
+    ledger: Ledger,
+    project_status: str | None = Query(None, description="All projects are `ACTIVE`: no others are asked for."),
+) -> Envelope[list[AccountProject]]:
+    """The projects that the key sees: its own, and all of them for an operator."""
+    if project_status not in (None, "ACTIVE"):
+        return Envelope(data=[])
+    found = await ledger.run(_projects_of, ledger, caller)
+    return Envelope(data=[AccountProject.of(project) for project in found])
+
+
+async def _form(request: Request) -> dict[str, str] | None:
+    """The fields that are there once; None when the body is no form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        return None
+    try:
+        pairs = parse_qsl(
+            (await request.body()).decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict"
+        )
+    except ValueError:
+        return None
+    names = [name for name, _ in pairs]
+    return {name: value for name, value in pairs if names.count(name) == 1}
+
+
+def _refusal(status: int, error: str, description: str, *, retry_s: int | None = None) -> JSONResponse:
+    headers = _UNKEPT | ({} if retry_s is None else {"Retry-After": str(retry_s)})
+    return JSONResponse({"error": error, "error_description": description}, status, headers)
+
+
+def _projects_of(database: Database, caller: Principal) -> list[Project]:
+    with database.read() as connection:
+        return [project for project in list_projects(connection) if caller.sees(project.id)]

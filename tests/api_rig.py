@@ -1,0 +1,139 @@
+"""The API over a store in memory and a ledger in a file, and the moves of producers and workers behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import fakeredis
+import httpx
+from fastapi import FastAPI
+
+from tweezer.api.app import create_app
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_key
+from tweezer.ledger.projects import project_no
+from tweezer.model.errors import FaultKind
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Provenance, Result
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+from tweezer.store.tickets import Grant, Settlement
+
+DEVICE = "EMU_FREE"
+PROJECT = "p"
+LEASE_S = 15.0
+SOON_S = 10.0  # how long a test waits for what should happen at once
+HOST = "http://127.0.0.1:8000"
+
+DONE = Outcome(
+    OutcomeKind.DONE,
+    result=Result(
+        counter={"01": 10},
+        serialised_results='{"a": 1}',
+        provenance=Provenance(backend="null", seed=7),
+    ),
+    preparation_s=0.5,
+    device_s=1.5,
+)
+FAILED = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.omega"), cause=FaultKind.USER)
+
+
+class Rig:
+    """An application, and a client of it with the key of an operator, unless a request brings another one."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.server = fakeredis.FakeServer()
+        self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
+        self.database = database
+        self.app: FastAPI = create_app(settings, self.store, database)
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
+        operator = bearer(self.key(Role.OPERATOR, project=None))
+        self.http = httpx.AsyncClient(transport=transport, base_url=HOST, headers=operator)
+        self.stranger = httpx.AsyncClient(transport=transport, base_url=HOST)
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        await self.stranger.aclose()
+        await self.store.close()
+
+    def key(self, role: Role = Role.USER, *, project: str | None = PROJECT, **options: Any) -> str:
+        """The text of a new key."""
+        with self.database.write() as connection:
+            if project is not None:
+                project_no(connection, project)
+            return create_key(connection, name="test", role=role, project_id=project, **options).text
+
+    async def get(self, path: str, *, key: str | None = None, **options: Any) -> httpx.Response:
+        if key is not None:
+            options["headers"] = {**options.get("headers", {}), **bearer(key)}
+        return await self.http.get(path, **options)
+
+    async def data(self, path: str, **options: Any) -> Any:
+        """The data of a success."""
+        response = await self.get(path, **options)
+        assert response.status_code == 200, response.text
+        body = response.json()
+        assert {**body, "data": None} == {"status": "success", "message": "OK.", "code": "200", "data": None}
+        return body["data"]
+
+    async def announce(self, lanes: int = 1) -> None:
+        await self.store.tickets.heartbeat(
+            "w",
+            DEVICE,
+            ttl_s=60,
+            about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000},
+            about_worker={"lanes": lanes, "started": 1, "host": "here", "version": "0", "record_version": 1},
+        )
+
+    async def submit(
+        self, jobs: int | Sequence[JobSpec] = 1, *, doc: BatchDoc | None = None, project: str = PROJECT, **options: Any
+    ) -> UUID:
+        specs = [JobSpec(runs=10)] * jobs if isinstance(jobs, int) else jobs
+        doc = doc or BatchDoc(device=DEVICE, sequence="{}")
+        return await self.store.commands.submit(new_batch_id(), project, doc, specs, **options)
+
+    async def take(self) -> Grant:
+        (grant,) = (await self.store.tickets.take(DEVICE, ["lane"], lease_s=LEASE_S)).grants
+        return grant
+
+    async def run(self, *outcomes: Outcome) -> None:
+        """Takes the one ticket there is and settles its jobs, one after the other, with these outcomes."""
+        grant = await self.take()
+        jobs = grant.jobs
+        for outcome in outcomes or (DONE,):
+            settlements = [Settlement.of(jobs[0].index, outcome)]
+            turn = await self.store.tickets.settle(
+                grant.ticket, grant.token, settlements, want=1, used_s=0.1, lease_s=LEASE_S
+            )
+            jobs = turn.jobs
+
+    def holding(self) -> int:
+        return len(self.app.state.holds._held)
+
+    async def held(self, path: str) -> asyncio.Task[httpx.Response]:
+        """A request that is being held."""
+        before = self.holding()
+        task = asyncio.create_task(self.get(path))
+        await until(lambda: self.holding() > before)
+        return task
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        await asyncio.sleep(0.001)
+
+
+async def within(task: asyncio.Task[httpx.Response]) -> httpx.Response:
+    """The answer of a request that must be answered long before its hold would be over."""
+    return await asyncio.wait_for(task, SOON_S)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}

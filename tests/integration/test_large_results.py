@@ -1,0 +1,288 @@
+"""Large results between a worker, a real Redis, and whoever reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import httpx
+import msgspec
+import pytest
+from click.testing import CliRunner
+from tests.processes import PATIENCE_S, until
+
+from tweezer import AsyncBatch, AsyncQueue, JobStatus, ResultUnavailable, connect, connect_async
+from tweezer.adapters.null import NullAdapter, NullLane
+from tweezer.adapters.protocol import Report
+from tweezer.api.app import create_app
+from tweezer.cli import main
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_key
+from tweezer.ledger.recorder import Recorder
+from tweezer.model.errors import InvalidInput
+from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
+from tweezer.queue import drive
+from tweezer.queue.policy import Policy
+from tweezer.queue.worker import TicketWorker
+from tweezer.settings import Settings, load
+from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
+from tweezer.store.scripts import Scripts
+
+DEVICE = "NULL"
+INLINE_KB = 64
+
+
+def measured(job: JobWork) -> Result:
+    """What a lane of these tests makes of a job: as much as its variable asks for, hard to compress."""
+    kib = int(job.spec.variables["kib"])
+    return Result(counter={"0": 1}, serialised_results=random.Random(kib).randbytes(512 * kib).hex())
+
+
+def expected(kib: int) -> str:
+    return random.Random(kib).randbytes(512 * kib).hex()
+
+
+class BulkyLane(NullLane):
+    """Gives results of any size."""
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        outcome = await super().run(job, report)
+        return msgspec.structs.replace(outcome, result=measured(job))
+
+
+class BulkyAdapter(NullAdapter):
+    async def open_lane(self) -> BulkyLane:
+        return BulkyLane()
+
+
+class Setting:
+    """A Redis, a folder, and a worker that writes into it."""
+
+    def __init__(self, url: str, folder: Path, queue: AsyncQueue) -> None:
+        self.url = url
+        self.folder = folder
+        self.queue = queue
+
+    async def submit(self, *kib: int) -> AsyncBatch:
+        return await self.queue.submit(None, [{"runs": 1, "variables": {"kib": size}} for size in kib], device=DEVICE)
+
+    def files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+    async def in_redis(self, batch: AsyncBatch) -> list[int]:
+        """Sizes of the results that Redis holds."""
+        redis: Any = self.queue.store.redis
+        return [len(data) for data in await redis.hvals(self.queue.store.keys(Key.RESULT, batch.id))]
+
+
+@contextlib.asynccontextmanager
+async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None]:
+    given = Settings(redis_url=url, results_dir=folder, result_inline_kb=INLINE_KB, **settings)
+    worker = TicketWorker(
+        Store.open(given.connect()),
+        DEVICE,
+        BulkyAdapter(),
+        adapter_name="null",
+        lanes=2,
+        policy=Policy(),
+        version="0",
+        handle_signals=False,
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await worker.close()
+
+
+@pytest.fixture
+async def setting(real_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    monkeypatch.delenv("TWEEZER_RESULTS_DIR", raising=False)
+    folder = tmp_path / "results"
+    async with (
+        working(real_redis_url, folder),
+        connect_async(real_redis_url, results_dir=folder) as queue,
+    ):
+
+        async def announced() -> bool:
+            return bool(await queue.store.reader.devices())
+
+        await until(announced)
+        yield Setting(real_redis_url, folder, queue)
+
+
+async def test_results_of_all_sizes_come_back(setting: Setting) -> None:
+    sizes = [1, 300, 60, 3000, 2]
+    batch = await setting.submit(*sizes)
+    finished = await batch.results(PATIENCE_S)
+    assert [job.result.serialised_results for job in finished] == [expected(kib) for kib in sizes]
+    assert len(setting.files()) == 2
+    in_redis = await setting.in_redis(batch)
+    assert len(in_redis) == len(sizes)
+    assert max(in_redis) <= INLINE_KB << 10
+    assert [job.result async for job in batch.finished()] == [job.result for job in finished]
+    assert (await setting.queue.result(finished[3].id)).result == finished[3].result
+
+
+async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = await setting.submit(300)
+    await batch.wait(PATIENCE_S)
+
+    def read(**options: Any) -> str | None:
+        with connect(setting.url, **options) as queue:
+            return queue.batch(batch.id).results()[0].result.serialised_results
+
+    assert await asyncio.to_thread(read, results_dir=setting.folder) == expected(300)
+    monkeypatch.setenv("TWEEZER_RESULTS_DIR", str(setting.folder))
+    assert await asyncio.to_thread(read) == expected(300)
+
+
+async def test_a_producer_elsewhere_is_told_how_to_get_them(setting: Setting) -> None:
+    batch = await setting.submit(1, 300)
+    await batch.wait(PATIENCE_S)
+    async with connect_async(setting.url) as queue:
+        assert (await queue.result((await batch.jobs())[0].id)).result.serialised_results == expected(1)
+        with pytest.raises(ResultUnavailable, match=r"results_dir.*TWEEZER_RESULTS_DIR.*API"):
+            await queue.batch(batch.id).results()
+
+
+async def test_the_command_line_reads_them(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = await setting.submit(300)
+    await batch.wait(PATIENCE_S)
+    arguments = ["--redis", setting.url, "results", str(batch.id), "--json"]
+    monkeypatch.setenv("TWEEZER_RESULTS_DIR", str(setting.folder))
+    read = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    assert read.exit_code == 0, read.output
+    assert msgspec.json.decode(read.output)["jobs"][0]["serialised_results"] == expected(300)
+
+
+async def test_no_settle_carries_more_than_a_mebibyte(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    call = Scripts.call
+
+    async def measuring(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+        if name == "settle":
+            sizes.append(len(hiredis.pack_command(("EVALSHA", "0" * 40, 1, *arguments))))
+        return await call(self, name, *arguments)
+
+    monkeypatch.setattr(Scripts, "call", measuring)
+    batch = await setting.submit(*[100] * 200)  # each just below the limit of what Redis takes
+    await batch.wait(PATIENCE_S)
+    assert setting.files() == []
+    assert 10 * (INLINE_KB << 10) < max(sizes) <= MAX_SETTLE_BYTES
+
+
+async def test_a_job_whose_result_cannot_be_written_is_run_again(
+    real_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drive, "_RESULTS_RETRY_S", 0.2)
+    folder = tmp_path / "disk" / "results"
+    (tmp_path / "disk").touch()  # in the way, as a disk that is full would be
+    async with (
+        working(real_redis_url, folder),
+        connect_async(real_redis_url, results_dir=folder) as queue,
+    ):
+
+        async def announced() -> bool:
+            return bool(await queue.store.reader.devices())
+
+        await until(announced)
+        setting = Setting(real_redis_url, folder, queue)
+        batch, small = await setting.submit(300), await setting.submit(1)
+        assert (await small.results(PATIENCE_S))[0].status is JobStatus.DONE
+
+        async def tried_again() -> bool:
+            return (await batch.jobs())[0].attempt >= 2
+
+        await until(tried_again)
+        (tmp_path / "disk").unlink()
+        (job,) = await batch.results(PATIENCE_S)
+        assert job.result.serialised_results == expected(300)
+
+        (tmp_path / "disk").rename(tmp_path / "away")
+        (tmp_path / "disk").touch()
+        (job,) = await (await setting.submit(301)).results(PATIENCE_S)
+        assert job.status is JobStatus.ERROR
+        (fault,) = job.record.faults
+        assert fault.code == "result_unavailable"
+        assert f"{job.id} (" in fault.message
+        assert "cannot be written" in fault.message
+        assert "Not a directory" in fault.message
+
+
+@contextlib.asynccontextmanager
+async def recording(store: Store, database: Database) -> AsyncIterator[None]:
+    """A recorder that forgets at once what has ended."""
+    recorder = asyncio.create_task(Recorder(store, database, namespace="tweezer", grace_s=0).run())
+    try:
+        yield
+    finally:
+        recorder.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await recorder
+
+
+@contextlib.asynccontextmanager
+async def asking(setting: Setting, database: Database, role: Role) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API with a key of this role."""
+    with database.write() as connection:
+        key = create_key(connection, name="test", role=role).text
+    app = create_app(Settings(results_dir=setting.folder), setting.queue.store, database)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
+        yield http
+
+
+async def test_the_api_sends_them_from_redis_and_when_that_forgot_from_the_ledger(
+    setting: Setting, database: Database
+) -> None:
+    batch = await setting.submit(300)
+    (job,) = await batch.results(PATIENCE_S)
+    path, body = f"/api/v1/jobs/{job.id}/results", {"counter": {"0": 1}, "serialised_results": expected(300)}
+    store = setting.queue.store
+
+    async def forgotten() -> bool:
+        return not await setting.in_redis(batch)
+
+    async with asking(setting, database, Role.OPERATOR) as http:
+        response = await http.get(path)
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert response.json() == body
+        async with recording(store, database):
+            await until(forgotten)
+        for encoding in ("gzip", "identity"):
+            response = await http.get(path, headers={"Accept-Encoding": encoding})
+            assert response.json() == body
+        link = (await http.get(f"/api/v1/jobs/{job.id}/results_link")).json()["data"]["results_link"]
+        assert (await http.get(link, headers={"Authorization": ""})).json() == body
+
+        await store.results.delete_batch(batch.id)
+        response = await http.get(path)
+        assert response.status_code == 500
+        assert response.json()["data"]["reason"] == "result_unavailable"
+        assert str(setting.folder) not in response.text
+
+
+async def test_the_folder_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWEEZER_RESULTS_DIR", "here")
+    monkeypatch.setenv("TWEEZER_RESULT_INLINE_KB", "7")
+    connecting: Connect = load().connect()
+    assert connecting.results_dir == tmp_path / "here"
+    assert connecting.result_inline_kb == 7
+    monkeypatch.setenv("TWEEZER_RESULT_INLINE_KB", "513")
+    with pytest.raises(InvalidInput, match="TWEEZER_RESULT_INLINE_KB"):
+        load()

@@ -1,0 +1,120 @@
+"""``tweezer up`` and its ledger: made before the processes start, written while they run, kept when they stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.processes import NULL, PATIENCE_S, wait_until
+
+from tweezer.ledger.migrations import HEAD
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_any_server")]
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts ``tweezer up`` on the folder ``data``, with its output in ``log``; it is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+
+    def run(**settings: str) -> subprocess.Popen[str]:
+        with (tmp_path / "log").open("w") as log:
+            started.append(
+                subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "tweezer.cli", "up", "--data", str(tmp_path / "data")),
+                        *("--port", "0", "--redis-port", "0", "--device", NULL, "--lanes", "1"),
+                    ],
+                    cwd=ROOT,
+                    env=inherited | {f"TWEEZER_{name.upper()}": value for name, value in settings.items()},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def started(running: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    """Waits until it is up; the variables that it says to export."""
+
+    def is_up() -> bool:
+        assert running.poll() is None, log.read_text()
+        return "Ctrl-C stops it all" in log.read_text()
+
+    wait_until(is_up)
+    exports = [line.split()[1] for line in log.read_text().splitlines() if line.strip().startswith("export ")]
+    return dict(export.split("=", 1) for export in exports)
+
+
+def tweezer(variables: dict[str, str], *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tweezer.cli", *arguments],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
+    """Whether these are the statuses of the batches in the ledger, and how many jobs they have."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        return connection.execute("SELECT status, jobs FROM batches ORDER BY id").fetchall() == expected
+
+
+def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) -> None:
+    ledger, log = tmp_path / "data" / "ledger.db", tmp_path / "log"
+    sequence = tmp_path / "sequence.json"
+    sequence.write_text("{}")
+    for round_ in (1, 2):
+        running = start()
+        variables = started(running, log)
+        tweezer(variables, "submit", str(sequence), "--runs", "3", "--device", NULL, "--wait")
+        wait_until(partial(holds, ledger, [("D", 1)] * round_))
+        assert f"(step {HEAD})" in tweezer(variables, "db", "upgrade")
+        assert "recorder: one is active and up to date" in tweezer(variables, "doctor")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(PATIENCE_S) == 0, log.read_text()
+
+
+def test_up_does_not_start_on_a_ledger_of_a_newer_version(start: Start, tmp_path: Path, sqlite_template: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ledger.db").write_bytes(sqlite_template.read_bytes())
+    with closing(sqlite3.connect(tmp_path / "data" / "ledger.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert start().wait(PATIENCE_S) == 1
+    said = (tmp_path / "log").read_text()
+    assert "at step 9999, which is newer" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.postgres
+def test_up_leaves_the_upgrade_of_a_database_server_to_its_operator(
+    start: Start, tmp_path: Path, postgres_url: str
+) -> None:
+    assert start(database_url=postgres_url).wait(PATIENCE_S) == 1
+    assert "has no tables yet: run `tweezer db upgrade`" in (tmp_path / "log").read_text()

@@ -1,0 +1,21 @@
+"""What unit tests share: a ledger where one is needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+
+
+@pytest.fixture
+def ledger(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+    """An empty ledger on SQLite, opened."""
+    copied = shutil.copy(sqlite_template, tmp_path / "ledger.db")
+    opened = Database.open(OpenDatabase(url=f"sqlite:///{copied}"))
+    yield opened
+    opened.close()

@@ -1,0 +1,846 @@
+"""Who comes in: keys, roles, log-ins, links that are signed, and what strangers hear."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
+
+import argon2
+import httpx
+import pytest
+from fastapi import APIRouter
+from sqlalchemy import select, update
+from tests.api_rig import PROJECT, SOON_S, Rig, bearer
+
+from tweezer.api import auth, logins
+from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
+from tweezer.api.dependencies import Caller, Servant, Submitter
+from tweezer.api.logins import network_of
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.credentials import Principal, Role, key_id, new_key
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_key, list_keys, revoke_key
+from tweezer.ledger.passwords import hash_password
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.schema import keys, users
+from tweezer.ledger.users import add_to_project, create_user, find_login, open_session, set_disabled, set_password
+from tweezer.model.errors import Unavailable
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.settings import Settings
+from tweezer.store.attempts import FAILURES_MAX, WINDOW_S, By
+
+ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+DEVICES = "/api/v1/devices"
+PASSWORD = "correct horse battery"
+QUICK_HASH = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    rig = Rig(Settings(longpoll_s=0, link_s=100, session_s=500), ledger)
+    await rig.announce()
+    yield rig
+    await rig.close()
+
+
+class Clock:
+    """Time as the authenticator takes it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(auth, "time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+class Counted:
+    """A database that counts what is asked of it, and that can be away or slow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.asked = 0
+        self.away = False
+        self.gate: asyncio.Event | None = None
+
+    async def run(self, work: Callable[..., Any], _: object, *arguments: Any) -> Any:
+        self.asked += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.away:
+            raise Unavailable("the ledger's database cannot be used: it is away")
+        return await self._database.run(work, self._database, *arguments)
+
+
+@pytest.fixture
+def counted(ledger: Database) -> Counted:
+    return Counted(ledger)
+
+
+def watch(counted: Counted) -> Authenticator:
+    return Authenticator(counted)  # type: ignore[arg-type]  # what it needs of a database is there
+
+
+def make_key(ledger: Database, **options: Any) -> str:
+    with ledger.write() as connection:
+        project_no(connection, PROJECT)
+        return create_key(connection, name="k", project_id=PROJECT, **options).text
+
+
+def revoke(ledger: Database, key: str) -> None:
+    with ledger.write() as connection:
+        revoke_key(connection, key_id(key) or "")
+
+
+def make_user(ledger: Database, name: str = "ada", *projects: str, password: str = PASSWORD) -> str:
+    """The id of a user with a password that is checked quickly."""
+    with ledger.write() as connection:
+        user = create_user(connection, name, QUICK_HASH.hash(password))
+        for project in projects:
+            project_no(connection, project)
+            add_to_project(connection, name, project)
+        return user.id
+
+
+# -- the key of a request -------------------------------------------------------------------------------
+
+
+async def test_every_route_asks_for_a_key_but_those_that_are_open(rig: Rig) -> None:
+    document = (await rig.stranger.get("/openapi.json")).json()
+    closed = {path: its for path, its in document["paths"].items() if path not in OPEN_PATHS}
+    assert len(closed) > 10
+    for path, methods in closed.items():
+        for method in methods:
+            answer = await rig.stranger.request(method, path.format_map(Filled()))
+            assert answer.status_code == 401, f"{method} {path}"
+
+
+class Filled(dict[str, str]):
+    """An id for every parameter of a path."""
+
+    def __missing__(self, name: str) -> str:
+        return ID
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
+async def test_who_has_no_key_can_ask_whether_the_service_works(rig: Rig, path: str) -> None:
+    assert (await rig.stranger.get(path)).status_code == 200
+
+
+async def test_all_who_may_not_come_in_hear_the_same(rig: Rig, ledger: Database) -> None:
+    good = rig.key()
+    revoked, expired, disabled = rig.key(), rig.key(expires_s=60), rig.key(user_id=make_user(ledger))
+    revoke(ledger, revoked)
+    with ledger.write() as connection:
+        over = {"expires_ms": now_ms() - 1}
+        connection.execute(update(keys).where(keys.c.id == key_id(expired)).values(over))
+        set_disabled(connection, "ada", disabled=True)
+    headers: list[list[tuple[str, str | bytes]]] = [
+        [],
+        [("Authorization", f"Bearer {revoked}")],
+        [("Authorization", f"Bearer {expired}")],
+        [("Authorization", f"Bearer {disabled}")],
+        [("Authorization", f"Bearer {new_key()}")],
+        [("Authorization", f"Bearer {good[:17]}{new_key()[17:]}")],
+        [("Authorization", f"Bearer {good[:-1]}")],
+        [("Authorization", f"Bearer {good}x")],
+        [("Authorization", f"Bearer {good.upper()}")],
+        [("Authorization", good)],
+        [("Authorization", f"Basic {good}")],
+        [("Authorization", "Bearer")],
+        [("Authorization", b"Bearer \xff")],
+        [("Authorization", f"Bearer {'a' * 5000}")],
+        [("Authorization", f"Bearer {good}"), ("Authorization", f"Bearer {good}")],
+        [("Cookie", f"key={good}"), ("X-Api-Key", good)],
+    ]
+    assert (await rig.stranger.get(DEVICES, headers=bearer(good))).status_code == 200
+    answers = [await rig.stranger.get(DEVICES, headers=cast(Any, each)) for each in headers]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({answer.content for answer in answers}) == 1
+    assert len({tuple(answer.headers.items()) for answer in answers}) == 1
+    assert answers[0].headers["www-authenticate"] == 'Bearer realm="tweezer"'
+    assert answers[0].json()["data"]["reason"] == "unauthorized"
+
+
+async def test_a_key_in_the_query_opens_nothing(rig: Rig) -> None:
+    assert (await rig.stranger.get(DEVICES, params={"key": rig.key(), "access_token": rig.key()})).status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_is_read_as_http_has_it(rig: Rig, scheme: str) -> None:
+    answer = await rig.stranger.get(DEVICES, headers={"Authorization": f"{scheme} {rig.key()}"})
+    assert answer.status_code == 200
+
+
+async def test_a_stranger_does_not_learn_which_routes_there_are(rig: Rig) -> None:
+    assert (await rig.stranger.get("/api/v1/nowhere")).status_code == 401
+    assert (await rig.stranger.get(f"{DEVICES}/")).status_code == 401
+    assert (await rig.http.get("/api/v1/nowhere")).status_code == 404
+
+
+async def test_the_document_says_which_routes_need_a_key(rig: Rig) -> None:
+    document = (await rig.stranger.get("/openapi.json")).json()
+    (scheme,) = document["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == (path not in OPEN_PATHS), path
+
+
+# -- look-ups -------------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_looked_up_once_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    for _ in range(10):
+        principal = await doorman.principal(key)
+        assert principal is not None
+        assert principal.projects == {PROJECT}
+        clock.now += REMEMBERED_S / 11
+    assert counted.asked == 1
+    clock.now += REMEMBERED_S
+    await doorman.principal(key)
+    assert counted.asked == 2
+
+
+async def test_a_revoked_key_opens_nothing_after_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
+    assert REMEMBERED_S <= 1
+    key, doorman = make_key(ledger), watch(counted)
+    assert await doorman.principal(key) is not None
+    revoke(ledger, key)
+    clock.now += REMEMBERED_S + 0.001
+    assert await doorman.principal(key) is None
+
+
+async def test_a_key_opens_nothing_after_its_end_though_it_is_remembered(
+    ledger: Database, counted: Counted, clock: Clock
+) -> None:
+    key, doorman = make_key(ledger, expires_s=0.3), watch(counted)
+    assert await doorman.principal(key) is not None
+    clock.now += 0.31
+    with ledger.write() as connection:  # the clock of the ledger is the real one
+        connection.execute(update(keys).values(expires_ms=now_ms() - 1))
+    assert await doorman.principal(key) is None
+
+
+async def test_a_new_project_of_a_user_is_seen_after_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
+    make_user(ledger, "ada", "one")
+    doorman = watch(counted)
+    with ledger.write() as connection:
+        login = find_login(connection, "ada")
+        session = open_session(connection, login, password=login.password or "", session_s=60)
+        project_no(connection, "two")
+        assert session is not None
+    assert (await principal_of(doorman, session.text)).projects == {"one"}
+    with ledger.write() as connection:
+        add_to_project(connection, "ada", "two")
+    clock.now += REMEMBERED_S + 0.001
+    assert (await principal_of(doorman, session.text)).projects == {"one", "two"}
+
+
+async def principal_of(doorman: Authenticator, key: str) -> Principal:
+    principal = await doorman.principal(key)
+    assert principal is not None
+    return principal
+
+
+async def test_requests_that_come_together_share_one_look_up(ledger: Database, counted: Counted) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    found = await asyncio.gather(*(doorman.principal(key) for _ in range(50)))
+    assert counted.asked == 1
+    assert len({principal.key for principal in found if principal is not None}) == 1
+    assert None not in found
+
+
+async def test_a_look_up_that_takes_too_long_is_not_shared_with_who_comes_later(
+    ledger: Database, counted: Counted, clock: Clock
+) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    counted.gate = asyncio.Event()
+    first = asyncio.create_task(doorman.principal(key))
+    await until(lambda: counted.asked == 1)
+    clock.now += REMEMBERED_S + 0.001
+    second = asyncio.create_task(doorman.principal(key))
+    await until(lambda: counted.asked == 2)
+    counted.gate.set()
+    assert await first is not None
+    assert await second is not None
+
+
+async def test_who_goes_while_a_key_is_looked_up_takes_nothing_from_the_others(
+    ledger: Database, counted: Counted
+) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    counted.gate = asyncio.Event()
+    asking = [asyncio.create_task(doorman.principal(key)) for _ in range(2)]
+    await until(lambda: counted.asked == 1)
+    asking[0].cancel()
+    counted.gate.set()
+    assert await asyncio.wait_for(asking[1], SOON_S) is not None
+    assert asking[0].cancelled()
+
+
+async def test_unknown_keys_fill_no_memory(ledger: Database, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_REMEMBERED_MAX", 5)
+    doorman = watch(counted)
+    key = make_key(ledger)
+    for _ in range(20):
+        assert await doorman.principal(new_key()) is None
+        assert len(doorman._known) <= 5
+    assert await doorman.principal(key) is not None
+    assert not doorman._looking
+
+
+async def test_an_unknown_key_is_not_looked_up_again_within_the_second(counted: Counted, clock: Clock) -> None:
+    doorman, key = watch(counted), new_key()
+    for _ in range(5):
+        assert await doorman.principal(key) is None
+    assert counted.asked == 1
+
+
+async def test_what_has_not_the_form_of_a_key_is_not_looked_up(counted: Counted) -> None:
+    for text in ("", "x", "twz_", new_key()[:-1], new_key() + "\n"):
+        assert await watch(counted).principal(text) is None
+    assert counted.asked == 0
+
+
+async def test_another_secret_with_a_known_id_opens_nothing(ledger: Database, counted: Counted) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    forged = key[:17] + new_key()[17:]
+    assert await doorman.principal(forged) is None
+    assert await doorman.principal(key) is not None
+    assert await doorman.principal(forged) is None
+    assert counted.asked == 1
+
+
+async def test_without_the_database_a_key_works_for_a_second_and_no_longer(
+    ledger: Database, counted: Counted, clock: Clock
+) -> None:
+    key, doorman = make_key(ledger), watch(counted)
+    assert await doorman.principal(key) is not None
+    counted.away = True
+    clock.now += REMEMBERED_S - 0.001
+    assert await doorman.principal(key) is not None
+    clock.now += 0.002
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await doorman.principal(key)
+    counted.away = False
+    assert await doorman.principal(key) is not None
+
+
+async def test_without_the_database_nobody_comes_in_and_the_answer_is_unavailable(rig: Rig, ledger: Database) -> None:
+    key = rig.key()
+    with ledger.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE keys RENAME TO locks")
+    answer = await rig.stranger.get(DEVICES, headers=bearer(key))
+    assert (answer.status_code, answer.json()["data"]["reason"]) == (503, "unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await rig.stranger.get("/health")).status_code == 200
+
+
+async def test_that_a_key_was_used_is_written_and_of_others_not(ledger: Database, counted: Counted) -> None:
+    used, guessed = make_key(ledger), make_key(ledger)
+    doorman = watch(counted)
+    await doorman.principal(used)
+    await doorman.principal(guessed[:17] + new_key()[17:])
+    counted.away = True
+    with pytest.raises(Unavailable):
+        await doorman.write_used()
+    counted.away = False
+    await doorman.write_used()
+    with ledger.read() as connection:
+        assert {key.id for key in list_keys(connection) if key.used is not None} == {key_id(used)}
+    counted.asked = 0
+    await doorman.write_used()
+    assert counted.asked == 0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        await asyncio.sleep(0.001)
+
+
+# -- roles ----------------------------------------------------------------------------------------------
+
+
+async def test_a_role_that_may_not_is_told_which_may(rig: Rig) -> None:
+    router = APIRouter()
+
+    @router.get("/submit")
+    async def submit(caller: Submitter) -> str:
+        return caller.role
+
+    @router.get("/serve")
+    async def serve(caller: Servant) -> str:
+        return caller.role
+
+    @router.get("/ask")
+    async def ask(caller: Caller) -> str:
+        return caller.role
+
+    rig.app.include_router(router)
+    allowed = {
+        "/submit": {Role.USER, Role.OPERATOR},
+        "/serve": {Role.OPERATOR, Role.WORKER},
+        "/ask": set(Role),
+    }
+    for role in Role:
+        key = rig.key(role)
+        for path, roles in allowed.items():
+            answer = await rig.get(path, key=key)
+            if role in roles:
+                assert (answer.status_code, answer.json()) == (200, role)
+            else:
+                assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "forbidden")
+                assert all(allowed_role in answer.json()["data"]["description"] for allowed_role in roles)
+        assert (await rig.stranger.get("/ask")).status_code == 401
+
+
+# -- what belongs to others -----------------------------------------------------------------------------
+
+ROUTES = (
+    "/api/v2/batches/{batch}",
+    "/api/v1/batches/{batch}/status",
+    "/api/v2/jobs/{job}",
+    "/api/v1/jobs/{job}/status",
+    "/api/v1/jobs/{job}/results_link",
+    "/api/v1/jobs/{job}/results",
+)
+
+
+def fill(route: str, batch: UUID) -> str:
+    return route.format(batch=batch, job=job_id(batch, 0))
+
+
+@pytest.fixture
+def asked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of Redis and of the ledger, from now on."""
+    asked: list[str] = []
+    redis: Any = type(rig.store.redis)
+    database = rig.database
+    execute, run = redis.execute_command, database.run
+
+    def noted_execute(client: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(str(arguments[0]))
+        return execute(client, *arguments, **options)
+
+    async def noted_run(work: Callable[..., Any], *arguments: Any) -> Any:
+        asked.append(work.__qualname__)
+        return await run(work, *arguments)
+
+    monkeypatch.setattr(redis, "execute_command", noted_execute)
+    monkeypatch.setattr(database, "run", noted_run)
+    return asked
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_what_belongs_to_others_is_as_if_it_were_not(rig: Rig, route: str, asked: list[str]) -> None:
+    key, theirs, nothing = rig.key(), await rig.submit(1, project="theirs"), new_batch_id()
+    await rig.run()
+    await rig.get(fill(route, new_batch_id()), key=key)  # now the key is known, and the scripts are loaded
+    told = []
+    for batch in (theirs, nothing):
+        asked.clear()
+        answer = await rig.get(fill(route, batch), key=key)
+        assert answer.status_code == 404
+        text = answer.text.replace(str(job_id(batch, 0)), "JOB").replace(str(batch), "BATCH")
+        told.append((text, len(answer.content), dict(answer.headers), list(asked)))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_what_is_ones_own_is_there(rig: Rig, route: str) -> None:
+    ours = await rig.submit(1)
+    await rig.run()
+    assert (await rig.get(fill(route, ours), key=rig.key())).status_code == 200
+    assert (await rig.get(fill(route, ours), key=rig.key(project="theirs"))).status_code == 404
+    for role in (Role.OPERATOR, Role.WORKER):
+        assert (await rig.get(fill(route, ours), key=rig.key(role, project=None))).status_code == 200
+
+
+# -- links to results -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def link(rig: Rig) -> str:
+    """A link to the results of a job."""
+    job = job_id(await rig.submit(1), 0)
+    await rig.run()
+    link: str = (await rig.data(f"/api/v1/jobs/{job}/results_link", key=rig.key()))["results_link"]
+    return link
+
+
+async def test_a_link_is_absolute_and_needs_no_key(rig: Rig, link: str) -> None:
+    assert link.startswith("http://127.0.0.1:8000/api/v1/jobs/")
+    answer = await rig.stranger.get(link)
+    assert (answer.status_code, answer.json()["counter"]) == (200, {"01": 10})
+    assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_a_link_works_in_every_process_of_the_api(rig: Rig, link: str) -> None:
+    another = Rig(Settings(), rig.database)
+    assert (await another.stranger.get(link)).json()["data"]["reason"] == "not_found"  # past the signature
+    await another.close()
+
+
+async def test_results_are_also_to_be_had_with_a_key(rig: Rig, link: str) -> None:
+    path = urlsplit(link).path
+    assert (await rig.get(path, key=rig.key())).status_code == 200
+    assert (await rig.get(path, key=rig.key(project="theirs"))).status_code == 404
+    assert (await rig.stranger.get(path)).status_code == 401
+
+
+async def test_a_link_expires(rig: Rig, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (expires,) = parse_qs(urlsplit(link).query)["expires"]
+    assert 95 <= int(expires) - time.time() <= 100
+    for later, status in ((int(expires) - 1, 200), (int(expires), 403), (int(expires) + 10_000, 403)):
+        monkeypatch.setattr("tweezer.api.links.time", SimpleNamespace(time=lambda at=later: at))
+        answer = await rig.stranger.get(link)
+        assert answer.status_code == status
+        if status == 403:
+            assert answer.json()["data"]["reason"] == "link_expired"
+            assert "results_link" in answer.json()["data"]["description"]
+
+
+async def test_a_link_that_was_changed_opens_nothing(rig: Rig, link: str) -> None:
+    other = job_id(await rig.submit(1), 0)
+    await rig.run()
+    parts = urlsplit(link)
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    mine = UUID(parts.path.split("/")[4])
+    good, far = query["signature"], str(int(query["expires"]) + 1)
+    changed = [
+        (other, query),
+        (mine, {**query, "expires": far}),
+        (mine, {**query, "expires": "0" + query["expires"]}),
+        (mine, {**query, "expires": "9" * 5000}),
+        (mine, {**query, "expires": "x"}),
+        (mine, {"signature": good}),
+        (mine, {**query, "signature": ""}),
+        (mine, {**query, "signature": good[:-1]}),
+        (mine, {**query, "signature": good.upper()}),
+        (mine, {**query, "signature": "é"}),
+        (mine, {**query, "signature": "0" * len(good)}),
+    ]
+    for job, parameters in changed:
+        answer = await rig.stranger.get(f"/api/v1/jobs/{job}/results", params=parameters)
+        assert answer.status_code == 403, parameters
+        assert "01" not in answer.json()
+    assert (await rig.stranger.get(f"/api/v1/jobs/{mine}/results", params={**query, "more": "1"})).status_code == 200
+
+
+@pytest.mark.parametrize("path", [f"/api/v2/jobs/{ID}", DEVICES, f"/api/v1/jobs/{ID}/results/"])
+async def test_a_signature_opens_nothing_but_results(rig: Rig, link: str, path: str) -> None:
+    assert (await rig.stranger.get(f"{path}?{urlsplit(link).query}")).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "[::1]:8000", "tweezer.example.org", "10.1.2.3:80"])
+async def test_a_link_leads_to_where_the_request_came(rig: Rig, link: str, host: str) -> None:
+    path = urlsplit(link).path.replace("/results", "/results_link")
+    link = (await rig.data(path, headers={"Host": host}))["results_link"]
+    assert urlsplit(link).netloc == host.lower()
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example@good.example", "good.example/evil", "a:80:80", "a:x", "a b", "::1", "é", "", "a" * 5000, 'a"'],
+)
+async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig: Rig, link: str, host: str) -> None:
+    path = urlsplit(link).path.replace("/results", "/results_link")
+    answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
+    assert (answer.status_code, answer.json()["data"]["field"]) == (400, "Host")
+    assert "TWEEZER_PUBLIC_URL" in answer.json()["data"]["description"]
+    assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize("url", ["https://q.example.org", "https://q.example.org/tweezer/"])
+async def test_a_link_leads_to_the_public_url_if_there_is_one(ledger: Database, url: str) -> None:
+    rig = Rig(Settings(public_url=url), ledger)
+    await rig.announce()
+    job = job_id(await rig.submit(1), 0)
+    await rig.run()
+    link = (await rig.data(f"/api/v1/jobs/{job}/results_link", headers={"Host": "a b"}))["results_link"]
+    assert link.startswith(f"{url.rstrip('/')}/api/v1/jobs/{job}/results?expires=")
+    await rig.close()
+
+
+# -- log-ins --------------------------------------------------------------------------------------------
+
+FORM = {  # what pasqal-cloud sends
+    "client_id": "local",
+    "grant_type": "password",
+    "realm": "local",
+    "audience": "local",
+    "username": "ada",
+    "password": PASSWORD,
+}
+
+
+async def log_in(rig: Rig, **changes: Any) -> httpx.Response:
+    form = {name: value for name, value in {**FORM, **changes}.items() if value is not None}
+    return await rig.stranger.post("/oauth/token", data=form)
+
+
+def assert_refused(answer: httpx.Response, status: int, error: str) -> None:
+    """As RFC 6749 has it, and as Pasqal's clients read it."""
+    assert (answer.status_code, answer.json()["error"]) == (status, error)
+    assert set(answer.json()) == {"error", "error_description"}
+    assert answer.json()["error_description"]
+    assert PASSWORD not in answer.text
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("grant", ["password", "http://auth0.com/oauth/grant-type/password-realm"])
+async def test_a_user_logs_in_and_sees_all_its_projects(rig: Rig, ledger: Database, grant: str) -> None:
+    user = make_user(ledger, "ada", "one", "two")
+    project_of(ledger, "three")
+    batches = [await rig.submit(1, project=project) for project in ("one", "two", "three")]
+    answer = await log_in(rig, grant_type=grant)
+    token = answer.json()
+    assert answer.status_code == 200
+    assert {**token, "access_token": ""} == {"access_token": "", "token_type": "Bearer", "expires_in": 500}
+    assert (answer.headers["cache-control"], answer.headers["pragma"]) == ("no-store", "no-cache")
+    key = token["access_token"]
+    statuses = [(await rig.get(f"/api/v2/batches/{batch}", key=key)).status_code for batch in batches]
+    assert statuses == [200, 200, 404]
+    projects = await rig.data("/account/api/v1/projects?project_status=ACTIVE", key=key)
+    assert {project["id"] for project in projects} == {"one", "two"}
+    with ledger.read() as connection:
+        (session,) = [it for it in list_keys(connection, sessions=True) if it.user == user]
+    assert session.expires is not None
+    assert abs((session.expires - session.created).total_seconds() - 500) < 1
+
+
+def project_of(ledger: Database, project: str) -> None:
+    with ledger.write() as connection:
+        project_no(connection, project)
+
+
+async def test_wrong_names_and_passwords_are_told_alike(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    make_user(ledger, "bob")
+    with ledger.write() as connection:
+        set_disabled(connection, "bob", disabled=True)
+        create_user(connection, "carol", None)
+    tries = [
+        {"password": "x"},
+        {"username": "nobody"},
+        {"username": "bob"},
+        {"username": "carol"},
+        {"username": "a\x00"},
+    ]
+    answers = [await log_in(rig, **each) for each in tries]
+    for answer in answers:
+        assert_refused(answer, 400, "invalid_grant")
+    assert len({answer.content for answer in answers}) == 1
+
+
+async def test_an_unknown_name_costs_as_much_as_a_known_one(
+    rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ledger.write() as connection:
+        create_user(connection, "ada", hash_password(PASSWORD))
+    took: dict[str, list[float]] = {"ada": [], "nobody": []}
+    for _ in range(3):
+        for name, times in took.items():
+            began = time.perf_counter()
+            assert_refused(await log_in(rig, username=name, password="wrong"), 400, "invalid_grant")
+            times.append(time.perf_counter() - began)
+    assert 0.5 < min(took["ada"]) / min(took["nobody"]) < 2
+
+
+@pytest.mark.parametrize("missing", ["grant_type", "username", "password"])
+@pytest.mark.parametrize("value", [None, "", ["a", "b"]])
+async def test_what_a_form_lacks_is_named(rig: Rig, missing: str, value: Any) -> None:
+    answer = await log_in(rig, **{missing: value})
+    assert_refused(answer, 400, "invalid_request")
+    assert missing in answer.json()["error_description"]
+
+
+async def test_another_grant_is_refused(rig: Rig) -> None:
+    assert_refused(await log_in(rig, grant_type="client_credentials"), 400, "unsupported_grant_type")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"username": "ada"}', "application/json"),
+        (b"", ""),
+        (b"username=%FF%FE&password=x&grant_type=password", "application/x-www-form-urlencoded"),
+        (b"\xff\xfe", "application/x-www-form-urlencoded"),
+        (b"a=" + b"b" * 20_000, "application/x-www-form-urlencoded"),
+        (b"&".join(b"a%d=1" % n for n in range(100)), "application/x-www-form-urlencoded"),
+    ],
+)
+async def test_what_is_no_form_is_refused(rig: Rig, content: bytes, kind: str) -> None:
+    answer = await rig.stranger.post("/oauth/token", content=content, headers={"Content-Type": kind})
+    assert answer.status_code in (400, 413)
+    if answer.status_code == 400:
+        assert_refused(answer, 400, "invalid_request")
+
+
+async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_password(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    make_user(ledger, "bob")
+    for _ in range(FAILURES_MAX[By.NAME]):
+        assert_refused(await log_in(rig, password="x"), 400, "invalid_grant")
+    for password in ("x", PASSWORD):
+        answer = await log_in(rig, password=password)
+        assert_refused(answer, 429, "too_many_attempts")
+        assert 0 < int(answer.headers["retry-after"]) <= WINDOW_S
+    assert (await log_in(rig, username="bob")).status_code == 200
+
+
+async def test_an_address_that_tries_many_names_must_wait(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    for number in range(FAILURES_MAX[By.ADDRESS]):
+        assert_refused(await log_in(rig, username=f"user{number}"), 400, "invalid_grant")
+    assert_refused(await log_in(rig), 429, "too_many_attempts")
+
+
+async def test_log_ins_that_succeed_are_not_counted(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    answers = await asyncio.gather(*(log_in(rig) for _ in range(FAILURES_MAX[By.ADDRESS] + 10)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert not await rig.store.redis.keys("*logins*")
+
+
+async def test_failures_are_counted_across_processes_and_forgotten_after_the_window(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    for _ in range(FAILURES_MAX[By.NAME]):
+        await log_in(rig, password="x")
+    found = await rig.store.redis.keys("*logins*")
+    assert len(found) == 2
+    assert all([0 < await rig.store.redis.ttl(name) <= WINDOW_S for name in found])
+    assert all(b"ada" not in name for name in found)
+    for name in found:
+        await rig.store.redis.delete(name)
+    assert (await log_in(rig)).status_code == 200
+
+
+async def test_many_failures_at_once_do_not_slip_through(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    answers = await asyncio.gather(*(log_in(rig, password="x") for _ in range(60)))
+    tried = sum(answer.status_code == 400 for answer in answers)
+    assert FAILURES_MAX[By.NAME] <= tried <= FAILURES_MAX[By.NAME] + logins.AT_ONCE
+
+
+async def test_two_passwords_are_checked_at_a_time(rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_user(ledger)
+    at_once, most, lock = 0, 0, threading.Lock()
+    full = threading.Event()
+
+    def slow(password: str, kept: str | None) -> bool:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+            if at_once == logins.AT_ONCE:
+                full.set()
+        assert full.wait(SOON_S)
+        with lock:
+            at_once -= 1
+        return True
+
+    monkeypatch.setattr(logins, "is_password", slow)
+    answers = await asyncio.gather(*(log_in(rig) for _ in range(10)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert most == logins.AT_ONCE == 2
+
+
+async def test_more_log_ins_than_can_wait_are_put_off(
+    rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logins, "_WAITING_MAX", 3)
+    make_user(ledger)
+    answers = await asyncio.gather(*(log_in(rig) for _ in range(10)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in answers:
+        if answer.status_code == 503:
+            assert_refused(answer, 503, "temporarily_unavailable")
+            assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_password_hashed_in_an_older_way_is_hashed_anew_at_the_log_in(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+
+    def kept() -> str:
+        with ledger.read() as connection:
+            text: str = connection.execute(select(users.c.password)).scalar_one()
+            return text
+
+    older = kept()
+    assert_refused(await log_in(rig, password="x"), 400, "invalid_grant")
+    assert kept() == older
+    assert (await log_in(rig)).status_code == 200
+    newer = kept()
+    assert newer.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert (await log_in(rig)).status_code == 200
+    assert kept() == newer
+
+
+async def test_a_changed_password_ends_the_sessions(rig: Rig, ledger: Database, clock: Clock) -> None:
+    make_user(ledger)
+    key = (await log_in(rig)).json()["access_token"]
+    assert (await rig.get(DEVICES, key=key)).status_code == 200
+    with ledger.write() as connection:
+        set_password(connection, "ada", QUICK_HASH.hash("another password"))
+    clock.now += REMEMBERED_S + 0.001
+    assert (await rig.get(DEVICES, key=key)).status_code == 401
+    assert_refused(await log_in(rig), 400, "invalid_grant")
+    assert (await log_in(rig, password="another password")).status_code == 200
+
+
+async def test_without_redis_nobody_logs_in(rig: Rig, ledger: Database) -> None:
+    make_user(ledger)
+    rig.server.connected = False
+    assert_refused(await log_in(rig), 503, "temporarily_unavailable")
+    rig.server.connected = True
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_hosts_of_one_ipv6_network_count_as_one(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+# -- the account ----------------------------------------------------------------------------------------
+
+
+async def test_a_key_has_its_project_and_an_operator_has_all(rig: Rig) -> None:
+    ours = rig.key()
+    rig.key(project="theirs")
+    path = "/account/api/v1/projects"
+    (project,) = await rig.data(path, key=ours)
+    assert set(project) >= {"id", "name"}
+    assert (project["id"], project["status"]) == (PROJECT, "ACTIVE")
+    assert {each["id"] for each in await rig.data(path)} == {PROJECT, "theirs"}
+    assert await rig.data(path, params={"project_status": "ARCHIVED"}) == []
+    assert (await rig.stranger.get(path)).status_code == 401
