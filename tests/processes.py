@@ -1,6 +1,6 @@
 """Real processes of the queue, for tests: started, stopped, killed, and asked what they logged.
 
-Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores``, with
+Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores | api``, with
 its settings from the environment. Besides the devices of the package it serves those of the tests below.
 """
 
@@ -49,7 +49,10 @@ QUICK = {"lease_s": LEASE_S, "heartbeat_s": 0.3, "drain_s": 1.0, "log_format": "
 NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 
-OWNED = ("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:")
+OWNED = (
+    *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
+    *("tweezer:ended", "tweezer:server"),
+)
 """Keys that stay when all work is done begin with one of these."""
 
 Jobs = Iterable[dict[str, Any]]
@@ -114,7 +117,7 @@ def serve_devices_of_the_tests() -> None:
 
 
 class Process:
-    """A worker or the chores, as a process of its own that logs into a file."""
+    """A worker, the chores or the API, as a process of its own that logs into a file."""
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         here = Path(__file__)
@@ -228,6 +231,17 @@ class Site:
             await self.serves(worker)
         return workers
 
+    async def api(self, **settings: object) -> tuple[Process, str]:
+        """Starts an API on a ledger that there is, and waits until it listens; with its URL."""
+        process = self.spawn("api", api_port=0, **settings)
+
+        def listening() -> bool:
+            assert process.alive, f"the process ended at its start:\n{process.text}"
+            return bool(process.said("api.listening"))
+
+        await until(listening, "an API that listens")
+        return process, str(process.said("api.listening")[0]["url"])
+
     async def serves(self, process: Process) -> None:
         """Waits until the process says that it has started."""
 
@@ -326,12 +340,18 @@ class Site:
         return jobs
 
     async def leftovers(self) -> list[str]:
-        """Keys that stay although no work is left: beside what devices and events own, all must expire."""
+        """Keys that stay although no work is left: beside what devices, events and batches that the recorder is to
+        forget own, all must expire."""
         redis: Any = self.store.redis
+        kept = {
+            f"tweezer:batch:{raw.decode()}{part}"
+            for raw in await redis.zrange("tweezer:ended", 0, -1)
+            for part in ("", ":spec", ":state", ":result", ":fault")
+        }
         found = []
         for raw in await redis.keys("*"):
             name = raw.decode()
-            if await redis.pttl(name) < 0 and not name.startswith(OWNED):
+            if await redis.pttl(name) < 0 and not name.startswith(OWNED) and name not in kept:
                 found.append(name)
         for device in await self.store.reader.device_names():
             found += [
@@ -387,6 +407,10 @@ def main() -> None:
     serve_devices_of_the_tests()
     if sys.argv[1] == "chores":
         run_chores(settings)
+    elif sys.argv[1] == "api":
+        from tweezer.api.app import run_api  # which takes a while to import
+
+        run_api(settings)
     else:
         burst = "--burst" in sys.argv
         run_worker(settings, device=settings.device, lanes=settings.lanes, version="test", burst=burst)

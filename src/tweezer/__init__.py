@@ -1,7 +1,15 @@
 """Tweezer: a self-hosted asynchronous job queue for neutral-atom quantum work."""
 
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    ResultUnavailable,
+    TweezerError,
+    Unavailable,
+)
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec as Job
 from tweezer.model.messages import Limits, Priority, Result
@@ -26,6 +34,7 @@ __all__ = [
     "Queue",
     "QueueFull",
     "Result",
+    "ResultUnavailable",
     "TweezerError",
     "Unavailable",
     "WaitTimeout",

@@ -13,14 +13,16 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.place import OpenDatabase
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import Conflict, InvalidInput, TweezerError, Unavailable
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, TweezerError, Unavailable
 from tweezer.model.events import read_events
 from tweezer.model.ids import new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
@@ -34,6 +36,8 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRe
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results
+
+    from tweezer.ledger.history import History
 
 T = TypeVar("T")
 
@@ -120,42 +124,45 @@ class AsyncBatch:
 
     async def record(self) -> BatchRecord:
         """The batch as it stands now. Raises NotFound."""
-        return await self._ask(lambda: self._store.reader.batch(self.id, project=self._queue.project))
+        try:
+            return await self._ask(lambda: self._store.reader.batch(self.id, project=self._queue.project))
+        except NotFound:
+            forgotten = await self._forgotten()
+            if forgotten is None:
+                raise
+            return forgotten
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
         added, key = list(jobs), idempotency_key or secrets.token_hex(16)
-        return await self._ask(
+        return await self._command(
             lambda: self._store.admission.add_jobs(self.id, added, project=self._queue.project, idempotency_key=key)
         )
 
     async def close(self) -> None:
         """No more jobs will come: the batch is DONE when its jobs are."""
-        await self._ask(lambda: self._store.commands.close(self.id, project=self._queue.project))
+        await self._command(lambda: self._store.commands.close(self.id, project=self._queue.project))
 
     async def cancel(self) -> None:
         """Cancels what is pending and stops what runs."""
         key = secrets.token_hex(16)
-        await self._ask(lambda: self._store.commands.cancel(self.id, project=self._queue.project, idempotency_key=key))
+        await self._command(
+            lambda: self._store.commands.cancel(self.id, project=self._queue.project, idempotency_key=key)
+        )
 
     async def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
         """Cancels some of the jobs; one answer each."""
         key = secrets.token_hex(16)
-        return await self._ask(
+        return await self._command(
             lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project, idempotency_key=key)
         )
 
     async def pause(self) -> None:
         """Hands out no more jobs; what runs finishes."""
-        await self._ask(lambda: self._store.commands.pause(self.id, project=self._queue.project))
+        await self._command(lambda: self._store.commands.pause(self.id, project=self._queue.project))
 
     async def resume(self) -> None:
-        await self._ask(lambda: self._store.commands.resume(self.id, project=self._queue.project))
-
-    async def forget(self) -> None:
-        """Removes the batch, which must have ended, with its results."""
-        key = secrets.token_hex(16)
-        await self._ask(lambda: self._store.commands.forget(self.id, project=self._queue.project, idempotency_key=key))
+        await self._command(lambda: self._store.commands.resume(self.id, project=self._queue.project))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
@@ -179,7 +186,18 @@ class AsyncBatch:
     async def jobs(self) -> list[JobRecord]:
         """All jobs as they stand now, in the order of their indices."""
         record = await self.record()
-        return await self._jobs(record, range(record.jobs))
+        return await self.jobs_at(record, range(record.jobs))
+
+    async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        """Some jobs of the batch as they stand now, in the order of their indices."""
+        found = await self._ask(lambda: self._store.reader.jobs(record, indices))
+        if len(found) == len(indices) or (history := await self._queue.history()) is None:
+            return found
+        return await history.jobs(record, indices)
+
+    async def results_at(self, indices: Sequence[int]) -> dict[int, Result]:
+        """The results of jobs that are DONE, by index. Find the batch first: that it is the project's."""
+        return await self._queue.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
@@ -217,13 +235,22 @@ class AsyncBatch:
         ]
 
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
-        ended = [job for job in await self._jobs(record, indices) if job.status.terminal]
+        ended = [job for job in await self.jobs_at(record, indices) if job.status.terminal]
         done = [job.index for job in ended if job.status is JobStatus.DONE]
-        results = await self._ask(lambda: self._store.reader.results(self.id, done))
+        results = await self.results_at(done)
         return [Finished(job, results.get(job.index)) for job in ended]
 
-    async def _jobs(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        return await self._ask(lambda: self._store.reader.jobs(record, indices))
+    async def _forgotten(self) -> BatchRecord | None:
+        history = await self._queue.history()
+        return None if history is None else await history.batch(self.id)
+
+    async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await self._ask(call)
+        except NotFound:
+            if await self._forgotten() is None:
+                raise
+            raise Conflict(f"batch {self.id} has ended", code="terminal") from None
 
     def _patience(self, deadline: float | None) -> float:
         if deadline is None:
@@ -247,11 +274,16 @@ def is_settled(record: BatchRecord) -> bool:
 class AsyncQueue:
     """A project's door to the queue, for asyncio. Use it as an async context manager, or ``close`` it."""
 
-    def __init__(self, store: Store, project: str, *, retry_s: float = 10.0) -> None:
-        """``retry_s``: how long calls are repeated while Redis does not answer, before Unavailable is raised."""
+    def __init__(
+        self, store: Store, project: str, *, retry_s: float = 10.0, ledger: OpenDatabase | None = None
+    ) -> None:
+        """``retry_s``: how long calls are repeated while Redis does not answer, before Unavailable is raised.
+        ``ledger``: where to look for batches that Redis has forgotten; it is opened when it is needed."""
         self.store = store
         self.project = project
         self._retry_s = retry_s
+        self._ledger = ledger
+        self._history: History | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -263,6 +295,20 @@ class AsyncQueue:
 
     async def close(self) -> None:
         await self.store.close()
+        if self._history is not None:
+            self._history.close()
+
+    async def history(self) -> History | None:
+        """What the ledger has of the project; None where no ledger was named. Raises TweezerError."""
+        if self._history is None and self._ledger is not None:
+            try:
+                from tweezer.ledger.history import History
+            except ModuleNotFoundError as error:
+                raise TweezerError(
+                    f"reading the ledger needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
+                ) from error
+            self._history = await asyncio.to_thread(History, self._ledger, self.project, self.store.results)
+        return self._history
 
     async def submit(
         self,
@@ -312,7 +358,14 @@ class AsyncQueue:
     async def job(self, job_id: UUID | str) -> JobRecord:
         """A job as it stands. Raises NotFound."""
         identity = as_uuid("job", job_id)
-        return await self.ask(lambda: self.store.reader.job(identity, project=self.project))
+        try:
+            return await self.ask(lambda: self.store.reader.job(identity, project=self.project))
+        except NotFound:
+            history = await self.history()
+            forgotten = None if history is None else await history.job(identity)
+            if forgotten is None:
+                raise
+            return forgotten
 
     async def result(self, job_id: UUID | str) -> Finished:
         """A job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
@@ -320,8 +373,16 @@ class AsyncQueue:
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
         batch_id, index = split_job_id(record.id)
-        results = await self.ask(lambda: self.store.reader.results(batch_id, [index]))
+        results = await self.results(batch_id, [index] if record.status is JobStatus.DONE else [])
         return Finished(record, results.get(index))
+
+    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
+        """The results of jobs that are DONE, by index; for batches that were found to be the project's."""
+        found = await self.ask(lambda: self.store.reader.results(batch_id, indices))
+        missing = [index for index in indices if index not in found]
+        if missing and (history := await self.history()) is not None:
+            found |= await history.results(batch_id, missing)
+        return found
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
         """Cancels several batches; the errors of those that could not be, by id."""
@@ -372,14 +433,35 @@ def as_uuid(kind: str, text: UUID | str) -> UUID:
 def connect_async(
     url: str | None = None,
     *,
-    project: str = "default",
+    project: str | None = None,
     namespace: str = "tweezer",
     retry_s: float = 10.0,
+    results_dir: str | Path | None = None,
+    database_url: str | None = None,
 ) -> AsyncQueue:
-    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's)."""
-    return AsyncQueue(open_store(url, namespace), project, retry_s=retry_s)
+    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
+    ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else ``default``).
+
+    ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
+    ``TWEEZER_RESULTS_DIR``); without it reading one raises ResultUnavailable. ``database_url``: the ledger's, to read
+    what Redis has forgotten too (default: ``TWEEZER_DATABASE_URL``; needs the extra ``server``).
+    """
+    ledger = database_url or os.environ.get("TWEEZER_DATABASE_URL")
+    return AsyncQueue(
+        open_store(url, namespace, results_dir),
+        project or os.environ.get("TWEEZER_PROJECT_ID") or "default",
+        retry_s=retry_s,
+        ledger=OpenDatabase(ledger, connections_max=2) if ledger else None,
+    )
 
 
-def open_store(url: str | None, namespace: str) -> Store:
+def open_store(url: str | None, namespace: str, results_dir: str | Path | None = None) -> Store:
     """The store of a producer. Raises InvalidInput("url", …)."""
-    return Store.open(Connect(url=url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url, namespace=namespace))
+    folder = results_dir or os.environ.get("TWEEZER_RESULTS_DIR")
+    return Store.open(
+        Connect(
+            url=url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url,
+            namespace=namespace,
+            results_dir=Path(folder).absolute() if folder else None,
+        )
+    )

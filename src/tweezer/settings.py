@@ -36,6 +36,13 @@ def _redis_url(url: str) -> str:
     return url
 
 
+def _public_url(url: str) -> str:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment):
+        raise ValueError("must be a URL such as https://tweezer.example.org")
+    return url
+
+
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "tweezer"
@@ -110,7 +117,10 @@ class Settings(BaseSettings):
     """Address that the HTTP API listens on."""
     api_port: int = Field(8000, ge=0, le=65_535)
     """Its port; 0 picks a free one."""
-    public_url: str = ""
+    trusted_proxies: str = ""
+    """Addresses or networks of proxies before the API, with commas between, whose ``X-Forwarded-For`` and
+    ``X-Forwarded-Proto`` are believed; ``*`` believes everybody."""
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
     """URL by which clients reach the API, for links to results; empty: as the request came."""
     link_s: int = Field(3600, ge=10)
     """How long a link to results is valid."""
@@ -153,6 +163,8 @@ class Settings(BaseSettings):
             namespace=self.namespace,
             connect_s=self.connect_timeout_s,
             command_s=self.command_timeout_s,
+            results_dir=self.results_folder(),
+            result_inline_kb=self.result_inline_kb,
         )
 
     def database(self) -> OpenDatabase:

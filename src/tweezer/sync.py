@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
-from tweezer.client import AsyncBatch, AsyncQueue, Finished, open_store
+from tweezer.client import AsyncBatch, AsyncQueue, Finished, connect_async
 from tweezer.model.messages import JobSpec, Limits, Priority
 from tweezer.model.tasks import end_tasks
 from tweezer.store.commands import CancelAnswer
@@ -112,10 +113,6 @@ class Batch:
     def resume(self) -> None:
         self._loop.run(self._batch.resume())
 
-    def forget(self) -> None:
-        """Removes the batch, which must have ended, with its results."""
-        self._loop.run(self._batch.forget())
-
     def changes(self, timeout_s: float | None = None) -> Iterator[BatchRecord]:
         """The batch now and after each change, until nothing of it is pending or running."""
         return self._loop.iterate(self._batch.changes(timeout_s))
@@ -140,11 +137,10 @@ class Batch:
 class Queue:
     """A project's door to the queue; see :class:`tweezer.client.AsyncQueue`, whose calls these are."""
 
-    def __init__(self, url: str | None, *, project: str, namespace: str, retry_s: float):
-        store = open_store(url, namespace)
+    def __init__(self, queue: AsyncQueue) -> None:
         self._loop = _Loop()
-        self._queue = AsyncQueue(store, project, retry_s=retry_s)
-        self.project = project
+        self._queue = queue
+        self.project = queue.project
 
     def __enter__(self) -> Self:
         return self
@@ -225,12 +221,27 @@ class Queue:
 def connect(
     url: str | None = None,
     *,
-    project: str = "default",
+    project: str | None = None,
     namespace: str = "tweezer",
     retry_s: float = 10.0,
+    results_dir: str | Path | None = None,
+    database_url: str | None = None,
 ) -> Queue:
     """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
+    ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else ``default``).
 
     ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
+    ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
+    ``TWEEZER_RESULTS_DIR``); without it reading one raises ResultUnavailable. ``database_url``: the ledger's, to read
+    what Redis has forgotten too (default: ``TWEEZER_DATABASE_URL``; needs the extra ``server``).
     """
-    return Queue(url, project=project, namespace=namespace, retry_s=retry_s)
+    return Queue(
+        connect_async(
+            url,
+            project=project,
+            namespace=namespace,
+            retry_s=retry_s,
+            results_dir=results_dir,
+            database_url=database_url,
+        )
+    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tweezer import __version__
-from tweezer.cli import doctor
-from tweezer.cli.doctor import Level
+from tweezer.cli import doctor, ledger_checks
+from tweezer.cli.findings import Finding, Level
+from tweezer.ledger.health import Health
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.settings import load
 from tweezer.store.records import DeviceRecord, WorkerRecord
 
 MIB = 1 << 20
@@ -131,3 +135,80 @@ def test_idle_connections_must_not_be_cut() -> None:
 def test_a_slow_redis_is_told() -> None:
     assert doctor.check_latency(0.2).level is Level.OK
     assert doctor.check_latency(200).level is Level.WARN
+
+
+# --- the ledger
+
+
+SQLITE = {"version": "3.40.1", "journal_mode": "wal"}
+POSTGRES = {
+    "server_version": "15.8 (Debian)",
+    "server_encoding": "UTF8",
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+}
+
+
+def of_ledger(*, unfit: str | None = None, refusal: str | None = None, **settings: str) -> dict[str, Finding]:
+    base = POSTGRES if "server_version" in settings or settings.keys() & POSTGRES.keys() else SQLITE
+    health = Health("somewhere", base is SQLITE, {**base, **settings}, unfit=unfit, refusal=refusal)
+    return {found.name: found for found in ledger_checks.check_health(health)}
+
+
+def test_a_ledger_as_it_should_be_is_healthy() -> None:
+    assert {found.level for found in of_ledger().values()} == {Level.OK}
+    found = of_ledger(server_version="15.8 (Debian)")
+    assert {it.level for it in found.values()} == {Level.OK}
+    assert "PostgreSQL 15.8 at somewhere" in found["ledger"].says
+
+
+def test_tables_that_do_not_fit_and_writes_that_fail_are_failures() -> None:
+    assert of_ledger(unfit="run this")["ledger"] == Finding("ledger", Level.FAIL, "run this")
+    found = of_ledger(refusal="disk full")["ledger"]
+    assert (found.level, "takes no writes: disk full" in found.says) == (Level.FAIL, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "of", "level"),
+    [
+        ("journal_mode", "delete", "ledger journal", Level.WARN),
+        ("server_version", "13.2", "ledger server", Level.WARN),
+        ("server_encoding", "SQL_ASCII", "ledger encoding", Level.FAIL),
+        ("fsync", "off", "ledger durability", Level.FAIL),
+        ("synchronous_commit", "off", "ledger durability", Level.FAIL),
+        ("full_page_writes", "off", "ledger durability", Level.FAIL),
+    ],
+)
+def test_a_database_that_may_lose_or_hold_up_is_told(name: str, value: str, of: str, level: Level) -> None:
+    found = of_ledger(**{name: value})[of]
+    assert found.level is level
+    assert found.change
+
+
+def test_a_recorder_that_is_missing_or_slow_is_told() -> None:
+    check = ledger_checks.check_recorder
+    assert check(active=True, behind_s=None).level is Level.OK
+    assert check(active=True, behind_s=2.0).level is Level.OK
+    assert check(active=True, behind_s=120.0).level is Level.WARN
+    assert check(active=False, behind_s=None).level is Level.WARN
+    assert check(active=False, behind_s=2.0).level is Level.FAIL
+
+
+def test_a_ledger_that_forgets_before_redis_does_is_told() -> None:
+    def found(**given: object) -> Finding:
+        return ledger_checks.check_keeping(load(given))
+
+    assert found().says.startswith("what has ended stays in Redis for 1 d and in the ledger for ever")
+    assert found(retention_s=90 * 86_400).level is Level.OK
+    assert found(retention_s=3600).level is Level.WARN
+
+
+def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None:
+    def level(hosts: set[str], **given: object) -> Level:
+        return ledger_checks.check_results_folder(load({"data_dir": tmp_path / "new", **given}), hosts).level
+
+    here = socket.gethostname()
+    assert level(set()) is level({here}) is Level.OK
+    assert level({here, "elsewhere"}) is Level.WARN
+    assert level({here, "elsewhere"}, results_dir=tmp_path) is Level.OK

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from sqlalchemy.engine import make_url
 
 from tweezer.settings import PREFIX, Settings, load
 from tweezer.store.server import RedisServer, find_server
@@ -28,6 +29,8 @@ OPTIONS = {
     "api": {"--host", "--port"},
     "worker": {"--device", "--lanes"},
     "chores": set[str](),
+    "recorder": set[str](),
+    "db": set[str](),
     "up": {"--port", "--data"},
 }
 """The commands that keep running, and what deployed files may give them."""
@@ -73,6 +76,7 @@ def test_the_procfile_starts_commands_that_exist() -> None:
     assert {name: check_command(shlex.split(command)) for name, command in commands.items()} == {
         "api": "api",
         "worker": "worker",
+        "recorder": "recorder",
         "chores": "chores",
     }
 
@@ -146,7 +150,12 @@ def test_the_example_environment_loads(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_there_is_a_unit_for_each_process() -> None:
-    assert [path.name for path in UNITS] == ["tweezer-api.service", "tweezer-chores.service", "tweezer-worker@.service"]
+    assert [path.stem for path in UNITS] == [
+        "tweezer-api",
+        "tweezer-chores",
+        "tweezer-recorder",
+        "tweezer-worker@",
+    ]
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
@@ -187,13 +196,34 @@ def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> 
 # --- compose
 
 
-def test_compose_starts_redis_and_a_service_for_each_process() -> None:
+def test_compose_starts_the_servers_and_a_service_for_each_process() -> None:
     services = compose()["services"]
-    assert set(services) == {"redis", "api", "worker", "chores"}
-    for name in ("api", "worker", "chores"):
+    assert set(services) == {"redis", "postgres", "upgrade", "recorder", "api", "worker", "chores"}
+    for name in ("recorder", "api", "worker", "chores"):
         assert check_command(services[name]["command"]) == name
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
         assert services[name]["init"] is True
+
+
+def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
+    services = compose()["services"]
+    assert services["upgrade"]["command"] == ["tweezer", "db", "upgrade"]
+    assert services["upgrade"]["restart"] == "no"
+    assert services["upgrade"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name in ("recorder", "api", "chores"):
+        assert services[name]["depends_on"]["upgrade"]["condition"] == "service_completed_successfully"
+
+
+def test_the_ledger_of_compose_is_the_one_of_the_example_environment() -> None:
+    postgres = compose()["services"]["postgres"]
+    url = make_url(example_environment()["TWEEZER_DATABASE_URL"])
+    assert (url.username, url.database) == (
+        postgres["environment"]["POSTGRES_USER"],
+        postgres["environment"]["POSTGRES_DB"],
+    )
+    (socket,) = {volume for volume in postgres["volumes"] if volume.endswith(f":{url.query['host']}")}
+    assert socket in compose()["services"]["api"]["volumes"]
+    assert "listen_addresses=" in postgres["command"], "there is no password"
 
 
 def test_compose_gives_workers_time_to_drain() -> None:

@@ -221,6 +221,7 @@ def test_the_table_of_settings_is_complete_and_has_the_defaults() -> None:
     told = {row[0].strip("`"): row[1].strip("`") for row in rows}
     expected = {PREFIX + name.upper(): str(field.default) for name, field in Settings.model_fields.items()}
     expected["TWEEZER_DATA_DIR"] = "~/.local/share/tweezer"
+    expected["TWEEZER_RESULTS_DIR"] = "results"
     assert told == expected
 
 
@@ -268,7 +269,8 @@ def test_every_error_is_in_the_table_with_its_code() -> None:
 
 def test_every_code_of_a_fault_is_explained() -> None:
     rows = table_rows((DOCS / "producers.md").read_text(), "code", "means")
-    assert {code for row in rows for code in _SPAN.findall(row[0])} == {*FaultKind, "invalid", "lost"}
+    explained = {code for row in rows for code in _SPAN.findall(row[0])}
+    assert explained == {*FaultKind, "invalid", "lost", "result_unavailable"}
 
 
 # --- protocol and adapters

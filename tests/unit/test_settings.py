@@ -22,7 +22,8 @@ def test_with_nothing_set_there_are_defaults() -> None:
     settings = load()
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.drain_s == 4  # honcho kills five seconds after SIGTERM
-    assert settings.retention_s == 7 * 24 * 3600
+    assert settings.grace_s == 24 * 3600
+    assert settings.retention_s == 0  # for ever
     assert settings.memory_limit_mb == 4096
 
 

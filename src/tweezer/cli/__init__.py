@@ -15,17 +15,11 @@ __all__ = ["main"]
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--redis", metavar="URL", help="The Redis that holds the queue  [default: TWEEZER_REDIS_URL].")
-@click.option(
-    "--project",
-    default="default",
-    show_default=True,
-    envvar="TWEEZER_PROJECT",
-    help="Whose batches.  [also: TWEEZER_PROJECT]",
-)
+@click.option("--project", metavar="ID", help="Whose batches  [default: TWEEZER_PROJECT_ID, else default].")
 @click.option("--namespace", help="First part of every key in Redis  [default: TWEEZER_NAMESPACE].")
 @click.version_option(__version__, prog_name="tweezer", message="%(prog)s %(version)s")
 @click.pass_context
-def main(context: click.Context, redis: str | None, project: str, namespace: str | None) -> None:
+def main(context: click.Context, redis: str | None, project: str | None, namespace: str | None) -> None:
     """Tweezer, a job queue for neutral-atom quantum work.
 
     New here? `tweezer demo` runs a real sequence through a queue of its own, and `tweezer up` starts one to

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from tweezer.client import AsyncQueue
+from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.settings import Settings, load
 from tweezer.store.connection import Store
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
 
 _IMPATIENT_S = 2.0
 _PATIENT_S = 60.0
@@ -22,12 +28,12 @@ class Access(msgspec.Struct, frozen=True):
     """The global options; None leaves a setting to the environment."""
 
     redis: str | None = None
-    project: str = "default"
+    project: str | None = None
     namespace: str | None = None
 
     def settings(self, **given: object) -> Settings:
         """The settings, where the options of the command line (None: not given) go first. Raises InvalidInput."""
-        options = {"redis_url": self.redis, "namespace": self.namespace, **given}
+        options = {"redis_url": self.redis, "namespace": self.namespace, "project_id": self.project, **given}
         return load({name: value for name, value in options.items() if value is not None})
 
     @asynccontextmanager
@@ -38,7 +44,8 @@ class Access(msgspec.Struct, frozen=True):
         """
         settings = self.settings()
         store = Store.open(settings.connect())
-        async with AsyncQueue(store, self.project, retry_s=_PATIENT_S if patient else _IMPATIENT_S) as queue:
+        retry_s = _PATIENT_S if patient else _IMPATIENT_S
+        async with AsyncQueue(store, settings.project_id, retry_s=retry_s, ledger=_ledger(settings)) as queue:
             try:
                 await store.reader.ping()
             except Unavailable as error:
@@ -47,6 +54,31 @@ class Access(msgspec.Struct, frozen=True):
                     "--redis or TWEEZER_REDIS_URL"
                 ) from error
             yield queue
+
+    @contextmanager
+    def ledger(self, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
+        """The ledger's database, for this command. Raises TweezerError unless its tables are those that it needs.
+
+        at_any_step: whatever its tables are.
+        """
+        require(command, "server", "sqlalchemy", "alembic", "psycopg")
+        from tweezer.ledger.database import Database
+        from tweezer.ledger.upkeep import require_schema
+
+        database = Database.open(self.settings().database())
+        try:
+            if not at_any_step:
+                require_schema(database)
+            yield database
+        finally:
+            database.close()
+
+
+def _ledger(settings: Settings) -> OpenDatabase | None:
+    """Where the ledger is, if there is one: a command that reads must not make the file of its default."""
+    place = settings.database()
+    file = place.url.removeprefix("sqlite:///")
+    return None if file != place.url and not Path(file).exists() else place
 
 
 pass_access = click.make_pass_decorator(Access)

@@ -256,14 +256,6 @@ def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> N
     show.echo(f"{device} is resumed")
 
 
-@click.command()
-@click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
-@pass_access
-def forget(access: Access, *, batches: tuple[str, ...]) -> None:
-    """Remove batches that have ended, with their results."""
-    _each(access, batches, AsyncBatch.forget, "forgotten")
-
-
 def must_be_done(record: BatchRecord) -> None:
     """Raises TweezerError that says why unless every job of the batch is DONE."""
     counts = record.counts

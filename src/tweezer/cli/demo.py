@@ -74,8 +74,8 @@ def demo(
 ) -> None:
     """Run a real sequence through a queue of its own, and show what it found.
 
-    Starts a Redis, a worker, the chores and the API in a temporary folder, submits a Pulser sequence with a
-    job for each of several final detunings, and plots how antiferromagnetic order appears in a ring of atoms.
+    Starts a Redis, a ledger, a worker and all other processes in a temporary folder, submits a Pulser sequence
+    with a job for each of several final detunings, and plots how antiferromagnetic order appears in a ring of atoms.
     Nothing is left behind.
     """
     require_server("demo")
@@ -86,7 +86,8 @@ def demo(
 
     with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="tweezer-demo-") as folder:
         data = Path(folder)
-        settings = access.settings(data_dir=data, lanes=lanes, device=DEVICE)
+        own: dict[str, object] = {"data_dir": data, "database_url": "", "results_dir": data / "results"}
+        settings = access.settings(**own, lanes=lanes, device=DEVICE)
         stack = Stack(
             settings, data, device=DEVICE, lanes=settings.lanes, api_port=port, redis_port=0, logs=data, say=say
         )
@@ -103,7 +104,7 @@ def demo(
             kept = data / "ring.json" if keep else None
             if kept is not None:
                 kept.write_text(outcome.sequence)
-            for line in [*_findings(outcome), *_what_next(stack, outcome, kept)]:
+            for line in [*_findings(outcome), *_what_next(settings, stack, outcome, kept)]:
                 say(line)
             if as_json:
                 click.echo(json.dumps(_as_json(outcome)))
@@ -126,7 +127,7 @@ def _introduce(say: Say) -> None:
 
 def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say) -> Outcome:
     """Submits the batch, follows it, and reads its results."""
-    with connect(redis_url, namespace=settings.namespace) as queue:
+    with connect(redis_url, project=settings.project_id, namespace=settings.namespace) as queue:
         began = time.monotonic()
         batch = queue.submit(
             sequence,
@@ -142,7 +143,7 @@ def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[floa
 
 
 async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
-    async with connect_async(redis_url, namespace=settings.namespace) as queue:
+    async with connect_async(redis_url, project=settings.project_id, namespace=settings.namespace) as queue:
         await follow(queue, batch_id, Meter(err=True))
 
 
@@ -174,21 +175,24 @@ def _findings(outcome: Outcome) -> Iterator[str]:
     yield ""
 
 
-def _what_next(stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[str]:
+def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[str]:
     if kept is None:
         yield "What next:"
         yield "  tweezer demo --keep   # the same, and it stays for you to play with"
         yield "  tweezer up            # a queue to work with, on this machine"
         yield "  tweezer --help        # submit, watch, results, doctor and all others"
         return
+    from tweezer.cli.own_key import own_key
+
     yield "It keeps running until Ctrl-C, then all of it is removed."
-    yield from usage(stack)
+    yield from usage(settings, stack, own_key(settings))
     yield f"  tweezer results {outcome.batch.id} --sum"
     yield f"  tweezer submit {kept} \\"
     yield "    --runs 500 --var delta_final=18 --wait"
     yield "  tweezer devices"
     yield "  tweezer doctor"
-    yield f"  curl {stack.api_url}/api/v1/devices"
+    yield '  curl -H "Authorization: Bearer $TWEEZER_API_KEY" \\'
+    yield f"    {stack.api_url}/api/v1/devices"
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from enum import StrEnum
 from typing import Any
 
-import msgspec
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tweezer import __version__
 from tweezer.cli.access import Access
+from tweezer.cli.findings import Finding, Level
+from tweezer.cli.ledger_checks import (
+    check_health,
+    check_keeping,
+    check_recorder,
+    check_results_folder,
+    look_at_ledger,
+)
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
-from tweezer.store.keys import Keys
+from tweezer.store.feed import START
+from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, WorkerRecord
 from tweezer.store.server import OLDEST
 
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_PROJECT", "TWEEZER_REQUIRE_SERVERS"})
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS"})
 _SLOW_MS = 20.0
 _PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis.conf; deploy/redis.conf has all of it"
-
-
-class Level(StrEnum):
-    """``FAIL``: a promise of the queue does not hold, or work stands still. ``WARN``: look at it."""
-
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was checked: what was found and what it means, and what to change if anything."""
-
-    name: str
-    level: Level
-    says: str
-    change: str | None = None
 
 
 async def examine(access: Access) -> list[Finding]:
@@ -52,12 +43,17 @@ async def examine(access: Access) -> list[Finding]:
         settings = access.settings()
     except TweezerError as error:
         return [*findings, Finding("settings", Level.FAIL, error.message, "correct it; no process starts like this")]
+    health = await asyncio.to_thread(look_at_ledger, settings)
+    findings.extend([health] if isinstance(health, Finding) else check_health(health))
+    findings.append(check_keeping(settings))
     try:
         async with access.queue() as queue:
             began = time.perf_counter()
             await queue.store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))
             findings.extend([finding async for finding in _examine_queue(queue, settings)])
+            if not isinstance(health, Finding):
+                findings.append(await _examine_recorder(queue, health.positions.get(settings.namespace, START)))
     except TweezerError as error:
         findings.append(
             Finding(
@@ -82,9 +78,22 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
     yield await check_waitaof(queue.store.redis, appendfsync, devices)
-    yield check_workers(await queue.workers())
+    workers = await queue.workers()
+    yield check_workers(workers)
+    yield check_results_folder(settings, {worker.host for worker in workers})
     for finding in check_devices(devices):
         yield finding
+
+
+async def _examine_recorder(queue: AsyncQueue, position: str) -> Finding:
+    store = queue.store
+    active = await store.redis.exists(store.keys(Key.RECORDER))
+    waiting = await store.events.read(position, most=1)
+    behind_s = None
+    if waiting:
+        (seconds, _), since_ms = await store.redis.time(), int(waiting[0].id.split("-")[0])
+        behind_s = max(seconds - since_ms / 1000, 0.0)
+    return check_recorder(active=bool(active), behind_s=behind_s)
 
 
 async def _config(queue: AsyncQueue, name: str) -> str | None:
@@ -253,7 +262,7 @@ def check_memory(info: dict[str, Any], full_at: float) -> Finding:
             "memory",
             Level.FAIL,
             f"{says}: submits are refused from {full_at:.0%} on",
-            "let work finish, forget finished batches, shorten TWEEZER_RETENTION_S, or raise maxmemory",
+            "let work finish, forget finished batches, shorten TWEEZER_GRACE_S, or raise maxmemory",
         )
     if used >= 0.75 * full_at * limit:
         return Finding("memory", Level.WARN, f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")

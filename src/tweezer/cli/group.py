@@ -27,18 +27,24 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("batches", "Show how a batch stands."),
         "watch": ("batches", "Follow a batch live until its jobs have ended."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
+        "export": ("history", "Write batches with their jobs and results as JSON lines."),
+        "delete": ("history", "Delete batches that have ended, for good."),
         "cancel": ("batches", "Cancel batches, or some jobs of one."),
         "pause": ("batches", "Hand out no more jobs of a batch or a device."),
         "resume": ("batches", "Go on with a paused batch or device."),
-        "forget": ("batches", "Remove batches that have ended, with their results."),
     },
     "Operators": {
         "devices": ("operators", "List the devices."),
         "workers": ("operators", "List the live workers."),
-        "doctor": ("operators", "Check Redis, workers and settings; says what to change."),
+        "projects": ("credentials", "Projects: create, list, delete, and how long their batches are kept."),
+        "keys": ("credentials", "Keys of the API: create, list, revoke, rotate."),
+        "users": ("credentials", "Users who log in with a password: create, list, disable, their projects."),
+        "db": ("database", "Care for the ledger: upgrade, check, backup, restore."),
+        "doctor": ("operators", "Check Redis, ledger, workers and settings; says what to change."),
     },
     "Processes": {
         "worker": ("processes", "Serve a device until told to stop."),
+        "recorder": ("processes", "Record what happens in the ledger, the SQL database."),
         "chores": ("processes", "Take in arq messages and do periodic duties."),
         "api": ("processes", "Serve the HTTP API."),
     },
@@ -57,7 +63,14 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _WHERE:
             return None
-        command: click.Command = getattr(import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name)
+        try:
+            command: click.Command = getattr(import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name)
+        except ModuleNotFoundError as error:  # the base install has neither a server nor a ledger
+            if (error.name or "tweezer").startswith("tweezer"):
+                raise
+            raise TweezerError(
+                f"`tweezer {cmd_name}` needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
+            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,10 +10,9 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
-from tweezer.cli.doctor import Finding, Level, examine
+from tweezer.cli.doctor import examine
+from tweezer.cli.findings import tell
 from tweezer.store.records import DeviceRecord, WorkerRecord
-
-_COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
 @click.command()
@@ -72,33 +71,14 @@ def workers(access: Access, *, as_json: bool) -> None:
 @click.pass_context
 @pass_access
 def doctor(access: Access, context: click.Context, /, *, as_json: bool) -> None:
-    """Check Redis, the workers and the settings; say what each finding means and what to change.
+    """Check Redis, the ledger, the processes and the settings; say what each finding means and what to change.
 
     The exit code is 1 when something FAILs.
     """
-    findings = asyncio.run(examine(access))
-    if as_json:
-        click.echo(msgspec.json.encode(findings))
-    else:
-        for finding in findings:
-            show.echo("\n".join(_lines(finding, show.width())))
-    if any(finding.level is Level.FAIL for finding in findings):
-        context.exit(1)
+    tell(context, asyncio.run(examine(access)), as_json=as_json)
 
 
 def _availability(device: DeviceRecord) -> str:
     if device.paused is not None:
         return f"paused: {device.paused}"
     return "available" if device.lanes else "no worker"
-
-
-def _lines(finding: Finding, columns: int) -> list[str]:
-    label = click.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level], bold=finding.level is not Level.OK)
-    indent = " " * 6
-    says = click.wrap_text(f"{finding.name}: {finding.says}", columns, initial_indent=indent, subsequent_indent=indent)
-    lines = [f"{label}  {click.style(finding.name, bold=True)}{says[len(indent + finding.name) :]}"]
-    if finding.change:
-        lines.append(
-            click.wrap_text(f"→ {finding.change}", columns, initial_indent=indent, subsequent_indent=indent + "  ")
-        )
-    return lines

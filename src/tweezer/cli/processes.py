@@ -45,7 +45,19 @@ def chores(access: Access) -> None:
 
 
 @click.command()
-@click.option("--host", help="Address to listen on: this machine's own  [default: TWEEZER_API_HOST, else 127.0.0.1].")
+@pass_access
+def recorder(access: Access) -> None:
+    """Record what happens in the ledger, until told to stop. Of several, one is active and the others stand by."""
+    settings = access.settings()
+    require("recorder", "server", "sqlalchemy", "psycopg")
+    from tweezer.queue.run import run_recorder
+
+    logs.configure(settings.log_format, settings.log_level)
+    run_recorder(settings)
+
+
+@click.command()
+@click.option("--host", help="Address to listen on; 0.0.0.0 is all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
 @click.option("--port", type=_PORT, help="0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
 @pass_access
 def api(access: Access, *, host: str | None, port: int | None) -> None:
@@ -81,13 +93,17 @@ def up(
     device: str | None,
     lanes: int | None,
 ) -> None:
-    """Start everything on this machine, for development: a Redis of its own, a worker, the chores and the API.
+    """Start everything on this machine, for development: a Redis and a ledger of its own, a worker, the chores, the
+    recorder and the API.
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
     """
     settings = access.settings(api_port=port, data_dir=data, device=device, lanes=lanes)
     require_server("up")
     require_emulator("up", settings.device)
+    from tweezer.cli.own_key import check_given_key, own_key
+
+    check_given_key(settings)
     if redis_port is None:
         redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
     stack = Stack(
@@ -105,7 +121,7 @@ def up(
             stack.wait_ready(interrupts.came)
             if interrupts.came.is_set():
                 context.exit(interrupts.exit_code)
-            show.echo("\n".join(_welcome(settings, stack)))
+            show.echo("\n".join(_welcome(settings, stack, own_key(settings))))
             stack.watch(interrupts.came)
             tell("stopping; Ctrl-C again does not wait for running jobs")
         finally:
@@ -114,7 +130,7 @@ def up(
 
 def require_server(command: str) -> None:
     """Raises TweezerError unless the API can run."""
-    require(command, "server", "fastapi", "uvicorn")
+    require(command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2")
 
 
 def require_emulator(command: str, device: str) -> None:
@@ -128,25 +144,30 @@ def tell(text: str) -> None:
     show.echo(click.style(f"tweezer: {text}", bold=True), err=True)
 
 
-def usage(stack: Stack) -> list[str]:
-    """How to talk to the processes from another terminal."""
+def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
+    """How to talk to the processes from another terminal. key: of the API."""
     return [
         f"  Redis  {stack.redis_url}",
         f"  API    {stack.api_url}  (/openapi.json describes it)",
         "",
         "In another terminal:",
         f"  export TWEEZER_REDIS_URL={stack.redis_url}",
+        f"  export TWEEZER_DATA_DIR={settings.data_dir.absolute()}",
+        f"  export TWEEZER_PROJECT_ID={settings.project_id}",
+        f"  export TWEEZER_API_KEY={key}",
     ]
 
 
-def _welcome(settings: Settings, stack: Stack) -> list[str]:
+def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
     lanes = f"{settings.lanes} lane{'s' if settings.lanes > 1 else ''}"
     return [
         "",
         click.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
-        *usage(stack),
+        *usage(settings, stack, key),
         "  tweezer devices",
         "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",
+        '  curl -H "Authorization: Bearer $TWEEZER_API_KEY" \\',
+        f"    {stack.api_url}/api/v1/devices",
         "",
         "Ctrl-C stops it all; what is queued stays in the data folder.",
         "",

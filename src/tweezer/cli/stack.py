@@ -1,4 +1,4 @@
-"""All of Tweezer on one machine: a Redis of its own, and a worker, the chores and the API as children."""
+"""All of Tweezer on one machine: a Redis and a ledger of its own, and the processes as children."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tweezer.sync import connect
 _READY_WITHIN_S = 120.0
 _LOOK_S = 0.1
 _API_STOP_S = 8.0
+_RECORDER_STOP_S = 10.0
 _SPARE_S = 10.0
 _REDIS_RESTARTS_MAX = 5
 
@@ -63,19 +64,21 @@ class Stack:
         return f"http://{HOST}:{self._api_port}"
 
     def start(self) -> None:
-        """Starts all processes and does not wait for them, except for Redis. Raises TweezerError."""
+        """Starts all processes and does not wait for them, except for Redis and the ledger. Raises TweezerError."""
         self._api_port = self._api_port or free_port()
         if not is_free(self._api_port):
             raise TweezerError(
                 f"port {self._api_port} is taken: choose another one for the API with --port", code="port"
             )
         self._redis.start()
+        self._prepare_ledger()
         environment = os.environ | self._environment()
         drain_s = self._settings.drain_s + _SPARE_S
         lines = (
             (["api"], _API_STOP_S),
             (["worker", "--device", self._device, "--lanes", str(self._lanes)], drain_s),
             (["chores"], drain_s),
+            (["recorder"], _RECORDER_STOP_S),
         )
         for arguments, stop_s in lines:
             log = None if self._logs is None else self._logs / f"{arguments[0]}.log"
@@ -93,7 +96,7 @@ class Stack:
                 api, worker.ready = self._child("api"), _serves(queue.workers(), worker.pid)
                 api.ready = api.ready or self._api_is_ready()
                 if api.ready and worker.ready:
-                    self._child("chores").ready = True
+                    self._child("chores").ready = self._child("recorder").ready = True
                     return
                 if time.monotonic() > deadline:
                     late = " and ".join(child.name for child in self._children if not child.ready)
@@ -106,11 +109,25 @@ class Stack:
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Ends the API, the worker, which drains, the chores, and Redis, in this order."""
+        """Ends the API, the worker, which drains, the chores, the recorder, and Redis, in this order."""
         for child in self._children:
             child.stop(hurry)
         self._children.clear()
         self._redis.stop()
+
+    def _prepare_ledger(self) -> None:
+        """Makes the tables of a SQLite ledger; another database is its operator's to upgrade."""
+        from tweezer.ledger.database import Database
+        from tweezer.ledger.upkeep import require_schema, upgrade
+
+        database = Database.open(self._settings.database())
+        try:
+            if database.is_sqlite:
+                upgrade(database)
+            else:
+                require_schema(database)
+        finally:
+            database.close()
 
     def _look(self) -> None:
         if not self._redis.alive:
@@ -133,6 +150,8 @@ class Stack:
             "redis_url": self.redis_url,
             "namespace": settings.namespace,
             "data_dir": str(self._data),
+            "database_url": settings.database().url,
+            "results_dir": str(settings.results_folder()),
             "api_host": HOST,
             "api_port": str(self._api_port),
             "log_format": formatted,

@@ -8,6 +8,7 @@ from arq.cron import CronJob, cron
 
 from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import sweep
+from tweezer.settings import Settings
 from tweezer.store.connection import Store
 
 
@@ -18,13 +19,29 @@ async def sweep_chore(context: dict[Any, Any]) -> None:
     await sweep(store, policy)
 
 
+async def retention_chore(context: dict[Any, Any]) -> None:
+    """Each hour: deletes what projects keep no longer, and keys that expired long ago."""
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.retention import expire
+
+    settings: Settings = context["settings"]
+    database = Database.open(settings.database())
+    try:
+        await expire(context["store"], database, retention_s=settings.retention_s)
+    finally:
+        database.close()
+
+
 def cron_jobs(queue_name: str) -> list[CronJob]:
     """What is done when. Workers sweep too: without any worker, deadlines still pass.
 
     arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
     """
-    name = f"{queue_name}:sweep"
-    each_second = set(range(60))
-    # arq's type wants *args, which a cron job is never given
-    job = cron(sweep_chore, name=name, second=each_second, timeout=30, keep_result=0, max_tries=1)  # type: ignore[arg-type]
-    return [job]
+    chores: dict[str, tuple[Any, dict[str, Any]]] = {
+        "sweep": (sweep_chore, {"second": set(range(60)), "timeout": 30}),
+        "retention": (retention_chore, {"minute": 17, "timeout": 3000}),
+    }
+    return [
+        cron(chore, name=f"{queue_name}:{name}", keep_result=0, max_tries=1, **when)
+        for name, (chore, when) in chores.items()
+    ]

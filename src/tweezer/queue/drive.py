@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from tweezer.adapters.protocol import Lane
-from tweezer.model.errors import ExecutionError, FaultKind, Unavailable
+from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
     MAX_SETTLE_BYTES,
@@ -25,6 +25,7 @@ from tweezer.model.messages import (
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.holding import Holding, Keeper, until_answered
 from tweezer.queue.policy import Policy
+from tweezer.store.results import Results
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Tickets, Turn
 
 log = structlog.get_logger(__name__)
@@ -53,12 +54,18 @@ _END_OF_TURN = {
 _WORTH_ANOTHER_TRY = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
 """Why a batch could not be prepared this time; for the other kinds it never can."""
 
+_RESULTS_RETRY_S = 60.0
+"""Before a job is run again whose result the results folder did not take: somebody has to make room there."""
+
 
 class Driver:
     """Works on tickets, one call of :meth:`drive` each."""
 
-    def __init__(self, tickets: Tickets, keeper: Keeper, policy: Policy, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, tickets: Tickets, results: Results, keeper: Keeper, policy: Policy, draining: Callable[[], bool]
+    ) -> None:
         self._tickets = tickets
+        self._results = results
         self._keeper = keeper
         self._policy = policy
         self._draining = draining
@@ -96,9 +103,10 @@ class Driver:
         settlements: list[Settlement] = []
         size = 0
         for job in jobs:
-            settlements.append(settlement := Settlement.of(job.index, await self._run(holding, job)))
-            size += len(settlement.payload)
-            if size >= MAX_SETTLE_BYTES or self._leaving() or time.monotonic() - began >= self._policy.turn_s:
+            settlements.append(settlement := await self._pack(grant, job, await self._run(holding, job)))
+            size += settlement.size
+            full = size + self._results.inline_max >= MAX_SETTLE_BYTES
+            if full or self._leaving() or time.monotonic() - began >= self._policy.turn_s:
                 break
         used_s = time.monotonic() - began
         if holding.lost:
@@ -154,6 +162,27 @@ class Driver:
                 fault=outcome.fault and str(outcome.fault),
             )
         return outcome
+
+    async def _pack(self, grant: Grant, job: HeldJob, outcome: Outcome) -> Settlement:
+        """The outcome for settle. A result that the results folder does not take asks for another attempt."""
+        if outcome.kind is not OutcomeKind.DONE or outcome.result is None:
+            return Settlement.of(job.index, outcome)
+        try:
+            return Settlement.of(
+                job.index, outcome, await self._results.pack(grant.batch_id, job.index, outcome.result)
+            )
+        except ResultUnavailable as error:
+            log.warning("result.not_kept", job=str(job_id(grant.batch_id, job.index)), error=error.message)
+            fault = Fault(error.code, error.message)
+            retry = msgspec.structs.replace(
+                outcome,
+                kind=OutcomeKind.RETRY,
+                result=None,
+                fault=fault,
+                cause=FaultKind.TRANSIENT,
+                retry_in_s=_RESULTS_RETRY_S,
+            )
+            return Settlement.of(job.index, retry)
 
     async def _prepare_failed(self, grant: Grant, error: ExecutionError) -> End:
         fault = Fault(error.code, error.problem, error.field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -72,6 +73,44 @@ def run_chores(settings: Settings) -> None:
     _on_a_loop(lambda: Chores(settings))
 
 
+def run_recorder(settings: Settings) -> None:
+    """Records the events of the queue in the ledger until SIGTERM or SIGINT; stands by while another does."""
+    from tweezer.ledger.recorder import NICENESS
+
+    os.nice(NICENESS)
+    _on_a_loop(lambda: RecorderProcess(settings))
+
+
+class RecorderProcess:
+    """The recorder with a store and a database of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        from tweezer.ledger.database import Database
+        from tweezer.ledger.recorder import Recorder
+        from tweezer.ledger.upkeep import require_schema
+
+        self._store = Store.open(settings.connect())
+        self._database = Database.open(settings.database())
+        require_schema(self._database)
+        self._recorder = Recorder(
+            self._store, self._database, namespace=settings.namespace, grace_s=settings.grace_s
+        )
+
+    async def async_run(self) -> None:
+        """Ends with a signal."""
+        recording = asyncio.create_task(self._recorder.run())
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(signal_number, recording.cancel)
+        log.info("recorder.started")
+        with contextlib.suppress(asyncio.CancelledError):
+            await recording
+
+    async def close(self) -> None:
+        await self._store.close()
+        self._database.close()
+        log.info("recorder.stopped")
+
+
 class Chores:
     """Intake and chores in one process: two workers of plain arq, started again when Redis comes back.
 
@@ -79,6 +118,7 @@ class Chores:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._policy = policy_of(settings)
         self.store = Store.open(settings.connect())
         self._stopping = asyncio.Event()
@@ -143,7 +183,7 @@ class Chores:
             "job_serializer": serialize,
             "job_deserializer": deserialize,
             "handle_signals": False,
-            "ctx": {"store": self.store, "policy": self._policy},
+            "ctx": {"store": self.store, "policy": self._policy, "settings": self._settings},
         }
 
 

@@ -78,7 +78,7 @@ class TicketWorker(Worker):
         self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
         self._freed = asyncio.Event()
         self._keeper = Keeper(store.tickets, policy)
-        self._driver = Driver(store.tickets, self._keeper, policy, lambda: not self.allow_pick_jobs)
+        self._driver = Driver(store.tickets, store.results, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, policy, version)
         self._duties: list[asyncio.Task[None]] = []

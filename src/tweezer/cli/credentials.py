@@ -1,0 +1,420 @@
+"""``tweezer projects``, ``keys`` and ``users``: who may do what."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.ledger import keys as ledger_keys
+from tweezer.ledger import projects as ledger_projects
+from tweezer.ledger import users as ledger_users
+from tweezer.ledger.credentials import Role, read_key_id
+from tweezer.ledger.keys import ApiKey, KeyKind, NewKey
+from tweezer.ledger.passwords import check_password, hash_password
+from tweezer.ledger.projects import Project
+from tweezer.ledger.retention import delete_project
+from tweezer.ledger.users import User
+from tweezer.store.connection import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+_DURATION = re.compile(rf"(\d{{1,9}})\s*({'|'.join(_UNITS_S)})", re.ASCII)
+_SHOWN_ONCE = "This is shown once: keep it where it is safe."
+
+
+def seconds(text: str) -> int:
+    """``90d``, ``12h``, ``30min``, for options."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{text!r} is no time such as 90d, 12h or 30min")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def retention(text: str) -> int | None:
+    """The same, or ``forever``, or ``default``."""
+    return {"forever": 0, "default": None}[text] if text in ("forever", "default") else seconds(text)
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+# ---------------------------------------------------------------------------------------------------- projects
+
+
+@click.group()
+def projects() -> None:
+    """Projects own batches and keys. What belongs to one does not exist for the others."""
+
+
+@projects.command(name="create")
+@click.argument("name")
+@click.option("--id", "identity", help="Letters, digits, dots, dashes, underscores  [default: a UUID].")
+@_json
+@pass_access
+def create_project(access: Access, *, name: str, identity: str | None, as_json: bool) -> None:
+    """Make a project; prints its id."""
+    with _writing(access, "projects create") as connection:
+        project = ledger_projects.create_project(connection, name, identity)
+    if as_json:
+        click.echo(msgspec.json.encode(_about(project)))
+    else:
+        click.echo(project.id)
+
+
+@projects.command(name="list")
+@_json
+@pass_access
+def list_projects(access: Access, *, as_json: bool) -> None:
+    """List all projects."""
+    with access.ledger("projects list") as database, database.read() as connection:
+        found = ledger_projects.list_projects(connection)
+    if as_json:
+        click.echo(msgspec.json.encode([_about(project) for project in found]))
+    elif not found:
+        show.echo("There is no project yet; make one with `tweezer projects create NAME`.")
+    else:
+        rows = [(it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)) for it in found]
+        show.echo("\n".join(show.table(("id", "name", "batches are kept", "created", "last active"), rows)))
+
+
+@projects.command(name="retention")
+@click.argument("project")
+@click.argument("kept_s", type=retention, metavar="TIME|forever|default")
+@_json
+@pass_access
+def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: bool) -> None:
+    """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
+
+    The default is TWEEZER_RETENTION_S of the recorder. What is older is deleted for good.
+    """
+    with _writing(access, "projects retention") as connection:
+        changed = ledger_projects.set_retention(connection, project, kept_s)
+    if as_json:
+        click.echo(msgspec.json.encode(_about(changed)))
+    else:
+        show.echo(f"{changed.id}: finished batches are kept {_kept(changed)}")
+
+
+@projects.command(name="delete")
+@click.argument("project")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_access
+def delete(access: Access, *, project: str, yes: bool) -> None:
+    """Delete a project for good, with its keys, batches, results and statistics. Its batches must have ended."""
+    with access.ledger("projects delete") as database:
+        with database.read() as connection:
+            found = ledger_projects.find_project(connection, project)
+        if not yes:
+            click.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?", abort=True)
+
+        async def run() -> int:
+            async with Store.open(access.settings().connect()) as store:
+                return await delete_project(store, database, found.id)
+
+        batches = asyncio.run(run())
+    show.echo(f"{found.id} is deleted, with {batches} batches")
+
+
+# -------------------------------------------------------------------------------------------------------- keys
+
+
+@click.group()
+def keys() -> None:
+    """Keys open the HTTP API: `Authorization: Bearer twz_…`. The ledger keeps no more of one than its digest."""
+
+
+@keys.command(name="create")
+@click.argument("name")
+@click.option("--project", metavar="ID", help="The project that it is of  [default for users: TWEEZER_PROJECT_ID].")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.USER.value,
+    show_default=True,
+    help="What it is for.",
+)
+@click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
+@click.option("--expires", "expires_s", type=seconds, metavar="TIME", help="Ends after this time: 90d, 12h.")
+@_json
+@pass_access
+def create_key(
+    access: Access, *, name: str, project: str | None, role: str, user: str | None, expires_s: int | None, as_json: bool
+) -> None:
+    """Make a key; prints it, once. NAME says what it is for.
+
+    user: submits to and reads its project. operator: sees and touches everybody's work. worker: reports on work.
+    """
+    with _writing(access, "keys create") as connection:
+        owner = None if user is None else ledger_users.find_user(connection, user)
+        made = ledger_keys.create_key(
+            connection,
+            name=name,
+            role=Role(role),
+            project_id=access.settings().project_id if project is None and role == Role.USER else project,
+            user_id=None if owner is None else owner.id,
+            expires_s=expires_s,
+        )
+    _show_once(made, as_json=as_json)
+
+
+@keys.command(name="list")
+@click.option("--project", metavar="ID", help="Of this project only.")
+@click.option("--all", "everything", is_flag=True, help="Those that are over, and the sessions of users, too.")
+@_json
+@pass_access
+def list_keys(access: Access, *, project: str | None, everything: bool, as_json: bool) -> None:
+    """List keys by their ids, youngest first."""
+    with access.ledger("keys list") as database, database.read() as connection:
+        found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
+    now = datetime.now(UTC)
+    found = [key for key in found if everything or not _is_over(key, now)]
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo("There is no key; make one with `tweezer keys create NAME --project ID`.")
+    else:
+        header = ("id", "name", "role", "project", "created", "ends", "last used")
+        rows = [
+            (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), _minute(it.used))
+            for it in found
+        ]
+        show.echo("\n".join(show.table(header, rows)))
+
+
+@keys.command(name="revoke")
+@click.argument("key")
+@_json
+@pass_access
+def revoke(access: Access, *, key: str, as_json: bool) -> None:
+    """End a key, by its id, within a second. A session is a key, too."""
+    with _writing(access, "keys revoke") as connection:
+        revoked = ledger_keys.revoke_key(connection, read_key_id(key))
+    if as_json:
+        click.echo(msgspec.json.encode(revoked))
+    else:
+        show.echo(f"{revoked.id} ({revoked.name}) opens nothing any more")
+
+
+@keys.command(name="rotate")
+@click.argument("key")
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=seconds,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="How long the old one still works.",
+)
+@_json
+@pass_access
+def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
+    """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
+    with _writing(access, "keys rotate") as connection:
+        made = ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
+    _show_once(made, as_json=as_json)
+
+
+# ------------------------------------------------------------------------------------------------------- users
+
+
+@click.group()
+def users() -> None:
+    """Users log in at /oauth/token with name and password, and see all projects that they belong to."""
+
+
+_password = (
+    click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line."),
+    click.option("--generate", is_flag=True, help="Make the password up, and show it once."),
+)
+
+
+@users.command(name="create")
+@click.argument("name")
+@_password[0]
+@_password[1]
+@_json
+@pass_access
+def create_user(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+    """Make a user, of no project yet; asks for the password."""
+    password = _choose_password(from_stdin=from_stdin, generate=generate)
+    kept = hash_password(password)
+    with _writing(access, "users create") as connection:
+        user = ledger_users.create_user(connection, name, kept)
+    _show_user(user, password if generate else None, as_json=as_json)
+
+
+@users.command(name="password")
+@click.argument("name")
+@_password[0]
+@_password[1]
+@_json
+@pass_access
+def change_password(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+    """Change a user's password, and end its sessions; asks for the password."""
+    password = _choose_password(from_stdin=from_stdin, generate=generate)
+    kept = hash_password(password)
+    with _writing(access, "users password") as connection:
+        user = ledger_users.set_password(connection, name, kept)
+    _show_user(user, password if generate else None, as_json=as_json)
+
+
+@users.command(name="disable")
+@click.argument("name")
+@_json
+@pass_access
+def disable(access: Access, *, name: str, as_json: bool) -> None:
+    """Let a user in no more, nor its keys; its sessions end within a second."""
+    with _writing(access, "users disable") as connection:
+        user = ledger_users.set_disabled(connection, name, disabled=True)
+    _show_user(user, as_json=as_json)
+
+
+@users.command(name="enable")
+@click.argument("name")
+@_json
+@pass_access
+def enable(access: Access, *, name: str, as_json: bool) -> None:
+    """Let a user in again that was disabled."""
+    with _writing(access, "users enable") as connection:
+        user = ledger_users.set_disabled(connection, name, disabled=False)
+    _show_user(user, as_json=as_json)
+
+
+@users.command(name="list")
+@_json
+@pass_access
+def list_users(access: Access, *, as_json: bool) -> None:
+    """List all users."""
+    with access.ledger("users list") as database, database.read() as connection:
+        found = ledger_users.list_users(connection)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo("There is no user; make one with `tweezer users create NAME`.")
+    else:
+        rows = [(it.name, it.id, " ".join(it.projects) or "-", _state(it)) for it in found]
+        show.echo("\n".join(show.table(("name", "id", "projects", ""), rows)))
+
+
+@users.command(name="add-to")
+@click.argument("name")
+@click.argument("project")
+@_json
+@pass_access
+def add_to(access: Access, *, name: str, project: str, as_json: bool) -> None:
+    """Make a user belong to a project."""
+    with _writing(access, "users add-to") as connection:
+        user = ledger_users.add_to_project(connection, name, project)
+    _show_user(user, as_json=as_json)
+
+
+@users.command(name="remove-from")
+@click.argument("name")
+@click.argument("project")
+@_json
+@pass_access
+def remove_from(access: Access, *, name: str, project: str, as_json: bool) -> None:
+    """Make a user belong to a project no more; its keys of this project end."""
+    with _writing(access, "users remove-from") as connection:
+        user = ledger_users.remove_from_project(connection, name, project)
+    _show_user(user, as_json=as_json)
+
+
+# -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(access: Access, command: str) -> Iterator[Connection]:
+    with access.ledger(command) as database, database.write() as connection:
+        yield connection
+
+
+def _show_once(made: NewKey, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode({"key": made.text, **msgspec.to_builtins(made.about)}))
+        return
+    key = made.about
+    click.echo(made.text)
+    until = "" if key.expires is None else f", until {_minute(key.expires)}"
+    of = "all projects" if key.project is None else f"project {key.project}"
+    show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
+
+
+def _show_user(user: User, password: str | None = None, *, as_json: bool) -> None:
+    if as_json:
+        secret = {} if password is None else {"password": password}
+        click.echo(msgspec.json.encode(msgspec.to_builtins(user) | secret))
+        return
+    if password is not None:
+        click.echo(password)
+        show.echo(_SHOWN_ONCE, err=True)
+    belongs = ", ".join(user.projects) or f"no project (`tweezer users add-to {user.name} PROJECT`)"
+    state = " (disabled)" if user.disabled else ""
+    show.echo(f"{user.name}{state} belongs to {belongs}", err=password is not None)
+
+
+def _choose_password(*, from_stdin: bool, generate: bool) -> str:
+    if from_stdin and generate:
+        raise click.UsageError("--stdin and --generate cannot go together")
+    if generate:
+        return secrets.token_urlsafe(18)
+    password: str
+    if from_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    check_password(password)
+    return password
+
+
+def _about(project: Project) -> dict[str, Any]:
+    about: dict[str, Any] = msgspec.to_builtins(project)
+    del about["no"]  # the database's own
+    return about
+
+
+def _kept(project: Project) -> str:
+    if project.retention_s is None:
+        return "as long as is set"
+    return f"for {show.duration(project.retention_s)}" if project.retention_s else "for ever"
+
+
+def _state(user: User) -> str:
+    return f"disabled since {_day(user.disabled)}" if user.disabled else ""
+
+
+def _is_over(key: ApiKey, now: datetime) -> bool:
+    return key.revoked is not None or (key.expires is not None and key.expires <= now)
+
+
+def _end(key: ApiKey, now: datetime) -> str:
+    if key.revoked is not None:
+        return f"revoked {_day(key.revoked)}"
+    if key.expires is None:
+        return "-"
+    if key.expires <= now:
+        return f"expired {_day(key.expires)}"
+    session = " (session)" if key.kind is KeyKind.SESSION else ""
+    return f"in {show.duration((key.expires - now).total_seconds())}{session}"
+
+
+def _day(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d}"
+
+
+def _minute(moment: datetime | None) -> str:
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"

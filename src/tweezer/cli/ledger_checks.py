@@ -1,0 +1,167 @@
+"""What ``tweezer db check`` and the doctor say of the ledger."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tweezer.cli import show
+from tweezer.cli.findings import Finding, Level
+from tweezer.model.errors import TweezerError
+from tweezer.settings import Settings
+
+if TYPE_CHECKING:
+    from tweezer.ledger.health import Health
+
+OLDEST_POSTGRES = 15
+"""What Tweezer is tested with."""
+
+_SLOW_RECORDER_S = 30.0
+_REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has how to set one up"
+_SQLITE = "sqlite:///"
+
+
+def look_at_ledger(settings: Settings) -> Health | Finding:
+    """How the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
+    if importlib.util.find_spec("sqlalchemy") is None:
+        return Finding("ledger", Level.OK, "not looked at: a host that only runs workers or producers does not need it")
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.health import look
+
+    given = settings.database()
+    if given.url.startswith(_SQLITE) and not Path(given.url.removeprefix(_SQLITE)).is_file():
+        return Finding(
+            "ledger", Level.FAIL, f"there is no file {given.url.removeprefix(_SQLITE)}", "run `tweezer db upgrade`"
+        )
+    try:
+        database = Database.open(given)
+        try:
+            return look(database)
+        finally:
+            database.close()
+    except TweezerError as error:
+        return Finding("ledger", Level.FAIL, error.message, _REACH)
+
+
+def check_health(health: Health) -> Iterator[Finding]:
+    """The tables, whether they can be written, and whether what is written stays."""
+    kind = "SQLite" if health.is_sqlite else "PostgreSQL"
+    version = health.settings["version" if health.is_sqlite else "server_version"].split()[0]
+    if health.unfit is not None:
+        yield Finding("ledger", Level.FAIL, health.unfit)
+    elif health.refusal is not None:
+        yield Finding(
+            "ledger",
+            Level.FAIL,
+            f"{health.place} takes no writes: {health.refusal}",
+            "let TWEEZER_DATABASE_URL name a primary and a user who owns the tables; or look for a full disk",
+        )
+    else:
+        yield Finding("ledger", Level.OK, f"{kind} {version} at {health.place}, its tables as they should be")
+    yield from _check_sqlite(health.settings) if health.is_sqlite else _check_postgres(health.settings)
+
+
+def _check_sqlite(settings: dict[str, str]) -> Iterator[Finding]:
+    mode = settings["journal_mode"]
+    if mode == "wal":
+        yield Finding("ledger journal", Level.OK, "a write-ahead log: readers and writers do not wait for each other")
+    else:
+        yield Finding(
+            "ledger journal",
+            Level.WARN,
+            f"journal mode is {mode}: readers wait for writers, and these for readers",
+            "keep the file on a disk of this machine, for network file systems cannot do better; or use PostgreSQL",
+        )
+
+
+def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
+    if int(settings["server_version"].split(".")[0]) < OLDEST_POSTGRES:
+        yield Finding(
+            "ledger server",
+            Level.WARN,
+            f"PostgreSQL {settings['server_version']} is older than what Tweezer is tested with",
+            f"upgrade it to {OLDEST_POSTGRES} or newer",
+        )
+    if settings["server_encoding"] != "UTF8":
+        yield Finding(
+            "ledger encoding",
+            Level.FAIL,
+            f"{settings['server_encoding']}: names and tags in other scripts cannot be recorded",
+            "make the database anew with `createdb --encoding=UTF8 --template=template0`",
+        )
+    lossy = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if settings[name] == "off"]
+    if lossy:
+        yield Finding(
+            "ledger durability",
+            Level.FAIL,
+            f"{' and '.join(lossy)} off: Redis lets go of what the ledger has, and a crash of the host can lose that",
+            "turn it on in postgresql.conf",
+        )
+    else:
+        yield Finding("ledger durability", Level.OK, "what is recorded is on the disk")
+
+
+def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
+    """Whether one is at work. behind_s: age of the oldest event that is not recorded; None when all are."""
+    start = "start it: tweezer recorder"
+    if not active and behind_s is not None:
+        return Finding(
+            "recorder",
+            Level.FAIL,
+            f"none is active, and nothing was recorded for {show.duration(behind_s)}: Redis keeps everything meanwhile",
+            start,
+        )
+    if not active:
+        return Finding("recorder", Level.WARN, "none is active; all that happened so far is recorded", start)
+    if behind_s is not None and behind_s > _SLOW_RECORDER_S:
+        return Finding(
+            "recorder",
+            Level.WARN,
+            f"one is active, and {show.duration(behind_s)} behind",
+            "look at its log, and at the load of the database and its disk",
+        )
+    return Finding("recorder", Level.OK, "one is active and up to date")
+
+
+def check_keeping(settings: Settings) -> Finding:
+    """For how long Redis and the ledger keep what has ended."""
+    redis, ledger = show.duration(settings.grace_s), show.duration(settings.retention_s)
+    if settings.retention_s and settings.retention_s < settings.grace_s:
+        return Finding(
+            "retention",
+            Level.WARN,
+            f"the ledger deletes what has ended after {ledger}, before Redis lets go of it after {redis}",
+            "set TWEEZER_RETENTION_S, which is the ledger's, to more than TWEEZER_GRACE_S, which is Redis'",
+        )
+    kept = f"for {ledger}" if settings.retention_s else "for ever"
+    return Finding(
+        "retention",
+        Level.OK,
+        f"what has ended stays in Redis for {redis} and in the ledger {kept}, unless its project says something else",
+    )
+
+
+def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
+    """Whether the folder of large results can be used here. hosts: those that workers live on."""
+    folder = settings.results_folder()
+    near = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(near, os.W_OK | os.X_OK):
+        return Finding(
+            "results folder",
+            Level.WARN,
+            f"{folder} cannot be written by this user: a worker of its own could not keep large results",
+            "give it to the user who runs Tweezer, or set TWEEZER_RESULTS_DIR",
+        )
+    if settings.results_dir is None and hosts - {socket.gethostname()}:
+        return Finding(
+            "results folder",
+            Level.WARN,
+            f"workers live on {', '.join(sorted(hosts))}, and {folder} is this host's own: large results of the others "
+            "cannot be read here",
+            "set TWEEZER_RESULTS_DIR everywhere to a folder that all hosts share",
+        )
+    return Finding("results folder", Level.OK, str(folder))

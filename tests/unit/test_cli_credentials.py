@@ -1,0 +1,269 @@
+"""``tweezer projects``, ``keys`` and ``users``, and the key of ``tweezer up``."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tweezer.cli import main
+from tweezer.cli.own_key import check_given_key, own_key
+from tweezer.ledger.credentials import key_id, new_key
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import list_keys, revoke_key
+from tweezer.ledger.users import find_login
+from tweezer.model.errors import Conflict, InvalidInput
+from tweezer.settings import Settings
+
+NOWHERE = "redis://127.0.0.1:1/0"
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("TWEEZER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+class Line:
+    """The command line on a ledger; Redis is away, for none of this needs it."""
+
+    def __init__(self, ledger: Database) -> None:
+        self._environment = {"TWEEZER_DATABASE_URL": str(ledger.engine.url)}
+
+    def call(self, *arguments: str, input: str | None = None) -> Result:
+        return CliRunner(env=self._environment).invoke(main, ["--redis", NOWHERE, *arguments], input=input)
+
+    def says(self, *arguments: str, input: str | None = None) -> str:
+        result = self.call(*arguments, input=input)
+        assert result.exit_code == 0, result.output
+        return result.stdout.strip()
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.says(*arguments, "--json"))
+
+    def refused(self, *arguments: str, code: int = 1, input: str | None = None) -> str:
+        """The last line of what is said on stderr."""
+        result = self.call(*arguments, input=input)
+        assert result.exit_code == code, result.output
+        assert result.stdout == ""
+        return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def line(ledger: Database) -> Line:
+    line = Line(ledger)
+    line.says("projects", "create", "Lab", "--id", "lab")
+    return line
+
+
+# -- projects -------------------------------------------------------------------------------------------
+
+
+def test_a_project_is_made_and_listed(line: Line) -> None:
+    identity = line.says("projects", "create", "Spin models")
+    made = line.json("projects", "create", "Third")
+    assert {it["id"]: it["name"] for it in line.json("projects", "list")} == {
+        "lab": "Lab",
+        identity: "Spin models",
+        made["id"]: "Third",
+    }
+    assert "no" not in made
+    table = line.says("projects", "list")
+    assert all(word in table for word in ("lab", "Lab", identity, "Spin models"))
+    assert "already" in line.refused("projects", "create", "Lab", "--id", "lab")
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("90d", 7_776_000), ("12h", 43_200), ("5min", 300), ("forever", 0), ("default", None)]
+)
+def test_the_retention_of_a_project_is_set_in_words(line: Line, given: str, seconds: int | None) -> None:
+    assert line.says("projects", "retention", "lab", given).startswith("lab: finished batches are kept")
+    assert line.json("projects", "list")[0]["retention_s"] == seconds
+
+
+@pytest.mark.parametrize("given", ["", "x", "0d", "1", "1.5d", "d", "1 fortnight", "99999999999d"])
+def test_what_is_no_time_is_said(line: Line, given: str) -> None:
+    assert "90d" in line.refused("projects", "retention", "lab", given, code=2)
+
+
+def test_a_deletion_is_confirmed(line: Line) -> None:
+    result = line.call("projects", "delete", "lab", input="n\n")
+    assert (result.exit_code, "Delete Lab (lab)" in result.output) == (130, True)
+    assert line.json("projects", "list")
+    assert "there is no project nowhere" in line.refused("projects", "delete", "nowhere", "--yes")
+
+
+# -- keys -----------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
+    result = line.call("keys", "create", "laptop", "--project", "lab", "--expires", "90d")
+    key = result.stdout.strip()
+    assert key_id(key)
+    assert "shown once" in result.stderr
+    assert key[17:] not in result.stderr
+    assert key[17:] not in line.says("keys", "list", "--all") + line.says("keys", "list", "--json")
+    about = line.json("keys", "create", "laptop", "--project", "lab")
+    assert key_id(about["key"]) == about["id"]
+    assert (about["kind"], about["role"], about["project"]) == ("key", "user", "lab")
+
+
+def test_a_key_is_of_the_project_that_the_settings_name_unless_it_is_told(line: Line) -> None:
+    assert "there is no project default" in line.refused("keys", "create", "x")
+    made = json.loads(line.says("--project", "lab", "keys", "create", "x", "--json"))
+    assert made["project"] == "lab"
+    assert line.json("keys", "create", "x", "--role", "operator")["project"] is None
+
+
+def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) -> None:
+    key = line.says("keys", "create", "laptop", "--project", "lab")
+    assert line.json("keys", "list", "--project", "lab")[0]["id"] == key[4:16]
+    successor = line.says("keys", "rotate", key[:16], "--overlap", "1h")
+    assert {it["id"] for it in line.json("keys", "list")} == {key[4:16], successor[4:16]}
+    assert "opens nothing" in line.says("keys", "revoke", key)  # a whole key, by who found it somewhere
+    assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
+    assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
+    assert "revoked" in line.says("keys", "list", "--all")
+    assert "is over" in line.refused("keys", "rotate", key)
+
+
+def test_what_is_no_key_is_not_repeated(line: Line) -> None:
+    said = line.refused("keys", "revoke", "hunter2-secret")
+    assert "keys list" in said
+    assert "hunter2" not in said
+    assert "there is no key" in line.refused("keys", "revoke", "a" * 12)
+
+
+def test_a_key_may_be_a_users(line: Line) -> None:
+    user = json.loads(line.says("users", "create", "ada", "--generate", "--json"))
+    assert line.json("keys", "create", "x", "--project", "lab", "--user", "ada")["user"] == user["id"]
+    assert "there is no user bob" in line.refused("keys", "create", "x", "--project", "lab", "--user", "bob")
+
+
+# -- users ----------------------------------------------------------------------------------------------
+
+
+def test_a_user_is_made_with_a_password_from_a_prompt_or_from_stdin(line: Line, ledger: Database) -> None:
+    line.says("users", "create", "ada", input=f"{PASSWORD}\n{PASSWORD}\n")
+    line.says("users", "create", "bob", "--stdin", input=f"{PASSWORD}\n")
+    with ledger.read() as connection:
+        kept = {name: find_login(connection, name).password or "" for name in ("ada", "bob")}
+    assert all(password.startswith("$argon2id$") for password in kept.values())
+    assert line.call("users", "create", "carol", input="another password\na different one\n").exit_code == 130
+    assert [user["name"] for user in line.json("users", "list")] == ["ada", "bob"]
+
+
+def test_a_password_that_is_made_up_is_shown_once(line: Line) -> None:
+    result = line.call("users", "create", "ada", "--generate")
+    assert len(result.stdout.strip()) >= 20
+    assert "shown once" in result.stderr
+    changed = json.loads(line.says("users", "password", "ada", "--generate", "--json"))
+    assert changed["password"] not in result.stdout
+    assert "password" not in line.json("users", "list")[0]
+
+
+def test_a_password_that_is_too_short_is_refused(line: Line) -> None:
+    assert "password: has 12 to" in line.refused("users", "create", "ada", "--stdin", input="short\n")
+    assert "cannot go together" in line.refused("users", "create", "ada", "--stdin", "--generate", code=2)
+    assert line.json("users", "list") == []
+
+
+def test_a_user_belongs_to_projects_and_can_be_disabled(line: Line) -> None:
+    line.says("users", "create", "ada", "--generate")
+    assert line.json("users", "add-to", "ada", "lab")["projects"] == ["lab"]
+    assert "lab" in line.says("users", "list")
+    assert line.json("users", "remove-from", "ada", "lab")["projects"] == []
+    assert line.json("users", "disable", "ada")["disabled"]
+    assert "disabled since" in line.says("users", "list")
+    assert line.json("users", "enable", "ada")["disabled"] is None
+    assert "there is no user bob" in line.refused("users", "disable", "bob")
+    assert "there is no project x" in line.refused("users", "add-to", "ada", "x")
+
+
+@pytest.mark.parametrize("group", ["projects", "keys", "users"])
+def test_who_has_nothing_yet_is_told_how_to_make_it(group: str, ledger: Database) -> None:
+    assert f"tweezer {group} create" in Line(ledger).says(group, "list")
+
+
+@pytest.mark.parametrize("command", [["projects", "list"], ["keys", "create", "x"], ["users", "list"]])
+def test_a_ledger_without_tables_is_said_to_be_one(command: list[str], tmp_path: Path) -> None:
+    environment = {"TWEEZER_DATABASE_URL": f"sqlite:///{tmp_path / 'blank.db'}"}
+    result = CliRunner(env=environment).invoke(main, command)
+    assert result.exit_code == 1
+    assert "tweezer db upgrade" in result.stderr
+
+
+@pytest.mark.parametrize("group", ["projects", "keys", "users"])
+def test_the_base_install_is_told_what_to_install(group: str) -> None:
+    program = f"import sys; sys.modules['sqlalchemy'] = None; from tweezer.cli import main; main(['{group}', 'list'])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"Error: `tweezer {group}` needs sqlalchemy: pip install 'tweezer[server]'\n"
+
+
+# -- the key of `tweezer up` ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(ledger: Database, tmp_path: Path) -> Settings:
+    return Settings(database_url=str(ledger.engine.url), data_dir=tmp_path)
+
+
+def test_the_key_is_kept_in_a_file_that_only_its_owner_reads(settings: Settings, tmp_path: Path) -> None:
+    key = own_key(settings)
+    assert own_key(settings) == key
+    file = tmp_path / "api-key"
+    assert file.read_text().strip() == key
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_key_in_the_file_that_the_ledger_has_lost_is_taken_again(settings: Settings, tmp_path: Path) -> None:
+    kept = new_key()
+    (tmp_path / "api-key").write_text(f"{kept}\n")
+    assert own_key(settings) == kept
+
+
+def test_a_key_in_the_file_that_is_over_or_broken_is_replaced(
+    settings: Settings, tmp_path: Path, ledger: Database
+) -> None:
+    first = own_key(settings)
+    with ledger.write() as connection:
+        revoke_key(connection, key_id(first) or "")
+    second = own_key(settings)
+    assert second != first
+    (tmp_path / "api-key").write_text("nonsense")
+    assert own_key(settings) not in (first, second)
+    other = Settings(database_url=settings.database_url, data_dir=tmp_path, project_id="other")
+    third = own_key(other)
+    with ledger.read() as connection:
+        assert {key.project for key in list_keys(connection) if key.id == key_id(third)} == {"other"}
+
+
+def test_a_given_key_is_taken_as_it_is_and_stays_out_of_the_file(
+    settings: Settings, tmp_path: Path, ledger: Database
+) -> None:
+    given = settings.model_copy(update={"api_key": new_key(), "project_id": "mine"})
+    assert own_key(given) == own_key(given) == given.api_key
+    assert not (tmp_path / "api-key").exists()
+    with ledger.write() as connection:
+        revoke_key(connection, key_id(given.api_key) or "")
+    with pytest.raises(Conflict):
+        own_key(given)
+
+
+def test_what_is_wrong_with_a_given_key_is_said(settings: Settings) -> None:
+    check_given_key(settings)
+    with pytest.raises(InvalidInput) as caught:
+        check_given_key(settings.model_copy(update={"api_key": "hunter2"}))
+    assert caught.value.field == "TWEEZER_API_KEY"
+    assert "hunter2" not in caught.value.message
