@@ -103,13 +103,26 @@ async def _echo(url: str) -> None:
             _stamp()
 
 
+def recorder(url: str, ledger: str) -> None:
+    """The recorder, as its process runs it."""
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.place import OpenDatabase
+    from tweezer.ledger.recorder import NICENESS, Recorder
+
+    os.nice(NICENESS)
+    store, database = Store.open(Connect(url=url)), Database.open(OpenDatabase(ledger))
+    _say_ready()
+    asyncio.run(Recorder(store, database, namespace="tweezer").run())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["tickets", "arq", "echo"])
+    parser.add_argument("what", choices=["tickets", "arq", "echo", "recorder"])
     parser.add_argument("url")
     parser.add_argument("--device", default="NULL")
     parser.add_argument("--lanes", type=int, default=1)
     parser.add_argument("--stamping", action="store_true")
+    parser.add_argument("--ledger", default="")
     asked = parser.parse_args()
 
     logging.basicConfig(level=logging.WARNING)
@@ -124,6 +137,8 @@ def main() -> None:
             tickets(asked.url, asked.device, asked.lanes, stamping=asked.stamping)
         case "arq":
             arq(asked.url, stamping=asked.stamping)
+        case "recorder":
+            recorder(asked.url, asked.ledger)
         case _:
             asyncio.run(_echo(asked.url))
 

@@ -1,0 +1,107 @@
+"""Asks a server for jobs from many connections at once, which say no more than they must; and runs such a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import harness
+import httpx
+from harness import Broken
+
+CONNECTIONS = 50
+
+
+class _Asker(asyncio.Protocol):
+    """One connection that asks for one job after the other; counts the answers."""
+
+    def __init__(self, requests: list[bytes]) -> None:
+        self._requests = requests
+        self._seen = b""
+        self.answers = 0
+        self.broken: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        head, found, body = self._seen.partition(b"\r\n\r\n")
+        if not found or len(body) < _length(head):
+            return
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.broken = head.decode("latin-1").splitlines()[0]
+            self._transport.close()
+            return
+        self._seen = b""
+        self.answers += 1
+        self._ask()
+
+    def _ask(self) -> None:
+        self._transport.write(random.choice(self._requests))
+
+
+def _length(head: bytes) -> int:
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            return int(line[15:])
+    raise Broken("an answer without a length")
+
+
+async def answers_per_s(port: int, key: str, ids: list[str], seconds: float) -> float:
+    """Answers a second over all connections."""
+    requests = [
+        f"GET /api/v2/jobs/{each} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+        for each in ids
+    ]
+    loop = asyncio.get_running_loop()
+    made = [await loop.create_connection(lambda: _Asker(requests), "127.0.0.1", port) for _ in range(CONNECTIONS)]
+    askers = [asker for _, asker in made]
+    try:
+        await asyncio.sleep(seconds / 4)
+        before, began = sum(asker.answers for asker in askers), time.perf_counter()
+        await asyncio.sleep(seconds)
+        rate = (sum(asker.answers for asker in askers) - before) / (time.perf_counter() - began)
+    finally:
+        for transport, _ in made:
+            transport.close()
+    for asker in askers:
+        if asker.broken:
+            raise Broken(f"asked for a job, the server said {asker.broken}")
+    return rate
+
+
+@contextlib.asynccontextmanager
+async def serving(*command: str, environment: dict[str, str], port: int) -> AsyncIterator[None]:
+    """Runs a server until the block ends."""
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, env={**os.environ, **environment})
+    try:
+        async with httpx.AsyncClient() as client:
+
+            async def answers() -> bool:
+                if process.returncode is not None:
+                    raise Broken(f"{command[-1]} ended with status {process.returncode}")
+                with contextlib.suppress(httpx.TransportError):
+                    await client.get(f"http://127.0.0.1:{port}/health")
+                    return True
+                return False
+
+            await harness.until(answers, "the server listens")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

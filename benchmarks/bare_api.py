@@ -1,0 +1,43 @@
+"""The least that could answer for a job: FastAPI with one route, behind the API's own authentication.
+
+It answers with the bytes that the API answered with, from a dictionary. Run by ``ledger.py``:
+``bare_api.py <port> <database url> <folder of answers, each named by the id of its job>``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Response
+
+from tweezer.api.auth import Authentication, Authenticator
+from tweezer.api.dependencies import Caller
+from tweezer.api.rates import Rates
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+
+UNLIMITED = 10**9
+
+
+def application(database: Database, answers: dict[str, bytes]) -> FastAPI:
+    app = FastAPI()
+    app.add_middleware(Authentication, authenticator=Authenticator(database), rates=Rates(UNLIMITED, UNLIMITED))
+
+    @app.get("/api/v2/jobs/{job_id}")
+    async def get_job(job_id: str, caller: Caller) -> Response:
+        return Response(answers[job_id], media_type="application/json")
+
+    return app
+
+
+def main() -> None:
+    port, url, folder = sys.argv[1:]
+    answers = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    app = application(Database.open(OpenDatabase(url)), answers)
+    uvicorn.run(app, port=int(port), log_config=None, access_log=False, server_header=False)
+
+
+if __name__ == "__main__":
+    main()

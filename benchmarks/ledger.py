@@ -1,0 +1,284 @@
+"""How quickly the ledger answers over a long history, and the API for one job, each beside the least there could be.
+
+Fills SQLite and a private PostgreSQL with the same made-up history and asks both what the API's lists ask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests: PostgreSQL, filling
+
+import harness
+import httpx
+from asking import CONNECTIONS, answers_per_s, free_port, serving
+from harness import Broken, Figure, figure, median, note, percentile, ratio
+from questions import Questions
+from sqlalchemy import bindparam, select
+from tests.ledger.filling import Filled, Plan, fill
+from tests.postgres import PostgresServer
+
+from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder
+from tweezer.ledger.keys import create_key
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.queries import Queries
+from tweezer.ledger.schema import batches, jobs
+from tweezer.ledger.upkeep import upgrade
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.store.connection import Connect, Store
+
+OPERATOR = Principal("operator", Role.OPERATOR)
+PROJECT, DEVICE = "benchmark", "NULL"
+JOBS_ASKED = 500
+LATENCY_MS = "<= 50"
+
+Timings = dict[str, list[float]]
+
+
+# ---------------------------------------------------------------------------------------------------- ledgers
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Database]:
+    database = Database.open(OpenDatabase(url))
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def filled(database: Database, plan: Plan) -> Filled:
+    """Fills it, and lets PostgreSQL do at once what autovacuum does within a minute."""
+    upgrade(database)
+    began = time.monotonic()
+    made = fill(database, plan, tables=False)
+    note(f"  {plan.jobs} jobs in {plan.batches} batches: {time.monotonic() - began:.0f} s")
+    if not database.is_sqlite:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM ANALYZE")
+    return made
+
+
+def took_ms(question: Callable[..., object], *arguments: object) -> float:
+    began = time.perf_counter()
+    question(*arguments)
+    return (time.perf_counter() - began) * 1000
+
+
+# ------------------------------------------------------------------------------------------------------ lists
+
+
+def single_filters(queries: Queries, questions: Questions, times: int) -> Timings:
+    """Milliseconds of the first page by each filter alone, newest first, and its total."""
+    took: Timings = defaultdict(list)
+    for _ in range(times):
+        for name, part in questions.job_parts().items():
+            caller, wanted = questions.next_caller(), JobFilter(**part())
+            took[f"jobs by {name}"].append(took_ms(queries.jobs, caller, wanted))
+        for name, part in questions.batch_parts().items():
+            caller, chosen = questions.next_caller(), BatchFilter(**part())
+            took[f"batches by {name}"].append(took_ms(queries.batches, caller, chosen))
+    return took
+
+
+def three_filters(queries: Queries, questions: Questions, times: int) -> Timings:
+    """The same of three filters together, in any order, on any page."""
+    took: Timings = defaultdict(list)
+    for _ in range(times):
+        caller, order, window = questions.next_caller(), questions.one_of(JobOrder), questions.window()
+        wanted = JobFilter(**questions.three(questions.job_parts()))
+        took["jobs"].append(took_ms(queries.jobs, caller, wanted, order, window))
+        by, chosen = questions.one_of(BatchOrder), BatchFilter(**questions.three(questions.batch_parts()))
+        took["batches"].append(took_ms(queries.batches, caller, chosen, by, window))
+    return took
+
+
+def orders(queries: Queries, questions: Questions, times: int) -> Timings:
+    """The same of all jobs and batches of a project in each order."""
+    took: Timings = defaultdict(list)
+    for _ in range(times):
+        for order in JobOrder:
+            caller, window = questions.next_caller(), questions.window()
+            took[f"jobs by {order}"].append(took_ms(queries.jobs, caller, JobFilter(), order, window))
+        for by in BatchOrder:
+            caller, window = questions.next_caller(), questions.window()
+            took[f"batches by {by}"].append(took_ms(queries.batches, caller, BatchFilter(), by, window))
+    return took
+
+
+def of_everything(queries: Queries, times: int) -> Timings:
+    """What an operator asks about all projects: counters answer."""
+    took: Timings = defaultdict(list)
+    for _ in range(times):
+        took["counts of jobs"].append(took_ms(queries.job_counts, OPERATOR, JobFilter()))
+        took["newest jobs"].append(took_ms(queries.jobs, OPERATOR, JobFilter()))
+        took["newest batches"].append(took_ms(queries.batches, OPERATOR, BatchFilter()))
+    return took
+
+
+# ------------------------------------------------------------------------------------------------------ by id
+
+
+def by_id(database: Database, made: Filled, rounds: int, times: int) -> Timings:
+    """Microseconds of a get by id and of a bare select by primary key, through the same engine."""
+    queries, chance = Queries(database), random.Random(5)
+    bare_job = select(jobs.c.spec).where(jobs.c.id == bindparam("id"))
+    bare_batch = select(batches.c.record).where(batches.c.id == bindparam("id"))
+    took: Timings = defaultdict(list)
+    caller = Principal("user", Role.USER, frozenset({made.plan.project(0)}))
+
+    def bare(statement: Any, identity: Any) -> None:
+        with database.read() as connection:
+            connection.execute(statement, {"id": identity}).one()
+
+    def got(found: object) -> None:
+        if found is None:
+            raise Broken("a job or batch that was made is not found")
+
+    for _ in range(rounds):
+        ids = [batch for batch, size in chance.choices(made.of_project(0), k=times) if size]
+        for name, get in (
+            ("job", lambda batch: got(queries.job(caller, job_id(batch, 0)))),
+            ("bare job", lambda batch: bare(bare_job, job_id(batch, 0))),
+            ("batch", lambda batch: got(queries.batch(caller, batch))),
+            ("bare batch", lambda batch: bare(bare_batch, batch)),
+        ):
+            began = time.perf_counter()
+            for batch in ids:
+                get(batch)
+            took[name].append((time.perf_counter() - began) / len(ids) * 1_000_000)
+    return took
+
+
+def measure_ledger(kind: str, database: Database, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
+    """The figures of one database."""
+    note(f"{kind}: filling")
+    made = filled(database, Plan(jobs=asked.jobs, batches=asked.jobs // 50, projects=20, live=asked.jobs // 5000))
+    queries, questions = Queries(database), Questions(made)
+    single_filters(queries, questions, 2)  # what is asked again and again is warm
+    gc.collect()
+    gc.freeze()  # what was made up would be looked through again and again
+    note(f"{kind}: asking")
+    single = single_filters(queries, questions, asked.times)
+    ordered = orders(queries, questions, asked.times // 2)
+    together = three_filters(queries, questions, asked.times * 5)
+    everything = of_everything(queries, asked.times)
+    ids = by_id(database, made, asked.rounds, asked.times * 10)
+
+    def slowest(took: Timings) -> float:
+        return max(percentile(each, 99) for each in took.values())
+
+    figures = [
+        figure(f"{kind}: one filter, p99 of the slowest", slowest(single), LATENCY_MS, "ms"),
+        figure(f"{kind}: three filters, any order and page, p99", slowest(together), LATENCY_MS, "ms"),
+        figure(f"{kind}: any order, p99 of the slowest", slowest(ordered), LATENCY_MS, "ms"),
+        figure(f"{kind}: totals and newest of all projects, p99", slowest(everything), LATENCY_MS, "ms"),
+        figure(f"{kind}: job by id / bare select", ratio(ids["job"], ids["bare job"]), "<= 3"),
+        figure(f"{kind}: batch by id / bare select", ratio(ids["batch"], ids["bare batch"]), "<= 3"),
+    ]
+    measured: dict[str, Any] = {}
+    for took in (single, ordered, together, everything):
+        for name, each in took.items():
+            measured[f"{kind}: {name}, p50 and p99 ms"] = [median(each), percentile(each, 99)]
+    measured |= {f"{kind}: {name} by id, us": each for name, each in ids.items()}
+    return figures, measured
+
+
+# -------------------------------------------------------------------------------------------------------- API
+
+
+async def measure_api(redis_url: str, folder: Path, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
+    """The figure of the API, whose jobs are in Redis."""
+    note("API: asking")
+    url = f"sqlite:///{folder / 'api.db'}"
+    with opened(url) as database:
+        upgrade(database)
+        with database.write() as connection:
+            project_no(connection, PROJECT)
+            key = create_key(connection, name="benchmark", project_id=PROJECT).text
+    async with Store.open(Connect(url=redis_url)) as store:
+        about_device = {"adapter": "null", "exclusive": 0, "max_runs": 1000}
+        about_worker = {"lanes": 0, "started": 1, "host": "here", "version": "0", "record_version": 1}
+        await store.tickets.heartbeat("w", DEVICE, ttl_s=60, about_device=about_device, about_worker=about_worker)
+        specs = [JobSpec(100, {"omega": 12.5, "delta": -0.001 * index}) for index in range(JOBS_ASKED // 10)]
+        made = [await store.commands.submit(new_batch_id(), PROJECT, BatchDoc(DEVICE), specs) for _ in range(10)]
+    ids = [str(job_id(batch, index)) for batch in made for index in range(len(specs))]
+    ours, bare = free_port(), free_port()
+    environment = {"TWEEZER_REDIS_URL": redis_url, "TWEEZER_DATABASE_URL": url, "TWEEZER_API_PORT": str(ours)}
+    environment |= {
+        "TWEEZER_REQUESTS_PER_S": "1e9",
+        "TWEEZER_REQUESTS_BURST": str(10**9),
+        "TWEEZER_LOG_LEVEL": "WARNING",
+    }
+    answers = folder / "answers"
+    answers.mkdir()
+    rates: Timings = defaultdict(list)
+    async with serving("-m", "tweezer.cli", "api", environment=environment, port=ours):
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as client:
+            for each in ids:
+                answer = await client.get(f"http://127.0.0.1:{ours}/api/v2/jobs/{each}")
+                (answers / each).write_bytes(answer.raise_for_status().content)
+        bare_api = str(harness.HERE / "bare_api.py")
+        async with serving(bare_api, str(bare), url, str(answers), environment={}, port=bare):
+            for _ in range(asked.rounds):
+                for name, port in (("API", ours), ("bare", bare)):
+                    rates[name].append(await answers_per_s(port, key, ids, asked.seconds))
+    figures = [
+        figure(
+            f"GET of a job from {CONNECTIONS} connections / bare endpoint", ratio(rates["API"], rates["bare"]), ">= 0.5"
+        )
+    ]
+    return figures, {f"{name}, answers a second": each for name, each in rates.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=int, help="rounds of what is compared (3; 1 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="20,000 jobs, asked little: a smoke test")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    parser.add_argument("--jobs", type=int, help="jobs in the ledger (1,000,000), in a fiftieth as many batches")
+    parser.add_argument("--only", choices=("sqlite", "postgres", "api"), help="one part")
+    asked = parser.parse_args()
+    asked.rounds = asked.rounds or (1 if asked.quick else 3)
+    asked.jobs = asked.jobs or (20_000 if asked.quick else 1_000_000)
+    asked.times, asked.seconds = (5, 0.5) if asked.quick else (200, 4.0)
+    figures: list[Figure] = []
+    measured: dict[str, Any] = {}
+    with harness.server() as running, contextlib.ExitStack() as closing:
+        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="tweezer-ledger-")))
+        setup = harness.setup_of(running, asked.rounds, quick=asked.quick, jobs=asked.jobs, projects=20)
+        if asked.only in (None, "sqlite"):
+            database = closing.enter_context(opened(f"sqlite:///{folder / 'ledger.db'}"))
+            _add(figures, measured, measure_ledger("SQLite", database, asked))
+        if asked.only in (None, "postgres"):
+            server = closing.enter_context(PostgresServer())
+            database = closing.enter_context(opened(server.url()))
+            _add(figures, measured, measure_ledger("PostgreSQL", database, asked))
+        if asked.only in (None, "api"):
+            _add(figures, measured, harness.run(measure_api(running.url, folder, asked)))
+    harness.report(figures, setup | {"measured": harness.rounded(measured)}, as_json=asked.json)
+    return int(asked.strict and not all(one.met for one in figures))
+
+
+def _add(figures: list[Figure], measured: dict[str, Any], more: tuple[list[Figure], dict[str, Any]]) -> None:
+    figures += more[0]
+    measured |= more[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
