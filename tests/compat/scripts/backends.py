@@ -1,0 +1,137 @@
+"""Pulser's backends on a connection to the server, as the tutorials of either stack use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sequences
+from door import NEW, Door
+from pulser import QPUBackend
+from pulser.backend import BitStrings, EmulationConfig, Occupation
+
+if NEW:
+    from pasqal_cloud import RemoteEmuFreeBackend
+    from pasqal_cloud import RemoteSVBackend as SVBackend
+else:
+    from pulser.backend.config import EmulatorConfig
+    from pulser_pasqal import EmuFreeBackend
+    from pulser_pasqal import EmuFreeBackendV2 as RemoteEmuFreeBackend
+    from pulser_pasqal import EmuSVBackend as SVBackend
+
+Told = dict[str, Any]
+
+
+def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
+    """Emulates with a configuration that asks for shots and an observable besides."""
+    config = EmulationConfig(
+        observables=[
+            BitStrings(num_shots=shots, evaluation_times=[1.0]),
+            Occupation(evaluation_times=[0.5, 1.0]),
+        ]
+    )
+    backend = RemoteEmuFreeBackend(sequences.rabi(measured=False), door.connection(), config=config)
+    results = backend.run(wait=wait)
+    (result,) = results.results
+    return {
+        "status": results.get_batch_status().name,
+        "counts": dict(result.final_bitstrings),
+        "occupation": [[float(value) for value in row] for row in result.occupation],
+        "atoms": list(result.atom_order),
+    }
+
+
+def emulate_by_default(door: Door, job_params: list[Any] | None = None, *, name: str = "rabi") -> list[dict[str, int]]:
+    """Emulates with the configuration of the backend itself; the counters."""
+    sequence = {"rabi": sequences.rabi, "sweep": sequences.sweep, "mappable": sequences.mappable}[name]()
+    results = RemoteEmuFreeBackend(sequence, door.connection()).run(job_params, wait=True)
+    return [dict(result.final_bitstrings) for result in results.results]
+
+
+def emulate_the_older_way(door: Door, **options: Any) -> list[dict[str, int]]:
+    """By the backend of before there were configurations for all emulators: stack B only."""
+    config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.25, backend_options=options)
+    backend = EmuFreeBackend(sequences.sweep(), door.connection(), config=config)
+    job_params = [{"runs": 20, "variables": {"omega": 0.0}}, {"runs": 30, "variables": {"omega": 5.0}}]
+    return [dict(result.bitstring_counts) for result in backend.run(job_params, wait=True).results]
+
+
+def emulate_elsewhere(door: Door) -> None:
+    """On a device that is not there."""
+    SVBackend(sequences.rabi(), door.connection()).run(wait=True)
+
+
+def emulate_in_an_open_batch(door: Door) -> Told:
+    """Runs twice in an open batch, and reads the results when it is closed."""
+    connection = door.connection()
+    backend = RemoteEmuFreeBackend(sequences.sweep(), connection)
+    with backend.open_batch():
+        runs = [backend.run([{"runs": 10, "variables": {"omega": omega}}]) for omega in (1.0, 2.0)]
+        await_end(connection, runs[-1].batch_id)
+    jobs = [run.job_ids for run in runs]
+    return {"jobs": jobs, "batches": sorted({run.batch_id for run in runs}), "found": [len(r.results) for r in runs]}
+
+
+def partial_results(door: Door) -> Told:
+    """Asks for the results of a batch of which one job cannot be run and the other can."""
+    connection = door.connection()
+    config = EmulationConfig(observables=[BitStrings(num_shots=10)])
+    backend = RemoteEmuFreeBackend(sequences.sweep(), connection, config=config)
+    results = backend.run([{"variables": {"omega": 1.0}}, {"variables": {"omega": 1.0}}], wait=True)
+    first, second = results.job_ids
+    later = connection.get_results(results.batch_id, [second])
+    return {
+        "all": sorted(results.get_available_results()) == sorted([first, second]),
+        "one": list(later.get_available_results()) == [second],
+        "counts": [sum(result.final_bitstrings.values()) for result in later.results],
+    }
+
+
+def results_of(door: Door, batch_id: str) -> Told:
+    """What there is of a batch, and what the client says when it is asked for all of it."""
+    results = door.connection().get_results(batch_id)
+    available = list(results.get_available_results())
+    try:
+        complete = len(results.results)
+    except Exception as error:  # Pulser's RemoteResultsError
+        return {"available": available, "error": type(error).__name__, "because": str(error.__cause__)}
+    return {"available": available, "complete": complete}
+
+
+def devices(door: Door) -> dict[str, str]:
+    """Name of each device that the connection fetches, and of its specs."""
+    return {name: device.name for name, device in door.connection().fetch_available_devices().items()}
+
+
+def run_on_the_qpu(door: Door, job_params: list[Any]) -> Told:
+    """By QPUBackend, which names no device: the sequence does."""
+    connection = door.connection()
+    results = QPUBackend(sequences.for_the_analog_device(), connection).run(job_params, wait=True)
+    return {
+        "status": results.get_batch_status().name,
+        "counts": [dict(result.final_bitstrings) for result in results.results],
+        "devices": sorted(connection.fetch_available_devices()),
+    }
+
+
+def run_on_the_qpu_in_an_open_batch(door: Door) -> Told:
+    connection = door.connection()
+    backend = QPUBackend(sequences.for_the_analog_device(), connection)
+    with backend.open_batch():
+        runs = [backend.run([{"runs": 10, "variables": {"omega": omega}}]) for omega in (1.0, 2.0)]
+        await_end(connection, runs[-1].batch_id)
+    return {"batches": len({run.batch_id for run in runs}), "found": [len(run.results) for run in runs]}
+
+
+def run_by_a_third_party(door: Door) -> list[dict[str, int]]:
+    """On the paths of a cloud that resells the service."""
+    backend = RemoteEmuFreeBackend(sequences.rabi(), door.third_party())
+    return [dict(result.final_bitstrings) for result in backend.run(wait=True).results]
+
+
+def await_end(connection: Any, batch_id: str) -> None:
+    """Waits until nothing of a batch is pending or running, by the client's own way."""
+    if NEW:
+        connection.cloud_client._wait_for_batch_terminal(batch_id)
+        return
+    for job_id in connection._get_job_ids(batch_id):
+        connection._sdk_connection.get_job(job_id, wait=True)

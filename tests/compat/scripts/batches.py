@@ -1,0 +1,199 @@
+"""What a user of the client does with batches and jobs. Each function returns what the client told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sequences
+from door import NEW, Door
+from pasqal_cloud.batch import Batch
+from pasqal_cloud.device import EmulatorType
+from pasqal_cloud.device.configuration import EmuFreeConfig
+from pasqal_cloud.job import Job
+from pasqal_cloud.utils.constants import BatchStatus, JobStatus, QueuePriority
+from pasqal_cloud.utils.filters import BatchFilters, CancelJobFilters, JobFilters, PaginationParams, RebatchFilters
+
+Told = dict[str, Any]
+_WORDS = {"BatchFilters": BatchStatus, "JobFilters": JobStatus, "RebatchFilters": JobStatus}
+
+
+def create(door: Door, jobs: list[Any], *, sequence: str | None = "rabi", results: bool = False, **options: Any) -> Told:
+    """Creates a batch of one of our sequences; with the results of its jobs if they are wanted."""
+    text = None if sequence is None else sequences.text(sequence)
+    return _batch(door.client(webhook=options.pop("webhook", None)).create_batch(text, _own(jobs), **options), results)
+
+
+def create_null(door: Door, jobs: list[Any], **options: Any) -> Told:
+    """Creates a batch of the device that does what the variables of its jobs say."""
+    return _batch(door.client().create_batch("{}", jobs, device_type="NULL", **options))
+
+
+def create_many(door: Door, number: int) -> list[str]:
+    """Creates as many closed batches of the null device; their ids."""
+    client = door.client()
+    return [client.create_batch("{}", [{"runs": 1}], device_type="NULL").id for _ in range(number)]
+
+
+def create_the_older_way(door: Door, jobs: list[Any]) -> Told:
+    """With the words that the newer ones replaced."""
+    batch = door.client().create_batch(
+        sequences.text("rabi"),
+        jobs,
+        complete=True,
+        emulator=EmulatorType.EMU_FREE,
+        configuration=EmuFreeConfig(),
+        fetch_results=True,
+    )
+    return _batch(batch, results=True) | {"keyed": sorted(batch.jobs)}
+
+
+def fill_an_open_batch(door: Door) -> list[Told]:
+    """Opens a batch without jobs, adds some by both ways, repeats one, closes it; how it stood after each step."""
+    client = door.client()
+    batch = client.create_batch(sequences.text("sweep"), [], open=True, device_type="EMU_FREE")
+    steps = [_batch(batch)]
+    waits = {"wait": True} if NEW else {}
+    steps.append(_batch(client.add_jobs(batch.id, [{"runs": 5, "variables": {"omega": 1.0}}], **waits)))
+    batch.add_jobs([{"runs": 7, "variables": {"omega": 2.0}}], **waits)
+    steps.append(_batch(batch))
+    batch.retry(batch.ordered_jobs[0], wait=True)
+    steps.append(_batch(batch))
+    batch.close(wait=True)
+    steps.append(_batch(batch, results=True))
+    return steps
+
+
+def close(door: Door, batch_id: str) -> Told:
+    return _batch(door.client().close_batch(batch_id))
+
+
+def close_the_older_way(door: Door, batch_id: str) -> list[Told]:
+    client = door.client()
+    batch = client.get_batch(batch_id)
+    batch.declare_complete()
+    return [_batch(batch), _batch(client.complete_batch(batch_id))]
+
+
+def read(door: Door, batch_id: str) -> Told:
+    """Reads a batch by all ways there are."""
+    client = door.client()
+    batch = client.get_batch(batch_id)
+    told = _batch(batch, results=True)
+    batch.refresh()
+    assert _batch(batch, results=True) == told
+    return told
+
+
+def status(door: Door, batch_id: str) -> str:
+    client = door.client()
+    return str(client.get_batch_status(batch_id).value if NEW else client.get_batch(batch_id).status)
+
+
+def job_status(door: Door, job_id: str) -> str:
+    client = door.client()
+    return str(client.get_job_status(job_id).value if NEW else client.get_job(job_id).status)
+
+
+def read_job(door: Door, job_id: str, *, wait: bool = False) -> Told:
+    return _job(door.client().get_job(job_id, wait=wait), results=True)
+
+
+def jobs_of(door: Door, batch_id: str) -> list[int]:
+    """The runs of all jobs of a batch, in the order in which the client gives them."""
+    return [job.runs for job in door.client().get_batch(batch_id).ordered_jobs]
+
+
+def find_batches(door: Door, page: dict[str, int] | None = None, **filters: Any) -> Told:
+    found = door.client().get_batches(_filters(BatchFilters, filters), PaginationParams(**(page or {})))
+    return {"total": found.total, "offset": found.offset, "ids": [batch.id for batch in found.results]}
+
+
+def find_jobs(door: Door, page: dict[str, int] | None = None, **filters: Any) -> Told:
+    found = door.client().get_jobs(_filters(JobFilters, filters), PaginationParams(**(page or {})))
+    return {"total": found.total, "offset": found.offset, "ids": [job.id for job in found.results]}
+
+
+def cancel(door: Door, batch_id: str) -> Told:
+    return _batch(door.client().cancel_batch(batch_id))
+
+
+def cancel_itself(door: Door, batch_id: str) -> Told:
+    batch = door.client().get_batch(batch_id)
+    batch.cancel()
+    return _batch(batch)
+
+
+def cancel_many(door: Door, batch_ids: list[str]) -> Told:
+    answer = door.client().cancel_batches(batch_ids)
+    return {"batches": [batch.id for batch in answer.batches], "errors": _keyed(answer.errors)}
+
+
+def cancel_job(door: Door, job_id: str) -> Told:
+    return _job(door.client().cancel_job(job_id))
+
+
+def cancel_job_itself(door: Door, job_id: str) -> Told:
+    job = door.client().get_job(job_id)
+    job.cancel()
+    return _job(job)
+
+
+def cancel_jobs(door: Door, batch_id: str, **filters: Any) -> Told:
+    answer = door.client().cancel_jobs(batch_id, _filters(CancelJobFilters, filters))
+    return {"jobs": [job.id for job in answer.jobs], "errors": _keyed(answer.errors)}
+
+
+def rebatch(door: Door, batch_id: str, **filters: Any) -> Told:
+    return _batch(door.client().rebatch(batch_id, _filters(RebatchFilters, filters)))
+
+
+def add(door: Door, batch_id: str, jobs: list[Any]) -> Told:
+    return _batch(door.client().add_jobs(batch_id, jobs))
+
+
+def tag(door: Door, batch_id: str, tags: list[str]) -> Told:
+    return _batch(door.client().set_batch_tags(batch_id, tags))
+
+
+def tag_itself(door: Door, batch_id: str, tags: list[str]) -> Told:
+    batch = door.client().get_batch(batch_id)
+    batch.set_tags(tags)
+    return _batch(batch)
+
+
+def _own(jobs: list[Any]) -> list[Any]:
+    """The jobs, where a sequence of their own is given by its name."""
+    return [
+        job | {"serialized_sequence": sequences.text(job["serialized_sequence"])}
+        if "serialized_sequence" in job
+        else job
+        for job in jobs
+    ]
+
+
+def _filters(kind: Any, given: dict[str, Any]) -> Any:
+    words = {"status": _WORDS.get(kind.__name__), "queue_priority": QueuePriority}
+    return kind(
+        **{
+            name: [words[name](each) for each in value] if words.get(name) else value for name, value in given.items()
+        }
+    )
+
+
+def _keyed(errors: dict[Any, str]) -> dict[str, str]:
+    return {str(identity): why for identity, why in errors.items()}
+
+
+def _batch(batch: Batch, results: bool = False) -> Told:
+    """All that the client knows of a batch."""
+    fields = {name: getattr(batch, name) for name in Batch.model_fields}
+    jobs = [_job(job, results) for job in batch.ordered_jobs]
+    return {**fields, "sequence_builder": batch.sequence_builder, "jobs": jobs}
+
+
+def _job(job: Job, results: bool = False) -> Told:
+    fields = {name: getattr(job, name) for name in Job.model_fields}
+    if not results:
+        return fields
+    assert job.full_result is None or job.result == job.full_result["counter"]
+    return {**fields, "sequence": job.sequence, "result": job.result, "full_result": job.full_result}

@@ -1,0 +1,42 @@
+"""Makes calls of one of Pasqal's clients for a test: one JSON object a line in, one out, until the input ends.
+
+Runs in the client's own environment, which lacks Tweezer and its tests. A call names a function of a module beside
+this one, the door by which to reach the server, and arguments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from door import Door
+
+
+def answer(call: dict[str, Any]) -> dict[str, Any]:
+    """What a call gave, or how it failed; with the requests that were answered, and the seconds it took."""
+    door = Door(**call["door"])
+    began = time.monotonic()
+    try:
+        module, _, function = call["function"].partition(".")
+        outcome = {"answer": getattr(importlib.import_module(module), function)(door, **call["arguments"])}
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the client's own errors are no Exceptions
+        outcome = {"error": {"type": type(error).__name__, "message": str(error)}}
+    return {**outcome, "requests": door.requests, "took_s": time.monotonic() - began}
+
+
+def main() -> None:
+    """Answers until the input ends. What the libraries print goes to stderr."""
+    said = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        said.write(json.dumps(answer(json.loads(line)), default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()
