@@ -10,13 +10,20 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
+from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, unknown_device, usual_binding
 from tweezer.ledger.place import OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.errors import InvalidInput
@@ -27,7 +34,12 @@ PREFIX = "TWEEZER_"
 CONFIG_VARIABLE = "TWEEZER_CONFIG"
 DEFAULT_CONFIG = "tweezer.toml"
 
+_DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
+_PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
 _SECRET = ("redis_url", "database_url", "api_key")
+
+
+DeviceName = Annotated[str, Field(pattern=_DEVICE_NAME)]
 
 
 def _redis_url(url: str) -> str:
@@ -46,6 +58,27 @@ def _public_url(url: str) -> str:
 def _default_data_dir() -> Path:
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "tweezer"
+
+
+class DeviceSettings(BaseModel):
+    """A device as its operator names it: a table ``[devices.NAME]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    adapter: str
+    """Kind of the adapter that serves it: ``qutip`` or ``null``."""
+    specs: Path | None = None
+    """File with Pulser's abstract representation of the device; none: the adapter's own, which have no limits."""
+    options: dict[str, Any] = {}
+    """Options of the adapter, in which this device differs from the others."""
+
+    @model_validator(mode="after")
+    def _the_adapter_takes_it(self) -> Self:
+        try:
+            check_binding(self.adapter, self.options)
+        except InvalidInput as error:
+            raise ValueError(error.message) from error
+        return self
 
 
 class Settings(BaseSettings):
@@ -79,8 +112,10 @@ class Settings(BaseSettings):
     """How long a cancelled job may take to stop by itself before its lane is killed."""
     lanes: int = Field(2, ge=1, le=256)
     """Execution slots of a worker: emulator processes side by side, each on one core."""
-    device: str = Field("EMU_FREE", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    device: str = Field("EMU_FREE", pattern=_DEVICE_NAME)
     """The device that a worker serves."""
+    devices: dict[DeviceName, DeviceSettings] = {}
+    """Devices beside ``EMU_FREE`` and ``NULL``, or instead of them, by name; in the environment as one JSON object."""
     memory_limit_mb: int = Field(4096, ge=0)
     """Memory of one lane, in MiB; a job that needs more ends in ERROR. 0: no limit."""
 
@@ -156,6 +191,16 @@ class Settings(BaseSettings):
             )
         return self
 
+    def binding(self, device: str) -> Binding:
+        """What serves a device. Raises InvalidInput("device", …) when nothing does."""
+        given = self.devices.get(device)
+        if given is not None:
+            return Binding(given.adapter, given.options, given.specs)
+        usual = usual_binding(device)
+        if usual is None:
+            raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
+        return usual
+
     def connect(self) -> Connect:
         """How to reach Redis."""
         return Connect(
@@ -216,6 +261,8 @@ def load(given: Mapping[str, object] | None = None) -> Settings:
         raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
     except OSError as error:
         raise InvalidInput(str(path), f"cannot be read: {error.strerror}") from error
+    except SettingsError as error:
+        raise InvalidInput(f"{PREFIX}DEVICES", f"is not JSON: {error.__cause__ or error}") from error
     except ValidationError as error:
         raise _first_problem(error, given, path) from error
 
@@ -229,20 +276,24 @@ def _first_problem(error: ValidationError, given: Mapping[str, object], path: Pa
     if not details["loc"]:
         return InvalidInput("settings", _sentence(details))
     name = str(details["loc"][0])
-    if details["type"] == "extra_forbidden":
-        return InvalidInput(f"{name} in {path}" if name not in given else name, "there is no such setting")
+    within = "".join(f".{step}" for step in details["loc"][1:] if step != "[key]")
+    ours = getattr(details.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(ours, InvalidInput):
+        within = f"{within}.{ours.field}"
     variable = PREFIX + name.upper()
     if name in given:
-        source = name
+        source = f"{name}{within}"
     elif os.environ.get(variable) is not None:
-        source = variable
+        source = f"{variable}{within}"
     else:
-        source = f"{name} in {path}"
-    return InvalidInput(source, _sentence(details))
+        source = f"{name}{within} in {path}"
+    return InvalidInput(source, ours.problem if isinstance(ours, InvalidInput) else _sentence(details))
 
 
 def _sentence(details: ErrorDetails) -> str:
     """Pydantic's words, with the value that was given, unless that may hold a password."""
+    if details["type"] in _PLAIN:
+        return _PLAIN[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     secret = bool(details["loc"]) and details["loc"][0] in _SECRET
     return message if secret or not details["loc"] else f"{message}, not {details['input']!r}"

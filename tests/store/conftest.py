@@ -38,18 +38,20 @@ class Rig:
         self.keys = self.store.keys
         self.commands = self.store.commands
         self.tickets = self.store.tickets
+        self.devices = self.store.devices
         self.reader = self.store.reader
         self.restoring = self.store.restoring
 
     async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> str:
         """A worker of the device says that it lives; why the device is paused, or ''."""
-        return await self.tickets.heartbeat(
+        beat = await self.tickets.heartbeat(
             worker,
             device,
             ttl_s=60,
             about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000, **about},
             about_worker={"lanes": lanes, "started": 1, "host": "here", "version": "0", "record_version": 1},
         )
+        return beat.paused
 
     async def submit(
         self, jobs: int | Sequence[JobSpec] = 1, *, project: str = "a", device: str = DEVICE, **options: Any

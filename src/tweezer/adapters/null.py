@@ -98,10 +98,10 @@ class NullLane:
 
 
 class NullAdapter:
-    """Lanes that do nothing."""
+    """Lanes that do nothing. checks_sequence: whether batches must carry sequences all the same."""
 
-    def __init__(self) -> None:
-        self.traits = Traits(checks_sequence=False)
+    def __init__(self, *, checks_sequence: bool = False) -> None:
+        self.traits = Traits(checks_sequence=checks_sequence)
 
     async def open_lane(self) -> NullLane:
         return NullLane()

@@ -24,11 +24,13 @@ class Traits(msgspec.Struct, frozen=True):
     exclusive: a batch holds the device until it is closed and its jobs are terminal (a QPU).
     checks_sequence: whether batches must carry a Pulser sequence, which producers check before a submit.
     max_runs: the most shots of one job.
+    is_emulator: whether it computes what a machine would measure.
     """
 
     exclusive: bool = False
     checks_sequence: bool = True
     max_runs: int = 1_000_000
+    is_emulator: bool = True
 
 
 class Lane(Protocol):

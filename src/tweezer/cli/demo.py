@@ -79,7 +79,7 @@ def demo(
     Nothing is left behind.
     """
     require_server("demo")
-    require_emulator("demo", DEVICE)
+    require_emulator("demo", "qutip")
 
     def say(text: str) -> None:
         show.echo(text, err=as_json)

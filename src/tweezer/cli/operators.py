@@ -31,8 +31,11 @@ def devices(access: Access, *, as_json: bool) -> None:
     elif not found:
         show.echo("No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.")
     else:
-        rows = [(it.name, it.adapter, it.lanes, it.pending, it.running, _availability(it)) for it in found]
-        show.echo("\n".join(show.table(("device", "adapter", "lanes", "pending", "running", "status"), rows)))
+        heads = ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status")
+        rows = [
+            (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, _availability(it)) for it in found
+        ]
+        show.echo("\n".join(show.table(heads, rows)))
 
 
 @click.command()
@@ -76,6 +79,13 @@ def doctor(access: Access, context: click.Context, /, *, as_json: bool) -> None:
     The exit code is 1 when something FAILs.
     """
     tell(context, asyncio.run(examine(access)), as_json=as_json)
+
+
+def _limits(device: DeviceRecord) -> tuple[str, str]:
+    """The name that sequences for it carry, and how many atoms they may have."""
+    if device.specs_name is None:
+        return "none", ""
+    return device.specs_name, "any" if device.max_atom_num is None else f"≤ {device.max_atom_num}"
 
 
 def _availability(device: DeviceRecord) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from tweezer import __version__, logs
-from tweezer.adapters.registry import DEVICE_KINDS
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
 from tweezer.cli.interrupts import Interrupts
@@ -26,7 +25,7 @@ _PORT = click.IntRange(0, 65_535)
 def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool) -> None:
     """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_DRAIN_S."""
     settings = access.settings(device=device, lanes=lanes)
-    require_emulator("worker", settings.device)
+    require_emulator("worker", settings.binding(settings.device).adapter)
     from tweezer.queue.run import run_worker
 
     logs.configure(settings.log_format, settings.log_level)
@@ -100,7 +99,7 @@ def up(
     """
     settings = access.settings(api_port=port, data_dir=data, device=device, lanes=lanes)
     require_server("up")
-    require_emulator("up", settings.device)
+    require_emulator("up", settings.binding(settings.device).adapter)
     from tweezer.cli.own_key import check_given_key, own_key
 
     check_given_key(settings)
@@ -133,9 +132,9 @@ def require_server(command: str) -> None:
     require(command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2")
 
 
-def require_emulator(command: str, device: str) -> None:
-    """Raises TweezerError unless the emulator behind the device is installed."""
-    if DEVICE_KINDS.get(device) == "qutip":
+def require_emulator(command: str, adapter: str) -> None:
+    """Raises TweezerError unless the emulator behind this kind of adapter is installed."""
+    if adapter == "qutip":
         require(command, "emulators", "pulser", "pulser_simulation")
 
 

@@ -52,7 +52,7 @@ def check_batch(doc: BatchDoc) -> SequenceHeader | None:
     for field in ("name", "user", "parent_id"):
         if getattr(doc, field) is not None:
             _check_text(field, getattr(doc, field), MAX_NAME_LENGTH)
-    _check_tags(doc.tags)
+    check_tags(doc.tags)
     if doc.webhook is not None:
         _check_webhook(doc.webhook)
     if doc.backend_configuration is not None:
@@ -63,11 +63,19 @@ def check_batch(doc: BatchDoc) -> SequenceHeader | None:
     return None if doc.sequence is None else read_sequence(doc.sequence)
 
 
-def check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, *, max_runs: int, needs_runs: bool) -> None:
+def check_jobs(
+    jobs: Sequence[JobSpec],
+    header: SequenceHeader | None,
+    *,
+    max_runs: int,
+    needs_runs: bool,
+    max_atoms: int | None = None,
+) -> None:
     """Check the jobs of one call against the header of their batch's sequence.
 
-    header: None means that the batch has no sequence, so that each job brings its own. max_runs: of the
-    device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
+    header: None means that the batch has no sequence, so that each job brings its own. max_runs,
+    max_atoms: of the device (None: no limit). needs_runs: whether ``runs`` must be given (there is no
+    ``backend_configuration`` to say it).
     """
     if not isinstance(jobs, (list, tuple)):
         raise InvalidInput("jobs", f"expects a list of jobs, got {_shown(jobs)}")
@@ -75,6 +83,8 @@ def check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, *, max_ru
         raise InvalidInput(
             "jobs", f"expects at most {MAX_JOBS_PER_CALL} jobs in one call, got {len(jobs)}; add the rest afterwards"
         )
+    if header is not None:
+        _check_atoms(header, max_atoms)
     values = None if header is None else _ExpectedValues(header)
     own_sequences: set[str] = set()
     for index, job in enumerate(jobs):
@@ -85,7 +95,7 @@ def check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, *, max_ru
         if job.seed is not None:
             _check_seed(index, job.seed)
         if job.sequence is not None:
-            _check_own_sequence(index, job, own_sequences)
+            _check_own_sequence(index, job, own_sequences, max_atoms)
         elif values is not None:
             values.check(index, job.variables)
         else:
@@ -99,8 +109,10 @@ def as_job_spec(job: object, index: int) -> JobSpec:
     whole numbers as qubit ids become strings, as in Pulser's own format; a Pulser ``Sequence`` is
     serialised. The values themselves are for ``check_jobs`` to judge. ``index`` is for the names of fields.
     """
+    parent_id, runs_shown = None, None
     if isinstance(job, JobSpec):
         given = {key: getattr(job, key) for key in _JOB_KEYS}
+        parent_id, runs_shown = job.parent_id, job.runs_shown
     elif isinstance(job, dict):
         for key in job:
             if key not in _JOB_KEYS:
@@ -128,6 +140,8 @@ def as_job_spec(job: object, index: int) -> JobSpec:
         variables={} if variables is None else variables,
         seed=_plain(f"jobs[{index}].seed", given.get("seed")),
         sequence=sequence,
+        parent_id=parent_id,
+        runs_shown=runs_shown,
     )
 
 
@@ -258,7 +272,13 @@ def _check_seed(index: int, seed: object) -> None:
         raise InvalidInput(f"jobs[{index}].seed", f"expects a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
 
 
-def _check_own_sequence(index: int, job: JobSpec, read_before: set[str]) -> None:
+def _check_atoms(header: SequenceHeader, max_atoms: int | None) -> None:
+    """Of a mappable register, how many atoms there are is known when it is built; the device judges that."""
+    if max_atoms is not None and not header.mappable and header.qubits > max_atoms:
+        raise InvalidInput("sequence", f"has {header.qubits} atoms; the device takes at most {max_atoms}")
+
+
+def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], max_atoms: int | None) -> None:
     variables: object = job.variables
     if not isinstance(variables, dict) or variables:
         raise InvalidInput(
@@ -276,6 +296,7 @@ def _check_own_sequence(index: int, job: JobSpec, read_before: set[str]) -> None
                 "sequence",
                 f"needs values of {_listed(list(header.variables))}; a job's own sequence has to be built",
             )
+        _check_atoms(header, max_atoms)
     read_before.add(str(text))
 
 
@@ -304,7 +325,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _check_tags(tags: object) -> None:
+def check_tags(tags: object) -> None:
+    """Check the tags of a batch: how many, how long, and none twice."""
     if not isinstance(tags, (list, tuple)):
         raise InvalidInput("tags", f"expects a list of texts, got {_shown(tags)}")
     if len(tags) > MAX_TAGS:

@@ -12,10 +12,11 @@ import re
 import secrets
 import socket
 import time
-from uuid import UUID
+from uuid import UUID, uuid5
 
 INDEX_BITS = 24
 _INDEX_MASK = (1 << INDEX_BITS) - 1
+_DEVICES = UUID("b7a4c1de-6f1f-5c8e-9a55-7e11ee5e0001")  # of no meaning: the namespace of names of devices
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 
@@ -42,6 +43,11 @@ def split_job_id(job: UUID) -> tuple[UUID, int]:
 def is_batch_id(candidate: UUID) -> bool:
     """Whether the id has the form of a batch id of ours."""
     return candidate.version == 8 and candidate.int & _INDEX_MASK == 0
+
+
+def device_id(name: str) -> UUID:
+    """The id of a device: made of its name, so that it is the same for ever and everywhere."""
+    return uuid5(_DEVICES, name)
 
 
 def new_worker_id() -> str:

@@ -41,12 +41,16 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     ``qubits`` (qubit id → trap id) where the register is mappable.
     seed: of all random numbers of the job; None derives it from the job's id.
     sequence: a sequence of the job's own, instead of the batch's; excludes variables.
+    parent_id: the job that this one repeats.
+    runs_shown: what its client sent for ``runs`` without meaning it; shown to clients, and not heeded.
     """
 
     runs: int | None = None
     variables: dict[str, Any] = {}
     seed: int | None = None
     sequence: str | None = None
+    parent_id: str | None = None
+    runs_shown: int | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, array_like=True):

@@ -16,7 +16,7 @@ from arq.worker import Worker, func
 from redis import exceptions as redis_errors
 
 from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.registry import DEVICE_KINDS, adapter_for
+from tweezer.adapters.registry import adapter_of, specs_of
 from tweezer.model.errors import Unavailable
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
@@ -48,13 +48,15 @@ def policy_of(settings: Settings) -> Policy:
 def make_worker(
     settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
 ) -> TicketWorker:
-    """The worker of a pool. Raises InvalidInput for a device that no adapter serves."""
+    """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
+    binding = settings.binding(device)
     options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
     return TicketWorker(
         Store.open(settings.connect()),
         device,
-        adapter_for(device, options),
-        adapter_name=DEVICE_KINDS[device],
+        adapter_of(binding, options),
+        adapter_name=binding.adapter,
+        specs=specs_of(device, binding),
         lanes=lanes,
         policy=policy_of(settings),
         version=version,
@@ -92,9 +94,7 @@ class RecorderProcess:
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.database())
         require_schema(self._database)
-        self._recorder = Recorder(
-            self._store, self._database, namespace=settings.namespace, grace_s=settings.grace_s
-        )
+        self._recorder = Recorder(self._store, self._database, namespace=settings.namespace, grace_s=settings.grace_s)
 
     async def async_run(self) -> None:
         """Ends with a signal."""

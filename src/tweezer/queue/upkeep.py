@@ -13,6 +13,7 @@ import structlog
 from tweezer.adapters.protocol import Traits
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
@@ -24,9 +25,19 @@ class Presence:
     """The heartbeat of a worker, by which its device's lanes are counted."""
 
     def __init__(
-        self, store: Store, worker: str, device: str, adapter: str, traits: Traits, policy: Policy, version: str
+        self,
+        store: Store,
+        worker: str,
+        device: str,
+        adapter: str,
+        traits: Traits,
+        specs: DeviceSpecs | None,
+        policy: Policy,
+        version: str,
     ) -> None:
         self._tickets = store.tickets
+        self._devices = store.devices
+        self._specs = specs
         self._worker = worker
         self._device = device
         self._policy = policy
@@ -34,6 +45,7 @@ class Presence:
             "adapter": adapter,
             "exclusive": int(traits.exclusive),
             "checks_sequence": int(traits.checks_sequence),
+            "is_emulator": int(traits.is_emulator),
             "max_runs": traits.max_runs,
             "max_backlog": policy.max_backlog,
         }
@@ -44,16 +56,26 @@ class Presence:
             "started": round(time.time() * 1000),
         }
 
+    async def announce(self) -> None:
+        """Says what the device is like, before anything else is said of it. Raises InvalidInput when its specs have
+        the name of another device's."""
+        if self._specs is not None:
+            await self._devices.announce(self._device, self._about_device, self._specs)
+
     async def beat(self, *, lanes: int, busy: int, draining: bool) -> str:
-        """Says that the worker lives; returns why its device is paused, or ''."""
+        """Says that the worker lives, and announces the device again when Redis has lost what it is like; returns why
+        its device is paused, or ''."""
         about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining)}
-        return await self._tickets.heartbeat(
+        beat = await self._tickets.heartbeat(
             self._worker,
             self._device,
             ttl_s=3 * self._policy.beat_s,
             about_device=self._about_device,
             about_worker=about,
         )
+        if not beat.has_specs:
+            await self.announce()
+        return beat.paused
 
     async def leave(self) -> None:
         await self._tickets.heartbeat(self._worker, self._device, ttl_s=0, about_device={}, about_worker={})

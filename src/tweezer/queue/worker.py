@@ -18,6 +18,7 @@ from redis import exceptions as redis_errors
 from tweezer.adapters.protocol import Adapter, Lane
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_worker_id
+from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.drive import Driver
 from tweezer.queue.holding import Keeper, until_answered
@@ -42,7 +43,8 @@ class TicketWorker(Worker):
 
     arq gives it what a daemon needs: signals, draining, burst mode, health. In place of
     arq's polling it waits for the device's doorbell and takes tickets; only scripts end them.
-    ``version`` is that of the package, for the list of workers.
+    ``specs`` are what clients are told of the device; without any they are told nothing of it. ``version`` is that of
+    the package, for the list of workers.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TicketWorker(Worker):
         adapter: Adapter,
         *,
         adapter_name: str,
+        specs: DeviceSpecs | None = None,
         lanes: int,
         policy: Policy,
         version: str,
@@ -80,7 +83,7 @@ class TicketWorker(Worker):
         self._keeper = Keeper(store.tickets, policy)
         self._driver = Driver(store.tickets, store.results, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
-        self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, policy, version)
+        self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, specs, policy, version)
         self._duties: list[asyncio.Task[None]] = []
         self._unreachable = 0
 
@@ -124,6 +127,7 @@ class TicketWorker(Worker):
 
     async def _announce(self) -> None:
         await self.store.tickets.publish_settings(self._policy.store)
+        await self._presence.announce()
         await self._beat()
 
     async def _beat(self) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from tweezer.model.checks import as_job_spec, check_batch, check_jobs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id, new_batch_id
-from tweezer.model.messages import BatchDoc, Limits, Priority
+from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
 from tweezer.model.sequence import read_sequence, sequence_text
 from tweezer.store.commands import Commands
 from tweezer.store.reader import Reader
@@ -26,14 +26,14 @@ class Submission(msgspec.Struct, frozen=True):
     """A batch as its producer wants it, unchecked.
 
     sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
-    jobs: ``JobSpec`` or dictionaries of its fields. not_before: an aware time to start at, at the earliest.
-    idempotency_key: submissions with the same key within a day make one batch; '' is no key. user: id of who submits
-    it, where that is known.
+    jobs: ``JobSpec`` or dictionaries of its fields. device: None for the one that the (first) sequence is for.
+    not_before: an aware time to start at, at the earliest. idempotency_key: submissions with the same key within a day
+    make one batch; '' is no key. user: id of who submits it, where that is known. parent_id: the batch that it repeats.
     """
 
     sequence: Any
     jobs: Sequence[Any]
-    device: str
+    device: str | None
     priority: str = Priority.MEDIUM
     open: bool = False
     name: str | None = None
@@ -45,11 +45,12 @@ class Submission(msgspec.Struct, frozen=True):
     not_before: datetime | None = None
     idempotency_key: str = ""
     user: str | None = None
+    parent_id: str | None = None
 
-    def doc(self) -> BatchDoc:
+    def doc(self, device: str) -> BatchDoc:
         """What is kept of it for good. Raises InvalidInput("sequence", …)."""
         return BatchDoc(
-            device=self.device,
+            device=device,
             sequence=None if self.sequence is None else sequence_text(self.sequence),
             name=self.name,
             tags=self.tags,
@@ -58,6 +59,7 @@ class Submission(msgspec.Struct, frozen=True):
             configuration=self.configuration,
             limits=self.limits,
             user=self.user,
+            parent_id=self.parent_id,
         )
 
 
@@ -68,22 +70,24 @@ class Admission:
         self._commands = commands
         self._reader = reader
         self._devices: dict[str, tuple[float, DeviceRecord]] = {}
+        self._by_specs: dict[str, DeviceRecord] = {}
+        self._by_specs_since = 0.0
 
     async def submit(self, submission: Submission, *, project: str) -> UUID:
         """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
         if not is_project_id(project):
             raise InvalidInput("project", "an id has 1 to 64 letters, digits, dots, dashes and underscores")
-        device = await self.device(submission.device)
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
+        device = await self._device_of(submission, specs)
         if not specs and not submission.open:
             raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
         if submission.not_before is not None and submission.not_before.tzinfo is None:
             raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
-        doc = submission.doc()
+        doc = submission.doc(device.name)
         if device.checks_sequence:
             header = check_batch(doc)
             needs_runs = doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, needs_runs=needs_runs)
+            check_jobs(specs, header, max_runs=device.max_runs, max_atoms=device.max_atom_num, needs_runs=needs_runs)
         return await self._commands.submit(
             new_batch_id(),
             project,
@@ -107,8 +111,39 @@ class Admission:
         if device.checks_sequence:
             header = None if batch.doc.sequence is None else read_sequence(batch.doc.sequence)
             needs_runs = batch.doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, needs_runs=needs_runs)
+            check_jobs(specs, header, max_runs=device.max_runs, max_atoms=device.max_atom_num, needs_runs=needs_runs)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
+
+    async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
+        """The device that is named, else the one that the (first) sequence is for."""
+        if submission.device is not None:
+            return await self.device(submission.device)
+        field, sequence = "sequence", submission.sequence
+        if sequence is None and jobs:
+            field, sequence = "jobs[0].sequence", jobs[0].sequence
+        if sequence is None:
+            raise InvalidInput("device", "is missing, and there is no sequence that names one")
+        try:
+            name = read_sequence(sequence_text(sequence)).device
+        except InvalidInput as error:
+            raise InvalidInput(field, error.problem) from error
+        return await self._device_for(name)
+
+    async def _device_for(self, name: str) -> DeviceRecord:
+        """The device of the sequences that carry this name: it is in its specs, or its own."""
+        device = self._by_specs.get(name)
+        if device is None or time.monotonic() - self._by_specs_since > _DEVICE_AGE_S:
+            devices = await self._reader.devices()
+            self._by_specs = {it.specs_name: it for it in devices if it.active and it.specs_name is not None}
+            self._by_specs_since = time.monotonic()
+            device = self._by_specs.get(name) or next((it for it in devices if it.name == name), None)
+            if device is None:
+                raise InvalidInput(
+                    "device",
+                    f"is missing, and the sequence is for {name!r}; there are {_listed(devices)}: name one, or build "
+                    "the sequence with its specs",
+                )
+        return device
 
     async def device(self, name: str) -> DeviceRecord:
         """The device of this name, as it was a few seconds ago. Raises InvalidInput that names those there are."""
@@ -122,6 +157,14 @@ class Admission:
             raise InvalidInput("device", f"there is no device {name!r}; {there}")
         self._devices[name] = (time.monotonic(), device)
         return device
+
+
+def _listed(devices: Sequence[DeviceRecord]) -> str:
+    """The devices by name, and by the name in their specs where that is another one."""
+    names = [
+        it.name if it.specs_name in (None, it.name) else f"{it.name} (in sequences: {it.specs_name})" for it in devices
+    ]
+    return ", ".join(names) or "none, for no worker has announced one yet"
 
 
 def _priority(priority: str) -> Priority:

@@ -15,13 +15,18 @@ from enum import StrEnum
 from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
+import msgspec
+
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
     BatchDoc,
+    Fault,
     JobSpec,
     Priority,
     encode_doc,
+    encode_fault,
     encode_spec,
 )
 from tweezer.store.keys import Key
@@ -84,6 +89,17 @@ def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
             )
         case _:
             raise AssertionError(f"a script answered {word!r}")
+
+
+def _why_not(has: JobStatus, status: JobStatus | None) -> str:
+    """Why a job of a status cannot be reported to have another one, or progress."""
+    match status:
+        case JobStatus.RUNNING if has is not JobStatus.RUNNING:
+            return "only the worker that holds it begins it"
+        case JobStatus.DONE:
+            return "only the worker that holds it has its result"
+        case _:
+            return "only a job that is and stays RUNNING has progress"
 
 
 class Commands:
@@ -159,6 +175,64 @@ class Commands:
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
         reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, *indices)
         return [CancelAnswer(word) for word in reply[1].decode().split()]
+
+    async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
+        """Replaces the tags of a batch, live or ended."""
+        await self._command("set_tags", batch_id, project, msgspec.json.encode(tags))
+
+    async def note_child(self, batch_id: UUID, child: UUID) -> bool:
+        """Notes that another batch repeats this one; False when it is not here any more."""
+        (word,) = await self._scripts.call("note_child", str(batch_id), str(child))
+        return bool(word == b"ok")
+
+    async def end(
+        self, batch_id: UUID, status: BatchStatus, *, project: str | None, fault: Fault | None = None
+    ) -> None:
+        """Ends a batch in ERROR, for the reason of the fault, where what runs may finish; or one that is open without
+        work in TIMED_OUT."""
+        written = b"" if fault is None else encode_fault(fault)
+        reply = await self._scripts.call("end_batch", str(batch_id), project or "", status.letter, written)
+        if reply[0] == b"forbidden":
+            has = BATCH_BY_LETTER[reply[1].decode()]
+            raise Conflict(
+                f"batch {batch_id} is {has} and cannot become {status}: only one that is open and without work can"
+            )
+        if reply[0] != b"ok":
+            _refuse(reply[0], batch_id)
+
+    async def report(
+        self,
+        batch_id: UUID,
+        index: int,
+        *,
+        status: JobStatus | None = None,
+        percent: int | None = None,
+        fault: Fault | None = None,
+        project: str | None,
+    ) -> None:
+        """Says of a live job what its holder did not: that it ends, or goes back to wait, how far it is, why it fails.
+
+        Who runs it then has lost it. A result, and the begin of a job, are its holder's alone to tell. Raises Conflict.
+        """
+        reply = await self._scripts.call(
+            "report",
+            str(batch_id),
+            project or "",
+            index,
+            "" if status is None else status.letter,
+            "" if percent is None else percent,
+            b"" if fault is None else encode_fault(fault),
+        )
+        match reply[0]:
+            case b"ok":
+                return
+            case b"over":
+                raise Conflict(f"job {index} of batch {batch_id} has ended", code="terminal")
+            case b"forbidden":
+                has = JOB_BY_LETTER[reply[1].decode()]
+                raise Conflict(f"job {index} of batch {batch_id} is {has}: {_why_not(has, status)}")
+            case word:
+                _refuse(word, batch_id)
 
     async def ended(self, *, least_age_s: float, most: int) -> list[UUID]:
         """Batches that ended at least that long ago and are still here, the oldest first."""

@@ -20,7 +20,9 @@ from redis.utils import str_if_bytes
 from tweezer.model.errors import InvalidInput
 from tweezer.store.admission import Admission
 from tweezer.store.attempts import Attempts
+from tweezer.store.calls import Calls
 from tweezer.store.commands import Commands
+from tweezer.store.devices import Devices
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
 from tweezer.store.reader import Reader
@@ -130,7 +132,9 @@ class Store:
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)
         self.reader = Reader(scripts, self.results)
+        self.devices = Devices(scripts)
         self.attempts = Attempts(scripts)
+        self.calls = Calls(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)

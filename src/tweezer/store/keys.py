@@ -39,6 +39,7 @@ class Key(StrEnum):
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
     IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and answer of a call
+    CALLS = "calls:%s"  # hash, expiring: calls of this digest that have no key of their own
     LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address
     # of the ledger
     LEDGER = "ledger"  # string: there since a recorder first read the stream

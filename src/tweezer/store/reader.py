@@ -13,11 +13,13 @@ from tweezer.model.ids import split_job_id
 from tweezer.model.messages import Result
 from tweezer.store.keys import Key
 from tweezer.store.records import (
+    DEVICE_FIELDS,
     BatchRecord,
     DeviceRecord,
     JobRecord,
     WorkerRecord,
     batch_record,
+    device_record,
     job_record,
     moment,
 )
@@ -83,21 +85,9 @@ class Reader:
         return {index: data for index, data in zip(indices, packed, strict=True) if data is not None}
 
     async def device(self, name: str) -> DeviceRecord | None:
-        """The device, or None when no worker ever announced it."""
-        row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.DEVICE, name))))
-        if not row:
-            return None
-        text = {field.decode(): value.decode() for field, value in row.items()}
-        return DeviceRecord(
-            name=name,
-            adapter=text.get("adapter", ""),
-            exclusive=text.get("exclusive") == "1",
-            checks_sequence=text.get("checks_sequence") == "1",
-            max_runs=int(text.get("max_runs", "0")),
-            lanes=int(text.get("lanes", "0")),
-            pending=int(text.get("pending", "0")),
-            running=int(text.get("running", "0")),
-            paused=text.get("paused"),
+        """The device, or None when nobody ever announced it."""
+        return device_record(
+            name, await self._ask(self._redis.hmget(self._keys(Key.DEVICE, name), list(DEVICE_FIELDS)))
         )
 
     async def device_names(self) -> list[str]:
@@ -105,8 +95,14 @@ class Reader:
         return sorted(name.decode() for name in names)
 
     async def devices(self) -> list[DeviceRecord]:
-        found = [await self.device(name) for name in await self.device_names()]
+        """All devices, by name."""
+        found = [device_record(name, row) for name, row in await self._all_devices(DEVICE_FIELDS)]
         return [device for device in found if device is not None]
+
+    async def device_specs(self) -> dict[str, str]:
+        """The specs of all devices that have some and are active, by the device's name."""
+        rows = await self._all_devices(("specs", "inactive"))
+        return {name: specs.decode() for name, (specs, inactive) in rows if specs is not None and inactive is None}
 
     async def workers(self) -> list[WorkerRecord]:
         """The live workers of all devices."""
@@ -136,6 +132,14 @@ class Reader:
             return cast(dict[str, str], await self._redis.config_get(pattern))
         except redis_errors.ResponseError:
             return {}
+
+    async def _all_devices(self, fields: Sequence[str]) -> list[tuple[str, list[bytes | None]]]:
+        names = await self.device_names()
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.hmget(self._keys(Key.DEVICE, name), list(fields))
+        rows: list[list[bytes | None]] = await self._ask(pipeline.execute())
+        return list(zip(names, rows, strict=True))
 
     async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
         found: list[list[bytes | None]] = [[] for _ in columns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -53,7 +54,13 @@ NUMBER_FIELDS = (
     "retries",  # transient failures that a job may have
     "not_before",  # ms, its tickets wait until then
 )
-"""Fields of the batch record that scripts work with; ``v``, ``doc``, ``updated``, ``fault`` stand beside them."""
+"""Fields of the batch record that scripts work with. Beside them stand ``v``, ``doc``, ``updated``, ``fault``, ``tags``
+(JSON; absent until they are replaced) and ``children`` (ids of the batches that repeat it)."""
+
+
+SPECS_FIELDS = ("specs", "specs_name", "specs_by", "specs_at", "specs_max_runs", "max_atom_num")
+"""Fields of a device that come with its specs: Pulser's text, the name in it, whose it is (worker, operator), since
+when (ms), and its limits."""
 
 
 class TicketRef(msgspec.Struct, frozen=True):
@@ -89,6 +96,7 @@ class BatchRecord(msgspec.Struct, frozen=True):
     sequence_number: int
     doc: BatchDoc
     fault: Fault | None
+    children: tuple[UUID, ...] = ()
 
 
 class JobOwner(msgspec.Struct, frozen=True):
@@ -137,9 +145,11 @@ class JobRecord(msgspec.Struct, frozen=True):
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
-    """A device that a pool of workers has announced.
+    """A device that a pool of workers has announced, or an operator has created.
 
-    lanes: of live workers. pending, running: its jobs. paused: the reason, or None.
+    max_runs: the most shots of a job, by its adapter and its specs. lanes: of live workers. pending, running: its jobs.
+    paused: the reason, or None. specs_name: the name that sequences for it carry; None without specs.
+    max_atom_num: None without limit. active: whether it is more than a name of former days.
     """
 
     name: str
@@ -151,6 +161,11 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     pending: int
     running: int
     paused: str | None
+    is_emulator: bool = True
+    specs_name: str | None = None
+    max_atom_num: int | None = None
+    active: bool = True
+    created: datetime | None = None
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
@@ -165,6 +180,37 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     record_version: int
     draining: bool
     started: datetime
+
+
+DEVICE_FIELDS = (
+    *("adapter", "exclusive", "checks_sequence", "max_runs", "is_emulator", "lanes", "pending", "running", "paused"),
+    *("created", "inactive", "specs_name", "specs_max_runs", "max_atom_num"),
+)
+"""What :func:`device_record` reads of a device: all that is short."""
+
+
+def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None:
+    """The device of the values of DEVICE_FIELDS; None when there is none."""
+    text = {field: value.decode() for field, value in zip(DEVICE_FIELDS, row, strict=True) if value is not None}
+    if not text:
+        return None
+    max_runs = int(text.get("max_runs", "0"))
+    return DeviceRecord(
+        name=name,
+        adapter=text.get("adapter", ""),
+        exclusive=text.get("exclusive") == "1",
+        checks_sequence=text.get("checks_sequence") == "1",
+        max_runs=min(max_runs, int(text.get("specs_max_runs", max_runs))),
+        lanes=int(text.get("lanes", "0")),
+        pending=int(text.get("pending", "0")),
+        running=int(text.get("running", "0")),
+        paused=text.get("paused"),
+        is_emulator=text.get("is_emulator", "1") == "1",
+        specs_name=text.get("specs_name"),
+        max_atom_num=int(text["max_atom_num"]) if "max_atom_num" in text else None,
+        active="inactive" not in text,
+        created=moment(text.get("created")),
+    )
 
 
 def moment(milliseconds: str | None) -> datetime | None:
@@ -187,6 +233,9 @@ def read_state(raw: bytes | None) -> dict[str, str]:
 def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     """The batch of a hash as Redis holds it."""
     text = {name: value.decode() for name, value in row.items() if name not in ("doc", "fault")}
+    doc = decode_doc(row["doc"])
+    if "tags" in row:
+        doc = msgspec.structs.replace(doc, tags=msgspec.json.decode(row["tags"], type=tuple[str, ...]))
 
     def number(name: str) -> int:
         return int(text.get(name, "0"))
@@ -206,8 +255,9 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
         jobs=number("jobs"),
         counts={status: number(status.value.lower()) for status in JobStatus},
         sequence_number=number("seq"),
-        doc=decode_doc(row["doc"]),
+        doc=doc,
         fault=decode_fault(row["fault"]) if "fault" in row else None,
+        children=tuple(map(UUID, text.get("children", "").split())),
     )
 
 

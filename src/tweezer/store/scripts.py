@@ -28,7 +28,7 @@ from tweezer.model.lifecycle import (
 )
 from tweezer.model.messages import RECORD_VERSION, Fault, Priority, encode_fault
 from tweezer.store.keys import Keys, lua_table
-from tweezer.store.records import NUMBER_FIELDS, STATE_FIELDS, TEXT_FIELDS
+from tweezer.store.records import NUMBER_FIELDS, SPECS_FIELDS, STATE_FIELDS, TEXT_FIELDS
 
 CRASHES_MAX = 3
 LOST_MAX = 10
@@ -107,6 +107,7 @@ def _generated() -> str:
             f"local JOB_MOVES, BATCH_MOVES = {_flags(job_moves)}, {_flags(batch_moves)}",
             f"local JOB_OVER = {_flags({status.letter for status in TERMINAL_JOB})}",
             f"local VERSION, PENALTY = '{RECORD_VERSION}', {{ {penalties} }}",
+            f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
             f"local SETTINGS = {_strings(tuple(defaults))}",
             f"local SETTING, DEFAULT = {{ {numbers} }}, {{ {values} }}",
             f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}",

@@ -12,7 +12,7 @@ from tweezer.store.keys import Key
 from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
 from tweezer.store.scripts import Scripts, translating
 
-_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "fault")
+_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "fault", "tags")
 _JOBS = _FIELDS.index("jobs")
 _PAGE = 500  # fields of one command
 

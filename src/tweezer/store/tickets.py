@@ -175,6 +175,13 @@ def _taken(reply: list[Any]) -> Taken:
     )
 
 
+class Beat(msgspec.Struct, frozen=True):
+    """What a heartbeat hears: why the device is paused, or ''; whether Redis knows what clients are told of it."""
+
+    paused: str
+    has_specs: bool
+
+
 class _Settle(msgspec.Struct, frozen=True):
     """One ticket's part of a call of settle."""
 
@@ -327,11 +334,11 @@ class Tickets:
 
     async def heartbeat(
         self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
-    ) -> str:
-        """Says that the worker lives; a ``ttl_s`` of 0 is goodbye. Returns why the device is paused, or ''."""
+    ) -> Beat:
+        """Says that the worker lives; a ``ttl_s`` of 0 is goodbye."""
         pairs = [part for row in (about_device, about_worker) for pair in row.items() for part in pair]
         reply = await self._scripts.call("heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs)
-        return str(reply[1].decode())
+        return Beat(paused=reply[1].decode(), has_specs=bool(reply[2]))
 
     async def publish_settings(self, config: StoreConfig) -> None:
         """Writes what operators set to where scripts read it."""

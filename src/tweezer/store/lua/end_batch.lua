@@ -1,0 +1,20 @@
+-- end_batch: ends a batch in ERROR, where what runs may finish, or an open one that is without work in TIMED_OUT.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''   [3] 'E'|'T'   [4] Fault (JSON) of an ERROR, or ''
+-- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of its status}
+-- Events  job.error (ranges), batch.error when nothing runs; batch.timed_out
+
+exempt_from_maxmemory()
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+if is_over(b) then return { 'over' } end
+if ARGV[3] == 'E' then
+  doom(b, ARGV[4])
+elseif b.open == 1 and b.pending == 0 and b.running == 0 and b.status ~= 'S' then
+  b.open, b.fate = 0, 'T'
+else
+  return { 'forbidden', b.status }
+end
+finish(b)
+return { 'ok' }

@@ -1,0 +1,69 @@
+-- report: what somebody other than its holder says of a job: why it fails, how far it is, and where it is to stand. It may
+-- end or go back to wait; only a holder begins it, or has its result. A ticket loses its token with a job that ran.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''   [3] index   [4] letter of the status that it is to have, or ''
+--     [5] percent, or ''   [6] Fault (JSON), or ''
+-- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of the status that it has}
+-- Events  job.error|canceled|pending, and job.canceled where pending was asked of a job whose cancel was requested;
+--     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault too
+-- Publishes  "<batch> <index>" on the pool's channel for a job that ran and ends; its progress
+
+exempt_from_maxmemory()
+local REPORTED = { P = true, E = true, C = true }
+
+-- The ticket that holds the job, or nil.
+local function holder(b, index)
+  for n = 0, b.slots - 1 do
+    if redis.call('SISMEMBER', key(KEY.held, b.id, int(n)), index) == 1 then
+      local _, t = load_batch(b.id, int(n))
+      return t
+    end
+  end
+end
+
+-- Takes a job that runs from its holder, who hears that its token is stale, and gives the ticket's other jobs back.
+local function take_away(b, index, st, to)
+  local t = holder(b, index)
+  if t then redis.call('SREM', key(KEY.held, b.id, t.n), index) end
+  if to == 'P' and st[S.cancel] == '-' then
+    requeue_job(b, index, st)
+    come_back(b, { index })
+  else
+    end_job(b, index, st, to == 'P' and 'C' or to)
+    b.asked[#b.asked + 1] = index
+  end
+  st[S.token] = '-'
+  if t then
+    take_back(b, t, 'drain')
+    requeue_or_retire(b, t)
+  end
+end
+
+local index, to, percent, fault = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b or tonumber(index) >= b.jobs then return { 'unknown' } end
+local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
+local from = st[S.status]
+if JOB_OVER[from] then return { 'over' } end
+if to == '' then to = from end
+if to ~= from and not (REPORTED[to] and JOB_MOVES[from .. to]) then return { 'forbidden', from } end
+if percent ~= '' and to ~= 'R' then return { 'forbidden', from } end
+
+if fault ~= '' then
+  note_fault(b, index, fault)
+  touch(b)
+end
+if percent ~= '' then
+  st[S.progress] = percent
+  redis.call('PUBLISH', key(KEY.news, b.id), '~' .. index .. ' ' .. st[S.stage] .. ' ' .. percent)
+end
+if to ~= from and from == 'R' then
+  take_away(b, index, st, to)
+elseif to ~= from then
+  end_job(b, index, st, to)
+  b.delayed = b.delayed - redis.call('ZREM', key(KEY.delay, b.id), index)
+end
+if to ~= from or percent ~= '' then write_state(b, index, st) end
+finish(b)
+return { 'ok' }

@@ -1,0 +1,37 @@
+-- set_specs: what clients are told that a device is like. A sequence says by the name in the specs for which device it
+-- is, so no two devices may have the same. A device that nobody serves, and for which nothing waits, gives its name up.
+--
+-- KEYS[1] namespace
+-- ARGV[1] device   [2] whose specs they are ('worker'|'operator')   [3] whether there must be such a device already
+--     ('yes'|'no'|'either')   [4] name in the specs
+--     [5…] fields and values of the device, those of SPECS_FIELDS among them
+-- Returns {'ok'} | {'kept'}: an operator gave some, which those of workers do not replace | {'taken', its device}
+--     | {'unknown'} | {'exists'}
+-- Events  none
+
+exempt_from_maxmemory()
+local device, by, name = ARGV[1], ARGV[2], ARGV[4]
+local SETTLED = 60000 -- ms after which a device without workers is no longer one whose worker is just starting
+local record = key(KEY.device, device)
+local known = redis.call('EXISTS', record) == 1
+if ARGV[3] == 'yes' and not known then return { 'unknown' } end
+if ARGV[3] == 'no' and known then return { 'exists' } end
+if by == 'worker' and redis.call('HGET', record, 'specs_by') == 'operator' then return { 'kept' } end
+
+for _, other in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
+  local its = key(KEY.device, other)
+  if other ~= device and redis.call('HGET', its, 'specs_name') == name then
+    count_lanes(other)
+    local row = redis.call('HMGET', its, 'specs_by', 'specs_at', 'lanes', 'pending', 'running')
+    local waits = tonumber(row[4] or 0) + tonumber(row[5] or 0) > 0
+    if row[1] ~= 'worker' or NOW_MS - tonumber(row[2]) < SETTLED or tonumber(row[3]) > 0 or waits then
+      return { 'taken', other }
+    end
+    redis.call('HDEL', its, unpack(SPECS_FIELDS))
+  end
+end
+redis.call('SADD', key(KEY.devices), device)
+redis.call('HDEL', record, unpack(SPECS_FIELDS))
+redis.call('HSET', record, 'specs_by', by, 'specs_at', NOW_MS, unpack(ARGV, 5))
+redis.call('HSETNX', record, 'created', NOW_MS)
+return { 'ok' }

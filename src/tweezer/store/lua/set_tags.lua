@@ -1,0 +1,13 @@
+-- set_tags: replaces the tags of a batch, whether or not it has ended. They stand beside its doc, whose own they hide.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] project or ''   [3] tags (JSON)
+-- Returns {'ok'} | {'unknown'}
+-- Events  none: an entry without a word
+
+local b = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { 'unknown' } end
+redis.call('HSET', key(KEY.batch, b.id), 'tags', ARGV[3])
+touch(b)
+save(b)
+return { 'ok' }

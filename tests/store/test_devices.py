@@ -1,0 +1,107 @@
+"""What clients are told of devices: whose specs count, and that no two devices have the same name in them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.store.conftest import Rig
+
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.specs import DeviceSpecs, read_specs
+from tweezer.store.keys import Key
+
+ABOUT = {"adapter": "null", "exclusive": 0, "checks_sequence": 1, "max_runs": 1000}
+
+
+def specs(name: str, **limits: int) -> DeviceSpecs:
+    return read_specs(json.dumps({"name": name, **limits}))
+
+
+async def test_a_worker_says_what_its_device_is_like(rig: Rig) -> None:
+    await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
+    device = await rig.reader.device("TWIN")
+    assert device is not None
+    assert (device.specs_name, device.max_atom_num, device.max_runs) == ("FRESNEL", 25, 500)
+    assert (device.is_emulator, device.active, device.lanes) == (True, True, 0)
+    assert device.created is not None
+    assert await rig.reader.device_specs() == {"TWIN": specs("FRESNEL", max_atom_num=25, max_runs=500).text}
+
+
+async def test_an_announcement_replaces_the_one_before_limits_included(rig: Rig) -> None:
+    await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
+    await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_runs=5000))
+    device = await rig.reader.device("TWIN")
+    assert device is not None
+    assert (device.max_atom_num, device.max_runs) == (None, 1000)  # the adapter's own limit is the lower one
+
+
+async def test_two_devices_never_have_the_same_name_in_their_specs(rig: Rig) -> None:
+    await rig.devices.announce("ONE", ABOUT, specs("FRESNEL"))
+    for call in (rig.devices.announce("TWO", ABOUT, specs("FRESNEL")), rig.devices.create("TWO", {}, specs("FRESNEL"))):
+        with pytest.raises(InvalidInput, match="have the name 'FRESNEL', which those of the device ONE have") as raised:
+            await call
+        assert raised.value.field == "specs"
+    assert await rig.reader.device("TWO") is None
+    await rig.devices.announce("TWO", ABOUT, specs("OTHER"))
+    with pytest.raises(InvalidInput, match="ONE"):
+        await rig.devices.give_specs("TWO", specs("FRESNEL"))
+    assert (await rig.reader.device_specs())["TWO"] == specs("OTHER").text
+
+
+async def test_a_device_that_nobody_serves_gives_its_name_up(rig: Rig) -> None:
+    """So that a device can be renamed; one whose worker is just starting, or that has work, keeps it."""
+    await rig.announce("OLD", worker="old")
+    await rig.devices.announce("OLD", ABOUT, specs("FRESNEL"))
+    record = rig.keys(Key.DEVICE, "OLD")
+    await rig.redis.hset(record, "specs_at", 1)
+    with pytest.raises(InvalidInput, match="OLD"):  # it is served
+        await rig.devices.announce("NEW", ABOUT, specs("FRESNEL"))
+    await rig.tickets.heartbeat("old", "OLD", ttl_s=0, about_device={}, about_worker={})
+    await rig.submit(1, device="OLD")
+    with pytest.raises(InvalidInput, match="OLD"):  # a job waits for it
+        await rig.devices.announce("NEW", ABOUT, specs("FRESNEL"))
+    await rig.redis.hset(record, "pending", 0)
+    await rig.devices.announce("NEW", ABOUT, specs("FRESNEL"))
+    assert await rig.reader.device_specs() == {"NEW": specs("FRESNEL").text}
+    await rig.redis.hset(record, "pending", 1)
+
+
+async def test_an_operators_specs_go_before_those_of_workers(rig: Rig) -> None:
+    await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
+    await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
+    await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
+    device = await rig.reader.device("EMU")
+    assert device is not None
+    assert device.max_atom_num == 10
+
+
+async def test_specs_that_are_taken_back_are_announced_again(rig: Rig) -> None:
+    beat: dict[str, Any] = {"ttl_s": 60, "about_device": ABOUT, "about_worker": {"lanes": 1}}
+    await rig.devices.announce("EMU", ABOUT, specs("EMU"))
+    assert (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
+    with pytest.raises(Conflict, match="those of its workers already"):
+        await rig.devices.forget_specs("EMU")
+    await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
+    await rig.devices.forget_specs("EMU")
+    assert await rig.reader.device_specs() == {}
+    assert not (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
+
+
+async def test_a_device_is_created_once(rig: Rig) -> None:
+    await rig.devices.create("LATER", {**ABOUT, "inactive": 1}, specs("LATER"))
+    with pytest.raises(Conflict, match="there is a device LATER already"):
+        await rig.devices.create("LATER", ABOUT, specs("LATER"))
+    device = await rig.reader.device("LATER")
+    assert device is not None
+    assert not device.active
+    assert "LATER" not in await rig.reader.device_specs()
+    await rig.announce("LATER", worker="l")
+    assert "LATER" in await rig.reader.device_specs()
+
+
+async def test_specs_of_an_unknown_device_are_not_found(rig: Rig) -> None:
+    for call in (rig.devices.give_specs("NONE", specs("NONE")), rig.devices.forget_specs("NONE")):
+        with pytest.raises(NotFound, match="there is no device NONE"):
+            await call
