@@ -97,6 +97,7 @@ def _job_filters(ledger: Ledger) -> dict[str, JobFilter]:
         "a whole id": JobFilter(id_prefix=some.id.hex),
         "a batch": JobFilter(batches=(some.batch_id,)),
         "batches": JobFilter(batches=ledger.filled.batches[5:50:7]),
+        "many batches": JobFilter(batches=ledger.filled.batches[::4]),
         "a project": JobFilter(projects=(PLAN.project(1),)),
         "projects": JobFilter(projects=(PLAN.project(1), PLAN.project(2), "elsewhere")),
         "a user": JobFilter(users=(PLAN.user(1, 2),)),
@@ -457,10 +458,10 @@ def test_the_queue_time_is_the_mean_over_those_that_began(ledger: Ledger) -> Non
         for job in ledger.jobs
         if job.ended and job.ended >= hour and job.queue_s and ledger.batches[job.batch_id].device == DEVICES[0]
     ]
-    found = statistics.queue_time(ledger.database, DEVICES[0], since)
+    found = statistics.queue_times(ledger.database, since)[DEVICES[0]]
     assert found.jobs == len(waited) > 0
     assert found.seconds == pytest.approx(sum(waited) / len(waited))
-    assert statistics.queue_time(ledger.database, "NONE", since) == statistics.QueueTime(0, None)
+    assert "NONE" not in statistics.queue_times(ledger.database, since)
 
 
 @pytest.mark.parametrize("span", Span)

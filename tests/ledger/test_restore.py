@@ -206,3 +206,18 @@ def _jobs_of(bench: Bench, batch_id: UUID) -> int:
     batch = bench.batch(batch_id)
     assert batch is not None
     return batch.jobs
+
+
+async def test_tags_that_redis_lost_are_those_of_the_ledger(mortal: Mortal) -> None:
+    batch_id = await mortal.rig.submit(1)
+    await mortal.record()
+    size = mortal.size()
+    await mortal.rig.commands.set_tags(batch_id, ["new"], project="a")
+    await mortal.record()
+    await mortal.come_back_with(size)
+    async with mortal.recording():
+        await until(mortal.gate_is_open, "the recorder opens the gate")
+    assert (await mortal.rig.batch(batch_id)).doc.tags == ("new",)
+    batch = mortal.batch(batch_id)
+    assert batch is not None
+    assert batch.doc.tags == ("new",)

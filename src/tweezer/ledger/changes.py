@@ -42,7 +42,8 @@ TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_u
 
 class KnownBatch(msgspec.Struct):
     """What the recorder remembers of a batch that the ledger has. ``jobs``: how many of its jobs the ledger has.
-    ``ended``: of which of them it is known that the ledger has their end, 1 each."""
+    ``ended``: of which of them it is known that the ledger has their end, 1 each. ``tags``: as they were last replaced,
+    if it has seen that."""
 
     project: str
     device: str
@@ -50,6 +51,7 @@ class KnownBatch(msgspec.Struct):
     priority: str
     jobs: int
     ended: bytearray = msgspec.field(default_factory=bytearray)
+    tags: bytes | None = None
 
     def open_of(self, indices: Iterable[int]) -> list[int]:
         """Those whose end the ledger may lack."""
@@ -63,6 +65,7 @@ class Changes(msgspec.Struct):
     batches: list[list[Any]] = []
     sequences: list[tuple[DriverId, str]] = []
     tags: list[tuple[str, str, DriverId]] = []
+    retagged: dict[UUID, tuple[str, ...]] = {}
     jobs: list[list[Any]] = []
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
     transitions: list[list[Any]] = []
@@ -165,6 +168,10 @@ def _add_batch(
         if doc.sequence is not None:
             changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
         changes.tags.extend((batch.project, tag, own_id) for tag in dict.fromkeys(map(_fitting, doc.tags)))
+    tags = fields.pop("tags", None)  # in the ledger they stand in what is about the batch, replaced or not
+    if tags is not None and tags != batch.tags:
+        changes.retagged[snapshot.batch_id] = msgspec.json.decode(tags, type=tuple[str, ...])
+        batch.tags = tags
     status = fields["status"].decode()
     row: list[Any] = [ids.id(snapshot.batch_id), batch.project, batch.device, batch.user, batch.priority, ORIGIN]
     row += [status, fields.get("open") == b"1", snapshot.jobs, int(fields["created"]) // 1000]

@@ -15,6 +15,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     case,
+    or_,
     select,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -28,6 +29,7 @@ from tweezer.model.messages import Priority
 Condition = ColumnElement[bool]
 
 _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
+_RANGES_MAX = 10  # batches that are looked for one by one; of more, each job's is looked up among them
 _RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 _BATCH_COLUMNS = {
@@ -139,9 +141,8 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
     """What the filter says of jobs, the projects apart."""
     found = _common_conditions(jobs, wanted)
     found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
-    if len(wanted.batches) == 1:
-        first = wanted.batches[0]
-        found.append(jobs.c.id.between(first, UUID(int=first.int | (1 << INDEX_BITS) - 1)))
+    if 0 < len(wanted.batches) <= _RANGES_MAX:
+        found.append(or_(*(jobs.c.id.between(first, _last_job_of(first)) for first in wanted.batches)))
     elif wanted.batches:
         found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in wanted.batches]))
     if wanted.failed is not None:
@@ -209,6 +210,10 @@ def _bounds(column: Column[Any], least: int | None, most: int | None) -> list[Co
     if most is not None:
         found.append(column <= most)
     return found
+
+
+def _last_job_of(batch_id: UUID) -> UUID:
+    return UUID(int=batch_id.int | (1 << INDEX_BITS) - 1)
 
 
 def _at_least(time: datetime | None) -> int | None:

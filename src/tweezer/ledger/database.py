@@ -21,6 +21,12 @@ T = TypeVar("T")
 
 SCHEMES = ("sqlite", "postgresql")
 
+_POSTGRES = {
+    "plan_cache_mode": "force_custom_plan",  # which index is right depends on the values that are asked for
+    "jit": "off",  # statements of ours take less time than it does
+    "max_parallel_workers_per_gather": 0,  # and less than it takes to start processes
+}
+
 
 class Database:
     """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
@@ -48,9 +54,10 @@ class Database:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
+            settings = {"statement_timeout": round(given.statement_s * 1000), **_POSTGRES}
             arguments = {
                 "connect_timeout": max(round(given.patience_s), 1),
-                "options": f"-c statement_timeout={round(given.statement_s * 1000)}",
+                "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
             }
             engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
         return cls(engine, threads=given.connections_max)

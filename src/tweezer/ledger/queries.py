@@ -14,7 +14,7 @@ from tweezer.ledger.credentials import Principal
 from tweezer.ledger.database import Database
 from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
 from tweezer.ledger.lists import Found, Listing
-from tweezer.ledger.schema import batches, jobs, projects, results, sequences, transitions
+from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
@@ -22,32 +22,23 @@ from tweezer.model.messages import Fault, decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
 
 _PAGE = 500  # ids in one statement
+_CHILDREN_MAX = 1000
 
 _fields_decoder = msgspec.msgpack.Decoder(dict[str, bytes])
 
 
-def _own(statement: Select[Any]) -> Select[Any]:
-    return statement.where(projects.c.id.in_(bindparam("visible", expanding=True)))
-
-
-_OWNED_BATCHES = batches.join(projects, projects.c.no == batches.c.project)
 _FAULTS = and_(results.c.id == jobs.c.id, jobs.c.failed)
-
+_RECORD: Select[Any] = select(batches.c.record).where(batches.c.id == bindparam("id"))
 _BATCH: Select[Any] = (
-    select(projects.c.id.label("project"), batches.c.record, batches.c.about, sequences.c.sequence)
-    .select_from(_OWNED_BATCHES.outerjoin(sequences, sequences.c.id == batches.c.id))
+    select(batches.c.about, sequences.c.sequence)
+    .select_from(batches.outerjoin(sequences, sequences.c.id == batches.c.id))
     .where(batches.c.id == bindparam("id"))
 )
 _JOB: Select[Any] = (
-    select(projects.c.id.label("project"), jobs.c.spec, jobs.c.state, results.c.fault, batches.c.record)
-    .select_from(
-        jobs.join(projects, projects.c.no == jobs.c.project)
-        .join(batches, batches.c.id == bindparam("batch"))
-        .outerjoin(results, _FAULTS)
-    )
+    select(jobs.c.spec, jobs.c.state, results.c.fault)
+    .select_from(jobs.outerjoin(results, _FAULTS))
     .where(jobs.c.id == bindparam("id"))
 )
-_OWN_BATCH, _OWN_JOB = _own(_BATCH), _own(_JOB)
 _BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about).where(
     batches.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -57,6 +48,7 @@ _JOBS: Select[Any] = (
     .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
 )
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(bindparam("ids", expanding=True)))
+_CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _SPACED = literal(" ") + transitions.c.words
 _TRANSITIONS = (
@@ -89,20 +81,26 @@ class Queries:
     # -- by id ------------------------------------------------------------------------------------------
 
     def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord | None:
-        """The batch with its sequence."""
-        row = self._one(caller, _BATCH, _OWN_BATCH, {"id": batch_id})
-        if row is None:
-            return None
-        record = _batch(batch_id, row)
-        return msgspec.structs.replace(record, doc=msgspec.structs.replace(record.doc, sequence=row.sequence))
+        """The batch with its sequence, and with the batches that repeat it (1,000 at most)."""
+        with self._database.read() as connection:
+            fields = _fields_for(connection, caller, batch_id)
+            if fields is None:
+                return None
+            row = connection.execute(_BATCH, {"id": batch_id}).one()
+            children = tuple(connection.execute(_CHILDREN, {"id": batch_id}).scalars())
+        record = batch_record(batch_id, {**fields, "doc": row.about})
+        doc = msgspec.structs.replace(record.doc, sequence=row.sequence)
+        return msgspec.structs.replace(record, doc=doc, children=children)
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
         """The job."""
         batch_id, index = split_job_id(job_id)
-        row = self._one(caller, _JOB, _OWN_JOB, {"id": job_id, "batch": batch_id})
-        if row is None:
+        with self._database.read() as connection:
+            fields = _fields_for(connection, caller, batch_id)
+            row = None if fields is None else connection.execute(_JOB, {"id": job_id}).one_or_none()
+        if fields is None or row is None:
             return None
-        owner = JobOwner(batch_id, row.project, _fault(row.record))
+        owner = JobOwner(batch_id, fields["project"].decode(), _fault(fields))
         return job_record(owner, index, row.spec, _state(row), row.fault)
 
     def jobs_of(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
@@ -129,14 +127,6 @@ class Queries:
             rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
         events = (read_events(batch_id, row.sequence_number, row.time_us, row.words) for row in rows)
         return [event for entry in events for event in entry if event.index == index]
-
-    def _one(
-        self, caller: Principal, statement: Select[Any], own: Select[Any], values: dict[str, Any]
-    ) -> Row[Any] | None:
-        if not caller.sees_all:
-            statement, values = own, {**values, "visible": sorted(caller.projects)}
-        with self._database.read() as connection:
-            return connection.execute(statement, values).one_or_none()
 
     # -- lists ------------------------------------------------------------------------------------------
 
@@ -182,6 +172,13 @@ class Queries:
             return Listing(connection, Scope.of(connection, caller, wanted.projects), wanted).counts()
 
 
+def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:
+    """The record of a batch, if the caller sees it: only then is more of it read."""
+    record = connection.execute(_RECORD, {"id": batch_id}).scalar()
+    fields = None if record is None else _fields_decoder.decode(record)
+    return fields if fields is not None and caller.sees(fields["project"].decode()) else None
+
+
 def _batch(identity: UUID, row: Row[Any]) -> BatchRecord:
     return batch_record(identity, {**_fields_decoder.decode(row.record), "doc": row.about})
 
@@ -204,10 +201,9 @@ def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> d
             doomed.add(batch_id)
     if doomed:
         for row in connection.execute(_RECORDS, {"ids": list(doomed)}):
-            owners[row.id] = msgspec.structs.replace(owners[row.id], fault=_fault(row.record))
+            owners[row.id] = msgspec.structs.replace(owners[row.id], fault=_fault(_fields_decoder.decode(row.record)))
     return owners
 
 
-def _fault(record: bytes) -> Fault | None:
-    fault = _fields_decoder.decode(record).get("fault")
-    return None if fault is None else decode_fault(fault)
+def _fault(fields: dict[str, bytes]) -> Fault | None:
+    return decode_fault(fields["fault"]) if "fault" in fields else None

@@ -39,7 +39,8 @@ class Pace(msgspec.Struct, frozen=True):
 
     entries, jobs: of one transaction, about. gather_s: how long entries may come together once it is up to date.
     lease_s: how long another waits before it takes over from one that is silent. look_s: how often it looks whether
-    Redis started again, and tidies. rest: how long it rests after each full transaction, in times of what that took.
+    Redis started again, and tidies. rest: while it is behind and work goes on, it gives way: it rests so many times as
+    long as a transaction took; but once it is give_way_s behind it does not.
     """
 
     entries: int = 2000
@@ -47,7 +48,8 @@ class Pace(msgspec.Struct, frozen=True):
     gather_s: float = 0.05
     lease_s: float = 5.0
     look_s: float = 1.0
-    rest: float = 0.0
+    rest: float = 5.0
+    give_way_s: float = 60.0
 
 
 class Recorder:
@@ -68,6 +70,8 @@ class Recorder:
         self._writing: asyncio.Task[None] | None = None
         self._read_to = START
         self._looked = 0.0
+        self._newest = START
+        self._behind = False
         self.position = START
         """Id of the last entry that is recorded."""
 
@@ -130,7 +134,9 @@ class Recorder:
         if not entries:
             await self._written()
             return None if entries is None else 0
-        entries = _cut(entries, self._pace.jobs)
+        part = _cut(entries, self._pace.jobs)
+        self._behind = len(part) < len(entries) or len(part) == self._pace.entries
+        entries = part
         changes = await self._read(entries)
         await self._written()
         before, self._read_to = self._read_to, entries[-1].id
@@ -157,8 +163,15 @@ class Recorder:
                 left = max(until - loop.time(), 0.001)
                 await self._store.events.wait(self._read_to, timeout_s=min(left, self._pace.look_s))
                 await asyncio.sleep(self._pace.gather_s)
-            else:
+            elif self._behind and await self._should_give_way():
+                await self._written()
                 await asyncio.sleep(self._pace.rest * (loop.time() - began))
+
+    async def _should_give_way(self) -> bool:
+        """Whether events are coming in, and it is not far behind them."""
+        before, self._newest = self._newest, await self._store.events.last()
+        behind_ms = (position_number(self._newest) - position_number(self._read_to)) >> 20
+        return self._newest != before and behind_ms < self._pace.give_way_s * 1000
 
     async def tidy(self) -> bool:
         """Once all is recorded: trims the stream and forgets some of what is over; whether there may be more."""
@@ -176,6 +189,8 @@ class Recorder:
         if now - self._looked < self._pace.look_s:
             return
         if await self._store.restoring.gate_is_shut():
+            if await self._store.events.follow(self._read_to, most=1) is None:  # it started again since the last look
+                return
             await self._store.restoring.open_gate()
             log.info("recorder.opened_gate")
         if not await self.tidy():

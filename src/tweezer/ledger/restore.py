@@ -61,7 +61,8 @@ def _read(database: Database, batch_id: UUID) -> list[tuple[RestoredBatch, list[
         if row is None:
             return []
         fields: dict[str, bytes] = msgspec.msgpack.decode(row.record, type=dict[str, bytes])
-        fields["doc"] = encode_doc(msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence))
+        doc = msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence)
+        fields["doc"], fields["tags"] = encode_doc(doc), msgspec.json.encode(doc.tags)
         batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields)
         return [(batch, page) for page in _pages(connection, batch_id)]
 

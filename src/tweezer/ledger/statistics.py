@@ -32,8 +32,8 @@ class QueueSize(msgspec.Struct, frozen=True):
 class QueueTime(msgspec.Struct, frozen=True):
     """How long jobs waited, from submit to begin, on average. jobs: how many; seconds: None of none."""
 
-    jobs: int
-    seconds: float | None
+    jobs: int = 0
+    seconds: float | None = None
 
 
 class Span(StrEnum):
@@ -85,16 +85,17 @@ def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
     return {priority: found[priority[0]] for priority in Priority}
 
 
-def queue_time(database: Database, device: str, since: datetime) -> QueueTime:
-    """Of the jobs of all projects that ended since then (to the hour) and ever began."""
+def queue_times(database: Database, since: datetime) -> dict[str, QueueTime]:
+    """Of the jobs of all projects that ended since then (to the hour) and ever began, by device."""
     sums: Select[Any] = (
-        select(func.sum(hours.c.started), func.sum(hours.c.queue_ms))
+        select(hours.c.device, func.sum(hours.c.started), func.sum(hours.c.queue_ms))
         .select_from(projects.join(hours, hours.c.project == projects.c.no))
-        .where(hours.c.device == device, hours.c.hour >= _hour(since))
+        .where(hours.c.hour >= _hour(since), hours.c.started > 0)
+        .group_by(hours.c.device)
     )
     with database.read() as connection:
-        count, waited_ms = (int(number or 0) for number in connection.execute(sums).one())
-    return QueueTime(count, waited_ms / count / 1000 if count else None)
+        rows = connection.execute(sums).all()
+    return {device: QueueTime(int(jobs), int(waited_ms) / int(jobs) / 1000) for device, jobs, waited_ms in rows}
 
 
 def job_counts(

@@ -19,6 +19,7 @@ from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import counters, hours
+from tweezer.ledger.tagging import replace_tags
 from tweezer.model.errors import TweezerError
 
 
@@ -130,6 +131,8 @@ class Writer:
         _insert(connection, "sequences", ("id", "sequence"), changes.sequences)
         tags = [(self._projects[project], tag, batch) for project, tag, batch in changes.tags]
         _insert(connection, "tags", ("project", "tag", "batch"), tags)
+        for batch_id, replaced in changes.retagged.items():
+            replace_tags(connection, batch_id, replaced)
         if changes.jobs:
             self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, DURATION)
         _insert(connection, "results", RESULT_COLUMNS, changes.results)

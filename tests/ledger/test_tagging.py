@@ -1,0 +1,62 @@
+"""Tags that are replaced: the ledger follows, live or ended, and keeps those of what Redis has forgotten."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from tests.ledger.conftest import OPERATOR, Bench
+
+from tweezer.ledger.filters import BatchFilter, JobFilter
+from tweezer.ledger.tagging import record_tags
+from tweezer.model.ids import new_batch_id
+
+
+def tagged(bench: Bench, tag: str) -> tuple[list[UUID], int]:
+    """The batches that lists find by a tag, and the number of jobs."""
+    found = bench.queries.batches(OPERATOR, BatchFilter(tags_any=(tag,)))
+    return [batch.id for batch in found.rows], bench.queries.jobs(OPERATOR, JobFilter(tags_any=(tag,))).total
+
+
+async def test_the_ledger_follows_when_tags_are_replaced(bench: Bench) -> None:
+    batch_id, other = await bench.rig.submit(3), await bench.rig.submit(1)
+    await bench.rig.commands.set_tags(batch_id, ["a", "b"], project="a")
+    await bench.record()
+    await bench.agree(batch_id)
+    await bench.rig.commands.set_tags(batch_id, ["b", "c"], project="a")
+    await bench.rig.commands.set_tags(other, ["c"], project="a")
+    await bench.record()
+    await bench.agree(batch_id)
+    assert tagged(bench, "a") == ([], 0)
+    assert tagged(bench, "b") == ([batch_id], 3)
+    assert sorted(tagged(bench, "c")[0]) == sorted([batch_id, other])
+
+
+async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(1)
+    await bench.rig.run_all()
+    await bench.record()
+    await bench.rig.commands.set_tags(batch_id, ["late"], project="a")
+    await bench.record()
+    assert tagged(bench, "late") == ([batch_id], 1)
+    assert await bench.rig.forget(batch_id)
+    assert record_tags(bench.database, batch_id, ["later"])
+    assert (tagged(bench, "late"), tagged(bench, "later")) == (([], 0), ([batch_id], 1))
+    batch = bench.batch(batch_id)
+    assert batch is not None
+    assert (batch.doc.tags, batch.doc.sequence) == (("later",), "{}")
+
+
+async def test_a_recorder_that_begins_anew_does_not_change_them(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(2, open=True)
+    await bench.rig.commands.set_tags(batch_id, ["a"], project="a")
+    await bench.record()
+    await bench.rig.commands.close(batch_id, project="a")
+    bench.recorder = bench.another_recorder()
+    await bench.record()
+    await bench.agree(batch_id)
+    assert tagged(bench, "a") == ([batch_id], 2)
+
+
+async def test_a_batch_that_the_ledger_does_not_have_gets_no_tags(bench: Bench) -> None:
+    assert not record_tags(bench.database, new_batch_id(), ["a"])
+    assert bench.rows("SELECT * FROM tags") == []
