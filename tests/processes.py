@@ -109,7 +109,7 @@ def _witnessed(options: LaneOptions) -> Adapter:
 def serve_devices_of_the_tests() -> None:
     """Registers the adapters above, each for the device of the same name."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
-        cast(dict[str, registry.AdapterFactory], registry.ADAPTERS)[device] = factory
+        cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind.plain(factory)
         cast(dict[str, str], registry.DEVICE_KINDS)[device] = device
 
 

@@ -190,26 +190,30 @@ async def test_a_worker_that_gets_its_own_lost_ticket_again_keeps_its_lanes_and_
     """The lane that had it is still being stopped, for its solver does not look up, while another has it."""
     (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, soft_cancel_s=2)
     batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
+
     await site.running(batch)
     zombie.freeze()
 
     async def reclaimed() -> bool:
         await site.store.tickets.sweep()
-        return (await batch.record()).counts[JobStatus.PENDING] == 1
+        # The frozen worker's take is under way: Redis may grant it the ticket again at once, and reclaim that too.
+        return (await batch.record()).counts[JobStatus.PENDING] == 1 or len(await site.starts(batch)) > 1
 
     async def runs_again() -> bool:
-        return len(await site.starts(batch)) == 2
+        lost = {said["token"] for said in zombie.said("lease.lost")}
+        running = (await batch.record()).counts[JobStatus.RUNNING] == 1
+        return bool(lost) and running and len(await site.starts(batch)) == len(lost) + 1
 
     await until(reclaimed)
     zombie.thaw()
-    await until(runs_again)
-    await until(lambda: bool(zombie.said("lane.broken")), "the end of the first execution")
+    await until(runs_again, "another execution than those whose lease was lost")
+    (before,) = await batch.jobs()
     others = [await site.submit([{"act": "deaf"}], device=MISBEHAVING)]
     await site.running(batch, *others)
     await batch.cancel()
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
     (job,) = await site.audit(batch)
-    assert job.attempt == 2, "its lease was kept while it ran"
+    assert job.attempt == before.attempt, "its lease was kept while it ran"
     others.append(await site.submit([{"act": "deaf"}], device=MISBEHAVING))
     await site.running(*others)
     for each in others:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from tweezer.adapters.child import LaneOptions
 from tweezer.adapters.emulator import EmulatorAdapter
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.registry import adapter_for
+from tweezer.adapters.registry import Binding, EmulatorOptions, adapter_for, adapter_of, check_binding
 from tweezer.model.errors import InvalidInput
 
 
@@ -23,18 +24,39 @@ def test_a_device_has_a_usual_adapter() -> None:
     assert isinstance(adapter_for("NULL"), NullAdapter)
 
 
-def test_the_operator_may_choose_another_kind() -> None:
-    assert isinstance(adapter_for("EMU_FREE", kind="null"), NullAdapter)
-    assert isinstance(adapter_for("MY_DEVICE", kind="qutip"), EmulatorAdapter)
-
-
 def test_an_unknown_device_or_kind_is_named() -> None:
     with pytest.raises(InvalidInput, match="no adapter serves NOWHERE; known devices are EMU_FREE") as device:
         adapter_for("NOWHERE")
     assert device.value.field == "device"
     with pytest.raises(InvalidInput, match="there is no adapter abacus") as kind:
-        adapter_for("EMU_FREE", kind="abacus")
+        adapter_of(Binding("abacus"))
     assert kind.value.field == "adapter"
+
+
+def test_options_of_a_device_go_before_those_of_all() -> None:
+    lanes = LaneOptions(memory_limit_mb=512, threads=1)
+    options = check_binding("qutip", {"threads": 4, "prepare_timeout_s": 5})
+    assert isinstance(options, EmulatorOptions)
+    assert options.over(lanes) == LaneOptions(memory_limit_mb=512, threads=4, prepare_timeout_s=5.0)
+    assert adapter_of(Binding("null", {"checks_sequence": True})).traits.checks_sequence
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options", "field", "problem"),
+    [
+        ("qutip", {"thread": 4}, "options.thread", "is no option of the adapter qutip, which has memory_limit_mb, "),
+        ("qutip", {"threads": "4"}, "options.threads", "expected `int | null`"),
+        ("qutip", {"memo_mb": 1, "threads": 0}, "options.threads", "expected `int` >= 1"),
+        ("null", {"threads": 4}, "options.threads", "is no option of the adapter null"),
+    ],
+)
+def test_options_that_an_adapter_does_not_have_are_named(
+    adapter: str, options: dict[str, Any], field: str, problem: str
+) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        check_binding(adapter, options)
+    assert raised.value.field == field
+    assert raised.value.problem.startswith(problem.replace("`", ""))
 
 
 def test_the_workers_process_imports_no_emulator() -> None:

@@ -33,3 +33,23 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
         assert set(figure) == {"name", "value", "unit", "target", "met"}
         assert figure["value"] > 0
     assert {"python", "redis", "cores", "rounds", "versions"} <= set(told["setup"])
+
+
+@pytest.mark.redis
+@pytest.mark.postgres
+@pytest.mark.slow
+def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, postgres_server: object) -> None:
+    pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ledger.py"), "--quick", "--json", "--jobs", "5000"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert len(told["figures"]) == 13
+    assert all(figure["value"] > 0 for figure in told["figures"])
+    assert told["setup"]["jobs"] == 5000

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tweezer.adapters.registry import Binding
 from tweezer.model.errors import InvalidInput
 from tweezer.settings import Settings, load
 
@@ -125,3 +126,51 @@ def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytes
     assert "hunter2" not in raised.value.message
     monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://:hunter2@lab")
     assert "hunter2" not in repr(load())
+
+
+def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("tweezer.toml").write_text(
+        '[devices.TWIN]\nadapter = "qutip"\nspecs = "twin.json"\noptions = { threads = 4 }\n\n'
+        '[devices.NULL]\nadapter = "null"\noptions = { checks_sequence = true }\n'
+    )
+    settings = load()
+    assert settings.binding("TWIN") == Binding("qutip", {"threads": 4}, Path("twin.json"))
+    assert settings.binding("NULL").options == {"checks_sequence": True}
+    assert settings.binding("EMU_FREE") == Binding("qutip")
+    with pytest.raises(
+        InvalidInput, match=r"no adapter serves EMU_FRE; known devices are EMU_FREE, NULL, TWIN, .*toml"
+    ):
+        settings.binding("EMU_FRE")
+    monkeypatch.setenv("TWEEZER_DEVICES", '{"OTHER": {"adapter": "null"}}')
+    assert load().devices.keys() == {"TWIN", "NULL", "OTHER"}
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "problem"),
+    [
+        ('[devices.X]\nspecs = "a.json"', "devices.X.adapter in tweezer.toml", "is missing"),
+        ('[devices.X]\nadapter = "abacus"', "devices.X.adapter in tweezer.toml", "there is no adapter abacus"),
+        ('[devices.X]\nadapter = "null"\nlanes = 3', "devices.X.lanes in tweezer.toml", "there is no such setting"),
+        (
+            '[devices.X]\nadapter = "qutip"\noptions = { thread = 1 }',
+            "devices.X.options.thread in tweezer.toml",
+            "is no option of the adapter qutip, which has memory_limit_mb, threads",
+        ),
+        ('[devices."A B"]\nadapter = "null"', "devices.A B in tweezer.toml", "String should match pattern"),
+    ],
+)
+def test_what_is_wrong_with_a_device_is_named(table: str, field: str, problem: str) -> None:
+    Path("tweezer.toml").write_text(table)
+    with pytest.raises(InvalidInput) as raised:
+        load()
+    assert raised.value.field == field
+    assert raised.value.problem.startswith(problem)
+
+
+def test_devices_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_DEVICES", "TWIN")
+    with pytest.raises(InvalidInput, match="TWEEZER_DEVICES: is not JSON"):
+        load()
+    monkeypatch.setenv("TWEEZER_DEVICES", '{"X": {"adapter": "abacus"}}')
+    with pytest.raises(InvalidInput, match=r"TWEEZER_DEVICES\.X\.adapter: there is no adapter abacus"):
+        load()

@@ -10,12 +10,17 @@ from fastapi import FastAPI
 
 from tweezer.api import (
     routes_account,
+    routes_aliases,
     routes_batches,
+    routes_devices,
     routes_jobs,
     routes_lists,
     routes_metrics,
     routes_service,
+    routes_service_side,
+    routes_several,
     routes_statistics,
+    routes_workloads,
     routes_writing,
 )
 from tweezer.api.auth import Authentication, Authenticator
@@ -28,8 +33,10 @@ from tweezer.api.live import Live
 from tweezer.api.logins import Logins
 from tweezer.api.longpoll import Holds
 from tweezer.api.metrics import AnswerTimes, Metrics, Timing
+from tweezer.api.prefix import Unprefixed
 from tweezer.api.quick import quick_routes
 from tweezer.api.rates import Rates
+from tweezer.api.repeats import Answers, Repeats
 from tweezer.api.serve import serve
 from tweezer.ledger.database import Database
 from tweezer.ledger.upkeep import require_schema
@@ -92,6 +99,7 @@ def create_app(
     app.state.logins = Logins(store, database, session_s=settings.session_s)
     app.state.longpoll_s = settings.longpoll_s
     times = AnswerTimes()
+    app.state.repeats = Repeats(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
     rates = Rates(settings.requests_per_s, settings.requests_burst)
@@ -99,16 +107,23 @@ def create_app(
     app.add_middleware(Limits, limits=RequestLimits(settings.body_max_kb << 10))
     app.add_middleware(Edge)
     app.add_middleware(Timing, times=times)
+    app.add_middleware(Answers, repeats=app.state.repeats)
+    app.add_middleware(Unprefixed)
     install_failures(app)
     for routes in (
         routes_account,
         routes_lists,  # before those that take an id where it has a word
         routes_statistics,
+        routes_devices,
         routes_batches,
         routes_jobs,
         routes_metrics,
         routes_service,
         routes_writing,
+        routes_several,
+        routes_service_side,
+        routes_aliases,
+        routes_workloads,
     ):
         app.include_router(routes.router)
     app.router.routes[:0] = quick_routes()

@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 REMEMBERED_S = 1.0
 """How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token", "/api/v1/devices/public-specs"})
 """Paths that need no key. Beside them: a link to results that is signed, see :mod:`tweezer.api.links`."""
 
 _CALLER = "tweezer.caller"

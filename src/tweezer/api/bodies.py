@@ -6,6 +6,7 @@ Whatever is wrong raises an error that names its field, before the queue is aske
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import re
 import reprlib
@@ -13,11 +14,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.types import Scope
 
 from tweezer.api.envelope import Refused
 from tweezer.model.errors import InvalidInput
@@ -32,6 +34,12 @@ _STEP = 1 << 18  # unpacked or decoded at once, while all others wait
 _SHOWN_LENGTH = 100
 _PER_KEY, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
 _RETRY_AFTER = {"Retry-After": "1"}
+_DIGEST = "tweezer.body"
+
+
+def body_digest(scope: Scope) -> str:
+    """SHA-256 of the request's body, unpacked, once it was read."""
+    return cast(str, scope[_DIGEST])
 
 
 class Bodies:
@@ -49,15 +57,17 @@ class Bodies:
         """
         _check_content_type(request.headers)
         unpack = _unpacker(request.headers)
-        data = bytearray()
+        data, digest = bytearray(), hashlib.sha256()
         try:
             async for chunk in request.stream():
                 for piece in unpack.pieces(chunk):
                     data += piece
+                    digest.update(piece)
                     self._hold(key, len(piece), len(data))
                     if len(piece) == _STEP:
                         await asyncio.sleep(0)
             unpack.finish()
+            request.scope[_DIGEST] = digest.hexdigest()
             if len(data) <= _STEP:
                 return read_json(data, kind, root=root)
             async with self._large:  # one at a time: what becomes of it is several times as large

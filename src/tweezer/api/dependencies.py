@@ -80,6 +80,7 @@ async def _wait_s(
 Caller = Annotated[Principal, Depends(_BearerKey())]
 Submitter = Annotated[Principal, Depends(_BearerKey(Role.USER, Role.OPERATOR))]
 Servant = Annotated[Principal, Depends(_BearerKey(Role.OPERATOR, Role.WORKER))]
+Operator = Annotated[Principal, Depends(_BearerKey(Role.OPERATOR))]
 LiveStore = Annotated[Live, Depends(_live)]
 HeldRequests = Annotated[Holds, Depends(_holds)]
 Ledger = Annotated[Database, Depends(_ledger)]

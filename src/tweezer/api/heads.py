@@ -9,6 +9,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tweezer.api.envelope import failure
+from tweezer.api.lines import EXTENSION, Line
 
 HEAD_MAX = 65_536
 """The most bytes of a request line and its headers, to within what the network hands over at once."""
@@ -18,21 +19,29 @@ HEAD_S = 20.0
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors."""
+    """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors. It shows requests their line."""
 
+    _line: Line
     _size = 0
     _timeout: asyncio.TimerHandle | None = None  # while a head is on its way
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._line = Line(transport)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._has_head()
+        self._line.lose(exc)
         super().connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._line.end()
+        super().eof_received()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"line": self._line}}
         self._wait_for_head()
 
     def on_headers_complete(self) -> None:

@@ -18,6 +18,7 @@ from tweezer.ledger.lists import Found
 from tweezer.ledger.queries import Queries
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.events import Event
+from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Result
 from tweezer.store.connection import Store
@@ -131,12 +132,21 @@ class Live:
         async with self._turn():
             return await self._store.reader.devices()
 
-    async def check_device(self, name: str) -> None:
-        """Raises NotFound when no worker ever announced the device."""
+    async def device(self, name: str) -> DeviceRecord:
+        """The device of this name, or id; raises NotFound."""
         async with self._turn():
             device = await self._store.reader.device(name)
+            if device is None:
+                devices = await self._store.reader.devices()
+                device = next((each for each in devices if str(device_id(each.name)) == name.lower()), None)
         if device is None:
             raise NotFound("device", name)
+        return device
+
+    async def device_specs(self) -> dict[str, str]:
+        """What clients are told of the devices, by name: Pulser's abstract representation of each."""
+        async with self._turn():
+            return await self._store.reader.device_specs()
 
     async def check(self) -> None:
         """Raises Unavailable when Redis or the ledger does not answer promptly."""

@@ -31,8 +31,8 @@ def _without_dashes(prefix: str) -> str:
     return prefix.replace("-", "").lower()
 
 
-Text = Annotated[str, Field(max_length=200, pattern=r"\A[^\x00]*\z")]
-Prefix = Annotated[str, Field(max_length=36, pattern=r"\A([0-9A-Fa-f]-?){0,32}\z"), AfterValidator(_without_dashes)]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
 Time = Annotated[datetime, AfterValidator(_aware)]
 Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
 
@@ -158,7 +158,26 @@ class ListedJobs(WantedJobs, _Listed):
     order_by: JobOrder = JobOrder.CREATED
 
 
+class DeviceOrder(StrEnum):
+    """What devices are ordered by."""
+
+    CREATED = "created_at"
+    NAME = "name"
+    DEVICE_TYPE = "device_type"
+    STATUS = "status"
+    QUEUE_TIME = "average_queue_time"
+    ATOMS = "max_atom_num"
+
+
+class ListedDevices(_Listed):
+    """A page of devices."""
+
+    order_by: DeviceOrder = DeviceOrder.CREATED
+    include_legacy: bool = Field(False, description="Those, too, that were created as not active.")
+
+
 BatchesAsked = Annotated[WantedBatches, Query()]
 JobsAsked = Annotated[WantedJobs, Query()]
 BatchPageAsked = Annotated[ListedBatches, Query()]
 JobPageAsked = Annotated[ListedJobs, Query()]
+DevicePageAsked = Annotated[ListedDevices, Query()]

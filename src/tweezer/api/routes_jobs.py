@@ -67,7 +67,7 @@ async def get_results_link(
     "/api/v1/jobs/{job_id}/results",
     summary="The results of a job",
     response_class=Response,
-    responses={200: {"model": JobResult, "description": "The result, as it is."}},
+    responses={200: {"model": JobResult, "description": "The result, as it is."}, **failure_docs(403)},
 )
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request

@@ -21,17 +21,19 @@ _HEADERS = {
         "schema": {"type": "string", "examples": ["0-19/41"]},
     }
 }
-_OK: dict[int | str, dict[str, Any]] = {200: {"headers": _HEADERS, "description": "A page."}}
+PAGE_DOCS: dict[int | str, dict[str, Any]] = {200: {"headers": _HEADERS, "description": "A page."}}
 
 
-@router.get("/api/v1/batches", tags=["batches"], summary="Batches", response_model=Page[ListedBatch], responses=_OK)
+@router.get(
+    "/api/v1/batches", tags=["batches"], summary="Batches", response_model=Page[ListedBatch], responses=PAGE_DOCS
+)
 @router.get(
     "/api/v2/batches",
     name="list_batches_v2",
     tags=["batches"],
     summary="The same",
     response_model=Page[ListedBatch],
-    responses=_OK,
+    responses=PAGE_DOCS,
 )
 async def list_batches(asked: BatchPageAsked, caller: Caller, live: LiveStore) -> Response:
     """Batches of the caller's projects, without their sequences and jobs, as they are recorded: usually a fraction of
@@ -40,9 +42,14 @@ async def list_batches(asked: BatchPageAsked, caller: Caller, live: LiveStore) -
     return page([ListedBatch.fields_of(record) for record in found.rows], offset=asked.offset, total=found.total)
 
 
-@router.get("/api/v2/jobs", tags=["jobs"], summary="Jobs", response_model=Page[Job], responses=_OK)
+@router.get("/api/v2/jobs", tags=["jobs"], summary="Jobs", response_model=Page[Job], responses=PAGE_DOCS)
 @router.get(
-    "/api/v1/jobs", name="list_jobs_v1", tags=["jobs"], summary="The same", response_model=Page[Job], responses=_OK
+    "/api/v1/jobs",
+    name="list_jobs_v1",
+    tags=["jobs"],
+    summary="The same",
+    response_model=Page[Job],
+    responses=PAGE_DOCS,
 )
 async def list_jobs(asked: JobPageAsked, caller: Caller, live: LiveStore) -> Response:
     """Jobs of the caller's projects: those of one `batch_id` as they stand now, others as they are recorded, usually a

@@ -1,12 +1,12 @@
-"""The service itself: whether it lives, whether it can work, and the devices it serves."""
+"""The service itself: whether it lives, and whether it can work."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from tweezer.api.dependencies import Caller, LiveStore
+from tweezer.api.dependencies import LiveStore
 from tweezer.api.envelope import Envelope, failure_docs
-from tweezer.api.schemas import Device, Health
+from tweezer.api.schemas import Health
 
 router = APIRouter(tags=["service"])
 
@@ -22,9 +22,3 @@ async def get_ready(live: LiveStore) -> Envelope[Health]:
     """503 while Redis or the ledger's database does not answer within two seconds: send no requests here then."""
     await live.check()
     return Envelope(data=Health(health="ok"))
-
-
-@router.get("/api/v1/devices", summary="All devices", responses=failure_docs(503))
-async def get_devices(caller: Caller, live: LiveStore) -> Envelope[list[Device]]:
-    """The devices that workers have announced, by name."""
-    return Envelope(data=[Device.of(record) for record in await live.devices()])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
-from tweezer.api.dependencies import Caller, Ledger, LiveStore
+from tweezer.api.dependencies import Caller, Ledger
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.parameters import VALUES_MAX, Text, Time
-from tweezer.api.schemas_statistics import JobFrequency, LastActivity, QueueSize, QueueTime
+from tweezer.api.schemas_statistics import JobFrequency, LastActivity
 from tweezer.ledger import statistics
 from tweezer.ledger.statistics import Span
 
@@ -18,7 +18,6 @@ _SHOWN = {Span.HOUR: timedelta(days=1), Span.DAY: timedelta(days=30), Span.MONTH
 
 router = APIRouter()
 
-DeviceName = Annotated[Text, Path(description="Name of a device.", examples=["EMU_FREE"])]
 Projects = Annotated[
     tuple[Text, ...],
     Query(max_length=VALUES_MAX, description="Projects. May be repeated. Default: all of the caller's."),
@@ -56,35 +55,3 @@ async def get_job_counts(
     since = start_date or until - _SHOWN[scope]
     found = await ledger.run(statistics.job_counts, ledger, caller, project_id, scope, since, until)
     return Envelope(data=JobFrequency.of(scope, found))
-
-
-@router.get(
-    "/api/v1/devices/{device}/queue_size",
-    tags=["devices"],
-    summary="What waits for a device",
-    responses=failure_docs(404, 422, 503),
-)
-async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Envelope[QueueSize]:
-    """Batches, jobs and shots of all projects, by priority, as they are recorded."""
-    await live.check_device(device)
-    return Envelope(data=QueueSize.of(await ledger.run(statistics.queue_sizes, ledger, device)))
-
-
-@router.get(
-    "/api/v1/devices/{device}/average_queue_time",
-    tags=["devices"],
-    summary="How long jobs wait for a device",
-    responses=failure_docs(404, 422, 503),
-)
-async def get_average_queue_time(
-    device: DeviceName,
-    caller: Caller,
-    ledger: Ledger,
-    live: LiveStore,
-    hours: Annotated[int, Query(ge=1, le=8784, description="Of the jobs that ended in so many last hours.")] = 24,
-) -> Envelope[QueueTime]:
-    """From submit to start, of jobs of all projects."""
-    await live.check_device(device)
-    since = datetime.now(UTC) - timedelta(hours=hours)
-    found = await ledger.run(statistics.queue_time, ledger, device, since)
-    return Envelope(data=QueueTime(device_type=device, average_queue_time=found.seconds, jobs_count=found.jobs))

@@ -1,20 +1,18 @@
-"""What changes the queue: submitting batches, adding jobs, closing and cancelling."""
+"""What changes the queue: submitting batches, adding jobs, closing, cancelling and tagging."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
-from typing import Annotated, cast
-from uuid import UUID
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Request, Response
+from msgspec import Meta
 
 from tweezer.api.answers import success
-from tweezer.api.bodies import Bodies, body_docs
-from tweezer.api.dependencies import BatchId, JobId, LiveStore, Submitter
+from tweezer.api.bodies import body_docs
+from tweezer.api.changing import IdempotencyKey, Queue, ReadBodies, answer_batch, ended, unless_forgotten
+from tweezer.api.dependencies import BatchId, JobId, Ledger, LiveStore, Submitter
 from tweezer.api.envelope import Envelope, failure_docs
-from tweezer.api.live import Live
-from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
+from tweezer.api.repeats import key_of
 from tweezer.api.schemas import Batch, Job
 from tweezer.api.submissions import (
     BatchBody,
@@ -23,37 +21,26 @@ from tweezer.api.submissions import (
     in_words_of_the_body,
     plain_jobs,
     project_of,
+    sends_placeholders,
     submission_of,
 )
-from tweezer.ledger.credentials import Principal
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tweezer.ledger.tagging import record_tags
+from tweezer.model.checks import MAX_TAG_LENGTH, MAX_TAGS, check_tags
+from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.store.commands import CancelAnswer
-from tweezer.store.connection import Store
-from tweezer.store.records import BatchRecord
 
 router = APIRouter(responses=failure_docs(403, 409, 422, 503))
 
 _BODY_FAILURES = failure_docs(400, 408, 413, 415)
 _NAMES_A_THING = failure_docs(404)
 
-
-async def _store(request: Request) -> Store:
-    return cast(Store, request.app.state.store)
-
-
-async def _bodies(request: Request) -> Bodies:
-    return cast(Bodies, request.app.state.bodies)
-
-
-Queue = Annotated[Store, Depends(_store)]
-ReadBodies = Annotated[Bodies, Depends(_bodies)]
-IdempotencyKey = Annotated[
-    str,
-    Header(
-        alias="Idempotency-Key",
-        max_length=255,
-        description="Calls of a project with the same key within a day count once; with other content they conflict.",
+Tags = Annotated[
+    list[str],
+    Meta(
+        description=f"At most {MAX_TAGS} of up to {MAX_TAG_LENGTH} characters, none twice.",
+        examples=[["sweep"]],
+        extra_json_schema={"maxItems": MAX_TAGS},
     ),
 ]
 
@@ -80,12 +67,14 @@ async def create_batch(
     """
     body = await bodies.read(request, BatchBody, key=caller.key)
     project = project_of(caller, body.project_id)
+    idempotency_key = idempotency_key or await key_of(request, caller, project)
     try:
-        submission = submission_of(body, user=caller.user, idempotency_key=idempotency_key)
+        agent = request.headers.get("User-Agent", "")
+        submission = submission_of(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
         batch_id = await queue.admission.submit(submission, project=project)
     except InvalidInput as error:
         raise in_words_of_the_body(error) from error
-    return await _answer(live, caller, batch_id)
+    return await answer_batch(live, caller, batch_id)
 
 
 @router.post(
@@ -109,11 +98,12 @@ async def add_jobs(
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, key=caller.key, root="jobs")
     check_jobs_sent(jobs)
-    async with _unless_forgotten(batch):
-        await queue.admission.add_jobs(
-            batch_id, plain_jobs(jobs), project=batch.project, idempotency_key=idempotency_key
-        )
-    return await _answer(live, caller, batch_id)
+    idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
+    agent = request.headers.get("User-Agent", "")
+    sent = plain_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
+    async with unless_forgotten(batch):
+        await queue.admission.add_jobs(batch_id, sent, project=batch.project, idempotency_key=idempotency_key)
+    return await answer_batch(live, caller, batch_id)
 
 
 @router.patch(
@@ -127,9 +117,9 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
     """No more jobs will come: the batch ends with those it has. Nothing changes if that is so already."""
     batch = await live.batch(caller, batch_id)
     if not batch.status.terminal:
-        async with _unless_forgotten(batch):
+        async with unless_forgotten(batch):
             await queue.commands.close(batch_id, project=batch.project)
-    return await _answer(live, caller, batch_id)
+    return await answer_batch(live, caller, batch_id)
 
 
 @router.patch(
@@ -142,9 +132,39 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
     batch = await live.batch(caller, batch_id)
-    async with _unless_forgotten(batch):
+    async with unless_forgotten(batch):
         await queue.commands.cancel(batch_id, project=batch.project)
-    return await _answer(live, caller, batch_id)
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.patch(
+    "/api/v1/batches/{batch_id}/tags",
+    tags=["batches"],
+    summary="Replace the tags of a batch",
+    response_model=Envelope[Batch],
+    responses=_BODY_FAILURES | _NAMES_A_THING,
+    openapi_extra=body_docs(Tags),
+)
+async def set_tags(
+    request: Request,
+    batch_id: BatchId,
+    caller: Submitter,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    ledger: Ledger,
+) -> Response:
+    """The body is the list of all that it is to have, live or ended. Lists find it by them once they are recorded."""
+    batch = await live.batch(caller, batch_id)
+    tags = await bodies.read(request, list[str], key=caller.key, root="tags")
+    check_tags(tags)
+    in_ledger = batch.status.terminal and await ledger.run(record_tags, ledger, batch_id, tags)
+    try:
+        await queue.commands.set_tags(batch_id, tags, project=batch.project)
+    except NotFound:
+        if not in_ledger:
+            raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+    return await answer_batch(live, caller, batch_id)
 
 
 @router.patch(
@@ -159,25 +179,8 @@ async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveS
     job = await live.job(caller, job_id)
     batch_id, index = split_job_id(job_id)
     if not job.status.terminal:
-        async with _unless_forgotten(await live.batch(caller, batch_id)):
+        async with unless_forgotten(await live.batch(caller, batch_id)):
             (answer,) = await queue.commands.cancel_jobs(batch_id, [index], project=job.project)
         if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
             return success(Job.fields_of(await live.job(caller, job_id)))
-    raise Conflict(f"job {job_id} has ended", code="terminal")
-
-
-async def _answer(live: Live, caller: Principal, batch_id: UUID) -> Response:
-    """The batch as it stands after a command."""
-    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(Batch.all_fields_of(record, jobs))
-
-
-@contextlib.asynccontextmanager
-async def _unless_forgotten(batch: BatchRecord) -> AsyncIterator[None]:
-    """Says of a batch that the caller sees but Redis does not know what it is: it has ended and was forgotten."""
-    try:
-        yield
-    except NotFound:
-        if not batch.status.terminal:  # lost with Redis' last second, and not put back yet
-            raise Unavailable(f"batch {batch.id} is being restored; try again") from None
-        raise Conflict(f"batch {batch.id} has ended", code="terminal") from None
+    raise ended("job", job_id)

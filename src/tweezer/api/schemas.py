@@ -16,10 +16,15 @@ from pydantic_core import to_jsonable_python
 
 from tweezer.api.envelope import Envelope
 from tweezer.model.events import Event
+from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+from tweezer.model.messages import Result
+from tweezer.store.records import BatchRecord, JobRecord
 
 T = TypeVar("T")
+
+JOB_IDS_MAX = 1000
+"""A batch of more jobs is shown without their ids: whoever asks for its status again and again would get them too."""
 
 _BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 _JOB_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"
@@ -29,6 +34,12 @@ _COUNTS = {"PENDING": 16, "RUNNING": 2, "DONE": 2, "ERROR": 0, "CANCELED": 0}
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def _job_ids(record: BatchRecord) -> list[UUID] | None:
+    if record.jobs > JOB_IDS_MAX:
+        return None
+    return [job_id(record.id, index) for index in range(record.jobs)]
 
 
 def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -78,6 +89,7 @@ class EmbeddedJob(Schema):
         description="Seconds that its batch took to be prepared for it.", examples=[0.31]
     )
     device_s: Seconds | None = Field(description="Seconds on the device or emulator.", examples=[None])
+    slurm_job_id: str | None = Field(None, description="Always null here.", examples=[None])
 
     @classmethod
     def fields_of(cls, record: JobRecord) -> dict[str, Any]:
@@ -85,10 +97,10 @@ class EmbeddedJob(Schema):
         return {
             "id": record.id,
             "batch_id": record.batch_id,
-            "parent_id": None,
+            "parent_id": record.spec.parent_id,
             "project_id": record.project,
             "status": record.status,
-            "runs": record.spec.runs,
+            "runs": record.spec.runs_shown if record.spec.runs is None else record.spec.runs,
             "variables": _readable(record.spec.variables),
             "creation_order": record.index,
             "errors": [str(fault) for fault in record.faults],
@@ -103,6 +115,7 @@ class EmbeddedJob(Schema):
             "queue_s": record.queue_s,
             "preparation_s": record.preparation_s,
             "device_s": record.device_s,
+            "slurm_job_id": None,
         }
 
     @classmethod
@@ -116,10 +129,11 @@ class Job(EmbeddedJob):
     sequence: str | None = Field(
         description="The job's own serialised sequence; null when it runs its batch's.", examples=[None]
     )
+    logs_link: str | None = Field(None, description="Always null: executions keep no logs.", examples=[None])
 
     @classmethod
     def fields_of(cls, record: JobRecord) -> dict[str, Any]:
-        return super().fields_of(record) | {"sequence": record.spec.sequence}
+        return super().fields_of(record) | {"sequence": record.spec.sequence, "logs_link": None}
 
 
 class ListedBatch(Schema):
@@ -134,6 +148,8 @@ class ListedBatch(Schema):
     open: bool = Field(description="Whether more jobs may come.", examples=[False])
     complete: bool = Field(description="The opposite of `open`, for older clients.", examples=[True])
     device_type: str = Field(description="Name of the device.", examples=["EMU_FREE"])
+    device_status: str | None = Field(None, description="Always null: `GET /api/v1/devices` has it.", examples=[None])
+    priority: float | None = Field(None, description="Always null: see `queue_priority`.", examples=[None])
     queue_priority: str = Field(examples=["MEDIUM"])
     tags: list[str] = Field(examples=[["sweep"]])
     webhook: str | None = Field(examples=[None])
@@ -162,6 +178,8 @@ class ListedBatch(Schema):
             "open": record.open,
             "complete": not record.open,
             "device_type": record.device,
+            "device_status": None,
+            "priority": None,
             "queue_priority": record.priority.value,
             "tags": list(doc.tags),
             "webhook": doc.webhook,
@@ -187,6 +205,11 @@ class Batch(ListedBatch):
         description="All jobs in the order of their creation when there are at most 100; empty when there are more, "
         "which makes clients ask for them separately."
     )
+    job_ids: list[UUID] | None = Field(
+        description="Of all jobs in the order of their creation, when there are at most 1,000; else null.",
+        examples=[[_JOB_ID]],
+    )
+    child_ids: list[UUID] = Field(description="The batches that repeat this one.", examples=[[]])
 
     @classmethod
     def of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Batch:
@@ -194,8 +217,46 @@ class Batch(ListedBatch):
 
     @classmethod
     def all_fields_of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> dict[str, Any]:
-        more = {"sequence_builder": record.doc.sequence, "jobs": [EmbeddedJob.fields_of(job) for job in jobs]}
-        return cls.fields_of(record) | more
+        return cls.fields_of(record) | {
+            "sequence_builder": record.doc.sequence,
+            "jobs": [EmbeddedJob.fields_of(job) for job in jobs],
+            "job_ids": _job_ids(record),
+            "child_ids": record.children,
+        }
+
+
+class OlderJob(Job):
+    """A job as version 1 of the API has it."""
+
+    result: dict[str, int] | None = Field(
+        None, description="The counter of its result, by its own route.", examples=[{"0101": 61, "1010": 39}]
+    )
+    full_result: dict[str, Any] | None = Field(
+        None, description="All of its result, by its own route.", examples=[None]
+    )
+
+    @classmethod
+    def fields_of(cls, record: JobRecord) -> dict[str, Any]:
+        return super().fields_of(record) | {"result": None, "full_result": None}
+
+    @classmethod
+    def fields_with_result(cls, record: JobRecord, result: Result | None) -> dict[str, Any]:
+        fields = cls.fields_of(record)
+        if result is None:
+            return fields
+        return fields | {"result": result.counter, "full_result": result}
+
+
+class OlderBatch(Batch):
+    """A batch as version 1 of the API has it."""
+
+    jobs: list[OlderJob] = Field(  # type: ignore[assignment]  # each is an EmbeddedJob
+        description="As in version 2, with fields for results, which are null here."
+    )
+
+    @classmethod
+    def all_fields_of(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> dict[str, Any]:
+        return super().all_fields_of(record, jobs) | {"jobs": [OlderJob.fields_of(job) for job in jobs]}
 
 
 class BatchState(Schema):
@@ -260,6 +321,34 @@ class ResultsLink(Schema):
     )
 
 
+class ResultsLinksOfBatch(Schema):
+    """Where the results of the jobs of a batch are."""
+
+    results_links: dict[UUID, str] = Field(
+        description="Absolute URL by job.",
+        examples=[{_JOB_ID: f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"}],
+    )
+    errors: dict[UUID, str] = Field(description="Why there is none, by job.", examples=[{}])
+
+
+class CanceledBatches(Schema):
+    """What became of the batches that were to be cancelled."""
+
+    batches: list[ListedBatch] = Field(description="Those that were, as they stand.")
+    errors: dict[UUID, str] = Field(
+        description="Why one was not, by batch.", examples=[{_BATCH_ID: f"batch {_BATCH_ID} has ended"}]
+    )
+
+
+class CanceledJobs(Schema):
+    """What became of the jobs that were to be cancelled."""
+
+    jobs: list[EmbeddedJob] = Field(description="Those that were, or are asked to stop, as they stand.")
+    errors: dict[UUID, str] = Field(
+        description="Why one was not, by job.", examples=[{_JOB_ID: f"job {_JOB_ID} has ended"}]
+    )
+
+
 class JobResult(Schema):
     """What a job measured. Sent as it is, without an envelope."""
 
@@ -276,33 +365,6 @@ class JobResult(Schema):
         description="Backend, versions, configuration and seed: what is needed to compute it again.",
         examples=[{"backend": "qutip", "versions": {"pulser": "1.9.1"}, "seed": 7}],
     )
-
-
-class Device(Schema):
-    """A device that workers serve, or served."""
-
-    name: str = Field(examples=["EMU_FREE"])
-    device_type: str = Field(examples=["EMU_FREE"])
-    status: str = Field(
-        description="`UP`; `PAUSED` while an operator holds it; `DOWN` while no worker serves it.", examples=["UP"]
-    )
-    paused_because: str | None = Field(description="The operator's reason.", examples=[None])
-    lanes: Count = Field(description="Execution slots of its live workers.", examples=[2])
-    pending: Count = Field(description="Its pending jobs.", examples=[16])
-    running: Count = Field(description="Its running jobs.", examples=[2])
-
-    @classmethod
-    def of(cls, record: DeviceRecord) -> Device:
-        status = "PAUSED" if record.paused is not None else "UP" if record.lanes else "DOWN"
-        return cls(
-            name=record.name,
-            device_type=record.name,
-            status=status,
-            paused_because=record.paused or None,
-            lanes=record.lanes,
-            pending=record.pending,
-            running=record.running,
-        )
 
 
 class Pagination(Schema):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import ipaddress
 import signal
 import socket
@@ -44,6 +45,8 @@ def serve(app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = ""
             ws="none",
             timeout_graceful_shutdown=_GRACE_S,
         )
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it again and again holds all answers up, 50 ms each time
         _Server(config, holds, _url(listener)).run(sockets=[listener])
 
 

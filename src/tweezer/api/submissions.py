@@ -6,6 +6,7 @@ send more than they used to, and less than they will.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,9 +17,13 @@ from tweezer.api.envelope import Refused
 from tweezer.ledger.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
-from tweezer.model.messages import MAX_JOBS_PER_CALL, Priority
-from tweezer.model.sequence import MAX_SEQUENCE_BYTES, read_sequence
+from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Priority
+from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.store.admission import Submission
+from tweezer.store.records import BatchRecord, JobRecord
+
+_OLD_CLIENT = re.compile(r"PasqalCloudSDK/0\.(\d{1,9})(?:\D|$)", re.ASCII)
+_MEANS_RUNS = 23  # 0.23 and later send runs only where the user gave them
 
 _OURS = {"sequence": "sequence_builder", "device": "device_type", "priority": "queue_priority"}
 
@@ -61,7 +66,10 @@ class BatchBody(msgspec.Struct, frozen=True):
     ] = None
     device_type: Annotated[
         str | None,
-        Meta(description="Name of the device; null takes the one that the sequence names.", examples=["EMU_FREE"]),
+        Meta(
+            description="Name of the device; null takes the one whose specs have the name that the sequence carries.",
+            examples=["EMU_FREE"],
+        ),
     ] = None
     emulator: Annotated[
         str | None, Meta(description="The older name of `device_type`.", extra_json_schema={"deprecated": True})
@@ -87,7 +95,7 @@ class BatchBody(msgspec.Struct, frozen=True):
 
 def project_of(caller: Principal, given: str | None) -> str:
     """The project that a submit is for. Raises Refused (403) for one that is not the caller's, and InvalidInput."""
-    if given is None:
+    if not given:  # some clients of third parties send an empty one
         if len(caller.projects) == 1:
             return next(iter(caller.projects))
         mine = ", ".join(sorted(caller.projects)) or "none of their own"
@@ -99,7 +107,13 @@ def project_of(caller: Principal, given: str | None) -> str:
     return given
 
 
-def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str) -> Submission:
+def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bool:
+    """Whether the client is one of those that send ``runs: 1`` for each job of such a batch and do not mean it."""
+    client = _OLD_CLIENT.match(user_agent)
+    return client is not None and int(client[1]) < _MEANS_RUNS and backend_configuration is not None
+
+
+def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
     """The submission that the body asks for. Raises InvalidInput and Refused, naming the field of the body."""
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
@@ -107,7 +121,7 @@ def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str) ->
         raise InvalidInput("complete", "contradicts open, whose opposite it is; leave it out")
     return Submission(
         sequence=body.sequence_builder,
-        jobs=plain_jobs(body.jobs),
+        jobs=plain_jobs(body.jobs, placeholders=sends_placeholders(user_agent, body.backend_configuration)),
         device=_device(body),
         priority=Priority.MEDIUM if body.queue_priority is None else body.queue_priority,
         open=body.open or body.complete is False,
@@ -121,9 +135,36 @@ def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str) ->
     )
 
 
-def plain_jobs(jobs: Sequence[JobBody]) -> list[dict[str, Any]]:
-    """The jobs as the queue takes them."""
-    return [msgspec.structs.asdict(job) for job in jobs]
+def plain_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
+    """The jobs as the queue takes them. placeholders: a single run is none that was asked for, and is only shown."""
+    return [
+        JobSpec(variables=job.variables or {}, seed=job.seed, sequence=job.sequence, runs_shown=job.runs)
+        if placeholders and job.runs == 1
+        else msgspec.structs.asdict(job)
+        for job in jobs
+    ]
+
+
+def repetition_of(
+    batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
+) -> Submission:
+    """The submission of a batch that repeats these jobs of another one."""
+    doc = batch.doc
+    return Submission(
+        sequence=doc.sequence,
+        jobs=[msgspec.structs.replace(job.spec, parent_id=str(job.id)) for job in jobs],
+        device=batch.device,
+        priority=batch.priority,
+        name=doc.name,
+        tags=doc.tags,
+        webhook=doc.webhook,
+        backend_configuration=doc.backend_configuration,
+        configuration=doc.configuration,
+        limits=doc.limits,
+        idempotency_key=idempotency_key,
+        user=user,
+        parent_id=str(batch.id),
+    )
 
 
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
@@ -146,18 +187,8 @@ def _check_length(field: str, sequence: str | None) -> None:
         raise Refused(413, "sequence_too_long", problem, field=field)
 
 
-def _device(body: BatchBody) -> str:
-    """The device that is named, the newer way or the older; else the one that the first sequence names."""
+def _device(body: BatchBody) -> str | None:
+    """The device that is named, the newer way or the older."""
     if body.device_type is not None and body.emulator not in (None, body.device_type):
         raise InvalidInput("emulator", "contradicts device_type, whose older name it is; leave it out")
-    if named := body.device_type or body.emulator:
-        return named
-    field, sequence = "sequence_builder", body.sequence_builder
-    if sequence is None and body.jobs:
-        field, sequence = "jobs[0].sequence", body.jobs[0].sequence
-    if sequence is None:
-        raise InvalidInput("device_type", "is missing, and there is no sequence that names a device")
-    try:
-        return read_sequence(sequence).device
-    except InvalidInput as error:
-        raise InvalidInput(field, error.problem) from error
+    return body.device_type or body.emulator or None

@@ -1,0 +1,62 @@
+"""What routes that change the queue are given, and what they answer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated, cast
+from uuid import UUID
+
+from fastapi import Depends, Header, Request, Response
+
+from tweezer.api.answers import success
+from tweezer.api.bodies import Bodies
+from tweezer.api.live import Live
+from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
+from tweezer.api.schemas import Batch
+from tweezer.ledger.credentials import Principal
+from tweezer.model.errors import Conflict, NotFound, Unavailable
+from tweezer.store.connection import Store
+from tweezer.store.records import BatchRecord
+
+
+async def _store(request: Request) -> Store:
+    return cast(Store, request.app.state.store)
+
+
+async def _bodies(request: Request) -> Bodies:
+    return cast(Bodies, request.app.state.bodies)
+
+
+Queue = Annotated[Store, Depends(_store)]
+ReadBodies = Annotated[Bodies, Depends(_bodies)]
+IdempotencyKey = Annotated[
+    str,
+    Header(
+        alias="Idempotency-Key",
+        max_length=255,
+        description="Calls of a project with the same key within a day count once; with other content they conflict.",
+    ),
+]
+
+
+async def answer_batch(live: Live, caller: Principal, batch_id: UUID) -> Response:
+    """The batch as it stands after a command."""
+    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
+    return success(Batch.all_fields_of(record, jobs))
+
+
+def ended(kind: str, identity: UUID) -> Conflict:
+    """The error for what has ended and so cannot be changed."""
+    return Conflict(f"{kind} {identity} has ended", code="terminal")
+
+
+@contextlib.asynccontextmanager
+async def unless_forgotten(batch: BatchRecord) -> AsyncIterator[None]:
+    """Says of a batch that the caller sees but Redis does not know what it is: it has ended and was forgotten."""
+    try:
+        yield
+    except NotFound:
+        if not batch.status.terminal:  # lost with Redis' last second, and not put back yet
+            raise Unavailable(f"batch {batch.id} is being restored; try again") from None
+        raise ended("batch", batch.id) from None

@@ -1,0 +1,88 @@
+"""Specs as Pulser sees them: those that emulators bring, those that operators give, here and in the clients' stacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pulser.devices import AnalogDevice, MockDevice, VirtualDevice
+from pulser.json.abstract_repr.deserializer import deserialize_device
+
+from tweezer.adapters import specs
+from tweezer.adapters.registry import Binding, specs_of
+from tweezer.adapters.specs import checked_specs, virtual_specs
+from tweezer.model.errors import InvalidInput, TweezerError
+
+_READ = """
+import sys
+from pulser.json.abstract_repr.deserializer import deserialize_device
+device = deserialize_device(sys.stdin.read())
+print(type(device).__name__, device.name)
+"""
+
+
+def test_an_emulators_device_is_pulsers_mock_device_by_another_name() -> None:
+    device = deserialize_device(virtual_specs("EMU_FREE").text)
+    assert isinstance(device, VirtualDevice)
+    assert device.name == "EMU_FREE"
+    ours, theirs = (json.loads(each) for each in (virtual_specs("MockDevice").text, MockDevice.to_abstract_repr()))
+    assert {**ours, "pulser_version": None} == {**theirs, "pulser_version": None}
+
+
+@pytest.mark.parametrize("stack", ["A", "B"])
+def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
+    interpreter = shutil.which(os.environ.get(f"TWEEZER_COMPAT_{stack}", ""))
+    if interpreter is None:
+        pytest.skip(f"TWEEZER_COMPAT_{stack} does not name the interpreter of an environment with Pasqal's client")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    ran = subprocess.run(
+        [interpreter, "-c", _READ],
+        input=virtual_specs("NULL").text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=True,
+    )
+    assert ran.stdout.split() == ["VirtualDevice", "NULL"]
+
+
+def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
+    file = tmp_path / "analog.json"
+    file.write_text(AnalogDevice.to_abstract_repr())
+    found = specs_of("TWIN", Binding("qutip", specs=file))
+    assert (found.name, found.max_atom_num, found.max_runs) == ("AnalogDevice", 80, 2000)
+
+
+def test_a_file_that_is_no_specs_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.json"
+    with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .*broken\.json cannot be read: No such file"):
+        specs_of("TWIN", Binding("qutip", specs=file))
+    file.write_bytes(b"\xff")
+    with pytest.raises(InvalidInput, match="is not UTF-8 text"):
+        specs_of("TWIN", Binding("qutip", specs=file))
+    file.write_text(json.dumps({**json.loads(AnalogDevice.to_abstract_repr()), "min_atom_distance": -1}))
+    with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .* 'min_atom_distance' must be greater") as raised:
+        specs_of("TWIN", Binding("qutip", specs=file))
+    assert "\n" not in str(raised.value)
+
+
+def test_without_pulser_specs_from_outside_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specs, "_ask_pulser", lambda text: subprocess.CompletedProcess([], 3, "", "No module named …"))
+    with pytest.raises(TweezerError, match=r"cannot be checked, because Pulser is not installed here: pip install"):
+        checked_specs(virtual_specs("X").text)
+
+
+def test_the_process_that_asks_does_not_import_pulser() -> None:
+    program = """
+import sys
+from tweezer.adapters.specs import checked_specs, virtual_specs
+checked_specs(virtual_specs("X").text)
+sys.exit(1 if {"pulser", "numpy"} & set(sys.modules) else 0)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

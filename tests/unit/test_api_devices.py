@@ -1,0 +1,210 @@
+"""The routes of devices: who may do what, what they list, and that no specs get in that Pulser cannot read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests.api_rig import DEVICE, Rig, bearer
+
+from tweezer.adapters.specs import virtual_specs
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.model.ids import device_id
+from tweezer.model.specs import read_specs
+from tweezer.settings import Settings
+from tweezer.store.keys import Key
+
+DEVICES = "/api/v1/devices"
+TWIN, NONE = "TWIN", "NONE"
+ABOUT = {"adapter": "qutip", "exclusive": 0, "checks_sequence": 1, "max_runs": 1000}
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+    """EMU_FREE is served; TWIN, of 25 atoms, was announced later and is not."""
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    rig = Rig(Settings(longpoll_s=0), ledger)
+    await rig.store.devices.announce(DEVICE, ABOUT, virtual_specs(DEVICE))
+    await rig.announce()
+    await rig.store.devices.announce(TWIN, ABOUT, read_specs(specs_text("FRESNEL", max_atom_num=25, max_runs=500)))
+    redis: Any = rig.store.redis
+    await redis.hset(rig.store.keys(Key.DEVICE, DEVICE), "created", 1_700_000_000_000)
+    yield rig
+    await rig.close()
+
+
+def specs_text(name: str, **given: Any) -> str:
+    return json.dumps({**json.loads(virtual_specs(name).text), **given})
+
+
+async def listed(rig: Rig, path: str = DEVICES, **params: Any) -> list[str]:
+    answer = await rig.get(path, params=params)
+    assert answer.status_code == 200, answer.text
+    return [device["name"] for device in answer.json()["data"]]
+
+
+async def refused(answer: httpx.Response, status: int, *, field: str | None = None) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.json()["data"]["field"] == field
+    return str(answer.json()["data"]["description"])
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("path", [DEVICES, "/api/v2/devices"])
+async def test_devices_are_listed_with_what_they_are_like(rig: Rig, path: str) -> None:
+    answer = await rig.get(path, key=rig.key())
+    twin, emulator = answer.json()["data"]  # the newest first
+    assert answer.headers["Content-Range"] == "0-1/2"
+    assert answer.json()["pagination"] == {"total": 2, "start": 0, "end": 2}
+    assert (emulator["id"], twin["id"]) == (str(device_id(DEVICE)), str(device_id(TWIN)))
+    assert (emulator["status"], twin["status"]) == ("UP", "DOWN")
+    assert (emulator["max_atom_num"], twin["max_atom_num"]) == (None, 25)
+    assert (emulator["max_runs"], twin["max_runs"]) == (1000, 500)
+    assert emulator["created_at"] == "2023-11-14T22:13:20Z"
+    assert {twin["average_queue_time"], twin["paused_because"]} == {None}
+
+
+async def test_the_list_is_ordered_and_comes_in_pages(rig: Rig) -> None:
+    assert await listed(rig, order_by="name", order_by_direction="ASC") == [DEVICE, TWIN]
+    assert await listed(rig, order_by="max_atom_num") == [TWIN, DEVICE]  # none of it stands behind, either way
+    assert await listed(rig, order_by="max_atom_num", order_by_direction="ASC") == [TWIN, DEVICE]
+    assert await listed(rig, limit=1, offset=1) == [DEVICE]
+    for params in ({"limit": 101}, {"order_by": "id"}, {"offset": -1}):
+        assert (await rig.get(DEVICES, params=params)).status_code == 422
+
+
+async def test_specs_are_told_to_everybody(rig: Rig) -> None:
+    expected = {name: (await rig.data(f"{DEVICES}/{name}/specs"))["specs"] for name in (DEVICE, TWIN)}
+    assert await rig.data(f"{DEVICES}/specs", key=rig.key()) == expected
+    assert json.loads(expected[TWIN])["name"] == "FRESNEL"
+    answer = await rig.stranger.get(f"{DEVICES}/public-specs")
+    assert answer.status_code == 200
+    assert {each["device_type"]: each["specs"] for each in answer.json()["data"]} == expected
+    assert (await rig.stranger.get(f"{DEVICES}/specs")).status_code == 401
+
+
+async def test_a_device_without_specs_is_not_among_them(rig: Rig) -> None:
+    """Those are left out that a worker of an older version announced: one bad text breaks every client."""
+    redis: Any = rig.store.redis
+    await redis.sadd(rig.store.keys(Key.DEVICES), "OLD")
+    await redis.hset(rig.store.keys(Key.DEVICE, "OLD"), "adapter", "null")
+    assert "OLD" in await listed(rig)
+    assert "OLD" not in await rig.data(f"{DEVICES}/specs")
+    assert (await rig.get(f"{DEVICES}/OLD/specs")).status_code == 404
+
+
+@pytest.mark.parametrize("what", ["specs", "queue_size", "average_queue_time"])
+async def test_a_device_is_found_by_name_and_by_id(rig: Rig, what: str) -> None:
+    by_name = await rig.data(f"{DEVICES}/{TWIN}/{what}")
+    assert await rig.data(f"{DEVICES}/{device_id(TWIN)}/{what}") == by_name
+    assert await refused(await rig.get(f"{DEVICES}/{NONE}/{what}"), 404) == "there is no device NONE"
+
+
+# --- what operators change
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_an_operator_takes_a_device_down_and_up(rig: Rig, method: str) -> None:
+    for status, paused in (("DOWN", "set DOWN through the API"), ("UP", None)):
+        answer = await rig.http.request(method, f"{DEVICES}/{device_id(DEVICE)}/status", json={"status": status})
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["data"]["status"], answer.json()["data"]["paused_because"]) == (status, paused)
+        record = await rig.store.reader.device(DEVICE)
+        assert record is not None
+        assert record.paused == paused
+
+
+async def test_several_devices_change_their_status_together_or_not_at_all(rig: Rig) -> None:
+    wanted = {"device_type_names": [DEVICE, NONE], "status": "DOWN"}
+    assert "NONE" in await refused(await rig.http.put(f"{DEVICES}/status", json=wanted), 404)
+    assert [device["paused_because"] for device in (await rig.get(DEVICES)).json()["data"]] == [None, None]
+    answer = await rig.http.put(f"{DEVICES}/status", json={"device_type_names": [DEVICE, TWIN], "status": "DOWN"})
+    assert [device["status"] for device in answer.json()["data"]] == ["DOWN", "DOWN"]
+    answer = await rig.http.put(f"{DEVICES}/status", json={"device_type_names": [DEVICE, TWIN], "status": "UP"})
+    assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # nobody serves the other one
+
+
+async def test_a_status_that_there_is_not_is_named(rig: Rig) -> None:
+    answer = await rig.http.put(f"{DEVICES}/{DEVICE}/status", json={"status": "ON"})
+    assert "ON" in await refused(answer, 400, field="status")
+
+
+async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: Rig) -> None:
+    path, text = f"{DEVICES}/{TWIN}/specs", specs_text("FRESNEL", max_atom_num=7)
+    answer = await rig.http.put(path, json={"specs": text})
+    assert answer.json()["data"] == {"device_type": TWIN, "specs": text}
+    assert (await rig.data(f"{DEVICES}/specs"))[TWIN] == text
+    assert (await rig.http.delete(path)).status_code == 200
+    assert "already" in await refused(await rig.http.delete(path), 409)
+
+
+@pytest.mark.parametrize(
+    ("specs", "problem"),
+    [
+        ("{}", "specs: is not the abstract representation of a Pulser device"),
+        (json.dumps({"name": "FRESNEL"}), "specs: are not specs of a device that Pulser can read: ValidationError"),
+        (specs_text("FRESNEL", rydberg_level=1), "specs: are not specs of a device that Pulser can read"),
+        (specs_text(DEVICE), "specs: have the name 'EMU_FREE', which those of the device EMU_FREE have"),
+    ],
+)
+async def test_bad_specs_do_not_get_in(rig: Rig, specs: str, problem: str) -> None:
+    before = await rig.data(f"{DEVICES}/specs")
+    answer = await rig.http.put(f"{DEVICES}/{TWIN}/specs", json={"specs": specs})
+    assert (await refused(answer, 400, field="specs")).startswith(problem)
+    created = await rig.http.post(DEVICES, json={"device_type": "NEW", "status": "UP", "specs": specs})
+    assert (await refused(created, 400, field="specs")).startswith(problem)
+    assert await rig.data(f"{DEVICES}/specs") == before
+
+
+async def test_a_created_device_waits_for_its_worker(rig: Rig) -> None:
+    wanted = {
+        "status": "UP",
+        "device_type": "LATER",
+        "specs": specs_text("LATER", max_atom_num=9),
+        "is_emulator": False,
+        "has_execution_logs": False,
+        "allowed_result_types": ["counter"],
+        "default_result_types": ["counter"],
+    }
+    answer = await rig.http.post(DEVICES, json=wanted)
+    told = answer.json()["data"]
+    assert (told["status"], told["paused_because"], told["max_atom_num"]) == ("DOWN", None, 9)
+    record = await rig.store.reader.device("LATER")
+    assert record is not None
+    assert record.exclusive
+    assert record.checks_sequence
+    assert "already" in await refused(await rig.http.post(DEVICES, json=wanted), 409)
+    answer = await rig.http.post(DEVICES, json={**wanted, "device_type": "A B"})
+    await refused(answer, 400, field="device_type")
+
+
+async def test_what_is_not_active_is_listed_on_request(rig: Rig) -> None:
+    wanted = {"device_type": "GONE", "status": "DOWN", "specs": specs_text("GONE"), "active": False}
+    assert (await rig.http.post(DEVICES, json=wanted)).status_code == 200
+    assert "GONE" not in await listed(rig)
+    assert "GONE" in await listed(rig, include_legacy=True)
+    assert "GONE" not in await rig.data(f"{DEVICES}/specs")
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.WORKER])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", DEVICES),
+        ("PUT", f"{DEVICES}/status"),
+        ("PATCH", f"{DEVICES}/{DEVICE}/status"),
+        ("PUT", f"{DEVICES}/{DEVICE}/specs"),
+        ("DELETE", f"{DEVICES}/{DEVICE}/specs"),
+    ],
+)
+async def test_only_operators_change_devices(rig: Rig, role: Role, method: str, path: str) -> None:
+    key = rig.key(role, project=None if role is Role.WORKER else "p")
+    answer = await rig.http.request(method, path, headers=bearer(key))
+    assert "needs a key of the role operator" in await refused(answer, 403)

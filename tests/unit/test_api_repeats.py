@@ -1,0 +1,268 @@
+"""Calls without an idempotency key: which of two equal ones is a retry, over a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import fakeredis
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+from tests.api_rig import DEVICE, HOST, PROJECT, Rig, bearer, until
+
+from tweezer.api import repeats
+from tweezer.api.lines import EXTENSION
+from tweezer.api.live import Live
+from tweezer.ledger.database import Database
+from tweezer.model.errors import Unavailable
+from tweezer.settings import Settings
+from tweezer.store import calls
+from tweezer.store.calls import Calls, Stand
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+
+BATCHES = "/api/v1/batches"
+JOBS = [{"runs": 5}]
+BODY = {"sequence_builder": None, "device_type": DEVICE, "jobs": JOBS, "open": True}
+
+
+class Wire:
+    """A connection whose other end has gone (``cut``), or does not have all yet (``arrived`` is None)."""
+
+    def __init__(self, *, cut: bool = False, arrived: bool | None = True) -> None:
+        self.cut = cut
+        self.arrived = arrived
+        self.lost = False
+        self.looks = 0
+
+    def is_cut(self) -> bool:
+        return self.cut
+
+    def has_all(self) -> bool | None:
+        self.looks += 1
+        return self.arrived
+
+
+class Ours(Rig):
+    """The rig, with a user's key and connections that may be cut."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(settings, database)
+        self.users = {name: self.key(project=PROJECT) for name in ("ada", "bob")}
+
+    async def send(
+        self, path: str = BATCHES, content: Any = BODY, *, wire: Wire | None = None, user: str = "ada", key: str = ""
+    ) -> httpx.Response:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if wire is not None:
+                scope["extensions"] = {EXTENSION: {"line": wire}}
+            await self.app(scope, receive, send)
+
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=HOST, headers=bearer(self.users[user])) as http:
+            return await http.post(path, json=content, headers={"Idempotency-Key": key} if key else {})
+
+    async def id_of(self, *args: Any, **options: Any) -> str:
+        response = await self.send(*args, **options)
+        assert response.status_code == 200, response.text
+        return str(response.json()["data"]["id"])
+
+    async def written(self) -> int:
+        """How many entries the stream of events has: each batch makes one."""
+        redis: Any = self.store.redis
+        return int(await redis.xlen(self.store.keys(Key.EVENTS)))
+
+    async def left(self) -> list[bytes]:
+        """Keys that remember calls."""
+        redis: Any = self.store.redis
+        return [name for name in await redis.keys("*") if name.startswith((b"tweezer:calls", b"tweezer:idempotency"))]
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Ours]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    rig = Ours(Settings(requests_per_s=10_000, requests_burst=10_000), ledger)
+    await rig.store.tickets.heartbeat(
+        "w",
+        DEVICE,
+        ttl_s=60,
+        about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000, "checks_sequence": 0},
+        about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
+    )
+    yield rig
+    await rig.close()
+
+
+# ------------------------------------------------------------------------------------------------- over the API
+
+
+async def test_an_equal_call_after_an_answer_that_arrived_is_a_call_of_its_own(rig: Ours) -> None:
+    assert len({await rig.id_of(wire=Wire()) for _ in range(3)}) == 3
+    assert await rig.left() == []
+
+
+@pytest.mark.parametrize("wire", [Wire(cut=True), Wire(arrived=False)])
+async def test_an_equal_call_after_an_answer_that_was_lost_is_a_retry(rig: Ours, wire: Wire) -> None:
+    first = await rig.id_of(wire=wire)
+    assert await rig.id_of(wire=wire) == first
+    assert await rig.id_of(wire=Wire()) == first
+    assert await rig.id_of(wire=Wire()) != first
+
+
+async def test_an_answer_may_take_its_time_to_arrive(rig: Ours) -> None:
+    wire = Wire(arrived=None)
+    sending = asyncio.create_task(rig.id_of(wire=wire))
+    await until(lambda: wire.looks > 2)
+    wire.arrived = True
+    first = await sending
+    assert await rig.id_of() != first
+
+
+async def test_an_answer_that_never_arrives_is_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "PATIENCE_S", 0.05)
+    first = await rig.id_of(wire=Wire(arrived=None))
+    assert await rig.id_of() == first
+
+
+async def test_an_equal_call_after_a_failure_of_the_servers_is_a_retry(
+    rig: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for failure in (Unavailable("Redis went away"), ZeroDivisionError("a defect")):
+        before = await rig.written()
+        with monkeypatch.context() as patch:
+            patch.setattr(Live, "batch_with_jobs", Mock(side_effect=failure))  # the batch is written by then
+            assert (await rig.send()).status_code in (500, 503)
+            assert (await rig.send()).status_code in (500, 503)
+        first = await rig.id_of()
+        assert await rig.written() == before + 1
+        assert await rig.id_of() != first
+
+
+async def test_only_what_is_equal_is_a_retry(rig: Ours) -> None:
+    first = await rig.id_of(wire=Wire(cut=True))
+    assert await rig.id_of(content=BODY | {"name": "other"}) != first
+    assert await rig.id_of(user="bob") != first
+    assert await rig.id_of(key="k") != first
+    assert await rig.id_of() == first
+
+
+async def test_equal_calls_at_once_are_calls_of_their_own(rig: Ours) -> None:
+    assert len(set(await asyncio.gather(*(rig.id_of(wire=Wire()) for _ in range(20))))) == 20
+    assert await rig.left() == []
+
+
+async def test_as_many_equal_calls_as_were_lost_are_retries(rig: Ours) -> None:
+    lost = set(await asyncio.gather(*(rig.id_of(wire=Wire(cut=True)) for _ in range(3))))
+    found = [await rig.id_of() for _ in range(4)]
+    assert (len(lost), set(found[:3])) == (3, lost)
+    assert found[3] not in lost
+
+
+async def test_a_retry_that_comes_while_the_lost_call_still_runs_joins_it(
+    rig: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, reached, go_on = rig.store.commands.submit, asyncio.Event(), asyncio.Event()
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        if not reached.is_set():
+            reached.set()
+            await go_on.wait()
+        return await submit(*args, **options)
+
+    monkeypatch.setattr(rig.store.commands, "submit", slow)
+    wire = Wire()
+    first = asyncio.create_task(rig.id_of(wire=wire))
+    await reached.wait()
+    other = await rig.id_of(wire=Wire())  # the first one's connection stands
+    wire.cut = True
+    retry = await rig.id_of(wire=Wire())
+    go_on.set()
+    assert await first == retry != other
+
+
+async def test_added_jobs_are_repeated_in_the_same_way(rig: Ours) -> None:
+    path = f"/api/v2/batches/{await rig.id_of()}/jobs"
+    counts = [
+        (await rig.send(path, JOBS, wire=wire)).json()["data"]["jobs_count"]
+        for wire in (Wire(), Wire(cut=True), Wire(), Wire())
+    ]
+    assert counts == [2, 3, 3, 4]
+
+
+async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(rig: Ours) -> None:
+    wrong = BODY | {"device_type": "ELSEWHERE"}
+    assert (await rig.send(content=wrong)).status_code == 400
+    assert await rig.left() == []
+    batch = await rig.id_of()
+    path = f"/api/v2/batches/{batch}/jobs"
+    await rig.send(path, JOBS, wire=Wire(cut=True))
+    rig.app.state.live._store.admission._devices.clear()
+    await rig.http.patch(f"/api/v2/batches/{batch}/complete")
+    assert (await rig.send(path, JOBS)).json()["data"]["jobs_count"] == 2  # it is what the first call was told
+    assert (await rig.send(path, JOBS)).json()["data"]["reason"] == "closed"
+
+
+async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "_RENEW_S", 0.001)
+    marked: list[Stand] = []
+    mark = rig.store.calls.mark
+
+    async def noting(attempt: Any, stand: Stand) -> bool:
+        marked.append(stand)
+        return await mark(attempt, stand)
+
+    monkeypatch.setattr(rig.store.calls, "mark", noting)
+    submit = rig.store.commands.submit
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        await until(lambda: marked.count(Stand.RUNNING) > 2)
+        return await submit(*args, **options)
+
+    monkeypatch.setattr(rig.store.commands, "submit", slow)
+    await rig.id_of(wire=Wire())
+    assert marked[-1] is Stand.OVER
+
+
+# ------------------------------------------------------------------------------------------------- in the store
+
+
+@pytest.fixture
+async def known() -> AsyncIterator[Calls]:
+    store = Store(fakeredis.FakeAsyncRedis())
+    yield store.calls
+    await store.close()
+
+
+async def test_an_attempt_of_which_nobody_speaks_is_lost_after_its_lease(
+    known: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await known.begin("d", project="p")
+    assert not (await known.begin("d", project="p")).again
+    monkeypatch.setattr(calls, "LEASE_S", 0.0)
+    dead = await known.begin("other", project="p")
+    assert not (await known.begin("other", project="p", running=[dead.key])).again
+    found = await known.begin("other", project="p", running=[running.key])
+    assert (found.again, found.key) == (True, dead.key)
+
+
+async def test_an_attempt_that_was_taken_over_is_not_spoken_for_by_its_former_owner(known: Calls) -> None:
+    first = await known.begin("d", project="p")
+    await known.mark(first, Stand.ABANDONED)
+    second = await known.begin("d", project="p")
+    assert (second.key, second.again) == (first.key, True)
+    assert not await known.mark(first, Stand.OVER)
+    assert await known.mark(second, Stand.ABANDONED)
+    assert (await known.begin("d", project="p")).key == first.key
+
+
+async def test_a_lost_call_is_not_waited_for_for_ever(known: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await known.begin("d", project="p")
+    await known.mark(first, Stand.ABANDONED)
+    redis: Any = known._scripts.redis
+    assert 0 < await redis.pttl("tweezer:calls:d") <= 1000 * (calls.LEASE_S + calls.RETRY_S)
+    monkeypatch.setattr(calls, "RETRY_S", -1.0)
+    assert not (await known.begin("d", project="p")).again

@@ -1,0 +1,47 @@
+"""What is read of a device's specs without Pulser, and the specs that emulators bring."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tweezer.adapters.registry import ADAPTERS, DEVICE_KINDS, Binding, specs_of
+from tweezer.adapters.specs import virtual_specs
+from tweezer.model.errors import InvalidInput
+from tweezer.model.specs import MAX_SPECS_BYTES, DeviceSpecs, read_specs
+
+
+def test_the_queue_reads_name_and_limits() -> None:
+    text = '{"name": "FRESNEL", "max_atom_num": 25, "max_runs": 500, "layouts": [], "noise": Infinity}'
+    assert read_specs(text) == DeviceSpecs(text, "FRESNEL", 25, 500)
+    assert read_specs('{"name": "X", "max_atom_num": null}') == DeviceSpecs(
+        '{"name": "X", "max_atom_num": null}', "X", None, None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "is not the abstract representation of a Pulser device"),
+        ("[]", "is not the abstract representation of a Pulser device"),
+        ("{}", "missing required field `name`"),
+        ('{"name": ""}', "at `$.name`"),
+        ('{"name": "X", "max_atom_num": 0}', "at `$.max_atom_num`"),
+        ("[" * 100_000, "is not the abstract representation"),
+        ("\ud800", "has characters that are not Unicode text"),
+        (json.dumps("x" * MAX_SPECS_BYTES), "is longer than 1 MiB"),
+    ],
+)
+def test_what_is_no_specs_is_refused_by_field(text: str, problem: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        read_specs(text, field="devices.X.specs")
+    assert raised.value.field == "devices.X.specs"
+    assert problem in raised.value.problem
+
+
+def test_every_adapter_has_specs_under_the_name_of_the_device() -> None:
+    for kind in ADAPTERS:
+        assert specs_of("OURS", Binding(kind)).name == "OURS"
+    assert {specs_of(device, Binding(kind)).name for device, kind in DEVICE_KINDS.items()} == DEVICE_KINDS.keys()
+    assert virtual_specs("A").max_atom_num is None
