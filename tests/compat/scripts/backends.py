@@ -23,7 +23,7 @@ Told = dict[str, Any]
 
 def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
     """Emulates with a configuration that asks for shots and an observable besides."""
-    config = EmulationConfig(
+    config: EmulationConfig[Any] = EmulationConfig(
         observables=[
             BitStrings(num_shots=shots, evaluation_times=[1.0]),
             Occupation(evaluation_times=[0.5, 1.0]),
@@ -71,10 +71,19 @@ def emulate_in_an_open_batch(door: Door) -> Told:
     return {"jobs": jobs, "batches": sorted({run.batch_id for run in runs}), "found": [len(r.results) for r in runs]}
 
 
+def add_over_a_new_way(door: Door, base: str) -> Told:
+    """Opens a batch, and runs in it through another base; how many jobs it has then."""
+    backend = RemoteEmuFreeBackend(sequences.rabi(), door.connection())
+    with backend.open_batch():
+        backend._connection = door.moved(base).connection()
+        results = backend.run()
+    return {"jobs": len(door.connection()._get_job_ids(results.batch_id))}
+
+
 def partial_results(door: Door) -> Told:
     """Asks for the results of a batch of which one job cannot be run and the other can."""
     connection = door.connection()
-    config = EmulationConfig(observables=[BitStrings(num_shots=10)])
+    config: EmulationConfig[Any] = EmulationConfig(observables=[BitStrings(num_shots=10)])
     backend = RemoteEmuFreeBackend(sequences.sweep(), connection, config=config)
     results = backend.run([{"variables": {"omega": 1.0}}, {"variables": {"omega": 1.0}}], wait=True)
     first, second = results.job_ids
@@ -89,12 +98,13 @@ def partial_results(door: Door) -> Told:
 def results_of(door: Door, batch_id: str) -> Told:
     """What there is of a batch, and what the client says when it is asked for all of it."""
     results = door.connection().get_results(batch_id)
-    available = list(results.get_available_results())
+    available = results.get_available_results()
+    counts = [dict(result.final_bitstrings) for result in available.values()]
+    told = {"available": list(available), "counts": counts}
     try:
-        complete = len(results.results)
+        return {**told, "complete": len(results.results)}
     except Exception as error:  # Pulser's RemoteResultsError
-        return {"available": available, "error": type(error).__name__, "because": str(error.__cause__)}
-    return {"available": available, "complete": complete}
+        return {**told, "error": type(error).__name__, "because": str(error.__cause__)}
 
 
 def devices(door: Door) -> dict[str, str]:

@@ -8,7 +8,7 @@ import sequences
 from door import NEW, Door
 from pasqal_cloud.batch import Batch
 from pasqal_cloud.device import EmulatorType
-from pasqal_cloud.device.configuration import EmuFreeConfig
+from pasqal_cloud.device.configuration import BaseConfig, EmuFreeConfig
 from pasqal_cloud.job import Job
 from pasqal_cloud.utils.constants import BatchStatus, JobStatus, QueuePriority
 from pasqal_cloud.utils.filters import BatchFilters, CancelJobFilters, JobFilters, PaginationParams, RebatchFilters
@@ -17,7 +17,9 @@ Told = dict[str, Any]
 _WORDS = {"BatchFilters": BatchStatus, "JobFilters": JobStatus, "RebatchFilters": JobStatus}
 
 
-def create(door: Door, jobs: list[Any], *, sequence: str | None = "rabi", results: bool = False, **options: Any) -> Told:
+def create(
+    door: Door, jobs: list[Any], *, sequence: str | None = "rabi", results: bool = False, **options: Any
+) -> Told:
     """Creates a batch of one of our sequences; with the results of its jobs if they are wanted."""
     text = None if sequence is None else sequences.text(sequence)
     return _batch(door.client(webhook=options.pop("webhook", None)).create_batch(text, _own(jobs), **options), results)
@@ -174,9 +176,7 @@ def _own(jobs: list[Any]) -> list[Any]:
 def _filters(kind: Any, given: dict[str, Any]) -> Any:
     words = {"status": _WORDS.get(kind.__name__), "queue_priority": QueuePriority}
     return kind(
-        **{
-            name: [words[name](each) for each in value] if words.get(name) else value for name, value in given.items()
-        }
+        **{name: [words[name](each) for each in value] if words.get(name) else value for name, value in given.items()}
     )
 
 
@@ -187,6 +187,8 @@ def _keyed(errors: dict[Any, str]) -> dict[str, str]:
 def _batch(batch: Batch, results: bool = False) -> Told:
     """All that the client knows of a batch."""
     fields = {name: getattr(batch, name) for name in Batch.model_fields}
+    if isinstance(batch.configuration, BaseConfig):
+        fields["configuration"] = batch.configuration.to_dict()
     jobs = [_job(job, results) for job in batch.ordered_jobs]
     return {**fields, "sequence_builder": batch.sequence_builder, "jobs": jobs}
 

@@ -30,7 +30,10 @@ class _Key(TokenProvider):
 
 
 class Door:
-    """A way to the server: by a key, by name and password, or by neither. prefix: of the core's paths."""
+    """A way to the server: by a key, by name and password, or by neither.
+
+    prefix: of the core's paths. plain: bodies are not packed.
+    """
 
     def __init__(
         self,
@@ -40,10 +43,13 @@ class Door:
         username: str | None = None,
         password: str | None = None,
         prefix: str = "",
+        plain: bool = False,
     ) -> None:
         self.requests: list[dict[str, Any]] = []
         self._base = base
+        self._project = project
         self._key = key
+        self._plain = plain
         self._options: dict[str, Any] = {
             "project_id": project,
             "endpoints": Endpoints(core=base + prefix, account=base + "/account"),
@@ -52,6 +58,10 @@ class Door:
             self._options["token_provider"] = _Key(key)
         elif username is not None:
             self._options |= {"username": username, "password": password, "auth_config": self._login()}
+
+    def moved(self, base: str) -> Door:
+        """A door with the same key at another base."""
+        return Door(base, self._project, self._key)
 
     def client(self, **options: Any) -> Any:
         """The client itself."""
@@ -93,5 +103,7 @@ class Door:
                 }
             )
 
+        if self._plain:  # as PASQAL_SKIP_GZIP_REQUEST_BODY does
+            client._client.allow_gzip_request_body = False
         client._client.session.hooks["response"].append(note)
         return client

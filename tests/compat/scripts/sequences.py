@@ -11,7 +11,7 @@ from pulser.register.register_layout import RegisterLayout
 CHANNEL = "rydberg_global"
 
 
-def rabi(*, qubits: int = 4, measured: bool = True) -> Sequence:
+def rabi(*, qubits: int = 4, measured: bool = True) -> Sequence[Any]:
     """A pulse of 400 ns with no variable."""
     sequence = Sequence(_line(qubits), MockDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
@@ -21,7 +21,12 @@ def rabi(*, qubits: int = 4, measured: bool = True) -> Sequence:
     return sequence
 
 
-def sweep(*, qubits: int = 4) -> Sequence:
+def single() -> Sequence[Any]:
+    """The same for one qubit, which is what the null device counts."""
+    return rabi(qubits=1)
+
+
+def sweep(*, qubits: int = 4) -> Sequence[Any]:
     """A pulse whose amplitude is the variable omega."""
     sequence = Sequence(_line(qubits), MockDevice)
     sequence.declare_channel(CHANNEL, CHANNEL)
@@ -31,7 +36,7 @@ def sweep(*, qubits: int = 4) -> Sequence:
     return sequence
 
 
-def mappable() -> Sequence:
+def mappable() -> Sequence[Any]:
     """Two of three qubits may be placed in the traps of a layout; their places are the variable qubits."""
     layout = RegisterLayout([(0.0, 0.0), (8.0, 0.0), (16.0, 0.0), (24.0, 0.0), (32.0, 0.0), (40.0, 0.0)])
     sequence = Sequence(layout.make_mappable_register(3), MockDevice)
@@ -40,7 +45,7 @@ def mappable() -> Sequence:
     return sequence
 
 
-def for_the_analog_device() -> Sequence:
+def for_the_analog_device() -> Sequence[Any]:
     """A sequence that a QPU accepts: on its layout, within its limits, with the variable omega."""
     layout = AnalogDevice.pre_calibrated_layouts[0] if AnalogDevice.pre_calibrated_layouts else _layout()
     sequence = Sequence(layout.define_register(0, 1, qubit_ids=("q0", "q1")), AnalogDevice)
@@ -52,7 +57,7 @@ def for_the_analog_device() -> Sequence:
 
 def text(name: str, **options: Any) -> str:
     """One of the above as it is sent."""
-    sequence = {"rabi": rabi, "sweep": sweep, "mappable": mappable}[name](**options)
+    sequence = {"rabi": rabi, "sweep": sweep, "mappable": mappable, "single": single}[name](**options)
     return str(sequence.to_abstract_repr())
 
 

@@ -1,0 +1,79 @@
+"""Pasqal's clients, each in the environment that pip made for it, as seen from a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_SERVE = Path(__file__).parent / "scripts" / "serve.py"
+
+
+class ClientError(Exception):
+    """What the client raised. kind: the name of its class."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    @property
+    def sentence(self) -> str:
+        """Its first line: what a user reads first."""
+        return str(self).partition("\n")[0]
+
+
+class Client:
+    """An interpreter in which scripts call the client, until the end of the session.
+
+    requests: those of the last call that were answered, in order. took_s: how long it took.
+    """
+
+    def __init__(self, python: str, name: str) -> None:
+        self.name = name
+        self.requests: list[dict[str, Any]] = []
+        self.took_s = 0.0
+        self.door: Mapping[str, Any] = {}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("TWEEZER_", "PYTHON"))}
+        self._process = subprocess.Popen(
+            [python, "-W", "ignore", str(_SERVE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sys.__stderr__,
+            env=environment,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def call(self, function: str, *, through: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+        """What a function of the scripts returns, called at the usual door with changes. Raises ClientError."""
+        call = {"function": function, "door": {**self.door, **(through or {})}, "arguments": arguments}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        told = json.loads(self._process.stdout.readline() or '{"error": {"type": "ended", "message": ""}}')
+        self.requests = told.get("requests", [])
+        self.took_s = told.get("took_s", 0.0)
+        if error := told.get("error"):
+            raise ClientError(error["type"], error["message"])
+        return told["answer"]
+
+    def paths(self, *, ending: str = "") -> list[str]:
+        """The paths of the last call's requests that end so."""
+        return [request["path"] for request in self.requests if request["path"].endswith(ending)]

@@ -1,0 +1,73 @@
+"""One installation and one interpreter of each of Pasqal's client stacks, for all tests of this folder.
+
+``TWEEZER_COMPAT_A`` and ``TWEEZER_COMPAT_B`` name the interpreters: A has ``pasqal-cloud`` 0.24 and ``pulser``, B
+has ``pulser-pasqal`` 0.24 and ``pasqal-cloud`` 0.22 (``.ci/run`` makes both). Without them a test is skipped, or
+fails with ``TWEEZER_REQUIRE_SERVERS=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from tests.compat.clients import Client
+from tests.compat.cloud import PROJECT, Cloud
+
+from tweezer.store.server import RedisServer
+
+
+def _interpreter(stack: str) -> str:
+    variable = f"TWEEZER_COMPAT_{stack.upper()}"
+    found = shutil.which(os.environ.get(variable, ""))
+    if found is None:
+        reason = f"{variable} does not name the interpreter of an environment with Pasqal's client"
+        if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
+def interpreter_a() -> Iterator[Client]:
+    with Client(_interpreter("a"), "a") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def interpreter_b() -> Iterator[Client]:
+    with Client(_interpreter("b"), "b") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cloud(interpreter_a: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """The installation. Its Redis is its own: others are emptied between tests."""
+    specs = interpreter_a.call("sequences.analog_specs", through={"base": "http://nowhere", "project": PROJECT})
+    with RedisServer() as redis, Cloud(tmp_path_factory.mktemp("cloud"), redis, qpu_specs=specs) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def client_a(interpreter_a: Client, cloud: Cloud) -> Client:
+    """Stack A with a key of a project."""
+    return _at_the_door(interpreter_a, cloud)
+
+
+@pytest.fixture
+def client_b(interpreter_b: Client, cloud: Cloud) -> Client:
+    """Stack B with the same."""
+    return _at_the_door(interpreter_b, cloud)
+
+
+@pytest.fixture(params=["a", "b"])
+def client(request: pytest.FixtureRequest) -> Client:
+    """Both in turn."""
+    client: Client = request.getfixturevalue(f"client_{request.param}")
+    return client
+
+
+def _at_the_door(client: Client, cloud: Cloud) -> Client:
+    client.door = {"base": cloud.base, "project": PROJECT, "key": cloud.key}
+    return client

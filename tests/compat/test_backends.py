@@ -1,0 +1,102 @@
+"""Pulser's own backends on a connection to Tweezer: emulators, a device behind a QPU's specs, open batches."""
+
+from __future__ import annotations
+
+import pytest
+from tests.compat.clients import Client, ClientError
+from tests.compat.cloud import EMU_FREE, NULL, QPU
+
+pytestmark = pytest.mark.compat
+
+
+def test_an_emulation_gives_shots_and_observables(client: Client) -> None:
+    told = client.call("backends.emulate", shots=70)
+    assert (told["status"], told["atoms"]) == ("DONE", ["q0", "q1", "q2", "q3"])
+    assert sum(told["counts"].values()) == 70
+    assert [len(row) for row in told["occupation"]] == [4, 4]
+
+
+def test_the_older_connections_one_run_is_a_placeholder(client: Client) -> None:
+    (counts,) = client.call("backends.emulate_by_default")
+    assert sum(counts.values()) == 1000  # the default of the configuration; stack B sends runs: 1, and means nothing
+
+
+def test_runs_that_a_user_gives_are_heeded(client_a: Client) -> None:
+    job_params = [{"runs": runs, "variables": {"omega": 3.0}} for runs in (15, 25)]
+    counts = client_a.call("backends.emulate_by_default", name="sweep", job_params=job_params)
+    assert [sum(each.values()) for each in counts] == [15, 25]
+
+
+def test_qubits_are_placed_by_each_job(client: Client) -> None:
+    job_params = [{"variables": {"qubits": {"q0": 1, "q1": 4}}}]
+    (counts,) = client.call("backends.emulate_by_default", name="mappable", job_params=job_params)
+    assert {len(bits) for bits in counts} == {2}
+
+
+def test_the_backend_of_before_configurations_still_runs(client_b: Client) -> None:
+    counts = client_b.call("backends.emulate_the_older_way")
+    assert counts[0] == {"0000": 20}
+    assert sum(counts[1].values()) == 30
+
+
+def test_an_option_of_that_backend_which_is_not_served_is_not_passed_over(client_b: Client) -> None:
+    with pytest.raises(ClientError) as caught:
+        client_b.call("backends.emulate_the_older_way", with_noise=True)
+    assert caught.value.kind == "RemoteResultsError"  # the job says why
+
+
+def test_an_emulator_that_is_not_there_is_said_to_be_missing(client: Client) -> None:
+    with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; there are EMU_FREE"):
+        client.call("backends.emulate_elsewhere")
+
+
+def test_an_open_batch_takes_run_after_run(client: Client) -> None:
+    told = client.call("backends.emulate_in_an_open_batch")
+    assert [len(jobs) for jobs in told["jobs"]] == [1, 1]
+    assert told["jobs"][0] != told["jobs"][1]
+    assert (len(told["batches"]), told["found"]) == (1, [1, 1])
+
+
+def test_results_are_read_for_some_jobs_of_a_batch(client: Client) -> None:
+    assert client.call("backends.partial_results") == {"all": True, "one": True, "counts": [10]}
+
+
+def test_results_that_are_not_there_are_left_out_of_what_is_available(client: Client) -> None:
+    jobs = [{"runs": 10}, {"runs": 1, "variables": {"sleep_s": 60}}, {"runs": 1, "variables": {"fail": "it broke"}}]
+    batch = client.call("batches.create", sequence="single", jobs=jobs, device_type=NULL)
+    done, _, failed = (job["id"] for job in batch["jobs"])
+    for job_id in (done, failed):
+        client.call("batches.read_job", job_id=job_id, wait=True)
+    told = client.call("backends.results_of", batch_id=batch["id"])
+    assert (told["available"], told["counts"]) == ([done], [{"0": 10}])  # by the counter: it has nothing serialised
+    assert (told["error"], told["because"][:34]) == ("RemoteResultsError", "The results are not yet available,")
+    client.call("batches.cancel", batch_id=batch["id"])
+
+
+def test_the_connection_fetches_the_devices(client: Client) -> None:
+    devices = client.call("backends.devices")
+    assert devices.keys() >= {EMU_FREE, NULL, QPU}
+    assert devices[QPU] == "AnalogDevice"
+
+
+def test_a_qpu_is_found_by_the_device_of_the_sequence(client: Client) -> None:
+    job_params = [{"runs": 10, "variables": {"omega": omega}} for omega in (0.0, 4.0)]
+    told = client.call("backends.run_on_the_qpu", job_params=job_params)
+    assert told["status"] == "DONE"
+    assert told["counts"][0] == {"00": 10}
+    assert sum(told["counts"][1].values()) == 10
+
+
+def test_a_qpu_takes_an_open_batch(client: Client) -> None:
+    assert client.call("backends.run_on_the_qpu_in_an_open_batch") == {"batches": 1, "found": [1, 1]}
+
+
+def test_more_runs_than_the_device_takes_are_refused(client: Client) -> None:
+    with pytest.raises(ClientError, match="runs"):
+        client.call("backends.run_on_the_qpu", job_params=[{"runs": 10**6, "variables": {"omega": 1.0}}])
+
+
+def test_a_third_partys_connection_is_served_on_its_paths(client: Client) -> None:
+    (counts,) = client.call("backends.run_by_a_third_party")
+    assert sum(counts.values()) == 1000
+    assert all("/third-party-access/ovh/" in path for path in client.paths() if not path.endswith("/results"))
