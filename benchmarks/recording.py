@@ -148,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
-    parser.add_argument("--batches", type=int, default=5, help=f"batches of {JOBS:,} jobs that are drained (5)")
+    parser.add_argument("--batches", type=int, default=20, help=f"batches of {JOBS:,} jobs that are drained (20)")
     parser.add_argument("--forgotten", type=int, default=100_000, help="jobs that are forgotten (100,000)")
     parser.add_argument("--sqlite", action="store_true", help="record into SQLite instead of PostgreSQL")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
