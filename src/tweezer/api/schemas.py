@@ -64,7 +64,7 @@ class EmbeddedJob(Schema):
     parent_id: str | None = Field(None, description="The job that this one repeats.", examples=[None])
     project_id: str = Field(examples=["default"])
     status: JobStatus = Field(examples=["RUNNING"])
-    runs: Count | None = Field(
+    runs: int | None = Field(
         description="Number of shots; null leaves it to the batch's backend configuration.", examples=[100]
     )
     variables: dict[str, Any] | None = Field(

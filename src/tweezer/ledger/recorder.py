@@ -95,6 +95,11 @@ class Recorder:
                     active = False
                     log.warning("recorder.failed", error=str(error), failures=failures)
                     await asyncio.sleep(backoff.delay_s(failures))
+                except Exception as error:  # the stream waits, work goes on, and somebody must look
+                    failures += 1
+                    active = False
+                    log.exception("recorder.failed", error=str(error), failures=failures)
+                    await asyncio.sleep(backoff.delay_s(failures))
         finally:
             await self._abandon()
             with contextlib.suppress(TweezerError):
@@ -136,12 +141,11 @@ class Recorder:
             return None if entries is None else 0
         part = _cut(entries, self._pace.jobs)
         self._behind = len(part) < len(entries) or len(part) == self._pace.entries
-        entries = part
-        changes = await self._read(entries)
+        changes = await self._read(part)
         await self._written()
-        before, self._read_to = self._read_to, entries[-1].id
+        before, self._read_to = self._read_to, part[-1].id
         self._writing = asyncio.create_task(self._write(changes, before, self._read_to))
-        return len(entries)
+        return len(part)
 
     async def catch_up(self) -> None:
         """Records all that there is now. Raises as :meth:`step`, and Unavailable when Redis has lost a part."""
@@ -237,13 +241,14 @@ class Recorder:
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
         """Records batches as they stand."""
-        await self._recall([batch_id for batch_id in batch_ids if batch_id not in self._known])
+        for batch_id in batch_ids:
+            self._known.pop(batch_id, None)
+        await self._recall(batch_ids)
         wanted = []
         for batch_id in batch_ids:
             known = self._known.get(batch_id)
-            wanted.append(
-                Wanted(batch_id, None if known is None else known.jobs, range(0 if known is None else known.jobs))
-            )
+            jobs = 0 if known is None else known.jobs
+            wanted.append(Wanted(batch_id, None if known is None else jobs, range(jobs)))
         snapshots = await self._store.snapshots.take(wanted)
         looked_at = {snapshot.batch_id: set(range(snapshot.jobs)) for snapshot in snapshots.values()}
         changes = make_changes((), snapshots, self._known, looked_at, self._ids)

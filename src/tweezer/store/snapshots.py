@@ -14,6 +14,7 @@ from tweezer.store.scripts import Scripts, translating
 
 _FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "fault", "tags")
 _JOBS = _FIELDS.index("jobs")
+_PARTIAL = b"0"  # version of a batch that is being put back
 _PAGE = 500  # fields of one command
 
 _WITH_RESULT, _WITH_FAULT = b"D", b"EC"
@@ -69,7 +70,7 @@ class Snapshots:
             [(Key.BATCH, want.batch_id, (*_FIELDS, *(() if want.known is not None else ("doc",)))) for want in wanted]
         )
         for want, values in zip(wanted, records, strict=True):
-            if values[0] is not None:
+            if values[0] not in (None, _PARTIAL):
                 fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
                 doc = values[-1] if want.known is None else None
                 found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)
