@@ -28,13 +28,13 @@ class Item(msgspec.Struct, frozen=True):
     variables: dict[str, float]
 
 
-def sequence_text() -> str:
+def sequence_text(qubits: int = QUBITS) -> str:
     """An adiabatic sweep on a ring, with its Rabi frequency and final detuning as variables."""
     import numpy as np
     import pulser
 
-    radius_um = 6.0 / (2 * math.sin(math.pi / QUBITS))
-    angles = 2 * math.pi * np.arange(QUBITS) / QUBITS
+    radius_um = 6.0 / (2 * math.sin(math.pi / qubits))
+    angles = 2 * math.pi * np.arange(qubits) / qubits
     places = radius_um * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     sequence: Any = pulser.Sequence(pulser.Register.from_coordinates(places, prefix="q"), pulser.MockDevice)
     sequence.declare_channel("rydberg", "rydberg_global")

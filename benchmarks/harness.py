@@ -37,7 +37,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; ``target`` is ``">= 10"`` or ``"<= 3"`` or ``"< 1"``."""
+    """One measured figure; ``target`` is ``">= 10"`` or ``"<= 3"`` or ``"< 1"``, or empty: told, not judged."""
 
     name: str
     value: float
@@ -47,7 +47,9 @@ class Figure:
 
 
 def figure(name: str, value: float, target: str, unit: str = "x") -> Figure:
-    """A figure, judged."""
+    """A figure, judged if it has a target."""
+    if not target:
+        return Figure(name, round(value, 4), unit, target, met=True)
     relation, _, limit = target.partition(" ")
     met = {">=": value >= float(limit), "<=": value <= float(limit), "<": value < float(limit)}[relation]
     return Figure(name, round(value, 4), unit, target, met)
@@ -117,7 +119,7 @@ def report(figures: Sequence[Figure], setup: dict[str, Any], *, as_json: bool) -
     """Tells the figures: a table, or as the last line one JSON object."""
     width = max(len(one.name) for one in figures)
     for one in figures:
-        verdict = "met" if one.met else "NOT MET"
+        verdict = ("met" if one.met else "NOT MET") if one.target else ""
         print(f"{one.name:<{width}}  {one.value:>10.3f} {one.unit:<6} {one.target:>8}  {verdict}", flush=True)
     if as_json:
         print(json.dumps({"figures": [asdict(one) for one in figures], "setup": setup}), flush=True)

@@ -38,8 +38,8 @@ _DIGEST = "tweezer.body"
 
 
 def body_digest(scope: Scope) -> str:
-    """SHA-256 of the request's body, unpacked, once it was read."""
-    return cast(str, scope[_DIGEST])
+    """SHA-256 of the request's body, unpacked, once it was read; '' of one that was not."""
+    return cast(str, scope.get(_DIGEST, ""))
 
 
 class Bodies:

@@ -1,10 +1,10 @@
 """Tells a call that is repeated because its answer was lost from one that is meant a second time.
 
 Pasqal's clients send no idempotency key, and repeat a submit when the server fails or the connection is lost. So a call
-without a key gets one of ours, and the next equal call (credentials, path, unpacked body) the same one, if the earlier
-was abandoned: its answer was an error of the server's, or did not arrive, or its process died. A call whose answer
-arrived is over, and one that runs on a connection that stands is not abandoned either: who waits for an answer does not
-repeat the question. An equal call is then a call of its own.
+without a key gets one of ours, and the next equal call (credentials, path, parameters, unpacked body) the same one, if
+the earlier was abandoned: its answer was an error of the server's, or did not arrive, or its process died. A call whose
+answer arrived is over, and one that runs on a connection that stands is not abandoned either: who waits for an answer
+does not repeat the question. An equal call is then a call of its own.
 
 What arrived is what :mod:`tweezer.api.lines` can know of it.
 """
@@ -44,16 +44,17 @@ class Repeats:
         self._serving: dict[str, set[_Call]] = {}
 
     async def key(self, request: Request, caller: Principal, project: str) -> str:
-        """The idempotency key for a call that brought none and whose body was read. Raises Unavailable, QueueFull."""
-        digest = hashlib.sha256("\n".join((caller.key, request.url.path, body_digest(request.scope))).encode())
-        name = digest.hexdigest()
+        """The idempotency key for a call that brought none, once its body was read. Raises Unavailable, QueueFull."""
+        path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+        parts = (caller.key, path, query, body_digest(request.scope))
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         equal = self._serving.get(name, set())
         for other in [other for other in equal if other.is_cut()]:
             await self._end(other, Stand.ABANDONED)
         running = [other.attempt.key for other in equal if other.attempt is not None]
         attempt = await self._calls.begin(name, project=project, running=running)
         if attempt.again:
-            log.info("call.repeated", path=request.url.path, key=caller.key)
+            log.info("call.repeated", path=path, key=caller.key)
         call = cast("_Call", request.scope[_CALL])
         call.attempt = attempt
         call.keeping = asyncio.create_task(self._keep(call, attempt))

@@ -17,6 +17,7 @@ from tweezer.api.dependencies import BatchId, Caller, LiveStore, ResultsLinks, S
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.live import Live
 from tweezer.api.parameters import VALUES_MAX, JobsAsked, Time
+from tweezer.api.repeats import key_of
 from tweezer.api.schemas import Batch, CanceledBatches, CanceledJobs, EmbeddedJob, ListedBatch, ResultsLinksOfBatch
 from tweezer.api.submissions import in_words_of_the_body, repetition_of
 from tweezer.ledger.credentials import Principal
@@ -102,6 +103,7 @@ async def cancel_jobs(
     responses=failure_docs(400, 403, 404, 409, 413),
 )
 async def rebatch(
+    request: Request,
     batch_id: BatchId,
     asked: JobsAsked,
     caller: Submitter,
@@ -119,6 +121,7 @@ async def rebatch(
     jobs = await chosen_jobs(live, batch, asked.filter)
     if not jobs:
         raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
+    idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
     try:
         submission = repetition_of(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
         child = await queue.admission.submit(submission, project=batch.project)

@@ -1,0 +1,80 @@
+"""An API process with batches of two projects in it, and keys of both and of an operator."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import schemathesis
+from schemathesis.core.result import Ok
+from schemathesis.schemas import APIOperation
+from tests.api_rig import bearer
+from tests.processes import NULL, PATIENCE_S, Site
+
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_key
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.projects import create_project
+from tweezer.ledger.recorder import Recorder
+
+OURS, THEIRS = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c", "8b3e4d5c-2f6a-4b7c-8d8e-9f0a1b2c3d4e"
+
+
+class FurnishedApi:
+    """Where it is. ids: what may stand for a parameter of a path; those of OURS first."""
+
+    def __init__(self, site: Site, url: str, keys: dict[str, str], ids: dict[str, list[str]]) -> None:
+        self.site = site
+        self.url = url
+        self.keys = keys
+        self.ids = ids
+        self.schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+    def operations(self) -> Iterator[APIOperation[Any, Any, Any, Any]]:
+        for found in self.schema.get_all_operations():
+            assert isinstance(found, Ok)
+            yield found.ok()
+
+
+@asynccontextmanager
+async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> AsyncIterator[FurnishedApi]:
+    """The same, with a worker of the null device, until the end of the context."""
+    database_url = f"sqlite:///{shutil.copy(ledger_template, folder / 'ledger.db')}"
+    database = Database.open(OpenDatabase(url=database_url))
+    with database.write() as connection:
+        for project in (OURS, THEIRS):
+            create_project(connection, "One of two", project)
+        keys = {
+            "ours": create_key(connection, name="ours", project_id=OURS).text,
+            "theirs": create_key(connection, name="theirs", project_id=THEIRS).text,
+            "operator": create_key(connection, name="operator", role=Role.OPERATOR).text,
+        }
+    rates = {"requests_per_s": 10_000, "requests_burst": 10_000, "longpoll_s": 0}
+    async with Site(redis_url, folder, database_url=database_url, data_dir=folder, **rates) as site:
+        await site.workers(1)
+        _, url = await site.api()
+        batches = []
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
+            for key, more in itertools.product(("ours", "theirs"), (False, True)):
+                body = {"device_type": NULL, "jobs": [{"runs": 1}] * 2, "open": more}
+                answer = await http.post("/api/v1/batches", json=body, headers=bearer(keys[key]))
+                batches.append(answer.json()["data"])
+        recorder = Recorder(site.store, database, namespace="tweezer")
+        await recorder.resume()
+        await recorder.catch_up()
+        database.close()
+        ids = {
+            "batch_id": [batch["id"] for batch in batches],
+            "job_id": [job["id"] for batch in batches for job in batch["jobs"]],
+            "device": [NULL],
+            "workload_id": [batches[0]["id"]],
+        }
+        yield FurnishedApi(site, url, keys, ids)
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
+            assert (await http.get("/ready")).status_code == 200  # whatever was done to it, it lives
