@@ -15,6 +15,7 @@ from sqlalchemy import (
     LargeBinary,
     Table,
     case,
+    func,
     or_,
     select,
 )
@@ -150,12 +151,13 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
 
 
-def keys_of(order: BatchOrder | JobOrder, window: Window) -> list[ColumnElement[Any]]:
+def keys_of(order: BatchOrder | JobOrder, window: Window, scope: Scope) -> list[ColumnElement[Any]]:
     """What rows of a page are ordered by, ties by the id."""
     column = _JOB_COLUMNS[order] if isinstance(order, JobOrder) else _BATCH_COLUMNS[order]
     identity = column.table.c.id
     if column is identity:
-        return in_direction(window, identity)
+        # Or PostgreSQL would walk all projects in the order of ids, to find the few rows of these.
+        return in_direction(window, identity if scope.everything else func.coalesce(identity, identity))
     key: ColumnElement[Any] = column
     if column.name == "priority":
         key = case(*((column == priority[0], rank) for priority, rank in _RANK.items()))

@@ -84,7 +84,8 @@ class Listing:
         if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
             page = self._merged(window)
         else:
-            page = select(self._table.c.id).where(*self._all_conditions()).order_by(*keys_of(order, window))
+            keys = keys_of(order, window, self._scope)
+            page = select(self._table.c.id).where(*self._all_conditions()).order_by(*keys)
         return page.limit(window.limit).offset(window.offset)
 
     def _merged(self, window: Window) -> Select[Any]:
