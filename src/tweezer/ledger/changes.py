@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.events import jobs_of
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
 from tweezer.store.feed import Entry, position_number
 from tweezer.store.records import STATE_FIELDS
@@ -70,7 +71,6 @@ class Changes(msgspec.Struct):
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
     transitions: list[list[Any]] = []
     activity_ms: dict[str, int] = {}
-    events: int = 0
 
 
 class JobIds:
@@ -97,12 +97,7 @@ def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
     for entry in entries:
         indices = found.setdefault(entry.batch_id, set())
         for word in entry.words.split():
-            if word[0].isdigit():
-                first, _, last = word[:-2].partition("-")
-                if last:
-                    indices.update(range(int(first), int(last) + 1))
-                else:
-                    indices.add(int(first))
+            indices.update(jobs_of(word))
     return found
 
 
@@ -131,19 +126,12 @@ def make_changes(
             row = [position_number(entry.id), ids.id(entry.batch_id), batch.project, entry.first, entry.time_us]
             changes.transitions.append([*row, entry.words])
             changes.activity_ms[batch.project] = entry.time_us // 1000
-            changes.events += _count(entry.words)
     return changes
 
 
 def _count(words: str) -> int:
     """How many events the words are."""
-    if "-" not in words:
-        return len(words.split())
-    total = 0
-    for word in words.split():
-        first, _, last = word[:-2].partition("-")
-        total += int(last) - int(first) + 1 if last else 1
-    return total
+    return sum(len(jobs_of(word)) or 1 for word in words.split())
 
 
 def _add_batch(
@@ -187,7 +175,7 @@ def _add_jobs(
     changes: Changes, snapshot: Snapshot, batch: KnownBatch, head: list[Any], looked_at: set[int], ids: JobIds
 ) -> None:
     identity, specs, states = ids.of(snapshot.batch_id), snapshot.specs, snapshot.states
-    batch.ended.extend(bytes(snapshot.jobs - len(batch.ended)))
+    batch.ended.extend(bytes(max(snapshot.jobs - len(batch.ended), 0)))
     for index in (*specs, *batch.open_of(looked_at.difference(specs))):
         if index >= snapshot.jobs:
             continue

@@ -24,7 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from tweezer.ledger.credentials import Principal
 from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
 from tweezer.ledger.schema import Id, batches, jobs, projects, tags
-from tweezer.model.ids import INDEX_BITS
+from tweezer.model.ids import last_job_id
 from tweezer.model.messages import Priority
 
 Condition = ColumnElement[bool]
@@ -143,7 +143,7 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
     found = _common_conditions(jobs, wanted)
     found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
     if 0 < len(wanted.batches) <= _RANGES_MAX:
-        found.append(or_(*(jobs.c.id.between(first, _last_job_of(first)) for first in wanted.batches)))
+        found.append(or_(*(jobs.c.id.between(first, last_job_id(first)) for first in wanted.batches)))
     elif wanted.batches:
         found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in wanted.batches]))
     if wanted.failed is not None:
@@ -212,10 +212,6 @@ def _bounds(column: Column[Any], least: int | None, most: int | None) -> list[Co
     if most is not None:
         found.append(column <= most)
     return found
-
-
-def _last_job_of(batch_id: UUID) -> UUID:
-    return UUID(int=batch_id.int | (1 << INDEX_BITS) - 1)
 
 
 def _at_least(time: datetime | None) -> int | None:

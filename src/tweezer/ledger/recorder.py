@@ -19,6 +19,7 @@ from tweezer.ledger.schema import batches, projects
 from tweezer.ledger.writing import Writer
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.events import jobs_of
 from tweezer.model.ids import new_worker_id
 from tweezer.model.tasks import is_cancelled
 from tweezer.store.connection import Store
@@ -229,6 +230,18 @@ class Recorder:
     async def _read(self, entries: Sequence[Entry]) -> Changes:
         looked_at = touched(entries)
         await self._recall([batch for batch in looked_at if batch not in self._known])
+        return await self._changes(entries, looked_at)
+
+    async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
+        """Records batches as they stand."""
+        for batch_id in batch_ids:
+            self._known.pop(batch_id, None)
+        await self._recall(batch_ids)
+        jobs = {batch_id: known.jobs if (known := self._known.get(batch_id)) else 0 for batch_id in batch_ids}
+        changes = await self._changes((), {batch_id: set(range(count)) for batch_id, count in jobs.items()})
+        await self._database.run(self._writer.write, changes, position, position)
+
+    async def _changes(self, entries: Sequence[Entry], looked_at: dict[UUID, set[int]]) -> Changes:
         wanted = []
         for batch_id, indices in looked_at.items():
             known = self._known.get(batch_id)
@@ -238,21 +251,6 @@ class Recorder:
                 wanted.append(Wanted(batch_id, known.jobs, known.open_of(indices)))
         snapshots = await self._store.snapshots.take(wanted)
         return make_changes(entries, snapshots, self._known, looked_at, self._ids)
-
-    async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
-        """Records batches as they stand."""
-        for batch_id in batch_ids:
-            self._known.pop(batch_id, None)
-        await self._recall(batch_ids)
-        wanted = []
-        for batch_id in batch_ids:
-            known = self._known.get(batch_id)
-            jobs = 0 if known is None else known.jobs
-            wanted.append(Wanted(batch_id, None if known is None else jobs, range(jobs)))
-        snapshots = await self._store.snapshots.take(wanted)
-        looked_at = {snapshot.batch_id: set(range(snapshot.jobs)) for snapshot in snapshots.values()}
-        changes = make_changes((), snapshots, self._known, looked_at, self._ids)
-        await self._database.run(self._writer.write, changes, position, position)
 
     async def _recall(self, batch_ids: Sequence[UUID]) -> None:
         """Looks up batches that may be in the ledger."""
@@ -284,5 +282,5 @@ def _jobs_of(word: str) -> float:
     """How many jobs a word is about; half a one for a transition: jobs mostly begin and end in one go."""
     if word.startswith("NP:"):
         return int(word[3:])
-    first, _, last = word[:-2].partition("-")
-    return int(last) - int(first) + 1 if last else 0.5
+    jobs = len(jobs_of(word))
+    return jobs if jobs > 1 else 0.5

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, or_, select
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
-from tweezer.model.ids import job_id, split_job_id
+from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
 from tweezer.store.connection import Store
@@ -73,7 +73,7 @@ def _pages(connection: Connection, batch_id: UUID) -> Iterator[list[RestoredJob]
         rows = connection.execute(
             select(jobs.c.id, jobs.c.spec, jobs.c.state, results.c.result, results.c.fault)
             .join(results, results.c.id == jobs.c.id, isouter=True)
-            .where(jobs.c.id >= first, jobs.c.id < UUID(int=batch_id.int + (1 << 24)))
+            .where(jobs.c.id.between(first, last_job_id(batch_id)))
             .order_by(jobs.c.id)
             .limit(_PAGE)
         ).all()

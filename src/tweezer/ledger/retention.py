@@ -25,12 +25,12 @@ from tweezer.ledger.schema import (
     transitions,
 )
 from tweezer.model.errors import Conflict, NotFound
+from tweezer.model.ids import last_job_id
 from tweezer.model.lifecycle import TERMINAL_BATCH
 from tweezer.store.connection import Store
 
 log = structlog.get_logger(__name__)
 
-_JOBS_OF_A_BATCH = 1 << 24
 _PAGE = 50  # batches of one transaction
 _OVER = [status.letter for status in TERMINAL_BATCH]
 
@@ -142,10 +142,11 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
 def _delete(database: Database, batch_ids: Sequence[UUID]) -> None:
     with database.write() as connection:
         for batch_id in batch_ids:
-            _count_down(connection, jobs, "J", _range(jobs.c.id, batch_id))
+            of_batch = (batch_id, last_job_id(batch_id))
+            _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
             _count_down(connection, batches, "B", batches.c.id == batch_id)
-            connection.execute(delete(results).where(_range(results.c.id, batch_id)))
-            connection.execute(delete(jobs).where(_range(jobs.c.id, batch_id)))
+            connection.execute(delete(results).where(results.c.id.between(*of_batch)))
+            connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
             for table in (transitions, deliveries, tags):
                 connection.execute(delete(table).where(table.c.batch == batch_id))
             connection.execute(delete(sequences).where(sequences.c.id == batch_id))
@@ -163,10 +164,6 @@ def _count_down(connection: Connection, table: Any, kind: str, which: ColumnElem
             .where(*place, counters.c.kind == kind, counters.c.status == status)
             .values(count=counters.c.count - count)
         )
-
-
-def _range(column: Any, batch_id: UUID) -> ColumnElement[bool]:
-    return and_(column >= batch_id, column < UUID(int=batch_id.int + _JOBS_OF_A_BATCH))
 
 
 def _delete_project(database: Database, project_id: str) -> None:

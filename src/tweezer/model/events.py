@@ -53,6 +53,14 @@ class Event(msgspec.Struct, frozen=True):
         return f"batch.{self.status.value.lower()}"
 
 
+def jobs_of(word: str) -> range:
+    """The indices of the jobs that a word is about; none where it is about the batch."""
+    if not word[0].isdigit():
+        return range(0)
+    first, _, last = word[:-2].partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
 def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterator[Event]:
     """The events of one entry, whose first has sequence number ``first``. Raises ValueError on junk."""
     sequence = first

@@ -40,6 +40,11 @@ def split_job_id(job: UUID) -> tuple[UUID, int]:
     return UUID(int=job.int & ~_INDEX_MASK), job.int & _INDEX_MASK
 
 
+def last_job_id(batch_id: UUID) -> UUID:
+    """The greatest id that a job of the batch may have: its jobs' ids are from the batch's own to this one."""
+    return UUID(int=batch_id.int | _INDEX_MASK)
+
+
 def is_batch_id(candidate: UUID) -> bool:
     """Whether the id has the form of a batch id of ours."""
     return candidate.version == 8 and candidate.int & _INDEX_MASK == 0
