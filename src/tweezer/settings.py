@@ -36,7 +36,7 @@ DEFAULT_CONFIG = "tweezer.toml"
 
 _DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
-_SECRET = ("redis_url", "database_url", "api_key")
+_SECRET = ("redis_url", "database_url", "api_key", "secrets_key")
 
 
 DeviceName = Annotated[str, Field(pattern=_DEVICE_NAME)]
@@ -175,6 +175,31 @@ class Settings(BaseSettings):
     """Requests of one key that may come at once."""
     longpoll_s: float = Field(20.0, ge=0, le=20)
     """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
+
+    webhook_allow: str = ""
+    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which webhooks
+    may go although they are not public; there plain http and any port are fine too."""
+    webhook_ports: str = "443,8443"
+    """Ports to which webhooks may go elsewhere, with commas between."""
+    webhook_timeout_s: float = Field(15.0, gt=0, le=120)
+    """How long a receiver may take for one attempt, from the connection to the end of its answer."""
+    webhook_answer_max_kb: int = Field(64, ge=1)
+    """How much of a receiver's answer is read, in KiB."""
+    webhook_schedule_s: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+    """How long after the one before each attempt is made, in seconds; the first number is 0. As a variable: JSON."""
+    webhook_connections: int = Field(256, ge=1, le=4096)
+    """Attempts of one courier at once."""
+    webhook_endpoint_connections: int = Field(16, ge=1, le=1024)
+    """Those to one receiver."""
+    webhook_disable_s: float = Field(432_000.0, gt=0)
+    """An endpoint of which every attempt has failed for so long is disabled; its project is told."""
+    webhook_kept_s: int = Field(2_592_000, ge=0)
+    """How long deliveries that are over are kept, with every attempt; 0 is as long as their batch."""
+    webhook_link_s: int = Field(604_800, ge=10)
+    """How long the link to a result in a webhook is good; longer than the schedule lasts."""
+    secrets_key: str = Field("", repr=False)
+    """With it the secrets of webhooks are encrypted in the ledger: 32 bytes in base64. Several with commas between: the
+    first encrypts, all decrypt. Empty: a file ``secrets.key`` in the data folder, made when needed."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for what ``tweezer up`` keeps; made when needed."""

@@ -17,7 +17,7 @@ from arq.jobs import SerializationError
 from tests.processes import PATIENCE_S, Site, until
 
 from tweezer import BatchStatus, JobStatus, NotFound, Priority
-from tweezer.queue.wire import deserialize, serialize
+from tweezer.model.wire import deserialize, serialize
 from tweezer.store.keys import Key
 from tweezer.store.server import RedisServer
 

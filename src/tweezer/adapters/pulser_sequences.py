@@ -7,7 +7,7 @@ import json
 import math
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]  # Pulser's; it has no types
+import jsonschema
 from pulser import Sequence
 from pulser.register.mappable_reg import MappableRegister
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
@@ -166,22 +167,80 @@ transitions = Table(
     **_CLUSTERED,
 )
 
+notices = Table(
+    "notices",
+    metadata,
+    Column("position", BigInteger, primary_key=True),  # of the entry in the stream
+    Column("id", String(120), nullable=False),
+    Column("type", String(40), nullable=False),
+    Column("project", String(64)),  # null: everybody's
+    Column("time_us", BigInteger, nullable=False),
+    Column("data", Text, nullable=False),  # JSON
+    **_CLUSTERED,
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
+    Column("kind", String(1), nullable=False),  # Project: registered; Batch: a URL that batches were submitted with
+    Column("url", Text, nullable=False),
+    Column("types", Text, nullable=False),  # with spaces between; none: the usual ones
+    Column("description", String(200), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("failing_ms", BigInteger),  # since when each attempt has failed; null: the last one did not
+    Column("disabled_ms", BigInteger),
+    Column("disabled_why", String(200)),
+    Index("ix_endpoints_project", "project"),
+)
+
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", _Number, primary_key=True),
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), nullable=False),
+    Column("endpoint", Id, ForeignKey("endpoints.id", ondelete="CASCADE")),  # null: the project's own
+    Column("algorithm", String(1), nullable=False),  # Hmac-sha256, Ed25519
+    Column("value", LargeBinary, nullable=False),  # encrypted
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),  # null: the one in use; else it was rotated, and signs until then
+    Index("ix_webhook_secrets_project_endpoint", "project", "endpoint"),
+)
+
 deliveries = Table(
     "deliveries",
     metadata,
-    Column("id", Id, primary_key=True),
-    Column("batch", Id),  # null: an event that is of no batch
+    Column("id", Id, primary_key=True),  # made of the endpoint and the event: one event is delivered once
+    Column("endpoint", Id, ForeignKey("endpoints.id", ondelete="CASCADE"), nullable=False),
     Column("project", BigInteger, nullable=False),
-    Column("event", String(100), nullable=False),  # id of the event: what the receiver knows it by
+    Column("batch", Id),  # null: an event that is of no batch
+    Column("sequence_number", BigInteger),  # of the event in its batch
+    Column("event", String(120), nullable=False),  # id of the event: what the receiver knows it by
     Column("type", String(40), nullable=False),
-    Column("url", Text, nullable=False),
-    Column("status", String(1), nullable=False),  # Pending, Delivered, Exhausted
-    Column("attempts", Integer, nullable=False),
+    Column("body", Text, nullable=False),  # as it is sent, each time the same
+    Column("status", String(1), nullable=False),  # Pending, Delivered, Exhausted, Held (the endpoint is disabled)
+    Column("attempts", Integer, nullable=False),  # of this schedule: sending again begins a new one
+    Column("log", LargeBinary),  # every attempt: list of Attempt, MessagePack
     Column("created_ms", BigInteger, nullable=False),
-    Column("due_ms", BigInteger),  # null: none to come
-    Index("ix_deliveries_due_ms", "due_ms"),
-    Index("ix_deliveries_batch", "batch"),
-    Index("ix_deliveries_project_created_ms", "project", "created_ms"),
+    Column("due_ms", BigInteger),  # of the next attempt, or until when somebody is at it; null: none to come
+    Index(
+        "ix_deliveries_due",
+        *("endpoint", "due_ms"),
+        sqlite_where=text("due_ms IS NOT NULL"),
+        postgresql_where=text("due_ms IS NOT NULL"),
+    ),
+    Index("ix_deliveries_batch", "batch", "endpoint", "sequence_number"),
+    Index("ix_deliveries_endpoint", "endpoint", "created_ms"),
+    Index("ix_deliveries_created_ms", "created_ms"),
+)
+
+couriers = Table(
+    "couriers",
+    metadata,
+    Column("namespace", String(32), primary_key=True),
+    Column("position", BigInteger, nullable=False),  # of the last entry whose deliveries are all here
+    Column("updated_ms", BigInteger, nullable=False),
 )
 
 counters = Table(

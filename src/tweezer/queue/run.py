@@ -7,8 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from arq.connections import ArqRedis
@@ -20,9 +19,10 @@ from tweezer.adapters.registry import adapter_of, specs_of
 from tweezer.model.errors import Unavailable
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
+from tweezer.model.wire import deserialize, serialize
 from tweezer.queue.policy import Policy
-from tweezer.queue.wire import deserialize, serialize
 from tweezer.queue.worker import TicketWorker
+from tweezer.runtime import run_on_a_loop
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -67,12 +67,12 @@ def make_worker(
 
 def run_worker(settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False) -> None:
     """Serves a device until SIGTERM or SIGINT, then drains; in burst mode until nothing is ready."""
-    _on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))
+    run_on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))
 
 
 def run_chores(settings: Settings) -> None:
     """Takes in arq messages and does the chores until SIGTERM or SIGINT."""
-    _on_a_loop(lambda: Chores(settings))
+    run_on_a_loop(lambda: Chores(settings))
 
 
 def run_recorder(settings: Settings) -> None:
@@ -80,7 +80,7 @@ def run_recorder(settings: Settings) -> None:
     from tweezer.ledger.recorder import NICENESS
 
     os.nice(NICENESS)
-    _on_a_loop(lambda: RecorderProcess(settings))
+    run_on_a_loop(lambda: RecorderProcess(settings))
 
 
 class RecorderProcess:
@@ -185,32 +185,3 @@ class Chores:
             "handle_signals": False,
             "ctx": {"store": self.store, "policy": self._policy, "settings": self._settings},
         }
-
-
-class _Process(Protocol):
-    async def async_run(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-def _on_a_loop(make: Callable[[], _Process]) -> None:
-    """Runs a worker on a loop of its own, faster where uvloop is installed, and closes it."""
-    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        new_loop = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_run(make))
-
-
-async def _run(make: Callable[[], _Process]) -> None:
-    worker = make()
-    try:
-        await worker.async_run()
-    except asyncio.CancelledError:
-        log.info("process.stopping")
-    except (redis_errors.RedisError, OSError) as error:
-        raise Unavailable(f"Redis cannot be reached: {error}") from error
-    finally:
-        await worker.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -12,6 +13,7 @@ import structlog
 from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
+from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event, read_events
 from tweezer.model.tasks import is_cancelled
 from tweezer.store.keys import Key
@@ -20,6 +22,7 @@ from tweezer.store.tickets import CancelRequest
 
 log = structlog.get_logger(__name__)
 
+_GONE_MS = 3_600_000  # a reader of a group that was silent for so long has died
 _READ_S = 5.0  # how long the listener waits for a message before it looks whether it is still connected
 
 
@@ -128,10 +131,24 @@ def read_cancel(message: bytes) -> CancelRequest:
     return CancelRequest(UUID(batch), frozenset(map(int, indices.split(","))))
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """An event that is of no batch: of a device, or of an endpoint of webhooks.
+
+    id: the same wherever it is told. project: whose it is; None: everybody's. data: a JSON object.
+    """
+
+    id: str
+    type: str
+    project: str | None
+    time_us: int
+    data: str
+
+
 class Entry(msgspec.Struct, frozen=True):
     """An entry of the stream: what one call of a script did to one batch, as the script wrote it.
 
     words: those that :func:`~tweezer.model.events.read_events` reads; none for a change that is no transition.
+    notice: instead of all that; ``batch_id`` is then NO_BATCH.
     """
 
     id: str
@@ -139,11 +156,17 @@ class Entry(msgspec.Struct, frozen=True):
     first: int
     time_us: int
     words: str
+    notice: Notice | None = None
+    told_before: bool = False
+    """It stands here a second time: Redis had lost it, and the ledger put it back for the couriers. Others have had
+    it, by its first place."""
 
     @property
     def events(self) -> list[Event]:
         return list(read_events(self.batch_id, self.first, self.time_us, self.words))
 
+
+NO_BATCH = UUID(int=0)
 
 START = "0-0"
 """The position before the first entry."""
@@ -173,6 +196,31 @@ class EventStream:
             return None
         return [_entry(entry_id, fields) for entry_id, fields in rows[1:]]
 
+    async def tell(self, notice: Notice) -> None:
+        """Appends a notice."""
+        row: dict[Any, Any] = {
+            "n": notice.type,
+            "i": notice.id,
+            "p": notice.project or "",
+            "t": notice.time_us,
+            "d": notice.data,
+        }
+        with translating():
+            await self._redis.xadd(self._name, row)
+
+    async def put_back(self, entries: Sequence[Entry]) -> None:
+        """Appends entries that Redis has lost, for the couriers; see ``told_before``."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry in entries:
+            row: dict[Any, Any] = {"t": entry.time_us, "r": 1}
+            if (it := entry.notice) is not None:
+                row |= {"n": it.type, "i": it.id, "p": it.project or "", "d": it.data}
+            else:
+                row |= {"b": str(entry.batch_id), "s": entry.first, "e": entry.words}
+            pipeline.xadd(self._name, row)
+        with translating():
+            await pipeline.execute()
+
     async def wait(self, position: str, *, timeout_s: float) -> None:
         """Returns when there is an entry after the position, or after ``timeout_s``."""
         with translating():
@@ -183,6 +231,79 @@ class EventStream:
         with translating():
             rows = await self._redis.xrevrange(self._name, max=until, min="-", count=1)
         return rows[0][0].decode() if rows else START
+
+
+class EntryGroup:
+    """Readers who share the stream: each entry is given to one of them, until it is acknowledged.
+
+    Trimming leaves what the group has not acknowledged.
+    """
+
+    def __init__(self, scripts: Scripts, name: str, reader: str) -> None:
+        self._redis = scripts.redis
+        self._stream = scripts.keys(Key.EVENTS)
+        self._name = name
+        self._reader = reader
+
+    async def join(self, after: str) -> None:
+        """Makes the group, which begins after that entry, unless it is there."""
+        with translating():
+            try:
+                await self._redis.xgroup_create(self._stream, self._name, id=after, mkstream=True)
+            except redis_errors.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+            for reader in await self._redis.xinfo_consumers(self._stream, self._name):
+                if reader["pending"] == 0 and reader["idle"] > _GONE_MS:
+                    await self._redis.xgroup_delconsumer(self._stream, self._name, reader["name"])
+
+    async def read(self, *, most: int, wait_s: float) -> list[Entry]:
+        """Entries that nobody was given yet, oldest first; empty when none came. Raises NotFound("group", …) when the
+        group is gone: join again."""
+        with self._translating():
+            found = await self._redis.xreadgroup(
+                self._name, self._reader, {self._stream: ">"}, count=most, block=max(round(wait_s * 1000), 1)
+            )
+        return [_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
+
+    async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
+        """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""
+        with self._translating():
+            _, rows, *_ = await self._redis.xautoclaim(
+                self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), count=most
+            )
+        return [_entry(entry_id, fields) for entry_id, fields in rows if fields]
+
+    async def oldest_pending(self) -> str | None:
+        """Id of the oldest entry that is not acknowledged, whoever has it. Raises NotFound."""
+        with self._translating():
+            pending = await self._redis.xpending(self._stream, self._name)
+        return pending["min"].decode() if pending["pending"] else None
+
+    async def acknowledge(self, entry_ids: Sequence[str]) -> None:
+        """They are taken care of."""
+        with translating():
+            for first in range(0, len(entry_ids), 1000):
+                await self._redis.xack(self._stream, self._name, *entry_ids[first : first + 1000])
+
+    async def leave(self) -> None:
+        """Forgets this reader; what it was given and did not acknowledge must have been claimed or is lost to it."""
+        with contextlib.suppress(redis_errors.RedisError, OSError):
+            pending = await self._redis.xpending_range(
+                self._stream, self._name, min="-", max="+", count=1, consumername=self._reader
+            )
+            if not pending:
+                await self._redis.xgroup_delconsumer(self._stream, self._name, self._reader)
+
+    @contextlib.contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            with translating():
+                yield
+        except TweezerError as error:
+            if "NOGROUP" in error.message:
+                raise NotFound("group", self._name) from error
+            raise
 
 
 def position_number(entry_id: str) -> int:
@@ -197,10 +318,18 @@ def position_id(number: int) -> str:
 
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    time_us = int(fields[b"t"])
+    told_before = b"r" in fields
+    if b"n" in fields:
+        project = fields[b"p"].decode() or None
+        notice = Notice(fields[b"i"].decode(), fields[b"n"].decode(), project, time_us, fields[b"d"].decode())
+        return Entry(entry_id.decode(), NO_BATCH, 0, time_us, "", notice, told_before)
     return Entry(
         entry_id.decode(),
         UUID(fields[b"b"].decode()),
         int(fields[b"s"]),
-        int(fields[b"t"]),
+        time_us,
         fields[b"e"].decode(),
+        None,
+        told_before,
     )

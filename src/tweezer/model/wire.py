@@ -32,7 +32,7 @@ def deserialize(data: bytes) -> dict[str, Any]:
     try:
         message = _decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise ValueError(f"not a message of Tweezer; use tweezer.queue.wire.serialize: {error}") from error
+        raise ValueError(f"not a message of Tweezer; use tweezer.model.wire.serialize: {error}") from error
     if message.version != _VERSION:
         raise ValueError(f"a message of version {message.version}; this Tweezer reads version {_VERSION}")
     return message.body

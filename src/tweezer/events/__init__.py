@@ -1,0 +1,1 @@
+"""Webhooks: events to signed requests, and their delivery."""
