@@ -1,0 +1,122 @@
+"""Encrypts secrets before they go into the ledger: who has the database alone has none of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import secrets as randomness
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tweezer.model.errors import InvalidInput, TweezerError
+
+KEY_FILE = "secrets.key"
+VARIABLE = "TWEEZER_SECRETS_KEY"
+
+_KEY_BYTES, _MARK_BYTES, _NONCE_BYTES = 32, 4, 12
+_VERSION = b"\x01"
+_HOW = "`openssl rand -base64 32` makes one"
+
+
+class Vault:
+    """Encrypts with the first of its keys and decrypts with all of them (AES-256-GCM).
+
+    A value is bound to its owner: moved to another's row it is no longer decrypted. It begins with a version and
+    a mark of its key, so that the keys can change one at a time.
+    """
+
+    def __init__(self, keys: Sequence[bytes], *, source: str = VARIABLE) -> None:
+        self._ciphers = {_mark(key): AESGCM(key) for key in keys}
+        self._mark = _mark(keys[0])
+        self._source = source
+
+    @classmethod
+    def of(cls, keys_text: str, data_dir: Path) -> Vault:
+        """With the keys of the settings, else with that of a file in the data folder, which is made if need be.
+
+        Raises InvalidInput("TWEEZER_SECRETS_KEY" or the file, …).
+        """
+        if keys_text.strip():
+            return cls(_keys(VARIABLE, keys_text))
+        file = data_dir.absolute() / KEY_FILE
+        return cls(_keys(str(file), _kept(file)), source=str(file))
+
+    def encrypt(self, text: str, owner: str) -> bytes:
+        """What is kept of a secret of this owner."""
+        nonce = randomness.token_bytes(_NONCE_BYTES)
+        header = _VERSION + self._mark
+        return header + nonce + self._ciphers[self._mark].encrypt(nonce, text.encode(), header + owner.encode())
+
+    def decrypt(self, value: bytes, owner: str) -> str:
+        """The secret of which this was kept. Raises TweezerError where the keys are others, or the owner is."""
+        start = len(_VERSION) + _MARK_BYTES
+        header, nonce, sealed = value[:start], value[start : start + _NONCE_BYTES], value[start + _NONCE_BYTES :]
+        cipher = self._ciphers.get(header[len(_VERSION) :])
+        if header[: len(_VERSION)] != _VERSION or cipher is None:
+            raise TweezerError(
+                f"a secret of webhooks was encrypted with another key than that in {self._source}: put the former key "
+                "behind that one, with a comma between; where it is lost, rotate the secret without overlap",
+                code="secrets_key",
+            )
+        try:
+            return cipher.decrypt(nonce, sealed, header + owner.encode()).decode()
+        except (InvalidTag, ValueError) as error:
+            raise TweezerError(
+                "a secret of webhooks in the ledger was changed, or moved to another row: rotate it without overlap",
+                code="secrets_key",
+            ) from error
+
+    def is_current(self, value: bytes) -> bool:
+        """Whether it was encrypted with the first key."""
+        return value.startswith(_VERSION + self._mark)
+
+
+def _mark(key: bytes) -> bytes:
+    """Tells keys apart, and nothing else of them."""
+    return hashlib.sha256(b"tweezer secrets key" + key).digest()[:_MARK_BYTES]
+
+
+def _keys(source: str, text: str) -> list[bytes]:
+    return [_key(source, entry.strip()) for entry in text.split(",")]
+
+
+def _key(source: str, text: str) -> bytes:
+    try:
+        key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput(source, f"holds a key that is no base64; {_HOW}") from None
+    if len(key) != _KEY_BYTES:
+        raise InvalidInput(source, f"holds a key of {len(key)} bytes instead of {_KEY_BYTES}; {_HOW}")
+    return key
+
+
+def _kept(file: Path) -> str:
+    """What the file holds. Of several processes that find none, the first one's is everybody's."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return file.read_text("ascii", "replace")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _make(file)
+        return file.read_text("ascii", "replace")
+    except OSError as error:
+        raise InvalidInput(str(file), f"cannot be read or made: {error.strerror}; give a key in {VARIABLE}") from error
+
+
+def _make(file: Path) -> None:
+    """A whole file appears or none: it is written under another name, and linked unless one is there."""
+    draft = file.with_name(f".{file.name}.{randomness.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+            output.write(base64.b64encode(randomness.token_bytes(_KEY_BYTES)).decode() + "\n")
+            output.flush()
+            os.fsync(output.fileno())
+        with contextlib.suppress(FileExistsError):
+            file.hardlink_to(draft)
+    finally:
+        draft.unlink(missing_ok=True)

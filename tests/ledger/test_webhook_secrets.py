@@ -1,0 +1,295 @@
+"""The secrets of webhooks: encrypted at rest, made once, rotated without a gap."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import insert, select, update
+
+from tweezer.events.signing import headers
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.schema import endpoints, webhook_secrets
+from tweezer.ledger.vault import Vault
+from tweezer.ledger.webhook_secrets import (
+    OVERLAP_MAX_S,
+    SIGNING_MAX,
+    add_ed25519,
+    encrypt_anew,
+    existing_secrets,
+    forget_expired,
+    remove_ed25519,
+    rotate,
+    secrets_of,
+)
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, verify_webhook
+
+KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+BODY = b'{"type":"ping","timestamp":"2026-05-01T10:00:00Z","data":{}}'
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault.of(KEY, tmp_path)
+
+
+@pytest.fixture
+def project(database: Database) -> int:
+    with database.write() as connection:
+        return project_no(connection, "lab")
+
+
+@pytest.fixture
+def endpoint(database: Database, project: int) -> UUID:
+    identity = uuid4()
+    row = {"id": identity, "project": project, "kind": "P", "url": "", "types": "", "description": "", "created_ms": 1}
+    with database.write() as connection:
+        connection.execute(insert(endpoints).values(row))
+    return identity
+
+
+def signing(database: Database, vault: Vault, project: int, endpoint: UUID | None = None) -> list[SigningSecret]:
+    with database.write() as connection:
+        return secrets_of(connection, vault, project, endpoint)
+
+
+def rotated(database: Database, vault: Vault, project: int, overlap_s: float = 60, endpoint: UUID | None = None) -> str:
+    with database.write() as connection:
+        return rotate(connection, vault, project, endpoint, overlap_s)
+
+
+def test_a_projects_secret_is_made_at_first_need_and_stays(database: Database, vault: Vault, project: int) -> None:
+    (secret,) = signing(database, vault, project)
+    check_secret(secret.text)
+    assert (secret.algorithm, secret.expires) == (Algorithm.HMAC_SHA256, None)
+    assert signing(database, vault, project) == [secret]
+
+
+def test_projects_and_endpoints_have_secrets_of_their_own(
+    database: Database, vault: Vault, project: int, endpoint: UUID
+) -> None:
+    with database.write() as connection:
+        other = project_no(connection, "other")
+    texts = [
+        signing(database, vault, project)[0].text,
+        signing(database, vault, other)[0].text,
+        signing(database, vault, project, endpoint)[0].text,
+    ]
+    assert len(set(texts)) == 3
+    rotated(database, vault, project, endpoint=endpoint)
+    assert [len(signing(database, vault, project, it)) for it in (None, endpoint)] == [1, 2]
+
+
+def test_of_many_who_need_it_at_once_all_get_the_same(database: Database, vault: Vault, project: int) -> None:
+    together = threading.Barrier(6)
+
+    def need(_: int) -> list[SigningSecret]:
+        together.wait(timeout=30)
+        return signing(database, vault, project)
+
+    with ThreadPoolExecutor(6) as threads:
+        got = list(threads.map(need, range(6)))
+    assert all(it == got[0] for it in got)
+    assert len(got[0]) == 1
+
+
+def test_rotations_at_once_leave_one_in_use(database: Database, vault: Vault, project: int) -> None:
+    signing(database, vault, project)
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(lambda _: rotated(database, vault, project), range(3)))
+    now = signing(database, vault, project)
+    assert len(now) == 4
+    assert [it.expires is None for it in now] == [True, False, False, False]
+    assert now[0].text in made
+
+
+def test_a_rotated_secret_signs_until_it_expires(database: Database, vault: Vault, project: int) -> None:
+    (former,) = signing(database, vault, project)
+    new = rotated(database, vault, project, overlap_s=3600)
+    now = signing(database, vault, project)
+    assert [it.text for it in now] == [new, former.text]
+    assert now[1].expires is not None
+    assert 3500 < (now[1].expires - datetime.now(UTC)).total_seconds() <= 3600
+    signed = headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
+    for receivers in (new, former.text):
+        assert verify_webhook(BODY, signed, receivers).id == "evt_1"
+    with database.write() as connection:
+        rotated_rows = webhook_secrets.c.expires_ms.is_not(None)
+        connection.execute(update(webhook_secrets).where(rotated_rows).values(expires_ms=now_ms()))
+    assert [it.text for it in signing(database, vault, project)] == [new]
+
+
+def test_without_overlap_the_former_secret_stops_at_once(database: Database, vault: Vault, project: int) -> None:
+    signing(database, vault, project)
+    new = rotated(database, vault, project, overlap_s=0)
+    assert [it.text for it in signing(database, vault, project)] == [new]
+
+
+def test_a_first_secret_can_come_from_a_rotation(database: Database, vault: Vault, project: int) -> None:
+    new = rotated(database, vault, project)
+    assert [it.text for it in signing(database, vault, project)] == [new]
+
+
+def test_so_many_secrets_sign_and_the_newest_stay(database: Database, vault: Vault, project: int) -> None:
+    made = [rotated(database, vault, project) for _ in range(SIGNING_MAX + 3)]
+    assert [it.text for it in signing(database, vault, project)] == made[: -SIGNING_MAX - 1 : -1]
+
+
+@pytest.mark.parametrize("overlap_s", [-1, OVERLAP_MAX_S + 1, float("nan"), float("inf")])
+def test_an_overlap_that_makes_no_sense_is_named(
+    database: Database, vault: Vault, project: int, overlap_s: float
+) -> None:
+    with pytest.raises(InvalidInput, match="overlap_s"):
+        rotated(database, vault, project, overlap_s)
+
+
+def test_ed25519_signs_beside_hmac_is_rotated_and_removed(database: Database, vault: Vault, project: int) -> None:
+    with database.write() as connection:
+        former = add_ed25519(connection, vault, project, None)
+        public = add_ed25519(connection, vault, project, None)
+    now = signing(database, vault, project)
+    assert sorted(it.algorithm for it in now) == ["v1", "v1a", "v1a"]
+    signed = headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
+    for key in (public, former, next(it.text for it in now if it.algorithm is Algorithm.HMAC_SHA256)):
+        assert verify_webhook(BODY, signed, key).id == "evt_1"
+    with database.write() as connection:
+        assert remove_ed25519(connection, project, None)
+        assert not remove_ed25519(connection, project, None)
+    assert [it.algorithm for it in signing(database, vault, project)] == ["v1"]
+
+
+def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vault: Vault, project: int) -> None:
+    signing(database, vault, project)
+    rotated(database, vault, project, overlap_s=60)
+    rotated(database, vault, project, overlap_s=0)
+    before = signing(database, vault, project)
+    with database.write() as connection:
+        assert forget_expired(connection) == 1
+        assert forget_expired(connection) == 0
+    assert signing(database, vault, project) == before
+    assert len(before) == 2
+
+
+def test_who_only_reads_gets_what_is_there_and_makes_nothing(database: Database, vault: Vault, project: int) -> None:
+    def existing() -> list[SigningSecret]:
+        with database.read() as connection:
+            return existing_secrets(connection, vault, project, None)
+
+    assert existing() == []
+    made = signing(database, vault, project)
+    assert existing() == made
+    rotated(database, vault, project)
+    assert existing() == signing(database, vault, project)
+    assert len(existing()) == 2
+
+
+def test_the_database_alone_tells_no_secret(database: Database, vault: Vault, project: int) -> None:
+    (secret,) = signing(database, vault, project)
+    with database.read() as connection:
+        (value,) = connection.execute(select(webhook_secrets.c.value)).scalars()
+    raw = base64.b64decode(secret.text.removeprefix("whsec_"))
+    assert raw not in value
+    assert secret.text.encode() not in value
+
+
+def test_another_key_says_what_to_do(database: Database, vault: Vault, project: int, tmp_path: Path) -> None:
+    signing(database, vault, project)
+    with pytest.raises(TweezerError, match="TWEEZER_SECRETS_KEY") as caught:
+        signing(database, Vault.of(OTHER_KEY, tmp_path), project)
+    assert caught.value.code == "secrets_key"
+    new = rotated(database, Vault.of(OTHER_KEY, tmp_path), project, overlap_s=0)
+    assert signing(database, Vault.of(OTHER_KEY, tmp_path), project)[0].text == new
+
+
+def test_the_operators_key_can_be_changed(database: Database, vault: Vault, project: int, tmp_path: Path) -> None:
+    before = signing(database, vault, project)
+    both = Vault.of(f"{OTHER_KEY}, {KEY}", tmp_path)
+    assert signing(database, both, project) == before
+    with database.write() as connection:
+        assert encrypt_anew(connection, both) == 1
+        assert encrypt_anew(connection, both) == 0
+    assert signing(database, Vault.of(OTHER_KEY, tmp_path), project) == before
+
+
+def test_a_value_that_was_moved_to_another_row_is_refused(database: Database, vault: Vault, project: int) -> None:
+    with database.write() as connection:
+        other = project_no(connection, "other")
+    signing(database, vault, project)
+    with database.write() as connection:
+        connection.execute(update(webhook_secrets).values(project=other))
+    with pytest.raises(TweezerError, match="moved to another row"):
+        signing(database, vault, other)
+
+
+@given(st.text(max_size=200), st.text(max_size=20), st.binary(min_size=1, max_size=4), st.integers(0, 300))
+def test_what_was_encrypted_is_decrypted_and_a_changed_value_never(
+    text: str, owner: str, flips: bytes, position: int
+) -> None:
+    vault = Vault([b"k" * 32])
+    value = bytearray(vault.encrypt(text, owner))
+    assert vault.decrypt(bytes(value), owner) == text
+    value[position % len(value)] ^= flips[0] or 1
+    with pytest.raises(TweezerError):
+        vault.decrypt(bytes(value), owner)
+    with pytest.raises(TweezerError):
+        vault.decrypt(bytes(value[: position % len(value)]), owner)
+
+
+@pytest.mark.parametrize("key", ["short", "!" * 44, base64.b64encode(b"x" * 31).decode(), f"{KEY},x"])
+def test_a_key_that_is_none_names_its_variable(key: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="TWEEZER_SECRETS_KEY") as caught:
+        Vault.of(key, tmp_path)
+    assert key not in caught.value.message
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_key_of_the_other_base64_is_fine(tmp_path: Path) -> None:
+    key = base64.urlsafe_b64encode(b"\xff" * 32).decode()
+    assert Vault.of(key, tmp_path).decrypt(Vault([b"\xff" * 32]).encrypt("x", ""), "") == "x"
+
+
+def test_without_a_key_a_file_is_made_that_only_its_owner_reads(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "deeper"
+    value = Vault.of("", folder).encrypt("x", "owner")
+    assert os.listdir(folder) == ["secrets.key"]  # noqa: PTH208  and nothing beside it
+    assert stat.S_IMODE((folder / "secrets.key").stat().st_mode) == 0o600
+    assert Vault.of(" ", folder).decrypt(value, "owner") == "x"
+    assert Vault.of((folder / "secrets.key").read_text(), tmp_path).decrypt(value, "owner") == "x"
+
+
+def test_processes_that_start_at_once_agree_on_the_key(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def start(_: int) -> bytes:
+        together.wait(timeout=30)
+        return Vault.of("", tmp_path).encrypt("x", "owner")
+
+    with ThreadPoolExecutor(8) as threads:
+        values = list(threads.map(start, range(8)))
+    assert {Vault.of("", tmp_path).decrypt(value, "owner") for value in values} == {"x"}
+    assert [it.name for it in tmp_path.iterdir()] == ["secrets.key"]
+
+
+@pytest.mark.parametrize("content", ["", "no key", "é"])
+def test_a_file_that_holds_no_key_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "secrets.key").write_text(content)
+    with pytest.raises(InvalidInput, match=r"secrets\.key"):
+        Vault.of("", tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match="TWEEZER_SECRETS_KEY"):
+        Vault.of("", tmp_path / "file" / "data")
