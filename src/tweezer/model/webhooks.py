@@ -7,11 +7,18 @@ away or changed; a change of that kind is a new version.
 
 from __future__ import annotations
 
+import functools
+import time
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
+from tweezer.model.events import Event
+from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault
 
@@ -19,6 +26,19 @@ VERSION = 1
 """Of the payloads, as in the name of their JSON Schema."""
 
 BODY_MAX_BYTES = 20_000
+"""A body is shorter than this."""
+
+COUNTER_MAX_BYTES = 4096
+"""Of a counter, as JSON, that comes with its job; a larger one is behind the link only."""
+
+_ENVELOPE_MAX_BYTES = 200  # of what is around data, and of a sequence number in the place of null
+_NAME_MAX, _MESSAGE_MAX, _SHORT_MAX = 255, 2000, 300  # characters
+
+_CHARACTER_BYTES, _COUNT_BYTES = 6, 30  # of a character, escaped, and of a number with what stands around it
+
+D = TypeVar("D", bound="JobData | BatchData")
+
+Time = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 
 
 class EventType(StrEnum):
@@ -48,6 +68,7 @@ USUAL_TYPES = frozenset(it for it in EventType if it.startswith("batch.")) | {
     EventType.JOB_DONE,
     EventType.JOB_ERROR,
     EventType.JOB_CANCELED,
+    EventType.ENDPOINT_DISABLED,
 }
 """What is sent to the ``webhook`` of a batch, and to an endpoint that names no types."""
 
@@ -61,7 +82,7 @@ class ResultLink(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     link: str
-    link_expires_at: str
+    link_expires_at: Time
     size: int
     sha256: str
     content_encoding: str = "identity"
@@ -72,7 +93,8 @@ class JobData(msgspec.Struct, frozen=True):
     """``data`` of ``job.*``.
 
     sequence counts the events of the batch; previous_sequence is that of the event of this batch before it that this
-    receiver was sent (null: none): if another was seen last, one is missing. Times are ISO 8601, UTC.
+    receiver was sent (null: none): if another was seen last, one is missing. Statuses and times are those of the
+    event, ISO 8601, UTC; tags those of the batch. errors: of a job that has ended. result: of one that is DONE.
     """
 
     project_id: str
@@ -86,15 +108,19 @@ class JobData(msgspec.Struct, frozen=True):
     device: str
     tags: tuple[str, ...]
     runs: int | None
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
+    created_at: Time
+    started_at: Time | None
+    ended_at: Time | None
     errors: tuple[Fault, ...] = ()
     result: ResultLink | None = None
 
 
 class BatchData(msgspec.Struct, frozen=True):
-    """``data`` of ``batch.*``. jobs: how many there are in each status, at the time it was written down."""
+    """``data`` of ``batch.*``.
+
+    Statuses and times are those of the event; open, tags and jobs (how many there are in each status) those of the
+    moment at which it was written down, just after. sequence, previous_sequence: as in JobData.
+    """
 
     project_id: str
     batch_id: str
@@ -107,9 +133,9 @@ class BatchData(msgspec.Struct, frozen=True):
     tags: tuple[str, ...]
     open: bool
     jobs: dict[JobStatus, int]
-    created_at: str
-    started_at: str | None
-    ended_at: str | None
+    created_at: Time
+    started_at: Time | None
+    ended_at: Time | None
     errors: tuple[Fault, ...] = ()
 
 
@@ -119,7 +145,7 @@ class DeviceData(msgspec.Struct, frozen=True):
     device: str
     status: str
     reason: str | None = None
-    until: str | None = None
+    until: Time | None = None
 
 
 class EndpointData(msgspec.Struct, frozen=True):
@@ -128,7 +154,7 @@ class EndpointData(msgspec.Struct, frozen=True):
     endpoint_id: str
     url: str
     reason: str
-    disabled_at: str
+    disabled_at: Time
 
 
 class PingData(msgspec.Struct, frozen=True):
@@ -152,9 +178,109 @@ class Told(msgspec.Struct, frozen=True):
     data: dict[str, Any]
 
 
+class Noticed(Protocol):
+    """As much of a notice (:class:`tweezer.store.feed.Notice`) as is told. data: a JSON object, as text."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def time_us(self) -> int: ...
+    @property
+    def data(self) -> str: ...
+
+
+def told(event: Event, project: str) -> Told:
+    """A transition as the feed tells it: ``data`` has those fields of JobData or BatchData that the event knows."""
+    data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
+    if event.index is not None:
+        data |= {"job_id": str(job_id(event.batch_id, event.index)), "index": event.index}
+    data |= {"status": event.status, "previous_status": event.previous, "sequence": event.sequence}
+    if event.jobs is not None:
+        data["jobs"] = dict.fromkeys(JobStatus, 0) | {JobStatus.PENDING: event.jobs}
+    return Told(event.id, event.type, timestamp(event.time_us), data)
+
+
+def told_notice(notice: Noticed) -> Told:
+    """A notice as the feed tells it; its ``data`` is the same in a webhook."""
+    return Told(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
+
+
+def timestamp(time_us: int) -> str:
+    """Microseconds since 1970 in ISO 8601: ``2025-10-18T09:41:07.250000Z``."""
+    seconds, microseconds = divmod(time_us, 1_000_000)
+    return f"{_second(seconds)}.{microseconds:06d}Z"
+
+
+def written(moment: datetime) -> str:
+    """A UTC time in the same form."""
+    return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    """Most times that are written come from a few seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def envelope(type_: str, timestamp: str, data: Data | dict[str, Any] | msgspec.Raw) -> bytes:
     """The body of a webhook: ``{"type", "timestamp", "data"}``."""
     return msgspec.json.encode({"type": type_, "timestamp": timestamp, "data": data})
+
+
+def body(type_: str, timestamp: str, data: JobData | BatchData, previous_sequence: int | None) -> str:
+    """The same for a receiver whose last event of the batch was that one, as the text that the ledger keeps."""
+    return envelope(type_, timestamp, msgspec.structs.replace(data, previous_sequence=previous_sequence)).decode()
+
+
+def fitted(data: D) -> D:
+    """The data, so short that its body has less than BODY_MAX_BYTES: without a counter, then with shorter messages of
+    errors, then with the first error only, a shorter name, and fewer tags. What fits is left alone."""
+    if _fits(data):
+        return data
+    if isinstance(data, JobData) and data.result is not None:
+        data = msgspec.structs.replace(data, result=msgspec.structs.replace(data.result, counter=None))
+    for most in (_MESSAGE_MAX, _SHORT_MAX):
+        if not _fits(data):
+            data = msgspec.structs.replace(data, errors=tuple(_shortened(fault, most) for fault in data.errors))
+    if not _fits(data):
+        data = msgspec.structs.replace(data, errors=data.errors[:1])
+    if isinstance(data, BatchData) and data.name is not None and not _fits(data):
+        data = msgspec.structs.replace(data, name=_cut(data.name, _NAME_MAX))
+    if not _fits(data):
+        tags = data.tags
+        most = bisect_left(range(len(tags)), True, key=lambda last: not _fits(_with_tags(data, tags[: last + 1])))
+        data = _with_tags(data, tags[:most])
+    return data
+
+
+def _with_tags(data: D, tags: tuple[str, ...]) -> D:
+    return msgspec.structs.replace(data, tags=tags)
+
+
+def _fits(data: JobData | BatchData) -> bool:
+    if not data.errors and not data.tags and _is_small(data):
+        return True
+    return len(msgspec.json.encode(data)) + _ENVELOPE_MAX_BYTES < BODY_MAX_BYTES
+
+
+def _is_small(data: JobData | BatchData) -> bool:
+    """Whether it surely fits, told without writing it; of what has neither errors nor tags."""
+    if isinstance(data, BatchData):
+        texts: Collection[str] = (data.name or "",)
+    else:
+        texts = data.result.counter or () if data.result is not None else ()
+    return _CHARACTER_BYTES * sum(map(len, texts)) + _COUNT_BYTES * len(texts) < BODY_MAX_BYTES // 2
+
+
+def _shortened(fault: Fault, most: int) -> Fault:
+    field = None if fault.field is None else _cut(fault.field, _SHORT_MAX)
+    return Fault(_cut(fault.code, _SHORT_MAX), _cut(fault.message, most), field)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def data_type(type_: str) -> type[Data]:
@@ -169,3 +295,42 @@ _DATA: dict[str, type[Data]] = {
     "endpoint": EndpointData,
     "ping": PingData,
 }
+
+
+def schema(type_: str) -> dict[str, Any]:
+    """JSON Schema of the body of a type of event. Raises ValueError for a type that there is not."""
+    whole = schemas()
+    del whole["anyOf"]
+    name = str(EventType(type_))
+    return {**whole, "$id": f"{whole['$id']}:{name}", "$ref": f"#/$defs/{name}"}
+
+
+def schemas() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of all bodies: a definition for each type of event, and of what they are made of."""
+    references, components = msgspec.json.schema_components(_DATA.values(), ref_template="#/$defs/{name}")
+    of_data = dict(zip(_DATA, references, strict=True))
+    bodies = {
+        str(type_): {
+            "type": "object",
+            "required": ["type", "timestamp", "data"],
+            "properties": {
+                "type": {"const": str(type_)},
+                "timestamp": {"type": "string", "format": "date-time"},
+                "data": of_data[type_.partition(".")[0]],
+            },
+        }
+        for type_ in EventType
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:tweezer:webhooks:v{VERSION}",
+        "title": f"Webhooks of Tweezer, version {VERSION}",
+        "anyOf": [{"$ref": f"#/$defs/{type_}"} for type_ in bodies],
+        "$defs": {**bodies, **dict(_plain(components))},
+    }
+
+
+def _plain(components: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Without the descriptions, which are written for readers of the code."""
+    for name, component in components.items():
+        yield name, {key: value for key, value in component.items() if key != "description"}

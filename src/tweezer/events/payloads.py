@@ -1,0 +1,309 @@
+"""Says of events what receivers are told: from Redis, and from the ledger where Redis has forgotten the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.links import ResultLinks, Signer
+from tweezer.ledger.snapshots import recorded_snapshots
+from tweezer.model.events import Event
+from tweezer.model.ids import job_id
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import (
+    MAX_JOBS_PER_BATCH,
+    Fault,
+    decode_doc,
+    decode_fault,
+    decode_result,
+    decode_spec,
+    result_file,
+    result_json,
+)
+from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fitted, timestamp, written
+from tweezer.store.connection import Store
+from tweezer.store.records import STATE_FIELDS, moment, moment_us
+from tweezer.store.snapshots import Snapshot, Wanted
+
+_FACTS_MAX = 10_000  # batches remembered
+_PAGE = 1000  # events, or batches, described in one go
+_QUICK_BYTES = 256 << 10  # of packed results, that are read in a few milliseconds: not worth a thread
+
+_BEGUN, _ENDED = (STATE_FIELDS.index(name) for name in ("begun", "ended"))
+_COUNTERS = {it: it.value.lower() for it in JobStatus}
+
+T = TypeVar("T")
+
+
+class BatchFacts(msgspec.Struct, frozen=True):
+    """What never changes in a batch, of what is told. tags: those of its submit; they may have been replaced since."""
+
+    project: str
+    webhook: str | None
+    device: str
+    name: str | None
+    tags: tuple[str, ...]
+    created: datetime
+
+
+class Payloads:
+    """Makes the data of events. All its methods raise Unavailable."""
+
+    def __init__(self, store: Store, database: Database, links: ResultLinks) -> None:
+        self._store = store
+        self._database = database
+        self._links = links
+        self._facts: dict[UUID, BatchFacts] = {}
+        self._just_read: dict[UUID, Snapshot] = {}
+
+    async def batches(self, batch_ids: Collection[UUID]) -> dict[UUID, BatchFacts]:
+        """The batches that there are; those that were deleted are left out, if it was not just now."""
+        found: dict[UUID, BatchFacts] = {}
+        unknown: list[UUID] = []
+        for batch_id in batch_ids:
+            facts = self._facts.pop(batch_id, None)
+            if facts is None:
+                unknown.append(batch_id)
+            else:
+                found[batch_id] = self._facts[batch_id] = facts
+        if unknown:
+            self._just_read.clear()
+        for page in _pages(unknown):
+            wanted = [Wanted(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
+            for batch_id, snapshot in (await self._take(wanted)).items():
+                found[batch_id] = self._facts[batch_id] = _facts(snapshot)
+                self._just_read[batch_id] = snapshot
+        for batch_id in list(self._facts)[: max(len(self._facts) - _FACTS_MAX, 0)]:
+            del self._facts[batch_id]
+        return found
+
+    async def describe(self, events: Sequence[Event]) -> dict[str, JobData | BatchData]:
+        """The data of each event by the event's id, with no previous sequence number; events of batches that were
+        deleted are left out."""
+        signer = await self._links.signer()
+        told: dict[str, JobData | BatchData] = {}
+        for page in _pages(events):
+            facts = await self.batches({event.batch_id for event in page})
+            snapshots = await self._of_events(page)
+            for gone in facts.keys() - snapshots.keys():
+                self._facts.pop(gone, None)
+            writing = _Writing(facts, snapshots, signer, self._links.base_url)
+            if sum(len(packed) for it in snapshots.values() for packed in it.results.values()) <= _QUICK_BYTES:
+                told |= writing.write(page)
+            else:
+                told |= await asyncio.to_thread(writing.write, page)
+        return told
+
+    async def _of_events(self, events: Sequence[Event]) -> dict[UUID, Snapshot]:
+        """The batches and jobs that the events are about, as they stand."""
+        touched: dict[UUID, set[int]] = defaultdict(set)
+        newest: dict[UUID, int] = {}
+        for event in events:
+            newest[event.batch_id] = max(newest.get(event.batch_id, 0), event.sequence)
+            if event.index is not None:
+                touched[event.batch_id].add(event.index)
+        known = {
+            batch_id: snapshot
+            for batch_id, snapshot in self._just_read.items()
+            if batch_id in newest and batch_id not in touched and _sequence_number(snapshot) >= newest[batch_id]
+        }
+        wanted = [
+            Wanted(batch_id, MAX_JOBS_PER_BATCH, sorted(touched.get(batch_id, ())), specs=True)
+            for batch_id in newest
+            if batch_id not in known
+        ]
+        self._just_read.clear()
+        return known | await self._take(wanted, newest) if wanted else known
+
+    async def _take(self, wanted: Sequence[Wanted], newest: Mapping[UUID, int] | None = None) -> dict[UUID, Snapshot]:
+        """From Redis; from the ledger what is not there, or is there as it was before the newest event."""
+        newest = newest or {}
+        found = await self._store.snapshots.take(wanted)
+        lacking = []
+        for want in wanted:
+            snapshot = found.get(want.batch_id)
+            if snapshot is None or _sequence_number(snapshot) < newest.get(want.batch_id, 0):
+                lacking.append(want)
+        if lacking:
+            recorded = await self._database.run(recorded_snapshots, self._database, lacking)
+            for batch_id, snapshot in recorded.items():
+                if batch_id not in found or _sequence_number(found[batch_id]) < _sequence_number(snapshot):
+                    found[batch_id] = snapshot
+        return found
+
+
+class _Writing:
+    """Writes the data of some events, of what was read for them."""
+
+    def __init__(
+        self, facts: Mapping[UUID, BatchFacts], snapshots: Mapping[UUID, Snapshot], signer: Signer, base_url: str
+    ) -> None:
+        self._batches = {it: _Batch(facts[it], snapshot) for it, snapshot in snapshots.items() if it in facts}
+        self._signer = signer
+        self._base_url = base_url
+
+    def write(self, events: Sequence[Event]) -> dict[str, JobData | BatchData]:
+        """By the event's id; without those whose batch or job is gone."""
+        told: dict[str, JobData | BatchData] = {}
+        last: UUID | None = None
+        batch: _Batch | None = None
+        for event in events:
+            if event.batch_id is not last:  # events of one entry share it
+                last = event.batch_id
+                batch = self._batches.get(last)
+            if batch is None:
+                continue
+            if event.index is None:
+                told[event.id] = fitted(_batch_data(event, batch))
+            elif event.index in batch.snapshot.specs:
+                told[event.id] = fitted(self._job_data(event, event.index, batch))
+        return told
+
+    def _job_data(self, event: Event, index: int, batch: _Batch) -> JobData:
+        assert event.previous is not None, "only the first event of a batch has no status before it"
+        of, status = batch.snapshot, JobStatus(event.status)
+        created_us, _, spec = of.specs[index].partition(b" ")
+        happened_ms = event.time_us // 1000
+        begun_ms, ended_ms = _times(of.states.get(index))
+        over = status.terminal
+        started_ms = happened_ms if status is JobStatus.RUNNING else begun_ms if over else None
+        identity = job_id(event.batch_id, index)
+        return JobData(
+            project_id=batch.facts.project,
+            batch_id=str(event.batch_id),
+            job_id=str(identity),
+            index=index,
+            status=status,
+            previous_status=JobStatus(event.previous),
+            sequence=event.sequence,
+            previous_sequence=None,
+            device=batch.facts.device,
+            tags=batch.tags,
+            runs=decode_spec(spec).runs,
+            created_at=_written_ms(int(created_us) // 1000),
+            started_at=None if started_ms is None else _written_ms(started_ms),
+            ended_at=_written_ms(ended_ms or happened_ms) if over else None,
+            errors=batch.faults_of(index, status) if over else (),
+            result=self._result(identity, of.results.get(index), event) if status is JobStatus.DONE else None,
+        )
+
+    def _result(self, job: UUID, packed: bytes | None, event: Event) -> ResultLink | None:
+        """The link is good from the event on: whoever writes it down writes the same."""
+        if packed is None:
+            return None
+        link = self._signer.link(self._base_url, job, event.time_us // 1_000_000)
+        until = timestamp(link.expires * 1_000_000)
+        file = result_file(packed)
+        if file is not None:
+            return ResultLink(link.url, until, file.size, file.sha256.hex(), content_encoding="gzip")
+        result = decode_result(packed)
+        body = result_json(result)
+        small = len(body) <= COUNTER_MAX_BYTES or len(msgspec.json.encode(result.counter)) <= COUNTER_MAX_BYTES
+        counter = result.counter if small else None
+        return ResultLink(link.url, until, len(body), hashlib.sha256(body).hexdigest(), counter=counter)
+
+
+class _Batch:
+    """What the events of one batch share."""
+
+    def __init__(self, facts: BatchFacts, snapshot: Snapshot) -> None:
+        fields = snapshot.fields
+        self.fault = decode_fault(fields["fault"]) if "fault" in fields else None
+        self.facts = facts
+        self.snapshot = snapshot
+        self.tags = _tags(snapshot, facts.tags)
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        return () if self.fault is None else (self.fault,)
+
+    def faults_of(self, index: int, status: JobStatus) -> tuple[Fault, ...]:
+        """Why a job failed: its own fault, or its batch's where it has none."""
+        own = self.snapshot.faults.get(index)
+        if own is not None:
+            return (decode_fault(own),)
+        return self.faults if status is JobStatus.ERROR else ()
+
+    def number(self, name: str) -> int:
+        return int(self.snapshot.fields.get(name, b"0"))
+
+    def moment(self, name: str) -> datetime | None:
+        return moment(self.snapshot.fields.get(name, b"0").decode())
+
+
+def _batch_data(event: Event, batch: _Batch) -> BatchData:
+    status, happened = BatchStatus(event.status), _moment_of(event)
+    started = batch.moment("started")
+    over = status.terminal
+    return BatchData(
+        project_id=batch.facts.project,
+        batch_id=str(event.batch_id),
+        name=batch.facts.name,
+        status=status,
+        previous_status=None if event.previous is None else BatchStatus(event.previous),
+        sequence=event.sequence,
+        previous_sequence=None,
+        device=batch.facts.device,
+        tags=batch.tags,
+        open=batch.number("open") == 1,
+        jobs={it: batch.number(name) for it, name in _COUNTERS.items()},
+        created_at=written(batch.facts.created),
+        started_at=None if started is None or started > happened else written(started),
+        ended_at=written(batch.moment("ended") or happened) if over else None,
+        errors=batch.faults if over else (),
+    )
+
+
+def _times(state: bytes | None) -> tuple[int | None, int | None]:
+    """When a job was begun last, and when it ended, in milliseconds since 1970."""
+    if state is None:
+        return None, None
+    words = state.split()
+    begun, ended = words[_BEGUN], words[_ENDED]
+    return None if begun == b"-" else int(begun), None if ended == b"-" else int(ended)
+
+
+def _written_ms(milliseconds: int) -> str:
+    return timestamp(milliseconds * 1000)
+
+
+def _facts(snapshot: Snapshot) -> BatchFacts:
+    assert snapshot.doc is not None, "the doc was asked for"
+    doc, fields = decode_doc(snapshot.doc), snapshot.fields
+    return BatchFacts(
+        project=fields["project"].decode(),
+        webhook=doc.webhook,
+        device=fields["device"].decode(),
+        name=doc.name,
+        tags=doc.tags,
+        created=moment_us(fields["created"].decode()),
+    )
+
+
+def _tags(snapshot: Snapshot, submitted: tuple[str, ...]) -> tuple[str, ...]:
+    """Redis has tags that were replaced beside the doc, the ledger within."""
+    if "tags" in snapshot.fields:
+        return msgspec.json.decode(snapshot.fields["tags"], type=tuple[str, ...])
+    return submitted if snapshot.doc is None else decode_doc(snapshot.doc).tags
+
+
+def _sequence_number(snapshot: Snapshot) -> int:
+    return int(snapshot.fields["seq"])
+
+
+def _moment_of(event: Event) -> datetime:
+    """To the millisecond, as records have it."""
+    return moment_us(str(event.time_us))
+
+
+def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for first in range(0, len(items), _PAGE):
+        yield items[first : first + _PAGE]

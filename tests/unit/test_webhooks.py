@@ -1,0 +1,265 @@
+"""What webhooks and the feed say: types, samples, schemas, and the page that shows them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import UUID
+
+import jsonschema
+import msgspec
+import pytest
+
+from tweezer.ledger.links import Signer
+from tweezer.model.events import read_events
+from tweezer.model.ids import job_id
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER
+from tweezer.model.messages import Fault
+from tweezer.model.webhook_samples import sample
+from tweezer.model.webhooks import (
+    BODY_MAX_BYTES,
+    USUAL_TYPES,
+    VERSION,
+    BatchData,
+    EventType,
+    JobData,
+    body,
+    data_type,
+    envelope,
+    fitted,
+    schema,
+    schemas,
+    timestamp,
+    told,
+    told_notice,
+)
+from tweezer.settings import Settings
+from tweezer.store.feed import Notice
+
+DOCS = Path(__file__).parents[2] / "docs"
+BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
+INTERNAL = {"job.pending", "batch.pending"}
+
+every_type = pytest.mark.parametrize("type_", EventType)
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("draw_webhooks", DOCS / "draw_webhooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def validate(whole: dict[str, Any], text: bytes | str) -> None:
+    validator = jsonschema.Draft202012Validator(whole, format_checker=jsonschema.FormatChecker())
+    validator.validate(msgspec.json.decode(text))
+
+
+# -- samples and schemas ---------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_samples(generator: ModuleType) -> None:
+    page = (DOCS / "webhooks.md").read_text()
+    assert generator.drawn(page) == page, "run `python docs/draw_webhooks.py`"
+
+
+def test_a_page_without_a_place_for_a_sample_is_an_error(generator: ModuleType) -> None:
+    page = (DOCS / "webhooks.md").read_text()
+    with pytest.raises(ValueError, match="one for each type"):
+        generator.drawn(page.replace("<!-- sample: ping -->", ""))
+
+
+def test_the_schemas_that_are_kept_are_those_of_the_code(generator: ModuleType) -> None:
+    kept = DOCS / f"webhooks.schema.v{VERSION}.json"
+    assert kept.read_text() == generator.document(), "run `python docs/draw_webhooks.py`"
+
+
+def test_the_schemas_are_schemas() -> None:
+    jsonschema.Draft202012Validator.check_schema(schemas())
+    assert schemas()["$id"] == f"urn:tweezer:webhooks:v{VERSION}"
+
+
+@every_type
+def test_each_sample_is_as_its_schema_says_and_as_no_other(type_: EventType) -> None:
+    it = sample(type_)
+    text = envelope(it.type, it.timestamp, it.data)
+    validate(schema(type_), text)
+    validate(schemas(), text)
+    assert isinstance(msgspec.convert(it.data, data_type(type_)), data_type(type_))
+    for other in set(EventType) - {type_}:
+        with pytest.raises(jsonschema.ValidationError):
+            validate(schema(other), text)
+
+
+@every_type
+def test_a_sample_has_all_fields_that_its_schema_knows(type_: EventType) -> None:
+    struct = data_type(type_)
+    assert set(sample(type_).data) == {field.encode_name for field in msgspec.structs.fields(struct)}
+
+
+@every_type
+def test_fields_of_later_days_are_no_fault(type_: EventType) -> None:
+    it = sample(type_)
+    validate(
+        schema(type_), msgspec.json.encode({"type": type_, "timestamp": it.timestamp, "data": {**it.data, "x": 1}})
+    )
+
+
+def test_there_is_neither_a_sample_nor_a_schema_of_a_type_that_there_is_not() -> None:
+    for make in (sample, schema):
+        with pytest.raises(ValueError, match=r"job\.pending"):
+            make("job.pending")
+
+
+def test_every_transition_has_a_type_or_is_internal() -> None:
+    words = [f"0{before}{after}" for before in JOB_BY_LETTER for after in JOB_BY_LETTER]
+    words += [f"{before}{after}" for before in BATCH_BY_LETTER for after in BATCH_BY_LETTER]
+    types = {event.type for event in read_events(BATCH, 1, 0, " ".join([*words, "NP:1"]))}
+    assert types - INTERNAL <= set(EventType)
+    assert {it for it in EventType if it.startswith(("job.", "batch."))} - {"batch.idle"} <= types
+
+
+def test_what_is_usual_are_batches_ends_of_jobs_and_endpoints_that_fail() -> None:
+    assert set(EventType) - USUAL_TYPES == {"job.running", "device.up", "device.down", "device.paused", "ping"}
+
+
+# -- the feed --------------------------------------------------------------------------------------------
+
+
+def test_an_event_of_a_job_is_told_with_what_it_knows() -> None:
+    (event,) = read_events(BATCH, 7, 1_760_780_467_000_001, "3RD")
+    it = told(event, "p")
+    assert (it.id, it.type, it.timestamp) == (event.id, "job.done", "2025-10-18T09:41:07.000001Z")
+    assert it.data == {
+        "project_id": "p",
+        "batch_id": str(BATCH),
+        "job_id": str(job_id(BATCH, 3)),
+        "index": 3,
+        "status": "DONE",
+        "previous_status": "RUNNING",
+        "sequence": 7,
+    }
+
+
+def test_a_new_batch_is_told_with_its_number_of_jobs() -> None:
+    (event,) = read_events(BATCH, 1, 0, "NP:20")
+    it = told(event, "p")
+    assert it.data == {
+        "project_id": "p",
+        "batch_id": str(BATCH),
+        "status": "PENDING",
+        "previous_status": None,
+        "sequence": 1,
+        "jobs": {"PENDING": 20, "RUNNING": 0, "DONE": 0, "ERROR": 0, "CANCELED": 0},
+    }
+
+
+def test_the_feed_says_of_an_event_nothing_that_its_webhook_would_say_otherwise() -> None:
+    for type_, words in (("job.done", "3RD"), ("batch.created", "NP:2")):
+        (event,) = read_events(BATCH, 1, 0, words)
+        known = {field.name: field.type for field in msgspec.structs.fields(data_type(type_))}
+        for name, value in told(event, "p").data.items():
+            msgspec.convert(value, known[name])
+
+
+def test_a_notice_is_told_as_it_stands() -> None:
+    notice = Notice("n1", "device.down", None, 1, '{"device":"FRESNEL","status":"DOWN","reason":null,"until":null}')
+    it = told_notice(notice)
+    assert (it.id, it.type, it.timestamp) == ("n1", "device.down", "1970-01-01T00:00:00.000001Z")
+    assert it.data == {"device": "FRESNEL", "status": "DOWN", "reason": None, "until": None}
+
+
+@pytest.mark.parametrize(
+    ("time_us", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000000Z"),
+        (1_760_780_467_999_999, "2025-10-18T09:41:07.999999Z"),
+        (4_102_444_800_000_001, "2100-01-01T00:00:00.000001Z"),
+    ],
+)
+def test_times_are_told_to_the_microsecond(time_us: int, text: str) -> None:
+    assert timestamp(time_us) == text
+
+
+# -- bodies ----------------------------------------------------------------------------------------------
+
+
+def job(**changes: Any) -> JobData:
+    return msgspec.convert({**sample("job.error").data, **changes}, JobData)
+
+
+def batch(**changes: Any) -> BatchData:
+    return msgspec.convert({**sample("batch.error").data, **changes}, BatchData)
+
+
+def test_a_body_names_the_event_before_it() -> None:
+    it = job()
+    whole = msgspec.json.decode(body("job.error", timestamp(0), it, 4))
+    assert whole["data"] == msgspec.json.decode(msgspec.json.encode(it)) | {"previous_sequence": 4}
+
+
+def test_what_fits_is_left_alone() -> None:
+    it = job(errors=[Fault("user", "x" * 15_000)])
+    assert fitted(it) is it
+
+
+@pytest.mark.parametrize(("length", "left"), [(30_000, 2000), (2000, 2000), (300, 300)])
+def test_messages_are_cut_before_tags_are_left_out(length: int, left: int) -> None:
+    tags = tuple("t" * 100 for _ in range(130))
+    it = fitted(job(errors=[Fault("user", "x" * length)] * 2, tags=tags))
+    assert {len(error.message) for error in it.errors} == {left}
+    assert it.tags == tags
+    assert all(error.message.endswith("…") == (length > left) for error in it.errors)
+
+
+def test_as_many_tags_are_kept_as_fit() -> None:
+    tags = tuple(f"{number:01000}" for number in range(1000))
+    it = fitted(batch(tags=tags, name="n" * 100_000))
+    assert it.tags == tags[: len(it.tags)]
+    assert it.name == "n" * 254 + "…"
+    text = body("batch.timed_out", timestamp(0), it, 2**63)
+    assert BODY_MAX_BYTES - 1400 < len(text) < BODY_MAX_BYTES
+
+
+def test_of_very_many_errors_the_first_is_kept() -> None:
+    it = fitted(batch(errors=[Fault("c" * 5000, "\U0001f52d" * 5000, "f" * 5000)] * 100, tags=()))
+    assert len(it.errors) >= 1
+    assert len(body("batch.error", timestamp(0), it, None).encode()) < BODY_MAX_BYTES
+
+
+# -- links -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "base"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"public_url": "https://t.example.org/q/", "api_port": 1}, "https://t.example.org/q"),
+        ({"api_host": "0.0.0.0", "api_port": 80}, "http://127.0.0.1:80"),  # noqa: S104  # nothing listens
+        ({"api_host": "::"}, "http://[::1]:8000"),
+        ({"api_host": "fd00::1"}, "http://[fd00::1]:8000"),
+        ({"api_host": "lab"}, "http://lab:8000"),
+    ],
+)
+def test_links_without_a_request_lead_to_the_public_url_or_to_the_api_itself(given: dict[str, Any], base: str) -> None:
+    assert Settings(**given).public_base() == base
+
+
+def test_a_link_is_good_for_its_job_and_its_time_only() -> None:
+    signer = Signer(b"secret", 100)
+    link = signer.link("http://h", BATCH)
+    expires, _, signature = link.url.partition("?expires=")[2].partition("&signature=")
+    assert link.url.startswith(f"http://h/api/v1/jobs/{BATCH}/results?")
+    assert signer.made(str(BATCH), expires, signature)
+    assert not signer.made(str(job_id(BATCH, 1)), expires, signature)
+    assert not signer.made(str(BATCH), str(int(expires) + 1), signature)
+    assert not signer.made(str(BATCH), expires, f"{signature}é\ud800")
+    assert not Signer(b"other", 100).made(str(BATCH), expires, signature)
+    past = Signer(b"secret", -100).link("http://h", BATCH)
+    expires, _, signature = past.url.partition("?expires=")[2].partition("&signature=")
+    assert not signer.made(str(BATCH), expires, signature)
