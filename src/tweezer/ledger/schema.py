@@ -193,6 +193,12 @@ endpoints = Table(
     Column("disabled_ms", BigInteger),
     Column("disabled_why", String(200)),
     Index("ix_endpoints_project", "project"),
+    Index(
+        "ix_endpoints_disabled_ms",
+        "disabled_ms",
+        sqlite_where=text("disabled_ms IS NOT NULL"),
+        postgresql_where=text("disabled_ms IS NOT NULL"),
+    ),
 )
 
 webhook_secrets = Table(
@@ -207,6 +213,9 @@ webhook_secrets = Table(
     Column("expires_ms", BigInteger),  # null: the one in use; else it was rotated, and signs until then
     Index("ix_webhook_secrets_project_endpoint", "project", "endpoint"),
 )
+
+GIVEN_UP = text("status IN ('E', 'H')")
+"""Deliveries that no attempt is made at any more, without success; written as the index has it, or it is not used."""
 
 deliveries = Table(
     "deliveries",
@@ -233,6 +242,12 @@ deliveries = Table(
     Index("ix_deliveries_batch", "batch", "endpoint", "sequence_number"),
     Index("ix_deliveries_endpoint", "endpoint", "created_ms"),
     Index("ix_deliveries_created_ms", "created_ms"),
+    Index(
+        "ix_deliveries_given_up",
+        "status",
+        sqlite_where=GIVEN_UP,
+        postgresql_where=GIVEN_UP,
+    ),
 )
 
 couriers = Table(

@@ -41,6 +41,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project"], ["projects.no"], name="fk_endpoints_project", ondelete="CASCADE"),
     )
     op.create_index("ix_endpoints_project", "endpoints", ["project"])
+    op.create_index(
+        "ix_endpoints_disabled_ms",
+        "endpoints",
+        ["disabled_ms"],
+        sqlite_where=sa.text("disabled_ms IS NOT NULL"),
+        postgresql_where=sa.text("disabled_ms IS NOT NULL"),
+    )
     op.create_table(
         "webhook_secrets",
         sa.Column("id", _Number, nullable=False),
@@ -84,6 +91,13 @@ def upgrade() -> None:
     op.create_index("ix_deliveries_batch", "deliveries", ["batch", "endpoint", "sequence_number"])
     op.create_index("ix_deliveries_endpoint", "deliveries", ["endpoint", "created_ms"])
     op.create_index("ix_deliveries_created_ms", "deliveries", ["created_ms"])
+    op.create_index(
+        "ix_deliveries_given_up",
+        "deliveries",
+        ["status"],
+        sqlite_where=sa.text("status IN ('E', 'H')"),
+        postgresql_where=sa.text("status IN ('E', 'H')"),
+    )
     op.create_table(
         "couriers",
         sa.Column("namespace", sa.String(32), nullable=False),

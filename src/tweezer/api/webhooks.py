@@ -1,0 +1,132 @@
+"""What routes of webhooks do: changes in the ledger, the secrets of its vault, and alarms for the couriers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+
+from tweezer.ledger.credentials import Principal
+from tweezer.ledger.database import Database
+from tweezer.ledger.endpoints import SECRETS_SURE_S, Endpoint
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
+from tweezer.ledger.vault import Vault
+from tweezer.ledger.webhook_secrets import add_ed25519
+from tweezer.model.addresses import WebhookPolicy, check_url
+from tweezer.model.errors import InvalidInput, Unavailable
+from tweezer.settings import Settings
+from tweezer.store.alarms import Alarms
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class Webhooks:
+    """policy: where webhooks may go. Raises InvalidInput("webhook_allow" or "webhook_ports", …)."""
+
+    def __init__(self, settings: Settings, store: Store, database: Database) -> None:
+        self.policy: WebhookPolicy = settings.webhook_policy()
+        self._settings = settings
+        self._alarms = Alarms(store)
+        self._database = database
+
+    @cached_property
+    def vault(self) -> Vault:
+        """It may make a file: when it is first needed."""
+        return Vault.of(self._settings.secrets_key, self._settings.data_dir)
+
+    async def change(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Does something with a connection to the ledger, in a transaction that writes."""
+
+        def change() -> T:
+            with self._database.write() as connection:
+                return work(connection, *arguments, **options)
+
+        done = await self._database.run(change)
+        with contextlib.suppress(Unavailable):  # couriers see it within a second all the same
+            await self._alarms.changed()
+        return done
+
+    async def read(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+        """The same, in a transaction that reads."""
+
+        def read() -> T:
+            with self._database.read() as connection:
+                return work(connection, *arguments, **options)
+
+        return await self._database.run(read)
+
+    async def arm(self, endpoint: UUID) -> None:
+        """Wakes a courier for what is due; if Redis is away their sweep finds it later."""
+        try:
+            await self._alarms.arm(endpoint, None)
+        except Unavailable as error:
+            log.warning("alarm.not_armed", endpoint=str(endpoint), error=error.message)
+
+    async def first_secret(self, endpoint: Endpoint, *, ed25519: bool) -> ShownSecret:
+        """That of a new endpoint, which no courier knows yet."""
+        if ed25519:
+            await self.change(add_ed25519, self.vault, endpoint.project_no, endpoint.id)
+        return await self.secret(endpoint)
+
+    async def secret(self, endpoint: Endpoint) -> ShownSecret:
+        return await self.change(secret_of, self.vault, endpoint)
+
+    async def secret_of_project(self, project: str) -> ShownSecret:
+        """Raises NotFound."""
+        no = (await self.read(find_project, project)).no
+        return await self.change(secret_of_owner, self.vault, no, None)
+
+    async def rotate(self, endpoint: Endpoint, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        """A new secret, once all couriers surely sign with it."""
+        return await self._rotate(endpoint.project_no, endpoint.secrets_owner, overlap_s=overlap_s, ed25519=ed25519)
+
+    async def rotate_of_project(self, project: str, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        """The same for a project's own. Raises NotFound."""
+        no = (await self.read(find_project, project)).no
+        return await self._rotate(no, None, overlap_s=overlap_s, ed25519=ed25519)
+
+    async def _rotate(self, no: int, endpoint: UUID | None, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        shown = await self.change(rotate_secret, self.vault, no, endpoint, overlap_s=overlap_s, ed25519=ed25519)
+        await asyncio.sleep(SECRETS_SURE_S)
+        return shown
+
+
+def seen_by(caller: Principal) -> Collection[str] | None:
+    """The projects whose webhooks exist for this caller; None: all."""
+    return None if caller.sees_all else caller.projects
+
+
+async def _webhooks(request: Request) -> Webhooks:
+    return cast(Webhooks, request.app.state.webhooks)
+
+
+Hooks = Annotated[Webhooks, Depends(_webhooks)]
+
+
+def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
+    """Refuses a batch whose ``webhook`` couriers would refuse (422)."""
+    if url is not None:
+        with malformed():
+            check_url(url, policy, "webhook")
+
+
+@contextlib.contextmanager
+def malformed() -> Iterator[None]:
+    """Says of a value that cannot be used, in its field, that the request cannot (422)."""
+    try:
+        yield
+    except InvalidInput as error:
+        problem = {"type": "invalid", "loc": ("body", error.field), "msg": error.problem}
+        raise RequestValidationError([problem]) from error

@@ -1,0 +1,355 @@
+"""The commands of ``tweezer webhooks`` about what is sent: the log, sending again, replay, samples, the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.cli.times import seconds
+from tweezer.cli.wake import wake
+from tweezer.ledger import delivery_log
+from tweezer.ledger.clock import moment_of
+from tweezer.ledger.deliveries import Attempt
+from tweezer.ledger.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
+from tweezer.ledger.endpoints import find_endpoint
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.shown_secrets import secret_of, secret_of_owner
+from tweezer.ledger.vault import Vault
+from tweezer.model.errors import InvalidInput
+from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
+from tweezer.model.webhook_samples import sample as sample_of
+from tweezer.model.webhooks import EventType, envelope, schemas
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
+
+_FAILED = 1
+_ANSWER_SHOWN = 200
+
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+def moment(text: str) -> datetime:
+    """``2h`` (ago), or a time in ISO 8601, UTC unless it says otherwise; for options."""
+    try:
+        found = datetime.fromisoformat(text.strip())
+    except ValueError:
+        try:
+            return datetime.now(UTC) - timedelta(seconds=seconds(text))
+        except click.BadParameter:
+            raise click.BadParameter(f"{text!r} is no time such as 2h (ago), 30min or 2026-11-22T10:00:00") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+_endpoint = click.option("--endpoint", type=click.UUID, metavar="ID", help="To this endpoint.")
+_batch = click.option("--batch", type=click.UUID, metavar="ID", help="Of events of this batch.")
+_type = click.option(
+    "--type", "type_", type=click.Choice([it.value for it in EventType]), metavar="TYPE", help="Of events of this type."
+)
+_since = click.option("--since", type=moment, metavar="TIME", help="Since then: 2h (ago), or a time in ISO 8601.")
+
+
+@click.command()
+@click.argument("delivery", type=click.UUID, required=False)
+@_endpoint
+@_batch
+@click.option("--status", type=click.Choice([it.value for it in DeliveryStatus]), help="What became of them.")
+@_type
+@_since
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
+@click.option("--all-projects", is_flag=True, help="Of all projects.")
+@_json
+@pass_access
+def deliveries(
+    access: Access,
+    *,
+    delivery: UUID | None,
+    endpoint: UUID | None,
+    batch: UUID | None,
+    status: str | None,
+    type_: str | None,
+    since: datetime | None,
+    limit: int,
+    all_projects: bool,
+    as_json: bool,
+) -> None:
+    """List deliveries, newest first; or show one with every attempt and its body, by its id."""
+    if delivery is not None:
+        with access.ledger("webhooks deliveries") as database, database.read() as connection:
+            one = find_delivery(connection, delivery)
+        click.echo(_plain([one])[0]) if as_json else show.echo("\n".join([*describe(one), "", one.body or ""]))
+        return
+    wanted = DeliveryFilter(endpoint, batch, None if status is None else DeliveryStatus(status), type_, since)
+    projects = None if all_projects or endpoint or batch else [access.settings().project_id]
+    with access.ledger("webhooks deliveries") as database:
+        found = _newest_first(database, projects, wanted, limit)
+    if as_json:
+        click.echo(b"[" + b",".join(_plain(found)) + b"]")
+    elif not found:
+        show.echo("There is no such delivery.")
+    else:
+        show.echo("\n".join(lines_of(found)))
+
+
+@click.command()
+@click.argument("delivery", type=click.UUID, required=False)
+@_endpoint
+@_since
+@click.option("--all", "everything", is_flag=True, help="Those that were delivered, too.")
+@_json
+@pass_access
+def resend(
+    access: Access,
+    *,
+    delivery: UUID | None,
+    endpoint: UUID | None,
+    since: datetime | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Send a delivery again; or with --endpoint and --since, all since then that were not delivered.
+
+    The receiver gets the same id and body, signed anew.
+    """
+    if (delivery is None) == (endpoint is None) or (endpoint is None) != (since is None):
+        raise click.UsageError("give the id of a delivery, or --endpoint ID and --since TIME")
+    with access.ledger("webhooks resend") as database, database.write() as connection:
+        if delivery is not None:
+            endpoint, count = delivery_log.resend(connection, delivery).endpoint, 1
+        else:
+            assert endpoint is not None
+            assert since is not None
+            find_endpoint(connection, endpoint)
+            count = delivery_log.resend_since(connection, endpoint, since, all=everything)
+    if count:
+        wake(access, endpoint)
+    if as_json:
+        click.echo(msgspec.json.encode({"count": count}))
+    else:
+        show.echo(f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again")
+
+
+@click.command()
+@click.argument("url")
+@_endpoint
+@_batch
+@_type
+@_since
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most, the newest.")
+@_json
+@click.pass_context
+@pass_access
+def replay(
+    access: Access,
+    context: click.Context,
+    /,
+    *,
+    url: str,
+    endpoint: UUID | None,
+    batch: UUID | None,
+    type_: str | None,
+    since: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Send stored deliveries to URL, oldest first, to try out a receiver: a local one, too.
+
+    Each has the body and the id that it had, and is signed anew with the secret of its endpoint. Nothing is logged,
+    and nothing tried again; the exit code is 1 if one failed.
+    """
+    _check_local(url)
+    wanted = DeliveryFilter(endpoint, batch, None, type_, since)
+    projects = None if endpoint or batch else [access.settings().project_id]
+    settings = access.settings()
+    with access.ledger("webhooks replay") as database:
+        found = _newest_first(database, projects, wanted, limit)
+        posts = list(_signed(database, Vault.of(settings.secrets_key, settings.data_dir), found[::-1]))
+    failed = asyncio.run(_post_all(url, posts, settings.webhook_timeout_s, as_json=as_json))
+    if not as_json:
+        show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
+    context.exit(_FAILED if failed else 0)
+
+
+@click.command()
+@click.argument("type_", metavar="[TYPE]", type=click.Choice([it.value for it in EventType]), default="job.done")
+@click.option("--url", help="Post it there, signed.")
+@click.option("--secret", help="Sign with this one  [default: that of the project].")
+@click.pass_context
+@pass_access
+def sample(access: Access, context: click.Context, /, *, type_: str, url: str | None, secret: str | None) -> None:
+    """Print the body of a webhook as an example, job.done unless another type is given; or post it."""
+    told = sample_of(type_)
+    body = envelope(told.type, told.timestamp, told.data)
+    if url is None:
+        click.echo(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
+        return
+    _check_local(url)
+    settings = access.settings()
+    if secret is None:
+        with access.ledger("webhooks sample") as database, database.write() as connection:
+            vault = Vault.of(settings.secrets_key, settings.data_dir)
+            secret = secret_of_owner(connection, vault, find_project(connection, settings.project_id).no, None).secret
+    check_secret(secret)
+    failed = asyncio.run(
+        _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook_timeout_s, as_json=False)
+    )
+    context.exit(_FAILED if failed else 0)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schemas of all bodies."""
+    click.echo(json.dumps(schemas(), indent=2, ensure_ascii=False))
+
+
+COMMANDS = (deliveries, resend, replay, sample, schema)
+
+
+# -- how deliveries are shown -------------------------------------------------------------------------------
+
+
+def lines_of(found: Sequence[Delivery]) -> list[str]:
+    """A table of deliveries."""
+    rows = [(it.id, show.minute(it.created), it.type, it.batch or "-", it.status.value, _last(it)) for it in found]
+    return show.table(("delivery", "written", "type", "batch", "", "last attempt"), rows)
+
+
+def describe(delivery: Delivery) -> list[str]:
+    """What became of a delivery: every attempt on a line."""
+    number = "" if delivery.sequence is None else f", event {delivery.sequence} of batch {delivery.batch}"
+    lines = [
+        f"Delivery {delivery.id}: {delivery.type}{number}, to endpoint {delivery.endpoint}",
+        f"  webhook-id {delivery.event}",
+        f"  {delivery.status.value}" + ("" if delivery.due is None else f", next attempt {_second(delivery.due)}"),
+    ]
+    for attempt in delivery.log:
+        lines.append(f"  {attempt.number}. {_second(moment_of(attempt.at_ms))}  {_attempt(attempt)}")
+        if attempt.answer:
+            lines.append(f"     {_one_line(attempt.answer)}")
+    return lines
+
+
+def _last(delivery: Delivery) -> str:
+    return _attempt(delivery.log[-1]) if delivery.log else "none yet"
+
+
+def _attempt(attempt: Attempt) -> str:
+    said = attempt.error or f"HTTP {attempt.status}"
+    following = "" if attempt.next_ms is None else f", next {_second(moment_of(attempt.next_ms))}"
+    return f"{said} after {attempt.ms} ms{following}"
+
+
+def _one_line(text: str) -> str:
+    """The beginning of what a stranger answered, harmless on a terminal."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:_ANSWER_SHOWN])
+    return plain + ("…" if len(text) > _ANSWER_SHOWN else "")
+
+
+def _second(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _plain(found: Sequence[Delivery]) -> list[bytes]:
+    """As JSON, attempts with the names of their fields."""
+    rows = []
+    for it in found:
+        about = msgspec.to_builtins(it) | {"log": [msgspec.structs.asdict(attempt) for attempt in it.log]}
+        if it.body is None:
+            del about["body"]
+        rows.append(msgspec.json.encode(about))
+    return rows
+
+
+def _newest_first(
+    database: Database, projects: Sequence[str] | None, wanted: DeliveryFilter, most: int
+) -> list[Delivery]:
+    """Also those of one batch that were written in the same millisecond, which the log does not tell apart."""
+    found: list[Delivery] = []
+    after: str | None = None
+    while len(found) < most:
+        with database.read() as connection:
+            limit = min(most - len(found), delivery_log.LIMIT_MAX)
+            page = list_deliveries(connection, projects, wanted, limit=limit, after=after)
+        found += page.rows
+        after = page.after
+        if after is None:
+            break
+    return sorted(found, key=lambda it: (it.created, it.sequence or 0), reverse=True)
+
+
+# -- sending from here --------------------------------------------------------------------------------------
+
+
+class _Post(msgspec.Struct, frozen=True):
+    """What is to be posted."""
+
+    id: str
+    type: str
+    body: bytes
+    secret: str
+
+    def headers(self) -> Mapping[str, str]:
+        """Signed now."""
+        sent = int(time.time())
+        return {
+            "Content-Type": "application/json",
+            ID_HEADER: self.id,
+            TIMESTAMP_HEADER: str(sent),
+            SIGNATURE_HEADER: sign(self.secret, self.id, sent, self.body),
+        }
+
+
+def _check_local(url: str) -> None:
+    """Whoever runs this command may call any address that this machine reaches."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidInput("url", "is no complete http or https URL: write http://127.0.0.1:8808/")
+
+
+def _signed(database: Database, vault: Vault, found: Sequence[Delivery]) -> Iterator[_Post]:
+    secrets: dict[UUID, str] = {}
+    for it in found:
+        with database.write() as connection:
+            if it.endpoint not in secrets:
+                secrets[it.endpoint] = secret_of(connection, vault, find_endpoint(connection, it.endpoint)).secret
+            body = find_delivery(connection, it.id).body or ""
+        yield _Post(it.event, it.type, body.encode(), secrets[it.endpoint])
+
+
+async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_json: bool) -> int:
+    """Posts one after the other and prints what became of each; how many failed."""
+    import aiohttp
+
+    failed = 0
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=timeout_s), cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+        for post in posts:
+            began, status, error = time.monotonic(), None, None
+            try:
+                async with session.post(url, data=post.body, headers=post.headers(), allow_redirects=False) as answer:
+                    status = answer.status
+            except TimeoutError:
+                error = f"no answer within {timeout_s:g} s"
+            except aiohttp.ClientError as raised:
+                error = str(raised) or type(raised).__name__
+            taken = status is not None and 200 <= status < 300
+            failed += not taken
+            outcome = {"id": post.id, "type": post.type, "status": status, "error": error}
+            milliseconds = round((time.monotonic() - began) * 1000)
+            if as_json:
+                click.echo(msgspec.json.encode(outcome | {"ms": milliseconds}))
+            else:
+                show.echo(f"{post.type:<16}  {post.id}  {error or f'HTTP {status}'} after {milliseconds} ms")
+    return failed

@@ -1,0 +1,313 @@
+"""``tweezer webhooks listen``: a receiver of webhooks on this machine, that verifies, prints, and fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.signatures import ID_HEADER, Webhook, WebhookInvalid, verify_webhook
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+PORT = 8808
+
+_BODY_MAX = 1 << 20
+_FRESH_S = 1.0
+
+Secrets = Collection[str] | Callable[[], Collection[str]]
+
+
+class Manner(msgspec.Struct, frozen=True):
+    """How a receiver answers. answers: statuses, in turn and again from the first. slow_s: how long it takes for each.
+    hang_s: it says nothing for so long, and hangs up. reset: it hangs up at once. retry_after_s: what it asks for when
+    its answer is no success."""
+
+    answers: tuple[int, ...] = (204,)
+    slow_s: float = 0.0
+    hang_s: float | None = None
+    reset: bool = False
+    retry_after_s: int | None = None
+
+
+class Received(msgspec.Struct, frozen=True):
+    """One webhook as it came. webhook: None if it could not be verified, for the reason in ``problem``.
+
+    repeated: its id was seen before. remarks: what its numbers tell of others that are missing or late. status: what
+    was answered; None: nothing.
+    """
+
+    at: datetime
+    id: str
+    webhook: Webhook | None
+    problem: str | None
+    repeated: bool
+    remarks: tuple[str, ...]
+    status: int | None
+    body: bytes
+
+
+class Receiver:
+    """Listens from ``start`` to ``close``, and calls ``on_webhook`` for each webhook, in the order in which they come.
+
+    secrets: those that it may be signed with, or what tells them, which is asked again about each second and may
+    block. port: 0 picks a free one.
+    """
+
+    def __init__(
+        self,
+        secrets: Secrets,
+        on_webhook: Callable[[Received], None],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        manner: Manner | None = None,
+    ) -> None:
+        self._secrets = secrets
+        self._known: tuple[float, Collection[str]] | None = None
+        self._on_webhook = on_webhook
+        self._host = host
+        self._port = port
+        self._manner = manner or Manner()
+        self._answers = itertools.cycle(self._manner.answers)
+        self._numbers = Numbers()
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}/"
+
+    async def start(self) -> None:
+        """Raises InvalidInput("port", …) when it is not to be had."""
+        from aiohttp import web
+
+        app = web.Application(client_max_size=_BODY_MAX)
+        app.router.add_post("/{path:.*}", self._receive)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise InvalidInput("port", f"{self._host}:{self._port} is not to be had: {error.strerror}") from error
+        self._runner = runner
+        self._port = runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Hangs up on who waits yet."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _receive(self, request: web.Request) -> web.StreamResponse:
+        from aiohttp import web
+
+        body = await request.read()
+        webhook, problem = await self._verify(body, request)
+        manner = self._manner
+        answered = manner.hang_s is None and not manner.reset
+        status = None if not answered else next(self._answers) if webhook is not None else 401
+        self._on_webhook(self._numbers.read(request.headers.get(ID_HEADER, ""), webhook, problem, status, body))
+        await asyncio.sleep(manner.slow_s if answered else manner.hang_s or 0.0)
+        if status is None:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=500)  # nobody hears it
+        asks = manner.retry_after_s is not None and not 200 <= status < 300
+        headers = {"Retry-After": str(manner.retry_after_s)} if asks else {}
+        return web.Response(status=status, headers=headers, text=None if problem is None else problem)
+
+    async def _verify(self, body: bytes, request: web.Request) -> tuple[Webhook | None, str | None]:
+        """The webhook, or why it is none."""
+        try:
+            return verify_webhook(body, request.headers, await self._secrets_now()), None
+        except WebhookInvalid as error:
+            return None, error.message
+        except TweezerError as error:
+            return None, f"the secrets cannot be read: {error.message}"
+
+    async def _secrets_now(self) -> Collection[str]:
+        if not callable(self._secrets):
+            return self._secrets
+        if self._known is None or time.monotonic() - self._known[0] > _FRESH_S:
+            self._known = (time.monotonic(), await asyncio.to_thread(self._secrets))
+        return self._known[1]
+
+
+class Numbers:
+    """What was seen: each webhook's id, and of each batch the numbers of its events."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+        self._seen: dict[str, set[int]] = {}
+        self._missing: dict[str, set[int]] = {}
+
+    def read(
+        self, identity: str, webhook: Webhook | None, problem: str | None, status: int | None, body: bytes
+    ) -> Received:
+        """Takes note of a webhook, and says what is remarkable about it."""
+        repeated = webhook is not None and webhook.id in self._ids
+        remarks = () if webhook is None or repeated else tuple(self._remarks(webhook.data))
+        if webhook is not None:
+            self._ids.add(webhook.id)
+        return Received(datetime.now(UTC), identity, webhook, problem, repeated, remarks, status, body)
+
+    def _remarks(self, data: dict[str, Any]) -> Iterator[str]:
+        batch, number, before = data.get("batch_id"), data.get("sequence"), data.get("previous_sequence")
+        if not isinstance(batch, str) or not isinstance(number, int):
+            return
+        missing = self._missing.setdefault(batch, set())
+        seen = self._seen.setdefault(batch, set())
+        if number in missing:
+            missing.discard(number)
+            yield f"late, the gap at {number} is closed"
+        elif seen and isinstance(before, int) and before not in seen:
+            missing.add(before)
+            yield f"gap, {before} has not come yet"
+        seen.add(number)
+
+
+def line_of(received: Received) -> str:
+    """A webhook on one line."""
+    at = f"{received.at.astimezone():%H:%M:%S}"
+    answered = "no answer" if received.status is None else f"answered {received.status}"
+    if received.webhook is None:
+        named = "".join(letter if letter.isprintable() else " " for letter in received.id[:60])  # by a stranger
+        return f"{at}  NOT VERIFIED: {received.problem}  ({answered}; id {named or 'none'})"
+    data = received.webhook.data
+    about = _about(data)
+    number = f"#{data['sequence']}" if isinstance(data.get("sequence"), int) else ""
+    remarks = [*(["repeated"] if received.repeated else []), *received.remarks]
+    ending = f"  ({'; '.join(remarks)})" if remarks else ""
+    return f"{at}  {received.webhook.type:<16}  {about}  {number:>5}  verified, {answered}{ending}"
+
+
+def json_of(received: Received) -> bytes:
+    """A webhook as a JSON object."""
+    webhook = received.webhook
+    return msgspec.json.encode(
+        {
+            "at": received.at,
+            "id": received.id,
+            "verified": webhook is not None,
+            "problem": received.problem,
+            "type": None if webhook is None else webhook.type,
+            "data": None if webhook is None else webhook.data,
+            "repeated": received.repeated,
+            "remarks": received.remarks,
+            "status": received.status,
+        }
+    )
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="0 picks a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    help="whsec_… or the public whpk_…; may be repeated  [default: those of the project and its endpoints].",
+)
+@click.option("--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses, in turn.")
+@click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Ask for it when the answer is no success.")
+@click.option("--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Take so long to answer.")
+@click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Say nothing for so long, then hang up.")
+@click.option("--reset", is_flag=True, help="Hang up at once.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each.")
+@pass_access
+def listen(
+    access: Access,
+    *,
+    port: int,
+    host: str,
+    secrets: Sequence[str],
+    answer: str,
+    retry_after: int | None,
+    slow_s: float,
+    hang_s: float | None,
+    reset: bool,
+    as_json: bool,
+) -> None:
+    """Receive webhooks on this machine, verify and print them, and answer as told, until Ctrl-C.
+
+    Couriers go to 127.0.0.1 only where TWEEZER_WEBHOOK_ALLOW has it; `tweezer webhooks replay` always does.
+    """
+    manner = Manner(_statuses(answer), slow_s, hang_s, reset, retry_after)
+
+    def print_it(received: Received) -> None:
+        if as_json:
+            click.echo(json_of(received))
+        else:
+            show.echo(line_of(received))
+
+    async def run() -> None:
+        receiver = Receiver(secrets or known_secrets(access), print_it, host=host, port=port, manner=manner)
+        await receiver.start()
+        try:
+            show.echo(f"Listening at {receiver.url} (Ctrl-C ends it)", err=True)
+            stop = asyncio.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await stop.wait()
+        finally:
+            await receiver.close()
+
+    asyncio.run(run())
+
+
+def known_secrets(access: Access) -> Callable[[], Collection[str]]:
+    """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
+    from tweezer.ledger.endpoints import list_endpoints
+    from tweezer.ledger.projects import find_project
+    from tweezer.ledger.vault import Vault
+    from tweezer.ledger.webhook_secrets import secrets_of
+    from tweezer.model.signatures import Algorithm
+
+    settings = access.settings()
+    vault = Vault.of(settings.secrets_key, settings.data_dir)
+
+    def ask() -> Collection[str]:
+        with access.ledger("webhooks listen") as database, database.write() as connection:
+            no = find_project(connection, settings.project_id).no
+            owners = [None, *(it.secrets_owner for it in list_endpoints(connection, [settings.project_id]))]
+            return {
+                secret.text
+                for owner in dict.fromkeys(owners)
+                for secret in secrets_of(connection, vault, no, owner)
+                if secret.algorithm is Algorithm.HMAC_SHA256
+            }
+
+    try:
+        ask()  # what is wrong with it is said before anything listens
+    except TweezerError as error:
+        raise TweezerError(f"{error.message}; or give the secret with --secret", code=error.code) from error
+    return ask
+
+
+def _statuses(text: str) -> tuple[int, ...]:
+    found = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if len(found) != len(text.split(",")) or not all(200 <= status <= 599 for status in found):
+        raise click.BadParameter(f"{text!r} is no list of HTTP statuses such as 500 or 200,500,500")
+    return found
+
+
+def _about(data: dict[str, Any]) -> str:
+    """What it is about: a batch and a job of it, a device, an endpoint."""
+    if isinstance(data.get("batch_id"), str):
+        job = f" job {data['index']}" if isinstance(data.get("index"), int) else ""
+        return f"batch {data['batch_id']}{job}  {data.get('status', '')}"
+    return str(data.get("device") or data.get("endpoint_id") or "")

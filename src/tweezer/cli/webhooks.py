@@ -1,0 +1,359 @@
+"""``tweezer webhooks``: where webhooks go, with which secrets, and whether they arrive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.cli.deliveries import COMMANDS, describe, lines_of
+from tweezer.cli.listen import listen
+from tweezer.cli.times import seconds
+from tweezer.cli.wake import tell_changed, wake
+from tweezer.ledger import endpoints as ledger_endpoints
+from tweezer.ledger.delivery_log import (
+    Delivery,
+    DeliveryFilter,
+    DeliveryStatus,
+    find_delivery,
+    list_deliveries,
+    ping,
+)
+from tweezer.ledger.endpoints import SECRETS_SURE_S, Endpoint, EndpointKind, find_endpoint
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
+from tweezer.ledger.vault import Vault
+from tweezer.ledger.webhook_secrets import add_ed25519, encrypt_anew
+from tweezer.model.webhooks import EventType
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tweezer.ledger.database import Database
+
+_BY_HAND = "disabled by hand"
+_LOOK_S = 0.1
+_SHOWN_DELIVERIES = 5
+_FAILED = 1
+
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+_id = click.argument("endpoint_id", metavar="ID", type=click.UUID)
+_perhaps_id = click.argument("endpoint_id", metavar="[ID]", type=click.UUID, required=False)
+_all_projects = click.option("--all-projects", is_flag=True, help="Of all projects.")
+
+
+@click.group()
+def webhooks() -> None:
+    """Webhooks tell programs what happens: signed, tried again until they arrive, and logged.
+
+    The `webhook` of a batch is told of that batch, an endpoint that is registered here of all batches of a project.
+    """
+
+
+for command in (*COMMANDS, listen):
+    webhooks.add_command(command)
+
+
+# -- endpoints ----------------------------------------------------------------------------------------------
+
+
+@webhooks.command(name="add")
+@click.argument("url")
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    type=click.Choice([it.value for it in EventType if it is not EventType.PING]),
+    metavar="TYPE",
+    help="Of the events that it is sent; may be repeated  [default: batch.*, the ends of jobs, endpoint.disabled].",
+)
+@click.option("--description", default="", help="For people.")
+@click.option("--ed25519", is_flag=True, help="Sign with a private key, too; its public key is printed.")
+@_json
+@pass_access
+def add(access: Access, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
+    """Send the events of a project to URL from now on; prints the endpoint's id and its secret."""
+    settings = access.settings()
+    with _writing(access, "webhooks add") as connection:
+        made = ledger_endpoints.create_endpoint(
+            connection,
+            settings.webhook_policy(),
+            project_id=settings.project_id,
+            url=url,
+            types=types,
+            description=description,
+        )
+        if ed25519:
+            add_ed25519(connection, _vault(access), made.project_no, made.id)
+        secret = secret_of(connection, _vault(access), made)
+    if as_json:
+        click.echo(msgspec.json.encode(_about(made) | _of_secret(secret)))
+        return
+    click.echo(made.id)
+    _show_secret(secret)
+    show.echo(
+        f"Events of project {made.project} go there from now on. The receiver verifies them with the secret; "
+        f"try it: tweezer webhooks test {made.id}",
+        err=True,
+    )
+
+
+@webhooks.command(name="list")
+@click.option("--batches", is_flag=True, help="Those, too, that batches were submitted with.")
+@_all_projects
+@_json
+@pass_access
+def list_(access: Access, *, batches: bool, all_projects: bool, as_json: bool) -> None:
+    """List the endpoints of a project, newest first."""
+    projects = None if all_projects else [access.settings().project_id]
+    kind = None if batches else EndpointKind.PROJECT
+    with access.ledger("webhooks list") as database, database.read() as connection:
+        found = ledger_endpoints.list_endpoints(connection, projects, kind=kind)
+    if as_json:
+        click.echo(msgspec.json.encode([_about(it) for it in found]))
+    elif not found:
+        show.echo("There is no endpoint; make one with `tweezer webhooks add URL`.")
+    else:
+        rows = [(it.id, it.project, _short(it.url), _types(it), _state(it), it.description) for it in found]
+        show.echo("\n".join(show.table(("id", "project", "to", "types", "", ""), rows)))
+
+
+@webhooks.command(name="show")
+@_id
+@_json
+@pass_access
+def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
+    """Show an endpoint, and what became of the last deliveries to it."""
+    with access.ledger("webhooks show") as database, database.read() as connection:
+        found = find_endpoint(connection, endpoint_id)
+        wanted = DeliveryFilter(endpoint=endpoint_id)
+        last = list_deliveries(connection, None, wanted, limit=_SHOWN_DELIVERIES).rows
+    if as_json:
+        click.echo(msgspec.json.encode(_about(found)))
+        return
+    about = {
+        "project": found.project,
+        "to": found.url,
+        "types": " ".join(sorted(found.subscribed)),
+        "description": found.description,
+        "kind": "registered" if found.kind is EndpointKind.PROJECT else "the webhook of batches",
+        "made": show.minute(found.created),
+        "state": _state(found) or "works",
+    }
+    show.echo(f"Endpoint {found.id}")
+    for name, value in about.items():
+        if value:
+            show.echo(f"  {name + ':':<13}{value}")
+    for line in lines_of(last) if last else ["Nothing was delivered there yet."]:
+        show.echo(line)
+
+
+@webhooks.command(name="test")
+@_id
+@click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, metavar="S", help="How long to wait.")
+@_json
+@click.pass_context
+@pass_access
+def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
+    """Send a ping, whatever the endpoint's types are, and show what became of it; the exit code is 1 if it failed."""
+    with access.ledger("webhooks test") as database:
+        with database.write() as connection:
+            delivery_id = ping(connection, find_endpoint(connection, endpoint_id))
+        wake(access, endpoint_id)
+        found = _outcome(database, delivery_id, wait_s)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found.log:
+        show.echo(f"No courier has sent it within {wait_s:g} s: does `tweezer courier` run? It is sent when one does.")
+    else:
+        show.echo("\n".join(describe(found)))
+    context.exit(0 if found.status is DeliveryStatus.DELIVERED else _FAILED)
+
+
+@webhooks.command(name="enable")
+@_id
+@_json
+@pass_access
+def enable(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
+    """Send what happens from now on to an endpoint again that was disabled."""
+    with _writing(access, "webhooks enable") as connection:
+        found = ledger_endpoints.enable_endpoint(connection, endpoint_id)
+        wanted = DeliveryFilter(endpoint=endpoint_id, status=DeliveryStatus.HELD)
+        held = list_deliveries(connection, None, wanted, limit=1).rows
+    _show_endpoint(found, "is sent what happens from now on", as_json=as_json)
+    if held and not as_json:
+        show.echo(
+            f"What happened meanwhile is held: tweezer webhooks resend --endpoint {found.id} --since TIME sends it",
+            err=True,
+        )
+
+
+@webhooks.command(name="disable")
+@_id
+@click.option("--why", default=_BY_HAND, show_default=True, help="For people.")
+@_json
+@pass_access
+def disable(access: Access, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
+    """Send nothing more to an endpoint; what happens is held until it is enabled and sent again."""
+    with _writing(access, "webhooks disable") as connection:
+        ledger_endpoints.disable_endpoint(connection, endpoint_id, why)
+        found = find_endpoint(connection, endpoint_id)
+    _show_endpoint(found, "is sent nothing any more", as_json=as_json)
+
+
+@webhooks.command(name="remove")
+@_id
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_access
+def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
+    """Remove an endpoint for good, with its secrets and the log of its deliveries."""
+    with access.ledger("webhooks remove") as database:
+        with database.read() as connection:
+            found = find_endpoint(connection, endpoint_id)
+        if not yes:
+            click.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?", abort=True)
+        with database.write() as connection:
+            ledger_endpoints.delete_endpoint(connection, endpoint_id)
+    tell_changed(access)
+    show.echo(f"{found.id} is removed")
+
+
+# -- secrets ------------------------------------------------------------------------------------------------
+
+
+@webhooks.command(name="secret")
+@_perhaps_id
+@_json
+@pass_access
+def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
+    """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
+    with _writing(access, "webhooks secret") as connection:
+        shown = secret_of_owner(connection, _vault(access), *_owner(access, connection, endpoint_id))
+    _show_secret(shown, as_json=as_json)
+
+
+@webhooks.command(name="rotate")
+@_perhaps_id
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=seconds,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="How long the old one signs, too.",
+)
+@click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
+@_json
+@pass_access
+def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519: bool, as_json: bool) -> None:
+    """Make a new secret of an endpoint, or without ID of the project; everything is signed with both for a while.
+
+    It is printed once everything is signed with it.
+    """
+    with _writing(access, "webhooks rotate") as connection:
+        owner = _owner(access, connection, endpoint_id)
+        shown = rotate_secret(connection, _vault(access), *owner, overlap_s=overlap_s, ed25519=ed25519)
+    time.sleep(SECRETS_SURE_S)
+    _show_secret(shown, as_json=as_json)
+
+
+@webhooks.command(name="reseal")
+@pass_access
+def reseal(access: Access) -> None:
+    """Encrypt all secrets, of all projects, with the first key of TWEEZER_SECRETS_KEY.
+
+    When every courier and API has that key, and this was done, the keys behind it can be dropped.
+    """
+    with _writing(access, "webhooks reseal") as connection:
+        changed = encrypt_anew(connection, _vault(access))
+    show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
+
+
+# -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writing(access: Access, command: str) -> Iterator[Connection]:
+    with access.ledger(command) as database, database.write() as connection:
+        yield connection
+    tell_changed(access)
+
+
+def _vault(access: Access) -> Vault:
+    settings = access.settings()
+    return Vault.of(settings.secrets_key, settings.data_dir)
+
+
+def _owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> tuple[int, UUID | None]:
+    """Whose secret is meant: the number of the project, and the endpoint."""
+    if endpoint_id is None:
+        return find_project(connection, access.settings().project_id).no, None
+    found = find_endpoint(connection, endpoint_id)
+    return found.project_no, found.secrets_owner
+
+
+def _outcome(database: Database, delivery_id: UUID, wait_s: float) -> Delivery:
+    """The delivery, once an attempt was made or that time is over."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        with database.read() as connection:
+            found = find_delivery(connection, delivery_id)
+        if found.log or time.monotonic() > deadline:
+            return found
+        time.sleep(_LOOK_S)
+
+
+def _about(endpoint: Endpoint) -> dict[str, Any]:
+    about: dict[str, Any] = msgspec.to_builtins(endpoint)
+    del about["project_no"]  # the database's own
+    return about | {"types": sorted(endpoint.subscribed)}
+
+
+def _of_secret(shown: ShownSecret) -> dict[str, Any]:
+    return dict(msgspec.to_builtins(shown))
+
+
+def _show_secret(shown: ShownSecret, *, as_json: bool = False) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(_of_secret(shown)))
+        return
+    click.echo(shown.secret)
+    if shown.public_key is not None:
+        click.echo(shown.public_key)
+    if shown.older_until is not None:
+        show.echo(f"Older ones sign, too, until {show.minute(shown.older_until)}", err=True)
+
+
+def _show_endpoint(endpoint: Endpoint, what: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(_about(endpoint)))
+    else:
+        show.echo(f"{endpoint.id} ({_short(endpoint.url)}) {what}")
+
+
+def _short(url: str) -> str:
+    """The URL without what may be secret, and no longer than a line has room for."""
+    parts = urlsplit(url)
+    text = f"{parts.scheme}://{parts.netloc}{parts.path}" + ("?…" if parts.query else "")
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _types(endpoint: Endpoint) -> str:
+    if not endpoint.types:
+        return "the usual"
+    return " ".join(endpoint.types) if len(endpoint.types) <= 3 else f"{len(endpoint.types)} types"
+
+
+def _state(endpoint: Endpoint) -> str:
+    if endpoint.disabled is not None:
+        return f"disabled since {show.minute(endpoint.disabled)}: {endpoint.disabled_why}"
+    return "" if endpoint.failing is None else f"failing since {show.minute(endpoint.failing)}"

@@ -1,0 +1,268 @@
+"""Deliveries as the couriers write them: a row is the truth of what is to be sent, to whom and when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+from uuid import UUID, uuid5
+
+import msgspec
+from sqlalchemy import Connection, delete, func, select, text, tuple_, update
+
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import couriers, deliveries, endpoints
+
+PENDING, DELIVERED, EXHAUSTED, HELD = "P", "D", "E", "H"
+
+_PAGE = 500  # of one statement
+_DELETED_AT_ONCE = 5000
+_UNUSED_S = 86_400  # so long an endpoint of batches has no delivery; a courier may be about to write its first one
+
+_INSERT = (
+    "INSERT INTO deliveries (id, endpoint, project, batch, sequence_number, event, type, body, status, attempts,"
+    " created_ms, due_ms)"
+)
+_IF_NEW = " ON CONFLICT DO NOTHING RETURNING id"
+_FINISH = (
+    "UPDATE deliveries SET status = new.column2, attempts = new.column3, log = new.column4,"
+    " due_ms = CAST(new.column5 AS BIGINT) FROM ("
+)
+_MOVE = text(
+    "INSERT INTO couriers (namespace, position, updated_ms) VALUES (:namespace, :position, :now)"
+    " ON CONFLICT (namespace) DO UPDATE SET position = excluded.position, updated_ms = excluded.updated_ms"
+    " WHERE couriers.position < excluded.position"
+)
+_THESE = (
+    ") AS new WHERE deliveries.id = new.column1"
+    # A courier that was held up tells of its failure when another has delivered it long since.
+    " AND (deliveries.status <> 'D' OR new.column2 = 'D')"
+)
+
+
+class Attempt(msgspec.Struct, frozen=True, array_like=True):
+    """One attempt to deliver.
+
+    at_ms: when it began, since 1970. status: HTTP's, None when no answer came; then ``error`` says why. ms: how long it
+    took. answer: the first characters of the answer. next_ms: when the next one is due, None if it was the last.
+    """
+
+    number: int
+    at_ms: int
+    status: int | None
+    ms: int
+    error: str | None
+    answer: str
+    next_ms: int | None
+
+
+class NewDelivery(msgspec.Struct, frozen=True):
+    """What is to be delivered. due_ms: of the first attempt, or until when the courier that writes the row holds it;
+    None: held back."""
+
+    id: UUID
+    endpoint: UUID
+    project: int
+    batch: UUID | None
+    sequence: int | None
+    event: str
+    type: str
+    body: str
+    due_ms: int | None
+
+
+class Due(msgspec.Struct, frozen=True):
+    """A delivery that somebody holds, to attempt it."""
+
+    id: UUID
+    event: str
+    type: str
+    body: str
+    attempts: int = 0
+    log: bytes | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of an attempt: the row's new state."""
+
+    id: UUID
+    status: str
+    attempts: int
+    log: bytes
+    due_ms: int | None
+
+
+def delivery_id(endpoint: UUID, event: str) -> UUID:
+    """The id of the delivery of an event to an endpoint: the same whoever writes it, so that it is there once."""
+    return uuid5(endpoint, event)
+
+
+def read_log(log: bytes | None) -> list[Attempt]:
+    """All attempts, oldest first."""
+    return [] if log is None else msgspec.msgpack.decode(log, type=list[Attempt])
+
+
+def write_log(attempts: Iterable[Attempt]) -> bytes:
+    return msgspec.msgpack.encode(list(attempts))
+
+
+class Deliveries:
+    """The couriers' hand in the database. All methods block, and raise Unavailable."""
+
+    def __init__(self, database: Database, namespace: str) -> None:
+        self._database = database
+        self._namespace = namespace
+
+    def position(self) -> int:
+        """Number of the last entry of the stream whose deliveries are all here."""
+        with self._database.read() as connection:
+            return courier_position(connection, self._namespace)
+
+    def previous(self, wanted: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], int]:
+        """For pairs of a batch and an endpoint: the number of the last event that is to be delivered there."""
+        found = {}
+        pairs = list(wanted)
+        with self._database.read() as connection:
+            for first in range(0, len(pairs), _PAGE):
+                query = (
+                    select(deliveries.c.batch, deliveries.c.endpoint, func.max(deliveries.c.sequence_number))
+                    .where(tuple_(deliveries.c.batch, deliveries.c.endpoint).in_(pairs[first : first + _PAGE]))
+                    .group_by(deliveries.c.batch, deliveries.c.endpoint)
+                )
+                found.update({(batch, endpoint): last for batch, endpoint, last in connection.execute(query)})
+        return found
+
+    def previous_of(self, batch: UUID, endpoint: UUID, sequence: int) -> int | None:
+        """The number of the last event before that one which is to be delivered there."""
+        table = deliveries.c
+        before = (table.batch == batch, table.endpoint == endpoint, table.sequence_number < sequence)
+        with self._database.read() as connection:
+            return connection.execute(select(func.max(table.sequence_number)).where(*before)).scalar()
+
+    def write(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
+        """Inserts those that are not there, and notes the position up to which all are; the ids of the new ones."""
+        now = now_ms()
+        with self._database.write() as connection:
+            fresh = {_id(it) for (it,) in _values(connection, _INSERT, [self._row(row, now) for row in rows], _IF_NEW)}
+            if position is not None:
+                connection.execute(_MOVE, {"namespace": self._namespace, "position": position, "now": now})
+        return fresh
+
+    def _row(self, new: NewDelivery, now: int) -> tuple[Any, ...]:
+        id_of = self._database.id
+        return (
+            id_of(new.id),
+            id_of(new.endpoint),
+            new.project,
+            None if new.batch is None else id_of(new.batch),
+            new.sequence,
+            new.event,
+            new.type,
+            new.body,
+            HELD if new.due_ms is None else PENDING,
+            0,
+            now,
+            new.due_ms,
+        )
+
+    def claim(self, endpoint: UUID, *, most: int, until_ms: int) -> list[Due]:
+        """Takes deliveries to the endpoint that are due, and holds them until that time: nobody else takes them."""
+        table = deliveries.c
+        now = now_ms()
+        due = (
+            select(table.id)
+            .where(table.endpoint == endpoint, table.due_ms <= now)
+            .order_by(table.due_ms)
+            .limit(most)
+            .scalar_subquery()
+        )
+        statement = (
+            update(deliveries)
+            .where(table.id.in_(due), table.status == PENDING, table.due_ms <= now)
+            .values(due_ms=until_ms)
+            .returning(table.id, table.event, table.type, table.body, table.attempts, table.log)
+        )
+        with self._database.write() as connection:
+            return [Due(*row) for row in connection.execute(statement)]
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """Writes what became of attempts; what was delivered stays so."""
+        if not outcomes:
+            return
+        id_of = self._database.id
+        rows = [(id_of(it.id), it.status, it.attempts, it.log, it.due_ms) for it in outcomes]
+        with self._database.write() as connection:
+            for _ in _values(connection, _FINISH, rows, _THESE):
+                pass
+
+    def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
+        """Lets go of deliveries that are held and were not attempted; they are due then."""
+        with self._database.write() as connection:
+            for first in range(0, len(ids), _PAGE):
+                which = (deliveries.c.id.in_(ids[first : first + _PAGE]), deliveries.c.status == PENDING)
+                connection.execute(update(deliveries).where(*which).values(due_ms=due_ms))
+
+    def overdue(self, before_ms: int) -> list[UUID]:
+        """The endpoints to which something was due before that time."""
+        query = select(deliveries.c.endpoint).where(deliveries.c.due_ms < before_ms).distinct()
+        with self._database.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def hold(self, endpoint: UUID) -> int:
+        """Holds back all that is pending, for the endpoint is disabled; how many."""
+        which = (deliveries.c.endpoint == endpoint, deliveries.c.status == PENDING)
+        with self._database.write() as connection:
+            return connection.execute(update(deliveries).where(*which).values(status=HELD, due_ms=None)).rowcount
+
+
+def _id(found: UUID | bytes) -> UUID:
+    """An id as the driver gives it."""
+    return found if isinstance(found, UUID) else UUID(bytes=found)
+
+
+def courier_position(connection: Connection, namespace: str) -> int:
+    """Number of the last entry of the stream whose deliveries are all written; 0: none."""
+    query = select(couriers.c.position).where(couriers.c.namespace == namespace)
+    return connection.execute(query).scalar() or 0
+
+
+def delete_old_deliveries(database: Database, *, kept_s: int) -> int:
+    """Deletes deliveries that are over and older than that (0: none), and endpoints of batches that have none left; how
+    many deliveries."""
+    total = _delete_over(database, now_ms() - kept_s * 1000) if kept_s else 0
+    with database.write() as connection:
+        before = now_ms() - max(kept_s, _UNUSED_S) * 1000
+        unused = ~select(deliveries.c.id).where(deliveries.c.endpoint == endpoints.c.id).exists()
+        connection.execute(
+            delete(endpoints).where(
+                endpoints.c.kind == "B", endpoints.c.created_ms < before, endpoints.c.disabled_ms.is_(None), unused
+            )
+        )
+    return total
+
+
+def _delete_over(database: Database, before: int) -> int:
+    over = (deliveries.c.created_ms < before, deliveries.c.status != PENDING)
+    total, deleted = 0, _DELETED_AT_ONCE
+    while deleted == _DELETED_AT_ONCE:
+        with database.write() as connection:
+            ids = select(deliveries.c.id).where(*over).limit(_DELETED_AT_ONCE).scalar_subquery()
+            deleted = connection.execute(delete(deliveries).where(deliveries.c.id.in_(ids))).rowcount
+        total += deleted
+    return total
+
+
+def _values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> Iterator[Any]:
+    """Executes a statement about many rows in few calls, and yields what it returns.
+
+    Between calls the driver competes for the interpreter with the loop that sends, which both would pay for.
+    """
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    for first in range(0, len(rows), _PAGE):
+        page = rows[first : first + _PAGE]
+        marks = f"({', '.join([mark] * len(page[0]))})"
+        result = connection.exec_driver_sql(
+            f"{before} VALUES {', '.join([marks] * len(page))}{after}", tuple(value for row in page for value in row)
+        )
+        if result.returns_rows:
+            yield from result

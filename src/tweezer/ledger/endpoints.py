@@ -1,0 +1,318 @@
+"""Endpoints: where webhooks go. One is registered for a project, or is a URL that batches were submitted with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
+
+from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.deliveries import HELD, PENDING
+from tweezer.ledger.projects import find_project, insert_unless_there
+from tweezer.ledger.schema import deliveries, endpoints, projects
+from tweezer.model.addresses import WebhookPolicy, check_url
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.webhooks import USUAL_TYPES, EventType
+
+ENDPOINTS_MAX = 50
+"""Endpoints registered for one project."""
+
+URL_MAX = 2000
+DESCRIPTION_MAX = 200
+
+SECRETS_FRESH_S = 1.0
+"""How old what couriers know of endpoints and their secrets may be."""
+
+SECRETS_SURE_S = 1.5 * SECRETS_FRESH_S
+"""After so long all couriers sign with a new secret: show it no earlier."""
+
+_WHY_MAX = 200
+_AT_ONCE = 500  # ids in one statement
+_OF_BATCHES = UUID("7c0f3f0e-52a5-4f0b-9a3b-6f0c2f6f5d11")  # of the ids of endpoints that batches bring
+_CHOICES = [it for it in EventType if it is not EventType.PING]
+
+
+class EndpointKind(StrEnum):
+    """Project: registered for a project. Batch: a URL that batches of it were submitted with."""
+
+    PROJECT = "project"
+    BATCH = "batch"
+
+    @property
+    def letter(self) -> str:
+        """As the table holds it."""
+        return self.value[0].upper()
+
+
+_KINDS = {kind.letter: kind for kind in EndpointKind}
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where webhooks go. types: none are the usual ones. failing: since when each attempt has failed."""
+
+    id: UUID
+    kind: EndpointKind
+    project: str
+    project_no: int
+    url: str
+    types: tuple[EventType, ...]
+    description: str
+    created: datetime
+    failing: datetime | None = None
+    disabled: datetime | None = None
+    disabled_why: str | None = None
+
+    @property
+    def secrets_owner(self) -> UUID | None:
+        """Whose secrets sign what goes there: its own, or (None) those of the project."""
+        return self.id if self.kind is EndpointKind.PROJECT else None
+
+    @property
+    def subscribed(self) -> frozenset[str]:
+        """The types of events that it is sent."""
+        return frozenset(self.types) or USUAL_TYPES
+
+
+def create_endpoint(
+    connection: Connection,
+    policy: WebhookPolicy,
+    *,
+    project_id: str,
+    url: str,
+    types: Sequence[str] = (),
+    description: str = "",
+) -> Endpoint:
+    """A new endpoint of a project. Raises InvalidInput("url" | "types" | "description", …), NotFound, Conflict."""
+    checked = _checked(policy, url=url, types=types, description=description)
+    project = find_project(connection, project_id)
+    alone = select(projects.c.no).where(projects.c.no == project.no).with_for_update(key_share=True)
+    connection.execute(alone)  # or two at once would count the same
+    of_project = (endpoints.c.project == project.no) & (endpoints.c.kind == EndpointKind.PROJECT.letter)
+    if connection.execute(select(func.count()).where(of_project)).scalar_one() >= ENDPOINTS_MAX:
+        raise Conflict(f"project {project_id} has {ENDPOINTS_MAX} endpoints, the most that it may: remove one first")
+    identity = uuid4()
+    insert_unless_there(connection, endpoints, _row(identity, EndpointKind.PROJECT, project.no, **checked))
+    return find_endpoint(connection, identity)
+
+
+def list_endpoints(
+    connection: Connection,
+    project_ids: Collection[str] | None = None,
+    *,
+    kind: EndpointKind | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Endpoint]:
+    """Those of these projects, or of all; registered ones before those of batches, newest first."""
+    order = (endpoints.c.kind.desc(), endpoints.c.created_ms.desc(), endpoints.c.id)
+    statement = _select(project_ids, kind).order_by(*order).limit(limit).offset(offset or None)
+    return [_endpoint(row) for row in connection.execute(statement)]
+
+
+def count_endpoints(
+    connection: Connection, project_ids: Collection[str] | None = None, *, kind: EndpointKind | None = None
+) -> int:
+    """How many :func:`list_endpoints` finds without a limit."""
+    return connection.execute(select(func.count()).select_from(_select(project_ids, kind).subquery())).scalar_one()
+
+
+def find_endpoint(connection: Connection, identity: UUID, project_ids: Collection[str] | None = None) -> Endpoint:
+    """The endpoint; raises NotFound, also when it is of none of these projects."""
+    row = connection.execute(_select(project_ids).where(endpoints.c.id == identity)).one_or_none()
+    if row is None:
+        raise NotFound("endpoint", str(identity))
+    return _endpoint(row)
+
+
+def change_endpoint(
+    connection: Connection,
+    policy: WebhookPolicy,
+    identity: UUID,
+    *,
+    url: str | None = None,
+    types: Sequence[str] | None = None,
+    description: str | None = None,
+) -> Endpoint:
+    """Changes what is given. Raises InvalidInput as :func:`create_endpoint`, NotFound, Conflict for one of batches."""
+    given = {"url": url, "types": types, "description": description}
+    checked = _checked(policy, **{name: value for name, value in given.items() if value is not None})
+    if find_endpoint(connection, identity).kind is EndpointKind.BATCH:
+        raise Conflict(
+            f"endpoint {identity} is the webhook that batches were submitted with: it can be disabled or removed, and "
+            "not be changed"
+        )
+    if checked:
+        connection.execute(update(endpoints).where(endpoints.c.id == identity).values(**checked))
+    return find_endpoint(connection, identity)
+
+
+def disable_endpoint(connection: Connection, identity: UUID, why: str) -> Endpoint | None:
+    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound."""
+    working = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_(None)
+    values = {"disabled_ms": now_ms(), "disabled_why": why[:_WHY_MAX]}
+    changed = connection.execute(update(endpoints).where(working).values(**values)).rowcount
+    waiting = (deliveries.c.endpoint == identity) & (deliveries.c.status == PENDING)
+    connection.execute(update(deliveries).where(waiting).values(status=HELD, due_ms=None))
+    found = find_endpoint(connection, identity)
+    return found if changed else None
+
+
+def enable_endpoint(connection: Connection, identity: UUID) -> Endpoint:
+    """What happens from now on goes there again; what is held is sent when it is sent again. Raises NotFound."""
+    values = {"disabled_ms": None, "disabled_why": None, "failing_ms": None}
+    disabled = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_not(None)
+    connection.execute(update(endpoints).where(disabled).values(**values))
+    return find_endpoint(connection, identity)
+
+
+def delete_endpoint(connection: Connection, identity: UUID) -> None:
+    """Removes it with its secrets and deliveries. Raises NotFound."""
+    if not connection.execute(delete(endpoints).where(endpoints.c.id == identity)).rowcount:
+        raise NotFound("endpoint", str(identity))
+
+
+# -- for couriers -------------------------------------------------------------------------------------------
+
+
+def endpoints_of(connection: Connection, project_nos: Collection[int] | None = None) -> list[Endpoint]:
+    """All that are registered for these projects (their numbers), or for any, enabled or not."""
+    if project_nos is None:
+        return [_endpoint(row) for row in connection.execute(_REGISTERED)]
+    return [_endpoint(row) for row in connection.execute(_REGISTERED_FOR, {"nos": sorted(project_nos)})]
+
+
+def find_batch_endpoints(
+    connection: Connection, wanted: Collection[tuple[int, str]]
+) -> dict[tuple[int, str], Endpoint]:
+    """Those that are there of these projects (their numbers) and URLs."""
+    ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
+    return {ids[identity]: it for identity, it in _by_id(connection, ids).items()}
+
+
+def batch_endpoints(connection: Connection, wanted: Collection[tuple[int, str]]) -> dict[tuple[int, str], Endpoint]:
+    """Those of these projects (their numbers) and URLs, which are inserted unless they are there.
+
+    Whose project is gone is left out. Safe while others do the same.
+    """
+    ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
+    found = _by_id(connection, ids)
+    missing = sorted(ids.keys() - found)
+    if not missing:
+        return {ids[identity]: it for identity, it in found.items()}
+    numbers = {ids[identity][0] for identity in missing}
+    there = set(connection.execute(select(projects.c.no).where(projects.c.no.in_(numbers))).scalars())
+    for identity in missing:
+        no, url = ids[identity]
+        if no in there:
+            insert_unless_there(connection, endpoints, _row(identity, EndpointKind.BATCH, no, url=url))
+    found |= _by_id(connection, missing)
+    return {ids[identity]: it for identity, it in found.items()}
+
+
+def note_failing(connection: Connection, identity: UUID, at_ms: int) -> int:
+    """An attempt has failed; returns since when each one has: the time of the first after one that worked."""
+    unknown = (endpoints.c.id == identity) & endpoints.c.failing_ms.is_(None)
+    connection.execute(update(endpoints).where(unknown).values(failing_ms=at_ms))
+    since = connection.execute(select(endpoints.c.failing_ms).where(endpoints.c.id == identity)).scalar()
+    return at_ms if since is None else since
+
+
+def note_working(connection: Connection, identities: Collection[UUID]) -> None:
+    """An attempt at each of these was successful."""
+    for some in _in_parts(identities):
+        failing = endpoints.c.id.in_(some) & endpoints.c.failing_ms.is_not(None)
+        connection.execute(update(endpoints).where(failing).values(failing_ms=None))
+
+
+# -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
+    """The columns of what is given."""
+    checked = dict(given)
+    if "url" in given:
+        if len(given["url"]) > URL_MAX:
+            raise InvalidInput("url", f"has {len(given['url'])} characters, and a URL at most {URL_MAX}")
+        check_url(given["url"], policy, "url")
+    if "types" in given:
+        checked["types"] = " ".join(_types(given["types"]))
+    if len(given.get("description", "")) > DESCRIPTION_MAX:
+        raise InvalidInput("description", f"has at most {DESCRIPTION_MAX} characters")
+    if "\0" in given.get("description", ""):
+        raise InvalidInput("description", "has a character that no database keeps (NUL)")
+    return checked
+
+
+def _types(given: Sequence[str]) -> list[EventType]:
+    """Each once, in the order of their list."""
+    for name in given:
+        if name == EventType.PING:
+            raise InvalidInput("types", "ping is no choice: it is sent on demand, whatever the types are")
+        if name not in _CHOICES:
+            raise InvalidInput("types", f"there is no type {name[:40]!r} of events: take of {', '.join(_CHOICES)}")
+    return [it for it in _CHOICES if it in given]
+
+
+def _row(
+    identity: UUID, kind: EndpointKind, project_no: int, *, url: str, types: str = "", description: str = ""
+) -> dict[str, Any]:
+    return {
+        "id": identity,
+        "project": project_no,
+        "kind": kind.letter,
+        "url": url,
+        "types": types,
+        "description": description,
+        "created_ms": now_ms(),
+    }
+
+
+def _select(project_ids: Collection[str] | None, kind: EndpointKind | None = None) -> Select[Any]:
+    conditions: list[ColumnElement[bool]] = []
+    if project_ids is not None:
+        conditions.append(projects.c.id.in_(sorted(project_ids)))
+    if kind is not None:
+        conditions.append(endpoints.c.kind == kind.letter)
+    named = select(endpoints, projects.c.id.label("project_id"))
+    return named.join(projects, endpoints.c.project == projects.c.no).where(*conditions)
+
+
+def _by_id(connection: Connection, identities: Collection[UUID]) -> dict[UUID, Endpoint]:
+    found: dict[UUID, Endpoint] = {}
+    for some in _in_parts(identities):
+        rows = connection.execute(_BY_ID, {"ids": some})
+        found.update((row.id, _endpoint(row)) for row in rows)
+    return found
+
+
+def _in_parts(identities: Collection[UUID]) -> Iterator[list[UUID]]:
+    ordered = sorted(identities)
+    for first in range(0, len(ordered), _AT_ONCE):
+        yield ordered[first : first + _AT_ONCE]
+
+
+def _endpoint(row: Row[Any]) -> Endpoint:
+    return Endpoint(
+        id=row.id,
+        kind=_KINDS[row.kind],
+        project=row.project_id,
+        project_no=row.project,
+        url=row.url,
+        types=tuple(map(EventType, row.types.split())),
+        description=row.description,
+        created=moment_of(row.created_ms),
+        failing=moment_of(row.failing_ms),
+        disabled=moment_of(row.disabled_ms),
+        disabled_why=row.disabled_why,
+    )
+
+
+# Made once, for couriers ask for each handful of events.
+_BY_ID = _select(None).where(endpoints.c.id.in_(bindparam("ids", expanding=True)))
+_REGISTERED = _select(None, EndpointKind.PROJECT)
+_REGISTERED_FOR = _REGISTERED.where(endpoints.c.project.in_(bindparam("nos", expanding=True)))

@@ -1,0 +1,112 @@
+"""How webhooks stand, of all projects: what operators watch. Deliveries are counted by an index, up to a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Select, case, func, select
+
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import EXHAUSTED, HELD, courier_position
+from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
+from tweezer.ledger.vault import KEY_FILE, Vault
+from tweezer.ledger.webhook_secrets import count_sealed
+from tweezer.store.feed import START, position_id
+
+COUNTED_MOST = 100_000
+OVERDUE_S = 60.0
+FAILING_S = 600.0
+
+_NAMED_MOST = 3
+
+
+class WebhookHealth(msgspec.Struct, frozen=True):
+    """position: id of the last entry of the stream whose deliveries are all written. pending, exhausted, held:
+    deliveries, each counted to 100,000. overdue: of the pending ones, those that somebody should have attempted a
+    minute ago. disabled: endpoints."""
+
+    position: str
+    pending: int
+    overdue: int
+    exhausted: int
+    held: int
+    disabled: int
+
+
+class Receivers(msgspec.Struct, frozen=True):
+    """endpoints: how many there are. failing: those at which every attempt of the last ten minutes has failed;
+    named: some of these."""
+
+    endpoints: int
+    failing: int
+    named: list[str]
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """total: secrets that sign webhooks. sealed: those that the key does not open. place: of the key. missing: there
+    is none yet."""
+
+    total: int
+    sealed: int
+    place: str
+    missing: bool
+
+
+def look_at_webhooks(database: Database, namespace: str) -> WebhookHealth:
+    """Asks the database. Raises Unavailable."""
+    disabled = select(endpoints.c.disabled_ms).where(endpoints.c.disabled_ms.is_not(None)).limit(COUNTED_MOST)
+    with database.read() as connection:
+        position = courier_position(connection, namespace)
+        pending, overdue = _pending(connection)
+        given_up = _given_up(connection)
+        return WebhookHealth(
+            position_id(position) if position else START,
+            pending,
+            overdue,
+            given_up.get(EXHAUSTED, 0),
+            given_up.get(HELD, 0),
+            connection.execute(select(func.count()).select_from(disabled.subquery())).scalar_one(),
+        )
+
+
+def look_at_receivers(database: Database) -> Receivers:
+    """Asks the database. Raises Unavailable."""
+    failing = (endpoints.c.failing_ms < now_ms() - FAILING_S * 1000) & endpoints.c.disabled_ms.is_(None)
+    named = select(endpoints.c.id, projects.c.id).join(projects, endpoints.c.project == projects.c.no)
+    count = select(func.count()).select_from(endpoints)
+    with database.read() as connection:
+        rows = connection.execute(named.where(failing).order_by(endpoints.c.failing_ms).limit(_NAMED_MOST))
+        return Receivers(
+            connection.execute(count).scalar_one(),
+            connection.execute(count.where(failing)).scalar_one(),
+            [f"{identity} of project {project}" for identity, project in rows],
+        )
+
+
+def look_at_secrets(database: Database, keys_text: str, data_dir: Path) -> Secrets:
+    """Tries the key of the settings on every secret; makes no file. Raises Unavailable; InvalidInput where the key is
+    none."""
+    file = data_dir.absolute() / KEY_FILE
+    missing = not keys_text.strip() and not file.exists()
+    vault = None if missing else Vault.of(keys_text, data_dir)
+    with database.read() as connection:
+        total, sealed = count_sealed(connection, vault)
+    return Secrets(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
+
+
+def _pending(connection: Connection) -> tuple[int, int]:
+    """How many there are, and how many of these are overdue."""
+    due = select(deliveries.c.due_ms).where(deliveries.c.due_ms.is_not(None)).limit(COUNTED_MOST).subquery()
+    late = case((due.c.due_ms < now_ms() - OVERDUE_S * 1000, 1), else_=0)
+    counted: Select[Any] = select(func.count(), func.coalesce(func.sum(late), 0)).select_from(due)
+    pending, overdue = connection.execute(counted).one()
+    return pending, overdue
+
+
+def _given_up(connection: Connection) -> dict[str, int]:
+    some = select(deliveries.c.status).where(GIVEN_UP).limit(COUNTED_MOST).subquery()
+    counted = select(some.c.status, func.count()).group_by(some.c.status)
+    return {status: count for status, count in connection.execute(counted)}  # noqa: C416  rows are no pairs to mypy

@@ -1,0 +1,108 @@
+"""How webhooks stand: what is counted, by which indexes, and which receivers and secrets are in trouble."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import insert, text, update
+
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
+from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint
+from tweezer.ledger.projects import create_project
+from tweezer.ledger.schema import couriers, deliveries, endpoints
+from tweezer.ledger.vault import KEY_FILE, Vault
+from tweezer.ledger.webhook_health import (
+    OVERDUE_S,
+    Receivers,
+    Secrets,
+    WebhookHealth,
+    look_at_receivers,
+    look_at_secrets,
+    look_at_webhooks,
+)
+from tweezer.ledger.webhook_secrets import secrets_of
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.store.feed import START, position_number
+
+KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
+
+
+@pytest.fixture
+def endpoint(database: Database) -> Endpoint:
+    with database.write() as connection:
+        create_project(connection, "ours", "ours")
+        return create_endpoint(connection, WebhookPolicy(), project_id="ours", url="https://hooks.example.org/")
+
+
+def write(database: Database, endpoint: Endpoint, due_ms: int | None) -> None:
+    event = str(uuid4())
+    row = NewDelivery(
+        delivery_id(endpoint.id, event), endpoint.id, endpoint.project_no, None, None, event, "ping", "{}", due_ms
+    )
+    Deliveries(database, "test").write([row], None)
+
+
+def test_without_couriers_and_webhooks_all_is_nought(database: Database) -> None:
+    assert look_at_webhooks(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0)
+    assert look_at_receivers(database) == Receivers(0, 0, [])
+
+
+def test_deliveries_are_counted_by_what_is_to_become_of_them(database: Database, endpoint: Endpoint) -> None:
+    now = now_ms()
+    for due_ms in (now + 60_000, now, now - round(OVERDUE_S * 1000) - 1000):
+        write(database, endpoint, due_ms)
+    with database.write() as connection:
+        other = create_endpoint(connection, WebhookPolicy(), project_id="ours", url="https://hooks.example.com/")
+    write(database, other, now)
+    with database.write() as connection:
+        exhausted = deliveries.c.due_ms > now
+        connection.execute(update(deliveries).where(exhausted).values(status="E", due_ms=None))
+        connection.execute(insert(couriers).values(namespace="test", position=position_number("7-1"), updated_ms=1))
+        disable_endpoint(connection, other.id, "for a test")
+    assert look_at_webhooks(database, "test") == WebhookHealth(
+        "7-1", pending=2, overdue=1, exhausted=1, held=1, disabled=1
+    )
+    assert look_at_webhooks(database, "other").position == START
+
+
+def test_what_is_counted_is_found_by_indexes(database: Database) -> None:
+    if not database.is_sqlite:
+        pytest.skip("what PostgreSQL does depends on how much there is")
+    with database.read() as connection:
+        for where, index in (
+            ("deliveries WHERE due_ms IS NOT NULL", "ix_deliveries_due"),
+            ("deliveries WHERE status IN ('E', 'H')", "ix_deliveries_given_up"),
+            ("endpoints WHERE disabled_ms IS NOT NULL", "ix_endpoints_disabled_ms"),
+        ):
+            plan = connection.execute(text(f"EXPLAIN QUERY PLAN SELECT 1 FROM {where}")).all()  # noqa: S608
+            assert index in plan[0][-1]
+
+
+def test_receivers_that_have_failed_for_long_are_named(database: Database, endpoint: Endpoint) -> None:
+    def failing_since(ms: int) -> Receivers:
+        with database.write() as connection:
+            connection.execute(update(endpoints).values(failing_ms=ms))
+        return look_at_receivers(database)
+
+    assert failing_since(now_ms() - 60_000) == Receivers(1, 0, [])
+    assert failing_since(now_ms() - 3_600_000) == Receivers(1, 1, [f"{endpoint.id} of project ours"])
+    with database.write() as connection:
+        disable_endpoint(connection, endpoint.id, "for a test")
+    assert look_at_receivers(database).failing == 0
+
+
+def test_secrets_that_the_key_does_not_open_are_counted(database: Database, endpoint: Endpoint, tmp_path: Path) -> None:
+    place = str(tmp_path / KEY_FILE)
+    assert look_at_secrets(database, "", tmp_path) == Secrets(0, 0, place, missing=True)
+    for owner, key in ((None, KEY), (endpoint.id, OTHER_KEY)):
+        with database.write() as connection:
+            secrets_of(connection, Vault.of(key, tmp_path), endpoint.project_no, owner)
+    assert look_at_secrets(database, KEY, tmp_path) == Secrets(2, 1, "TWEEZER_SECRETS_KEY", missing=False)
+    assert look_at_secrets(database, f"{KEY},{OTHER_KEY}", tmp_path).sealed == 0
+    assert look_at_secrets(database, "", tmp_path) == Secrets(2, 2, place, missing=True)
+    assert list(tmp_path.glob("*.key")) == []
