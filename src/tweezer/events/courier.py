@@ -1,0 +1,382 @@
+"""The courier: turns events into deliveries, and sends them. Several share the work.
+
+Each entry of the stream is given to one courier. Rows are written in the order of the stream, whoever writes them, so
+that the event before each in the same batch is known; a courier that was given later entries waits for its turn. A row
+that was there before is not written again. What was written is sent at once, each endpoint's from an outbox of its own;
+what failed is due again later, and then whoever is woken fetches it from the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby, islice
+from operator import attrgetter
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from tweezer.events.desk import HOLD_S, Desk, Hold
+from tweezer.events.listeners import Listeners
+from tweezer.events.outbox import Outbox, unused
+from tweezer.events.payloads import BatchFacts, Payloads
+from tweezer.events.schedule import Schedule
+from tweezer.ledger.audience import Audience
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, delivery_id
+from tweezer.ledger.endpoints import Endpoint
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import NotFound, TweezerError
+from tweezer.model.events import Event
+from tweezer.model.tasks import end_tasks, is_cancelled
+from tweezer.model.webhooks import BatchData, JobData, body, envelope, timestamp
+from tweezer.store.connection import Store
+from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
+
+log = structlog.get_logger(__name__)
+
+GROUP = "couriers"
+
+_EVENTS = 2000  # written in one transaction, about
+_OUTBOXES_KEPT = 1000
+_LAST_KEPT = 50_000
+_LOOK_S = 0.005  # between looks whether it is our turn
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """entries: read at once. wait_s: for new ones. abandoned_s: after so long entries of a silent courier are taken
+    over. late_s: how late something may be before the sweep fetches it. hold_s: how long a delivery may wait in this
+    courier until it is attempted; only then do others look at it."""
+
+    entries: int = 500
+    wait_s: float = 1.0
+    abandoned_s: float = 15.0
+    late_s: float = 5.0
+    hold_s: float = HOLD_S
+
+
+class _Letter(msgspec.Struct, frozen=True):
+    """An event for one endpoint. ``text``: the body."""
+
+    endpoint: Endpoint
+    event: str
+    type: str
+    text: str
+    batch: UUID | None = None
+    sequence: int | None = None
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Some events and notices, and what is told of them: events with their types and the endpoints that are told, the
+    data of each by its id."""
+
+    events: list[Event]
+    told: list[tuple[Event, str, list[Endpoint]]]
+    described: dict[str, JobData | BatchData]
+    notices: list[_Letter]
+
+
+class _Plan(msgspec.Struct):
+    """What is to be done about some entries: the first part is described, the others come when it is their turn."""
+
+    facts: dict[UUID, BatchFacts]
+    audience: Audience
+    parts: Iterator[list[Event | Notice]]
+    first: _Part
+
+
+class Courier:
+    """See the module. ``reader``: its name among the couriers."""
+
+    def __init__(
+        self,
+        store: Store,
+        database: Database,
+        payloads: Payloads,
+        desk: Desk,
+        *,
+        namespace: str,
+        reader: str,
+        schedule: Schedule,
+        connections: int,
+        pace: Pace | None = None,
+    ) -> None:
+        self._store = store
+        self._database = database
+        self._deliveries = Deliveries(database, namespace)
+        self._payloads = payloads
+        self._listeners = Listeners(database, payloads)
+        self._desk = desk
+        self._schedule = schedule
+        self._connections = connections
+        self._pace = pace or Pace()
+        self._group = EntryGroup(store.scripts, GROUP, reader)
+        self._outboxes: dict[UUID, Outbox] = {}
+        self._last: dict[UUID, int] = {}
+        """Number of the last event of a batch that this courier has seen, …"""
+        self._told: dict[UUID, dict[UUID, int]] = {}
+        """… and of the last one that each endpoint is told of: good while nothing was missed in between."""
+
+    async def run(self) -> None:
+        """Works until cancelled. What goes wrong is logged, and tried again."""
+        backoff, failures, joined = Backoff(), 0, False
+        while not is_cancelled():
+            try:
+                if not joined:
+                    await self.join()
+                    joined = True
+                await self.step()
+                failures = 0
+            except NotFound:
+                joined = False  # Redis lost the group
+            except (TweezerError, OSError) as error:
+                failures += 1
+                log.warning("courier.failed", error=str(error), failures=failures)
+                await asyncio.sleep(backoff.delay_s(failures))
+            except Exception as error:  # the stream waits, and somebody must look
+                failures += 1
+                log.exception("courier.failed", error=str(error), failures=failures)
+                await asyncio.sleep(backoff.delay_s(failures))
+
+    async def join(self) -> None:
+        """Becomes one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
+        it begins behind the last entry whose deliveries are written, if the stream still knows that."""
+        position = await self._database.run(self._deliveries.position)
+        await self._group.join(position_id(position) if position else START)
+
+    async def step(self) -> int:
+        """Takes care of some entries, when there are any; how many."""
+        claimed = await self._group.claim(idle_s=self._pace.abandoned_s, most=self._pace.entries)
+        for entry in claimed:  # one by one, for others may have what lies between
+            await self._serve([entry])
+        if claimed:
+            return len(claimed)
+        given = await self._group.read(most=self._pace.entries, wait_s=self._pace.wait_s)
+        entries = given.entries
+        self._listeners.changes = given.endpoints
+        if entries:
+            are_new = not any(entry.told_before for entry in entries)
+            await self._serve(entries, is_turn=given.oldest == entries[0].id, at_once=are_new)
+        return len(entries)
+
+    async def take_care(self, entries: Sequence[Entry]) -> None:
+        """Writes the deliveries of the entries, acknowledges those, and begins to send. May be repeated."""
+        await self._take_care(entries, await self._prepare(entries))
+
+    async def _serve(self, entries: Sequence[Entry], *, is_turn: bool = False, at_once: bool = False) -> None:
+        """Takes care of entries between which nobody else has one, when it is their turn.
+
+        at_once: nobody was given them before, so nobody was sent what they tell; it is sent while it is written down.
+        """
+        preparing = asyncio.create_task(self._prepare(entries))
+        try:
+            if not is_turn:
+                await self._wait_for_turn(entries)
+            plan = await preparing
+        finally:
+            await end_tasks(preparing)
+        await self._take_care(entries, plan, at_once=at_once)
+
+    async def _prepare(self, entries: Sequence[Entry]) -> _Plan:
+        """What can be done before it is their turn: whose the entries are, who is told, and of what."""
+        facts, audience = await self._listeners.look_up(entries)
+        parts = _parts(entries)
+        return _Plan(facts, audience, parts, await self._describe(next(parts, []), facts, audience))
+
+    async def _take_care(self, entries: Sequence[Entry], plan: _Plan, *, at_once: bool = False) -> None:
+        try:
+            part: _Part | None = plan.first
+            while part is not None:
+                following = next(plan.parts, None)
+                letters = [*part.notices, *await self._letters(part)]
+                position = position_number(entries[-1].id) if following is None else None
+                await self._write(letters, position, at_once=at_once)
+                part = None if following is None else await self._describe(following, plan.facts, plan.audience)
+        except BaseException:
+            self._last.clear()
+            self._told.clear()
+            raise
+        await self._group.acknowledge([entry.id for entry in entries])
+
+    async def fetch(self, endpoint_id: UUID) -> None:
+        """Something may be due for this endpoint."""
+        endpoint = await self._desk.find(endpoint_id)
+        if endpoint is not None:
+            self._outbox(endpoint).fetch()
+
+    async def sweep(self) -> None:
+        """Fetches what is overdue: its alarm was lost, or the courier that held it."""
+        late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._pace.late_s * 1000))
+        for endpoint_id in late:
+            await self.fetch(endpoint_id)
+
+    async def close(self) -> None:
+        """Lets what is being sent end, and gives back the rest."""
+        await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()), return_exceptions=True)
+        await self._desk.close()
+        await self._group.leave()
+
+    async def _wait_for_turn(self, entries: Sequence[Entry]) -> None:
+        """Returns when all entries before these are taken care of; those of a courier that is gone are done here."""
+        first = position_number(entries[0].id)
+        loop = asyncio.get_running_loop()
+        looked = loop.time()
+        while (oldest := await self._group.oldest_pending()) is not None and position_number(oldest) < first:
+            await asyncio.sleep(_LOOK_S)
+            if loop.time() - looked > self._pace.abandoned_s / 3:
+                looked = loop.time()
+                if claimed := await self._group.claim_one(oldest, idle_s=self._pace.abandoned_s):
+                    looked = 0.0  # there may be more of the same courier
+                    await self.take_care(claimed)
+
+    async def _describe(
+        self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], audience: Audience
+    ) -> _Part:
+        """Who is told of these, and what, but for what they were told before."""
+        events = [it for it in part if isinstance(it, Event)]
+        told: list[tuple[Event, str, list[Endpoint]]] = []
+        for batch_id, group in _by_batch(events):
+            about = facts.get(batch_id)
+            listening = [] if about is None else audience.of_batch(about.project, about.webhook)
+            if not listening:
+                continue
+            to: dict[str, list[Endpoint]] = {}
+            for event in group:
+                type_ = event.type
+                if type_ not in to:
+                    to[type_] = [endpoint for endpoint in listening if type_ in endpoint.subscribed]
+                if to[type_]:
+                    told.append((event, type_, to[type_]))
+        notices = _notices([it for it in part if isinstance(it, Notice)], audience)
+        return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), notices)
+
+    async def _letters(self, part: _Part) -> list[_Letter]:
+        """What is to be sent of a part's events. To be called in the order of the stream."""
+        pairs = {(event.batch_id, endpoint.id) for event, _, endpoints in part.told for endpoint in endpoints}
+        await self._recall(part.events, pairs)
+        letters = []
+        for event, type_, endpoints in part.told:
+            identity = event.id
+            data = part.described.get(identity)
+            if data is None:  # deleted for good meanwhile
+                continue
+            when = timestamp(event.time_us)
+            told_of = self._told.setdefault(event.batch_id, {})
+            for endpoint in endpoints:
+                before = told_of.get(endpoint.id)
+                if before is not None and before >= event.sequence:
+                    pair = (event.batch_id, endpoint.id)
+                    before = await self._database.run(self._deliveries.previous_of, *pair, event.sequence)
+                else:
+                    told_of[endpoint.id] = event.sequence
+                text = body(type_, when, data, before)
+                letters.append(_Letter(endpoint, identity, type_, text, event.batch_id, event.sequence))
+        return letters
+
+    async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
+        """Looks up what each endpoint was told of last, where that is not known, or others may have told it more."""
+        if len(self._last) + len(self._told) > _LAST_KEPT:
+            self._last.clear()
+            self._told.clear()
+        new = set()
+        for batch_id, group in _by_batch(events):
+            last = self._last.get(batch_id, 0)
+            for event in group:
+                if event.sequence == 1:
+                    new.add(batch_id)
+                if last != event.sequence - 1:
+                    self._told.pop(batch_id, None)
+                last = max(last, event.sequence)
+            self._last[batch_id] = last
+        unknown = {(batch, it) for batch, it in pairs if batch not in new and it not in self._told.get(batch, ())}
+        if unknown:
+            found = await self._database.run(self._deliveries.previous, unknown)
+            for (batch, endpoint), number in found.items():
+                self._told.setdefault(batch, {})[endpoint] = number
+
+    async def _write(self, letters: Sequence[_Letter], position: int | None, *, at_once: bool) -> None:
+        """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room."""
+        hold = self._desk.hold()
+        room = {letter.endpoint.id: self._outbox(letter.endpoint).room for letter in letters}
+        rows, held = [], {}
+        for letter in letters:
+            endpoint = letter.endpoint
+            identity = delivery_id(endpoint.id, letter.event)
+            due_ms: int | None = hold.until_ms
+            if endpoint.disabled is not None:
+                due_ms = None
+            elif room[endpoint.id] > 0:
+                room[endpoint.id] -= 1
+                held[identity] = endpoint.id
+            else:
+                due_ms = self._outbox(endpoint).shut_ms()
+            rows.append(
+                NewDelivery(
+                    identity,
+                    endpoint.id,
+                    endpoint.project_no,
+                    letter.batch,
+                    letter.sequence,
+                    letter.event,
+                    letter.type,
+                    letter.text,
+                    due_ms,
+                )
+            )
+        writing = asyncio.create_task(self._record(rows, position))
+        if at_once:
+            self._offer([row for row in rows if row.id in held], hold, writing)
+        fresh = await writing
+        if not at_once:
+            self._offer([row for row in rows if row.id in held and row.id in fresh], hold)
+        for endpoint_id in {row.endpoint for row in rows if row.due_ms is not None and row.id not in held}:
+            self._outboxes[endpoint_id].fetch()
+
+    async def _record(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
+        """Writes rows, once what is to be sent at once is on its way."""
+        await asyncio.sleep(0)
+        return await self._database.run(self._deliveries.write, rows, position)
+
+    def _offer(self, rows: Sequence[NewDelivery], hold: Hold, writing: asyncio.Task[set[UUID]] | None = None) -> None:
+        by_endpoint: dict[UUID, list[Due]] = {}
+        for row in rows:
+            by_endpoint.setdefault(row.endpoint, []).append(Due(row.id, row.event, row.type, row.body))
+        for endpoint_id, due in by_endpoint.items():
+            self._outboxes[endpoint_id].offer(due, hold, writing)
+
+    def _outbox(self, endpoint: Endpoint) -> Outbox:
+        outbox = self._outboxes.get(endpoint.id)
+        if outbox is None:
+            if len(self._outboxes) >= _OUTBOXES_KEPT:
+                for identity in unused(self._outboxes):
+                    del self._outboxes[identity]
+            outbox = Outbox(endpoint, self._desk, connections=self._connections, schedule=self._schedule)
+            self._outboxes[endpoint.id] = outbox
+        outbox.endpoint = endpoint
+        return outbox
+
+
+def _notices(notices: Sequence[Notice], audience: Audience) -> list[_Letter]:
+    return [
+        _Letter(
+            endpoint, it.id, it.type, envelope(it.type, timestamp(it.time_us), msgspec.Raw(it.data.encode())).decode()
+        )
+        for it in notices
+        for endpoint in audience.of_notice(it.project)
+        if it.type in endpoint.subscribed and not it.id.startswith(str(endpoint.id))  # it is not told of its own end
+    ]
+
+
+def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:
+    """Those of one batch that come one after the other; a batch may come again."""
+    for batch_id, group in groupby(events, key=attrgetter("batch_id")):
+        yield batch_id, list(group)
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[list[Event | Notice]]:
+    """The events and notices of the entries, in parts of a bearable size."""
+    everything = (it for entry in entries for it in ((entry.notice,) if entry.notice is not None else entry.events))
+    while part := list(islice(everything, _EVENTS)):
+        yield part

@@ -1,0 +1,90 @@
+"""Who listens to what some entries of the stream are about: read with as little waiting as there can be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
+import msgspec
+
+from tweezer.events.payloads import BatchFacts, Payloads
+from tweezer.ledger.audience import Audience, read_registered, read_webhooks
+from tweezer.ledger.database import Database
+from tweezer.ledger.endpoints import SECRETS_FRESH_S, Endpoint
+from tweezer.model.tasks import end_tasks
+from tweezer.store.feed import Entry
+
+_FEW = 500  # registered endpoints that are kept, all of them
+_KEPT_MAX = 10_000
+
+_Webhook = tuple[str, str]  # a project and a URL
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Registered endpoints by project, as they were read at that time (monotonic), and the count of changes then."""
+
+    registered: dict[str, list[Endpoint]]
+    at: float
+    changes: bytes | None
+
+
+class Listeners:
+    """Knows endpoints for a second, if nobody says that some were changed."""
+
+    def __init__(self, database: Database, payloads: Payloads) -> None:
+        self._database = database
+        self._payloads = payloads
+        self._kept: _Kept | None = None
+        self._are_few = True
+        self._webhooks: dict[_Webhook, tuple[float, Endpoint]] = {}
+        self._changes: bytes | None = None
+        self.changes: bytes | None = None
+        """The count of changes, which came with the entries or after them."""
+
+    async def look_up(self, entries: Sequence[Entry]) -> tuple[dict[UUID, BatchFacts], Audience]:
+        """What is known of the entries' batches, and who listens. Raises Unavailable."""
+        if self.changes != self._changes:
+            self._changes = self.changes
+            self._webhooks.clear()
+        everybody = any(it.notice is not None and it.notice.project is None for it in entries)
+        reading = asyncio.create_task(self._all()) if self._are_few or everybody else None
+        try:
+            facts = await self._payloads.batches({entry.batch_id for entry in entries if entry.notice is None})
+            projects = {about.project for about in facts.values()}
+            projects |= {it.notice.project for it in entries if it.notice is not None and it.notice.project is not None}
+            of_batches = await self._of_batches({(it.project, it.webhook) for it in facts.values() if it.webhook})
+            if reading is None:
+                registered = await self._database.run(read_registered, self._database, projects)
+            else:
+                registered = await reading
+        finally:
+            if reading is not None:
+                await end_tasks(reading)
+        return facts, Audience(registered, of_batches)
+
+    async def _all(self) -> dict[str, list[Endpoint]]:
+        kept, changes, now = self._kept, self.changes, time.monotonic()
+        if kept is not None and kept.changes == changes and now - kept.at < SECRETS_FRESH_S:
+            return kept.registered
+        found = await self._database.run(read_registered, self._database, None)
+        self._are_few = sum(map(len, found.values())) <= _FEW
+        self._kept = _Kept(found, now, changes)
+        return found
+
+    async def _of_batches(self, wanted: Collection[_Webhook]) -> dict[_Webhook, Endpoint]:
+        fresh_since = time.monotonic() - SECRETS_FRESH_S
+        found = {
+            webhook: kept[1]
+            for webhook in wanted
+            if (kept := self._webhooks.get(webhook)) is not None and kept[0] > fresh_since
+        }
+        if len(found) < len(wanted):
+            now = time.monotonic()
+            read = await self._database.run(read_webhooks, self._database, wanted - found.keys())
+            if len(self._webhooks) > _KEPT_MAX:
+                self._webhooks.clear()
+            self._webhooks.update((webhook, (now, endpoint)) for webhook, endpoint in read.items())
+            found |= read
+        return found

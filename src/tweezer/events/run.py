@@ -1,0 +1,139 @@
+"""Starts a courier from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from typing import Any
+from uuid import UUID
+
+import structlog
+from arq.cron import cron
+from arq.worker import Worker, func
+
+from tweezer.events.courier import Courier, Pace
+from tweezer.events.desk import Desk
+from tweezer.events.keyring import Keyring
+from tweezer.events.payloads import Payloads
+from tweezer.events.schedule import Schedule
+from tweezer.events.sender import Sender
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import Deliveries
+from tweezer.ledger.links import ResultLinks
+from tweezer.ledger.upkeep import require_schema
+from tweezer.ledger.vault import Vault
+from tweezer.model.backoff import Backoff
+from tweezer.model.ids import new_worker_id
+from tweezer.model.tasks import end_tasks
+from tweezer.runtime import arq_options, on_signals, run_on_a_loop, work
+from tweezer.settings import Settings
+from tweezer.store.alarms import DELIVER
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+
+log = structlog.get_logger(__name__)
+
+_NICENESS = 19  # how far it stands back behind workers and Redis for a core
+_SWEEP_S = 10
+_DRAIN_S = 5.0
+
+
+async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
+    """An alarm: something is due for this endpoint."""
+    courier: Courier = context["courier"]
+    await courier.fetch(UUID(endpoint_id))
+
+
+async def sweep(context: dict[Any, Any]) -> None:
+    """What is overdue, whyever."""
+    courier: Courier = context["courier"]
+    await courier.sweep()
+
+
+def run_courier(settings: Settings, *, pace: Pace | None = None) -> None:
+    """Delivers webhooks until SIGTERM or SIGINT; others may do the same beside it."""
+    os.nice(_NICENESS)
+    run_on_a_loop(lambda: CourierProcess(settings, pace))
+
+
+class CourierProcess:
+    """A courier with a store, a database and connections of its own."""
+
+    def __init__(self, settings: Settings, pace: Pace | None = None) -> None:
+        self._settings = settings
+        self._pace = pace or Pace()
+        self._store = Store.open(settings.connect())
+        self._database = Database.open(settings.database())
+        require_schema(self._database)
+        self._vault = Vault.of(settings.secrets_key, settings.data_dir)
+        self._stopping = asyncio.Event()
+
+    async def async_run(self) -> None:
+        """Ends with a signal."""
+        on_signals(self._stopping.set)
+        settings = self._settings
+        sender = Sender(
+            settings.webhook_policy(),
+            timeout_s=settings.webhook_timeout_s,
+            answer_max=settings.webhook_answer_max_kb << 10,
+            limit=settings.webhook_connections,
+        )
+        desk = Desk(
+            self._store,
+            self._database,
+            Deliveries(self._database, settings.namespace),
+            sender,
+            Keyring(self._database, self._vault),
+            connections=settings.webhook_connections,
+            disable_s=settings.webhook_disable_s,
+            hold_s=self._pace.hold_s,
+        )
+        links = ResultLinks(self._database, base_url=settings.public_base(), link_s=settings.webhook_link_s)
+        courier = Courier(
+            self._store,
+            self._database,
+            Payloads(self._store, self._database, links),
+            desk,
+            namespace=settings.namespace,
+            reader=new_worker_id(),
+            schedule=Schedule(settings.webhook_schedule_s),
+            connections=settings.webhook_endpoint_connections,
+            pace=self._pace,
+        )
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
+        log.info("courier.started")
+        duties = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
+        try:
+            await work(
+                lambda: self._workers(courier), self._stopping, doing="alarms", drain_s=_DRAIN_S, backoff=Backoff()
+            )
+        finally:
+            await end_tasks(*duties)
+            await courier.close()
+
+    async def close(self) -> None:
+        await self._store.close()
+        self._database.close()
+        log.info("courier.stopped")
+
+    async def _workers(self, courier: Courier) -> tuple[Worker]:
+        queue = self._store.keys(Key.COURIER)
+        each = cron(
+            sweep,  # type: ignore[arg-type]  # arq's type wants *args
+            name=f"{queue}:sweep",
+            second=set(range(0, 60, _SWEEP_S)),
+            keep_result=0,
+            max_tries=1,
+            timeout=60,
+        )
+        return (
+            Worker(
+                functions=[func(deliver, name=DELIVER, keep_result=0, max_tries=2)],  # type: ignore[arg-type]
+                cron_jobs=[each],
+                queue_name=queue,
+                poll_delay=0.25,
+                job_timeout=60,
+                **arq_options(self._store, {"courier": courier}),
+            ),
+        )

@@ -1,0 +1,382 @@
+"""A storm over webhooks: receivers misbehave, couriers are killed, Redis restarts; who is well misses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp import web
+from sqlalchemy import select
+from tests.processes import NULL, Site, until
+from tests.receiver import Received, Receiver
+
+from tweezer import AsyncBatch
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, read_log
+from tweezer.ledger.endpoints import Endpoint, create_endpoint, list_endpoints
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.schema import deliveries, projects, transitions
+from tweezer.ledger.upkeep import upgrade
+from tweezer.ledger.vault import Vault
+from tweezer.ledger.webhook_secrets import secrets_of
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.errors import NotFound
+from tweezer.model.events import Event, read_events
+from tweezer.model.webhooks import EventType
+from tweezer.store.keys import Key
+from tweezer.store.server import RedisServer
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis]
+
+POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
+ALL = tuple(it for it in EventType if it is not EventType.PING)
+SCHEDULE_S = (0.0, 0.2, 0.5, 1.0, 1.0, 1.0)
+CONNECTIONS, TIMEOUT_S = 4, 0.5
+KILLS, RESTARTS, COURIERS = 20, 3, 2
+BATCHES, JOBS = 30, 12
+PATIENCE_S = 45.0
+LOST_S = 0.7
+"""How much of its file Redis loses in one of its restarts, about."""
+
+WELL = ("/well", "/well/theirs", "/well/webhook")
+DELAYED = ("/slow", "/mended")
+STATUS = {"/error": 500, "/hang": None, "/reset": None, "/redirect": 302}
+GONE, GONE_AFTER = "/gone", 10
+
+
+def _lasting(it: Received) -> dict[str, Any]:
+    """What is the same whenever it is written down: a courier that died may have sent what it had not written yet."""
+    return {name: value for name, value in it.data.items() if name not in ("jobs", "open", "tags")}
+
+
+class Public:
+    """The receivers, on one port, told apart by their paths."""
+
+    def __init__(self) -> None:
+        self.mended = False
+        self._gone = 0
+        self.receiver = Receiver(self._answer)
+
+    def _answer(self, it: Received) -> int | web.StreamResponse | None:
+        match it.path:
+            case "/error":
+                return 500
+            case "/hang":
+                return None
+            case "/reset":
+                return Reset()
+            case "/redirect":
+                return web.Response(status=302, headers={"Location": "/well"})
+            case "/slow":
+                return Slow()
+            case "/mended":
+                return 200 if self.mended else 503
+            case "/gone":
+                self._gone += 1
+                return 500 if self._gone <= GONE_AFTER else 410
+            case _:
+                return 204
+
+
+class Reset(web.Response):
+    """Ends the connection instead of an answer."""
+
+    async def prepare(self, request: web.BaseRequest) -> Any:
+        assert request.transport is not None
+        request.transport.abort()
+        return await super().prepare(request)
+
+
+class Slow(web.Response):
+    """Comes after most of the time that there is."""
+
+    async def prepare(self, request: web.BaseRequest) -> Any:
+        await asyncio.sleep(TIMEOUT_S / 2)
+        return await super().prepare(request)
+
+
+class File:
+    """Redis' append-only file, of which the end can be lost."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._sizes: list[tuple[float, int]] = []
+
+    def look(self) -> None:
+        self._sizes.append((time.monotonic(), self._path().stat().st_size))
+
+    def restart(self, *, losing_s: float = 0.0) -> None:
+        """SIGKILL, and a start without what was written in those last seconds."""
+        self._server.kill()
+        if losing_s:
+            before = time.monotonic() - losing_s
+            os.truncate(self._path(), max(size for at, size in self._sizes if at <= before))
+            self._sizes.clear()
+        self._server.restart()
+
+    def _path(self) -> Path:
+        (path,) = self._server.data.rglob("*.incr.aof")
+        return path
+
+
+@pytest.fixture
+def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
+    """A server that may be killed; asked for after the shared one, which skips where there is none."""
+    with RedisServer(tmp_path / "redis", kind="redis", options={"auto-aof-rewrite-percentage": "0"}) as server:
+        yield server
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    upgrade(opened)
+    yield opened
+    opened.close()
+
+
+def register(database: Database, receiver: Receiver) -> None:
+    """Two projects' endpoints: one of each is well, and the first has all that are not."""
+    with database.write() as connection:
+        for project, path in (
+            ("ours", WELL[0]),
+            ("theirs", WELL[1]),
+            *(("ours", path) for path in (*DELAYED, *STATUS, GONE)),
+        ):
+            project_no(connection, project)
+            types = ALL if path == WELL[0] else ()
+            create_endpoint(connection, POLICY, project_id=project, url=receiver.url(path), types=types)
+
+
+class Storm:
+    """What happens to couriers and Redis, from a seed."""
+
+    def __init__(self, site: Site, file: File, seed: int) -> None:
+        self._site = site
+        self._file = file
+        self._random = random.Random(seed)
+        self.couriers = [site.spawn("courier") for _ in range(COURIERS)]
+        self.kills = 0
+        self.restarts = 0
+        self.lost_us = (0, 0)
+
+    @property
+    def is_over(self) -> bool:
+        return self.kills >= KILLS and self.restarts >= RESTARTS
+
+    async def strike(self) -> None:
+        """A courier that is up dies, and another comes; now and then Redis dies instead."""
+        self._file.look()
+        up = [courier for courier in self.couriers if courier.said("courier.started")]
+        if self.restarts < RESTARTS and self.kills >= (self.restarts + 1) * KILLS // (RESTARTS + 1):
+            self.restarts += 1
+            losing_s = LOST_S if self.restarts == 2 else 0.0
+            now_us = time.time_ns() // 1000
+            await asyncio.to_thread(self._file.restart, losing_s=losing_s)
+            if losing_s:
+                self.lost_us = (now_us - 2_000_000, time.time_ns() // 1000)
+        elif up and self.kills < KILLS:
+            victim = self._random.choice(up)
+            victim.kill()
+            self.kills += 1
+            self.couriers[self.couriers.index(victim)] = self._site.spawn("courier")
+
+
+async def test_in_a_storm_every_event_reaches_who_is_well_with_one_id(
+    server: RedisServer, database: Database, tmp_path: Path
+) -> None:
+    seed = random.randrange(1_000_000)
+    print("seed of the storm:", seed)  # noqa: T201  # shown when the test fails
+    draw = random.Random(seed)
+    public = Public()
+    settings = {
+        "database_url": str(database.engine.url),
+        "data_dir": tmp_path,
+        "webhook_allow": "127.0.0.0/8",
+        "webhook_schedule_s": list(SCHEDULE_S),
+        "webhook_timeout_s": TIMEOUT_S,
+        "webhook_endpoint_connections": CONNECTIONS,
+    }
+    async with public.receiver as receiver, Site(server.url, tmp_path, **settings) as site:
+        register(database, receiver)
+        await site.serves(site.spawn("recorder"))
+        await site.workers(1, lanes=4)
+        theirs = site.door("theirs")
+        batches: list[AsyncBatch] = []
+        with_webhook: set[UUID] = set()
+        began = time.monotonic()
+        storm = Storm(site, File(server), seed)
+        await until(lambda: has_joined(site), "a courier among those who are told of events")
+        while not storm.is_over or len(batches) < BATCHES:
+            if len(batches) < BATCHES:
+                webhook = draw.choice([None, receiver.url(WELL[2])])
+                jobs = [{"runs": 1, "variables": {"sleep_s": draw.uniform(0.0, 0.05)}} for _ in range(JOBS)]
+                door = draw.choice([site.queue, site.queue, theirs]) if webhook is None else site.queue
+                batches.append(await door.submit(None, jobs, device=NULL, webhook=webhook))
+                if webhook:
+                    with_webhook.add(batches[-1].id)
+            await storm.strike()
+            public.mended = storm.kills > KILLS / 2
+            await asyncio.sleep(draw.uniform(0.2, 0.5))  # the weather has a rhythm; nothing is waited for
+        print(f"the storm lasted {time.monotonic() - began:.0f} s")  # noqa: T201
+        ended = {batch.id for batch in batches if await is_over(batch)}
+        print(f"{len(batches) - len(ended)} batches were lost with the end of the file")  # noqa: T201
+        oracle = Oracle(database, receiver, tmp_path, ended, with_webhook)
+        await until(oracle.all_is_over, "the ends of all batches", PATIENCE_S)
+        await until(oracle.all_is_told, "all events at all who are well", PATIENCE_S)
+        await until(oracle.all_is_delivered, "the deliveries to who was slow or is mended", PATIENCE_S)
+        oracle.check_receipts(storm.lost_us)
+        oracle.check_who_misbehaves()
+        oracle.check_who_is_gone()
+        await theirs.close()
+
+
+async def has_joined(site: Site) -> bool:
+    """Whether the stream is kept for couriers."""
+    redis: Any = site.store.redis
+    stream = site.store.keys(Key.EVENTS)
+    return bool(await redis.exists(stream) and await redis.xinfo_groups(stream))
+
+
+async def is_over(batch: AsyncBatch) -> bool:
+    """Waits for its end; whether there is such a batch: nobody may have recorded it before Redis lost it."""
+    try:
+        return (await batch.wait(PATIENCE_S)).status.terminal
+    except NotFound:
+        return False
+
+
+class Oracle:
+    """What the ledger says has happened, against what the receivers were told."""
+
+    def __init__(
+        self,
+        database: Database,
+        receiver: Receiver,
+        folder: Path,
+        batches: Collection[UUID],
+        webhooks: Collection[UUID],
+    ) -> None:
+        self._database = database
+        self._receiver = receiver
+        self._vault = Vault.of("", folder)
+        self._batches = batches
+        self._webhooks = webhooks
+
+    def all_is_over(self) -> bool:
+        over = {event.batch_id for event, _ in self._events() if event.index is None and event.status.terminal}
+        return over >= set(self._batches)
+
+    def all_is_told(self) -> bool:
+        return not any(self._missing(path) for path in WELL)
+
+    def all_is_delivered(self) -> bool:
+        """Also to those who are late."""
+        late = {endpoint.id for endpoint in self._endpoints() if self._path(endpoint) in (*WELL, *DELAYED)}
+        return all(row.status in (DELIVERED, EXHAUSTED) for row in self._rows() if row.endpoint in late) and not any(
+            self._missing(path) for path in DELAYED[:1]
+        )
+
+    def check_receipts(self, lost_us: tuple[int, int]) -> None:
+        """Signed as they should be; one id for each event, a chain without holes, and nothing that never happened,
+        but for what Redis lost before anybody had recorded it."""
+        secrets = self._secrets()
+        happened = {event.id for event, _ in self._events()}
+        unheard: set[str] = set()
+        for it in self._receiver.received:
+            it.verify(secrets[it.path])
+            if it.type.startswith(("job.", "batch.")) and it.id not in happened:
+                assert lost_us[0] <= int(it.id.rpartition(":")[2]) <= lost_us[1], f"{it.id} never happened"
+                unheard.add(it.data["batch_id"])
+        for path in WELL:
+            by_batch: dict[str, dict[int, Received]] = defaultdict(dict)
+            for it in self._receiver.received:
+                if it.path == path and it.data.get("batch_id", "") not in {"", *unheard}:
+                    first = by_batch[it.data["batch_id"]].setdefault(it.data["sequence"], it)
+                    assert (it.id, _lasting(it)) == (first.id, _lasting(first))
+            for told in by_batch.values():
+                chain = [(told[sequence].data["previous_sequence"], sequence) for sequence in sorted(told)]
+                assert [before for before, _ in chain] == [None, *(sequence for _, sequence in chain[:-1])]
+        times = Counter((it.path, it.id) for it in self._receiver.received if it.path in WELL)
+        print(f"{len(happened)} events, told {len(times)} times to who is well")  # noqa: T201
+        print(f"{times.total() - len(times)} times again, {len(unheard)} batches whose events were lost")  # noqa: T201
+
+    def check_who_misbehaves(self) -> None:
+        """Each delivery is where its attempts have led it, and each attempt that was noted was made."""
+        made = Counter((it.path, it.id) for it in self._receiver.received)
+        noted: Counter[tuple[str, str]] = Counter()
+        statuses: dict[str, Counter[str]] = defaultdict(Counter)
+        paths = {endpoint.id: self._path(endpoint) for endpoint in self._endpoints()}
+        for row in self._rows():
+            path, log = paths[row.endpoint], read_log(row.log)
+            statuses[path][row.status] += 1
+            noted[path, row.event] = len(log)
+            assert row.attempts == len(log) <= made[path, row.event]
+            assert [attempt.number for attempt in log] == list(range(1, len(log) + 1))
+            if path in STATUS:
+                assert {attempt.status for attempt in log} <= {STATUS[path]}
+                assert row.status == (EXHAUSTED if len(log) == len(SCHEDULE_S) else PENDING)
+                assert (row.due_ms is None) == (row.status == EXHAUSTED)
+            elif path in WELL:
+                assert (row.status, log[-1].status) == (DELIVERED, 204)
+        assert statuses["/error"][EXHAUSTED] or statuses["/error"][PENDING]
+        # What a courier did in its last moments it could not write down.
+        print(f"{noted.total()} attempts noted, {made.total() - noted.total()} more were made")  # noqa: T201
+        assert made.total() - noted.total() <= KILLS * CONNECTIONS * len(paths)
+
+    def check_who_is_gone(self) -> None:
+        """Who answered 410 is told nothing more, and its project knows."""
+        (gone,) = [endpoint for endpoint in self._endpoints() if self._path(endpoint) == GONE]
+        assert gone.disabled is not None
+        assert {row.status for row in self._rows() if row.endpoint == gone.id} <= {HELD, EXHAUSTED}
+        told = {it.id for it in self._receiver.received if it.type == "endpoint.disabled" and it.path == WELL[0]}
+        assert len(told) == 1
+
+    def _missing(self, path: str) -> set[str]:
+        (types,) = {endpoint.subscribed for endpoint in self._endpoints() if self._path(endpoint) == path}
+        told = {it.id for it in self._receiver.received if it.path == path}
+        return {
+            event.id
+            for event, project in self._events()
+            if event.type in types and self._concerns(path, event, project)
+        } - told
+
+    def _concerns(self, path: str, event: Event, project: str) -> bool:
+        if path == WELL[2]:
+            return event.batch_id in self._webhooks
+        return project == ("theirs" if path == WELL[1] else "ours")
+
+    def _events(self) -> list[tuple[Event, str]]:
+        table = transitions.c
+        query = select(table.batch, table.sequence_number, table.time_us, table.words, projects.c.id)
+        with self._database.read() as connection:
+            rows = connection.execute(query.join(projects, projects.c.no == table.project)).all()
+        return [(event, project) for *entry, project in rows for event in read_events(*entry)]
+
+    def _rows(self) -> list[Any]:
+        with self._database.read() as connection:
+            return list(connection.execute(deliveries.select()))
+
+    def _endpoints(self) -> list[Endpoint]:
+        with self._database.read() as connection:
+            return list_endpoints(connection)
+
+    def _secrets(self) -> dict[str, str]:
+        """Of each path one that signs; two projects' batches never share one."""
+        with self._database.write() as connection:
+            return {
+                self._path(it): secrets_of(connection, self._vault, it.project_no, it.secrets_owner)[0].text
+                for it in list_endpoints(connection)
+            }
+
+    @staticmethod
+    def _path(endpoint: Endpoint) -> str:
+        return f"/{endpoint.url.split('/', 3)[3]}"

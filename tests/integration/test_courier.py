@@ -1,0 +1,468 @@
+"""The courier on a real Redis and both databases, with receivers that behave and others that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+import redis.asyncio
+from aiohttp import web
+from tests.processes import until
+from tests.receiver import Received, Receiver
+from tests.store.conftest import Rig
+
+from tweezer.events import breaker as breakers
+from tweezer.events.courier import GROUP, Courier, Pace
+from tweezer.events.desk import Desk
+from tweezer.events.keyring import Keyring
+from tweezer.events.outbox import Outbox
+from tweezer.events.payloads import Payloads
+from tweezer.events.schedule import Schedule
+from tweezer.events.sender import Sender
+from tweezer.ledger.audience import read_registered
+from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import Deliveries, Due, Outcome, read_log
+from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint
+from tweezer.ledger.links import ResultLinks
+from tweezer.ledger.projects import project_no
+from tweezer.ledger.schema import deliveries
+from tweezer.ledger.vault import Vault
+from tweezer.ledger.webhook_secrets import rotate, secrets_of
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.model.tasks import end_tasks
+from tweezer.store.alarms import Alarms
+from tweezer.store.feed import START, EntryGroup, Notice, position_number
+
+NAMESPACE = "test"
+POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
+NEVER_S = 3600.0
+
+
+class Post:
+    """A store, a ledger, and couriers that are started one by one."""
+
+    def __init__(self, rig: Rig, database: Database, folder: Path) -> None:
+        self.rig = rig
+        self.database = database
+        self.vault = Vault.of("", folder)
+        self.running: list[tuple[Courier, list[asyncio.Task[Any]]]] = []
+
+    async def start(
+        self,
+        *,
+        delays_s: tuple[float, ...] = (0.0, 0.01, 0.01),
+        connections: int = 4,
+        timeout_s: float = 5.0,
+        attempts: int = 64,
+        **pace: Any,
+    ) -> Courier:
+        desk = self.desk(attempts=attempts, timeout_s=timeout_s)
+        links = ResultLinks(self.database, base_url="http://api.test", link_s=3600)
+        courier = Courier(
+            self.rig.store,
+            self.database,
+            Payloads(self.rig.store, self.database, links),
+            desk,
+            namespace=NAMESPACE,
+            reader=f"courier-{len(self.running)}",
+            schedule=Schedule(delays_s),
+            connections=connections,
+            pace=Pace(**{"wait_s": 0.05, **pace}),
+        )
+        tasks = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
+        self.running.append((courier, tasks))
+        return courier
+
+    def desk(self, *, attempts: int = 64, timeout_s: float = 5.0) -> Desk:
+        return Desk(
+            self.rig.store,
+            self.database,
+            Deliveries(self.database, NAMESPACE),
+            Sender(POLICY, timeout_s=timeout_s),
+            Keyring(self.database, self.vault),
+            connections=attempts,
+            disable_s=NEVER_S,
+        )
+
+    async def kill(self, courier: Courier) -> None:
+        """Ends it without a word: nothing is given back."""
+        for other, tasks in self.running:
+            if other is courier:
+                await end_tasks(*tasks)
+
+    async def close(self) -> None:
+        for courier, tasks in self.running:
+            await end_tasks(*tasks)
+            with contextlib.suppress(Exception):
+                await courier.close()
+
+    def endpoint(self, url: str, *types: str, project: str = "a") -> Endpoint:
+        with self.database.write() as connection:
+            project_no(connection, project)
+            return create_endpoint(connection, POLICY, project_id=project, url=url, types=types)
+
+    def secret(self, endpoint: Endpoint | None = None, project: str = "a") -> str:
+        with self.database.write() as connection:
+            no = project_no(connection, project)
+            return secrets_of(connection, self.vault, no, None if endpoint is None else endpoint.id)[0].text
+
+    def rows(self) -> list[Any]:
+        with self.database.read() as connection:
+            return list(connection.execute(deliveries.select().order_by(deliveries.c.created_ms)))
+
+    def statuses(self) -> list[str]:
+        return [row.status for row in self.rows()]
+
+    async def batch(self, jobs: int, webhook: str | None = None, *, project: str = "a") -> UUID:
+        doc = BatchDoc(device="EMU", sequence="{}", webhook=webhook)
+        return await self.rig.commands.submit(new_batch_id(), project, doc, [JobSpec(runs=10)] * jobs)
+
+
+@pytest.fixture
+async def post(real_redis_url: str, database: Database, tmp_path: Path) -> AsyncIterator[Post]:
+    client: Any = redis.asyncio.Redis.from_url(real_redis_url)
+    rig = Rig(client)
+    await rig.announce(lanes=2)
+    made = Post(rig, database, tmp_path)
+    yield made
+    await made.close()
+    await rig.store.news.close()
+    await client.aclose()
+
+
+def ping(event: str) -> Due:
+    return Due(uuid4(), event, "ping", '{"type":"ping","data":{}}')
+
+
+def all_delivered(post: Post, count: int) -> Callable[[], bool]:
+    return lambda: post.statuses().count("D") == count
+
+
+def assert_chained(received: list[Received]) -> None:
+    """Each names the one before it, of one batch and receiver."""
+    chain = sorted((it.data["sequence"], it.data["previous_sequence"]) for it in received)
+    assert [before for _, before in chain] == [None, *(number for number, _ in chain[:-1])]
+
+
+async def test_the_webhook_of_a_batch_is_told_its_jobs_ends_and_all_of_the_batch(post: Post) -> None:
+    async with Receiver() as receiver:
+        batch_id = await post.batch(3, receiver.url())
+        await post.rig.run_all()
+        await post.start()
+        await until(all_delivered(post, 6), "six deliveries")
+    assert receiver.types == {"batch.created": 1, "batch.running": 1, "job.done": 3, "batch.done": 1}
+    secret = post.secret()
+    for it in receiver.received:
+        it.verify(secret)
+        assert it.data["batch_id"] == str(batch_id)
+    assert {it.id for it in receiver.received} < {event.id for event in await post.rig.events(batch_id)}
+    done = next(it for it in receiver.received if it.type == "job.done")
+    assert done.data["result"]["counter"] == {"01": 10}
+    assert done.data["result"]["link"].startswith("http://api.test/")
+
+
+async def test_each_event_names_the_one_before_it_that_was_sent_there(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/ends"), "job.done", "batch.done")
+        post.endpoint(receiver.url("/all"))
+        await post.batch(5)
+        await post.rig.run_all()
+        await post.start()
+        await until(all_delivered(post, 6 + 8), "the deliveries")
+        for path in ("/ends", "/all"):
+            chain = sorted(
+                (it.data["sequence"], it.data["previous_sequence"]) for it in receiver.received if it.path == path
+            )
+            assert [before for _, before in chain] == [None, *(number for number, _ in chain[:-1])]
+
+
+async def test_several_couriers_tell_each_event_once_and_in_one_chain(post: Post) -> None:
+    async with Receiver() as receiver:
+        endpoint = post.endpoint(receiver.url(), "job.running", "job.done", "batch.done")
+        for _ in range(3):
+            await post.start(entries=3)
+        batches = [await post.batch(20) for _ in range(5)]
+        await post.rig.run_all()
+        await until(all_delivered(post, 5 * 41), "all deliveries")
+        assert set(receiver.ids.values()) == {1}
+        assert {row.endpoint for row in post.rows()} == {endpoint.id}
+        for batch_id in batches:
+            assert_chained([it for it in receiver.received if it.data["batch_id"] == str(batch_id)])
+
+
+async def test_a_failed_attempt_is_made_again_with_the_same_id_and_body_and_all_are_kept(post: Post) -> None:
+    async with Receiver() as receiver:
+        tries: dict[str, int] = {}
+
+        def twice_bad(it: Received) -> int:
+            tries[it.id] = tries.get(it.id, 0) + 1
+            return 500 if tries[it.id] < 3 else 200
+
+        receiver.answer = twice_bad
+        post.endpoint(receiver.url(), "batch.done")
+        await post.batch(1)
+        await post.rig.run_all()
+        courier = await post.start()
+
+        async def delivered() -> bool:
+            await courier.sweep()
+            return post.statuses() == ["D"]
+
+        await until(delivered, "the third attempt")
+    assert len(receiver.received) == 3
+    assert len({(it.id, it.body) for it in receiver.received}) == 1
+    (row,) = post.rows()
+    assert [attempt.status for attempt in read_log(row.log)] == [500, 500, 200]
+    assert row.attempts == 3
+
+
+async def test_a_delivery_ends_when_its_schedule_is_exhausted(post: Post) -> None:
+    async with Receiver(lambda _: 500) as receiver:
+        post.endpoint(receiver.url(), "batch.done")
+        await post.batch(1)
+        await post.rig.run_all()
+        courier = await post.start(delays_s=(0.0, 0.0))
+
+        async def exhausted() -> bool:
+            await courier.sweep()
+            return post.statuses() == ["E"]
+
+        await until(exhausted, "the end of the schedule")
+    assert len(receiver.received) == 2
+    assert [attempt.next_ms is None for attempt in read_log(post.rows()[0].log)] == [False, True]
+
+
+async def test_a_receiver_that_is_gone_for_good_is_disabled_and_others_are_told(post: Post) -> None:
+    async with Receiver(lambda it: 410 if it.path == "/gone" else 200) as receiver:
+        gone = post.endpoint(receiver.url("/gone"), "job.done")
+        post.endpoint(receiver.url("/owner"), "endpoint.disabled")
+        await post.start(connections=1)
+        await post.batch(3)
+        await post.rig.run_all()
+        await until(lambda: receiver.types["endpoint.disabled"] == 1, "the notice")
+        (told,) = [it for it in receiver.received if it.type == "endpoint.disabled"]
+        assert told.data["endpoint_id"] == str(gone.id)
+        await post.batch(1)
+        await post.rig.run_all()
+        await until(lambda: post.statuses().count("H") == 4, "what is held back")
+    assert sum(it.path == "/gone" for it in receiver.received) == 1
+
+
+async def test_nothing_is_sent_to_a_dead_receiver_for_a_while_and_others_do_not_wait(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breakers, "_COOL_S", 600.0)
+    async with Receiver(lambda it: None if it.path == "/dead" else 200) as receiver:
+        post.endpoint(receiver.url("/dead"), "job.done")
+        post.endpoint(receiver.url("/well"), "job.done")
+        await post.start(timeout_s=0.2, delays_s=(0.0, 600.0), connections=2)
+        await post.batch(300)
+        await post.rig.run_all()
+        await until(lambda: post.statuses().count("D") == 300, "the healthy one's deliveries")
+        await until(lambda: sum(it.path == "/dead" for it in receiver.received) >= 5, "five tries")
+    assert sum(it.path == "/dead" for it in receiver.received) < 10
+    assert post.statuses().count("P") == 300
+
+
+async def test_one_projects_dead_receivers_take_no_others_turn(post: Post) -> None:
+    async with Receiver(lambda it: None if it.path.startswith("/dead") else 200) as receiver:
+        for number in range(4):
+            post.endpoint(receiver.url(f"/dead/{number}"), "batch.created", project="a")
+        post.endpoint(receiver.url("/well"), "batch.created", project="b")
+        await post.start(attempts=4, timeout_s=NEVER_S)
+        await post.batch(1, project="a")
+        await until(lambda: len(receiver.received) == 2, "half of the attempts at once")
+        await post.batch(1, project="b")
+        await until(all_delivered(post, 1), "the other project's delivery")
+    assert sum(it.path.startswith("/dead") for it in receiver.received) == 2
+
+
+async def test_retry_after_is_heeded(post: Post) -> None:
+    async with Receiver(lambda _: web.Response(status=429, headers={"Retry-After": "3000"})) as receiver:
+        post.endpoint(receiver.url(), "batch.done")
+        await post.batch(1)
+        await post.rig.run_all()
+        await post.start()
+        await until(lambda: post.rows() != [] and post.rows()[0].attempts == 1, "the attempt")
+        row = post.rows()[0]
+        (attempt,) = read_log(row.log)
+        assert attempt.next_ms == row.due_ms
+        assert row.due_ms - attempt.at_ms >= 3_000_000
+
+
+async def test_what_a_killed_courier_held_is_sent_by_another(post: Post) -> None:
+    async with Receiver(lambda _: None) as receiver:
+        post.endpoint(receiver.url(), "job.done")
+        await post.batch(4)
+        await post.rig.run_all()
+        first = await post.start(connections=2)
+        await until(lambda: len(receiver.received) == 2, "two attempts that hang")
+        await post.kill(first)
+        with post.database.write() as connection:  # its hold is over
+            connection.execute(deliveries.update().values(due_ms=1))
+        receiver.answer = lambda _: 200
+        second = await post.start()
+        await second.sweep()
+        await until(all_delivered(post, 4), "the deliveries")
+
+
+async def test_what_a_killed_courier_read_and_did_not_write_is_written_by_another(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url(), "job.done")
+        await post.batch(2)
+        await post.rig.run_all()
+        entries = await post.rig.store.events.read()
+        await EntryGroup(post.rig.store.scripts, GROUP, "dead").join(START)
+        await post.rig.redis.xreadgroup("couriers", "dead", {"test:events": ">"})
+        assert (await post.rig.redis.xpending("test:events", "couriers"))["pending"] >= len(entries)
+        await post.start(abandoned_s=0.05)
+        await until(all_delivered(post, 2), "the deliveries")
+
+        async def acknowledged() -> bool:
+            return bool((await post.rig.redis.xpending("test:events", "couriers"))["pending"] == 0)
+
+        await until(acknowledged)
+    assert set(receiver.ids.values()) == {1}
+
+
+async def test_more_than_a_courier_holds_waits_in_the_ledger_and_is_fetched(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tweezer.events.outbox.QUEUE_MAX", 10)
+    monkeypatch.setattr("tweezer.events.outbox._CLAIM", 20)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url(), "job.done")
+        await post.start()
+        await post.batch(200)
+        await post.rig.run_all()
+        await until(all_delivered(post, 200), "all deliveries")
+    assert set(receiver.ids.values()) == {1}
+
+
+async def test_both_secrets_sign_while_one_is_rotated(post: Post) -> None:
+    async with Receiver() as receiver:
+        endpoint = post.endpoint(receiver.url(), "batch.created")
+        old = post.secret(endpoint)
+        with post.database.write() as connection:
+            new = rotate(connection, post.vault, endpoint.project_no, endpoint.id)
+        await post.start()
+        await post.batch(1)
+        await until(lambda: len(receiver.received) == 1)
+        receiver.received[0].verify(old)
+        receiver.received[0].verify(new)
+
+
+async def test_projects_are_told_of_their_own_batches_only_and_of_devices_all(post: Post) -> None:
+    async with Receiver() as receiver:
+        for project in ("a", "b"):
+            post.endpoint(receiver.url(f"/{project}"), "batch.created", "device.paused", "device.up", project=project)
+        await post.start()
+        await post.batch(1, project="a")
+        await post.rig.commands.pause_device("EMU", "the laser warms up")
+        await post.rig.commands.pause_device("EMU", "the laser warms up")
+        await post.rig.commands.resume_device("EMU")
+        await until(all_delivered(post, 5), "the deliveries")
+    told = sorted((it.path, it.type) for it in receiver.received)
+    both = [(path, type_) for path in ("/a", "/b") for type_ in ("device.paused", "device.up")]
+    assert told == sorted([("/a", "batch.created"), *both])
+    paused = next(it for it in receiver.received if it.type == "device.paused")
+    assert paused.data == {"device": "EMU", "status": "paused", "reason": "the laser warms up", "until": None}
+
+
+async def test_an_enabled_endpoint_is_told_of_what_comes(post: Post) -> None:
+    async with Receiver() as receiver:
+        endpoint = post.endpoint(receiver.url(), "batch.created")
+        with post.database.write() as connection:
+            disable_endpoint(connection, endpoint.id, "maintenance")
+        await post.start()
+        await post.batch(1)
+        await until(lambda: post.statuses() == ["H"])
+        with post.database.write() as connection:
+            enable_endpoint(connection, endpoint.id)
+        await Alarms(post.rig.store).changed()
+        await post.batch(1)
+        await until(lambda: sorted(post.statuses()) == ["D", "H"])
+
+
+async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> None:
+    async with Receiver(lambda _: None) as receiver:
+        endpoint = post.endpoint(receiver.url())
+        desk = post.desk(attempts=1)
+        first = asyncio.create_task(desk.post(endpoint, ping("e:1"), time.monotonic() + 60))
+        try:
+            await until(lambda: len(receiver.received) == 1, "the first attempt")
+            assert await desk.post(endpoint, ping("e:2"), time.monotonic() + 0.05) is None
+        finally:
+            await end_tasks(first)
+            await desk.close()
+    assert receiver.ids == {"e:1": 1}
+
+
+async def test_nothing_is_claimed_while_an_endpoint_is_disabled(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling, tell = asyncio.Event(), asyncio.Event()
+
+    async def tell_later(notice: Notice) -> None:
+        telling.set()
+        await tell.wait()
+
+    monkeypatch.setattr(post.rig.store.events, "tell", tell_later)
+    endpoint, desk = post.endpoint("http://127.0.0.1:1/"), post.desk()
+    assert await desk.claim(endpoint.id, 1, desk.hold()) is not None
+    disabling = asyncio.create_task(desk.disable(endpoint.id, "410"))
+    await telling.wait()
+    assert await desk.claim(endpoint.id, 1, desk.hold()) is None
+    tell.set()
+    await disabling
+    assert await desk.claim(endpoint.id, 1, desk.hold()) is None
+    await desk.close()
+
+
+async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, errors = Deliveries.finish, [RuntimeError("a bug"), RuntimeError("another")]
+
+    def fail_at_first(self: Deliveries, outcomes: Sequence[Outcome]) -> None:
+        if errors:
+            raise errors.pop()
+        finish(self, outcomes)
+
+    monkeypatch.setattr(Deliveries, "finish", fail_at_first)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url(), "batch.created")
+        await post.start()
+        await post.batch(1)
+        await until(all_delivered(post, 1), "the note")
+    assert set(receiver.ids.values()) == {1}
+
+
+async def test_dead_receivers_are_forgotten_when_they_may_be_tried_again(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breakers, "_COOL_S", 0.0)
+    outbox = Outbox(post.endpoint("http://127.0.0.1:1/"), desk := post.desk(), connections=1, schedule=Schedule((0.0,)))
+    outbox.offer([ping(f"e:{number}") for number in range(10)], desk.hold())
+    assert not outbox.is_idle
+    await until(lambda: outbox.is_idle, "the end of all attempts")
+    await outbox.close()
+    await desk.close()
+
+
+async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) -> None:
+    courier = await post.start()
+    await post.batch(1)
+    entries = await post.rig.store.events.read()
+    position = Deliveries(post.database, NAMESPACE).position
+    await until(lambda: position() == position_number(entries[-1].id))
+    assert read_registered(post.database, None) == {}
+    assert msgspec.json.encode(position()) != b"0"
+    await post.kill(courier)
