@@ -178,11 +178,27 @@ class EventStream:
     def __init__(self, scripts: Scripts) -> None:
         self._redis = scripts.redis
         self._name = scripts.keys(Key.EVENTS)
+        self._ledger = scripts.keys(Key.LEDGER)
 
     async def read(self, after: str = START, *, most: int = 100) -> list[Entry]:
         """Up to ``most`` entries after the given one, oldest first."""
         with translating():
             rows = await self._redis.xrange(self._name, min=f"({after}", max="+", count=most)
+        return [_entry(entry_id, fields) for entry_id, fields in rows]
+
+    async def read_on(self, after: str, *, most: int) -> tuple[list[Entry], str]:
+        """As :meth:`read`, and the entry before which entries may be gone, because a ledger has them."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.xrange(self._name, min=f"({after}", max="+", count=most)
+        pipeline.get(self._ledger)  # second: it tells of whatever was trimmed before the first
+        with translating():
+            rows, trimmed = await pipeline.execute()
+        return [_entry(entry_id, fields) for entry_id, fields in rows], START if trimmed is None else trimmed.decode()
+
+    async def read_back(self, until: str = "+", *, after: str = START, most: int) -> list[Entry]:
+        """Entries at or before ``until``, or before it where it begins with a bracket, newest first."""
+        with translating():
+            rows = await self._redis.xrevrange(self._name, max=until, min=f"({after}", count=most)
         return [_entry(entry_id, fields) for entry_id, fields in rows]
 
     async def follow(self, position: str, *, most: int) -> list[Entry] | None:
@@ -226,11 +242,31 @@ class EventStream:
         with translating():
             await self._redis.xread({self._name: position}, count=1, block=max(round(timeout_s * 1000), 1))
 
+    async def idle_s(self, group: str) -> list[float] | None:
+        """For how long each reader of the group has asked for nothing; None where there is no such group."""
+        with translating():
+            try:
+                readers = await self._redis.xinfo_consumers(self._name, group)
+            except redis_errors.ResponseError as error:
+                if "NOGROUP" in str(error) or "no such key" in str(error):
+                    return None
+                raise
+        return [reader["idle"] / 1000 for reader in readers]
+
     async def last(self, until: str = "+") -> str:
         """Id of the newest entry, or of the newest at or before ``until``; START when there is none."""
         with translating():
             rows = await self._redis.xrevrange(self._name, max=until, min="-", count=1)
         return rows[0][0].decode() if rows else START
+
+
+class Given(msgspec.Struct, frozen=True):
+    """What a reader of a group was given. oldest: the oldest entry that is not acknowledged, whoever has it. endpoints:
+    the count of their changes, when these were given; None: there was none."""
+
+    entries: list[Entry]
+    oldest: str | None
+    endpoints: bytes | None
 
 
 class EntryGroup:
@@ -242,6 +278,7 @@ class EntryGroup:
     def __init__(self, scripts: Scripts, name: str, reader: str) -> None:
         self._redis = scripts.redis
         self._stream = scripts.keys(Key.EVENTS)
+        self._endpoints = scripts.keys(Key.ENDPOINTS)
         self._name = name
         self._reader = reader
 
@@ -257,14 +294,18 @@ class EntryGroup:
                 if reader["pending"] == 0 and reader["idle"] > _GONE_MS:
                     await self._redis.xgroup_delconsumer(self._stream, self._name, reader["name"])
 
-    async def read(self, *, most: int, wait_s: float) -> list[Entry]:
-        """Entries that nobody was given yet, oldest first; empty when none came. Raises NotFound("group", …) when the
+    async def read(self, *, most: int, wait_s: float) -> Given:
+        """Entries that nobody was given yet, oldest first; none when none came. Raises NotFound("group", …) when the
         group is gone: join again."""
+        pipeline = self._redis.pipeline(transaction=False)
+        block_ms = max(round(wait_s * 1000), 1)
+        pipeline.xreadgroup(self._name, self._reader, {self._stream: ">"}, count=most, block=block_ms)
+        pipeline.xpending(self._stream, self._name)
+        pipeline.get(self._endpoints)
         with self._translating():
-            found = await self._redis.xreadgroup(
-                self._name, self._reader, {self._stream: ">"}, count=most, block=max(round(wait_s * 1000), 1)
-            )
-        return [_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
+            found, pending, endpoints = await pipeline.execute()
+        entries = [_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
+        return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints)
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
         """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""
@@ -273,6 +314,14 @@ class EntryGroup:
                 self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), count=most
             )
         return [_entry(entry_id, fields) for entry_id, fields in rows if fields]
+
+    async def claim_one(self, entry_id: str, *, idle_s: float) -> list[Entry]:
+        """The same of one entry; empty when its reader was given it later, or it is gone. Raises NotFound."""
+        with self._translating():
+            rows = await self._redis.xclaim(
+                self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), message_ids=[entry_id]
+            )
+        return [_entry(claimed_id, fields) for claimed_id, fields in rows if fields]
 
     async def oldest_pending(self) -> str | None:
         """Id of the oldest entry that is not acknowledged, whoever has it. Raises NotFound."""

@@ -1,0 +1,98 @@
+"""``tweezer events``: what happened, as lines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.client import AsyncQueue
+from tweezer.model.webhooks import EventType, Told, told
+from tweezer.store.tail import Tail
+
+if TYPE_CHECKING:
+    from tweezer.ledger.feed import Feed
+
+
+@click.command()
+@click.argument("batch", required=False)
+@click.option("--after", metavar="ID", help="The event to go on behind, or `now`  [default: from the beginning].")
+@click.option("--follow", is_flag=True, help="Go on as more happens; a batch is followed to its end.")
+@click.option(
+    "--type", "types", multiple=True, type=click.Choice([it.value for it in EventType]), help="May be repeated."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API has them.")
+@pass_access
+def events(
+    access: Access, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
+) -> None:
+    """Show the events of BATCH; without one those of the project, which need the ledger."""
+    wanted = frozenset(types or EventType)
+
+    async def tell(found: AsyncIterator[Told]) -> None:
+        async with aclosing(found) as each:  # type: ignore[type-var]
+            async for event in each:
+                if event.type in wanted:
+                    show.echo(msgspec.json.encode(event).decode() if as_json else _line(event))
+
+    async def run() -> None:
+        if batch is not None:
+            async with access.queue(patient=follow) as queue:
+                await tell(_of_batch(queue, batch, after, follow=follow))
+            return
+        with access.ledger("events") as database:
+            from tweezer.ledger.feed import Feed
+
+            async with access.queue(patient=follow) as queue:
+                feed = Feed(queue.store, database, namespace=access.settings().namespace)
+                await tell(_of_project(queue, feed, after, follow=follow))
+
+    asyncio.run(run())
+
+
+async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
+    async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
+        async for event in found:
+            yield told(event, queue.project)
+
+
+async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
+    from tweezer.ledger.feed import Selection
+
+    tail = Tail(queue.store.scripts)
+    selection = Selection(frozenset({queue.project}))
+    cursor = await queue.ask(lambda: feed.cursor(after, selection))
+    try:
+        async with tail.listen(projects=selection.projects) as heard:
+            while True:
+                place = cursor
+                page = await queue.ask(lambda: feed.read(selection, place, limit=1000))  # noqa: B023  asked at once
+                for event in page.events:
+                    yield event
+                cursor = page.next
+                if not page.more:
+                    if not follow:
+                        return
+                    await heard.next(None)
+    finally:
+        await tail.close()
+
+
+def _line(event: Told) -> str:
+    """``2026-11-22 10:00:02.120  job.done  0199f3a2-… job 3  RUNNING -> DONE``."""
+    moment = datetime.fromisoformat(event.timestamp).astimezone()
+    data = event.data
+    words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<17}"]
+    if "batch_id" not in data:
+        return "  ".join([*words, " ".join(f"{name}={value}" for name, value in data.items() if value is not None)])
+    words.append(f"{data['batch_id']}" + (f" job {data['index']}" if "index" in data else ""))
+    before = data["previous_status"]
+    words.append(f"{data['status']}" if before is None else f"{before} -> {data['status']}")
+    return "  ".join(words)

@@ -1,0 +1,301 @@
+"""The feed of events: page after page, from the ledger as far as it goes and from the stream after that.
+
+Rows of the ledger and entries of the stream have the same positions. What is recorded is read first; then the stream
+behind it; and if that was trimmed meanwhile, the ledger once more: what is gone from the stream before it is read is in
+the ledger by then. So each event comes once, in order, whatever recorder and trim do at the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from sqlalchemy import ColumnElement, Connection, Select, or_, select, union_all
+
+from tweezer.ledger.cursors import NOW, Cursor, Places, before_time, count_events, read_cursor
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
+from tweezer.model.events import jobs_of, read_events
+from tweezer.model.webhooks import EventType, Told, told, told_notice
+from tweezer.store.connection import Store
+from tweezer.store.feed import START, Entry, Notice, position_id, position_number
+from tweezer.store.owners import Owners
+
+LIMIT_MAX = 1000
+SCANNED_MAX = 20_000
+"""Entries that one page looks through at most, so that a filter which finds little costs little."""
+
+_STEP = 1000  # rows, or entries, of one read
+_MERGED_MAX = 50  # projects whose rows are merged; of more, all rows are looked through
+_SHOWN = frozenset(EventType)
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Whose events: those of a batch, else those of these projects and what is everybody's, else (None) all.
+
+    since_us: of a batch, when it was created. A batch is the one project's that is named beside it.
+    """
+
+    projects: frozenset[str] | None = None
+    batch_id: UUID | None = None
+    since_us: int = 0
+
+    @property
+    def project(self) -> str:
+        """Of the batch."""
+        (project,) = self.projects or ("",)
+        return project
+
+    def has(self, project: str | None) -> bool:
+        return self.projects is None or project is None or project in self.projects
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Events, and the place behind what was looked through for them.
+
+    more: there may be more right now. ended: the end of the batch that was selected was among what was looked through.
+    """
+
+    events: list[Told]
+    next: Cursor
+    more: bool
+    ended: bool
+
+
+class _Item(NamedTuple):
+    """An entry of the stream, or a row of the ledger; ``project`` is None for a notice."""
+
+    position: int
+    project: str | None
+    batch_id: UUID
+    first: int
+    time_us: int
+    words: str
+    notice: Notice | None = None
+
+
+class _Stretch(NamedTuple):
+    """All items behind a place, up to and with ``end``. is_last: there were no more."""
+
+    items: list[_Item]
+    end: int
+    is_last: bool
+
+
+class Feed:
+    """Reads the feed; all methods raise Unavailable."""
+
+    def __init__(self, store: Store, database: Database, *, namespace: str) -> None:
+        self._store = store
+        self._database = database
+        self._namespace = namespace
+        self._owners = Owners(store.scripts)
+        self._places = Places(store, database)
+
+    async def cursor(self, after: str | None, selection: Selection) -> Cursor:
+        """The place behind ``after``: an event's id, what a page gave as next, or ``now``; None is the beginning of
+        what is kept. The id of an event that is nowhere stands for its time: then some may come again.
+
+        Raises InvalidInput("after", …).
+        """
+        if after is None:
+            return before_time(selection.since_us)
+        if after in NOW:
+            recorded = await self._database.run(self._recorded)
+            return Cursor(max(recorded, position_number(await self._store.events.last())))
+        place = read_cursor(after)
+        if isinstance(place, Cursor):
+            return place
+        found, batch_id = await self._places.find(place)
+        if batch_id is None or batch_id == selection.batch_id or selection.has(await self._owner(batch_id)):
+            return found
+        return before_time(place.time_us)  # a foreign one is as one that is not there
+
+    async def read(
+        self,
+        selection: Selection,
+        cursor: Cursor,
+        *,
+        types: Collection[str] = (),
+        limit: int = 100,
+    ) -> Page:
+        """The events behind the place, oldest first; of these types only, if any are named."""
+        teller = _Teller(frozenset(types) or _SHOWN, limit, selection.batch_id)
+        scanned = 0
+        while True:
+            stretch = await self._stretch(selection, cursor.before)
+            for item in stretch.items:
+                skipped = cursor.told or 0 if item.position == cursor.position else 0
+                left_at = teller.tell(item, skipped)
+                cursor = Cursor(item.position, left_at)
+                if left_at is not None or teller.is_full:
+                    return Page(teller.events, cursor, True, teller.ended)
+            if stretch.end > cursor.position:
+                cursor = Cursor(stretch.end)
+            scanned += len(stretch.items) + 1
+            if stretch.is_last or scanned >= SCANNED_MAX:
+                return Page(teller.events, cursor, not stretch.is_last, teller.ended)
+
+    async def _stretch(self, selection: Selection, after: int) -> _Stretch:
+        items, is_all, recorded = await self._database.run(self._rows, selection, after)
+        if not is_all:
+            return _Stretch(items, items[-1].position, False)
+        start = max(after, recorded)
+        entries, trimmed = await self._store.events.read_on(position_id(start), most=_STEP)
+        if position_number(trimmed) > start:
+            items, is_all, _ = await self._database.run(self._rows, selection, after)
+            if not is_all:
+                return _Stretch(items, items[-1].position, False)
+        found = {item.position: item for item in items}
+        for item in await self._of_stream(selection, entries):
+            found.setdefault(item.position, item)
+        end, is_last = max([start, *found]), len(entries) < _STEP
+        if entries:
+            last = position_number(entries[-1].id)
+            end = max(end, last) if is_last else last
+        return _Stretch([found[at] for at in sorted(found) if at <= end], end, is_last)
+
+    # -- the stream -------------------------------------------------------------------------------------
+
+    async def _of_stream(self, selection: Selection, entries: Iterable[Entry]) -> list[_Item]:
+        fresh = [entry for entry in entries if not entry.told_before and (entry.words or entry.notice)]
+        if selection.batch_id is not None:
+            return [_item(it, selection.project) for it in fresh if it.batch_id == selection.batch_id]
+        owners = await self._owners.projects(it.batch_id for it in fresh if it.notice is None)
+        if gone := {it.batch_id for it in fresh if it.notice is None and it.batch_id not in owners}:
+            owners |= await self._database.run(self._owners_of, gone)
+        items = []
+        for entry in fresh:
+            if entry.notice is not None:
+                if selection.has(entry.notice.project):
+                    items.append(_item(entry, None))
+            elif (owner := owners.get(entry.batch_id)) is not None and selection.has(owner):  # else it was deleted
+                items.append(_item(entry, owner))
+        return items
+
+    async def _owner(self, batch_id: UUID) -> str:
+        owners = await self._owners.projects([batch_id]) or await self._database.run(self._owners_of, {batch_id})
+        return owners.get(batch_id, "")
+
+    # -- the ledger -------------------------------------------------------------------------------------
+
+    def _recorded(self) -> int:
+        with self._database.read() as connection:
+            return self._position(connection)
+
+    def _position(self, connection: Connection) -> int:
+        found = select(recorder.c.position).where(recorder.c.namespace == self._namespace)
+        return position_number(connection.execute(found).scalar() or START)
+
+    def _owners_of(self, batch_ids: set[UUID]) -> dict[UUID, str]:
+        found = select(batches.c.id, projects.c.id).join(projects, projects.c.no == batches.c.project)
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(found.where(batches.c.id.in_(batch_ids)))}
+
+    def _rows(self, selection: Selection, after: int) -> tuple[list[_Item], bool, int]:
+        """The first rows behind the position, whether they are all, and up to where the stream is recorded."""
+        with self._database.read() as connection:
+            recorded = self._position(connection)
+            rows = connection.execute(_transitions(connection, selection, after))
+            items = [_Item(row[0], row[5] or selection.project, *row[1:5]) for row in rows]
+            told = [] if selection.batch_id is not None else list(connection.execute(_notices(selection, after)))
+        ends = [part[-1][0] for part in (items, told) if len(part) == _STEP]
+        items += [_Item(row.position, None, UUID(int=0), 0, row.time_us, "", Notice(*row[1:])) for row in told]
+        items.sort(key=lambda item: item.position)
+        if ends:
+            items = [item for item in items if item.position <= min(ends)]
+        return items, not ends, recorded
+
+
+class _Teller:
+    """Collects events of some types, up to a limit."""
+
+    def __init__(self, types: frozenset[str], limit: int, batch_id: UUID | None) -> None:
+        self._types = types
+        self._batch_id = batch_id
+        self._limit = limit
+        self.events: list[Told] = []
+        self.ended = False
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.events) >= self._limit
+
+    def tell(self, item: _Item, skipped: int) -> int | None:
+        """Adds the events of an item, but for its first ones; returns how many of it are done with, None for all."""
+        if item.notice is not None:
+            if item.notice.type in self._types:
+                self.events.append(told_notice(item.notice))
+            return None
+        assert item.project is not None
+        done = 0
+        for word in item.words.split():
+            count = count_events(word)
+            if done + count <= skipped:
+                done += count
+                continue
+            rest, done = _without(word, skipped - done), max(done, skipped)
+            head = next(read_events(item.batch_id, item.first + done, item.time_us, rest))
+            if head.type in self._types:  # as all events of a word, or none
+                for event in read_events(item.batch_id, item.first + done, item.time_us, rest):
+                    if self.is_full:
+                        return done
+                    self.events.append(told(event, item.project))
+                    done += 1
+            else:
+                done += count_events(rest)
+            if head.index is None and head.status.terminal and head.batch_id == self._batch_id:
+                self.ended = True
+        return None
+
+
+def _without(word: str, skipped: int) -> str:
+    """A word without its first events."""
+    if skipped <= 0:
+        return word
+    jobs = jobs_of(word)[skipped:]
+    return f"{jobs[0]}-{jobs[-1]}{word[-2:]}"
+
+
+def _item(entry: Entry, project: str | None) -> _Item:
+    position = position_number(entry.id)
+    return _Item(position, project, entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice)
+
+
+def _transitions(connection: Connection, selection: Selection, after: int) -> Select[Any]:
+    """Position, batch, number of the first event, time, words and project."""
+    table = transitions.c
+    columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words)
+    behind = table.position > after
+    named: Select[Any] = select(*columns, projects.c.id).join(projects, projects.c.no == table.project)
+    if selection.batch_id is not None:
+        query = named.where(table.batch == selection.batch_id, behind)
+    elif selection.projects is None:
+        query = named.where(behind)
+    else:
+        found = select(projects.c.no).where(projects.c.id.in_(sorted(selection.projects)))
+        numbers = list(connection.execute(found).scalars())
+        if not 1 < len(numbers) <= _MERGED_MAX:
+            query = named.where(
+                table.project.in_(numbers) if len(numbers) != 1 else table.project == numbers[0], behind
+            )
+        else:  # each project's rows stand together in the index
+            firsts = [
+                named.where(table.project == no, behind).order_by(table.position).limit(_STEP).subquery()
+                for no in numbers
+            ]
+            merged = union_all(*map(select, firsts)).subquery()
+            return select(merged).order_by(merged.c.position).limit(_STEP)
+    return query.order_by(table.position).limit(_STEP)
+
+
+def _notices(selection: Selection, after: int) -> Select[Any]:
+    """Position, and the fields of a Notice."""
+    table = notices.c
+    whose: list[ColumnElement[bool]] = []
+    if selection.projects is not None:
+        whose.append(or_(table.project.is_(None), table.project.in_(sorted(selection.projects))))
+    query = select(table.position, table.id, table.type, table.project, table.time_us, table.data)
+    return query.where(table.position > after, *whose).order_by(table.position).limit(_STEP)

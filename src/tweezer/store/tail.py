@@ -1,0 +1,175 @@
+"""The end of the stream of events, read once for all who wait for something new in it.
+
+However many listeners there are, one call waits in Redis; who listens to a batch or to a project is woken by its own
+events, and by nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+from uuid import UUID
+
+import structlog
+from redis import exceptions as redis_errors
+
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import TweezerError
+from tweezer.model.tasks import end_tasks, is_cancelled
+from tweezer.store.feed import EventStream, position_id, position_number
+from tweezer.store.keys import Key
+from tweezer.store.owners import Owners
+from tweezer.store.scripts import Scripts
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 1000  # entries of one read
+_BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
+
+
+class Listener:
+    """Somebody who waits for events of a batch, of some projects, or of all."""
+
+    def __init__(self, tail: Tail) -> None:
+        self._tail = tail
+        self._first: int | None = None
+        self._sure = True
+        self._woken = asyncio.Event()
+
+    def put(self, position: int | None) -> None:
+        """There is something new at this position; None: there may be, or it is time to look."""
+        if position is None:
+            self._sure = False
+        elif self._first is None:
+            self._first = position
+        self._woken.set()
+
+    async def next(self, timeout_s: float | None) -> int:
+        """Waits until there is something new, ``timeout_s`` at most.
+
+        Returns a position up to which there is nothing new for whoever has read all there was since the last call
+        (since the listener was there, at the first); 0 where that is not known.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
+        self._woken.clear()
+        first, sure = self._first, self._sure
+        self._first, self._sure = None, True
+        if not sure:
+            return 0
+        return self._tail.position if first is None else first - 1
+
+
+class Tail:
+    """Follows the end of the stream while somebody listens; a Redis that goes away is waited for."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._redis: Any = scripts.redis
+        self._name = scripts.keys(Key.EVENTS)
+        self._stream = EventStream(scripts)
+        self._owners = Owners(scripts)
+        self._of_batch: dict[bytes, set[Listener]] = {}
+        self._of_project: dict[str, set[Listener]] = {}
+        self._of_all: set[Listener] = set()
+        self._count = 0
+        self._starting = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        self.position = 0
+        """Up to which it has read, as a number; see :func:`~tweezer.store.feed.position_number`."""
+
+    @contextlib.asynccontextmanager
+    async def listen(
+        self, *, batch_id: UUID | None = None, projects: Iterable[str] | None = None
+    ) -> AsyncIterator[Listener]:
+        """Listens to a batch, else to these projects and what is everybody's, else to all. Raises Unavailable.
+
+        Read what there is after entering: what happens from then on is heard.
+        """
+        listener = Listener(self)
+        self._count += 1
+        try:
+            await self._start()
+            with contextlib.ExitStack() as places:
+                if batch_id is not None:
+                    places.enter_context(_among(self._of_batch, str(batch_id).encode(), listener))
+                elif projects is None:
+                    self._of_all.add(listener)
+                    places.callback(self._of_all.discard, listener)
+                else:
+                    for project in projects:
+                        places.enter_context(_among(self._of_project, project, listener))
+                yield listener
+        finally:
+            self._count -= 1
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            await end_tasks(self._reading)
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._reading is None or self._reading.done():
+                self.position = position_number(await self._stream.last())
+                self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        backoff, failures = Backoff(), 0
+        while self._count and not is_cancelled():
+            try:
+                if failures:  # it may have come back without its end
+                    self.position = min(self.position, position_number(await self._stream.last()))
+                    self._wake_all()
+                    failures = 0
+                found = await self._redis.xread({self._name: position_id(self.position)}, count=_PAGE, block=_BLOCK_MS)
+                for _, rows in found or ():
+                    await self._tell(rows)
+            except (TweezerError, redis_errors.RedisError, OSError) as error:
+                failures += 1
+                log.warning("tail.lost_connection", error=str(error), failures=failures)
+                await asyncio.sleep(backoff.delay_s(failures))
+
+    async def _tell(self, rows: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        fresh = [(entry_id, fields) for entry_id, fields in rows if b"r" not in fields]  # others were told before
+        owners: dict[UUID, str] = {}
+        if self._of_project:
+            owners = await self._owners.projects(UUID(it[b"b"].decode()) for _, it in fresh if it.get(b"e"))
+        for entry_id, fields in fresh:
+            if b"n" not in fields and not fields[b"e"]:
+                continue  # no event
+            position = position_number(entry_id.decode())
+            for listener in self._concerned(fields, owners):
+                listener.put(position)
+        self.position = position_number(rows[-1][0].decode())
+
+    def _concerned(self, fields: dict[bytes, bytes], owners: dict[UUID, str]) -> Iterable[Listener]:
+        yield from self._of_all
+        project: str | None
+        if b"n" in fields:
+            project = fields[b"p"].decode() or None
+        else:
+            yield from self._of_batch.get(fields[b"b"], ())
+            project = owners.get(UUID(fields[b"b"].decode())) if self._of_project else None
+        if project is not None:
+            yield from self._of_project.get(project, ())
+        else:  # everybody's; or of a batch that Redis has forgotten already: whoever it concerns reads the ledger
+            for listeners in self._of_project.values():
+                yield from listeners
+
+    def _wake_all(self) -> None:
+        for listeners in (self._of_all, *self._of_batch.values(), *self._of_project.values()):
+            for listener in listeners:
+                listener.put(None)
+
+
+@contextlib.contextmanager
+def _among(places: dict[Any, set[Listener]], place: object, listener: Listener) -> Any:
+    places.setdefault(place, set()).add(listener)
+    try:
+        yield
+    finally:
+        places[place].discard(listener)
+        if not places[place]:
+            del places[place]

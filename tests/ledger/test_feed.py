@@ -1,0 +1,298 @@
+"""The feed of events: each once and in order, wherever they are when they are read."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import update
+from tests.ledger.conftest import NAMESPACE, Bench
+
+from tweezer.ledger.cursors import Cursor, read_cursor
+from tweezer.ledger.feed import Feed, Page, Selection
+from tweezer.ledger.retention import delete_batches
+from tweezer.ledger.schema import recorder
+from tweezer.model.errors import InvalidInput
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import OutcomeKind
+from tweezer.model.webhooks import EventType
+from tweezer.store.feed import Notice
+from tweezer.store.keys import Key
+
+ALL = Selection()
+
+
+class Reader:
+    """Reads a selection page by page from a place on, and remembers the ids that it was told."""
+
+    def __init__(self, feed: Feed, selection: Selection = ALL, cursor: Cursor | None = None) -> None:
+        self._feed = feed
+        self._selection = selection
+        self.cursor = cursor or Cursor()
+        self.ids: list[str] = []
+
+    async def step(self, limit: int, **options: Any) -> Page:
+        page = await self._feed.read(self._selection, self.cursor, limit=limit, **options)
+        assert len(page.events) <= limit
+        self.ids += [event.id for event in page.events]
+        self.cursor = read_cursor(str(page.next))  # type: ignore[assignment]
+        return page
+
+    async def read_all(self, limit: int = 1000, **options: Any) -> list[str]:
+        while (await self.step(limit, **options)).more:
+            pass
+        return self.ids
+
+
+@pytest.fixture
+def feed(bench: Bench) -> Feed:
+    return Feed(bench.rig.store, bench.database, namespace=NAMESPACE)
+
+
+class Course:
+    """What happens to the events of a bench, and all that there were, in order."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._all: dict[str, None] = {}
+
+    async def ids(self) -> list[str]:
+        """Of all events but the internal ones."""
+        for entry in await self._bench.rig.store.events.read(most=100_000):
+            if entry.told_before:
+                continue
+            if entry.notice is not None:
+                self._all[entry.notice.id] = None
+            self._all |= {event.id: None for event in entry.events if event.type in list(EventType)}
+        return list(self._all)
+
+    async def record(self) -> None:
+        await self._bench.record()
+
+    async def trim(self) -> None:
+        await self.ids()
+        await self._bench.rig.tickets.trim(self._bench.recorder.position)
+
+
+@pytest.fixture
+def course(bench: Bench) -> Course:
+    return Course(bench)
+
+
+async def run_a_batch(bench: Bench, jobs: int = 3, project: str = "a") -> UUID:
+    batch_id = await bench.rig.submit(jobs, project=project)
+    await bench.rig.run_all()
+    return batch_id
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 1000])
+async def test_a_page_goes_on_where_the_last_one_ended(bench: Bench, feed: Feed, course: Course, limit: int) -> None:
+    for _ in range(3):
+        await run_a_batch(bench)
+    await course.record()
+    await course.trim()
+    await run_a_batch(bench)  # not recorded yet
+    wanted = await course.ids()
+    assert await Reader(feed).read_all(limit) == wanted
+    assert len(wanted) == 4 * 9
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_every_event_comes_once_and_in_order_whatever_recorder_and_trim_do(
+    bench: Bench, feed: Feed, course: Course, seed: int
+) -> None:
+    chance = random.Random(seed)
+    rig = bench.rig
+    batches: list[UUID] = []
+    readers = {"abc": Reader(feed)} | {some: Reader(feed, Selection(frozenset(some))) for some in ("a", "ab")}
+    interrupt(bench, course, chance)
+    for _ in range(60):
+        match chance.choice(["submit", "work", "work", "cancel", "record", "trim", "read", "read", "read", "read"]):
+            case "submit":
+                batches.append(await rig.submit(chance.randint(1, 9), project=chance.choice("abc")))
+            case "work":
+                for grant in await rig.grants():
+                    kind = chance.choice([OutcomeKind.DONE, OutcomeKind.ERROR, OutcomeKind.RETRY])
+                    await rig.settle(grant, {job.index: kind for job in grant.jobs}, want=chance.randint(0, 5))
+            case "cancel":
+                for batch_id in chance.sample(batches, min(len(batches), 1)):
+                    if not (await rig.batch(batch_id)).status.terminal:
+                        await rig.commands.cancel(batch_id, project=None)
+            case "record":
+                await course.record()
+            case "trim":
+                await course.trim()
+            case _:
+                for reader in readers.values():
+                    await reader.step(chance.randint(1, 12))
+    wanted = await course.ids()
+    owners = {str(batch_id): (await rig.batch(batch_id)).project for batch_id in batches}
+    for projects, reader in readers.items():
+        assert await reader.read_all() == [it for it in wanted if owners[it.split(":")[0]] in projects]
+    for identity, project in owners.items():
+        own = Reader(feed, Selection(frozenset({project}), UUID(identity)))
+        assert await own.read_all(3) == [it for it in wanted if it.startswith(identity)]
+
+
+def interrupt(bench: Bench, course: Course, chance: random.Random) -> None:
+    """Lets the recorder come by, now and then, between what a page reads from the ledger and from the stream."""
+    stream = bench.rig.store.events
+    read_on = stream.read_on
+
+    async def read_late(after: str, *, most: int) -> Any:
+        if chance.random() < 0.4:
+            await course.record()
+            await course.trim()
+        return await read_on(after, most=most)
+
+    stream.read_on = read_late  # type: ignore[method-assign]
+
+
+async def test_rows_that_redis_lost_come_although_the_recorder_went_back(
+    bench: Bench, feed: Feed, course: Course
+) -> None:
+    first = await run_a_batch(bench)
+    await course.record()
+    behind = Reader(feed)
+    await behind.step(2)
+    left = await bench.rig.store.events.last()
+    second = await run_a_batch(bench)
+    wanted = await course.ids()
+    await course.record()
+    lost = await bench.rig.store.events.read(left)
+    await bench.rig.redis.xdel(bench.rig.keys(Key.EVENTS), *(entry.id for entry in lost))
+    with bench.database.write() as connection:
+        connection.execute(update(recorder).values(position=left))
+    await bench.rig.store.events.put_back(lost)  # for the couriers
+    third = await bench.rig.submit(1)
+    wanted += [it for it in await course.ids() if it.startswith(str(third))]
+    assert await behind.read_all() == wanted
+    assert {UUID(it.split(":")[0]) for it in wanted} == {first, second, third}
+
+
+async def test_a_reader_who_was_away_goes_on_after_the_event_it_saw_last(
+    bench: Bench, feed: Feed, course: Course
+) -> None:
+    await run_a_batch(bench, 4)
+    await bench.rig.commands.cancel(await bench.rig.submit(50), project=None)  # an entry of many events
+    await course.record()
+    await course.trim()
+    await run_a_batch(bench, 2)
+    wanted = await course.ids()
+    for at, event_id in enumerate(wanted):
+        cursor = await feed.cursor(event_id, ALL)
+        assert await Reader(feed, cursor=cursor).read_all() == wanted[at + 1 :]
+
+
+async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: Bench, feed: Feed, course: Course) -> None:
+    kept = await run_a_batch(bench)
+    gone = await run_a_batch(bench)
+    last = (await course.ids())[-1]
+    await course.record()
+    await course.trim()
+    assert await delete_batches(bench.rig.store, bench.database, {gone: 9}) == [gone]
+    later = await run_a_batch(bench)
+    ids = await Reader(feed, cursor=await feed.cursor(last, ALL)).read_all()
+    assert [it for it in await course.ids() if it.startswith(str(later))] == ids[-9:]
+    assert {it.split(":")[0] for it in ids} <= {str(kept), str(later)}
+
+
+async def test_the_place_of_a_foreign_event_is_not_told(bench: Bench, feed: Feed, course: Course) -> None:
+    await run_a_batch(bench, project="b")
+    foreign = (await course.ids())[3]
+    unknown = f"{new_batch_id()}:4:{foreign.split(':')[2]}"
+    of_a = Selection(frozenset("a"))
+    assert await feed.cursor(foreign, of_a) == await feed.cursor(unknown, of_a)
+    assert await feed.cursor(foreign, of_a) != await feed.cursor(foreign, Selection(frozenset("b")))
+
+
+async def test_now_is_behind_all_that_there_is(bench: Bench, feed: Feed, course: Course) -> None:
+    for recorded in (False, True):
+        await run_a_batch(bench)
+        if recorded:
+            await course.record()
+            await bench.rig.redis.delete(bench.rig.keys(Key.EVENTS))
+        before = await course.ids()
+        reader = Reader(feed, cursor=await feed.cursor("now", ALL))
+        assert await reader.read_all() == []
+        await run_a_batch(bench)
+        assert await reader.read_all() == (await course.ids())[len(before) :]
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["", "x", "-1-0", "99999999999999-0", "1-9999999", f"{1 << 43}-0", "1-1.x", f"{UUID(int=1)}:1:{1 << 60}", "a:b"],
+)
+async def test_a_place_that_is_none_is_refused_by_name(feed: Feed, after: str) -> None:
+    with pytest.raises(InvalidInput, match="after: is neither the id of an event, nor the `next` of an answer"):
+        await feed.cursor(after, ALL)
+
+
+async def test_types_are_filtered_and_the_place_moves_on(bench: Bench, feed: Feed) -> None:
+    batch_id = await run_a_batch(bench, 5)
+    for recorded in (False, True):
+        if recorded:
+            await bench.record()
+        reader = Reader(feed, Selection(frozenset("a"), batch_id))
+        page = await reader.step(1000, types=["job.done"])
+        assert [event.type for event in page.events] == ["job.done"] * 5
+        assert page.ended, "its end was passed over"
+        assert not (await reader.step(1000)).events
+
+
+async def test_what_is_internal_is_not_told(bench: Bench, feed: Feed) -> None:
+    await bench.rig.submit(1)
+    grant = await bench.rig.take()
+    await bench.rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
+    page = await Reader(feed).step(10)
+    assert [event.type for event in page.events][:3] == ["batch.created", "batch.running", "job.running"]
+    assert "job.pending" not in [event.type for event in page.events]
+
+
+async def test_an_entry_of_many_events_is_told_in_pages(bench: Bench, feed: Feed, course: Course) -> None:
+    batch_id = await bench.rig.submit(2500)
+    await bench.rig.commands.cancel(batch_id, project=None)
+    wanted = await course.ids()
+    reader = Reader(feed)
+    pages = [await reader.step(1000) for _ in range(3)]
+    assert [len(page.events) for page in pages] == [1000, 1000, 502]
+    assert [page.more for page in pages] == [True, True, False]
+    assert reader.ids == wanted
+
+
+async def test_one_page_looks_through_so_much_and_no_more(
+    bench: Bench, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tweezer.ledger.feed.SCANNED_MAX", 10)
+    monkeypatch.setattr("tweezer.ledger.feed._STEP", 4)
+    for _ in range(6):
+        await run_a_batch(bench)
+    last = await bench.rig.submit(1, project="b")
+    await bench.record()
+    await bench.rig.run_all()
+    reader = Reader(feed)
+    pages = [await reader.step(10, types=["batch.error"])]
+    while pages[-1].more:
+        pages.append(await reader.step(10, types=["batch.error"]))
+    assert len(pages) > 3
+    assert reader.ids == []
+    assert (await Reader(feed, Selection(frozenset("b"), last)).read_all())[0].startswith(f"{last}:1:")
+
+
+async def test_notices_come_among_the_events_of_whom_they_are_for(bench: Bench, feed: Feed, course: Course) -> None:
+    for recorded in (True, False):
+        for name, project in (("d", None), ("a", "a"), ("b", "b")):
+            notice = Notice(f"{name}:{recorded:d}:17", EventType.DEVICE_PAUSED, project, 17, '{"device": "EMU"}')
+            await bench.rig.store.events.tell(notice)
+        if recorded:
+            await bench.record()
+            await bench.rig.redis.delete(bench.rig.keys(Key.EVENTS))
+    page = await Reader(feed).step(10)
+    assert [event.id for event in page.events] == ["d:1:17", "a:1:17", "b:1:17", "d:0:17", "a:0:17", "b:0:17"]
+    assert page.events[0].type == "device.paused"
+    assert page.events[0].data == {"device": "EMU"}
+    assert await Reader(feed, Selection(frozenset("a"))).read_all() == ["d:1:17", "a:1:17", "d:0:17", "a:0:17"]
+    assert await Reader(feed, cursor=await feed.cursor("b:1:17", ALL)).read_all() == ["d:0:17", "a:0:17", "b:0:17"]
+    assert await Reader(feed, Selection(frozenset("a"), new_batch_id())).read_all() == []

@@ -1,0 +1,459 @@
+"""The feed of events over the API: pages, requests that are held, and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+from tests.api_rig import DONE, FAILED, PROJECT, SOON_S, Rig, bearer, until, within
+
+from tweezer.api import following
+from tweezer.ledger.credentials import Role
+from tweezer.ledger.database import Database
+from tweezer.ledger.recorder import Recorder
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import Unavailable
+from tweezer.model.webhooks import EventType
+from tweezer.settings import Settings
+from tweezer.store.feed import Notice
+
+CREATED = ["batch.created"]
+RAN = ["batch.running", "job.running", "job.done", "batch.done"]
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    rig = Rig(Settings(longpoll_s=20), ledger)
+    await rig.announce()
+    yield rig
+    await rig.close()
+
+
+async def page(rig: Rig, path: str, **parameters: Any) -> dict[str, Any]:
+    answer = await rig.get(path, params={"wait_s": 0, **parameters})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"status", "message", "code", "data", "next"}
+    return body
+
+
+def types(body: dict[str, Any]) -> list[str]:
+    return [event["type"] for event in body["data"]]
+
+
+# -- pages ------------------------------------------------------------------------------------------------
+
+
+async def test_a_page_tells_what_happened_in_the_projects_of_the_key(rig: Rig) -> None:
+    key = rig.key()
+    batch_id = await rig.submit(1)
+    await rig.submit(1, project="another")
+    answer = await rig.get("/api/v2/events", key=key, params={"wait_s": 0})
+    (event,) = answer.json()["data"]
+    assert event["type"] == "batch.created"
+    assert event["id"].startswith(f"{batch_id}:1:")
+    assert event["timestamp"].endswith("Z")
+    assert {name: event["data"][name] for name in ("batch_id", "project_id", "status", "sequence")} == {
+        "batch_id": str(batch_id),
+        "project_id": PROJECT,
+        "status": "PENDING",
+        "sequence": 1,
+    }
+
+
+async def test_an_operator_sees_all_and_may_name_projects(rig: Rig) -> None:
+    for project in "pqr":
+        await rig.submit(1, project=project)
+    assert len((await page(rig, "/api/v2/events"))["data"]) == 3
+    named = await page(rig, "/api/v2/events", project_id=["q", "r", "unknown"])
+    assert [event["data"]["project_id"] for event in named["data"]] == ["q", "r"]
+    answer = await rig.get("/api/v2/events", key=rig.key(), params={"wait_s": 0, "project_id": "q"})
+    assert answer.json()["data"] == []
+
+
+async def test_next_and_the_id_of_an_event_both_say_where_to_go_on(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.run(DONE, FAILED)
+    path = f"/api/v2/batches/{batch_id}/events"
+    whole = await page(rig, path)
+    assert types(whole) == [*CREATED, *RAN[:3], "job.running", "job.error", "batch.done"]
+    for how in ("next", "id"):
+        found, after = [], None
+        while True:
+            part = await page(rig, path, limit=2, **({} if after is None else {"after": after}))
+            if not part["data"]:
+                break
+            found += part["data"]
+            after = part["next"] if how == "next" else part["data"][-1]["id"]
+        assert found == whole["data"]
+
+
+async def test_types_narrow_a_page(rig: Rig) -> None:
+    await rig.submit(1)
+    await rig.run()
+    assert types(await page(rig, "/api/v2/events", type=["job.done", "batch.done"])) == ["job.done", "batch.done"]
+
+
+async def test_now_is_the_end(rig: Rig) -> None:
+    await rig.submit(1)
+    nothing = await page(rig, "/api/v2/events", after="now")
+    assert nothing["data"] == []
+    await rig.run()
+    assert types(await page(rig, "/api/v2/events", after=nothing["next"])) == RAN
+
+
+async def test_notices_are_told_to_whom_they_concern(rig: Rig) -> None:
+    key = rig.key()
+    for at, project in enumerate((None, PROJECT, "another")):
+        notice = Notice(f"x:{at}", EventType.DEVICE_DOWN, project, at, '{"device": "EMU_FREE"}')
+        await rig.store.events.tell(notice)
+    answer = await rig.get("/api/v2/events", key=key, params={"wait_s": 0})
+    assert [event["id"] for event in answer.json()["data"]] == ["x:0", "x:1"]
+
+
+async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run()
+    recorder = Recorder(rig.store, rig.database, namespace="tweezer")
+    await recorder.resume()
+    await recorder.catch_up()
+    await rig.store.redis.flushall()
+    for path in ("/api/v2/events", f"/api/v2/batches/{batch_id}/events"):
+        assert types(await page(rig, path)) == CREATED + RAN
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"after": "junk"}, "after"),
+        ({"after": ""}, "after"),
+        ({"type": "job.pending"}, "type"),
+        ({"limit": 0}, "limit"),
+        ({"limit": 1001}, "limit"),
+        ({"wait_s": 21}, "wait_s"),
+    ],
+)
+async def test_a_parameter_that_cannot_be_is_refused_by_name(rig: Rig, parameters: dict[str, Any], field: str) -> None:
+    batch_id = await rig.submit(1)
+    for path in ("/api/v2/events", f"/api/v2/batches/{batch_id}/events"):
+        answer = await rig.get(path, params=parameters)
+        assert answer.status_code == 422
+        assert field in answer.json()["detail"][0]["loc"]
+        if "wait_s" not in parameters and "limit" not in parameters:
+            assert (await rig.get(f"{path}/stream", params=parameters)).status_code == 422
+
+
+async def test_the_events_of_a_foreign_batch_are_not_there(rig: Rig) -> None:
+    batch_id = await rig.submit(1, project="another")
+    key = rig.key()
+    for identity in (batch_id, uuid4()):
+        for path in (f"/api/v2/batches/{identity}/events", f"/api/v2/batches/{identity}/events/stream"):
+            answer = await rig.get(path, key=key)
+            assert answer.status_code == 404
+            assert answer.json()["data"]["description"] == f"there is no batch {identity}"
+
+
+# -- requests that are held ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["/api/v2/events", "/api/v2/batches/{}/events"])
+async def test_a_request_is_held_until_there_is_something_to_tell(rig: Rig, place: str) -> None:
+    batch_id = await rig.submit(1)
+    path = place.format(batch_id)
+    after = (await page(rig, path))["next"]
+    request = await rig.held(f"{path}?after={after}")
+    await rig.submit(1, project="another") if "batches" in path else None
+    grant = await rig.take()
+    assert types((await within(request)).json()) == RAN[:2]
+    assert grant.batch_id == batch_id
+    assert rig.holding() == 0
+
+
+async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    request = await rig.held(f"/api/v2/batches/{batch_id}/events?type=batch.done")
+    await rig.run(DONE, FAILED)
+    assert types((await within(request)).json()) == ["batch.done"]
+
+
+async def test_events_of_others_wake_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, reads = rig.key(), 0
+    read = rig.app.state.feed.read
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(rig.app.state.feed, "read", counted)
+    asking = asyncio.create_task(rig.get("/api/v2/events?after=now", key=key))
+    await until(lambda: rig.holding() == 1 and reads == 2)
+    others = [await rig.submit(1, project="another") for _ in range(5)]
+    mine = await rig.submit(1)
+    answer = await within(asking)
+    assert [event["data"]["batch_id"] for event in answer.json()["data"]] == [str(mine)]
+    assert reads == 3
+    assert others
+
+
+async def test_a_batch_that_has_ended_answers_at_once(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run()
+    path = f"/api/v2/batches/{batch_id}/events"
+    after = (await page(rig, path))["next"]
+    answer = await asyncio.wait_for(rig.get(f"{path}?after={after}"), SOON_S)
+    assert answer.json()["data"] == []
+
+
+async def test_a_server_that_stops_answers_what_it_holds(rig: Rig) -> None:
+    request = await rig.held("/api/v2/events?after=now")
+    rig.app.state.holds.end()
+    assert (await within(request)).json()["data"] == []
+
+
+async def test_a_hold_is_over_when_its_time_is(rig: Rig) -> None:
+    answer = await asyncio.wait_for(rig.get("/api/v2/events?after=now&wait_s=0.05"), SOON_S)
+    assert answer.json()["data"] == []
+
+
+# -- streams ------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """A stream of server-sent events, called as a server does; its frames, but for comments, as they came."""
+
+    def __init__(self, rig: Rig, path: str, key: str, headers: dict[str, str] | None = None) -> None:
+        path, _, query = path.partition("?")
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [
+                (name.lower().encode(), value.encode())
+                for name, value in {"Host": "here", **bearer(key), **(headers or {})}.items()
+            ],
+            "server": ("here", 80),
+            "client": ("there", 1),
+        }
+        self._app = rig.app
+        self._gone = asyncio.Event()
+        self.status = 0
+        self.text = ""
+        self.sends = 0
+        self.pace: asyncio.Semaphore | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._app(self._scope, self._receive, self._send))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gone.set()
+        await asyncio.wait_for(self._task, SOON_S)
+
+    async def _receive(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sends += 1
+        if self.pace is not None:
+            await self.pace.acquire()
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.text += message["body"].decode()
+
+    def frames(self) -> list[dict[str, str]]:
+        blocks = [block for block in self.text.split("\n\n") if block]
+        lines = [[line for line in block.split("\n") if not line.startswith(":")] for block in blocks]
+        return [dict(line.split(": ", 1) for line in block) for block in lines if block]
+
+    def types(self) -> list[str]:
+        return [frame["event"] for frame in self.frames() if "event" in frame]
+
+    async def until(self, count: int) -> list[dict[str, str]]:
+        """Waits for so many events; all of them."""
+        await until(lambda: len(self.types()) >= count)
+        return [frame for frame in self.frames() if "event" in frame]
+
+    async def ends(self) -> None:
+        """Waits until the server ends it."""
+        await asyncio.wait_for(asyncio.shield(self._task), SOON_S)
+
+
+async def test_a_stream_tells_events_as_they_happen(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    async with Stream(rig, "/api/v2/events/stream", rig.key()) as stream:
+        await stream.until(1)
+        await rig.run()
+        frames = await stream.until(5)
+        assert stream.types() == CREATED + RAN
+        listed = (await page(rig, f"/api/v2/batches/{batch_id}/events"))["data"]
+        assert [json.loads(frame["data"]) for frame in frames] == listed
+        assert [frame["id"] for frame in frames] == [event["id"] for event in listed]
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert stream.headers["cache-control"] == "no-store"
+        assert stream.frames()[0]["retry"] == "2000"
+    assert rig.holding() == 0
+
+
+async def test_the_stream_of_a_batch_ends_behind_its_end(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    path = f"/api/v2/batches/{batch_id}/events/stream"
+    async with Stream(rig, f"{path}?type=job.done", rig.key()) as stream:
+        await until(lambda: rig.holding() == 1)
+        await rig.run()
+        await stream.ends()
+    assert stream.types() == ["job.done", "end"]
+    async with Stream(rig, path, rig.key()) as again:
+        await again.ends()
+    assert again.types() == [*CREATED, *RAN, "end"]
+
+
+async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.run()
+    key, path = rig.key(), f"/api/v2/batches/{batch_id}/events/stream"
+    async with Stream(rig, path, key) as first:
+        await first.ends()
+    ids = [frame["id"] for frame in first.frames() if "id" in frame]
+    assert len(ids) == 6  # where it began, and five events
+    for at, last in enumerate(ids[:-1]):
+        async with Stream(rig, f"{path}?after=junk", key, {"Last-Event-ID": last}) as stream:
+            await stream.ends()
+        assert stream.types() == [*(CREATED + RAN)[at:], "end"]
+    async with Stream(rig, path, key, {"Last-Event-ID": ids[-1]}) as over:
+        await over.ends()
+    assert (over.status, over.text) == (204, ""), "nothing is left, and a browser tries no more"
+
+
+async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: Rig) -> None:
+    key = rig.key()
+    async with Stream(rig, "/api/v2/events/stream?after=now", key) as stream:
+        await until(lambda: rig.holding() == 1)
+    await rig.submit(1)
+    (place,) = [frame["id"] for frame in stream.frames()]
+    async with Stream(rig, "/api/v2/events/stream?after=now", key, {"Last-Event-ID": place}) as again:
+        await again.until(1)
+    assert again.types() == CREATED
+
+
+async def test_a_silent_stream_says_that_it_is_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "BEAT_S", 0.02)
+    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
+        await until(lambda: stream.text.count(": still here\n") >= 2)
+        await rig.submit(1)
+        await stream.until(1)
+
+
+async def test_a_stream_ends_when_its_key_is_revoked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
+        await until(lambda: rig.holding() == 1)
+        with rig.database.write() as connection:
+            connection.execute(text("UPDATE keys SET revoked_ms = 1 WHERE role = :role"), {"role": Role.USER.value})
+        await stream.ends()
+    assert stream.types() == []
+
+
+async def test_a_stream_ends_when_the_server_does(rig: Rig) -> None:
+    async with Stream(rig, "/api/v2/events/stream", rig.key()) as stream:
+        await until(lambda: rig.holding() == 1)
+        rig.app.state.holds.end()
+        await stream.ends()
+
+
+async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+    read = rig.app.state.feed.read
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*arguments, **options)
+
+    monkeypatch.setattr(rig.app.state.feed, "read", counted)
+    batch_id = await rig.submit(1000)
+    await rig.store.commands.cancel(batch_id, project=None)
+    stream = Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key())
+    stream.pace = asyncio.Semaphore(0)
+    async with stream:
+        for sends, wanted in enumerate((1, 1, 2, 3), 1):  # whether there is anything; then a page, once it can be sent
+            await until(lambda sends=sends: stream.sends == sends)  # type: ignore[misc]
+            assert reads == wanted
+            stream.pace.release()
+        stream.pace = None
+        await stream.ends()
+    assert len(stream.types()) == 1 + 1000 + 1 + 1
+    assert reads > 10
+
+
+async def test_a_key_has_so_many_streams_and_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "STREAMS_MAX", 2)
+    key, path = rig.key(), "/api/v2/events/stream?after=now"
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(Stream(rig, path, key))
+        await until(lambda: rig.holding() == 2)
+        refused = await rig.get(path, key=key)
+        assert (refused.status_code, refused.json()["data"]["reason"]) == (429, "too_many_streams")
+        assert refused.headers["retry-after"] == "2"
+        async with Stream(rig, path, rig.key()):
+            await until(lambda: rig.holding() == 3)
+    async with Stream(rig, path, key):
+        await until(lambda: rig.holding() == 1)
+
+
+async def test_a_deleted_batch_ends_its_stream(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "BEAT_S", 0.02)
+    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    batch_id: UUID = await rig.submit(1)
+    async with Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key()) as stream:
+        await stream.until(1)
+        await rig.store.redis.flushall()
+        await stream.ends()
+    assert stream.types() == CREATED
+
+
+async def test_a_stream_that_is_disturbed_misses_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "Backoff", lambda: Backoff(base_s=0.001, cap_s=0.001))
+    turns = itertools.count()
+
+    def disturb(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        async def disturbed(*arguments: Any, **options: Any) -> Any:
+            if next(turns) % 3 == 1:
+                raise Unavailable("disturbed")
+            return await call(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, disturbed)
+
+    batch_id = await rig.submit(30)
+    async with Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key()) as stream:
+        await stream.until(1)
+        disturb(rig.app.state.feed, "read")
+        disturb(rig.app.state.following._authenticator, "still_knows")
+        await rig.run(*[DONE] * 30)
+        await stream.ends()
+    sequences = [
+        json.loads(frame["data"])["data"]["sequence"] for frame in stream.frames() if "id" in frame and "data" in frame
+    ]
+    assert sequences == list(range(1, 1 + 1 + 1 + 2 * 30 + 1))
+    assert ": Redis or the ledger does not answer\n\n" in stream.text
