@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +24,7 @@ SECOND = "7a2d3c4b-1e5f-4a6b-9c7d-8e9f0a1b2c3d"
 FOREIGN = "8b3e4d5c-2f6a-4b7c-8d8e-9f0a1b2c3d4e"
 ADA, PASSWORD = "ada", "correct horse battery"
 EMU_FREE, NULL, QPU = "EMU_FREE", "NULL", "FRESNEL"
+EMU_SV, EMU_MPS, EMU_TN, EMU_FRESNEL = "EMU_SV", "EMU_MPS", "EMU_TN", "EMU_FRESNEL"
 
 _START_S = 60.0
 
@@ -64,7 +67,7 @@ class Cloud:
             self._start("worker", "--device", device, "--lanes", str(lanes))
         try:
             wait_until(self._listens, _START_S)
-            wait_until(self._serves, _START_S)
+            wait_until(lambda: self._serves(EMU_FREE, NULL, QPU), _START_S)
         except BaseException:
             self._stop()
             raise
@@ -82,6 +85,16 @@ class Cloud:
         response = httpx.get(f"{self.base}{path}", params=query, headers={"Authorization": f"Bearer {self.key}"})
         assert response.status_code == 200, response.text
         return response.json()["data"]
+
+    @contextlib.contextmanager
+    def serving(self, device: str) -> Iterator[None]:
+        """A worker of one device more, as long as it is needed: each takes half a gigabyte."""
+        self._start("worker", "--device", device, "--lanes", "1")
+        try:
+            wait_until(lambda: self._serves(device), _START_S)
+            yield
+        finally:
+            self._end(device, self._processes.pop(device))
 
     def tweezer(self, *arguments: str, input: str | None = None) -> str:
         """Runs a command of the operator's; what it prints."""
@@ -104,13 +117,16 @@ class Cloud:
 
     def _stop(self) -> None:
         for name, process in self._processes.items():
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            sys.stderr.write(f"---- log of {name}\n{self._log(name)[-3000:]}\n")  # seen when a test fails
+            self._end(name, process)
+
+    def _end(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        sys.stderr.write(f"---- log of {name}\n{self._log(name)[-3000:]}\n")  # seen when a test fails
 
     def _listens(self) -> bool:
         self._check_alive()
@@ -119,10 +135,10 @@ class Cloud:
                 self.base = str(json.loads(line)["url"])
         return bool(self.base)
 
-    def _serves(self) -> bool:
+    def _serves(self, *devices: str) -> bool:
         self._check_alive()
         lanes = {device["name"] for device in self.get("/api/v1/devices") if device["status"] == "UP"}
-        return lanes >= {EMU_FREE, NULL, QPU}
+        return lanes >= set(devices)
 
     def _check_alive(self) -> None:
         for name, process in self._processes.items():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 from tests.compat.clients import Client, ClientError
-from tests.compat.cloud import EMU_FREE, NULL, QPU
+from tests.compat.cloud import EMU_FREE, EMU_FRESNEL, EMU_MPS, EMU_SV, EMU_TN, NULL, QPU, Cloud
 
 pytestmark = pytest.mark.compat
 
@@ -48,6 +51,45 @@ def test_an_option_of_that_backend_which_is_not_served_is_not_passed_over(client
 def test_an_emulator_that_is_not_there_is_said_to_be_missing(client: Client) -> None:
     with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; there are EMU_FREE"):
         client.call("backends.emulate_elsewhere")
+
+
+@pytest.fixture(scope="module")
+def emulators(cloud: Cloud) -> Iterator[None]:
+    """The other emulators, while the tests that need them run."""
+    pytest.importorskip("emu_mps", reason="the extra torch is not installed")
+    with contextlib.ExitStack() as serving:
+        for device in (EMU_SV, EMU_MPS, EMU_TN, EMU_FRESNEL):
+            serving.enter_context(cloud.serving(device))
+        yield
+
+
+@pytest.mark.emulator
+@pytest.mark.usefixtures("emulators")
+@pytest.mark.parametrize("kind", [EMU_SV, EMU_MPS])
+def test_state_vectors_and_tensor_networks_give_shots_and_observables(client: Client, kind: str) -> None:
+    told = client.call("backends.emulate_with_tensors", kind=kind, shots=70, dt=50, log_level=20)
+    assert (told["status"], told["atoms"]) == ("DONE", ["q0", "q1", "q2"])
+    assert (sum(told["counts"].values()), sum(told["by_default"].values())) == (70, 1000)
+    assert told["tags"] == ["bitstrings", "correlation_matrix", "energy", "occupation"]
+    assert [len(row) for row in told["occupation"]] == [3, 3]
+
+
+@pytest.mark.emulator
+@pytest.mark.usefixtures("emulators")
+def test_tensor_networks_still_have_their_older_name(client_b: Client) -> None:
+    assert client_b.call("backends.emulate_by_tensor_networks", precision="low", max_bond_dim=8) == [{"000": 20}]
+
+
+@pytest.mark.emulator
+@pytest.mark.usefixtures("emulators")
+def test_a_machine_is_emulated_within_its_limits(client: Client) -> None:
+    jobs = [{"runs": 30, "variables": {"omega": 0.0}}]
+    batch = client.call(
+        "batches.create", sequence="analog", jobs=jobs, device_type=EMU_FRESNEL, results=True, wait=True
+    )
+    assert (batch["status"], batch["jobs"][0]["result"]) == ("DONE", {"00": 30})
+    with pytest.raises(ClientError, match="runs"):
+        client.call("batches.create", sequence="analog", jobs=[{**jobs[0], "runs": 5000}], device_type=EMU_FRESNEL)
 
 
 def test_an_open_batch_takes_run_after_run(client: Client) -> None:

@@ -64,11 +64,18 @@ class _Broken(msgspec.Struct, frozen=True):
 
 
 class ChildLane:
-    """A :class:`~tweezer.adapters.protocol.Lane` on a child process. Made by :meth:`open`."""
+    """A :class:`~tweezer.adapters.protocol.Lane` on a child process.
 
-    def __init__(self, backend: str, options: LaneOptions) -> None:
+    arguments: of the backend's factory. gpu: the one that the process sees, as CUDA names it; None: it sees none.
+    """
+
+    def __init__(
+        self, backend: str, options: LaneOptions, arguments: tuple[str, ...] = (), gpu: str | None = None
+    ) -> None:
         self._backend = backend
         self._options = options
+        self._arguments = arguments
+        self.gpu = gpu
         self._child: ChildProcess | None = None
         self._batch: BatchWork | None = None
         self._prepared: BatchWork | None = None
@@ -83,17 +90,26 @@ class ChildLane:
     async def open(cls, backend: str, options: LaneOptions) -> ChildLane:
         """A warm lane for this backend (``module:factory``). Raises ``ExecutionError`` when it cannot start."""
         lane = cls(backend, options)
-        try:
-            await lane._warm_child()
-        except BaseException:
-            await lane.close()
-            raise
+        await lane.warm()
         return lane
+
+    async def warm(self) -> None:
+        """Start its process. Raises ``ExecutionError`` when it cannot start, and is closed then."""
+        try:
+            await self._warm_child()
+        except BaseException:
+            await self.close()
+            raise
 
     @property
     def pid(self) -> int | None:
         """The process that the lane has now."""
         return self._child.pid if self._child is not None else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
 
     async def prepare(self, batch: BatchWork) -> None:
         """As :meth:`tweezer.adapters.protocol.Lane.prepare`; a batch that is prepared already costs nothing."""
@@ -101,8 +117,11 @@ class ChildLane:
         self._cancel_requested = False
         await self._prepare_child()
 
-    async def run(self, job: JobWork, report: Report) -> Outcome:
-        """As :meth:`tweezer.adapters.protocol.Lane.run`. A process that is gone is replaced first."""
+    async def run(self, job: JobWork, report: Report, measured: dict[str, int] | None = None) -> Outcome:
+        """As :meth:`tweezer.adapters.protocol.Lane.run`. A process that is gone is replaced first.
+
+        measured: what a machine measured; then the backend, a ``Collector``, only makes the result of it.
+        """
         if self._batch is None:
             raise ValueError("run() before prepare()")
         self._running, self._cancel_requested = True, False
@@ -113,10 +132,10 @@ class ChildLane:
             except ExecutionError as error:
                 return self._unprepared(error)
             if self._cancel_requested:
-                return Outcome(OutcomeKind.CANCELED)
+                return Outcome(OutcomeKind.CANCELED, began=False)
             warming_s = time.monotonic() - began
             serial = self._next_serial()
-            child.send(Run(serial, job))
+            child.send(Run(serial, job, measured))
             limit_s = self._batch.doc.limits.job_timeout_s
             answer = await self._await_answer(child, serial, limit_s, f"the job took longer than {limit_s:g} s", report)
             return await self._outcome(answer, warming_s, time.monotonic() - began)
@@ -169,10 +188,11 @@ class ChildLane:
             await self._drop_child()
         began = time.monotonic()
         try:
-            child = self._child = await ChildProcess.spawn(self._options.threads)
+            child = self._child = await ChildProcess.spawn(self._options.threads, self.gpu)
         except OSError as error:
             raise ExecutionError(FaultKind.TRANSIENT, f"cannot start the lane's process: {error}") from error
-        child.send(Start(self._backend, self._options.memo_mb, self._options.progress_interval_s))
+        options = self._options
+        child.send(Start(self._backend, options.memo_mb, options.progress_interval_s, self._arguments))
         limit_s = self._options.start_timeout_s
         answer = await self._await_answer(child, 0, limit_s, f"the lane's process was not ready after {limit_s:g} s")
         match answer:
@@ -261,7 +281,7 @@ class ChildLane:
     def _unprepared(self, error: ExecutionError) -> Outcome:
         """What becomes of a job whose batch could not be prepared again on a new process."""
         if self._cancel_requested:
-            return Outcome(OutcomeKind.CANCELED)
+            return Outcome(OutcomeKind.CANCELED, began=False)
         retry = error.kind in (FaultKind.TRANSIENT, FaultKind.CRASH)
         fault = Fault(error.kind.value, error.problem, error.field)
         return Outcome(OutcomeKind.RETRY if retry else OutcomeKind.ERROR, fault=fault, cause=error.kind)

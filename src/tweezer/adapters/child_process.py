@@ -23,6 +23,7 @@ from tweezer.adapters.lane_messages import (
 )
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
 _OUR_PREFIX = "TWEEZER_"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -50,8 +51,8 @@ class ChildProcess:
         self._pump = asyncio.create_task(self._read_messages(), name=f"lane-{process.pid}")
 
     @classmethod
-    async def spawn(cls, threads: int) -> ChildProcess:
-        """Start a process in a session of its own. Raises ``OSError`` when the system refuses."""
+    async def spawn(cls, threads: int, gpu: str | None = None) -> ChildProcess:
+        """Start a process in a session of its own, which sees this GPU or none. Raises ``OSError`` when refused."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -66,7 +67,7 @@ class ChildProcess:
                     stdout=2,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
-                    env=_environment(os.environ, threads),
+                    env=_environment(os.environ, threads, gpu),
                 )
             ours.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=ours)
@@ -145,7 +146,8 @@ class ChildProcess:
             self._inbox.put_nowait(Died())
 
 
-def _environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
-    """Ours without our secrets; hashes and threads fixed, so that equal seeds give equal results."""
+def _environment(inherited: Mapping[str, str], threads: int, gpu: str | None) -> dict[str, str]:
+    """Ours without our secrets; hashes and threads fixed, so that equal seeds give equal results; GPUs counted out."""
     kept = {name: value for name, value in inherited.items() if not name.startswith(_OUR_PREFIX)}
-    return kept | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", GPU_VARIABLE: gpu or ""}
+    return kept | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed

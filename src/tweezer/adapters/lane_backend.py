@@ -1,7 +1,8 @@
 """What a backend is, in the process of a lane: the code that knows an emulator.
 
-A backend is named ``module:factory``; the factory takes a :class:`Watch` and the bytes that it may keep
-for jobs that are equal, and returns a :class:`Backend`. Its module is imported in the lane's process only.
+A backend is named ``module:factory``; the factory takes a :class:`Watch`, the bytes that it may keep for jobs
+that are equal, and what arguments its adapter gives, and returns a :class:`Backend`. Its module is imported in the
+lane's process only.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class Backend(Protocol):
 
     def run(self, job: JobWork) -> Execution:
         """Run one job. Everything random in it is drawn from generators seeded with ``job.seed``."""
+
+
+class Collector(Backend, Protocol):
+    """A backend that also makes results of what a machine measured."""
+
+    def collect(self, job: JobWork, measured: dict[str, int]) -> Execution:
+        """The result of a job, of its bitstrings and how often each was measured."""
 
 
 class Watch:

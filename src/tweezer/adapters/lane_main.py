@@ -17,11 +17,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import assert_never
+from typing import assert_never, cast
 
 import msgspec
 
-from tweezer.adapters.lane_backend import Aborted, Backend, Refusal, Watch
+from tweezer.adapters.lane_backend import Aborted, Backend, Collector, Refusal, Watch
 from tweezer.adapters.lane_messages import (
     HEADER_BYTES,
     Abort,
@@ -44,6 +44,7 @@ from tweezer.model.messages import Fault, Outcome, OutcomeKind
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_TEXT = 300
+_OF_TORCH = frozenset({"emu_sv", "emu_mps", "torch"})
 
 
 def die_with_worker(worker_pid: int) -> None:
@@ -75,10 +76,11 @@ class LaneProcess:
             raise TypeError(f"the first message was {type(start).__name__}, not Start")
         self._watch = watch = Watch(self._tell, start.progress_interval_s)
         try:
-            backend = _load(start.backend)(watch, start.memo_mb << 20)
+            backend = _load(start.backend)(watch, start.memo_mb << 20, *start.arguments)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             traceback.print_exc()
-            self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", f"cannot load the emulator: {_short(error)}")))
+            message = f"cannot load the emulator: {_short(error)}{_remedy(error)}"
+            self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         self._send(Ready())
         while True:
@@ -154,7 +156,10 @@ class LaneProcess:
 def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
     try:
         watch.check()
-        execution = backend.run(request.job)
+        if request.measured is None:
+            execution = backend.run(request.job)
+        else:
+            execution = cast(Collector, backend).collect(request.job, request.measured)
     except Refusal as refusal:
         return Outcome(OutcomeKind.ERROR, fault=refusal.fault, cause=refusal.kind)
     except Aborted:
@@ -184,9 +189,17 @@ def _short(error: Exception) -> str:
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
-def _load(backend: str) -> Callable[[Watch, int], Backend]:
+def _remedy(error: Exception) -> str:
+    """What brings a module that is missing."""
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    extra = "torch" if error.name in _OF_TORCH else "emulators"
+    return f"; install it where the worker runs: pip install 'tweezer[{extra}]'"
+
+
+def _load(backend: str) -> Callable[..., Backend]:
     module, _, factory = backend.partition(":")
-    loaded: Callable[[Watch, int], Backend] = getattr(importlib.import_module(module), factory)
+    loaded: Callable[..., Backend] = getattr(importlib.import_module(module), factory)
     return loaded
 
 

@@ -25,11 +25,13 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
     backend: ``module:factory``, see :mod:`tweezer.adapters.lane_backend`. memo_mb: how much memory
     evolved states may keep for jobs that are equal. progress_interval_s: the least time between reports.
+    arguments: what else the backend's factory is given.
     """
 
     backend: str
     memo_mb: int
     progress_interval_s: float
+    arguments: tuple[str, ...] = ()
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
@@ -40,10 +42,14 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Run one job of the batch prepared last. Answered by any number of ``Advanced``, then ``Finished``."""
+    """Run one job of the batch prepared last. Answered by any number of ``Advanced``, then ``Finished``.
+
+    measured: the bitstrings that a machine measured; then the job is not run, but its result made of them.
+    """
 
     serial: int
     job: JobWork
+    measured: dict[str, int] | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

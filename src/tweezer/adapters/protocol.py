@@ -8,11 +8,13 @@ worker prepares a batch on a lane once and then runs jobs of it; everything that
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from tweezer.model.messages import BatchWork, JobWork, Outcome, Progress
+from tweezer.model.remote import Intent
 
 Report = Callable[[Progress], None]
 """Called by a lane, in the worker's event loop, as a job moves on; must not block."""
@@ -25,12 +27,16 @@ class Traits(msgspec.Struct, frozen=True):
     checks_sequence: whether batches must carry a Pulser sequence, which producers check before a submit.
     max_runs: the most shots of one job.
     is_emulator: whether it computes what a machine would measure.
+    reattaches: its jobs run on, whatever becomes of the worker: they are never submitted twice, and its lanes are
+    :class:`RemoteLane`. probe_s: between looks at how a machine is.
     """
 
     exclusive: bool = False
     checks_sequence: bool = True
     max_runs: int = 1_000_000
     is_emulator: bool = True
+    reattaches: bool = False
+    probe_s: float = 5.0
 
 
 class Lane(Protocol):
@@ -61,3 +67,80 @@ class Adapter(Protocol):
 
     async def open_lane(self) -> Lane:
         """A new lane, warm: what it imports is imported. Raises ``ExecutionError`` when it cannot start."""
+
+
+class Away(Exception):
+    """The machine takes no jobs now; the one that it was to have was surely not submitted, and goes back unharmed."""
+
+
+class Custody(Protocol):
+    """What the holder of a job says of its submit to a machine. Its methods raise ``Unavailable`` of the store's."""
+
+    async def known(self) -> Intent | None:
+        """What was said of the job before, by whoever held it."""
+
+    async def intend(self, *, unsent: bool = False) -> Intent | None:
+        """Says that the job is to be submitted; returns when that cannot be lost any more. An intent that there was,
+        and by which it may have been submitted, is returned instead. None: do not submit it, the ticket is lost or the
+        job cancelled. unsent: nothing is sent before :meth:`set_out`, so until then another holder may start anew."""
+
+    async def set_out(self) -> bool:
+        """The job is submitted now, by an intent that was unsent; whether it may be: it is still this holder's."""
+
+    async def note(self, uid: str) -> None:
+        """The machine has the job under this id."""
+
+    async def withdraw(self) -> None:
+        """The job was surely not submitted after all, by who holds this. Takes back only what was said here."""
+
+    async def note_timeout(self) -> None:
+        """The job takes longer than its limit, and the machine is asked to stop it."""
+
+    def left_s(self) -> float:
+        """For how long the ticket is surely ours: the lease of the device, by this machine's own clock."""
+
+    @property
+    def lease_s(self) -> float:
+        """How long the lease of a holder that falls silent lasts."""
+
+
+@runtime_checkable
+class RemoteLane(Lane, Protocol):
+    """The slot of a machine. Jobs are run by :meth:`run_remotely`, and not by ``run``."""
+
+    async def run_remotely(self, job: JobWork, report: Report, custody: Custody, *, cancel: bool) -> Outcome:
+        """Submits the job once, or takes up one that was submitted, and says how it ended. cancel: it is to be stopped.
+
+        Cancelling this task, or :meth:`detach`, leaves the job to the machine. Raises :class:`Away`.
+        """
+
+    def detach(self) -> None:
+        """The ticket is somebody else's: ``run_remotely`` returns soon, and cancels nothing."""
+
+
+class MachineState(StrEnum):
+    """Whether a machine can run jobs. Unknown is neither: what was known before holds."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """How a machine is. reason: for people, where it is not up."""
+
+    state: MachineState
+    reason: str = ""
+
+
+@runtime_checkable
+class Machine(Protocol):
+    """An adapter of a machine, which can be asked how it is."""
+
+    async def probe(self) -> Condition:
+        """How it is now. Never raises for what the machine does."""
+
+    async def specs_text(self) -> str:
+        """What it is like: Pulser's abstract representation. Raises TweezerError."""
+
+    async def close(self) -> None: ...

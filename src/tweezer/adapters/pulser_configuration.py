@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
 from pulser.backend import BitStrings, EmulationConfig
-from pulser_simulation import QutipConfig
 
 from tweezer.adapters.lane_backend import Refusal
 from tweezer.adapters.pulser_sequences import brief
@@ -20,7 +21,7 @@ from tweezer.model.messages import Fault
 
 FIELD = "backend_configuration"
 
-_HEEDED = frozenset(
+_OF_ALL = frozenset(
     {
         "observables",
         "default_evaluation_times",
@@ -31,30 +32,66 @@ _HEEDED = frozenset(
         "noise_model",
         "n_trajectories",
         "default_num_shots",
-        "sampling_rate",
-        "solver",
     }
 )
-_DROPPED = frozenset(
-    {
-        "print_progress",
-        "progress_bar",
-        "num_gpus_to_use",
-        "gpu",
-        "log_level",
-        "optimize_qubit_ordering",
-        "dt",
-        "precision",
-        "max_bond_dim",
-        "max_krylov_dim",
-        "krylov_tolerance",
-        "extra_krylov_tolerance",
-        "interaction_cutoff",
-    }
-)
+_DROPPED = frozenset({"print_progress", "progress_bar", "num_gpus_to_use", "gpu", "log_level"})
 _UNLESS_USED = frozenset({"callbacks", "log_file", "autosave_prefix", "autosave_dt"})
 _NO_SUCH_WISH: tuple[Any, ...] = ([], None, float("inf"))
+_USUAL: Mapping[str, Any] = {"autosave_prefix": "emu_mps_save_"}  # what emu-mps writes when nobody asked for it
 _OLDER_DROPPED = frozenset({"strict_validation", "result_types"})
+
+_Fine = Annotated[float, Meta(gt=0, le=1)]
+_Dimension = Annotated[int, Meta(ge=1, le=1_000_000)]
+_StepNs = Annotated[float, Meta(gt=0, le=1e9)]
+_Cutoff = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class QutipKeys(msgspec.Struct, frozen=True):
+    """Of ``pulser_simulation.QutipConfig``, which checks them itself."""
+
+    sampling_rate: Any = None
+    solver: Any = None
+
+
+class StateVectorKeys(msgspec.Struct, frozen=True):
+    """Of ``emu_sv.SVConfig``, which checks nothing."""
+
+    dt: _StepNs | None = None
+    max_krylov_dim: _Dimension | None = None
+    krylov_tolerance: _Fine | None = None
+    interaction_cutoff: _Cutoff | None = None
+    solver: Literal["default", "montecarlo", "lindblad"] | None = None
+
+
+class TensorKeys(msgspec.Struct, frozen=True):
+    """Of ``emu_mps.MPSConfig``, which checks next to nothing."""
+
+    dt: _StepNs | None = None
+    precision: _Fine | None = None
+    max_bond_dim: _Dimension | None = None
+    max_krylov_dim: _Dimension | None = None
+    extra_krylov_tolerance: _Fine | None = None
+    optimize_qubit_ordering: bool | None = None
+    interaction_cutoff: _Cutoff | None = None
+    solver: Literal["tdvp", "dmrg"] | None = None
+
+
+_ELSEWHERE = frozenset().union(*(keys.__struct_fields__ for keys in (QutipKeys, StateVectorKeys, TensorKeys)))
+
+
+class Dialect(msgspec.Struct, frozen=True):
+    """How one emulator is configured.
+
+    config_type: its class of configurations. keys: what it heeds beyond what all do, with their types.
+    ours: what the operator decides, whatever clients say. full_times: whether it can look at every step.
+    older: which of its keys the dictionary that came before may have, and what their words mean.
+    """
+
+    config_type: type[EmulationConfig[Any]]
+    keys: type[msgspec.Struct]
+    ours: Mapping[str, Any] = {}
+    full_times: bool = True
+    older: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Configuration:
@@ -63,68 +100,87 @@ class Configuration:
     digest: equal for configurations that were written alike.
     """
 
-    def __init__(self, config: QutipConfig) -> None:
+    def __init__(self, config: EmulationConfig[Any]) -> None:
         self.config = config
         self.digest: str = config.to_abstract_repr(skip_validation=True)
 
-    def with_runs(self, runs: int | None) -> QutipConfig:
+    def with_runs(self, runs: int | None) -> EmulationConfig[Any]:
         """The configuration of one job: ``runs``, where given, overrides every number of shots in it."""
         if runs is None:
             return self.config
-        changed: QutipConfig = self.config.with_changes(
-            observables=tuple(_with_shots(observable, runs) for observable in self.config.observables),
+        changed: EmulationConfig[Any] = self.config.with_changes(
+            observables=tuple(with_shots(observable, runs) for observable in self.config.observables),
             default_num_shots=runs,
         )
         return changed
 
 
-def read_configuration(text: str | None, older: dict[str, Any] | None) -> Configuration:
+def read_configuration(dialect: Dialect, text: str | None, older: dict[str, Any] | None) -> Configuration:
     """The configuration of a batch; without one, the final bitstrings are sampled.
 
     ``older`` is the dictionary of emulator options that came before it. Raises ``Refusal`` naming the key.
     """
-    _check_older(older or {})
+    options = dict(_older(dialect, older or {})) | (_default() if text is None else _allowed(dialect, text))
     try:
-        config: Any = QutipConfig.from_abstract_repr(_default() if text is None else _allowed(text))
-        return Configuration(config)
-    except Refusal:
-        raise
+        config: Any = dialect.config_type.from_abstract_repr(json.dumps({**options, **dialect.ours}))
     except Exception as error:  # whatever it is, its cause is the text that we were sent
         raise Refusal(Fault("user", f"is not a configuration of this emulator: {brief(error)}", FIELD)) from error
+    if isinstance(config.default_evaluation_times, str) and not dialect.full_times:
+        message = f"must list times between 0 and 1: this emulator has no {config.default_evaluation_times!r}"
+        raise Refusal(Fault("user", message, f"{FIELD}.default_evaluation_times"))
+    return Configuration(config)
 
 
-def _default() -> str:
+def _default() -> dict[str, Any]:
     """Bitstrings at the end. Their observable's random id is fixed, so that equal jobs have equal results."""
     plain: EmulationConfig[Any] = EmulationConfig(observables=[BitStrings(evaluation_times=[1.0])])
     options = json.loads(plain.to_abstract_repr())
     options["observables"][0]["uuid"] = "00000000-0000-0000-0000-000000000000"
-    return json.dumps({name: value for name, value in options.items() if name in _HEEDED})
+    return {name: value for name, value in options.items() if name in _OF_ALL}
 
 
-def _allowed(text: str) -> str:
+def _allowed(dialect: Dialect, text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)  # Python's own: it may hold a bare Infinity
     except (ValueError, RecursionError) as error:
         raise Refusal(Fault("invalid", f"is not JSON: {brief(error)}", FIELD)) from error
     if not isinstance(options, dict):
         raise Refusal(Fault("invalid", "is not a JSON object", FIELD))
-    return json.dumps(dict(_heeded(options)))
+    return dict(_heeded(dialect, options))
 
 
-def _heeded(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _heeded(dialect: Dialect, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in options.items():
-        if name in _HEEDED:
+        field = f"{FIELD}.{name[:50]}"
+        if name in _OF_ALL:
             yield name, value
+        elif name in dialect.keys.__struct_fields__:
+            if value is not None:
+                yield name, _typed(dialect.keys, name, value, field)
         elif name in _UNLESS_USED:
-            if value not in _NO_SUCH_WISH:
-                raise Refusal(Fault("invalid", "is not allowed here", f"{FIELD}.{name}"))
-        elif name not in _DROPPED:
-            raise Refusal(Fault("invalid", "is not an option of this emulator", f"{FIELD}.{name[:50]}"))
+            if value not in _NO_SUCH_WISH and (name not in _USUAL or value != _USUAL[name]):
+                raise Refusal(Fault("invalid", "is not allowed here: it is the operator's", field))
+        elif name not in _DROPPED and name not in _ELSEWHERE:
+            raise Refusal(Fault("invalid", "is not an option of this emulator", field))
 
 
-def _check_older(older: dict[str, Any]) -> None:
+def _typed(keys: type[msgspec.Struct], name: str, value: Any, field: str) -> Any:
+    try:
+        msgspec.convert({name: value}, keys)
+    except msgspec.ValidationError as error:
+        problem = str(error).partition(" - at ")[0].replace("`", "")
+        raise Refusal(Fault("invalid", f"is not what it must be: {problem[:1].lower()}{problem[1:]}", field)) from error
+    return value
+
+
+def _older(dialect: Dialect, older: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What of the older dictionary this emulator can do."""
     for name, value in older.items():
-        if name not in _OLDER_DROPPED and value not in (None, False):
+        if name in dialect.older:
+            words = dialect.older[name]
+            meant = words.get(value, value) if isinstance(value, str) else value
+            yield name, _typed(dialect.keys, name, meant, f"configuration.{name}")
+        elif name not in _OLDER_DROPPED and value not in (None, False):
             raise Refusal(
                 Fault(
                     "invalid",
@@ -134,7 +190,8 @@ def _check_older(older: dict[str, Any]) -> None:
             )
 
 
-def _with_shots(observable: Any, runs: int) -> Any:
+def with_shots(observable: Any, runs: int) -> Any:
+    """The observable, with so many shots if it takes any."""
     if not isinstance(observable, BitStrings):
         return observable
     changed = copy.copy(observable)

@@ -1,133 +1,89 @@
 """Evolving once and measuring many times.
 
 An evolution without randomness is the same for all jobs that differ only in ``runs`` and ``seed``. So
-Pulser is asked for the *states* at the times when bitstrings are wanted, and each job then samples its
-own bitstrings from them, with Pulser's own code and in Pulser's own order: Pulser itself gives the same
-counter when numpy is seeded right before its first measurement.
+the emulator is asked for the *states* at the times when bitstrings are wanted, and each job then samples its
+own bitstrings from them, with the emulator's own code and in Pulser's own order: a bare run gives the same
+counter when the generators are seeded right before its first measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from pulser.backend import BitStrings, Observable, Results, StateResult
-from pulser.backend.state import Eigenstate
-from pulser_simulation import QutipConfig, QutipState
+from pulser.backend import BitStrings, EmulationConfig, Observable, Results
 
 _DETERMINISTIC_NOISE = frozenset({"SPAM", "dephasing", "relaxation", "depolarizing", "eff_noise", "leakage"})
 _STEP_BYTES = 1024
 
 
-class Distribution(QutipState):
-    """The probabilities of a state's basis states: all that sampling needs, in half the memory or less."""
+class Measurable(ABC):
+    """What is kept of a state to sample bitstrings from it. nbytes: about how much memory it takes."""
 
-    def __init__(self, state: QutipState) -> None:
-        amplitudes = state.to_qobj()
-        weights: Any = (np.abs(amplitudes.full()) ** 2).flatten() if amplitudes.isket else np.abs(amplitudes.diag())
-        self._weights: np.ndarray[Any, np.dtype[np.float64]] = weights
-        self._n_qudits = state.n_qudits
-        self._eigenstates = state.eigenstates
-        self._amplitudes = None
+    nbytes: int
 
-    @property
-    def n_qudits(self) -> int:
-        return self._n_qudits
+    @abstractmethod
+    def measure(self, observable: BitStrings, config: EmulationConfig[Any]) -> Counter[str]:
+        """Bitstrings in the register's order."""
 
-    @property
-    def nbytes(self) -> int:
-        return self._weights.nbytes
 
-    def probabilities(self, *, cutoff: float = 1e-12) -> dict[str, float]:
-        """As :meth:`QutipState.probabilities`."""
-        indices, chances = self._likely(cutoff)
-        return dict(zip(map(self.get_basis_state_from_index, indices.tolist()), chances, strict=True))
-
-    def bitstring_probabilities(
-        self, *, one_state: Eigenstate | None = None, cutoff: float = 1e-12
-    ) -> Mapping[str, float]:
-        """As :meth:`QutipState.bitstring_probabilities`; quicker for qubits, where an index spells its bitstring."""
-        one = one_state or self.infer_one_state()
-        if self.qudit_dim != 2 or one not in self.eigenstates:
-            return super().bitstring_probabilities(one_state=one_state, cutoff=cutoff)
-        indices, chances = self._likely(cutoff)
-        flip = (1 << self._n_qudits) - 1 if self.eigenstates[0] == one else 0
-        spelling = f"0{self._n_qudits}b"
-        return dict(zip((format(index ^ flip, spelling) for index in indices.tolist()), chances, strict=True))
-
-    def _likely(self, cutoff: float) -> tuple[Any, Any]:
-        indices = np.flatnonzero(self._weights > cutoff)
-        chances = self._weights[indices]
-        return indices, chances / np.sum(chances)
+Step = tuple[float, int, Any]
+"""A time of an evolution (0 to 1), the place of an observable in its configuration, and its value then."""
 
 
 class Evolution:
-    """What a job's evolution left: the values of its observables, and distributions where bitstrings are wanted."""
+    """What a job's evolution left: the values of its observables, and ``Measurable`` where bitstrings are wanted."""
 
-    def __init__(self, config: QutipConfig, evolved: Results) -> None:
-        """``evolved`` are the results of :func:`states_instead_of_bitstrings` of this configuration."""
+    def __init__(self, evolved: Results, steps: Iterable[Step]) -> None:
+        """``evolved`` tells the order of the atoms and the duration."""
         self._atom_order = evolved.atom_order
         self._total_duration = evolved.total_duration
-        steps: list[tuple[float, int, Any]] = []
-        recorded = evolved.get_tagged_results()
-        for place, observable in enumerate(config.observables):
-            tag = _state_tag(place) if isinstance(observable, BitStrings) else observable.tag
-            values = recorded.get(tag, [])
-            times = evolved.get_result_times(tag) if values else []
-            for t, value in zip(times, values, strict=True):
-                steps.append((t, place, Distribution(value) if isinstance(value, QutipState) else value))
         self._steps = sorted(steps, key=lambda step: step[:2])
 
     @property
     def nbytes(self) -> int:
         """About how much memory it keeps."""
-        distributions = (value.nbytes for _, _, value in self._steps if isinstance(value, Distribution))
-        return _STEP_BYTES * (1 + len(self._steps)) + sum(distributions)
+        kept = (value.nbytes for _, _, value in self._steps if isinstance(value, Measurable))
+        return _STEP_BYTES * (1 + len(self._steps)) + sum(kept)
 
-    def measure(self, config: QutipConfig) -> Results:
-        """The results of one job; ``config`` is as before but for its shots. Draws from numpy's generator."""
+    def measure(self, config: EmulationConfig[Any]) -> Results:
+        """The results of one job; ``config`` is as before but for its shots. Draws from the global generators."""
         results = Results(atom_order=self._atom_order, total_duration=self._total_duration)
         for t, place, value in self._steps:
-            observable: Observable = config.observables[place]
-            measured = (
-                observable.apply(config=config, state=value, hamiltonian=None)  # type: ignore[arg-type]
-                if isinstance(value, Distribution)
-                else value
-            )
+            observable: Any = config.observables[place]
+            measured = value.measure(observable, config) if isinstance(value, Measurable) else value
             results._store(observable=observable, time=t, value=measured)  # noqa: SLF001  # Pulser's only way in
         return results
 
 
-def is_deterministic(config: QutipConfig, sequence: Any) -> bool:
-    """Whether nothing in the evolution is random; errors of detection only act on the sampling."""
+def steps_of(config: EmulationConfig[Any], results: Results) -> Iterable[Step]:
+    """The values of those observables of a configuration that the results have."""
+    recorded = results.get_tagged_results()
+    for place, observable in enumerate(config.observables):
+        for t, value in timed(results, recorded, observable):
+            yield t, place, value
+
+
+def timed(results: Results, recorded: dict[str, list[Any]], observable: Observable) -> Iterable[tuple[float, Any]]:
+    """The values of one observable with their times; ``recorded`` are the results by tag."""
+    values = recorded.get(observable.tag, [])
+    return zip(results.get_result_times(observable.tag) if values else [], values, strict=True)
+
+
+def noise_of(config: EmulationConfig[Any], sequence: Any) -> Any:
+    """The noise model that an emulation has."""
     preferred = sequence.device.noise_model if config.prefer_device_noise_model else None
-    noise = preferred or config.noise_model
+    return preferred or config.noise_model
+
+
+def is_steady(noise: Any) -> bool:
+    """Whether the noise is the same in every run; errors of detection only act on the sampling."""
     kinds = set(noise.noise_types)
-    if not kinds <= _DETERMINISTIC_NOISE or ("SPAM" in kinds and noise.state_prep_error != 0):
-        return False
-    return kinds <= {"SPAM"} or config.solver.value != "MonteCarlo"
+    return kinds <= _DETERMINISTIC_NOISE and not ("SPAM" in kinds and noise.state_prep_error != 0)
 
 
-def states_instead_of_bitstrings(config: QutipConfig) -> QutipConfig:
-    """The configuration that has the states where bitstrings were to be sampled."""
-    observables = tuple(
-        StateResult(evaluation_times=_listed(observable.evaluation_times), tag_suffix=_suffix(place))
-        if isinstance(observable, BitStrings)
-        else observable
-        for place, observable in enumerate(config.observables)
-    )
-    changed: QutipConfig = config.with_changes(observables=observables)
-    return changed
-
-
-def _listed(times: Any) -> list[float] | None:
-    return None if times is None else [float(t) for t in times]
-
-
-def _suffix(place: int) -> str:
-    return f"instead_of_{place}"
-
-
-def _state_tag(place: int) -> str:
-    return f"state_{_suffix(place)}"
+def has_jumps(noise: Any) -> bool:
+    """Whether the noise is one of a master equation, which can be unravelled into random quantum jumps."""
+    return not set(noise.noise_types) <= {"SPAM"}

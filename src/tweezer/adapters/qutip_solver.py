@@ -16,38 +16,14 @@ import qutip
 from qutip.solver.integrator.scipy_integrator import IntegratorScipyAdams
 from qutip.solver.solver_base import Solver
 
-from tweezer.adapters.lane_backend import Watch
-
-_LOOKS = 100
-
-
-class Course:
-    """Where the present evolution is; times are in microseconds, as in Pulser.
-
-    total_us: of one evolution. evolutions: how many the job is expected to take.
-    """
-
-    def __init__(self, watch: Watch, total_us: float, evolutions: int) -> None:
-        self._watch = watch
-        self._total_us = total_us
-        self._evolutions = evolutions
-        self._begun = 0
-        self.step_us = total_us / _LOOKS
-
-    def begin_evolution(self) -> None:
-        self._begun += 1
-
-    def reach(self, t_us: float) -> None:
-        """The evolution got here. Raises ``Aborted`` when it is to stop."""
-        done = max(self._begun - 1, 0) + min(t_us / self._total_us, 1.0)
-        self._watch.advance(done / self._evolutions)
+from tweezer.adapters.course import Course
 
 
 class WatchedAdams(IntegratorScipyAdams):  # type: ignore[misc]  # QuTiP has no types
     """QuTiP's default integrator, looking up as it goes."""
 
     course: Course | None = None
-    """Of the running job; there is one job at a time in a process."""
+    """Of the running job, in microseconds as in Pulser; there is one job at a time in a process."""
 
     def set_state(self, t: float, state0: Any) -> None:
         if t == 0 and self.course is not None:
@@ -57,7 +33,7 @@ class WatchedAdams(IntegratorScipyAdams):  # type: ignore[misc]  # QuTiP has no 
     def integrate(self, t: float, copy: bool = True) -> Any:
         if self.course is not None:
             start = self.get_state(copy=False)[0]
-            looks = math.ceil((t - start) / self.course.step_us)
+            looks = math.ceil((t - start) / self.course.step)
             for look in range(1, looks):
                 super().integrate(start + (t - start) * look / looks, copy=False)
                 self.course.reach(start + (t - start) * look / looks)

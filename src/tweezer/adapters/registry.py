@@ -10,10 +10,19 @@ import msgspec
 from msgspec import Meta
 
 from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.emulator import QUTIP_BACKEND, EmulatorAdapter
+from tweezer.adapters.emulator import (
+    EMU_MPS_BACKEND,
+    EMU_SV_BACKEND,
+    MACHINE_BACKEND,
+    QUTIP_BACKEND,
+    EmulatorAdapter,
+    gpu_names,
+)
+from tweezer.adapters.forward.options import ForwardOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.specs import specs_of_file, virtual_specs
+from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.specs import analog_specs, specs_of_file, text_of_file, virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
 
@@ -21,6 +30,7 @@ AdapterFactory = Callable[[LaneOptions], Adapter]
 
 _Positive = Annotated[int, Meta(ge=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
+_TORCH_START_S = 120.0
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,12 +54,48 @@ class EmulatorOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     soft_cancel_s: Annotated[float, Meta(ge=0)] | None = None
 
     def over(self, lanes: LaneOptions) -> LaneOptions:
-        given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        given = {name: value for name in _OF_LANES if (value := getattr(self, name)) is not None}
         return msgspec.structs.replace(lanes, **given)
+
+
+_OF_LANES = EmulatorOptions.__struct_fields__
+
+
+class TorchOptions(EmulatorOptions, frozen=True):
+    """gpus: how many of the host's the lanes share, one each; 0: they run on the CPU."""
+
+    gpus: Annotated[int, Meta(ge=0)] = 0
 
 
 def _qutip(lanes: LaneOptions, options: EmulatorOptions) -> Adapter:
     return EmulatorAdapter(QUTIP_BACKEND, options.over(lanes))
+
+
+def _machine(lanes: LaneOptions, options: EmulatorOptions, specs: Path | None) -> Adapter:
+    arguments = () if specs is None else (text_of_file(specs, field="specs"),)
+    return EmulatorAdapter(MACHINE_BACKEND, options.over(lanes), arguments=arguments)
+
+
+def _torch(backend: str) -> Callable[[LaneOptions, TorchOptions], Adapter]:
+    """Adapters of the emulators that run on torch, whose import takes up to 20 s on a cold disk."""
+
+    def make(lanes: LaneOptions, options: TorchOptions) -> Adapter:
+        patient = msgspec.structs.replace(lanes, start_timeout_s=max(lanes.start_timeout_s, _TORCH_START_S))
+        return EmulatorAdapter(backend, options.over(patient), gpus=gpu_names(options.gpus))
+
+    return make
+
+
+def _qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
+    from tweezer.adapters.qpu.adapter import QpuAdapter  # it needs an HTTP library, which the base install lacks
+
+    return QpuAdapter(options, lanes)
+
+
+def _forward(lanes: LaneOptions, options: ForwardOptions) -> Adapter:
+    from tweezer.adapters.forward.adapter import ForwardAdapter  # it needs an HTTP library, too
+
+    return ForwardAdapter(options, lanes)
 
 
 def _null(lanes: LaneOptions, options: NullOptions) -> Adapter:
@@ -57,10 +103,18 @@ def _null(lanes: LaneOptions, options: NullOptions) -> Adapter:
 
 
 class AdapterKind(msgspec.Struct, frozen=True):
-    """A kind of adapter: what makes one, and the type of its options."""
+    """A kind of adapter.
 
-    make: Callable[[LaneOptions, Any], Adapter]
+    make: makes one of the options of lanes and those of its own, and of the file of specs, or None, if it needs_specs.
+    options: the type of its own. specs: what clients are told, by the device's name, without a file; None: the machine
+    is asked. reattaches: its jobs run on, whatever becomes of a worker (see ``Traits``).
+    """
+
+    make: Callable[..., Adapter]
     options: type[msgspec.Struct]
+    needs_specs: bool = False
+    reattaches: bool = False
+    specs: Callable[[str], DeviceSpecs] | None = virtual_specs
 
     @classmethod
     def plain(cls, make: AdapterFactory) -> AdapterKind:
@@ -70,11 +124,23 @@ class AdapterKind(msgspec.Struct, frozen=True):
 
 ADAPTERS: Mapping[str, AdapterKind] = {
     "qutip": AdapterKind(_qutip, EmulatorOptions),
+    "emu-sv": AdapterKind(_torch(EMU_SV_BACKEND), TorchOptions),
+    "emu-mps": AdapterKind(_torch(EMU_MPS_BACKEND), TorchOptions),
+    "machine": AdapterKind(_machine, EmulatorOptions, needs_specs=True, specs=analog_specs),
+    "qpu": AdapterKind(_qpu, QpuOptions, specs=None, reattaches=True),
+    "forward": AdapterKind(_forward, ForwardOptions, specs=None, reattaches=True),
     "null": AdapterKind(_null, NullOptions),
 }
 """Kind of adapter → how it is made."""
 
-DEVICE_KINDS: Mapping[str, str] = {"EMU_FREE": "qutip", "NULL": "null"}
+DEVICE_KINDS: Mapping[str, str] = {
+    "EMU_FREE": "qutip",
+    "EMU_SV": "emu-sv",
+    "EMU_MPS": "emu-mps",
+    "EMU_TN": "emu-mps",
+    "EMU_FRESNEL": "machine",
+    "NULL": "null",
+}
 """Device → the kind of adapter that serves it unless the operator says otherwise."""
 
 
@@ -112,33 +178,53 @@ def unknown_device(device: str, known: Iterable[str]) -> InvalidInput:
 def adapter_of(binding: Binding, lanes: LaneOptions | None = None) -> Adapter:
     """The adapter of a device. Raises InvalidInput naming ``adapter`` or ``options.…``."""
     options = check_binding(binding.adapter, binding.options)
-    return ADAPTERS[binding.adapter].make(lanes or LaneOptions(), options)
+    kind = ADAPTERS[binding.adapter]
+    of_specs = (binding.specs,) if kind.needs_specs else ()
+    return kind.make(lanes or LaneOptions(), options, *of_specs)
+
+
+def kind_of(adapter: str) -> AdapterKind:
+    """The kind of adapter of this name. Raises InvalidInput naming ``adapter``."""
+    kind = ADAPTERS.get(adapter)
+    if kind is None:
+        raise InvalidInput("adapter", f"there is no adapter {adapter}; known ones are {', '.join(ADAPTERS)}")
+    return kind
 
 
 def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
     """The options of this kind of adapter, typed. Raises InvalidInput naming ``adapter`` or ``options.…``."""
-    kind = ADAPTERS.get(adapter)
-    if kind is None:
-        raise InvalidInput("adapter", f"there is no adapter {adapter}; known ones are {', '.join(ADAPTERS)}")
+    kind = kind_of(adapter)
     known = kind.options.__struct_fields__
     for name in options:
         if name not in known:
             has = f"has {', '.join(known)}" if known else "has none"
             raise InvalidInput(f"options.{name}", f"is no option of the adapter {adapter}, which {has}")
-    for name, value in options.items():
+    for field in msgspec.structs.fields(kind.options):
+        if field.name not in options:
+            if field.required:
+                raise InvalidInput(f"options.{field.name}", f"is missing, and the adapter {adapter} needs it")
+            continue
         try:
-            msgspec.convert({name: value}, kind.options)
+            msgspec.convert(options[field.name], field.type)
         except msgspec.ValidationError as error:
             problem = str(error).partition(" - at ")[0].replace("`", "")
-            raise InvalidInput(f"options.{name}", problem[:1].lower() + problem[1:]) from error
-    return msgspec.convert(dict(options), kind.options)
+            raise InvalidInput(f"options.{field.name}", problem[:1].lower() + problem[1:]) from error
+    typed = msgspec.convert(dict(options), kind.options)
+    if isinstance(typed, QpuOptions | ForwardOptions):
+        try:
+            typed.check()
+        except InvalidInput as error:
+            raise InvalidInput(f"options.{error.field}", error.problem) from error
+    return typed
 
 
-def specs_of(device: str, binding: Binding) -> DeviceSpecs:
-    """What clients are told that the device is like. Blocks for seconds where a file has to be checked with Pulser.
+def specs_of(device: str, binding: Binding) -> DeviceSpecs | None:
+    """What clients are told that the device is like; None: its machine is to be asked.
 
-    Raises InvalidInput naming ``devices.<device>.specs``, and TweezerError where Pulser is not installed.
+    Blocks for seconds where a file has to be checked with Pulser. Raises InvalidInput naming
+    ``devices.<device>.specs``, and TweezerError where Pulser is not installed.
     """
     if binding.specs is None:
-        return virtual_specs(device)
+        specs = ADAPTERS[binding.adapter].specs
+        return None if specs is None else specs(device)
     return specs_of_file(binding.specs, field=f"devices.{device}.specs")

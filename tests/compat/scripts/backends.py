@@ -7,15 +7,17 @@ from typing import Any
 import sequences
 from door import NEW, Door
 from pulser import QPUBackend
-from pulser.backend import BitStrings, EmulationConfig, Occupation
+from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig, Energy, Occupation
 
 if NEW:
     from pasqal_cloud import RemoteEmuFreeBackend
+    from pasqal_cloud import RemoteMPSBackend as MPSBackend
     from pasqal_cloud import RemoteSVBackend as SVBackend
 else:
     from pulser.backend.config import EmulatorConfig
-    from pulser_pasqal import EmuFreeBackend
+    from pulser_pasqal import EmuFreeBackend, EmuTNBackend
     from pulser_pasqal import EmuFreeBackendV2 as RemoteEmuFreeBackend
+    from pulser_pasqal import EmuMPSBackend as MPSBackend
     from pulser_pasqal import EmuSVBackend as SVBackend
 
 Told = dict[str, Any]
@@ -40,6 +42,31 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
     }
 
 
+def emulate_with_tensors(door: Door, *, kind: str, shots: int, **options: Any) -> Told:
+    """On emu-sv or emu-mps, with options of their own; the backend's own configuration where nothing is asked."""
+    backend_type: Any = {"EMU_SV": SVBackend, "EMU_MPS": MPSBackend}[kind]
+    config: EmulationConfig[Any] = EmulationConfig(
+        observables=[
+            BitStrings(num_shots=shots, evaluation_times=[1.0]),
+            Occupation(evaluation_times=[0.5, 1.0]),
+            CorrelationMatrix(evaluation_times=[1.0]),
+            Energy(evaluation_times=[1.0]),
+        ],
+        **options,
+    )
+    results = backend_type(sequences.rabi(qubits=3), door.connection(), config=config).run(wait=True)
+    (result,) = results.results
+    (plain,) = backend_type(sequences.rabi(qubits=2), door.connection()).run(wait=True).results
+    return {
+        "status": results.get_batch_status().name,
+        "counts": dict(result.final_bitstrings),
+        "by_default": dict(plain.final_bitstrings),
+        "tags": sorted(result.get_result_tags()),
+        "occupation": [[float(value) for value in row] for row in result.occupation],
+        "atoms": list(result.atom_order),
+    }
+
+
 def emulate_by_default(door: Door, job_params: list[Any] | None = None, *, name: str = "rabi") -> list[dict[str, int]]:
     """Emulates with the configuration of the backend itself; the counters."""
     sequence = {"rabi": sequences.rabi, "sweep": sequences.sweep, "mappable": sequences.mappable}[name]()
@@ -53,6 +80,14 @@ def emulate_the_older_way(door: Door, **options: Any) -> list[dict[str, int]]:
     backend = EmuFreeBackend(sequences.sweep(), door.connection(), config=config)
     job_params = [{"runs": 20, "variables": {"omega": 0.0}}, {"runs": 30, "variables": {"omega": 5.0}}]
     return [dict(result.bitstring_counts) for result in backend.run(job_params, wait=True).results]
+
+
+def emulate_by_tensor_networks(door: Door, **options: Any) -> list[dict[str, int]]:
+    """By the older name of emu-mps: stack B only."""
+    config = EmulatorConfig(evaluation_times="Final", sampling_rate=0.02, backend_options=options)
+    backend = EmuTNBackend(sequences.sweep(qubits=3), door.connection(), config=config)
+    results = backend.run([{"runs": 20, "variables": {"omega": 0.0}}], wait=True)
+    return [dict(result.bitstring_counts) for result in results.results]
 
 
 def emulate_elsewhere(door: Door) -> None:

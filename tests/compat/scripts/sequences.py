@@ -55,9 +55,18 @@ def for_the_analog_device() -> Sequence[Any]:
     return sequence
 
 
+_NAMED: dict[str, Any] = {
+    "rabi": rabi,
+    "sweep": sweep,
+    "mappable": mappable,
+    "single": single,
+    "analog": for_the_analog_device,
+}
+
+
 def text(name: str, **options: Any) -> str:
     """One of the above as it is sent."""
-    sequence = {"rabi": rabi, "sweep": sweep, "mappable": mappable, "single": single}[name](**options)
+    sequence = _NAMED[name](**options)
     return str(sequence.to_abstract_repr())
 
 

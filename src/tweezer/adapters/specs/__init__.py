@@ -23,18 +23,27 @@ _NO_PULSER = 3  # exit code of tweezer.adapters.specs.check
 
 def virtual_specs(device: str) -> DeviceSpecs:
     """The specs of an emulator without limits: all that Pulser's ``MockDevice`` can do, under this device's name."""
-    return read_specs(json.dumps({**_virtual(), "name": device}))
+    return _under_its_name("virtual.json", device)
+
+
+def analog_specs(device: str) -> DeviceSpecs:
+    """The specs of a machine for who has none: Pulser's ``AnalogDevice``, under this device's name."""
+    return _under_its_name("analog.json", device)
 
 
 def specs_of_file(path: Path, *, field: str) -> DeviceSpecs:
     """The specs in a file, checked with Pulser. Raises InvalidInput, and TweezerError where Pulser is not installed."""
+    return checked_specs(text_of_file(path, field=field), field=field)
+
+
+def text_of_file(path: Path, *, field: str) -> str:
+    """The specs in a file as they stand there. Raises InvalidInput."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidInput(field, f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidInput(field, f"{path} is not UTF-8 text") from error
-    return checked_specs(text, field=field)
 
 
 def checked_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
@@ -74,7 +83,11 @@ def _ask_pulser(text: str) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
+def _under_its_name(file: str, device: str) -> DeviceSpecs:
+    return read_specs(json.dumps({**_document(file), "name": device}))
+
+
 @functools.cache
-def _virtual() -> dict[str, object]:
-    document: dict[str, object] = json.loads((resources.files(__name__) / "virtual.json").read_text("utf-8"))
+def _document(file: str) -> dict[str, object]:
+    document: dict[str, object] = json.loads((resources.files(__name__) / file).read_text("utf-8"))
     return document
