@@ -1,0 +1,207 @@
+"""The HTTP of the simulated QPU: the API of the real one below ``/api/v1``, its Keycloak, and ``/sim`` for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from tweezer.adapters.qpu.answers import Operational
+from tweezer.model.errors import InvalidInput
+from tweezer.qpu_sim.habits import Habits
+from tweezer.qpu_sim.journal import Happening
+from tweezer.qpu_sim.machine import Job, Machine, NotAccepted, NotCancellable, Submission, program_status, wire
+from tweezer.qpu_sim.tokens import REALM, TokenDesk
+
+API = "/api/v1"
+TOKEN_PATH = f"/realms/{REALM}/protocol/openid-connect/token"
+MAX_BODY_BYTES = 32 << 20
+
+_CANNOT_BE_ABORTED = "3003"
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Status(msgspec.Struct, forbid_unknown_fields=True):
+    operational_status: Operational | None
+
+
+class Api:
+    """The routes on one machine."""
+
+    def __init__(self, machine: Machine, desk: TokenDesk) -> None:
+        self._machine = machine
+        self._desk = desk
+        self._requests = 0
+        specs = json.loads(machine.specs.text)
+        self._system = json.dumps(_envelope({"specs": specs})).encode()  # by Python's JSON: it has words for Infinity
+
+    def application(self) -> web.Application:
+        """Closes the machine at its end."""
+        app = web.Application(middlewares=[self._habits], client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get(f"{API}/system", self.system),
+                web.get(f"{API}/system/operational", self.operational),
+                web.post(f"{API}/jobs", self.submit),
+                web.get(f"{API}/jobs/{{uid}}", self.job),
+                web.put(f"{API}/jobs/{{uid}}/cancel", self.cancel),
+                web.get(f"{API}/programs/{{uid}}", self.program),
+                web.post(TOKEN_PATH, self.token),
+                web.get("/sim/counts", self.counts),
+                web.put("/sim/status", self.force),
+                web.get("/sim/habits", self.habits),
+                web.patch("/sim/habits", self.change_habits),
+                web.post("/sim/revoke", self.revoke),
+                web.post("/sim/reset", self.reset),
+            ]
+        )
+
+        async def close(_: web.Application) -> None:
+            await self._machine.close()
+
+        app.on_cleanup.append(close)
+        return app
+
+    async def system(self, request: web.Request) -> web.Response:
+        return _json(self._system)
+
+    async def operational(self, request: web.Request) -> web.Response:
+        return _json(_success({"operational_status": self._machine.operational.value}))
+
+    async def submit(self, request: web.Request) -> web.StreamResponse:
+        try:
+            asked = msgspec.json.decode(await request.read(), type=Submission)
+        except msgspec.DecodeError as error:
+            return _failure(400, str(error))
+        try:
+            job = self._machine.submit(asked, _by(request))
+        except NotAccepted as error:
+            return _failure(400, str(error))
+        return self._unless_lost(request, job)
+
+    async def job(self, request: web.Request) -> web.Response:
+        job = self._job(request)
+        return _unknown() if job is None else _json(_success(wire(job)))
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        job = self._job(request)
+        if job is None:
+            return _unknown()
+        try:
+            self._machine.cancel(job, _by(request))
+        except NotCancellable as error:
+            return _failure(
+                400, "the program cannot be aborted", code=_CANNOT_BE_ABORTED, data={"status": error.status}
+            )
+        return self._unless_lost(request, job)
+
+    async def program(self, request: web.Request) -> web.Response:
+        job = self._job(request)
+        return _unknown() if job is None else _json(_success({"uid": job.uid, "status": program_status(job)}))
+
+    async def token(self, request: web.Request) -> web.Response:
+        form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
+        given = (form.get(name, "") for name in ("grant_type", "client_id", "client_secret"))
+        token = self._desk.issue(*given)
+        if token is None:
+            return _json(msgspec.json.encode({"error": "unauthorized_client"}), 401)
+        told = {"access_token": token, "expires_in": self._desk.token_s, "token_type": "Bearer"}
+        return _json(msgspec.json.encode(told))
+
+    async def counts(self, request: web.Request) -> web.Response:
+        """``{"jobs": {pasqman_job_id: tally}}``, see :class:`tweezer.qpu_sim.journal.Tally`."""
+        return _json(msgspec.json.encode({"jobs": self._machine.journal.tallies}))
+
+    async def force(self, request: web.Request) -> web.Response:
+        """``{"operational_status": "UP" | "DOWN" | null}``; null leaves it to the windows again."""
+        try:
+            status = msgspec.json.decode(await request.read(), type=_Status).operational_status
+        except msgspec.DecodeError as error:
+            return _failure(400, str(error))
+        self._machine.forced = status
+        return await self.operational(request)
+
+    async def habits(self, request: web.Request) -> web.Response:
+        return _json(msgspec.json.encode(self._machine.habits))
+
+    async def change_habits(self, request: web.Request) -> web.Response:
+        """Some of the fields of :class:`tweezer.qpu_sim.habits.Habits`."""
+        try:
+            changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
+            former = msgspec.to_builtins(self._machine.habits)
+            self._machine.habits = msgspec.convert({**former, **changes}, Habits)
+        except (msgspec.DecodeError, InvalidInput) as error:
+            return _failure(400, str(error))
+        return await self.habits(request)
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        """All tokens that are out are no longer good."""
+        self._desk.revoke_all()
+        return _json(_success(None))
+
+    async def reset(self, request: web.Request) -> web.Response:
+        """Forgets all jobs and counts."""
+        await self._machine.reset()
+        return _json(_success(None))
+
+    @web.middleware
+    async def _habits(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """What a request may meet before it is heard, and how long it waits for its answer."""
+        if not request.path.startswith(API):
+            return await handler(request)
+        self._requests += 1
+        number, habits = self._requests, self._machine.habits
+        if not self._desk.admits(request.headers.get("Authorization", "")):
+            return _failure(401, "a token is needed that has not expired")
+        reads = request.method == "GET"
+        if habits.happens(habits.read_errors if reads else habits.submit_errors, "error", number):
+            return _failure(500, "the control system has a moment")
+        answer = await handler(request)
+        if wait_s := habits.answers_in_s(number):
+            await asyncio.sleep(wait_s)
+        return answer
+
+    def _unless_lost(self, request: web.Request, job: Job) -> web.StreamResponse:
+        """The job, unless the connection is cut before."""
+        habits = self._machine.habits
+        if not habits.happens(habits.lose_replies, "lose", self._requests):
+            return _json(_success(wire(job)))
+        self._machine.journal.write(Happening.CUT, uid=job.uid, job=job.asked.job)
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response(status=500)  # to nobody
+
+    def _job(self, request: web.Request) -> Job | None:
+        uid = request.match_info["uid"]
+        return self._machine.find(int(uid)) if uid.isascii() and uid.isdigit() and len(uid) < 16 else None
+
+
+def _envelope(data: object) -> dict[str, object]:
+    """As JSend has it."""
+    return {"status": "success", "code": 200, "message": "OK.", "data": data}
+
+
+def _success(data: object) -> bytes:
+    return msgspec.json.encode(_envelope(data))
+
+
+def _failure(status: int, message: str, *, code: str | None = None, data: object = None) -> web.Response:
+    envelope = {"status": "fail", "code": code or str(status), "message": message, "data": data}
+    return _json(msgspec.json.encode(envelope), status)
+
+
+def _unknown() -> web.Response:
+    return _failure(400, "Bad request")
+
+
+def _json(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _by(request: web.Request) -> str:
+    """Who asks, as they present themselves."""
+    return request.headers.get("User-Agent") or request.remote or ""

@@ -1,0 +1,281 @@
+"""The simulated QPU behind its API: one job at a time, and a new submit cancels the one that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tweezer.adapters.qpu.answers import Operational, RemoteStatus
+from tweezer.model.errors import InvalidInput
+from tweezer.model.sequence import read_sequence
+from tweezer.model.specs import DeviceSpecs
+from tweezer.qpu_sim.counters import CannotRun, Counters, part
+from tweezer.qpu_sim.habits import Habits
+from tweezer.qpu_sim.journal import Happening, Journal, Line
+
+_FAILS_AT = 0.5
+"""How far a job comes that fails."""
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """The body of a submit."""
+
+    nb_run: int
+    pulser_sequence: str
+    context: dict[str, Any] = {}
+
+    @property
+    def job(self) -> str | None:
+        return _text(self.context.get("pasqman_job_id"))
+
+    @property
+    def batch(self) -> str | None:
+        return _text(self.context.get("batch_id"))
+
+
+class Job(msgspec.Struct):
+    """A job of the machine. digest: of its sequence. measured: all its bitstrings, once they are known; counter: those
+    of the runs that were made when it ended."""
+
+    uid: int
+    asked: Submission
+    digest: str
+    qubits: int
+    status: RemoteStatus = RemoteStatus.PENDING
+    created: str = ""
+    started: str | None = None
+    ended: str | None = None
+    began_s: float = 0.0
+    lasts_s: float = 0.0
+    measured: dict[str, int] | None = None
+    counter: dict[str, int] | None = None
+
+    @property
+    def runs_made(self) -> int:
+        """How many runs were made by now."""
+        if self.status is not RemoteStatus.RUNNING or self.measured is None or self.lasts_s <= 0:
+            return 0
+        return min(int(self.asked.nb_run * (time.monotonic() - self.began_s) / self.lasts_s), self.asked.nb_run)
+
+    def so_far(self) -> dict[str, int] | None:
+        """What was measured by now; None for nothing."""
+        if self.counter is None and (made := self.runs_made) and self.measured is not None:
+            return part(self.measured, made, self.uid)
+        return self.counter
+
+
+class NotAccepted(Exception):
+    """A submit that is refused, for this reason."""
+
+
+class NotCancellable(Exception):
+    """A cancel that comes too late. status: of the job's program."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Machine:
+    """Jobs, in memory and in the journal, from which a new simulator takes them over; what ran then ends in ERROR."""
+
+    def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, habits: Habits) -> None:
+        self.specs = specs
+        self.habits = habits
+        self.forced: Operational | None = None
+        """What somebody says it is; None leaves it to the windows."""
+        self.journal = journal
+        self._counters = counters
+        self._started_s = time.monotonic()
+        self._jobs: dict[int, Job] = {}
+        self._sequences: dict[str, tuple[str, int]] = {}
+        self._current: Job | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._stopped: set[asyncio.Task[None]] = set()
+        journal.write(Happening.OPEN)
+        _Restored(self._jobs, self._sequences).read(journal.past)
+        for job in self._jobs.values():
+            if not job.status.terminal:
+                self._end(job, RemoteStatus.ERROR, "the machine was started anew while it ran")
+
+    @property
+    def operational(self) -> Operational:
+        if self.forced is not None:
+            return self.forced
+        down = self.habits.is_down(time.monotonic() - self._started_s)
+        return Operational.DOWN if down else Operational.UP
+
+    def find(self, uid: int) -> Job | None:
+        return self._jobs.get(uid)
+
+    def submit(self, asked: Submission, by: str) -> Job:
+        """Accepts a job, which displaces the one before it. Raises NotAccepted."""
+        digest, qubits = self._check(asked)
+        if self.operational is Operational.DOWN:
+            raise NotAccepted("the operational status is DOWN")
+        job = Job(len(self._jobs) + 1, asked, digest, qubits)
+        self._jobs[job.uid] = job
+        job.created = self._write(
+            Happening.SUBMIT, job, batch=asked.batch, by=by, nb_run=asked.nb_run, context=asked.context, sequence=digest
+        )
+        if self._current is not None:
+            self._write(Happening.CANCEL, self._current, displaced_by=job.uid)
+            self._stop(self._current)
+        self._current = job
+        self._running = asyncio.create_task(self._execute(job))
+        return job
+
+    def cancel(self, job: Job, by: str) -> None:
+        """Stops a job. Raises NotCancellable."""
+        late = job.status.terminal or self.habits.happens(self.habits.late_cancels, "late", job.uid)
+        self._write(Happening.CANCEL, job, by=by, late=late)
+        if late:
+            raise NotCancellable(program_status(job))
+        self._stop(job)
+
+    async def reset(self) -> None:
+        """Forgets all jobs and counts."""
+        await self._halt()
+        self._jobs.clear()
+        self._sequences.clear()
+        self._current = None
+        self.forced = None
+        self._started_s = time.monotonic()
+        self.journal.write(Happening.RESET)
+
+    async def close(self) -> None:
+        await self._halt()
+        await self._counters.close()
+        self.journal.close()
+
+    async def _execute(self, job: Job) -> None:
+        await asyncio.sleep(0)  # it is PENDING for whoever submitted it
+        job.status, job.began_s = RemoteStatus.RUNNING, time.monotonic()
+        job.started = self._write(Happening.BEGIN, job)
+        habits, uid = self.habits, job.uid
+        if habits.happens(habits.hang, "hang", uid):
+            await asyncio.Event().wait()
+        fails = habits.happens(habits.fail, "fail", uid)
+        lasts_s = habits.lasts_s(job.asked.nb_run, uid)
+        text = self._sequences[job.digest][0]
+        try:
+            job.measured = await self._counters.measure(uid, text, job.qubits, job.asked.nb_run)
+        except CannotRun as error:
+            self._end(job, RemoteStatus.ERROR, str(error))
+            return
+        job.lasts_s = max(lasts_s, time.monotonic() - job.began_s)
+        if lasts_s:
+            left_s = lasts_s * (_FAILS_AT if fails else 1.0) - (time.monotonic() - job.began_s)
+            await asyncio.sleep(max(left_s, 0.0))
+        if fails:
+            self._end(job, RemoteStatus.ERROR, "it failed, as such machines do")
+        else:
+            self._end(job, RemoteStatus.DONE)
+
+    def _stop(self, job: Job) -> None:
+        """Stops the execution of a job that has not ended; what it measured so far is kept."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            self._stopped.add(running)
+            running.add_done_callback(self._stopped.discard)
+        self._end(job, RemoteStatus.CANCELED)
+
+    def _end(self, job: Job, status: RemoteStatus, reason: str | None = None) -> None:
+        job.counter = job.measured if status is RemoteStatus.DONE else job.so_far()
+        job.status, job.measured = status, None
+        if self._current is job:
+            self._current = None
+        job.ended = self._write(Happening.END, job, status=status.value, counter=job.counter, reason=reason)
+
+    async def _halt(self) -> None:
+        tasks = [task for task in (self._running, *self._stopped) if task is not None]
+        self._running = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check(self, asked: Submission) -> tuple[str, int]:
+        """The digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
+        limits = self.specs
+        if not 1 <= asked.nb_run <= (limits.max_runs or asked.nb_run):
+            raise NotAccepted(f"nb_run: must be between 1 and {limits.max_runs}, not {asked.nb_run}")
+        digest = hashlib.sha256(asked.pulser_sequence.encode(errors="replace")).hexdigest()
+        known = self._sequences.get(digest)
+        if known is not None:
+            return digest, known[1]
+        try:
+            header = read_sequence(asked.pulser_sequence)
+        except InvalidInput as error:
+            raise NotAccepted(f"pulser_sequence: {error.problem}") from error
+        if header.needs_build:
+            raise NotAccepted("pulser_sequence: must be built, without variables and with a register")
+        if limits.max_atom_num is not None and header.qubits > limits.max_atom_num:
+            raise NotAccepted(f"pulser_sequence: has {header.qubits} atoms; the device takes {limits.max_atom_num}")
+        self._sequences[digest] = asked.pulser_sequence, header.qubits
+        self.journal.write(Happening.SEQUENCE, sequence=digest, text=asked.pulser_sequence)
+        return digest, header.qubits
+
+    def _write(self, event: Happening, job: Job, **told: Any) -> str:
+        return self.journal.write(event, uid=job.uid, job=job.asked.job, **told)
+
+
+class _Restored:
+    """Jobs as the journal of a former simulator tells of them."""
+
+    def __init__(self, jobs: dict[int, Job], sequences: dict[str, tuple[str, int]]) -> None:
+        self._jobs = jobs
+        self._sequences = sequences
+
+    def read(self, lines: list[Line]) -> None:
+        for line in lines:
+            if line.event is Happening.SEQUENCE and line.sequence is not None and line.text is not None:
+                self._sequences[line.sequence] = line.text, read_sequence(line.text).qubits
+            elif line.event is Happening.SUBMIT and line.uid is not None and line.sequence is not None:
+                text, qubits = self._sequences[line.sequence]
+                asked = Submission(line.nb_run or 1, text, line.context or {})
+                self._jobs[line.uid] = Job(line.uid, asked, line.sequence, qubits, created=line.at)
+            elif line.uid is not None:
+                self._change(self._jobs[line.uid], line)
+
+    def _change(self, job: Job, line: Line) -> None:
+        if line.event is Happening.BEGIN:
+            job.status, job.started = RemoteStatus.RUNNING, line.at
+        elif line.event is Happening.END and line.status is not None:
+            job.status, job.ended, job.counter = RemoteStatus(line.status), line.at, line.counter
+
+
+def program_status(job: Job) -> str:
+    """The word for the program behind a job."""
+    words: dict[RemoteStatus, str] = {RemoteStatus.PENDING: "CREATED", RemoteStatus.ERROR: "DONE"}
+    return words.get(job.status, job.status.value)
+
+
+def wire(job: Job, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
+    """The job as the API shows it."""
+    asked, counter = job.asked, job.so_far()
+    running = job.status is RemoteStatus.RUNNING
+    return {
+        "uid": job.uid,
+        "batch_id": asked.batch,
+        "status": job.status.value,
+        "nb_run": asked.nb_run,
+        "pulser_sequence": asked.pulser_sequence,
+        "program_id": job.uid,
+        "result": None if counter is None else dumps({"counter": counter}),
+        "created_datetime": job.created,
+        "start_datetime": job.started,
+        "end_datetime": job.ended,
+        "progress": {"completed_runs": job.runs_made, "total_runs": asked.nb_run} if running else None,
+        "context": asked.context,
+    }
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

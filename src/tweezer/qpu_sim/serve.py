@@ -1,0 +1,119 @@
+"""The process of a simulated QPU: from options to a server that runs until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from tweezer.adapters.child import LaneOptions
+from tweezer.model.errors import InvalidInput
+from tweezer.model.specs import DeviceSpecs, read_specs
+from tweezer.qpu_sim.app import Api
+from tweezer.qpu_sim.counters import Counters, Emulated, MadeUp
+from tweezer.qpu_sim.habits import Habits
+from tweezer.qpu_sim.journal import Journal
+from tweezer.qpu_sim.machine import Machine
+from tweezer.qpu_sim.tokens import Client, TokenDesk
+
+log = structlog.get_logger(__name__)
+
+_BACKLOG = 1024
+_GRACE_S = 1.0
+
+
+class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a simulated QPU is like. specs: None is a device like Pulser's ``AnalogDevice``. fake: counters are made up
+    instead of emulated. journal: None keeps no record, and jobs end with the process. client: who must show tokens;
+    None asks for none. tls: certificate and key, PEM files."""
+
+    host: str = "127.0.0.1"
+    port: int = 4300
+    specs: Path | None = None
+    fake: bool = False
+    journal: Path | None = None
+    client: Client | None = None
+    tls: tuple[Path, Path] | None = None
+    memory_limit_mb: int | None = None
+    habits: Habits = Habits()
+
+
+def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
+    """Serves until SIGINT or SIGTERM. Call it in the main thread. ``say`` is told the URL once it is listened on.
+
+    Raises InvalidInput for an option that cannot be used, TweezerError for a journal that is none.
+    """
+    specs = device_specs(options.specs)
+    tls = _tls(options.tls)
+    with _listen(options.host, options.port) as listener:
+        journal = Journal(options.journal)
+        host, port = listener.getsockname()[:2]
+        url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+        async def make() -> web.Application:
+            machine = Machine(specs, _counters(options), journal, options.habits)
+            log.info("qpu_sim.listening", url=url, device=specs.name)
+            say(url)
+            return Api(machine, TokenDesk(options.client)).application()
+
+        web.run_app(
+            make(),
+            sock=listener,
+            ssl_context=tls,
+            loop=_new_loop(),
+            print=None,
+            access_log=None,
+            shutdown_timeout=_GRACE_S,
+        )
+
+
+def device_specs(path: Path | None) -> DeviceSpecs:
+    """The specs in a file, or those of the device that is there without one. Raises InvalidInput."""
+    try:
+        file = resources.files("tweezer.qpu_sim") / "device.json" if path is None else path
+        return read_specs(file.read_text(encoding="utf-8"), field="device_specs")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("device_specs", f"{path} cannot be read: {error}") from error
+
+
+def _counters(options: QpuSimOptions) -> Counters:
+    seed = options.habits.seed
+    if options.fake:
+        return MadeUp(seed)
+    return Emulated(seed, LaneOptions(memory_limit_mb=options.memory_limit_mb))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise InvalidInput("port", f"{host} port {port} cannot be listened on: {error.strerror}") from error
+
+
+def _tls(files: tuple[Path, Path] | None) -> ssl.SSLContext | None:
+    if files is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(*files)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput("tls_cert", f"{files[0]} and {files[1]} cannot be used: {error}") from error
+    return context
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        return loop
+    return asyncio.new_event_loop()

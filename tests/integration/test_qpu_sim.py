@@ -1,0 +1,466 @@
+"""The client of a QPU's API against the simulated QPU, a process of its own, in each of its habits."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ipaddress
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pulser import Pulse, Register, Sequence
+from pulser.devices import MockDevice
+from tests.processes import until
+from tests.qpu_process import QpuProcess, some_context, submitted
+
+from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
+from tweezer.adapters.qpu.api import QpuApi
+from tweezer.adapters.qpu.errors import (
+    QpuRefused,
+    QpuUnreachable,
+    SubmitDeferred,
+    SubmitRefused,
+    SubmitUncertain,
+    TooLate,
+    UnknownJob,
+)
+from tweezer.adapters.qpu.options import KeycloakOptions
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.qpu_sim.journal import Happening, read_journal
+
+SECRET = "known-to-few"
+
+
+def sequence(atoms: int = 3, *, variable: bool = False) -> str:
+    register = Register({f"q{place}": (7.0 * place, 0.0) for place in range(atoms)})
+    made = Sequence(register, MockDevice)
+    made.declare_channel("ch", "rydberg_global")
+    amplitude = made.declare_variable("omega", dtype=float) if variable else 3.0
+    made.add(Pulse.ConstantPulse(300, amplitude, 0.0, 0.0), "ch")
+    made.measure("ground-rydberg")
+    return made.to_abstract_repr()
+
+
+SEQUENCE = sequence()
+
+
+@pytest.fixture(scope="module")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QpuProcess]:
+    with QpuProcess(tmp_path_factory.mktemp("qpu")) as process:
+        yield process
+
+
+@pytest.fixture
+def qpu(_shared: QpuProcess) -> QpuProcess:
+    """A simulated QPU without habits and without a past."""
+    _shared.habits(job_seconds="0", shot_seconds=0, answer_seconds="0", down=[])
+    _shared.habits(**dict.fromkeys(("fail", "hang", "lose_replies", "submit_errors", "read_errors", "late_cancels"), 0))
+    _shared.ask("POST", "/sim/reset")
+    return _shared
+
+
+@pytest.fixture
+async def api(qpu: QpuProcess) -> AsyncIterator[QpuApi]:
+    async with qpu.api() as client:
+        yield client
+
+
+async def ended(api: QpuApi, uid: int) -> RemoteJob:
+    """Polls a job to its end."""
+
+    async def is_terminal() -> bool:
+        return (await api.job(uid)).status.terminal
+
+    await until(is_terminal, f"the end of job {uid}")
+    return await api.job(uid)
+
+
+async def begun(api: QpuApi, uid: int) -> None:
+    async def runs() -> bool:
+        return (await api.job(uid)).status is RemoteStatus.RUNNING
+
+    await until(runs, f"the begin of job {uid}")
+
+
+# --- what it is
+
+
+async def test_it_tells_what_it_is_and_that_it_is_up(api: QpuApi) -> None:
+    specs = json.loads(await api.system())
+    assert (specs["name"], specs["max_runs"], specs["is_virtual"]) == ("QPU_SIM", 2000, False)
+    assert await api.operational() is Operational.UP
+
+
+async def test_a_job_runs_to_its_end_and_has_a_bitstring_for_each_run(qpu: QpuProcess, api: QpuApi) -> None:
+    context = some_context()
+    job = await submitted(api, SEQUENCE, nb_run=250, context=context)
+    assert (job.status, job.pasqman_job_id, job.batch_id) == (
+        RemoteStatus.PENDING,
+        context.pasqman_job_id,
+        context.batch_id,
+    )
+    done = await ended(api, job.uid)
+    counter = done.counter()
+    assert done.status is RemoteStatus.DONE
+    assert counter is not None
+    assert sum(counter.values()) == 250
+    assert {len(bits) for bits in counter} == {3}
+    assert (await api.program(done.program_id or 0)).status == "DONE"
+    count = qpu.counts()[context.pasqman_job_id]
+    assert (count.submits, count.begins, count.cancels, count.ended) == (1, 1, 0, {"DONE": 1})
+    assert count.asked_by == ["test"]
+
+
+async def test_equal_seeds_give_equal_counters(tmp_path: Path, qpu: QpuProcess, api: QpuApi) -> None:
+    async def first(client: QpuApi) -> dict[str, int] | None:
+        return (await ended(client, (await submitted(client, SEQUENCE)).uid)).counter()
+
+    with QpuProcess(tmp_path) as equal:
+        async with equal.api() as other:
+            assert await first(other) == await first(api)
+    with QpuProcess(tmp_path, "--seed", "1", "--journal", str(tmp_path / "other")) as different:
+        async with different.api() as other:
+            qpu.ask("POST", "/sim/reset")
+            assert await first(other) != await first(api)
+
+
+@pytest.mark.emulator
+async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path) -> None:
+    with QpuProcess(tmp_path, fake=False) as emulated:
+        async with emulated.api() as api:
+            first = await submitted(api, SEQUENCE, nb_run=500)
+            done = await ended(api, first.uid)
+            assert done.status is RemoteStatus.DONE
+            counter = done.counter()
+            assert counter is not None
+            assert sum(counter.values()) == 500
+            assert not any("11" in bits for bits in counter)  # 7 µm apart: the blockade
+            stopped = await submitted(api, sequence(11))
+            displacing = await submitted(api, SEQUENCE, nb_run=10)
+            assert (await ended(api, displacing.uid)).status is RemoteStatus.DONE
+            assert (await api.job(stopped.uid)).status is RemoteStatus.CANCELED
+
+
+async def test_it_listens_within_a_moment_and_stops_when_it_is_told(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with QpuProcess(tmp_path) as quick:
+        assert time.monotonic() - began < 5  # a second on a machine that has nothing else to do
+        async with quick.api() as api:
+            await api.operational()
+            assert quick.stop() == 0
+        assert "Error" not in quick.text
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize("nb_run", [0, 2001])
+async def test_runs_that_the_device_does_not_take_are_refused(api: QpuApi, nb_run: int) -> None:
+    with pytest.raises(SubmitRefused, match="nb_run: must be between 1 and 2000"):
+        await submitted(api, SEQUENCE, nb_run=nb_run)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{}", "is not a serialised Pulser sequence"),
+        (sequence(variable=True), "must be built, without variables"),
+        (sequence(81), "has 81 atoms; the device takes 80"),
+    ],
+    ids=["junk", "variables", "atoms"],
+)
+async def test_sequences_that_cannot_run_are_refused_and_not_counted(
+    qpu: QpuProcess, api: QpuApi, text: str, problem: str
+) -> None:
+    with pytest.raises(SubmitRefused, match=problem) as raised:
+        await submitted(api, text)
+    assert not raised.value.retryable
+    assert qpu.counts() == {}
+
+
+async def test_a_job_that_is_not_there_is_unknown(api: QpuApi) -> None:
+    for call in (api.job, api.cancel, api.program):
+        with pytest.raises(UnknownJob):
+            await call(4711)
+
+
+# --- one job at a time
+
+
+async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(job_seconds="60")
+    first, second = some_context(), some_context()
+    displaced = await submitted(api, SEQUENCE, context=first)
+    await begun(api, displaced.uid)
+    running = await submitted(api, SEQUENCE, context=second)
+    assert (await api.job(displaced.uid)).status is RemoteStatus.CANCELED
+    await begun(api, running.uid)
+    counts = qpu.counts()
+    assert (counts[first.pasqman_job_id].displaced, counts[first.pasqman_job_id].cancels) == (1, 0)
+    (line,) = [line for line in read_journal(qpu.journal) if line.displaced_by == running.uid]
+    assert (line.event, line.job) == (Happening.CANCEL, first.pasqman_job_id)
+
+
+async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(shot_seconds=0.002)
+    job = await submitted(api, SEQUENCE, nb_run=2000)
+
+    async def measured() -> bool:
+        return sum(((await api.job(job.uid)).counter() or {}).values()) >= 20
+
+    await until(measured, "some bitstrings")
+    stopped = await api.cancel(job.uid)
+    kept = sum((stopped.counter() or {}).values())
+    assert stopped.status is RemoteStatus.CANCELED
+    assert 20 <= kept < 2000
+    assert (await api.job(job.uid)).counter() == stopped.counter()
+    assert qpu.counts()[job.pasqman_job_id or ""].cancels == 1
+
+
+async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi) -> None:
+    job = await submitted(api, SEQUENCE)
+    await ended(api, job.uid)
+    with pytest.raises(TooLate):
+        await api.cancel(job.uid)
+    qpu.habits(late_cancels=1, shot_seconds=0.001)
+    job = await submitted(api, SEQUENCE, nb_run=500)
+    with pytest.raises(TooLate):
+        await api.cancel(job.uid)
+    assert (await ended(api, job.uid)).status is RemoteStatus.DONE
+    count = qpu.counts()[job.pasqman_job_id or ""]
+    assert (count.cancels, count.late_cancels, count.ended) == (1, 1, {"DONE": 1})
+
+
+# --- habits
+
+
+async def test_jobs_fail_and_hang_as_often_as_is_asked_for(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(fail=0.5)
+    ends = [(await ended(api, (await submitted(api, SEQUENCE)).uid)).status for _ in range(40)]
+    assert 8 <= ends.count(RemoteStatus.ERROR) <= 32
+    assert set(ends) == {RemoteStatus.ERROR, RemoteStatus.DONE}
+    qpu.habits(fail=0, hang=1)
+    hanging = await submitted(api, SEQUENCE)
+    await begun(api, hanging.uid)
+    assert (await api.cancel(hanging.uid)).status is RemoteStatus.CANCELED
+
+
+async def test_while_it_is_down_it_refuses_jobs(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.ask("PUT", "/sim/status", {"operational_status": "DOWN"})
+    assert await api.operational() is Operational.DOWN
+    with pytest.raises(SubmitRefused, match="the operational status is DOWN"):
+        await submitted(api, SEQUENCE)
+    qpu.ask("PUT", "/sim/status", {"operational_status": None})
+    assert await api.operational() is Operational.UP
+    await submitted(api, SEQUENCE)
+
+
+async def test_windows_of_being_down_begin_and_end(tmp_path: Path) -> None:
+    with QpuProcess(tmp_path, "--down", "0:1.5") as down:
+        async with down.api() as api:
+            assert await api.operational() is Operational.DOWN
+
+            async def up() -> bool:
+                return await api.operational() is Operational.UP
+
+            await until(up, "the end of the window")
+
+
+async def test_a_lost_reply_leaves_it_open_whether_the_job_was_created_and_it_was(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(lose_replies=1)
+    context = some_context()
+    with pytest.raises(SubmitUncertain, match="may have been created"):
+        await submitted(api, SEQUENCE, context=context)
+    count = qpu.counts()[context.pasqman_job_id]
+    assert (count.submits, count.lost_replies) == (1, 1)
+    assert (await ended(api, 1)).pasqman_job_id == context.pasqman_job_id
+
+
+async def test_an_error_of_the_server_leaves_it_open_too_and_it_was_not(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(submit_errors=1)
+    with pytest.raises(SubmitUncertain, match="answers 500"):
+        await submitted(api, SEQUENCE)
+    assert qpu.counts() == {}
+
+
+async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> None:
+    qpu.habits(answer_seconds="30")
+    context = some_context()
+    async with qpu.api(submit_timeout_s=0.5, read_timeout_s=0.3, retry_s=0) as api:
+        with pytest.raises(SubmitUncertain, match="did not answer the submit"):
+            await submitted(api, SEQUENCE, context=context)
+        with pytest.raises(QpuUnreachable, match="no answer from"):
+            await api.operational()
+    assert qpu.counts()[context.pasqman_job_id].submits == 1
+
+
+async def test_reads_are_tried_again_and_submits_are_not(qpu: QpuProcess, api: QpuApi) -> None:
+    qpu.habits(read_errors=0.6)
+    job = await submitted(api, SEQUENCE)
+    for _ in range(5):
+        assert (await api.job(job.uid)).uid == job.uid
+    qpu.habits(read_errors=1)
+    async with qpu.api(retry_s=0.5) as hasty:
+        with pytest.raises(QpuUnreachable, match="GET /jobs/1: the QPU's API answers 500"):
+            await hasty.job(job.uid)
+    assert qpu.counts()[job.pasqman_job_id or ""].submits == 1
+
+
+async def test_nothing_is_sent_when_the_last_look_says_no(qpu: QpuProcess, api: QpuApi) -> None:
+    def lost() -> None:
+        raise TweezerError("the lease is lost")
+
+    with pytest.raises(TweezerError, match="the lease is lost"):
+        await api.submit(nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), last_look=lost)
+    looks: list[bool] = []
+    job = await api.submit(
+        nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), last_look=lambda: looks.append(True)
+    )
+    assert (job.uid, looks) == (1, [True])
+
+
+async def test_where_nobody_listens_a_submit_may_be_sent_again(tmp_path: Path) -> None:
+    with QpuProcess(tmp_path) as gone:
+        gone.kill()
+        async with gone.api(retry_s=0.2) as api:
+            with pytest.raises(SubmitDeferred, match="cannot be reached") as raised:
+                await submitted(api, SEQUENCE)
+            assert raised.value.retryable
+            with pytest.raises(QpuUnreachable):
+                await api.operational()
+
+
+# --- its memory
+
+
+async def test_jobs_are_still_there_after_a_restart_and_the_one_that_ran_has_failed(tmp_path: Path) -> None:
+    with QpuProcess(tmp_path) as process:
+        async with process.api() as api:
+            done = await ended(api, (await submitted(api, SEQUENCE)).uid)
+            process.habits(hang=1)
+            running = await submitted(api, SEQUENCE)
+            await begun(api, running.uid)
+            process.kill()
+            before = process.witnessed()
+            process.start()
+            again = await api.job(done.uid)
+            assert (again.status, again.counter(), again.end_datetime) == (
+                RemoteStatus.DONE,
+                done.counter(),
+                done.end_datetime,
+            )
+            assert again.context == done.context
+            assert (await api.job(running.uid)).status is RemoteStatus.ERROR
+            assert (await submitted(api, SEQUENCE)).uid == running.uid + 1
+            job = running.pasqman_job_id or ""
+            assert (before[job].ended, process.witnessed()[job].ended) == ({}, {"ERROR": 1})
+            assert process.counts()[job].submits == 1
+        times = [line.t for line in read_journal(process.journal)]
+        assert times == sorted(times)
+
+
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "qpu.jsonl"
+    file.write_text("dear diary\n")
+    with pytest.raises(AssertionError, match=r"no journal of tweezer qpu-sim.*; name another file"):
+        QpuProcess(tmp_path)
+    assert file.read_text() == "dear diary\n"
+
+
+# --- tokens and TLS
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QpuProcess]:
+    """One that asks for tokens, which are good for a second."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with QpuProcess(folder, "--token-auth", f"tweezer:{SECRET}", "--token-seconds", "1") as process:
+        yield process
+
+
+def keycloak(process: QpuProcess, secret: str = SECRET) -> KeycloakOptions:
+    return KeycloakOptions(process.url, "qpu", "tweezer", client_secret=secret)
+
+
+async def test_without_a_token_nothing_is_answered(guarded: QpuProcess) -> None:
+    async with guarded.api() as api:
+        with pytest.raises(QpuRefused, match="401"):
+            await api.operational()
+        with pytest.raises(SubmitDeferred, match="401"):
+            await submitted(api, SEQUENCE)
+
+
+async def test_tokens_are_fetched_anew_when_they_expire_or_are_revoked(guarded: QpuProcess) -> None:
+    async with guarded.api(keycloak=keycloak(guarded)) as api:
+        first = await submitted(api, SEQUENCE)
+        guarded.ask("POST", "/sim/revoke")
+        second = await submitted(api, SEQUENCE)
+        assert second.uid == first.uid + 1
+        guarded.ask("POST", "/sim/revoke")
+        assert (await api.job(second.uid)).uid == second.uid
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            await asyncio.gather(*(api.operational() for _ in range(5)))
+    counts = guarded.counts()
+    assert all(counts[job.pasqman_job_id or ""].submits == 1 for job in (first, second))
+
+
+async def test_wrong_credentials_are_told_without_the_secret(guarded: QpuProcess) -> None:
+    async with guarded.api(keycloak=keycloak(guarded, "guessed-secret")) as api:
+        with pytest.raises(QpuRefused, match=r"no token for the client tweezer .* check realm") as read:
+            await api.operational()
+        with pytest.raises(SubmitRefused, match="no token for the client tweezer") as submit:
+            await submitted(api, SEQUENCE)
+    assert "guessed" not in f"{read.value!r}{submit.value!r}{api._options!r}"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that vouches for itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "qpu")])
+    now = dt.datetime.now(dt.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, key_file = folder / "qpu.pem", folder / "qpu.key"
+    pem.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    unencrypted = serialization.NoEncryption()
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted))
+    return pem, key_file
+
+
+async def test_a_certificate_is_checked_against_a_file_or_not_at_all(
+    tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    pem, key = certificate
+    with QpuProcess(tmp_path, "--tls-cert", str(pem), "--tls-key", str(key), tls_ca=pem) as process:
+        assert process.url.startswith("https://")
+        for options in ({"tls_ca_file": str(pem)}, {"tls_verify": False}):
+            async with process.api(**options) as api:
+                assert await api.operational() is Operational.UP
+                await submitted(api, SEQUENCE)
+        async with process.api(retry_s=0) as api:
+            with pytest.raises(QpuUnreachable, match="certificate"):
+                await api.operational()
+            with pytest.raises(SubmitDeferred, match="certificate"):
+                await submitted(api, SEQUENCE)
+        with pytest.raises(InvalidInput, match=r"tls_ca_file: .* cannot be used"):
+            process.api(tls_ca_file=str(key))

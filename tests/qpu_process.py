@@ -1,0 +1,114 @@
+"""A simulated QPU as a process of its own, for tests: started, steered through ``/sim``, killed, started again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+from tests.processes import wait_until
+
+from tweezer.adapters.qpu.answers import RemoteJob
+from tweezer.adapters.qpu.api import Context, QpuApi
+from tweezer.adapters.qpu.options import ApiOptions
+from tweezer.model.ids import new_batch_id
+from tweezer.qpu_sim.journal import Tally, read_journal, tally
+
+_SAYS = "is at "
+
+
+class QpuProcess:
+    """``tweezer qpu-sim`` with a journal in ``folder`` and these options; ``--fake`` unless told otherwise.
+
+    After :meth:`kill`, :meth:`start` serves at the same address again.
+    """
+
+    def __init__(self, folder: Path, *options: str, fake: bool = True, tls_ca: Path | None = None) -> None:
+        self.journal = folder / "qpu.jsonl"
+        self._log = folder / "qpu.log"
+        self._options = [*options, *(["--fake"] if fake else [])]
+        self._verify: Any = True if tls_ca is None else str(tls_ca)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        sys.stderr.write(f"---- log of the QPU\n{self.text[-4000:]}\n")  # seen when a test fails
+
+    @property
+    def text(self) -> str:
+        """All that it printed since it was started."""
+        return self._log.read_text(errors="replace")
+
+    def start(self) -> None:
+        port = urlsplit(self.url).port or 0
+        arguments = ["qpu-sim", "--port", str(port), "--journal", str(self.journal), *self._options]
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tweezer.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")},
+            )
+        wait_until(lambda: _SAYS in self.text or not self.alive)
+        assert self.alive, self.text
+        self.url = self.text.partition(_SAYS)[2].split()[0]
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for its end."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and waits for its end; the exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(timeout=20)
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """What ``/sim`` or the bare API answers, whatever its status."""
+        content = None if body is None else msgspec.json.encode(body)
+        answer = httpx.request(method, self.url + path, content=content, verify=self._verify, timeout=20)
+        return answer.json()
+
+    def habits(self, **habits: object) -> None:
+        assert set(habits) <= set(self.ask("PATCH", "/sim/habits", habits))
+
+    def counts(self) -> dict[str, Tally]:
+        """What it counted, by ``pasqman_job_id``."""
+        return msgspec.convert(self.ask("GET", "/sim/counts")["jobs"], dict[str, Tally])
+
+    def witnessed(self) -> dict[str, Tally]:
+        """The same from its file: true also when it is dead."""
+        return tally(read_journal(self.journal))
+
+    def api(self, **options: Any) -> QpuApi:
+        """A client of it; the test closes it."""
+        return QpuApi(ApiOptions(base_url=self.url, **options), agent="test")
+
+
+def some_context() -> Context:
+    """Of a job that was never submitted."""
+    return Context(str(new_batch_id()), str(new_batch_id()))
+
+
+async def submitted(api: QpuApi, sequence: str, *, nb_run: int = 100, context: Context | None = None) -> RemoteJob:
+    return await api.submit(nb_run=nb_run, pulser_sequence=sequence, context=context or some_context())

@@ -1,0 +1,347 @@
+"""The client of a QPU's API: what it makes of answers, of junk above all, and of its options."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tweezer.adapters.qpu import api as module
+from tweezer.adapters.qpu.answers import (
+    Answer,
+    RemoteJob,
+    RemoteStatus,
+    data_of,
+    excerpt,
+    job_of,
+    operational_of,
+    program_of,
+    specs_of_system,
+)
+from tweezer.adapters.qpu.api import Context, QpuApi, _submitted
+from tweezer.adapters.qpu.errors import (
+    QpuError,
+    QpuRefused,
+    QpuUnreachable,
+    SubmitDeferred,
+    SubmitRefused,
+    SubmitUncertain,
+    TooLate,
+    UnknownJob,
+)
+from tweezer.adapters.qpu.options import ApiOptions, KeycloakOptions
+from tweezer.model.errors import InvalidInput
+
+CONTEXT = Context("batch", "job")
+SECRET = "s3cr3t-of-ours"
+READERS = (job_of, program_of, operational_of, specs_of_system, data_of)
+
+JOB = {"uid": 7, "status": "PENDING", "context": {"pasqman_job_id": "job"}}
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+words = st.sampled_from(
+    ["data", "status", "code", "message", "uid", "specs", "operational_status", "context", "result"]
+)
+near = st.dictionaries(words, anything | st.dictionaries(words, anything, max_size=4), max_size=5)
+bodies = st.binary(max_size=200) | (anything | near).map(lambda value: json.dumps(value).encode())
+statuses = st.integers(100, 599)
+
+
+def answer(status: int, /, **envelope: Any) -> Answer:
+    return Answer("GET /x", status, json.dumps(envelope).encode())
+
+
+# --- reading answers
+
+
+@given(status=statuses, body=bodies)
+@example(status=200, body=b"[" * 100_000)
+@example(status=200, body=b'{"data": ' + b"9" * 5000 + b"}")
+def test_whatever_is_answered_is_read_or_told_as_an_error_of_the_qpu(status: int, body: bytes) -> None:
+    for read in READERS:
+        with contextlib.suppress(QpuUnreachable, QpuRefused):
+            read(Answer("GET /x", status, body))
+            assert 200 <= status < 300
+
+
+@given(status=statuses, body=bodies)
+def test_an_answer_to_a_submit_is_a_job_a_refusal_or_open(status: int, body: bytes) -> None:
+    try:
+        job = _submitted(Answer("POST /jobs", status, body), CONTEXT)
+    except SubmitRefused:
+        assert 400 <= status < 500 or (200 <= status < 300 and 400 <= json.loads(body)["code"] < 500)
+    except SubmitUncertain as error:
+        assert not error.retryable
+        assert not (400 <= status < 500 and status not in (408, 499))
+    else:
+        assert job.pasqman_job_id in (None, CONTEXT.pasqman_job_id)
+
+
+@given(result=st.text() | anything.map(json.dumps) | near.map(lambda value: json.dumps({"counter": value})))
+def test_a_result_is_a_counter_or_junk(result: str) -> None:
+    try:
+        counter = RemoteJob(1, RemoteStatus.DONE, result=result).counter()
+    except QpuUnreachable:
+        return
+    assert counter is not None
+    assert all(count >= 0 for count in counter.values())
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        ('{"counter": {"01": 2, "1": 3}}', "differ in length"),
+        ('{"counter": {"0x": 2}}', "no counter of bitstrings"),
+        ('{"counter": {"01": -2}}', "no counter of bitstrings"),
+        ('{"counts": {}}', "counter"),
+        ("", "result of job 1"),
+    ],
+)
+def test_a_counter_that_is_none_is_told(result: str, problem: str) -> None:
+    with pytest.raises(QpuUnreachable, match=problem):
+        RemoteJob(1, RemoteStatus.DONE, result=result).counter()
+
+
+def test_a_job_without_a_result_has_no_counter() -> None:
+    assert RemoteJob(1, RemoteStatus.RUNNING).counter() is None
+    assert RemoteJob(1, RemoteStatus.DONE, result='{"counter": {"01": 3, "10": 4}}').counter() == {"01": 3, "10": 4}
+
+
+def test_specs_keep_numbers_that_only_pulser_writes() -> None:
+    body = b'{"status": "success", "code": 200, "data": {"specs": {"name": "X", "max": Infinity}}}'
+    assert json.loads(specs_of_system(Answer("GET /system", 200, body)))["max"] == float("inf")
+
+
+def test_a_status_that_is_unknown_is_told_with_what_was_received() -> None:
+    with pytest.raises(QpuUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
+        job_of(answer(200, status="success", data={"uid": 1, "status": "MELTED"}))
+
+
+def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
+    page = b"<html>\n" + b"<p>Welcome to the gateway</p>\n" * 100
+    with pytest.raises(QpuUnreachable, match="is base_url right") as raised:
+        job_of(Answer("GET /jobs/1", 200, page))
+    assert len(raised.value.message) < 400
+    assert "\n" not in raised.value.message
+    assert excerpt(b"\x1b[31m\x00") == "�[31m�"
+    assert excerpt(b"") == "(nothing)"
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_refusal_within_a_200_is_one(status: int) -> None:
+    with pytest.raises(QpuRefused) as raised:
+        data_of(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}))
+    assert (raised.value.status, raised.value.remote_code) == (400, "PRG-3003")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, SubmitRefused),
+        (401, SubmitDeferred),
+        (408, SubmitUncertain),
+        (422, SubmitRefused),
+        (429, SubmitDeferred),
+        (301, SubmitUncertain),
+        (500, SubmitUncertain),
+        (503, SubmitUncertain),
+        (204, SubmitUncertain),
+    ],
+)
+def test_the_status_tells_whether_a_submit_was_executed(status: int, kind: type[QpuError]) -> None:
+    with pytest.raises(kind) as raised:
+        _submitted(Answer("POST /jobs", status, b""), CONTEXT)
+    assert type(raised.value) is kind
+
+
+def test_another_job_than_the_submitted_one_leaves_it_open() -> None:
+    job = {**JOB, "context": {"pasqman_job_id": "somebody else's"}}
+    with pytest.raises(SubmitUncertain, match="another job, somebody else's instead of job"):
+        _submitted(answer(200, status="success", data=job), CONTEXT)
+
+
+# --- over a socket
+
+
+Answering = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def served(answering: Answering) -> AsyncIterator[str]:
+    """A server that reads a request and then does this. Its URL."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    head += await reader.readexactly(int(line.split(b":")[1]))
+            await answering(head, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def http(status: int, body: bytes) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)
+
+
+async def submit(api: QpuApi) -> RemoteJob:
+    return await api.submit(nb_run=1, pulser_sequence="{}", context=CONTEXT)
+
+
+@given(received=st.binary(max_size=300) | bodies.map(lambda body: http(200, body)))
+@settings(max_examples=60, deadline=None)
+def test_junk_on_the_wire_is_an_error_of_the_qpu_and_leaves_a_submit_open(received: bytes) -> None:
+    async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(received)
+        await writer.drain()
+
+    async def scene() -> None:
+        options = {"retry_s": 0.0, "read_timeout_s": 2.0, "submit_timeout_s": 2.0}
+        async with served(answering) as url, QpuApi(ApiOptions(base_url=url, **options)) as api:  # type: ignore[arg-type]
+            with contextlib.suppress(QpuUnreachable, QpuRefused):
+                await api.job(1)
+            with contextlib.suppress(SubmitUncertain, SubmitRefused):
+                await submit(api)
+
+    asyncio.run(scene())
+
+
+async def test_a_submit_is_sent_once_whatever_comes_back() -> None:
+    requests: list[bytes] = []
+
+    async def answering(request: bytes, writer: asyncio.StreamWriter) -> None:
+        requests.append(request)
+
+    async with served(answering) as url, QpuApi(ApiOptions(base_url=url)) as api:
+        with pytest.raises(SubmitUncertain, match="did not answer the submit"):
+            await submit(api)
+    (request,) = requests
+    assert request.startswith(b"POST /api/v1/jobs HTTP/1.1\r\n")
+    body = json.loads(request.partition(b"\r\n\r\n")[2])
+    context = {"batch_id": "batch", "pasqman_job_id": "job"}
+    assert body == {"nb_run": 1, "pulser_sequence": "{}", "context": context}
+
+
+async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
+    answers = iter(
+        [
+            http(400, json.dumps({"code": "3003", "data": {"status": "DONE"}}).encode()),
+            http(200, json.dumps({"code": 400, "data": {"code": "3003"}}).encode()),
+            http(400, b'{"detail": "Bad request"}'),
+            http(403, b""),
+        ]
+    )
+
+    async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(next(answers))
+
+    async with served(answering) as url, QpuApi(ApiOptions(base_url=url)) as api:
+        for kind in (TooLate, TooLate, UnknownJob, QpuRefused):
+            with pytest.raises(kind) as raised:
+                await api.cancel(1)
+            assert type(raised.value) is kind
+
+
+async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 1 << 20)
+
+    async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65_536)
+            await writer.drain()
+
+    async with served(answering) as url, QpuApi(ApiOptions(base_url=url, retry_s=0)) as api:
+        with pytest.raises(QpuUnreachable, match="longer than"):
+            await api.job(1)
+
+
+async def test_a_server_that_echoes_everything_gets_no_secret_into_an_error() -> None:
+    token = "t0ken-of-ours"
+
+    async def answering(request: bytes, writer: asyncio.StreamWriter) -> None:
+        if request.startswith(b"POST /realms/"):
+            granted = {"access_token": token, "expires_in": 60}
+            refused = {"error": SECRET, "error_description": request.decode()}
+            writer.write(http(400, json.dumps(refused).encode()) if answers.pop() else http(200, _json(granted)))
+        else:
+            writer.write(http(400, b"you said: " + request[-150:]))
+
+    async with served(answering) as url:
+        keycloak = KeycloakOptions(url, "r", "id", client_secret=SECRET)
+        for refuse in (False, True):
+            answers = [refuse] * 3
+            async with QpuApi(ApiOptions(base_url=url, keycloak=keycloak), agent="") as api:
+                for call in (api.operational(), submit(api)):
+                    with pytest.raises(QpuError) as raised:
+                        await call
+                    shown = f"{raised.value!r} {raised.value.__cause__!r} {api._options!r}"
+                    assert token not in shown
+                    assert SECRET not in shown
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://qpu:4300", "http://qpu:4300/api/v1"),
+        ("https://qpu.example.org/", "https://qpu.example.org/api/v1"),
+        ("http://qpu:8005/api/v1/", "http://qpu:8005/api/v1"),
+    ],
+)
+def test_the_base_url_may_be_given_with_its_path_or_without(url: str, expected: str) -> None:
+    assert ApiOptions(base_url=url).api_url == expected
+
+
+@pytest.mark.parametrize("url", ["", "qpu:4300", "ftp://qpu", "http://", "http://qpu:port", "http://qpu/?x=1"])
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(InvalidInput, match="base_url: "):
+        QpuApi(ApiOptions(base_url=url))
+
+
+def test_credentials_in_the_url_are_refused_without_showing_them() -> None:
+    with pytest.raises(InvalidInput, match="base_url: must not carry a user or a password") as raised:
+        QpuApi(ApiOptions(base_url=f"http://me:{SECRET}@qpu"))
+    assert SECRET not in str(raised.value)
+
+
+def test_a_secret_comes_from_a_file_or_from_the_option_and_must_come(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(f"{SECRET}\n")
+    assert KeycloakOptions("http://k", "r", "id", client_secret_file=str(file)).secret() == SECRET
+    with pytest.raises(InvalidInput, match=r"keycloak\.client_secret: is missing"):
+        QpuApi(ApiOptions(base_url="http://qpu", keycloak=KeycloakOptions("http://k", "r", "id")))
+    with pytest.raises(InvalidInput, match=r"keycloak.client_secret_file: cannot be read: .*No such file"):
+        KeycloakOptions("http://k", "r", "id", client_secret_file=str(tmp_path / "none")).secret()
+
+
+def test_a_certificate_that_nobody_checks_is_a_contradiction() -> None:
+    with pytest.raises(InvalidInput, match="tls_ca_file: is given, but tls_verify is false"):
+        QpuApi(ApiOptions(base_url="https://qpu", tls_verify=False, tls_ca_file="/x.pem"))
