@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +12,7 @@ from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.restoring import RestoredBatch, RestoredJob
+from tweezer.store.server import RedisServer
 
 Checkpoint = dict[bytes, tuple[bytes, int]]
 Recorded = tuple[RestoredBatch, list[RestoredJob]]
@@ -52,3 +56,33 @@ async def recorded(store: Store, batch_id: UUID) -> Recorded:
         for index in range(int(row.get("jobs", b"0")))
     ]
     return RestoredBatch(batch_id, int(row["seq"]), BATCH_BY_LETTER[row["status"].decode()], fields), jobs
+
+
+class AppendOnlyFile:
+    """Redis' append-only file, of which the end can be lost. The server must not rewrite it."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+        self._sizes: list[tuple[float, int]] = []
+        self._kept = 0
+
+    def look(self) -> None:
+        """Notes how long it is now."""
+        self._sizes.append((time.monotonic(), self._path().stat().st_size))
+
+    def keep(self) -> None:
+        """What it has by now is not lost any more."""
+        self._kept = self._path().stat().st_size
+
+    def restart(self, *, losing_s: float = 0.0) -> None:
+        """SIGKILL, and a start without what was written in those last seconds, as far as it was looked at."""
+        self._server.kill()
+        if losing_s:
+            before = time.monotonic() - losing_s
+            os.truncate(self._path(), max([self._kept, *(size for at, size in self._sizes if at <= before)]))
+            self._sizes.clear()
+        self._server.restart()
+
+    def _path(self) -> Path:
+        (path,) = self._server.data.rglob("*.incr.aof")
+        return path

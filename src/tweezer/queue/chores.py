@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from arq.cron import CronJob, cron
 
@@ -10,6 +11,9 @@ from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import sweep
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
 
 
 async def sweep_chore(context: dict[Any, Any]) -> None:
@@ -20,16 +24,26 @@ async def sweep_chore(context: dict[Any, Any]) -> None:
 
 
 async def retention_chore(context: dict[Any, Any]) -> None:
-    """Each hour: deletes what projects keep no longer, and keys that expired long ago."""
+    """Each hour: deletes what projects keep no longer, old deliveries, and secrets and keys that have expired."""
     from tweezer.ledger.database import Database
+    from tweezer.ledger.deliveries import delete_old_deliveries
     from tweezer.ledger.retention import expire
 
     settings: Settings = context["settings"]
     database = Database.open(settings.database())
     try:
         await expire(context["store"], database, retention_s=settings.retention_s)
+        await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook_kept_s))
+        await database.run(_forget_expired_secrets, database)
     finally:
         database.close()
+
+
+def _forget_expired_secrets(database: Database) -> None:
+    from tweezer.ledger.webhook_secrets import forget_expired
+
+    with database.write() as connection:
+        forget_expired(connection)
 
 
 def cron_jobs(queue_name: str) -> list[CronJob]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import msgspec
 import structlog
 
-from tweezer.adapters.protocol import Lane
-from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, Unavailable
+from tweezer.adapters.protocol import Away, Lane, RemoteLane
+from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
     MAX_SETTLE_BYTES,
@@ -23,10 +23,11 @@ from tweezer.model.messages import (
     derived_seed,
 )
 from tweezer.model.tasks import is_cancelled
+from tweezer.queue.custody import TicketCustody
 from tweezer.queue.holding import Holding, Keeper, until_answered
 from tweezer.queue.policy import Policy
-from tweezer.store.results import Results
-from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Tickets, Turn
+from tweezer.store.connection import Store
+from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
 
 log = structlog.get_logger(__name__)
 
@@ -54,18 +55,15 @@ _END_OF_TURN = {
 _WORTH_ANOTHER_TRY = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.INTERNAL})
 """Why a batch could not be prepared this time; for the other kinds it never can."""
 
-_RESULTS_RETRY_S = 60.0
-"""Before a job is run again whose result the results folder did not take: somebody has to make room there."""
-
 
 class Driver:
     """Works on tickets, one call of :meth:`drive` each."""
 
-    def __init__(
-        self, tickets: Tickets, results: Results, keeper: Keeper, policy: Policy, draining: Callable[[], bool]
-    ) -> None:
-        self._tickets = tickets
-        self._results = results
+    def __init__(self, store: Store, keeper: Keeper, policy: Policy, draining: Callable[[], bool]) -> None:
+        self._tickets = store.tickets
+        self._results = store.results
+        self._remote = store.remote
+        self._commands = store.commands
         self._keeper = keeper
         self._policy = policy
         self._draining = draining
@@ -82,9 +80,16 @@ class Driver:
             jobs = grant.jobs
             while True:
                 turn = await self._turn(holding, jobs)
+                while turn.next is Next.RESERVED:
+                    turn = await self._wait_for_jobs(holding)
                 if turn.next is not Next.JOBS:
                     return _END_OF_TURN[turn.next]
                 jobs = turn.jobs
+        except Away as away:
+            log.warning("machine.away", reason=str(away))
+            await self._tell_away(grant, away)
+            await self._give_back(grant)
+            return End.DRAINED
         except ExecutionError as error:
             return await self._prepare_failed(grant, error)
         except asyncio.CancelledError:
@@ -99,26 +104,34 @@ class Driver:
 
     async def _turn(self, holding: Holding, jobs: list[HeldJob]) -> Turn:
         """Runs held jobs, then settles them and claims the next."""
-        grant, began = holding.grant, time.monotonic()
+        began = time.monotonic()
         settlements: list[Settlement] = []
         size = 0
         for job in jobs:
-            settlements.append(settlement := await self._pack(grant, job, await self._run(holding, job)))
+            settlements.append(settlement := await self._pack(holding, job, await self._run(holding, job)))
             size += settlement.size
             full = size + self._results.inline_max >= MAX_SETTLE_BYTES
             if full or self._leaving() or time.monotonic() - began >= self._policy.turn_s:
                 break
         used_s = time.monotonic() - began
+        return await self._settle(holding, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
+
+    async def _wait_for_jobs(self, holding: Holding) -> Turn:
+        """The device is held for an open batch without work: asks again when it is called, and each second."""
+        await until_answered(
+            lambda: self._tickets.wait_for_call(holding.grant.batch_id, wait_s=self._policy.bell_s),
+            self._policy.redis_backoff,
+            "waiting for jobs",
+        )
+        return await self._settle(holding, (), want=0 if self._leaving() else 1, used_s=0.0)
+
+    async def _settle(self, holding: Holding, settlements: Sequence[Settlement], *, want: int, used_s: float) -> Turn:
+        grant = holding.grant
         if holding.lost:
             return Turn(Next.STALE, len(settlements))
         turn = await until_answered(
             lambda: self._tickets.settle(
-                grant.ticket,
-                grant.token,
-                settlements,
-                want=self._want(len(jobs), used_s),
-                used_s=used_s,
-                lease_s=self._policy.lease_s,
+                grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._policy.lease_s
             ),
             self._policy.redis_backoff,
             "settling jobs",
@@ -139,15 +152,22 @@ class Driver:
         return min(2 * held, self._policy.claim_max)
 
     async def _run(self, holding: Holding, job: HeldJob) -> Outcome:
-        if holding.must_stop(job.index) or job.cancel_requested:
-            return Outcome(OutcomeKind.CANCELED)
+        stop = holding.must_stop(job.index) or job.cancel_requested
+        if holding.lost or (
+            stop and not isinstance(holding.lane, RemoteLane)
+        ):  # if lost, what is said is of no interest
+            return Outcome(OutcomeKind.CANCELED, began=False)
         identity = job_id(holding.grant.batch_id, job.index)
         seed = job.spec.seed if job.spec.seed is not None else derived_seed(identity)
+        work = JobWork(identity, job.index, job.spec, seed, max(job.attempt, 1))
         holding.begin(job.index)
         try:
-            outcome = await holding.lane.run(
-                JobWork(identity, job.index, job.spec, seed, max(job.attempt, 1)), holding.report
-            )
+            if isinstance(holding.lane, RemoteLane):
+                custody = TicketCustody(self._remote, self._tickets, holding, job.index, self._policy)
+                outcome = await holding.lane.run_remotely(work, holding.report, custody, cancel=stop)
+            else:
+                outcome = await holding.lane.run(work, holding.report)
+                await self._note_timeout(holding, job.index, outcome)
         finally:
             holding.end(job.index)
         if outcome.cause is FaultKind.TRANSIENT and outcome.retry_in_s == 0:
@@ -163,9 +183,21 @@ class Driver:
             )
         return outcome
 
-    async def _pack(self, grant: Grant, job: HeldJob, outcome: Outcome) -> Settlement:
-        """The outcome for settle. A result that the results folder does not take asks for another attempt."""
-        if outcome.kind is not OutcomeKind.DONE or outcome.result is None:
+    async def _note_timeout(self, holding: Holding, index: int, outcome: Outcome) -> None:
+        """A job that took too long was asked to stop, as by a cancel."""
+        if outcome.cause is FaultKind.TIMEOUT and not holding.lost:
+            grant = holding.grant
+            await until_answered(
+                lambda: self._tickets.note_timeout(grant.ticket, grant.token, index),
+                self._policy.redis_backoff,
+                "noting a timeout",
+            )
+
+    async def _pack(self, holding: Holding, job: HeldJob, outcome: Outcome) -> Settlement:
+        """The outcome for settle. A result that the results folder does not take asks for another attempt; one of a
+        machine, which runs no job twice, waits until it does."""
+        grant = holding.grant
+        if outcome.result is None:
             return Settlement.of(job.index, outcome)
         try:
             return Settlement.of(
@@ -173,6 +205,9 @@ class Driver:
             )
         except ResultUnavailable as error:
             log.warning("result.not_kept", job=str(job_id(grant.batch_id, job.index)), error=error.message)
+            if isinstance(holding.lane, RemoteLane) and not holding.lost:
+                await asyncio.sleep(self._policy.results_s)
+                return await self._pack(holding, job, outcome)
             fault = Fault(error.code, error.message)
             retry = msgspec.structs.replace(
                 outcome,
@@ -180,7 +215,7 @@ class Driver:
                 result=None,
                 fault=fault,
                 cause=FaultKind.TRANSIENT,
-                retry_in_s=_RESULTS_RETRY_S,
+                retry_in_s=self._policy.results_s,
             )
             return Settlement.of(job.index, retry)
 
@@ -210,6 +245,13 @@ class Driver:
         )
         log.warning("ticket.released", fault=str(fault), batch_ended=doomed)
         return End.BATCH_FAILED if doomed else End.RELEASED
+
+    async def _tell_away(self, grant: Grant, away: Away) -> None:
+        """The machine is down until it is asked again and says otherwise: else the ticket would come right back."""
+        try:
+            await self._commands.set_condition(grant.doc.device, "down", str(away))
+        except TweezerError as error:
+            log.warning("machine.not_told_away", error=error.message)
 
     async def _give_back(self, grant: Grant) -> None:
         """Drains: one try, for the worker is going; a lease that stays behind expires."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from tweezer.adapters.protocol import Lane
+from tweezer.adapters.protocol import Lane, RemoteLane
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage
@@ -44,7 +44,7 @@ class Holding:
         self.grant = grant
         self.lane = lane
         self.lost = False
-        self.renewed = time.monotonic()
+        self.renewed = grant.taken_at
         self._running: int | None = None
         self._stop: set[int] = set()
         self._untold: dict[int, JobProgress] = {}
@@ -94,7 +94,9 @@ class Holding:
         return bool(self._untold)
 
     def _stop_lane(self) -> None:
-        if self._stopping is None or self._stopping.done():
+        if self.lost and isinstance(self.lane, RemoteLane):
+            self.lane.detach()
+        elif self._stopping is None or self._stopping.done():
             self._stopping = asyncio.create_task(self.lane.cancel())
 
 

@@ -72,10 +72,11 @@ class AddJobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CancelBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The argument of ``cancel_batch``."""
+    """The argument of ``cancel_batch``. by: who asks, which is noted."""
 
     batch_id: UUID
     project: str = "default"
+    by: str = "arq message"
 
 
 def _read(message: Any, kind: type[T]) -> T:
@@ -144,7 +145,9 @@ async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
     """Cancels a batch; one that has ended already is left as it is."""
     try:
         wanted = _read(message, CancelBatch)
-        await _store(context).commands.cancel(wanted.batch_id, project=wanted.project, idempotency_key=_key(context))
+        await _store(context).commands.cancel(
+            wanted.batch_id, project=wanted.project, by=wanted.by, idempotency_key=_key(context)
+        )
     except TweezerError as error:
         if error.code != "terminal":
             raise _again(context, error) from error

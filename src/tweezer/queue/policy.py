@@ -16,7 +16,8 @@ class Policy(msgspec.Struct, frozen=True):
     turn_s: a turn shorter than this doubles the jobs claimed at once, up to ``claim_max``; a longer one
     settles what is ready. failures_max: failures of a ticket's body in a row that end its batch.
     max_backlog: pending jobs of the device above which submits are refused (0: no limit). full_at:
-    fraction of Redis' maxmemory above which submits are refused. job_backoff: before a job is retried after a
+    fraction of Redis' maxmemory above which submits are refused. results_s: before a result is tried again that the
+    results folder did not take: somebody has to make room there. job_backoff: before a job is retried after a
     transient failure, where its adapter does not say; ticket_backoff: after a failure of a ticket's body;
     redis_backoff: while Redis does not answer. store: what the worker publishes for the scripts.
     """
@@ -30,6 +31,7 @@ class Policy(msgspec.Struct, frozen=True):
     failures_max: int = 10
     max_backlog: int = 1_000_000
     full_at: float = 0.8
+    results_s: float = 60.0
     job_backoff: Backoff = Backoff(base_s=1.0, cap_s=60.0)
     ticket_backoff: Backoff = Backoff(base_s=0.5, cap_s=60.0)
     redis_backoff: Backoff = Backoff(base_s=0.1, cap_s=2.0)

@@ -5,31 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import time
 from typing import Any
 
 import structlog
-from arq.connections import ArqRedis
 from arq.worker import Worker, func
-from redis import exceptions as redis_errors
 
 from tweezer.adapters.child import LaneOptions
 from tweezer.adapters.registry import adapter_of, specs_of
-from tweezer.model.errors import Unavailable
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
-from tweezer.model.wire import deserialize, serialize
 from tweezer.queue.policy import Policy
 from tweezer.queue.worker import TicketWorker
-from tweezer.runtime import run_on_a_loop
+from tweezer.runtime import arq_options, on_signals, run_on_a_loop, work
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 
 log = structlog.get_logger(__name__)
-
-_HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -51,10 +43,13 @@ def make_worker(
     """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
     binding = settings.binding(device)
     options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
+    adapter = adapter_of(binding, options)
+    if adapter.traits.exclusive:
+        lanes = 1
     return TicketWorker(
         Store.open(settings.connect()),
         device,
-        adapter_of(binding, options),
+        adapter,
         adapter_name=binding.adapter,
         specs=specs_of(device, binding),
         lanes=lanes,
@@ -99,8 +94,7 @@ class RecorderProcess:
     async def async_run(self) -> None:
         """Ends with a signal."""
         recording = asyncio.create_task(self._recorder.run())
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signal_number, recording.cancel)
+        on_signals(recording.cancel)
         log.info("recorder.started")
         with contextlib.suppress(asyncio.CancelledError):
             await recording
@@ -112,10 +106,7 @@ class RecorderProcess:
 
 
 class Chores:
-    """Intake and chores in one process: two workers of plain arq, started again when Redis comes back.
-
-    A message or chore that is cut off by the end of the process is run again by arq; all of them may be.
-    """
+    """Intake and chores in one process: two workers of plain arq."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -125,41 +116,23 @@ class Chores:
 
     async def async_run(self) -> None:
         """Ends with a signal."""
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signal_number, self._stopping.set)
-        failures = 0
-        while not self._stopping.is_set():
-            began = time.monotonic()
-            try:
-                await self._work()
-            except (Unavailable, redis_errors.RedisError, OSError) as error:
-                failures = 1 if time.monotonic() - began > _HEALTHY_S else failures + 1
-                log.warning("redis.unavailable", while_doing="chores", tries=failures, error=str(error))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._policy.redis_backoff.delay_s(failures)):
-                        await self._stopping.wait()
+        on_signals(self._stopping.set)
+        log.info("chores.started")
+        await work(
+            self._workers,
+            self._stopping,
+            doing="chores",
+            drain_s=self._policy.drain_s,
+            backoff=self._policy.redis_backoff,
+        )
 
     async def close(self) -> None:
         await self.store.close()
         log.info("chores.stopped")
 
-    async def _work(self) -> None:
-        """Runs both workers until a signal comes or one of them fails; then ends both."""
+    async def _workers(self) -> tuple[Worker, Worker]:
         await self.store.tickets.publish_settings(self._policy.store)
-        workers = (self._intake_worker(), self._chores_worker())
-        running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        log.info("chores.started")
-        try:
-            done, _ = await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            stopping.cancel()
-            for worker in workers:
-                with contextlib.suppress(redis_errors.RedisError, OSError):
-                    await worker.close()
-            await asyncio.wait(running, timeout=self._policy.drain_s)
+        return self._intake_worker(), self._chores_worker()
 
     def _intake_worker(self) -> Worker:
         return Worker(
@@ -178,10 +151,4 @@ class Chores:
         return Worker(cron_jobs=cron_jobs(queue_name), queue_name=queue_name, **self._common())
 
     def _common(self) -> dict[str, Any]:
-        return {
-            "redis_pool": ArqRedis(self.store.redis.connection_pool, serialize, deserialize),
-            "job_serializer": serialize,
-            "job_deserializer": deserialize,
-            "handle_signals": False,
-            "ctx": {"store": self.store, "policy": self._policy, "settings": self._settings},
-        }
+        return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})

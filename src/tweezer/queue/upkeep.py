@@ -37,13 +37,14 @@ class Presence:
     ) -> None:
         self._tickets = store.tickets
         self._devices = store.devices
-        self._specs = specs
+        self.specs = specs
         self._worker = worker
         self._device = device
         self._policy = policy
         self._about_device: dict[str, Any] = {
             "adapter": adapter,
             "exclusive": int(traits.exclusive),
+            "reattaches": int(traits.reattaches),
             "checks_sequence": int(traits.checks_sequence),
             "is_emulator": int(traits.is_emulator),
             "max_runs": traits.max_runs,
@@ -59,8 +60,8 @@ class Presence:
     async def announce(self) -> None:
         """Says what the device is like, before anything else is said of it. Raises InvalidInput when its specs have
         the name of another device's."""
-        if self._specs is not None:
-            await self._devices.announce(self._device, self._about_device, self._specs)
+        if self.specs is not None:
+            await self._devices.announce(self._device, self._about_device, self.specs)
 
     async def beat(self, *, lanes: int, busy: int, draining: bool) -> str:
         """Says that the worker lives, and announces the device again when Redis has lost what it is like; returns why

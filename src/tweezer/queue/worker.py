@@ -15,13 +15,14 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
-from tweezer.adapters.protocol import Adapter, Lane
+from tweezer.adapters.protocol import Adapter, Lane, Machine
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.drive import Driver
 from tweezer.queue.holding import Keeper, until_answered
+from tweezer.queue.machine import MachineWatch
 from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import Presence, every, sweep
 from tweezer.store.connection import Store
@@ -81,16 +82,25 @@ class TicketWorker(Worker):
         self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
         self._freed = asyncio.Event()
         self._keeper = Keeper(store.tickets, policy)
-        self._driver = Driver(store.tickets, store.results, self._keeper, policy, lambda: not self.allow_pick_jobs)
+        self._driver = Driver(store, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, specs, policy, version)
         self._duties: list[asyncio.Task[None]] = []
         self._unreachable = 0
+        self._watch: MachineWatch | None = None
 
     # -- start and stop -----------------------------------------------------------------------------
 
     async def _start(self) -> None:
         structlog.contextvars.bind_contextvars(device=self.device)
+        if self._adapter.traits.reattaches:
+            durability = await until_answered(
+                self.store.remote.require_durability, self._policy.redis_backoff, "looking how Redis keeps what it has"
+            )
+            log.info("worker.durability", by=durability.value)
+        if isinstance(self._adapter, Machine):
+            self._watch = MachineWatch(self.store, self.device, self._adapter, self._presence)
+            await self._watch.meet()
         self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
         await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
@@ -100,6 +110,8 @@ class TicketWorker(Worker):
             asyncio.create_task(self._keeper.keep()),
             asyncio.create_task(self._hear_cancels()),
         ]
+        if self._watch is not None:
+            self._duties.append(asyncio.create_task(every(self._adapter.traits.probe_s, self._watch.look, "probe")))
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def close(self) -> None:
@@ -113,6 +125,8 @@ class TicketWorker(Worker):
             duty.cancel()
         await asyncio.gather(*self._duties, return_exceptions=True)
         await asyncio.gather(*(lane.close() for lane in self._lanes))
+        if isinstance(self._adapter, Machine):
+            await self._adapter.close()
         with contextlib.suppress(Unavailable, redis_errors.RedisError, OSError):
             await self._presence.leave()
             await self.pool.delete(self.health_check_key)

@@ -1,0 +1,1 @@
+"""Machines: Pasqal's on-premises QPU API, spoken as a client."""

@@ -1,0 +1,443 @@
+"""The one slot of a QPU: each job is submitted once, and followed to its end by whoever holds it.
+
+The order of things is the point. A job's intent is on Redis' disk before anything is sent. Before a submit the
+machine's newest jobs are looked through for ours: if Redis forgot its last second, the machine has not. The lease is
+looked at when the connection stands, right before the first byte. A submit that may have arrived is never repeated: the
+job is looked for by its own id, and when it is not to be found its outcome is unknown, which is an error and no second
+run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from tweezer.adapters.child import ChildLane
+from tweezer.adapters.protocol import Away, Custody, Report
+from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
+from tweezer.adapters.qpu.api import Context, QpuApi
+from tweezer.adapters.qpu.errors import (
+    QpuError,
+    QpuUnreachable,
+    SubmitDeferred,
+    SubmitRefused,
+    SubmitUncertain,
+    TooLate,
+    UnknownJob,
+)
+from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.model.lifecycle import Stage
+from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress
+from tweezer.model.remote import Intent
+
+log = structlog.get_logger(__name__)
+
+_GAPS = 3  # unknown uids in a row behind which there are no more jobs
+_LOOKED_THROUGH = 2000  # jobs of the machine, at most, in search of one
+_OLDER = 200  # jobs before those that are known to be looked at, to be sure
+_FORGOTTEN = 5  # answers in a row that there is no such job, before it is believed
+_PARTING_S = 2.0  # for taking an intent back when the worker goes
+_AWAY = Backoff(base_s=0.5, cap_s=15.0)
+
+
+class NotSent(TweezerError):
+    """The submit was about to be sent, and was not: the lease of the device was over, or the job's cancel requested."""
+
+    code = "not_sent"
+
+
+class _Stop(msgspec.Struct):
+    """That the machine is asked to stop a job. since, asked: monotonic seconds of the first and the last request.
+    too_late: the machine said that it cannot be aborted any more."""
+
+    is_timeout: bool
+    since: float
+    asked: float = -math.inf
+    too_late: bool = False
+
+
+class _Detached(Exception):
+    """The ticket is somebody else's."""
+
+
+class QpuLane:
+    """A :class:`~tweezer.adapters.protocol.RemoteLane`. builder: makes sequences and results, elsewhere."""
+
+    def __init__(self, api: QpuApi, builder: ChildLane, options: QpuOptions) -> None:
+        self._api = api
+        self._builder = builder
+        self._options = options
+        self._batch: BatchWork | None = None
+        self._woken = asyncio.Event()
+        self._cancel_requested = False
+        self._detached = False
+        self._sent = False
+        self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
+
+    async def prepare(self, batch: BatchWork) -> None:
+        self._looked = -1, 0
+        await self._builder.prepare(batch)
+        self._batch = batch
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        """Not for machines. Raises TypeError."""
+        raise TypeError("a machine's jobs are run by run_remotely")
+
+    async def run_remotely(self, job: JobWork, report: Report, custody: Custody, *, cancel: bool) -> Outcome:
+        self._woken.clear()
+        self._cancel_requested, self._detached = cancel, False
+        self._looked = -1, 0
+        began = time.monotonic()
+        try:
+            uid = await self._submitted(job, report, custody)
+            if isinstance(uid, Outcome):
+                return uid
+            prepared = time.monotonic()
+            report(Progress(Stage.ON_DEVICE))
+            outcome = await self._follow(job, uid, report, custody)
+        except _Detached:
+            return Outcome(OutcomeKind.CANCELED)  # of no interest: the ticket is lost
+        return msgspec.structs.replace(
+            outcome, preparation_s=prepared - began, device_s=max(time.monotonic() - prepared, outcome.device_s)
+        )
+
+    async def cancel(self) -> None:
+        """Asks the machine to stop the job; what it says then is what counts."""
+        self._cancel_requested = True
+        self._woken.set()
+
+    def detach(self) -> None:
+        self._detached = True
+        self._woken.set()
+
+    async def close(self) -> None:
+        await self._builder.close()
+
+    # -- submit -------------------------------------------------------------------------------------
+
+    async def _submitted(self, job: JobWork, report: Report, custody: Custody) -> int | Outcome:
+        """The machine's id of the job, which is submitted if it never was; or how it ended without one."""
+        tries, sequence = 0, None
+        while True:
+            intent = await custody.known()
+            if intent is not None and intent.uid is not None:
+                return int(intent.uid)
+            if intent is not None and intent.may_be_sent:
+                log.warning("qpu.intent_without_a_job", job=str(job.job_id), age_s=intent.age_s)
+                patience_s = custody.lease_s + self._options.submit_timeout_s - intent.age_s
+                found = await self._recover(job, intent, custody, patience_s=patience_s)
+            else:
+                if sequence is None:
+                    built = await self._builder.run(job, report)
+                    if built.result is None:
+                        return built
+                    sequence = built.result.serialised_results or ""
+                await self._until_it_takes_jobs(tries)
+                found = await self._try_once(job, sequence, custody)
+                tries += 1
+            if found is not None:
+                return found
+
+    async def _try_once(self, job: JobWork, sequence: str, custody: Custody) -> int | Outcome | None:
+        """Says that the job is to be submitted, and submits it. None: it was not, and may be tried again."""
+        self._sent = False
+        intent: Intent | None = None
+        try:
+            intent = None if self._cancel_requested else await custody.intend(unsent=True)
+            if intent is None:
+                return Outcome(OutcomeKind.CANCELED, began=False)
+            if not intent.is_new:
+                return None
+            uid = await self._find(job, intent)
+            if uid is None and (patience_s := self._uneasy_s(intent, custody)) > 0:
+                await custody.withdraw()
+                log.warning("qpu.waits_for_what_was_lost", job=str(job.job_id), seconds=patience_s)
+                await self._sleep(patience_s)
+                return None
+            uid = uid or await self._submit(job, sequence, custody)
+        except SubmitUncertain as error:
+            assert intent is not None
+            log.warning("qpu.submit_uncertain", job=str(job.job_id), error=error.message)
+            return await self._recover(job, intent, custody, patience_s=self._options.submit_timeout_s)
+        except (SubmitDeferred, NotSent) as error:
+            log.warning("qpu.submit_deferred", job=str(job.job_id), error=error.message)
+            await custody.withdraw()
+            return None
+        except SubmitRefused as error:
+            await custody.withdraw()
+            return await self._refused(error)
+        except QpuError as error:
+            log.warning("qpu.not_submitted", job=str(job.job_id), error=error.message)
+            await custody.withdraw()
+            return None
+        except (asyncio.CancelledError, _Detached):
+            if not self._sent:  # else whoever comes next would look for it in vain
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_PARTING_S):
+                        await custody.withdraw()
+            raise
+        await custody.note(str(uid))
+        return uid
+
+    async def _submit(self, job: JobWork, sequence: str, custody: Custody) -> int:
+        assert self._batch is not None
+        if not await custody.set_out():
+            raise NotSent("the lease of the device was lost before the submit was sent")
+
+        def last_look() -> None:
+            if self._detached or custody.left_s() <= 0:
+                raise NotSent("the lease of the device was over before the submit was sent")
+            if self._cancel_requested:
+                raise NotSent("the job's cancel was requested before the submit was sent")
+            self._sent = True
+
+        remote = await self._api.submit(
+            nb_run=job.spec.runs or 0,
+            pulser_sequence=sequence,
+            context=Context(str(self._batch.batch_id), str(job.job_id)),
+            last_look=last_look,
+        )
+        log.info("qpu.submitted", job=str(job.job_id), uid=remote.uid)
+        return remote.uid
+
+    async def _until_it_takes_jobs(self, tries: int) -> None:
+        """Returns when the machine is up. Raises Away when it is down; while it cannot be reached it is waited for."""
+        if tries:
+            await self._sleep(_AWAY.delay_s(tries))
+        while not self._cancel_requested:
+            try:
+                if await self._api.operational() is Operational.UP:
+                    return
+                raise Away("the machine is down")
+            except QpuError as error:
+                tries += 1
+                log.warning("qpu.unknown_whether_up", error=error.message, tries=tries)
+                await self._sleep(_AWAY.delay_s(tries))
+
+    async def _refused(self, error: SubmitRefused) -> Outcome:
+        """The machine took no job: because it is down, or because of the job."""
+        with contextlib.suppress(QpuError):
+            if await self._api.operational() is Operational.DOWN:
+                raise Away("the machine is down") from error
+        return _failed("refused", error.message, FaultKind.USER)
+
+    async def _find(self, job: JobWork, intent: Intent) -> int | None:
+        """The machine's id of the job, if it is among its newest. Raises QpuError.
+
+        Of more than it looks through at once the rest is for the next time.
+        """
+        if self._looked[0] != job.index:
+            after = intent.after if intent.after is not None else await self._newest() - _OLDER
+            self._looked = job.index, max(after, 0)
+        uid, gaps = self._looked[1] + 1, 0
+        for _ in range(_LOOKED_THROUGH):
+            try:
+                remote = await self._api.job(uid)
+            except UnknownJob:
+                gaps += 1
+                if gaps == _GAPS:
+                    return None
+            else:
+                gaps = 0
+                if remote.pasqman_job_id == str(job.job_id):
+                    log.warning("qpu.found", job=str(job.job_id), uid=uid)
+                    return uid
+            uid += 1
+        self._looked = job.index, uid - _OLDER  # ids may become known out of turn, but not by that many
+        raise QpuUnreachable(f"the machine has more than {_LOOKED_THROUGH} jobs that were not looked at yet")
+
+    async def _newest(self) -> int:
+        """The highest id of a job of a machine of which the queue knows none, or 0. Raises QpuError."""
+        known, unknown = 0, 1
+        while await self._has(unknown):
+            known, unknown = unknown, 2 * unknown
+        while unknown - known > 1:
+            middle = (known + unknown) // 2
+            known, unknown = (middle, unknown) if await self._has(middle) else (known, middle)
+        return known
+
+    async def _has(self, uid: int) -> bool:
+        try:
+            await self._api.job(uid)
+        except UnknownJob:
+            return False
+        return True
+
+    def _uneasy_s(self, intent: Intent, custody: Custody) -> float:
+        """For how long another holder's submit may still be under way of which the queue knows nothing: where it may
+        have lost its last second, until that holder's lease is over and nothing that it sent can arrive any more."""
+        if intent.since_loss_s is None:
+            return 0.0
+        return custody.lease_s + self._options.submit_timeout_s - intent.since_loss_s
+
+    async def _recover(
+        self, job: JobWork, intent: Intent, custody: Custody, *, patience_s: float
+    ) -> int | Outcome | None:
+        """Looks for a job that may have been submitted, until nothing that was sent can arrive any more. None: whoever
+        was to submit it says that it was not."""
+        deadline, tries = time.monotonic() + patience_s, 0
+        while True:
+            is_last = time.monotonic() >= deadline
+            known = await custody.known()
+            if known is None or not known.may_be_sent:
+                return None
+            if known.uid is not None:
+                return int(known.uid)
+            try:
+                uid = await self._find(job, intent)
+            except QpuError as error:
+                log.warning("qpu.not_looked_through", error=error.message)
+                uid, is_last = None, False
+            if uid is not None:
+                await custody.note(str(uid))
+                return uid
+            if is_last:
+                message = (
+                    "it is not known whether the machine ran it: the submit was sent, or may have been, and the "
+                    "machine does not know the job; it is not submitted again, submit a new one if it may run twice"
+                )
+                return _failed("unknown", message, FaultKind.INTERNAL)
+            tries += 1
+            await self._sleep(min(_AWAY.delay_s(tries), max(deadline - time.monotonic(), 0.05)), whatever=True)
+
+    # -- follow -------------------------------------------------------------------------------------
+
+    async def _follow(self, job: JobWork, uid: int, report: Report, custody: Custody) -> Outcome:
+        """Polls the job to its end, and cancels it when that is asked for, or it takes too long."""
+        assert self._batch is not None
+        limit_s = self._batch.doc.limits.job_timeout_s
+        began = time.monotonic()
+        stop: _Stop | None = None
+        forgotten = failures = 0
+        while True:
+            now = time.monotonic()
+            if stop is None and self._cancel_requested:
+                stop = _Stop(is_timeout=False, since=now)
+            elif stop is None and now - began >= limit_s:
+                stop = _Stop(is_timeout=True, since=now)
+                await custody.note_timeout()
+            try:
+                remote = await self._api.job(uid)
+                forgotten = failures = 0
+                if remote.status.terminal:
+                    return await self._ended(job, remote, stop, report)
+                report(Progress(Stage.ON_DEVICE, _fraction(remote)))
+            except UnknownJob as error:
+                forgotten += 1
+                if forgotten >= _FORGOTTEN:
+                    return _failed("unknown", f"the machine forgot job {uid}: {error.message}", FaultKind.INTERNAL)
+            except QpuError as error:
+                failures += 1
+                log.warning("qpu.not_polled", uid=uid, error=error.message, failures=failures)
+            now = time.monotonic()
+            if stop is not None and now - stop.since >= self._options.confirm_s and not stop.too_late:
+                return self._unconfirmed(uid, stop)
+            if stop is not None and now - stop.asked >= self._options.ask_again_s:
+                stop.asked = now
+                await self._ask_to_stop(uid, stop)
+                continue
+            if failures:
+                await self._sleep(_AWAY.delay_s(failures), whatever=True)
+            else:
+                await self._sleep(self._options.poll_s, whatever=stop is not None)
+
+    async def _ask_to_stop(self, uid: int, stop: _Stop) -> None:
+        try:
+            await self._api.cancel(uid)
+            log.info("qpu.cancel_sent", uid=uid)
+        except TooLate:
+            stop.too_late = True
+            log.info("qpu.too_late_to_cancel", uid=uid)
+        except QpuError as error:
+            log.warning("qpu.not_canceled", uid=uid, error=error.message)
+
+    def _unconfirmed(self, uid: int, stop: _Stop) -> Outcome:
+        """The machine was asked to stop the job, and does not say that it did."""
+        why = "it took too long" if stop.is_timeout else "its cancel was requested"
+        log.warning("qpu.cancel_not_confirmed", uid=uid)
+        return _failed(
+            "unconfirmed",
+            f"{why}, and the machine has not confirmed within {self._options.confirm_s:g} s that it stopped job {uid}; "
+            "it may have run to its end",
+            FaultKind.TIMEOUT if stop.is_timeout else FaultKind.INTERNAL,
+        )
+
+    async def _ended(self, job: JobWork, remote: RemoteJob, stop: _Stop | None, report: Report) -> Outcome:
+        match remote.status:
+            case RemoteStatus.DONE:
+                return await self._collect(job, remote, report)
+            case RemoteStatus.ERROR:
+                return _failed("machine", f"the machine ended job {remote.uid} in an error", FaultKind.INTERNAL)
+            case RemoteStatus.CANCELED if stop is not None and not stop.is_timeout:
+                partial = await self._collect(job, remote, report) if remote.result is not None else None
+                return Outcome(OutcomeKind.CANCELED, result=None if partial is None else partial.result)
+            case RemoteStatus.CANCELED if stop is not None:
+                limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else 0.0
+                return _failed("timeout", f"the job took longer than {limit_s:g} s on the machine", FaultKind.TIMEOUT)
+            case RemoteStatus.CANCELED:
+                message = (
+                    f"somebody else cancelled job {remote.uid} on the machine, or submitted another one, which cancels "
+                    "what runs; it is not submitted again"
+                )
+                return _failed("displaced", message, FaultKind.INTERNAL)
+            case RemoteStatus.PENDING | RemoteStatus.RUNNING:
+                raise AssertionError(f"job {remote.uid} has not ended")
+            case _:
+                assert_never(remote.status)
+
+    async def _collect(self, job: JobWork, remote: RemoteJob, report: Report) -> Outcome:
+        """The outcome of a job that measured something, with Pulser's results made of it."""
+        report(Progress(Stage.COLLECTING))
+        try:
+            counter = remote.counter()
+        except QpuUnreachable as error:
+            return _failed("machine", error.message, FaultKind.INTERNAL)
+        if counter is None:
+            return _failed(
+                "machine", f"the machine says that job {remote.uid} is done, with no result", FaultKind.INTERNAL
+            )
+        made = await self._builder.run(job, report, counter)
+        while made.kind is OutcomeKind.RETRY:  # its process died: what was measured is here all the same
+            await self._sleep(self._options.poll_s, whatever=True)
+            made = await self._builder.run(job, report, counter)
+        if made.result is None or made.result.provenance is None:
+            return made
+        provenance = msgspec.structs.replace(made.result.provenance, remote_id=str(remote.uid))
+        result = msgspec.structs.replace(made.result, provenance=provenance)
+        return msgspec.structs.replace(made, result=result)
+
+    async def _sleep(self, delay_s: float, *, whatever: bool = False) -> None:
+        """Waits; a cancel ends the wait unless ``whatever``. Raises _Detached."""
+        deadline = time.monotonic() + delay_s
+        while (left := deadline - time.monotonic()) > 0 and not self._detached:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._woken.wait()
+            self._woken.clear()
+            if self._cancel_requested and not whatever:
+                break
+        if self._detached:
+            raise _Detached
+
+
+def _failed(code: str, message: str, kind: FaultKind) -> Outcome:
+    return Outcome(OutcomeKind.ERROR, fault=Fault(code, message), cause=kind)
+
+
+def _fraction(remote: RemoteJob) -> float | None:
+    """How far the job is, where the machine tells: runs of how many, or a number of percent."""
+    match remote.progress:
+        case {"completed_runs": int(done), "total_runs": int(total)} if total > 0:
+            return min(max(done / total, 0.0), 1.0)
+        case int(percent) | float(percent) if 0 <= percent <= 100:
+            return percent / 100
+        case _:
+            return None

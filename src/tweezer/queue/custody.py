@@ -1,0 +1,109 @@
+"""What the holder of a job on a machine says of its submit, as the store keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from tweezer.model.errors import Unavailable
+from tweezer.model.remote import Intent
+from tweezer.queue.holding import Holding, until_answered
+from tweezer.queue.policy import Policy
+from tweezer.store.remote import NotDurable, Remote
+from tweezer.store.tickets import Tickets
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_tries = itertools.count(1)
+
+
+class TicketCustody:
+    """A :class:`~tweezer.adapters.protocol.Custody` by a ticket; calls are repeated while Redis does not answer.
+
+    Each intent has a name of its own. A call that got no answer may be heard late: what it writes or takes back then is
+    no other intent, and one of ours that was taken back before it was there is known by its name.
+    """
+
+    def __init__(self, remote: Remote, tickets: Tickets, holding: Holding, index: int, policy: Policy) -> None:
+        self._remote = remote
+        self._tickets = tickets
+        self._holding = holding
+        self._index = index
+        self._policy = policy
+        self._intent: Intent | None = None
+        self._own: set[str] = set()
+        self._taken_back: set[str] = set()
+
+    async def known(self) -> Intent | None:
+        batch_id = self._holding.grant.batch_id
+        found = await self._ask(lambda: self._remote.known(batch_id, self._index), "looking for an intent")
+        if found is not None and found.name in self._taken_back:
+            await self._take_back(found.name)
+            found = None
+        self._intent = found
+        return found
+
+    async def intend(self, *, unsent: bool = False) -> Intent | None:
+        grant = self._holding.grant
+        tries = 0
+        while not self._holding.lost:
+            self._own.add(name := f"{grant.token}.{next(_tries)}")
+            try:
+                intent = await self._remote.intend(grant.ticket, grant.token, self._index, name, unsent=unsent)
+                if intent is not None and not intent.is_new and intent.name in self._own | self._taken_back:
+                    self._own.add(intent.name)
+                    raise NotDurable("an intent was heard late")
+            except (Unavailable, NotDurable) as error:  # whether it is there, and on the disk, is not known
+                tries += 1
+                log.warning("intent.unsure", index=self._index, error=error.message, tries=tries)
+                await asyncio.sleep(self._policy.redis_backoff.delay_s(tries))
+                await self.withdraw()
+            else:
+                self._intent = intent
+                return intent
+        return None
+
+    async def set_out(self) -> bool:
+        assert self._intent is not None
+        grant, name = self._holding.grant, self._intent.name
+        return await self._ask(
+            lambda: self._remote.set_out(grant.ticket, grant.token, self._index, name), "setting out to submit"
+        )
+
+    async def note(self, uid: str) -> None:
+        assert self._intent is not None
+        batch_id, name = self._holding.grant.batch_id, self._intent.name
+        await self._ask(lambda: self._remote.note(batch_id, self._index, name, uid), "noting a job of the machine")
+
+    async def withdraw(self) -> None:
+        for name in tuple(self._own):
+            await self._take_back(name)
+
+    async def note_timeout(self) -> None:
+        grant, tickets = self._holding.grant, self._tickets
+        await self._ask(lambda: tickets.note_timeout(grant.ticket, grant.token, self._index), "noting a timeout")
+
+    async def _take_back(self, name: str) -> None:
+        batch_id = self._holding.grant.batch_id
+        self._taken_back.add(name)
+        await self._ask(lambda: self._remote.withdraw(batch_id, self._index, name), "withdrawing an intent")
+        self._own.discard(name)
+
+    def left_s(self) -> float:
+        if self._holding.lost:
+            return 0.0
+        return self._holding.renewed + self._policy.lease_s - time.monotonic()
+
+    @property
+    def lease_s(self) -> float:
+        return self._policy.lease_s
+
+    async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        return await until_answered(call, self._policy.redis_backoff, what)

@@ -1,0 +1,447 @@
+"""A storm over a QPU: its workers are killed, stopped and drained while Redis restarts, and the machine's own journal
+says that nothing was submitted twice.
+
+In CI a third of it runs. All of it, with the figures as JSON in a file:
+
+    TWEEZER_STORM=full TWEEZER_STORM_FIGURES=/tmp/qpu-storm.json pytest tests/chaos/test_qpu_storm.py -s
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import psutil
+import pytest
+from sqlalchemy import select
+from tests.losses import AppendOnlyFile
+from tests.processes import LEASE_S, QUICK_QPU, Process, Site, until
+from tests.qpu_process import QpuProcess
+
+from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.schema import transitions
+from tweezer.ledger.upkeep import upgrade
+from tweezer.model.events import Event, read_events
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import BatchDoc
+from tweezer.qpu_sim.journal import Happening, Line, read_journal
+from tweezer.store.keys import Key
+from tweezer.store.server import RedisServer
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+DEVICE = "FRESNEL"
+SEQUENCE = Path(__file__).with_name("sequence.json").read_text("utf-8")
+"""Three atoms and one pulse, as Pulser once wrote them."""
+
+WORKERS, BATCHES = 3, 10
+SUBMIT_TIMEOUT_S = 1.0
+FROZEN_S = (1.1, 2.5)
+"""How long a process stands still, in leases: when it goes on its device is somebody else's."""
+
+STOPS = "before:0.03,after:0.03"
+"""How often a process stops itself around its last look before a submit."""
+
+LATE_S = 3.0
+"""What a process does in so long after it stood still, it may do without a lease: one write to a socket."""
+
+LOST_S = 1.0
+"""How much of its file Redis loses."""
+
+UNEASY_S = LOST_S + LEASE_S + SUBMIT_TIMEOUT_S + 3.0
+"""For so long after Redis lost something, a holder that it forgot may go on."""
+
+PATIENCE_S = 90.0
+
+
+class Weather(msgspec.Struct, frozen=True):
+    """How much happens. cuts: restarts of Redis in which it loses the end of its file."""
+
+    jobs: int
+    kills: int
+    freezes: int
+    drains: int
+    restarts: int
+    cuts: int
+
+    @property
+    def mishaps(self) -> list[str]:
+        return [
+            *["kill"] * self.kills,
+            *["freeze"] * self.freezes,
+            *["drain"] * self.drains,
+            *["restart"] * (self.restarts - self.cuts),
+            *["cut"] * self.cuts,
+        ]
+
+
+FULL = Weather(jobs=200, kills=30, freezes=10, drains=10, restarts=10, cuts=3)
+THIRD = Weather(jobs=70, kills=10, freezes=3, drains=3, restarts=3, cuts=1)
+SHORT = Weather(jobs=40, kills=6, freezes=2, drains=2, restarts=2, cuts=0)
+"""Where each write is on the disk before it is answered, nothing is lost."""
+
+
+def all_of_it() -> bool:
+    return os.environ.get("TWEEZER_STORM") == "full"
+
+
+@pytest.fixture(params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of one's own, which keeps what it is waited for; asked for after the shared one, which skips where there
+    is none."""
+    request.getfixturevalue(f"{request.param}_server")
+    with RedisServer(
+        tmp_path / "redis",
+        kind=request.param,
+        appendfsync="always" if request.param == "redis" else "everysec",
+        options={"auto-aof-rewrite-percentage": "0"},
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
+    folder = tmp_path / "qpu"
+    folder.mkdir()
+    habits = {
+        "job-seconds": "0.02:0.3",
+        "lose-replies": 0.05,
+        "submit-errors": 0.02,
+        "read-errors": 0.02,
+        "late-cancels": 0.3,
+        "seed": random.randrange(1_000_000),
+    }
+    with QpuProcess(folder, *(part for name, value in habits.items() for part in (f"--{name}", str(value)))) as process:
+        yield process
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    upgrade(opened)
+    yield opened
+    opened.close()
+
+
+class Storm:
+    """What happens to workers and Redis, from a seed. Times are of the host's monotonic clock, as the journal's."""
+
+    def __init__(self, site: Site, qpu: QpuProcess, file: AppendOnlyFile, witness: Path, seed: int) -> None:
+        self._site = site
+        self._qpu = qpu
+        self._file = file
+        self.witness = witness
+        self._random = random.Random(seed)
+        self._frozen: dict[Process, float] = {}
+        self.thawed: list[tuple[float, int]] = []
+        self.cut: list[float] = []
+        self.caught: set[tuple[UUID, int]] = set()
+        self.mishaps: Counter[str] = Counter()
+        self.batches: list[AsyncBatch] = []
+        self.workers = [self._new() for _ in range(WORKERS)]
+
+    async def rage(self, weather: Weather) -> None:
+        """All mishaps in some order, each while there is work; the batches are submitted as it goes."""
+        mishaps = weather.mishaps
+        self._random.shuffle(mishaps)
+        for number, mishap in enumerate(mishaps):
+            while len(self.batches) < BATCHES and len(self.batches) * len(mishaps) <= number * BATCHES:
+                self.batches.append(await self._submit(weather.jobs // BATCHES))
+            await self._pass(self._random.uniform(0.2, 1.2))
+            await until(self._has_weather, "a worker to strike")
+            await self._strike(mishap)
+        while len(self.batches) < BATCHES:
+            self.batches.append(await self._submit(weather.jobs // BATCHES))
+
+    async def calm(self) -> None:
+        """Nothing happens any more, but that who stops by itself goes on."""
+        ended = asyncio.gather(*(batch.wait(PATIENCE_S) for batch in self.batches))
+        while not ended.done():
+            await self._pass(0.1)
+        for record in await ended:
+            assert record.status is BatchStatus.DONE
+
+    async def _submit(self, jobs: int) -> AsyncBatch:
+        """A batch that Redis does not lose, for nobody could tell of it then."""
+        doc = BatchDoc(device=DEVICE, sequence=SEQUENCE)
+        batch_id = await self._site.store.commands.submit(
+            new_batch_id(), self._site.queue.project, doc, [Job(runs=20)] * jobs
+        )
+        self._file.keep()
+        return self._site.queue.batch(batch_id)
+
+    async def _pass(self, seconds: float) -> None:
+        """Time goes by: the dead are replaced, who stood still long enough goes on."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._file.look()
+            self._restore()
+            if time.monotonic() >= deadline:
+                return
+            await asyncio.sleep(0.1)  # the weather has a rhythm; nothing is waited for
+
+    def _restore(self) -> None:
+        now = time.monotonic()
+        for worker in self.workers:
+            if worker.alive and worker not in self._frozen and _stands_still(worker):
+                self.mishaps["stopped itself"] += 1
+                self._frozen[worker] = now + self._random.uniform(*FROZEN_S) * LEASE_S
+        for worker in [worker for worker, until_s in self._frozen.items() if until_s <= now]:
+            del self._frozen[worker]
+            self.thawed.append((now, worker.pid))
+            worker.thaw()
+        self.workers = [worker if worker.alive else self._new() for worker in self.workers]
+
+    def _has_weather(self) -> bool:
+        self._restore()
+        return any(self._is_up(worker) for worker in self.workers)
+
+    def _is_up(self, worker: Process) -> bool:
+        return worker.alive and worker not in self._frozen and bool(worker.said("worker.started"))
+
+    async def _strike(self, mishap: str) -> None:
+        self.mishaps[mishap] += 1
+        up = [worker for worker in self.workers if self._is_up(worker)]
+        match mishap:
+            case "kill":
+                victim = await self._victim(up)
+                await self._catch(victim)
+                victim.kill()
+            case "freeze":
+                victim = await self._victim(up)
+                await self._catch(victim)
+                self._frozen[victim] = time.monotonic() + self._random.uniform(*FROZEN_S) * LEASE_S
+            case "drain":
+                for victim in self._random.sample(up, min(2, len(up))):
+                    victim.terminate()
+            case "restart":
+                await asyncio.to_thread(self._file.restart)
+            case "cut":
+                await asyncio.to_thread(self._file.restart, losing_s=LOST_S)
+                self.cut.append(time.monotonic())
+
+    async def _victim(self, up: list[Process]) -> Process:
+        """The worker that has the machine, mostly."""
+        redis: Any = self._site.store.redis
+        for raw in await redis.zrange(self._site.store.keys(Key.LEASES, DEVICE), 0, -1):
+            batch_id, _, number = raw.decode().rpartition(":")
+            lane = await redis.hget(self._site.store.keys(Key.BATCH, batch_id), f"t:{number}")
+            holders = [worker for worker in up if lane and f":{worker.pid}:".encode() in lane]
+            if holders and self._random.random() < 0.9:
+                return holders[0]
+        return self._random.choice(up)
+
+    async def _catch(self, victim: Process) -> None:
+        """Stops it, and sees whether it was between an intent and the machine's id of the job."""
+        victim.signal(signal.SIGSTOP)
+        redis: Any = self._site.store.redis
+        for batch in self.batches:
+            records = await redis.hgetall(self._site.store.keys(Key.REMOTE, batch.id))
+            self.caught |= {(batch.id, int(index)) for index, record in records.items() if record.endswith(b" - 1")}
+
+    def _new(self) -> Process:
+        options = {
+            "base_url": self._qpu.url,
+            "poll_s": 0.03,
+            "probe_s": 0.5,
+            "submit_timeout_s": SUBMIT_TIMEOUT_S,
+            "retry_s": 1.0,
+            "ask_again_s": 0.3,
+        }
+        devices = {DEVICE: {"adapter": QUICK_QPU, "options": options}}
+        return self._site.spawn(
+            "worker", device=DEVICE, devices=json.dumps(devices), test_witness=self.witness, test_stops=STOPS
+        )
+
+
+class Oracle:
+    """What the machine's journal and the ledger say, against what the queue says of each job."""
+
+    def __init__(self, storm: Storm, site: Site, qpu: QpuProcess, database: Database, asked: set[UUID]) -> None:
+        self._storm = storm
+        self._site = site
+        self._database = database
+        self._asked = asked
+        self._witness = storm.witness
+        self._lost_sight = storm.mishaps["restart"] + storm.mishaps["cut"]
+        self._lines = read_journal(qpu.journal)
+        self._tallies = qpu.witnessed()
+        self.figures: Counter[str] = Counter()
+
+    async def check(self) -> None:
+        for batch in self._storm.batches:
+            for job in await batch.results():
+                self._check_job(str(job.id), job)
+        self._check_submits()
+        self._check_displaced()
+        uncertain = sum(len(worker.said("qpu.submit_uncertain")) for worker in self._site.processes)
+        self.figures["submits without an answer that tells"] = uncertain
+        self.figures["submits caught without an id"] = len(self._storm.caught)
+        stops = len(self._witness.read_text().splitlines()) if self._witness.exists() else 0
+        self.figures["stops around the last look"] = stops
+        assert self.figures["unknown"] <= uncertain + len(self._storm.caught) + stops + self._lost_sight
+
+    def _check_job(self, name: str, job: Any) -> None:
+        """One outcome, and the machine agrees with it."""
+        tally = self._tallies.get(name)
+        self.figures["jobs"] += 1
+        self.figures[job.status.value] += 1
+        match job.status:
+            case JobStatus.DONE:
+                (end,) = [line for line in self._ends(name) if line.status == "DONE"]
+                assert job.counter == end.counter
+                assert job.result.provenance.remote_id == str(end.uid)
+            case JobStatus.ERROR:
+                code = job.record.faults[0].code
+                self.figures[code] += 1
+                assert code in ("displaced", "unknown"), job.record.faults
+                if code == "displaced":
+                    assert tally is not None
+                    assert tally.displaced
+            case JobStatus.CANCELED:
+                assert job.id in self._asked
+            case _:
+                pytest.fail(f"{name} has not ended: {job.status}")
+
+    def _check_submits(self) -> None:
+        known = {str(job_id(batch.id, index)) for batch in self._storm.batches for index in range(10_000)}
+        assert set(self._tallies) <= known
+        twice = {name: tally for name, tally in self._tallies.items() if tally.submits > 1}
+        assert not twice, twice
+        self.figures["submitted"] = sum(tally.submits for tally in self._tallies.values())
+        self.figures["lost replies"] = sum(tally.lost_replies for tally in self._tallies.values())
+        canceled = [name for name, tally in self._tallies.items() if tally.cancels - tally.displaced > 0]
+        self.figures["cancels that nobody asked for"] = sum(UUID(name) not in self._asked for name in canceled)
+        assert not self.figures["cancels that nobody asked for"]
+
+    def _check_displaced(self) -> None:
+        """Each displacement is of or by a submit of a process that had stood still, or was forgotten by Redis."""
+        submits = {line.uid: line for line in self._lines if line.event is Happening.SUBMIT}
+        for line in self._lines:
+            if line.displaced_by is None:
+                continue
+            by = submits[line.displaced_by]
+            late = self._is_late(by) or self._is_late(submits[line.uid])
+            lost = any(-UNEASY_S < by.t - at < UNEASY_S for at in self._storm.cut)
+            self.figures["displaced by who had stood still" if late else "displaced after a loss"] += 1
+            assert late or lost, f"{line.job} was displaced by {by}"
+
+    def _is_late(self, submit: Line) -> bool:
+        """Whether it was sent by a process that had just stood still, and may have lost its lease meanwhile."""
+        by = submit.by or ""
+        return any(f":{pid}:" in by and 0 <= submit.t - at < LATE_S for at, pid in self._storm.thawed)
+
+    async def check_events(self) -> None:
+        """Numbered without a gap; nothing follows the end of a job, and the records say the same. Each starts where the
+        one before led, unless Redis lost what led there."""
+        for batch in self._storm.batches:
+            events = self._events(batch.id)
+            assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+            statuses: dict[int, JobStatus] = {}
+            for event in events:
+                if event.index is not None:
+                    before = statuses.get(event.index, JobStatus.PENDING)
+                    assert not before.terminal, event
+                    assert event.previous is before or self._storm.cut, event
+                    statuses[event.index] = JobStatus(event.status)
+            assert events[-1].status is BatchStatus.DONE
+            assert {job.index: job.status for job in await batch.jobs()} == statuses
+            self.figures["events"] += len(events)
+
+    def _ends(self, name: str) -> list[Line]:
+        return [line for line in self._lines if line.event is Happening.END and line.job == name]
+
+    def _events(self, batch_id: UUID) -> list[Event]:
+        table = transitions.c
+        query = select(table.batch, table.sequence_number, table.time_us, table.words).where(table.batch == batch_id)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return sorted((event for entry in rows for event in read_events(*entry)), key=lambda event: event.sequence)
+
+    def is_recorded(self) -> bool:
+        """Whether the ends of all batches are in the ledger."""
+        return all(
+            any(event.index is None and event.status.terminal for event in self._events(batch.id))
+            for batch in self._storm.batches
+        )
+
+
+@pytest.mark.timeout(560)
+async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
+    server: RedisServer, qpu: QpuProcess, database: Database, tmp_path: Path
+) -> None:
+    seed = random.randrange(1_000_000)
+    if server.kind == "redis":
+        weather = SHORT if not all_of_it() else msgspec.structs.replace(SHORT, jobs=80, kills=12)
+    else:
+        weather = FULL if all_of_it() else THIRD
+    settings = {"database_url": str(database.engine.url), "data_dir": tmp_path}
+    async with Site(server.url, tmp_path, **settings) as site:
+        await site.serves(site.spawn("recorder"))
+        began = time.monotonic()
+        storm = Storm(site, qpu, AppendOnlyFile(server), tmp_path / "witness", seed)
+        await site.serves(storm.workers[0])
+        asked: set[UUID] = set()
+        cancelling = asyncio.create_task(cancel_some(storm, asked))
+        try:
+            await storm.rage(weather)
+            await storm.calm()
+        finally:
+            cancelling.cancel()
+        oracle = Oracle(storm, site, qpu, database, asked)
+        try:
+            await oracle.check()
+            await until(oracle.is_recorded, "the ends of all batches in the ledger")
+            await oracle.check_events()
+            await site.idle()
+        finally:
+            figures = {
+                "seed": seed,
+                "server": server.kind,
+                "seconds": round(time.monotonic() - began),
+                "processes": len(site.processes),
+                **storm.mishaps,
+                **oracle.figures,
+            }
+            report(figures)
+
+
+async def cancel_some(storm: Storm, asked: set[UUID]) -> None:
+    """Now and then a user cancels a job that runs."""
+    while True:
+        await asyncio.sleep(3)  # users have a rhythm too
+        for batch in storm.batches[-3:]:
+            running = [job for job in await batch.jobs() if job.status is JobStatus.RUNNING]
+            if running:
+                asked.add(running[0].id)
+                await batch.cancel_jobs([running[0].index])
+                break
+
+
+def report(figures: dict[str, Any]) -> None:
+    """For who reads the output of a test that failed, or asked for the file."""
+    line = json.dumps(figures)
+    sys.stderr.write(f"{line}\n")
+    if path := os.environ.get("TWEEZER_STORM_FIGURES"):
+        with Path(path).open("a") as file:
+            file.write(f"{line}\n")
+
+
+def _stands_still(worker: Process) -> bool:
+    try:
+        return bool(psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return False

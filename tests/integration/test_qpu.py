@@ -1,0 +1,346 @@
+"""Jobs on a QPU: submitted once, followed across crashes, drains and losses. The machine is a simulated one, in a
+process of its own, whose journal says what was really asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pulser import Pulse, Register, Sequence
+from pulser.json.abstract_repr.deserializer import deserialize_device
+from tests.processes import Process, Site, until
+from tests.qpu_process import QpuProcess
+
+from tweezer.client import AsyncBatch
+from tweezer.model.cancels import CancelOutcome
+from tweezer.model.errors import InvalidInput
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Limits
+from tweezer.store.server import RedisServer, ServerKind
+
+pytestmark = pytest.mark.emulator
+
+DEVICE = "FRESNEL"
+
+
+def sequence(*, variable: bool = False, atoms: int = 3) -> str:
+    device = deserialize_device((resources.files("tweezer.qpu_sim") / "device.json").read_text("utf-8"))
+    register = Register({f"q{place}": (7.0 * place, 0.0) for place in range(atoms)})
+    made = Sequence(register, device)
+    made.declare_channel("ch", "rydberg_global")
+    amplitude = made.declare_variable("omega", dtype=float) if variable else 3.0
+    made.add(Pulse.ConstantPulse(300, amplitude, 0.0, 0.0), "ch")
+    made.measure("ground-rydberg")
+    return made.to_abstract_repr()
+
+
+class Laboratory:
+    """A QPU, a Redis that keeps what it answers, and an installation."""
+
+    def __init__(self, qpu: QpuProcess, redis: RedisServer, site: Site) -> None:
+        self.qpu = qpu
+        self.redis = redis
+        self.site = site
+
+    def worker(self, **options: Any) -> Process:
+        given = {"base_url": self.qpu.url, "poll_s": 0.05, "probe_s": 0.2, "submit_timeout_s": 2.0, "retry_s": 0.5}
+        devices = {DEVICE: {"adapter": "qpu", "options": {**given, "ask_again_s": 0.3, **options}}}
+        return self.site.spawn("worker", device=DEVICE, devices=json.dumps(devices))
+
+    async def serving(self, **options: Any) -> Process:
+        process = self.worker(**options)
+        await self.site.serves(process)
+        return process
+
+    async def submit(self, jobs: int = 1, **options: Any) -> AsyncBatch:
+        given = [{"runs": 20} for _ in range(jobs)]
+        return await self.site.queue.submit(sequence(), given, device=DEVICE, **options)
+
+    async def on_machine(self, batch: AsyncBatch, index: int = 0) -> None:
+        """Waits until the machine runs a job of the batch and its uid is known."""
+
+        async def known() -> bool:
+            intent = await self.site.store.remote.known(batch.id, index)
+            return intent is not None and intent.uid is not None
+
+        await until(known, "a job on the machine")
+
+    def submits(self) -> list[int]:
+        return [tally.submits for tally in self.qpu.witnessed().values()]
+
+
+@pytest.fixture
+def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
+    folder = tmp_path / "qpu"
+    folder.mkdir()
+    with QpuProcess(folder) as process:
+        yield process
+
+
+both_kinds = pytest.mark.parametrize("durable_redis", ["redis", "valkey"], indirect=True)
+"""On redis-server before 7.2, which must fsync each write, and on Valkey, which can be waited for."""
+
+
+@pytest.fixture
+def durable_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A Redis that does not forget what a machine was given: Valkey, unless a test is of ``both_kinds``."""
+    kind: ServerKind = getattr(request, "param", "valkey")
+    request.getfixturevalue(f"{kind}_server")
+    with RedisServer(kind=kind, appendfsync="always" if kind == "redis" else "everysec") as server:
+        yield server
+
+
+@pytest.fixture
+async def lab(qpu: QpuProcess, durable_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Laboratory]:
+    async with Site(durable_redis.url, tmp_path) as site:
+        yield Laboratory(qpu, durable_redis, site)
+
+
+@both_kinds
+async def test_a_job_is_built_submitted_once_and_its_counter_comes_back(lab: Laboratory) -> None:
+    await lab.serving()
+    jobs = [{"runs": 20, "variables": {"omega": omega}} for omega in (1.0, 2.0)]
+    batch = await lab.site.queue.submit(sequence(variable=True), jobs, device=DEVICE)
+    finished = await batch.results(60)
+    assert [job.status for job in finished] == [JobStatus.DONE] * 2
+    for job in finished:
+        assert sum(job.counter.values()) == 20
+        assert dict(job.results().final_bitstrings) == job.counter
+        assert job.result.provenance is not None
+        assert job.result.provenance.remote_id is not None
+    assert lab.submits() == [1, 1]
+
+
+@both_kinds
+async def test_a_killed_workers_job_is_taken_up_by_the_next_and_not_submitted_again(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="3")
+    first = await lab.serving()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    first.kill()
+    await lab.serving()
+    (job,) = await batch.results(60)
+    assert job.status is JobStatus.DONE
+    assert job.record.attempt == 1
+    assert lab.submits() == [1]
+    assert [tally.cancels + tally.displaced for tally in lab.qpu.witnessed().values()] == [0]
+
+
+async def test_a_drained_workers_job_goes_on_and_is_taken_up(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="4")
+    first = await lab.serving()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    first.terminate()
+    await first.ended()
+    assert [job.status for job in await batch.jobs()] == [JobStatus.RUNNING]
+    await lab.serving()
+    (job,) = await batch.results(60)
+    assert job.status is JobStatus.DONE
+    assert lab.submits() == [1]
+
+
+@both_kinds
+async def test_a_lost_reply_is_recovered_by_the_jobs_own_id(lab: Laboratory) -> None:
+    await lab.serving()
+    await (await lab.submit()).results(60)
+    lab.qpu.habits(lose_replies=1.0)
+    batch = await lab.submit()
+    (job,) = await batch.results(60)
+    assert job.status is JobStatus.DONE
+    assert lab.submits() == [1, 1]
+
+
+async def test_two_workers_serve_a_machine_one_after_the_other(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="0.05")
+    await lab.serving()
+    await lab.serving()
+    batches = [await lab.submit(4) for _ in range(3)]
+    for batch in batches:
+        assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
+    assert lab.submits() == [1] * 12
+    assert sum(tally.displaced for tally in lab.qpu.witnessed().values()) == 0
+
+
+async def test_a_cancel_reaches_the_machine_and_what_was_measured_is_kept(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="20")
+    await lab.serving()
+    batch = await lab.submit()
+
+    async def measures() -> bool:
+        (job,) = await batch.jobs()
+        return bool(job.progress)
+
+    await until(measures, "a job that has measured something")
+    await batch.cancel(by="alice")
+    record = await batch.wait(60)
+    assert record.status is BatchStatus.CANCELED
+    (tally,) = lab.qpu.witnessed().values()
+    assert tally.cancels >= 1
+    assert tally.ended == {"CANCELED": 1}
+    (job,) = await batch.results()
+    assert job.record.cancel_outcome is CancelOutcome.STOPPED
+    assert [attempt.by for attempt in job.record.cancels] == ["alice"]
+    assert 0 < sum(job.counter.values()) < 20
+    assert dict(job.results().final_bitstrings) == job.counter
+
+
+async def test_a_cancel_before_the_submit_prevents_it(lab: Laboratory) -> None:
+    await lab.serving()
+    lab.qpu.habits(read_errors=1.0)  # so it is not known whether the machine is up
+    batch = await lab.submit()
+
+    async def prepares() -> bool:
+        return (await batch.record()).counts[JobStatus.RUNNING] == 1
+
+    await until(prepares, "a job that is prepared")
+    await batch.cancel_jobs([0])
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.cancel_outcome) == (JobStatus.CANCELED, CancelOutcome.PREVENTED)
+    assert lab.submits() == []
+
+
+async def test_a_cancel_that_the_machine_does_not_confirm_ends_as_unconfirmed(lab: Laboratory) -> None:
+    lab.qpu.habits(hang=1.0)
+    await lab.serving(confirm_s=1.0)
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    lab.qpu.habits(submit_errors=1.0)  # of cancels too
+    await batch.cancel()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "unconfirmed")
+    assert job.cancel_outcome is CancelOutcome.UNCONFIRMED
+    assert lab.submits() == [1]
+
+
+async def test_a_stop_that_the_next_worker_finds_was_asked_for(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    first = await lab.serving()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    lab.qpu.habits(read_errors=1.0)  # so who asks does not learn what became of it
+
+    async def stopped() -> bool:
+        return any(tally.cancels for tally in lab.qpu.witnessed().values())
+
+    await batch.cancel()
+    await until(stopped, "a cancel that reached the machine")
+    first.kill()
+    lab.qpu.habits(read_errors=0.0)
+    await lab.serving()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.cancel_outcome) == (JobStatus.CANCELED, CancelOutcome.STOPPED)
+
+
+async def test_a_cancel_that_comes_too_late_leaves_the_result(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="2", late_cancels=1.0)
+    await lab.serving()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    await batch.cancel()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.cancel_outcome) == (JobStatus.DONE, CancelOutcome.TOO_LATE)
+
+
+async def test_a_job_that_a_stranger_stops_is_an_error_and_not_run_again(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    await lab.serving()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    intent = await lab.site.store.remote.known(batch.id, 0)
+    assert intent is not None
+    async with lab.qpu.api() as stranger:
+        await stranger.cancel(int(intent.uid or 0))
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert job.status is JobStatus.ERROR
+    assert job.faults[0].code == "displaced"
+    assert lab.submits() == [1]
+
+
+async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laboratory) -> None:
+    lab.qpu.habits(hang=1.0)
+    await lab.serving()
+    batch = await lab.submit(limits=Limits(job_timeout_s=0.5))
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "timeout")
+    assert ([attempt.by for attempt in job.cancels], job.cancel_outcome) == (["timeout"], CancelOutcome.STOPPED)
+    assert [tally.ended for tally in lab.qpu.witnessed().values()] == [{"CANCELED": 1}]
+
+
+async def test_nothing_is_submitted_while_the_machine_is_down(lab: Laboratory) -> None:
+    await lab.serving()
+
+    async def device() -> Any:
+        (found,) = [it for it in await lab.site.queue.devices() if it.name == DEVICE]
+        return found
+
+    async def is_down() -> bool:
+        return (await device()).down is not None
+
+    async def is_up() -> bool:
+        return (await device()).down is None
+
+    lab.qpu.ask("PUT", "/sim/status", {"operational_status": "DOWN"})
+    await until(is_down, "a device that is down")
+    batch = await lab.submit(2)
+    assert lab.submits() == []
+    assert (await batch.record()).status is BatchStatus.PENDING
+    lab.qpu.ask("PUT", "/sim/status", {"operational_status": "UP"})
+    await until(is_up, "a device that is up")
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
+    notices = [entry.notice.type for entry in await lab.site.store.events.read(most=1000) if entry.notice]
+    assert notices == ["device.down", "device.up"]
+
+
+async def test_what_does_not_fit_the_machine_is_refused_at_submit(lab: Laboratory) -> None:
+    await lab.serving()
+    with pytest.raises(InvalidInput, match="runs"):
+        await lab.site.queue.submit(sequence(), [{"runs": 1_000_000}], device=DEVICE)
+    document = json.loads(sequence())
+    document["register"] = [{"name": f"q{place}", "x": 7.0 * place, "y": 0.0} for place in range(100)]
+    with pytest.raises(InvalidInput, match="atoms"):
+        await lab.site.queue.submit(json.dumps(document), [{"runs": 10}], device=DEVICE)
+    assert lab.submits() == []
+
+
+async def test_an_open_batch_keeps_the_machine_until_it_is_closed(lab: Laboratory) -> None:
+    await lab.serving()
+    first = await lab.submit(1, open=True)
+    await first.wait(60)
+    second = await lab.submit(1)
+    await first.add_jobs([{"runs": 10}, {"runs": 10}])
+    await first.wait(60)
+    assert (await second.record()).status is BatchStatus.PENDING
+    await first.close()
+    assert [job.status for job in await second.results(60)] == [JobStatus.DONE]
+    assert (await first.record()).status is BatchStatus.DONE
+    assert (await first.record()).idle_s > 0
+
+
+async def test_an_idle_open_batch_is_warned_and_gives_the_machine_up(lab: Laboratory) -> None:
+    await lab.serving()
+    idle = await lab.submit(1, open=True, limits=Limits(open_timeout_s=2.0))
+    await idle.wait(60)
+    waiting = await lab.submit(1)
+    assert [job.status for job in await waiting.results(60)] == [JobStatus.DONE]
+    assert (await idle.record()).status is BatchStatus.TIMED_OUT
+    types = [event.type for event in await lab.site.events(idle)]
+    assert types[-2:] == ["batch.idle", "batch.timed_out"]
+
+
+async def test_a_redis_that_may_forget_serves_no_machine(qpu: QpuProcess, tmp_path: Path) -> None:
+    with RedisServer(kind="redis", appendfsync="everysec") as server:
+        async with Site(server.url, tmp_path) as site:
+            worker = Laboratory(qpu, server, site).worker()
+            assert await worker.ended() != 0
+            assert "appendfsync" in worker.text

@@ -1,0 +1,257 @@
+"""A QPU's jobs when holders stop, die and are overtaken at the worst moments, and Redis forgets what they said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.losses import AppendOnlyFile
+from tests.processes import QUICK_QPU, Process, Site, until
+from tests.qpu_process import QpuProcess
+
+from tweezer import AsyncBatch, BatchStatus, JobStatus
+from tweezer.store.server import RedisServer
+
+DEVICE = "FRESNEL"
+SEQUENCE = (Path(__file__).parents[1] / "chaos" / "sequence.json").read_text("utf-8")
+
+
+class Laboratory:
+    """A QPU, workers without Pulser that serve it, and a Redis whose file can lose its end."""
+
+    def __init__(self, qpu: QpuProcess, redis: RedisServer, site: Site, witness: Path) -> None:
+        self.qpu = qpu
+        self.file = AppendOnlyFile(redis)
+        self.site = site
+        self.witness = witness
+
+    async def worker(self, stops: str = "", **options: float) -> Process:
+        given = {"base_url": self.qpu.url, "poll_s": 0.03, "probe_s": 0.5, "submit_timeout_s": 1.0, "retry_s": 0.5}
+        devices = {DEVICE: {"adapter": QUICK_QPU, "options": {**given, **options}}}
+        process = self.site.spawn(
+            "worker", device=DEVICE, devices=json.dumps(devices), test_stops=stops, test_witness=self.witness
+        )
+        await self.site.serves(process)
+        return process
+
+    async def submit(self, jobs: int = 1) -> AsyncBatch:
+        return await self.site.queue.submit(SEQUENCE, [{"runs": 20}] * jobs, device=DEVICE)
+
+    async def on_machine(self, batch: AsyncBatch, index: int = 0) -> None:
+        """Waits until the machine runs a job of the batch and its id is known."""
+
+        async def known() -> bool:
+            intent = await self.site.store.remote.known(batch.id, index)
+            return intent is not None and intent.uid is not None
+
+        await until(known, "a job on the machine")
+
+    async def stopped(self, times: int = 1) -> None:
+        """Waits until a worker stopped itself."""
+        await until(lambda: self.witness.exists() and len(self.witness.read_text().splitlines()) == times, "a stop")
+
+    def submits(self) -> list[int]:
+        return [tally.submits for tally in self.qpu.witnessed().values()]
+
+    def stops(self) -> int:
+        """Cancels that were sent, and jobs that a submit displaced."""
+        return sum(tally.cancels + tally.displaced for tally in self.qpu.witnessed().values())
+
+
+@pytest.fixture
+def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
+    folder = tmp_path / "qpu"
+    folder.mkdir()
+    with QpuProcess(folder) as process:
+        yield process
+
+
+@pytest.fixture
+async def lab(qpu: QpuProcess, valkey_server: RedisServer, tmp_path: Path) -> AsyncIterator[Laboratory]:
+    with RedisServer(tmp_path / "redis", kind="valkey", options={"auto-aof-rewrite-percentage": "0"}) as redis:
+        async with Site(redis.url, tmp_path) as site:
+            yield Laboratory(qpu, redis, site, tmp_path / "witness")
+
+
+def says(process: Process, event: str) -> Callable[[], bool]:
+    return lambda: bool(process.said(event))
+
+
+async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="3")
+    worker = await lab.worker()
+    commands = lab.site.store.commands
+    await commands.pause_device(DEVICE, "for a moment")
+    batch = await lab.submit()
+    lab.file.keep()
+    await commands.resume_device(DEVICE)
+    await lab.on_machine(batch)
+    lab.file.restart(losing_s=0.001)
+    await batch.record()  # which asks until Redis answers
+    assert await lab.site.store.remote.known(batch.id, 0) is None
+    await commands.resume_device(DEVICE)
+    (job,) = await batch.results(60)
+    assert job.status is JobStatus.DONE
+    assert worker.said("qpu.found")
+    assert (lab.submits(), lab.stops()) == ([1], 0)
+
+
+async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_after_it(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="0.5")
+    worker = await lab.worker()
+    batch = await lab.submit(4)
+
+    async def first_is_done() -> bool:
+        return (await batch.jobs())[0].status.terminal
+
+    await until(first_is_done, "the end of the first job")
+    lab.file.keep()
+    await lab.on_machine(batch, 2)
+    lab.file.restart(losing_s=0.001)
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
+    assert worker.said("qpu.found")
+    assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
+
+
+async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="3")
+    worker = await lab.worker()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    worker.kill()
+    lab.file.restart()
+    await lab.worker()
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert (lab.submits(), lab.stops()) == ([1], 0)
+
+
+async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(lab: Laboratory) -> None:
+    await lab.worker(stops="before:1")
+    batch = await lab.submit()
+    await lab.stopped()
+    second = await lab.worker(submit_timeout_s=10.0)
+    await until(says(second, "qpu.intent_without_a_job"), "another holder")
+    lab.site.processes[0].thaw()
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert second.said("qpu.submitted")
+    assert lab.submits() == [1]
+
+
+async def test_a_submit_that_arrives_while_the_next_holder_looks_for_it_is_found(lab: Laboratory) -> None:
+    await lab.worker(stops="after:1", submit_timeout_s=10.0)
+    batch = await lab.submit()
+    await lab.stopped()
+    second = await lab.worker(submit_timeout_s=10.0)
+    await until(says(second, "qpu.intent_without_a_job"), "another holder")
+    lab.site.processes[0].thaw()
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert not second.said("qpu.submitted")
+    assert lab.submits() == [1]
+
+
+async def test_a_submit_that_arrives_after_it_was_given_up_is_the_only_one(lab: Laboratory) -> None:
+    await lab.worker(stops="after:1")
+    batch = await lab.submit()
+    await lab.stopped()
+    await lab.worker()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "unknown")
+    assert lab.submits() == []
+    lab.site.processes[0].thaw()
+    await until(lambda: lab.submits() == [1], "the late submit")
+    assert (await batch.record()).status is BatchStatus.DONE
+
+
+async def test_a_drain_while_a_submit_is_under_way_leaves_it_to_be_found(lab: Laboratory) -> None:
+    lab.qpu.habits(answer_seconds="0.8", job_seconds="2")
+    first = await lab.worker()
+    batch = await lab.submit()
+    await until(lambda: lab.submits() == [1], "a submit")
+    first.terminate()
+    await first.ended()
+    lab.qpu.habits(answer_seconds="0")
+    await lab.worker()
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert (lab.submits(), lab.stops()) == ([1], 0)
+
+
+async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="8")
+    first = await lab.worker()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    first.freeze()
+    second = await lab.worker()
+
+    async def taken_over() -> bool:
+        return await lab.site.holder(batch) is second
+
+    await until(taken_over, "another holder")
+    first.thaw()
+    await until(says(first, "lease.lost"), "a holder that knows it")
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert (lab.submits(), lab.stops()) == ([1], 0)
+
+
+async def test_the_job_of_a_dead_worker_is_taken_up_before_another_batch_could_displace_it(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="4")
+    first = await lab.worker()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    other = await lab.submit()
+    first.kill()
+    await lab.worker()
+    assert [job.status for job in [*await batch.results(60), *await other.results(60)]] == [JobStatus.DONE] * 2
+    assert (lab.submits(), lab.stops()) == ([1, 1], 0)
+
+
+async def test_a_batch_cancelled_while_its_job_has_no_worker_is_stopped_by_the_next(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    first = await lab.worker()
+    batch = await lab.submit(3)
+    await lab.on_machine(batch)
+    first.terminate()
+    await first.ended()
+    await batch.cancel()
+    await lab.worker()
+    assert (await batch.wait(60)).status is BatchStatus.CANCELED
+    (tally,) = lab.qpu.witnessed().values()
+    assert (tally.submits, tally.ended) == (1, {"CANCELED": 1})
+
+
+async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="4")
+    first = await lab.worker()
+    batch = await lab.submit(2)
+    await lab.on_machine(batch)
+    await lab.site.store.commands.pause_device(DEVICE, "maintenance")
+    first.kill()
+    await lab.worker()
+
+    async def first_is_done() -> bool:
+        return (await batch.jobs())[0].status is JobStatus.DONE
+
+    await until(first_is_done, "the end of the job")
+    assert lab.submits() == [1]
+    await lab.site.store.commands.resume_device(DEVICE)
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
+
+
+async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="4")
+    first = await lab.worker()
+    batch = await lab.submit(2)
+    await lab.on_machine(batch)
+    await batch.pause()
+    first.kill()
+    await lab.worker()
+
+    async def first_is_done() -> bool:
+        return (await batch.jobs())[0].status is JobStatus.DONE
+
+    await until(first_is_done, "the end of the job")
+    assert (await batch.record()).status is BatchStatus.PAUSED
+    assert lab.submits() == [1]

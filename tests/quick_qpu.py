@@ -1,0 +1,83 @@
+"""A worker of a QPU without Pulser: sequences are sent as they are, and results are what the machine counted.
+
+Where a test wants it, its process stops itself right before or after the last look at its lease before a submit, with
+the probabilities of ``TWEEZER_TEST_STOPS``: ``before:0.03,after:0.1``. That it does so goes into a file, a line each.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from tests.processes import STOPS, WITNESS_FILE
+
+from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.protocol import Report
+from tweezer.adapters.qpu.adapter import QpuAdapter
+from tweezer.adapters.qpu.answers import RemoteJob
+from tweezer.adapters.qpu.api import Context, QpuApi
+from tweezer.adapters.qpu.lane import QpuLane
+from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.model.ids import new_worker_id
+from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Provenance, Result
+
+
+class StoppingApi(QpuApi):
+    """Stands still before or after the last look of one submit in a few, until somebody lets it go on."""
+
+    async def submit(
+        self, *, nb_run: int, pulser_sequence: str, context: Context, last_look: Callable[[], None] | None = None
+    ) -> RemoteJob:
+        stops = dict(part.split(":") for part in os.environ.get(STOPS, "").split(",") if part)
+
+        def may_stop(when: str) -> None:
+            if random.random() < float(stops.get(when, 0)):
+                self._stop(when, context)
+
+        def look() -> None:
+            may_stop("before")
+            if last_look is not None:
+                last_look()
+            may_stop("after")
+
+        return await super().submit(nb_run=nb_run, pulser_sequence=pulser_sequence, context=context, last_look=look)
+
+    @staticmethod
+    def _stop(when: str, context: Context) -> None:
+        with Path(os.environ[WITNESS_FILE]).open("a") as file:
+            file.write(f"{time.monotonic()} {os.getpid()} {when} {context.pasqman_job_id}\n")
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Texts:
+    """In place of a lane's process that builds sequences: there is nothing to build."""
+
+    def __init__(self) -> None:
+        self._sequence = ""
+
+    async def prepare(self, batch: BatchWork) -> None:
+        self._sequence = batch.doc.sequence or ""
+
+    async def run(self, job: JobWork, report: Report, measured: dict[str, int] | None = None) -> Outcome:
+        if measured is None:
+            return Outcome(OutcomeKind.DONE, result=Result(serialised_results=self._sequence))
+        return Outcome(OutcomeKind.DONE, result=Result(measured, provenance=Provenance("a QPU")))
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+class QuickQpuAdapter(QpuAdapter):
+    """Opens such lanes."""
+
+    def __init__(self, options: QpuOptions, lanes: LaneOptions) -> None:
+        super().__init__(options, lanes)
+        self._api = StoppingApi(options, agent=f"tweezer {new_worker_id()}")
+
+    async def open_lane(self) -> QpuLane:
+        return QpuLane(self._api, cast(ChildLane, Texts()), self._options)

@@ -1,0 +1,71 @@
+"""Jobs that run on elsewhere, on a device that many lanes serve: whatever becomes of a worker, they are taken up."""
+
+from __future__ import annotations
+
+from tests.store.conftest import DEVICE, Rig
+
+from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import OutcomeKind
+from tweezer.store.tickets import Grant
+
+UID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+
+
+async def intend(rig: Rig, grant: Grant) -> bytes:
+    """Says that the granted job is to be sent on; what the script answers, without the wait for the disk."""
+    (job,) = grant.jobs
+    word, *_ = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, grant.token, "1")
+    assert isinstance(word, bytes)
+    return word
+
+
+async def test_jobs_are_claimed_one_at_a_time_by_as_many_lanes_as_there_are(rig: Rig) -> None:
+    await rig.announce(lanes=2, reattaches=1)
+    await rig.submit(8)
+    grants = await rig.grants(2)
+    assert [len(grant.jobs) for grant in grants] == [1, 1]
+    turn = await rig.settle(grants[0], {grants[0].jobs[0].index: OutcomeKind.DONE}, want=100)
+    assert len(turn.jobs) == 1
+
+
+async def test_a_lost_tickets_job_runs_on_and_is_handed_out_again_as_the_same_attempt(rig: Rig) -> None:
+    await rig.announce(lanes=2, reattaches=1)
+    batch_id = await rig.submit(4)
+    grants = await rig.grants(2)
+    for grant in grants:
+        assert await intend(rig, grant) == b"new"
+        await rig.store.remote.note(batch_id, grant.jobs[0].index, grant.token, UID)
+        await rig.lapse(grant)
+    await rig.tickets.sweep()
+    assert [(await rig.job(batch_id, index)).status for index in (0, 1)] == [JobStatus.RUNNING] * 2
+    again = await rig.grants(2)
+    assert sorted((job.index, job.attempt) for grant in again for job in grant.jobs) == [(0, 1), (1, 1)]
+    assert [await intend(rig, grant) for grant in again] == [b"known"] * 2
+    for grant in again:
+        known = await rig.store.remote.known(batch_id, grant.jobs[0].index)
+        assert known is not None
+        assert (known.uid, known.after) == (UID, None)
+        await rig.run(grant)
+    assert {job.status for job in await rig.jobs(batch_id)} == {JobStatus.DONE}
+
+
+async def test_a_job_that_was_not_sent_on_goes_back(rig: Rig) -> None:
+    await rig.announce(reattaches=1)
+    batch_id = await rig.submit()
+    grant = await rig.take()
+    await rig.lapse(grant)
+    await rig.tickets.sweep()
+    assert (await rig.job(batch_id, 0)).status is JobStatus.PENDING
+
+
+async def test_a_batch_that_came_before_the_devices_first_worker_is_taken_up_as_well(rig: Rig) -> None:
+    await rig.announce()
+    batch_id = await rig.submit()
+    await rig.announce(DEVICE, reattaches=1)
+    grant = await rig.take()
+    await intend(rig, grant)
+    await rig.lapse(grant)
+    await rig.tickets.sweep()
+    assert (await rig.job(batch_id, 0)).status is JobStatus.RUNNING
+    await rig.run(await rig.take())
+    assert (await rig.job(batch_id, 0)).status is JobStatus.DONE

@@ -1,0 +1,256 @@
+"""Jobs on a machine: intents and their names, and whose turn it is when a holder is gone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.messages import Fault, OutcomeKind
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Grant
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+FAULT = Fault("internal", "the process that builds sequences does not start")
+UP, DOWN = "up", "down"
+
+
+@pytest.fixture
+async def machine(rig: Rig) -> Rig:
+    """A device with one machine behind it, which one batch has to itself."""
+    await rig.announce(exclusive=1, reattaches=1)
+    return rig
+
+
+async def intend(rig: Rig, grant: Grant, name: str = "a", *, sent: bool = True) -> str:
+    """Says that the grant's job is to be submitted; what the script answers."""
+    (job,) = grant.jobs
+    reply: Any = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, name, int(sent))
+    return str(reply[0].decode())
+
+
+async def set_out(rig: Rig, grant: Grant, name: str = "a") -> bool:
+    return await rig.store.remote.set_out(grant.ticket, grant.token, grant.jobs[0].index, name)
+
+
+async def known(rig: Rig, batch_id: UUID, index: int = 0) -> tuple[str, str | None] | None:
+    """Name of the job's intent, and the machine's id of it."""
+    intent = await rig.store.remote.known(batch_id, index)
+    return None if intent is None else (intent.name, intent.uid)
+
+
+async def orphan(rig: Rig, **options: Any) -> UUID:
+    """A batch whose first job is on the machine, and whose worker is gone."""
+    batch_id = await rig.submit(3, **options)
+    grant = await rig.take()
+    assert (grant.batch_id, await intend(rig, grant)) == (batch_id, "new")
+    await rig.store.remote.note(batch_id, 0, "a", "7")
+    await rig.lapse(grant)
+    return batch_id
+
+
+async def test_an_intent_is_said_once_and_then_known(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    assert [await intend(rig, grant), await intend(rig, grant, "b")] == ["new", "known"]
+    assert await known(rig, batch_id) == ("a", None)
+    assert [await rig.store.remote.withdraw(batch_id, 0, name) for name in ("b", "a", "a")] == [False, True, False]
+    assert await known(rig, batch_id) is None
+
+
+async def test_a_withdrawal_that_arrives_late_leaves_the_next_intent_alone(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await intend(rig, grant, "a")
+    await rig.store.remote.withdraw(batch_id, 0, "a")
+    await intend(rig, grant, "b")
+    assert not await rig.store.remote.withdraw(batch_id, 0, "a")
+    assert await known(rig, batch_id) == ("b", None)
+
+
+async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.tickets.drain(grant.ticket, grant.token)
+    assert await intend(rig, grant) == "stale"
+    assert await known(rig, batch_id) is None
+
+
+async def test_who_lost_the_ticket_may_still_say_that_it_submitted_nothing(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    first = await rig.take()
+    await intend(rig, first)
+    await rig.lapse(first)
+    second = await rig.take()
+    assert await rig.store.remote.withdraw(batch_id, 0, "a")
+    assert await intend(rig, second, "b") == "new"
+
+
+async def test_a_job_that_the_machine_has_is_not_withdrawn(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    await intend(rig, await rig.take())
+    await rig.store.remote.note(batch_id, 0, "a", "7")
+    assert not await rig.store.remote.withdraw(batch_id, 0, "a")
+    assert await known(rig, batch_id) == ("a", "7")
+
+
+async def test_a_note_comes_through_after_the_ticket_is_lost(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    first = await rig.take()
+    await intend(rig, first)
+    await rig.lapse(first)
+    await rig.take()
+    await rig.store.remote.note(batch_id, 0, "a", "7")
+    assert await known(rig, batch_id) == ("a", "7")
+    await rig.store.remote.note(batch_id, 0, "b", "8")
+    assert await known(rig, batch_id) == ("a", "7")
+
+
+async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    first = await rig.take()
+    await intend(rig, first, "a", sent=False)
+    await rig.lapse(first)
+    second = await rig.take()
+    assert second.batch_id == batch_id
+    assert await intend(rig, second, "b", sent=False) == "new"
+    assert [await set_out(rig, first, "a"), await set_out(rig, second, "b")] == [False, True]
+    await rig.lapse(second)
+    third = await rig.take()
+    assert await intend(rig, third, "c", sent=False) == "known"
+    assert await known(rig, batch_id) == ("b", None)
+
+
+async def test_who_lost_the_ticket_does_not_set_out(machine: Rig) -> None:
+    rig = machine
+    await rig.submit(1)
+    first = await rig.take()
+    await intend(rig, first, sent=False)
+    await rig.lapse(first)
+    await rig.take()
+    assert not await set_out(rig, first)
+
+
+async def test_setting_out_may_be_said_again(machine: Rig) -> None:
+    rig = machine
+    await rig.submit(1)
+    grant = await rig.take()
+    await intend(rig, grant, sent=False)
+    assert [await set_out(rig, grant), await set_out(rig, grant)] == [True, True]
+
+
+async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_sent(machine: Rig) -> None:
+    rig = machine
+    await rig.start_again("the first")
+    batch_id = await rig.submit(1)
+    first = await rig.take()
+    await intend(rig, first, "a", sent=False)
+    await rig.start_again("the second")
+    assert not await set_out(rig, first)
+    found = await rig.store.remote.known(batch_id, 0)
+    assert found is not None
+    assert found.may_be_sent
+    await rig.lapse(first)
+    assert await intend(rig, await rig.take(), "b", sent=False) == "known"
+
+
+async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gone(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await intend(rig, grant, sent=False)
+    await rig.tickets.drain(grant.ticket, grant.token)
+    assert await rig.statuses(batch_id) == [JobStatus.PENDING]
+    await rig.commands.pause_device("EMU", "for a while")
+    assert await rig.grants() == []
+
+
+async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(machine: Rig) -> None:
+    rig = machine
+    await rig.start_again("the first")
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+
+    async def since_loss(name: str) -> bytes:
+        reply: Any = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, 0, name, 0)
+        await rig.store.remote.withdraw(batch_id, 0, name)
+        return bytes(reply[2])
+
+    assert await since_loss("a") == b""
+    await rig.start_again("the second")
+    assert 0 <= int(await since_loss("b")) < 5000
+
+
+async def test_the_job_on_the_machine_comes_before_all_other_work(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    await rig.submit(1, project="another")
+    grant = await rig.take()
+    assert (grant.batch_id, [job.attempt for job in grant.jobs]) == (batch_id, [1])
+
+
+async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_waits(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    await rig.submit(1, project="another")
+    await rig.release(await rig.take(), FAULT, retry_in_s=60)
+    assert await rig.grants() == []
+    await rig.redis.zadd(rig.keys(Key.LEASES, "EMU"), {f"{batch_id}:0": 1}, xx=True)
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_the_next(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    await rig.tickets.sweep()
+    await rig.commands.cancel(batch_id, project=None)
+    assert await rig.statuses(batch_id) == [JobStatus.RUNNING, JobStatus.CANCELED, JobStatus.CANCELED]
+    grant = await rig.take()
+    assert [(job.index, job.cancel_requested) for job in grant.jobs] == [(0, True)]
+    await rig.settle(grant, {0: OutcomeKind.CANCELED})
+    assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
+
+
+async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_no_other(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    await rig.commands.pause(batch_id, project=None)
+    grant = await rig.take()
+    assert [job.index for job in grant.jobs] == [0]
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert await rig.grants() == []
+    assert await rig.statuses(batch_id) == [JobStatus.DONE, JobStatus.PENDING, JobStatus.PENDING]
+
+
+async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    await rig.commands.set_condition("EMU", DOWN, "it rests")
+    grant = await rig.take()
+    assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [0])
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert await rig.grants() == []
+    await rig.commands.set_condition("EMU", UP, "")
+    assert [job.index for job in (await rig.take()).jobs] == [1]
+
+
+async def test_a_failed_batch_leaves_the_machines_job_to_the_next_holder(machine: Rig) -> None:
+    rig = machine
+    batch_id = await orphan(rig)
+    assert await rig.release(await rig.take(), FAULT, failures_max=1)
+    assert await rig.statuses(batch_id) == [JobStatus.RUNNING, JobStatus.ERROR, JobStatus.ERROR]
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    batch = await rig.batch(batch_id)
+    assert (batch.status, batch.counts[JobStatus.DONE]) == (BatchStatus.ERROR, 1)
