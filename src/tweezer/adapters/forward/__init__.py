@@ -1,0 +1,1 @@
+"""Batches that another server with the Pasqal API runs: Pasqal's cloud, or another Tweezer."""

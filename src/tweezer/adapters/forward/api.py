@@ -1,0 +1,285 @@
+"""A client of the Pasqal API, as far as forwarding needs it.
+
+Reads and cancels are tried again for a while; each way in which a submit can fail says whether the batch may have been
+created.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urljoin
+
+import aiohttp
+import msgspec
+import structlog
+
+from tweezer.adapters.forward.answers import (
+    Answer,
+    RemoteBatch,
+    RemoteDevice,
+    RemoteJob,
+    ResultsLink,
+    Standing,
+    complaint,
+    data_of,
+    reason,
+    result_of,
+)
+from tweezer.adapters.forward.errors import (
+    ServerRefused,
+    ServerUnreachable,
+    SubmitDeferred,
+    SubmitRefused,
+    SubmitUncertain,
+    UnknownBatch,
+)
+from tweezer.adapters.forward.options import ForwardOptions, LoginOptions
+from tweezer.adapters.http import FAILURES, LastLook, brief, read_at_most, tls_of
+from tweezer.adapters.tokens import TokenRequest, Tokens
+from tweezer.model.backoff import Backoff
+from tweezer.model.messages import Result
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES = 256 << 20
+"""How much of an answer is read: results with observables are long."""
+
+_RETRIES = Backoff(base_s=0.1, cap_s=2.0)
+_UNDECIDED = (408, 499)
+"""Refusals that say nothing: of proxies that gave up while the request may have been on its way."""
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class ForwardApi:
+    """The API of one server. agent: how it presents itself (``User-Agent``)."""
+
+    def __init__(self, options: ForwardOptions, *, agent: str = "tweezer") -> None:
+        """Raises InvalidInput naming the option that cannot be used. Asks nothing of the server yet."""
+        options.check()
+        self._options = options
+        self._url = options.url
+        self._tls = tls_of(verify=options.tls_verify, ca_file=options.tls_ca_file)
+        self._headers = {"User-Agent": agent, "Accept": "application/json"}
+        self._key = options.key()
+        timeout = self._timeout(options.read_timeout_s)
+        self._tokens = None if options.login is None else _tokens(options.login, self._tls, timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # -- devices --------------------------------------------------------------------------------------
+
+    async def device(self) -> RemoteDevice | None:
+        """How the device is; None when there is none of this name. Raises ServerUnreachable and ServerRefused."""
+        devices = await self._data("GET", "/api/v1/devices", list[RemoteDevice])
+        return next((device for device in devices if device.device_type == self._options.device), None)
+
+    async def specs(self) -> str:
+        """What the device is like: Pulser's abstract representation. Raises ServerUnreachable and ServerRefused."""
+        specs = await self._data("GET", "/api/v1/devices/specs", dict[str, str])
+        found = specs.get(self._options.device)
+        if found is None:
+            known = ", ".join(sorted(specs)) or "none"
+            problem = f"the server has no specs of {self._options.device}; it has those of {known}"
+            raise ServerRefused(problem, status=404, field="device")
+        return found
+
+    # -- work -----------------------------------------------------------------------------------------
+
+    async def submit(
+        self, body: Mapping[str, Any], *, idempotency_key: str, last_look: Callable[[], None] | None = None
+    ) -> str:
+        """Submits a batch; its id.
+
+        last_look: called when the connection stands, right before the first byte is sent; what it raises is raised
+        here, and nothing was sent. Raises SubmitRefused and SubmitDeferred: surely not executed; SubmitUncertain:
+        perhaps executed.
+        """
+        content = msgspec.json.encode(body)
+        answer = await self._post(content, idempotency_key, last_look)
+        if answer.status == 401 and self._tokens is not None:
+            answer = await self._post(content, idempotency_key, last_look)
+        return _submitted(answer)
+
+    async def find(self, tag: str) -> str | None:
+        """The id of the batch that was submitted with this tag; None when the lists do not have it, which may be a
+        while behind. Raises ServerUnreachable and ServerRefused."""
+        asked = {"tag": tag, "limit": "100"}
+        if self._options.project_id is not None:
+            asked["project_id"] = self._options.project_id
+        batches = await self._data("GET", "/api/v1/batches", list[RemoteBatch], asked)
+        return next((batch.id for batch in batches if tag in (batch.tags or ()) and batch.parent_id is None), None)
+
+    async def job(self, batch_id: str) -> RemoteJob:
+        """The one job of a batch as it stands. Raises UnknownBatch, ServerUnreachable and ServerRefused."""
+        jobs = await self._data("GET", "/api/v2/jobs", list[RemoteJob], {"batch_id": batch_id})
+        if not jobs:
+            raise UnknownBatch(f"the server has no batch {batch_id}", status=404)
+        return jobs[0]
+
+    async def status(self, batch_id: str) -> str:
+        """The status of a batch. Some servers hold the question until nothing of it runs any more.
+
+        Raises ServerUnreachable and ServerRefused.
+        """
+        return (await self._data("GET", f"/api/v1/batches/{batch_id}/status", Standing)).status
+
+    async def cancel(self, batch_id: str) -> None:
+        """Asks for the end of a batch; may be sent several times. Raises ServerUnreachable, and ServerRefused, as when
+        it has ended."""
+        await self._data("PATCH", f"/api/v2/batches/{batch_id}/cancel", dict[str, Any])
+
+    async def result(self, job_id: str) -> Result | None:
+        """The results of a job; None while there are none. Raises ServerUnreachable and ServerRefused."""
+        link = (await self._data("GET", f"/api/v1/jobs/{job_id}/results_link", ResultsLink)).results_link
+        if link is None:
+            return None
+        url = urljoin(f"{self._url}/", link)
+        what = "GET results"  # a link opens what it names: it is in no log
+        return await self._repeated(lambda: self._request(what, "GET", url, redirects=True), result_of, what)
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    async def _data(self, method: str, path: str, kind: type[T], query: Mapping[str, str] | None = None) -> T:
+        what = f"{method} {path}"
+        return await self._repeated(
+            lambda: self._authorized(what, method, self._url + path, query), lambda answer: data_of(answer, kind), what
+        )
+
+    async def _repeated(self, ask: Callable[[], Awaitable[Answer]], read: Callable[[Answer], T], what: str) -> T:
+        """What the server answers, asked again while it does not, for ``retry_s``."""
+        deadline = time.monotonic() + self._options.retry_s
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return read(await ask())
+            except ServerUnreachable as error:
+                pause_s = _RETRIES.delay_s(attempt)
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                log.info("forward.asked_again", what=what, attempt=attempt, problem=error.message)
+            await asyncio.sleep(pause_s)
+
+    async def _authorized(self, what: str, method: str, url: str, query: Mapping[str, str] | None) -> Answer:
+        answer = await self._request(what, method, url, token=await self._token(), query=query)
+        if answer.status == 401 and self._tokens is not None:
+            answer = await self._request(what, method, url, token=await self._token(), query=query)
+        return answer
+
+    async def _request(
+        self,
+        what: str,
+        method: str,
+        url: str,
+        *,
+        token: str | None = None,
+        query: Mapping[str, str] | None = None,
+        redirects: bool = False,
+    ) -> Answer:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=self._headers, timeout=self._timeout(self._options.read_timeout_s)
+            )
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        try:
+            async with self._session.request(
+                method, url, headers=headers, params=query, allow_redirects=redirects
+            ) as response:
+                return await self._answer(what, response, token)
+        except FAILURES as error:
+            raise ServerUnreachable(f"{what}: no answer from {self._url} ({type(error).__name__})") from error
+
+    async def _post(self, content: bytes, key: str, last_look: Callable[[], None] | None) -> Answer:
+        """Sends a submit on a connection of its own: one that was kept may have been closed by the other side, and
+        then nobody could say whether the submit arrived."""
+        sent = False
+
+        def look() -> None:
+            nonlocal sent
+            if last_look is not None:
+                last_look()
+            sent = True
+
+        try:
+            token = await self._token()
+        except (ServerUnreachable, ServerRefused) as error:
+            raise SubmitDeferred(f"the batch was not submitted: {error.message}") from error
+        headers = self._headers | {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {token}",
+            "Idempotency-Key": key,
+        }
+        what = "POST /api/v1/batches"
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=LastLook(look, self._tls), timeout=self._timeout(self._options.submit_timeout_s)
+                ) as session,
+                session.post(
+                    f"{self._url}/api/v1/batches", data=content, headers=headers, allow_redirects=False
+                ) as response,
+            ):
+                return await self._answer(what, response, token)
+        except FAILURES as error:
+            if sent:
+                raise SubmitUncertain(
+                    f"{self._url} did not answer the submit ({brief(error)}): the batch may have been created"
+                ) from error
+            raise SubmitDeferred(
+                f"the batch was not submitted: {self._url} cannot be reached ({brief(error)})"
+            ) from error
+
+    async def _answer(self, what: str, response: aiohttp.ClientResponse, token: str | None) -> Answer:
+        """What came. A token that was refused is discarded, and shown in no answer."""
+        body = await read_at_most(response, MAX_ANSWER_BYTES)
+        if token is not None and response.status >= 400:
+            body = body.replace(token.encode(), b"***")
+            if response.status == 401 and self._tokens is not None:
+                self._tokens.discard(token)
+        return Answer(what, response.status, body)
+
+    async def _token(self) -> str | None:
+        return self._key if self._tokens is None else await self._tokens.current()
+
+    def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=total_s, connect=self._options.connect_timeout_s)
+
+
+def _submitted(answer: Answer) -> str:
+    """The id of the batch that a submit created. Raises SubmitRefused, SubmitDeferred and SubmitUncertain."""
+    field, problem = complaint(answer.body) if answer.status >= 400 else (None, "")
+    if answer.status in (401, 429) or (answer.status == 503 and reason(answer.body) == "full"):
+        raise SubmitDeferred(f"the batch was not submitted: the server answers {answer.status}: {problem}")
+    if 400 <= answer.status < 500 and answer.status not in _UNDECIDED:
+        raise SubmitRefused(problem, status=answer.status, field=field)
+    try:
+        batch = data_of(answer, RemoteBatch)
+    except (ServerUnreachable, ServerRefused) as error:
+        raise SubmitUncertain(f"{error.message}: the batch may have been created") from error
+    if not _ID.fullmatch(batch.id):
+        raise SubmitUncertain("the server answers with an id that is none: the batch may have been created")
+    return batch.id
+
+
+def _tokens(options: LoginOptions, tls: ssl.SSLContext | bool, timeout: aiohttp.ClientTimeout) -> Tokens:
+    """Raises InvalidInput when a secret cannot be had."""
+    return Tokens(
+        TokenRequest(options.token_url, options.form(), options.who, "the option login"),
+        tls,
+        timeout,
+        unreachable=ServerUnreachable,
+        refused=lambda problem, status: ServerRefused(problem, status=status),
+    )

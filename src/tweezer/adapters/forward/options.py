@@ -1,0 +1,149 @@
+"""How another server is reached: options of a device. No HTTP library is needed to read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from tweezer.model.errors import InvalidInput
+
+_Seconds = Annotated[float, Meta(gt=0, le=3600)]
+_Text = Annotated[str, Meta(min_length=1)]
+_PATH = "/api/v1"
+
+
+class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tokens from a token endpoint: by a user's name and password, or else by a client's secret.
+
+    Secrets are given, or files that hold one and nothing else. grant_type: None is ``password`` with a username, and
+    ``client_credentials`` without; Auth0's has a name of its own. realm and audience: where the server asks for them.
+    """
+
+    token_url: _Text
+    client_id: str | None = None
+    username: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+    client_secret: str | None = None
+    client_secret_file: str | None = None
+    grant_type: str | None = None
+    realm: str | None = None
+    audience: str | None = None
+
+    def __repr__(self) -> str:
+        return f"LoginOptions(token_url={self.token_url!r}, who={self.who!r})"
+
+    @property
+    def who(self) -> str:
+        """Whom the tokens are for."""
+        return self.username or self.client_id or ""
+
+    def form(self) -> dict[str, str]:
+        """What is posted for a token. Raises InvalidInput naming what is missing, or cannot be read."""
+        given: dict[str, str | None] = {"client_id": self.client_id, "realm": self.realm, "audience": self.audience}
+        if self.username is not None:
+            given |= {"grant_type": self.grant_type or "password", "username": self.username}
+            given["password"] = secret("login.password", self.password, self.password_file)
+            if self.client_secret is not None or self.client_secret_file is not None:
+                given["client_secret"] = secret("login.client_secret", self.client_secret, self.client_secret_file)
+        else:
+            if self.client_id is None:
+                raise InvalidInput(
+                    "login.username", "is missing: give it with a password, or a client_id with a secret"
+                )
+            given["grant_type"] = self.grant_type or "client_credentials"
+            given["client_secret"] = secret("login.client_secret", self.client_secret, self.client_secret_file)
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of a device whose jobs another server runs.
+
+    base_url: what comes before ``/api/v1`` there. device: its name there (``device_type``). project_id: None where
+    the key belongs to one project. api_key, or api_key_file, or login: how it knows us.
+    idempotency_s: for how long it knows a repeated ``Idempotency-Key``; 0: it does not heed it. A Tweezer: 86400.
+    is_emulator: whether the device there is one. max_runs: the most shots of a job there, where its specs do not say.
+    tls_verify: whether its certificate is checked, and tls_ca_file: against which PEM file (None: the system's
+    authorities). connect_timeout_s: for a connection. read_timeout_s: for the answer to a read or a cancel, beside the
+    time that a server holds it. submit_timeout_s: for that to a submit. retry_s: how long reads are tried again before
+    that is noted. poll_s: between looks at a job, where the server does not hold the question until it has ended.
+    probe_s: between looks at the device. ask_again_s: between requests to stop a job that goes on. lag_s: how far its
+    lists may be behind.
+    """
+
+    base_url: str
+    device: _Text
+    project_id: str | None = None
+    api_key: str | None = None
+    api_key_file: str | None = None
+    login: LoginOptions | None = None
+    idempotency_s: Annotated[float, Meta(ge=0)] = 0.0
+    is_emulator: bool = True
+    max_runs: Annotated[int, Meta(ge=1)] = 1_000_000
+    tls_verify: bool = True
+    tls_ca_file: str | None = None
+    connect_timeout_s: _Seconds = 5.0
+    read_timeout_s: _Seconds = 30.0
+    submit_timeout_s: _Seconds = 60.0
+    retry_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    poll_s: _Seconds = 1.0
+    probe_s: _Seconds = 15.0
+    ask_again_s: _Seconds = 10.0
+    lag_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+
+    def __repr__(self) -> str:
+        return f"ForwardOptions(base_url={self.base_url!r}, device={self.device!r})"
+
+    @property
+    def url(self) -> str:
+        """Where its paths begin. Raises InvalidInput for what is no such URL."""
+        return http_url("base_url", self.base_url).removesuffix(_PATH)
+
+    def key(self) -> str | None:
+        """The key that is shown as it is; None with a log-in. Raises InvalidInput when its file cannot be read."""
+        return None if self.login is not None else secret("api_key", self.api_key, self.api_key_file)
+
+    def check(self) -> None:
+        """Raises InvalidInput naming the option that cannot be used."""
+        _ = self.url
+        if self.tls_ca_file is not None and not self.tls_verify:
+            raise InvalidInput("tls_ca_file", "is given, but tls_verify is false: leave one of them out")
+        if self.login is None:
+            if self.api_key is None and self.api_key_file is None:
+                raise InvalidInput("api_key", "is missing: give it, or api_key_file, or login")
+            self.key()
+            return
+        if self.api_key is not None or self.api_key_file is not None:
+            raise InvalidInput("login", "is given beside a key: leave one of them out")
+        http_url("login.token_url", self.login.token_url)
+        self.login.form()
+
+
+def secret(field: str, given: str | None, file: str | None) -> str:
+    """What is given, or the file holds. Raises InvalidInput naming the field."""
+    if file is None:
+        if not given:
+            raise InvalidInput(field, f"is missing: give it, or {field.rpartition('.')[2]}_file")
+        return given
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{field}_file", f"cannot be read: {error}") from error
+
+
+def http_url(field: str, url: str) -> str:
+    """The URL without a slash at its end. Raises InvalidInput naming the field."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InvalidInput(field, f"is no URL: {error}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InvalidInput(field, "must be a URL such as https://tweezer.example.org")
+    if parts.username or parts.password:
+        raise InvalidInput(field, "must not carry a user or a password; credentials go into login")
+    return url.rstrip("/")
