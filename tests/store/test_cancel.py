@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tweezer.model.errors import Conflict
+from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
+from tweezer.model.errors import Conflict, FaultKind, InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import OutcomeKind
+from tweezer.model.messages import Fault, Outcome, OutcomeKind, Result
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.feed import read_cancel
 from tweezer.store.tickets import Next
@@ -218,6 +219,157 @@ async def test_a_cancel_of_pending_work_is_not_told_to_the_pool(rig: Rig) -> Non
         await rig.commands.cancel(running, project="b")
         (message,) = await heard.next(5)
     assert read_cancel(message).batch_id == running
+
+
+def asked(attempts: tuple[CancelAttempt, ...]) -> list[tuple[str, str]]:
+    return [(attempt.by, attempt.jobs) for attempt in attempts]
+
+
+async def test_who_cancelled_which_jobs_is_noted_with_its_time(rig: Rig) -> None:
+    batch_id = await rig.submit(9)
+    await rig.take()
+    before = (await rig.batch(batch_id)).updated
+    await rig.commands.cancel_jobs(batch_id, [0, 4, 5, 6, 8, 99], project="a", by="alice (key k3v9)")
+    await rig.commands.cancel_jobs(batch_id, [0, 4], project="a", by="bob@lab")
+    await rig.commands.cancel(batch_id, project="a")
+    batch = await rig.batch(batch_id)
+    assert asked(batch.cancels) == [("alice (key k3v9)", "0,4-6,8"), ("bob@lab", "0"), ("unknown", "*")]
+    times = [attempt.at for attempt in batch.cancels]
+    assert times == sorted(times)
+    assert before <= times[0] <= batch.updated
+    everybody = [asked(job.cancels) for job in await rig.jobs(batch_id)]
+    assert everybody[0] == asked(batch.cancels)
+    assert everybody[1] == everybody[7] == [("unknown", "*")]
+    assert everybody[4][0] == ("alice (key k3v9)", "0,4-6,8")
+    assert ("bob@lab", "0") not in everybody[4]
+
+
+async def test_a_refused_cancel_is_not_noted(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.settle(await rig.take(), {0: OutcomeKind.DONE})
+    assert await rig.commands.cancel_jobs(batch_id, [0, 7], project="a", by="late") == [
+        CancelAnswer.OVER,
+        CancelAnswer.UNKNOWN,
+    ]
+    assert (await rig.batch(batch_id)).cancels == ()
+    assert (await rig.job(batch_id, 0)).cancel_outcome is None
+
+
+async def test_a_repeated_cancel_is_noted_once(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    await rig.take()
+    for _ in range(2):
+        await rig.commands.cancel_jobs(batch_id, [0], project="a", by="alice", idempotency_key="once")
+    assert asked((await rig.batch(batch_id)).cancels) == [("alice", "0")]
+
+
+@pytest.mark.parametrize("by", ["", " ", "two\nlines", "x" * 201])
+async def test_who_cancels_must_be_a_name(rig: Rig, by: str) -> None:
+    batch_id = await rig.submit(1)
+    with pytest.raises(InvalidInput, match="by: must be"):
+        await rig.commands.cancel(batch_id, project="a", by=by)
+    assert await rig.statuses(batch_id) == [PENDING]
+
+
+async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    await rig.take()
+    for number in range(400):
+        await rig.commands.cancel_jobs(batch_id, [0], project="a", by=f"{number:03} {'x' * 196}")
+    batch = await rig.batch(batch_id)
+    assert 250 < len(batch.cancels) < 400
+    assert [attempt.by[:3] for attempt in batch.cancels] == [f"{number:03}" for number in range(len(batch.cancels))]
+    assert (await rig.job(batch_id, 0)).cancel_requests == 400
+
+
+async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: Rig) -> None:
+    batch_id = await rig.submit(4)
+    grant = await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [3], project="a")
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    assert (await rig.job(batch_id, 0)).cancel_outcome is None
+    await rig.settle(grant, {0: Outcome(OutcomeKind.CANCELED, began=False)})
+    await rig.commands.cancel(batch_id, project="a")
+    await rig.settle(grant, {1: OutcomeKind.CANCELED})
+    jobs = await rig.jobs(batch_id)
+    prevented, stopped = CancelOutcome.PREVENTED, CancelOutcome.STOPPED
+    assert [job.cancel_outcome for job in jobs] == [prevented, stopped, prevented, prevented]
+    assert [job.may_have_result for job in jobs] == [False, True, False, False]
+    assert all(job.cancel_requested is not None for job in jobs)
+
+
+async def test_what_was_measured_before_a_job_was_stopped_is_kept(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.settle(grant, {0: Outcome(OutcomeKind.CANCELED, result=Result(counter={"01": 3}))})
+    job = await rig.job(batch_id, 0)
+    assert (job.status, job.cancel_outcome) == (CANCELED, CancelOutcome.STOPPED)
+    assert (await rig.reader.results(batch_id, [0]))[0].counter == {"01": 3}
+
+
+async def test_a_cancel_is_too_late_for_a_job_that_ends_first(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    for index, kind in enumerate((OutcomeKind.DONE, OutcomeKind.ERROR)):
+        await rig.commands.cancel_jobs(batch_id, [index], project="a")
+        await rig.settle(grant, {index: kind})
+    assert [job.cancel_outcome for job in await rig.jobs(batch_id)] == [CancelOutcome.TOO_LATE] * 2
+
+
+async def test_a_cancelled_job_of_a_lost_worker_was_stopped(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.lapse(grant)
+    await rig.grants()
+    job = await rig.job(batch_id, 0)
+    assert (job.status, job.cancel_outcome) == (CANCELED, CancelOutcome.STOPPED)
+
+
+@pytest.mark.parametrize("code", ["unconfirmed", "unknown"])
+async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: Rig, code: str) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    unsure = Outcome(OutcomeKind.ERROR, fault=Fault(code, "the machine is silent"), cause=FaultKind.INTERNAL)
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    await rig.settle(grant, {0: unsure})
+    await rig.settle(grant, {1: unsure})
+    assert [job.cancel_outcome for job in await rig.jobs(batch_id)] == [CancelOutcome.UNCONFIRMED, None]
+
+
+async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await rig.tickets.note_timeout(grant.ticket, "1", 0)  # a stale token
+    await rig.tickets.note_timeout(grant.ticket, grant.token, 1)  # not held
+    assert (await rig.batch(batch_id)).cancels == ()
+    await rig.tickets.note_timeout(grant.ticket, grant.token, 0)
+    assert await rig.renew(grant) == set()  # its holder stops it, nobody else is asked
+    await rig.settle(grant, {0: rig.outcome(OutcomeKind.ERROR, FaultKind.TIMEOUT)})
+    job = await rig.job(batch_id, 0)
+    assert (job.status, job.cancel_outcome, job.cancel_requested) == (JobStatus.ERROR, CancelOutcome.STOPPED, None)
+    assert asked(job.cancels) == [("timeout", "0")]
+    assert await rig.statuses(batch_id) == [JobStatus.ERROR, RUNNING]
+
+
+async def test_a_drain_is_no_cancel(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    grant = await rig.take()
+    await rig.tickets.drain(grant.ticket, grant.token)
+    assert (await rig.batch(batch_id)).cancels == ()
+    assert (await rig.job(batch_id, 0)).cancel_requests == 0
+
+
+def test_attempts_are_read_from_their_lines() -> None:
+    first, second = read_attempts("1700000000000 0,4-6 alice of the lab\n1700000000500 * timeout")
+    assert (first.jobs, first.by, first.at.year) == ("0,4-6", "alice of the lab", 2023)
+    assert (second.jobs, second.ranges) == ("*", None)
+    assert [index for index in range(9) if first.concerns(index, None, None)] == [0, 4, 5, 6]
+    assert not second.concerns(0, None, None)
+    assert second.concerns(0, first.at, None)
+    assert not second.concerns(0, first.at, first.at)
+    assert read_attempts("") == ()
 
 
 async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: Rig) -> None:

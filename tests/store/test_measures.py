@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DAY_US = 86_400_000_000
 
 
-async def measured(rig: Rig, recorded: str | None = None) -> Measures:
-    return await measure(rig.store.scripts, recorded)
+async def measured(rig: Rig, recorded: str | None = None, delivered: str | None = None) -> Measures:
+    return await measure(rig.store.scripts, recorded, delivered)
 
 
 async def device(rig: Rig, name: str = "EMU") -> DeviceMeasures:
@@ -151,6 +151,16 @@ async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: Rig)
     assert (await measured(rig)).unrecorded == 0
 
 
+async def test_what_the_couriers_have_not_read_is_counted_apart(rig: Rig) -> None:
+    await rig.submit(1)
+    await rig.run_all()
+    entries = await rig.store.events.read(most=100)
+    found = await measured(rig, entries[-1].id, entries[0].id)
+    assert (found.unrecorded, found.undelivered) == (0, len(entries) - 1)
+    assert 0 <= found.undelivered_s < 60
+    assert (await measured(rig, "0-0")).undelivered == 0
+
+
 async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: Rig) -> None:
     seconds, _ = await rig.redis.time()
     for age_s in (500, 100):
@@ -161,7 +171,7 @@ async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: Rig) -
 
 async def test_an_empty_installation_can_be_measured(rig: Rig) -> None:
     await rig.redis.flushall()
-    assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, False, False, [])
+    assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, 0.0, 0, False, False, [])
 
 
 async def test_a_measure_looks_at_the_front_of_the_queue_only(rig: Rig) -> None:

@@ -84,6 +84,22 @@ async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: Rig)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
+@pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
+async def test_who_cancelled_jobs_is_known_again(rig: Rig, gone: bool) -> None:
+    saved = await checkpoint(rig.store)
+    batch_id = await rig.submit(3)
+    await rig.commands.cancel_jobs(batch_id, [1], project="a", by="alice")
+    if not gone:
+        saved = await checkpoint(rig.store)
+    await rig.commands.cancel_jobs(batch_id, [2], project="a", by="bob")
+    before = (await rig.batch(batch_id)).cancels
+    ledger = await recorded(rig.store, batch_id)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    assert (await rig.batch(batch_id)).cancels == before
+    assert [[attempt.by for attempt in job.cancels] for job in await rig.jobs(batch_id)] == [[], ["alice"], ["bob"]]
+
+
 async def test_jobs_that_the_cursor_passes_over_come_back(rig: Rig) -> None:
     batch_id = await rig.submit(3000)
     saved = await checkpoint(rig.store)

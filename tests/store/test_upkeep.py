@@ -53,6 +53,7 @@ async def test_a_forgotten_batch_leaves_nothing_behind(rig: Rig) -> None:
     after.pop(rig.keys(Key.FAIR, "EMU"), None)
     device = rig.keys(Key.DEVICE, "EMU")
     assert (after[device].pop(b"pending"), after[device].pop(b"running")) == (b"0", b"0")
+    assert after[device].pop(b"job_ms") == b"2000"  # how long jobs take is the device's
     assert after == empty
 
 

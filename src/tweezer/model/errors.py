@@ -63,6 +63,12 @@ class Unavailable(TweezerError):
     retryable = True
 
 
+class EventsTrimmed(TweezerError):
+    """Events that were asked for are no longer in Redis, and there is no ledger at hand that has them."""
+
+    code = "events_trimmed"
+
+
 class ResultUnavailable(TweezerError):
     """A large result cannot be written to the results folder, or read from it."""
 

@@ -2,8 +2,8 @@
 
 An entry holds all events of one script call on one batch, as words: ``5PR`` (job 5 went from PENDING to
 RUNNING), ``0-99PC`` (jobs 0 to 99 from PENDING to CANCELED), ``PR`` (the batch), ``NP:20`` (the batch was
-created with 20 jobs). Letters are those of the statuses. Each transition has a sequence number; they
-count up by one within a batch, in the order of the words.
+created with 20 jobs), ``RI`` (the batch, which is RUNNING, will time out soon for want of jobs). Letters are those of
+the statuses. Each transition has a sequence number; they count up by one within a batch, in the order of the words.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Event(msgspec.Struct, frozen=True):
             return f"job.{self.status.value.lower()}"
         if self.previous is None:
             return "batch.created"
+        if self.previous is self.status:
+            return "batch.idle"
         if self.previous is BatchStatus.PAUSED and not BatchStatus(self.status).terminal:
             return "batch.resumed"
         return f"batch.{self.status.value.lower()}"
@@ -72,7 +74,8 @@ def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterato
         if start is None:
             previous = None if before == "N" else BATCH_BY_LETTER[before]
             count = None if jobs is None else int(jobs)
-            yield Event(batch_id, sequence, time_us, BATCH_BY_LETTER[after], previous, None, count)
+            status = BATCH_BY_LETTER[before if after == "I" else after]
+            yield Event(batch_id, sequence, time_us, status, previous, None, count)
             sequence += 1
             continue
         for index in range(int(start), int(end or start) + 1):

@@ -102,7 +102,8 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
 
     backend: name of the emulator or machine. versions: package name → version (pulser, emulator,
     tweezer). specs_digest: SHA-256 of the device's specs in the sequence. configuration: the emulator's
-    configuration as run. seed: of the job's random numbers.
+    configuration as run. seed: of the job's random numbers. remote_id: of the job on the machine that ran it.
+    server: the address of the other server that it was forwarded to.
     """
 
     backend: str
@@ -110,6 +111,8 @@ class Provenance(msgspec.Struct, frozen=True, omit_defaults=True):
     specs_digest: str | None = None
     configuration: str | None = None
     seed: int | None = None
+    remote_id: str | None = None
+    server: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -146,7 +149,7 @@ class OutcomeKind(StrEnum):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a lane made of one job. Durations in seconds."""
+    """What a lane made of one job. Durations in seconds. began: False of one that was canceled before any of it ran."""
 
     kind: OutcomeKind
     result: Result | None = None
@@ -155,6 +158,7 @@ class Outcome(msgspec.Struct, frozen=True):
     retry_in_s: float = 0.0
     preparation_s: float = 0.0
     device_s: float = 0.0
+    began: bool = True
 
 
 class Progress(msgspec.Struct, frozen=True):

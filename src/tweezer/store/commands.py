@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.cancels import UNKNOWN, check_by
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import (
@@ -29,6 +30,8 @@ from tweezer.model.messages import (
     encode_fault,
     encode_spec,
 )
+from tweezer.model.webhooks import DeviceData, written
+from tweezer.model.windows import HoldKind, check_time
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
 
@@ -125,7 +128,11 @@ class Commands:
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, int(open), packed_doc, due_ms)
         digest = _digest([*map(str, head[:3]), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
-        limits = (round(doc.limits.open_timeout_s * 1000), doc.limits.transient_retries)
+        limits = (
+            round(doc.limits.open_timeout_s * 1000),
+            doc.limits.transient_retries,
+            round(doc.limits.job_timeout_s * 1000),
+        )
         reply = await self._scripts.call(
             "submit", str(batch_id), project, *head, *limits, idempotency_key, digest, *packed
         )
@@ -156,10 +163,12 @@ class Commands:
         """No more jobs will come; closing a closed batch, or one that ended, changes nothing."""
         await self._command("close", batch_id, project, fine=(b"over",))
 
-    async def cancel(self, batch_id: UUID, *, project: str | None, idempotency_key: str = "") -> None:
-        """Ends a batch: pending jobs at once, running ones as their workers stop them."""
+    async def cancel(
+        self, batch_id: UUID, *, project: str | None, by: str = UNKNOWN, idempotency_key: str = ""
+    ) -> None:
+        """Ends a batch: pending jobs at once, running ones as their workers stop them. by: who asks, which is noted."""
         digest = _digest(["cancel", str(batch_id)])
-        await self._command("cancel_batch", batch_id, project, idempotency_key, digest)
+        await self._command("cancel_batch", batch_id, project, idempotency_key, digest, check_by(by))
 
     async def pause(self, batch_id: UUID, *, project: str | None) -> None:
         """Hands out no more jobs of the batch; what runs finishes."""
@@ -169,11 +178,17 @@ class Commands:
         await self._command("resume_batch", batch_id, project)
 
     async def cancel_jobs(
-        self, batch_id: UUID, indices: Sequence[int], *, project: str | None, idempotency_key: str = ""
+        self,
+        batch_id: UUID,
+        indices: Sequence[int],
+        *,
+        project: str | None,
+        by: str = UNKNOWN,
+        idempotency_key: str = "",
     ) -> list[CancelAnswer]:
-        """Cancels some jobs of a batch; one answer a job, in the order given."""
+        """Cancels some jobs of a batch; one answer a job, in the order given. by: who asks, which is noted."""
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
-        reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, *indices)
+        reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, check_by(by), *indices)
         return [CancelAnswer(word) for word in reply[1].decode().split()]
 
     async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
@@ -263,12 +278,23 @@ class Commands:
             async for name in redis.scan_iter(pattern, count=1000):
                 await redis.unlink(name)
 
-    async def pause_device(self, device: str, reason: str) -> None:
-        """Grants no more tickets of a device; what runs finishes."""
-        await self._device_command("pause_device", device, reason)
+    async def pause_device(self, device: str, reason: str, *, until: datetime | None = None) -> None:
+        """Grants no more tickets of a device, until a time, if one is given; what runs finishes. Doing it again changes
+        why and until when. Raises InvalidInput("until", …), and NotFound."""
+        if until is not None:
+            check_time("until", until)
+        data = _device_data(device, HoldKind.PAUSED, reason, until)
+        until_ms = 0 if until is None else round(until.timestamp() * 1000)
+        await self._device_command("pause_device", device, reason, until_ms, data)
 
     async def resume_device(self, device: str) -> None:
+        """Ends a pause; maintenance that is under way goes on."""
         await self._device_command("resume_device", device)
+
+    async def set_condition(self, device: str, state: str, reason: str) -> None:
+        """Whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes nothing but what is shown."""
+        data = _device_data(device, state, reason or None)
+        await self._device_command("set_condition", device, state, reason, data)
 
     async def _command(
         self, script: str, batch_id: UUID, project: str | None, *arguments: Any, fine: tuple[bytes, ...] = ()
@@ -278,7 +304,13 @@ class Commands:
             _refuse(reply[0], batch_id)
         return reply
 
-    async def _device_command(self, script: str, device: str, *arguments: str) -> None:
-        reply = await self._scripts.call(script, device, *arguments)
-        if reply[0] != b"ok":
+    async def _device_command(self, script: str, device: str, *arguments: str | bytes | int) -> None:
+        (word,) = await self._scripts.call(script, device, *arguments)
+        if word == b"past":
+            raise InvalidInput("until", "is not to come; give a later time, or none to pause until somebody resumes it")
+        if word != b"ok":
             raise NotFound("device", device)
+
+
+def _device_data(device: str, status: str, reason: str | None = None, until: datetime | None = None) -> bytes:
+    return msgspec.json.encode(DeviceData(device, status, reason, None if until is None else written(until)))

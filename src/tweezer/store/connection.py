@@ -26,6 +26,7 @@ from tweezer.store.devices import Devices
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
 from tweezer.store.reader import Reader
+from tweezer.store.remote import Remote
 from tweezer.store.restoring import Restoring
 from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
 from tweezer.store.scripts import Scripts, script_text
@@ -131,6 +132,7 @@ class Store:
         self.scripts = scripts
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)
+        self.remote = Remote(scripts)
         self.reader = Reader(scripts, self.results)
         self.devices = Devices(scripts)
         self.attempts = Attempts(scripts)

@@ -1,12 +1,18 @@
-"""What devices are like, as clients are told it: announced by workers, or given by operators, which goes before."""
+"""What devices are like, as clients are told it: announced by workers, or given by operators, which goes before; and
+when they are under maintenance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
+
+import msgspec
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
+from tweezer.model.webhooks import written
+from tweezer.model.windows import WINDOWS_MAX, Window, check_time, new_window_id, window_data
 from tweezer.store.scripts import Scripts
 
 
@@ -39,6 +45,36 @@ class Devices:
             case word:
                 _refuse(word, device)
 
+    async def plan(self, device: str, window: Window) -> None:
+        """Begins nothing from one time to another, and before it nothing that would not end in time. Planning the
+        same window again changes nothing. Raises InvalidInput, Conflict when it overlaps with another one, NotFound."""
+        begins, ends = (round(at.timestamp() * 1000) for at in (window.begins, window.ends))
+        data = msgspec.json.encode(window_data(device, window))
+        word, *rest = await self._scripts.call("plan_window", device, window.id, begins, ends, data, WINDOWS_MAX)
+        match word:
+            case b"ok":
+                return
+            case b"past":
+                raise InvalidInput("ends_at", "is not to come; maintenance is planned for the future")
+            case b"many":
+                raise Conflict(f"{device} has {WINDOWS_MAX} windows of maintenance, and may not have more; remove some")
+            case b"overlaps":
+                begin, end = (written(datetime.fromtimestamp(int(at) / 1000, UTC)) for at in rest)
+                raise Conflict(
+                    f"it overlaps with other maintenance of {device}, from {begin} to {end}: remove that first",
+                    code="overlaps",
+                )
+            case _:
+                _refuse(word, device)
+
+    async def drop(self, device: str, window_id: str) -> None:
+        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        (word,) = await self._scripts.call("drop_window", device, window_id)
+        if word == b"none":
+            raise NotFound("maintenance", window_id)
+        if word != b"ok":
+            _refuse(word, device)
+
     async def _set(self, device: str, by: str, known: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
         row = {**about, "specs": specs.text, "specs_name": specs.name}
         row |= {} if specs.max_atom_num is None else {"max_atom_num": specs.max_atom_num}
@@ -56,6 +92,22 @@ class Devices:
                 )
             case word:
                 _refuse(word, device)
+
+
+def planned(begins: datetime, ends: datetime, reason: str) -> Window:
+    """A window of maintenance with a new id. Raises InvalidInput that names what is wrong."""
+    for field, at in (("begins_at", begins), ("ends_at", ends)):
+        check_time(field, at)
+    if ends <= begins:
+        raise InvalidInput("ends_at", "must be after begins_at")
+    if not reason.strip():
+        raise InvalidInput("reason", "is missing; it is shown to all who wait")
+    return Window(new_window_id(), _to_the_millisecond(begins), _to_the_millisecond(ends), reason)
+
+
+def _to_the_millisecond(at: datetime) -> datetime:
+    """In UTC, as it is kept."""
+    return at.astimezone(UTC).replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def _refuse(word: bytes, device: str) -> NoReturn:

@@ -20,6 +20,8 @@ class Key(StrEnum):
     FAULT = "batch:%s:fault"  # hash: job index → Fault (JSON)
     BACK = "batch:%s:back"  # list: job indices that came back
     DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
+    REMOTE = "batch:%s:remote"  # hash: job index → what is known of its submit to a machine (model.remote)
+    CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for who holds the device for it
     HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; gone when the ticket is
     # of a device: they live as long as the device is known
     DEVICES = "devices"  # set of device names
@@ -28,6 +30,7 @@ class Key(StrEnum):
     DUE = "device:%s:due"  # sorted set: ticket → due time (ms)
     LEASES = "device:%s:leases"  # sorted set: ticket → expiry (ms)
     FAIR = "device:%s:fair"  # hash: virtual time and the finish of each project (ms of service)
+    WINDOWS = "device:%s:windows"  # hash: id of a window of maintenance → begin and end (ms), id, DeviceData (JSON)
     BELL = "device:%s:bell"  # list of at most one element: the doorbell
     WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
     # of a worker: it expires when the heartbeat stops
@@ -44,7 +47,7 @@ class Key(StrEnum):
     # of the ledger
     LEDGER = "ledger"  # string: there since a recorder first read the stream
     RECORDER = "recorder"  # string, expiring: the recorder that is active
-    SERVER = "server"  # string: run id of the Redis that is in use
+    SERVER = "server"  # string: since when the last writes may be lacking (ms), or 0; run id of the Redis in use
     GATE = "gate"  # string, expiring: no job is handed out, until the ledger has put back what Redis lost
     # channels
     NEWS = "news:%s"  # of a batch: its events and progress
@@ -52,6 +55,8 @@ class Key(StrEnum):
     # queues of arq
     INTAKE = "intake"
     CHORES = "chores"
+    ENDPOINTS = "endpoints"  # string: counts the changes of endpoints, so that couriers read them again
+    COURIER = "courier"  # alarms of deliveries
 
 
 class Keys:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.cancels import read_attempts
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import decode_fault
@@ -52,8 +53,9 @@ class Lookups:
         row = await answer
         if row is None:
             return None
-        project, doom, spec, state, fault = row
-        owner = JobOwner(batch_id, project.decode(), None if doom is None else decode_fault(doom))
+        project, doom, cancels, spec, state, fault = row
+        fault_of_batch = None if doom is None else decode_fault(doom)
+        owner = JobOwner(batch_id, project.decode(), fault_of_batch, read_attempts((cancels or b"").decode()))
         return job_record(owner, index, spec, state, fault)
 
     async def _read(self) -> None:

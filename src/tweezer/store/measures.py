@@ -8,7 +8,7 @@ import msgspec
 
 from tweezer.store.scripts import Scripts
 
-_UNRECORDED_MOST = 1000
+_ENTRIES_MOST = 1000
 _FRONT = 50
 
 
@@ -47,32 +47,43 @@ class Measures(msgspec.Struct, frozen=True):
     """The queue as a whole.
 
     stream: entries of the stream of events. unrecorded: those that the recorder has not read, counted up to 1,000;
-    unrecorded_s: age of the oldest of them. ended: batches that have ended and are not forgotten.
+    unrecorded_s: age of the oldest of them. undelivered, undelivered_s: the same of those whose webhooks the couriers
+    have not written down. ended: batches that have ended and are not forgotten.
     """
 
     stream: int
     unrecorded: int
     unrecorded_s: float
+    undelivered: int
+    undelivered_s: float
     ended: int
     gate_shut: bool
     recorder_active: bool
     devices: list[DeviceMeasures]
 
 
-async def measure(scripts: Scripts, recorded: str | None) -> Measures:
-    """Measures the queue. ``recorded``: id of the last entry that the recorder has written; None counts none as
-    unrecorded. Raises Unavailable."""
-    reply = await scripts.call("measure", recorded or "", _UNRECORDED_MOST, _FRONT)
-    now_ms, stream, unrecorded, first, ended, gate_shut, recorder_active, *devices = reply
+async def measure(scripts: Scripts, recorded: str | None, delivered: str | None = None) -> Measures:
+    """Measures the queue. ``recorded``: id of the last entry that the recorder has written, ``delivered``: of the last
+    one of which the couriers have written all deliveries; None counts none as left. Raises Unavailable."""
+    reply = await scripts.call("measure", recorded or "", delivered or "", _ENTRIES_MOST, _FRONT)
+    now_ms, stream, unrecorded, first, undelivered, first_undelivered, *rest = reply
+    ended, gate_shut, recorder_active, *devices = rest
     return Measures(
         stream=int(stream),
         unrecorded=int(unrecorded),
-        unrecorded_s=max(int(now_ms) - int(first.partition(b"-")[0]), 0) / 1000 if first else 0.0,
+        unrecorded_s=_age_s(first, int(now_ms)),
+        undelivered=int(undelivered),
+        undelivered_s=_age_s(first_undelivered, int(now_ms)),
         ended=int(ended),
         gate_shut=gate_shut == b"1",
         recorder_active=recorder_active == b"1",
         devices=[_device(*row) for row in devices],
     )
+
+
+def _age_s(entry_id: bytes, now_ms: int) -> float:
+    """0 where there is no entry."""
+    return max(now_ms - int(entry_id.partition(b"-")[0]), 0) / 1000 if entry_id else 0.0
 
 
 def _device(name: bytes, paused: bytes, *numbers: Any) -> DeviceMeasures:

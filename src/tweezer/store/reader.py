@@ -11,6 +11,7 @@ from redis import exceptions as redis_errors
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import Result
+from tweezer.model.windows import Window
 from tweezer.store.keys import Key
 from tweezer.store.records import (
     DEVICE_FIELDS,
@@ -22,6 +23,7 @@ from tweezer.store.records import (
     device_record,
     job_record,
     moment,
+    window_record,
 )
 from tweezer.store.results import Results
 from tweezer.store.scripts import Scripts, translating
@@ -89,6 +91,11 @@ class Reader:
         return device_record(
             name, await self._ask(self._redis.hmget(self._keys(Key.DEVICE, name), list(DEVICE_FIELDS)))
         )
+
+    async def windows(self, device: str) -> list[Window]:
+        """The planned maintenance of a device, in order; that which is over may be among it for a second."""
+        values = await self._ask(self._redis.hvals(self._keys(Key.WINDOWS, device)))
+        return sorted(map(window_record, (value.decode() for value in values)), key=lambda it: it.begins)
 
     async def device_names(self) -> list[str]:
         names = cast(set[bytes], await self._ask(self._redis.smembers(self._keys(Key.DEVICES))))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
 
+from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
+from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Priority, decode_doc, decode_fault, decode_spec
+from tweezer.model.webhooks import DeviceData
+from tweezer.model.windows import Hold, HoldKind, Window, remaining_s
 
 STATE_FIELDS = (
     "status",  # letter of JobStatus
@@ -28,13 +32,15 @@ STATE_FIELDS = (
     "crashes",  # lanes that died under it
     "lost",  # workers that were lost under it
     "transient",  # transient failures
+    "outcome",  # prevented or stopped (CancelOutcome), of a job that was canceled on request
 )
-"""The words of a job's state, in order; ``-`` is none."""
+"""The words of a job's state, in order; ``-`` is none. One that an older release wrote has fewer."""
 
 TEXT_FIELDS = ("project", "device", "priority", "status", "fate", "created")
 NUMBER_FIELDS = (
     "open",  # 1 while jobs may be added
     "exclusive",  # 1 on a device that one batch holds
+    "reattaches",  # 1 on a device whose jobs run on, whatever becomes of the worker
     "started",  # ms, when its first job began
     "ended",  # ms
     "jobs",
@@ -53,9 +59,14 @@ NUMBER_FIELDS = (
     "idle",  # ms that it may be open without work
     "retries",  # transient failures that a job may have
     "not_before",  # ms, its tickets wait until then
+    "reserved",  # ms, since when it holds its device without work; 0: it does not
+    "idled",  # ms that it has held its device without work before
+    "warned",  # ms, the deadline before which it was warned last
 )
-"""Fields of the batch record that scripts work with. Beside them stand ``v``, ``doc``, ``updated``, ``fault``, ``tags``
-(JSON; absent until they are replaced) and ``children`` (ids of the batches that repeat it)."""
+"""Fields of the batch record that scripts work with. Beside them stand ``v``, ``doc``, ``updated``, ``timeout``
+(ms that a job may take), ``worked`` (ms that its DONE jobs took), ``fault``, ``tags``
+(JSON; absent until they are replaced), ``children`` (ids of the batches that repeat it) and ``cancels`` (who asked for
+the end of which jobs, a line each; see :mod:`tweezer.model.cancels`)."""
 
 
 SPECS_FIELDS = ("specs", "specs_name", "specs_by", "specs_at", "specs_max_runs", "max_atom_num")
@@ -79,7 +90,11 @@ class TicketRef(msgspec.Struct, frozen=True):
 
 
 class BatchRecord(msgspec.Struct, frozen=True):
-    """A batch as it stands. Times are UTC; ``sequence_number`` is that of its last event."""
+    """A batch as it stands. Times are UTC; ``sequence_number`` is that of its last event.
+
+    idle_s: how long it has held a machine without having work for it; while it does so now, until then. job_s: how long
+    its DONE jobs took, on average.
+    """
 
     id: UUID
     project: str
@@ -97,6 +112,9 @@ class BatchRecord(msgspec.Struct, frozen=True):
     doc: BatchDoc
     fault: Fault | None
     children: tuple[UUID, ...] = ()
+    idle_s: float = 0.0
+    job_s: float | None = None
+    cancels: tuple[CancelAttempt, ...] = ()
 
 
 class JobOwner(msgspec.Struct, frozen=True):
@@ -105,6 +123,7 @@ class JobOwner(msgspec.Struct, frozen=True):
     id: UUID
     project: str
     fault: Fault | None = None
+    cancels: tuple[CancelAttempt, ...] = ()
 
 
 class JobRecord(msgspec.Struct, frozen=True):
@@ -112,6 +131,9 @@ class JobRecord(msgspec.Struct, frozen=True):
 
     Durations in seconds: ``queue_s`` from its submit to its (last) begin, ``preparation_s`` and
     ``device_s`` as its worker measured them. ``attempt`` is 0 until it begins.
+
+    cancel_requested: when somebody first asked for its end. cancel_requests: how often it was asked to end, also by its
+    time limit; cancels: by whom and when, as far as that was noted. cancel_outcome: what came of it, once it has ended.
     """
 
     batch_id: UUID
@@ -132,6 +154,8 @@ class JobRecord(msgspec.Struct, frozen=True):
     preparation_s: float | None
     device_s: float | None
     faults: tuple[Fault, ...]
+    cancel_outcome: CancelOutcome | None = None
+    cancels: tuple[CancelAttempt, ...] = ()
 
     @property
     def id(self) -> UUID:
@@ -143,13 +167,21 @@ class JobRecord(msgspec.Struct, frozen=True):
         changes = (self.created, self.started, self.stage_since, self.cancel_requested, self.ended)
         return max(change for change in changes if change is not None)
 
+    @property
+    def may_have_result(self) -> bool:
+        """Whether it is DONE, or was stopped while it ran, when what it had measured is kept."""
+        stopped = self.status is JobStatus.CANCELED and self.cancel_outcome is not CancelOutcome.PREVENTED
+        return self.status is JobStatus.DONE or stopped
+
 
 class DeviceRecord(msgspec.Struct, frozen=True):
     """A device that a pool of workers has announced, or an operator has created.
 
     max_runs: the most shots of a job, by its adapter and its specs. lanes: of live workers. pending, running: its jobs.
-    paused: the reason, or None. specs_name: the name that sequences for it carry; None without specs.
-    max_atom_num: None without limit. active: whether it is more than a name of former days.
+    paused: the operator's reason, or None; paused_until: when it goes on by itself, if ever. window: the maintenance
+    that is under way, or the next one. down: why the machine runs no jobs, or None. unsure: why it is not known how it
+    is, and since when. job_s: how long its jobs took lately, on average. specs_name: the name that sequences for it
+    carry; None without specs. max_atom_num: None without limit. active: whether it is more than a name of former days.
     """
 
     name: str
@@ -161,11 +193,42 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     pending: int
     running: int
     paused: str | None
+    down: str | None = None
+    unsure: str | None = None
+    unsure_since: datetime | None = None
+    paused_until: datetime | None = None
+    window: Window | None = None
+    job_s: float | None = None
     is_emulator: bool = True
     specs_name: str | None = None
     max_atom_num: int | None = None
     active: bool = True
     created: datetime | None = None
+
+    def hold(self, now: datetime) -> Hold | None:
+        """Why it begins no jobs, None if it does: what an operator did goes before what happened to it."""
+        window = self.window
+        if self.paused is not None:
+            return Hold(HoldKind.PAUSED, self.paused, self.paused_until)
+        if window is not None and window.begins <= now < window.ends:
+            return Hold(HoldKind.MAINTENANCE, window.reason, window.ends)
+        if self.down is not None:
+            return Hold(HoldKind.DOWN, self.down)
+        return None if self.lanes else Hold(HoldKind.UNSERVED)
+
+    def waits_for_window(self, batch: BatchRecord, now: datetime) -> Window | None:
+        """The maintenance after which alone the batch goes on: it would not end before."""
+        if self.window is None or now >= self.window.begins:
+            return None
+        needs_s = remaining_s(
+            pending=batch.counts[JobStatus.PENDING],
+            begun=batch.started is not None,
+            lanes=1 if self.exclusive else self.lanes,
+            job_s=self.job_s,
+            batch_job_s=batch.job_s,
+            limit_s=batch.doc.limits.job_timeout_s,
+        )
+        return self.window if now + timedelta(seconds=needs_s) > self.window.begins else None
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
@@ -183,7 +246,19 @@ class WorkerRecord(msgspec.Struct, frozen=True):
 
 
 DEVICE_FIELDS = (
-    *("adapter", "exclusive", "checks_sequence", "max_runs", "is_emulator", "lanes", "pending", "running", "paused"),
+    *(
+        "adapter",
+        "exclusive",
+        "checks_sequence",
+        "max_runs",
+        "is_emulator",
+        "lanes",
+        "pending",
+        "running",
+        "paused",
+        "down",
+    ),
+    *("unsure", "unsure_since", "paused_until", "window", "job_ms"),
     *("created", "inactive", "specs_name", "specs_max_runs", "max_atom_num"),
 )
 """What :func:`device_record` reads of a device: all that is short."""
@@ -205,12 +280,29 @@ def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None
         pending=int(text.get("pending", "0")),
         running=int(text.get("running", "0")),
         paused=text.get("paused"),
+        down=text.get("down"),
+        unsure=text.get("unsure"),
+        unsure_since=moment(text.get("unsure_since")),
+        paused_until=moment(text.get("paused_until")),
+        window=None if "window" not in text else window_record(text["window"]),
+        job_s=int(text["job_ms"]) / 1000 if "job_ms" in text else None,
         is_emulator=text.get("is_emulator", "1") == "1",
         specs_name=text.get("specs_name"),
         max_atom_num=int(text["max_atom_num"]) if "max_atom_num" in text else None,
         active="inactive" not in text,
         created=moment(text.get("created")),
     )
+
+
+def window_record(text: str) -> Window:
+    """The window of its begin, its end, its id, and what is told when it begins."""
+    begins, ends, identity, data = text.split(" ", 3)
+    about = msgspec.json.decode(data, type=DeviceData)
+    return Window(identity, _moment(begins), _moment(ends), about.reason or "")
+
+
+def _moment(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 def moment(milliseconds: str | None) -> datetime | None:
@@ -227,7 +319,7 @@ def read_state(raw: bytes | None) -> dict[str, str]:
     """The words of a job's state by name, without those that are none."""
     if raw is None:
         return {"status": JobStatus.PENDING.letter}
-    return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=True) if word != "-"}
+    return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=False) if word != "-"}
 
 
 def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
@@ -258,6 +350,9 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
         doc=doc,
         fault=decode_fault(row["fault"]) if "fault" in row else None,
         children=tuple(map(UUID, text.get("children", "").split())),
+        idle_s=number("idled") / 1000,
+        job_s=number("worked") / number("done") / 1000 if number("worked") and number("done") else None,
+        cancels=read_attempts(text.get("cancels", "")),
     )
 
 
@@ -275,6 +370,7 @@ def job_record(
     if status is JobStatus.PENDING:
         started = None
     progress = words.get("progress")
+    ended, requested = moment(words.get("ended")), moment(words.get("cancel"))
     return JobRecord(
         batch_id=batch.id,
         index=index,
@@ -283,18 +379,35 @@ def job_record(
         spec=decode_spec(packed),
         created=submitted,
         started=started,
-        ended=moment(words.get("ended")),
+        ended=ended,
         attempt=int(words.get("attempt", "0")),
         stage=Stage(words["stage"]) if "stage" in words else Stage.QUEUED if status is JobStatus.PENDING else None,
         stage_since=moment(words.get("staged")) or (submitted if status is JobStatus.PENDING else None),
         progress=None if progress is None else float(progress) / 100,
-        cancel_requested=moment(words.get("cancel")),
+        cancel_requested=requested,
         cancel_requests=int(words.get("cancels", "0")),
         queue_s=None if started is None else max((started - submitted).total_seconds(), 0.0),
         preparation_s=_seconds(words.get("preparation")),
         device_s=_seconds(words.get("execution")),
         faults=faults,
+        cancel_outcome=_cancel_outcome(status, words, faults),
+        cancels=tuple(attempt for attempt in batch.cancels if attempt.concerns(index, requested, ended)),
     )
+
+
+_UNSURE = frozenset({"unconfirmed", "unknown"})  # codes of faults that say so
+
+
+def _cancel_outcome(status: JobStatus, words: dict[str, str], faults: Sequence[Fault]) -> CancelOutcome | None:
+    """What the requests to end a job did; None without any, and while it has not ended."""
+    if "cancels" not in words or not status.terminal:
+        return None
+    if status is JobStatus.CANCELED:
+        return CancelOutcome(words.get("outcome", CancelOutcome.STOPPED))
+    codes = {fault.code for fault in faults} if status is JobStatus.ERROR else set()
+    if codes & _UNSURE:
+        return CancelOutcome.UNCONFIRMED
+    return CancelOutcome.STOPPED if FaultKind.TIMEOUT.value in codes else CancelOutcome.TOO_LATE
 
 
 def _seconds(milliseconds: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Reads batches as Redis holds them, for the recorder: raw columns, many batches in three round trips."""
+"""Reads batches as Redis holds them, for recorder and courier: raw columns, many batches in three round trips."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from tweezer.store.keys import Key
 from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
 from tweezer.store.scripts import Scripts, translating
 
-_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "fault", "tags")
+_FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "timeout", "worked", "fault", "tags", "cancels")
 _JOBS = _FIELDS.index("jobs")
 _PARTIAL = b"0"  # version of a batch that is being put back
 _PAGE = 500  # fields of one command
 
-_WITH_RESULT, _WITH_FAULT = b"D", b"EC"
+_WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
 
 
 class Wanted(msgspec.Struct, frozen=True):
     """What to read of a batch. ``known``: the number of its jobs that the reader has, None if it has never seen the
     batch: of the jobs that it does not have, spec and state are read. ``touched``: indices of other jobs whose state
-    may have changed."""
+    may have changed. ``doc``, ``specs``: to read the batch's doc and the specs of the touched jobs all the same."""
 
     batch_id: UUID
     known: int | None
     touched: Collection[int]
+    doc: bool = False
+    specs: bool = False
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Of the batch record."""
+        return (*_FIELDS, "doc") if self.doc or self.known is None else _FIELDS
 
 
 class Snapshot(msgspec.Struct):
     """A batch and some of its jobs, as they stood when they were read; by index.
 
-    fields: of the batch record. doc: if the batch was new to the reader. specs: of the jobs that were. states: of
-    the new and the touched jobs that have one. results, faults: of those that have ended.
+    fields: of the batch record. doc, specs: of the batch and the jobs that were new to the reader, or asked for.
+    states: of the new and the touched jobs that have one. results, faults: of those that have ended.
     """
 
     batch_id: UUID
@@ -66,13 +73,11 @@ class Snapshots:
     async def take(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
         """The batches that there are still; jobs that a batch does not have are left out. Raises Unavailable."""
         found: dict[UUID, Snapshot] = {}
-        records = await self._ask(
-            [(Key.BATCH, want.batch_id, (*_FIELDS, *(() if want.known is not None else ("doc",)))) for want in wanted]
-        )
+        records = await self._ask([(Key.BATCH, want.batch_id, want.fields) for want in wanted])
         for want, values in zip(wanted, records, strict=True):
             if values[0] not in (None, _PARTIAL):
                 fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
-                doc = values[-1] if want.known is None else None
+                doc = values[-1] if len(values) > len(_FIELDS) else None
                 found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)
         calls: list[tuple[Key, UUID, Sequence[Any]]] = []
         columns: list[tuple[dict[int, bytes], Sequence[int]]] = []
@@ -88,12 +93,14 @@ class Snapshots:
                 fresh = range(want.known or 0, snapshot.jobs)
                 touched = [index for index in want.touched if index < fresh.start]
                 read(Key.SPEC, snapshot, snapshot.specs, fresh)
+                if want.specs:
+                    read(Key.SPEC, snapshot, snapshot.specs, touched)
                 read(Key.STATE, snapshot, snapshot.states, touched)
                 read(Key.STATE, snapshot, snapshot.states, fresh)
         await self._fill(calls, columns)
         calls, columns = [], []
         for snapshot in found.values():
-            over = [index for index, state in snapshot.states.items() if state[:1] == _WITH_RESULT]
+            over = [index for index, state in snapshot.states.items() if state[:1] in _WITH_RESULT]
             read(Key.RESULT, snapshot, snapshot.results, over)
             over = [index for index, state in snapshot.states.items() if state[:1] in _WITH_FAULT]
             read(Key.FAULT, snapshot, snapshot.faults, over)
@@ -111,10 +118,13 @@ class Snapshots:
     async def _ask(self, calls: Sequence[tuple[Key, UUID, Sequence[Any]]]) -> list[list[Any]]:
         if not calls:
             return []
-        pipeline = self._redis.pipeline(transaction=False)
-        for column, batch_id, fields in calls:
-            pipeline.hmget(self._keys(column, batch_id), list(fields))
+        commands = [("HMGET", self._keys(column, batch_id), *fields) for column, batch_id, fields in calls]
         with translating():
+            if len(commands) == 1:
+                return [await self._redis.execute_command(*commands[0])]
+            pipeline = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
             answer: list[list[Any]] = await pipeline.execute()
         return answer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -16,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.backoff import Backoff
+from tweezer.model.cancels import TIMEOUT
 from tweezer.model.errors import FaultKind, TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import (
@@ -45,7 +47,10 @@ class HeldJob(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """A taken ticket: one lane may work on one batch, and the first job to run."""
+    """A taken ticket: one lane may work on one batch, and the first job to run.
+
+    taken_at: monotonic time before it was asked for: its lease lasts from then, at least.
+    """
 
     ticket: TicketRef
     token: str
@@ -53,6 +58,7 @@ class Grant(msgspec.Struct, frozen=True):
     doc: BatchDoc
     exclusive: bool
     jobs: list[HeldJob]
+    taken_at: float
 
     @property
     def batch_id(self) -> UUID:
@@ -79,6 +85,9 @@ class Next(StrEnum):
     RETIRED = "retired"  # the ticket is over: nothing is left for it
     YIELD = "yield"  # another batch's turn, or a pause: the ticket is queued again
     PARKED = "parked"  # the ticket waits for a retry's time
+    RESERVED = (
+        "reserved"  # the device stays the ticket's, for jobs that may come: wait for the batch's call, and settle
+    )
     STALE = "stale"  # somebody else has the ticket; an outcome was refused
 
 
@@ -108,10 +117,12 @@ class Settlement(msgspec.Struct, frozen=True):
         """``packed``: the result as :meth:`~tweezer.store.results.Results.pack` gives it; if None it is packed here."""
         payload = b""
         kind = outcome.kind.value
-        if outcome.result is not None and outcome.kind is OutcomeKind.DONE:
+        if outcome.result is not None and outcome.kind in (OutcomeKind.DONE, OutcomeKind.CANCELED):
             payload = encode_result(outcome.result) if packed is None else packed
         elif outcome.fault is not None:
             payload = encode_fault(outcome.fault)
+        if outcome.kind is OutcomeKind.CANCELED and not outcome.began:
+            kind = "prevented"
         if outcome.kind is OutcomeKind.RETRY and outcome.cause is FaultKind.CRASH:
             kind = "crash"
         return cls(
@@ -155,7 +166,7 @@ def _jobs(flat: list[Any]) -> list[HeldJob]:
     ]
 
 
-def _taken(reply: list[Any]) -> Taken:
+def _taken(reply: list[Any], asked_at: float) -> Taken:
     word, due_ms, left_alone, *grants = reply
     return Taken(
         grants=[
@@ -166,6 +177,7 @@ def _taken(reply: list[Any]) -> Taken:
                 doc=decode_doc(doc),
                 exclusive=exclusive == b"1",
                 jobs=_jobs(jobs),
+                taken_at=asked_at,
             )
             for name, token, project, doc, exclusive, jobs in grants
         ],
@@ -258,11 +270,12 @@ class Tickets:
         server may have heard it for a reply that nobody reads.
         """
         arguments = (device, round(lease_s * 1000), *lanes)
+        asked_at = time.monotonic()
         if not wait_s:
-            return _taken(await self._scripts.call("take", *arguments))
+            return _taken(await self._scripts.call("take", *arguments), asked_at)
         bell = ("BLPOP", self._scripts.keys(Key.BELL, device), max(wait_s, 0.01))
         try:
-            return _taken(await self._scripts.call_after(bell, "take", *arguments))
+            return _taken(await self._scripts.call_after(bell, "take", *arguments), asked_at)
         except asyncio.CancelledError:
             with contextlib.suppress(TweezerError):
                 await self.ring(device)
@@ -300,6 +313,13 @@ class Tickets:
         reply = await self._settles.call(_Settle(group, size))
         return Turn(Next(reply[0].decode()), int(reply[1]), _jobs(reply[2]) if len(reply) > 2 else [])
 
+    async def wait_for_call(self, batch_id: UUID, *, wait_s: float) -> None:
+        """Returns when an open batch that holds its device may have jobs, or was closed, or after so long."""
+        with translating():
+            await self._scripts.redis.execute_command(
+                "BLPOP", self._scripts.keys(Key.CALL, batch_id), max(wait_s, 0.01)
+            )
+
     async def renew(
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
     ) -> frozenset[int] | None:
@@ -326,6 +346,10 @@ class Tickets:
             "release", str(ticket), token, "fail", failures_max, *delays, encode_fault(fault)
         )
         return bool(reply[0] == b"doomed")
+
+    async def note_timeout(self, ticket: TicketRef, token: str, index: int) -> None:
+        """The job takes longer than its limit and is asked to stop: noted as a request; nothing when it is not held."""
+        await self._scripts.call("note_timeout", str(ticket), token, index, TIMEOUT)
 
     async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault) -> bool:
         """The batch cannot run: ends it in ERROR. False when the ticket was lost."""

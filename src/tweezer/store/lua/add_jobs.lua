@@ -22,6 +22,7 @@ local first = int(b.jobs)
 add_jobs(b, 6)
 touch(b)
 if b.status ~= 'S' then issue_tickets(b) end
+call_holder(b)
 finish(b)
 remember(b.project, ARGV[3], ARGV[4], first)
 return { 'ok', first }

@@ -6,9 +6,10 @@
 -- Returns {'same'} | {'new'} (and there is no ledger) | {'shut'}
 -- Events  none
 
-if redis.call('GET', key(KEY.server)) == ARGV[1] then return { 'same' } end
+local before = redis.call('GET', key(KEY.server))
+if before and string.match(before, '^%d+ (.*)$') == ARGV[1] then return { 'same' } end
 exempt_from_maxmemory()
-redis.call('SET', key(KEY.server), ARGV[1])
+redis.call('SET', key(KEY.server), (before and int(NOW + 1) or '0') .. ' ' .. ARGV[1])
 local wait = setting('restore_wait')
 if wait == 0 or redis.call('EXISTS', key(KEY.ledger)) == 0 then return { 'new' } end
 redis.call('SET', key(KEY.gate), 'shut', 'PX', int(wait))

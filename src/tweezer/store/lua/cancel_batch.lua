@@ -2,7 +2,7 @@
 -- CANCELED when that has ended.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call
+-- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
 -- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'over'}
 -- Events  job.canceled (ranges), batch.canceled when nothing runs; an entry for running jobs too
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
@@ -16,6 +16,7 @@ if is_over(b) then return { 'over' } end
 b.open = 0
 b.fate = b.fate or 'C'
 for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
+note_attempt(b.id, '*', ARGV[5])
 finish(b)
 remember(b.project, ARGV[3], ARGV[4], '')
 return { 'ok' }

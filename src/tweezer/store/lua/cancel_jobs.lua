@@ -1,7 +1,8 @@
 -- cancel_jobs: cancels jobs that are pending, requests the end of those that run.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5…] indices
+-- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
+--     [6…] indices
 -- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'}; words, apart by spaces, one a job:
 --     canceled | requested | over | unknown
 -- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
@@ -12,8 +13,8 @@ local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end
 local before = answered(b.project, ARGV[3], ARGV[4])
 if before then return before end
-local words = {}
-for at = 5, #ARGV do
+local words, heeded = {}, {}
+for at = 6, #ARGV do
   local index, word = ARGV[at], 'canceled'
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
   if tonumber(index) < 0 or tonumber(index) >= b.jobs then
@@ -24,11 +25,18 @@ for at = 5, #ARGV do
     request_cancel(b, index, st)
     word = 'requested'
   else
+    note_request(st)
     end_job(b, index, st, 'C')
     write_state(b, index, st)
     if redis.call('ZREM', key(KEY.delay, b.id), index) == 1 then b.delayed = b.delayed - 1 end
   end
+  if word == 'canceled' or word == 'requested' then add_to_ranges(heeded, tonumber(index)) end
   words[#words + 1] = word
+end
+if #heeded > 0 then
+  local ranges = {}
+  for i, range in ipairs(heeded) do ranges[i] = range_word(range) end
+  note_attempt(b.id, table.concat(ranges, ','), ARGV[5])
 end
 finish(b)
 local reply = table.concat(words, ' ')

@@ -12,5 +12,6 @@ if is_over(b) then return { 'over' } end
 if b.open == 1 then touch(b) end
 b.open = 0
 redis.call('ZREM', key(KEY.idle), b.id)
+call_holder(b)
 finish(b)
 return { 'ok' }

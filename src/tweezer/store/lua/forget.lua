@@ -19,7 +19,8 @@ local function forget(id, recorded)
     redis.call('ZREM', key(KEY.leases, b.device), ticket_name(b, int(n)))
     redis.call('DEL', key(KEY.held, id, int(n)))
   end
-  for _, pattern in ipairs({ KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault, KEY.back, KEY.delay }) do
+  local patterns = { KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault, KEY.back, KEY.delay, KEY.remote, KEY.call }
+  for _, pattern in ipairs(patterns) do
     redis.call('UNLINK', key(pattern, id))
   end
   redis.call('ZREM', key(KEY.ended), id)

@@ -2,15 +2,17 @@
 -- much waits.
 --
 -- KEYS[1] namespace
--- ARGV[1] id of the last entry of the stream that is recorded, or ''   [2] most entries after it to count
---     [3] most tickets to look at, of those that are ready and of those that are leased
--- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '',
---     ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active, {device, '1' if it is
---     paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a time, leased tickets,
---     live workers, lanes, busy lanes, free lanes of workers that drain, longest wait (ms) or -1}, …}
+-- ARGV[1] id of the last entry of the stream that is recorded, or ''
+--     [2] id of the last entry whose deliveries are written, or ''   [3] most entries after each of these to count
+--     [4] most tickets to look at, of those that are ready and of those that are leased
+-- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '', the same
+--     two of deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
+--     {device, '1' if it is paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
+--     time, leased tickets, live workers, lanes, busy lanes, free lanes of workers that drain, longest wait (ms) or -1},
+--     …}
 -- Events  none
 
-local events, most = key(KEY.events), tonumber(ARGV[3])
+local events, most = key(KEY.events), tonumber(ARGV[4])
 
 -- Since when the job waits that the batch hands out next (ms); nil when none waits.
 local function since(id)
@@ -54,14 +56,19 @@ local function measure(device)
   }
 end
 
-local unrecorded = {}
-if ARGV[1] ~= '' then
-  unrecorded = redis.call('XRANGE', events, '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+-- How many entries there are after this one, and the id of the first.
+local function after(position)
+  if position == '' then return 0, '' end
+  local entries = redis.call('XRANGE', events, '(' .. position, '+', 'COUNT', ARGV[3])
+  return #entries, entries[1] and entries[1][1] or ''
 end
+
+local unrecorded, first_unrecorded = after(ARGV[1])
+local undelivered, first_undelivered = after(ARGV[2])
 local devices = redis.call('SMEMBERS', key(KEY.devices))
 table.sort(devices)
 local reply = {
-  NOW_MS, redis.call('XLEN', events), #unrecorded, unrecorded[1] and unrecorded[1][1] or '',
+  NOW_MS, redis.call('XLEN', events), unrecorded, first_unrecorded, undelivered, first_undelivered,
   redis.call('ZCARD', key(KEY.ended)), int(redis.call('EXISTS', key(KEY.gate))),
   int(redis.call('EXISTS', key(KEY.recorder))),
 }

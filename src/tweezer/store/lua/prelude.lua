@@ -11,6 +11,7 @@ local NOW_US = clock[1] .. string.format('%06d', tonumber(clock[2]))
 local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
 local LEAVE_ALONE = 5000 -- before a batch of an unknown version is looked at again
+local ATTEMPTS_BYTES = 65536 -- what is noted of who cancelled jobs of a batch: about a thousand requests
 local HELD_MAX = 1000 -- jobs that a ticket holds: unpack fails near 8,000
 
 local function key(pattern, a, b) return NS .. string.format(pattern, a, b) end
@@ -134,6 +135,11 @@ local function save(b)
   end
 end
 
+-- Appends a notice: an event that is of no batch and everybody's. data: JSON.
+local function notify(type, subject, data)
+  redis.call('XADD', key(KEY.events), '*', 'n', type, 'i', subject .. ':' .. NOW_US, 'p', '', 't', NOW_US, 'd', data)
+end
+
 ------------------------------------------------------------------------------------------------- jobs
 
 local FRESH = { 'P', '0' }
@@ -174,8 +180,33 @@ local function begin_job(b, index, st, token, stage)
 end
 
 local function end_job(b, index, st, to)
+  if to == 'C' and st[S.cancel] ~= '-' then st[S.outcome] = st[S.status] == 'P' and 'prevented' or 'stopped' end
   move_job(b, index, st, to)
   st[S.ended], st[S.stage], st[S.staged], st[S.progress] = NOW_MS, '-', '-', '-'
+end
+
+-- Notes in a job's state that its end was requested: when first, and how often.
+local function note_request(st)
+  if st[S.cancel] == '-' then st[S.cancel] = NOW_MS end
+  st[S.cancels] = int(number_of(st, S.cancels) + 1)
+end
+
+-- Notes with a batch who asked for the end of which jobs ('*': of all that have not ended), while there is room.
+local function note_attempt(id, jobs, by)
+  local record, line = key(KEY.batch, id), NOW_MS .. ' ' .. jobs .. ' ' .. by
+  local noted = redis.call('HGET', record, 'cancels')
+  if noted then line = noted .. '\n' .. line end
+  if #line <= ATTEMPTS_BYTES then redis.call('HSET', record, 'cancels', line) end
+end
+
+-- Appends an index to a list of ranges, {first, last} each; those that follow each other make one.
+local function add_to_ranges(ranges, index)
+  local last = ranges[#ranges]
+  if last and last[2] == index - 1 then last[2] = index else ranges[#ranges + 1] = { index, index } end
+end
+
+local function range_word(range)
+  return range[1] == range[2] and int(range[1]) or int(range[1]) .. '-' .. int(range[2])
 end
 
 -- A job that ran goes back to wait for another attempt.
@@ -216,17 +247,33 @@ local function charge(b, from, milliseconds)
   redis.call('HSET', key(KEY.fair, b.device), 'p:' .. b.project, int(from + milliseconds))
 end
 
--- Live lanes of a device and whether it is paused, read once a script.
+-- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether one batch has
+-- it to itself, how long its jobs take, and when its next maintenance begins, if any is planned; read once a script.
 local devices = {}
 local function device_row(device)
   if not devices[device] then
-    local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused')
-    devices[device] = { lanes = tonumber(row[1] or 0), paused = row[2] and true }
+    local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused', 'down', 'exclusive', 'job_ms', 'window')
+    local it = { lanes = tonumber(row[1] or 0), paused = (row[2] or row[3]) and true, exclusive = row[4] == '1' }
+    it.job_ms = tonumber(row[5])
+    if row[6] then
+      local begins, ends = string.match(row[6], '^(%d+) (%d+)')
+      if NOW < tonumber(begins) then
+        it.begins = tonumber(begins)
+      elseif NOW < tonumber(ends) then
+        it.paused = true
+      end
+    end
+    devices[device] = it
   end
   return devices[device]
 end
 
 local function is_paused(device) return device_row(device).paused end
+
+-- Whether a batch has the device to itself, now: the lease of its ticket is the lease of the device.
+local function is_taken(device)
+  return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
+end
 
 -- How long (ms) no job is handed out, at most: Redis started again, and the ledger may have what it lost. Not above
 -- 0: the gate is open. Read once a script.
@@ -238,12 +285,90 @@ end
 
 local function is_shut() return shut_for() > 0 end
 
+-- How long (ms) a job of the batch is expected to take: as long as those of it did, else those of its device lately.
+local function job_takes(b)
+  local row = redis.call('HMGET', key(KEY.batch, b.id), 'timeout', 'worked')
+  local mean, limit, worked = device_row(b.device).job_ms or 0, tonumber(row[1] or 0), tonumber(row[2] or 0)
+  if worked > 0 and b.done > 0 then mean = worked / b.done end
+  return limit > 0 and math.min(mean, limit) or mean
+end
+
+-- Whether what the batch would begin now is expected to end before the next maintenance of its device: all its jobs
+-- if none ever began, else one more.
+local function ends_in_time(b)
+  local row = device_row(b.device)
+  if not row.begins then return true end
+  local turns = 1
+  if b.started == 0 then turns = math.ceil(b.pending / (b.exclusive == 1 and 1 or math.max(row.lanes, 1))) end
+  return NOW + turns * job_takes(b) <= row.begins
+end
+
 local function ring(device)
   local bell = key(KEY.bell, device)
   if redis.call('EXISTS', bell) == 0 then redis.call('RPUSH', bell, '1') end
 end
 
+------------------------------------------------------------------------------------ what holds a device
+
+-- Notices that a device goes on, unless something else still holds it.
+local function notify_up(device)
+  local row = redis.call('HMGET', key(KEY.device, device), 'paused', 'down', 'window_told')
+  if row[1] or row[2] or row[3] then return end
+  notify('device.up', device, '{"device":"' .. device .. '","status":"up","reason":null,"until":null}')
+end
+
+-- Forgets windows of maintenance that are over, and notes the next one, or the one that is under way, with the device.
+local function look_out(device)
+  local windows, first, found = key(KEY.windows, device), math.huge, nil
+  local all = redis.call('HGETALL', windows)
+  for at = 1, #all, 2 do
+    local begins, ends = string.match(all[at + 1], '^(%d+) (%d+)')
+    if tonumber(ends) <= NOW then
+      redis.call('HDEL', windows, all[at])
+    elseif tonumber(begins) < first then
+      first, found = tonumber(begins), all[at + 1]
+    end
+  end
+  if found then
+    redis.call('HSET', key(KEY.device, device), 'window', found)
+  else
+    redis.call('HDEL', key(KEY.device, device), 'window')
+  end
+  return found
+end
+
+-- Does what is due by the plan of a device: ends a pause whose time has come, tells of maintenance that begins or is over.
+local function keep_to_plan(device)
+  local name = key(KEY.device, device)
+  local row = redis.call('HMGET', name, 'paused_until', 'window', 'window_told')
+  local pause_ends, window, told = tonumber(row[1] or 0), row[2], row[3]
+  if not window and not told and pause_ends == 0 then return end
+  local resumed = pause_ends > 0 and pause_ends <= NOW
+  if resumed then redis.call('HDEL', name, 'paused', 'paused_at', 'paused_until') end
+  if window and tonumber(string.match(window, '^%d+ (%d+)')) <= NOW then window = look_out(device) end
+  local begins, data = string.match(window or '', '^(%d+) %d+ %S+ (.*)$')
+  local current = begins and tonumber(begins) <= NOW and window or nil
+  if current and current ~= told then
+    redis.call('HSET', name, 'window_told', current)
+    notify('device.paused', device, data)
+  elseif told and not current then
+    redis.call('HDEL', name, 'window_told')
+    resumed = true
+  end
+  if resumed then
+    notify_up(device)
+    ring(device)
+  end
+end
+
 ---------------------------------------------------------------------------------------------- tickets
+
+-- Whether a job that runs on a machine waits for a holder: those come back first.
+local function has_remote(b)
+  if b.reattaches ~= 1 or b.running == 0 or b.back == 0 then return false end
+  local first = redis.call('LINDEX', key(KEY.back, b.id), 0)
+  return first and read_state(redis.call('HGET', key(KEY.state, b.id), first))[S.status] == 'R'
+end
 
 local function ticket_name(b, n) return b.id .. ':' .. n end
 local function split_ticket(name) return string.sub(name, 1, 36), string.sub(name, 38) end
@@ -254,17 +379,26 @@ local function write_ticket(b, t)
   b.tickets[#b.tickets + 1] = t.token .. ' ' .. int(t.used) .. ' ' .. t.lane
 end
 
--- Puts a ticket among the ready ones, or among those that wait for their time.
+local FIRST = -1e14 -- before any rank
+
+-- Puts a ticket among the ready ones, or among those that wait for their time. One whose batch has a job on a machine
+-- comes before all others, for a submit of theirs would displace that job; while it waits for its time, an exclusive
+-- device stays taken.
 local function queue_ticket(b, t, due)
   t.token, t.used, t.lane = '0', 0, ''
   write_ticket(b, t)
-  if due and due > NOW then
+  local on_machine, later = has_remote(b), due and due > NOW
+  if later and not (on_machine and b.exclusive == 1) then
     redis.call('ZADD', key(KEY.due, b.device), int(due), t.name)
     return
   end
   local start = rank(b)
   charge(b, start, setting('quantum'))
-  redis.call('ZADD', key(KEY.ready, b.device), int(start + PENALTY[b.priority]), t.name)
+  if later then
+    redis.call('ZADD', key(KEY.leases, b.device), int(due), t.name)
+  else
+    redis.call('ZADD', key(KEY.ready, b.device), int(on_machine and FIRST or start + PENALTY[b.priority]), t.name)
+  end
 end
 
 local function waiting(b) return b.jobs - b.cursor + b.back end
@@ -298,16 +432,24 @@ local function settle_service(b, t)
   end
 end
 
+-- A batch that held its device without work has work again, or gives the device up.
+local function stop_idling(b)
+  if b.reserved > 0 then b.idled, b.reserved = b.idled + NOW - b.reserved, 0 end
+end
+
 -- Ends a ticket: the only end there is.
 local function retire(b, t)
+  stop_idling(b)
   settle_service(b, t)
   redis.call('ZREM', key(KEY.leases, b.device), t.name)
   redis.call('HDEL', key(KEY.batch, b.id), 't:' .. t.n)
   if tonumber(t.n) == b.slots - 1 then b.slots = b.slots - 1 end
+  if b.exclusive == 1 then ring(b.device) end
 end
 
 -- Gives up the lease of a ticket and queues it again, at its new rank or when it is due.
 local function requeue_ticket(b, t, due)
+  stop_idling(b)
   settle_service(b, t)
   redis.call('ZREM', key(KEY.leases, b.device), t.name)
   queue_ticket(b, t, due)
@@ -327,7 +469,12 @@ local function withdraw(b)
     local was_ready = redis.call('ZREM', key(KEY.ready, b.device), name)
     if was_ready == 1 then settle_service(b, { used = 0 }) end
     redis.call('ZREM', key(KEY.due, b.device), name)
+    if b.exclusive == 1 and redis.call('ZREM', key(KEY.leases, b.device), name) == 1 then
+      redis.call('HDEL', key(KEY.batch, b.id), 't:' .. int(n))
+      ring(b.device)
+    end
   end
+  stop_idling(b)
 end
 
 -- The one predicate: closed and nothing pending or running makes a batch terminal. An open batch that
@@ -349,18 +496,22 @@ local function conclude(b)
 end
 
 -- Ends every pending job with one status: those never handed out as ranges, then those that came back,
--- wait for a retry, or are held but not begun. Answers the held ones that run, with their states.
+-- wait for a retry, or are held but not begun. Answers the ones that run, with their states; those of them that a machine
+-- has and nobody holds go on waiting for a holder.
 local function end_pending(b, to)
   local states, written, ranges, running = key(KEY.state, b.id), {}, {}, {}
   local function close(index, raw)
     local st = read_state(raw)
     if st[S.status] == 'R' then running[#running + 1] = { index, st } end
     if st[S.status] ~= 'P' then return end
+    if to == 'C' then
+      note_request(st)
+      st[S.outcome] = 'prevented'
+    end
     st[S.status], st[S.ended] = to, NOW_MS
     written[#written + 1] = index
     written[#written + 1] = table.concat(st, ' ')
-    local last = ranges[#ranges]
-    if last and last[2] == index - 1 then last[2] = index else ranges[#ranges + 1] = { index, index } end
+    add_to_ranges(ranges, index)
   end
   local function close_all(indices)
     for first = 1, #indices, 500 do
@@ -377,14 +528,20 @@ local function end_pending(b, to)
   local fresh = {}
   for index = b.cursor, b.jobs - 1 do fresh[#fresh + 1] = int(index) end
   close_all(fresh)
+  local on_machine = {}
+  if has_remote(b) then
+    for _, index in ipairs(redis.call('LRANGE', key(KEY.back, b.id), 0, -1)) do
+      if read_state(redis.call('HGET', states, index))[S.status] == 'R' then on_machine[#on_machine + 1] = index end
+    end
+  end
   redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id))
   b.back, b.delayed, b.cursor = 0, 0, b.jobs
+  come_back(b, on_machine)
   for _, range in ipairs(ranges) do
     local count = range[2] - range[1] + 1
     b.pending = b.pending - count
     b[COUNTER[to]] = b[COUNTER[to]] + count
-    local word = count == 1 and int(range[1]) or int(range[1]) .. '-' .. int(range[2])
-    emit(b, word .. 'P' .. to, count)
+    emit(b, range_word(range) .. 'P' .. to, count)
   end
   return running
 end
@@ -408,8 +565,26 @@ end
 
 ------------------------------------------------------------------------------------- taking jobs back
 
+-- Since when this Redis may lack the last writes of the one before; 0 if there was none.
+local function came_back()
+  return tonumber(string.match(redis.call('GET', key(KEY.server)) or '', '^(%d+) ') or 0)
+end
+
+-- Whether who wrote an intent may have submitted the job: it said so, or that may be lost.
+local function may_be_sent(record)
+  local at, sent = string.match(record, '^(%d+) %S+ %S+ %S+ (%S+)$')
+  return sent ~= '0' or came_back() * 1000 >= tonumber(at)
+end
+
+-- Whether a job was, or may have been, submitted to a machine: it runs there whatever becomes of its worker, and is
+-- never submitted again.
+local function is_remote(b, index)
+  local record = b.reattaches == 1 and redis.call('HGET', key(KEY.remote, b.id), index)
+  return record and may_be_sent(record)
+end
+
 -- Empties the held set of a ticket. why: 'lost' (its lease expired), 'fail', 'drain', or 'stop', which
--- leaves it the jobs that run.
+-- leaves it the jobs that run. A job on a machine goes on RUNNING, and is the next one that is handed out.
 local function take_back(b, t, why)
   local held = key(KEY.held, b.id, t.n)
   local indices, kept = held_indices(b, t), {}
@@ -426,11 +601,15 @@ local function take_back(b, t, why)
       back[#back + 1] = index
     elseif st[S.status] == 'R' and why == 'stop' then
       kept[#kept + 1] = index
+    elseif st[S.status] == 'R' and is_remote(b, index) then
+      redis.call('LPUSH', key(KEY.back, b.id), index)
+      b.back = b.back + 1
     elseif st[S.status] == 'R' then
       local lost = number_of(st, S.lost) + (why == 'lost' and 1 or 0)
       if why == 'lost' then st[S.lost] = int(lost) end
       if st[S.cancel] ~= '-' then
         end_job(b, index, st, 'C')
+        if b.exclusive == 1 then st[S.outcome] = 'prevented' end -- the machine never had it
       elseif lost >= LOST_MAX then
         end_job(b, index, st, 'E')
         note_fault(b, index, LOST_FAULT)
@@ -449,7 +628,7 @@ end
 -- Queues a ticket again if its batch still has something for it, else retires it. Answers what it did:
 -- 'yield' (ready again), 'parked' (until a retry is due) or 'retired'.
 local function requeue_or_retire(b, t, due)
-  if is_over(b) or b.status == 'S' or waiting(b) + b.delayed == 0 then
+  if is_over(b) or b.status == 'S' and not has_remote(b) or waiting(b) + b.delayed == 0 then
     retire(b, t)
     return 'retired'
   end
@@ -474,9 +653,9 @@ local function reclaim_expired(device, limit)
       redis.call('ZREM', leases, name)
       redis.call('DEL', key(KEY.held, id, n))
     else
+      if t.token ~= '0' then count(device, 'lost', 1) end
       take_back(b, t, 'lost')
       requeue_or_retire(b, t)
-      count(device, 'lost', 1)
       finish(b)
     end
   end
@@ -518,7 +697,9 @@ end
 -- neighbour down. A token runs a job once, so that a repeated settle is never taken for a second attempt.
 -- Answers the jobs when all that the ticket holds now was claimed here, and for the first time.
 local function claim(b, t, most, held)
-  if is_over(b) or b.status == 'S' then return nil end
+  local on_machine = has_remote(b)
+  if is_over(b) or b.status == 'S' and not on_machine then return nil end
+  if b.exclusive == 1 or b.reattaches == 1 then most = 1 end
   local states, taken = key(KEY.state, b.id), {}
   if b.delayed > 0 then
     local delay = key(KEY.delay, b.id)
@@ -542,7 +723,8 @@ local function claim(b, t, most, held)
     if alone and held + #taken > 0 then break end
     redis.call('LPOP', list)
     b.back = b.back - 1
-    if st[S.status] == 'P' then taken[#taken + 1] = index end
+    if st[S.status] == 'P' or st[S.status] == 'R' then taken[#taken + 1] = index end
+    alone = alone or st[S.status] == 'R'
   end
   local all_fresh = held == 0 and #taken == 0
   while not alone and #taken < k and b.cursor < b.jobs do
@@ -649,10 +831,18 @@ local function add_jobs(b, first)
   each_thousand('HSET', key(KEY.spec, b.id), row)
 end
 
+-- Wakes who holds a device for an open batch without work.
+local function call_holder(b)
+  local call = key(KEY.call, b.id)
+  if b.exclusive == 1 and redis.call('EXISTS', call) == 0 then
+    redis.call('RPUSH', call, '1')
+    redis.call('PEXPIRE', call, 60000)
+  end
+end
+
 -- Asks for the end of a running job: noted in its state, told to the pool when the call is written.
 local function request_cancel(b, index, st)
-  if st[S.cancel] == '-' then st[S.cancel] = NOW_MS end
-  st[S.cancels] = int(number_of(st, S.cancels) + 1)
+  note_request(st)
   write_state(b, index, st)
   touch(b)
   b.asked[#b.asked + 1] = index

@@ -34,8 +34,14 @@ local function follow(b)
   if ledger.open ~= '1' then b.open = 0 end
   if ledger.fate ~= 'T' then b.fate = b.fate or ledger.fate end
   if ledger.fault then redis.call('HSETNX', record, 'fault', ledger.fault) end
+  if ledger.cancels and #ledger.cancels > redis.call('HSTRLEN', record, 'cancels') then
+    redis.call('HSET', record, 'cancels', ledger.cancels)
+  end
   if ledger.tags then redis.call('HSET', record, 'tags', ledger.tags) end
   if b.started == 0 then b.started = tonumber(ledger.started or 0) end
+  if tonumber(ledger.worked or 0) > tonumber(redis.call('HGET', record, 'worked') or 0) then
+    redis.call('HSET', record, 'worked', ledger.worked)
+  end
   if recorded > b.seq and not is_over(b) and not BATCH_OVER[status] then b.status = status end
   b.seq = math.max(b.seq, recorded)
 end

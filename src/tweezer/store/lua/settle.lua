@@ -5,19 +5,31 @@
 -- KEYS[1] namespace
 -- ARGV     a group a ticket: ticket, token, lease (ms), most jobs to hold (0 gives the ticket back: drain),
 --     lane time since the last call (ms), number of outcomes, and six an outcome: index,
---     done|error|canceled|retry|crash, Result or Fault (bytes), preparation (ms), execution (ms), delay
---     before the retry (ms)
+--     done|error|canceled|prevented|retry|crash, Result (of done, and of canceled what was measured before) or Fault
+--     (bytes), preparation (ms), execution (ms), delay before the retry (ms); prevented: canceled before any of it ran
 -- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the
---     whole held set | {'retired'|'yield'|'parked'|'stale', refused}; refused: outcomes that were not this
---     token's to write
+--     whole held set | {'retired'|'yield'|'parked'|'reserved'|'stale', refused}; refused: outcomes that were not
+--     this token's to write; reserved: the device stays the ticket's, ask again when jobs may have come
 -- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
 
 exempt_from_maxmemory()
-local ENDING = { done = 'D', error = 'E', canceled = 'C' }
+local ENDING = { done = 'D', error = 'E', canceled = 'C', prevented = 'C' }
+
+-- How long (ms) the jobs of a device take: a mean that halves the weight of a job with each five that come after it.
+local function note_pace(device, jobs, worked)
+  local row = device_row(device)
+  local mean = row.job_ms or worked / jobs
+  local now = int(mean + (worked / jobs - mean) * (1 - 0.87 ^ jobs))
+  if now ~= (row.job_ms and int(row.job_ms)) then
+    redis.call('HSET', key(KEY.device, device), 'job_ms', now)
+    row.job_ms = tonumber(now)
+  end
+end
 
 -- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused.
 local function apply_outcomes(b, t, held, first, indices, raw)
   local ended, states, results, faults, back, refused = {}, {}, {}, {}, {}, 0
+  local done, worked = 0, 0
   local function apply(at, st)
     local index, kind, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     if not held[index] then
@@ -42,7 +54,12 @@ local function apply_outcomes(b, t, held, first, indices, raw)
     end
     if to then
       end_job(b, index, st, to)
-      if to == 'D' then put(results, index, payload) elseif payload ~= '' then put(faults, index, payload) end
+      if kind == 'done' then
+        done, worked = done + 1, worked + tonumber(ARGV[at + 3]) + tonumber(ARGV[at + 4])
+      elseif kind == 'prevented' and st[S.outcome] ~= '-' then
+        st[S.outcome] = kind
+      end
+      if payload ~= '' then put((kind == 'done' or kind == 'canceled') and results or faults, index, payload) end
     else
       requeue_job(b, index, st)
       if wait > 0 then
@@ -61,6 +78,10 @@ local function apply_outcomes(b, t, held, first, indices, raw)
   each_thousand('HSET', key(KEY.fault, b.id), faults)
   if #back > 0 then come_back(b, back) end
   if #ended > 0 then b.failures = 0 end
+  if done > 0 then
+    if worked > 0 then redis.call('HINCRBY', key(KEY.batch, b.id), 'worked', int(worked)) end
+    note_pace(b.device, done, worked)
+  end
   return refused
 end
 
@@ -79,12 +100,19 @@ local function next_jobs(b, t, most, held)
   local left, fresh = 0, nil
   for _ in pairs(held) do left = left + 1 end
   if left + waiting(b) + b.delayed == 0 then return {} end
-  if most == 0 or b.status == 'S' or is_paused(b.device) or is_shut() or should_yield(b, t) then
+  if most == 0 or b.status == 'S' or is_paused(b.device) or is_shut() or should_yield(b, t)
+    or not ends_in_time(b) then
     take_back(b, t, most == 0 and 'drain' or 'stop')
   else
     fresh = claim(b, t, most, left)
   end
   return held_jobs(b, t, fresh)
+end
+
+-- Whether the ticket keeps its device, although there is nothing to do: more jobs of its batch may come.
+local function may_reserve(b, most)
+  return b.exclusive == 1 and b.open == 1 and most > 0 and not is_over(b) and b.status ~= 'S'
+    and waiting(b) + b.delayed == 0 and not is_paused(b.device) and not is_shut()
 end
 
 local function settle(name, token, lease, most, used, first, outcomes)
@@ -114,6 +142,12 @@ local function settle(name, token, lease, most, used, first, outcomes)
       charge(b, (rank(b)), setting('quantum'))
       t.used = 0
     end
+    stop_idling(b)
+    write_ticket(b, t)
+    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
+  elseif may_reserve(b, most) then
+    word = 'reserved'
+    if b.reserved == 0 then b.reserved = NOW end
     write_ticket(b, t)
     redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
   else

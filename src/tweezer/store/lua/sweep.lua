@@ -5,7 +5,10 @@
 -- KEYS[1] namespace
 -- ARGV[1] most things of a kind to treat in one call
 -- Returns {'ok', timed out, reclaimed, made ready}
--- Events  batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
+-- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
+--     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
+
+local WARN_MAX = 60000
 
 exempt_from_maxmemory()
 local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
@@ -21,10 +24,22 @@ for _, id in ipairs(past) do
     timed_out = timed_out + 1
   end
 end
+-- Before it times out a batch that has waited for jobs is warned, once.
+local soon = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, NOW_MS, int(NOW + WARN_MAX), 'WITHSCORES',
+  'LIMIT', 0, most)
+for at = 1, #soon, 2 do
+  local b, deadline = load_batch(soon[at]), tonumber(soon[at + 1])
+  if b and b.open == 1 and b.warned ~= deadline and NOW >= deadline - math.min(b.idle / 2, WARN_MAX) then
+    b.warned = deadline
+    emit(b, b.status .. 'I')
+    finish(b)
+  end
+end
 for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
   count_lanes(device)
+  keep_to_plan(device)
   if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end
   readied = readied + ready_due(device, most)
-  if redis.call('EXISTS', key(KEY.ready, device)) == 1 then ring(device) end
+  if redis.call('EXISTS', key(KEY.ready, device)) == 1 and not is_taken(device) then ring(device) end
 end
 return { 'ok', timed_out, reclaimed, readied }

@@ -1,6 +1,8 @@
 -- take: reclaims expired leases, readies what is due, and grants the best tickets, each with a token and
 -- its first job; tops up the tickets of a batch that has more waiting jobs than tickets; rings again when
--- it leaves ready tickets behind.
+-- it leaves ready tickets behind. Of an exclusive device one ticket is granted at a time. A batch that cannot end
+-- before the next maintenance of the device is passed over; a job that a machine has already is handed out whatever
+-- holds the device.
 --
 -- KEYS[1] namespace
 -- ARGV[1] device   [2] lease (ms)   [3…] free lanes, one ticket each
@@ -28,18 +30,24 @@ local function wait()
   return int(soonest)
 end
 
-if is_paused(device) then return { 'paused', wait(), {} } end
+local paused = is_paused(device)
+if paused and redis.call('HGET', key(KEY.device, device), 'reattaches') ~= '1' then return { 'paused', wait(), {} } end
 
-local reply, left_alone = { 'ok', '-1', {} }, {}
-local looked_at = 0
+local PASS_MAX = 1000
+local reply, left_alone = { paused and 'paused' or 'ok', '-1', {} }, {}
+local looked_at, passed = 0, 0
 local virtual_before = tonumber(redis.call('HGET', key(KEY.fair, device), 'V') or 0)
 local virtual = virtual_before
 
--- Takes one ready ticket off the queue: a grant, or nil when there was nothing in it.
+-- Takes one ready ticket off the queue, or passes it over: a grant, or nil when there was nothing in it for now.
 local function open_ticket(name, score, lane)
   local id, n = split_ticket(name)
-  redis.call('ZREM', ready, name)
   local b, t = load_batch(id, n)
+  if t and t ~= 'version' and not has_remote(b) and (paused or not ends_in_time(b)) then
+    passed = passed + 1
+    return nil
+  end
+  redis.call('ZREM', ready, name)
   if t == 'version' then
     redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
     left_alone[#left_alone + 1] = name
@@ -66,8 +74,8 @@ end
 
 for at = 3, #ARGV do
   local grant
-  while not grant and looked_at < 100 do
-    local best = redis.call('ZRANGE', ready, 0, 0, 'WITHSCORES')
+  while not grant and looked_at - passed < 100 and passed < PASS_MAX and not is_taken(device) do
+    local best = redis.call('ZRANGE', ready, passed, passed, 'WITHSCORES')
     if not best[1] then break end
     looked_at = looked_at + 1
     grant = open_ticket(best[1], tonumber(best[2]), ARGV[at])
@@ -76,6 +84,6 @@ for at = 3, #ARGV do
 end
 save_counts()
 if virtual > virtual_before then redis.call('HSET', key(KEY.fair, device), 'V', int(virtual)) end
-if redis.call('EXISTS', ready) == 1 then ring(device) end
+if passed < PASS_MAX and redis.call('ZCARD', ready) > passed and not is_taken(device) then ring(device) end
 reply[2], reply[3] = wait(), left_alone
 return reply

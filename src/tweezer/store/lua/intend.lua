@@ -1,0 +1,37 @@
+-- intend: says that a job is about to be submitted to a machine, before it is. The caller waits until this is on the disk.
+-- Once it may have been submitted, see set_out, it is never handed out to be submitted again, whatever becomes of its
+-- worker; until then another holder's intent takes the place of this one.
+--
+-- KEYS[1] namespace
+-- ARGV[1] ticket   [2] token   [3] index   [4] name of this try, of its own: who repeats a call gives another
+--     [5] '1': it may be submitted from now on   '0': not before set_out
+-- Returns {'new', record, since} | {'known'}: another one, and it may have been submitted | {'cancel'}: its cancel was
+--     requested | {'stale'}; since: ms since this Redis may lack the last writes, or ''; record: microseconds of the
+--     intent, its name, the machine's last job at that time or '-', the job's own or '-', '1' if it may have been sent
+-- Events  batch.running and job.running for a job that was not begun
+
+exempt_from_maxmemory()
+local id, n = split_ticket(ARGV[1])
+local token, index = ARGV[2], ARGV[3]
+local b, t = load_batch(id, n)
+if not b or not t or t.token ~= token then return { 'stale' } end
+if redis.call('SISMEMBER', key(KEY.held, id, n), index) == 0 then return { 'stale' } end
+local record = redis.call('HGET', key(KEY.remote, id), index)
+if record and may_be_sent(record) then return { 'known' } end
+local st = read_state(redis.call('HGET', key(KEY.state, id), index))
+if JOB_OVER[st[S.status]] then return { 'stale' } end
+if st[S.cancel] ~= '-' then return { 'cancel' } end
+local is_new = st[S.status] == 'P'
+if is_new then
+  begin_job(b, index, st, token, 'preparing')
+  write_state(b, index, st)
+end
+if is_new or b.reattaches == 0 then
+  b.reattaches = 1 -- also of a batch that came before its device's first worker
+  finish(b)
+end
+local last = redis.call('HGET', key(KEY.device, b.device), 'last_uid') or '-'
+record = table.concat({ NOW_US, ARGV[4], last, '-', ARGV[5] }, ' ')
+redis.call('HSET', key(KEY.remote, id), index, record)
+local since = came_back()
+return { 'new', record, since > 0 and int(math.max(NOW - since, 0)) or '' }

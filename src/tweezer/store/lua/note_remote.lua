@@ -1,0 +1,21 @@
+-- note_remote: the machine has the job, under this id. Whoever learns it says so, also one whose ticket is lost.
+--
+-- KEYS[1] namespace
+-- ARGV[1] batch id   [2] index   [3] name of the intent   [4] the machine's id of the job, without spaces; a number where the
+--     machine counts its jobs
+-- Returns {'ok'} | {'unknown'}: there is no such intent
+-- Events  none
+
+exempt_from_maxmemory()
+local b = load_batch(ARGV[1])
+if not b then return { 'unknown' } end
+local remote, index, name, uid = key(KEY.remote, b.id), ARGV[2], ARGV[3], ARGV[4]
+local at, own, after = string.match(redis.call('HGET', remote, index) or '', '^(%S+) (%S+) (%S+) ')
+if own ~= name then return { 'unknown' } end
+redis.call('HSET', remote, index, table.concat({ at, own, after, uid, '1' }, ' '))
+local device = key(KEY.device, b.device)
+local number = tonumber(uid)
+if number and number > tonumber(redis.call('HGET', device, 'last_uid') or -1) then
+  redis.call('HSET', device, 'last_uid', uid)
+end
+return { 'ok' }

@@ -1,0 +1,19 @@
+-- note_timeout: the holder of a job asks it to stop, because it takes longer than its limit. That is noted as a request by
+-- 'timeout', and is none of a user: the job ends as its holder says.
+--
+-- KEYS[1] namespace
+-- ARGV[1] ticket   [2] token   [3] index   [4] who asks, as it is noted
+-- Returns {'ok'} | {'stale'}: the job is not this holder's, or has ended
+-- Events  none
+
+exempt_from_maxmemory()
+local id, n = split_ticket(ARGV[1])
+local b, t = load_batch(id, n)
+if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
+if redis.call('SISMEMBER', key(KEY.held, id, n), ARGV[3]) == 0 then return { 'stale' } end
+local st = read_state(redis.call('HGET', key(KEY.state, id), ARGV[3]))
+if JOB_OVER[st[S.status]] then return { 'stale' } end
+st[S.cancels] = int(number_of(st, S.cancels) + 1)
+write_state(b, ARGV[3], st)
+note_attempt(id, ARGV[3], ARGV[4])
+return { 'ok' }

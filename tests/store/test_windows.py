@@ -1,0 +1,393 @@
+"""Planned maintenance: what is not begun during it, nor before it because it would not end in time."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import JobSpec, Limits, OutcomeKind
+from tweezer.model.windows import WINDOWS_MAX, HoldKind, Window
+from tweezer.store.devices import planned
+from tweezer.store.keys import Key
+from tweezer.store.tickets import Next
+
+if TYPE_CHECKING:
+    from tests.store.conftest import Rig
+
+    from tweezer.store.records import DeviceRecord
+
+DEVICE, QPU = "EMU", "QPU"
+DONE, PENDING = JobStatus.DONE, JobStatus.PENDING
+
+
+def after(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+async def plan(rig: Rig, begins_s: float, ends_s: float, reason: str = "new lens", *, device: str = DEVICE) -> Window:
+    window = planned(after(begins_s), after(ends_s), reason)
+    await rig.devices.plan(device, window)
+    return window
+
+
+async def pass_time(rig: Rig, seconds: float, *, device: str = DEVICE) -> None:
+    """So much time goes by for the plan of a device: all that is planned comes nearer."""
+    redis, windows, record = rig.redis, rig.keys(Key.WINDOWS, device), rig.keys(Key.DEVICE, device)
+
+    def moved(value: bytes) -> str:
+        begins, ends, rest = value.decode().split(" ", 2)
+        return f"{int(begins) - round(seconds * 1000)} {int(ends) - round(seconds * 1000)} {rest}"
+
+    for identity, value in (await redis.hgetall(windows)).items():
+        await redis.hset(windows, identity, moved(value))
+    for field in ("window", "window_told"):
+        if (value := await redis.hget(record, field)) is not None:
+            await redis.hset(record, field, moved(value))
+    if (until := await redis.hget(record, "paused_until")) is not None:
+        await redis.hset(record, "paused_until", int(until) - round(seconds * 1000))
+
+
+async def record_of(rig: Rig, device: str = DEVICE) -> DeviceRecord:
+    found = await rig.reader.device(device)
+    assert found is not None
+    return found
+
+
+async def notices(rig: Rig) -> list[tuple[str, dict[str, Any]]]:
+    entries = await rig.store.events.read(most=1000)
+    return [(it.notice.type, json.loads(it.notice.data)) for it in entries if it.notice]
+
+
+async def learn(rig: Rig, job_s: float, *, device: str = DEVICE) -> None:
+    """Jobs of the device took so long lately."""
+    await rig.redis.hset(rig.keys(Key.DEVICE, device), "job_ms", round(job_s * 1000))
+
+
+# --- a pause with an end
+
+
+async def test_a_pause_is_over_when_its_time_has_come(rig: Rig) -> None:
+    until = after(3600)
+    await rig.commands.pause_device(DEVICE, "coffee", until=until)
+    batch_id = await rig.submit(1)
+    record = await record_of(rig)
+    assert record.paused_until is not None
+    assert abs((record.paused_until - until).total_seconds()) < 0.002
+    await rig.tickets.sweep()
+    assert await rig.grants() == []
+    await pass_time(rig, 3600)
+    await rig.silence()
+    await rig.tickets.sweep()
+    assert await rig.bell() == 1
+    assert (await rig.take()).batch_id == batch_id
+    record = await record_of(rig)
+    assert (record.paused, record.paused_until, record.hold(after(0))) == (None, None, None)
+    told = await notices(rig)
+    assert [type_ for type_, _ in told] == ["device.paused", "device.up"]
+    assert (told[0][1]["reason"], told[0][1]["until"] is not None) == ("coffee", True)
+    assert told[1][1] == {"device": DEVICE, "status": "up", "reason": None, "until": None}
+
+
+async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(rig: Rig) -> None:
+    until = after(3600)
+    for _ in range(2):
+        await rig.commands.pause_device(DEVICE, "coffee", until=until)
+    await rig.commands.pause_device(DEVICE, "lunch", until=until)
+    await rig.commands.pause_device(DEVICE, "lunch")
+    record = await record_of(rig)
+    assert (record.paused, record.paused_until) == ("lunch", None)
+    told = [(data["reason"], data["until"] is not None) for _, data in await notices(rig)]
+    assert told == [("coffee", True), ("lunch", True), ("lunch", False)]
+
+
+async def test_a_pause_ends_in_the_future(rig: Rig) -> None:
+    before = await rig.snapshot()
+    for until in (after(-1), datetime(2099, 1, 1)):  # noqa: DTZ001  # the second has no time zone
+        with pytest.raises(InvalidInput) as refusal:
+            await rig.commands.pause_device(DEVICE, "coffee", until=until)
+        assert refusal.value.field == "until"
+    assert await rig.snapshot() == before
+
+
+# --- windows
+
+
+async def test_windows_are_kept_in_order_until_they_are_over(rig: Rig) -> None:
+    late, soon = await plan(rig, 7200, 7300, "late"), await plan(rig, 60, 120, "soon")
+    found = await rig.reader.windows(DEVICE)
+    assert [(it.id, it.reason) for it in found] == [(soon.id, "soon"), (late.id, "late")]
+    shown = (await record_of(rig)).window
+    assert shown is not None
+    assert shown.id == soon.id
+    await pass_time(rig, 200)
+    await rig.tickets.sweep()
+    assert [it.id for it in await rig.reader.windows(DEVICE)] == [late.id]
+    await rig.devices.drop(DEVICE, late.id)
+    assert await rig.reader.windows(DEVICE) == []
+    assert (await record_of(rig)).window is None
+    assert await notices(rig) == []  # nobody was there to tell of the first
+
+
+async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: Rig) -> None:
+    batch_id = await rig.submit(1)
+    window = await plan(rig, 60, 120)
+    await rig.tickets.sweep()
+    assert await notices(rig) == []
+    await pass_time(rig, 61)
+    assert await rig.grants() == []  # even before a sweep has seen it
+    await rig.tickets.sweep()
+    await rig.tickets.sweep()
+    hold = (await record_of(rig)).hold(after(0))
+    assert hold is not None
+    assert (hold.kind, hold.reason, hold.until is not None) == (HoldKind.MAINTENANCE, "new lens", True)
+    await pass_time(rig, 60)
+    await rig.silence()
+    await rig.tickets.sweep()
+    await rig.tickets.sweep()
+    assert await rig.bell() == 1
+    assert (await rig.take()).batch_id == batch_id
+    told = await notices(rig)
+    assert [type_ for type_, _ in told] == ["device.paused", "device.up"]
+    about = told[0][1]
+    assert (about["status"], about["reason"]) == ("maintenance", "new lens")
+    assert datetime.fromisoformat(about["until"]) == window.ends
+
+
+async def test_what_runs_when_a_window_begins_finishes(rig: Rig) -> None:
+    batch_id = await rig.submit(3)
+    grant = await rig.take()
+    await plan(rig, 60, 120)
+    await pass_time(rig, 61)
+    assert await rig.renew(grant) == set()
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
+    assert (turn.next, turn.refused) == (Next.YIELD, 0)
+    assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
+
+
+async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_removed(rig: Rig) -> None:
+    window = await plan(rig, -1, 3600)
+    await rig.devices.drop(DEVICE, window.id)
+    assert [type_ for type_, _ in await notices(rig)] == ["device.paused", "device.up"]
+    with pytest.raises(NotFound, match=window.id):
+        await rig.devices.drop(DEVICE, window.id)
+
+
+async def test_one_window_after_another_is_no_break(rig: Rig) -> None:
+    await plan(rig, -1, 60, "lens")
+    (first,) = await rig.reader.windows(DEVICE)
+    await rig.devices.plan(DEVICE, planned(first.ends, after(120), "mirror"))
+    await pass_time(rig, 61)
+    await rig.tickets.sweep()
+    assert [(type_, data["reason"]) for type_, data in await notices(rig)] == [
+        ("device.paused", "lens"),
+        ("device.paused", "mirror"),
+    ]
+
+
+@pytest.mark.parametrize("other", ["pause", "down"])
+async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: Rig, other: str) -> None:
+    if other == "pause":
+        await rig.commands.pause_device(DEVICE, "coffee")
+    else:
+        await rig.commands.set_condition(DEVICE, "down", "no light")
+    window = await plan(rig, -1, 3600)
+    await rig.devices.drop(DEVICE, window.id)
+    window = await plan(rig, -1, 3600)
+    before = [type_ for type_, _ in await notices(rig)]
+    assert "device.up" not in before
+    if other == "pause":
+        await rig.commands.resume_device(DEVICE)
+    else:
+        await rig.commands.set_condition(DEVICE, "up", "")
+    assert [type_ for type_, _ in await notices(rig)] == before
+    await rig.devices.drop(DEVICE, window.id)
+    assert [type_ for type_, _ in await notices(rig)] == [*before, "device.up"]
+
+
+async def test_windows_that_cannot_be_are_refused(rig: Rig) -> None:
+    window = await plan(rig, 60, 120)
+    before = await rig.snapshot()
+    await rig.devices.plan(DEVICE, window)  # once more, for the answer was lost
+    for begins_s, ends_s in ((0, 61), (119, 200), (70, 80), (50, 130)):
+        with pytest.raises(Conflict, match="overlaps"):
+            await plan(rig, begins_s, ends_s)
+    for begins_s, ends_s, reason, field in (
+        (-20, -10, "why", "ends_at"),
+        (300, 200, "why", "ends_at"),
+        (300, 400, " ", "reason"),
+    ):
+        with pytest.raises(InvalidInput) as refusal:
+            await plan(rig, begins_s, ends_s, reason)
+        assert refusal.value.field == field
+    with pytest.raises(InvalidInput) as refusal:
+        planned(datetime(2099, 1, 1), after(10), "why")  # noqa: DTZ001
+    assert refusal.value.field == "begins_at"
+    with pytest.raises(NotFound, match="NO_SUCH"):
+        await plan(rig, 60, 120, device="NO_SUCH")
+    with pytest.raises(NotFound, match="NO_SUCH"):
+        await rig.devices.drop("NO_SUCH", window.id)
+    assert await rig.snapshot() == before
+
+
+async def test_a_device_has_so_many_windows(rig: Rig) -> None:
+    for number in range(WINDOWS_MAX):
+        await plan(rig, 100 + 10 * number, 109 + 10 * number)
+    with pytest.raises(Conflict, match=str(WINDOWS_MAX)):
+        await plan(rig, 10_000, 10_010)
+
+
+# --- what would not end in time
+
+
+async def test_settled_jobs_say_how_long_jobs_take(rig: Rig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await rig.settle(grant, {0: OutcomeKind.DONE})  # of 2 s
+    assert ((await record_of(rig)).job_s, (await rig.batch(batch_id)).job_s) == (2.0, 2.0)
+    await rig.settle(grant, {1: OutcomeKind.ERROR})
+    assert ((await record_of(rig)).job_s, (await rig.batch(batch_id)).job_s) == (2.0, 2.0)
+    await learn(rig, 12.0)
+    await rig.submit(5)
+    await rig.run_all()
+    job_s = (await record_of(rig)).job_s
+    assert job_s is not None
+    assert 6.0 < job_s < 8.0  # half of its weight is gone after five others
+
+
+async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_go_on(rig: Rig) -> None:
+    await learn(rig, 10.0)
+    long, short = await rig.submit(10), await rig.submit(5)
+    await plan(rig, 60, 120)
+    assert (await rig.take()).batch_id == short
+    await rig.silence()
+    assert await rig.grants() == []
+    assert await rig.bell() == 0  # or workers would ask again and again
+    window = (await record_of(rig)).waits_for_window(await rig.batch(long), after(0))
+    assert window is not None
+    assert (await record_of(rig)).waits_for_window(await rig.batch(short), after(0)) is None
+    await pass_time(rig, 121)
+    await rig.tickets.sweep()
+    assert (await rig.take()).batch_id == long
+
+
+async def test_many_batches_that_wait_do_not_hide_one_that_ends_in_time(rig: Rig) -> None:
+    await learn(rig, 10.0)
+    for _ in range(150):
+        await rig.submit(10)
+    short = await rig.submit(1)
+    await plan(rig, 60, 120)
+    assert (await rig.take()).batch_id == short
+
+
+async def test_lanes_share_the_jobs_of_a_batch(rig: Rig) -> None:
+    await learn(rig, 10.0)
+    batch_id = await rig.submit(10)
+    await plan(rig, 60, 120)
+    assert await rig.grants() == []
+    await rig.announce(lanes=2)
+    assert {grant.batch_id for grant in await rig.grants()} == {batch_id}
+
+
+async def test_no_job_is_expected_to_take_longer_than_it_may(rig: Rig) -> None:
+    await learn(rig, 100.0)
+    await plan(rig, 60, 120)
+    await rig.submit(1)
+    assert await rig.grants() == []
+    quick = await rig.submit(5, limits=Limits(job_timeout_s=10.0))
+    assert (await rig.take()).batch_id == quick
+
+
+async def test_nothing_waits_on_a_device_whose_pace_is_not_known(rig: Rig) -> None:
+    batch_id = await rig.submit(100)
+    await plan(rig, 60, 120)
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: Rig) -> None:
+    await learn(rig, 1000.0)
+    batch_id = await rig.submit(3)
+    grant = await rig.take()
+    await plan(rig, 60, 120)
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE})  # it took 2 s, whatever others do
+    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [1])
+    await pass_time(rig, 59)
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE})
+    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert await rig.statuses(batch_id) == [DONE, DONE, PENDING]
+    assert await rig.grants() == []
+
+
+# --- a machine
+
+
+@pytest.fixture
+async def machine(rig: Rig) -> Rig:
+    """The same with a machine that one batch has to itself."""
+    await rig.announce(QPU, worker="q", exclusive=1, reattaches=1, is_emulator=0)
+    return rig
+
+
+async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1, device=QPU, open=True)
+    grant = await rig.take(device=QPU)
+    await plan(rig, 60, 120, device=QPU)
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    await pass_time(rig, 61, device=QPU)
+    assert (await rig.settle(grant, {})).next is Next.RETIRED
+    assert await rig.members(Key.LEASES, QPU) == set()
+    assert (await rig.batch(batch_id)).open
+
+
+async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_time(machine: Rig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1, device=QPU, open=True)
+    short = await rig.submit(1, device=QPU, limits=Limits(job_timeout_s=0.5))
+    grant = await rig.take(device=QPU)
+    assert grant.batch_id == batch_id
+    await plan(rig, 1.5, 120, device=QPU)
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=10)], project="a")
+    assert (await rig.settle(grant, {})).next is Next.YIELD
+    assert (await rig.take(device=QPU)).batch_id == short
+
+
+@pytest.mark.parametrize("held", ["pause", "down", "window"])
+async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(machine: Rig, held: str) -> None:
+    rig = machine
+    batch_id = await rig.submit(2, device=QPU)
+    other = await rig.submit(1, device=QPU)
+    grant = await rig.take(device=QPU)
+    await rig.store.scripts.call("intend", str(grant.ticket), grant.token, 0, "try")
+    match held:
+        case "pause":
+            await rig.commands.pause_device(QPU, "coffee")
+        case "down":
+            await rig.commands.set_condition(QPU, "down", "no light")
+        case "window":
+            await plan(rig, -1, 3600, device=QPU)
+    await rig.tickets.drain(grant.ticket, grant.token)
+    taken = await rig.tickets.take(QPU, ["lane"], lease_s=15)
+    assert [[job.index for job in each.jobs] for each in taken.grants] == [[0]]
+    turn = await rig.settle(taken.grants[0], {0: OutcomeKind.DONE})
+    assert (turn.next, await rig.statuses(batch_id)) == (Next.YIELD, [DONE, PENDING])
+    taken = await rig.tickets.take(QPU, ["lane"], lease_s=15)
+    assert (taken.grants, taken.paused) == ([], True)
+    assert await rig.statuses(other) == [PENDING]
+
+
+async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machine: Rig) -> None:
+    rig = machine
+    for reason in ("no answer", "no answer, again"):
+        await rig.commands.set_condition(QPU, "unknown", reason)
+    record = await record_of(rig, QPU)
+    assert (record.unsure, record.hold(after(0))) == ("no answer, again", None)
+    assert record.unsure_since is not None
+    await rig.commands.set_condition(QPU, "up", "")
+    record = await record_of(rig, QPU)
+    assert (record.unsure, record.unsure_since) == (None, None)
