@@ -13,7 +13,7 @@ from tests.postgres import PostgresServer
 
 from tweezer.ledger.database import Database, load, parse_url
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.schema import batches, projects, secrets, sequences
+from tweezer.ledger.schema import batches, endpoints, projects, secrets, sequences
 from tweezer.model.errors import InvalidInput, Unavailable
 
 
@@ -35,6 +35,13 @@ def test_what_is_written_is_there_for_all_after_the_block(database: Database) ->
         connection.execute(insert(secrets).values(name="new", value=b"1"))
         assert names(database) == []
     assert names(database) == ["new"]
+
+
+def test_no_value_is_in_what_an_error_says(database: Database) -> None:
+    row = {"id": uuid4(), "project": 999, "kind": "P", "types": "", "description": "", "created_ms": 0}
+    with pytest.raises(exc.IntegrityError) as caught, database.write() as connection:
+        connection.execute(insert(endpoints).values(row | {"url": "https://hooks.example.org/?token=private"}))
+    assert "private" not in str(caught.value)
 
 
 def test_a_block_that_fails_writes_nothing(database: Database) -> None:

@@ -7,10 +7,12 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
-from tests.ledger.conftest import Bench
+from tests.ledger.conftest import OPERATOR, Bench
 from tests.processes import until
 
+from tweezer.ledger.filters import JobFilter
 from tweezer.ledger.writing import Superseded
+from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -139,6 +141,29 @@ async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: Bench) -> None:
     await bench.agree(batch_id)
     assert bench.rows("SELECT status, count(*) FROM jobs GROUP BY 1") == [("C", 1500)]
     bench.counts_add_up()
+
+
+async def test_who_cancelled_jobs_is_recorded_and_outlives_the_batch_in_redis(bench: Bench) -> None:
+    batch_id = await bench.rig.submit(3)
+    grant = await bench.rig.take()
+    await bench.record()
+    await bench.rig.commands.cancel_jobs(batch_id, [0, 2], project="a", by="alice (key k3v9)")
+    await bench.rig.commands.cancel(batch_id, project="a", by="bob@lab")
+    await bench.rig.settle(grant, {0: OutcomeKind.CANCELED})
+    await bench.record()
+    await bench.agree(batch_id)
+    assert await bench.rig.forget(batch_id)
+    batch, jobs = bench.batch(batch_id), bench.jobs(batch_id)
+    assert batch is not None
+    assert [(attempt.by, attempt.jobs) for attempt in batch.cancels] == [("alice (key k3v9)", "0,2"), ("bob@lab", "*")]
+    assert [job.cancels[0].by for job in jobs] == ["alice (key k3v9)", "bob@lab", "alice (key k3v9)"]
+    assert [job.cancel_outcome for job in jobs] == [
+        CancelOutcome.STOPPED,
+        CancelOutcome.PREVENTED,
+        CancelOutcome.PREVENTED,
+    ]
+    listed = bench.queries.jobs(OPERATOR, JobFilter(batches=(batch_id,))).rows
+    assert sorted(listed, key=lambda job: job.index) == jobs
 
 
 async def test_a_job_that_is_tried_again_is_pending_in_between(bench: Bench) -> None:

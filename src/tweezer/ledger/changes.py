@@ -39,6 +39,7 @@ JOB_COLUMNS = (
 DURATION = "device_ms"  # of a job that has ended, for the sums by hour: stands behind the columns
 RESULT_COLUMNS = ("id", "result", "fault")
 TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
+NOTICE_COLUMNS = ("position", "id", "type", "project", "time_us", "data")
 
 
 class KnownBatch(msgspec.Struct):
@@ -70,6 +71,7 @@ class Changes(msgspec.Struct):
     jobs: list[list[Any]] = []
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
     transitions: list[list[Any]] = []
+    notices: list[list[Any]] = []
     activity_ms: dict[str, int] = {}
 
 
@@ -95,6 +97,8 @@ def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
     """The batches of the entries, and which of their jobs the words are about."""
     found: dict[UUID, set[int]] = {}
     for entry in entries:
+        if entry.notice is not None:
+            continue
         indices = found.setdefault(entry.batch_id, set())
         for word in entry.words.split():
             indices.update(jobs_of(word))
@@ -122,7 +126,9 @@ def make_changes(
         _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
     for entry in entries:
         batch = known.get(entry.batch_id)
-        if batch is not None:
+        if (it := entry.notice) is not None:
+            changes.notices.append([position_number(entry.id), it.id, it.type, it.project, it.time_us, it.data])
+        elif batch is not None:
             row = [position_number(entry.id), ids.id(entry.batch_id), batch.project, entry.first, entry.time_us]
             changes.transitions.append([*row, entry.words])
             changes.activity_ms[batch.project] = entry.time_us // 1000

@@ -45,6 +45,7 @@ class Database:
             "pool_size": given.connections_max,
             "max_overflow": 0,
             "pool_timeout": given.patience_s,
+            "hide_parameters": True,  # errors are logged, and values are bodies, URLs and secrets
         }
         if url.get_backend_name() == "sqlite":
             if url.database and not (file := Path(url.database)).exists():

@@ -12,6 +12,7 @@ from tweezer.ledger.queries import Queries
 from tweezer.ledger.upkeep import require_schema
 from tweezer.model.ids import job_id
 from tweezer.model.messages import Result
+from tweezer.store.feed import Entry
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.results import Results
 
@@ -47,6 +48,10 @@ class History:
             if packed is not None:
                 found[index] = await self._results.unpack(packed)
         return found
+
+    async def entries(self, batch: BatchRecord, after: int) -> list[Entry]:
+        """The next recorded entries of the batch behind a position, oldest first; find the batch first."""
+        return await self._database.run(self._queries.entries, batch.id, after)
 
     def close(self) -> None:
         self._database.close()

@@ -15,11 +15,13 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
 from tweezer.ledger.lists import Found, Listing
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
+from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import Fault, decode_fault
-from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
+from tweezer.store.feed import Entry, position_id
+from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
 
 _PAGE = 500  # ids in one statement
 _CHILDREN_MAX = 1000
@@ -61,6 +63,12 @@ _TRANSITIONS = (
     )
     .order_by(transitions.c.position)
 )
+_ENTRIES = (
+    select(transitions.c.position, transitions.c.sequence_number, transitions.c.time_us, transitions.c.words)
+    .where(transitions.c.batch == bindparam("batch"), transitions.c.position > bindparam("after"))
+    .order_by(transitions.c.position)
+    .limit(_PAGE)
+)
 
 
 class Queries:
@@ -100,8 +108,7 @@ class Queries:
             row = None if fields is None else connection.execute(_JOB, {"id": job_id}).one_or_none()
         if fields is None or row is None:
             return None
-        owner = JobOwner(batch_id, fields["project"].decode(), _fault(fields))
-        return job_record(owner, index, row.spec, _state(row), row.fault)
+        return job_record(_owner(batch_id, fields), index, row.spec, _state(row), row.fault)
 
     def jobs_of(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Those jobs of the batch that the ledger has, in the order of the indices."""
@@ -127,6 +134,13 @@ class Queries:
             rows = connection.execute(_TRANSITIONS, {"batch": batch_id, **likely}).all()
         events = (read_events(batch_id, row.sequence_number, row.time_us, row.words) for row in rows)
         return [event for entry in events for event in entry if event.index == index]
+
+    def entries(self, batch_id: UUID, after: int) -> list[Entry]:
+        """The next entries of the stream with transitions of a batch that are recorded, behind a position, oldest
+        first; check first whose the batch is."""
+        with self._database.read() as connection:
+            rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
+        return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
 
     # -- lists ------------------------------------------------------------------------------------------
 
@@ -192,17 +206,23 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> dict[UUID, JobOwner]:
-    """The batches of the jobs; with its fault where a job failed because of its batch."""
-    owners, doomed = {}, set()
+    """The batches of the jobs; with its fault where a job failed because of its batch, and with who cancelled jobs."""
+    owners, more = {}, set()
     for row in rows:
         batch_id, _ = split_job_id(row.id)
         owners[batch_id] = JobOwner(batch_id, scope.projects[row.project])
-        if row.status == JobStatus.ERROR.letter and row.fault is None:
-            doomed.add(batch_id)
-    if doomed:
-        for row in connection.execute(_RECORDS, {"ids": list(doomed)}):
-            owners[row.id] = msgspec.structs.replace(owners[row.id], fault=_fault(_fields_decoder.decode(row.record)))
+        doomed = row.status == JobStatus.ERROR.letter and row.fault is None
+        if doomed or "cancels" in read_state(_state(row)):
+            more.add(batch_id)
+    if more:
+        for row in connection.execute(_RECORDS, {"ids": list(more)}):
+            owners[row.id] = _owner(row.id, _fields_decoder.decode(row.record))
     return owners
+
+
+def _owner(batch_id: UUID, fields: dict[str, bytes]) -> JobOwner:
+    cancels = read_attempts(fields.get("cancels", b"").decode())
+    return JobOwner(batch_id, fields["project"].decode(), _fault(fields), cancels)
 
 
 def _fault(fields: dict[str, bytes]) -> Fault | None:

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from tweezer.ledger.changes import Changes, JobIds, KnownBatch, make_changes, touched
 from tweezer.ledger.database import Database
 from tweezer.ledger.forgetting import Forgetter
-from tweezer.ledger.restore import restore
+from tweezer.ledger.restore import restore, tell_again
 from tweezer.ledger.schema import batches, projects
 from tweezer.ledger.writing import Writer
 from tweezer.model.backoff import Backoff
@@ -61,6 +61,7 @@ class Recorder:
     ) -> None:
         self._store = store
         self._database = database
+        self._namespace = namespace
         self._writer = Writer(database, namespace)
         self._grace_s = grace_s
         self._forgetter = Forgetter(store, database, grace_s=grace_s)
@@ -142,7 +143,7 @@ class Recorder:
             return None if entries is None else 0
         part = _cut(entries, self._pace.jobs)
         self._behind = len(part) < len(entries) or len(part) == self._pace.entries
-        changes = await self._read(part)
+        changes = await self._read([entry for entry in part if not entry.told_before])
         await self._written()
         before, self._read_to = self._read_to, part[-1].id
         self._writing = asyncio.create_task(self._write(changes, before, self._read_to))
@@ -207,11 +208,13 @@ class Recorder:
         log.warning("recorder.redis_lost_events", recorded=self.position, redis_has=left)
         # From a Redis that lost everything, what has ended long ago need not come back.
         grace_ms = None if left != START else round(self._grace_s * 1000)
+        # First what happened, then the batches: once they are back they go on, and couriers read on in this order.
+        again = await tell_again(self._store, self._database, namespace=self._namespace, after=left)
         restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
         await self._database.run(self._writer.move, self.position, left)
         await self.resume()
         await self._store.restoring.open_gate()
-        log.warning("recorder.restored", batches=restored)
+        log.warning("recorder.restored", batches=restored, told_again=again)
 
     async def _write(self, changes: Changes, before: str, after: str) -> None:
         await self._database.run(self._writer.write, changes, before, after)

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, or_, select
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
+from tweezer.ledger.deliveries import courier_position
+from tweezer.ledger.schema import batches, jobs, notices, results, sequences, transitions
 from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
 from tweezer.store.connection import Store
-from tweezer.store.feed import position_number
+from tweezer.store.feed import NO_BATCH, Entry, Notice, position_id, position_number
 from tweezer.store.restoring import RestoredBatch, RestoredJob
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,41 @@ async def restore(store: Store, database: Database, *, after: str, ended_within_
             await store.restoring.restore(batch, page)
         log.info("recorder.restored_batch", batch=str(batch_id))
     return len(touched)
+
+
+async def tell_again(store: Store, database: Database, *, namespace: str, after: str) -> int:
+    """Puts events back into the stream that Redis lost after that entry, before couriers had made deliveries of them;
+    returns how many entries. May be repeated: a delivery is there once. Raises Unavailable."""
+    total = 0
+    position = position_number(after)
+    while page := await database.run(_lost, database, namespace, position):
+        await store.events.put_back(page)
+        total += len(page)
+        position = position_number(page[-1].id)
+    return total
+
+
+def _lost(database: Database, namespace: str, after: int) -> list[Entry]:
+    """The next entries that the ledger has and that no courier has taken care of."""
+    with database.read() as connection:
+        done = courier_position(connection, namespace)
+        if not done:  # there is no courier, or it has only just begun
+            return []
+        later = max(after, done)
+        rows = connection.execute(
+            select(transitions).where(transitions.c.position > later).order_by(transitions.c.position).limit(_PAGE)
+        )
+        entries = [
+            Entry(position_id(row.position), row.batch, row.sequence_number, row.time_us, row.words) for row in rows
+        ]
+        rows = connection.execute(
+            select(notices).where(notices.c.position > later).order_by(notices.c.position).limit(_PAGE)
+        )
+        for row in rows:
+            notice = Notice(row.id, row.type, row.project, row.time_us, row.data)
+            entries.append(Entry(position_id(row.position), NO_BATCH, 0, row.time_us, "", notice))
+    entries.sort(key=lambda entry: position_number(entry.id))
+    return entries[:_PAGE]
 
 
 def _touched(database: Database, after: str, ended_within_ms: int | None) -> list[UUID]:

@@ -11,6 +11,7 @@ from tweezer.ledger.changes import (
     BATCH_COLUMNS,
     DURATION,
     JOB_COLUMNS,
+    NOTICE_COLUMNS,
     RESULT_COLUMNS,
     TRANSITION_COLUMNS,
     Changes,
@@ -137,6 +138,7 @@ class Writer:
             self._upsert(connection, "jobs", JOB_COLUMNS, changes.jobs, DURATION)
         _insert(connection, "results", RESULT_COLUMNS, changes.results)
         _insert(connection, "transitions", TRANSITION_COLUMNS, changes.transitions)
+        _insert(connection, "notices", NOTICE_COLUMNS, changes.notices)
         for project, activity_ms in changes.activity_ms.items():
             connection.execute(
                 text("UPDATE projects SET last_activity_ms = :time WHERE no = :no"),
