@@ -59,12 +59,18 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
     async with Site(redis_url, folder, database_url=database_url, data_dir=folder, **rates) as site:
         await site.workers(1)
         _, url = await site.api()
-        batches = []
+        batches, webhooks, pings = [], [], []
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             for key, more in itertools.product(("ours", "theirs"), (False, True)):
                 body = {"device_type": NULL, "jobs": [{"runs": 1}] * 2, "open": more}
                 answer = await http.post("/api/v1/batches", json=body, headers=bearer(keys[key]))
                 batches.append(answer.json()["data"])
+            for key in ("ours", "theirs"):
+                body = {"url": "https://hooks.example.org/"}
+                answer = await http.post("/api/v2/webhooks", json=body, headers=bearer(keys[key]))
+                webhooks.append(answer.json()["data"]["webhook"]["id"])
+                answer = await http.post(f"/api/v2/webhooks/{webhooks[-1]}/ping", headers=bearer(keys[key]))
+                pings.append(answer.json()["data"]["id"])
         recorder = Recorder(site.store, database, namespace="tweezer")
         await recorder.resume()
         await recorder.catch_up()
@@ -74,6 +80,9 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
             "job_id": [job["id"] for batch in batches for job in batch["jobs"]],
             "device": [NULL],
             "workload_id": [batches[0]["id"]],
+            "webhook_id": webhooks,
+            "window": ["5f3a90c1"],  # none of that id is planned
+            "delivery_id": pings,
         }
         yield FurnishedApi(site, url, keys, ids)
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:

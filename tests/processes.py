@@ -1,7 +1,8 @@
 """Real processes of the queue, for tests: started, stopped, killed, and asked what they logged.
 
-Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores | api``, with
-its settings from the environment. Besides the devices of the package it serves those of the tests below.
+Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores | api | recorder |
+courier``, with its settings from the environment. Besides the devices of the package it serves those of the tests
+below.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -30,11 +32,13 @@ from tweezer.adapters.child import LaneOptions
 from tweezer.adapters.emulator import EmulatorAdapter
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Report, Traits
+from tweezer.adapters.qpu.options import QpuOptions
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
-from tweezer.queue.run import run_chores, run_worker
+from tweezer.model.specs import DeviceSpecs, read_specs
+from tweezer.queue.run import run_chores, run_recorder, run_worker
 from tweezer.settings import load
 from tweezer.store.keys import Key
 from tweezer.store.records import JobRecord
@@ -47,11 +51,15 @@ QUICK = {"lease_s": LEASE_S, "heartbeat_s": 0.3, "drain_s": 1.0, "log_format": "
 """Settings that make everything happen soon."""
 
 NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
+QUICK_QPU = "quick-qpu"
+"""The adapter of a QPU without Pulser, so that its workers start quickly; see tests/quick_qpu.py."""
+
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
+STOPS = "TWEEZER_TEST_STOPS"
 
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
-    *("tweezer:ended", "tweezer:server"),
+    *("tweezer:ended", "tweezer:server", "tweezer:ledger"),
 )
 """Keys that stay when all work is done begin with one of these."""
 
@@ -106,22 +114,37 @@ def _witnessed(options: LaneOptions) -> Adapter:
     return WitnessedAdapter()
 
 
+def _quick_qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
+    from tests.quick_qpu import QuickQpuAdapter  # it needs an HTTP library
+
+    return QuickQpuAdapter(options, lanes)
+
+
+def _specs_of_simulator(device: str) -> DeviceSpecs:
+    document = json.loads((resources.files("tweezer.qpu_sim") / "device.json").read_text("utf-8"))
+    return read_specs(json.dumps({**document, "name": device}))
+
+
 def serve_devices_of_the_tests() -> None:
     """Registers the adapters above, each for the device of the same name."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
         cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind.plain(factory)
         cast(dict[str, str], registry.DEVICE_KINDS)[device] = device
+    cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[QUICK_QPU] = registry.AdapterKind(
+        _quick_qpu, QpuOptions, specs=_specs_of_simulator, reattaches=True
+    )
 
 
 # ------------------------------------------------------------------------------------------------- processes
 
 
 class Process:
-    """A worker, the chores or the API, as a process of its own that logs into a file."""
+    """A worker, the chores, the API, a recorder or a courier, as a process of its own that logs into a file."""
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         here = Path(__file__)
-        path = os.pathsep.join(filter(None, (str(here.parent / "integration"), os.environ.get("PYTHONPATH"))))
+        folders = (str(here.parent / "integration"), str(here.parent.parent), os.environ.get("PYTHONPATH"))
+        path = os.pathsep.join(filter(None, folders))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
         environment |= {f"TWEEZER_{name.upper()}": str(value) for name, value in settings.items()}
         with log.open("wb") as output:
@@ -247,7 +270,7 @@ class Site:
 
         def started() -> bool:
             assert process.alive, f"the process ended at its start:\n{process.text}"
-            return bool(process.said("worker.started") or process.said("chores.started"))
+            return any(process.said(f"{what}.started") for what in ("worker", "chores", "recorder", "courier"))
 
         await until(started, "the start of a process")
 
@@ -346,7 +369,7 @@ class Site:
         kept = {
             f"tweezer:batch:{raw.decode()}{part}"
             for raw in await redis.zrange("tweezer:ended", 0, -1)
-            for part in ("", ":spec", ":state", ":result", ":fault")
+            for part in ("", ":spec", ":state", ":result", ":fault", ":remote")
         }
         found = []
         for raw in await redis.keys("*"):
@@ -402,13 +425,22 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
 
 def main() -> None:
     """Is a process of the queue until a signal ends it."""
+    serve_devices_of_the_tests()
     settings = load()
     logs.configure(settings.log_format, settings.log_level)
-    serve_devices_of_the_tests()
     if sys.argv[1] == "chores":
         run_chores(settings)
+    elif sys.argv[1] == "recorder":
+        run_recorder(settings)
+    elif sys.argv[1] == "courier":
+        from tweezer.events import breaker
+        from tweezer.events.courier import Pace
+        from tweezer.events.run import run_courier  # which takes a while to import, as does the API
+
+        breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
+        run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
     elif sys.argv[1] == "api":
-        from tweezer.api.app import run_api  # which takes a while to import
+        from tweezer.api.app import run_api
 
         run_api(settings)
     else:

@@ -3,6 +3,7 @@
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
 from tweezer.model.errors import (
     Conflict,
+    EventsTrimmed,
     InvalidInput,
     NotFound,
     QueueFull,
@@ -10,9 +11,11 @@ from tweezer.model.errors import (
     TweezerError,
     Unavailable,
 )
+from tweezer.model.events import Event
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec as Job
 from tweezer.model.messages import Limits, Priority, Result
+from tweezer.model.signatures import Webhook, WebhookInvalid, verify_webhook
 from tweezer.sync import Batch, Queue, connect
 
 __version__ = "0.1.0"
@@ -23,6 +26,8 @@ __all__ = [
     "Batch",
     "BatchStatus",
     "Conflict",
+    "Event",
+    "EventsTrimmed",
     "Finished",
     "InvalidInput",
     "Job",
@@ -38,7 +43,10 @@ __all__ = [
     "TweezerError",
     "Unavailable",
     "WaitTimeout",
+    "Webhook",
+    "WebhookInvalid",
     "__version__",
     "connect",
     "connect_async",
+    "verify_webhook",
 ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,15 +24,19 @@ import msgspec
 
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.backoff import Backoff
+from tweezer.model.cancels import user_at_host
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, TweezerError, Unavailable
-from tweezer.model.events import read_events
+from tweezer.model.events import Event, read_events
 from tweezer.model.ids import new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import JobSpec, Limits, Priority, Result
 from tweezer.model.tasks import heeding_cancel
+from tweezer.model.windows import Window
 from tweezer.store.admission import Submission
+from tweezer.store.batch_events import BatchEvents, Last, Recorded
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
+from tweezer.store.devices import planned
 from tweezer.store.feed import Heard
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
@@ -87,7 +93,8 @@ class Finished(msgspec.Struct, frozen=True):
 
     @property
     def result(self) -> Result:
-        """What it measured. Raises JobFailed, with the reason, when the job has no result."""
+        """What it measured; of a job that is CANCELED what a machine had measured before it was stopped, fewer shots
+        than asked for. Raises JobFailed, with the reason, when the job has no result."""
         if self.data is None:
             why = self.error or f"it is {self.status.value}"
             raise JobFailed(f"job {self.id} (number {self.index} of its batch) has no result: {why}")
@@ -143,18 +150,18 @@ class AsyncBatch:
         """No more jobs will come: the batch is DONE when its jobs are."""
         await self._command(lambda: self._store.commands.close(self.id, project=self._queue.project))
 
-    async def cancel(self) -> None:
-        """Cancels what is pending and stops what runs."""
-        key = secrets.token_hex(16)
-        await self._command(
-            lambda: self._store.commands.cancel(self.id, project=self._queue.project, idempotency_key=key)
-        )
+    async def cancel(self, *, by: str | None = None) -> None:
+        """Cancels what is pending and stops what runs. by: who asks, which is noted (default: ``user@host``)."""
+        commands, key = self._store.commands, secrets.token_hex(16)
+        who = by or user_at_host()
+        await self._command(lambda: commands.cancel(self.id, project=self._queue.project, by=who, idempotency_key=key))
 
-    async def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
-        """Cancels some of the jobs; one answer each."""
-        key = secrets.token_hex(16)
+    async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
+        """Cancels some of the jobs; one answer each. by: as of :meth:`cancel`."""
+        commands, key = self._store.commands, secrets.token_hex(16)
+        who = by or user_at_host()
         return await self._command(
-            lambda: self._store.commands.cancel_jobs(self.id, indices, project=self._queue.project, idempotency_key=key)
+            lambda: commands.cancel_jobs(self.id, indices, project=self._queue.project, by=who, idempotency_key=key)
         )
 
     async def pause(self) -> None:
@@ -196,7 +203,7 @@ class AsyncBatch:
         return await history.jobs(record, indices)
 
     async def results_at(self, indices: Sequence[int]) -> dict[int, Result]:
-        """The results of jobs that are DONE, by index. Find the batch first: that it is the project's."""
+        """The results that jobs have, by index. Find the batch first: that it is the project's."""
         return await self._queue.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
@@ -215,6 +222,35 @@ class AsyncBatch:
                 if last:
                     return
                 words = await heard.next(self._patience(deadline))
+
+    async def events(
+        self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
+    ) -> AsyncIterator[Event]:
+        """All events of the batch in order, each once, until the one that ends the batch; woken by Redis.
+
+        after: an event, or its id, to go on behind; ``"now"`` tells only what comes. follow: False gives what there is
+        now and ends. Events that Redis has let go come from the ledger, where the queue was told of it.
+
+        Raises EventsTrimmed where it was not, rather than leave any out; WaitTimeout after ``timeout_s``; NotFound;
+        InvalidInput("after", …).
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        async with self._news() as heard:
+            batch = await self.record()
+            reading = BatchEvents(
+                self._store.events,
+                self.record,
+                batch=batch,
+                last=_place(batch, after),
+                recorded=await self._recorded(batch),
+            )
+            while True:
+                while events := await self._ask(reading.read):
+                    for event in events:
+                        yield event
+                if reading.is_over or not follow:
+                    return
+                await heard.next(self._patience(deadline))
 
     async def results(self, timeout_s: float | None = None) -> list[Finished]:
         """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
@@ -236,9 +272,12 @@ class AsyncBatch:
 
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
         ended = [job for job in await self.jobs_at(record, indices) if job.status.terminal]
-        done = [job.index for job in ended if job.status is JobStatus.DONE]
-        results = await self.results_at(done)
+        results = await self.results_at([job.index for job in ended if job.may_have_result])
         return [Finished(job, results.get(job.index)) for job in ended]
+
+    async def _recorded(self, batch: BatchRecord) -> Recorded | None:
+        history = await self._queue.history()
+        return None if history is None else partial(history.entries, batch)
 
     async def _forgotten(self) -> BatchRecord | None:
         history = await self._queue.history()
@@ -269,6 +308,19 @@ def is_settled(record: BatchRecord) -> bool:
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0 and (
         record.status.terminal or record.open
     )
+
+
+def _place(batch: BatchRecord, after: Event | str | None) -> Last:
+    """Behind which event of the batch to begin. Raises InvalidInput("after", …)."""
+    if after is None:
+        return Last()
+    if after == "now":
+        return Last(batch.sequence_number)
+    batch_id, _, rest = (after.id if isinstance(after, Event) else after).partition(":")
+    match = re.fullmatch(r"(\d{1,15}):(\d{1,18})", rest, re.ASCII)
+    if match is None or batch_id.lower() != str(batch.id):
+        raise InvalidInput("after", f"{after!r} is neither an event of batch {batch.id}, nor the id of one, nor 'now'")
+    return Last(int(match[1]), int(match[2]))
 
 
 class AsyncQueue:
@@ -373,23 +425,23 @@ class AsyncQueue:
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
         batch_id, index = split_job_id(record.id)
-        results = await self.results(batch_id, [index] if record.status is JobStatus.DONE else [])
+        results = await self.results(batch_id, [index] if record.may_have_result else [])
         return Finished(record, results.get(index))
 
     async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
-        """The results of jobs that are DONE, by index; for batches that were found to be the project's."""
+        """The results that jobs have, by index; for batches that were found to be the project's."""
         found = await self.ask(lambda: self.store.reader.results(batch_id, indices))
         missing = [index for index in indices if index not in found]
         if missing and (history := await self.history()) is not None:
             found |= await history.results(batch_id, missing)
         return found
 
-    async def cancel_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
-        """Cancels several batches; the errors of those that could not be, by id."""
+    async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
+        """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""
         errors = {}
         for batch in [self.batch(batch_id) for batch_id in batch_ids]:
             try:
-                await batch.cancel()
+                await batch.cancel(by=by)
             except TweezerError as error:
                 errors[batch.id] = error.message
         return errors
@@ -400,12 +452,29 @@ class AsyncQueue:
     async def workers(self) -> list[WorkerRecord]:
         return await self.ask(self.store.reader.workers)
 
-    async def pause_device(self, name: str, reason: str) -> None:
-        """Starts nothing more on the device, for everybody; what runs finishes."""
-        await self.ask(lambda: self.store.commands.pause_device(name, reason))
+    async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
+        """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
+        by itself."""
+        await self.ask(lambda: self.store.commands.pause_device(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
+        """Ends a pause; maintenance that is under way goes on."""
         await self.ask(lambda: self.store.commands.resume_device(name))
+
+    async def maintenance(self, name: str) -> list[Window]:
+        """What maintenance of the device is planned, or under way, in order."""
+        return await self.ask(lambda: self.store.reader.windows(name))
+
+    async def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
+        """Starts nothing on the device from one aware time to another, and before that no batch that would not end in
+        time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
+        window = planned(begins, ends, reason)
+        await self.ask(lambda: self.store.devices.plan(name, window))
+        return window
+
+    async def drop_maintenance(self, name: str, window_id: str) -> None:
+        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        await self.ask(lambda: self.store.devices.drop(name, window_id))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeats a call of the store while Redis does not answer; every call of ours may be repeated."""

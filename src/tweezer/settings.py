@@ -6,6 +6,7 @@ field names below, in lower case. Durations carry their unit in the name.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -23,9 +24,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, unknown_device, usual_binding
+from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
 from tweezer.ledger.place import OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
+from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import InvalidInput
 from tweezer.store.connection import Connect
 from tweezer.store.scripts import StoreConfig
@@ -37,9 +39,11 @@ DEFAULT_CONFIG = "tweezer.toml"
 _DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
 _SECRET = ("redis_url", "database_url", "api_key", "secrets_key")
+_SCHEDULE_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 
 DeviceName = Annotated[str, Field(pattern=_DEVICE_NAME)]
+_Wait = Annotated[float, Field(ge=0)]
 
 
 def _redis_url(url: str) -> str:
@@ -177,18 +181,20 @@ class Settings(BaseSettings):
     """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
 
     webhook_allow: str = ""
-    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which webhooks
-    may go although they are not public; there plain http and any port are fine too."""
+    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
+    webhooks may go although they are not public; there plain http and any port are fine too."""
     webhook_ports: str = "443,8443"
     """Ports to which webhooks may go elsewhere, with commas between."""
     webhook_timeout_s: float = Field(15.0, gt=0, le=120)
     """How long a receiver may take for one attempt, from the connection to the end of its answer."""
     webhook_answer_max_kb: int = Field(64, ge=1)
     """How much of a receiver's answer is read, in KiB."""
-    webhook_schedule_s: tuple[float, ...] = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+    webhook_schedule_s: Annotated[tuple[_Wait, ...], Field(min_length=1, max_length=50)] = _SCHEDULE_S
     """How long after the one before each attempt is made, in seconds; the first number is 0. As a variable: JSON."""
+    courier_processes: int = Field(2, ge=1, le=64)
+    """Processes of one ``tweezer courier``, which share the work."""
     webhook_connections: int = Field(256, ge=1, le=4096)
-    """Attempts of one courier at once."""
+    """Attempts of one courier's process at once."""
     webhook_endpoint_connections: int = Field(16, ge=1, le=1024)
     """Those to one receiver."""
     webhook_disable_s: float = Field(432_000.0, gt=0)
@@ -226,6 +232,14 @@ class Settings(BaseSettings):
             raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
         return usual
 
+    def serves_machines(self) -> bool:
+        """Whether one of the devices that are named here is a machine, whose jobs run whatever becomes of a worker."""
+        return any(kind_of(given.adapter).reattaches for given in self.devices.values())
+
+    def devices_text(self) -> str:
+        """The devices that are named here, as the variable ``TWEEZER_DEVICES`` holds them."""
+        return json.dumps({name: given.model_dump(mode="json") for name, given in self.devices.items()})
+
     def connect(self) -> Connect:
         """How to reach Redis."""
         return Connect(
@@ -245,6 +259,17 @@ class Settings(BaseSettings):
             patience_s=self.database_timeout_s,
             statement_s=self.statement_timeout_s,
         )
+
+    def public_base(self) -> str:
+        """The URL of the API for links that are made without a request, without a slash at its end."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104  # not listened on
+        return f"http://[{host}]:{self.api_port}" if ":" in host else f"http://{host}:{self.api_port}"
+
+    def webhook_policy(self) -> WebhookPolicy:
+        """Where webhooks may go. Raises InvalidInput."""
+        return WebhookPolicy.parse(self.webhook_allow, self.webhook_ports)
 
     def results_folder(self) -> Path:
         """Where large results are kept."""

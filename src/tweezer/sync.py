@@ -12,8 +12,10 @@ from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, connect_async
+from tweezer.model.events import Event
 from tweezer.model.messages import JobSpec, Limits, Priority
 from tweezer.model.tasks import end_tasks
+from tweezer.model.windows import Window
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
@@ -98,13 +100,13 @@ class Batch:
         """No more jobs will come."""
         self._loop.run(self._batch.close())
 
-    def cancel(self) -> None:
-        """Cancels what is pending and stops what runs."""
-        self._loop.run(self._batch.cancel())
+    def cancel(self, *, by: str | None = None) -> None:
+        """Cancels what is pending and stops what runs. by: who asks, which is noted (default: ``user@host``)."""
+        self._loop.run(self._batch.cancel(by=by))
 
-    def cancel_jobs(self, indices: Sequence[int]) -> list[CancelAnswer]:
-        """Cancels some of the jobs; one answer each."""
-        return self._loop.run(self._batch.cancel_jobs(indices))
+    def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
+        """Cancels some of the jobs; one answer each. by: as of :meth:`cancel`."""
+        return self._loop.run(self._batch.cancel_jobs(indices, by=by))
 
     def pause(self) -> None:
         """Hands out no more jobs; what runs finishes."""
@@ -128,6 +130,12 @@ class Batch:
     def finished(self, timeout_s: float | None = None) -> Iterator[Finished]:
         """Each job as it ends, once."""
         return self._loop.iterate(self._batch.finished(timeout_s))
+
+    def events(
+        self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
+    ) -> Iterator[Event]:
+        """All events of the batch in order, each once; see :meth:`tweezer.client.AsyncBatch.events`."""
+        return self._loop.iterate(self._batch.events(after, follow=follow, timeout_s=timeout_s))
 
     def results(self, timeout_s: float | None = None) -> list[Finished]:
         """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
@@ -200,9 +208,9 @@ class Queue:
         """A job with its result. Raises NotFound."""
         return self._loop.run(self._queue.result(job_id))
 
-    def cancel_many(self, batch_ids: Iterable[UUID | str]) -> dict[UUID, str]:
-        """Cancels several batches; the errors of those that could not be, by id."""
-        return self._loop.run(self._queue.cancel_many(batch_ids))
+    def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
+        """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""
+        return self._loop.run(self._queue.cancel_many(batch_ids, by=by))
 
     def devices(self) -> list[DeviceRecord]:
         return self._loop.run(self._queue.devices())
@@ -210,12 +218,27 @@ class Queue:
     def workers(self) -> list[WorkerRecord]:
         return self._loop.run(self._queue.workers())
 
-    def pause_device(self, name: str, reason: str) -> None:
-        """Starts nothing more on the device, for everybody; what runs finishes."""
-        self._loop.run(self._queue.pause_device(name, reason))
+    def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
+        """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
+        by itself."""
+        self._loop.run(self._queue.pause_device(name, reason, until=until))
 
     def resume_device(self, name: str) -> None:
+        """Ends a pause; maintenance that is under way goes on."""
         self._loop.run(self._queue.resume_device(name))
+
+    def maintenance(self, name: str) -> list[Window]:
+        """What maintenance of the device is planned, or under way, in order."""
+        return self._loop.run(self._queue.maintenance(name))
+
+    def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
+        """Starts nothing on the device from one aware time to another, and before that no batch that would not end in
+        time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
+        return self._loop.run(self._queue.plan_maintenance(name, begins, ends, reason))
+
+    def drop_maintenance(self, name: str, window_id: str) -> None:
+        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        self._loop.run(self._queue.drop_maintenance(name, window_id))
 
 
 def connect(

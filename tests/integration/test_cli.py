@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,12 +215,20 @@ def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_p
 def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
     batch = up.submit("--job", "sleep_s=60", "--job", "sleep_s=60", "--job", "runs=1")
     until(lambda: up.call("status", batch).count("on_device") == 2, "two jobs run")
-    assert up.call("cancel", batch, "--job", "2") == "job 2 canceled"
+    assert up.call("cancel", batch, "--job", "2", "--by", "the watchdog") == "job 2 canceled"
     assert up.call("cancel", batch) == f"{batch} canceled"
     watched = up.tweezer("watch", batch)
     assert watched.exit_code == 1
     assert "3 canceled · CANCELED" in watched.stdout
     assert watched.stderr == f"Error: batch {batch} ended in CANCELED\n"
+    shown = up.call("status", batch)
+    assert re.search(r" 2 +the watchdog\n", shown)
+    assert re.search(rf"all +.*@{re.escape(socket.gethostname())}\n", shown)
+    assert "outcome: 1 prevented, 2 stopped" in shown
+    told = json.loads(up.call("status", batch, "--json"))
+    assert [cancel["jobs"] for cancel in told["cancels"]] == ["2", "*"]
+    assert [job["cancel_outcome"] for job in told["jobs"]] == ["stopped", "stopped", "prevented"]
+    assert told["jobs"][2]["cancel_attempts"][0]["by"] == "the watchdog"
 
 
 def test_several_batches_are_cancelled_and_the_errors_told(up: Up) -> None:
@@ -345,7 +354,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         children = up.children()
         worker = children.pop("worker")
         worker.kill()
-        (server,) = (child for name, child in children.items() if name not in ("api", "chores", "recorder"))
+        (server,) = (child for name, child in children.items() if name not in ("api", "chores", "courier", "recorder"))
         server.kill()
         until(lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said, "it says so")
         until(lambda: up.tweezer("devices").exit_code == 0, "Redis answers again")

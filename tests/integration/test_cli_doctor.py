@@ -19,6 +19,7 @@ from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store
+from tweezer.store.feed import START, EntryGroup
 from tweezer.store.server import RedisServer, ServerKind
 
 
@@ -50,15 +51,29 @@ def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.F
         result = doctor(server.url)
         found = findings(server.url)
     assert result.exit_code == 0
-    assert {name for name, one in found.items() if one["level"] != "OK"} == {"workers", "recorder"}
-    assert found["workers"]["level"] == found["recorder"]["level"] == "WARN"
+    assert {name for name, one in found.items() if one["level"] != "OK"} == {"workers", "recorder", "courier"}
+    assert {found[name]["level"] for name in ("workers", "recorder", "courier")} == {"WARN"}
     assert ("Valkey" if kind == "valkey" else "Redis ") in found["server"]["says"]
     assert "OK    persistence: append-only file, synced everysec" in result.stdout
 
 
 @pytest.mark.valkey
-def test_waitaof_is_detected_by_the_command(valkey_server: RedisServer) -> None:
-    assert findings(valkey_server.url)["WAITAOF"]["says"].startswith("available")
+def test_a_server_that_can_be_waited_for_is_durable_enough_for_a_machine(valkey_server: RedisServer) -> None:
+    assert "WAITAOF" in findings(valkey_server.url)["durability"]["says"]
+
+
+@pytest.mark.redis
+async def test_a_machine_needs_a_redis_that_forgets_nothing(ledger: Path) -> None:
+    with RedisServer(kind="redis", options={"appendonly": "no"}) as server:
+        assert (await asyncio.to_thread(findings, server.url))["durability"]["level"] == "OK"
+        async with Store.open(Connect(url=server.url)) as store:
+            await store.tickets.heartbeat(
+                "w", "QPU", ttl_s=60, about_device={"exclusive": 1}, about_worker={"started": 1, "lanes": 1}
+            )
+        found = (await asyncio.to_thread(findings, server.url))["durability"]
+    assert found["level"] == "FAIL"
+    assert "appendonly yes" in found["says"]
+    assert "QPU" in found["says"]
 
 
 @pytest.mark.usefixtures("_any_server")
@@ -74,6 +89,7 @@ def test_a_server_that_evicts_and_forgets_fails() -> None:
         "timeout": "WARN",
         "workers": "WARN",
         "recorder": "WARN",
+        "courier": "WARN",
     }
     assert "FAIL  maxmemory-policy: allkeys-lru" in result.stdout
     assert "CONFIG SET appendonly yes" in result.stdout
@@ -178,3 +194,21 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
             connection.execute("INSERT INTO recorder VALUES ('tweezer', ?, 0)", position)
         connection.close()
         assert await recorder() == ("OK", "one is active and up to date")
+
+
+async def test_the_couriers_are_examined(real_redis_url: str, ledger: Path) -> None:
+    async def courier() -> tuple[str, str]:
+        found = await asyncio.to_thread(findings, real_redis_url)
+        return found["courier"]["level"], found["courier"]["says"]
+
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        assert await courier() == ("WARN", "none has ever run here, so no webhook is sent")
+        group = EntryGroup(store.scripts, "couriers", "somebody")
+        await group.join(START)
+        assert await courier() == ("WARN", "none runs; all that happened so far was told")
+        about, worker = {"adapter": "null", "exclusive": 0, "max_runs": 1000}, {"lanes": 1, "started": 1}
+        await store.tickets.heartbeat("elsewhere:1:a", "NULL", ttl_s=60, about_device=about, about_worker=worker)
+        await store.commands.submit(new_batch_id(), "ours", BatchDoc(device="NULL"), [JobSpec(runs=1)])
+        assert (await courier())[0] == "FAIL"
+        assert (await group.read(most=1, wait_s=0.01)).entries
+        assert await courier() == ("OK", "one runs, up to date")

@@ -71,10 +71,12 @@ def test_the_demo_finds_antiferromagnetic_order(start: Start, tmp_path: Path) ->
     stdout, stderr = running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 0, stderr
     outcome = json.loads(stdout.splitlines()[-1])
-    assert set(outcome) == {"batch", "status", "jobs", "counters", "seconds"}
+    assert set(outcome) == {"batch", "status", "jobs", "counters", "seconds", "webhooks"}
     assert outcome["status"] == "DONE"
     assert outcome["jobs"] == len(outcome["counters"]) >= 20
     assert {sum(counter.values()) for counter in outcome["counters"]} == {500}
+    assert outcome["webhooks"] == outcome["jobs"] + 3  # the end of each job; the batch was created, ran, and is done
+    assert f"{outcome['webhooks']} webhooks received, all signatures verified" in stderr
     order = [antiferromagnet.order(counter) for counter in outcome["counters"]]
     assert order[0] < 0.3
     assert order[-1] > 0.9
@@ -144,3 +146,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         threading.Event().wait(0.02)
+
+
+def test_on_a_qpu_each_job_is_submitted_once(start: Start, tmp_path: Path) -> None:
+    running = start("--qpu", "--jobs", "3", "--json")
+    stdout, stderr = running.communicate(timeout=PATIENCE_S)
+    assert running.returncode == 0, stderr
+    outcome = json.loads(stdout.splitlines()[-1])
+    assert outcome["status"] == "DONE"
+    assert outcome["submits"] == [1, 1, 1]
+    assert "3 of 3 jobs submitted exactly once" in stderr
+    assert left_behind(tmp_path / "tmp", []) == []

@@ -27,7 +27,6 @@ from tweezer.ledger.keys import create_key
 from tweezer.ledger.recorder import Recorder
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
-from tweezer.queue import drive
 from tweezer.queue.policy import Policy
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings, load
@@ -91,7 +90,7 @@ async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None
         BulkyAdapter(),
         adapter_name="null",
         lanes=2,
-        policy=Policy(),
+        policy=Policy(results_s=0.2),
         version="0",
         handle_signals=False,
     )
@@ -187,7 +186,6 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
     real_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drive, "_RESULTS_RETRY_S", 0.2)
     folder = tmp_path / "disk" / "results"
     (tmp_path / "disk").touch()  # in the way, as a disk that is full would be
     async with (

@@ -56,6 +56,7 @@ def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "analog.json"
     file.write_text(AnalogDevice.to_abstract_repr())
     found = specs_of("TWIN", Binding("qutip", specs=file))
+    assert found is not None
     assert (found.name, found.max_atom_num, found.max_runs) == ("AnalogDevice", 80, 2000)
 
 

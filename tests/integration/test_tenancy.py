@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -18,7 +18,7 @@ from tweezer.store.keys import Key
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BODIES: tuple[Any, ...] = (None, {}, [], [{"runs": 1}], {"status": "CANCELED"}, ["a"], {"progress": 50}, b"{")
-BY_ID = {"batch_id", "job_id"}
+BY_ID = {"batch_id", "job_id", "webhook_id", "delivery_id"}
 
 
 class Stranger:
@@ -29,6 +29,8 @@ class Stranger:
         self.ours = {"batch_id": api.ids["batch_id"][1], "job_id": api.ids["job_id"][2]}  # of the open batch
         unknown = new_batch_id()
         self.unknown = {"batch_id": str(unknown), "job_id": str(job_id(unknown, 0))}
+        for name in ("webhook_id", "delivery_id"):
+            self.ours[name], self.unknown[name] = api.ids[name][0], str(uuid4())
         self._http = http
 
     def paths(self) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, statuses, until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus, Limits
+from tweezer.model.cancels import CancelOutcome
 from tweezer.model.lifecycle import Stage
 from tweezer.store.commands import CancelAnswer
 
@@ -47,6 +48,8 @@ async def test_a_running_job_is_cancelled_within_two_seconds(site: Site, lease_s
     jobs = await site.audit(batch)
     assert statuses(jobs) == [CANCELED, DONE, CANCELED, DONE]
     assert jobs[0].cancel_requests == 2
+    stopped, prevented = CancelOutcome.STOPPED, CancelOutcome.PREVENTED
+    assert [job.cancel_outcome for job in jobs] == [stopped, None, prevented, None]
     assert await stopped_after_us(site, batch) < CANCEL_US
     assert await batch.cancel_jobs([0, 1]) == [CancelAnswer.OVER, CancelAnswer.OVER]
 
@@ -134,6 +137,8 @@ async def test_a_job_past_its_time_ends_in_error(site: Site) -> None:
     jobs = await site.audit(batch)
     assert statuses(jobs) == [ERROR, DONE]
     assert [fault.code for fault in jobs[0].faults] == ["timeout"]
+    assert [attempt.by for attempt in jobs[0].cancels] == ["timeout"]
+    assert [job.cancel_outcome for job in jobs] == [CancelOutcome.STOPPED, None]
     assert jobs[0].attempt == 1
 
 

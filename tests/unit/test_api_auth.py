@@ -511,7 +511,7 @@ async def test_a_link_expires(rig: Rig, link: str, monkeypatch: pytest.MonkeyPat
     (expires,) = parse_qs(urlsplit(link).query)["expires"]
     assert 95 <= int(expires) - time.time() <= 100
     for later, status in ((int(expires) - 1, 200), (int(expires), 403), (int(expires) + 10_000, 403)):
-        monkeypatch.setattr("tweezer.api.links.time", SimpleNamespace(time=lambda at=later: at))
+        monkeypatch.setattr("tweezer.ledger.links.time", SimpleNamespace(time=lambda at=later: at))
         answer = await rig.stranger.get(link)
         assert answer.status_code == status
         if status == 403:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import device_id
 from tweezer.model.specs import read_specs
+from tweezer.model.webhooks import written
 from tweezer.settings import Settings
 from tweezer.store.keys import Key
 
@@ -129,6 +131,76 @@ async def test_several_devices_change_their_status_together_or_not_at_all(rig: R
     assert [device["status"] for device in answer.json()["data"]] == ["DOWN", "DOWN"]
     answer = await rig.http.put(f"{DEVICES}/status", json={"device_type_names": [DEVICE, TWIN], "status": "UP"})
     assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # nobody serves the other one
+
+
+async def test_a_device_is_down_until_a_time_and_says_why(rig: Rig) -> None:
+    path, until = f"{DEVICES}/{DEVICE}/status", (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
+    answer = await rig.http.put(path, json={"status": "DOWN", "reason": "new lens", "until": until.isoformat()})
+    found = answer.json()["data"]
+    assert (found["status"], found["paused_because"]) == ("DOWN", "new lens")
+    assert found["status_reason"] == f"paused until {written(until)}: new lens"
+    assert datetime.fromisoformat(found["status_until"]) == until
+    for given in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00"):  # over, and without a time zone
+        await refused(await rig.http.put(path, json={"status": "DOWN", "until": given}), 400, field="until")
+    found = (await rig.http.put(path, json={"status": "UP"})).json()["data"]
+    assert (found["status"], found["status_reason"], found["status_until"]) == ("UP", None, None)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "state", "status", "reason", "unknown"),
+    [
+        (1, "up", "UP", None, None),
+        (1, "down", "DOWN", "down: no light", None),
+        (1, "unknown", "UP", None, "no light"),
+        (0, "up", "DOWN", "no worker", None),
+    ],
+)
+async def test_it_is_said_why_a_device_is_down_or_not_known(
+    rig: Rig, lanes: int, state: str, status: str, reason: str | None, unknown: str | None
+) -> None:
+    await rig.announce(lanes)
+    await rig.store.commands.set_condition(DEVICE, state, "no light")
+    (found,) = [each for each in (await rig.get(DEVICES)).json()["data"] if each["name"] == DEVICE]
+    assert (found["status"], found["status_reason"], found["status_unknown"]) == (status, reason, unknown)
+
+
+async def test_maintenance_is_planned_listed_and_taken_back(rig: Rig) -> None:
+    path, now = f"{DEVICES}/{device_id(DEVICE)}/maintenance", datetime.now(UTC)
+    later = {"begins_at": written(now + timedelta(hours=2)), "ends_at": written(now + timedelta(hours=3))}
+    soon = {"begins_at": written(now - timedelta(seconds=1)), "ends_at": written(now + timedelta(hours=1))}
+    for body in (later, soon):
+        answer = await rig.http.post(path, json={**body, "reason": "new lens"})
+        assert answer.status_code == 200, answer.text
+    listed = await rig.data(path, key=rig.key())
+    assert [it["reason"] for it in listed] == ["new lens"] * 2
+    ends = [datetime.fromisoformat(it["ends_at"]) for it in listed]
+    assert (ends[0] - now).total_seconds() == pytest.approx(3600, abs=0.01)
+    assert (ends[1] - now).total_seconds() == pytest.approx(10_800, abs=0.01)
+    (found,) = [each for each in (await rig.get(DEVICES)).json()["data"] if each["name"] == DEVICE]
+    assert (found["status"], found["maintenance"]) == ("DOWN", listed[0])
+    assert found["status_reason"].startswith("maintenance until ")
+    assert (await rig.http.delete(f"{path}/{listed[0]['id']}")).status_code == 200
+    (found,) = [each for each in (await rig.get(DEVICES)).json()["data"] if each["name"] == DEVICE]
+    assert (found["status"], found["maintenance"]) == ("UP", listed[1])
+    await refused(await rig.http.delete(f"{path}/{listed[0]['id']}"), 404)
+
+
+async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_it(rig: Rig) -> None:
+    path, now = f"{DEVICES}/{DEVICE}/maintenance", datetime.now(UTC)
+    begin, end = written(now + timedelta(hours=2)), written(now + timedelta(hours=3))
+    body = {"begins_at": begin, "ends_at": end, "reason": "new lens"}
+    user = {"Authorization": f"Bearer {rig.key()}"}
+    assert (await rig.http.post(path, json=body, headers=user)).status_code == 403
+    for wrong, field in (
+        ({"ends_at": begin}, "ends_at"),
+        ({"begins_at": "2099-01-01T00:00:00"}, "begins_at"),
+        ({"reason": ""}, "reason"),
+        ({"begins_at": "2020-01-01T00:00:00Z", "ends_at": "2020-01-02T00:00:00Z"}, "ends_at"),
+    ):
+        await refused(await rig.http.post(path, json=body | wrong), 400, field=field)
+    assert (await rig.http.post(path, json=body)).status_code == 200
+    assert "overlaps" in await refused(await rig.http.post(path, json=body), 409)
+    await refused(await rig.http.post(f"{DEVICES}/{NONE}/maintenance", json=body), 404)
 
 
 async def test_a_status_that_there_is_not_is_named(rig: Rig) -> None:

@@ -26,10 +26,11 @@ from tweezer.ledger.users import add_to_project, create_user
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import MAX_JOBS_PER_CALL
+from tweezer.model.messages import MAX_JOBS_PER_CALL, Outcome, OutcomeKind, Result
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.settings import Settings
 from tweezer.store.records import BatchRecord
+from tweezer.store.tickets import Settlement
 
 LOOSE = "NULL"  # a device that takes anything; the other one checks what it is given
 OURS, THEIRS = "ours", "0199f3a2-7c1e-4b1d-9f04-a1b2c3d4e5f6"
@@ -168,7 +169,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 async def test_a_batch_is_submitted_as_pasqals_client_does(rig: Doors) -> None:
     wanted = body(
         tags=["a", "b"],
-        webhook="http://h/x",
+        webhook="https://hooks.example.org/x",
         configuration={"with_noise": False},
         backend_configuration='{"default_num_shots": 100, "autosave_dt": Infinity}',
     )
@@ -182,7 +183,7 @@ async def test_a_batch_is_submitted_as_pasqals_client_does(rig: Doors) -> None:
         "device_type": DEVICE,
         "project_id": OURS,
         "sequence_builder": SEQUENCE,
-        "webhook": "http://h/x",
+        "webhook": "https://hooks.example.org/x",
         "tags": ["a", "b"],
         "configuration": {"with_noise": False},
         "backend_configuration": wanted["backend_configuration"],
@@ -301,7 +302,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tags": "a"}, "tags"),
     ({"tags": ["a", "a"]}, "tags[1]"),
     ({"tags": ["x" * 101]}, "tags[0]"),
-    ({"webhook": "ftp://h"}, "webhook"),
     ({"configuration": []}, "configuration"),
     ({"backend_configuration": {}}, "backend_configuration"),
     ({"backend_configuration": "[]"}, "backend_configuration"),
@@ -595,6 +595,36 @@ async def test_a_job_that_runs_is_asked_to_stop(rig: Doors) -> None:
     assert job["status"] == "RUNNING"
     (record,) = await rig.store.reader.jobs(await rig.record(batch_id), [0])
     assert record.cancel_requests == 1
+
+
+async def test_who_cancelled_a_job_and_what_came_of_it_is_shown(rig: Doors) -> None:
+    batch_id = await rig.post(jobs=[JOB, JOB])
+    grant = await rig.take()
+    running, waiting = (job_id(batch_id, index) for index in (0, 1))
+    key, of_session = (text.split("_")[1] for text in (rig.keys["ours"], rig.keys["both"]))
+    asked = await rig.done("PATCH", f"/api/v2/jobs/{running}/cancel")
+    assert (asked["cancel_outcome"], asked["cancel_attempts"][0]["by"]) == (None, f"key {key}")
+    await rig.done("PATCH", f"/api/v2/batches/{batch_id}/cancel/jobs?id={running}", key="both")
+    await rig.done("PATCH", f"/api/v2/batches/{batch_id}/cancel", key="operator")
+    partial = Outcome(OutcomeKind.CANCELED, result=Result(counter={"01": 3}))
+    settlements = [Settlement.of(0, partial)]
+    await rig.store.tickets.settle(grant.ticket, grant.token, settlements, want=1, used_s=0.1, lease_s=60)
+    recorder = Recorder(rig.store, rig.database, namespace="tweezer")
+    for forgotten in (False, True):
+        if forgotten:
+            await recorder.resume()
+            await recorder.catch_up()
+            await rig.forget(batch_id)
+        stopped, prevented = [await rig.done("GET", f"/api/v2/jobs/{job}") for job in (running, waiting)]
+        assert (stopped["cancel_outcome"], prevented["cancel_outcome"]) == ("stopped", "prevented")
+        first, second, *_ = [attempt["by"] for attempt in stopped["cancel_attempts"]]
+        assert (first, second) == (f"key {key}", f"{rig.user} (key {of_session})")
+        result = (await rig.ask("GET", f"/api/v1/jobs/{running}/results")).json()
+        assert result["counter"] == {"01": 3}
+        assert (await rig.done("GET", f"/api/v1/jobs/{running}/results_link"))["results_link"]
+        assert (await rig.ask("GET", f"/api/v1/jobs/{waiting}/results")).status_code == 404
+        links = await rig.done("GET", f"/api/v1/batches/{batch_id}/results_link")
+        assert (list(links["results_links"]), list(links["errors"])) == ([str(running)], [str(waiting)])
 
 
 async def test_a_job_that_its_batch_has_not_is_not_there(rig: Doors) -> None:

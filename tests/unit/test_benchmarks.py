@@ -53,3 +53,23 @@ def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, 
     assert len(told["figures"]) == 13
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["jobs"] == 5000
+
+
+@pytest.mark.redis
+@pytest.mark.slow
+def test_webhooks_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
+    pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
+    little = ("--rounds", "1", "--batches", "20", "--samples", "5", "--seconds", "1")
+    ran = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "webhooks.py"), "--json", *little],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert len(told["figures"]) == 4
+    assert all(figure["value"] > 0 for figure in told["figures"])
+    assert told["setup"]["ledger"] == "sqlite"

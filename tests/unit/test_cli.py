@@ -157,10 +157,16 @@ def test_a_line_of_jobs_that_cannot_be_read_is_numbered(lines: str, said: str, t
 
 
 def test_pausing_wants_either_batches_or_a_device_with_a_reason() -> None:
-    assert "either batches or a --device" in refused(call("pause"), 2)
-    assert "either batches or a --device" in refused(call("resume", "x", "--device", "EMU_FREE"), 2)
+    batch = "01a2014a-10da-8070-b687-9a55ac000000"
+    assert "either batches or a device" in refused(call("pause"), 2)
+    assert "either batches or a device" in refused(call("resume", "x", "--device", "EMU_FREE"), 2)
+    assert "the device EMU_FREE is paused with --reason" in refused(call("pause", "EMU_FREE"), 2)
     assert "--reason" in refused(call("pause", "--device", "EMU_FREE"), 2)
-    assert "--reason goes with --device" in refused(call("pause", "x", "--reason", "why"), 2)
+    assert "go with a device" in refused(call("pause", batch, "--for", "2h"), 2)
+    assert "'x' is no id of a batch" in refused(call("pause", batch, "x"), 2)
+    both = ("--until", "2099-01-31T08:00", "--for", "2h")
+    assert "either --until or --for" in refused(call("pause", "EMU_FREE", "--reason", "why", *both), 2)
+    assert "is not a time such as" in refused(call("pause", "EMU_FREE", "--reason", "why", "--until", "noon"), 2)
 
 
 def test_a_missing_extra_is_named() -> None:

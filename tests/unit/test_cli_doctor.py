@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tweezer import __version__
-from tweezer.cli import doctor, ledger_checks
+from tweezer.cli import doctor, ledger_checks, webhook_checks
 from tweezer.cli.findings import Finding, Level
 from tweezer.ledger.health import Health
+from tweezer.ledger.webhook_health import Receivers, Secrets, WebhookHealth
+from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
 from tweezer.store.records import DeviceRecord, WorkerRecord
@@ -212,3 +215,55 @@ def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None
     assert level(set()) is level({here}) is Level.OK
     assert level({here, "elsewhere"}) is Level.WARN
     assert level({here, "elsewhere"}, results_dir=tmp_path) is Level.OK
+
+
+# --- webhooks
+
+
+def test_a_courier_that_is_missing_or_slow_is_told() -> None:
+    def level(idle_s: list[float] | None, behind_s: float | None = None, *, wanted: bool = False) -> Level:
+        found = webhook_checks.check_couriers(idle_s, behind_s=behind_s, wanted=wanted)
+        assert (found.change is None) is (found.level is Level.OK)
+        return found.level
+
+    assert level(None) is Level.WARN
+    assert level(None, wanted=True) is Level.FAIL
+    assert level([500.0]) is Level.WARN
+    assert level([], 10.0) is Level.FAIL
+    assert level([0.5, 500.0], 10.0) is Level.OK
+    assert level([0.5], 100.0) is Level.WARN
+
+
+def test_deliveries_that_are_overdue_are_told() -> None:
+    health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0)
+    found = webhook_checks.check_deliveries(health)
+    assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held back")
+    found = webhook_checks.check_deliveries(msgspec.structs.replace(health, overdue=4))
+    assert found.level is Level.WARN
+    assert found.says.startswith("4 of 7")
+
+
+def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
+    assert webhook_checks.check_receivers(Receivers(3, 0, []), disabled=0).level is Level.OK
+    found = webhook_checks.check_receivers(Receivers(3, 2, ["1a of project ours"]), disabled=1)
+    assert found.level is Level.WARN
+    assert "1a of project ours, …" in found.says
+    assert "1 are disabled" in found.says
+    assert found.change is not None
+    assert "tweezer webhooks enable" in found.change
+
+
+@pytest.mark.parametrize(
+    ("secrets", "level", "said"),
+    [
+        (Secrets(0, 0, "/d/secrets.key", missing=True), Level.OK, "none is needed yet"),
+        (Secrets(2, 0, "/d/secrets.key", missing=False), Level.OK, "keep a backup"),
+        (Secrets(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "there is no /d/secrets.key"),
+        (Secrets(2, 1, "TWEEZER_SECRETS_KEY", missing=False), Level.FAIL, "1 of 2"),
+        (InvalidInput("TWEEZER_SECRETS_KEY", "holds a key that is no base64"), Level.FAIL, "no base64"),
+    ],
+)
+def test_a_key_that_does_not_open_the_secrets_is_told(secrets: Secrets | InvalidInput, level: Level, said: str) -> None:
+    found = webhook_checks.check_secrets(secrets)
+    assert (found.level, said in found.says) == (level, True)
+    assert (found.change is None) is (level is Level.OK)

@@ -30,6 +30,7 @@ OPTIONS = {
     "worker": {"--device", "--lanes"},
     "chores": set[str](),
     "recorder": set[str](),
+    "courier": set[str](),
     "db": set[str](),
     "up": {"--port", "--data"},
 }
@@ -77,6 +78,7 @@ def test_the_procfile_starts_commands_that_exist() -> None:
         "api": "api",
         "worker": "worker",
         "recorder": "recorder",
+        "courier": "courier",
         "chores": "chores",
     }
 
@@ -153,6 +155,7 @@ def test_there_is_a_unit_for_each_process() -> None:
     assert [path.stem for path in UNITS] == [
         "tweezer-api",
         "tweezer-chores",
+        "tweezer-courier",
         "tweezer-recorder",
         "tweezer-worker@",
     ]
@@ -198,8 +201,8 @@ def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> 
 
 def test_compose_starts_the_servers_and_a_service_for_each_process() -> None:
     services = compose()["services"]
-    assert set(services) == {"redis", "postgres", "upgrade", "recorder", "api", "worker", "chores"}
-    for name in ("recorder", "api", "worker", "chores"):
+    assert set(services) == {"redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "chores"}
+    for name in ("recorder", "courier", "api", "worker", "chores"):
         assert check_command(services[name]["command"]) == name
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
         assert services[name]["init"] is True
@@ -210,7 +213,7 @@ def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
     assert services["upgrade"]["command"] == ["tweezer", "db", "upgrade"]
     assert services["upgrade"]["restart"] == "no"
     assert services["upgrade"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("recorder", "api", "chores"):
+    for name in ("recorder", "courier", "api", "chores"):
         assert services[name]["depends_on"]["upgrade"]["condition"] == "service_completed_successfully"
 
 

@@ -305,6 +305,21 @@ def test_the_adapters_page_names_every_device_and_every_option() -> None:
     options = {
         node.targets[0].id: ast.literal_eval(node.value.args[0])
         for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Call)
+        and all(isinstance(argument, ast.Set) for argument in node.value.args)
+        and node.value.args
     }
-    assert told == [options["_HEEDED"], options["_DROPPED"], options["_UNLESS_USED"]]
+    assert told == [options["_OF_ALL"], options["_DROPPED"], options["_UNLESS_USED"]]
+    own = [
+        {
+            field.target.id
+            for field in node.body
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        }
+        for name in ("QutipKeys", "StateVectorKeys", "TensorKeys")
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == name
+    ]
+    assert [set(_SPAN.findall(row[1])) for row in table_rows(page, "adapter", "keys of its own")] == own

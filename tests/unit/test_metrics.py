@@ -19,15 +19,19 @@ from tweezer.api.app import create_app
 from tweezer.api.metrics import AnswerTimes, Metrics
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
+from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
+from tweezer.ledger.endpoints import create_endpoint, disable_endpoint
 from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.projects import create_project
 from tweezer.ledger.schema import recorder
 from tweezer.ledger.upkeep import upgrade
+from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
+from tweezer.store.feed import position_number
 from tweezer.store.tickets import Grant, Settlement
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -156,6 +160,32 @@ async def test_the_lag_of_the_recorder_is_told(rig: Rig) -> None:
     assert of(found, "recorder_active") == 0
     await rig.submit(1)
     assert of(await rig.scrape(), "recorder_lag_entries") == 1
+
+
+async def test_the_lag_of_the_couriers_is_told(rig: Rig) -> None:
+    await rig.announce()
+    await rig.submit(1)
+    await rig.submit(1)
+    found = await rig.scrape()
+    assert of(found, "courier_lag_entries") == 2
+    assert 0 <= of(found, "courier_lag_seconds") < 60
+    last = (await rig.store.events.read(most=10))[-1].id
+    await rig.database.run(Deliveries(rig.database, "tweezer").write, [], position_number(last))
+    found = await rig.scrape()
+    assert (of(found, "courier_lag_entries"), of(found, "courier_lag_seconds")) == (0, 0)
+
+
+async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: Rig) -> None:
+    with rig.database.write() as connection:
+        url = "https://hooks.example.org/"
+        endpoint = create_endpoint(connection, WebhookPolicy(), project_id="ours", url=url)
+        disable_endpoint(connection, endpoint.id, "for a test")
+    identity = delivery_id(endpoint.id, "e")
+    row = NewDelivery(identity, endpoint.id, endpoint.project_no, None, None, "e", "ping", "{}", 1)
+    await rig.database.run(Deliveries(rig.database, "tweezer").write, [row], None)
+    found = await rig.scrape()
+    assert [of(found, "deliveries", status=it) for it in ("pending", "exhausted", "held")] == [1, 0, 0]
+    assert of(found, "deliveries_overdue") == of(found, "endpoints_disabled") == 1
 
 
 async def test_memory_of_redis_and_its_limit_are_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

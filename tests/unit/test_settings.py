@@ -138,7 +138,7 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.binding("NULL").options == {"checks_sequence": True}
     assert settings.binding("EMU_FREE") == Binding("qutip")
     with pytest.raises(
-        InvalidInput, match=r"no adapter serves EMU_FRE; known devices are EMU_FREE, NULL, TWIN, .*toml"
+        InvalidInput, match=r"no adapter serves EMU_FRE; known devices are EMU_FREE, EMU_SV, .*, NULL, TWIN, .*toml"
     ):
         settings.binding("EMU_FRE")
     monkeypatch.setenv("TWEEZER_DEVICES", '{"OTHER": {"adapter": "null"}}')

@@ -41,7 +41,12 @@ def test_what_is_no_specs_is_refused_by_field(text: str, problem: str) -> None:
 
 
 def test_every_adapter_has_specs_under_the_name_of_the_device() -> None:
-    for kind in ADAPTERS:
-        assert specs_of("OURS", Binding(kind)).name == "OURS"
-    assert {specs_of(device, Binding(kind)).name for device, kind in DEVICE_KINDS.items()} == DEVICE_KINDS.keys()
+    def name(device: str, kind: str) -> str | None:
+        specs = specs_of(device, Binding(kind))
+        return None if specs is None else specs.name
+
+    asked = {kind for kind, adapter in ADAPTERS.items() if adapter.specs is None}  # their machines say what they are
+    assert asked == {"qpu", "forward"}
+    assert {name("OURS", kind) for kind in ADAPTERS.keys() - asked} == {"OURS"}
+    assert {name(device, kind) for device, kind in DEVICE_KINDS.items()} == DEVICE_KINDS.keys()
     assert virtual_specs("A").max_atom_num is None

@@ -15,9 +15,9 @@ _JSON = "application/json"
 _encoder = msgspec.json.Encoder()
 
 
-def success(data: object) -> Response:
-    """A success with this data."""
-    return Response(_encoder.encode(_envelope(data)), media_type=_JSON)
+def success(data: object, **beside: object) -> Response:
+    """A success with this data, and what stands beside it."""
+    return Response(_encoder.encode(_envelope(data) | beside), media_type=_JSON)
 
 
 def page(rows: Sequence[object], *, offset: int, total: int) -> Response:

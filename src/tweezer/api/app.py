@@ -13,6 +13,7 @@ from tweezer.api import (
     routes_aliases,
     routes_batches,
     routes_devices,
+    routes_events,
     routes_jobs,
     routes_lists,
     routes_metrics,
@@ -20,6 +21,7 @@ from tweezer.api import (
     routes_service_side,
     routes_several,
     routes_statistics,
+    routes_webhooks,
     routes_workloads,
     routes_writing,
 )
@@ -27,6 +29,7 @@ from tweezer.api.auth import Authentication, Authenticator
 from tweezer.api.bodies import Bodies
 from tweezer.api.edge import Edge
 from tweezer.api.envelope import install_failures
+from tweezer.api.following import Following
 from tweezer.api.limits import Limits, RequestLimits
 from tweezer.api.links import Links
 from tweezer.api.live import Live
@@ -38,10 +41,13 @@ from tweezer.api.quick import quick_routes
 from tweezer.api.rates import Rates
 from tweezer.api.repeats import Answers, Repeats
 from tweezer.api.serve import serve
+from tweezer.api.webhooks import Webhooks
 from tweezer.ledger.database import Database
+from tweezer.ledger.feed import Feed
 from tweezer.ledger.upkeep import require_schema
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
+from tweezer.store.tail import Tail
 
 _ABOUT = """The state of batches and jobs, in the words of Pasqal's cloud.
 
@@ -73,6 +79,8 @@ def create_app(
     else:
         doorway = database
     authenticator = Authenticator(doorway)
+    tail = Tail(store.scripts)
+    closing.push_async_callback(tail.close)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,10 +102,13 @@ def create_app(
     app.state.bodies = Bodies(settings.unpacked_max_kb << 10)
     app.state.live = Live(store, database, patience_s=settings.command_timeout_s)
     app.state.holds = Holds(store)
+    app.state.feed = Feed(store, database, namespace=settings.namespace)
+    app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
     app.state.links = Links(doorway, public_url=settings.public_url, link_s=settings.link_s)
     app.state.logins = Logins(store, database, session_s=settings.session_s)
     app.state.longpoll_s = settings.longpoll_s
+    app.state.webhooks = Webhooks(settings, store, database)
     times = AnswerTimes()
     app.state.repeats = Repeats(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
@@ -116,6 +127,7 @@ def create_app(
         routes_statistics,
         routes_devices,
         routes_batches,
+        routes_events,
         routes_jobs,
         routes_metrics,
         routes_service,
@@ -123,6 +135,7 @@ def create_app(
         routes_several,
         routes_service_side,
         routes_aliases,
+        routes_webhooks,
         routes_workloads,
     ):
         app.include_router(routes.router)

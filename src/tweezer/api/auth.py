@@ -74,6 +74,11 @@ class Authenticator:
         self._used.add(identity)
         return known.principal
 
+    async def still_knows(self, scope: Scope) -> bool:
+        """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
+        key = _bearer(scope)
+        return key is not None and await self.principal(key) == caller_of(scope)
+
     async def write_used(self) -> None:
         """Writes which keys were used since it was last called. Raises Unavailable."""
         used, self._used = self._used, set()

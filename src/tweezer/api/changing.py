@@ -46,6 +46,12 @@ async def answer_batch(live: Live, caller: Principal, batch_id: UUID) -> Respons
     return success(Batch.all_fields_of(record, jobs))
 
 
+def asker(caller: Principal) -> str:
+    """Who is behind a request, as it is noted of a cancel: the user if the key is of one, and the key's id."""
+    key = f"key {caller.key}"
+    return key if caller.user is None else f"{caller.user} ({key})"
+
+
 def ended(kind: str, identity: UUID) -> Conflict:
     """The error for what has ended and so cannot be changed."""
     return Conflict(f"{kind} {identity} has ended", code="terminal")

@@ -16,6 +16,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window, job_key
 from tweezer.ledger.lists import Found
 from tweezer.ledger.queries import Queries
+from tweezer.model import windows
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import device_id
@@ -116,7 +117,7 @@ class Live:
 
     async def packed_result(self, job: JobRecord) -> bytes | None:
         """What the job measured, as settle packed it, if it has a result."""
-        if job.status is not JobStatus.DONE:
+        if not job.may_have_result:
             return None
         async with self._turn():
             packed = (await self._store.reader.packed_results(job.batch_id, [job.index])).get(job.index)
@@ -142,6 +143,11 @@ class Live:
         if device is None:
             raise NotFound("device", name)
         return device
+
+    async def windows(self, device: str) -> list[windows.Window]:
+        """Its maintenance that is under way or planned, in order."""
+        async with self._turn():
+            return await self._store.reader.windows(device)
 
     async def device_specs(self) -> dict[str, str]:
         """What clients are told of the devices, by name: Pulser's abstract representation of each."""

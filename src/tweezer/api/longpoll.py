@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from starlette.types import Receive
@@ -25,19 +26,38 @@ _LOOK_AGAIN_S = 5.0
 """It reads again after this time, whatever it heard: what came while Redis was away is not told later."""
 
 
+class Held(Protocol):
+    """What a held request waits for; None wakes it without news."""
+
+    def put(self, message: None, /) -> None: ...
+
+
 class Holds:
     """The requests that are held, of one process."""
 
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
-        self._held: set[Heard] = set()
+        self._held: set[Held] = set()
         self._ending = False
+
+    def is_ending(self) -> bool:
+        """Whether the server stops."""
+        return self._ending
 
     def end(self) -> None:
         """Answers all held requests now, and holds no more: the server stops."""
         self._ending = True
         for heard in self._held:
             heard.put(None)
+
+    @contextmanager
+    def holding(self, heard: Held) -> Iterator[None]:
+        """Wakes it when the server stops."""
+        self._held.add(heard)
+        try:
+            yield
+        finally:
+            self._held.discard(heard)
 
     async def until(
         self,
@@ -77,7 +97,7 @@ class Holds:
         receive: Receive,
     ) -> T:
         self._held.add(heard)
-        gone = asyncio.create_task(_disconnect(receive))
+        gone = asyncio.create_task(disconnect(receive))
         gone.add_done_callback(lambda _: heard.put(None))
         looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
         try:
@@ -100,7 +120,8 @@ class Holds:
             await asyncio.gather(gone, return_exceptions=True)
 
 
-async def _disconnect(receive: Receive) -> None:
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass  # a body, which a GET has no use for
 

@@ -1,7 +1,7 @@
 """What operators watch, for Prometheus: how the queue stands when it is asked, and how long the API took to answer.
 
-Nothing is kept but the times of this process' answers; a scrape costs one call of a script, an INFO, and one row of the
-ledger, however much waits.
+Nothing is kept but the times of this process' answers; a scrape costs one call of a script, an INFO, two rows of the
+ledger, and counts by its indexes that end at a number, however much waits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.health import recorded
+from tweezer.ledger.webhook_health import WebhookHealth, look_at_webhooks
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.feed import START
@@ -113,13 +114,19 @@ class Metrics:
         """The metrics as they stand. What cannot be read, because Redis or the ledger does not answer, is left out."""
         families = [*self._times.families()]
         position: str | None = None
+        delivered: str | None = None
         async with _trying("the ledger"):
             position = await self._database.run(recorded, self._database, self._namespace) or START
-        families.append(_gauge("ledger_up", "Whether the ledger answered", position is not None))
+            webhooks = await self._database.run(look_at_webhooks, self._database, self._namespace)
+            families.extend(_of_webhooks(webhooks))
+            delivered = webhooks.position
+        families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
         measures: Measures | None = None
         async with _trying("Redis"):
-            measures = await measure(self._store.scripts, position)
-            families.extend(_of_queue(measures, recorder_known=position is not None))
+            measures = await measure(self._store.scripts, position, delivered)
+            families.extend(_of_queue(measures))
+            if delivered is not None:
+                families.extend(_of_lag(measures))
             families.extend(_of_memory(await self._store.reader.server_info()))
         families.append(_gauge("redis_up", "Whether Redis answered", measures is not None))
         return generate_latest(_Collected(families))
@@ -145,7 +152,18 @@ async def _trying(what: str) -> AsyncIterator[None]:
         log.warning("metrics.left_out", of=what, error=str(error) or f"no answer within {_PATIENCE_S:g} s")
 
 
-def _of_queue(measures: Measures, *, recorder_known: bool) -> Iterator[Metric]:
+def _of_webhooks(webhooks: WebhookHealth) -> Iterator[Metric]:
+    deliveries = GaugeMetricFamily(
+        "tweezer_deliveries", "Webhooks to be sent, given up or held back, each counted to 100000", labels=("status",)
+    )
+    for status in ("pending", "exhausted", "held"):
+        deliveries.add_metric((status,), getattr(webhooks, status))
+    yield deliveries
+    yield _gauge("deliveries_overdue", "Pending webhooks that were to be sent a minute ago", webhooks.overdue)
+    yield _gauge("endpoints_disabled", "Endpoints that are sent no webhooks", webhooks.disabled)
+
+
+def _of_queue(measures: Measures) -> Iterator[Metric]:
     jobs = _by_device("jobs", "Jobs that wait or run", "status")
     tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
     lanes = _by_device("lanes", "Lanes of live workers: busy, free, or draining (free, but take no more)", "state")
@@ -177,9 +195,14 @@ def _of_queue(measures: Measures, *, recorder_known: bool) -> Iterator[Metric]:
     yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
     yield _gauge("gate_shut", "Whether no work is handed out until the ledger is restored", measures.gate_shut)
     yield _gauge("recorder_active", "Whether a recorder is at work", measures.recorder_active)
-    if recorder_known:
-        yield _gauge("recorder_lag_seconds", "Age of the oldest entry that is not recorded", measures.unrecorded_s)
-        yield _gauge("recorder_lag_entries", "Entries that are not recorded, counted to 1000", measures.unrecorded)
+
+
+def _of_lag(measures: Measures) -> Iterator[Metric]:
+    yield _gauge("recorder_lag_seconds", "Age of the oldest entry that is not recorded", measures.unrecorded_s)
+    yield _gauge("recorder_lag_entries", "Entries that are not recorded, counted to 1000", measures.unrecorded)
+    says = "that no courier has made webhooks of"
+    yield _gauge("courier_lag_seconds", f"Age of the oldest entry {says}", measures.undelivered_s)
+    yield _gauge("courier_lag_entries", f"Entries {says}, counted to 1000", measures.undelivered)
 
 
 def _of_memory(info: dict[str, int]) -> Iterator[Metric]:

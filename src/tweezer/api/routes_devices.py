@@ -23,6 +23,8 @@ from tweezer.api.schemas_devices import (
     Device,
     DeviceSpecs,
     DeviceStatus,
+    Maintenance,
+    MaintenanceBody,
     NewDevice,
     SpecsBody,
     StatusBody,
@@ -34,6 +36,7 @@ from tweezer.ledger.database import Database
 from tweezer.model import specs as model
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.store.connection import Store
+from tweezer.store.devices import planned
 from tweezer.store.records import DeviceRecord
 
 router = APIRouter(tags=["devices"])
@@ -42,6 +45,7 @@ _HELD_BY_API = "set DOWN through the API"
 _LATELY = timedelta(days=1)
 _BODY_FAILURES = failure_docs(400, 403, 408, 413, 415, 422, 503)
 
+WindowId = Annotated[Text, Path(description="Id of the maintenance.", examples=["5f3a90c1"])]
 DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
 
 
@@ -101,12 +105,13 @@ _SPECS_DOCS: dict[str, Any] = {"responses": _BODY_FAILURES | failure_docs(404), 
 async def set_statuses(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Envelope[list[Device]]:
-    """`DOWN` holds them: running jobs finish, and no more begin. `UP` lets them go on; one that no worker serves stays
-    `DOWN`. When one of the names is not known, nothing changes."""
+    """`DOWN` holds them: running jobs finish, and no more begin, until somebody sets them `UP`, or until the time that
+    is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
+    changes."""
     body = await bodies.read(request, StatusesBody, key=caller.key)
     names = [(await live.device(name)).name for name in body.device_type_names]
     for name in names:
-        await _set_status(queue, name, body.status)
+        await _set_status(queue, name, body)
     return Envelope(data=await _devices([await live.device(name) for name in names], ledger))
 
 
@@ -121,12 +126,53 @@ async def set_status(
     live: LiveStore,
     ledger: Ledger,
 ) -> Envelope[Device]:
-    """`DOWN` holds it: running jobs finish, and no more begin. `UP` lets it go on; if no worker serves it, it stays
-    `DOWN`."""
+    """`DOWN` holds it: running jobs finish, and no more begin, until somebody sets it `UP`, or until the time that is
+    given; doing it again changes reason and time. `UP` lets it go on; if no worker serves it, or it is under
+    maintenance, it stays `DOWN`."""
     name = (await live.device(device)).name
     body = await bodies.read(request, StatusBody, key=caller.key)
-    await _set_status(queue, name, body.status)
+    await _set_status(queue, name, body)
     return Envelope(data=await _device(live, ledger, name))
+
+
+@router.get(
+    "/api/v1/devices/{device}/maintenance", summary="Planned maintenance", responses=failure_docs(404, 422, 503)
+)
+async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Envelope[list[Maintenance]]:
+    """What is under way or planned, in order."""
+    windows = await live.windows((await live.device(device)).name)
+    return Envelope(data=[Maintenance.of(window) for window in windows])
+
+
+@router.post(
+    "/api/v1/devices/{device}/maintenance",
+    summary="Plan maintenance",
+    responses=_BODY_FAILURES | failure_docs(404, 409),
+    openapi_extra=body_docs(MaintenanceBody),
+)
+async def plan_maintenance(
+    device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
+) -> Envelope[Maintenance]:
+    """From its begin to its end the device begins nothing, and before it no batch that would not end in time. Running
+    jobs finish. It must not overlap with other maintenance of the device."""
+    name = (await live.device(device)).name
+    body = await bodies.read(request, MaintenanceBody, key=caller.key)
+    window = planned(body.begins_at, body.ends_at, body.reason)
+    await queue.devices.plan(name, window)
+    return Envelope(data=Maintenance.of(window))
+
+
+@router.delete(
+    "/api/v1/devices/{device}/maintenance/{window}",
+    summary="Take maintenance back",
+    responses=failure_docs(403, 404, 422, 503),
+)
+async def drop_maintenance(
+    device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
+) -> Envelope[None]:
+    """If it is under way it ends now."""
+    await queue.devices.drop((await live.device(device)).name, window)
+    return Envelope(data=None)
 
 
 @router.get("/api/v1/devices/specs", summary="Specs of all devices", responses=failure_docs(503))
@@ -206,12 +252,12 @@ async def get_average_queue_time(
     return Envelope(data=QueueTime(device_type=name, average_queue_time=found.seconds, jobs_count=found.jobs))
 
 
-async def _set_status(queue: Store, name: str, status: DeviceStatus) -> None:
-    match status:
+async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) -> None:
+    match body.status:
         case DeviceStatus.UP:
             await queue.commands.resume_device(name)
         case DeviceStatus.DOWN:
-            await queue.commands.pause_device(name, _HELD_BY_API)
+            await queue.commands.pause_device(name, body.reason or _HELD_BY_API, until=body.until)
 
 
 async def _device(live: Live, ledger: Database, name: str) -> Device:

@@ -72,7 +72,8 @@ async def get_results_link(
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request
 ) -> Response:
-    """What the job measured: a JSON object that is not in an envelope. A job without a result has none: 404.
+    """What the job measured: a JSON object that is not in an envelope. A job without a result has none: 404. A job that
+    was stopped while it ran has what its machine had measured before, if that says so.
 
     A large one comes gzipped, to whoever accepts that, and in parts.
     """

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from tweezer.api.answers import success
 from tweezer.api.bodies import body_docs
-from tweezer.api.changing import Queue, ReadBodies, answer_batch, ended, unless_forgotten
+from tweezer.api.changing import Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
 from tweezer.api.dependencies import BatchId, JobId, LiveStore, Servant
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.live import Live
@@ -78,7 +78,7 @@ async def set_batch_status(
         if batch.status.terminal:
             raise ended("batch", batch_id)
         async with unless_forgotten(batch):
-            await _move(queue.commands, batch, body)
+            await _move(queue.commands, caller, batch, body)
     return await answer_batch(live, caller, batch_id)
 
 
@@ -140,7 +140,7 @@ async def _report(queue: Store, live: Live, caller: Principal, job: JobRecord, b
         )
 
 
-async def _move(commands: Commands, batch: BatchRecord, body: BatchStatusBody) -> None:
+async def _move(commands: Commands, caller: Principal, batch: BatchRecord, body: BatchStatusBody) -> None:
     """Raises Conflict where the lifecycle forbids it."""
     match body.status:
         case BatchStatus.PAUSED:
@@ -152,7 +152,7 @@ async def _move(commands: Commands, batch: BatchRecord, body: BatchStatusBody) -
                 )
             await commands.resume(batch.id, project=batch.project)
         case BatchStatus.CANCELED:
-            await commands.cancel(batch.id, project=batch.project)
+            await commands.cancel(batch.id, project=batch.project, by=asker(caller))
         case BatchStatus.DONE:
             if not batch.open:
                 raise Conflict(f"batch {batch.id} is closed, and DONE when all of its jobs have ended")

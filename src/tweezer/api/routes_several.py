@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from tweezer.api.answers import success
 from tweezer.api.bodies import body_docs
-from tweezer.api.changing import IdempotencyKey, Queue, ReadBodies, answer_batch, ended, unless_forgotten
+from tweezer.api.changing import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
 from tweezer.api.chosen import chosen_jobs
 from tweezer.api.dependencies import BatchId, Caller, LiveStore, ResultsLinks, Submitter
 from tweezer.api.envelope import Envelope, failure_docs
@@ -86,7 +86,7 @@ async def cancel_jobs(
     canceled: list[JobRecord] = []
     if indices:
         async with unless_forgotten(batch):
-            answers = await queue.commands.cancel_jobs(batch_id, indices, project=batch.project)
+            answers = await queue.commands.cancel_jobs(batch_id, indices, project=batch.project, by=asker(caller))
         taken = (CancelAnswer.CANCELED, CancelAnswer.REQUESTED)
         done = [index for index, answer in zip(indices, answers, strict=True) if answer in taken]
         canceled = await live.jobs(batch, done)
@@ -152,16 +152,19 @@ async def get_batch_results_links(
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
     jobs = await chosen_jobs(live, batch, wanted)
     errors = _strangers(batch, wanted)
-    errors |= {job.id: f"there is no result: it is {job.status}" for job in jobs if job.status is not JobStatus.DONE}
-    done = [job.id for job in jobs if job.status is JobStatus.DONE]
-    found = {identity: await links.results(request, identity) for identity in done}
+    found: dict[UUID, str] = {}
+    for job in jobs:
+        if job.status is JobStatus.DONE or await live.packed_result(job) is not None:
+            found[job.id] = await links.results(request, job.id)
+        else:
+            errors[job.id] = f"there is no result: it is {job.status}"
     return Envelope(data=ResultsLinksOfBatch(results_links=found, errors=errors))
 
 
 async def _cancel(queue: Store, live: Live, caller: Principal, batch_id: UUID) -> BatchRecord:
     batch = await live.batch(caller, batch_id)
     async with unless_forgotten(batch):
-        await queue.commands.cancel(batch_id, project=batch.project)
+        await queue.commands.cancel(batch_id, project=batch.project, by=asker(caller))
     return await live.batch(caller, batch_id)
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from tweezer.api.answers import success
 from tweezer.api.bodies import body_docs
-from tweezer.api.changing import IdempotencyKey, Queue, ReadBodies, answer_batch, ended, unless_forgotten
+from tweezer.api.changing import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
 from tweezer.api.dependencies import BatchId, JobId, Ledger, LiveStore, Submitter
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.repeats import key_of
@@ -24,6 +24,7 @@ from tweezer.api.submissions import (
     sends_placeholders,
     submission_of,
 )
+from tweezer.api.webhooks import Hooks, check_webhook
 from tweezer.ledger.tagging import record_tags
 from tweezer.model.checks import MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import InvalidInput, NotFound, Unavailable
@@ -59,6 +60,7 @@ async def create_batch(
     bodies: ReadBodies,
     queue: Queue,
     live: LiveStore,
+    webhooks: Hooks,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
     """Checks all that can be checked without Pulser, then writes all or nothing.
@@ -67,6 +69,7 @@ async def create_batch(
     """
     body = await bodies.read(request, BatchBody, key=caller.key)
     project = project_of(caller, body.project_id)
+    check_webhook(body.webhook, webhooks.policy)
     idempotency_key = idempotency_key or await key_of(request, caller, project)
     try:
         agent = request.headers.get("User-Agent", "")
@@ -133,7 +136,7 @@ async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live:
     """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
     batch = await live.batch(caller, batch_id)
     async with unless_forgotten(batch):
-        await queue.commands.cancel(batch_id, project=batch.project)
+        await queue.commands.cancel(batch_id, project=batch.project, by=asker(caller))
     return await answer_batch(live, caller, batch_id)
 
 
@@ -180,7 +183,8 @@ async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveS
     batch_id, index = split_job_id(job_id)
     if not job.status.terminal:
         async with unless_forgotten(await live.batch(caller, batch_id)):
-            (answer,) = await queue.commands.cancel_jobs(batch_id, [index], project=job.project)
+            asked = queue.commands.cancel_jobs(batch_id, [index], project=job.project, by=asker(caller))
+            (answer,) = await asked
         if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
             return success(Job.fields_of(await live.job(caller, job_id)))
     raise ended("job", job_id)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_jsonable_python
 
 from tweezer.api.envelope import Envelope
+from tweezer.model.cancels import CancelOutcome
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -56,6 +57,17 @@ class Schema(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class CancelAttempt(Schema):
+    """A request to end a job."""
+
+    at: datetime = Field(examples=[_LATER])
+    by: str = Field(
+        description="Who asked: a user and the id of the key; `user@host` of who used the library, or a name that was "
+        "given; `timeout`: the job's own limit.",
+        examples=["alice (key k3v9q2m7x4ab)"],
+    )
+
+
 class EmbeddedJob(Schema):
     """A job within its batch: without its sequence, which ``GET /api/v2/jobs/{job_id}`` has."""
 
@@ -90,6 +102,12 @@ class EmbeddedJob(Schema):
     )
     device_s: Seconds | None = Field(description="Seconds on the device or emulator.", examples=[None])
     slurm_job_id: str | None = Field(None, description="Always null here.", examples=[None])
+    cancel_outcome: CancelOutcome | None = Field(
+        None,
+        description="What its cancel did, once it has ended: `prevented` (nothing of it ran), `stopped`, `too_late` "
+        "(its end came first) or `unconfirmed` (nobody knows whether it stopped). Null without a cancel.",
+        examples=[None],
+    )
 
     @classmethod
     def fields_of(cls, record: JobRecord) -> dict[str, Any]:
@@ -116,6 +134,7 @@ class EmbeddedJob(Schema):
             "preparation_s": record.preparation_s,
             "device_s": record.device_s,
             "slurm_job_id": None,
+            "cancel_outcome": record.cancel_outcome,
         }
 
     @classmethod
@@ -130,10 +149,17 @@ class Job(EmbeddedJob):
         description="The job's own serialised sequence; null when it runs its batch's.", examples=[None]
     )
     logs_link: str | None = Field(None, description="Always null: executions keep no logs.", examples=[None])
+    cancel_attempts: list[CancelAttempt] = Field(
+        [], description="Who asked for its end, the first first; as far as that was noted."
+    )
 
     @classmethod
     def fields_of(cls, record: JobRecord) -> dict[str, Any]:
-        return super().fields_of(record) | {"sequence": record.spec.sequence, "logs_link": None}
+        return super().fields_of(record) | {
+            "sequence": record.spec.sequence,
+            "logs_link": None,
+            "cancel_attempts": [{"at": attempt.at, "by": attempt.by} for attempt in record.cancels],
+        }
 
 
 class ListedBatch(Schema):
@@ -164,6 +190,9 @@ class ListedBatch(Schema):
     end_datetime: datetime | None = Field(examples=[None])
     jobs_count: Count = Field(examples=[20])
     jobs_count_per_status: dict[JobStatus, Count] = Field(description="Every status is there.", examples=[_COUNTS])
+    idle_s: Seconds = Field(
+        description="Seconds for which it held a QPU without having work for it, as an open batch may.", examples=[0.0]
+    )
 
     @classmethod
     def fields_of(cls, record: BatchRecord) -> dict[str, Any]:
@@ -192,6 +221,7 @@ class ListedBatch(Schema):
             "end_datetime": record.ended,
             "jobs_count": record.jobs,
             "jobs_count_per_status": record.counts,
+            "idle_s": record.idle_s,
         }
 
 

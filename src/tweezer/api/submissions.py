@@ -82,7 +82,10 @@ class BatchBody(msgspec.Struct, frozen=True):
         bool | None, Meta(description="The opposite of `open`.", extra_json_schema={"deprecated": True})
     ] = None
     tags: Annotated[list[str] | None, Meta(description="Up to 50, none twice.", examples=[["sweep"]])] = None
-    webhook: Annotated[str | None, Meta(description="A complete http or https URL without credentials.")] = None
+    webhook: Annotated[
+        str | None,
+        Meta(description="A complete URL without credentials: `https://…`, public, unless the operator allows more."),
+    ] = None
     backend_configuration: Annotated[
         str | None, Meta(description="Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")
     ] = None

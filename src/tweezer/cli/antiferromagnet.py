@@ -27,17 +27,22 @@ ORDERED = frozenset({"01" * (ATOMS // 2), "10" * (ATOMS // 2)})
 """The bitstrings of perfect order: every second atom excited."""
 
 
-def build_sequence() -> str:
-    """The sequence, with the variable ``delta_final``, as Pulser serialises it. Imports Pulser."""
+def build_sequence(specs: str | None = None) -> str:
+    """The sequence, with the variable ``delta_final``, as Pulser serialises it. Imports Pulser.
+
+    specs: of the device that it is for, in Pulser's abstract representation; None is one without limits.
+    """
     from pulser import Pulse, Register, Sequence
     from pulser.devices import MockDevice
+    from pulser.json.abstract_repr.deserializer import deserialize_device
     from pulser.waveforms import RampWaveform
 
-    spacing = (MockDevice.interaction_coeff / INTERACTION) ** (1 / 6)
+    device = MockDevice if specs is None else deserialize_device(specs)
+    spacing = (device.interaction_coeff / INTERACTION) ** (1 / 6)
     radius = spacing / (2 * sin(pi / ATOMS))
     turns = {f"q{number}": 2 * pi * number / ATOMS for number in range(ATOMS)}
     ring = Register({name: (radius * cos(turn), radius * sin(turn)) for name, turn in turns.items()})
-    sequence = Sequence(ring, MockDevice)
+    sequence = Sequence(ring, device)
     sequence.declare_channel("ising", "rydberg_global")
     delta_final = sequence.declare_variable("delta_final", dtype=float)
     sequence.add(Pulse.ConstantDetuning(RampWaveform(RISE_NS, 0.0, RABI), DELTA_START, 0.0), "ising")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TextIO
 
 import click
@@ -12,12 +12,16 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
+from tweezer.cli.cancels import attempt_json, cancel_lines, cancel_note, was_stopped
 from tweezer.cli.follow import Meter, follow
 from tweezer.cli.jobs import job_options, read_jobs
+from tweezer.cli.times import clock, seconds, time
+from tweezer.cli.waiting import why_it_waits
 from tweezer.client import AsyncBatch, as_uuid
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits, Priority
+from tweezer.model.windows import Hold, HoldKind
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.records import BatchRecord, JobRecord
 
@@ -46,7 +50,9 @@ _ANSWERS = {
     help="Pulser's EmulationConfig as JSON: EmulationConfig.to_abstract_repr().",
 )
 @click.option("--job-timeout-s", type=float, help=f"Wall time of one job  [default: {Limits().job_timeout_s:g}].")
-@click.option("--not-before", metavar="TIME", help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00.")
+@click.option(
+    "--not-before", type=time, metavar="TIME", help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00."
+)
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day make one batch.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 unless all jobs are DONE.")
 @pass_access
@@ -66,7 +72,7 @@ def submit(
     webhook: str | None,
     backend_configuration: TextIO | None,
     job_timeout_s: float | None,
-    not_before: str | None,
+    not_before: datetime | None,
     idempotency_key: str | None,
     wait: bool,
 ) -> None:
@@ -86,7 +92,6 @@ def submit(
             "there are no jobs: give --runs and --var, --job or --jobs (or --open to add them later)"
         )
     configuration = None if backend_configuration is None else _text(backend_configuration)
-    starts = None if not_before is None else _time(not_before)
     target = device or access.settings().device
 
     async def run() -> None:
@@ -102,7 +107,7 @@ def submit(
                 webhook=webhook,
                 backend_configuration=configuration,
                 limits=None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
-                not_before=starts,
+                not_before=not_before,
                 idempotency_key=idempotency_key,
             )
             click.echo(str(batch.id))
@@ -155,17 +160,23 @@ def close(access: Access, *, batch: str) -> None:
 def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
     """Show how a batch stands."""
 
-    async def run() -> tuple[BatchRecord, list[JobRecord]]:
+    async def run() -> tuple[BatchRecord, list[JobRecord], str | None]:
         async with access.queue() as queue:
             record = await queue.batch(batch).record()
-            needs_jobs = as_json or all_jobs or record.counts[JobStatus.RUNNING] or record.counts[JobStatus.ERROR]
-            return record, await queue.batch(batch).jobs() if needs_jobs else []
+            counts = record.counts
+            needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
+            jobs = await queue.batch(batch).jobs() if needs_jobs else []
+            device = None if record.status.terminal else await queue.store.reader.device(record.device)
+            return record, jobs, why_it_waits(record, device)
 
-    record, jobs = asyncio.run(run())
+    record, jobs, why = asyncio.run(run())
     if as_json:
-        click.echo(msgspec.json.encode(_as_json(record, jobs)))
+        click.echo(msgspec.json.encode({**_as_json(record, jobs), "waits_for": why}))
         return
-    show.echo("\n".join(_description(record)))
+    show.echo("\n".join(_description(record, why)))
+    if cancels := cancel_lines(record, jobs):
+        show.echo()
+        show.echo("\n".join(cancels))
     listed = jobs if all_jobs else _interesting(jobs)
     if listed:
         show.echo()
@@ -191,18 +202,22 @@ def watch(access: Access, *, batch: str) -> None:
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
+@click.option("--by", metavar="NAME", help="Who asks, which is noted  [default: user@host].")
 @pass_access
-def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]) -> None:
-    """Cancel batches: what is pending at once, what runs as soon as its worker stops it."""
+def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
+    """Cancel batches: what is pending at once, what runs as soon as its worker stops it.
+
+    `tweezer status` shows who asked, and what came of it.
+    """
     if not indices:
-        _each(access, batches, AsyncBatch.cancel, "canceled")
+        _each(access, batches, lambda batch: batch.cancel(by=by), "canceled")
         return
     if len(batches) > 1:
         raise click.UsageError("--job needs exactly one batch")
 
     async def run() -> list[CancelAnswer]:
         async with access.queue() as queue:
-            return await queue.batch(batches[0]).cancel_jobs(indices)
+            return await queue.batch(batches[0]).cancel_jobs(indices, by=by)
 
     answers = asyncio.run(run())
     for index, answer in zip(indices, answers, strict=True):
@@ -212,48 +227,68 @@ def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]
 
 
 @click.command()
-@click.argument("batches", nargs=-1, metavar="[BATCH…]")
-@click.option("--device", help="Pause a device, for everybody.")
+@click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
+@click.option("--device", help="The device, where its name could be the id of a batch.")
 @click.option("--reason", help="Why the device is paused; it is shown to all.")
+@click.option("--until", type=time, metavar="TIME", help="When the device goes on by itself: 2027-01-31T08:00.")
+@click.option("--for", "for_s", type=seconds, metavar="TIME", help="After which time it does: 30min, 2h.")
 @pass_access
-def pause(access: Access, *, batches: tuple[str, ...], device: str | None, reason: str | None) -> None:
-    """Hand out no more jobs of batches, or of a device; what runs finishes."""
-    _either(batches, device)
-    if device is None:
-        if reason is not None:
-            raise click.UsageError("--reason goes with --device")
+def pause(
+    access: Access,
+    *,
+    batches: tuple[str, ...],
+    device: str | None,
+    reason: str | None,
+    until: datetime | None,
+    for_s: int | None,
+) -> None:
+    """Hand out no more jobs of batches, or of a device, for everybody; what runs finishes.
+
+    Pausing a paused device changes why and until when.
+
+    \b
+    tweezer pause 01a2014a-10da-8070-b687-9a55ac000000
+    tweezer pause FRESNEL --reason "new lens" --for 2h
+    """
+    name = _device_of(batches, device)
+    if name is None:
+        if reason is not None or until is not None or for_s is not None:
+            raise click.UsageError("--reason, --until and --for go with a device")
         _each(access, batches, AsyncBatch.pause, "paused")
         return
     if not reason:
-        raise click.UsageError("say why with --reason: others will wonder")
-    name, why = device, reason
+        raise click.UsageError(f"say why the device {name} is paused with --reason: others will wonder")
+    if until is not None and for_s is not None:
+        raise click.UsageError("give either --until or --for")
+    ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
 
     async def run() -> None:
         async with access.queue() as queue:
-            await queue.pause_device(name, why)
+            await queue.pause_device(name, reason, until=ends)
 
     asyncio.run(run())
-    show.echo(f"{device} is paused: {reason}")
+    show.echo(f"{name} is {Hold(HoldKind.PAUSED, reason, ends).told(clock)}")
 
 
 @click.command()
-@click.argument("batches", nargs=-1, metavar="[BATCH…]")
-@click.option("--device", help="Go on with a device.")
+@click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
+@click.option("--device", help="The device, where its name could be the id of a batch.")
 @pass_access
 def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> None:
     """Go on with paused batches, or a paused device."""
-    _either(batches, device)
-    if device is None:
+    name = _device_of(batches, device)
+    if name is None:
         _each(access, batches, AsyncBatch.resume, "resumed")
         return
-    name = device
 
-    async def run() -> None:
+    async def run() -> Hold | None:
         async with access.queue() as queue:
             await queue.resume_device(name)
+            found = await queue.ask(lambda: queue.store.reader.device(name))
+            return None if found is None else found.hold(datetime.now(UTC))
 
-    asyncio.run(run())
-    show.echo(f"{device} is resumed")
+    hold = asyncio.run(run())
+    show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.told(clock)}'}")
 
 
 def must_be_done(record: BatchRecord) -> None:
@@ -295,9 +330,22 @@ def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], 
         raise TweezerError(f"{failed} of {len(batches)} batches could not be {done}", code="partly")
 
 
-def _either(batches: tuple[str, ...], device: str | None) -> None:
-    if bool(batches) is (device is not None):
-        raise click.UsageError("name either batches or a --device")
+def _device_of(targets: tuple[str, ...], device: str | None) -> str | None:
+    """The device that is meant; None for batches. What is no id of a batch is the name of a device."""
+    if bool(targets) is (device is not None):
+        raise click.UsageError("name either batches or a device")
+    names = [target for target in targets if not _is_id(target)]
+    if device is None and names and len(targets) > 1:
+        raise click.UsageError(f"{names[0]!r} is no id of a batch; name either batches or one device")
+    return device or next(iter(names), None)
+
+
+def _is_id(text: str) -> bool:
+    try:
+        as_uuid("batch", text)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _text(file: TextIO) -> str:
@@ -307,16 +355,7 @@ def _text(file: TextIO) -> str:
         raise InvalidInput(file.name, f"is not a text in UTF-8: {error}") from error
 
 
-def _time(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a time such as 2027-01-31T08:00 or 2027-01-31T08:00+01:00", param_hint="--not-before"
-        ) from None
-
-
-def _description(record: BatchRecord) -> list[str]:
+def _description(record: BatchRecord, why: str | None) -> list[str]:
     now = datetime.now(UTC)
     counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
     rows = [
@@ -326,6 +365,8 @@ def _description(record: BatchRecord) -> list[str]:
         ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
         ("error", record.fault and str(record.fault)),
         ("device", record.device),
+        ("waits for", why),
+        ("held idle", record.idle_s and f"{show.duration(record.idle_s)} on {record.device} without work"),
         ("priority", record.priority.value),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
         ("submitted", f"{_clock(record.created)} ({_ago(now, record.created)})"),
@@ -344,8 +385,10 @@ def _ago(now: datetime, moment: datetime) -> str:
 
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
-    """The jobs that run or failed, if not too many."""
-    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR)][:_LISTED_JOBS]
+    """The jobs that run, failed, or were cancelled when they had begun, if not too many."""
+    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or was_stopped(job)][
+        :_LISTED_JOBS
+    ]
 
 
 def _job_table(jobs: list[JobRecord]) -> list[str]:
@@ -354,7 +397,7 @@ def _job_table(jobs: list[JobRecord]) -> list[str]:
         doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
         if doing and job.progress is not None:
             doing += f" {job.progress:.0%}"
-        said = doing or "; ".join(map(str, job.faults))
+        said = doing or "; ".join(filter(None, (cancel_note(job), *map(str, job.faults))))
         took = "" if job.device_s is None else show.duration(job.device_s)
         runs = "" if job.spec.runs is None else job.spec.runs
         rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
@@ -376,7 +419,9 @@ def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
         "updated": record.updated,
         "started": record.started,
         "ended": record.ended,
+        "idle_s": record.idle_s,
         "error": record.fault and str(record.fault),
+        "cancels": list(map(attempt_json, record.cancels)),
         "jobs": [_job_as_json(job) for job in jobs],
     }
 
@@ -396,6 +441,8 @@ def _job_as_json(job: JobRecord) -> dict[str, Any]:
         "started": job.started,
         "ended": job.ended,
         "cancel_requested": job.cancel_requested,
+        "cancel_outcome": job.cancel_outcome,
+        "cancel_attempts": list(map(attempt_json, job.cancels)),
         "queue_s": job.queue_s,
         "preparation_s": job.preparation_s,
         "device_s": job.device_s,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
+from tweezer.cli.times import seconds
 from tweezer.ledger import keys as ledger_keys
 from tweezer.ledger import projects as ledger_projects
 from tweezer.ledger import users as ledger_users
@@ -30,17 +30,7 @@ from tweezer.store.connection import Store
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800, "y": 31_536_000}
-_DURATION = re.compile(rf"(\d{{1,9}})\s*({'|'.join(_UNITS_S)})", re.ASCII)
 _SHOWN_ONCE = "This is shown once: keep it where it is safe."
-
-
-def seconds(text: str) -> int:
-    """``90d``, ``12h``, ``30min``, for options."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or not int(match[1]):
-        raise click.BadParameter(f"{text!r} is no time such as 90d, 12h or 30min")
-    return int(match[1]) * _UNITS_S[match[2]]
 
 
 def retention(text: str) -> int | None:
@@ -188,7 +178,7 @@ def list_keys(access: Access, *, project: str | None, everything: bool, as_json:
     else:
         header = ("id", "name", "role", "project", "created", "ends", "last used")
         rows = [
-            (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), _minute(it.used))
+            (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), show.minute(it.used))
             for it in found
         ]
         show.echo("\n".join(show.table(header, rows)))
@@ -349,7 +339,7 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
         return
     key = made.about
     click.echo(made.text)
-    until = "" if key.expires is None else f", until {_minute(key.expires)}"
+    until = "" if key.expires is None else f", until {show.minute(key.expires)}"
     of = "all projects" if key.project is None else f"project {key.project}"
     show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
 
@@ -414,7 +404,3 @@ def _end(key: ApiKey, now: datetime) -> str:
 
 def _day(moment: datetime | None) -> str:
     return "-" if moment is None else f"{moment:%Y-%m-%d}"
-
-
-def _minute(moment: datetime | None) -> str:
-    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -21,14 +21,21 @@ from tweezer.cli.access import Access, pass_access
 from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import Meter, follow
 from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.mailbox import Mailbox
 from tweezer.cli.processes import require_emulator, require_server, usage
-from tweezer.cli.stack import Stack
+from tweezer.cli.stack import QPU_JOURNAL, Stack, free_port
 from tweezer.client import Finished, connect_async
+from tweezer.model.signatures import Webhook
+from tweezer.model.webhooks import USUAL_TYPES
+from tweezer.qpu_sim.journal import read_journal, tally
+from tweezer.qpu_sim.serve import device_specs
 from tweezer.settings import Settings
 from tweezer.store.records import BatchRecord
+from tweezer.store.server import HOST
 from tweezer.sync import connect
 
 DEVICE = "EMU_FREE"
+MACHINE = "QPU_SIM"
 RUNS = 500
 _LEAST_JOBS = 2
 _MOST_JOBS = 1000
@@ -42,17 +49,25 @@ _STORY = (
     "further the sweep goes, the more it pays to excite every second atom. Each job is one final detuning, "
     "emulated by Pulser in a process of its own."
 )
+_QPU_STORY = (
+    "This time they run on a QPU, or what looks like one: a process with the same HTTP API, where a new submit cancels "
+    "the job that runs, and no job may run twice."
+)
 
 Say = Callable[[str], None]
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of the batch; ``seconds`` from its submit to its last result."""
+    """What came of the batch; ``seconds`` from its submit to its last result. webhooks: all that its ``webhook`` is
+    sent, as they were received and verified here. submits: how often the machine was asked to run each job, by its own
+    count; None without one."""
 
     sequence: str
     batch: BatchRecord
     jobs: list[Finished]
     seconds: float
+    webhooks: list[Webhook]
+    submits: list[int] | None = None
 
 
 @click.command()
@@ -65,21 +80,23 @@ class Outcome(msgspec.Struct, frozen=True):
 )
 @click.option("--lanes", type=int, default=2, show_default=True, help="Jobs at once, each in a process of its own.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Of the API  [default: any free one].")
+@click.option("--qpu", is_flag=True, help="On a QPU, simulated by a process of its own.")
 @click.option("--keep", is_flag=True, help="Keep it running afterwards, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; all else goes to stderr.")
 @click.pass_context
 @pass_access
 def demo(
-    access: Access, context: click.Context, /, *, jobs: int, lanes: int, port: int, keep: bool, as_json: bool
+    access: Access, context: click.Context, /, *, jobs: int, lanes: int, port: int, qpu: bool, keep: bool, as_json: bool
 ) -> None:
     """Run a real sequence through a queue of its own, and show what it found.
 
     Starts a Redis, a ledger, a worker and all other processes in a temporary folder, submits a Pulser sequence
-    with a job for each of several final detunings, and plots how antiferromagnetic order appears in a ring of atoms.
-    Nothing is left behind.
+    with a job for each of several final detunings, plots how antiferromagnetic order appears in a ring of atoms,
+    and receives and verifies the webhooks of all that. Nothing is left behind.
     """
     require_server("demo")
     require_emulator("demo", "qutip")
+    qpu_port = free_port() if qpu else None
 
     def say(text: str) -> None:
         show.echo(text, err=as_json)
@@ -87,20 +104,33 @@ def demo(
     with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="tweezer-demo-") as folder:
         data = Path(folder)
         own: dict[str, object] = {"data_dir": data, "database_url": "", "results_dir": data / "results"}
-        settings = access.settings(**own, lanes=lanes, device=DEVICE)
+        device = DEVICE
+        if qpu_port is not None:
+            device, own["devices"] = MACHINE, _machine(qpu_port)
+        settings = access.settings(**own, lanes=1 if qpu else lanes, device=device)
         stack = Stack(
-            settings, data, device=DEVICE, lanes=settings.lanes, api_port=port, redis_port=0, logs=data, say=say
+            settings,
+            data,
+            device=device,
+            lanes=settings.lanes,
+            api_port=port,
+            redis_port=0,
+            qpu_port=qpu_port,
+            logs=data,
+            say=say,
         )
         try:
-            _introduce(say)
+            _introduce(say, qpu=qpu)
             began = time.monotonic()
             stack.start()
             with interrupts.allowed():
-                sequence = ring.build_sequence()  # while the others start
+                sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the others start
                 stack.wait_ready(interrupts.came)
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_url}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say)
             must_be_done(outcome.batch)
+            if qpu:
+                outcome = msgspec.structs.replace(outcome, submits=_submits(data))
             kept = data / "ring.json" if keep else None
             if kept is not None:
                 kept.write_text(outcome.sequence)
@@ -117,29 +147,45 @@ def demo(
             stack.stop(hurry=lambda: interrupts.count > 1)
 
 
-def _introduce(say: Say) -> None:
+def _machine(port: int) -> dict[str, object]:
+    """The device that the simulated QPU at this port is."""
+    options = {"base_url": f"http://{HOST}:{port}", "poll_s": 0.05}
+    return {MACHINE: {"adapter": "qpu", "options": options}}
+
+
+def _submits(data: Path) -> list[int]:
+    """How often the machine was asked to run each job."""
+    return [counted.submits for counted in tally(read_journal(data / QPU_JOURNAL)).values()]
+
+
+def _introduce(say: Say, *, qpu: bool) -> None:
     say(click.style(f"Tweezer demo: antiferromagnetic order in a ring of {ring.ATOMS} atoms", bold=True))
     say("")
-    say(click.wrap_text(_STORY, min(show.width(), 80) - 2))
+    say(click.wrap_text(f"{_STORY} {_QPU_STORY}" if qpu else _STORY, min(show.width(), 80) - 2))
     say("")
-    say("Starting Redis, worker, chores and API; building the sequence with Pulser …")
+    say("Starting Redis, ledger, worker, courier and API; building the sequence …")
 
 
 def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say) -> Outcome:
-    """Submits the batch, follows it, and reads its results."""
-    with connect(redis_url, project=settings.project_id, namespace=settings.namespace) as queue:
+    """Submits the batch, follows it, reads its results, and waits for its webhooks. Raises TweezerError."""
+    ledger = settings.database().url  # it may have events that Redis has no longer
+    opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
+    with Mailbox(settings) as mailbox, opened as queue:
         began = time.monotonic()
         batch = queue.submit(
             sequence,
             [{"runs": RUNS, "variables": {"delta_final": detuning}} for detuning in detunings],
-            device=DEVICE,
+            device=settings.device,
             name="antiferromagnetic order in a ring",
             tags=["demo"],
+            webhook=mailbox.url,
         )
         say(f"Submitted batch {batch.id}: {len(detunings)} jobs of {RUNS} runs\n")
         asyncio.run(_follow(settings, redis_url, batch.id))
         record, results = batch.record(), batch.results()
-        return Outcome(sequence, record, results, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        told = {event.id for event in batch.events(follow=False) if event.type in USUAL_TYPES}
+        return Outcome(sequence, record, results, seconds, mailbox.wait(told))
 
 
 async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
@@ -173,6 +219,26 @@ def _findings(outcome: Outcome) -> Iterator[str]:
         cells=max(_PLOT_COLUMNS // len(outcome.jobs), 1),
     )
     yield ""
+    yield click.style(f"{len(outcome.webhooks)} webhooks received, all signatures verified, such as", bold=True)
+    yield ""
+    first_job = next((it for it in outcome.webhooks if it.type.startswith("job.")), outcome.webhooks[0])
+    for webhook in (first_job, outcome.webhooks[-1]):
+        yield f"  #{webhook.data['sequence']:<5} {webhook.type:<13} {_about(webhook)}"
+    yield ""
+    if outcome.submits is not None:
+        once = sum(count == 1 for count in outcome.submits)
+        yield click.style(
+            f"The machine's own count: {once} of {len(outcome.jobs)} jobs submitted exactly once", bold=True
+        )
+        yield ""
+
+
+def _about(webhook: Webhook) -> str:
+    data = webhook.data
+    if data.get("index") is None:
+        return f"the batch: {data['status']}"
+    size = f", its result has {data['result']['size']} bytes" if data.get("result") else ""
+    return f"job {data['index']}: {data['status']}{size}"
 
 
 def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[str]:
@@ -202,4 +268,6 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "jobs": len(outcome.jobs),
         "counters": [job.counter for job in outcome.jobs],
         "seconds": round(outcome.seconds, 3),
+        "webhooks": len(outcome.webhooks),
+        **({} if outcome.submits is None else {"submits": outcome.submits}),
     }

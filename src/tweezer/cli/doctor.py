@@ -7,6 +7,7 @@ import difflib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -22,17 +23,30 @@ from tweezer.cli.ledger_checks import (
     check_results_folder,
     look_at_ledger,
 )
+from tweezer.cli.times import clock
+from tweezer.cli.webhook_checks import Webhooks, check_webhooks, examine_couriers, look_at_ledger_of_webhooks
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
+from tweezer.model.windows import HoldKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
 from tweezer.store.feed import START
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, WorkerRecord
+from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.server import OLDEST
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS"})
 _SLOW_MS = 20.0
+_GO_ON = {
+    HoldKind.PAUSED: "when that is over: tweezer resume {name}",
+    HoldKind.MAINTENANCE: "it goes on by itself; sooner: tweezer maintenance {name} list, and remove",
+    HoldKind.DOWN: "its machine says so; `tweezer devices` shows when it is back",
+}
+_DURABLE = {
+    Durability.WAIT: "a write can be waited for until it is on the disk (WAITAOF)",
+    Durability.ALWAYS: "a write is on the disk when it is answered (appendfsync always)",
+}
 _PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis.conf; deploy/redis.conf has all of it"
 
 
@@ -46,6 +60,7 @@ async def examine(access: Access) -> list[Finding]:
     health = await asyncio.to_thread(look_at_ledger, settings)
     findings.extend([health] if isinstance(health, Finding) else check_health(health))
     findings.append(check_keeping(settings))
+    webhooks = None if isinstance(health, Finding) or health.unfit else await _look_at_webhooks(settings, findings)
     try:
         async with access.queue() as queue:
             began = time.perf_counter()
@@ -54,6 +69,8 @@ async def examine(access: Access) -> list[Finding]:
             findings.extend([finding async for finding in _examine_queue(queue, settings)])
             if not isinstance(health, Finding):
                 findings.append(await _examine_recorder(queue, health.positions.get(settings.namespace, START)))
+            if webhooks is not None:
+                findings.append(await examine_couriers(queue.store, webhooks))
     except TweezerError as error:
         findings.append(
             Finding(
@@ -64,6 +81,17 @@ async def examine(access: Access) -> list[Finding]:
             )
         )
     return findings
+
+
+async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> Webhooks | None:
+    """What the ledger knows of them, and adds what can be said of that."""
+    try:
+        webhooks = await asyncio.to_thread(look_at_ledger_of_webhooks, settings)
+    except TweezerError as error:
+        findings.append(Finding("webhooks", Level.FAIL, error.message, "look at the ledger's database"))
+        return None
+    findings.extend(check_webhooks(webhooks))
+    return webhooks
 
 
 async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator[Finding]:
@@ -77,7 +105,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     yield check_memory(info, settings.full_at)
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
-    yield await check_waitaof(queue.store.redis, appendfsync, devices)
+    yield await check_durability(queue.store.remote, devices)
     workers = await queue.workers()
     yield check_workers(workers)
     yield check_results_folder(settings, {worker.host for worker in workers})
@@ -176,21 +204,17 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
     return Finding("commands", Level.OK, "scripts and streams have all that is needed")
 
 
-async def check_waitaof(redis: Redis, appendfsync: str | None, devices: list[DeviceRecord]) -> Finding:
-    """By the command, not by the version: servers differ in what they call theirs."""
+async def check_durability(remote: Remote, devices: list[DeviceRecord]) -> Finding:
+    """Whether what was begun on a machine is on Redis' disk before it is begun. Writes nothing."""
     try:
-        there = _is_there(await redis.execute_command("COMMAND INFO", "WAITAOF"))
-    except redis_errors.ResponseError:
-        there = False
-    if there:
-        return Finding("WAITAOF", Level.OK, "available: QPU workers can make an intent durable before they submit")
-    needed = appendfsync != "always" and any(device.exclusive for device in devices)
-    return Finding(
-        "WAITAOF",
-        Level.FAIL if needed else Level.OK,
-        "not available: QPU workers need it, or appendfsync always, and do not start without; emulators do not need it",
-        "for a QPU, use Redis 7.2 or newer, or Valkey, or set appendfsync to always",
-    )
+        how = await remote.require_durability()
+    except NotDurable as error:
+        machines = [device.name for device in devices if device.exclusive]
+        if machines:
+            says = f"{error.message}; no worker of {', '.join(machines)} starts like this"
+            return Finding("durability", Level.FAIL, says, "change that, then start the workers of the machine")
+        return Finding("durability", Level.OK, f"enough for emulators. A QPU would need more: {error.message}")
+    return Finding("durability", Level.OK, f"{_DURABLE[how]}: enough for a QPU")
 
 
 def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator[Finding]:
@@ -309,12 +333,13 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
 def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
     for device in devices:
         name = f"device {device.name}"
-        if device.paused is not None:
+        hold = device.hold(datetime.now(UTC))
+        if hold is not None and hold.kind is not HoldKind.UNSERVED:
             yield Finding(
                 name,
                 Level.WARN,
-                f"paused ({device.paused}); {device.pending} jobs wait",
-                f"when that is over: tweezer resume --device {device.name}",
+                f"{hold.told(clock)}; {device.pending} jobs wait",
+                _GO_ON[hold.kind].format(name=device.name),
             )
         elif device.pending and not device.lanes:
             yield Finding(

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
+from tweezer.cli.waiting import why_it_waits
 from tweezer.client import AsyncQueue, is_settled
 from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -168,11 +169,4 @@ def read_progress(batch_id: UUID, messages: list[bytes], progress: dict[int, flo
 
 async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
     """Why a batch that does not move may stand still."""
-    if record.counts[JobStatus.RUNNING] or record.status is BatchStatus.PAUSED:
-        return None
-    device = await queue.store.admission.device(record.device)
-    if device.paused is not None:
-        return f"{device.name} is paused: {device.paused}"
-    if device.lanes == 0:
-        return f"no worker serves {device.name}"
-    return None
+    return why_it_waits(record, await queue.store.admission.device(record.device))

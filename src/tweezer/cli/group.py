@@ -26,6 +26,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "close": ("batches", "Say that no more jobs will come."),
         "status": ("batches", "Show how a batch stands."),
         "watch": ("batches", "Follow a batch live until its jobs have ended."),
+        "events": ("events", "Show what happened, to a batch or in the project, and follow it."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("history", "Write batches with their jobs and results as JSON lines."),
         "delete": ("history", "Delete batches that have ended, for good."),
@@ -35,18 +36,23 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Operators": {
         "devices": ("operators", "List the devices."),
+        "maintenance": ("maintenance", "Plan when a device is not to be used: add, list, remove."),
+        "drain": ("maintenance", "Pause a device and wait until nothing runs on it."),
         "workers": ("operators", "List the live workers."),
         "projects": ("credentials", "Projects: create, list, delete, and how long their batches are kept."),
         "keys": ("credentials", "Keys of the API: create, list, revoke, rotate."),
         "users": ("credentials", "Users who log in with a password: create, list, disable, their projects."),
+        "webhooks": ("webhooks", "Webhooks: where they go, their secrets, what became of them; a local receiver."),
         "db": ("database", "Care for the ledger: upgrade, check, backup, restore."),
         "doctor": ("operators", "Check Redis, ledger, workers and settings; says what to change."),
     },
     "Processes": {
         "worker": ("processes", "Serve a device until told to stop."),
         "recorder": ("processes", "Record what happens in the ledger, the SQL database."),
+        "courier": ("processes", "Deliver webhooks."),
         "chores": ("processes", "Take in arq messages and do periodic duties."),
         "api": ("processes", "Serve the HTTP API."),
+        "qpu-sim": ("qpu_sim", "Be a QPU: its API in front of an emulator, for rehearsals."),
     },
 }
 """Section → command → module of tweezer.cli, and what the list of commands says of it."""
@@ -64,7 +70,9 @@ class CommandGroup(click.Group):
         if cmd_name not in _WHERE:
             return None
         try:
-            command: click.Command = getattr(import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name)
+            command: click.Command = getattr(
+                import_module(f"tweezer.cli.{_WHERE[cmd_name][0]}"), cmd_name.replace("-", "_")
+            )
         except ModuleNotFoundError as error:  # the base install has neither a server nor a ledger
             if (error.name or "tweezer").startswith("tweezer"):
                 raise

@@ -17,7 +17,6 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.client import AsyncBatch, as_uuid
 from tweezer.model.errors import TweezerError
-from tweezer.model.lifecycle import JobStatus
 
 _PAGE = 500  # jobs read in one go
 
@@ -77,8 +76,7 @@ async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:
     yield msgspec.json.encode({"type": "batch", **about})
     for first in range(0, record.jobs, _PAGE):
         jobs = await batch.jobs_at(record, range(first, min(first + _PAGE, record.jobs)))
-        done = [job.index for job in jobs if job.status is JobStatus.DONE]
-        results = await batch.results_at(done)
+        results = await batch.results_at([job.index for job in jobs if job.may_have_result])
         for job in jobs:
             line = {"type": "job", **Job.of(job).model_dump(mode="json"), "result": results.get(job.index)}
             yield msgspec.json.encode(line)

@@ -12,6 +12,7 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.doctor import examine
 from tweezer.cli.findings import tell
+from tweezer.cli.waiting import availability
 from tweezer.store.records import DeviceRecord, WorkerRecord
 
 
@@ -32,8 +33,9 @@ def devices(access: Access, *, as_json: bool) -> None:
         show.echo("No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.")
     else:
         heads = ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status")
+        now = datetime.now(UTC)
         rows = [
-            (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, _availability(it)) for it in found
+            (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, availability(it, now)) for it in found
         ]
         show.echo("\n".join(show.table(heads, rows)))
 
@@ -86,9 +88,3 @@ def _limits(device: DeviceRecord) -> tuple[str, str]:
     if device.specs_name is None:
         return "none", ""
     return device.specs_name, "any" if device.max_atom_num is None else f"≤ {device.max_atom_num}"
-
-
-def _availability(device: DeviceRecord) -> str:
-    if device.paused is not None:
-        return f"paused: {device.paused}"
-    return "available" if device.lanes else "no worker"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
 from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.several import keep_several
 from tweezer.cli.stack import Stack, is_free
 from tweezer.settings import Settings
 
@@ -56,6 +59,22 @@ def recorder(access: Access) -> None:
 
 
 @click.command()
+@click.option("--processes", type=int, help="That share the work  [default: TWEEZER_COURIER_PROCESSES, else 2].")
+@pass_access
+def courier(access: Access, *, processes: int | None) -> None:
+    """Deliver webhooks, until told to stop. Several couriers share the work, on one host or on many."""
+    settings = access.settings(courier_processes=processes)
+    require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
+    from tweezer.events.run import run_courier
+
+    logs.configure(settings.log_format, settings.log_level)
+    if settings.courier_processes == 1:
+        run_courier(settings)
+    else:
+        keep_several(["courier", "--processes", "1"], settings, settings.courier_processes, say=tell)
+
+
+@click.command()
 @click.option("--host", help="Address to listen on; 0.0.0.0 is all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
 @click.option("--port", type=_PORT, help="0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
 @pass_access
@@ -93,7 +112,7 @@ def up(
     lanes: int | None,
 ) -> None:
     """Start everything on this machine, for development: a Redis and a ledger of its own, a worker, the chores, the
-    recorder and the API.
+    recorder, the courier and the API.
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
     """
@@ -129,13 +148,26 @@ def up(
 
 def require_server(command: str) -> None:
     """Raises TweezerError unless the API can run."""
-    require(command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2")
+    require(
+        command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2", "aiohttp", "cryptography"
+    )
+
+
+_NEEDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "qutip": (("emulators", ("pulser", "pulser_simulation")),),
+    "machine": (("emulators", ("pulser", "pulser_simulation")),),
+    "emu-sv": (("torch", ("pulser", "emu_sv")),),
+    "emu-mps": (("torch", ("pulser", "emu_mps")),),
+    "qpu": (("server", ("aiohttp",)), ("emulators", ("pulser",))),
+    "forward": (("server", ("aiohttp",)),),
+}
+"""Kind of adapter → the extras that it needs, each with modules by which it is recognised."""
 
 
 def require_emulator(command: str, adapter: str) -> None:
-    """Raises TweezerError unless the emulator behind this kind of adapter is installed."""
-    if adapter == "qutip":
-        require(command, "emulators", "pulser", "pulser_simulation")
+    """Raises TweezerError unless what this kind of adapter needs is installed."""
+    for extra, modules in _NEEDS.get(adapter, ()):
+        require(command, extra, *modules)
 
 
 def tell(text: str) -> None:
@@ -145,6 +177,7 @@ def tell(text: str) -> None:
 
 def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
     """How to talk to the processes from another terminal. key: of the API."""
+    database = settings.database().url
     return [
         f"  Redis  {stack.redis_url}",
         f"  API    {stack.api_url}  (/openapi.json describes it)",
@@ -152,8 +185,10 @@ def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
         "In another terminal:",
         f"  export TWEEZER_REDIS_URL={stack.redis_url}",
         f"  export TWEEZER_DATA_DIR={settings.data_dir.absolute()}",
+        *([f"  export TWEEZER_DATABASE_URL={database}"] if database.startswith("sqlite:") else []),  # no password in it
         f"  export TWEEZER_PROJECT_ID={settings.project_id}",
         f"  export TWEEZER_API_KEY={key}",
+        f"  export TWEEZER_WEBHOOK_ALLOW={shlex.quote(stack.webhook_allow)}",
     ]
 
 

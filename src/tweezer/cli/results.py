@@ -14,6 +14,7 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
 from tweezer.client import Finished
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord
 
 _TOP_OF_ONE = 10
@@ -40,7 +41,8 @@ def results(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Show the most frequent bitstrings of the jobs that have ended so far."""
+    """Show the most frequent bitstrings of the jobs that have ended so far; of one that was stopped, those that its
+    machine had measured before."""
     record, jobs = asyncio.run(_read(access, batch, indices))
     if not any(job.data for job in jobs) and not as_json:
         raise TweezerError(_why_nothing(record, jobs), code="no_results")
@@ -63,7 +65,7 @@ async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tupl
             if index >= len(jobs):
                 raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
         chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
-        data = await queue.ask(lambda: queue.store.reader.results(batch.id, [job.index for job in chosen]))
+        data = await batch.results_at([job.index for job in chosen if job.may_have_result])
         return record, [Finished(job, data.get(job.index)) for job in chosen]
 
 
@@ -96,7 +98,8 @@ def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None
 
 
 def _title(job: Finished) -> str:
-    return f"job {job.index}  {show.values(job.variables)}".rstrip()
+    partly = "  (stopped: measured before)" if job.data is not None and job.status is JobStatus.CANCELED else ""
+    return f"job {job.index}  {show.values(job.variables)}".rstrip() + partly
 
 
 def _body(job: Finished, top: int, columns: int) -> list[str]:

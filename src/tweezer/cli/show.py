@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 
 import click
 
@@ -124,6 +125,11 @@ def duration(seconds: float) -> str:
             count, rest = divmod(whole, size)
             return f"{count} {unit} {rest // part} {smaller}" if rest // part else f"{count} {unit}"
     return f"{whole} s"
+
+
+def minute(moment: datetime | None) -> str:
+    """``2026-11-22 10:00 UTC``; a dash for none."""
+    return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def values(variables: Mapping[str, object]) -> str:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from tweezer.cli.child import Child
 from tweezer.model.errors import TweezerError
@@ -20,7 +21,14 @@ from tweezer.sync import connect
 _READY_WITHIN_S = 120.0
 _LOOK_S = 0.1
 _API_STOP_S = 8.0
+_COURIER_STOP_S = 20.0
 _RECORDER_STOP_S = 10.0
+_QPU_STOP_S = 10.0
+
+QPU_JOURNAL = "qpu.jsonl"
+"""Name of the file, in the data folder, in which a simulated QPU counts what it was asked."""
+
+_LOOPBACK = "127.0.0.0/8,::1"
 _SPARE_S = 10.0
 _REDIS_RESTARTS_MAX = 5
 
@@ -28,8 +36,9 @@ _REDIS_RESTARTS_MAX = 5
 class Stack:
     """The processes, from :meth:`start` to :meth:`stop`; they end with this process, however it ends.
 
-    data: folder of what it keeps. api_port, redis_port: 0 takes any free one. logs: folder for the output of
-    the children; None leaves it in the terminal. say: tells the user.
+    data: folder of what it keeps. api_port, redis_port: 0 takes any free one. qpu_port: of a simulated QPU that it
+    starts too; None starts none. logs: folder for the output of the children; None leaves it in the terminal. say:
+    tells the user.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class Stack:
         lanes: int,
         api_port: int,
         redis_port: int,
+        qpu_port: int | None = None,
         logs: Path | None = None,
         say: Callable[[str], None],
     ) -> None:
@@ -51,7 +61,10 @@ class Stack:
         self._say = say
         self._data = data
         self._api_port = api_port
-        self._redis = RedisServer(data / "redis", port=redis_port)
+        self._qpu_port = qpu_port
+        # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
+        durably: Literal["always", "everysec"] = "always" if settings.serves_machines() else "everysec"
+        self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably)
         self._redis_deaths = 0
         self._children: list[Child] = []
 
@@ -62,6 +75,11 @@ class Stack:
     @property
     def api_url(self) -> str:
         return f"http://{HOST}:{self._api_port}"
+
+    @property
+    def webhook_allow(self) -> str:
+        """Where webhooks may go beside the public: receivers under development live on this machine."""
+        return self._settings.webhook_allow or _LOOPBACK
 
     def start(self) -> None:
         """Starts all processes and does not wait for them, except for Redis and the ledger. Raises TweezerError."""
@@ -74,10 +92,15 @@ class Stack:
         self._prepare_ledger()
         environment = os.environ | self._environment()
         drain_s = self._settings.drain_s + _SPARE_S
-        lines = (
+        lines: list[tuple[list[str], float]] = []
+        if self._qpu_port is not None:
+            journal = str(self._data / QPU_JOURNAL)
+            lines.append((["qpu-sim", "--port", str(self._qpu_port), "--journal", journal], _QPU_STOP_S))
+        lines += (
             (["api"], _API_STOP_S),
             (["worker", "--device", self._device, "--lanes", str(self._lanes)], drain_s),
             (["chores"], drain_s),
+            (["courier", "--processes", "1"], _COURIER_STOP_S),
             (["recorder"], _RECORDER_STOP_S),
         )
         for arguments, stop_s in lines:
@@ -96,7 +119,8 @@ class Stack:
                 api, worker.ready = self._child("api"), _serves(queue.workers(), worker.pid)
                 api.ready = api.ready or self._api_is_ready()
                 if api.ready and worker.ready:
-                    self._child("chores").ready = self._child("recorder").ready = True
+                    for child in self._children:
+                        child.ready = True
                     return
                 if time.monotonic() > deadline:
                     late = " and ".join(child.name for child in self._children if not child.ready)
@@ -109,8 +133,10 @@ class Stack:
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Ends the API, the worker, which drains, the chores, the recorder, and Redis, in this order."""
-        for child in self._children:
+        """Ends the API, the worker, which drains, the chores, the courier, the recorder, and Redis, in this
+        order."""
+        machine = [child for child in self._children if child.name == "qpu-sim"]
+        for child in (*(it for it in self._children if it not in machine), *machine):
             child.stop(hurry)
         self._children.clear()
         self._redis.stop()
@@ -152,6 +178,9 @@ class Stack:
             "data_dir": str(self._data),
             "database_url": settings.database().url,
             "results_dir": str(settings.results_folder()),
+            "webhook_allow": self.webhook_allow,
+            "secrets_key": settings.secrets_key,
+            "devices": settings.devices_text(),
             "api_host": HOST,
             "api_port": str(self._api_port),
             "log_format": formatted,
