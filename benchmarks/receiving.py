@@ -1,0 +1,126 @@
+"""The other side of webhooks: a receiver that says no more than it must, and a bare loop that posts.
+
+``receiving.py receiver`` says its port, then obeys lines: ``count``, ``save FILE`` (what came since the last one, as
+MessagePack: a list of Receipt). Paths other than ``/well`` are of receivers that misbehave. ``receiving.py poster URL
+FILE CONNECTIONS GAP_S`` posts what was saved, and says when (unix time) each began as a list in JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvloop
+
+MISBEHAVING = ("error", "hang", "reset", "redirect", "slow")
+SLOW_S = 2.0
+_ANSWERS = {
+    "error": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /well\r\nContent-Length: 0\r\n\r\n",
+}
+_WELL = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+class Receipt(msgspec.Struct, frozen=True, array_like=True):
+    """One request. at: unix time. headers: those of webhooks, and the type of the body."""
+
+    at: float
+    path: str
+    id: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class _Connection(asyncio.Protocol):
+    """Takes one request after the other."""
+
+    def __init__(self, receipts: list[Receipt]) -> None:
+        self._receipts = receipts
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        while True:
+            head, found, rest = self._seen.partition(b"\r\n\r\n")
+            if not found:
+                return
+            request, *lines = head.decode("latin-1").split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            size = int(headers["content-length"])
+            if len(rest) < size:
+                return
+            self._seen = rest[size:]
+            kept = {name: value for name, value in headers.items() if name.startswith(("webhook-", "content-type"))}
+            path = request.split(" ")[1]
+            self._receipts.append(Receipt(time.time(), path, headers["webhook-id"], kept, rest[:size]))
+            self._answer(path.strip("/").partition("/")[0])
+
+    def _answer(self, how: str) -> None:
+        match how:
+            case "hang":
+                return
+            case "reset":
+                self._transport.abort()
+            case "slow":
+                asyncio.get_running_loop().call_later(SLOW_S, self._transport.write, _WELL)
+            case _:
+                self._transport.write(_ANSWERS.get(how, _WELL))
+
+
+def save(file: str, receipts: list[Receipt]) -> None:
+    Path(file).write_bytes(msgspec.msgpack.encode(receipts))
+    receipts.clear()
+
+
+def saved(file: str) -> list[Receipt]:
+    return msgspec.msgpack.decode(Path(file).read_bytes(), type=list[Receipt])
+
+
+async def receive() -> None:
+    receipts: list[Receipt] = []
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(receipts), "127.0.0.1", 0, backlog=1000)
+    _say(str(server.sockets[0].getsockname()[1]))
+    while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():
+        if line[0] == "save":
+            save(line[1], receipts)
+        _say(str(len(receipts)))
+
+
+async def post(url: str, receipts: list[Receipt], connections: int, gap_s: float) -> None:
+    waiting = iter(receipts)
+    began: list[float] = []
+
+    async def keep_posting() -> None:
+        for receipt in waiting:
+            began.append(time.time())
+            async with session.post(url, data=receipt.body, headers=receipt.headers, allow_redirects=False) as answer:
+                await answer.read()
+            if gap_s:
+                await asyncio.sleep(gap_s)
+
+    connector = aiohttp.TCPConnector(limit=connections)
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        await asyncio.gather(*(keep_posting() for _ in range(connections)))
+    _say(msgspec.json.encode(began).decode())
+
+
+def _say(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "receiver":
+        uvloop.run(receive())
+    else:
+        _, _, to, file, count, pause_s = sys.argv
+        uvloop.run(post(to, saved(file), int(count), float(pause_s)))

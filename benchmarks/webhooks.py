@@ -1,0 +1,364 @@
+"""How fast webhooks are, and what they cost the queue: rate, slow-down of dispatch, quiet latency, bad neighbours.
+
+One redis-server, one courier process (``tweezer courier`` as it is by default, loopback allowed), a receiver in a
+process of its own that answers at once; the ledger is SQLite, or a private PostgreSQL with ``--postgres``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import dispatch
+import harness
+import msgspec
+import receiving
+from harness import Broken, Figure, figure, median, note, percentile, ratio
+from receiving import Receipt
+from recording import ledger_urls, opened
+
+from tweezer.ledger.endpoints import create_endpoint
+from tweezer.ledger.projects import project_no
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc
+from tweezer.settings import Settings
+from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
+
+JOBS, LANES = 10, 32
+OF_A_BATCH = 3 + JOBS  # created, running, done, and each job's end
+CONNECTIONS: int = (
+    Settings.model_fields["webhook_endpoint_connections"].default * Settings.model_fields["courier_processes"].default
+)
+WARM_UPS, QUIET_S = 5, 0.03  # single events that do not count, and the pause between them
+BEATS_PER_S, WELL, OTHERS = 4, 3, len(receiving.MISBEHAVING)
+
+
+class Receiver:
+    """``receiving.py receiver``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self._process = process
+        self._program = harness.Program(process)
+        self._file = folder / "receipts"
+        self._port = 0
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(cls, folder: Path) -> AsyncIterator[Receiver]:
+        process = await _start(str(harness.HERE / "receiving.py"), "receiver")
+        receiver = cls(process, folder)
+        try:
+            receiver._port = int(await receiver._program.line())
+            yield receiver
+        finally:
+            await receiver._program.stop()
+
+    def url(self, path: str = "well") -> str:
+        return f"http://127.0.0.1:{self._port}/{path}"
+
+    async def count(self) -> int:
+        return await self._ask("count")
+
+    async def has(self, count: int, limit_s: float = harness.WAIT_S) -> None:
+        """Waits until so many have come since they were taken last."""
+
+        async def they_are() -> bool:
+            return await self.count() >= count
+
+        await harness.until(they_are, f"{count} receipts", limit_s)
+
+    async def take(self) -> list[Receipt]:
+        """What has come since the last time."""
+        await self._ask(f"save {self._file}")
+        return receiving.saved(str(self._file))
+
+    async def post_again(self, receipts: list[Receipt], connections: int, gap_s: float = 0.0) -> list[float]:
+        """A bare loop posts the same bodies and headers here; when each began. What came is to be taken."""
+        receiving.save(str(self._file), list(receipts))
+        options = (self.url(), str(self._file), str(connections), str(gap_s))
+        poster = await _start(str(harness.HERE / "receiving.py"), "poster", *options)
+        return msgspec.json.decode(await harness.Program(poster).line(), type=list[float])
+
+    async def _ask(self, what: str) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n".encode())
+        return int(await self._program.line())
+
+
+async def _start(*command: str, **settings: str) -> asyncio.subprocess.Process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+    environment |= {f"TWEEZER_{name.upper()}": value for name, value in settings.items()}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24
+    )
+
+
+class Bench:
+    """A Redis, ledgers, a receiver, and couriers for a while."""
+
+    def __init__(self, url: str, ledgers: Iterator[str], receiver: Receiver, folder: Path) -> None:
+        self.url = url
+        self.receiver = receiver
+        self._ledgers = ledgers
+        self._folder = folder
+
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        """Emptied, with a device that is announced and no worker."""
+        async with dispatch._pool(self.url, 1) as (store, _):  # noqa: SLF001  the same worker as there
+            pass
+        async with Store.open(Connect(url=self.url)) as store:
+            await store.commands.pause_device(dispatch.DEVICE, "benchmark")
+            yield store
+
+    @contextlib.asynccontextmanager
+    async def courier(self, endpoints: Collection[str] = ()) -> AsyncIterator[None]:
+        """A courier on a new ledger, with these URLs registered for all the types that batches are told by default."""
+        ledger = next(self._ledgers)
+        with opened(ledger) as database, database.write() as connection:
+            project_no(connection, dispatch.PROJECT)
+            for url in endpoints:
+                policy = WebhookPolicy.parse("127.0.0.0/8", "443")
+                create_endpoint(connection, policy, project_id=dispatch.PROJECT, url=url)
+        settings = {"redis_url": self.url, "database_url": ledger, "data_dir": str(self._folder)}
+        process = await _start(
+            *("-m", "tweezer.cli", "courier"), **settings, webhook_allow="127.0.0.0/8", log_level="WARNING"
+        )
+        try:
+            yield
+        finally:
+            await harness.Program(process).stop()
+
+
+async def submit(store: Store, batches: int, webhook: str | None) -> list[UUID]:
+    doc, specs = BatchDoc(dispatch.DEVICE, webhook=webhook), dispatch._jobs(JOBS)  # noqa: SLF001  the same work
+    ids: list[UUID] = []
+    for first in range(0, batches, 50):
+        some = (
+            store.commands.submit(new_batch_id(), dispatch.PROJECT, doc, specs)
+            for _ in range(first, min(first + 50, batches))
+        )
+        ids += await asyncio.gather(*some)
+    return ids
+
+
+async def drain(store: Store) -> float:
+    """Seconds from resume to the last event, by Redis' clock."""
+    begin_us = await harness.server_time_us(store.redis)
+    await store.commands.resume_device(dispatch.DEVICE)
+    await harness.until(lambda: dispatch._is_drained(store), "the worker drained the queue")  # noqa: SLF001
+    ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
+    return (int(last[b"t"]) - begin_us) / 1e6
+
+
+def working(url: str) -> contextlib.AbstractAsyncContextManager[harness.Program]:
+    return harness.program("tickets", url, "--lanes", str(LANES))
+
+
+# ------------------------------------------------------------------------------------------------------ rate
+
+
+async def rates(bench: Bench, batches: int) -> tuple[float, float]:
+    """Deliveries a second of events that are there when the courier starts, and of a bare loop that posts the same."""
+    count = batches * OF_A_BATCH
+    async with bench.store() as store, working(bench.url):
+        await submit(store, batches, bench.receiver.url())
+        await drain(store)
+    async with bench.courier():
+        await bench.receiver.has(count, 2 * harness.WAIT_S)
+    receipts = await bench.receiver.take()
+    twice = [identity for identity, times in Counter(it.id for it in receipts).items() if times > 1]
+    if twice or len(receipts) != count:
+        raise Broken(f"{len(receipts)} receipts of {count} events, {len(twice)} of them more than once")
+    await bench.receiver.post_again(receipts, CONNECTIONS)
+    again = await bench.receiver.take()
+    if len(again) != count:
+        raise Broken(f"the bare loop posted {len(again)} of {count}")
+    return _rate(receipts), _rate(again)
+
+
+def _rate(receipts: list[Receipt]) -> float:
+    times = [it.at for it in receipts]
+    return (len(times) - 1) / (max(times) - min(times))
+
+
+# -------------------------------------------------------------------------------------------------- dispatch
+
+
+async def drain_beside(bench: Bench, batches: int, *, told: bool) -> float:
+    """Seconds of a drain beside a courier that has much to tell, or nothing."""
+    url = bench.receiver.url() if told else None
+    async with bench.store() as store, working(bench.url), bench.courier():
+        await submit(store, 1, bench.receiver.url())
+        await bench.receiver.has(1)  # the courier is up
+        await submit(store, batches, url)
+        took_s = await drain(store)
+        await bench.receiver.has((batches + 1 if told else 1) * OF_A_BATCH, 2 * harness.WAIT_S)
+    await bench.receiver.take()
+    return took_s
+
+
+# --------------------------------------------------------------------------------------------------- latency
+
+
+async def latencies(bench: Bench, samples: int) -> tuple[list[float], list[float]]:
+    """Milliseconds from the transition to the receipt of events that come alone, and of bare posts of the same."""
+    async with bench.store() as store, bench.courier():
+        for number in range(1, samples + WARM_UPS + 1):
+            await submit(store, 1, bench.receiver.url())
+            await bench.receiver.has(number)
+            await asyncio.sleep(QUIET_S)
+        receipts = await bench.receiver.take()
+    began = await bench.receiver.post_again(receipts, 1, QUIET_S)
+    again = await bench.receiver.take()
+    bare = [1000 * (it.at - begin) for it, begin in zip(again, began, strict=True)]
+    return [_latency_ms(it) for it in receipts][WARM_UPS:], bare[WARM_UPS:]
+
+
+def _latency_ms(receipt: Receipt) -> float:
+    """The event's id ends with its time."""
+    return 1000 * (receipt.at - int(receipt.id.rpartition(":")[2]) / 1e6)
+
+
+# ---------------------------------------------------------------------------------------------- neighbours
+
+
+async def beside(bench: Bench, others: Collection[str], seconds: float) -> float:
+    """99th percentile of the milliseconds to receivers that are well, with others of the same project beside them."""
+    paths = {f"/well/{number}" for number in range(WELL)}
+    well = [bench.receiver.url(path.strip("/")) for path in sorted(paths)]
+    receipts: list[Receipt] = []
+
+    async def are_told(batches: int) -> None:
+        async def they_are() -> bool:
+            receipts.extend(it for it in await bench.receiver.take() if it.path in paths)
+            return len({(it.path, it.id) for it in receipts}) == batches * OF_A_BATCH * WELL
+
+        await harness.until(they_are, "all events at who is well")
+
+    async with bench.store() as store, working(bench.url), bench.courier([*well, *map(bench.receiver.url, others)]):
+        await store.commands.resume_device(dispatch.DEVICE)
+        await submit(store, 1, None)
+        await are_told(1)  # the courier is up
+        receipts.clear()
+        began = time.monotonic()
+        batches = 0
+        while (elapsed_s := time.monotonic() - began) < seconds:
+            if elapsed_s * BEATS_PER_S >= batches:
+                await submit(store, 1, None)
+                batches += 1
+            await asyncio.sleep(harness.POLL_S)
+        await are_told(batches)
+    await bench.receiver.take()
+    return percentile([_latency_ms(it) for it in receipts], 99)
+
+
+async def measure(bench: Bench, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
+    seen: dict[str, list[float]] = {}
+
+    def saw(what: str, value: float) -> None:
+        seen.setdefault(what, []).append(value)
+        note(f"  {what}: {value:,.3f}")
+
+    parts: dict[str, Callable[[], Awaitable[None]]] = {}
+
+    async def rate() -> None:
+        ours, bare = await rates(bench, asked.batches)
+        saw("courier, deliveries a second", ours)
+        saw("bare loop, posts a second", bare)
+
+    async def dispatched() -> None:
+        saw("drain without webhooks, s", await drain_beside(bench, asked.batches, told=False))
+        saw("drain with webhooks, s", await drain_beside(bench, asked.batches, told=True))
+
+    async def latency() -> None:
+        ours, bare = await latencies(bench, asked.samples)
+        saw("transition to receipt, median ms", median(ours))
+        saw("transition to receipt, p99 ms", percentile(ours, 99))
+        saw("bare post, median ms", median(bare))
+
+    async def neighbours() -> None:
+        quiet = [f"well/others/{number}" for number in range(OTHERS)]
+        saw("p99 beside receivers that are well, ms", await beside(bench, quiet, asked.seconds))
+        saw("p99 beside receivers that are not, ms", await beside(bench, receiving.MISBEHAVING, asked.seconds))
+
+    parts = {"rate": rate, "dispatch": dispatched, "latency": latency, "neighbours": neighbours}
+    wanted = asked.only or list(parts)
+    for number in range(1, asked.rounds + 1):
+        note(f"round {number} of {asked.rounds}")
+        for name in wanted:
+            await parts[name]()
+
+    compared = {
+        "rate": (
+            "courier, deliveries a second",
+            "bare loop, posts a second",
+            "courier / bare loop, deliveries a second",
+            ">= 0.5",
+        ),
+        "dispatch": (
+            "drain with webhooks, s",
+            "drain without webhooks, s",
+            "drain with webhooks / without, seconds",
+            "<= 1.1",
+        ),
+        "latency": (
+            "transition to receipt, median ms",
+            "bare post, median ms",
+            "transition to receipt / bare post, median",
+            "<= 5",
+        ),
+        "neighbours": (
+            "p99 beside receivers that are not, ms",
+            "p99 beside receivers that are well, ms",
+            "p99 of healthy receivers beside five that are not / beside healthy ones",
+            "<= 2",
+        ),
+    }
+    figures = [
+        figure(told, ratio(seen[one], seen[other]), target)
+        for name, (one, other, told, target) in compared.items()
+        if name in wanted
+    ]
+    return figures, harness.rounded(dict(seen))
+
+
+async def run(url: str, ledgers: Iterator[str], asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as name:
+        async with Receiver.running(Path(name)) as receiver:
+            return await measure(Bench(url, ledgers, receiver, Path(name)), asked)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
+    parser.add_argument("--only", action="append", choices=["rate", "dispatch", "latency", "neighbours"])
+    parser.add_argument("--batches", type=int, default=1000, help=f"batches of {JOBS} jobs (1,000)")
+    parser.add_argument("--samples", type=int, default=200, help="single events (200)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long neighbours are watched (10)")
+    parser.add_argument("--postgres", action="store_true", help="a ledger on PostgreSQL instead of SQLite")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")
+    asked = parser.parse_args()
+    with harness.server() as running, ledger_urls(sqlite=not asked.postgres) as ledgers:
+        setup = harness.setup_of(running, asked.rounds, ledger="postgresql" if asked.postgres else "sqlite")
+        figures, measured = harness.run(run(running.url, ledgers, asked))
+    harness.report(figures, setup | {"measured": measured}, as_json=asked.json)
+    return int(asked.strict and not all(one.met for one in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
