@@ -32,11 +32,22 @@ from tweezer.model.signatures import (
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SECONDS = int(NOW.timestamp())
+
+
+@pytest.fixture(autouse=True)
+def _it_is_now() -> None:
+    """Half an hour of other tests may lie behind the import of this file."""
+    global NOW, SECONDS  # noqa: PLW0603
+    NOW = datetime.now(UTC).replace(microsecond=0)
+    SECONDS = int(NOW.timestamp())
+
+
 SECRET, FORMER, FOREIGN = new_secret(), new_secret(), new_secret()
 BODY = b'{"type":"job.done","timestamp":"2026-05-01T10:00:00.000Z","data":{"job_id":"x","\xc3\xa4":1}}'
 
 
-def headers_of(*secrets: str, seconds: int = SECONDS, body: bytes = BODY) -> dict[str, str]:
+def headers_of(*secrets: str, seconds: int | None = None, body: bytes = BODY) -> dict[str, str]:
+    seconds = SECONDS if seconds is None else seconds
     given = [
         SigningSecret(it, Algorithm.ED25519 if it.startswith("whsk_") else Algorithm.HMAC_SHA256) for it in secrets
     ]
@@ -93,8 +104,9 @@ def test_one_changed_byte_anywhere_is_noticed(data: st.DataObject) -> None:
     assert code_of(lambda: verify_webhook(changed, headers_of(SECRET), SECRET)) == "wrong_signature"
 
 
-@pytest.mark.parametrize(("name", "value"), [("webhook-id", "evt_2"), ("webhook-timestamp", str(SECONDS + 1))])
-def test_a_changed_header_is_noticed(name: str, value: str) -> None:
+@pytest.mark.parametrize(("name", "value"), [("webhook-id", "evt_2"), ("webhook-timestamp", None)])
+def test_a_changed_header_is_noticed(name: str, value: str | None) -> None:
+    value = str(SECONDS + 1) if value is None else value
     headers = headers_of(SECRET) | {name: value}
     assert code_of(lambda: verify_webhook(BODY, headers, SECRET)) == "wrong_signature"
 
