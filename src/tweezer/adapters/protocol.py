@@ -28,7 +28,7 @@ class Traits(msgspec.Struct, frozen=True):
     max_runs: the most shots of one job.
     is_emulator: whether it computes what a machine would measure.
     reattaches: its jobs run on, whatever becomes of the worker: they are never submitted twice, and its lanes are
-    :class:`RemoteLane`. probe_s: between looks at how a machine is.
+    :class:`~tweezer.adapters.remote_lane.RemoteLane`. probe_s: between looks at how a machine is.
     """
 
     exclusive: bool = False
@@ -102,20 +102,6 @@ class Custody(Protocol):
     @property
     def lease_s(self) -> float:
         """How long the lease of a holder that falls silent lasts."""
-
-
-@runtime_checkable
-class RemoteLane(Lane, Protocol):
-    """The slot of a machine. Jobs are run by :meth:`run_remotely`, and not by ``run``."""
-
-    async def run_remotely(self, job: JobWork, report: Report, custody: Custody, *, cancel: bool) -> Outcome:
-        """Submits the job once, or takes up one that was submitted, and says how it ended. cancel: it is to be stopped.
-
-        Cancelling this task, or :meth:`detach`, leaves the job to the machine. Raises :class:`Away`.
-        """
-
-    def detach(self) -> None:
-        """The ticket is somebody else's: ``run_remotely`` returns soon, and cancels nothing."""
 
 
 class MachineState(StrEnum):

@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 import structlog
 
-from tweezer.adapters.protocol import Away, Lane, RemoteLane
+from tweezer.adapters.protocol import Away, Lane
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
@@ -153,21 +153,20 @@ class Driver:
 
     async def _run(self, holding: Holding, job: HeldJob) -> Outcome:
         stop = holding.must_stop(job.index) or job.cancel_requested
-        if holding.lost or (
-            stop and not isinstance(holding.lane, RemoteLane)
-        ):  # if lost, what is said is of no interest
+        if holding.lost or (stop and holding.remote is None):  # if lost, what is said is of no interest
             return Outcome(OutcomeKind.CANCELED, began=False)
         identity = job_id(holding.grant.batch_id, job.index)
         seed = job.spec.seed if job.spec.seed is not None else derived_seed(identity)
         work = JobWork(identity, job.index, job.spec, seed, max(job.attempt, 1))
         holding.begin(job.index)
         try:
-            if isinstance(holding.lane, RemoteLane):
+            if holding.remote is not None:
                 custody = TicketCustody(self._remote, self._tickets, holding, job.index, self._policy)
-                outcome = await holding.lane.run_remotely(work, holding.report, custody, cancel=stop)
+                outcome = await holding.remote.run_remotely(work, holding.report, custody, cancel=stop)
             else:
                 outcome = await holding.lane.run(work, holding.report)
-                await self._note_timeout(holding, job.index, outcome)
+                if outcome.cause is FaultKind.TIMEOUT:
+                    await self._note_timeout(holding, job.index)
         finally:
             holding.end(job.index)
         if outcome.cause is FaultKind.TRANSIENT and outcome.retry_in_s == 0:
@@ -183,9 +182,9 @@ class Driver:
             )
         return outcome
 
-    async def _note_timeout(self, holding: Holding, index: int, outcome: Outcome) -> None:
+    async def _note_timeout(self, holding: Holding, index: int) -> None:
         """A job that took too long was asked to stop, as by a cancel."""
-        if outcome.cause is FaultKind.TIMEOUT and not holding.lost:
+        if not holding.lost:
             grant = holding.grant
             await until_answered(
                 lambda: self._tickets.note_timeout(grant.ticket, grant.token, index),
@@ -205,7 +204,7 @@ class Driver:
             )
         except ResultUnavailable as error:
             log.warning("result.not_kept", job=str(job_id(grant.batch_id, job.index)), error=error.message)
-            if isinstance(holding.lane, RemoteLane) and not holding.lost:
+            if holding.remote is not None and not holding.lost:
                 await asyncio.sleep(self._policy.results_s)
                 return await self._pack(holding, job, outcome)
             fault = Fault(error.code, error.message)

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import structlog
 
-from tweezer.adapters.protocol import Lane, RemoteLane
+from tweezer.adapters.protocol import Lane
+from tweezer.adapters.remote_lane import RemoteLane
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage
@@ -43,6 +44,7 @@ class Holding:
     def __init__(self, grant: Grant, lane: Lane) -> None:
         self.grant = grant
         self.lane = lane
+        self.remote = lane if isinstance(lane, RemoteLane) else None
         self.lost = False
         self.renewed = grant.taken_at
         self._running: int | None = None
@@ -94,8 +96,8 @@ class Holding:
         return bool(self._untold)
 
     def _stop_lane(self) -> None:
-        if self.lost and isinstance(self.lane, RemoteLane):
-            self.lane.detach()
+        if self.lost and self.remote is not None:
+            self.remote.detach()
         elif self._stopping is None or self._stopping.done():
             self._stopping = asyncio.create_task(self.lane.cancel())
 

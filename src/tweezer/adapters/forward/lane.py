@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import Any, assert_never
 
 import msgspec
@@ -20,33 +21,21 @@ from tweezer.adapters.forward.api import ForwardApi
 from tweezer.adapters.forward.errors import ForwardError, SubmitRefused, SubmitUncertain, UnknownBatch
 from tweezer.adapters.forward.options import ForwardOptions
 from tweezer.adapters.protocol import Custody, Report
-from tweezer.model.backoff import Backoff
-from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
+from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import JobStatus, Stage
-from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
+from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
 from tweezer.model.remote import Intent
 
 log = structlog.get_logger(__name__)
 
-_AWAY = Backoff(base_s=0.5, cap_s=15.0)
 _MARGIN = 0.9  # of the time that the server knows an idempotency key
-_PARTING_S = 2.0  # for taking an intent back when the worker goes
 _CONFLICT = 409  # the key was used with another body: by a Tweezer of ours of another version
 _ENDS = frozenset({"DONE", "ERROR", "CANCELED", "TIMED_OUT"})
 _HELD = 5  # times as rarely a job is looked at while the server holds the question how its batch stands
 _STRANDED = 5  # looks at a job without an end in a batch that has one, before that is believed
 _STAGES = {stage.value: stage for stage in Stage}
 _OUR_FIELDS = {"sequence_builder": "sequence", "device_type": "device"}
-
-
-class NotSent(TweezerError):
-    """The submit was about to be sent, and was not: the ticket was lost, or the job's cancel requested."""
-
-    code = "not_sent"
-
-
-class _Detached(Exception):
-    """The ticket is somebody else's."""
 
 
 class _Seen:
@@ -84,45 +73,24 @@ class _Seen:
         return msgspec.structs.replace(outcome, preparation_s=before_s, device_s=device_s, began=began)
 
 
-class ForwardLane:
-    """A :class:`~tweezer.adapters.protocol.RemoteLane`."""
+class ForwardLane(RemoteLane):
+    """Has nothing of its own to stop: what was sent on runs elsewhere."""
 
     def __init__(self, api: ForwardApi, options: ForwardOptions) -> None:
+        super().__init__()
         self._api = api
         self._options = options
         self._batch: BatchWork | None = None
-        self._woken = asyncio.Event()
-        self._cancel_requested = False
-        self._detached = False
-        self._sent = False
 
     async def prepare(self, batch: BatchWork) -> None:
         self._batch = batch
 
-    async def run(self, job: JobWork, report: Report) -> Outcome:
-        """Not for jobs that run elsewhere. Raises TypeError."""
-        raise TypeError("jobs that are forwarded are run by run_remotely")
-
-    async def run_remotely(self, job: JobWork, report: Report, custody: Custody, *, cancel: bool) -> Outcome:
-        self._woken.clear()
-        self._cancel_requested, self._detached = cancel, False
-        try:
-            batch_id = await self._submitted(job, custody)
-            return batch_id if isinstance(batch_id, Outcome) else await self._follow(batch_id, report, custody)
-        except _Detached:
-            return Outcome(OutcomeKind.CANCELED)  # of no interest: the ticket is lost
-
-    async def cancel(self) -> None:
-        """Asks the server to stop the job; what it says then is what counts."""
-        self._cancel_requested = True
-        self._woken.set()
-
-    def detach(self) -> None:
-        self._detached = True
-        self._woken.set()
-
     async def close(self) -> None:
-        """There is nothing to stop: what was sent on runs elsewhere."""
+        pass
+
+    async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
+        batch_id = await self._submitted(job, custody)
+        return batch_id if isinstance(batch_id, Outcome) else await self._follow(batch_id, report, custody)
 
     # -- submit -------------------------------------------------------------------------------------
 
@@ -138,7 +106,7 @@ class ForwardLane:
                 found = await self._recover(job, intent, custody)
             else:
                 if tries:
-                    await self._sleep(_AWAY.delay_s(tries))
+                    await self._sleep(AWAY.delay_s(tries))
                 found = await self._try_once(job, custody)
                 tries += 1
             if found is not None:
@@ -146,18 +114,18 @@ class ForwardLane:
 
     async def _try_once(self, job: JobWork, custody: Custody) -> str | Outcome | None:
         """Says that the job is to be submitted, and submits it. None: it was not, and may be tried again."""
-        self._sent = False
         intent = None if self._cancel_requested else await custody.intend(unsent=True)
         if intent is None:
             return Outcome(OutcomeKind.CANCELED, began=False)
         if not intent.is_new:
             return None
         try:
-            batch_id = await self._found_before(job, intent, custody)
-            if batch_id is None:
-                if not await custody.set_out():
-                    raise NotSent("the ticket was lost before the submit was sent")
-                batch_id = await self._submit(job, custody)
+            async with self._submitting(custody):
+                batch_id = await self._found_before(job, intent, custody)
+                if batch_id is None:
+                    if not await custody.set_out():
+                        raise NotSent("the ticket was lost before the submit was sent")
+                    batch_id = await self._submit(job, custody)
         except SubmitUncertain as error:
             log.warning("forward.submit_uncertain", job=str(job.job_id), error=error.message)
             return await self._recover(job, intent, custody)
@@ -168,12 +136,6 @@ class ForwardLane:
             log.warning("forward.not_submitted", job=str(job.job_id), error=error.message)
             await custody.withdraw()
             return None
-        except (asyncio.CancelledError, _Detached):
-            if not self._sent:  # else whoever comes next would look for it in vain
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PARTING_S):
-                        await custody.withdraw()
-            raise
         await custody.note(batch_id)
         return batch_id
 
@@ -198,14 +160,9 @@ class ForwardLane:
         return custody.lease_s + self._options.submit_timeout_s + self._options.lag_s
 
     async def _submit(self, job: JobWork, custody: Custody) -> str:
-        def last_look() -> None:
-            if self._detached or custody.left_s() <= 0:
-                raise NotSent("the lease was over before the submit was sent")
-            if self._cancel_requested:
-                raise NotSent("the job's cancel was requested before the submit was sent")
-            self._sent = True
-
-        batch_id = await self._api.submit(self._body(job), idempotency_key=_tag(job), last_look=last_look)
+        batch_id = await self._api.submit(
+            self._body(job), idempotency_key=_tag(job), last_look=partial(self._last_look, custody)
+        )
         log.info("forward.submitted", job=str(job.job_id), remote_batch=batch_id)
         return batch_id
 
@@ -260,9 +217,9 @@ class ForwardLane:
                     "it is not known whether the server ran it: the submit was sent, or may have been, and the server "
                     "does not list it; it is not submitted again, submit a new one if it may run twice"
                 )
-                return _failed("unknown", message, FaultKind.INTERNAL)
+                return failed("unknown", message, FaultKind.INTERNAL)
             tries += 1
-            await self._sleep(_AWAY.delay_s(tries), whatever=True)
+            await self._sleep(AWAY.delay_s(tries), whatever=True)
 
     # -- follow -------------------------------------------------------------------------------------
 
@@ -284,14 +241,14 @@ class ForwardLane:
                 except UnknownBatch as error:
                     if seen.missing_s() >= self._options.lag_s:
                         message = f"the server forgot batch {batch_id}: {error.message}"
-                        return _failed("unknown", message, FaultKind.INTERNAL)
+                        return failed("unknown", message, FaultKind.INTERNAL)
                 except ForwardError as error:
                     seen.failures += 1
                     log.warning("forward.not_looked_at", remote_batch=batch_id, error=error.message)
                 if await self._stop_if_due(batch_id, seen, custody):
                     continue
                 if seen.failures:
-                    await self._sleep(_AWAY.delay_s(seen.failures), whatever=seen.stop is not None)
+                    await self._sleep(AWAY.delay_s(seen.failures), whatever=seen.stop is not None)
                     continue
                 if held is None or held.done():
                     held = asyncio.create_task(self._api.status(batch_id))
@@ -299,7 +256,7 @@ class ForwardLane:
                     seen.stranded += 1
                     if seen.stranded == _STRANDED:
                         message = f"the server ended batch {batch_id} and not its job; it is not submitted again"
-                        return _failed("displaced", message, FaultKind.INTERNAL)
+                        return failed("displaced", message, FaultKind.INTERNAL)
         finally:
             if held is not None:
                 held.cancel()
@@ -350,21 +307,21 @@ class ForwardLane:
                 result = await self._collect(job, report)
                 if result is None:
                     message = f"the server says that job {job.id} is done, and has no result"
-                    return _failed("server", message, FaultKind.INTERNAL)
+                    return failed("server", message, FaultKind.INTERNAL)
                 return Outcome(OutcomeKind.DONE, result=result)
             case JobStatus.ERROR:
                 message = "; ".join(job.errors or ()) or f"the server ended job {job.id} in an error"
-                return _failed("server", message, FaultKind.USER)
+                return failed("server", message, FaultKind.USER)
             case JobStatus.CANCELED if stop == "cancel":
                 with contextlib.suppress(ForwardError):
                     return Outcome(OutcomeKind.CANCELED, result=await self._result(job))
                 return Outcome(OutcomeKind.CANCELED)
             case JobStatus.CANCELED if stop == "timeout":
                 limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else 0.0
-                return _failed("timeout", f"the job took longer than {limit_s:g} s on the server", FaultKind.TIMEOUT)
+                return failed("timeout", f"the job took longer than {limit_s:g} s on the server", FaultKind.TIMEOUT)
             case JobStatus.CANCELED:
                 message = f"somebody else cancelled batch {batch_id} on the server; it is not submitted again"
-                return _failed("displaced", message, FaultKind.INTERNAL)
+                return failed("displaced", message, FaultKind.INTERNAL)
             case JobStatus.PENDING | JobStatus.RUNNING:
                 raise AssertionError(f"job {job.id} has not ended")
             case _:
@@ -382,7 +339,7 @@ class ForwardLane:
             except ForwardError as error:
                 log.warning("forward.not_collected", remote_job=job.id, error=error.message, tries=tries)
             tries += 1
-            await self._sleep(_AWAY.delay_s(tries), whatever=True)
+            await self._sleep(AWAY.delay_s(tries), whatever=True)
 
     async def _result(self, job: RemoteJob) -> Result | None:
         result = await self._api.result(job.id)
@@ -391,19 +348,6 @@ class ForwardLane:
         made = result.provenance or Provenance(backend=self._options.device)
         where = msgspec.structs.replace(made, remote_id=job.id, server=self._options.url)
         return msgspec.structs.replace(result, provenance=where)
-
-    async def _sleep(self, delay_s: float, *, whatever: bool = False) -> None:
-        """Waits; a cancel ends the wait unless ``whatever``. Raises _Detached."""
-        deadline = time.monotonic() + delay_s
-        while (left := deadline - time.monotonic()) > 0 and not self._detached:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._woken.wait()
-            self._woken.clear()
-            if self._cancel_requested and not whatever:
-                break
-        if self._detached:
-            raise _Detached
 
 
 def _tag(job: JobWork) -> str:
@@ -415,11 +359,7 @@ def _refused(error: SubmitRefused, job: JobWork) -> Outcome:
     field = error.field
     if field is not None:
         field = _OUR_FIELDS.get(field, field).replace("jobs[0]", f"jobs[{job.index}]", 1)
-    return _failed("refused", f"the server refuses it with {error.status}: {error.message}", FaultKind.USER, field)
-
-
-def _failed(code: str, message: str, kind: FaultKind, field: str | None = None) -> Outcome:
-    return Outcome(OutcomeKind.ERROR, fault=Fault(code, message, field), cause=kind)
+    return failed("refused", f"the server refuses it with {error.status}: {error.message}", FaultKind.USER, field)
 
 
 def _progress(job: RemoteJob) -> Progress:

@@ -9,10 +9,10 @@ run.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -32,10 +32,10 @@ from tweezer.adapters.qpu.errors import (
     UnknownJob,
 )
 from tweezer.adapters.qpu.options import QpuOptions
-from tweezer.model.backoff import Backoff
-from tweezer.model.errors import FaultKind, TweezerError
+from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
+from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
-from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress
+from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress
 from tweezer.model.remote import Intent
 
 log = structlog.get_logger(__name__)
@@ -44,14 +44,6 @@ _GAPS = 3  # unknown uids in a row behind which there are no more jobs
 _LOOKED_THROUGH = 2000  # jobs of the machine, at most, in search of one
 _OLDER = 200  # jobs before those that are known to be looked at, to be sure
 _FORGOTTEN = 5  # answers in a row that there is no such job, before it is believed
-_PARTING_S = 2.0  # for taking an intent back when the worker goes
-_AWAY = Backoff(base_s=0.5, cap_s=15.0)
-
-
-class NotSent(TweezerError):
-    """The submit was about to be sent, and was not: the lease of the device was over, or the job's cancel requested."""
-
-    code = "not_sent"
 
 
 class _Stop(msgspec.Struct):
@@ -64,22 +56,15 @@ class _Stop(msgspec.Struct):
     too_late: bool = False
 
 
-class _Detached(Exception):
-    """The ticket is somebody else's."""
-
-
-class QpuLane:
-    """A :class:`~tweezer.adapters.protocol.RemoteLane`. builder: makes sequences and results, elsewhere."""
+class QpuLane(RemoteLane):
+    """builder: makes sequences and results, elsewhere."""
 
     def __init__(self, api: QpuApi, builder: ChildLane, options: QpuOptions) -> None:
+        super().__init__()
         self._api = api
         self._builder = builder
         self._options = options
         self._batch: BatchWork | None = None
-        self._woken = asyncio.Event()
-        self._cancel_requested = False
-        self._detached = False
-        self._sent = False
         self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
 
     async def prepare(self, batch: BatchWork) -> None:
@@ -87,39 +72,21 @@ class QpuLane:
         await self._builder.prepare(batch)
         self._batch = batch
 
-    async def run(self, job: JobWork, report: Report) -> Outcome:
-        """Not for machines. Raises TypeError."""
-        raise TypeError("a machine's jobs are run by run_remotely")
+    async def close(self) -> None:
+        await self._builder.close()
 
-    async def run_remotely(self, job: JobWork, report: Report, custody: Custody, *, cancel: bool) -> Outcome:
-        self._woken.clear()
-        self._cancel_requested, self._detached = cancel, False
+    async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
         self._looked = -1, 0
         began = time.monotonic()
-        try:
-            uid = await self._submitted(job, report, custody)
-            if isinstance(uid, Outcome):
-                return uid
-            prepared = time.monotonic()
-            report(Progress(Stage.ON_DEVICE))
-            outcome = await self._follow(job, uid, report, custody)
-        except _Detached:
-            return Outcome(OutcomeKind.CANCELED)  # of no interest: the ticket is lost
+        uid = await self._submitted(job, report, custody)
+        if isinstance(uid, Outcome):
+            return uid
+        prepared = time.monotonic()
+        report(Progress(Stage.ON_DEVICE))
+        outcome = await self._follow(job, uid, report, custody)
         return msgspec.structs.replace(
             outcome, preparation_s=prepared - began, device_s=max(time.monotonic() - prepared, outcome.device_s)
         )
-
-    async def cancel(self) -> None:
-        """Asks the machine to stop the job; what it says then is what counts."""
-        self._cancel_requested = True
-        self._woken.set()
-
-    def detach(self) -> None:
-        self._detached = True
-        self._woken.set()
-
-    async def close(self) -> None:
-        await self._builder.close()
 
     # -- submit -------------------------------------------------------------------------------------
 
@@ -148,21 +115,21 @@ class QpuLane:
 
     async def _try_once(self, job: JobWork, sequence: str, custody: Custody) -> int | Outcome | None:
         """Says that the job is to be submitted, and submits it. None: it was not, and may be tried again."""
-        self._sent = False
         intent: Intent | None = None
         try:
-            intent = None if self._cancel_requested else await custody.intend(unsent=True)
-            if intent is None:
-                return Outcome(OutcomeKind.CANCELED, began=False)
-            if not intent.is_new:
-                return None
-            uid = await self._find(job, intent)
-            if uid is None and (patience_s := self._uneasy_s(intent, custody)) > 0:
-                await custody.withdraw()
-                log.warning("qpu.waits_for_what_was_lost", job=str(job.job_id), seconds=patience_s)
-                await self._sleep(patience_s)
-                return None
-            uid = uid or await self._submit(job, sequence, custody)
+            async with self._submitting(custody):
+                intent = None if self._cancel_requested else await custody.intend(unsent=True)
+                if intent is None:
+                    return Outcome(OutcomeKind.CANCELED, began=False)
+                if not intent.is_new:
+                    return None
+                uid = await self._find(job, intent)
+                if uid is None and (patience_s := self._uneasy_s(intent, custody)) > 0:
+                    await custody.withdraw()
+                    log.warning("qpu.waits_for_what_was_lost", job=str(job.job_id), seconds=patience_s)
+                    await self._sleep(patience_s)
+                    return None
+                uid = uid or await self._submit(job, sequence, custody)
         except SubmitUncertain as error:
             assert intent is not None
             log.warning("qpu.submit_uncertain", job=str(job.job_id), error=error.message)
@@ -178,12 +145,6 @@ class QpuLane:
             log.warning("qpu.not_submitted", job=str(job.job_id), error=error.message)
             await custody.withdraw()
             return None
-        except (asyncio.CancelledError, _Detached):
-            if not self._sent:  # else whoever comes next would look for it in vain
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_PARTING_S):
-                        await custody.withdraw()
-            raise
         await custody.note(str(uid))
         return uid
 
@@ -192,18 +153,11 @@ class QpuLane:
         if not await custody.set_out():
             raise NotSent("the lease of the device was lost before the submit was sent")
 
-        def last_look() -> None:
-            if self._detached or custody.left_s() <= 0:
-                raise NotSent("the lease of the device was over before the submit was sent")
-            if self._cancel_requested:
-                raise NotSent("the job's cancel was requested before the submit was sent")
-            self._sent = True
-
         remote = await self._api.submit(
             nb_run=job.spec.runs or 0,
             pulser_sequence=sequence,
             context=Context(str(self._batch.batch_id), str(job.job_id)),
-            last_look=last_look,
+            last_look=partial(self._last_look, custody),
         )
         log.info("qpu.submitted", job=str(job.job_id), uid=remote.uid)
         return remote.uid
@@ -211,7 +165,7 @@ class QpuLane:
     async def _until_it_takes_jobs(self, tries: int) -> None:
         """Returns when the machine is up. Raises Away when it is down; while it cannot be reached it is waited for."""
         if tries:
-            await self._sleep(_AWAY.delay_s(tries))
+            await self._sleep(AWAY.delay_s(tries))
         while not self._cancel_requested:
             try:
                 if await self._api.operational() is Operational.UP:
@@ -220,14 +174,14 @@ class QpuLane:
             except QpuError as error:
                 tries += 1
                 log.warning("qpu.unknown_whether_up", error=error.message, tries=tries)
-                await self._sleep(_AWAY.delay_s(tries))
+                await self._sleep(AWAY.delay_s(tries))
 
     async def _refused(self, error: SubmitRefused) -> Outcome:
         """The machine took no job: because it is down, or because of the job."""
         with contextlib.suppress(QpuError):
             if await self._api.operational() is Operational.DOWN:
                 raise Away("the machine is down") from error
-        return _failed("refused", error.message, FaultKind.USER)
+        return failed("refused", error.message, FaultKind.USER)
 
     async def _find(self, job: JobWork, intent: Intent) -> int | None:
         """The machine's id of the job, if it is among its newest. Raises QpuError.
@@ -304,9 +258,9 @@ class QpuLane:
                     "it is not known whether the machine ran it: the submit was sent, or may have been, and the "
                     "machine does not know the job; it is not submitted again, submit a new one if it may run twice"
                 )
-                return _failed("unknown", message, FaultKind.INTERNAL)
+                return failed("unknown", message, FaultKind.INTERNAL)
             tries += 1
-            await self._sleep(min(_AWAY.delay_s(tries), max(deadline - time.monotonic(), 0.05)), whatever=True)
+            await self._sleep(min(AWAY.delay_s(tries), max(deadline - time.monotonic(), 0.05)), whatever=True)
 
     # -- follow -------------------------------------------------------------------------------------
 
@@ -333,7 +287,7 @@ class QpuLane:
             except UnknownJob as error:
                 forgotten += 1
                 if forgotten >= _FORGOTTEN:
-                    return _failed("unknown", f"the machine forgot job {uid}: {error.message}", FaultKind.INTERNAL)
+                    return failed("unknown", f"the machine forgot job {uid}: {error.message}", FaultKind.INTERNAL)
             except QpuError as error:
                 failures += 1
                 log.warning("qpu.not_polled", uid=uid, error=error.message, failures=failures)
@@ -345,7 +299,7 @@ class QpuLane:
                 await self._ask_to_stop(uid, stop)
                 continue
             if failures:
-                await self._sleep(_AWAY.delay_s(failures), whatever=True)
+                await self._sleep(AWAY.delay_s(failures), whatever=True)
             else:
                 await self._sleep(self._options.poll_s, whatever=stop is not None)
 
@@ -363,7 +317,7 @@ class QpuLane:
         """The machine was asked to stop the job, and does not say that it did."""
         why = "it took too long" if stop.is_timeout else "its cancel was requested"
         log.warning("qpu.cancel_not_confirmed", uid=uid)
-        return _failed(
+        return failed(
             "unconfirmed",
             f"{why}, and the machine has not confirmed within {self._options.confirm_s:g} s that it stopped job {uid}; "
             "it may have run to its end",
@@ -375,19 +329,19 @@ class QpuLane:
             case RemoteStatus.DONE:
                 return await self._collect(job, remote, report)
             case RemoteStatus.ERROR:
-                return _failed("machine", f"the machine ended job {remote.uid} in an error", FaultKind.INTERNAL)
+                return failed("machine", f"the machine ended job {remote.uid} in an error", FaultKind.INTERNAL)
             case RemoteStatus.CANCELED if stop is not None and not stop.is_timeout:
                 partial = await self._collect(job, remote, report) if remote.result is not None else None
                 return Outcome(OutcomeKind.CANCELED, result=None if partial is None else partial.result)
             case RemoteStatus.CANCELED if stop is not None:
                 limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else 0.0
-                return _failed("timeout", f"the job took longer than {limit_s:g} s on the machine", FaultKind.TIMEOUT)
+                return failed("timeout", f"the job took longer than {limit_s:g} s on the machine", FaultKind.TIMEOUT)
             case RemoteStatus.CANCELED:
                 message = (
                     f"somebody else cancelled job {remote.uid} on the machine, or submitted another one, which cancels "
                     "what runs; it is not submitted again"
                 )
-                return _failed("displaced", message, FaultKind.INTERNAL)
+                return failed("displaced", message, FaultKind.INTERNAL)
             case RemoteStatus.PENDING | RemoteStatus.RUNNING:
                 raise AssertionError(f"job {remote.uid} has not ended")
             case _:
@@ -399,9 +353,9 @@ class QpuLane:
         try:
             counter = remote.counter()
         except QpuUnreachable as error:
-            return _failed("machine", error.message, FaultKind.INTERNAL)
+            return failed("machine", error.message, FaultKind.INTERNAL)
         if counter is None:
-            return _failed(
+            return failed(
                 "machine", f"the machine says that job {remote.uid} is done, with no result", FaultKind.INTERNAL
             )
         made = await self._builder.run(job, report, counter)
@@ -413,23 +367,6 @@ class QpuLane:
         provenance = msgspec.structs.replace(made.result.provenance, remote_id=str(remote.uid))
         result = msgspec.structs.replace(made.result, provenance=provenance)
         return msgspec.structs.replace(made, result=result)
-
-    async def _sleep(self, delay_s: float, *, whatever: bool = False) -> None:
-        """Waits; a cancel ends the wait unless ``whatever``. Raises _Detached."""
-        deadline = time.monotonic() + delay_s
-        while (left := deadline - time.monotonic()) > 0 and not self._detached:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._woken.wait()
-            self._woken.clear()
-            if self._cancel_requested and not whatever:
-                break
-        if self._detached:
-            raise _Detached
-
-
-def _failed(code: str, message: str, kind: FaultKind) -> Outcome:
-    return Outcome(OutcomeKind.ERROR, fault=Fault(code, message), cause=kind)
 
 
 def _fraction(remote: RemoteJob) -> float | None:
