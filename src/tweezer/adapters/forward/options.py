@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from tweezer.adapters.http_options import API_PATH, Seconds, Text, http_url, secret
 from tweezer.model.errors import InvalidInput
-
-_Seconds = Annotated[float, Meta(gt=0, le=3600)]
-_Text = Annotated[str, Meta(min_length=1)]
-_PATH = "/api/v1"
 
 
 class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,7 +18,7 @@ class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     ``client_credentials`` without; Auth0's has a name of its own. realm and audience: where the server asks for them.
     """
 
-    token_url: _Text
+    token_url: Text
     client_id: str | None = None
     username: str | None = None
     password: str | None = None
@@ -76,7 +71,7 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     base_url: str
-    device: _Text
+    device: Text
     project_id: str | None = None
     api_key: str | None = None
     api_key_file: str | None = None
@@ -86,13 +81,13 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_runs: Annotated[int, Meta(ge=1)] = 1_000_000
     tls_verify: bool = True
     tls_ca_file: str | None = None
-    connect_timeout_s: _Seconds = 5.0
-    read_timeout_s: _Seconds = 30.0
-    submit_timeout_s: _Seconds = 60.0
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = 30.0
+    submit_timeout_s: Seconds = 60.0
     retry_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
-    poll_s: _Seconds = 1.0
-    probe_s: _Seconds = 15.0
-    ask_again_s: _Seconds = 10.0
+    poll_s: Seconds = 1.0
+    probe_s: Seconds = 15.0
+    ask_again_s: Seconds = 10.0
     lag_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
 
     def __repr__(self) -> str:
@@ -101,7 +96,7 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     @property
     def url(self) -> str:
         """Where its paths begin. Raises InvalidInput for what is no such URL."""
-        return http_url("base_url", self.base_url).removesuffix(_PATH)
+        return _url("base_url", self.base_url).removesuffix(API_PATH)
 
     def key(self) -> str | None:
         """The key that is shown as it is; None with a log-in. Raises InvalidInput when its file cannot be read."""
@@ -119,31 +114,9 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             return
         if self.api_key is not None or self.api_key_file is not None:
             raise InvalidInput("login", "is given beside a key: leave one of them out")
-        http_url("login.token_url", self.login.token_url)
+        _url("login.token_url", self.login.token_url)
         self.login.form()
 
 
-def secret(field: str, given: str | None, file: str | None) -> str:
-    """What is given, or the file holds. Raises InvalidInput naming the field."""
-    if file is None:
-        if not given:
-            raise InvalidInput(field, f"is missing: give it, or {field.rpartition('.')[2]}_file")
-        return given
-    try:
-        return Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{field}_file", f"cannot be read: {error}") from error
-
-
-def http_url(field: str, url: str) -> str:
-    """The URL without a slash at its end. Raises InvalidInput naming the field."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InvalidInput(field, f"is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise InvalidInput(field, "must be a URL such as https://tweezer.example.org")
-    if parts.username or parts.password:
-        raise InvalidInput(field, "must not carry a user or a password; credentials go into login")
-    return url.rstrip("/")
+def _url(field: str, url: str) -> str:
+    return http_url(field, url, example="https://tweezer.example.org", credentials="login")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from tweezer.adapters.http_options import API_PATH, Seconds, Text, http_url, secret
 from tweezer.model.errors import InvalidInput
-
-_Seconds = Annotated[float, Meta(gt=0, le=3600)]
-_Text = Annotated[str, Meta(min_length=1)]
-_PATH = "/api/v1"
 
 
 class KeycloakOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Client credentials at a Keycloak. The secret is given, or a file that holds it and nothing else."""
 
-    url: _Text
-    realm: _Text
-    client_id: _Text
+    url: Text
+    realm: Text
+    client_id: Text
     client_secret: str | None = None
     client_secret_file: str | None = None
 
@@ -34,14 +29,7 @@ class KeycloakOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def secret(self) -> str:
         """The client's secret. Raises InvalidInput when there is none, or its file cannot be read."""
-        if self.client_secret_file is None:
-            if not self.client_secret:
-                raise InvalidInput("keycloak.client_secret", "is missing: give it, or client_secret_file")
-            return self.client_secret
-        try:
-            return Path(self.client_secret_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput("keycloak.client_secret_file", f"cannot be read: {error}") from error
+        return secret("keycloak.client_secret", self.client_secret, self.client_secret_file)
 
 
 class ApiOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,16 +45,16 @@ class ApiOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tls_verify: bool = True
     tls_ca_file: str | None = None
     keycloak: KeycloakOptions | None = None
-    connect_timeout_s: _Seconds = 5.0
-    read_timeout_s: _Seconds = 10.0
-    submit_timeout_s: _Seconds = 30.0
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = 10.0
+    submit_timeout_s: Seconds = 30.0
     retry_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
 
     @property
     def api_url(self) -> str:
         """Where its paths begin. Raises InvalidInput for what is no such URL."""
-        url = _http_url("base_url", self.base_url)
-        return url if url.endswith(_PATH) else url + _PATH
+        url = _url("base_url", self.base_url)
+        return url if url.endswith(API_PATH) else url + API_PATH
 
     def check(self) -> None:
         """Raises InvalidInput naming the option that cannot be used."""
@@ -74,21 +62,12 @@ class ApiOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         if self.tls_ca_file is not None and not self.tls_verify:
             raise InvalidInput("tls_ca_file", "is given, but tls_verify is false: leave one of them out")
         if self.keycloak is not None:
-            _http_url("keycloak.url", self.keycloak.url)
+            _url("keycloak.url", self.keycloak.url)
             self.keycloak.secret()
 
 
-def _http_url(field: str, url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InvalidInput(field, f"is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise InvalidInput(field, "must be a URL such as http://qpu.example.org:4300")
-    if parts.username or parts.password:
-        raise InvalidInput(field, "must not carry a user or a password; credentials go into keycloak")
-    return url.rstrip("/")
+def _url(field: str, url: str) -> str:
+    return http_url(field, url, example="http://qpu.example.org:4300", credentials="keycloak")
 
 
 class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,7 +78,7 @@ class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     was asked to stop; then the job ends as ``unconfirmed``, unless the machine said that it is too late to stop it.
     """
 
-    poll_s: _Seconds = 1.0
-    probe_s: _Seconds = 5.0
-    ask_again_s: _Seconds = 5.0
-    confirm_s: _Seconds = 120.0
+    poll_s: Seconds = 1.0
+    probe_s: Seconds = 5.0
+    ask_again_s: Seconds = 5.0
+    confirm_s: Seconds = 120.0
