@@ -76,14 +76,6 @@ def add_ed25519(
     return public_key(text)
 
 
-def remove_ed25519(connection: Connection, project_no: int, endpoint_id: UUID | None) -> bool:
-    """Signs with no ed25519 key any more; whether there was one."""
-    statement = delete(webhook_secrets).where(
-        *_of(project_no, endpoint_id), _table.algorithm == _LETTERS[Algorithm.ED25519]
-    )
-    return connection.execute(statement).rowcount > 0
-
-
 def forget_expired(connection: Connection) -> int:
     """Deletes the secrets that sign no more, of everybody; how many."""
     return connection.execute(delete(webhook_secrets).where(_table.expires_ms <= now_ms())).rowcount
