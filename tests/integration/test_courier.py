@@ -14,11 +14,13 @@ import msgspec
 import pytest
 import redis.asyncio
 from aiohttp import web
+from sqlalchemy import delete
 from tests.processes import until
 from tests.receiver import Received, Receiver
 from tests.store.conftest import Rig
 
 from tweezer.events import breaker as breakers
+from tweezer.events import courier as couriers
 from tweezer.events.courier import GROUP, Courier, Pace
 from tweezer.events.desk import Desk
 from tweezer.events.keyring import Keyring
@@ -28,11 +30,11 @@ from tweezer.events.schedule import Schedule
 from tweezer.events.sender import Sender
 from tweezer.ledger.audience import read_registered
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import Deliveries, Due, Outcome, read_log
-from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint
+from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, Outcome, read_log
+from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.projects import project_no
-from tweezer.ledger.schema import deliveries
+from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.ledger.vault import Vault
 from tweezer.ledger.webhook_secrets import rotate, secrets_of
 from tweezer.model.addresses import WebhookPolicy
@@ -40,7 +42,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
 from tweezer.store.alarms import Alarms
-from tweezer.store.feed import START, EntryGroup, Notice, position_number
+from tweezer.store.feed import START, EntryGroup, position_number
 
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
@@ -121,6 +123,10 @@ class Post:
 
     def statuses(self) -> list[str]:
         return [row.status for row in self.rows()]
+
+    def find(self, endpoint: Endpoint) -> Endpoint:
+        with self.database.read() as connection:
+            return find_endpoint(connection, endpoint.id)
 
     async def batch(self, jobs: int, webhook: str | None = None, *, project: str = "a") -> UUID:
         doc = BatchDoc(device="EMU", sequence="{}", webhook=webhook)
@@ -407,23 +413,65 @@ async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> N
     assert receiver.ids == {"e:1": 1}
 
 
-async def test_nothing_is_claimed_while_an_endpoint_is_disabled(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    telling, tell = asyncio.Event(), asyncio.Event()
-
-    async def tell_later(notice: Notice) -> None:
-        telling.set()
-        await tell.wait()
-
-    monkeypatch.setattr(post.rig.store.events, "tell", tell_later)
+async def test_nothing_is_claimed_once_an_endpoint_is_given_up_and_it_is_disabled_when_that_is_told(post: Post) -> None:
     endpoint, desk = post.endpoint("http://127.0.0.1:1/"), post.desk()
+    events = post.rig.store.events
     assert await desk.claim(endpoint.id, 1, desk.hold()) is not None
-    disabling = asyncio.create_task(desk.disable(endpoint.id, "410"))
-    await telling.wait()
+    await asyncio.gather(*(desk.give_up(endpoint.id, "410") for _ in range(3)))
     assert await desk.claim(endpoint.id, 1, desk.hold()) is None
-    tell.set()
-    await disabling
-    assert await desk.claim(endpoint.id, 1, desk.hold()) is None
+    assert post.find(endpoint).disabled is None
+    (notice,) = [entry.notice for entry in await events.read() if entry.notice is not None]
+    await desk.disable(notice)
+    disabled = post.find(endpoint)
+    assert (disabled.disabled is not None, disabled.disabled_why) == (True, "410")
+    with post.database.write() as connection:
+        enable_endpoint(connection, endpoint.id)
+    await desk.disable(notice)  # by a courier that was given it again
+    assert post.find(endpoint).disabled is None
     await desk.close()
+
+
+async def test_what_is_told_of_a_disabled_endpoint_is_told_again_when_redis_lost_it(post: Post) -> None:
+    endpoint, events = post.endpoint("http://127.0.0.1:1/"), post.rig.store.events
+    for _ in range(2):  # of two couriers, or of one after a while
+        desk = post.desk()
+        await desk.give_up(endpoint.id, "410")
+        await desk.close()
+    first, again = [entry.notice for entry in await events.read() if entry.notice is not None]
+    assert first.id == again.id
+    assert post.find(endpoint).disabled is None
+
+
+async def test_an_endpoint_removed_at_the_last_moment_holds_up_nobody(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Receiver() as receiver:
+        removed = post.endpoint(receiver.url("/removed"), "batch.created")
+        post.endpoint(receiver.url("/well"), "batch.created")
+        write = Deliveries.write
+
+        def write_late(self: Deliveries, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
+            with post.database.write() as connection:
+                connection.execute(delete(endpoints).where(endpoints.c.id == removed.id))
+            return write(self, rows, position)
+
+        monkeypatch.setattr(Deliveries, "write", write_late)
+        await post.start()
+        await post.batch(1)
+        await until(all_delivered(post, 1), "the other's delivery")
+    assert {it.path for it in receiver.received} >= {"/well"}
+
+
+async def test_more_receivers_than_are_remembered_are_all_told(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(couriers, "_OUTBOXES_KEPT", 2)
+    async with Receiver() as receiver:
+        for number in range(9):
+            post.endpoint(receiver.url(f"/{number}"), "batch.created")
+        await post.start()
+        for _ in range(3):
+            await post.batch(1)
+        await until(all_delivered(post, 27), "all deliveries")
+    assert set(receiver.ids.values()) == {9}
 
 
 async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(

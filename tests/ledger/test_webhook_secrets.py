@@ -6,6 +6,7 @@ import base64
 import os
 import stat
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ from tweezer.ledger.webhook_secrets import (
     rotate,
     secrets_of,
 )
-from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, verify_webhook
 
 KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
@@ -163,6 +164,29 @@ def test_ed25519_signs_beside_hmac_and_is_rotated(database: Database, vault: Vau
     signed = headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
     for key in (public, former, next(it.text for it in now if it.algorithm is Algorithm.HMAC_SHA256)):
         assert verify_webhook(BODY, signed, key).id == "evt_1"
+
+
+@pytest.mark.parametrize("renew", [rotate, add_ed25519])
+def test_where_the_key_is_lost_all_is_made_anew(
+    database: Database, vault: Vault, project: int, tmp_path: Path, renew: Callable[..., str]
+) -> None:
+    with database.write() as connection:
+        lost = {rotate(connection, vault, project, None), add_ed25519(connection, vault, project, None)}
+    other = Vault.of(OTHER_KEY, tmp_path)
+    with database.write() as connection:
+        renew(connection, other, project, None, 60)
+        with pytest.raises(TweezerError):
+            existing_secrets(connection, other, project, None)
+        renew(connection, other, project, None, 0)
+    now = {it.text for it in signing(database, other, project)}
+    assert now
+    assert not now & lost
+
+
+def test_nothing_is_made_for_who_is_no_more(database: Database, vault: Vault, project: int) -> None:
+    for number, endpoint in ((project, uuid4()), (project + 1, None)):
+        with pytest.raises(NotFound), database.write() as connection:
+            secrets_of(connection, vault, number, endpoint)
 
 
 def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vault: Vault, project: int) -> None:

@@ -31,7 +31,7 @@ from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
 from tweezer.model.tasks import end_tasks, is_cancelled
-from tweezer.model.webhooks import BatchData, JobData, body, envelope, timestamp
+from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
 
@@ -198,6 +198,9 @@ class Courier:
             self._last.clear()
             self._told.clear()
             raise
+        for entry in entries:
+            if entry.notice is not None and entry.notice.type == EventType.ENDPOINT_DISABLED:
+                await self._desk.disable(entry.notice)
         await self._group.acknowledge([entry.id for entry in entries])
 
     async def fetch(self, endpoint_id: UUID) -> None:
@@ -299,7 +302,8 @@ class Courier:
     async def _write(self, letters: Sequence[_Letter], position: int | None, *, at_once: bool) -> None:
         """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room."""
         hold = self._desk.hold()
-        room = {letter.endpoint.id: self._outbox(letter.endpoint).room for letter in letters}
+        to = {letter.endpoint.id: letter.endpoint for letter in letters}
+        room = {endpoint.id: self._outbox(endpoint).room for endpoint in to.values()}
         rows, held = [], {}
         for letter in letters:
             endpoint = letter.endpoint
@@ -327,26 +331,33 @@ class Courier:
             )
         writing = asyncio.create_task(self._record(rows, position))
         if at_once:
-            self._offer([row for row in rows if row.id in held], hold, writing)
+            self._offer([row for row in rows if row.id in held], to, hold, writing)
         fresh = await writing
         if not at_once:
-            self._offer([row for row in rows if row.id in held and row.id in fresh], hold)
+            self._offer([row for row in rows if row.id in held and row.id in fresh], to, hold)
         for endpoint_id in {row.endpoint for row in rows if row.due_ms is not None and row.id not in held}:
-            self._outboxes[endpoint_id].fetch()
+            self._outbox(to[endpoint_id]).fetch()
 
     async def _record(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
         """Writes rows, once what is to be sent at once is on its way."""
         await asyncio.sleep(0)
         return await self._database.run(self._deliveries.write, rows, position)
 
-    def _offer(self, rows: Sequence[NewDelivery], hold: Hold, writing: asyncio.Task[set[UUID]] | None = None) -> None:
+    def _offer(
+        self,
+        rows: Sequence[NewDelivery],
+        to: dict[UUID, Endpoint],
+        hold: Hold,
+        writing: asyncio.Task[set[UUID]] | None = None,
+    ) -> None:
         by_endpoint: dict[UUID, list[Due]] = {}
         for row in rows:
             by_endpoint.setdefault(row.endpoint, []).append(Due(row.id, row.event, row.type, row.body))
         for endpoint_id, due in by_endpoint.items():
-            self._outboxes[endpoint_id].offer(due, hold, writing)
+            self._outbox(to[endpoint_id]).offer(due, hold, writing)
 
     def _outbox(self, endpoint: Endpoint) -> Outbox:
+        """Its outbox; look it up each time, for an idle one may be forgotten for another's sake."""
         outbox = self._outboxes.get(endpoint.id)
         if outbox is None:
             if len(self._outboxes) >= _OUTBOXES_KEPT:

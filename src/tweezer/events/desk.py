@@ -34,6 +34,7 @@ HOLD_S = 30.0
 
 _GATHER_S = 0.05  # how long outcomes come together before they are written
 _WRITTEN_AT_ONCE = 1000
+_GIVEN_UP_S = 10.0  # how long nothing is claimed for an endpoint after it was told that it is disabled
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -71,7 +72,7 @@ class Desk:
         self._shares: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()  # of projects with attempts
         self._disable_ms = round(disable_s * 1000)
         self._hold_s = hold_s
-        self._disabling: set[UUID] = set()
+        self._given_up: dict[UUID, float] = {}
         self._outcomes: list[tuple[UUID, Outcome]] = []
         self._came = asyncio.Event()
 
@@ -164,16 +165,18 @@ class Desk:
             await self._sender.close()
 
     async def claim(self, endpoint_id: UUID, most: int, hold: Hold) -> tuple[Endpoint, list[Due]] | None:
-        """The endpoint, and deliveries to it that are due and this courier's now. None if it is gone, or disabled,
-        or is just being disabled: what was pending is then held back."""
+        """The endpoint, and deliveries to it that are due and this courier's now. None if it is gone, or was just given
+        up, or is disabled: what was pending is then held back."""
         endpoint = await self.find(endpoint_id)
         if endpoint is None:
             return None
         if endpoint.disabled is not None:
+            self._given_up.pop(endpoint_id, None)
             await self._database.run(self._deliveries.hold, endpoint_id)
             return None
-        found = await self._database.run(_claim, self._deliveries, endpoint_id, most, hold.until_ms)
-        return None if endpoint_id in self._disabling else (endpoint, found)
+        if self._is_given_up(endpoint_id):
+            return None
+        return endpoint, await self._database.run(_claim, self._deliveries, endpoint_id, most, hold.until_ms)
 
     async def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
         """Lets go of what is held and was not attempted."""
@@ -190,28 +193,44 @@ class Desk:
         since = await self._database.run(self._note_failing, endpoint_id, at_ms)
         if at_ms - since > self._disable_ms:
             days = self._disable_ms / 86_400_000
-            await self.disable(endpoint_id, f"every attempt has failed for {days:.3g} days")
+            await self.give_up(endpoint_id, f"every attempt has failed for {days:.3g} days")
 
     async def worked(self, endpoint_id: UUID) -> None:
         """An attempt worked after some that failed."""
         await self._database.run(self._note_working, endpoint_id)
 
-    async def disable(self, endpoint_id: UUID, why: str) -> None:
-        """Sends nothing more there, and tells the project; nothing if it is disabled."""
-        if endpoint_id in self._disabling:
+    async def give_up(self, endpoint_id: UUID, why: str) -> None:
+        """Tells the project that nothing more is sent there; :meth:`disable` makes it so when that is on its way.
+
+        Until then this courier claims nothing for it. If Redis loses what was told, the next failure tells it again,
+        by the same id.
+        """
+        if self._is_given_up(endpoint_id):
             return
-        self._disabling.add(endpoint_id)
+        self._given_up[endpoint_id] = time.monotonic() + _GIVEN_UP_S
         try:
             endpoint = await self.find(endpoint_id)
             if endpoint is not None and endpoint.disabled is None:
-                log.warning("endpoint.disabled", endpoint=str(endpoint_id), project=endpoint.project, reason=why)
-                # Told first: if this courier dies now another tells it again, by the same id, and disables it.
                 since_ms = await self._database.run(self._note_failing, endpoint_id, now_ms())
                 await self._store.events.tell(_notice(endpoint, why, since_ms))
-                await self._database.run(self._disable, endpoint_id, why)
-                await self._alarms.changed()
-        finally:
-            self._disabling.discard(endpoint_id)
+        except BaseException:
+            self._given_up.pop(endpoint_id, None)
+            raise
+
+    async def disable(self, notice: Notice) -> None:
+        """What was told of an endpoint is in the ledger for all who are told: now it is so. May be repeated: since it
+        was enabled again, another notice is needed."""
+        told = msgspec.json.decode(notice.data, type=EndpointData)
+        endpoint_id, since_ms = UUID(told.endpoint_id), _since_ms(notice)
+        if await self._database.run(self._disable, endpoint_id, told.reason, since_ms):
+            log.warning("endpoint.disabled", endpoint=str(endpoint_id), project=notice.project, reason=told.reason)
+        await self._alarms.changed()
+
+    def _is_given_up(self, endpoint_id: UUID) -> bool:
+        if time.monotonic() < self._given_up.get(endpoint_id, 0.0):
+            return True
+        self._given_up.pop(endpoint_id, None)
+        return False
 
     async def find(self, endpoint_id: UUID) -> Endpoint | None:
         """The endpoint as it stands."""
@@ -233,9 +252,10 @@ class Desk:
         with self._database.write() as connection:
             note_working(connection, [endpoint_id])
 
-    def _disable(self, endpoint_id: UUID, why: str) -> None:
+    def _disable(self, endpoint_id: UUID, why: str, since_ms: int) -> bool:
         with self._database.write() as connection, contextlib.suppress(NotFound):
-            disable_endpoint(connection, endpoint_id, why)
+            return disable_endpoint(connection, endpoint_id, why, failing_since_ms=since_ms) is not None
+        return False
 
 
 def _notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
@@ -248,6 +268,11 @@ def _notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
         now_us,
         msgspec.json.encode(data).decode(),
     )
+
+
+def _since_ms(notice: Notice) -> int:
+    """Since when all attempts at the endpoint have failed: the last part of the notice's id."""
+    return int(notice.id.rpartition(":")[2]) // 1000
 
 
 def without_query(url: str) -> str:

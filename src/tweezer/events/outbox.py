@@ -19,7 +19,7 @@ from tweezer.events.sender import Answer
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, Attempt, Due, Outcome, read_log, write_log
 from tweezer.ledger.endpoints import Endpoint
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import NotFound, TweezerError
 
 log = structlog.get_logger(__name__)
 
@@ -107,7 +107,9 @@ class Outbox:
     def _sent(self, sender: asyncio.Task[None]) -> None:
         self._senders.discard(sender)
         if not sender.cancelled() and (error := sender.exception()) is not None:
-            if isinstance(error, TweezerError):  # Redis or the ledger is away: the sweep comes back to it
+            if isinstance(error, NotFound):  # it was removed, and its rows with it
+                self._queue.clear()
+            elif isinstance(error, TweezerError):  # Redis or the ledger is away: the sweep comes back to it
                 log.warning("delivery.failed", endpoint=str(self.endpoint.id), error=error.message)
             else:
                 log.error("delivery.failed", endpoint=str(self.endpoint.id), error=str(error), exc_info=error)
@@ -159,7 +161,7 @@ class Outbox:
         if answer.status == _GONE:
             self._gone = True  # until the ledger says that it is enabled again
             self._queue.clear()
-            await self._desk.disable(self.endpoint.id, "its receiver answered 410 Gone")
+            await self._desk.give_up(self.endpoint.id, "its receiver answered 410 Gone")
         elif not answer.ok:
             await self._desk.failed(self.endpoint.id, began_ms)
         elif self.endpoint.failing is not None or not self._was_fine:

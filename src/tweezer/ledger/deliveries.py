@@ -8,6 +8,7 @@ from uuid import UUID, uuid5
 
 import msgspec
 from sqlalchemy import Connection, delete, func, select, text, tuple_, update
+from sqlalchemy.exc import IntegrityError
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
@@ -140,9 +141,21 @@ class Deliveries:
             return connection.execute(select(func.max(table.sequence_number)).where(*before)).scalar()
 
     def write(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Inserts those that are not there, and notes the position up to which all are; the ids of the new ones."""
+        """Inserts those that are not there, and notes the position up to which all are; the ids of the new ones.
+
+        What was for endpoints that somebody has removed meanwhile is left out.
+        """
+        try:
+            return self._write(rows, position)
+        except IntegrityError:
+            return self._write(rows, position, looking=True)
+
+    def _write(self, rows: Sequence[NewDelivery], position: int | None, *, looking: bool = False) -> set[UUID]:
         now = now_ms()
         with self._database.write() as connection:
+            if looking:
+                there = _existing(connection, {row.endpoint for row in rows})
+                rows = [row for row in rows if row.endpoint in there]
             fresh = {_id(it) for (it,) in _values(connection, _INSERT, [self._row(row, now) for row in rows], _IF_NEW)}
             if position is not None:
                 connection.execute(_MOVE, {"namespace": self._namespace, "position": position, "now": now})
@@ -213,6 +226,16 @@ class Deliveries:
         which = (deliveries.c.endpoint == endpoint, deliveries.c.status == PENDING)
         with self._database.write() as connection:
             return connection.execute(update(deliveries).where(*which).values(status=HELD, due_ms=None)).rowcount
+
+
+def _existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]:
+    """Those of the endpoints that nobody has removed, and nobody removes before this transaction ends."""
+    found: set[UUID] = set()
+    wanted = list(identities)
+    for first in range(0, len(wanted), _PAGE):
+        these = select(endpoints.c.id).where(endpoints.c.id.in_(wanted[first : first + _PAGE]))
+        found.update(connection.execute(these.with_for_update(read=True, key_share=True)).scalars())
+    return found
 
 
 def _id(found: UUID | bytes) -> UUID:

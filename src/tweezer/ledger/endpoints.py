@@ -151,11 +151,20 @@ def change_endpoint(
     return find_endpoint(connection, identity)
 
 
-def disable_endpoint(connection: Connection, identity: UUID, why: str) -> Endpoint | None:
-    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound."""
+def disable_endpoint(
+    connection: Connection, identity: UUID, why: str, *, failing_since_ms: int | None = None
+) -> Endpoint | None:
+    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound.
+
+    failing_since_ms: only if all attempts have failed since then, as :func:`note_failing` gave it; None otherwise.
+    """
     working = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_(None)
+    if failing_since_ms is not None:
+        working &= endpoints.c.failing_ms == failing_since_ms
     values = {"disabled_ms": now_ms(), "disabled_why": why[:_WHY_MAX]}
     changed = connection.execute(update(endpoints).where(working).values(**values)).rowcount
+    if not changed and failing_since_ms is not None:
+        return None
     waiting = (deliveries.c.endpoint == identity) & (deliveries.c.status == PENDING)
     connection.execute(update(deliveries).where(waiting).values(status=HELD, due_ms=None))
     found = find_endpoint(connection, identity)

@@ -14,9 +14,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
 
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import projects, webhook_secrets
+from tweezer.ledger.schema import endpoints, projects, webhook_secrets
 from tweezer.ledger.vault import Vault
-from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, new_secret, public_key
 
 OVERLAP_S = 86_400.0
@@ -40,11 +40,13 @@ def existing_secrets(
 def secrets_of(connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None) -> list[SigningSecret]:
     """All that sign now, the newest first; the first HMAC secret is made when there is none.
 
-    Safe while others do the same. Raises TweezerError where they were encrypted with another key.
+    Safe while others do the same. Raises TweezerError where they were encrypted with another key; NotFound where the
+    first one is to be made, and its owner is no more.
     """
     rows = _signing(connection, project_no, endpoint_id)
     if not _has_hmac(rows):
         _lock(connection, project_no)
+        _lock_endpoint(connection, endpoint_id)
         rows = _signing(connection, project_no, endpoint_id)
         if not _has_hmac(rows):  # nobody made it meanwhile
             _insert(connection, vault, project_no, endpoint_id, Algorithm.HMAC_SHA256, new_secret())
@@ -55,7 +57,8 @@ def secrets_of(connection: Connection, vault: Vault, project_no: int, endpoint_i
 def rotate(
     connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None, overlap_s: float = OVERLAP_S
 ) -> str:
-    """A new HMAC secret, in use from now on; the one before it signs too for ``overlap_s``.
+    """A new HMAC secret, in use from now on; the one before it signs too for ``overlap_s``. With 0 whatever of the
+    owner's the vault does not open is dropped as well: its key is lost, and nothing could be signed beside it.
 
     Raises InvalidInput("overlap_s", …).
     """
@@ -119,6 +122,9 @@ def _replace(
     connection.execute(update(webhook_secrets).where(*in_use).values(expires_ms=until))
     _insert(connection, vault, project_no, endpoint_id, algorithm, text)
     rows = _signing(connection, project_no, endpoint_id)
+    if not overlap_s:
+        sealed = [row.id for row in rows if not _opens(vault, row)]
+        connection.execute(delete(webhook_secrets).where(_table.id.in_(sealed)))
     rotated = [row.id for row in rows if row.expires_ms is not None]
     surplus = rotated[len(rotated) - max(len(rows) - SIGNING_MAX, 0) :]
     if surplus:
@@ -170,8 +176,20 @@ def _has_hmac(rows: Sequence[Row[Any]]) -> bool:
 
 
 def _lock(connection: Connection, project_no: int) -> None:
-    """Others who change secrets of the project wait; who inserts batches of it does not (SQLite: all writers do)."""
-    connection.execute(select(projects.c.no).where(projects.c.no == project_no).with_for_update(key_share=True))
+    """Others who change secrets of the project wait; who inserts batches of it does not (SQLite: all writers do).
+
+    Raises NotFound.
+    """
+    locking = select(projects.c.no).where(projects.c.no == project_no).with_for_update(key_share=True)
+    if connection.execute(locking).first() is None:
+        raise NotFound("project", f"number {project_no}")
+
+
+def _lock_endpoint(connection: Connection, endpoint_id: UUID | None) -> None:
+    """Nobody removes it before this transaction ends. Raises NotFound."""
+    locking = select(endpoints.c.id).where(endpoints.c.id == endpoint_id).with_for_update(read=True, key_share=True)
+    if endpoint_id is not None and connection.execute(locking).first() is None:
+        raise NotFound("endpoint", str(endpoint_id))
 
 
 def _of(project_no: int, endpoint_id: UUID | None) -> tuple[Any, Any]:
