@@ -182,7 +182,8 @@ class Settings(BaseSettings):
 
     webhook_allow: str = ""
     """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
-    webhooks may go although they are not public; there plain http and any port are fine too."""
+    webhooks may go although they are not public; there plain http and any port are fine too, for a URL with a name if
+    the name is among them."""
     webhook_ports: str = "443,8443"
     """Ports to which webhooks may go elsewhere, with commas between."""
     webhook_timeout_s: float = Field(15.0, gt=0, le=120)

@@ -25,6 +25,7 @@ from tweezer.events import sender as sender_module
 from tweezer.events.sender import Answer, Sender
 from tweezer.model.addresses import PUBLIC_ONLY, Target, WebhookPolicy
 
+FAR = f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"
 BODY = b'{"type":"ping","timestamp":"2026-05-01T10:00:00Z","data":{}}'
 HOST = "hooks.example.org"
 HERE = WebhookPolicy.parse("127.0.0.1", "443")
@@ -216,7 +217,7 @@ async def test_a_date_to_come_again_is_so_many_seconds_from_now() -> None:
     assert 50 < answer.retry_after_s <= 100
 
 
-@pytest.mark.parametrize("header", ["soon", "-5", "1.5", "٣", "Fri, 99 Foo 2020", ""])
+@pytest.mark.parametrize("header", ["soon", "-5", "1.5", "٣", "Fri, 99 Foo 2020", "", FAR])
 async def test_junk_instead_of_when_to_come_again_is_ignored(header: str) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": header})

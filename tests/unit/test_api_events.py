@@ -148,6 +148,7 @@ async def test_a_parameter_that_cannot_be_is_refused_by_name(rig: Rig, parameter
         answer = await rig.get(path, params=parameters)
         assert answer.status_code == 422
         assert field in answer.json()["detail"][0]["loc"]
+        assert answer.json()["data"]["field"] == field
         if "wait_s" not in parameters and "limit" not in parameters:
             assert (await rig.get(f"{path}/stream", params=parameters)).status_code == 422
 

@@ -171,6 +171,7 @@ def test_secrets_are_shown_and_rotated(line: Line) -> None:
     rotated = line.call("rotate", made["id"], "--overlap", "2h")
     assert rotated.stdout.strip() == line.says("secret", made["id"]) != made["secret"]
     assert "Older ones sign, too, until" in rotated.stderr
+    assert "Older ones" not in line.call("rotate", "--overlap", "0").stderr
     after = line.json("rotate")
     assert after["secret"] == line.says("secret") != of_project
     assert after["older_until"] > datetime.now(UTC).isoformat()

@@ -177,7 +177,8 @@ def install_failures(app: FastAPI) -> None:
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = [Problem(type=each["type"], loc=list(each["loc"]), msg=each["msg"]) for each in error.errors()]
         first = problems[0]
-        field = str(first.loc[-1])
+        names = [part for part in first.loc if isinstance(part, str)]
+        field = names[-1] if names else str(first.loc[-1])
         return failure(
             422,
             f"{field}: {first.msg}",

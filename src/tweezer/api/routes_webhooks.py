@@ -262,7 +262,7 @@ async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: 
 async def _deliveries(
     webhooks: Webhooks, caller: Principal, asked: ListedDeliveries, endpoint: UUID | None
 ) -> DeliveryPage:
-    with malformed():
+    with malformed("query"):
         found = await webhooks.read(
             list_deliveries, seen_by(caller), asked.filter(endpoint), limit=asked.limit, after=asked.after or None
         )

@@ -123,10 +123,10 @@ def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
 
 
 @contextlib.contextmanager
-def malformed() -> Iterator[None]:
-    """Says of a value that cannot be used, in its field, that the request cannot (422)."""
+def malformed(place: str = "body") -> Iterator[None]:
+    """Says of a value that cannot be used, in its field, that the request cannot (422). place: where it stands."""
     try:
         yield
     except InvalidInput as error:
-        problem = {"type": "invalid", "loc": ("body", error.field), "msg": error.problem}
+        problem = {"type": "invalid", "loc": (place, error.field), "msg": error.problem}
         raise RequestValidationError([problem]) from error

@@ -15,7 +15,7 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
-from tweezer.cli.times import seconds
+from tweezer.cli.times import overlap, seconds
 from tweezer.ledger import keys as ledger_keys
 from tweezer.ledger import projects as ledger_projects
 from tweezer.ledger import users as ledger_users
@@ -203,11 +203,11 @@ def revoke(access: Access, *, key: str, as_json: bool) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=seconds,
+    type=overlap,
     default="24h",
     show_default=True,
     metavar="TIME",
-    help="How long the old one still works.",
+    help="How long the old one still works; 0: no more from now on.",
 )
 @_json
 @pass_access

@@ -19,6 +19,11 @@ def seconds(text: str) -> int:
     return int(match[1]) * _UNITS_S[match[2]]
 
 
+def overlap(text: str) -> int:
+    """As :func:`seconds`, or ``0``: none."""
+    return 0 if text.strip() == "0" else seconds(text)
+
+
 def time(text: str) -> datetime:
     """``2027-01-31T08:00`` of here, or with an offset, for options; in UTC."""
     try:

@@ -16,7 +16,7 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.deliveries import COMMANDS, describe, lines_of
 from tweezer.cli.listen import listen
-from tweezer.cli.times import seconds
+from tweezer.cli.times import overlap
 from tweezer.cli.wake import tell_changed, wake
 from tweezer.ledger import endpoints as ledger_endpoints
 from tweezer.ledger.delivery_log import (
@@ -245,11 +245,11 @@ def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=seconds,
+    type=overlap,
     default="24h",
     show_default=True,
     metavar="TIME",
-    help="How long the old one signs, too.",
+    help="How long the old one signs, too; 0: no more from now on, and keys that cannot be decrypted are dropped.",
 )
 @click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
 @_json

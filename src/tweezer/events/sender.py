@@ -279,7 +279,7 @@ def _seconds(retry_after: str) -> float | None:
         return min(float(text[:12]), _RETRY_AFTER_MAX_S)
     try:
         moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), _RETRY_AFTER_MAX_S)

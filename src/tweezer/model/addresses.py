@@ -187,7 +187,9 @@ def check_url(url: str, policy: WebhookPolicy, field: str = "webhook") -> Target
         raise InvalidInput(field, f"names {host}, which is this machine; {_ALLOW}")
     free = trusted or (literal is not None and policy.trusts_address(literal))
     if scheme != "https" and not free:
-        raise InvalidInput(field, f"is plain http: write https://, or {_ALLOW}")
+        raise InvalidInput(
+            field, f"is plain http: write https://, or the operator may allow {host} with TWEEZER_WEBHOOK_ALLOW"
+        )
     port = _USUAL_PORT[scheme] if port is None else port
     if port not in policy.ports and not free:
         usual = ", ".join(map(str, sorted(policy.ports)))
