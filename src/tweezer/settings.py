@@ -233,9 +233,9 @@ class Settings(BaseSettings):
             raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
         return usual
 
-    def serves_machines(self) -> bool:
-        """Whether one of the devices that are named here is a machine, whose jobs run whatever becomes of a worker."""
-        return any(kind_of(given.adapter).reattaches for given in self.devices.values())
+    def machines(self) -> list[str]:
+        """Those of the devices that are named here whose jobs run on, whatever becomes of a worker."""
+        return [name for name, given in self.devices.items() if kind_of(given.adapter).reattaches]
 
     def devices_text(self) -> str:
         """The devices that are named here, as the variable ``TWEEZER_DEVICES`` holds them."""

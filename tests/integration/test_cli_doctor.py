@@ -63,17 +63,20 @@ def test_a_server_that_can_be_waited_for_is_durable_enough_for_a_machine(valkey_
 
 
 @pytest.mark.redis
-async def test_a_machine_needs_a_redis_that_forgets_nothing(ledger: Path) -> None:
+async def test_a_machine_needs_a_redis_that_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with RedisServer(kind="redis", options={"appendonly": "no"}) as server:
         assert (await asyncio.to_thread(findings, server.url))["durability"]["level"] == "OK"
         async with Store.open(Connect(url=server.url)) as store:
-            await store.tickets.heartbeat(
-                "w", "QPU", ttl_s=60, about_device={"exclusive": 1}, about_worker={"started": 1, "lanes": 1}
-            )
+            for name, trait in (("QPU", "exclusive"), ("FAR", "reattaches")):
+                await store.tickets.heartbeat(
+                    name, name, ttl_s=60, about_device={trait: 1}, about_worker={"started": 1, "lanes": 1}
+                )
+        to_come = {"adapter": "qpu", "options": {"base_url": "http://qpu"}}
+        monkeypatch.setenv("TWEEZER_DEVICES", json.dumps({"TO_COME": to_come, "EMU": {"adapter": "null"}}))
         found = (await asyncio.to_thread(findings, server.url))["durability"]
     assert found["level"] == "FAIL"
     assert "appendonly yes" in found["says"]
-    assert "QPU" in found["says"]
+    assert "no worker of FAR, QPU, TO_COME starts" in found["says"]
 
 
 @pytest.mark.usefixtures("_any_server")
@@ -212,3 +215,15 @@ async def test_the_couriers_are_examined(real_redis_url: str, ledger: Path) -> N
         assert (await courier())[0] == "FAIL"
         assert (await group.read(most=1, wait_s=0.01)).entries
         assert await courier() == ("OK", "one runs, up to date")
+
+
+async def test_couriers_that_wait_on_a_quiet_stream_live(real_redis_url: str) -> None:
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        first, second = (EntryGroup(store.scripts, "couriers", name) for name in ("1", "2"))
+        await first.join(START)
+        for group in (first, second, first):
+            assert not (await group.read(most=1, wait_s=0.01)).entries
+        idle_s = await store.events.idle_s("couriers")
+        assert idle_s is not None
+        assert idle_s[0] < idle_s[1]
+    assert (await asyncio.to_thread(findings, real_redis_url))["courier"]["says"] == "2 run, up to date"

@@ -169,6 +169,12 @@ def test_drain_waits_until_nothing_runs(terminal: Terminal) -> None:
     assert "paused: new lens" in terminal.shown()
 
 
+def test_a_device_that_is_drained_does_not_go_on_by_itself(terminal: Terminal) -> None:
+    terminal.call("pause", DEVICE, "--reason", "coffee", "--for", "2h")
+    assert "nothing runs on EMU" in terminal.call("drain", DEVICE)
+    assert terminal.shown().endswith("paused: coffee")
+
+
 def test_ctrl_c_ends_the_waiting_and_leaves_the_device_paused(terminal: Terminal) -> None:
     terminal.submit()
     terminal.take()

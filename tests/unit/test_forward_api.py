@@ -299,6 +299,9 @@ def test_secrets_come_from_files_and_are_not_shown(tmp_path: Path) -> None:
     assert options.key() == SECRET
     login = LoginOptions(token_url=BASE, username="ada", password_file=str(tmp_path / "key"))
     assert login.form()["password"] == SECRET
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(InvalidInput, match="api_key_file: is empty"):
+        options.key()
     shown = ForwardOptions(**GIVEN, api_key=SECRET)
     assert SECRET not in f"{shown!r} {LoginOptions(token_url=BASE, username='ada', password=SECRET)!r}"
 

@@ -105,7 +105,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     yield check_memory(info, settings.full_at)
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
-    yield await check_durability(queue.store.remote, devices)
+    yield await check_durability(queue.store.remote, devices, settings.machines())
     workers = await queue.workers()
     yield check_workers(workers)
     yield check_results_folder(settings, {worker.host for worker in workers})
@@ -204,13 +204,14 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
     return Finding("commands", Level.OK, "scripts and streams have all that is needed")
 
 
-async def check_durability(remote: Remote, devices: list[DeviceRecord]) -> Finding:
-    """Whether what was begun on a machine is on Redis' disk before it is begun. Writes nothing."""
+async def check_durability(remote: Remote, devices: list[DeviceRecord], configured: list[str]) -> Finding:
+    """Whether what was begun on a machine is on Redis' disk before it is begun. configured: the machines that the
+    settings name, announced or not. Writes nothing."""
     try:
         how = await remote.require_durability()
     except NotDurable as error:
-        machines = [device.name for device in devices if device.exclusive]
-        if machines:
+        announced = {device.name for device in devices if device.exclusive or device.reattaches}
+        if machines := sorted({*announced, *configured}):
             says = f"{error.message}; no worker of {', '.join(machines)} starts like this"
             return Finding("durability", Level.FAIL, says, "change that, then start the workers of the machine")
         return Finding("durability", Level.OK, f"enough for emulators. A QPU would need more: {error.message}")

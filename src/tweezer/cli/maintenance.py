@@ -100,8 +100,9 @@ def drain(access: Access, *, device: str, reason: str) -> None:
 
     async def run() -> None:
         async with access.queue(patient=True) as queue:
-            if (await _device(queue, device)).paused is None:
-                await queue.pause_device(device, reason)
+            found = await _device(queue, device)
+            if found.paused is None or found.paused_until is not None:  # a pause that ends lets it go on by itself
+                await queue.pause_device(device, reason if found.paused is None else found.paused)
             show.echo(f"{device} is paused; waiting until nothing runs", err=True)
             said = None
             while running := (await _device(queue, device)).running:

@@ -63,7 +63,7 @@ class Stack:
         self._api_port = api_port
         self._qpu_port = qpu_port
         # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
-        durably: Literal["always", "everysec"] = "always" if settings.serves_machines() else "everysec"
+        durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
         self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably)
         self._redis_deaths = 0
         self._children: list[Child] = []

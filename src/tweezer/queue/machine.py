@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
 from tweezer.adapters.protocol import Machine, MachineState
 from tweezer.adapters.specs import checked_specs
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import NotFound, TweezerError
+from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.queue.upkeep import Presence
 from tweezer.store.connection import Store
 
@@ -37,10 +38,16 @@ class MachineWatch:
                 text = await self._machine.specs_text()
             except TweezerError as error:
                 tries += 1
-                log.warning("machine.not_met", error=error.message, tries=tries)
-                await asyncio.sleep(_PATIENT.delay_s(tries))
+                await self.wait(error.message, tries)
             else:
                 self._presence.specs = await asyncio.to_thread(checked_specs, text, field="specs of the machine")
+
+    async def wait(self, why: str, tries: int) -> None:
+        """Waits before the machine is asked again; meanwhile it is shown that nobody knows how it is."""
+        log.warning("machine.not_met", error=why, tries=tries)
+        with contextlib.suppress(NotFound, Unavailable):  # one that was never announced is shown nowhere yet
+            await self._store.commands.set_condition(self._device, MachineState.UNKNOWN.value, why)
+        await asyncio.sleep(_PATIENT.delay_s(tries))
 
     async def look(self) -> None:
         """Asks how it is, and passes that on: nothing is handed out while it is down."""

@@ -16,7 +16,7 @@ from arq.worker import Worker
 from redis import exceptions as redis_errors
 
 from tweezer.adapters.protocol import Adapter, Lane, Machine
-from tweezer.model.errors import Unavailable
+from tweezer.model.errors import ExecutionError, FaultKind, Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import is_cancelled
@@ -101,7 +101,7 @@ class TicketWorker(Worker):
         if isinstance(self._adapter, Machine):
             self._watch = MachineWatch(self.store, self.device, self._adapter, self._presence)
             await self._watch.meet()
-        self._lanes = list(await asyncio.gather(*(self._adapter.open_lane() for _ in range(self._lane_count))))
+        self._lanes = list(await asyncio.gather(*(self._open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
         await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
         self._duties = [
@@ -113,6 +113,18 @@ class TicketWorker(Worker):
         if self._watch is not None:
             self._duties.append(asyncio.create_task(every(self._adapter.traits.probe_s, self._watch.look, "probe")))
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
+
+    async def _open_lane(self) -> Lane:
+        """A lane of the adapter. A machine that cannot be reached is waited for: it may be at work on jobs of ours."""
+        tries = 0
+        while True:
+            try:
+                return await self._adapter.open_lane()
+            except ExecutionError as error:
+                if self._watch is None or error.kind is not FaultKind.TRANSIENT:
+                    raise
+                tries += 1
+                await self._watch.wait(error.message, tries)
 
     async def close(self) -> None:
         """Gives back what runs, and ends lanes and connections; Redis need not answer for that."""

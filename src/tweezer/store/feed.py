@@ -23,6 +23,7 @@ from tweezer.store.tickets import CancelRequest
 log = structlog.get_logger(__name__)
 
 _GONE_MS = 3_600_000  # a reader of a group that was silent for so long has died
+_BEYOND = "9223372036854775807-0"  # no entry comes after it
 _READ_S = 5.0  # how long the listener waits for a message before it looks whether it is still connected
 
 
@@ -299,11 +300,14 @@ class EntryGroup:
         group is gone: join again."""
         pipeline = self._redis.pipeline(transaction=False)
         block_ms = max(round(wait_s * 1000), 1)
+        # Shows that this reader lives: before Redis 7.2 a read that waits for nothing does not. It looks among what the
+        # reader was given, and finds none.
+        pipeline.xreadgroup(self._name, self._reader, {self._stream: _BEYOND}, count=1)
         pipeline.xreadgroup(self._name, self._reader, {self._stream: ">"}, count=most, block=block_ms)
         pipeline.xpending(self._stream, self._name)
         pipeline.get(self._endpoints)
         with self._translating():
-            found, pending, endpoints = await pipeline.execute()
+            _, found, pending, endpoints = await pipeline.execute()
         entries = [_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
         return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints)
 

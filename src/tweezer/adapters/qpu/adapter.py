@@ -26,11 +26,13 @@ class QpuAdapter:
         self._api = QpuApi(options, agent=f"tweezer {new_worker_id()}")
 
     async def open_lane(self) -> QpuLane:
-        """Asks the machine what it is like. Raises ``ExecutionError`` while it cannot be asked."""
+        """Asks the machine what it is like. Raises ``ExecutionError``: transient while it cannot be asked,
+        internal when it refuses to say."""
         try:
             specs = await self._api.system()
         except QpuError as error:
-            raise ExecutionError(FaultKind.TRANSIENT, error.message) from error
+            kind = FaultKind.TRANSIENT if error.retryable else FaultKind.INTERNAL
+            raise ExecutionError(kind, error.message) from error
         builder = ChildLane(BUILDER, self._lane_options, (specs,))
         await builder.warm()
         return QpuLane(self._api, builder, self._options)
