@@ -78,6 +78,7 @@ def test_the_header_says_what_the_sequence_says() -> None:
         mappable=False,
         parametrized=True,
         measured=False,
+        places=((-3, -3, 0), (3, -3, 0), (-3, 3, 0), (3, 3, 0)),
     )
     assert header.qubits == 4
     assert header.needs_build

@@ -19,6 +19,7 @@ import msgspec
 
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
+from tweezer.model.register import ANYWHERE, Room, check_register
 from tweezer.model.sequence import DeclaredVariable, SequenceHeader, VariableType, read_sequence, sequence_text
 
 MAX_SEED = 2**32 - 1
@@ -69,13 +70,12 @@ def check_jobs(
     *,
     max_runs: int,
     needs_runs: bool,
-    max_atoms: int | None = None,
+    room: Room = ANYWHERE,
 ) -> None:
     """Check the jobs of one call against the header of their batch's sequence.
 
-    header: None means that the batch has no sequence, so that each job brings its own. max_runs,
-    max_atoms: of the device (None: no limit). needs_runs: whether ``runs`` must be given (there is no
-    ``backend_configuration`` to say it).
+    header: None means that the batch has no sequence, so that each job brings its own. max_runs, room: of
+    the device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
     """
     if not isinstance(jobs, (list, tuple)):
         raise InvalidInput("jobs", f"expects a list of jobs, got {_shown(jobs)}")
@@ -84,7 +84,7 @@ def check_jobs(
             "jobs", f"expects at most {MAX_JOBS_PER_CALL} jobs in one call, got {len(jobs)}; add the rest afterwards"
         )
     if header is not None:
-        _check_atoms(header, max_atoms)
+        check_register(header, room)
     values = None if header is None else _ExpectedValues(header)
     own_sequences: set[str] = set()
     for index, job in enumerate(jobs):
@@ -95,7 +95,7 @@ def check_jobs(
         if job.seed is not None:
             _check_seed(index, job.seed)
         if job.sequence is not None:
-            _check_own_sequence(index, job, own_sequences, max_atoms)
+            _check_own_sequence(index, job, own_sequences, room)
         elif values is not None:
             values.check(index, job.variables)
         else:
@@ -272,13 +272,7 @@ def _check_seed(index: int, seed: object) -> None:
         raise InvalidInput(f"jobs[{index}].seed", f"expects a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
 
 
-def _check_atoms(header: SequenceHeader, max_atoms: int | None) -> None:
-    """Of a mappable register, how many atoms there are is known when it is built; the device judges that."""
-    if max_atoms is not None and not header.mappable and header.qubits > max_atoms:
-        raise InvalidInput("sequence", f"has {header.qubits} atoms; the device takes at most {max_atoms}")
-
-
-def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], max_atoms: int | None) -> None:
+def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], room: Room) -> None:
     variables: object = job.variables
     if not isinstance(variables, dict) or variables:
         raise InvalidInput(
@@ -296,7 +290,7 @@ def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], max_ato
                 "sequence",
                 f"needs values of {_listed(list(header.variables))}; a job's own sequence has to be built",
             )
-        _check_atoms(header, max_atoms)
+        check_register(header, room)
     read_before.add(str(text))
 
 

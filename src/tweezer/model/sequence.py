@@ -54,6 +54,7 @@ class SequenceHeader(msgspec.Struct, frozen=True):
     mappable: the register's qubits get their traps from each job (``qubits``).
     parametrized: an operation refers to a variable.
     measured: it ends with a measurement of its own.
+    places: x, y, z of each atom in micrometres. Of a mappable register: none.
     """
 
     device: str
@@ -63,6 +64,7 @@ class SequenceHeader(msgspec.Struct, frozen=True):
     mappable: bool
     parametrized: bool
     measured: bool
+    places: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def qubits(self) -> int:
@@ -86,6 +88,7 @@ class _Atom(msgspec.Struct):
     qid: str | None = None
     x: float | None = None
     y: float | None = None
+    z: float = 0.0
 
 
 class _Layout(msgspec.Struct):
@@ -157,6 +160,7 @@ def read_sequence(text: str) -> SequenceHeader:
         mappable=mappable,
         parametrized=_VARIABLE_REFERENCE.search(operations) is not None,
         measured=document.measurement is not None,
+        places=() if mappable else tuple((atom.x or 0.0, atom.y or 0.0, atom.z) for atom in document.register),
     )
 
 

@@ -23,13 +23,16 @@ class DeviceSpecs(msgspec.Struct, frozen=True):
     """The specs of a device.
 
     text: as Pulser wrote it. name: the one that sequences for the device carry. max_atom_num, max_runs: None where
-    there is no limit. digest: SHA-256 of the text.
+    there is no limit; so min_atom_distance and max_radial_distance, of atoms from each other and from the middle, in
+    micrometres. digest: SHA-256 of the text.
     """
 
     text: str
     name: str
     max_atom_num: int | None
     max_runs: int | None
+    min_atom_distance: float | None = None
+    max_radial_distance: float | None = None
 
     @property
     def digest(self) -> str:
@@ -40,6 +43,8 @@ class _Document(msgspec.Struct):
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     max_atom_num: Annotated[int, Meta(ge=1)] | None = None
     max_runs: Annotated[int, Meta(ge=1)] | None = None
+    min_atom_distance: Annotated[float, Meta(ge=0)] | None = None
+    max_radial_distance: Annotated[float, Meta(gt=0)] | None = None
 
 
 def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
@@ -56,4 +61,11 @@ def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
         raise InvalidInput(
             field, f"is not the abstract representation of a Pulser device: {error}; use device.to_abstract_repr()"
         ) from error
-    return DeviceSpecs(text, document.name, document.max_atom_num, document.max_runs)
+    return DeviceSpecs(
+        text,
+        document.name,
+        document.max_atom_num,
+        document.max_runs,
+        document.min_atom_distance,
+        document.max_radial_distance,
+    )

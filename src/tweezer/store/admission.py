@@ -87,7 +87,7 @@ class Admission:
         if device.checks_sequence:
             header = check_batch(doc)
             needs_runs = doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, max_atoms=device.max_atom_num, needs_runs=needs_runs)
+            check_jobs(specs, header, max_runs=device.max_runs, room=device.room, needs_runs=needs_runs)
         return await self._commands.submit(
             new_batch_id(),
             project,
@@ -111,7 +111,7 @@ class Admission:
         if device.checks_sequence:
             header = None if batch.doc.sequence is None else read_sequence(batch.doc.sequence)
             needs_runs = batch.doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, max_atoms=device.max_atom_num, needs_runs=needs_runs)
+            check_jobs(specs, header, max_runs=device.max_runs, room=device.room, needs_runs=needs_runs)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
 
     async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:

@@ -77,8 +77,13 @@ class Devices:
 
     async def _set(self, device: str, by: str, known: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
         row = {**about, "specs": specs.text, "specs_name": specs.name}
-        row |= {} if specs.max_atom_num is None else {"max_atom_num": specs.max_atom_num}
-        row |= {} if specs.max_runs is None else {"specs_max_runs": specs.max_runs}
+        limits = {
+            "max_atom_num": specs.max_atom_num,
+            "specs_max_runs": specs.max_runs,
+            "min_atom_distance": specs.min_atom_distance,
+            "max_radial_distance": specs.max_radial_distance,
+        }
+        row |= {field: limit for field, limit in limits.items() if limit is not None}
         pairs = [part for pair in row.items() for part in pair]
         reply = await self._scripts.call("set_specs", device, by, known, specs.name, *pairs)
         match reply[0]:

@@ -13,6 +13,7 @@ from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Priority, decode_doc, decode_fault, decode_spec
+from tweezer.model.register import ANYWHERE, Room
 from tweezer.model.webhooks import DeviceData
 from tweezer.model.windows import Hold, HoldKind, Window, remaining_s
 
@@ -69,7 +70,9 @@ NUMBER_FIELDS = (
 the end of which jobs, a line each; see :mod:`tweezer.model.cancels`)."""
 
 
-SPECS_FIELDS = ("specs", "specs_name", "specs_by", "specs_at", "specs_max_runs", "max_atom_num")
+_OF_SPACE = ("max_atom_num", "min_atom_distance", "max_radial_distance")
+
+SPECS_FIELDS = ("specs", "specs_name", "specs_by", "specs_at", "specs_max_runs", *_OF_SPACE)
 """Fields of a device that come with its specs: Pulser's text, the name in it, whose it is (worker, operator), since
 when (ms), and its limits."""
 
@@ -171,7 +174,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     def may_have_result(self) -> bool:
         """Whether it is DONE, or was stopped while it ran, when what it had measured is kept."""
         stopped = self.status is JobStatus.CANCELED and self.cancel_outcome is not CancelOutcome.PREVENTED
-        return self.status is JobStatus.DONE or stopped
+        return self.status is JobStatus.DONE or stopped or self.cancel_outcome is CancelOutcome.STOPPED
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -181,7 +184,9 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     paused: the operator's reason, or None; paused_until: when it goes on by itself, if ever. window: the maintenance
     that is under way, or the next one. down: why the machine runs no jobs, or None. unsure: why it is not known how it
     is, and since when. job_s: how long its jobs took lately, on average. specs_name: the name that sequences for it
-    carry; None without specs. max_atom_num: None without limit. active: whether it is more than a name of former days.
+    carry; None without specs. max_atom_num: None without limit. room: what the atoms of a sequence are checked
+    against; of an emulator their number alone. active: whether it is more than a name of former days.
+    reattaches: whether its jobs run on, whatever becomes of the worker.
     """
 
     name: str
@@ -202,8 +207,10 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     is_emulator: bool = True
     specs_name: str | None = None
     max_atom_num: int | None = None
+    room: Room = ANYWHERE
     active: bool = True
     created: datetime | None = None
+    reattaches: bool = False
 
     def hold(self, now: datetime) -> Hold | None:
         """Why it begins no jobs, None if it does: what an operator did goes before what happened to it."""
@@ -259,7 +266,7 @@ DEVICE_FIELDS = (
         "down",
     ),
     *("unsure", "unsure_since", "paused_until", "window", "job_ms"),
-    *("created", "inactive", "specs_name", "specs_max_runs", "max_atom_num"),
+    *("created", "inactive", "specs_name", "specs_max_runs", *_OF_SPACE, "reattaches"),
 )
 """What :func:`device_record` reads of a device: all that is short."""
 
@@ -270,6 +277,9 @@ def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None
     if not text:
         return None
     max_runs = int(text.get("max_runs", "0"))
+    is_emulator = text.get("is_emulator", "1") == "1"
+    max_atoms = int(text["max_atom_num"]) if "max_atom_num" in text else None
+    space = () if is_emulator else tuple(_number(text.get(field)) for field in _OF_SPACE[1:])
     return DeviceRecord(
         name=name,
         adapter=text.get("adapter", ""),
@@ -286,12 +296,18 @@ def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None
         paused_until=moment(text.get("paused_until")),
         window=None if "window" not in text else window_record(text["window"]),
         job_s=int(text["job_ms"]) / 1000 if "job_ms" in text else None,
-        is_emulator=text.get("is_emulator", "1") == "1",
+        is_emulator=is_emulator,
         specs_name=text.get("specs_name"),
-        max_atom_num=int(text["max_atom_num"]) if "max_atom_num" in text else None,
+        max_atom_num=max_atoms,
+        room=Room(max_atoms, *space),
         active="inactive" not in text,
         created=moment(text.get("created")),
+        reattaches=text.get("reattaches") == "1",
     )
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def window_record(text: str) -> Window:
