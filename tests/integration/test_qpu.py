@@ -25,10 +25,11 @@ from tweezer.store.server import RedisServer, ServerKind
 pytestmark = pytest.mark.emulator
 
 DEVICE = "FRESNEL"
+SPECS = (resources.files("tweezer.qpu_sim") / "device.json").read_text("utf-8")
 
 
 def sequence(*, variable: bool = False, atoms: int = 3) -> str:
-    device = deserialize_device((resources.files("tweezer.qpu_sim") / "device.json").read_text("utf-8"))
+    device = deserialize_device(SPECS)
     register = Register({f"q{place}": (7.0 * place, 0.0) for place in range(atoms)})
     made = Sequence(register, device)
     made.declare_channel("ch", "rydberg_global")
@@ -46,10 +47,12 @@ class Laboratory:
         self.redis = redis
         self.site = site
 
-    def worker(self, **options: Any) -> Process:
+    def worker(self, *, specs: Path | None = None, **options: Any) -> Process:
         given = {"base_url": self.qpu.url, "poll_s": 0.05, "probe_s": 0.2, "submit_timeout_s": 2.0, "retry_s": 0.5}
-        devices = {DEVICE: {"adapter": "qpu", "options": {**given, "ask_again_s": 0.3, **options}}}
-        return self.site.spawn("worker", device=DEVICE, devices=json.dumps(devices))
+        device: dict[str, Any] = {"adapter": "qpu", "options": {**given, "ask_again_s": 0.3, **options}}
+        if specs is not None:
+            device["specs"] = str(specs)
+        return self.site.spawn("worker", device=DEVICE, devices=json.dumps({DEVICE: device}))
 
     async def serving(self, **options: Any) -> Process:
         process = self.worker(**options)
@@ -277,6 +280,37 @@ async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laborato
     assert [tally.ended for tally in lab.qpu.witnessed().values()] == [{"CANCELED": 1}]
 
 
+async def test_what_was_measured_before_a_timeout_is_kept(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="20")
+    await lab.serving()
+    batch = await lab.submit(limits=Limits(job_timeout_s=4.0))
+    (job,) = await batch.results(60)
+    assert (job.status, job.record.faults[0].code) == (JobStatus.ERROR, "timeout")
+    assert 0 < sum(job.counter.values()) < 20
+    assert dict(job.results().final_bitstrings) == job.counter
+
+
+async def test_a_timeout_that_the_next_worker_finds_was_one(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    first = await lab.serving()
+    batch = await lab.submit(limits=Limits(job_timeout_s=3.0))
+    await lab.on_machine(batch)
+    lab.qpu.habits(read_errors=1.0)  # so who asks does not learn what became of it, if it came so far
+
+    async def noted() -> bool:
+        (job,) = await batch.jobs()
+        return bool(job.cancels)
+
+    await until(noted, "a timeout")
+    first.kill()
+    lab.qpu.habits(read_errors=0.0)
+    await lab.serving()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "timeout")
+    assert ([attempt.by for attempt in job.cancels], job.cancel_outcome) == (["timeout"], CancelOutcome.STOPPED)
+
+
 async def test_nothing_is_submitted_while_the_machine_is_down(lab: Laboratory) -> None:
     await lab.serving()
 
@@ -302,14 +336,51 @@ async def test_nothing_is_submitted_while_the_machine_is_down(lab: Laboratory) -
     assert notices == ["device.down", "device.up"]
 
 
+@pytest.mark.parametrize("has_specs", [False, True])
+async def test_a_machine_that_cannot_be_reached_is_waited_for_and_shown_as_unknown(
+    lab: Laboratory, tmp_path: Path, has_specs: bool
+) -> None:
+    (specs := tmp_path / "specs.json").write_text(SPECS)
+    (await lab.serving()).kill()
+    lab.qpu.kill()
+    worker = lab.worker(specs=specs if has_specs else None)
+
+    async def unsure() -> str | None:
+        (device,) = await lab.site.queue.devices()
+        return device.unsure
+
+    async def is_unknown() -> bool:
+        assert worker.alive, worker.text
+        return "no answer from" in (await unsure() or "")
+
+    async def is_known() -> bool:
+        return await unsure() is None
+
+    await until(is_unknown, "a device of which nothing is known")
+    lab.qpu.start()
+    await lab.site.serves(worker)
+    await until(is_known, "a device that is known")
+
+
+async def test_a_worker_that_the_machine_refuses_does_not_wait(lab: Laboratory, tmp_path: Path) -> None:
+    (specs := tmp_path / "specs.json").write_text(SPECS)
+    worker = lab.worker(specs=specs, base_url=f"{lab.qpu.url}/elsewhere")
+    assert await worker.ended() != 0
+    assert "404" in worker.text
+
+
 async def test_what_does_not_fit_the_machine_is_refused_at_submit(lab: Laboratory) -> None:
     await lab.serving()
     with pytest.raises(InvalidInput, match="runs"):
         await lab.site.queue.submit(sequence(), [{"runs": 1_000_000}], device=DEVICE)
     document = json.loads(sequence())
     document["register"] = [{"name": f"q{place}", "x": 7.0 * place, "y": 0.0} for place in range(100)]
-    with pytest.raises(InvalidInput, match="atoms"):
+    with pytest.raises(InvalidInput, match="has 100 atoms"):
         await lab.site.queue.submit(json.dumps(document), [{"runs": 10}], device=DEVICE)
+    for spacing, says in ((2.0, "2 µm apart"), (30.0, "60 µm from the middle")):
+        document["register"] = [{"name": f"q{place}", "x": spacing * place, "y": 0.0} for place in range(3)]
+        with pytest.raises(InvalidInput, match=says):
+            await lab.site.queue.submit(json.dumps(document), [{"runs": 10}], device=DEVICE)
     assert lab.submits() == []
 
 

@@ -250,6 +250,7 @@ async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
             http(200, json.dumps({"code": 400, "data": {"code": "3003"}}).encode()),
             http(400, b'{"detail": "Bad request"}'),
             http(403, b""),
+            http(404, json.dumps({"status": "fail", "code": "404", "data": None}).encode()),
         ]
     )
 
@@ -257,10 +258,21 @@ async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
         writer.write(next(answers))
 
     async with served(answering) as url, QpuApi(ApiOptions(base_url=url)) as api:
-        for kind in (TooLate, TooLate, UnknownJob, QpuRefused):
+        for kind in (TooLate, TooLate, UnknownJob, QpuRefused, UnknownJob):
             with pytest.raises(kind) as raised:
                 await api.cancel(1)
             assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("page", [b"<html>404 Not Found</html>", b'{"message": "no Route matched"}', b""])
+async def test_a_proxys_404_says_nothing_of_a_job(page: bytes) -> None:
+    async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(http(404, page))
+
+    async with served(answering) as url, QpuApi(ApiOptions(base_url=url, retry_s=0)) as api:
+        for call in (api.job(1), api.job(1, patient=False), api.cancel(1)):
+            with pytest.raises(QpuUnreachable):
+                await call
 
 
 async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

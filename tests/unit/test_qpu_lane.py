@@ -8,13 +8,15 @@ from uuid import UUID
 import pytest
 
 from tweezer.adapters.child import ChildLane
+from tweezer.adapters.protocol import Custody
 from tweezer.adapters.qpu.answers import RemoteJob, RemoteStatus
 from tweezer.adapters.qpu.api import QpuApi
 from tweezer.adapters.qpu.errors import QpuUnreachable, UnknownJob
 from tweezer.adapters.qpu.lane import QpuLane
 from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.model.messages import JobSpec, JobWork
+from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind
 from tweezer.model.remote import Intent
 
 OPTIONS = QpuOptions(base_url="http://qpu.example.org")
@@ -23,19 +25,27 @@ OPTIONS = QpuOptions(base_url="http://qpu.example.org")
 class History:
     """In place of the API: a machine with jobs, of which one may be ours."""
 
-    def __init__(self, jobs: int, ours: UUID | None = None, at: int = 0, gaps: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        jobs: int,
+        ours: UUID | None = None,
+        at: int = 0,
+        gaps: tuple[int, ...] = (),
+        status: RemoteStatus = RemoteStatus.DONE,
+    ) -> None:
         self._jobs = jobs
         self._ours = ours
         self._at = at
         self._gaps = gaps
+        self._status = status
         self.asked: list[int] = []
 
-    async def job(self, uid: int) -> RemoteJob:
+    async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
         self.asked.append(uid)
         if not 1 <= uid <= self._jobs or uid in self._gaps:
             raise UnknownJob("unknown", status=400, remote_code="400")
         name = str(self._ours) if uid == self._at else "somebody's"
-        return RemoteJob(uid, RemoteStatus.DONE, context={"pasqman_job_id": name})
+        return RemoteJob(uid, self._status, context={"pasqman_job_id": name})
 
 
 def work() -> JobWork:
@@ -79,3 +89,40 @@ async def test_of_a_machine_with_a_past_that_the_queue_does_not_know_the_newest_
     history = History(jobs, job.job_id, at=jobs)
     assert await find(history, job, None) == (jobs or None)
     assert len(history.asked) < 300  # and not all of them
+
+
+class Holder:
+    """In place of the custody: what another holder has noted."""
+
+    def __init__(self, intent: Intent) -> None:
+        self._intent = intent
+        self.lease_s = 15.0
+
+    async def known(self) -> Intent:
+        return self._intent
+
+    async def note_timeout(self) -> None:
+        raise AssertionError("it was noted")
+
+
+async def follow(history: History, job: JobWork, intent: Intent) -> Outcome:
+    lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
+    lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
+    return await lane.run_remotely(job, lambda _: None, cast(Custody, Holder(intent)), cancel=True)
+
+
+async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_cancelled() -> None:
+    history = History(3)  # which cannot be asked to cancel
+    outcome = await follow(history, work(), Intent("a", 1, "2"))
+    assert outcome.fault is not None
+    assert (outcome.kind, outcome.fault.code, outcome.result) == (OutcomeKind.ERROR, "unknown", None)
+    assert "somebody's" in outcome.fault.message
+
+
+async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() -> None:
+    job = work()
+    history = History(3, job.job_id, at=2, status=RemoteStatus.CANCELED)
+    outcome = await follow(history, job, Intent("a", 1, "2", timed_out=True, age_s=40.0))
+    assert outcome.fault is not None
+    assert (outcome.fault.code, outcome.cause) == ("timeout", FaultKind.TIMEOUT)
+    assert outcome.device_s >= 40

@@ -103,7 +103,7 @@ _AROUND_PAYLOAD = 100  # bytes: the other arguments of an outcome
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """The outcome of one job, packed for settle."""
+    """The outcome of one job, packed for settle. partial: what a job that ends in an error had measured."""
 
     index: int
     kind: str
@@ -111,16 +111,17 @@ class Settlement(msgspec.Struct, frozen=True):
     preparation_ms: int
     execution_ms: int
     retry_ms: int
+    partial: bytes = b""
 
     @classmethod
     def of(cls, index: int, outcome: Outcome, packed: bytes | None = None) -> Settlement:
         """``packed``: the result as :meth:`~tweezer.store.results.Results.pack` gives it; if None it is packed here."""
-        payload = b""
+        payload = partial = b""
         kind = outcome.kind.value
-        if outcome.result is not None and outcome.kind in (OutcomeKind.DONE, OutcomeKind.CANCELED):
+        if outcome.result is not None:
             payload = encode_result(outcome.result) if packed is None else packed
-        elif outcome.fault is not None:
-            payload = encode_fault(outcome.fault)
+        if outcome.fault is not None:
+            payload, partial = encode_fault(outcome.fault), payload
         if outcome.kind is OutcomeKind.CANCELED and not outcome.began:
             kind = "prevented"
         if outcome.kind is OutcomeKind.RETRY and outcome.cause is FaultKind.CRASH:
@@ -132,12 +133,13 @@ class Settlement(msgspec.Struct, frozen=True):
             round(outcome.preparation_s * 1000),
             round(outcome.device_s * 1000),
             round(outcome.retry_in_s * 1000),
+            partial,
         )
 
     @property
     def size(self) -> int:
         """About how many bytes it takes of a call."""
-        return len(self.payload) + _AROUND_PAYLOAD
+        return len(self.payload) + len(self.partial) + _AROUND_PAYLOAD
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -305,9 +307,11 @@ class Tickets:
             round(lease_s * 1000),
             want,
             round(used_s * 1000),
-            len(settlements),
+            len(settlements) + sum(1 for s in settlements if s.partial),
         ]
         for s in settlements:
+            if s.partial:
+                group += (s.index, "partial", s.partial, 0, 0, 0)
             group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
         size = sum(s.size for s in settlements)
         reply = await self._settles.call(_Settle(group, size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,6 +37,15 @@ class RemoteJob(msgspec.Struct, frozen=True):
     stage: str | None = None
     device_s: float | None = None
     start_timestamp: str | None = None
+
+    def started_s_ago(self) -> float:
+        """For how long it has run, by the server's clock and ours; 0 where it does not tell."""
+        try:
+            began = datetime.fromisoformat(self.start_timestamp or "")
+        except ValueError:
+            return 0.0
+        aware = began if began.tzinfo else began.replace(tzinfo=UTC)
+        return max((datetime.now(UTC) - aware).total_seconds(), 0.0)
 
 
 class RemoteDevice(msgspec.Struct, frozen=True):

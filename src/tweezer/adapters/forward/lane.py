@@ -39,14 +39,17 @@ _OUR_FIELDS = {"sequence_builder": "sequence", "device_type": "device"}
 
 
 class _Seen:
-    """What was seen of a job that is followed. stop: why it was asked to stop, and asked: when, last."""
+    """What was seen of a job that is followed. stop: why it was asked to stop, and asked: when, last.
 
-    def __init__(self) -> None:
-        self.stop: str | None = None
+    before: of the holder that submitted it, if that was another.
+    """
+
+    def __init__(self, before: Intent | None) -> None:
+        self.stop = "timeout" if before is not None and before.timed_out else None
         self.asked: float | None = None
         self.failures = 0
         self.stranded = 0
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (0.0 if before is None else before.age_s)
         self._running_since: float | None = None
         self._missing_since: float | None = None
 
@@ -54,7 +57,7 @@ class _Seen:
         """The server told of it, and it has not ended."""
         self.failures, self._missing_since = 0, None
         if job.status is JobStatus.RUNNING and self._running_since is None:
-            self._running_since = time.monotonic()
+            self._running_since = max(time.monotonic() - job.started_s_ago(), self._began)
 
     def running_s(self) -> float:
         return 0.0 if self._running_since is None else time.monotonic() - self._running_since
@@ -89,18 +92,22 @@ class ForwardLane(RemoteLane):
         pass
 
     async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
-        batch_id = await self._submitted(job, custody)
-        return batch_id if isinstance(batch_id, Outcome) else await self._follow(batch_id, report, custody)
+        found = await self._submitted(job, custody)
+        if isinstance(found, Outcome):
+            return found
+        batch_id, before = found
+        return await self._follow(batch_id, report, custody, _Seen(before))
 
     # -- submit -------------------------------------------------------------------------------------
 
-    async def _submitted(self, job: JobWork, custody: Custody) -> str | Outcome:
-        """The server's id of the job's batch, which is submitted if it never was; or how the job ended without one."""
+    async def _submitted(self, job: JobWork, custody: Custody) -> tuple[str, Intent | None] | Outcome:
+        """The server's id of the job's batch, which is submitted if it never was, and the intent of who did so before;
+        or how the job ended without one."""
         tries = 0
         while True:
             intent = await custody.known()
             if intent is not None and intent.uid is not None:
-                return intent.uid
+                return intent.uid, intent
             if intent is not None and intent.may_be_sent:
                 log.warning("forward.intent_without_a_batch", job=str(job.job_id), age_s=intent.age_s)
                 found = await self._recover(job, intent, custody)
@@ -109,8 +116,10 @@ class ForwardLane(RemoteLane):
                     await self._sleep(AWAY.delay_s(tries))
                 found = await self._try_once(job, custody)
                 tries += 1
-            if found is not None:
+            if isinstance(found, Outcome):
                 return found
+            if found is not None:
+                return found, None
 
     async def _try_once(self, job: JobWork, custody: Custody) -> str | Outcome | None:
         """Says that the job is to be submitted, and submits it. None: it was not, and may be tried again."""
@@ -223,13 +232,12 @@ class ForwardLane(RemoteLane):
 
     # -- follow -------------------------------------------------------------------------------------
 
-    async def _follow(self, batch_id: str, report: Report, custody: Custody) -> Outcome:
+    async def _follow(self, batch_id: str, report: Report, custody: Custody, seen: _Seen) -> Outcome:
         """Looks at the job until its end, and cancels it when that is asked for, or it takes too long there.
 
         Beside that the server is asked for the status of the batch: a Tweezer holds that question until the end.
         """
         held: asyncio.Task[str] | None = None
-        seen = _Seen()
         try:
             while True:
                 try:
@@ -312,13 +320,15 @@ class ForwardLane(RemoteLane):
             case JobStatus.ERROR:
                 message = "; ".join(job.errors or ()) or f"the server ended job {job.id} in an error"
                 return failed("server", message, FaultKind.USER)
-            case JobStatus.CANCELED if stop == "cancel":
+            case JobStatus.CANCELED if stop is not None:
+                measured = None
                 with contextlib.suppress(ForwardError):
-                    return Outcome(OutcomeKind.CANCELED, result=await self._result(job))
-                return Outcome(OutcomeKind.CANCELED)
-            case JobStatus.CANCELED if stop == "timeout":
+                    measured = await self._result(job)
+                if stop == "cancel":
+                    return Outcome(OutcomeKind.CANCELED, result=measured)
                 limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else 0.0
-                return failed("timeout", f"the job took longer than {limit_s:g} s on the server", FaultKind.TIMEOUT)
+                message = f"the job took longer than {limit_s:g} s on the server"
+                return msgspec.structs.replace(failed("timeout", message, FaultKind.TIMEOUT), result=measured)
             case JobStatus.CANCELED:
                 message = f"somebody else cancelled batch {batch_id} on the server; it is not submitted again"
                 return failed("displaced", message, FaultKind.INTERNAL)

@@ -144,6 +144,7 @@ def data_of(answer: Answer) -> Any:
             f"{answer.what}: the QPU's API refuses with {status}: {excerpt(answer.body)}",
             status=status,
             remote_code=_code(envelope) or str(status),
+            by_api=envelope is not None and (status == 400 or envelope.status in ("fail", "error")),
         )
     if not 200 <= status < 300:
         raise _junk(answer.what, answer.body, f"its status is {status}; is base_url right?")

@@ -108,9 +108,11 @@ class QpuApi:
         """Whether the QPU runs jobs now. Raises QpuUnreachable and QpuRefused: then that is unknown, not ``DOWN``."""
         return await self._repeated("GET", "/system/operational", operational_of)
 
-    async def job(self, uid: int) -> RemoteJob:
-        """How a job stands. Raises UnknownJob, QpuUnreachable and QpuRefused."""
+    async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
+        """How a job stands. patient: asks again for a while. Raises UnknownJob, QpuUnreachable and QpuRefused."""
         try:
+            if not patient:
+                return job_of(await self._ask("GET", f"/jobs/{uid}"))
             return await self._repeated("GET", f"/jobs/{uid}", job_of)
         except QpuRefused as error:
             raise _about_a_job(error) from error
@@ -163,10 +165,8 @@ class QpuApi:
 
         try:
             token = await self._token()
-        except QpuUnreachable as error:
+        except QpuError as error:
             raise SubmitDeferred(f"the job was not submitted: {error.message}") from error
-        except QpuRefused as error:
-            raise SubmitRefused(f"the job was not submitted: {error.message}") from error
         try:
             async with self._new_session(LastLook(look, self._tls), self._options.submit_timeout_s) as session:
                 return await self._exchange(session, "POST", "/jobs", token, body)
@@ -250,10 +250,12 @@ def _submitted(answer: Answer, context: Context) -> RemoteJob:
     return job
 
 
-def _about_a_job(error: QpuRefused) -> QpuRefused:
-    """The API answers 400 where it knows no such job, and 404 in other versions."""
+def _about_a_job(error: QpuRefused) -> QpuError:
+    """The API answers 400 where it knows no such job, and 404 in other versions; of a proxy's 404 nothing follows."""
     if error.status not in (400, 404):
         return error
+    if not error.by_api:
+        return QpuUnreachable(error.message)
     return UnknownJob(error.message, status=error.status, remote_code=error.remote_code)
 
 
@@ -270,7 +272,7 @@ def _tokens(options: KeycloakOptions, tls: ssl.SSLContext | bool, timeout: aioht
         tls,
         timeout,
         unreachable=QpuUnreachable,
-        refused=lambda problem, status: QpuRefused(problem, status=status, remote_code="token"),
+        refused=lambda problem, status: QpuRefused(problem, status=status, remote_code="token", by_api=False),
     )
 
 

@@ -19,14 +19,16 @@ class QpuUnreachable(QpuError):
 
 
 class QpuRefused(QpuError):
-    """The API understood and says no. status: of HTTP. remote_code: the API's own, else the status as text."""
+    """The API understood and says no. status: of HTTP. remote_code: the API's own, else the status as text. by_api:
+    whether it was surely the API, and not a proxy before it that has a 404 of its own: it said so in its envelope."""
 
     code = "qpu_refused"
 
-    def __init__(self, message: str, *, status: int, remote_code: str) -> None:
+    def __init__(self, message: str, *, status: int, remote_code: str, by_api: bool = True) -> None:
         super().__init__(message)
         self.status = status
         self.remote_code = remote_code
+        self.by_api = by_api
 
 
 class UnknownJob(QpuRefused):

@@ -43,7 +43,6 @@ log = structlog.get_logger(__name__)
 _GAPS = 3  # unknown uids in a row behind which there are no more jobs
 _LOOKED_THROUGH = 2000  # jobs of the machine, at most, in search of one
 _OLDER = 200  # jobs before those that are known to be looked at, to be sure
-_FORGOTTEN = 5  # answers in a row that there is no such job, before it is believed
 
 
 class _Stop(msgspec.Struct):
@@ -78,25 +77,30 @@ class QpuLane(RemoteLane):
     async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
         self._looked = -1, 0
         began = time.monotonic()
-        uid = await self._submitted(job, report, custody)
-        if isinstance(uid, Outcome):
-            return uid
+        found = await self._submitted(job, report, custody)
+        if isinstance(found, Outcome):
+            return found
+        uid, intent = found
         prepared = time.monotonic()
+        if intent is not None:  # another holder submitted it
+            began = prepared = prepared - intent.age_s
         report(Progress(Stage.ON_DEVICE))
-        outcome = await self._follow(job, uid, report, custody)
+        stop = _Stop(is_timeout=True, since=time.monotonic()) if intent is not None and intent.timed_out else None
+        outcome = await self._follow(job, uid, report, custody, since=prepared, stop=stop)
         return msgspec.structs.replace(
             outcome, preparation_s=prepared - began, device_s=max(time.monotonic() - prepared, outcome.device_s)
         )
 
     # -- submit -------------------------------------------------------------------------------------
 
-    async def _submitted(self, job: JobWork, report: Report, custody: Custody) -> int | Outcome:
-        """The machine's id of the job, which is submitted if it never was; or how it ended without one."""
+    async def _submitted(self, job: JobWork, report: Report, custody: Custody) -> tuple[int, Intent | None] | Outcome:
+        """The machine's id of the job, which is submitted if it never was, and the intent of who did so before; or how
+        it ended without one."""
         tries, sequence = 0, None
         while True:
             intent = await custody.known()
             if intent is not None and intent.uid is not None:
-                return int(intent.uid)
+                return int(intent.uid), intent
             if intent is not None and intent.may_be_sent:
                 log.warning("qpu.intent_without_a_job", job=str(job.job_id), age_s=intent.age_s)
                 patience_s = custody.lease_s + self._options.submit_timeout_s - intent.age_s
@@ -110,8 +114,10 @@ class QpuLane(RemoteLane):
                 await self._until_it_takes_jobs(tries)
                 found = await self._try_once(job, sequence, custody)
                 tries += 1
-            if found is not None:
+            if isinstance(found, Outcome):
                 return found
+            if found is not None:
+                return found, None
 
     async def _try_once(self, job: JobWork, sequence: str, custody: Custody) -> int | Outcome | None:
         """Says that the job is to be submitted, and submits it. None: it was not, and may be tried again."""
@@ -264,42 +270,48 @@ class QpuLane(RemoteLane):
 
     # -- follow -------------------------------------------------------------------------------------
 
-    async def _follow(self, job: JobWork, uid: int, report: Report, custody: Custody) -> Outcome:
-        """Polls the job to its end, and cancels it when that is asked for, or it takes too long."""
+    async def _follow(
+        self, job: JobWork, uid: int, report: Report, custody: Custody, *, since: float, stop: _Stop | None
+    ) -> Outcome:
+        """Polls the job to its end, and cancels it when that is asked for, or it takes too long since then (monotonic).
+
+        It is cancelled only once the machine has said that it is this job, and no stranger's under its id.
+        """
         assert self._batch is not None
         limit_s = self._batch.doc.limits.job_timeout_s
-        began = time.monotonic()
-        stop: _Stop | None = None
-        forgotten = failures = 0
+        is_ours = False
+        failures, unknown_since = 0, math.inf
         while True:
             now = time.monotonic()
             if stop is None and self._cancel_requested:
                 stop = _Stop(is_timeout=False, since=now)
-            elif stop is None and now - began >= limit_s:
+            elif stop is None and now - since >= limit_s:
                 stop = _Stop(is_timeout=True, since=now)
                 await custody.note_timeout()
             try:
-                remote = await self._api.job(uid)
-                forgotten = failures = 0
+                remote = await self._api.job(uid, patient=False)
+                if remote.pasqman_job_id not in (None, str(job.job_id)):
+                    return _stranger(remote)
+                is_ours, failures, unknown_since = True, 0, math.inf
                 if remote.status.terminal:
                     return await self._ended(job, remote, stop, report)
                 report(Progress(Stage.ON_DEVICE, _fraction(remote)))
             except UnknownJob as error:
-                forgotten += 1
-                if forgotten >= _FORGOTTEN:
+                failures, unknown_since = 0, min(unknown_since, now)
+                if now - unknown_since >= self._options.forgotten_s:
                     return failed("unknown", f"the machine forgot job {uid}: {error.message}", FaultKind.INTERNAL)
             except QpuError as error:
-                failures += 1
+                failures, unknown_since = failures + 1, math.inf
                 log.warning("qpu.not_polled", uid=uid, error=error.message, failures=failures)
             now = time.monotonic()
             if stop is not None and now - stop.since >= self._options.confirm_s and not stop.too_late:
                 return self._unconfirmed(uid, stop)
-            if stop is not None and now - stop.asked >= self._options.ask_again_s:
+            if stop is not None and is_ours and now - stop.asked >= self._options.ask_again_s:
                 stop.asked = now
                 await self._ask_to_stop(uid, stop)
                 continue
             if failures:
-                await self._sleep(AWAY.delay_s(failures), whatever=True)
+                await self._sleep(AWAY.delay_s(failures), whatever=stop is not None)
             else:
                 await self._sleep(self._options.poll_s, whatever=stop is not None)
 
@@ -330,12 +342,14 @@ class QpuLane(RemoteLane):
                 return await self._collect(job, remote, report)
             case RemoteStatus.ERROR:
                 return failed("machine", f"the machine ended job {remote.uid} in an error", FaultKind.INTERNAL)
-            case RemoteStatus.CANCELED if stop is not None and not stop.is_timeout:
-                partial = await self._collect(job, remote, report) if remote.result is not None else None
-                return Outcome(OutcomeKind.CANCELED, result=None if partial is None else partial.result)
             case RemoteStatus.CANCELED if stop is not None:
+                partial = await self._collect(job, remote, report) if remote.result is not None else None
+                measured = None if partial is None else partial.result
+                if not stop.is_timeout:
+                    return Outcome(OutcomeKind.CANCELED, result=measured)
                 limit_s = self._batch.doc.limits.job_timeout_s if self._batch is not None else 0.0
-                return failed("timeout", f"the job took longer than {limit_s:g} s on the machine", FaultKind.TIMEOUT)
+                message = f"the job took longer than {limit_s:g} s on the machine"
+                return msgspec.structs.replace(failed("timeout", message, FaultKind.TIMEOUT), result=measured)
             case RemoteStatus.CANCELED:
                 message = (
                     f"somebody else cancelled job {remote.uid} on the machine, or submitted another one, which cancels "
@@ -367,6 +381,14 @@ class QpuLane(RemoteLane):
         provenance = msgspec.structs.replace(made.result.provenance, remote_id=str(remote.uid))
         result = msgspec.structs.replace(made.result, provenance=provenance)
         return msgspec.structs.replace(made, result=result)
+
+
+def _stranger(remote: RemoteJob) -> Outcome:
+    message = (
+        f"the machine's job {remote.uid} is another's, {remote.pasqman_job_id}: it was set back, or base_url leads to "
+        "another machine; what became of this job is not known, and it is not submitted again"
+    )
+    return failed("unknown", message, FaultKind.INTERNAL)
 
 
 def _fraction(remote: RemoteJob) -> float | None:

@@ -76,9 +76,11 @@ class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     poll_s: between looks at the job that runs. probe_s: between looks whether the machine is up. ask_again_s: between
     requests to stop a job that goes on. confirm_s: how long the machine may take to say what became of a job that it
     was asked to stop; then the job ends as ``unconfirmed``, unless the machine said that it is too late to stop it.
+    forgotten_s: for how long it must say that it knows no such job, before that is believed.
     """
 
     poll_s: Seconds = 1.0
     probe_s: Seconds = 5.0
     ask_again_s: Seconds = 5.0
     confirm_s: Seconds = 120.0
+    forgotten_s: Seconds = 30.0

@@ -6,7 +6,8 @@
 -- ARGV     a group a ticket: ticket, token, lease (ms), most jobs to hold (0 gives the ticket back: drain),
 --     lane time since the last call (ms), number of outcomes, and six an outcome: index,
 --     done|error|canceled|prevented|retry|crash, Result (of done, and of canceled what was measured before) or Fault
---     (bytes), preparation (ms), execution (ms), delay before the retry (ms); prevented: canceled before any of it ran
+--     (bytes), preparation (ms), execution (ms), delay before the retry (ms); prevented: canceled before any of it ran;
+--     partial, before an outcome of the same job: a Result of what was measured, of a job that ends in an error
 -- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the
 --     whole held set | {'retired'|'yield'|'parked'|'reserved'|'stale', refused}; refused: outcomes that were not
 --     this token's to write; reserved: the device stays the ticket's, ask again when jobs may have come
@@ -32,6 +33,10 @@ local function apply_outcomes(b, t, held, first, indices, raw)
   local done, worked = 0, 0
   local function apply(at, st)
     local index, kind, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+    if kind == 'partial' then
+      if held[index] and not JOB_OVER[st[S.status]] then put(results, index, payload) end
+      return
+    end
     if not held[index] then
       if st[S.token] ~= t.token then refused = refused + 1 end
       return
