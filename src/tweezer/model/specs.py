@@ -43,8 +43,8 @@ class _Document(msgspec.Struct):
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     max_atom_num: Annotated[int, Meta(ge=1)] | None = None
     max_runs: Annotated[int, Meta(ge=1)] | None = None
-    min_atom_distance: Annotated[float, Meta(ge=0)] | None = None
-    max_radial_distance: Annotated[float, Meta(gt=0)] | None = None
+    min_atom_distance: float | None = None
+    max_radial_distance: float | None = None
 
 
 def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
