@@ -6,10 +6,8 @@ created.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import urljoin
@@ -39,9 +37,8 @@ from tweezer.adapters.forward.errors import (
     UnknownBatch,
 )
 from tweezer.adapters.forward.options import ForwardOptions, LoginOptions
-from tweezer.adapters.http import FAILURES, LastLook, brief, read_at_most, tls_of
+from tweezer.adapters.http import FAILURES, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
 from tweezer.adapters.tokens import TokenRequest, Tokens
-from tweezer.model.backoff import Backoff
 from tweezer.model.messages import Result
 
 log = structlog.get_logger(__name__)
@@ -50,10 +47,6 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 256 << 20
 """How much of an answer is read: results with observables are long."""
-
-_RETRIES = Backoff(base_s=0.1, cap_s=2.0)
-_UNDECIDED = (408, 499)
-"""Refusals that say nothing: of proxies that gave up while the request may have been on its way."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -159,18 +152,11 @@ class ForwardApi:
 
     async def _repeated(self, ask: Callable[[], Awaitable[Answer]], read: Callable[[Answer], T], what: str) -> T:
         """What the server answers, asked again while it does not, for ``retry_s``."""
-        deadline = time.monotonic() + self._options.retry_s
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return read(await ask())
-            except ServerUnreachable as error:
-                pause_s = _RETRIES.delay_s(attempt)
-                if time.monotonic() + pause_s > deadline:
-                    raise
-                log.info("forward.asked_again", what=what, attempt=attempt, problem=error.message)
-            await asyncio.sleep(pause_s)
+
+        def told(attempt: int, problem: str) -> None:
+            log.info("forward.asked_again", what=what, attempt=attempt, problem=problem)
+
+        return await repeated(ask, read, retry_s=self._options.retry_s, unreachable=ServerUnreachable, told=told)
 
     async def _authorized(self, what: str, method: str, url: str, query: Mapping[str, str] | None) -> Answer:
         answer = await self._request(what, method, url, token=await self._token(), query=query)
@@ -205,14 +191,6 @@ class ForwardApi:
     async def _post(self, content: bytes, key: str, last_look: Callable[[], None] | None) -> Answer:
         """Sends a submit on a connection of its own: one that was kept may have been closed by the other side, and
         then nobody could say whether the submit arrived."""
-        sent = False
-
-        def look() -> None:
-            nonlocal sent
-            if last_look is not None:
-                last_look()
-            sent = True
-
         try:
             token = await self._token()
         except (ServerUnreachable, ServerRefused) as error:
@@ -223,10 +201,11 @@ class ForwardApi:
             "Idempotency-Key": key,
         }
         what = "POST /api/v1/batches"
+        connector = LastLook(last_look, self._tls)
         try:
             async with (
                 aiohttp.ClientSession(
-                    connector=LastLook(look, self._tls), timeout=self._timeout(self._options.submit_timeout_s)
+                    connector=connector, timeout=self._timeout(self._options.submit_timeout_s)
                 ) as session,
                 session.post(
                     f"{self._url}/api/v1/batches", data=content, headers=headers, allow_redirects=False
@@ -234,7 +213,7 @@ class ForwardApi:
             ):
                 return await self._answer(what, response, token)
         except FAILURES as error:
-            if sent:
+            if connector.passed:
                 raise SubmitUncertain(
                     f"{self._url} did not answer the submit ({brief(error)}): the batch may have been created"
                 ) from error
@@ -263,7 +242,7 @@ def _submitted(answer: Answer) -> str:
     field, problem = complaint(answer.body) if answer.status >= 400 else (None, "")
     if answer.status in (401, 429) or (answer.status == 503 and reason(answer.body) == "full"):
         raise SubmitDeferred(f"the batch was not submitted: the server answers {answer.status}: {problem}")
-    if 400 <= answer.status < 500 and answer.status not in _UNDECIDED:
+    if 400 <= answer.status < 500 and answer.status not in UNDECIDED:
         raise SubmitRefused(problem, status=answer.status, field=field)
     try:
         batch = data_of(answer, RemoteBatch)

@@ -6,9 +6,7 @@ job may have been created.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
@@ -17,7 +15,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from tweezer.adapters.http import FAILURES, LastLook, brief, read_at_most, tls_of
+from tweezer.adapters.http import FAILURES, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
 from tweezer.adapters.qpu.answers import (
     Answer,
     Operational,
@@ -42,7 +40,6 @@ from tweezer.adapters.qpu.errors import (
 )
 from tweezer.adapters.qpu.options import ApiOptions, KeycloakOptions
 from tweezer.adapters.tokens import TokenRequest, Tokens
-from tweezer.model.backoff import Backoff
 
 log = structlog.get_logger(__name__)
 
@@ -51,10 +48,7 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES = 64 << 20
 """How much of an answer is read: a job comes with its sequence, up to 8 MiB, and a bitstring for each run."""
 
-_RETRIES = Backoff(base_s=0.1, cap_s=2.0)
 _CANNOT_BE_ABORTED = "3003"
-_UNDECIDED = (408, 499)
-"""Refusals that say nothing: of proxies that gave up while the request may have been on its way."""
 
 
 class Context(msgspec.Struct, frozen=True):
@@ -155,23 +149,16 @@ class QpuApi:
     async def _post(self, body: bytes, last_look: Callable[[], None] | None) -> Answer:
         """Sends a submit on a connection of its own: one that was kept may have been closed by the other side, and
         then nobody could say whether the submit arrived."""
-        sent = False
-
-        def look() -> None:
-            nonlocal sent
-            if last_look is not None:
-                last_look()
-            sent = True
-
         try:
             token = await self._token()
         except QpuError as error:
             raise SubmitDeferred(f"the job was not submitted: {error.message}") from error
+        connector = LastLook(last_look, self._tls)
         try:
-            async with self._new_session(LastLook(look, self._tls), self._options.submit_timeout_s) as session:
+            async with self._new_session(connector, self._options.submit_timeout_s) as session:
                 return await self._exchange(session, "POST", "/jobs", token, body)
         except FAILURES as error:
-            if sent:
+            if connector.passed:
                 raise SubmitUncertain(
                     f"the QPU's API did not answer the submit ({brief(error)}): the job may have been created"
                 ) from error
@@ -181,18 +168,17 @@ class QpuApi:
 
     async def _repeated(self, method: str, path: str, read: Callable[[Answer], T]) -> T:
         """What the API answers, asked again while it does not, for ``retry_s``."""
-        deadline = time.monotonic() + self._options.retry_s
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return read(await self._ask(method, path))
-            except QpuUnreachable as error:
-                pause_s = _RETRIES.delay_s(attempt)
-                if time.monotonic() + pause_s > deadline:
-                    raise
-                log.info("qpu.asked_again", method=method, path=path, attempt=attempt, problem=error.message)
-            await asyncio.sleep(pause_s)
+
+        def told(attempt: int, problem: str) -> None:
+            log.info("qpu.asked_again", method=method, path=path, attempt=attempt, problem=problem)
+
+        return await repeated(
+            lambda: self._ask(method, path),
+            read,
+            retry_s=self._options.retry_s,
+            unreachable=QpuUnreachable,
+            told=told,
+        )
 
     async def _ask(self, method: str, path: str) -> Answer:
         if self._session is None:
@@ -236,7 +222,7 @@ def _submitted(answer: Answer, context: Context) -> RemoteJob:
     status = status_of(answer)
     if status in (401, 429):
         raise SubmitDeferred(f"the job was not submitted: the QPU's API answers {status}: {excerpt(answer.body)}")
-    if 400 <= status < 500 and status not in _UNDECIDED:
+    if 400 <= status < 500 and status not in UNDECIDED:
         raise SubmitRefused(f"the QPU's API refuses the job with {status}: {excerpt(answer.body)}")
     try:
         job = job_of(answer)

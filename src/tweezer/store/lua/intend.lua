@@ -7,8 +7,8 @@
 --     [5] '1': it may be submitted from now on   '0': not before set_out
 -- Returns {'new', record, since} | {'known'}: another one, and it may have been submitted | {'cancel'}: its cancel was
 --     requested | {'stale'}; since: ms since this Redis may lack the last writes, or ''; record: microseconds of the
---     intent, its name, the machine's last job at that time or '-', the job's own or '-', '1' if it may have been sent, 'T' if it
---     was asked to stop because it took too long, else '0'
+--     intent, its name, the machine's last job at that time or '-', the job's own or '-', '1' if it may have been sent,
+--     'T' if it was asked to stop because it took too long, else '0'
 -- Events  batch.running and job.running for a job that was not begun
 
 exempt_from_maxmemory()

@@ -576,8 +576,8 @@ local function may_be_sent(record)
   return sent ~= '0' or came_back() * 1000 >= tonumber(at)
 end
 
--- The intent of a job that was, or may have been, submitted to a machine, else a false value: it runs there whatever becomes of its worker, and is
--- never submitted again.
+-- The intent of a job that was, or may have been, submitted to a machine, else a false value: it runs there whatever
+-- becomes of its worker, and is never submitted again.
 local function is_remote(b, index)
   local record = b.reattaches == 1 and redis.call('HGET', key(KEY.remote, b.id), index)
   return record and may_be_sent(record) and record
