@@ -7,18 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.redis
-@pytest.mark.slow
-def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
+def run(program: str, *arguments: str) -> Any:
+    """What a benchmark says in its last line."""
     pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
     ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "dispatch.py"), "--quick", "--json"],
+        [sys.executable, str(BENCHMARKS / program), *arguments],
         capture_output=True,
         text=True,
         timeout=100,
@@ -26,7 +26,13 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.mark.redis
+@pytest.mark.slow
+def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
+    told = run("dispatch.py", "--quick", "--json")
     assert set(told) == {"figures", "setup"}
     assert len(told["figures"]) == 10
     for figure in told["figures"]:
@@ -39,17 +45,7 @@ def test_dispatch_ends_with_one_object_of_figures_and_setup(redis_server: object
 @pytest.mark.postgres
 @pytest.mark.slow
 def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, postgres_server: object) -> None:
-    pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
-    ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "ledger.py"), "--quick", "--json", "--jobs", "5000"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
+    told = run("ledger.py", "--quick", "--json", "--jobs", "5000")
     assert len(told["figures"]) == 13
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["jobs"] == 5000
@@ -58,18 +54,8 @@ def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, 
 @pytest.mark.redis
 @pytest.mark.slow
 def test_webhooks_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
-    pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
     little = ("--rounds", "1", "--batches", "20", "--samples", "5", "--seconds", "1")
-    ran = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "webhooks.py"), "--json", *little],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-    assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
+    told = run("webhooks.py", "--json", *little)
     assert len(told["figures"]) == 4
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["ledger"] == "sqlite"
