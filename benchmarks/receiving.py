@@ -1,14 +1,19 @@
 """The other side of webhooks: a receiver that says no more than it must, and a bare loop that posts.
 
-``receiving.py receiver`` says its port, then obeys lines: ``count``, ``save FILE`` (what came since the last one, as
-MessagePack: a list of Receipt). Paths other than ``/well`` are of receivers that misbehave. ``receiving.py poster URL
-FILE CONNECTIONS GAP_S`` posts what was saved, and says when (unix time) each began as a list in JSON.
+``receiving.py receiver`` says its port, then obeys lines: ``has COUNT`` (answered once so many have come), ``save
+FILE`` (what came since the last one, as MessagePack: a list of Receipt). Paths other than ``/well`` are of receivers
+that misbehave. ``receiving.py poster URL FILE CONNECTIONS GAP_S`` posts what was saved, and says when (unix time) each
+began as a list in JSON.
+
+While it receives, the receiver does as little as it can, and nobody asks it anything: on a machine with few cores that
+would slow down who is measured.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,6 +30,11 @@ _ANSWERS = {
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: /well\r\nContent-Length: 0\r\n\r\n",
 }
 _WELL = b"HTTP/1.1 204 No Content\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+_LOOK_S = 0.005
+
+Raw = tuple[float, bytes, bytes]
+"""When a request came (unix time), its head and its body."""
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True):
@@ -40,8 +50,8 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
 class _Connection(asyncio.Protocol):
     """Takes one request after the other."""
 
-    def __init__(self, receipts: list[Receipt]) -> None:
-        self._receipts = receipts
+    def __init__(self, came: list[Raw]) -> None:
+        self._came = came
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,18 +61,12 @@ class _Connection(asyncio.Protocol):
         self._seen += data
         while True:
             head, found, rest = self._seen.partition(b"\r\n\r\n")
-            if not found:
-                return
-            request, *lines = head.decode("latin-1").split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-            size = int(headers["content-length"])
-            if len(rest) < size:
+            length = _LENGTH.search(head)
+            if not found or length is None or len(rest) < (size := int(length[1])):
                 return
             self._seen = rest[size:]
-            kept = {name: value for name, value in headers.items() if name.startswith(("webhook-", "content-type"))}
-            path = request.split(" ")[1]
-            self._receipts.append(Receipt(time.time(), path, headers["webhook-id"], kept, rest[:size]))
-            self._answer(path.strip("/").partition("/")[0])
+            self._came.append((time.time(), head, rest[:size]))
+            self._answer(_path(head).strip("/").partition("/")[0])
 
     def _answer(self, how: str) -> None:
         match how:
@@ -76,9 +80,20 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(_ANSWERS.get(how, _WELL))
 
 
+def _path(head: bytes) -> str:
+    return head.split(b" ", 2)[1].decode("latin-1")
+
+
+def _receipt(raw: Raw) -> Receipt:
+    at, head, body = raw
+    _, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    kept = {name: value for name, value in headers.items() if name.startswith(("webhook-", "content-type"))}
+    return Receipt(at, _path(head), headers["webhook-id"], kept, body)
+
+
 def save(file: str, receipts: list[Receipt]) -> None:
     Path(file).write_bytes(msgspec.msgpack.encode(receipts))
-    receipts.clear()
 
 
 def saved(file: str) -> list[Receipt]:
@@ -86,14 +101,18 @@ def saved(file: str) -> list[Receipt]:
 
 
 async def receive() -> None:
-    receipts: list[Receipt] = []
+    came: list[Raw] = []
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(receipts), "127.0.0.1", 0, backlog=1000)
+    server = await loop.create_server(lambda: _Connection(came), "127.0.0.1", 0, backlog=1000)
     _say(str(server.sockets[0].getsockname()[1]))
     while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():
         if line[0] == "save":
-            save(line[1], receipts)
-        _say(str(len(receipts)))
+            save(line[1], [_receipt(raw) for raw in came])
+            came.clear()
+        else:
+            while len(came) < int(line[1]):  # noqa: ASYNC110  an event would cost each request
+                await asyncio.sleep(_LOOK_S)
+        _say(str(len(came)))
 
 
 async def post(url: str, receipts: list[Receipt], connections: int, gap_s: float) -> None:

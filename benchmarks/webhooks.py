@@ -69,16 +69,12 @@ class Receiver:
     def url(self, path: str = "well") -> str:
         return f"http://127.0.0.1:{self._port}/{path}"
 
-    async def count(self) -> int:
-        return await self._ask("count")
-
     async def has(self, count: int, limit_s: float = harness.WAIT_S) -> None:
         """Waits until so many have come since they were taken last."""
-
-        async def they_are() -> bool:
-            return await self.count() >= count
-
-        await harness.until(they_are, f"{count} receipts", limit_s)
+        try:
+            await self._ask(f"has {count}", limit_s)
+        except TimeoutError:
+            raise Broken(f"{count} receipts: not after {limit_s:g} s") from None
 
     async def take(self) -> list[Receipt]:
         """What has come since the last time."""
@@ -87,15 +83,15 @@ class Receiver:
 
     async def post_again(self, receipts: list[Receipt], connections: int, gap_s: float = 0.0) -> list[float]:
         """A bare loop posts the same bodies and headers here; when each began. What came is to be taken."""
-        receiving.save(str(self._file), list(receipts))
+        receiving.save(str(self._file), receipts)
         options = (self.url(), str(self._file), str(connections), str(gap_s))
         poster = await _start(str(harness.HERE / "receiving.py"), "poster", *options)
         return msgspec.json.decode(await harness.Program(poster).line(), type=list[float])
 
-    async def _ask(self, what: str) -> int:
+    async def _ask(self, what: str, limit_s: float = harness.WAIT_S) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{what}\n".encode())
-        return int(await self._program.line())
+        await self._program.line(limit_s)
 
 
 async def _start(*command: str, **settings: str) -> asyncio.subprocess.Process:
