@@ -252,7 +252,7 @@ def test_links_without_a_request_lead_to_the_public_url_or_to_the_api_itself(giv
 
 def test_a_link_is_good_for_its_job_and_its_time_only() -> None:
     signer = Signer(b"secret", 100)
-    link = signer.link("http://h", BATCH)
+    link = signer.link("http://h", str(BATCH))
     expires, _, signature = link.url.partition("?expires=")[2].partition("&signature=")
     assert link.url.startswith(f"http://h/api/v1/jobs/{BATCH}/results?")
     assert signer.made(str(BATCH), expires, signature)
@@ -260,6 +260,6 @@ def test_a_link_is_good_for_its_job_and_its_time_only() -> None:
     assert not signer.made(str(BATCH), str(int(expires) + 1), signature)
     assert not signer.made(str(BATCH), expires, f"{signature}é\ud800")
     assert not Signer(b"other", 100).made(str(BATCH), expires, signature)
-    past = Signer(b"secret", -100).link("http://h", BATCH)
+    past = Signer(b"secret", -100).link("http://h", str(BATCH))
     expires, _, signature = past.url.partition("?expires=")[2].partition("&signature=")
     assert not signer.made(str(BATCH), expires, signature)

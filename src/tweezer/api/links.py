@@ -23,7 +23,7 @@ class Links:
     async def results(self, request: Request, job_id: UUID) -> str:
         """The URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
-        return signer.link(self._links.base_url or origin_of(request.scope), job_id).url
+        return signer.link(self._links.base_url or origin_of(request.scope), str(job_id)).url
 
     async def are_good(self, job_id: str, expires: str, signature: str) -> bool:
         """Whether these are of a link of ours to this job that has not expired. Raises Unavailable."""

@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tweezer.events.desk import HOLD_S, Desk, Hold
+from tweezer.events.desk import HOLD_S, Desk
 from tweezer.events.listeners import Listeners
 from tweezer.events.outbox import Outbox, unused
 from tweezer.events.payloads import BatchFacts, Payloads
@@ -69,12 +69,13 @@ class _Letter(msgspec.Struct, frozen=True):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """Some events and notices, and what is told of them: events with their types and the endpoints that are told, the
-    data of each by its id."""
+    """Some events and notices, and what is told of them: events with their types and the endpoints that are told, and
+    the data of each. pairs: of batches and endpoints that are told of them."""
 
     events: list[Event]
     told: list[tuple[Event, str, list[Endpoint]]]
-    described: dict[str, JobData | BatchData]
+    described: list[JobData | BatchData | None]
+    pairs: set[tuple[UUID, UUID]]
     notices: list[_Letter]
 
 
@@ -240,6 +241,7 @@ class Courier:
         """Who is told of these, and what, but for what they were told before."""
         events = [it for it in part if isinstance(it, Event)]
         told: list[tuple[Event, str, list[Endpoint]]] = []
+        pairs: set[tuple[UUID, UUID]] = set()
         for batch_id, group in _by_batch(events):
             about = facts.get(batch_id)
             listening = [] if about is None else audience.of_batch(about.project, about.webhook)
@@ -252,20 +254,18 @@ class Courier:
                     to[type_] = [endpoint for endpoint in listening if type_ in endpoint.subscribed]
                 if to[type_]:
                     told.append((event, type_, to[type_]))
+            pairs.update((batch_id, endpoint.id) for endpoints in to.values() for endpoint in endpoints)
         notices = _notices([it for it in part if isinstance(it, Notice)], audience)
-        return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), notices)
+        return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), pairs, notices)
 
     async def _letters(self, part: _Part) -> list[_Letter]:
         """What is to be sent of a part's events. To be called in the order of the stream."""
-        pairs = {(event.batch_id, endpoint.id) for event, _, endpoints in part.told for endpoint in endpoints}
-        await self._recall(part.events, pairs)
+        await self._recall(part.events, part.pairs)
         letters = []
-        for event, type_, endpoints in part.told:
-            identity = event.id
-            data = part.described.get(identity)
+        for (event, type_, endpoints), data in zip(part.told, part.described, strict=True):
             if data is None:  # deleted for good meanwhile
                 continue
-            when = timestamp(event.time_us)
+            identity, when = event.id, timestamp(event.time_us)
             told_of = self._told.setdefault(event.batch_id, {})
             for endpoint in endpoints:
                 before = told_of.get(endpoint.id)
@@ -302,59 +302,36 @@ class Courier:
     async def _write(self, letters: Sequence[_Letter], position: int | None, *, at_once: bool) -> None:
         """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room."""
         hold = self._desk.hold()
-        to = {letter.endpoint.id: letter.endpoint for letter in letters}
-        room = {endpoint.id: self._outbox(endpoint).room for endpoint in to.values()}
-        rows, held = [], {}
-        for letter in letters:
-            endpoint = letter.endpoint
-            identity = delivery_id(endpoint.id, letter.event)
-            due_ms: int | None = hold.until_ms
+        rows: list[NewDelivery] = []
+        held: list[tuple[Endpoint, list[NewDelivery]]] = []
+        waiting: list[Endpoint] = []
+        for endpoint, theirs in _by_endpoint(letters):
             if endpoint.disabled is not None:
-                due_ms = None
-            elif room[endpoint.id] > 0:
-                room[endpoint.id] -= 1
-                held[identity] = endpoint.id
-            else:
-                due_ms = self._outbox(endpoint).shut_ms()
-            rows.append(
-                NewDelivery(
-                    identity,
-                    endpoint.id,
-                    endpoint.project_no,
-                    letter.batch,
-                    letter.sequence,
-                    letter.event,
-                    letter.type,
-                    letter.text,
-                    due_ms,
-                )
-            )
+                rows += _rows(theirs, None)
+                continue
+            outbox = self._outbox(endpoint)
+            room = outbox.room
+            if taken := _rows(theirs[:room], hold.until_ms):
+                rows += taken
+                held.append((endpoint, taken))
+            if room < len(theirs):
+                rows += _rows(theirs[room:], outbox.shut_ms())
+                waiting.append(endpoint)
         writing = asyncio.create_task(self._record(rows, position))
         if at_once:
-            self._offer([row for row in rows if row.id in held], to, hold, writing)
-        fresh = await writing
+            for endpoint, taken in held:
+                self._outbox(endpoint).offer([_due(row) for row in taken], hold, writing)
+        not_ours = await writing
         if not at_once:
-            self._offer([row for row in rows if row.id in held and row.id in fresh], to, hold)
-        for endpoint_id in {row.endpoint for row in rows if row.due_ms is not None and row.id not in held}:
-            self._outbox(to[endpoint_id]).fetch()
+            for endpoint, taken in held:
+                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
+        for endpoint in waiting:
+            self._outbox(endpoint).fetch()
 
     async def _record(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Writes rows, once what is to be sent at once is on its way."""
+        """Writes rows, once what is to be sent at once is on its way; the ids of those that others send."""
         await asyncio.sleep(0)
         return await self._database.run(self._deliveries.write, rows, position)
-
-    def _offer(
-        self,
-        rows: Sequence[NewDelivery],
-        to: dict[UUID, Endpoint],
-        hold: Hold,
-        writing: asyncio.Task[set[UUID]] | None = None,
-    ) -> None:
-        by_endpoint: dict[UUID, list[Due]] = {}
-        for row in rows:
-            by_endpoint.setdefault(row.endpoint, []).append(Due(row.id, row.event, row.type, row.body))
-        for endpoint_id, due in by_endpoint.items():
-            self._outbox(to[endpoint_id]).offer(due, hold, writing)
 
     def _outbox(self, endpoint: Endpoint) -> Outbox:
         """Its outbox; look it up each time, for an idle one may be forgotten for another's sake."""
@@ -378,6 +355,35 @@ def _notices(notices: Sequence[Notice], audience: Audience) -> list[_Letter]:
         for endpoint in audience.of_notice(it.project)
         if it.type in endpoint.subscribed and not it.id.startswith(str(endpoint.id))  # it is not told of its own end
     ]
+
+
+def _by_endpoint(letters: Sequence[_Letter]) -> Iterator[tuple[Endpoint, list[_Letter]]]:
+    to: dict[UUID, tuple[Endpoint, list[_Letter]]] = {}
+    for letter in letters:
+        endpoint = letter.endpoint
+        to.setdefault(endpoint.id, (endpoint, []))[1].append(letter)
+    yield from to.values()
+
+
+def _rows(letters: Sequence[_Letter], due_ms: int | None) -> list[NewDelivery]:
+    return [
+        NewDelivery(
+            delivery_id(it.endpoint.id, it.event),
+            it.endpoint.id,
+            it.endpoint.project_no,
+            it.batch,
+            it.sequence,
+            it.event,
+            it.type,
+            it.text,
+            due_ms,
+        )
+        for it in letters
+    ]
+
+
+def _due(row: NewDelivery) -> Due:
+    return Due(row.id, row.event, row.type, row.body)
 
 
 def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:

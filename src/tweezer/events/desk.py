@@ -88,15 +88,7 @@ class Desk:
     async def post(self, endpoint: Endpoint, due: Due, begin_by: float) -> Answer | None:
         """One attempt; None when it could not begin by then. Never raises for what the receiver does."""
         share = self._share_of(endpoint.project_no)
-        try:
-            async with asyncio.timeout(begin_by - time.monotonic() if share.locked() or self._slots.locked() else None):
-                await share.acquire()
-                try:
-                    await self._slots.acquire()
-                except BaseException:
-                    share.release()
-                    raise
-        except TimeoutError:
+        if not await self._enter(share, begin_by):
             return None
         try:
             secrets = await self._keyring.of(endpoint)  # now: while it waited they may have been rotated
@@ -106,6 +98,24 @@ class Desk:
         finally:
             self._slots.release()
             share.release()
+
+    async def _enter(self, share: asyncio.Semaphore, begin_by: float) -> bool:
+        """Takes a slot and one of the project's share; whether that was possible by then."""
+        if not (share.locked() or self._slots.locked()):  # then neither waits, and there is nothing to time
+            await share.acquire()
+            await self._slots.acquire()
+            return True
+        try:
+            async with asyncio.timeout(begin_by - time.monotonic()):
+                await share.acquire()
+                try:
+                    await self._slots.acquire()
+                except BaseException:
+                    share.release()
+                    raise
+        except TimeoutError:
+            return False
+        return True
 
     def _share_of(self, project_no: int) -> asyncio.Semaphore:
         """Half of the attempts at once are the most that one project has: its dead receivers delay nobody else's."""

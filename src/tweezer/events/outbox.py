@@ -32,7 +32,7 @@ _GONE = 410
 
 class Held(msgspec.Struct):
     """A delivery in memory; after ``begin_by`` (monotonic) it is left to others. writing: of its row, which was there
-    before unless its id is among those that come of it; None: it is written."""
+    before if its id is among those that come of it; None: it is written."""
 
     due: Due
     begin_by: float
@@ -75,7 +75,7 @@ class Outbox:
 
     def offer(self, held: Sequence[Due], hold: Hold, writing: asyncio.Task[set[UUID]] | None = None) -> None:
         """Takes deliveries that this courier holds from now on. What is not taken is found again when that is over.
-        writing: the rows are written meanwhile, and which of them are new."""
+        writing: the rows are written meanwhile, and which of them were there."""
         if self._gone:
             return
         self._queue.extend(Held(due, hold.begin_by, writing) for due in held)
@@ -156,7 +156,7 @@ class Outbox:
             self._breaker.worked()
         else:
             self._breaker.failed(time.monotonic(), answer.retry_after_s)
-        if held.writing is None or due.id in await asyncio.shield(held.writing):
+        if held.writing is None or due.id not in await asyncio.shield(held.writing):
             self._desk.finish(self.endpoint.id, self._outcome(due, answer, began_ms))
         if answer.status == _GONE:
             self._gone = True  # until the ledger says that it is enabled again

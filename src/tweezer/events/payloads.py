@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -85,11 +86,10 @@ class Payloads:
             del self._facts[batch_id]
         return found
 
-    async def describe(self, events: Sequence[Event]) -> dict[str, JobData | BatchData]:
-        """The data of each event by the event's id, with no previous sequence number; events of batches that were
-        deleted are left out."""
+    async def describe(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
+        """The data of each event, with no previous sequence number; None where its batch or job was deleted."""
         signer = await self._links.signer()
-        told: dict[str, JobData | BatchData] = {}
+        told: list[JobData | BatchData | None] = []
         for page in _pages(events):
             facts = await self.batches({event.batch_id for event in page})
             snapshots = await self._of_events(page)
@@ -97,9 +97,9 @@ class Payloads:
                 self._facts.pop(gone, None)
             writing = _Writing(facts, snapshots, signer, self._links.base_url)
             if sum(len(packed) for it in snapshots.values() for packed in it.results.values()) <= _QUICK_BYTES:
-                told |= writing.write(page)
+                told += writing.write(page)
             else:
-                told |= await asyncio.to_thread(writing.write, page)
+                told += await asyncio.to_thread(writing.write, page)
         return told
 
     async def _of_events(self, events: Sequence[Event]) -> dict[UUID, Snapshot]:
@@ -150,21 +150,21 @@ class _Writing:
         self._signer = signer
         self._base_url = base_url
 
-    def write(self, events: Sequence[Event]) -> dict[str, JobData | BatchData]:
-        """By the event's id; without those whose batch or job is gone."""
-        told: dict[str, JobData | BatchData] = {}
+    def write(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
+        """Of each event; None where its batch or job is gone."""
+        told: list[JobData | BatchData | None] = []
         last: UUID | None = None
         batch: _Batch | None = None
         for event in events:
             if event.batch_id is not last:  # events of one entry share it
                 last = event.batch_id
                 batch = self._batches.get(last)
-            if batch is None:
-                continue
-            if event.index is None:
-                told[event.id] = fitted(_batch_data(event, batch))
-            elif event.index in batch.snapshot.specs:
-                told[event.id] = fitted(self._job_data(event, event.index, batch))
+            if batch is None or (event.index is not None and event.index not in batch.snapshot.specs):
+                told.append(None)
+            elif event.index is None:
+                told.append(fitted(_batch_data(event, batch)))
+            else:
+                told.append(fitted(self._job_data(event, event.index, batch)))
         return told
 
     def _job_data(self, event: Event, index: int, batch: _Batch) -> JobData:
@@ -175,11 +175,11 @@ class _Writing:
         begun_ms, ended_ms = _times(of.states.get(index))
         over = status.terminal
         started_ms = happened_ms if status is JobStatus.RUNNING else begun_ms if over else None
-        identity = job_id(event.batch_id, index)
+        identity = str(job_id(event.batch_id, index))
         return JobData(
             project_id=batch.facts.project,
-            batch_id=str(event.batch_id),
-            job_id=str(identity),
+            batch_id=batch.id,
+            job_id=identity,
             index=index,
             status=status,
             previous_status=JobStatus(event.previous),
@@ -195,12 +195,12 @@ class _Writing:
             result=self._result(identity, of.results.get(index), event) if status is JobStatus.DONE else None,
         )
 
-    def _result(self, job: UUID, packed: bytes | None, event: Event) -> ResultLink | None:
+    def _result(self, job: str, packed: bytes | None, event: Event) -> ResultLink | None:
         """The link is good from the event on: whoever writes it down writes the same."""
         if packed is None:
             return None
         link = self._signer.link(self._base_url, job, event.time_us // 1_000_000)
-        until = timestamp(link.expires * 1_000_000)
+        until = _written_ms(link.expires * 1000)
         file = result_file(packed)
         if file is not None:
             return ResultLink(link.url, until, file.size, file.sha256.hex(), content_encoding="gzip")
@@ -217,6 +217,7 @@ class _Batch:
     def __init__(self, facts: BatchFacts, snapshot: Snapshot) -> None:
         fields = snapshot.fields
         self.fault = decode_fault(fields["fault"]) if "fault" in fields else None
+        self.id = str(snapshot.batch_id)
         self.facts = facts
         self.snapshot = snapshot
         self.tags = _tags(snapshot, facts.tags)
@@ -245,7 +246,7 @@ def _batch_data(event: Event, batch: _Batch) -> BatchData:
     over = status.terminal
     return BatchData(
         project_id=batch.facts.project,
-        batch_id=str(event.batch_id),
+        batch_id=batch.id,
         name=batch.facts.name,
         status=status,
         previous_status=None if event.previous is None else BatchStatus(event.previous),
@@ -271,7 +272,9 @@ def _times(state: bytes | None) -> tuple[int | None, int | None]:
     return None if begun == b"-" else int(begun), None if ended == b"-" else int(ended)
 
 
+@functools.lru_cache(maxsize=4096)
 def _written_ms(milliseconds: int) -> str:
+    """Jobs have many times in common: those of a batch were created together, those of a ticket end together."""
     return timestamp(milliseconds * 1000)
 
 

@@ -33,6 +33,7 @@ class Database:
 
     def __init__(self, engine: Engine, *, threads: int) -> None:
         self.engine = engine
+        self.is_sqlite = engine.dialect.name == "sqlite"
         # PostgreSQL would show each statement of a transaction what was committed before it.
         self._reading = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
@@ -62,10 +63,6 @@ class Database:
             }
             engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
         return cls(engine, threads=given.connections_max)
-
-    @property
-    def is_sqlite(self) -> bool:
-        return self.engine.dialect.name == "sqlite"
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:

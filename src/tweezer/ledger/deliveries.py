@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -141,10 +142,9 @@ class Deliveries:
             return connection.execute(select(func.max(table.sequence_number)).where(*before)).scalar()
 
     def write(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Inserts those that are not there, and notes the position up to which all are; the ids of the new ones.
-
-        What was for endpoints that somebody has removed meanwhile is left out.
-        """
+        """Inserts those that are not there, and notes the position up to which all are; the ids of those that were
+        there, which somebody else sends. What was for endpoints that somebody has removed meanwhile is left out, and
+        counts as these."""
         try:
             return self._write(rows, position)
         except IntegrityError:
@@ -153,13 +153,16 @@ class Deliveries:
     def _write(self, rows: Sequence[NewDelivery], position: int | None, *, looking: bool = False) -> set[UUID]:
         now = now_ms()
         with self._database.write() as connection:
+            wanted = rows
             if looking:
                 there = _existing(connection, {row.endpoint for row in rows})
-                rows = [row for row in rows if row.endpoint in there]
-            fresh = {_id(it) for (it,) in _values(connection, _INSERT, [self._row(row, now) for row in rows], _IF_NEW)}
+                wanted = [row for row in rows if row.endpoint in there]
+            written = _values(connection, _INSERT, [self._row(row, now) for row in wanted], _IF_NEW)
             if position is not None:
                 connection.execute(_MOVE, {"namespace": self._namespace, "position": position, "now": now})
-        return fresh
+        if len(written) == len(rows):
+            return set()
+        return {row.id for row in rows} - {_id(identity) for (identity,) in written}
 
     def _row(self, new: NewDelivery, now: int) -> tuple[Any, ...]:
         id_of = self._database.id
@@ -205,8 +208,7 @@ class Deliveries:
         id_of = self._database.id
         rows = [(id_of(it.id), it.status, it.attempts, it.log, it.due_ms) for it in outcomes]
         with self._database.write() as connection:
-            for _ in _values(connection, _FINISH, rows, _THESE):
-                pass
+            _values(connection, _FINISH, rows, _THESE)
 
     def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
         """Lets go of deliveries that are held and were not attempted; they are due then."""
@@ -275,17 +277,19 @@ def _delete_over(database: Database, before: int) -> int:
     return total
 
 
-def _values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> Iterator[Any]:
-    """Executes a statement about many rows in few calls, and yields what it returns.
+def _values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> list[Any]:
+    """Executes a statement about many rows in few calls; what it returns.
 
     Between calls the driver competes for the interpreter with the loop that sends, which both would pay for.
     """
+    returned: list[Any] = []
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
     for first in range(0, len(rows), _PAGE):
         page = rows[first : first + _PAGE]
         marks = f"({', '.join([mark] * len(page[0]))})"
         result = connection.exec_driver_sql(
-            f"{before} VALUES {', '.join([marks] * len(page))}{after}", tuple(value for row in page for value in row)
+            f"{before} VALUES {', '.join([marks] * len(page))}{after}", tuple(chain.from_iterable(page))
         )
         if result.returns_rows:
-            yield from result
+            returned += result.all()
+    return returned

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import time
-from uuid import UUID
 
 import msgspec
 
@@ -31,13 +30,12 @@ class Signer:
         self._hash = KeyedHash(secret)
         self._link_s = link_s
 
-    def link(self, base_url: str, job_id: UUID, since_s: int | None = None) -> SignedLink:
+    def link(self, base_url: str, job_id: str, since_s: int | None = None) -> SignedLink:
         """A link to the job's results, good from now on, or from that time (seconds since 1970). base_url: of the API,
         without a slash at its end."""
         expires = (int(time.time()) if since_s is None else since_s) + self._link_s
-        job = str(job_id)
-        query = f"expires={expires}&signature={self._signature(job, str(expires))}"
-        return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job)}?{query}", expires)
+        query = f"expires={expires}&signature={self._signature(job_id, str(expires))}"
+        return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job_id)}?{query}", expires)
 
     def made(self, job_id: str, expires: str, signature: str) -> bool:
         """Whether these are of a link of ours to this job that has not expired."""
