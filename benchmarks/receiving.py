@@ -5,8 +5,8 @@ FILE`` (what came since the last one, as MessagePack: a list of Receipt). Paths 
 that misbehave. ``receiving.py poster URL FILE CONNECTIONS GAP_S`` posts what was saved, and says when (unix time) each
 began as a list in JSON.
 
-While it receives, the receiver does as little as it can, and nobody asks it anything: on a machine with few cores that
-would slow down who is measured.
+The receiver stands for other machines: it takes what is left of the cores, does as little as it can, and nobody asks it
+anything while it receives.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ def saved(file: str) -> list[Receipt]:
 
 
 async def receive() -> None:
+    os.nice(19)
     came: list[Raw] = []
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(came), "127.0.0.1", 0, backlog=1000)

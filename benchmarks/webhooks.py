@@ -341,7 +341,7 @@ async def run(url: str, ledgers: Iterator[str], asked: argparse.Namespace) -> tu
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (3)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (5)")
     parser.add_argument("--only", action="append", choices=["rate", "dispatch", "latency", "neighbours"])
     parser.add_argument("--batches", type=int, default=1000, help=f"batches of {JOBS} jobs (1,000)")
     parser.add_argument("--samples", type=int, default=200, help="single events (200)")

@@ -98,7 +98,10 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
         for worker in workers:
             with contextlib.suppress(redis_errors.RedisError, OSError):
                 await worker.close()
-        await asyncio.wait(running, timeout=drain_s)
+        ended, _ = await asyncio.wait(running, timeout=drain_s)
+        for task in ended:
+            if not task.cancelled():
+                task.exception()  # of one that was closed while it was starting: nobody needs to know
 
 
 async def _run(make: Callable[[], Process]) -> None:

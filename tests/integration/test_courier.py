@@ -43,6 +43,7 @@ from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
 from tweezer.store.alarms import Alarms
 from tweezer.store.feed import START, EntryGroup, position_number
+from tweezer.store.keys import Key
 
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
@@ -68,8 +69,16 @@ class Post:
         **pace: Any,
     ) -> Courier:
         desk = self.desk(attempts=attempts, timeout_s=timeout_s)
+        courier = self.courier(desk, delays_s=delays_s, connections=connections, **pace)
+        tasks = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
+        self.running.append((courier, tasks))
+        return courier
+
+    def courier(
+        self, desk: Desk, *, delays_s: tuple[float, ...] = (0.0,), connections: int = 4, **pace: Any
+    ) -> Courier:
         links = ResultLinks(self.database, base_url="http://api.test", link_s=3600)
-        courier = Courier(
+        return Courier(
             self.rig.store,
             self.database,
             Payloads(self.rig.store, self.database, links),
@@ -80,9 +89,6 @@ class Post:
             connections=connections,
             pace=Pace(**{"wait_s": 0.05, **pace}),
         )
-        tasks = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
-        self.running.append((courier, tasks))
-        return courier
 
     def desk(self, *, attempts: int = 64, timeout_s: float = 5.0) -> Desk:
         return Desk(
@@ -203,6 +209,32 @@ async def test_several_couriers_tell_each_event_once_and_in_one_chain(post: Post
         assert {row.endpoint for row in post.rows()} == {endpoint.id}
         for batch_id in batches:
             assert_chained([it for it in receiver.received if it.data["batch_id"] == str(batch_id)])
+
+
+async def test_a_courier_rests_while_events_are_fresh_and_reads_on_once_they_are_not(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url(), "batch.created")
+
+        async def step(**pace: Any) -> asyncio.Task[int]:
+            """Begins a step about one new batch, and returns once that is taken care of."""
+            courier = post.courier(post.desk(), **pace)
+            post.running.append((courier, []))
+            await courier.join()
+            await post.batch(1)
+            stepping = asyncio.create_task(courier.step())
+
+            async def is_taken_care_of() -> bool:
+                group = (await post.rig.redis.xinfo_groups(post.rig.keys(Key.EVENTS)))[0]
+                return bool(group["lag"] == 0 and group["pending"] == 0)
+
+            await until(is_taken_care_of, "the entry")
+            return stepping
+
+        resting = await step(rest_s=1000.0, fresh_s=1000.0)
+        assert not (await asyncio.wait([resting], timeout=0.1))[0]
+        await end_tasks(resting)
+        assert await (await step(rest_s=1000.0, fresh_s=0.0)) == 1
+        assert await (await step(rest_s=0.0, fresh_s=1000.0)) == 1
 
 
 async def test_a_failed_attempt_is_made_again_with_the_same_id_and_body_and_all_are_kept(post: Post) -> None:
