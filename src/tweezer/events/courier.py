@@ -49,8 +49,8 @@ _LOOK_S = 0.005  # between looks whether it is our turn
 class Pace(msgspec.Struct, frozen=True):
     """entries: read at once. wait_s: for new ones. abandoned_s: after so long entries of a silent courier are taken
     over. late_s: how late something may be before the sweep fetches it. hold_s: how long a delivery may wait in this
-    courier until it is attempted; only then do others look at it. rest_s: for each delivery, while
-    events are younger than fresh_s, it rests so long before it reads on."""
+    courier until it is attempted; only then do others look at it. rest_s: for each delivery of events that are younger
+    than fresh_s it rests so long before it reads on."""
 
     entries: int = 1000
     wait_s: float = 1.0
@@ -74,7 +74,7 @@ class _Letter(msgspec.Struct, frozen=True):
 
 class _Part(msgspec.Struct, frozen=True):
     """Some events and notices, and what is told of them: events with their types and the endpoints that are told, and
-    the data of each. pairs: of batches and endpoints that are told of them."""
+    the data of each. pairs: of each of those batches and an endpoint that is told of it."""
 
     events: list[Event]
     told: list[tuple[Event, str, list[Endpoint]]]
