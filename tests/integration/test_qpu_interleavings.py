@@ -115,6 +115,25 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
+async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_was_looked_for(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="1")
+    worker = await lab.worker()
+    commands = lab.site.store.commands
+    await commands.pause_device(DEVICE, "for a moment")
+    batch = await lab.submit()
+    lab.file.keep()
+    await commands.resume_device(DEVICE)
+    await lab.on_machine(batch)
+    lab.file.restart(losing_s=0.001)
+    await batch.record()  # which asks until Redis answers
+    urgent = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}] * 3, device=DEVICE, priority="HIGH")
+    await commands.resume_device(DEVICE)
+    assert [job.status for job in await urgent.results(60)] == [JobStatus.DONE] * 3
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
+    assert worker.said("qpu.found")
+    assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
+
+
 async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
     lab.qpu.habits(job_seconds="3")
     worker = await lab.worker()

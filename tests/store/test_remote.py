@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Fault, OutcomeKind
+from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant
 
@@ -190,6 +190,30 @@ async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(mac
     assert await since_loss("a") == b""
     await rig.start_again("the second")
     assert 0 <= int(await since_loss("b")) < 5000
+
+
+async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_on(machine: Rig) -> None:
+    rig = machine
+
+    async def after(batch_id: UUID) -> int | None:
+        """Behind which job of the machine the batch's first is looked for; the machine has one more then."""
+        (grant,) = [it for it in await rig.grants() if it.batch_id == batch_id]
+        assert await intend(rig, grant) == "new"
+        intent = await rig.store.remote.known(batch_id, 0)
+        assert intent is not None
+        await rig.store.remote.note(batch_id, 0, "a", str((intent.after or 0) + 10))
+        await rig.settle(grant, {0: OutcomeKind.DONE})
+        return intent.after
+
+    await rig.start_again("the first")
+    assert await after(await rig.submit(1)) is None
+    old = await rig.submit(1, priority=Priority.LOW)
+    await rig.start_again("the second")
+    assert await after(await rig.submit(1)) == 10
+    assert await after(await rig.submit(1)) == 20
+    await rig.start_again("the third")
+    assert await after(await rig.submit(1)) == 30
+    assert await after(old) == 10
 
 
 async def test_the_job_on_the_machine_comes_before_all_other_work(machine: Rig) -> None:

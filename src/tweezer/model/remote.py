@@ -8,10 +8,10 @@ import msgspec
 class Intent(msgspec.Struct, frozen=True):
     """That a job is to be submitted, written before it is.
 
-    name: its own, so that nobody takes it for another. after: the last job that the machine was known to have, None if
-    none was, which tells where machines count their jobs. uid: the machine's id of the job, None while it is not known.
-    may_be_sent: its holder said that it submits the job now, or that may be lost. timed_out: it was asked to stop,
-    because it took longer than its limit. age_s: how long ago it was written.
+    name: its own, so that nobody takes it for another. after: a job of the machine's that is older than any submit of
+    this one, where machines count their jobs; None if none is known. uid: the machine's id of the job, None while it is
+    not known. may_be_sent: its holder said that it submits the job now, or that may be lost. timed_out: it was asked to
+    stop, because it took longer than its limit. age_s: how long ago it was written.
     is_new: it was written right now. since_loss_s: for how long the queue's memory may have been without its last
     second, in which there may have been another intent; None if it is whole.
     """

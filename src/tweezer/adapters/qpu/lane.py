@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 _GAPS = 3  # unknown uids in a row behind which there are no more jobs
 _LOOKED_THROUGH = 2000  # jobs of the machine, at most, in search of one
+_NAMES_KEPT = 50_000
 _OLDER = 200  # jobs before those that are known to be looked at, to be sure
 
 
@@ -65,6 +66,7 @@ class QpuLane(RemoteLane):
         self._options = options
         self._batch: BatchWork | None = None
         self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
+        self._names: dict[int, str | None] = {}  # whose jobs of the machine are
 
     async def prepare(self, batch: BatchWork) -> None:
         self._looked = -1, 0
@@ -200,19 +202,28 @@ class QpuLane(RemoteLane):
         uid, gaps = self._looked[1] + 1, 0
         for _ in range(_LOOKED_THROUGH):
             try:
-                remote = await self._api.job(uid)
+                name = await self._name(uid)
             except UnknownJob:
                 gaps += 1
                 if gaps == _GAPS:
                     return None
             else:
                 gaps = 0
-                if remote.pasqman_job_id == str(job.job_id):
+                if name == str(job.job_id):
                     log.warning("qpu.found", job=str(job.job_id), uid=uid)
                     return uid
             uid += 1
         self._looked = job.index, uid - _OLDER  # ids may become known out of turn, but not by that many
         raise QpuUnreachable(f"the machine has more than {_LOOKED_THROUGH} jobs that were not looked at yet")
+
+    async def _name(self, uid: int) -> str | None:
+        """Whose job that is; asked once, as jobs that wait since before Redis came back are looked for among many."""
+        if uid not in self._names:
+            remote = await self._api.job(uid)
+            if len(self._names) >= _NAMES_KEPT:
+                self._names.clear()
+            self._names[uid] = remote.pasqman_job_id
+        return self._names[uid]
 
     async def _newest(self) -> int:
         """The highest id of a job of a machine of which the queue knows none, or 0. Raises QpuError."""

@@ -7,8 +7,8 @@
 --     [5] '1': it may be submitted from now on   '0': not before set_out
 -- Returns {'new', record, since} | {'known'}: another one, and it may have been submitted | {'cancel'}: its cancel was
 --     requested | {'stale'}; since: ms since this Redis may lack the last writes, or ''; record: microseconds of the
---     intent, its name, the machine's last job at that time or '-', the job's own or '-', '1' if it may have been sent,
---     'T' if it was asked to stop because it took too long, else '0'
+--     intent, its name, a job of the machine's that is older than any submit of this one or '-', the job's own or '-',
+--     '1' if it may have been sent, 'T' if it was asked to stop because it took too long, else '0'
 -- Events  batch.running and job.running for a job that was not begun
 
 exempt_from_maxmemory()
@@ -31,7 +31,8 @@ if is_new or b.reattaches == 0 then
   b.reattaches = 1 -- also of a batch that came before its device's first worker
   finish(b)
 end
-local last = redis.call('HGET', key(KEY.device, b.device), 'last_uid') or '-'
+local created_us = tonumber(string.match(redis.call('HGET', key(KEY.spec, id), index), '^%d+'))
+local last = last_before(key(KEY.device, b.device), created_us)
 record = table.concat({ NOW_US, ARGV[4], last, '-', ARGV[5] }, ' ')
 redis.call('HSET', key(KEY.remote, id), index, record)
 local since = came_back()
