@@ -99,9 +99,9 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
             with contextlib.suppress(redis_errors.RedisError, OSError):
                 await worker.close()
         ended, _ = await asyncio.wait(running, timeout=drain_s)
-        for task in ended:
-            if not task.cancelled():
-                task.exception()  # of one that was closed while it was starting: nobody needs to know
+        await asyncio.gather(
+            *ended, return_exceptions=True
+        )  # nobody needs to know how one ended that was just starting
 
 
 async def _run(make: Callable[[], Process]) -> None:

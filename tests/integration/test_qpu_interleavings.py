@@ -39,6 +39,19 @@ class Laboratory:
     async def submit(self, jobs: int = 1) -> AsyncBatch:
         return await self.site.queue.submit(SEQUENCE, [{"runs": 20}] * jobs, device=DEVICE)
 
+    async def forgotten(self) -> AsyncBatch:
+        """A batch of one job, which the machine has and Redis forgot; its device is paused."""
+        commands = self.site.store.commands
+        await commands.pause_device(DEVICE, "for a moment")
+        batch = await self.submit()
+        self.file.keep()
+        await commands.resume_device(DEVICE)
+        await self.on_machine(batch)
+        self.file.restart(losing_s=0.001)
+        await batch.record()  # which asks until Redis answers
+        assert await self.site.store.remote.known(batch.id, 0) is None
+        return batch
+
     async def on_machine(self, batch: AsyncBatch, index: int = 0) -> None:
         """Waits until the machine runs a job of the batch and its id is known."""
 
@@ -82,16 +95,8 @@ def says(process: Process, event: str) -> Callable[[], bool]:
 async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Laboratory) -> None:
     lab.qpu.habits(job_seconds="3")
     worker = await lab.worker()
-    commands = lab.site.store.commands
-    await commands.pause_device(DEVICE, "for a moment")
-    batch = await lab.submit()
-    lab.file.keep()
-    await commands.resume_device(DEVICE)
-    await lab.on_machine(batch)
-    lab.file.restart(losing_s=0.001)
-    await batch.record()  # which asks until Redis answers
-    assert await lab.site.store.remote.known(batch.id, 0) is None
-    await commands.resume_device(DEVICE)
+    batch = await lab.forgotten()
+    await lab.site.store.commands.resume_device(DEVICE)
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
     assert worker.said("qpu.found")
@@ -118,16 +123,9 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
 async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_was_looked_for(lab: Laboratory) -> None:
     lab.qpu.habits(job_seconds="1")
     worker = await lab.worker()
-    commands = lab.site.store.commands
-    await commands.pause_device(DEVICE, "for a moment")
-    batch = await lab.submit()
-    lab.file.keep()
-    await commands.resume_device(DEVICE)
-    await lab.on_machine(batch)
-    lab.file.restart(losing_s=0.001)
-    await batch.record()  # which asks until Redis answers
+    batch = await lab.forgotten()
     urgent = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}] * 3, device=DEVICE, priority="HIGH")
-    await commands.resume_device(DEVICE)
+    await lab.site.store.commands.resume_device(DEVICE)
     assert [job.status for job in await urgent.results(60)] == [JobStatus.DONE] * 3
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert worker.said("qpu.found")

@@ -213,6 +213,9 @@ async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_o
     assert await after(await rig.submit(1)) == 20
     await rig.start_again("the third")
     assert await after(await rig.submit(1)) == 30
+    for number in range(60):  # more than are kept apart
+        await rig.start_again(f"one more: {number}")
+        assert await after(await rig.submit(1)) == 40 + 10 * number
     assert await after(old) == 10
 
 

@@ -380,7 +380,7 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         return Entry(entry_id.decode(), NO_BATCH, 0, time_us, "", notice, told_before)
     return Entry(
         entry_id.decode(),
-        _batch_id(fields[b"b"]),
+        batch_id_of(fields[b"b"]),
         int(fields[b"s"]),
         time_us,
         fields[b"e"].decode(),
@@ -390,6 +390,6 @@ def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
 
 
 @functools.lru_cache(maxsize=4096)
-def _batch_id(text: bytes) -> UUID:
-    """Entries of one batch are near to each other; the same object is also quicker to look up."""
+def batch_id_of(text: bytes) -> UUID:
+    """The batch that an entry names. Entries of one are near to each other; the same object is quicker to look up."""
     return UUID(text.decode())

@@ -18,7 +18,7 @@ from redis import exceptions as redis_errors
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks, is_cancelled
-from tweezer.store.feed import EventStream, position_id, position_number
+from tweezer.store.feed import EventStream, batch_id_of, position_id, position_number
 from tweezer.store.keys import Key
 from tweezer.store.owners import Owners
 from tweezer.store.scripts import Scripts
@@ -135,7 +135,7 @@ class Tail:
         fresh = [(entry_id, fields) for entry_id, fields in rows if b"r" not in fields]  # others were told before
         owners: dict[UUID, str] = {}
         if self._of_project:
-            owners = await self._owners.projects(UUID(it[b"b"].decode()) for _, it in fresh if it.get(b"e"))
+            owners = await self._owners.projects(batch_id_of(it[b"b"]) for _, it in fresh if it.get(b"e"))
         for entry_id, fields in fresh:
             if b"n" not in fields and not fields[b"e"]:
                 continue  # no event
@@ -151,7 +151,7 @@ class Tail:
             project = fields[b"p"].decode() or None
         else:
             yield from self._of_batch.get(fields[b"b"], ())
-            project = owners.get(UUID(fields[b"b"].decode())) if self._of_project else None
+            project = owners.get(batch_id_of(fields[b"b"])) if self._of_project else None
         if project is not None:
             yield from self._of_project.get(project, ())
         else:  # everybody's; or of a batch that Redis has forgotten already: whoever it concerns reads the ledger

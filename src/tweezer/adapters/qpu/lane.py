@@ -32,6 +32,7 @@ from tweezer.adapters.qpu.errors import (
     UnknownJob,
 )
 from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.recent import Recent
 from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
@@ -66,7 +67,7 @@ class QpuLane(RemoteLane):
         self._options = options
         self._batch: BatchWork | None = None
         self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
-        self._names: dict[int, str | None] = {}  # whose jobs of the machine are
+        self._names: Recent[int, str] = Recent(_NAMES_KEPT)  # whose the machine's jobs are, "" if nobody's
 
     async def prepare(self, batch: BatchWork) -> None:
         self._looked = -1, 0
@@ -216,14 +217,13 @@ class QpuLane(RemoteLane):
         self._looked = job.index, uid - _OLDER  # ids may become known out of turn, but not by that many
         raise QpuUnreachable(f"the machine has more than {_LOOKED_THROUGH} jobs that were not looked at yet")
 
-    async def _name(self, uid: int) -> str | None:
+    async def _name(self, uid: int) -> str:
         """Whose job that is; asked once, as jobs that wait since before Redis came back are looked for among many."""
-        if uid not in self._names:
-            remote = await self._api.job(uid)
-            if len(self._names) >= _NAMES_KEPT:
-                self._names.clear()
-            self._names[uid] = remote.pasqman_job_id
-        return self._names[uid]
+        name = self._names.get(uid)
+        if name is None:
+            name = (await self._api.job(uid)).pasqman_job_id or ""
+            self._names.put(uid, name)
+        return name
 
     async def _newest(self) -> int:
         """The highest id of a job of a machine of which the queue knows none, or 0. Raises QpuError."""

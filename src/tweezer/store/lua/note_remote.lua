@@ -14,7 +14,7 @@ local at, own, after = string.match(redis.call('HGET', remote, index) or '', '^(
 if own ~= name then return { 'unknown' } end
 redis.call('HSET', remote, index, table.concat({ at, own, after, uid, '1' }, ' '))
 local device = key(KEY.device, b.device)
-returns_of(device)
+returns_of(device) -- noted while last_uid is still that of before
 local number = tonumber(uid)
 if number and number > tonumber(redis.call('HGET', device, 'last_uid') or -1) then
   redis.call('HSET', device, 'last_uid', uid)
