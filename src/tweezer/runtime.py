@@ -99,9 +99,8 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
             with contextlib.suppress(redis_errors.RedisError, OSError):
                 await worker.close()
         ended, _ = await asyncio.wait(running, timeout=drain_s)
-        await asyncio.gather(
-            *ended, return_exceptions=True
-        )  # nobody needs to know how one ended that was just starting
+        # How one ends that was closed while it was starting is of no interest.
+        await asyncio.gather(*ended, return_exceptions=True)
 
 
 async def _run(make: Callable[[], Process]) -> None:
