@@ -23,6 +23,7 @@ from starlette.types import Scope
 
 from tweezer.api.envelope import Refused
 from tweezer.model.errors import InvalidInput
+from tweezer.model.json_schemas import schema_components
 
 T = TypeVar("T")
 
@@ -252,7 +253,7 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
 
 def body_docs(kind: Any) -> dict[str, Any]:
     """The body of a route, for the OpenAPI document: the schema of a struct, or of a list of them."""
-    (schema,), structs = msgspec.json.schema_components([kind])
+    (schema,), structs = schema_components([kind], ref_template="#/$defs/{name}")
     content = {"application/json": {"schema": _inlined(schema, structs)}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -19,6 +19,7 @@ import msgspec
 
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
+from tweezer.model.json_schemas import schema_components
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault
 
@@ -307,7 +308,7 @@ def schema(type_: str) -> dict[str, Any]:
 
 def schemas() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of all bodies: a definition for each type of event, and of what they are made of."""
-    references, components = msgspec.json.schema_components(_DATA.values(), ref_template="#/$defs/{name}")
+    references, components = schema_components(_DATA.values(), ref_template="#/$defs/{name}")
     of_data = dict(zip(_DATA, references, strict=True))
     bodies = {
         str(type_): {
