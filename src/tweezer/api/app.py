@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from tweezer.api import (
     routes_account,
@@ -95,7 +97,6 @@ def create_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect has no body, and clients want JSON
-        generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
     app.state.database = database
@@ -121,9 +122,19 @@ def create_app(
     app.add_middleware(Answers, repeats=app.state.repeats)
     app.add_middleware(Unprefixed)
     install_failures(app)
-    for routes in (
+    app.router.routes += _routes()
+    return app
+
+
+def _routes() -> list[BaseRoute]:
+    """Return the routes of all modules, in the order in which they match.
+
+    They are shared by all applications of this process. ``include_router`` would build each of them again for each
+    application, which takes a quarter of a second.
+    """
+    ordered = (
         routes_account,
-        routes_lists,  # before those that take an id where it has a word
+        routes_lists,  # before the routes with an id where these have a word
         routes_statistics,
         routes_devices,
         routes_batches,
@@ -137,10 +148,12 @@ def create_app(
         routes_aliases,
         routes_webhooks,
         routes_workloads,
-    ):
-        app.include_router(routes.router)
-    app.router.routes[:0] = quick_routes()
-    return app
+    )
+    found = [route for module in ordered for route in module.router.routes]
+    for route in found:
+        if isinstance(route, APIRoute):
+            route.operation_id = route.name
+    return [*quick_routes(), *found]
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:
