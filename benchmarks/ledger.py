@@ -25,8 +25,8 @@ from asking import CONNECTIONS, answers_per_s, free_port, serving
 from harness import Broken, Figure, figure, median, note, percentile, ratio
 from questions import Questions
 from sqlalchemy import bindparam, select
-from tests.ledger.filling import Filled, Plan, fill
-from tests.postgres import PostgresServer
+from tests.support.ledger_filling import Filled, Plan, fill
+from tests.support.postgres import PostgresServer
 
 from tweezer.ledger.credentials import Principal, Role
 from tweezer.ledger.database import Database

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from tests.ledger.filling import DEVICES, TAGS, Filled
+from tests.support.ledger_filling import DEVICES, TAGS, Filled
 
 from tweezer.ledger.credentials import Principal, Role
 from tweezer.ledger.filters import Window

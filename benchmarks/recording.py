@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # tests.postgres, the private cluster
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # tests.support.postgres, the private cluster
 
 import dispatch
 import harness
 from harness import Broken, Figure, figure, median, note, ratio
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase

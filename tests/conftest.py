@@ -1,8 +1,7 @@
-"""What all tests share: real servers, started once, one client fixture for three kinds of store, and one ledger
-fixture for both kinds of database.
+"""Fixtures of all tests: real servers, clients of three kinds of store, and ledgers on two kinds of database.
 
-A test that needs a server which is not installed is skipped with the reason; where
-``TWEEZER_REQUIRE_SERVERS=1`` (as in CI) it fails instead.
+Each pytest process starts its own servers, once, and empties them between tests. A test that needs a server which is
+not installed is skipped with the reason; where ``TWEEZER_REQUIRE_SERVERS=1`` (as in CI) it fails instead.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import fakeredis
 import pytest
 import redis
 import redis.asyncio
-from tests.postgres import NoPostgres, PostgresServer
+from tests.support.postgres import NoPostgres, PostgresServer
+from tests.support.requirements import give_up
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
@@ -29,11 +28,15 @@ from tweezer.store.server import RedisServer, ServerKind, find_server
 
 _numbers = itertools.count()
 
+_PROCESSES_A_CORE = 2
+"""Tests wait for servers and child processes half of the time; see CONTRIBUTING or README for the measurement."""
 
-def _do_without(reason: str) -> NoReturn:
-    if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes ``--numprocesses=auto`` starts: none of its own for a single test."""
+    if len(config.args) == 1 and "::" in config.args[0]:
+        return 0
+    return _PROCESSES_A_CORE * (os.cpu_count() or 1)
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def _serve(kind: ServerKind) -> Iterator[RedisServer]:
     try:
         find_server(kind)
     except TweezerError as error:
-        _do_without(error.message)
+        give_up(error.message)
     with RedisServer(kind=kind) as server:
         yield server
 
@@ -101,7 +104,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer()
     except NoPostgres as error:
-        _do_without(str(error))
+        give_up(str(error))
     with server:
         yield server
 

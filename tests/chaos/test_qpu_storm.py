@@ -3,7 +3,7 @@ says that nothing was submitted twice.
 
 In CI a third of it runs. All of it, with the figures as JSON in a file:
 
-    TWEEZER_STORM=full TWEEZER_STORM_FIGURES=/tmp/qpu-storm.json pytest tests/chaos/test_qpu_storm.py -s
+    TWEEZER_TEST_FULL=1 TWEEZER_STORM_FIGURES=/tmp/qpu-storm.json pytest tests/chaos/test_qpu_storm.py -s
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import msgspec
 import psutil
 import pytest
 from sqlalchemy import select
-from tests.losses import AppendOnlyFile
-from tests.processes import LEASE_S, QUICK_QPU, Process, Site, until
-from tests.qpu_process import QpuProcess
+from tests.support.effort import effort
+from tests.support.power_loss import AppendOnlyFile
+from tests.support.processes import LEASE_S, QUICK_QPU, Process, Site
+from tests.support.qpu_process import QpuProcess
+from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
 from tweezer.ledger.database import Database
@@ -88,14 +90,17 @@ class Weather(msgspec.Struct, frozen=True):
         ]
 
 
-FULL = Weather(jobs=200, kills=30, freezes=10, drains=10, restarts=10, cuts=3)
-THIRD = Weather(jobs=70, kills=10, freezes=3, drains=3, restarts=3, cuts=1)
-SHORT = Weather(jobs=40, kills=6, freezes=2, drains=2, restarts=2, cuts=0)
-"""Where each write is on the disk before it is answered, nothing is lost."""
+LOSING = effort(
+    short=Weather(jobs=40, kills=6, freezes=2, drains=2, restarts=2, cuts=1),
+    full=Weather(jobs=200, kills=30, freezes=10, drains=10, restarts=10, cuts=3),
+)
+"""Redis may lose its last second."""
 
-
-def all_of_it() -> bool:
-    return os.environ.get("TWEEZER_STORM") == "full"
+LOSSLESS = effort(
+    short=Weather(jobs=30, kills=4, freezes=1, drains=1, restarts=1, cuts=0),
+    full=Weather(jobs=80, kills=12, freezes=2, drains=2, restarts=2, cuts=0),
+)
+"""Each write is on the disk before it is answered."""
 
 
 @pytest.fixture(params=["valkey", "redis"])
@@ -384,10 +389,7 @@ async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
     server: RedisServer, qpu: QpuProcess, database: Database, tmp_path: Path
 ) -> None:
     seed = random.randrange(1_000_000)
-    if server.kind == "redis":
-        weather = SHORT if not all_of_it() else msgspec.structs.replace(SHORT, jobs=80, kills=12)
-    else:
-        weather = FULL if all_of_it() else THIRD
+    weather = LOSSLESS if server.kind == "redis" else LOSING
     settings = {"database_url": str(database.engine.url), "data_dir": tmp_path}
     async with Site(server.url, tmp_path, **settings) as site:
         await site.serves(site.spawn("recorder"))

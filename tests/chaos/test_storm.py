@@ -12,7 +12,9 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from tests.processes import LEASE_S, WITNESSED, Process, Site, until
+from tests.support.effort import effort
+from tests.support.processes import LEASE_S, WITNESSED, Process, Site
+from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.model.ids import job_id
@@ -22,8 +24,8 @@ from tweezer.store.server import RedisServer
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 WORKERS, LANES = 3, 2
-BATCHES, JOBS = 10, 120
-STORM_S, PATIENCE_S = 20.0, 60.0
+BATCHES, JOBS = effort(short=5, full=10), 120
+STORM_S, PATIENCE_S = effort(short=10.0, full=20.0), 60.0
 MISHAPS = ("kill", "kill", "freeze", "terminate")
 
 

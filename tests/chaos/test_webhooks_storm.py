@@ -16,8 +16,10 @@ from uuid import UUID
 import pytest
 from aiohttp import web
 from sqlalchemy import select
-from tests.processes import NULL, Site, until
-from tests.receiver import Received, Receiver
+from tests.support.effort import effort
+from tests.support.processes import NULL, Site
+from tests.support.waiting import until
+from tests.support.webhook_receiver import Received, Receiver
 
 from tweezer import AsyncBatch
 from tweezer.ledger.database import Database
@@ -42,8 +44,9 @@ POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
 ALL = tuple(it for it in EventType if it is not EventType.PING)
 SCHEDULE_S = (0.0, 0.2, 0.5, 1.0, 1.0, 1.0)
 CONNECTIONS, TIMEOUT_S, SLOW_S = 4, 5.0, 0.2
-KILLS, RESTARTS, COURIERS = 20, 3, 2
-BATCHES, JOBS = 30, 12
+KILLS, RESTARTS = effort(short=(8, 2), full=(20, 3))
+COURIERS = 2
+BATCHES, JOBS = effort(short=15, full=30), 12
 STANDSTILL_S = 120.0
 """How long nothing at all may come: what a dead courier held is free after HOLD_S, and found by the next sweep."""
 LOST_S = 0.7

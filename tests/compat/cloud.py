@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 from click.testing import CliRunner
-from tests.processes import wait_until
+from tests.support.waiting import wait_until
 
 from tweezer.cli import main
 from tweezer.store.server import RedisServer
@@ -66,8 +66,8 @@ class Cloud:
         for device, lanes in ((EMU_FREE, 1), (NULL, 4), (QPU, 1)):
             self._start("worker", "--device", device, "--lanes", str(lanes))
         try:
-            wait_until(self._listens, _START_S)
-            wait_until(lambda: self._serves(EMU_FREE, NULL, QPU), _START_S)
+            wait_until(self._listens, within_s=_START_S)
+            wait_until(lambda: self._serves(EMU_FREE, NULL, QPU), within_s=_START_S)
         except BaseException:
             self._stop()
             raise
@@ -91,7 +91,7 @@ class Cloud:
         """A worker of one device more, as long as it is needed: each takes half a gigabyte."""
         self._start("worker", "--device", device, "--lanes", "1")
         try:
-            wait_until(lambda: self._serves(device), _START_S)
+            wait_until(lambda: self._serves(device), within_s=_START_S)
             yield
         finally:
             self._end(device, self._processes.pop(device))

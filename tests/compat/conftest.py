@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 from tests.compat.clients import Client
 from tests.compat.cloud import PROJECT, Cloud
+from tests.support.requirements import give_up
 
 from tweezer.store.server import RedisServer
 
@@ -22,10 +23,7 @@ def _interpreter(stack: str) -> str:
     variable = f"TWEEZER_COMPAT_{stack.upper()}"
     found = shutil.which(os.environ.get(variable, ""))
     if found is None:
-        reason = f"{variable} does not name the interpreter of an environment with Pasqal's client"
-        if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        give_up(f"{variable} does not name the interpreter of an environment with Pasqal's client")
     return found
 
 

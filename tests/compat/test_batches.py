@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.compat.clients import Client, ClientError
 from tests.compat.cloud import EMU_FREE, FOREIGN, NULL, PROJECT, SECOND, Cloud
-from tests.processes import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.compat
 

@@ -10,7 +10,7 @@ import pytest
 from tests.compat.clients import Client
 from tests.compat.cloud import EMU_FREE, NULL, Cloud
 from tests.compat.proxy import Fault, Proxy
-from tests.processes import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.compat
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.processes import NULL, PATIENCE_S, Process, Site, until
+from tests.support.processes import NULL, Process, Site
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_key

@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from tests.support.waiting import until
 
 from tweezer.adapters.registry import adapter_for
 from tweezer.client import AsyncBatch, AsyncQueue, connect_async
@@ -70,7 +70,7 @@ class Server:
             assert self.process.returncode is None, self.lines
             return bool(self.said("api.listening"))
 
-        await eventually(listening)
+        await until(listening, within_s=DEADLINE_S)
         return str(self.said("api.listening")[0]["url"])
 
     async def end(self) -> None:
@@ -78,13 +78,6 @@ class Server:
             self.process.kill()
         await self.process.wait()
         await self._reading
-
-
-async def eventually(condition: Any) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not await condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -166,7 +159,7 @@ class Setting:
             assert not request.done()
             return await self.subscribers(batch) == 1
 
-        await eventually(listening)
+        await until(listening, within_s=DEADLINE_S)
         return request
 
 
@@ -182,7 +175,7 @@ async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]
         async def announced() -> bool:
             return bool(await queue.store.reader.devices())
 
-        await eventually(announced)
+        await until(announced, within_s=DEADLINE_S)
         yield Setting(server, http, queue)
 
 
@@ -217,7 +210,7 @@ async def test_many_requests_for_one_batch_are_held_on_one_connection(setting: S
         async def listening() -> bool:
             return await setting.subscribers(batch) > 0
 
-        await eventually(listening)
+        await until(listening, within_s=DEADLINE_S)
         assert await setting.subscribers(batch) == 1
         await batch.cancel()
         answers = await asyncio.wait_for(answering, DEADLINE_S - 5)
@@ -234,7 +227,7 @@ async def test_a_client_that_goes_ends_its_hold(setting: Setting) -> None:
     async def forgotten() -> bool:
         return await setting.subscribers(batch) == 0
 
-    await eventually(forgotten)
+    await until(forgotten, within_s=DEADLINE_S)
     await batch.cancel()
 
 
@@ -265,7 +258,7 @@ async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
             async def announced() -> bool:
                 return bool(await queue.store.reader.devices())
 
-            await eventually(announced)
+            await until(announced, within_s=DEADLINE_S)
             batch = await setting.submit(2.5)
             request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
             await asyncio.to_thread(redis.restart)

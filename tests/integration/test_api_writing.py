@@ -18,7 +18,8 @@ import pytest
 import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from tests.processes import NULL, PATIENCE_S, Process, Site, until
+from tests.support.processes import NULL, Process, Site
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import heads
 from tweezer.api.heads import HEAD_MAX
@@ -203,6 +204,7 @@ async def test_a_body_that_ends_early_writes_nothing(setting: Setting) -> None:
     assert await setting.written() == before
 
 
+@pytest.mark.slow
 async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
     about = psutil.Process(setting.api.pid)
     small = (await setting.http.get("/health"), about.memory_info().rss)[1]

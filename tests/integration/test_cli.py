@@ -11,8 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from click.testing import CliRunner, Result
+from tests.support.waiting import wait_until
 
 from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
@@ -52,13 +52,6 @@ def tweezer(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=PATIENCE_S,
         check=False,
     )
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.05)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -94,7 +87,9 @@ class Up:
         return self.output.read_text()
 
     def wait_ready(self) -> Self:
-        until(lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "up is ready")
+        wait_until(
+            lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "up is ready", PATIENCE_S
+        )
         assert self.process.poll() is None, self.said
         return self
 
@@ -154,6 +149,7 @@ def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
     assert up.tweezer("status", nobody).stderr == f"Error: there is no batch {nobody}\n"
 
 
+@pytest.mark.slow
 def test_a_batch_goes_through_real_commands(up: Up, tmp_path: Path) -> None:
     (tmp_path / "sequence.json").write_text("{}")
     submit = ("submit", str(tmp_path / "sequence.json"), "--device", "NULL", "--runs", "4")
@@ -214,7 +210,7 @@ def test_jobs_of_a_file_are_added_to_an_open_batch_which_is_closed(up: Up, tmp_p
 
 def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
     batch = up.submit("--job", "sleep_s=60", "--job", "sleep_s=60", "--job", "runs=1")
-    until(lambda: up.call("status", batch).count("on_device") == 2, "two jobs run")
+    wait_until(lambda: up.call("status", batch).count("on_device") == 2, "two jobs run", PATIENCE_S)
     assert up.call("cancel", batch, "--job", "2", "--by", "the watchdog") == "job 2 canceled"
     assert up.call("cancel", batch) == f"{batch} canceled"
     watched = up.tweezer("watch", batch)
@@ -275,9 +271,12 @@ def test_workers_and_devices_are_listed(up: Up) -> None:
 
 
 def test_the_doctor_finds_no_fault_with_what_up_starts(up: Up) -> None:
-    findings = json.loads(up.call("doctor", "--json"))
-    assert {one["level"] for one in findings} <= {"OK", "WARN"}
-    assert [one["name"] for one in findings if one["level"] == "WARN"] == ["memory"]
+    def only_memory_is_found() -> bool:
+        findings = json.loads(up.call("doctor", "--json"))
+        assert {one["level"] for one in findings} <= {"OK", "WARN"}
+        return [one["name"] for one in findings if one["level"] == "WARN"] == ["memory"]
+
+    wait_until(only_memory_is_found, "the courier", PATIENCE_S)
     assert "OK    persistence" in up.call("doctor")
 
 
@@ -316,6 +315,7 @@ def test_watching_is_left_with_ctrl_c(up: Up) -> None:
 # --- the processes of up: each test has its own
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_any_server")
 def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path) -> None:
     with Up(tmp_path) as up:
@@ -342,9 +342,10 @@ def test_what_up_started_dies_with_it(tmp_path: Path) -> None:
         family = psutil.Process(up.process.pid).children(recursive=True)
         up.process.kill()
         up.process.wait()
-        until(lambda: all(map(gone, family)), "all are gone")
+        wait_until(lambda: all(map(gone, family)), "all are gone", PATIENCE_S)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.usefixtures("_any_server")
 def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> None:
@@ -356,8 +357,12 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         worker.kill()
         (server,) = (child for name, child in children.items() if name not in ("api", "chores", "courier", "recorder"))
         server.kill()
-        until(lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said, "it says so")
-        until(lambda: up.tweezer("devices").exit_code == 0, "Redis answers again")
+        wait_until(
+            lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said,
+            "it says so",
+            PATIENCE_S,
+        )
+        wait_until(lambda: up.tweezer("devices").exit_code == 0, "Redis answers again", PATIENCE_S)
         assert up.call("watch", batch).endswith("2/2 jobs · DONE")
         assert up.children()["worker"].pid != worker.pid
 

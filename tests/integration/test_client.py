@@ -14,7 +14,8 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from tests.processes import PATIENCE_S, Site, statuses, until
+from tests.support.processes import Site, statuses
+from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus, Limits, Priority

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import redis
-from tests.processes import NULL, PATIENCE_S, QUICK, Process, wait_until
+from tests.support.processes import NULL, QUICK, Process
+from tests.support.waiting import PATIENCE_S, wait_until
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus

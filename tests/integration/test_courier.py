@@ -15,9 +15,9 @@ import pytest
 import redis.asyncio
 from aiohttp import web
 from sqlalchemy import delete
-from tests.processes import until
-from tests.receiver import Received, Receiver
-from tests.store.conftest import Rig
+from tests.support.store_rig import StoreRig
+from tests.support.waiting import until
+from tests.support.webhook_receiver import Received, Receiver
 
 from tweezer.events import breaker as breakers
 from tweezer.events import courier as couriers
@@ -53,7 +53,7 @@ NEVER_S = 3600.0
 class Post:
     """A store, a ledger, and couriers that are started one by one."""
 
-    def __init__(self, rig: Rig, database: Database, folder: Path) -> None:
+    def __init__(self, rig: StoreRig, database: Database, folder: Path) -> None:
         self.rig = rig
         self.database = database
         self.vault = Vault.of("", folder)
@@ -142,7 +142,7 @@ class Post:
 @pytest.fixture
 async def post(real_redis_url: str, database: Database, tmp_path: Path) -> AsyncIterator[Post]:
     client: Any = redis.asyncio.Redis.from_url(real_redis_url)
-    rig = Rig(client)
+    rig = StoreRig(client)
     await rig.announce(lanes=2)
     made = Post(rig, database, tmp_path)
     yield made

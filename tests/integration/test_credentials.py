@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from tests.processes import NULL, PATIENCE_S, Site, until, wait_until
+from tests.support.processes import NULL, Site
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 from tweezer.cli import main
 from tweezer.ledger.credentials import new_key

@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.support.waiting import wait_until
 
 from tweezer.cli import antiferromagnet
 
@@ -137,15 +136,8 @@ def family_of(running: subprocess.Popen[str], *, at_least: int) -> list[psutil.P
         found[:] = psutil.Process(running.pid).children(recursive=True)
         return len(found) >= at_least
 
-    wait_until(complete)
+    wait_until(complete, "all processes", PATIENCE_S)
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        threading.Event().wait(0.02)
 
 
 def test_on_a_qpu_each_job_is_submitted_once(start: Start, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
-from tests.api_rig import bearer
-from tests.processes import PATIENCE_S, Site, until
+from tests.support.api_rig import bearer
+from tests.support.processes import Site
+from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
 from tweezer.cli import main

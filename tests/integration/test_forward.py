@@ -15,7 +15,8 @@ import pytest
 from pulser import Pulse, Register, Sequence
 from pulser.devices import MockDevice
 from tests.compat.proxy import Fault, Proxy
-from tests.processes import LEASE_S, NULL, Process, Site, until
+from tests.support.processes import LEASE_S, NULL, Process, Site
+from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
 from tweezer.ledger.database import Database
@@ -28,7 +29,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Limits
 from tweezer.store.server import RedisServer
 
-pytestmark = pytest.mark.emulator
+pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 
 DEVICE, EMU_FREE = "FAR_AWAY", "EMU_FREE"
 

@@ -1,4 +1,4 @@
-"""A lane and its process, whatever the backend in it does. The backend is the one below."""
+"""A lane and its process, whatever the backend in it does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.adapters.child import ChildLane, LaneOptions
-from tweezer.adapters.lane_backend import Execution, Refusal, Watch
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import (
@@ -30,62 +30,9 @@ from tweezer.model.messages import (
     Result,
 )
 
-MODULE = Path(__file__).stem
+MODULE = "tests.support.misbehaving_backend"
 BACKEND = f"{MODULE}:MisbehavingBackend"
 OPTIONS = LaneOptions(soft_cancel_s=0.3, watch_interval_s=0.05, progress_interval_s=0.01, start_timeout_s=60)
-PATIENCE_S = 20.0
-
-
-class MisbehavingBackend:
-    """Does in the lane's process what the batch's sequence or the job's variables say."""
-
-    def __init__(self, watch: Watch, memo_bytes: int) -> None:
-        self.evolutions = 0
-        self._watch = watch
-        self._prepared = 0
-        print("a library that likes to talk", flush=True)  # noqa: T201  # that is what it is for
-
-    def prepare(self, batch: BatchWork) -> None:
-        match batch.doc.sequence:
-            case "hang":
-                time.sleep(600)
-            case "crash":
-                os._exit(4)
-            case "refuse":
-                raise Refusal(Fault("user", "is not to its liking", "sequence"))
-            case "fault":
-                raise KeyError("nobody expected this")
-        self._prepared += 1
-
-    def run(self, job: JobWork) -> Execution:
-        value: Any = job.spec.variables.get("value")
-        match job.spec.variables["act"]:
-            case "echo":
-                print("chatty " * 1000, flush=True)  # noqa: T201  # as above
-            case "refuse":
-                raise Refusal(Fault("invalid", "is missing", "variables.omega"))
-            case "fault":
-                raise KeyError("nobody expected this")
-            case "memory_error":
-                raise MemoryError
-            case "exit":
-                os._exit(int(value))
-            case "signal":
-                os.kill(os.getpid(), int(value))
-            case "hog":
-                hoard = []
-                while True:
-                    hoard.append(bytearray(os.urandom(1 << 20)) * 10)
-            case "solve":  # until aborted
-                while True:
-                    time.sleep(0.005)
-                    self._watch.advance(0.5)
-            case "deaf":  # as a solver that never looks up
-                self._watch.advance(0.25)
-                time.sleep(0.02)
-                self._watch.advance(0.25)
-                time.sleep(600)
-        return Execution(Result({"prepared": self._prepared}), preparation_s=0.0, device_s=0.0)
 
 
 def batch(sequence: str = "{}", limits: Limits | None = None) -> BatchWork:
@@ -112,18 +59,11 @@ def environment_of(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, for so long."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  # the condition is the system's, nobody sets an event
-            await asyncio.sleep(0.01)
-
-
 @pytest.fixture(autouse=True)
 def importable_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the lane's process find the backend in this module."""
+    """Let the lane's process find the backend, and a program find this module."""
     inherited = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).parent)
+    here = os.pathsep.join((str(Path(__file__).parents[2]), str(Path(__file__).parent)))
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{inherited}" if inherited else here)
 
 
@@ -380,7 +320,7 @@ async def test_starting_has_a_time_limit() -> None:
 async def test_a_lane_dies_with_its_worker_even_in_the_middle_of_a_job() -> None:
     program = f"""
 import asyncio
-from {MODULE} import BACKEND, ChildLane, OPTIONS, batch, begin, job
+from {Path(__file__).stem} import BACKEND, ChildLane, OPTIONS, batch, begin, job
 async def main():
     lane = await ChildLane.open(BACKEND, OPTIONS)
     await lane.prepare(batch())

@@ -504,6 +504,7 @@ async def test_a_job_ends_at_its_time_limit() -> None:
     await lane.close()
 
 
+@pytest.mark.slow
 async def test_a_sequence_that_is_too_large_for_the_lane_ends_in_out_of_memory() -> None:
     lane = await open_lane(LaneOptions(memory_limit_mb=600, watch_interval_s=0.02))
     await lane.prepare(batch(adiabatic(18).to_abstract_repr()))

@@ -41,6 +41,7 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 
 pytestmark = [
     pytest.mark.emulator,
+    pytest.mark.torch,
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning:pulser"),

@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner
-from tests.processes import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncBatch, AsyncQueue, JobStatus, ResultUnavailable, connect, connect_async
 from tweezer.adapters.null import NullAdapter, NullLane

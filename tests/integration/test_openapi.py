@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode, checks
 from schemathesis.schemas import APIOperation
-from tests.api_rig import bearer
-from tests.furnished_api import FurnishedApi, furnished_api
-from tests.processes import NULL, PATIENCE_S
+from tests.support.api_rig import bearer
+from tests.support.effort import effort
+from tests.support.furnished_api import FurnishedApi, furnished_api
+from tests.support.processes import NULL
+from tests.support.waiting import PATIENCE_S
 
-EXAMPLES = 4  # of each operation, with each key, as described and not as described
+EXAMPLES = effort(short=1, full=4)  # of each operation, with each key, as described and not as described
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,

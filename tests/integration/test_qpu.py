@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from pulser import Pulse, Register, Sequence
 from pulser.json.abstract_repr.deserializer import deserialize_device
-from tests.processes import Process, Site, until
-from tests.qpu_process import QpuProcess
+from tests.support.processes import Process, Site
+from tests.support.qpu_process import QpuProcess
+from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
 from tweezer.model.cancels import CancelOutcome
@@ -22,7 +23,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits
 from tweezer.store.server import RedisServer, ServerKind
 
-pytestmark = pytest.mark.emulator
+pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 
 DEVICE = "FRESNEL"
 SPECS = (resources.files("tweezer.qpu_sim") / "device.json").read_text("utf-8")

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.losses import AppendOnlyFile
-from tests.processes import QUICK_QPU, Process, Site, until
-from tests.qpu_process import QpuProcess
+from tests.support.power_loss import AppendOnlyFile
+from tests.support.processes import QUICK_QPU, Process, Site
+from tests.support.qpu_process import QpuProcess
+from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.store.server import RedisServer
@@ -132,6 +133,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
+@pytest.mark.slow
 async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
     lab.qpu.habits(job_seconds="3")
     worker = await lab.worker()

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pulser import Pulse, Register, Sequence
 from pulser.devices import MockDevice
-from tests.processes import until
-from tests.qpu_process import QpuProcess, some_context, submitted
+from tests.support.qpu_process import QpuProcess, some_context, submitted
+from tests.support.waiting import until
 
 from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
 from tweezer.adapters.qpu.api import QpuApi

@@ -11,12 +11,13 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
+from tests.support.waiting import wait_until
 
 from tweezer.model.errors import TweezerError
 from tweezer.store import server as server_module
@@ -40,13 +41,6 @@ def server(kind: ServerKind, tmp_path: Path) -> Iterator[RedisServer]:
 
 def client_of(server: RedisServer) -> redis.Redis:
     return redis.Redis.from_url(server.url)
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        threading.Event().wait(0.01)
 
 
 def gone(pid: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio.sentinel import SentinelConnectionPool
-from tests.processes import until
+from tests.support.waiting import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
 from tweezer.queue.run import make_worker

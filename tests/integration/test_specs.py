@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pulser.devices import AnalogDevice, MockDevice, VirtualDevice
 from pulser.json.abstract_repr.deserializer import deserialize_device
+from tests.support.requirements import give_up
 
 from tweezer.adapters import specs
 from tweezer.adapters.registry import Binding, specs_of
@@ -34,11 +35,12 @@ def test_an_emulators_device_is_pulsers_mock_device_by_another_name() -> None:
     assert {**ours, "pulser_version": None} == {**theirs, "pulser_version": None}
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("stack", ["A", "B"])
 def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
     interpreter = shutil.which(os.environ.get(f"TWEEZER_COMPAT_{stack}", ""))
     if interpreter is None:
-        pytest.skip(f"TWEEZER_COMPAT_{stack} does not name the interpreter of an environment with Pasqal's client")
+        give_up(f"TWEEZER_COMPAT_{stack} does not name the interpreter of an environment with Pasqal's client")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     ran = subprocess.run(
         [interpreter, "-c", _READ],
@@ -52,6 +54,7 @@ def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
     assert ran.stdout.split() == ["VirtualDevice", "NULL"]
 
 
+@pytest.mark.slow
 def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "analog.json"
     file.write_text(AnalogDevice.to_abstract_repr())
@@ -60,6 +63,7 @@ def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
     assert (found.name, found.max_atom_num, found.max_runs) == ("AnalogDevice", 80, 2000)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_specs_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .*broken\.json cannot be read: No such file"):
@@ -79,6 +83,7 @@ def test_without_pulser_specs_from_outside_are_not_taken(monkeypatch: pytest.Mon
         checked_specs(virtual_specs("X").text)
 
 
+@pytest.mark.slow
 def test_the_process_that_asks_does_not_import_pulser() -> None:
     program = """
 import sys

@@ -9,9 +9,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from tests.api_rig import bearer
-from tests.furnished_api import OURS, FurnishedApi, furnished_api
-from tests.processes import NULL, PATIENCE_S
+from tests.support.api_rig import bearer
+from tests.support.furnished_api import OURS, FurnishedApi, furnished_api
+from tests.support.processes import NULL
+from tests.support.waiting import PATIENCE_S
 
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.store.keys import Key
@@ -65,6 +66,7 @@ async def stranger(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -
         yield Stranger(api, http)
 
 
+@pytest.mark.slow
 async def test_a_foreign_id_is_answered_like_one_that_nobody_has(stranger: Stranger) -> None:
     paths, before = stranger.paths(), await stranger.everything()
     assert len(paths) > 10

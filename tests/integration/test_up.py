@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.processes import NULL, PATIENCE_S, wait_until
+from tests.support.processes import NULL
+from tests.support.waiting import PATIENCE_S, wait_until
 
 from tweezer.ledger.migrations import HEAD
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 from click.testing import CliRunner, Result
-from tests.processes import until
+from tests.support.waiting import until
 
 from tweezer.cli import main
 from tweezer.cli.listen import Manner, Received, Receiver, json_of, line_of

@@ -16,7 +16,8 @@ from arq import func
 from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis.asyncio import Redis
-from tests.processes import PATIENCE_S, QUICK, Site, statuses, until
+from tests.support.processes import QUICK, Site, statuses
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus
 from tweezer.queue.run import make_worker

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, runs, statuses, until
+from tests.support.processes import LEASE_S, MISBEHAVING, Site, runs, statuses
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus
 from tweezer.model.lifecycle import BatchStatus as Batch

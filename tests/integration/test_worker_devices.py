@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from pulser.devices import AnalogDevice
-from tests.processes import Site, until
+from tests.support.processes import Site
+from tests.support.waiting import until
 
 import tweezer
 from tweezer.store.admission import Submission
@@ -34,6 +35,7 @@ def sequence(device: str = "AnalogDevice", *, atoms: int = 1) -> str:
     return json.dumps({**header, "variables": {}, "operations": [], "measurement": None})
 
 
+@pytest.mark.slow
 async def test_several_devices_share_an_adapter(site: Site) -> None:
     await site.workers(1, TWIN)
     await site.workers(1, "PLAIN")
@@ -69,6 +71,7 @@ async def test_the_device_of_a_batch_is_that_of_its_sequence(site: Site) -> None
         await site.store.admission.submit(Submission(sequence("MockDevice"), [{"runs": 1}], None), project="ours")
 
 
+@pytest.mark.slow
 async def test_a_second_device_with_the_same_specs_is_refused(site: Site) -> None:
     await site.workers(1, TWIN)
     late = site.worker(OTHER)

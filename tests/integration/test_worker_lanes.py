@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, statuses, until
+from tests.support.processes import LEASE_S, MISBEHAVING, Site, statuses
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus, Limits
 from tweezer.model.cancels import CancelOutcome
@@ -221,6 +222,7 @@ def chain(atoms: int, duration_ns: int) -> str:
     return str(sequence.to_abstract_repr())
 
 
+@pytest.mark.slow
 @pytest.mark.emulator
 async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_goes_on(site: Site) -> None:
     await site.workers(1, "EMU_FREE")

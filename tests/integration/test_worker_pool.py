@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.processes import PATIENCE_S, WITNESSED, Site, until
+from tests.support.processes import WITNESSED, Site
+from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
 from tweezer import BatchStatus, JobStatus

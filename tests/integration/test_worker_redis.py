@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.processes import LEASE_S, MISBEHAVING, PATIENCE_S, Site, runs, statuses, until
+from tests.support.processes import LEASE_S, MISBEHAVING, Site, runs, statuses
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus, Limits
 from tweezer.store.server import RedisServer

@@ -1,78 +1,23 @@
-"""What the recorder's tests share: a store with one device beside a ledger of each kind."""
+"""The fixture of the recorder and query tests."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
-from uuid import UUID
 
 import fakeredis
 import pytest
-from sqlalchemy import text
-from tests.store.conftest import Rig
+from tests.support.ledger_rig import LedgerRig
+from tests.support.store_rig import StoreRig
 
-from tweezer.ledger.credentials import Principal, Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries import Queries
-from tweezer.ledger.recorder import Pace, Recorder
-from tweezer.store.records import BatchRecord, JobRecord
-
-NAMESPACE = "test"
-OPERATOR = Principal("test", Role.OPERATOR)
-GRACE_S = 100.0
-
-
-class Bench:
-    """A rig, the ledger that records it, and questions about both."""
-
-    def __init__(self, rig: Rig, database: Database) -> None:
-        self.rig = rig
-        self.database = database
-        self.queries = Queries(database)
-        self.recorder = self.another_recorder()
-
-    def another_recorder(self, **pace: Any) -> Recorder:
-        return Recorder(
-            self.rig.store, self.database, namespace=NAMESPACE, grace_s=GRACE_S, pace=Pace(**pace) if pace else None
-        )
-
-    async def record(self) -> None:
-        """Records all that happened, as a recorder does that has just become active."""
-        await self.recorder.resume()
-        await self.recorder.catch_up()
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        with self.database.read() as connection:
-            return [tuple(row) for row in connection.execute(text(query))]
-
-    def batch(self, batch_id: UUID) -> BatchRecord | None:
-        return self.queries.batch(OPERATOR, batch_id)
-
-    def jobs(self, batch_id: UUID) -> list[JobRecord]:
-        batch = self.batch(batch_id)
-        return [] if batch is None else self.queries.jobs_of(batch, range(batch.jobs))
-
-    async def agree(self, batch_id: UUID) -> None:
-        """The ledger says of the batch and its jobs what Redis says."""
-        live = await self.rig.reader.batch(batch_id, project=None)
-        assert self.batch(batch_id) == live
-        assert self.jobs(batch_id) == await self.rig.reader.jobs(live, range(live.jobs))
-
-    def counts_add_up(self) -> None:
-        """The counters are what counting the rows gives."""
-        for kind, table in (("B", "batches"), ("J", "jobs")):
-            place = "project, device, status"
-            counted = self.rows(f"SELECT {place}, count(*) FROM {table} GROUP BY 1, 2, 3")  # noqa: S608
-            told = self.rows(f"SELECT {place}, count FROM counters WHERE kind = '{kind}' AND count <> 0")  # noqa: S608
-            assert sorted(told) == sorted(counted)
 
 
 @pytest.fixture
-async def bench(database: Database) -> AsyncIterator[Bench]:
+async def bench(database: Database) -> AsyncIterator[LedgerRig]:
     """On fakeredis, and on each database in turn."""
     redis = fakeredis.FakeAsyncRedis()
-    rig = Rig(redis)
+    rig = StoreRig(redis)
     await rig.announce(lanes=2)
-    yield Bench(rig, database)
+    yield LedgerRig(rig, database)
     await rig.store.news.close()
     await redis.aclose()

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import exc, func, insert, select, text, update
-from tests.postgres import PostgresServer
+from tests.support.postgres import PostgresServer
 
 from tweezer.ledger.database import Database, load, parse_url
 from tweezer.ledger.place import OpenDatabase

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import update
-from tests.ledger.conftest import NAMESPACE, Bench
+from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
 from tweezer.ledger.cursors import Cursor, read_cursor
 from tweezer.ledger.feed import Feed, Page, Selection
@@ -47,14 +47,14 @@ class Reader:
 
 
 @pytest.fixture
-def feed(bench: Bench) -> Feed:
+def feed(bench: LedgerRig) -> Feed:
     return Feed(bench.rig.store, bench.database, namespace=NAMESPACE)
 
 
 class Course:
     """What happens to the events of a bench, and all that there were, in order."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: LedgerRig) -> None:
         self._bench = bench
         self._all: dict[str, None] = {}
 
@@ -77,18 +77,20 @@ class Course:
 
 
 @pytest.fixture
-def course(bench: Bench) -> Course:
+def course(bench: LedgerRig) -> Course:
     return Course(bench)
 
 
-async def run_a_batch(bench: Bench, jobs: int = 3, project: str = "a") -> UUID:
+async def run_a_batch(bench: LedgerRig, jobs: int = 3, project: str = "a") -> UUID:
     batch_id = await bench.rig.submit(jobs, project=project)
     await bench.rig.run_all()
     return batch_id
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 1000])
-async def test_a_page_goes_on_where_the_last_one_ended(bench: Bench, feed: Feed, course: Course, limit: int) -> None:
+async def test_a_page_goes_on_where_the_last_one_ended(
+    bench: LedgerRig, feed: Feed, course: Course, limit: int
+) -> None:
     for _ in range(3):
         await run_a_batch(bench)
     await course.record()
@@ -101,7 +103,7 @@ async def test_a_page_goes_on_where_the_last_one_ended(bench: Bench, feed: Feed,
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_every_event_comes_once_and_in_order_whatever_recorder_and_trim_do(
-    bench: Bench, feed: Feed, course: Course, seed: int
+    bench: LedgerRig, feed: Feed, course: Course, seed: int
 ) -> None:
     chance = random.Random(seed)
     rig = bench.rig
@@ -136,7 +138,7 @@ async def test_every_event_comes_once_and_in_order_whatever_recorder_and_trim_do
         assert await own.read_all(3) == [it for it in wanted if it.startswith(identity)]
 
 
-def interrupt(bench: Bench, course: Course, chance: random.Random) -> None:
+def interrupt(bench: LedgerRig, course: Course, chance: random.Random) -> None:
     """Lets the recorder come by, now and then, between what a page reads from the ledger and from the stream."""
     stream = bench.rig.store.events
     read_on = stream.read_on
@@ -151,7 +153,7 @@ def interrupt(bench: Bench, course: Course, chance: random.Random) -> None:
 
 
 async def test_rows_that_redis_lost_come_although_the_recorder_went_back(
-    bench: Bench, feed: Feed, course: Course
+    bench: LedgerRig, feed: Feed, course: Course
 ) -> None:
     first = await run_a_batch(bench)
     await course.record()
@@ -173,7 +175,7 @@ async def test_rows_that_redis_lost_come_although_the_recorder_went_back(
 
 
 async def test_a_reader_who_was_away_goes_on_after_the_event_it_saw_last(
-    bench: Bench, feed: Feed, course: Course
+    bench: LedgerRig, feed: Feed, course: Course
 ) -> None:
     await run_a_batch(bench, 4)
     await bench.rig.commands.cancel(await bench.rig.submit(50), project=None)  # an entry of many events
@@ -186,7 +188,7 @@ async def test_a_reader_who_was_away_goes_on_after_the_event_it_saw_last(
         assert await Reader(feed, cursor=cursor).read_all() == wanted[at + 1 :]
 
 
-async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: Bench, feed: Feed, course: Course) -> None:
+async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: LedgerRig, feed: Feed, course: Course) -> None:
     kept = await run_a_batch(bench)
     gone = await run_a_batch(bench)
     last = (await course.ids())[-1]
@@ -199,7 +201,7 @@ async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: Bench, fee
     assert {it.split(":")[0] for it in ids} <= {str(kept), str(later)}
 
 
-async def test_the_place_of_a_foreign_event_is_not_told(bench: Bench, feed: Feed, course: Course) -> None:
+async def test_the_place_of_a_foreign_event_is_not_told(bench: LedgerRig, feed: Feed, course: Course) -> None:
     await run_a_batch(bench, project="b")
     foreign = (await course.ids())[3]
     unknown = f"{new_batch_id()}:4:{foreign.split(':')[2]}"
@@ -208,7 +210,7 @@ async def test_the_place_of_a_foreign_event_is_not_told(bench: Bench, feed: Feed
     assert await feed.cursor(foreign, of_a) != await feed.cursor(foreign, Selection(frozenset("b")))
 
 
-async def test_now_is_behind_all_that_there_is(bench: Bench, feed: Feed, course: Course) -> None:
+async def test_now_is_behind_all_that_there_is(bench: LedgerRig, feed: Feed, course: Course) -> None:
     for recorded in (False, True):
         await run_a_batch(bench)
         if recorded:
@@ -230,7 +232,7 @@ async def test_a_place_that_is_none_is_refused_by_name(feed: Feed, after: str) -
         await feed.cursor(after, ALL)
 
 
-async def test_types_are_filtered_and_the_place_moves_on(bench: Bench, feed: Feed) -> None:
+async def test_types_are_filtered_and_the_place_moves_on(bench: LedgerRig, feed: Feed) -> None:
     batch_id = await run_a_batch(bench, 5)
     for recorded in (False, True):
         if recorded:
@@ -242,7 +244,7 @@ async def test_types_are_filtered_and_the_place_moves_on(bench: Bench, feed: Fee
         assert not (await reader.step(1000)).events
 
 
-async def test_what_is_internal_is_not_told(bench: Bench, feed: Feed) -> None:
+async def test_what_is_internal_is_not_told(bench: LedgerRig, feed: Feed) -> None:
     await bench.rig.submit(1)
     grant = await bench.rig.take()
     await bench.rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
@@ -251,7 +253,7 @@ async def test_what_is_internal_is_not_told(bench: Bench, feed: Feed) -> None:
     assert "job.pending" not in [event.type for event in page.events]
 
 
-async def test_an_entry_of_many_events_is_told_in_pages(bench: Bench, feed: Feed, course: Course) -> None:
+async def test_an_entry_of_many_events_is_told_in_pages(bench: LedgerRig, feed: Feed, course: Course) -> None:
     batch_id = await bench.rig.submit(2500)
     await bench.rig.commands.cancel(batch_id, project=None)
     wanted = await course.ids()
@@ -263,7 +265,7 @@ async def test_an_entry_of_many_events_is_told_in_pages(bench: Bench, feed: Feed
 
 
 async def test_one_page_looks_through_so_much_and_no_more(
-    bench: Bench, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tweezer.ledger.feed.SCANNED_MAX", 10)
     monkeypatch.setattr("tweezer.ledger.feed._STEP", 4)
@@ -281,7 +283,7 @@ async def test_one_page_looks_through_so_much_and_no_more(
     assert (await Reader(feed, Selection(frozenset("b"), last)).read_all())[0].startswith(f"{last}:1:")
 
 
-async def test_notices_come_among_the_events_of_whom_they_are_for(bench: Bench, feed: Feed, course: Course) -> None:
+async def test_notices_come_among_the_events_of_whom_they_are_for(bench: LedgerRig, feed: Feed, course: Course) -> None:
     for recorded in (True, False):
         for name, project in (("d", None), ("a", "a"), ("b", "b")):
             notice = Notice(f"{name}:{recorded:d}:17", EventType.DEVICE_PAUSED, project, 17, '{"device": "EMU"}')

@@ -7,7 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from tests.ledger.conftest import Bench
+from tests.support.ledger_rig import LedgerRig
 
 from tweezer.client import AsyncQueue
 from tweezer.ledger.place import OpenDatabase
@@ -16,12 +16,12 @@ from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 
 
-def _queue(bench: Bench, project: str = "a", *, ledger: bool = True) -> AsyncQueue:
+def _queue(bench: LedgerRig, project: str = "a", *, ledger: bool = True) -> AsyncQueue:
     url = bench.database.engine.url.render_as_string(hide_password=False)
     return AsyncQueue(bench.rig.store, project, ledger=OpenDatabase(url) if ledger else None)
 
 
-async def _forgotten(bench: Bench) -> UUID:
+async def _forgotten(bench: LedgerRig) -> UUID:
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()
     await bench.record()
@@ -30,7 +30,7 @@ async def _forgotten(bench: Bench) -> UUID:
     return batch_id
 
 
-async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: Bench) -> None:
+async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     queue = _queue(bench)
     batch = queue.batch(batch_id)
@@ -45,7 +45,7 @@ async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: Bench) -> No
     history.close()
 
 
-async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: Bench) -> None:
+async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     queue = _queue(bench)
     with pytest.raises(Conflict, match="has ended"):
@@ -57,7 +57,7 @@ async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: Benc
     history.close()
 
 
-async def test_what_is_anothers_is_not_there(bench: Bench) -> None:
+async def test_what_is_anothers_is_not_there(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     queue = _queue(bench, "b")
     for call in (queue.batch(batch_id).record, queue.batch(batch_id).cancel):
@@ -70,13 +70,13 @@ async def test_what_is_anothers_is_not_there(bench: Bench) -> None:
     history.close()
 
 
-async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: Bench) -> None:
+async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     with pytest.raises(NotFound):
         await _queue(bench, ledger=False).batch(batch_id).record()
 
 
-async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: Bench, tmp_path: Path) -> None:
+async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: LedgerRig, tmp_path: Path) -> None:
     from tweezer.cli.history import _lines
 
     batch_id = await bench.rig.submit(3)

@@ -14,9 +14,9 @@ from uuid import UUID
 import jsonschema
 import msgspec
 import pytest
-from tests.api_rig import HOST, Rig
-from tests.ledger.conftest import Bench
-from tests.store.conftest import DEVICE
+from tests.support.api_rig import HOST, ApiRig
+from tests.support.ledger_rig import LedgerRig
+from tests.support.store_rig import DEVICE
 
 from tweezer.events.payloads import Payloads
 from tweezer.ledger.database import Database
@@ -40,7 +40,7 @@ BROKEN = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.o
 class Teller:
     """Tells the events of a bench as a courier does."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: LedgerRig) -> None:
         self.bench = bench
         self.rig = bench.rig
         self.links = ResultLinks(bench.database, base_url=BASE, link_s=1000)
@@ -81,7 +81,7 @@ def check(event: Event, data: Data) -> None:
 
 
 @pytest.fixture
-def teller(bench: Bench) -> Teller:
+def teller(bench: LedgerRig) -> Teller:
     return Teller(bench)
 
 
@@ -313,7 +313,7 @@ async def test_a_body_is_short_whatever_it_is_about(teller: Teller, letter: str)
 
 
 async def test_a_link_in_a_webhook_is_good_at_the_api(database: Database) -> None:
-    rig = Rig(Settings(longpoll_s=0), database)
+    rig = ApiRig(Settings(longpoll_s=0), database)
     await rig.announce()
     batch_id = await rig.submit()
     await rig.run()

@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from sqlalchemy import func, select, update
-from tests.ledger.filling import DEVICES, SEQUENCE, TAGS, Filled, Plan, fill
+from tests.support.ledger_filling import DEVICES, SEQUENCE, TAGS, Filled, Plan, fill
 
 from tweezer.ledger import lists, statistics
 from tweezer.ledger.credentials import Principal, Role

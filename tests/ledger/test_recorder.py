@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
-from tests.ledger.conftest import OPERATOR, Bench
-from tests.processes import until
+from tests.support.ledger_rig import OPERATOR, LedgerRig
+from tests.support.waiting import until
 
 from tweezer.ledger.filters import JobFilter
 from tweezer.ledger.writing import Superseded
@@ -22,7 +22,7 @@ from tweezer.store.feed import position_id, position_number
 DONE, ERROR, RETRY = OutcomeKind.DONE, OutcomeKind.ERROR, OutcomeKind.RETRY
 
 
-async def test_a_batch_is_recorded_as_redis_has_it_at_every_step(bench: Bench) -> None:
+async def test_a_batch_is_recorded_as_redis_has_it_at_every_step(bench: LedgerRig) -> None:
     rig = bench.rig
     batch_id = await rig.submit([JobSpec(runs=7), JobSpec(runs=8, variables={"omega": 1.5}), JobSpec()], open=True)
     await bench.record()
@@ -42,7 +42,7 @@ async def test_a_batch_is_recorded_as_redis_has_it_at_every_step(bench: Bench) -
     await bench.agree(batch_id)
 
 
-async def test_results_and_faults_are_in_the_ledger_once_their_jobs_have_ended(bench: Bench) -> None:
+async def test_results_and_faults_are_in_the_ledger_once_their_jobs_have_ended(bench: LedgerRig) -> None:
     rig = bench.rig
     batch_id = await rig.submit(2)
     grant = await rig.take()
@@ -58,7 +58,7 @@ async def test_results_and_faults_are_in_the_ledger_once_their_jobs_have_ended(b
     assert bench.jobs(batch_id)[1].faults == (Fault("user", "it broke"),)
 
 
-async def test_every_transition_is_recorded_once_with_its_number_and_time(bench: Bench) -> None:
+async def test_every_transition_is_recorded_once_with_its_number_and_time(bench: LedgerRig) -> None:
     rig = bench.rig
     batch_id = await rig.submit(5)
     await rig.run_all()
@@ -70,7 +70,7 @@ async def test_every_transition_is_recorded_once_with_its_number_and_time(bench:
     assert sorted(of_jobs, key=lambda event: event.sequence) == [event for event in told if event.index is not None]
 
 
-async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(bench: Bench) -> None:
+async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(bench: LedgerRig) -> None:
     rig = bench.rig
     ids = [await rig.submit(4, project=f"p{number % 3}") for number in range(6)]
     await rig.run_all()
@@ -85,7 +85,7 @@ async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(benc
     assert done == 24
 
 
-async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: Bench) -> None:
+async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: LedgerRig) -> None:
     one, other = bench.recorder, bench.another_recorder()
     await one.resume()
     await other.resume()
@@ -105,7 +105,7 @@ async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: 
 
 
 async def test_a_write_that_fails_leaves_nothing_and_is_done_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: LedgerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()
@@ -123,7 +123,7 @@ async def test_a_write_that_fails_leaves_nothing_and_is_done_again(
     await bench.agree(batch_id)
 
 
-async def test_jobs_added_to_an_open_batch_are_listed_before_they_begin(bench: Bench) -> None:
+async def test_jobs_added_to_an_open_batch_are_listed_before_they_begin(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(1, open=True)
     await bench.record()
     await bench.rig.commands.add_jobs(batch_id, [JobSpec(runs=3), JobSpec(runs=4)], project=None)
@@ -133,7 +133,7 @@ async def test_jobs_added_to_an_open_batch_are_listed_before_they_begin(bench: B
     await bench.rig.commands.cancel(batch_id, project=None)
 
 
-async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: Bench) -> None:
+async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(1500)
     await bench.record()
     await bench.rig.commands.cancel(batch_id, project=None)
@@ -143,7 +143,7 @@ async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: Bench) -> None:
     bench.counts_add_up()
 
 
-async def test_who_cancelled_jobs_is_recorded_and_outlives_the_batch_in_redis(bench: Bench) -> None:
+async def test_who_cancelled_jobs_is_recorded_and_outlives_the_batch_in_redis(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(3)
     grant = await bench.rig.take()
     await bench.record()
@@ -166,7 +166,7 @@ async def test_who_cancelled_jobs_is_recorded_and_outlives_the_batch_in_redis(be
     assert sorted(listed, key=lambda job: job.index) == jobs
 
 
-async def test_a_job_that_is_tried_again_is_pending_in_between(bench: Bench) -> None:
+async def test_a_job_that_is_tried_again_is_pending_in_between(bench: LedgerRig) -> None:
     rig = bench.rig
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -181,7 +181,7 @@ async def test_a_job_that_is_tried_again_is_pending_in_between(bench: Bench) -> 
     bench.counts_add_up()
 
 
-async def test_the_first_end_of_a_job_stands(bench: Bench) -> None:
+async def test_the_first_end_of_a_job_stands(bench: LedgerRig) -> None:
     """Redis may come back without an end that is recorded, and tell another one before it is put right."""
     batch_id = await bench.rig.submit(1, open=True)
     grant = await bench.rig.take()
@@ -199,7 +199,7 @@ async def test_the_first_end_of_a_job_stands(bench: Bench) -> None:
     await bench.rig.commands.cancel(batch_id, project=None)
 
 
-async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(bench: Bench) -> None:
+async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(bench: LedgerRig) -> None:
     rig = bench.rig
     ended, live = await rig.submit(2), await rig.submit(1, open=True)
     await rig.run_all()
@@ -218,7 +218,7 @@ async def test_a_batch_is_forgotten_once_it_is_recorded_and_the_grace_is_over(be
     await rig.commands.close(live, project=None)
 
 
-async def test_a_full_redis_forgets_without_grace(bench: Bench) -> None:
+async def test_a_full_redis_forgets_without_grace(bench: LedgerRig) -> None:
     rig = bench.rig
     ended = await rig.submit(2)
     await rig.run_all()
@@ -229,7 +229,7 @@ async def test_a_full_redis_forgets_without_grace(bench: Bench) -> None:
     assert bench.batch(ended) is not None
 
 
-async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(bench: Bench) -> None:
+async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(bench: LedgerRig) -> None:
     doc = BatchDoc("EMU", sequence="a\0b", tags=("x" * 500, "\0", "\0"), user="u" * 500, parent_id="no id")
     jobs = [JobSpec(runs=(1 << 64) - 1), JobSpec(runs=-1)]
     batch_id = await bench.rig.commands.submit(new_batch_id(), "p" * 64, doc, jobs)
@@ -238,7 +238,7 @@ async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(b
     assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE, JobStatus.DONE]
 
 
-async def test_a_batch_that_is_in_neither_place_any_more_is_passed_over(bench: Bench) -> None:
+async def test_a_batch_that_is_in_neither_place_any_more_is_passed_over(bench: LedgerRig) -> None:
     gone = await bench.rig.submit(1)
     async for key in bench.rig.redis.scan_iter(match=f"*{gone}*"):
         await bench.rig.redis.delete(key)
@@ -248,7 +248,7 @@ async def test_a_batch_that_is_in_neither_place_any_more_is_passed_over(bench: B
     await bench.agree(kept)
 
 
-async def test_a_new_ledger_takes_over_what_redis_has_although_the_stream_was_trimmed(bench: Bench) -> None:
+async def test_a_new_ledger_takes_over_what_redis_has_although_the_stream_was_trimmed(bench: LedgerRig) -> None:
     rig = bench.rig
     ended, live = await rig.submit(2), await rig.submit(3, open=True)
     await rig.run_all()
@@ -269,7 +269,7 @@ async def test_a_new_ledger_takes_over_what_redis_has_although_the_stream_was_tr
     await bench.agree(live)
 
 
-async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redis(bench: Bench) -> None:
+async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redis(bench: LedgerRig) -> None:
     rig = bench.rig
     early = await rig.submit(2)
     await rig.run_all()
@@ -294,7 +294,7 @@ async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redi
         await rig.reader.batch(early, project=None)
 
 
-async def test_an_ended_batch_that_the_ledger_lacks_is_recorded_before_it_is_forgotten(bench: Bench) -> None:
+async def test_an_ended_batch_that_the_ledger_lacks_is_recorded_before_it_is_forgotten(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(2)
     await bench.rig.run_all()
     await bench.record()
@@ -311,7 +311,7 @@ async def test_an_ended_batch_that_the_ledger_lacks_is_recorded_before_it_is_for
     assert len(bench.jobs(batch_id)) == 2
 
 
-async def test_one_recorder_works_and_the_next_takes_over_when_it_ends(bench: Bench) -> None:
+async def test_one_recorder_works_and_the_next_takes_over_when_it_ends(bench: LedgerRig) -> None:
     recorders = [bench.another_recorder(lease_s=1.0, gather_s=0.0, look_s=0.1) for _ in range(2)]
     first, second = (asyncio.create_task(recorder.run()) for recorder in recorders)
     batch_id = await bench.rig.submit(2)
@@ -326,11 +326,11 @@ async def test_one_recorder_works_and_the_next_takes_over_when_it_ends(bench: Be
     await asyncio.wait([first, second])
 
 
-async def _has(bench: Bench, batch_id: UUID) -> bool:
+async def _has(bench: LedgerRig, batch_id: UUID) -> bool:
     return bench.batch(batch_id) is not None
 
 
-async def _is_over(bench: Bench, batch_id: UUID) -> bool:
+async def _is_over(bench: LedgerRig, batch_id: UUID) -> bool:
     batch = bench.batch(batch_id)
     return batch is not None and batch.status.terminal
 

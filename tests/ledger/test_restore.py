@@ -12,9 +12,9 @@ from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
-from tests.ledger.conftest import NAMESPACE, Bench
-from tests.processes import until
-from tests.store.conftest import LEASE_S, Rig
+from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.store_rig import LEASE_S, StoreRig
+from tests.support.waiting import until
 
 from tweezer.ledger.database import Database
 from tweezer.model.events import read_events
@@ -28,15 +28,15 @@ pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 DONE, ERROR = OutcomeKind.DONE, OutcomeKind.ERROR
 
 
-class Mortal(Bench):
+class Mortal(LedgerRig):
     """A bench on a Redis of its own, whose file can be cut."""
 
     def __init__(self, server: RedisServer, database: Database) -> None:
         self.server = server
         super().__init__(self._rig(), database)
 
-    def _rig(self) -> Rig:
-        rig = Rig(Redis.from_url(self.server.url))
+    def _rig(self) -> StoreRig:
+        rig = StoreRig(Redis.from_url(self.server.url))
         store = Store.open(Connect(url=self.server.url, namespace=NAMESPACE))
         rig.redis, rig.store = store.redis, store
         rig.keys, rig.commands, rig.tickets, rig.reader = store.keys, store.commands, store.tickets, store.reader
@@ -193,16 +193,16 @@ async def test_without_a_recorder_the_gate_opens_by_itself(mortal: Mortal) -> No
     assert 0 < left_ms <= 30_000
 
 
-async def _counts(rig: Rig, batch_id: UUID) -> dict[JobStatus, int]:
+async def _counts(rig: StoreRig, batch_id: UUID) -> dict[JobStatus, int]:
     return (await rig.reader.batch(batch_id, project=None)).counts
 
 
-async def _is_there(rig: Rig, *batch_ids: UUID) -> bool:
+async def _is_there(rig: StoreRig, *batch_ids: UUID) -> bool:
     there = await rig.redis.exists(*(rig.keys.prefix + f"batch:{batch_id}" for batch_id in batch_ids))
     return bool(there == len(batch_ids))
 
 
-def _jobs_of(bench: Bench, batch_id: UUID) -> int:
+def _jobs_of(bench: LedgerRig, batch_id: UUID) -> int:
     batch = bench.batch(batch_id)
     assert batch is not None
     return batch.jobs

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
-from tests.ledger.conftest import Bench
+from tests.support.ledger_rig import LedgerRig
 
 from tweezer.ledger.projects import create_project, set_retention
 from tweezer.ledger.retention import delete_batch, delete_project, expire
@@ -20,7 +20,7 @@ DAY_S = 86_400
 _TABLES = ("jobs", "results", "batches", "sequences", "tags", "transitions", "deliveries")
 
 
-def _age(bench: Bench, *batch_ids: UUID, seconds: int) -> None:
+def _age(bench: LedgerRig, *batch_ids: UUID, seconds: int) -> None:
     with bench.database.write() as connection:
         for batch_id in batch_ids:
             connection.execute(
@@ -29,14 +29,14 @@ def _age(bench: Bench, *batch_ids: UUID, seconds: int) -> None:
             )
 
 
-async def _ended(bench: Bench, project: str, jobs: int = 2) -> UUID:
+async def _ended(bench: LedgerRig, project: str, jobs: int = 2) -> UUID:
     batch_id = await bench.rig.submit(jobs, project=project)
     await bench.rig.run_all()
     await bench.record()
     return batch_id
 
 
-async def test_what_a_project_keeps_no_longer_is_deleted(bench: Bench) -> None:
+async def test_what_a_project_keeps_no_longer_is_deleted(bench: LedgerRig) -> None:
     old, young, other = await _ended(bench, "a"), await _ended(bench, "a"), await _ended(bench, "b")
     _age(bench, old, other, seconds=2 * DAY_S)
     with bench.database.write() as connection:
@@ -52,7 +52,7 @@ async def test_what_a_project_keeps_no_longer_is_deleted(bench: Bench) -> None:
     bench.counts_add_up()
 
 
-async def test_a_deleted_batch_leaves_no_row(bench: Bench) -> None:
+async def test_a_deleted_batch_leaves_no_row(bench: LedgerRig) -> None:
     batch_id = await _ended(bench, "a", jobs=3)
     await delete_batch(bench.rig.store, bench.database, batch_id, project="a")
     for table in _TABLES:
@@ -62,7 +62,7 @@ async def test_a_deleted_batch_leaves_no_row(bench: Bench) -> None:
     assert bench.batch(batch_id) is None
 
 
-async def test_a_live_batch_is_not_deleted(bench: Bench) -> None:
+async def test_a_live_batch_is_not_deleted(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(1)
     await bench.record()
     with pytest.raises(Conflict, match="has not ended"):
@@ -70,7 +70,7 @@ async def test_a_live_batch_is_not_deleted(bench: Bench) -> None:
     await bench.agree(batch_id)
 
 
-async def test_a_batch_whose_last_events_are_not_recorded_is_not_deleted(bench: Bench) -> None:
+async def test_a_batch_whose_last_events_are_not_recorded_is_not_deleted(bench: LedgerRig) -> None:
     batch_id = await _ended(bench, "a")
     with bench.database.write() as connection:
         connection.execute(text("UPDATE batches SET sequence_number = sequence_number - 1"))
@@ -79,7 +79,7 @@ async def test_a_batch_whose_last_events_are_not_recorded_is_not_deleted(bench: 
     assert bench.batch(batch_id) is not None
 
 
-async def test_a_foreign_batch_is_as_if_it_were_not_there(bench: Bench) -> None:
+async def test_a_foreign_batch_is_as_if_it_were_not_there(bench: LedgerRig) -> None:
     batch_id = await _ended(bench, "a")
     with pytest.raises(NotFound) as foreign:
         await delete_batch(bench.rig.store, bench.database, batch_id, project="b")
@@ -90,7 +90,7 @@ async def test_a_foreign_batch_is_as_if_it_were_not_there(bench: Bench) -> None:
     assert bench.batch(batch_id) is not None
 
 
-async def test_large_results_go_with_their_batch(bench: Bench, tmp_path: Path) -> None:
+async def test_large_results_go_with_their_batch(bench: LedgerRig, tmp_path: Path) -> None:
     batch_id = await _ended(bench, "a")
     results = Results(ResultsFolder(tmp_path), inline_max=1)
     await results.pack(batch_id, 0, Result(counter={"01": 1}))
@@ -100,7 +100,7 @@ async def test_large_results_go_with_their_batch(bench: Bench, tmp_path: Path) -
     assert not _files(tmp_path)
 
 
-async def test_a_deleted_project_leaves_nothing_in_redis_or_ledger(bench: Bench) -> None:
+async def test_a_deleted_project_leaves_nothing_in_redis_or_ledger(bench: LedgerRig) -> None:
     with bench.database.write() as connection:
         create_project(connection, "lab", "lab")
     await bench.rig.submit(1, project="lab", idempotency_key="once")
@@ -117,7 +117,7 @@ async def test_a_deleted_project_leaves_nothing_in_redis_or_ledger(bench: Bench)
         await delete_project(bench.rig.store, bench.database, "lab")
 
 
-async def test_a_project_with_live_work_is_not_deleted(bench: Bench) -> None:
+async def test_a_project_with_live_work_is_not_deleted(bench: LedgerRig) -> None:
     await _ended(bench, "a")
     await bench.rig.submit(1, project="a")
     await bench.record()

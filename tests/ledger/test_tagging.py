@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from tests.ledger.conftest import OPERATOR, Bench
+from tests.support.ledger_rig import OPERATOR, LedgerRig
 
 from tweezer.ledger.filters import BatchFilter, JobFilter
 from tweezer.ledger.tagging import record_tags
 from tweezer.model.ids import new_batch_id
 
 
-def tagged(bench: Bench, tag: str) -> tuple[list[UUID], int]:
+def tagged(bench: LedgerRig, tag: str) -> tuple[list[UUID], int]:
     """The batches that lists find by a tag, and the number of jobs."""
     found = bench.queries.batches(OPERATOR, BatchFilter(tags_any=(tag,)))
     return [batch.id for batch in found.rows], bench.queries.jobs(OPERATOR, JobFilter(tags_any=(tag,))).total
 
 
-async def test_the_ledger_follows_when_tags_are_replaced(bench: Bench) -> None:
+async def test_the_ledger_follows_when_tags_are_replaced(bench: LedgerRig) -> None:
     batch_id, other = await bench.rig.submit(3), await bench.rig.submit(1)
     await bench.rig.commands.set_tags(batch_id, ["a", "b"], project="a")
     await bench.record()
@@ -31,7 +31,7 @@ async def test_the_ledger_follows_when_tags_are_replaced(bench: Bench) -> None:
     assert sorted(tagged(bench, "c")[0]) == sorted([batch_id, other])
 
 
-async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: Bench) -> None:
+async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(1)
     await bench.rig.run_all()
     await bench.record()
@@ -46,7 +46,7 @@ async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: Bench) ->
     assert (batch.doc.tags, batch.doc.sequence) == (("later",), "{}")
 
 
-async def test_a_recorder_that_begins_anew_does_not_change_them(bench: Bench) -> None:
+async def test_a_recorder_that_begins_anew_does_not_change_them(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(2, open=True)
     await bench.rig.commands.set_tags(batch_id, ["a"], project="a")
     await bench.record()
@@ -57,6 +57,6 @@ async def test_a_recorder_that_begins_anew_does_not_change_them(bench: Bench) ->
     assert tagged(bench, "a") == ([batch_id], 2)
 
 
-async def test_a_batch_that_the_ledger_does_not_have_gets_no_tags(bench: Bench) -> None:
+async def test_a_batch_that_the_ledger_does_not_have_gets_no_tags(bench: LedgerRig) -> None:
     assert not record_tags(bench.database, new_batch_id(), ["a"])
     assert bench.rows("SELECT * FROM tags") == []

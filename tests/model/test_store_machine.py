@@ -32,7 +32,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from redis.asyncio import Redis
-from tests.losses import Checkpoint, Recorded, checkpoint, fall_back, recorded
+from tests.support.effort import effort
+from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Conflict, FaultKind
@@ -872,7 +873,7 @@ def configured(examples: int) -> settings:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_store_does_what_the_model_says() -> None:
-    run_state_machine_as_test(StoreMachine, settings=configured(60))
+    run_state_machine_as_test(StoreMachine, settings=configured(effort(short=25, full=60)))
 
 
 @pytest.mark.slow
@@ -882,4 +883,4 @@ def test_a_real_server_does_what_the_model_says(real_redis_url: str) -> None:
     class OnServer(StoreMachine):
         url = real_redis_url
 
-    run_state_machine_as_test(OnServer, settings=configured(30))
+    run_state_machine_as_test(OnServer, settings=configured(effort(short=12, full=30)))

@@ -16,12 +16,12 @@ from tweezer.store.feed import read_cancel
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, CANCELED, PENDING, RUNNING = JobStatus.DONE, JobStatus.CANCELED, JobStatus.PENDING, JobStatus.RUNNING
 
 
-async def test_each_job_of_a_cancel_gets_its_answer(rig: Rig) -> None:
+async def test_each_job_of_a_cancel_gets_its_answer(rig: StoreRig) -> None:
     batch_id = await rig.submit(4)
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE})
     answers = await rig.commands.cancel_jobs(batch_id, [3, 0, 1, 9, 3], project="a")
@@ -35,14 +35,14 @@ async def test_each_job_of_a_cancel_gets_its_answer(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [DONE, RUNNING, PENDING, CANCELED]
 
 
-async def test_a_job_that_is_not_there_is_unknown_and_not_counted(rig: Rig) -> None:
+async def test_a_job_that_is_not_there_is_unknown_and_not_counted(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     assert await rig.commands.cancel_jobs(batch_id, [-1, 1], project="a") == [CancelAnswer.UNKNOWN] * 2
     assert (await rig.batch(batch_id)).counts[PENDING] == 1
     assert await rig.told(batch_id) == ["batch.created"]
 
 
-async def test_a_cancelled_job_is_never_handed_out(rig: Rig) -> None:
+async def test_a_cancelled_job_is_never_handed_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(4)
     await rig.commands.cancel_jobs(batch_id, [0, 2], project="a")
     grant = await rig.take()
@@ -53,7 +53,7 @@ async def test_a_cancelled_job_is_never_handed_out(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [CANCELED, DONE, CANCELED, DONE]
 
 
-async def test_a_held_job_that_was_cancelled_leaves_the_held_set(rig: Rig) -> None:
+async def test_a_held_job_that_was_cancelled_leaves_the_held_set(rig: StoreRig) -> None:
     batch_id = await rig.submit(8)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -64,7 +64,7 @@ async def test_a_held_job_that_was_cancelled_leaves_the_held_set(rig: Rig) -> No
     assert [job.index for job in turn.jobs] == [3, 4]
 
 
-async def test_an_outcome_of_a_cancelled_job_is_refused(rig: Rig) -> None:
+async def test_an_outcome_of_a_cancelled_job_is_refused(rig: StoreRig) -> None:
     batch_id = await rig.submit(8)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
@@ -75,7 +75,7 @@ async def test_an_outcome_of_a_cancelled_job_is_refused(rig: Rig) -> None:
     assert await rig.reader.results(batch_id, [2]) == {}
 
 
-async def test_a_delayed_job_is_cancelled_at_once(rig: Rig) -> None:
+async def test_a_delayed_job_is_cancelled_at_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -86,7 +86,7 @@ async def test_a_delayed_job_is_cancelled_at_once(rig: Rig) -> None:
     assert await rig.grants() == []
 
 
-async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: Rig) -> None:
+async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     for index in (0, 1):
@@ -100,7 +100,7 @@ async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: Rig) ->
     assert await rig.statuses(batch_id) == [CANCELED, CANCELED]
 
 
-async def test_a_ticket_does_not_wait_for_a_delayed_job_that_was_cancelled(rig: Rig) -> None:
+async def test_a_ticket_does_not_wait_for_a_delayed_job_that_was_cancelled(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -110,7 +110,7 @@ async def test_a_ticket_does_not_wait_for_a_delayed_job_that_was_cancelled(rig: 
     assert await rig.grants() == []
 
 
-async def test_cancelling_a_job_twice_counts_the_requests_and_keeps_the_first_time(rig: Rig) -> None:
+async def test_cancelling_a_job_twice_counts_the_requests_and_keeps_the_first_time(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.take()
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -121,7 +121,7 @@ async def test_cancelling_a_job_twice_counts_the_requests_and_keeps_the_first_ti
     assert first.cancel_requested == second.cancel_requested is not None
 
 
-async def test_the_result_of_a_job_may_arrive_before_its_cancel(rig: Rig) -> None:
+async def test_the_result_of_a_job_may_arrive_before_its_cancel(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -130,7 +130,7 @@ async def test_the_result_of_a_job_may_arrive_before_its_cancel(rig: Rig) -> Non
     assert (await rig.reader.results(batch_id, [0]))[0].counter == {"01": 10}
 
 
-async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(rig: Rig) -> None:
+async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(rig: StoreRig) -> None:
     batch_id = await rig.submit(5, open=True)
     grant = await rig.take()
     await rig.commands.cancel(batch_id, project="a")
@@ -145,7 +145,7 @@ async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(r
     assert (await rig.told(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
 
 
-async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: Rig) -> None:
+async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.cancel(batch_id, project="a")
@@ -154,7 +154,7 @@ async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: R
     assert await rig.statuses(batch_id) == [DONE, CANCELED]
 
 
-async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: Rig) -> None:
+async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: StoreRig) -> None:
     """One job runs, one is held, one came back, one waits for a retry, one was cancelled, two are fresh."""
     await rig.announce(lanes=2)
     batch_id = await rig.submit(20)
@@ -176,7 +176,7 @@ async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: Rig) -> None:
     assert (device.pending, device.running) == (0, 0)
 
 
-async def test_a_batch_that_ended_cannot_be_cancelled(rig: Rig) -> None:
+async def test_a_batch_that_ended_cannot_be_cancelled(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run_all()
     before = await rig.snapshot()
@@ -186,7 +186,7 @@ async def test_a_batch_that_ended_cannot_be_cancelled(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_large_cancel_writes_one_word_for_a_range(rig: Rig) -> None:
+async def test_a_large_cancel_writes_one_word_for_a_range(rig: StoreRig) -> None:
     batch_id = await rig.submit(5000)
     await rig.commands.cancel_jobs(batch_id, [100], project="a")
     await rig.commands.cancel(batch_id, project="a")
@@ -198,7 +198,7 @@ async def test_a_large_cancel_writes_one_word_for_a_range(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).sequence_number == 5002
 
 
-async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: Rig) -> None:
+async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: StoreRig) -> None:
     await rig.announce(lanes=2)
     batch_id = await rig.submit(4)
     await rig.grants(2)
@@ -210,7 +210,7 @@ async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: 
     assert (request.batch_id, set(request.indices)) == (batch_id, {0, 1})
 
 
-async def test_a_cancel_of_pending_work_is_not_told_to_the_pool(rig: Rig) -> None:
+async def test_a_cancel_of_pending_work_is_not_told_to_the_pool(rig: StoreRig) -> None:
     pending, running = await rig.submit(2), await rig.submit(1, project="b")
     async with rig.store.news.pool("EMU") as heard:
         await heard.next(5)
@@ -225,7 +225,7 @@ def asked(attempts: tuple[CancelAttempt, ...]) -> list[tuple[str, str]]:
     return [(attempt.by, attempt.jobs) for attempt in attempts]
 
 
-async def test_who_cancelled_which_jobs_is_noted_with_its_time(rig: Rig) -> None:
+async def test_who_cancelled_which_jobs_is_noted_with_its_time(rig: StoreRig) -> None:
     batch_id = await rig.submit(9)
     await rig.take()
     before = (await rig.batch(batch_id)).updated
@@ -244,7 +244,7 @@ async def test_who_cancelled_which_jobs_is_noted_with_its_time(rig: Rig) -> None
     assert ("bob@lab", "0") not in everybody[4]
 
 
-async def test_a_refused_cancel_is_not_noted(rig: Rig) -> None:
+async def test_a_refused_cancel_is_not_noted(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE})
     assert await rig.commands.cancel_jobs(batch_id, [0, 7], project="a", by="late") == [
@@ -255,7 +255,7 @@ async def test_a_refused_cancel_is_not_noted(rig: Rig) -> None:
     assert (await rig.job(batch_id, 0)).cancel_outcome is None
 
 
-async def test_a_repeated_cancel_is_noted_once(rig: Rig) -> None:
+async def test_a_repeated_cancel_is_noted_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.take()
     for _ in range(2):
@@ -264,14 +264,14 @@ async def test_a_repeated_cancel_is_noted_once(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("by", ["", " ", "two\nlines", "x" * 201])
-async def test_who_cancels_must_be_a_name(rig: Rig, by: str) -> None:
+async def test_who_cancels_must_be_a_name(rig: StoreRig, by: str) -> None:
     batch_id = await rig.submit(1)
     with pytest.raises(InvalidInput, match="by: must be"):
         await rig.commands.cancel(batch_id, project="a", by=by)
     assert await rig.statuses(batch_id) == [PENDING]
 
 
-async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: Rig) -> None:
+async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.take()
     for number in range(400):
@@ -282,7 +282,7 @@ async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: Rig)
     assert (await rig.job(batch_id, 0)).cancel_requests == 400
 
 
-async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: Rig) -> None:
+async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: StoreRig) -> None:
     batch_id = await rig.submit(4)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [3], project="a")
@@ -298,7 +298,7 @@ async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: Rig) -> N
     assert all(job.cancel_requested is not None for job in jobs)
 
 
-async def test_what_was_measured_before_a_job_was_stopped_is_kept(rig: Rig) -> None:
+async def test_what_was_measured_before_a_job_was_stopped_is_kept(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -308,7 +308,7 @@ async def test_what_was_measured_before_a_job_was_stopped_is_kept(rig: Rig) -> N
     assert (await rig.reader.results(batch_id, [0]))[0].counter == {"01": 3}
 
 
-async def test_a_cancel_is_too_late_for_a_job_that_ends_first(rig: Rig) -> None:
+async def test_a_cancel_is_too_late_for_a_job_that_ends_first(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     for index, kind in enumerate((OutcomeKind.DONE, OutcomeKind.ERROR)):
@@ -317,7 +317,7 @@ async def test_a_cancel_is_too_late_for_a_job_that_ends_first(rig: Rig) -> None:
     assert [job.cancel_outcome for job in await rig.jobs(batch_id)] == [CancelOutcome.TOO_LATE] * 2
 
 
-async def test_a_cancelled_job_of_a_lost_worker_was_stopped(rig: Rig) -> None:
+async def test_a_cancelled_job_of_a_lost_worker_was_stopped(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -328,7 +328,7 @@ async def test_a_cancelled_job_of_a_lost_worker_was_stopped(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("code", ["unconfirmed", "unknown"])
-async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: Rig, code: str) -> None:
+async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: StoreRig, code: str) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     unsure = Outcome(OutcomeKind.ERROR, fault=Fault(code, "the machine is silent"), cause=FaultKind.INTERNAL)
@@ -338,7 +338,7 @@ async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: Ri
     assert [job.cancel_outcome for job in await rig.jobs(batch_id)] == [CancelOutcome.UNCONFIRMED, None]
 
 
-async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: Rig) -> None:
+async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.tickets.note_timeout(grant.ticket, "1", 0)  # a stale token
@@ -353,7 +353,7 @@ async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: Rig
     assert await rig.statuses(batch_id) == [JobStatus.ERROR, RUNNING]
 
 
-async def test_a_drain_is_no_cancel(rig: Rig) -> None:
+async def test_a_drain_is_no_cancel(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.tickets.drain(grant.ticket, grant.token)
@@ -372,7 +372,7 @@ def test_attempts_are_read_from_their_lines() -> None:
     assert read_attempts("") == ()
 
 
-async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: Rig) -> None:
+async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     async with rig.store.news.batch(batch_id) as one, rig.store.news.batch(batch_id) as other:
         for heard in (one, other):
@@ -382,7 +382,7 @@ async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: Rig) -> None:
         assert await other.next(5) == [b"0PC"]
 
 
-async def test_a_fault_in_json_with_quotes_and_newlines_survives_the_scripts(rig: Rig) -> None:
+async def test_a_fault_in_json_with_quotes_and_newlines_survives_the_scripts(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     outcome = rig.outcome(OutcomeKind.ERROR)

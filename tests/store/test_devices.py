@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.store.conftest import Rig
+from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs, read_specs
@@ -19,7 +19,7 @@ def specs(name: str, **limits: int) -> DeviceSpecs:
     return read_specs(json.dumps({"name": name, **limits}))
 
 
-async def test_a_worker_says_what_its_device_is_like(rig: Rig) -> None:
+async def test_a_worker_says_what_its_device_is_like(rig: StoreRig) -> None:
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
     device = await rig.reader.device("TWIN")
     assert device is not None
@@ -29,7 +29,7 @@ async def test_a_worker_says_what_its_device_is_like(rig: Rig) -> None:
     assert await rig.reader.device_specs() == {"TWIN": specs("FRESNEL", max_atom_num=25, max_runs=500).text}
 
 
-async def test_an_announcement_replaces_the_one_before_limits_included(rig: Rig) -> None:
+async def test_an_announcement_replaces_the_one_before_limits_included(rig: StoreRig) -> None:
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_runs=5000))
     device = await rig.reader.device("TWIN")
@@ -37,7 +37,7 @@ async def test_an_announcement_replaces_the_one_before_limits_included(rig: Rig)
     assert (device.max_atom_num, device.max_runs) == (None, 1000)  # the adapter's own limit is the lower one
 
 
-async def test_two_devices_never_have_the_same_name_in_their_specs(rig: Rig) -> None:
+async def test_two_devices_never_have_the_same_name_in_their_specs(rig: StoreRig) -> None:
     await rig.devices.announce("ONE", ABOUT, specs("FRESNEL"))
     for call in (rig.devices.announce("TWO", ABOUT, specs("FRESNEL")), rig.devices.create("TWO", {}, specs("FRESNEL"))):
         with pytest.raises(InvalidInput, match="have the name 'FRESNEL', which those of the device ONE have") as raised:
@@ -50,7 +50,7 @@ async def test_two_devices_never_have_the_same_name_in_their_specs(rig: Rig) -> 
     assert (await rig.reader.device_specs())["TWO"] == specs("OTHER").text
 
 
-async def test_a_device_that_nobody_serves_gives_its_name_up(rig: Rig) -> None:
+async def test_a_device_that_nobody_serves_gives_its_name_up(rig: StoreRig) -> None:
     """So that a device can be renamed; one whose worker is just starting, or that has work, keeps it."""
     await rig.announce("OLD", worker="old")
     await rig.devices.announce("OLD", ABOUT, specs("FRESNEL"))
@@ -68,7 +68,7 @@ async def test_a_device_that_nobody_serves_gives_its_name_up(rig: Rig) -> None:
     await rig.redis.hset(record, "pending", 1)
 
 
-async def test_an_operators_specs_go_before_those_of_workers(rig: Rig) -> None:
+async def test_an_operators_specs_go_before_those_of_workers(rig: StoreRig) -> None:
     await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
     await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
     await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
@@ -77,7 +77,7 @@ async def test_an_operators_specs_go_before_those_of_workers(rig: Rig) -> None:
     assert device.max_atom_num == 10
 
 
-async def test_specs_that_are_taken_back_are_announced_again(rig: Rig) -> None:
+async def test_specs_that_are_taken_back_are_announced_again(rig: StoreRig) -> None:
     beat: dict[str, Any] = {"ttl_s": 60, "about_device": ABOUT, "about_worker": {"lanes": 1}}
     await rig.devices.announce("EMU", ABOUT, specs("EMU"))
     assert (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
@@ -89,7 +89,7 @@ async def test_specs_that_are_taken_back_are_announced_again(rig: Rig) -> None:
     assert not (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs
 
 
-async def test_a_device_is_created_once(rig: Rig) -> None:
+async def test_a_device_is_created_once(rig: StoreRig) -> None:
     await rig.devices.create("LATER", {**ABOUT, "inactive": 1}, specs("LATER"))
     with pytest.raises(Conflict, match="there is a device LATER already"):
         await rig.devices.create("LATER", ABOUT, specs("LATER"))
@@ -101,7 +101,7 @@ async def test_a_device_is_created_once(rig: Rig) -> None:
     assert "LATER" in await rig.reader.device_specs()
 
 
-async def test_specs_of_an_unknown_device_are_not_found(rig: Rig) -> None:
+async def test_specs_of_an_unknown_device_are_not_found(rig: StoreRig) -> None:
     for call in (rig.devices.give_specs("NONE", specs("NONE")), rig.devices.forget_specs("NONE")):
         with pytest.raises(NotFound, match="there is no device NONE"):
             await call

@@ -13,10 +13,10 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 
-async def test_an_entry_holds_all_events_of_one_call(rig: Rig) -> None:
+async def test_an_entry_holds_all_events_of_one_call(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
     entries = await rig.store.events.read()
@@ -25,7 +25,7 @@ async def test_an_entry_holds_all_events_of_one_call(rig: Rig) -> None:
     assert {event.batch_id for entry in entries for event in entry.events} == {batch_id}
 
 
-async def test_the_first_event_says_how_many_jobs_there_were(rig: Rig) -> None:
+async def test_the_first_event_says_how_many_jobs_there_were(rig: StoreRig) -> None:
     batch_id = await rig.submit(42, open=True)
     (created,) = await rig.events(batch_id)
     assert (created.type, created.jobs, created.status) == ("batch.created", 42, BatchStatus.PENDING)
@@ -33,7 +33,7 @@ async def test_the_first_event_says_how_many_jobs_there_were(rig: Rig) -> None:
     assert len(await rig.events(batch_id)) == 1
 
 
-async def test_reading_goes_on_after_a_position(rig: Rig) -> None:
+async def test_reading_goes_on_after_a_position(rig: StoreRig) -> None:
     await rig.submit(2)
     await rig.run(await rig.take())
     entries = await rig.store.events.read()
@@ -45,7 +45,7 @@ async def test_reading_goes_on_after_a_position(rig: Rig) -> None:
     assert paged == entries
 
 
-async def test_sequence_numbers_count_up_within_each_batch(two_lanes: Rig) -> None:
+async def test_sequence_numbers_count_up_within_each_batch(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batches = [await rig.submit(4, project=project) for project in "ab"]
     while grants := await rig.grants(2):
@@ -58,7 +58,7 @@ async def test_sequence_numbers_count_up_within_each_batch(two_lanes: Rig) -> No
         assert len({event.id for event in events}) == len(events)
 
 
-async def test_news_of_a_batch_are_the_words_of_its_events(rig: Rig) -> None:
+async def test_news_of_a_batch_are_the_words_of_its_events(rig: StoreRig) -> None:
     batch_id, other = await rig.submit(1), await rig.submit(1, project="b")
     async with rig.store.news.batch(batch_id) as heard:
         await heard.next(5)
@@ -71,14 +71,14 @@ async def test_news_of_a_batch_are_the_words_of_its_events(rig: Rig) -> None:
     assert messages == [b"PR 0PR", b"0RD RD"]
 
 
-async def test_a_listener_is_told_that_it_may_have_missed_something(rig: Rig) -> None:
+async def test_a_listener_is_told_that_it_may_have_missed_something(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     async with rig.store.news.batch(batch_id) as heard:
         assert await heard.next(5) == []
         assert await heard.next(0.01) == []
 
 
-async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: Rig) -> None:
+async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     async with rig.store.news.batch(batch_id) as staying:
         await staying.next(5)
@@ -90,7 +90,7 @@ async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: Ri
 
 
 @pytest.mark.parametrize("change", ["add_jobs", "close", "cancel", "cancel_jobs"])
-async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: Rig, change: str) -> None:
+async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: StoreRig, change: str) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.take()
     before = await rig.store.events.read()
@@ -111,7 +111,7 @@ async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: Ri
         assert await heard.next(0.05) == []
 
 
-async def test_what_changes_nothing_is_no_entry(rig: Rig) -> None:
+async def test_what_changes_nothing_is_no_entry(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.close(batch_id, project="a")
     before = await rig.store.events.read()
@@ -120,7 +120,7 @@ async def test_what_changes_nothing_is_no_entry(rig: Rig) -> None:
     assert await rig.store.events.read() == before
 
 
-async def test_trimming_drops_what_is_older_than_the_position(rig: Rig) -> None:
+async def test_trimming_drops_what_is_older_than_the_position(rig: StoreRig) -> None:
     for _ in range(4):
         await rig.submit(0)
     entries = await rig.store.events.read()
@@ -128,12 +128,12 @@ async def test_trimming_drops_what_is_older_than_the_position(rig: Rig) -> None:
     assert await rig.store.events.read() == entries[2:]
 
 
-async def test_trimming_a_stream_that_is_not_there_drops_nothing(rig: Rig) -> None:
+async def test_trimming_a_stream_that_is_not_there_drops_nothing(rig: StoreRig) -> None:
     assert await rig.tickets.trim("9999999999999-0") == 0
 
 
 @pytest.mark.parametrize("acknowledged", [0, 1, 2])
-async def test_trimming_waits_for_the_oldest_unacknowledged_entry(rig: Rig, acknowledged: int) -> None:
+async def test_trimming_waits_for_the_oldest_unacknowledged_entry(rig: StoreRig, acknowledged: int) -> None:
     for _ in range(4):
         await rig.submit(0)
     stream = rig.keys(Key.EVENTS)
@@ -147,11 +147,11 @@ async def test_trimming_waits_for_the_oldest_unacknowledged_entry(rig: Rig, ackn
     assert kept == [entry.id for entry in entries[min(acknowledged, 1) :]]
 
 
-async def take(rig: Rig, wait_s: float) -> list[Grant]:
+async def take(rig: StoreRig, wait_s: float) -> list[Grant]:
     return (await rig.tickets.take("EMU", ["lane"], lease_s=15, wait_s=wait_s)).grants
 
 
-async def test_the_doorbell_wakes_a_waiting_worker(real_rig: Rig) -> None:
+async def test_the_doorbell_wakes_a_waiting_worker(real_rig: StoreRig) -> None:
     """Not on fakeredis: there a blocking pop in a pipeline blocks everybody."""
     waiting = asyncio.create_task(take(real_rig, 20))
     batch_id = await real_rig.submit(1)
@@ -159,18 +159,18 @@ async def test_the_doorbell_wakes_a_waiting_worker(real_rig: Rig) -> None:
     assert await real_rig.bell() == 0
 
 
-async def test_the_wait_for_the_doorbell_ends_after_its_time(real_rig: Rig) -> None:
+async def test_the_wait_for_the_doorbell_ends_after_its_time(real_rig: StoreRig) -> None:
     assert await take(real_rig, 0.01) == []
 
 
-async def test_a_wait_survives_a_server_that_forgot_the_scripts(real_rig: Rig) -> None:
+async def test_a_wait_survives_a_server_that_forgot_the_scripts(real_rig: StoreRig) -> None:
     await real_rig.redis.script_flush()
     batch_id = await real_rig.submit(1)
     await real_rig.redis.script_flush()
     assert [grant.batch_id for grant in await take(real_rig, 20)] == [batch_id]
 
 
-async def test_a_cancelled_wait_rings_the_bell_again(real_rig: Rig) -> None:
+async def test_a_cancelled_wait_rings_the_bell_again(real_rig: StoreRig) -> None:
     waiting = asyncio.create_task(take(real_rig, 20))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -181,7 +181,7 @@ async def test_a_cancelled_wait_rings_the_bell_again(real_rig: Rig) -> None:
     assert [grant.batch_id for grant in await take(real_rig, 20)] == [batch_id]
 
 
-async def test_every_transition_replayed_from_the_stream_gives_the_statuses(two_lanes: Rig) -> None:
+async def test_every_transition_replayed_from_the_stream_gives_the_statuses(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(12)
     first, second = await rig.grants(2)

@@ -10,24 +10,24 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 
-async def serve(rig: Rig, *, used_s: float) -> UUID:
+async def serve(rig: StoreRig, *, used_s: float) -> UUID:
     """Takes the next ticket and runs one job of it for so long; the batch that had the turn."""
     grant = await rig.take()
     await rig.settle(grant, {job.index: OutcomeKind.DONE for job in grant.jobs}, want=0, used_s=used_s)
     return grant.batch_id
 
 
-async def test_two_projects_take_turns(rig: Rig) -> None:
+async def test_two_projects_take_turns(rig: StoreRig) -> None:
     ours, theirs = await rig.submit(20, project="ours"), await rig.submit(20, project="theirs")
     turns = [await serve(rig, used_s=1.0) for _ in range(12)]
     assert abs(turns.count(ours) - turns.count(theirs)) <= 1
     assert all(len(set(turns[at : at + 3])) == 2 for at in range(10))
 
 
-async def test_a_project_gets_its_share_of_time_not_of_turns(rig: Rig) -> None:
+async def test_a_project_gets_its_share_of_time_not_of_turns(rig: StoreRig) -> None:
     slow, quick = await rig.submit(40, project="slow"), await rig.submit(40, project="quick")
     used = {slow: 0.0, quick: 0.0}
     for _ in range(24):
@@ -38,7 +38,7 @@ async def test_a_project_gets_its_share_of_time_not_of_turns(rig: Rig) -> None:
     assert abs(used[slow] - used[quick]) <= 6.0
 
 
-async def test_a_project_that_was_away_does_not_save_up_its_share(rig: Rig) -> None:
+async def test_a_project_that_was_away_does_not_save_up_its_share(rig: StoreRig) -> None:
     await rig.submit(40, project="busy")
     for _ in range(20):
         await serve(rig, used_s=1.0)
@@ -47,14 +47,14 @@ async def test_a_project_that_was_away_does_not_save_up_its_share(rig: Rig) -> N
     assert 4 <= turns.count(late) <= 6
 
 
-async def test_a_higher_priority_goes_first(rig: Rig) -> None:
+async def test_a_higher_priority_goes_first(rig: StoreRig) -> None:
     low = await rig.submit(1, project="a", priority=Priority.LOW)
     medium = await rig.submit(1, project="b", priority=Priority.MEDIUM)
     high = await rig.submit(1, project="c", priority=Priority.HIGH)
     assert await rig.run_all() == [high, medium, low]
 
 
-async def test_age_beats_priority_in_the_end(rig: Rig) -> None:
+async def test_age_beats_priority_in_the_end(rig: StoreRig) -> None:
     """LOW stands 600 s of service behind HIGH; after that much it is its turn."""
     low = await rig.submit(1, project="patient", priority=Priority.LOW)
     served = []
@@ -65,7 +65,7 @@ async def test_age_beats_priority_in_the_end(rig: Rig) -> None:
     assert served.index(low) >= 9
 
 
-async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: Rig) -> None:
+async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: StoreRig) -> None:
     ours = await rig.submit(10, project="ours")
     grant = await rig.take()
     theirs = await rig.submit(1, project="theirs")
@@ -77,7 +77,7 @@ async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: Rig) -
     assert await serve(rig, used_s=0.1) == ours
 
 
-async def test_a_turn_goes_on_when_nobody_waits(rig: Rig) -> None:
+async def test_a_turn_goes_on_when_nobody_waits(rig: StoreRig) -> None:
     await rig.submit(5)
     grant = await rig.take()
     for index in range(4):
@@ -85,7 +85,7 @@ async def test_a_turn_goes_on_when_nobody_waits(rig: Rig) -> None:
         assert [job.index for job in turn.jobs] == [index + 1]
 
 
-async def test_jobs_that_were_claimed_ahead_do_not_prolong_a_turn(rig: Rig) -> None:
+async def test_jobs_that_were_claimed_ahead_do_not_prolong_a_turn(rig: StoreRig) -> None:
     batch_id = await rig.submit(40, project="ours")
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=10)
@@ -97,7 +97,7 @@ async def test_jobs_that_were_claimed_ahead_do_not_prolong_a_turn(rig: Rig) -> N
     assert await serve(rig, used_s=0.1) == theirs
 
 
-async def test_an_exclusive_device_is_not_yielded(rig: Rig) -> None:
+async def test_an_exclusive_device_is_not_yielded(rig: StoreRig) -> None:
     await rig.announce("QPU", worker="q", exclusive=1)
     await rig.submit(3, project="ours", device="QPU")
     grant = await rig.take(device="QPU")
@@ -106,7 +106,7 @@ async def test_an_exclusive_device_is_not_yielded(rig: Rig) -> None:
     assert [job.index for job in turn.jobs] == [1]
 
 
-async def test_devices_have_queues_of_their_own(rig: Rig) -> None:
+async def test_devices_have_queues_of_their_own(rig: StoreRig) -> None:
     await rig.announce("OTHER", worker="o")
     here, there = await rig.submit(1), await rig.submit(1, device="OTHER")
     assert await rig.run_all() == [here]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 from redis.asyncio import Redis
-from tests.losses import recorded
-from tests.processes import until
+from tests.support.power_loss import recorded
+from tests.support.waiting import until
 
 from tweezer.model.errors import QueueFull, TweezerError, Unavailable
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -23,11 +23,11 @@ from tweezer.store.server import RedisServer, ServerKind
 from tweezer.store.tickets import JobProgress, Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 
 @pytest.fixture
-async def shut(rig: Rig) -> Rig:
+async def shut(rig: StoreRig) -> StoreRig:
     """A rig whose Redis has started again, and of which there is a ledger."""
     await rig.restoring.mark_ledger()
     assert await rig.start_again("the first") == b"shut"
@@ -36,26 +36,26 @@ async def shut(rig: Rig) -> Rig:
     return rig
 
 
-async def test_a_server_that_is_new_shuts_the_gate_once(rig: Rig) -> None:
+async def test_a_server_that_is_new_shuts_the_gate_once(rig: StoreRig) -> None:
     await rig.restoring.mark_ledger()
     assert [await rig.start_again(run) for run in ("one", "one", "two", "one")] == [b"shut", b"same", b"shut", b"shut"]
     assert await rig.restoring.gate_is_shut()
     assert 0 < await rig.redis.pttl(rig.keys(Key.GATE)) <= 30_000
 
 
-async def test_without_a_ledger_the_gate_stays_open(rig: Rig) -> None:
+async def test_without_a_ledger_the_gate_stays_open(rig: StoreRig) -> None:
     assert await rig.start_again() == b"new"
     assert not await rig.restoring.gate_is_shut()
 
 
-async def test_an_operator_may_do_without_the_gate(rig: Rig) -> None:
+async def test_an_operator_may_do_without_the_gate(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(restore_wait_s=0))
     await rig.restoring.mark_ledger()
     assert await rig.start_again() == b"new"
     assert not await rig.restoring.gate_is_shut()
 
 
-async def test_nothing_is_granted_while_the_gate_is_shut(shut: Rig) -> None:
+async def test_nothing_is_granted_while_the_gate_is_shut(shut: StoreRig) -> None:
     rig = shut
     batch_id = await rig.submit(2)
     await rig.start_again()
@@ -69,11 +69,11 @@ async def test_nothing_is_granted_while_the_gate_is_shut(shut: Rig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def is_open(rig: Rig) -> bool:
+async def is_open(rig: StoreRig) -> bool:
     return not await rig.restoring.gate_is_shut()
 
 
-async def test_the_gate_opens_by_itself(shut: Rig) -> None:
+async def test_the_gate_opens_by_itself(shut: StoreRig) -> None:
     rig = shut
     batch_id = await rig.submit(1)
     await rig.start_again()
@@ -82,7 +82,7 @@ async def test_the_gate_opens_by_itself(shut: Rig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_what_runs_while_the_gate_is_shut_finishes_and_the_rest_goes_back(shut: Rig) -> None:
+async def test_what_runs_while_the_gate_is_shut_finishes_and_the_rest_goes_back(shut: StoreRig) -> None:
     rig = shut
     batch_id = await rig.submit(10)
     grant = await rig.take()
@@ -99,7 +99,7 @@ async def test_what_runs_while_the_gate_is_shut_finishes_and_the_rest_goes_back(
     assert (await rig.batch(batch_id)).counts[JobStatus.DONE] == 10
 
 
-async def test_producers_go_on_while_the_gate_is_shut(shut: Rig) -> None:
+async def test_producers_go_on_while_the_gate_is_shut(shut: StoreRig) -> None:
     rig = shut
     await rig.start_again()
     batch_id = await rig.submit(2, open=True)
@@ -108,7 +108,7 @@ async def test_producers_go_on_while_the_gate_is_shut(shut: Rig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: Rig) -> None:
+async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: StoreRig) -> None:
     rig = shut
     idle, busy = await rig.submit(0, open=True), await rig.submit(1)
     grant = await rig.take()
@@ -122,7 +122,7 @@ async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: Rig) -> No
     assert await rig.tickets.sweep() == (1, 1, 0)
 
 
-async def test_the_gate_is_shut_while_somebody_restores(rig: Rig) -> None:
+async def test_the_gate_is_shut_while_somebody_restores(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     ledger = await recorded(rig.store, batch_id)
     for _ in range(2):
@@ -134,7 +134,7 @@ async def test_the_gate_is_shut_while_somebody_restores(rig: Rig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_one_recorder_is_active(rig: Rig) -> None:
+async def test_one_recorder_is_active(rig: StoreRig) -> None:
     claim, release = rig.restoring.claim_recorder, rig.restoring.release_recorder
     assert [await claim("a", 60), await claim("b", 60), await claim("a", 60)] == [True, False, True]
     assert 0 < await rig.redis.pttl(rig.keys(Key.RECORDER)) <= 60_000
@@ -144,7 +144,7 @@ async def test_one_recorder_is_active(rig: Rig) -> None:
     assert [await claim("b", 60), await claim("a", 60)] == [True, False]
 
 
-async def test_a_recorder_that_is_silent_is_succeeded(rig: Rig) -> None:
+async def test_a_recorder_that_is_silent_is_succeeded(rig: StoreRig) -> None:
     await rig.restoring.claim_recorder("a", 60)
     await rig.redis.pexpire(rig.keys(Key.RECORDER), 1)
     await until(lambda: rig.restoring.claim_recorder("b", 60), "the successor")

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.store.conftest import Rig
+from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
@@ -20,11 +20,11 @@ MINE, THEIRS = ("a", "b"), ("c", "b")
 
 
 @pytest.fixture
-def lookups(rig: Rig) -> Lookups:
+def lookups(rig: StoreRig) -> Lookups:
     return Lookups(rig.store.scripts)
 
 
-async def _mixed(rig: Rig) -> UUID:
+async def _mixed(rig: StoreRig) -> UUID:
     """One job done, one failed, one running, two waiting."""
     batch_id = await rig.submit([JobSpec(runs=n, variables={"x": n}) for n in range(1, 6)])
     grant = await rig.take()
@@ -35,7 +35,7 @@ async def _mixed(rig: Rig) -> UUID:
 
 @pytest.mark.parametrize("projects", [None, ("a",), MINE])
 async def test_a_batch_and_its_jobs_are_what_the_reader_reads(
-    rig: Rig, lookups: Lookups, projects: tuple[str, ...] | None
+    rig: StoreRig, lookups: Lookups, projects: tuple[str, ...] | None
 ) -> None:
     batch_id = await _mixed(rig)
     batch, jobs = await rig.batch(batch_id), await rig.jobs(batch_id)
@@ -47,26 +47,28 @@ async def test_a_batch_and_its_jobs_are_what_the_reader_reads(
 
 
 @pytest.mark.parametrize("projects", [THEIRS, ()])
-async def test_what_is_of_another_project_is_not_there(rig: Rig, lookups: Lookups, projects: tuple[str, ...]) -> None:
+async def test_what_is_of_another_project_is_not_there(
+    rig: StoreRig, lookups: Lookups, projects: tuple[str, ...]
+) -> None:
     batch_id = await _mixed(rig)
     assert await lookups.batch(batch_id, projects=projects, jobs_max=10) is None
     assert await lookups.job(job_id(batch_id, 0), projects=projects) is None
 
 
-async def test_what_does_not_exist_is_not_there(rig: Rig, lookups: Lookups) -> None:
+async def test_what_does_not_exist_is_not_there(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await _mixed(rig)
     assert await lookups.batch(new_batch_id(), projects=None, jobs_max=10) is None
     assert await lookups.job(job_id(batch_id, 5), projects=None) is None
     assert await lookups.job(new_batch_id(), projects=None) is None
 
 
-async def test_a_batch_without_jobs_is_there(rig: Rig, lookups: Lookups) -> None:
+async def test_a_batch_without_jobs_is_there(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await rig.submit([], open=True)
     assert await lookups.batch(batch_id, projects=MINE, jobs_max=10) == (await rig.batch(batch_id), [])
     await rig.commands.close(batch_id, project="a")
 
 
-async def test_a_job_that_failed_because_of_its_batch_shows_why(rig: Rig, lookups: Lookups) -> None:
+async def test_a_job_that_failed_because_of_its_batch_shows_why(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     fault = Fault("user", "it does not fit", "sequence")
@@ -76,7 +78,7 @@ async def test_a_job_that_failed_because_of_its_batch_shows_why(rig: Rig, lookup
     assert (job.status, job.faults) == (JobStatus.ERROR, (fault,))
 
 
-async def test_a_crowd_gets_each_its_own_job(rig: Rig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crowd_gets_each_its_own_job(rig: StoreRig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await rig.submit([JobSpec(runs=n) for n in range(300)])
     calls = 0
     call = Scripts.call
@@ -95,7 +97,7 @@ async def test_a_crowd_gets_each_its_own_job(rig: Rig, lookups: Lookups, monkeyp
     assert calls == 5
 
 
-async def test_who_stops_waiting_takes_nobody_along(rig: Rig, lookups: Lookups) -> None:
+async def test_who_stops_waiting_takes_nobody_along(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await rig.submit(2)
     leaving = asyncio.create_task(lookups.job(job_id(batch_id, 0), projects=MINE))
     staying = asyncio.create_task(lookups.job(job_id(batch_id, 1), projects=MINE))
@@ -109,7 +111,7 @@ async def test_who_stops_waiting_takes_nobody_along(rig: Rig, lookups: Lookups) 
 
 
 async def test_a_failure_is_told_to_all_who_asked_and_is_over_then(
-    rig: Rig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch
+    rig: StoreRig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = await rig.submit(1)
 

@@ -15,24 +15,24 @@ from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
 from tweezer.store.tickets import JobProgress
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, PENDING, RUNNING, CANCELED = JobStatus.DONE, JobStatus.PENDING, JobStatus.RUNNING, JobStatus.CANCELED
 
 
 @pytest.fixture
-async def rig(real_rig: Rig) -> AsyncIterator[Rig]:
+async def rig(real_rig: StoreRig) -> AsyncIterator[StoreRig]:
     """A rig whose server gets its memory limit back."""
     yield real_rig
     await real_rig.redis.config_set("maxmemory", 0)
 
 
-async def fill(rig: Rig) -> None:
+async def fill(rig: StoreRig) -> None:
     """From now on Redis is over its limit."""
     await rig.redis.config_set("maxmemory", 1)
 
 
-async def test_a_submit_is_refused_as_full_and_nothing_is_written(rig: Rig) -> None:
+async def test_a_submit_is_refused_as_full_and_nothing_is_written(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     before = await rig.snapshot()
     await fill(rig)
@@ -43,7 +43,7 @@ async def test_a_submit_is_refused_as_full_and_nothing_is_written(rig: Rig) -> N
     assert await rig.snapshot() == before
 
 
-async def test_running_work_ends_and_its_ticket_retires(rig: Rig) -> None:
+async def test_running_work_ends_and_its_ticket_retires(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     await fill(rig)
     grant = await rig.take()
@@ -54,7 +54,7 @@ async def test_running_work_ends_and_its_ticket_retires(rig: Rig) -> None:
     assert len(await rig.reader.results(batch_id, range(3))) == 3
 
 
-async def test_a_cancel_is_taken(rig: Rig) -> None:
+async def test_a_cancel_is_taken(rig: StoreRig) -> None:
     batch_id = await rig.submit(100)
     grant = await rig.take()
     await fill(rig)
@@ -65,7 +65,7 @@ async def test_a_cancel_is_taken(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).counts[CANCELED] == 100
 
 
-async def test_a_lost_ticket_is_reclaimed(rig: Rig) -> None:
+async def test_a_lost_ticket_is_reclaimed(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -77,7 +77,7 @@ async def test_a_lost_ticket_is_reclaimed(rig: Rig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: Rig) -> None:
+async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await fill(rig)
     await rig.commands.pause(batch_id, project="a")
@@ -91,7 +91,7 @@ async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: Rig) -> None:
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 
-async def test_a_scheduled_batch_that_is_there_starts(rig: Rig) -> None:
+async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:
     doc = BatchDoc(device="EMU", sequence="{}")
     later = datetime(2999, 1, 1, tzinfo=UTC)
     batch_id = await rig.commands.submit(new_batch_id(), "a", doc, [JobSpec()], not_before=later)

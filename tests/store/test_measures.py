@@ -11,35 +11,35 @@ from tweezer.store.keys import Key
 from tweezer.store.measures import DeviceMeasures, Measures, measure
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DAY_US = 86_400_000_000
 
 
-async def measured(rig: Rig, recorded: str | None = None, delivered: str | None = None) -> Measures:
+async def measured(rig: StoreRig, recorded: str | None = None, delivered: str | None = None) -> Measures:
     return await measure(rig.store.scripts, recorded, delivered)
 
 
-async def device(rig: Rig, name: str = "EMU") -> DeviceMeasures:
+async def device(rig: StoreRig, name: str = "EMU") -> DeviceMeasures:
     (found,) = [device for device in (await measured(rig)).devices if device.name == name]
     return found
 
 
-async def submitted_before(rig: Rig, batch_id: Any, index: int, age_us: int) -> None:
+async def submitted_before(rig: StoreRig, batch_id: Any, index: int, age_us: int) -> None:
     """The job was submitted that much earlier than it was."""
     name = rig.keys(Key.SPEC, batch_id)
     now_us, _, packed = (await rig.redis.hget(name, index)).partition(b" ")
     await rig.redis.hset(name, index, b"%d %s" % (int(now_us) - age_us, packed))
 
 
-async def test_an_idle_device_has_free_lanes_and_nobody_waits(rig: Rig) -> None:
+async def test_an_idle_device_has_free_lanes_and_nobody_waits(rig: StoreRig) -> None:
     await rig.announce(lanes=3, worker="v")
     assert await device(rig) == DeviceMeasures(
         "EMU", False, 0, 0, 0, 0, 0, 0, 0, workers=2, lanes=4, busy=0, draining=0, longest_wait_s=None
     )
 
 
-async def test_jobs_and_tickets_are_counted_where_they_are(two_lanes: Rig) -> None:
+async def test_jobs_and_tickets_are_counted_where_they_are(two_lanes: StoreRig) -> None:
     rig = two_lanes
     await rig.submit(5)
     await rig.take()
@@ -52,7 +52,7 @@ async def test_jobs_and_tickets_are_counted_where_they_are(two_lanes: Rig) -> No
     assert (await device(rig)).due == 1
 
 
-async def test_lanes_are_as_the_last_heartbeats_said(rig: Rig) -> None:
+async def test_lanes_are_as_the_last_heartbeats_said(rig: StoreRig) -> None:
     rows: dict[str, dict[str, Any]] = {
         "w": {"lanes": 1, "busy": 1},
         "v": {"lanes": 4, "busy": 3},
@@ -69,13 +69,13 @@ async def test_lanes_are_as_the_last_heartbeats_said(rig: Rig) -> None:
     assert (found.workers, found.lanes, found.busy) == (2, 3, 2)
 
 
-async def test_a_pause_is_told(rig: Rig) -> None:
+async def test_a_pause_is_told(rig: StoreRig) -> None:
     await rig.announce("OTHER")
     await rig.commands.pause_device("EMU", "for a test")
     assert {found.name: found.paused for found in (await measured(rig)).devices} == {"EMU": True, "OTHER": False}
 
 
-async def test_a_lost_lease_counts_whoever_finds_it(rig: Rig) -> None:
+async def test_a_lost_lease_counts_whoever_finds_it(rig: StoreRig) -> None:
     for find in (rig.tickets.sweep, rig.take):
         await rig.submit(1)
         grant = await rig.take()
@@ -85,7 +85,7 @@ async def test_a_lost_lease_counts_whoever_finds_it(rig: Rig) -> None:
     assert (await device(rig)).lost == 2
 
 
-async def test_a_settle_of_a_stale_ticket_counts_once_a_call(rig: Rig) -> None:
+async def test_a_settle_of_a_stale_ticket_counts_once_a_call(rig: StoreRig) -> None:
     await rig.submit(3)
     grant = await rig.take()
     stale = msgspec.structs.replace(grant, token="1")
@@ -96,7 +96,7 @@ async def test_a_settle_of_a_stale_ticket_counts_once_a_call(rig: Rig) -> None:
     assert (found.stale, found.lost) == (1, 0)
 
 
-async def test_a_settle_that_is_repeated_after_its_reply_was_lost_is_not_stale(rig: Rig) -> None:
+async def test_a_settle_that_is_repeated_after_its_reply_was_lost_is_not_stale(rig: StoreRig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     for _ in range(2):
@@ -104,7 +104,7 @@ async def test_a_settle_that_is_repeated_after_its_reply_was_lost_is_not_stale(r
     assert (await device(rig)).stale == 0
 
 
-async def test_the_longest_wait_is_of_a_job_and_not_of_its_batch(rig: Rig) -> None:
+async def test_the_longest_wait_is_of_a_job_and_not_of_its_batch(rig: StoreRig) -> None:
     old = await rig.submit(1, open=True)
     await submitted_before(rig, old, 0, 7 * DAY_US)
     assert ((await device(rig)).longest_wait_s or 0) > 6 * 86_400
@@ -116,7 +116,7 @@ async def test_the_longest_wait_is_of_a_job_and_not_of_its_batch(rig: Rig) -> No
     assert wait_s < 60
 
 
-async def test_a_job_waits_although_lanes_work_on_all_tickets_of_its_batch(rig: Rig) -> None:
+async def test_a_job_waits_although_lanes_work_on_all_tickets_of_its_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await submitted_before(rig, batch_id, 1, 2 * DAY_US)
@@ -129,7 +129,7 @@ async def test_a_job_waits_although_lanes_work_on_all_tickets_of_its_batch(rig: 
     assert wait_s < 60
 
 
-async def test_a_job_that_came_back_waits_since_its_submit(rig: Rig) -> None:
+async def test_a_job_that_came_back_waits_since_its_submit(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     await submitted_before(rig, batch_id, 0, 2 * DAY_US)
     grant = await rig.take()
@@ -138,7 +138,7 @@ async def test_a_job_that_came_back_waits_since_its_submit(rig: Rig) -> None:
     assert ((await device(rig)).longest_wait_s or 0) > 86_400
 
 
-async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: Rig) -> None:
+async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.run_all()
     entries = await rig.store.events.read(most=100)
@@ -151,7 +151,7 @@ async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: Rig)
     assert (await measured(rig)).unrecorded == 0
 
 
-async def test_what_the_couriers_have_not_read_is_counted_apart(rig: Rig) -> None:
+async def test_what_the_couriers_have_not_read_is_counted_apart(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.run_all()
     entries = await rig.store.events.read(most=100)
@@ -161,7 +161,7 @@ async def test_what_the_couriers_have_not_read_is_counted_apart(rig: Rig) -> Non
     assert (await measured(rig, "0-0")).undelivered == 0
 
 
-async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: Rig) -> None:
+async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: StoreRig) -> None:
     seconds, _ = await rig.redis.time()
     for age_s in (500, 100):
         await rig.redis.xadd(rig.keys(Key.EVENTS), {"b": "x"}, id=f"{(seconds - age_s) * 1000}-0")
@@ -169,12 +169,12 @@ async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: Rig) -
     assert 99 <= (await measured(rig, f"{(seconds - 500) * 1000}-0")).unrecorded_s < 160
 
 
-async def test_an_empty_installation_can_be_measured(rig: Rig) -> None:
+async def test_an_empty_installation_can_be_measured(rig: StoreRig) -> None:
     await rig.redis.flushall()
     assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, 0.0, 0, False, False, [])
 
 
-async def test_a_measure_looks_at_the_front_of_the_queue_only(rig: Rig) -> None:
+async def test_a_measure_looks_at_the_front_of_the_queue_only(rig: StoreRig) -> None:
     for _ in range(60):
         await rig.submit(1)
     last = await rig.submit(1)

@@ -13,12 +13,12 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import JobProgress, Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, PENDING, RUNNING = JobStatus.DONE, JobStatus.PENDING, JobStatus.RUNNING
 
 
-async def test_a_paused_batch_is_not_handed_out(rig: Rig) -> None:
+async def test_a_paused_batch_is_not_handed_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.commands.pause(batch_id, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.PAUSED
@@ -28,7 +28,7 @@ async def test_a_paused_batch_is_not_handed_out(rig: Rig) -> None:
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_pausing_twice_and_resuming_twice_is_told_once(rig: Rig) -> None:
+async def test_pausing_twice_and_resuming_twice_is_told_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     for _ in range(2):
         await rig.commands.pause(batch_id, project="a")
@@ -37,7 +37,7 @@ async def test_pausing_twice_and_resuming_twice_is_told_once(rig: Rig) -> None:
     assert await rig.told(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
 
 
-async def test_what_runs_when_its_batch_is_paused_finishes(rig: Rig) -> None:
+async def test_what_runs_when_its_batch_is_paused_finishes(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -49,7 +49,7 @@ async def test_what_runs_when_its_batch_is_paused_finishes(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("what", ["batch", "device"])
-async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: Rig, what: str) -> None:
+async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: StoreRig, what: str) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -65,7 +65,7 @@ async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: R
     assert (turn.next, turn.refused) == (Next.RETIRED if what == "batch" else Next.YIELD, 0)
 
 
-async def test_jobs_added_to_a_paused_batch_wait_for_its_resume(rig: Rig) -> None:
+async def test_jobs_added_to_a_paused_batch_wait_for_its_resume(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.commands.pause(batch_id, project="a")
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
@@ -74,7 +74,7 @@ async def test_jobs_added_to_a_paused_batch_wait_for_its_resume(rig: Rig) -> Non
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_paused_batch_ends_when_its_last_job_does(rig: Rig) -> None:
+async def test_a_paused_batch_ends_when_its_last_job_does(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -85,7 +85,7 @@ async def test_a_paused_batch_ends_when_its_last_job_does(rig: Rig) -> None:
     assert refusal.value.code == "terminal"
 
 
-async def test_a_batch_that_ended_cannot_be_paused(rig: Rig) -> None:
+async def test_a_batch_that_ended_cannot_be_paused(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run_all()
     before = await rig.snapshot()
@@ -94,7 +94,7 @@ async def test_a_batch_that_ended_cannot_be_paused(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig: Rig) -> None:
+async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
     await rig.commands.pause(batch_id, project="a")
@@ -105,7 +105,7 @@ async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig
     assert [job.index for job in (await rig.take()).jobs] == [0]
 
 
-async def test_a_paused_device_grants_nothing_and_takes_submits(rig: Rig) -> None:
+async def test_a_paused_device_grants_nothing_and_takes_submits(rig: StoreRig) -> None:
     await rig.commands.pause_device("EMU", "calibration")
     await rig.submit(1)
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
@@ -116,7 +116,7 @@ async def test_a_paused_device_grants_nothing_and_takes_submits(rig: Rig) -> Non
     assert await rig.members(Key.READY, "EMU") != set()
 
 
-async def test_a_resumed_device_wakes_its_workers(rig: Rig) -> None:
+async def test_a_resumed_device_wakes_its_workers(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.commands.pause_device("EMU", "calibration")
     await rig.silence()
@@ -125,7 +125,7 @@ async def test_a_resumed_device_wakes_its_workers(rig: Rig) -> None:
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig: Rig) -> None:
+async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -137,7 +137,7 @@ async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_heartbeats_hear_why_the_device_is_paused(rig: Rig) -> None:
+async def test_heartbeats_hear_why_the_device_is_paused(rig: StoreRig) -> None:
     await rig.commands.pause_device("EMU", "calibration")
     assert await rig.announce() == "calibration"
     await rig.commands.resume_device("EMU")
@@ -145,7 +145,7 @@ async def test_heartbeats_hear_why_the_device_is_paused(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("call", ["pause_device", "resume_device"])
-async def test_a_device_that_nobody_announced_is_not_found(rig: Rig, call: str) -> None:
+async def test_a_device_that_nobody_announced_is_not_found(rig: StoreRig, call: str) -> None:
     before = await rig.snapshot()
     with pytest.raises(NotFound, match="NO_SUCH"):
         await getattr(rig.commands, call)("NO_SUCH", *(["why"] if call == "pause_device" else []))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.store.conftest import DEVICE, Rig
+from tests.support.store_rig import DEVICE, StoreRig
 
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import OutcomeKind
@@ -11,7 +11,7 @@ from tweezer.store.tickets import Grant
 UID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 
 
-async def intend(rig: Rig, grant: Grant) -> bytes:
+async def intend(rig: StoreRig, grant: Grant) -> bytes:
     """Says that the granted job is to be sent on; what the script answers, without the wait for the disk."""
     (job,) = grant.jobs
     word, *_ = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, grant.token, "1")
@@ -19,7 +19,7 @@ async def intend(rig: Rig, grant: Grant) -> bytes:
     return word
 
 
-async def test_jobs_are_claimed_one_at_a_time_by_as_many_lanes_as_there_are(rig: Rig) -> None:
+async def test_jobs_are_claimed_one_at_a_time_by_as_many_lanes_as_there_are(rig: StoreRig) -> None:
     await rig.announce(lanes=2, reattaches=1)
     await rig.submit(8)
     grants = await rig.grants(2)
@@ -28,7 +28,7 @@ async def test_jobs_are_claimed_one_at_a_time_by_as_many_lanes_as_there_are(rig:
     assert len(turn.jobs) == 1
 
 
-async def test_a_lost_tickets_job_runs_on_and_is_handed_out_again_as_the_same_attempt(rig: Rig) -> None:
+async def test_a_lost_tickets_job_runs_on_and_is_handed_out_again_as_the_same_attempt(rig: StoreRig) -> None:
     await rig.announce(lanes=2, reattaches=1)
     batch_id = await rig.submit(4)
     grants = await rig.grants(2)
@@ -49,7 +49,7 @@ async def test_a_lost_tickets_job_runs_on_and_is_handed_out_again_as_the_same_at
     assert {job.status for job in await rig.jobs(batch_id)} == {JobStatus.DONE}
 
 
-async def test_a_job_that_was_not_sent_on_goes_back(rig: Rig) -> None:
+async def test_a_job_that_was_not_sent_on_goes_back(rig: StoreRig) -> None:
     await rig.announce(reattaches=1)
     batch_id = await rig.submit()
     grant = await rig.take()
@@ -58,7 +58,7 @@ async def test_a_job_that_was_not_sent_on_goes_back(rig: Rig) -> None:
     assert (await rig.job(batch_id, 0)).status is JobStatus.PENDING
 
 
-async def test_a_batch_that_came_before_the_devices_first_worker_is_taken_up_as_well(rig: Rig) -> None:
+async def test_a_batch_that_came_before_the_devices_first_worker_is_taken_up_as_well(rig: StoreRig) -> None:
     await rig.announce()
     batch_id = await rig.submit()
     await rig.announce(DEVICE, reattaches=1)

@@ -13,37 +13,37 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 FAULT = Fault("internal", "the process that builds sequences does not start")
 UP, DOWN = "up", "down"
 
 
 @pytest.fixture
-async def machine(rig: Rig) -> Rig:
+async def machine(rig: StoreRig) -> StoreRig:
     """A device with one machine behind it, which one batch has to itself."""
     await rig.announce(exclusive=1, reattaches=1)
     return rig
 
 
-async def intend(rig: Rig, grant: Grant, name: str = "a", *, sent: bool = True) -> str:
+async def intend(rig: StoreRig, grant: Grant, name: str = "a", *, sent: bool = True) -> str:
     """Says that the grant's job is to be submitted; what the script answers."""
     (job,) = grant.jobs
     reply: Any = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, name, int(sent))
     return str(reply[0].decode())
 
 
-async def set_out(rig: Rig, grant: Grant, name: str = "a") -> bool:
+async def set_out(rig: StoreRig, grant: Grant, name: str = "a") -> bool:
     return await rig.store.remote.set_out(grant.ticket, grant.token, grant.jobs[0].index, name)
 
 
-async def known(rig: Rig, batch_id: UUID, index: int = 0) -> tuple[str, str | None] | None:
+async def known(rig: StoreRig, batch_id: UUID, index: int = 0) -> tuple[str, str | None] | None:
     """Name of the job's intent, and the machine's id of it."""
     intent = await rig.store.remote.known(batch_id, index)
     return None if intent is None else (intent.name, intent.uid)
 
 
-async def orphan(rig: Rig, **options: Any) -> UUID:
+async def orphan(rig: StoreRig, **options: Any) -> UUID:
     """A batch whose first job is on the machine, and whose worker is gone."""
     batch_id = await rig.submit(3, **options)
     grant = await rig.take()
@@ -53,7 +53,7 @@ async def orphan(rig: Rig, **options: Any) -> UUID:
     return batch_id
 
 
-async def test_an_intent_is_said_once_and_then_known(machine: Rig) -> None:
+async def test_an_intent_is_said_once_and_then_known(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -63,7 +63,7 @@ async def test_an_intent_is_said_once_and_then_known(machine: Rig) -> None:
     assert await known(rig, batch_id) is None
 
 
-async def test_a_withdrawal_that_arrives_late_leaves_the_next_intent_alone(machine: Rig) -> None:
+async def test_a_withdrawal_that_arrives_late_leaves_the_next_intent_alone(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -74,7 +74,7 @@ async def test_a_withdrawal_that_arrives_late_leaves_the_next_intent_alone(machi
     assert await known(rig, batch_id) == ("b", None)
 
 
-async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(machine: Rig) -> None:
+async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -83,7 +83,7 @@ async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(ma
     assert await known(rig, batch_id) is None
 
 
-async def test_who_lost_the_ticket_may_still_say_that_it_submitted_nothing(machine: Rig) -> None:
+async def test_who_lost_the_ticket_may_still_say_that_it_submitted_nothing(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -94,7 +94,7 @@ async def test_who_lost_the_ticket_may_still_say_that_it_submitted_nothing(machi
     assert await intend(rig, second, "b") == "new"
 
 
-async def test_a_job_that_the_machine_has_is_not_withdrawn(machine: Rig) -> None:
+async def test_a_job_that_the_machine_has_is_not_withdrawn(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     await intend(rig, await rig.take())
@@ -103,7 +103,7 @@ async def test_a_job_that_the_machine_has_is_not_withdrawn(machine: Rig) -> None
     assert await known(rig, batch_id) == ("a", "7")
 
 
-async def test_a_note_comes_through_after_the_ticket_is_lost(machine: Rig) -> None:
+async def test_a_note_comes_through_after_the_ticket_is_lost(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -116,7 +116,7 @@ async def test_a_note_comes_through_after_the_ticket_is_lost(machine: Rig) -> No
     assert await known(rig, batch_id) == ("a", "7")
 
 
-async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew(machine: Rig) -> None:
+async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -132,7 +132,7 @@ async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew
     assert await known(rig, batch_id) == ("b", None)
 
 
-async def test_who_lost_the_ticket_does_not_set_out(machine: Rig) -> None:
+async def test_who_lost_the_ticket_does_not_set_out(machine: StoreRig) -> None:
     rig = machine
     await rig.submit(1)
     first = await rig.take()
@@ -142,7 +142,7 @@ async def test_who_lost_the_ticket_does_not_set_out(machine: Rig) -> None:
     assert not await set_out(rig, first)
 
 
-async def test_setting_out_may_be_said_again(machine: Rig) -> None:
+async def test_setting_out_may_be_said_again(machine: StoreRig) -> None:
     rig = machine
     await rig.submit(1)
     grant = await rig.take()
@@ -150,7 +150,7 @@ async def test_setting_out_may_be_said_again(machine: Rig) -> None:
     assert [await set_out(rig, grant), await set_out(rig, grant)] == [True, True]
 
 
-async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_sent(machine: Rig) -> None:
+async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_sent(machine: StoreRig) -> None:
     rig = machine
     await rig.start_again("the first")
     batch_id = await rig.submit(1)
@@ -165,7 +165,7 @@ async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_s
     assert await intend(rig, await rig.take(), "b", sent=False) == "known"
 
 
-async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gone(machine: Rig) -> None:
+async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gone(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -176,7 +176,7 @@ async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gon
     assert await rig.grants() == []
 
 
-async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(machine: Rig) -> None:
+async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(machine: StoreRig) -> None:
     rig = machine
     await rig.start_again("the first")
     batch_id = await rig.submit(1)
@@ -192,7 +192,7 @@ async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(mac
     assert 0 <= int(await since_loss("b")) < 5000
 
 
-async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_on(machine: Rig) -> None:
+async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_on(machine: StoreRig) -> None:
     rig = machine
 
     async def after(batch_id: UUID) -> int | None:
@@ -219,7 +219,7 @@ async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_o
     assert await after(old) == 10
 
 
-async def test_the_job_on_the_machine_comes_before_all_other_work(machine: Rig) -> None:
+async def test_the_job_on_the_machine_comes_before_all_other_work(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.submit(1, project="another")
@@ -227,7 +227,7 @@ async def test_the_job_on_the_machine_comes_before_all_other_work(machine: Rig) 
     assert (grant.batch_id, [job.attempt for job in grant.jobs]) == (batch_id, [1])
 
 
-async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_waits(machine: Rig) -> None:
+async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_waits(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.submit(1, project="another")
@@ -237,7 +237,7 @@ async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_w
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_the_next(machine: Rig) -> None:
+async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_the_next(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.tickets.sweep()
@@ -249,7 +249,7 @@ async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_t
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_no_other(machine: Rig) -> None:
+async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_no_other(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.commands.pause(batch_id, project=None)
@@ -260,7 +260,7 @@ async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_n
     assert await rig.statuses(batch_id) == [JobStatus.DONE, JobStatus.PENDING, JobStatus.PENDING]
 
 
-async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other(machine: Rig) -> None:
+async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.commands.set_condition("EMU", DOWN, "it rests")
@@ -272,7 +272,7 @@ async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
 
-async def test_a_failed_batch_leaves_the_machines_job_to_the_next_holder(machine: Rig) -> None:
+async def test_a_failed_batch_leaves_the_machines_job_to_the_next_holder(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     assert await rig.release(await rig.take(), FAULT, failures_max=1)

@@ -15,7 +15,7 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant, JobProgress, Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 FAULT = Fault("reported", "the laser is out of lock")
 DONE, ERROR, CANCELED = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED
@@ -26,7 +26,7 @@ EVENTS = {  # what a report of each status is called in the table
 }
 
 
-async def reach(rig: Rig, status: JobStatus) -> tuple[UUID, int, Grant]:
+async def reach(rig: StoreRig, status: JobStatus) -> tuple[UUID, int, Grant]:
     """A batch, the index of a job of it in this status, and the ticket that holds it if it is live."""
     batch_id = await rig.submit(8)
     grant = await rig.take()
@@ -43,7 +43,7 @@ async def reach(rig: Rig, status: JobStatus) -> tuple[UUID, int, Grant]:
 @pytest.mark.parametrize("wanted", JobStatus)
 @pytest.mark.parametrize("status", JobStatus)
 async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
-    rig: Rig, status: JobStatus, wanted: JobStatus
+    rig: StoreRig, status: JobStatus, wanted: JobStatus
 ) -> None:
     batch_id, index, grant = await reach(rig, status)
     before = await rig.snapshot()
@@ -69,7 +69,7 @@ async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
 
 
 @pytest.mark.parametrize("wanted", [PENDING, ERROR, CANCELED])
-async def test_who_held_a_job_that_ran_has_lost_it_and_its_ticket(rig: Rig, wanted: JobStatus) -> None:
+async def test_who_held_a_job_that_ran_has_lost_it_and_its_ticket(rig: StoreRig, wanted: JobStatus) -> None:
     batch_id, index, grant = await reach(rig, RUNNING)
     await rig.commands.report(batch_id, index, status=wanted, project="a")
     assert await rig.renew(grant, JobProgress(index, Stage.ON_DEVICE)) is None
@@ -81,7 +81,7 @@ async def test_who_held_a_job_that_ran_has_lost_it_and_its_ticket(rig: Rig, want
     assert set(statuses[2:]) == {PENDING}
 
 
-async def test_the_other_jobs_of_the_ticket_run_with_another_one(rig: Rig) -> None:
+async def test_the_other_jobs_of_the_ticket_run_with_another_one(rig: StoreRig) -> None:
     batch_id, index, _ = await reach(rig, RUNNING)
     await rig.commands.report(batch_id, index, status=ERROR, fault=FAULT, project="a")
     await rig.run_all()
@@ -90,14 +90,14 @@ async def test_the_other_jobs_of_the_ticket_run_with_another_one(rig: Rig) -> No
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_wait(rig: Rig) -> None:
+async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_wait(rig: StoreRig) -> None:
     batch_id, index, _ = await reach(rig, RUNNING)
     await rig.commands.cancel_jobs(batch_id, [index], project="a")
     await rig.commands.report(batch_id, index, status=PENDING, project="a")
     assert (await rig.job(batch_id, index)).status is CANCELED
 
 
-async def test_the_last_job_ends_its_batch(rig: Rig) -> None:
+async def test_the_last_job_ends_its_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.take()
     await rig.commands.report(batch_id, 0, status=ERROR, fault=FAULT, project=None)
@@ -105,7 +105,7 @@ async def test_the_last_job_ends_its_batch(rig: Rig) -> None:
     assert (await rig.told(batch_id))[-2:] == ["0 job.error", "batch.done"]
 
 
-async def test_a_job_that_waits_for_a_retry_can_be_ended(rig: Rig) -> None:
+async def test_a_job_that_waits_for_a_retry_can_be_ended(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
     await rig.commands.report(batch_id, 0, status=CANCELED, project="a")
@@ -113,7 +113,7 @@ async def test_a_job_that_waits_for_a_retry_can_be_ended(rig: Rig) -> None:
     assert await rig.members(Key.DUE, "EMU") == set()
 
 
-async def test_progress_and_errors_are_reported_of_a_job_that_runs(rig: Rig) -> None:
+async def test_progress_and_errors_are_reported_of_a_job_that_runs(rig: StoreRig) -> None:
     batch_id, index, _ = await reach(rig, RUNNING)
     async with rig.store.news.batch(batch_id) as heard:
         await rig.commands.report(batch_id, index, percent=40, fault=FAULT, project="a")
@@ -126,14 +126,14 @@ async def test_progress_and_errors_are_reported_of_a_job_that_runs(rig: Rig) -> 
 
 
 @pytest.mark.parametrize("status", [PENDING, DONE, ERROR, CANCELED])
-async def test_only_a_job_that_runs_has_progress(rig: Rig, status: JobStatus) -> None:
+async def test_only_a_job_that_runs_has_progress(rig: StoreRig, status: JobStatus) -> None:
     batch_id, index, _ = await reach(rig, status)
     with pytest.raises(Conflict):
         await rig.commands.report(batch_id, index, percent=40, fault=FAULT, project="a")
     assert FAULT not in (await rig.job(batch_id, index)).faults
 
 
-async def test_an_error_ends_a_batch_when_what_runs_has_ended(rig: Rig) -> None:
+async def test_an_error_ends_a_batch_when_what_runs_has_ended(rig: StoreRig) -> None:
     batch_id, index, grant = await reach(rig, RUNNING)
     await rig.commands.end(batch_id, BatchStatus.ERROR, fault=FAULT, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
@@ -143,7 +143,7 @@ async def test_an_error_ends_a_batch_when_what_runs_has_ended(rig: Rig) -> None:
     assert (batch.status, batch.fault) == (BatchStatus.ERROR, FAULT)
 
 
-async def test_a_batch_times_out_early_only_when_it_is_open_and_without_work(rig: Rig) -> None:
+async def test_a_batch_times_out_early_only_when_it_is_open_and_without_work(rig: StoreRig) -> None:
     closed, busy, idle = await rig.submit(1), await rig.submit(1, open=True), await rig.submit(0, open=True)
     for batch_id in (closed, busy):
         before = await rig.snapshot()
@@ -157,7 +157,7 @@ async def test_a_batch_times_out_early_only_when_it_is_open_and_without_work(rig
         await rig.commands.end(idle, BatchStatus.ERROR, fault=FAULT, project="a")
 
 
-async def test_what_belongs_to_others_is_not_there(rig: Rig) -> None:
+async def test_what_belongs_to_others_is_not_there(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
     for call in (
@@ -171,7 +171,7 @@ async def test_what_belongs_to_others_is_not_there(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_tags_are_replaced_live_or_ended(rig: Rig) -> None:
+async def test_tags_are_replaced_live_or_ended(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.commands.set_tags(batch_id, ["a", "ä"], project="a")
     assert (await rig.batch(batch_id)).doc.tags == ("a", "ä")
@@ -184,7 +184,7 @@ async def test_tags_are_replaced_live_or_ended(rig: Rig) -> None:
     assert (entries[-1].batch_id, entries[-1].words) == (batch_id, "")
 
 
-async def test_the_batches_that_repeat_one_are_noted_once_each(rig: Rig) -> None:
+async def test_the_batches_that_repeat_one_are_noted_once_each(rig: StoreRig) -> None:
     batch_id, children = await rig.submit(1), (new_batch_id(), new_batch_id())
     for child in (*children, children[0]):
         assert await rig.commands.note_child(batch_id, child)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from msgspec.structs import replace
-from tests.losses import Recorded, checkpoint, fall_back, recorded
+from tests.support.power_loss import Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import new_batch_id
@@ -18,21 +18,21 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, ERROR, CANCELED = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED
 PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
 FAULT = Fault("user", "it cannot run")
 
 
-async def restore(rig: Rig, ledger: Recorded) -> None:
+async def restore(rig: StoreRig, ledger: Recorded) -> None:
     """Puts back all of a batch, as the recorder does; afterwards the device counts what there is."""
     assert await rig.restoring.restore(*ledger) == 0
     await rig.restoring.open_gate()
     await assert_counted(rig, ledger[0].batch_id)
 
 
-async def assert_counted(rig: Rig, *batches: UUID) -> None:
+async def assert_counted(rig: StoreRig, *batches: UUID) -> None:
     """The record of each batch and the device count the jobs as they are."""
     total: Counter[JobStatus] = Counter()
     for batch_id in batches:
@@ -44,7 +44,7 @@ async def assert_counted(rig: Rig, *batches: UUID) -> None:
     assert (device.pending, device.running) == (total[PENDING], total[RUNNING])
 
 
-async def run_the_rest(rig: Rig, batch_id: UUID) -> list[int]:
+async def run_the_rest(rig: StoreRig, batch_id: UUID) -> list[int]:
     """Runs all that is left of the batch; the indices of the jobs that were begun, in order."""
     before = len(await rig.events(batch_id))
     while grants := await rig.grants():
@@ -53,7 +53,7 @@ async def run_the_rest(rig: Rig, batch_id: UUID) -> list[int]:
     return [event.index for event in new if event.index is not None and event.status is RUNNING]
 
 
-async def state_of(rig: Rig) -> dict[str, Any]:
+async def state_of(rig: StoreRig) -> dict[str, Any]:
     """All that a restore must leave as it is: it rings, and stamps the record."""
     found = await rig.snapshot(but={rig.keys(Key.BELL, "EMU")})
     for value in found.values():
@@ -65,7 +65,7 @@ async def state_of(rig: Rig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ where a job was when Redis lost its end
 
 
-async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: Rig) -> None:
+async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: StoreRig) -> None:
     batch_id = await rig.submit(5)
     saved = await checkpoint(rig.store)
     grant = await rig.take()
@@ -85,7 +85,7 @@ async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: Rig)
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
-async def test_who_cancelled_jobs_is_known_again(rig: Rig, gone: bool) -> None:
+async def test_who_cancelled_jobs_is_known_again(rig: StoreRig, gone: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(3)
     await rig.commands.cancel_jobs(batch_id, [1], project="a", by="alice")
@@ -100,7 +100,7 @@ async def test_who_cancelled_jobs_is_known_again(rig: Rig, gone: bool) -> None:
     assert [[attempt.by for attempt in job.cancels] for job in await rig.jobs(batch_id)] == [[], ["alice"], ["bob"]]
 
 
-async def test_jobs_that_the_cursor_passes_over_come_back(rig: Rig) -> None:
+async def test_jobs_that_the_cursor_passes_over_come_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(3000)
     saved = await checkpoint(rig.store)
     await rig.commands.cancel_jobs(batch_id, [5, 2500], project="a")
@@ -114,7 +114,7 @@ async def test_jobs_that_the_cursor_passes_over_come_back(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).counts == {DONE: 2997, CANCELED: 3, ERROR: 0, PENDING: 0, RUNNING: 0}
 
 
-async def test_a_held_job_leaves_its_holder(rig: Rig) -> None:
+async def test_a_held_job_leaves_its_holder(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -134,7 +134,7 @@ async def test_a_held_job_leaves_its_holder(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).counts[DONE] == 9
 
 
-async def test_what_the_holder_of_a_running_job_settles_later_is_refused(rig: Rig) -> None:
+async def test_what_the_holder_of_a_running_job_settles_later_is_refused(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -155,7 +155,7 @@ async def test_what_the_holder_of_a_running_job_settles_later_is_refused(rig: Ri
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_job_that_came_back_is_not_handed_out_again(rig: Rig) -> None:
+async def test_a_job_that_came_back_is_not_handed_out_again(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.tickets.drain(grant.ticket, grant.token)
@@ -170,7 +170,7 @@ async def test_a_job_that_came_back_is_not_handed_out_again(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_job_that_waits_for_a_retry_waits_no_more(rig: Rig) -> None:
+async def test_a_job_that_waits_for_a_retry_waits_no_more(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)}, want=0)
     saved = await checkpoint(rig.store)
@@ -188,7 +188,7 @@ async def test_a_job_that_waits_for_a_retry_waits_no_more(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------- batches that are gone
 
 
-async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: Rig) -> None:
+async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: StoreRig) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit([JobSpec(runs=1 + index) for index in range(4)])
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE})  # holds the next, and is lost
@@ -211,7 +211,7 @@ async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: Rig) -> Non
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_whole(rig: Rig) -> None:
+async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_whole(rig: StoreRig) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(2500)
     await rig.commands.cancel_jobs(batch_id, [*range(0, 2500, 2), 2499], project="a")
@@ -230,7 +230,7 @@ async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_who
 
 
 @pytest.mark.parametrize("open", [True, False])
-async def test_a_batch_without_jobs_is_there_again(rig: Rig, open: bool) -> None:
+async def test_a_batch_without_jobs_is_there_again(rig: StoreRig, open: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(0, open=open)
     ledger = await recorded(rig.store, batch_id)
@@ -241,7 +241,7 @@ async def test_a_batch_without_jobs_is_there_again(rig: Rig, open: bool) -> None
     assert await rig.members(Key.ENDED) == (set() if open else {str(batch_id)})
 
 
-async def test_a_batch_of_another_version_is_left_alone(rig: Rig) -> None:
+async def test_a_batch_of_another_version_is_left_alone(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     batch, jobs = await recorded(rig.store, batch_id)
     saved = await checkpoint(rig.store)
@@ -261,7 +261,7 @@ async def test_a_batch_of_another_version_is_left_alone(rig: Rig) -> None:
 # ---------------------------------------------------------------------------------- batches that Redis has, but older
 
 
-async def end(rig: Rig, batch_id: UUID, status: BatchStatus) -> None:
+async def end(rig: StoreRig, batch_id: UUID, status: BatchStatus) -> None:
     """Brings a batch of one running job to this end."""
     (grant,) = await rig.grants()
     match status:
@@ -281,7 +281,7 @@ async def end(rig: Rig, batch_id: UUID, status: BatchStatus) -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
 @pytest.mark.parametrize("status", [status for status in BatchStatus if status.terminal])
-async def test_a_batch_that_ended_has_ended(rig: Rig, status: BatchStatus, gone: bool) -> None:
+async def test_a_batch_that_ended_has_ended(rig: StoreRig, status: BatchStatus, gone: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(1, open=True)
     if not gone:
@@ -305,7 +305,7 @@ async def test_a_batch_that_ended_has_ended(rig: Rig, status: BatchStatus, gone:
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 
-async def test_a_holder_hears_that_its_batch_has_ended(rig: Rig) -> None:
+async def test_a_holder_hears_that_its_batch_has_ended(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -318,7 +318,7 @@ async def test_a_holder_hears_that_its_batch_has_ended(rig: Rig) -> None:
     assert await rig.members(Key.LEASES, "EMU") == set()
 
 
-async def test_a_batch_of_which_only_the_end_is_missing_ends_and_says_so(rig: Rig) -> None:
+async def test_a_batch_of_which_only_the_end_is_missing_ends_and_says_so(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     saved = await checkpoint(rig.store)
     await rig.run(await rig.take())
@@ -331,7 +331,7 @@ async def test_a_batch_of_which_only_the_end_is_missing_ends_and_says_so(rig: Ri
     assert (number, told) == (5, "batch.done")
 
 
-async def test_jobs_that_were_added_are_there_again(rig: Rig) -> None:
+async def test_jobs_that_were_added_are_there_again(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     saved = await checkpoint(rig.store)
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=7)] * 1500, project="a")
@@ -351,7 +351,7 @@ async def test_jobs_that_were_added_are_there_again(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("paused", [True, False])
-async def test_a_pause_or_resume_that_was_lost_holds(rig: Rig, paused: bool) -> None:
+async def test_a_pause_or_resume_that_was_lost_holds(rig: StoreRig, paused: bool) -> None:
     batch_id = await rig.submit(2)
     if not paused:
         await rig.commands.pause(batch_id, project="a")
@@ -364,7 +364,7 @@ async def test_a_pause_or_resume_that_was_lost_holds(rig: Rig, paused: bool) -> 
     assert await run_the_rest(rig, batch_id) == ([] if paused else [0, 1])
 
 
-async def test_a_cancelled_batch_goes_on_to_its_end(rig: Rig) -> None:
+async def test_a_cancelled_batch_goes_on_to_its_end(rig: StoreRig) -> None:
     batch_id = await rig.submit(5)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -377,7 +377,7 @@ async def test_a_cancelled_batch_goes_on_to_its_end(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_the_first_begin_is_told_once(rig: Rig) -> None:
+async def test_the_first_begin_is_told_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     saved = await checkpoint(rig.store)
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE}, want=0)
@@ -390,7 +390,7 @@ async def test_the_first_begin_is_told_once(rig: Rig) -> None:
     assert (await rig.told(batch_id)) == ["batch.created", "1 job.running", "1 job.done", "batch.done"]
 
 
-async def test_what_redis_ended_by_itself_meanwhile_stands(rig: Rig) -> None:
+async def test_what_redis_ended_by_itself_meanwhile_stands(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -404,7 +404,7 @@ async def test_what_redis_ended_by_itself_meanwhile_stands(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
-async def test_restoring_twice_changes_nothing(two_lanes: Rig, gone: bool) -> None:
+async def test_restoring_twice_changes_nothing(two_lanes: StoreRig, gone: bool) -> None:
     rig = two_lanes
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(12, open=True)
@@ -423,7 +423,7 @@ async def test_restoring_twice_changes_nothing(two_lanes: Rig, gone: bool) -> No
         assert await state_of(rig) == before
 
 
-async def test_restoring_what_redis_has_changes_nothing(two_lanes: Rig) -> None:
+async def test_restoring_what_redis_has_changes_nothing(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(12, open=True)
     first, second = await rig.grants(2)

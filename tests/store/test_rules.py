@@ -20,14 +20,14 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import JobProgress, Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, ERROR, CANCELED = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED
 PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
 FAULT = Fault("internal", "the body failed")
 
 
-async def state_of(rig: Rig) -> object:
+async def state_of(rig: StoreRig) -> object:
     """All that a repeated call must leave as it is: leases are renewed, service and times are counted on."""
     moving = {rig.keys(Key.LEASES, "EMU"), rig.keys(Key.FAIR, "EMU"), rig.keys(Key.BELL, "EMU")}
     found = await rig.snapshot(but=moving)
@@ -40,7 +40,7 @@ async def state_of(rig: Rig) -> object:
 # ------------------------------------------------------------------------------------------- tickets and lanes
 
 
-async def test_rule_1_tickets_follow_the_lanes_and_are_topped_up_in_take(rig: Rig) -> None:
+async def test_rule_1_tickets_follow_the_lanes_and_are_topped_up_in_take(rig: StoreRig) -> None:
     batch_id = await rig.submit(9)
     assert await rig.members(Key.READY, "EMU") == {f"{batch_id}:0"}
     await rig.announce(lanes=3)
@@ -48,7 +48,7 @@ async def test_rule_1_tickets_follow_the_lanes_and_are_topped_up_in_take(rig: Ri
     assert await rig.members(Key.READY, "EMU") == set()
 
 
-async def test_rule_1_jobs_added_while_a_lane_works_get_tickets_for_the_other_lanes(two_lanes: Rig) -> None:
+async def test_rule_1_jobs_added_while_a_lane_works_get_tickets_for_the_other_lanes(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(1, open=True)
     first = await rig.take()
@@ -59,7 +59,7 @@ async def test_rule_1_jobs_added_while_a_lane_works_get_tickets_for_the_other_la
     assert {job.index for job in second.jobs} == {1}
 
 
-async def test_rule_2_ready_and_leased_never_share_a_set(rig: Rig) -> None:
+async def test_rule_2_ready_and_leased_never_share_a_set(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     name = {f"{batch_id}:0"}
     assert (await rig.members(Key.READY, "EMU"), await rig.members(Key.LEASES, "EMU")) == (name, set())
@@ -70,7 +70,7 @@ async def test_rule_2_ready_and_leased_never_share_a_set(rig: Rig) -> None:
     assert (await rig.members(Key.READY, "EMU"), await rig.members(Key.LEASES, "EMU")) == (name, set())
 
 
-async def test_rule_2_take_reclaims_and_grants_in_one_call(rig: Rig) -> None:
+async def test_rule_2_take_reclaims_and_grants_in_one_call(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     lost = await rig.take()
     await rig.lapse(lost)
@@ -81,14 +81,14 @@ async def test_rule_2_take_reclaims_and_grants_in_one_call(rig: Rig) -> None:
     assert (await rig.told(batch_id))[-2:] == ["0 job.pending", "0 job.running"]
 
 
-async def test_rule_2_take_says_when_the_next_lease_expires(rig: Rig) -> None:
+async def test_rule_2_take_says_when_the_next_lease_expires(rig: StoreRig) -> None:
     await rig.submit(1)
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert taken.due_s is not None
     assert 14 < taken.due_s <= 15
 
 
-async def test_rule_3_one_projects_thousand_batches_do_not_stand_before_anothers_one(rig: Rig) -> None:
+async def test_rule_3_one_projects_thousand_batches_do_not_stand_before_anothers_one(rig: StoreRig) -> None:
     for _ in range(1000):
         await rig.submit(1, project="many")
     one = await rig.submit(1, project="one")
@@ -96,7 +96,7 @@ async def test_rule_3_one_projects_thousand_batches_do_not_stand_before_anothers
     await rig.redis.flushall()  # a thousand live batches need no tidying
 
 
-async def test_rule_3_a_yield_ranks_the_ticket_anew(rig: Rig) -> None:
+async def test_rule_3_a_yield_ranks_the_ticket_anew(rig: StoreRig) -> None:
     ours = await rig.submit(10, project="ours")
     grant = await rig.take()
     theirs = [await rig.submit(1, project=f"p{n}") for n in range(3)]
@@ -110,7 +110,7 @@ async def test_rule_3_a_yield_ranks_the_ticket_anew(rig: Rig) -> None:
     assert order[3] == ours
 
 
-async def test_rule_4_the_doorbell_holds_at_most_one_element(rig: Rig) -> None:
+async def test_rule_4_the_doorbell_holds_at_most_one_element(rig: StoreRig) -> None:
     for _ in range(5):
         await rig.submit(1)
     assert await rig.bell() == 1
@@ -118,7 +118,7 @@ async def test_rule_4_the_doorbell_holds_at_most_one_element(rig: Rig) -> None:
     assert await rig.bell() == 1
 
 
-async def test_rule_4_who_leaves_ready_tickets_behind_rings_again(rig: Rig) -> None:
+async def test_rule_4_who_leaves_ready_tickets_behind_rings_again(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.submit(1)
     await rig.silence()
@@ -130,7 +130,7 @@ async def test_rule_4_who_leaves_ready_tickets_behind_rings_again(rig: Rig) -> N
 
 
 @pytest.mark.parametrize("cause", ["submit", "add", "resume", "release", "drain", "yield", "close_retry"])
-async def test_rule_4_what_brings_work_rings(rig: Rig, cause: str) -> None:
+async def test_rule_4_what_brings_work_rings(rig: StoreRig, cause: str) -> None:
     batch_id = await rig.submit(3, open=True)
     grant = await rig.take()
     await rig.silence()
@@ -156,7 +156,7 @@ async def test_rule_4_what_brings_work_rings(rig: Rig, cause: str) -> None:
     assert await rig.bell() == 1
 
 
-async def test_rule_5_a_failed_ticket_comes_back_after_its_backoff(rig: Rig) -> None:
+async def test_rule_5_a_failed_ticket_comes_back_after_its_backoff(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     assert not await rig.release(grant, FAULT, retry_in_s=60, failures_max=3)
@@ -166,7 +166,7 @@ async def test_rule_5_a_failed_ticket_comes_back_after_its_backoff(rig: Rig) -> 
     assert (await rig.take()).ticket == grant.ticket
 
 
-async def test_rule_5_too_many_failures_in_a_row_end_the_batch_with_the_reason(rig: Rig) -> None:
+async def test_rule_5_too_many_failures_in_a_row_end_the_batch_with_the_reason(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     for left in (2, 1, 0):
         grant = await rig.take()
@@ -178,7 +178,7 @@ async def test_rule_5_too_many_failures_in_a_row_end_the_batch_with_the_reason(r
     assert await rig.grants() == []
 
 
-async def test_rule_5_a_job_that_ends_breaks_the_row_of_failures(rig: Rig) -> None:
+async def test_rule_5_a_job_that_ends_breaks_the_row_of_failures(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     for _ in range(2):
         grant = await rig.take()
@@ -188,7 +188,7 @@ async def test_rule_5_a_job_that_ends_breaks_the_row_of_failures(rig: Rig) -> No
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
 
 
-async def test_rule_5_a_ticket_is_not_ended_while_a_retry_waits(rig: Rig) -> None:
+async def test_rule_5_a_ticket_is_not_ended_while_a_retry_waits(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -196,14 +196,14 @@ async def test_rule_5_a_ticket_is_not_ended_while_a_retry_waits(rig: Rig) -> Non
     assert await rig.members(Key.DUE, "EMU") == {f"{batch_id}:0"}
 
 
-async def test_rule_6_jobs_added_after_the_ticket_retired_are_handed_out(rig: Rig) -> None:
+async def test_rule_6_jobs_added_after_the_ticket_retired_are_handed_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     assert (await rig.settle(await rig.take(), {0: OutcomeKind.DONE})).next is Next.RETIRED
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
 
-async def test_rule_6_jobs_resumed_after_the_ticket_retired_are_handed_out(rig: Rig) -> None:
+async def test_rule_6_jobs_resumed_after_the_ticket_retired_are_handed_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -212,7 +212,7 @@ async def test_rule_6_jobs_resumed_after_the_ticket_retired_are_handed_out(rig: 
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
 
-async def test_rule_6_jobs_added_while_the_ticket_is_parked_do_not_wait_for_the_retry(rig: Rig) -> None:
+async def test_rule_6_jobs_added_while_the_ticket_is_parked_do_not_wait_for_the_retry(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     turn = await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=3600)})
     assert turn.next is Next.PARKED
@@ -222,7 +222,7 @@ async def test_rule_6_jobs_added_while_the_ticket_is_parked_do_not_wait_for_the_
     assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.PARKED
 
 
-async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: Rig) -> None:
+async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
     await rig.release(grant, FAULT, retry_in_s=60)
@@ -230,7 +230,7 @@ async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: Rig) -> Non
     assert await rig.grants() == []
 
 
-async def test_rule_6_a_start_time_holds_for_added_jobs_too(rig: Rig) -> None:
+async def test_rule_6_a_start_time_holds_for_added_jobs_too(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "not_before", str(10**14))
     await rig.take()
@@ -242,7 +242,7 @@ async def test_rule_6_a_start_time_holds_for_added_jobs_too(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------------------ tokens
 
 
-async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(rig: Rig) -> None:
+async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = {name: await rig.redis.dump(name) for name in await rig.redis.keys("*")}
     lost = await rig.take()
@@ -256,14 +256,14 @@ async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(ri
     await rig.announce()  # its heartbeat would; a restored key has lost its expiry
 
 
-async def test_rule_7_a_token_grows_though_the_clock_went_back(rig: Rig) -> None:
+async def test_rule_7_a_token_grows_though_the_clock_went_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     future = 8 * 10**15
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "token", str(future))
     assert (await rig.take()).token == str(future + 1)
 
 
-async def test_rule_7_an_older_ticket_of_the_batch_is_not_stale(two_lanes: Rig) -> None:
+async def test_rule_7_an_older_ticket_of_the_batch_is_not_stale(two_lanes: StoreRig) -> None:
     rig = two_lanes
     await rig.submit(4)
     older, newer = await rig.grants(2)
@@ -273,7 +273,7 @@ async def test_rule_7_an_older_ticket_of_the_batch_is_not_stale(two_lanes: Rig) 
     assert (turn.next, turn.refused) == (Next.JOBS, 0)
 
 
-async def test_rule_8_a_lost_settle_reply_strands_no_job(rig: Rig) -> None:
+async def test_rule_8_a_lost_settle_reply_strands_no_job(rig: StoreRig) -> None:
     batch_id = await rig.submit(20)
     grant = await rig.take()
     lost = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -286,7 +286,7 @@ async def test_rule_8_a_lost_settle_reply_strands_no_job(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).counts[DONE] == 20
 
 
-async def test_rule_8_a_repeated_settle_claims_no_more_than_its_share(two_lanes: Rig) -> None:
+async def test_rule_8_a_repeated_settle_claims_no_more_than_its_share(two_lanes: StoreRig) -> None:
     rig = two_lanes
     await rig.submit(40)
     grant, _ = await rig.grants(2)
@@ -295,7 +295,7 @@ async def test_rule_8_a_repeated_settle_claims_no_more_than_its_share(two_lanes:
         assert await rig.settle(grant, {0: OutcomeKind.DONE}, want=100) == first
 
 
-async def test_rule_8_a_repeated_settle_that_retired_the_ticket_is_answered_retired(rig: Rig) -> None:
+async def test_rule_8_a_repeated_settle_that_retired_the_ticket_is_answered_retired(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
     assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RETIRED
@@ -306,7 +306,7 @@ async def test_rule_8_a_repeated_settle_that_retired_the_ticket_is_answered_reti
     assert (await rig.told(batch_id)).count("0 job.done") == 1
 
 
-async def test_rule_8_a_repeated_settle_that_ended_the_batch_is_answered_retired(rig: Rig) -> None:
+async def test_rule_8_a_repeated_settle_that_ended_the_batch_is_answered_retired(rig: StoreRig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.ERROR})
@@ -319,7 +319,7 @@ async def test_rule_8_a_repeated_settle_that_ended_the_batch_is_answered_retired
 @pytest.mark.parametrize("losses", [1, 2, 3])
 @pytest.mark.parametrize("cause", [FaultKind.TRANSIENT, FaultKind.CRASH])
 @pytest.mark.parametrize("jobs", [1, 2, 5])
-async def test_rule_8_a_repeated_retry_is_one_failure(rig: Rig, losses: int, cause: FaultKind, jobs: int) -> None:
+async def test_rule_8_a_repeated_retry_is_one_failure(rig: StoreRig, losses: int, cause: FaultKind, jobs: int) -> None:
     batch_id = await rig.submit(jobs, limits=Limits(transient_retries=1))
     grant = await rig.take()
     outcomes = {0: rig.outcome(OutcomeKind.RETRY, cause)}
@@ -332,7 +332,7 @@ async def test_rule_8_a_repeated_retry_is_one_failure(rig: Rig, losses: int, cau
     assert (await rig.job(batch_id, 0)).attempt == 1
 
 
-async def test_rule_8_a_retried_job_runs_again_under_another_token(rig: Rig) -> None:
+async def test_rule_8_a_retried_job_runs_again_under_another_token(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     assert (await rig.settle(grant, {0: OutcomeKind.RETRY})).next is Next.YIELD
@@ -344,7 +344,7 @@ async def test_rule_8_a_retried_job_runs_again_under_another_token(rig: Rig) -> 
     assert await rig.statuses(batch_id) == [DONE]
 
 
-async def test_rule_8_a_delayed_retry_that_is_due_waits_for_another_token_too(rig: Rig) -> None:
+async def test_rule_8_a_delayed_retry_that_is_due_waits_for_another_token_too(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     outcomes = {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)}
@@ -358,7 +358,7 @@ async def test_rule_8_a_delayed_retry_that_is_due_waits_for_another_token_too(ri
     assert [(job.index, job.attempt) for job in (await rig.take()).jobs] == [(0, 2)]
 
 
-async def test_rule_8_settle_answers_the_whole_held_set(rig: Rig) -> None:
+async def test_rule_8_settle_answers_the_whole_held_set(rig: StoreRig) -> None:
     await rig.submit(20)
     grant = await rig.take()
     held = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -367,7 +367,7 @@ async def test_rule_8_settle_answers_the_whole_held_set(rig: Rig) -> None:
     assert [job.index for job in turn.jobs] == [2, 3, 4, 5]
 
 
-async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: Rig) -> None:
+async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -377,7 +377,7 @@ async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: Rig) ->
     assert await rig.statuses(batch_id) == [DONE, RUNNING]
 
 
-async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: Rig) -> None:
+async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     zombie = await rig.take()
     await rig.lapse(zombie)
@@ -394,7 +394,7 @@ async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: Ri
     assert await rig.statuses(batch_id) == [ERROR]
 
 
-async def test_rule_10_the_first_claim_is_one_job_and_the_share_is_a_half_of_each_lanes(two_lanes: Rig) -> None:
+async def test_rule_10_the_first_claim_is_one_job_and_the_share_is_a_half_of_each_lanes(two_lanes: StoreRig) -> None:
     rig = two_lanes
     await rig.submit(41)
     grant = await rig.take()
@@ -403,7 +403,7 @@ async def test_rule_10_the_first_claim_is_one_job_and_the_share_is_a_half_of_eac
     assert len(turn.jobs) == 10  # ceil(40 / (2 * 2))
 
 
-async def test_rule_10_a_job_runs_when_its_own_execution_begins(rig: Rig) -> None:
+async def test_rule_10_a_job_runs_when_its_own_execution_begins(rig: StoreRig) -> None:
     batch_id = await rig.submit(20)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -416,7 +416,7 @@ async def test_rule_10_a_job_runs_when_its_own_execution_begins(rig: Rig) -> Non
     assert (await rig.told(batch_id))[-2:] == ["3 job.running", "3 job.done"]
 
 
-async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_what_was_begun(rig: Rig) -> None:
+async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_what_was_begun(rig: StoreRig) -> None:
     batch_id = await rig.submit(20)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -427,7 +427,7 @@ async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_what_w
     assert await rig.members(Key.HELD, batch_id, 0) == set()
 
 
-async def test_rule_11_a_job_with_an_attempt_behind_it_is_claimed_alone(rig: Rig) -> None:
+async def test_rule_11_a_job_with_an_attempt_behind_it_is_claimed_alone(rig: StoreRig) -> None:
     batch_id = await rig.submit(20)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)  # 1 begun; 2, 3, 4 held
@@ -439,7 +439,7 @@ async def test_rule_11_a_job_with_an_attempt_behind_it_is_claimed_alone(rig: Rig
     assert (await rig.batch(batch_id)).counts[RUNNING] == 1
 
 
-async def test_rule_11_a_job_with_an_attempt_behind_it_does_not_join_those_that_are_held(two_lanes: Rig) -> None:
+async def test_rule_11_a_job_with_an_attempt_behind_it_does_not_join_those_that_are_held(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(40)
     first, second = await rig.grants(2)
@@ -452,7 +452,7 @@ async def test_rule_11_a_job_with_an_attempt_behind_it_does_not_join_those_that_
     assert (await rig.job(batch_id, suspect)).attempt == 2
 
 
-async def test_rule_11_the_tenth_lost_worker_ends_the_job(rig: Rig) -> None:
+async def test_rule_11_the_tenth_lost_worker_ends_the_job(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     for attempt in range(1, 11):
         grant = await rig.take()
@@ -464,7 +464,7 @@ async def test_rule_11_the_tenth_lost_worker_ends_the_job(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_rule_11_limits_are_separate(rig: Rig) -> None:
+async def test_rule_11_limits_are_separate(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, limits=Limits(transient_retries=2))
     for kind in (FaultKind.CRASH, FaultKind.TRANSIENT, None, FaultKind.CRASH, None, FaultKind.TRANSIENT, None):
         grant = await rig.take()
@@ -478,7 +478,7 @@ async def test_rule_11_limits_are_separate(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [ERROR]
 
 
-async def test_rule_11_a_drain_burns_no_attempt(rig: Rig) -> None:
+async def test_rule_11_a_drain_burns_no_attempt(rig: StoreRig) -> None:
     await rig.submit(1)
     for _ in range(20):
         grant = await rig.take()
@@ -487,7 +487,7 @@ async def test_rule_11_a_drain_burns_no_attempt(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("way", ["reclaim", "drain", "release", "retry"])
-async def test_rule_12_a_job_whose_cancel_was_requested_is_never_run_again(rig: Rig, way: str) -> None:
+async def test_rule_12_a_job_whose_cancel_was_requested_is_never_run_again(rig: StoreRig, way: str) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     assert await rig.commands.cancel_jobs(batch_id, [0], project="a") == [CancelAnswer.REQUESTED]
@@ -510,7 +510,7 @@ async def test_rule_12_a_job_whose_cancel_was_requested_is_never_run_again(rig: 
 
 
 @pytest.mark.parametrize("last", ["settle", "close", "cancel", "reclaim", "drain", "release", "cancel_batch"])
-async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: Rig, last: str) -> None:
+async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: StoreRig, last: str) -> None:
     batch_id = await rig.submit(1, open=last == "close")
     grant = await rig.take()
     if last in ("reclaim", "drain", "release"):
@@ -540,14 +540,14 @@ async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: Rig, la
     assert (await rig.told(batch_id))[-1] == f"batch.{expected.value.lower()}"
 
 
-async def test_rule_14_cancelling_every_job_leaves_the_batch_done(rig: Rig) -> None:
+async def test_rule_14_cancelling_every_job_leaves_the_batch_done(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     await rig.commands.cancel_jobs(batch_id, [0, 1, 2], project="a")
     assert await rig.statuses(batch_id) == [CANCELED] * 3
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_rule_14_the_first_job_begun_moves_the_batch_to_running(rig: Rig) -> None:
+async def test_rule_14_the_first_job_begun_moves_the_batch_to_running(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
     assert (await rig.told(batch_id)).count("batch.running") == 1
@@ -556,7 +556,7 @@ async def test_rule_14_the_first_job_begun_moves_the_batch_to_running(rig: Rig) 
     assert batch.ended is not None
 
 
-async def test_rule_15_an_open_batch_without_work_times_out(rig: Rig) -> None:
+async def test_rule_15_an_open_batch_without_work_times_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     assert await rig.members(Key.IDLE) == set()
     await rig.run(await rig.take())
@@ -569,7 +569,7 @@ async def test_rule_15_an_open_batch_without_work_times_out(rig: Rig) -> None:
         await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
 
 
-async def test_rule_15_jobs_that_came_at_the_last_moment_save_the_batch(rig: Rig) -> None:
+async def test_rule_15_jobs_that_came_at_the_last_moment_save_the_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
@@ -577,7 +577,7 @@ async def test_rule_15_jobs_that_came_at_the_last_moment_save_the_batch(rig: Rig
     assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
 
 
-async def test_rule_15_the_deadline_is_the_batchs_own_and_starts_when_its_work_ends(rig: Rig) -> None:
+async def test_rule_15_the_deadline_is_the_batchs_own_and_starts_when_its_work_ends(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True, limits=Limits(open_timeout_s=1000))
     await rig.run(await rig.take())
     now = (await rig.redis.time())[0] * 1000
@@ -586,14 +586,14 @@ async def test_rule_15_the_deadline_is_the_batchs_own_and_starts_when_its_work_e
     assert 990_000 < deadline - now < 1_010_000
 
 
-async def test_rule_15_looking_at_an_idle_batch_does_not_prolong_its_life(rig: Rig) -> None:
+async def test_rule_15_looking_at_an_idle_batch_does_not_prolong_its_life(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
     assert await rig.tickets.sweep() == (1, 0, 0)
 
 
-async def test_rule_16_a_pause_stops_the_idle_clock_and_a_resume_starts_it(rig: Rig) -> None:
+async def test_rule_16_a_pause_stops_the_idle_clock_and_a_resume_starts_it(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     assert await rig.members(Key.IDLE) == {str(batch_id)}
     await rig.commands.pause(batch_id, project="a")
@@ -602,7 +602,7 @@ async def test_rule_16_a_pause_stops_the_idle_clock_and_a_resume_starts_it(rig: 
     assert await rig.members(Key.IDLE) == {str(batch_id)}
 
 
-async def test_rule_16_what_runs_finishes_and_resume_leads_back(rig: Rig) -> None:
+async def test_rule_16_what_runs_finishes_and_resume_leads_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -615,14 +615,14 @@ async def test_rule_16_what_runs_finishes_and_resume_leads_back(rig: Rig) -> Non
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_rule_16_a_paused_batch_can_end(rig: Rig) -> None:
+async def test_rule_16_a_paused_batch_can_end(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.commands.pause(batch_id, project="a")
     await rig.commands.cancel(batch_id, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_rule_17_a_cancel_of_running_work_is_published_and_renew_is_the_fallback(rig: Rig) -> None:
+async def test_rule_17_a_cancel_of_running_work_is_published_and_renew_is_the_fallback(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     async with rig.store.news.pool("EMU") as heard:
@@ -634,7 +634,7 @@ async def test_rule_17_a_cancel_of_running_work_is_published_and_renew_is_the_fa
         assert await rig.renew(grant) == {0}
 
 
-async def test_rule_18_a_repeated_submit_writes_one_batch(rig: Rig) -> None:
+async def test_rule_18_a_repeated_submit_writes_one_batch(rig: StoreRig) -> None:
     first = await rig.submit(2, idempotency_key="once")
     assert await rig.submit(2, idempotency_key="once") == first
     assert len(await rig.members(Key.READY, "EMU")) == 1
@@ -646,7 +646,7 @@ async def test_rule_18_a_repeated_submit_writes_one_batch(rig: Rig) -> None:
 # ------------------------------------------------------------------------------------------------------ events
 
 
-async def test_rule_22_each_transition_has_one_event_and_a_submit_is_one(rig: Rig) -> None:
+async def test_rule_22_each_transition_has_one_event_and_a_submit_is_one(rig: StoreRig) -> None:
     batch_id = await rig.submit(1000)
     await rig.take()
     await rig.commands.cancel(batch_id, project="a")
@@ -658,7 +658,7 @@ async def test_rule_22_each_transition_has_one_event_and_a_submit_is_one(rig: Ri
     assert len({event.id for event in events}) == len(events)
 
 
-async def test_rule_22_a_reclaim_is_told_as_pending(rig: Rig) -> None:
+async def test_rule_22_a_reclaim_is_told_as_pending(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -666,7 +666,7 @@ async def test_rule_22_a_reclaim_is_told_as_pending(rig: Rig) -> None:
     assert (await rig.told(batch_id))[-1] == "0 job.pending"
 
 
-async def test_rule_23_trimming_stops_at_the_slowest_reader(rig: Rig) -> None:
+async def test_rule_23_trimming_stops_at_the_slowest_reader(rig: StoreRig) -> None:
     for _ in range(5):
         await rig.submit(0)
     stream = rig.keys(Key.EVENTS)
@@ -684,7 +684,7 @@ async def test_rule_23_trimming_stops_at_the_slowest_reader(rig: Rig) -> None:
     assert [entry.id for entry in await rig.store.events.read()] == entries[1:]
 
 
-async def test_rule_26_a_full_store_refuses_new_work_and_ends_what_it_has(rig: Rig) -> None:
+async def test_rule_26_a_full_store_refuses_new_work_and_ends_what_it_has(rig: StoreRig) -> None:
     batch_id = await rig.submit(3, open=True)
     await rig.tickets.set_full("80 % of maxmemory", ttl_s=30)
     with pytest.raises(QueueFull, match="80 %"):
@@ -701,7 +701,7 @@ async def test_rule_26_a_full_store_refuses_new_work_and_ends_what_it_has(rig: R
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_a_foreign_or_forgotten_batch_is_unknown_to_workers_too(rig: Rig) -> None:
+async def test_a_foreign_or_forgotten_batch_is_unknown_to_workers_too(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})

@@ -17,10 +17,10 @@ from tweezer.store import commands
 from tweezer.store.keys import Key
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 
-async def test_a_submitted_batch_reads_back_as_it_was_sent(rig: Rig) -> None:
+async def test_a_submitted_batch_reads_back_as_it_was_sent(rig: StoreRig) -> None:
     doc = BatchDoc(device="EMU", sequence="{…}", name="sweep", tags=("x", "y"), limits=Limits(open_timeout_s=7))
     specs = [JobSpec(runs=3, variables={"omega": 1.5}), JobSpec(runs=4, seed=11)]
     batch_id = await rig.commands.submit(new_batch_id(), "a", doc, specs, priority=Priority.HIGH, open=True)
@@ -32,7 +32,7 @@ async def test_a_submitted_batch_reads_back_as_it_was_sent(rig: Rig) -> None:
     assert (await rig.reader.job((await rig.jobs(batch_id))[1].id, project="a")).spec == specs[1]
 
 
-async def test_ten_thousand_jobs_are_submitted_in_one_call_and_all_run(rig: Rig) -> None:
+async def test_ten_thousand_jobs_are_submitted_in_one_call_and_all_run(rig: StoreRig) -> None:
     batch_id = await rig.submit([JobSpec(runs=1 + index % 7) for index in range(10_000)])
     assert (await rig.reader.device("EMU")).pending == 10_000  # type: ignore[union-attr]
 
@@ -49,7 +49,7 @@ async def test_ten_thousand_jobs_are_submitted_in_one_call_and_all_run(rig: Rig)
     assert batch.sequence_number == 1 + 20_000 + 2
 
 
-async def test_a_worker_may_want_more_jobs_than_one_call_hands_out(rig: Rig) -> None:
+async def test_a_worker_may_want_more_jobs_than_one_call_hands_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(10_000, open=True)
     for _ in range(2):
         await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)] * 10_000, project="a")
@@ -58,14 +58,14 @@ async def test_a_worker_may_want_more_jobs_than_one_call_hands_out(rig: Rig) -> 
     assert 100 <= len(turn.jobs) <= 10_000
 
 
-async def test_added_jobs_follow_those_that_are_there(rig: Rig) -> None:
+async def test_added_jobs_follow_those_that_are_there(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=5), JobSpec(runs=6)], project="a") == 2
     assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=7)], project=None) == 4
     assert [job.spec.runs for job in await rig.jobs(batch_id)] == [10, 10, 5, 6, 7]
 
 
-async def test_a_closed_batch_takes_no_more_jobs(rig: Rig) -> None:
+async def test_a_closed_batch_takes_no_more_jobs(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.close(batch_id, project="a")
     before = await rig.snapshot()
@@ -75,7 +75,7 @@ async def test_a_closed_batch_takes_no_more_jobs(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_batch_that_ended_takes_no_more_jobs(rig: Rig) -> None:
+async def test_a_batch_that_ended_takes_no_more_jobs(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.cancel(batch_id, project="a")
     with pytest.raises(Conflict) as refusal:
@@ -83,7 +83,7 @@ async def test_a_batch_that_ended_takes_no_more_jobs(rig: Rig) -> None:
     assert refusal.value.code == "terminal"
 
 
-async def test_closing_twice_or_after_the_end_changes_nothing(rig: Rig) -> None:
+async def test_closing_twice_or_after_the_end_changes_nothing(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.close(batch_id, project="a")
     await rig.commands.close(batch_id, project="a")
@@ -94,7 +94,7 @@ async def test_closing_twice_or_after_the_end_changes_nothing(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_the_same_batch_id_cannot_be_submitted_twice(rig: Rig) -> None:
+async def test_the_same_batch_id_cannot_be_submitted_twice(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
     with pytest.raises(Conflict) as refusal:
@@ -103,7 +103,7 @@ async def test_the_same_batch_id_cannot_be_submitted_twice(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_an_unknown_device_is_named_and_nothing_is_written(rig: Rig) -> None:
+async def test_an_unknown_device_is_named_and_nothing_is_written(rig: StoreRig) -> None:
     before = await rig.snapshot()
     with pytest.raises(InvalidInput, match="NO_SUCH") as refusal:
         await rig.submit(1, device="NO_SUCH")
@@ -111,7 +111,7 @@ async def test_an_unknown_device_is_named_and_nothing_is_written(rig: Rig) -> No
     assert await rig.snapshot() == before
 
 
-async def test_a_batch_may_have_no_more_jobs_than_the_limit(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_may_have_no_more_jobs_than_the_limit(rig: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "MAX_JOBS_PER_BATCH", 3)
     batch_id = await rig.submit(2, open=True)
     before = await rig.snapshot()
@@ -122,7 +122,7 @@ async def test_a_batch_may_have_no_more_jobs_than_the_limit(rig: Rig, monkeypatc
     assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a") == 2
 
 
-async def test_a_batch_with_a_start_time_is_not_handed_out_before_it(rig: Rig) -> None:
+async def test_a_batch_with_a_start_time_is_not_handed_out_before_it(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, not_before=datetime.now(UTC) + timedelta(hours=1))
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert taken.grants == []
@@ -133,19 +133,19 @@ async def test_a_batch_with_a_start_time_is_not_handed_out_before_it(rig: Rig) -
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_start_time_in_the_past_is_now(rig: Rig) -> None:
+async def test_a_start_time_in_the_past_is_now(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, not_before=datetime.now(UTC) - timedelta(hours=1))
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_closed_batch_without_jobs_is_done_at_once(rig: Rig) -> None:
+async def test_a_closed_batch_without_jobs_is_done_at_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
     assert await rig.told(batch_id) == ["batch.created", "batch.done"]
     assert await rig.grants() == []
 
 
-async def test_a_repeated_submit_answers_the_first_batch_and_writes_nothing(rig: Rig) -> None:
+async def test_a_repeated_submit_answers_the_first_batch_and_writes_nothing(rig: StoreRig) -> None:
     first = await rig.submit(3, idempotency_key="k")
     before = await rig.snapshot()
     assert await rig.submit(3, idempotency_key="k") == first
@@ -153,7 +153,7 @@ async def test_a_repeated_submit_answers_the_first_batch_and_writes_nothing(rig:
 
 
 @pytest.mark.parametrize("other", [{"jobs": 4}, {"open": True}, {"priority": Priority.LOW}])
-async def test_a_key_that_was_used_for_another_body_is_a_conflict(rig: Rig, other: dict[str, object]) -> None:
+async def test_a_key_that_was_used_for_another_body_is_a_conflict(rig: StoreRig, other: dict[str, object]) -> None:
     await rig.submit(3, idempotency_key="k")
     before = await rig.snapshot()
     with pytest.raises(Conflict) as refusal:
@@ -162,14 +162,14 @@ async def test_a_key_that_was_used_for_another_body_is_a_conflict(rig: Rig, othe
     assert await rig.snapshot() == before
 
 
-async def test_idempotency_keys_belong_to_a_project(rig: Rig) -> None:
+async def test_idempotency_keys_belong_to_a_project(rig: StoreRig) -> None:
     ours = await rig.submit(1, project="a", idempotency_key="k")
     theirs = await rig.submit(2, project="b", idempotency_key="k")
     assert ours != theirs
     assert (await rig.batch(theirs)).jobs == 2
 
 
-async def test_an_idempotency_key_outlives_its_batch_and_expires_by_itself(rig: Rig) -> None:
+async def test_an_idempotency_key_outlives_its_batch_and_expires_by_itself(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, idempotency_key="k")
     await rig.run_all()
     await rig.forget(batch_id)
@@ -177,7 +177,7 @@ async def test_an_idempotency_key_outlives_its_batch_and_expires_by_itself(rig: 
     assert 0 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 86_400_000
 
 
-async def test_a_repeated_add_answers_the_same_index(rig: Rig) -> None:
+async def test_a_repeated_add_answers_the_same_index(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     for _ in range(2):
         first = await rig.commands.add_jobs(batch_id, [JobSpec(runs=2)] * 2, project="a", idempotency_key="k")
@@ -188,14 +188,14 @@ async def test_a_repeated_add_answers_the_same_index(rig: Rig) -> None:
     assert refusal.value.code == "idempotency"
 
 
-async def test_a_repeated_add_is_answered_even_when_the_batch_was_closed_since(rig: Rig) -> None:
+async def test_a_repeated_add_is_answered_even_when_the_batch_was_closed_since(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a", idempotency_key="k")
     await rig.commands.close(batch_id, project="a")
     assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a", idempotency_key="k") == 1
 
 
-async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: Rig) -> None:
+async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: StoreRig) -> None:
     await rig.announce(max_backlog=3)
     batch_id = await rig.submit(2, open=True)
     before = await rig.snapshot()
@@ -209,7 +209,7 @@ async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: Rig) -> None:
     assert await rig.submit(3) != batch_id
 
 
-async def test_a_full_store_refuses_new_work_with_the_reason_until_it_is_not(rig: Rig) -> None:
+async def test_a_full_store_refuses_new_work_with_the_reason_until_it_is_not(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.tickets.set_full("memory at 81 %", ttl_s=30)
     before = await rig.snapshot()
@@ -226,13 +226,13 @@ async def test_a_full_store_refuses_new_work_with_the_reason_until_it_is_not(rig
     assert isinstance(await rig.submit(1), UUID)
 
 
-async def test_a_repeated_submit_is_answered_even_when_the_store_is_full_by_now(rig: Rig) -> None:
+async def test_a_repeated_submit_is_answered_even_when_the_store_is_full_by_now(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, idempotency_key="k")
     await rig.tickets.set_full("full", ttl_s=30)
     assert await rig.submit(1, idempotency_key="k") == batch_id
 
 
-CALLS: dict[str, Callable[[Rig, UUID], Awaitable[object]]] = {
+CALLS: dict[str, Callable[[StoreRig, UUID], Awaitable[object]]] = {
     "close": lambda rig, batch_id: rig.commands.close(batch_id, project="ours"),
     "cancel": lambda rig, batch_id: rig.commands.cancel(batch_id, project="ours"),
     "pause": lambda rig, batch_id: rig.commands.pause(batch_id, project="ours"),
@@ -246,7 +246,7 @@ CALLS: dict[str, Callable[[Rig, UUID], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("whose", ["foreign", "nobody's"])
-async def test_a_foreign_batch_is_not_found_and_not_touched(rig: Rig, call: str, whose: str) -> None:
+async def test_a_foreign_batch_is_not_found_and_not_touched(rig: StoreRig, call: str, whose: str) -> None:
     theirs = await rig.submit(2, open=True, project="theirs")
     target = theirs if whose == "foreign" else new_batch_id()
     before = await rig.snapshot()
@@ -255,7 +255,7 @@ async def test_a_foreign_batch_is_not_found_and_not_touched(rig: Rig, call: str,
     assert await rig.snapshot() == before
 
 
-async def test_a_job_beyond_the_last_is_not_found(rig: Rig) -> None:
+async def test_a_job_beyond_the_last_is_not_found(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     with pytest.raises(NotFound):
         await rig.reader.job(UUID(int=batch_id.int + 1), project="a")

@@ -21,7 +21,7 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant, JobProgress
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 FAULT = Fault("user", "it cannot run")
 SETTLED = {
@@ -34,7 +34,7 @@ WITHOUT_TOKEN = {JobEvent.CANCEL}  # a user's; all others carry a ticket's token
 RETURNS = (JobEvent.RETRY, JobEvent.RECLAIM, JobEvent.GIVE_BACK)
 
 
-async def reach_job(rig: Rig, status: JobStatus) -> tuple[UUID, Grant, Grant, int]:
+async def reach_job(rig: StoreRig, status: JobStatus) -> tuple[UUID, Grant, Grant, int]:
     """An open batch, a ticket of it, another ticket of it, and the index of a job in this status that the
     first one holds, or held until it settled it."""
     await rig.announce(lanes=2)
@@ -48,7 +48,7 @@ async def reach_job(rig: Rig, status: JobStatus) -> tuple[UUID, Grant, Grant, in
     return batch_id, grant, other, index
 
 
-async def apply_to_job(rig: Rig, event: JobEvent, grant: Grant, other: Grant, index: int, *, stale: bool) -> None:
+async def apply_to_job(rig: StoreRig, event: JobEvent, grant: Grant, other: Grant, index: int, *, stale: bool) -> None:
     if stale:
         grant, other = (replace(each, token=str(int(each.token) + 1)) for each in (grant, other))
     match event:
@@ -82,7 +82,7 @@ def status_after(status: JobStatus, event: JobEvent, *, stale: bool) -> JobStatu
 @pytest.mark.parametrize("stale", [False, True], ids=["held", "stale"])
 @pytest.mark.parametrize(("status", "event"), list(product(JobStatus, JobEvent)))
 async def test_the_scripts_move_a_job_as_the_table_says(
-    rig: Rig, status: JobStatus, event: JobEvent, stale: bool
+    rig: StoreRig, status: JobStatus, event: JobEvent, stale: bool
 ) -> None:
     batch_id, grant, other, index = await reach_job(rig, status)
     before = [told for told in await rig.events(batch_id) if told.index == index]
@@ -99,7 +99,7 @@ async def test_the_scripts_move_a_job_as_the_table_says(
 
 
 @pytest.mark.parametrize("event", [event for event in JobEvent if event not in (JobEvent.CANCEL, JobEvent.DOOM)])
-async def test_a_ticket_moves_no_job_that_another_one_holds(rig: Rig, event: JobEvent) -> None:
+async def test_a_ticket_moves_no_job_that_another_one_holds(rig: StoreRig, event: JobEvent) -> None:
     """All but a cancel, which is a user's, and doom, which strikes the whole batch."""
     batch_id, grant, other, index = await reach_job(rig, JobStatus.PENDING)
     await apply_to_job(rig, event, other, grant, index, stale=False)
@@ -108,7 +108,9 @@ async def test_a_ticket_moves_no_job_that_another_one_holds(rig: Rig, event: Job
 
 
 @pytest.mark.parametrize("event", RETURNS)
-async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_return(rig: Rig, event: JobEvent) -> None:
+async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_return(
+    rig: StoreRig, event: JobEvent
+) -> None:
     batch_id, grant, other, index = await reach_job(rig, JobStatus.RUNNING)
     await rig.commands.cancel_jobs(batch_id, [index], project="a")
     assert JOB_TABLE[JobStatus.RUNNING, event] is JobStatus.PENDING
@@ -116,7 +118,7 @@ async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_retur
     assert (await rig.job(batch_id, index)).status is JobStatus.CANCELED
 
 
-async def reach_batch(rig: Rig, status: BatchStatus, *, working: bool) -> tuple[UUID, Grant | None]:
+async def reach_batch(rig: StoreRig, status: BatchStatus, *, working: bool) -> tuple[UUID, Grant | None]:
     """A batch in this status and its ticket, if it ever had one. working: it is open and has jobs to run, of
     which the ticket holds one that is not begun; else it is open without jobs to run."""
     if status is BatchStatus.PENDING:
@@ -144,7 +146,7 @@ async def reach_batch(rig: Rig, status: BatchStatus, *, working: bool) -> tuple[
     return batch_id, grant
 
 
-async def apply_to_batch(rig: Rig, event: BatchEvent, batch_id: UUID, grant: Grant | None, *, stale: bool) -> None:
+async def apply_to_batch(rig: StoreRig, event: BatchEvent, batch_id: UUID, grant: Grant | None, *, stale: bool) -> None:
     """Terminal batches refuse some of the commands; the caller looks at what that left."""
     if grant is not None and stale:
         grant = replace(grant, token=str(int(grant.token) + 1))
@@ -186,7 +188,7 @@ ROWS = [
 
 @pytest.mark.parametrize(("status", "event", "stale"), ROWS)
 async def test_the_scripts_move_a_batch_as_the_table_says(
-    rig: Rig, status: BatchStatus, event: BatchEvent, stale: bool
+    rig: StoreRig, status: BatchStatus, event: BatchEvent, stale: bool
 ) -> None:
     idle = event is BatchEvent.EXPIRE or (status, event) == (BatchStatus.PENDING, BatchEvent.COMPLETE)
     batch_id, grant = await reach_batch(rig, status, working=not idle)
@@ -204,21 +206,21 @@ async def test_the_scripts_move_a_batch_as_the_table_says(
         assert await rig.members(Key.ENDED) == {str(batch_id)}
 
 
-async def test_a_batch_with_work_does_not_expire(rig: Rig) -> None:
+async def test_a_batch_with_work_does_not_expire(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     await rig.redis.zadd(rig.keys(Key.IDLE), {str(batch_id): 1})
     assert await rig.tickets.sweep() == (0, 0, 0)
     assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
 
 
-async def test_a_batch_with_work_does_not_complete_by_being_closed(rig: Rig) -> None:
+async def test_a_batch_with_work_does_not_complete_by_being_closed(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     await rig.commands.close(batch_id, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.PENDING
     assert await rig.run_all() == [batch_id]
 
 
-async def test_a_paused_batch_that_never_began_resumes_to_pending(rig: Rig) -> None:
+async def test_a_paused_batch_that_never_began_resumes_to_pending(rig: StoreRig) -> None:
     """The one place where the table's RESUME leads elsewhere."""
     batch_id = await rig.submit(1)
     await rig.commands.pause(batch_id, project="a")

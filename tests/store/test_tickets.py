@@ -14,14 +14,14 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import JobProgress, Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 DONE, ERROR, CANCELED = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED
 PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
 FAULT = Fault("user", "the sequence is wrong", "sequence")
 
 
-async def test_a_grant_says_all_that_a_worker_needs(rig: Rig) -> None:
+async def test_a_grant_says_all_that_a_worker_needs(rig: StoreRig) -> None:
     batch_id = await rig.submit([JobSpec(runs=7, variables={"t": [1, 2]})], project="ours")
     grant = await rig.take()
     assert (grant.batch_id, grant.project, grant.exclusive) == (batch_id, "ours", False)
@@ -31,7 +31,7 @@ async def test_a_grant_says_all_that_a_worker_needs(rig: Rig) -> None:
     assert job.spec == JobSpec(runs=7, variables={"t": [1, 2]})
 
 
-async def test_the_life_of_a_batch_is_told_in_order(rig: Rig) -> None:
+async def test_the_life_of_a_batch_is_told_in_order(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
     assert await rig.told(batch_id) == [
@@ -45,21 +45,21 @@ async def test_the_life_of_a_batch_is_told_in_order(rig: Rig) -> None:
     ]
 
 
-async def test_a_take_without_work_brings_nothing(rig: Rig) -> None:
+async def test_a_take_without_work_brings_nothing(rig: StoreRig) -> None:
     before = await rig.snapshot()
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert (taken.grants, taken.due_s, taken.paused, taken.left_alone) == ([], None, False, [])
     assert await rig.snapshot() == before
 
 
-async def test_a_take_grants_one_ticket_a_lane(rig: Rig) -> None:
+async def test_a_take_grants_one_ticket_a_lane(rig: StoreRig) -> None:
     batches = {await rig.submit(1, project=project) for project in "abc"}
     first, second = await rig.grants(2), await rig.grants(2)
     assert (len(first), len(second)) == (2, 1)
     assert {grant.batch_id for grant in first + second} == batches
 
 
-async def test_each_outcome_leads_to_its_status(rig: Rig) -> None:
+async def test_each_outcome_leads_to_its_status(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})
@@ -73,7 +73,7 @@ async def test_each_outcome_leads_to_its_status(rig: Rig) -> None:
     assert set(await rig.reader.results(batch_id, [0, 1, 2])) == {0}
 
 
-async def test_the_clocks_of_a_job_are_three_numbers(rig: Rig) -> None:
+async def test_the_clocks_of_a_job_are_three_numbers(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     running = await rig.job(batch_id, 0)
@@ -88,7 +88,7 @@ async def test_the_clocks_of_a_job_are_three_numbers(rig: Rig) -> None:
     assert job.created <= job.ended
 
 
-async def test_progress_is_news_and_no_event(rig: Rig) -> None:
+async def test_progress_is_news_and_no_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     told = await rig.told(batch_id)
@@ -101,7 +101,7 @@ async def test_progress_is_news_and_no_event(rig: Rig) -> None:
     assert await rig.told(batch_id) == told
 
 
-async def test_a_renewed_lease_does_not_lapse(rig: Rig) -> None:
+async def test_a_renewed_lease_does_not_lapse(rig: StoreRig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -110,7 +110,7 @@ async def test_a_renewed_lease_does_not_lapse(rig: Rig) -> None:
     assert (await rig.settle(grant, {0: OutcomeKind.DONE})).refused == 0
 
 
-async def test_progress_of_a_job_that_is_not_held_is_ignored(rig: Rig) -> None:
+async def test_progress_of_a_job_that_is_not_held_is_ignored(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.renew(grant, JobProgress(1, Stage.ON_DEVICE))
@@ -118,7 +118,7 @@ async def test_progress_of_a_job_that_is_not_held_is_ignored(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("token", ["0", "1", "99999999999999999", ""])
-async def test_a_stale_token_changes_nothing(rig: Rig, token: str) -> None:
+async def test_a_stale_token_changes_nothing(rig: StoreRig, token: str) -> None:
     await rig.submit(3)
     grant = await rig.take()
     stale = replace(grant, token=token)
@@ -134,7 +134,7 @@ async def test_a_stale_token_changes_nothing(rig: Rig, token: str) -> None:
     assert after == before
 
 
-async def test_an_outcome_of_a_job_that_the_ticket_does_not_hold_is_refused(two_lanes: Rig) -> None:
+async def test_an_outcome_of_a_job_that_the_ticket_does_not_hold_is_refused(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(3)
     first, second = await rig.grants(2)
@@ -145,7 +145,7 @@ async def test_an_outcome_of_a_job_that_the_ticket_does_not_hold_is_refused(two_
     assert (await rig.settle(second, {1: OutcomeKind.DONE})).refused == 0
 
 
-async def test_a_transient_failure_is_retried_after_its_delay(rig: Rig) -> None:
+async def test_a_transient_failure_is_retried_after_its_delay(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -164,7 +164,7 @@ async def test_a_transient_failure_is_retried_after_its_delay(rig: Rig) -> None:
     assert "0 job.pending" in await rig.told(batch_id)
 
 
-async def test_a_delayed_job_does_not_hold_up_the_others(rig: Rig) -> None:
+async def test_a_delayed_job_does_not_hold_up_the_others(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -177,7 +177,7 @@ async def test_a_delayed_job_does_not_hold_up_the_others(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [DONE] * 3
 
 
-async def test_transient_failures_have_the_limit_of_the_batch(rig: Rig) -> None:
+async def test_transient_failures_have_the_limit_of_the_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, limits=Limits(transient_retries=2))
     for attempt in (1, 2, 3):
         grant = await rig.take()
@@ -189,7 +189,7 @@ async def test_transient_failures_have_the_limit_of_the_batch(rig: Rig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_job_may_crash_its_lane_three_times(rig: Rig) -> None:
+async def test_a_job_may_crash_its_lane_three_times(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, limits=Limits(transient_retries=0))
     for attempt in (1, 2, 3):
         grant = await rig.take()
@@ -198,7 +198,7 @@ async def test_a_job_may_crash_its_lane_three_times(rig: Rig) -> None:
     assert (await rig.job(batch_id, 0)).status is ERROR
 
 
-async def test_a_drain_gives_jobs_back_without_burning_an_attempt(rig: Rig) -> None:
+async def test_a_drain_gives_jobs_back_without_burning_an_attempt(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -210,7 +210,7 @@ async def test_a_drain_gives_jobs_back_without_burning_an_attempt(rig: Rig) -> N
     assert not await rig.tickets.drain(grant.ticket, grant.token)
 
 
-async def test_wanting_no_jobs_gives_back_what_is_held(rig: Rig) -> None:
+async def test_wanting_no_jobs_gives_back_what_is_held(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -221,7 +221,7 @@ async def test_wanting_no_jobs_gives_back_what_is_held(rig: Rig) -> None:
     assert await rig.members(Key.HELD, batch_id, 0) == set()
 
 
-async def test_a_batch_that_cannot_run_ends_in_error_with_its_reason(rig: Rig) -> None:
+async def test_a_batch_that_cannot_run_ends_in_error_with_its_reason(rig: StoreRig) -> None:
     batch_id = await rig.submit(4, open=True)
     grant = await rig.take()
     assert await rig.tickets.fail_batch(grant.ticket, grant.token, FAULT)
@@ -233,7 +233,7 @@ async def test_a_batch_that_cannot_run_ends_in_error_with_its_reason(rig: Rig) -
     assert await rig.grants() == []
 
 
-async def test_a_batch_that_cannot_run_waits_for_what_others_run_of_it(two_lanes: Rig) -> None:
+async def test_a_batch_that_cannot_run_waits_for_what_others_run_of_it(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(4)
     first, second = await rig.grants(2)
@@ -245,14 +245,14 @@ async def test_a_batch_that_cannot_run_waits_for_what_others_run_of_it(two_lanes
     assert (await rig.job(batch_id, 1)).status is DONE
 
 
-async def test_a_batch_never_has_more_tickets_than_lanes_or_waiting_jobs(rig: Rig) -> None:
+async def test_a_batch_never_has_more_tickets_than_lanes_or_waiting_jobs(rig: StoreRig) -> None:
     await rig.announce(lanes=3)
     small, large = await rig.submit(2), await rig.submit(50, project="b")
     tickets = await rig.members(Key.READY, "EMU")
     assert tickets == {f"{small}:0", f"{small}:1", *(f"{large}:{n}" for n in range(3))}
 
 
-async def test_an_exclusive_device_has_one_ticket_a_batch(rig: Rig) -> None:
+async def test_an_exclusive_device_has_one_ticket_a_batch(rig: StoreRig) -> None:
     await rig.announce("QPU", lanes=1, worker="q", exclusive=1)
     await rig.announce("QPU", lanes=3, worker="r", exclusive=1)
     batch_id = await rig.submit(9, device="QPU")
@@ -263,7 +263,7 @@ async def test_an_exclusive_device_has_one_ticket_a_batch(rig: Rig) -> None:
     assert await rig.run_all(device="QPU") == [batch_id]
 
 
-async def test_counters_of_batch_and_device_follow_the_jobs(two_lanes: Rig) -> None:
+async def test_counters_of_batch_and_device_follow_the_jobs(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batches = [await rig.submit(6), await rig.submit(5, project="b")]
     first, second = await rig.grants(2)

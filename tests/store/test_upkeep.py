@@ -15,10 +15,10 @@ from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
 
-async def test_a_batch_that_ended_stays_until_it_is_forgotten(rig: Rig) -> None:
+async def test_a_batch_that_ended_stays_until_it_is_forgotten(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.ERROR})
@@ -31,7 +31,7 @@ async def test_a_batch_that_ended_stays_until_it_is_forgotten(rig: Rig) -> None:
     assert all([await rig.redis.pttl(name) == -1 for name in names])
 
 
-async def test_batches_that_ended_are_listed_by_their_age(rig: Rig) -> None:
+async def test_batches_that_ended_are_listed_by_their_age(rig: StoreRig) -> None:
     ended = [await rig.submit(0) for _ in range(4)]
     live = await rig.submit(1)
     for minutes, batch_id in enumerate(ended):
@@ -42,7 +42,7 @@ async def test_batches_that_ended_are_listed_by_their_age(rig: Rig) -> None:
     assert live in [grant.batch_id for grant in await rig.grants()]
 
 
-async def test_a_forgotten_batch_leaves_nothing_behind(rig: Rig) -> None:
+async def test_a_forgotten_batch_leaves_nothing_behind(rig: StoreRig) -> None:
     empty = await rig.snapshot(but={rig.keys(Key.EVENTS), rig.keys(Key.BELL, "EMU")})
     batch_id = await rig.submit(3)
     await rig.run_all()
@@ -57,7 +57,7 @@ async def test_a_forgotten_batch_leaves_nothing_behind(rig: Rig) -> None:
     assert after == empty
 
 
-async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled_job(rig: Rig) -> None:
+async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled_job(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -70,14 +70,14 @@ async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled
     assert (await rig.settle(grant, {3: OutcomeKind.DONE})).next is Next.STALE
 
 
-async def test_a_live_batch_is_not_forgotten(rig: Rig) -> None:
+async def test_a_live_batch_is_not_forgotten(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
     assert not await rig.forget(batch_id)
     assert await rig.snapshot() == before
 
 
-async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: Rig) -> None:
+async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run_all()
     number = (await rig.batch(batch_id)).sequence_number
@@ -87,14 +87,14 @@ async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: R
     assert await rig.commands.forget({batch_id: number}, least_age_s=0) == [batch_id]
 
 
-async def test_batches_are_forgotten_together_each_for_itself(rig: Rig) -> None:
+async def test_batches_are_forgotten_together_each_for_itself(rig: StoreRig) -> None:
     ended, live, gone = await rig.submit(0), await rig.submit(1), new_batch_id()
     recorded = {live: 1, ended: 2, gone: 7}
     assert await rig.commands.forget(recorded, least_age_s=0) == [ended, gone]
     assert await rig.commands.forget({}, least_age_s=0) == []
 
 
-async def test_a_batch_that_is_gone_is_no_longer_listed(rig: Rig) -> None:
+async def test_a_batch_that_is_gone_is_no_longer_listed(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     for name in await rig.redis.keys(f"*{batch_id}*"):
         await rig.redis.delete(name)
@@ -102,7 +102,7 @@ async def test_a_batch_that_is_gone_is_no_longer_listed(rig: Rig) -> None:
     assert await rig.commands.ended(least_age_s=0, most=10) == []
 
 
-async def test_a_project_leaves_nothing_behind(rig: Rig) -> None:
+async def test_a_project_leaves_nothing_behind(rig: StoreRig) -> None:
     ours = await rig.submit(3, project="a*", idempotency_key="k")
     await rig.submit(3, project="ab", idempotency_key="k")
     await rig.take()
@@ -113,7 +113,7 @@ async def test_a_project_leaves_nothing_behind(rig: Rig) -> None:
     assert await rig.redis.keys("*idempotency*") == [rig.keys(Key.IDEMPOTENCY, "ab", "k").encode()]
 
 
-async def test_a_batch_is_not_forgotten_before_its_grace_is_over(rig: Rig) -> None:
+async def test_a_batch_is_not_forgotten_before_its_grace_is_over(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     assert not await rig.forget(batch_id, least_age_s=60)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
@@ -121,7 +121,7 @@ async def test_a_batch_is_not_forgotten_before_its_grace_is_over(rig: Rig) -> No
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 
-async def test_a_sweep_finds_nothing_to_do_when_nothing_is_due(rig: Rig) -> None:
+async def test_a_sweep_finds_nothing_to_do_when_nothing_is_due(rig: StoreRig) -> None:
     await rig.submit(1, open=True)
     await rig.submit(0, open=True)
     await rig.take()
@@ -130,7 +130,7 @@ async def test_a_sweep_finds_nothing_to_do_when_nothing_is_due(rig: Rig) -> None
     assert await rig.snapshot() == before
 
 
-async def test_a_sweep_treats_at_most_so_many_of_a_kind(rig: Rig) -> None:
+async def test_a_sweep_treats_at_most_so_many_of_a_kind(rig: StoreRig) -> None:
     batches = [await rig.submit(0, open=True) for _ in range(5)]
     for batch_id in batches:
         await rig.run_out(batch_id)
@@ -138,7 +138,7 @@ async def test_a_sweep_treats_at_most_so_many_of_a_kind(rig: Rig) -> None:
     assert {(await rig.batch(batch_id)).status for batch_id in batches} == {BatchStatus.TIMED_OUT}
 
 
-async def test_a_sweep_reclaims_and_wakes_a_worker(rig: Rig) -> None:
+async def test_a_sweep_reclaims_and_wakes_a_worker(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -148,7 +148,7 @@ async def test_a_sweep_reclaims_and_wakes_a_worker(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [JobStatus.PENDING]
 
 
-async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: Rig) -> None:
+async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
     await rig.silence()
@@ -157,7 +157,7 @@ async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: Rig) -> None:
     assert await rig.bell() == 1
 
 
-async def test_lanes_are_those_of_workers_that_live(rig: Rig) -> None:
+async def test_lanes_are_those_of_workers_that_live(rig: StoreRig) -> None:
     async def lanes() -> int:
         device = await rig.reader.device("EMU")
         assert device is not None
@@ -178,14 +178,14 @@ async def test_lanes_are_those_of_workers_that_live(rig: Rig) -> None:
     assert 0 < await rig.redis.pttl(rig.keys(Key.WORKER, "x")) <= 60_000
 
 
-async def test_work_waits_for_a_device_whose_workers_are_gone(rig: Rig) -> None:
+async def test_work_waits_for_a_device_whose_workers_are_gone(rig: StoreRig) -> None:
     await rig.tickets.heartbeat("w", "EMU", ttl_s=0, about_device={}, about_worker={})
     batch_id = await rig.submit(3)
     await rig.announce(lanes=2)
     assert [grant.batch_id for grant in await rig.grants(2)] == [batch_id] * 2
 
 
-async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: Rig) -> None:
+async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: StoreRig) -> None:
     newer, ours = await rig.submit(2, project="a"), await rig.submit(1, project="b")
     await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", "999")
     record = await rig.redis.hgetall(rig.keys(Key.BATCH, newer))
@@ -207,7 +207,7 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: Rig) -> No
     assert (await rig.take()).batch_id == newer
 
 
-async def test_a_leased_batch_of_an_unknown_version_keeps_its_jobs(rig: Rig) -> None:
+async def test_a_leased_batch_of_an_unknown_version_keeps_its_jobs(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
@@ -219,7 +219,7 @@ async def test_a_leased_batch_of_an_unknown_version_keeps_its_jobs(rig: Rig) -> 
     assert [job.attempt for job in (await rig.take()).jobs] == [2]
 
 
-async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Rig) -> None:
+async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
     await rig.run_out(batch_id)
@@ -229,7 +229,7 @@ async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Rig) 
     assert await rig.tickets.sweep() == (1, 0, 0)
 
 
-async def test_scripts_go_by_what_operators_set(rig: Rig) -> None:
+async def test_scripts_go_by_what_operators_set(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(idempotency_s=50, quantum_s=5))
     await rig.submit(3, idempotency_key="k")
     grant = await rig.take()

@@ -17,7 +17,7 @@ from tweezer.store.keys import Key
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:
-    from tests.store.conftest import Rig
+    from tests.support.store_rig import StoreRig
 
     from tweezer.store.records import DeviceRecord
 
@@ -29,13 +29,15 @@ def after(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-async def plan(rig: Rig, begins_s: float, ends_s: float, reason: str = "new lens", *, device: str = DEVICE) -> Window:
+async def plan(
+    rig: StoreRig, begins_s: float, ends_s: float, reason: str = "new lens", *, device: str = DEVICE
+) -> Window:
     window = planned(after(begins_s), after(ends_s), reason)
     await rig.devices.plan(device, window)
     return window
 
 
-async def pass_time(rig: Rig, seconds: float, *, device: str = DEVICE) -> None:
+async def pass_time(rig: StoreRig, seconds: float, *, device: str = DEVICE) -> None:
     """So much time goes by for the plan of a device: all that is planned comes nearer."""
     redis, windows, record = rig.redis, rig.keys(Key.WINDOWS, device), rig.keys(Key.DEVICE, device)
 
@@ -52,18 +54,18 @@ async def pass_time(rig: Rig, seconds: float, *, device: str = DEVICE) -> None:
         await redis.hset(record, "paused_until", int(until) - round(seconds * 1000))
 
 
-async def record_of(rig: Rig, device: str = DEVICE) -> DeviceRecord:
+async def record_of(rig: StoreRig, device: str = DEVICE) -> DeviceRecord:
     found = await rig.reader.device(device)
     assert found is not None
     return found
 
 
-async def notices(rig: Rig) -> list[tuple[str, dict[str, Any]]]:
+async def notices(rig: StoreRig) -> list[tuple[str, dict[str, Any]]]:
     entries = await rig.store.events.read(most=1000)
     return [(it.notice.type, json.loads(it.notice.data)) for it in entries if it.notice]
 
 
-async def learn(rig: Rig, job_s: float, *, device: str = DEVICE) -> None:
+async def learn(rig: StoreRig, job_s: float, *, device: str = DEVICE) -> None:
     """Jobs of the device took so long lately."""
     await rig.redis.hset(rig.keys(Key.DEVICE, device), "job_ms", round(job_s * 1000))
 
@@ -71,7 +73,7 @@ async def learn(rig: Rig, job_s: float, *, device: str = DEVICE) -> None:
 # --- a pause with an end
 
 
-async def test_a_pause_is_over_when_its_time_has_come(rig: Rig) -> None:
+async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
     until = after(3600)
     await rig.commands.pause_device(DEVICE, "coffee", until=until)
     batch_id = await rig.submit(1)
@@ -93,7 +95,7 @@ async def test_a_pause_is_over_when_its_time_has_come(rig: Rig) -> None:
     assert told[1][1] == {"device": DEVICE, "status": "up", "reason": None, "until": None}
 
 
-async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(rig: Rig) -> None:
+async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(rig: StoreRig) -> None:
     until = after(3600)
     for _ in range(2):
         await rig.commands.pause_device(DEVICE, "coffee", until=until)
@@ -105,7 +107,7 @@ async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(r
     assert told == [("coffee", True), ("lunch", True), ("lunch", False)]
 
 
-async def test_a_pause_ends_in_the_future(rig: Rig) -> None:
+async def test_a_pause_ends_in_the_future(rig: StoreRig) -> None:
     before = await rig.snapshot()
     for until in (after(-1), datetime(2099, 1, 1)):  # noqa: DTZ001  # the second has no time zone
         with pytest.raises(InvalidInput) as refusal:
@@ -117,7 +119,7 @@ async def test_a_pause_ends_in_the_future(rig: Rig) -> None:
 # --- windows
 
 
-async def test_windows_are_kept_in_order_until_they_are_over(rig: Rig) -> None:
+async def test_windows_are_kept_in_order_until_they_are_over(rig: StoreRig) -> None:
     late, soon = await plan(rig, 7200, 7300, "late"), await plan(rig, 60, 120, "soon")
     found = await rig.reader.windows(DEVICE)
     assert [(it.id, it.reason) for it in found] == [(soon.id, "soon"), (late.id, "late")]
@@ -133,7 +135,7 @@ async def test_windows_are_kept_in_order_until_they_are_over(rig: Rig) -> None:
     assert await notices(rig) == []  # nobody was there to tell of the first
 
 
-async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: Rig) -> None:
+async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     window = await plan(rig, 60, 120)
     await rig.tickets.sweep()
@@ -158,7 +160,7 @@ async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: Rig) 
     assert datetime.fromisoformat(about["until"]) == window.ends
 
 
-async def test_what_runs_when_a_window_begins_finishes(rig: Rig) -> None:
+async def test_what_runs_when_a_window_begins_finishes(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await plan(rig, 60, 120)
@@ -169,7 +171,7 @@ async def test_what_runs_when_a_window_begins_finishes(rig: Rig) -> None:
     assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
 
 
-async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_removed(rig: Rig) -> None:
+async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_removed(rig: StoreRig) -> None:
     window = await plan(rig, -1, 3600)
     await rig.devices.drop(DEVICE, window.id)
     assert [type_ for type_, _ in await notices(rig)] == ["device.paused", "device.up"]
@@ -177,7 +179,7 @@ async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_re
         await rig.devices.drop(DEVICE, window.id)
 
 
-async def test_one_window_after_another_is_no_break(rig: Rig) -> None:
+async def test_one_window_after_another_is_no_break(rig: StoreRig) -> None:
     await plan(rig, -1, 60, "lens")
     (first,) = await rig.reader.windows(DEVICE)
     await rig.devices.plan(DEVICE, planned(first.ends, after(120), "mirror"))
@@ -190,7 +192,7 @@ async def test_one_window_after_another_is_no_break(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("other", ["pause", "down"])
-async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: Rig, other: str) -> None:
+async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: StoreRig, other: str) -> None:
     if other == "pause":
         await rig.commands.pause_device(DEVICE, "coffee")
     else:
@@ -209,7 +211,7 @@ async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: Rig, other: st
     assert [type_ for type_, _ in await notices(rig)] == [*before, "device.up"]
 
 
-async def test_windows_that_cannot_be_are_refused(rig: Rig) -> None:
+async def test_windows_that_cannot_be_are_refused(rig: StoreRig) -> None:
     window = await plan(rig, 60, 120)
     before = await rig.snapshot()
     await rig.devices.plan(DEVICE, window)  # once more, for the answer was lost
@@ -234,7 +236,7 @@ async def test_windows_that_cannot_be_are_refused(rig: Rig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_device_has_so_many_windows(rig: Rig) -> None:
+async def test_a_device_has_so_many_windows(rig: StoreRig) -> None:
     for number in range(WINDOWS_MAX):
         await plan(rig, 100 + 10 * number, 109 + 10 * number)
     with pytest.raises(Conflict, match=str(WINDOWS_MAX)):
@@ -244,7 +246,7 @@ async def test_a_device_has_so_many_windows(rig: Rig) -> None:
 # --- what would not end in time
 
 
-async def test_settled_jobs_say_how_long_jobs_take(rig: Rig) -> None:
+async def test_settled_jobs_say_how_long_jobs_take(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})  # of 2 s
@@ -259,7 +261,7 @@ async def test_settled_jobs_say_how_long_jobs_take(rig: Rig) -> None:
     assert 6.0 < job_s < 8.0  # half of its weight is gone after five others
 
 
-async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_go_on(rig: Rig) -> None:
+async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_go_on(rig: StoreRig) -> None:
     await learn(rig, 10.0)
     long, short = await rig.submit(10), await rig.submit(5)
     await plan(rig, 60, 120)
@@ -275,7 +277,7 @@ async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_go_on
     assert (await rig.take()).batch_id == long
 
 
-async def test_many_batches_that_wait_do_not_hide_one_that_ends_in_time(rig: Rig) -> None:
+async def test_many_batches_that_wait_do_not_hide_one_that_ends_in_time(rig: StoreRig) -> None:
     await learn(rig, 10.0)
     for _ in range(150):
         await rig.submit(10)
@@ -284,7 +286,7 @@ async def test_many_batches_that_wait_do_not_hide_one_that_ends_in_time(rig: Rig
     assert (await rig.take()).batch_id == short
 
 
-async def test_lanes_share_the_jobs_of_a_batch(rig: Rig) -> None:
+async def test_lanes_share_the_jobs_of_a_batch(rig: StoreRig) -> None:
     await learn(rig, 10.0)
     batch_id = await rig.submit(10)
     await plan(rig, 60, 120)
@@ -293,7 +295,7 @@ async def test_lanes_share_the_jobs_of_a_batch(rig: Rig) -> None:
     assert {grant.batch_id for grant in await rig.grants()} == {batch_id}
 
 
-async def test_no_job_is_expected_to_take_longer_than_it_may(rig: Rig) -> None:
+async def test_no_job_is_expected_to_take_longer_than_it_may(rig: StoreRig) -> None:
     await learn(rig, 100.0)
     await plan(rig, 60, 120)
     await rig.submit(1)
@@ -302,13 +304,13 @@ async def test_no_job_is_expected_to_take_longer_than_it_may(rig: Rig) -> None:
     assert (await rig.take()).batch_id == quick
 
 
-async def test_nothing_waits_on_a_device_whose_pace_is_not_known(rig: Rig) -> None:
+async def test_nothing_waits_on_a_device_whose_pace_is_not_known(rig: StoreRig) -> None:
     batch_id = await rig.submit(100)
     await plan(rig, 60, 120)
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: Rig) -> None:
+async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: StoreRig) -> None:
     await learn(rig, 1000.0)
     batch_id = await rig.submit(3)
     grant = await rig.take()
@@ -326,13 +328,13 @@ async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: Ri
 
 
 @pytest.fixture
-async def machine(rig: Rig) -> Rig:
+async def machine(rig: StoreRig) -> StoreRig:
     """The same with a machine that one batch has to itself."""
     await rig.announce(QPU, worker="q", exclusive=1, reattaches=1, is_emulator=0)
     return rig
 
 
-async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: Rig) -> None:
+async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1, device=QPU, open=True)
     grant = await rig.take(device=QPU)
@@ -344,7 +346,7 @@ async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: 
     assert (await rig.batch(batch_id)).open
 
 
-async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_time(machine: Rig) -> None:
+async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_time(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1, device=QPU, open=True)
     short = await rig.submit(1, device=QPU, limits=Limits(job_timeout_s=0.5))
@@ -358,7 +360,7 @@ async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_ti
 
 
 @pytest.mark.parametrize("held", ["pause", "down", "window"])
-async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(machine: Rig, held: str) -> None:
+async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(machine: StoreRig, held: str) -> None:
     rig = machine
     batch_id = await rig.submit(2, device=QPU)
     other = await rig.submit(1, device=QPU)
@@ -381,7 +383,7 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
     assert await rig.statuses(other) == [PENDING]
 
 
-async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machine: Rig) -> None:
+async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machine: StoreRig) -> None:
     rig = machine
     for reason in ("no answer", "no answer, again"):
         await rig.commands.set_condition(QPU, "unknown", reason)

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.api_rig import DEVICE, DONE, FAILED, SOON_S, Rig, until, within
+from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, within
+from tests.support.waiting import until
 
 from tweezer.api.auth import OPEN_PATHS
 from tweezer.api.live import Live
@@ -31,9 +32,9 @@ from tweezer.settings import Settings
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=20), ledger)
+    rig = ApiRig(Settings(longpoll_s=20), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -42,7 +43,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 # -- batches and jobs -----------------------------------------------------------------------------------
 
 
-async def test_a_batch_has_the_fields_that_pasqals_clients_require(rig: Rig) -> None:
+async def test_a_batch_has_the_fields_that_pasqals_clients_require(rig: ApiRig) -> None:
     doc = BatchDoc(device=DEVICE, sequence='{"version":"1"}', name="n", tags=("a", "b"), webhook="http://h/x")
     batch_id = await rig.submit(
         [JobSpec(runs=5, variables={"omega": [1.0, 2]}), JobSpec(runs=6)], doc=doc, priority=Priority.HIGH, open=True
@@ -79,7 +80,7 @@ async def test_a_batch_has_the_fields_that_pasqals_clients_require(rig: Rig) -> 
     assert [job["creation_order"] for job in batch["jobs"]] == [0, 1]
 
 
-async def test_a_job_has_the_fields_that_pasqals_clients_require(rig: Rig) -> None:
+async def test_a_job_has_the_fields_that_pasqals_clients_require(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
     wanted = {
@@ -105,7 +106,7 @@ async def test_a_job_has_the_fields_that_pasqals_clients_require(rig: Rig) -> No
     assert job["updated_at"] == job["created_at"] == job["stage_since"]
 
 
-async def test_a_job_that_is_done_has_its_durations_and_no_stage(rig: Rig) -> None:
+async def test_a_job_that_is_done_has_its_durations_and_no_stage(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
@@ -115,14 +116,14 @@ async def test_a_job_that_is_done_has_its_durations_and_no_stage(rig: Rig) -> No
     assert job["updated_at"] == job["end_timestamp"] is not None
 
 
-async def test_a_failed_job_says_why_in_words(rig: Rig) -> None:
+async def test_a_failed_job_says_why_in_words(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run(FAILED)
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
     assert (job["status"], job["errors"]) == ("ERROR", ["variables.omega: it broke"])
 
 
-async def test_a_job_shows_its_own_sequence_only_when_asked_for_itself(rig: Rig) -> None:
+async def test_a_job_shows_its_own_sequence_only_when_asked_for_itself(rig: ApiRig) -> None:
     batch_id = await rig.submit([JobSpec(runs=1, sequence='{"own":1}')], doc=BatchDoc(device=DEVICE))
     batch = await rig.data(f"/api/v2/batches/{batch_id}")
     assert batch["sequence_builder"] is None
@@ -131,25 +132,25 @@ async def test_a_job_shows_its_own_sequence_only_when_asked_for_itself(rig: Rig)
 
 
 @pytest.mark.parametrize(("jobs", "shown"), [(EMBEDDED_JOBS_MAX, EMBEDDED_JOBS_MAX), (EMBEDDED_JOBS_MAX + 1, 0)])
-async def test_a_batch_is_shown_with_all_of_its_jobs_or_with_none(rig: Rig, jobs: int, shown: int) -> None:
+async def test_a_batch_is_shown_with_all_of_its_jobs_or_with_none(rig: ApiRig, jobs: int, shown: int) -> None:
     batch = await rig.data(f"/api/v2/batches/{await rig.submit(jobs)}")
     assert (batch["jobs_count"], len(batch["jobs"])) == (jobs, shown)
 
 
-async def test_variables_that_json_does_not_know_are_no_error(rig: Rig) -> None:
+async def test_variables_that_json_does_not_know_are_no_error(rig: ApiRig) -> None:
     odd = {"a": math.nan, "b": [math.inf], "c": b"\xff", "d": {"q": 1}}
     batch_id = await rig.submit([JobSpec(runs=1, variables=odd)])
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
     assert job["variables"] == {"a": None, "b": [None], "c": "_w==", "d": {"q": 1}}
 
 
-async def test_an_operator_sees_all_projects(rig: Rig) -> None:
+async def test_an_operator_sees_all_projects(rig: ApiRig) -> None:
     for project in ("one", "two"):
         batch_id = await rig.submit(project=project)
         assert (await rig.data(f"/api/v2/batches/{batch_id}"))["project_id"] == project
 
 
-async def test_devices_have_a_status(rig: Rig) -> None:
+async def test_devices_have_a_status(rig: ApiRig) -> None:
     await rig.submit(3)
     await rig.take()
     (device,) = (await rig.get("/api/v1/devices")).json()["data"]
@@ -163,7 +164,7 @@ async def test_devices_have_a_status(rig: Rig) -> None:
 # -- results --------------------------------------------------------------------------------------------
 
 
-async def test_the_results_link_is_null_until_there_is_a_result(rig: Rig) -> None:
+async def test_the_results_link_is_null_until_there_is_a_result(rig: ApiRig) -> None:
     job = job_id(await rig.submit(1), 0)
     assert await rig.data(f"/api/v1/jobs/{job}/results_link") == {"results_link": None}
     await rig.run()
@@ -178,14 +179,14 @@ async def test_the_results_link_is_null_until_there_is_a_result(rig: Rig) -> Non
     }
 
 
-async def test_a_result_without_bitstrings_has_a_counter_that_is_null(rig: Rig) -> None:
+async def test_a_result_without_bitstrings_has_a_counter_that_is_null(rig: ApiRig) -> None:
     job = job_id(await rig.submit(1), 0)
     await rig.run(Outcome(OutcomeKind.DONE, result=Result(serialised_results="{}")))
     assert (await rig.get(f"/api/v1/jobs/{job}/results")).json() == {"counter": None, "serialised_results": "{}"}
 
 
 @pytest.mark.parametrize("outcome", [None, FAILED])
-async def test_a_job_without_a_result_has_none_to_download(rig: Rig, outcome: Outcome | None) -> None:
+async def test_a_job_without_a_result_has_none_to_download(rig: ApiRig, outcome: Outcome | None) -> None:
     job = job_id(await rig.submit(1), 0)
     if outcome is not None:
         await rig.run(outcome)
@@ -197,7 +198,7 @@ async def test_a_job_without_a_result_has_none_to_download(rig: Rig, outcome: Ou
 # -- status ---------------------------------------------------------------------------------------------
 
 
-async def test_a_paused_batch_has_a_status_that_clients_know(rig: Rig) -> None:
+async def test_a_paused_batch_has_a_status_that_clients_know(rig: ApiRig) -> None:
     batch_id = await rig.submit(2)
     path = f"/api/v1/batches/{batch_id}/status?wait_s=0"
     await rig.store.commands.pause(batch_id, project=None)
@@ -211,7 +212,7 @@ async def test_a_paused_batch_has_a_status_that_clients_know(rig: Rig) -> None:
     assert (state["status"], state["paused"]) == ("RUNNING", True)
 
 
-async def test_what_has_ended_is_answered_at_once(rig: Rig) -> None:
+async def test_what_has_ended_is_answered_at_once(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     job = job_id(batch_id, 0)
@@ -222,14 +223,14 @@ async def test_what_has_ended_is_answered_at_once(rig: Rig) -> None:
     assert (state.json()["data"]["status"], state.json()["data"]["progress"]) == ("DONE", 100)
 
 
-async def test_an_open_batch_without_work_is_answered_at_once(rig: Rig) -> None:
+async def test_an_open_batch_without_work_is_answered_at_once(rig: ApiRig) -> None:
     batch_id = await rig.submit(0, open=True)
     answer = await within(asyncio.create_task(rig.get(f"/api/v1/batches/{batch_id}/status")))
     assert (answer.json()["data"]["status"], answer.json()["data"]["open"]) == ("PENDING", True)
 
 
 @pytest.mark.parametrize("open", [False, True])
-async def test_a_held_request_is_answered_when_the_batch_is_without_work(rig: Rig, open: bool) -> None:
+async def test_a_held_request_is_answered_when_the_batch_is_without_work(rig: ApiRig, open: bool) -> None:
     batch_id = await rig.submit(2, open=open)
     request = await rig.held(f"/api/v1/batches/{batch_id}/status")
     await rig.run(DONE, FAILED)
@@ -239,7 +240,7 @@ async def test_a_held_request_is_answered_when_the_batch_is_without_work(rig: Ri
     assert rig.holding() == 0
 
 
-async def test_a_held_request_for_a_job_does_not_wait_for_its_batch(rig: Rig) -> None:
+async def test_a_held_request_for_a_job_does_not_wait_for_its_batch(rig: ApiRig) -> None:
     batch_id = await rig.submit(3)
     request = await rig.held(f"/api/v1/jobs/{job_id(batch_id, 1)}/status")
     await rig.run(DONE, DONE)
@@ -247,20 +248,20 @@ async def test_a_held_request_for_a_job_does_not_wait_for_its_batch(rig: Rig) ->
     assert (await rig.store.reader.batch(batch_id, project=None)).status.value == "RUNNING"
 
 
-async def test_a_cancel_of_the_batch_answers_a_held_request_for_a_job(rig: Rig) -> None:
+async def test_a_cancel_of_the_batch_answers_a_held_request_for_a_job(rig: ApiRig) -> None:
     batch_id = await rig.submit(3)
     request = await rig.held(f"/api/v1/jobs/{job_id(batch_id, 1)}/status")
     await rig.store.commands.cancel(batch_id, project=None)
     assert (await within(request)).json()["data"]["status"] == "CANCELED"
 
 
-async def test_a_hold_ends_after_its_time_with_the_status_as_it_stands(rig: Rig) -> None:
+async def test_a_hold_ends_after_its_time_with_the_status_as_it_stands(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     for path in (f"/api/v1/batches/{batch_id}/status", f"/api/v1/jobs/{job_id(batch_id, 0)}/status"):
         assert (await rig.data(path, params={"wait_s": "0.05"}))["status"] == "PENDING"
 
 
-async def test_a_client_that_goes_is_not_held(rig: Rig) -> None:
+async def test_a_client_that_goes_is_not_held(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     gone = asyncio.Event()
 
@@ -287,7 +288,7 @@ async def test_a_client_that_goes_is_not_held(rig: Rig) -> None:
     assert rig.holding() == 0
 
 
-async def test_a_server_that_stops_answers_all_that_is_held(rig: Rig) -> None:
+async def test_a_server_that_stops_answers_all_that_is_held(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     requests = [
         await rig.held(f"/api/v1/batches/{batch_id}/status"),
@@ -300,7 +301,7 @@ async def test_a_server_that_stops_answers_all_that_is_held(rig: Rig) -> None:
     assert late.status_code == 200
 
 
-async def test_more_requests_than_redis_has_connections_are_all_answered(rig: Rig) -> None:
+async def test_more_requests_than_redis_has_connections_are_all_answered(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     requests = [await rig.held(f"/api/v1/batches/{batch_id}/status") for _ in range(150)]
     await rig.run()
@@ -335,14 +336,14 @@ def assert_failure(answer: httpx.Response, status: int) -> None:
 
 
 @pytest.mark.parametrize("route", ID_ROUTES)
-async def test_an_unknown_id_is_not_found(rig: Rig, route: str) -> None:
+async def test_an_unknown_id_is_not_found(rig: ApiRig, route: str) -> None:
     answer = await rig.get(route.format(ID))
     assert_failure(answer, 404)
     assert ID in answer.json()["data"]["description"]
 
 
 @pytest.mark.parametrize("index", [1, 2**24 - 1])
-async def test_a_job_beyond_its_batch_is_not_found(rig: Rig, index: int) -> None:
+async def test_a_job_beyond_its_batch_is_not_found(rig: ApiRig, index: int) -> None:
     batch_id = await rig.submit(1)
     assert_failure(await rig.get(f"/api/v2/jobs/{job_id(batch_id, index)}"), 404)
     assert_failure(await rig.get(f"/api/v2/batches/{job_id(batch_id, index)}"), 404)
@@ -352,7 +353,7 @@ async def test_a_job_beyond_its_batch_is_not_found(rig: Rig, index: int) -> None
     "bad", ["x", "0", "-1", "None", "%00", "%ff%fe", "%F0%9F%92%A5", "a" * 5000, "9" * 5000, ID + "0", "..%2f..", "{x}"]
 )
 @pytest.mark.parametrize("route", ID_ROUTES)
-async def test_a_bad_id_is_refused_and_not_repeated(rig: Rig, route: str, bad: str) -> None:
+async def test_a_bad_id_is_refused_and_not_repeated(rig: ApiRig, route: str, bad: str) -> None:
     answer = await rig.get(route.format(bad))
     if answer.status_code == 404:  # an encoded slash makes another path of it
         assert_failure(answer, 404)
@@ -364,32 +365,32 @@ async def test_a_bad_id_is_refused_and_not_repeated(rig: Rig, route: str, bad: s
 
 
 @pytest.mark.parametrize("wait_s", ["-1", "20.1", "nan", "inf", "x", "", "1e400", "9" * 3000])
-async def test_a_bad_wait_is_refused(rig: Rig, wait_s: str) -> None:
+async def test_a_bad_wait_is_refused(rig: ApiRig, wait_s: str) -> None:
     batch_id = await rig.submit(1)
     answer = await rig.get(f"/api/v1/batches/{batch_id}/status", params={"wait_s": wait_s})
     assert_failure(answer, 422)
     assert answer.json()["data"]["field"] == "wait_s"
 
 
-async def test_junk_in_the_query_is_passed_over(rig: Rig) -> None:
+async def test_junk_in_the_query_is_passed_over(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     assert (await rig.get(f"/api/v2/batches/{batch_id}?a=%ff&=&&a[]=1&{'b' * 3000}")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/api", "/api/v3/batches", f"/api/v2/batches/{ID}/", "/docs", "//", "/%ff"])
-async def test_an_unknown_route_is_not_found(rig: Rig, path: str) -> None:
+async def test_an_unknown_route_is_not_found(rig: ApiRig, path: str) -> None:
     assert_failure(await rig.get(f"http://127.0.0.1:8000{path}"), 404)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
-async def test_another_method_is_refused(rig: Rig, method: str) -> None:
+async def test_another_method_is_refused(rig: ApiRig, method: str) -> None:
     answer = await rig.http.request(method, f"/api/v2/batches/{ID}", content=b"{" * 1000)
     assert_failure(answer, 405)
     assert answer.headers["allow"] == "GET"
 
 
 @pytest.mark.parametrize("path", STORE_ROUTES)
-async def test_without_redis_every_route_is_unavailable(rig: Rig, path: str) -> None:
+async def test_without_redis_every_route_is_unavailable(rig: ApiRig, path: str) -> None:
     rig.server.connected = False
     answer = await rig.get(path)
     assert_failure(answer, 503)
@@ -397,7 +398,7 @@ async def test_without_redis_every_route_is_unavailable(rig: Rig, path: str) -> 
     rig.server.connected = True
 
 
-async def test_without_redis_the_process_is_still_healthy(rig: Rig) -> None:
+async def test_without_redis_the_process_is_still_healthy(rig: ApiRig) -> None:
     assert (await rig.data("/ready")) == {"health": "ok"}
     rig.server.connected = False
     assert (await rig.data("/health")) == {"health": "ok"}
@@ -414,7 +415,7 @@ async def test_without_redis_the_process_is_still_healthy(rig: Rig) -> None:
     ],
 )
 async def test_a_fault_of_ours_is_json_too(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+    rig: ApiRig, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise error
@@ -429,7 +430,7 @@ async def test_a_fault_of_ours_is_json_too(
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", f"/api/v2/batches/{ID}"])
-async def test_other_origins_get_no_permission_to_read(rig: Rig, path: str) -> None:
+async def test_other_origins_get_no_permission_to_read(rig: ApiRig, path: str) -> None:
     for method in ("GET", "OPTIONS"):
         headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
         answer = await rig.http.request(method, path, headers=headers)
@@ -442,7 +443,7 @@ async def test_other_origins_get_no_permission_to_read(rig: Rig, path: str) -> N
 # -- the document ---------------------------------------------------------------------------------------
 
 
-async def test_the_document_describes_every_route(rig: Rig) -> None:
+async def test_the_document_describes_every_route(rig: ApiRig) -> None:
     document = (await rig.get("/openapi.json")).json()
     operations = {(path, method): it for path, its in document["paths"].items() for method, it in its.items()}
     assert {path for path, _ in operations} >= {route.format("{batch_id}") for route in ID_ROUTES if "batches" in route}
@@ -461,7 +462,7 @@ async def test_the_document_describes_every_route(rig: Rig) -> None:
             assert "examples" in about or "default" in about, f"{name}.{field}"
 
 
-async def test_answers_are_as_the_document_says(rig: Rig) -> None:
+async def test_answers_are_as_the_document_says(rig: ApiRig) -> None:
     batch_id = await rig.submit(1, doc=BatchDoc(device=DEVICE, sequence="{}", limits=Limits()))
     document = (await rig.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]

@@ -17,7 +17,8 @@ import httpx
 import pytest
 from fastapi import APIRouter
 from sqlalchemy import select, update
-from tests.api_rig import PROJECT, SOON_S, Rig, bearer
+from tests.support.api_rig import PROJECT, SOON_S, ApiRig, bearer
+from tests.support.waiting import until
 
 from tweezer.api import auth, logins
 from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
@@ -43,9 +44,9 @@ QUICK_HASH = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=0, link_s=100, session_s=500), ledger)
+    rig = ApiRig(Settings(longpoll_s=0, link_s=100, session_s=500), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -119,7 +120,7 @@ def make_user(ledger: Database, name: str = "ada", *projects: str, password: str
 # -- the key of a request -------------------------------------------------------------------------------
 
 
-async def test_every_route_asks_for_a_key_but_those_that_are_open(rig: Rig) -> None:
+async def test_every_route_asks_for_a_key_but_those_that_are_open(rig: ApiRig) -> None:
     document = (await rig.stranger.get("/openapi.json")).json()
     closed = {path: its for path, its in document["paths"].items() if path not in OPEN_PATHS}
     assert len(closed) > 10
@@ -137,11 +138,11 @@ class Filled(dict[str, str]):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
-async def test_who_has_no_key_can_ask_whether_the_service_works(rig: Rig, path: str) -> None:
+async def test_who_has_no_key_can_ask_whether_the_service_works(rig: ApiRig, path: str) -> None:
     assert (await rig.stranger.get(path)).status_code == 200
 
 
-async def test_all_who_may_not_come_in_hear_the_same(rig: Rig, ledger: Database) -> None:
+async def test_all_who_may_not_come_in_hear_the_same(rig: ApiRig, ledger: Database) -> None:
     good = rig.key()
     revoked, expired, disabled = rig.key(), rig.key(expires_s=60), rig.key(user_id=make_user(ledger))
     revoke(ledger, revoked)
@@ -176,23 +177,23 @@ async def test_all_who_may_not_come_in_hear_the_same(rig: Rig, ledger: Database)
     assert answers[0].json()["data"]["reason"] == "unauthorized"
 
 
-async def test_a_key_in_the_query_opens_nothing(rig: Rig) -> None:
+async def test_a_key_in_the_query_opens_nothing(rig: ApiRig) -> None:
     assert (await rig.stranger.get(DEVICES, params={"key": rig.key(), "access_token": rig.key()})).status_code == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_as_http_has_it(rig: Rig, scheme: str) -> None:
+async def test_the_scheme_is_read_as_http_has_it(rig: ApiRig, scheme: str) -> None:
     answer = await rig.stranger.get(DEVICES, headers={"Authorization": f"{scheme} {rig.key()}"})
     assert answer.status_code == 200
 
 
-async def test_a_stranger_does_not_learn_which_routes_there_are(rig: Rig) -> None:
+async def test_a_stranger_does_not_learn_which_routes_there_are(rig: ApiRig) -> None:
     assert (await rig.stranger.get("/api/v1/nowhere")).status_code == 401
     assert (await rig.stranger.get(f"{DEVICES}/")).status_code == 401
     assert (await rig.http.get("/api/v1/nowhere")).status_code == 404
 
 
-async def test_the_document_says_which_routes_need_a_key(rig: Rig) -> None:
+async def test_the_document_says_which_routes_need_a_key(rig: ApiRig) -> None:
     document = (await rig.stranger.get("/openapi.json")).json()
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
@@ -343,7 +344,9 @@ async def test_without_the_database_a_key_works_for_a_second_and_no_longer(
     assert await doorman.principal(key) is not None
 
 
-async def test_without_the_database_nobody_comes_in_and_the_answer_is_unavailable(rig: Rig, ledger: Database) -> None:
+async def test_without_the_database_nobody_comes_in_and_the_answer_is_unavailable(
+    rig: ApiRig, ledger: Database
+) -> None:
     key = rig.key()
     with ledger.write() as connection:
         connection.exec_driver_sql("ALTER TABLE keys RENAME TO locks")
@@ -370,17 +373,10 @@ async def test_that_a_key_was_used_is_written_and_of_others_not(ledger: Database
     assert counted.asked == 0
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        await asyncio.sleep(0.001)
-
-
 # -- roles ----------------------------------------------------------------------------------------------
 
 
-async def test_a_role_that_may_not_is_told_which_may(rig: Rig) -> None:
+async def test_a_role_that_may_not_is_told_which_may(rig: ApiRig) -> None:
     router = APIRouter()
 
     @router.get("/submit")
@@ -430,7 +426,7 @@ def fill(route: str, batch: UUID) -> str:
 
 
 @pytest.fixture
-def asked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def asked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is asked of Redis and of the ledger, from now on."""
     asked: list[str] = []
     redis: Any = type(rig.store.redis)
@@ -451,7 +447,7 @@ def asked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_what_belongs_to_others_is_as_if_it_were_not(rig: Rig, route: str, asked: list[str]) -> None:
+async def test_what_belongs_to_others_is_as_if_it_were_not(rig: ApiRig, route: str, asked: list[str]) -> None:
     key, theirs, nothing = rig.key(), await rig.submit(1, project="theirs"), new_batch_id()
     await rig.run()
     await rig.get(fill(route, new_batch_id()), key=key)  # now the key is known, and the scripts are loaded
@@ -466,7 +462,7 @@ async def test_what_belongs_to_others_is_as_if_it_were_not(rig: Rig, route: str,
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_what_is_ones_own_is_there(rig: Rig, route: str) -> None:
+async def test_what_is_ones_own_is_there(rig: ApiRig, route: str) -> None:
     ours = await rig.submit(1)
     await rig.run()
     assert (await rig.get(fill(route, ours), key=rig.key())).status_code == 200
@@ -479,7 +475,7 @@ async def test_what_is_ones_own_is_there(rig: Rig, route: str) -> None:
 
 
 @pytest.fixture
-async def link(rig: Rig) -> str:
+async def link(rig: ApiRig) -> str:
     """A link to the results of a job."""
     job = job_id(await rig.submit(1), 0)
     await rig.run()
@@ -487,27 +483,27 @@ async def link(rig: Rig) -> str:
     return link
 
 
-async def test_a_link_is_absolute_and_needs_no_key(rig: Rig, link: str) -> None:
+async def test_a_link_is_absolute_and_needs_no_key(rig: ApiRig, link: str) -> None:
     assert link.startswith("http://127.0.0.1:8000/api/v1/jobs/")
     answer = await rig.stranger.get(link)
     assert (answer.status_code, answer.json()["counter"]) == (200, {"01": 10})
     assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_a_link_works_in_every_process_of_the_api(rig: Rig, link: str) -> None:
-    another = Rig(Settings(), rig.database)
+async def test_a_link_works_in_every_process_of_the_api(rig: ApiRig, link: str) -> None:
+    another = ApiRig(Settings(), rig.database)
     assert (await another.stranger.get(link)).json()["data"]["reason"] == "not_found"  # past the signature
     await another.close()
 
 
-async def test_results_are_also_to_be_had_with_a_key(rig: Rig, link: str) -> None:
+async def test_results_are_also_to_be_had_with_a_key(rig: ApiRig, link: str) -> None:
     path = urlsplit(link).path
     assert (await rig.get(path, key=rig.key())).status_code == 200
     assert (await rig.get(path, key=rig.key(project="theirs"))).status_code == 404
     assert (await rig.stranger.get(path)).status_code == 401
 
 
-async def test_a_link_expires(rig: Rig, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_expires(rig: ApiRig, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (expires,) = parse_qs(urlsplit(link).query)["expires"]
     assert 95 <= int(expires) - time.time() <= 100
     for later, status in ((int(expires) - 1, 200), (int(expires), 403), (int(expires) + 10_000, 403)):
@@ -519,7 +515,7 @@ async def test_a_link_expires(rig: Rig, link: str, monkeypatch: pytest.MonkeyPat
             assert "results_link" in answer.json()["data"]["description"]
 
 
-async def test_a_link_that_was_changed_opens_nothing(rig: Rig, link: str) -> None:
+async def test_a_link_that_was_changed_opens_nothing(rig: ApiRig, link: str) -> None:
     other = job_id(await rig.submit(1), 0)
     await rig.run()
     parts = urlsplit(link)
@@ -547,12 +543,12 @@ async def test_a_link_that_was_changed_opens_nothing(rig: Rig, link: str) -> Non
 
 
 @pytest.mark.parametrize("path", [f"/api/v2/jobs/{ID}", DEVICES, f"/api/v1/jobs/{ID}/results/"])
-async def test_a_signature_opens_nothing_but_results(rig: Rig, link: str, path: str) -> None:
+async def test_a_signature_opens_nothing_but_results(rig: ApiRig, link: str, path: str) -> None:
     assert (await rig.stranger.get(f"{path}?{urlsplit(link).query}")).status_code == 401
 
 
 @pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "[::1]:8000", "tweezer.example.org", "10.1.2.3:80"])
-async def test_a_link_leads_to_where_the_request_came(rig: Rig, link: str, host: str) -> None:
+async def test_a_link_leads_to_where_the_request_came(rig: ApiRig, link: str, host: str) -> None:
     path = urlsplit(link).path.replace("/results", "/results_link")
     link = (await rig.data(path, headers={"Host": host}))["results_link"]
     assert urlsplit(link).netloc == host.lower()
@@ -562,7 +558,7 @@ async def test_a_link_leads_to_where_the_request_came(rig: Rig, link: str, host:
     "host",
     ["evil.example@good.example", "good.example/evil", "a:80:80", "a:x", "a b", "::1", "é", "", "a" * 5000, 'a"'],
 )
-async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig: Rig, link: str, host: str) -> None:
+async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig: ApiRig, link: str, host: str) -> None:
     path = urlsplit(link).path.replace("/results", "/results_link")
     answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
     assert (answer.status_code, answer.json()["data"]["field"]) == (400, "Host")
@@ -572,7 +568,7 @@ async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig
 
 @pytest.mark.parametrize("url", ["https://q.example.org", "https://q.example.org/tweezer/"])
 async def test_a_link_leads_to_the_public_url_if_there_is_one(ledger: Database, url: str) -> None:
-    rig = Rig(Settings(public_url=url), ledger)
+    rig = ApiRig(Settings(public_url=url), ledger)
     await rig.announce()
     job = job_id(await rig.submit(1), 0)
     await rig.run()
@@ -593,7 +589,7 @@ FORM = {  # what pasqal-cloud sends
 }
 
 
-async def log_in(rig: Rig, **changes: Any) -> httpx.Response:
+async def log_in(rig: ApiRig, **changes: Any) -> httpx.Response:
     form = {name: value for name, value in {**FORM, **changes}.items() if value is not None}
     return await rig.stranger.post("/oauth/token", data=form)
 
@@ -608,7 +604,7 @@ def assert_refused(answer: httpx.Response, status: int, error: str) -> None:
 
 
 @pytest.mark.parametrize("grant", ["password", "http://auth0.com/oauth/grant-type/password-realm"])
-async def test_a_user_logs_in_and_sees_all_its_projects(rig: Rig, ledger: Database, grant: str) -> None:
+async def test_a_user_logs_in_and_sees_all_its_projects(rig: ApiRig, ledger: Database, grant: str) -> None:
     user = make_user(ledger, "ada", "one", "two")
     project_of(ledger, "three")
     batches = [await rig.submit(1, project=project) for project in ("one", "two", "three")]
@@ -633,7 +629,7 @@ def project_of(ledger: Database, project: str) -> None:
         project_no(connection, project)
 
 
-async def test_wrong_names_and_passwords_are_told_alike(rig: Rig, ledger: Database) -> None:
+async def test_wrong_names_and_passwords_are_told_alike(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     make_user(ledger, "bob")
     with ledger.write() as connection:
@@ -653,7 +649,7 @@ async def test_wrong_names_and_passwords_are_told_alike(rig: Rig, ledger: Databa
 
 
 async def test_an_unknown_name_costs_as_much_as_a_known_one(
-    rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+    rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ledger.write() as connection:
         create_user(connection, "ada", hash_password(PASSWORD))
@@ -668,13 +664,13 @@ async def test_an_unknown_name_costs_as_much_as_a_known_one(
 
 @pytest.mark.parametrize("missing", ["grant_type", "username", "password"])
 @pytest.mark.parametrize("value", [None, "", ["a", "b"]])
-async def test_what_a_form_lacks_is_named(rig: Rig, missing: str, value: Any) -> None:
+async def test_what_a_form_lacks_is_named(rig: ApiRig, missing: str, value: Any) -> None:
     answer = await log_in(rig, **{missing: value})
     assert_refused(answer, 400, "invalid_request")
     assert missing in answer.json()["error_description"]
 
 
-async def test_another_grant_is_refused(rig: Rig) -> None:
+async def test_another_grant_is_refused(rig: ApiRig) -> None:
     assert_refused(await log_in(rig, grant_type="client_credentials"), 400, "unsupported_grant_type")
 
 
@@ -689,14 +685,16 @@ async def test_another_grant_is_refused(rig: Rig) -> None:
         (b"&".join(b"a%d=1" % n for n in range(100)), "application/x-www-form-urlencoded"),
     ],
 )
-async def test_what_is_no_form_is_refused(rig: Rig, content: bytes, kind: str) -> None:
+async def test_what_is_no_form_is_refused(rig: ApiRig, content: bytes, kind: str) -> None:
     answer = await rig.stranger.post("/oauth/token", content=content, headers={"Content-Type": kind})
     assert answer.status_code in (400, 413)
     if answer.status_code == 400:
         assert_refused(answer, 400, "invalid_request")
 
 
-async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_password(rig: Rig, ledger: Database) -> None:
+async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_password(
+    rig: ApiRig, ledger: Database
+) -> None:
     make_user(ledger)
     make_user(ledger, "bob")
     for _ in range(FAILURES_MAX[By.NAME]):
@@ -708,21 +706,23 @@ async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_passwo
     assert (await log_in(rig, username="bob")).status_code == 200
 
 
-async def test_an_address_that_tries_many_names_must_wait(rig: Rig, ledger: Database) -> None:
+async def test_an_address_that_tries_many_names_must_wait(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     for number in range(FAILURES_MAX[By.ADDRESS]):
         assert_refused(await log_in(rig, username=f"user{number}"), 400, "invalid_grant")
     assert_refused(await log_in(rig), 429, "too_many_attempts")
 
 
-async def test_log_ins_that_succeed_are_not_counted(rig: Rig, ledger: Database) -> None:
+async def test_log_ins_that_succeed_are_not_counted(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     answers = await asyncio.gather(*(log_in(rig) for _ in range(FAILURES_MAX[By.ADDRESS] + 10)))
     assert {answer.status_code for answer in answers} == {200}
     assert not await rig.store.redis.keys("*logins*")
 
 
-async def test_failures_are_counted_across_processes_and_forgotten_after_the_window(rig: Rig, ledger: Database) -> None:
+async def test_failures_are_counted_across_processes_and_forgotten_after_the_window(
+    rig: ApiRig, ledger: Database
+) -> None:
     make_user(ledger)
     for _ in range(FAILURES_MAX[By.NAME]):
         await log_in(rig, password="x")
@@ -735,14 +735,16 @@ async def test_failures_are_counted_across_processes_and_forgotten_after_the_win
     assert (await log_in(rig)).status_code == 200
 
 
-async def test_many_failures_at_once_do_not_slip_through(rig: Rig, ledger: Database) -> None:
+async def test_many_failures_at_once_do_not_slip_through(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     answers = await asyncio.gather(*(log_in(rig, password="x") for _ in range(60)))
     tried = sum(answer.status_code == 400 for answer in answers)
     assert FAILURES_MAX[By.NAME] <= tried <= FAILURES_MAX[By.NAME] + logins.AT_ONCE
 
 
-async def test_two_passwords_are_checked_at_a_time(rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_passwords_are_checked_at_a_time(
+    rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_user(ledger)
     at_once, most, lock = 0, 0, threading.Lock()
     full = threading.Event()
@@ -766,7 +768,7 @@ async def test_two_passwords_are_checked_at_a_time(rig: Rig, ledger: Database, m
 
 
 async def test_more_log_ins_than_can_wait_are_put_off(
-    rig: Rig, ledger: Database, monkeypatch: pytest.MonkeyPatch
+    rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logins, "_WAITING_MAX", 3)
     make_user(ledger)
@@ -778,7 +780,7 @@ async def test_more_log_ins_than_can_wait_are_put_off(
             assert int(answer.headers["retry-after"]) > 0
 
 
-async def test_a_password_hashed_in_an_older_way_is_hashed_anew_at_the_log_in(rig: Rig, ledger: Database) -> None:
+async def test_a_password_hashed_in_an_older_way_is_hashed_anew_at_the_log_in(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
 
     def kept() -> str:
@@ -796,7 +798,7 @@ async def test_a_password_hashed_in_an_older_way_is_hashed_anew_at_the_log_in(ri
     assert kept() == newer
 
 
-async def test_a_changed_password_ends_the_sessions(rig: Rig, ledger: Database, clock: Clock) -> None:
+async def test_a_changed_password_ends_the_sessions(rig: ApiRig, ledger: Database, clock: Clock) -> None:
     make_user(ledger)
     key = (await log_in(rig)).json()["access_token"]
     assert (await rig.get(DEVICES, key=key)).status_code == 200
@@ -808,7 +810,7 @@ async def test_a_changed_password_ends_the_sessions(rig: Rig, ledger: Database, 
     assert (await log_in(rig, password="another password")).status_code == 200
 
 
-async def test_without_redis_nobody_logs_in(rig: Rig, ledger: Database) -> None:
+async def test_without_redis_nobody_logs_in(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     rig.server.connected = False
     assert_refused(await log_in(rig), 503, "temporarily_unavailable")
@@ -834,7 +836,7 @@ def test_hosts_of_one_ipv6_network_count_as_one(address: str, network: str) -> N
 # -- the account ----------------------------------------------------------------------------------------
 
 
-async def test_a_key_has_its_project_and_an_operator_has_all(rig: Rig) -> None:
+async def test_a_key_has_its_project_and_an_operator_has_all(rig: ApiRig) -> None:
     ours = rig.key()
     rig.key(project="theirs")
     path = "/account/api/v1/projects"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.api_rig import DEVICE, Rig, bearer
+from tests.support.api_rig import DEVICE, ApiRig, bearer
 
+from tweezer.adapters import specs
 from tweezer.adapters.specs import virtual_specs
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
@@ -23,14 +25,21 @@ from tweezer.store.keys import Key
 
 DEVICES = "/api/v1/devices"
 TWIN, NONE = "TWIN", "NONE"
+_ask_pulser = functools.cache(specs._ask_pulser)
 ABOUT = {"adapter": "qutip", "exclusive": 0, "checks_sequence": 1, "max_runs": 1000}
 
 
+@pytest.fixture(autouse=True)
+def _ask_pulser_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask Pulser once for each text: a process that imports it takes seconds."""
+    monkeypatch.setattr(specs, "_ask_pulser", _ask_pulser)
+
+
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     """EMU_FREE is served; TWIN, of 25 atoms, was announced later and is not."""
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(longpoll_s=0), ledger)
     await rig.store.devices.announce(DEVICE, ABOUT, virtual_specs(DEVICE))
     await rig.announce()
     await rig.store.devices.announce(TWIN, ABOUT, read_specs(specs_text("FRESNEL", max_atom_num=25, max_runs=500)))
@@ -44,7 +53,7 @@ def specs_text(name: str, **given: Any) -> str:
     return json.dumps({**json.loads(virtual_specs(name).text), **given})
 
 
-async def listed(rig: Rig, path: str = DEVICES, **params: Any) -> list[str]:
+async def listed(rig: ApiRig, path: str = DEVICES, **params: Any) -> list[str]:
     answer = await rig.get(path, params=params)
     assert answer.status_code == 200, answer.text
     return [device["name"] for device in answer.json()["data"]]
@@ -60,7 +69,7 @@ async def refused(answer: httpx.Response, status: int, *, field: str | None = No
 
 
 @pytest.mark.parametrize("path", [DEVICES, "/api/v2/devices"])
-async def test_devices_are_listed_with_what_they_are_like(rig: Rig, path: str) -> None:
+async def test_devices_are_listed_with_what_they_are_like(rig: ApiRig, path: str) -> None:
     answer = await rig.get(path, key=rig.key())
     twin, emulator = answer.json()["data"]  # the newest first
     assert answer.headers["Content-Range"] == "0-1/2"
@@ -73,7 +82,7 @@ async def test_devices_are_listed_with_what_they_are_like(rig: Rig, path: str) -
     assert {twin["average_queue_time"], twin["paused_because"]} == {None}
 
 
-async def test_the_list_is_ordered_and_comes_in_pages(rig: Rig) -> None:
+async def test_the_list_is_ordered_and_comes_in_pages(rig: ApiRig) -> None:
     assert await listed(rig, order_by="name", order_by_direction="ASC") == [DEVICE, TWIN]
     assert await listed(rig, order_by="max_atom_num") == [TWIN, DEVICE]  # none of it stands behind, either way
     assert await listed(rig, order_by="max_atom_num", order_by_direction="ASC") == [TWIN, DEVICE]
@@ -82,7 +91,7 @@ async def test_the_list_is_ordered_and_comes_in_pages(rig: Rig) -> None:
         assert (await rig.get(DEVICES, params=params)).status_code == 422
 
 
-async def test_specs_are_told_to_everybody(rig: Rig) -> None:
+async def test_specs_are_told_to_everybody(rig: ApiRig) -> None:
     expected = {name: (await rig.data(f"{DEVICES}/{name}/specs"))["specs"] for name in (DEVICE, TWIN)}
     assert await rig.data(f"{DEVICES}/specs", key=rig.key()) == expected
     assert json.loads(expected[TWIN])["name"] == "FRESNEL"
@@ -92,7 +101,7 @@ async def test_specs_are_told_to_everybody(rig: Rig) -> None:
     assert (await rig.stranger.get(f"{DEVICES}/specs")).status_code == 401
 
 
-async def test_a_device_without_specs_is_not_among_them(rig: Rig) -> None:
+async def test_a_device_without_specs_is_not_among_them(rig: ApiRig) -> None:
     """Those are left out that a worker of an older version announced: one bad text breaks every client."""
     redis: Any = rig.store.redis
     await redis.sadd(rig.store.keys(Key.DEVICES), "OLD")
@@ -103,7 +112,7 @@ async def test_a_device_without_specs_is_not_among_them(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("what", ["specs", "queue_size", "average_queue_time"])
-async def test_a_device_is_found_by_name_and_by_id(rig: Rig, what: str) -> None:
+async def test_a_device_is_found_by_name_and_by_id(rig: ApiRig, what: str) -> None:
     by_name = await rig.data(f"{DEVICES}/{TWIN}/{what}")
     assert await rig.data(f"{DEVICES}/{device_id(TWIN)}/{what}") == by_name
     assert await refused(await rig.get(f"{DEVICES}/{NONE}/{what}"), 404) == "there is no device NONE"
@@ -113,7 +122,7 @@ async def test_a_device_is_found_by_name_and_by_id(rig: Rig, what: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-async def test_an_operator_takes_a_device_down_and_up(rig: Rig, method: str) -> None:
+async def test_an_operator_takes_a_device_down_and_up(rig: ApiRig, method: str) -> None:
     for status, paused in (("DOWN", "set DOWN through the API"), ("UP", None)):
         answer = await rig.http.request(method, f"{DEVICES}/{device_id(DEVICE)}/status", json={"status": status})
         assert answer.status_code == 200, answer.text
@@ -123,7 +132,7 @@ async def test_an_operator_takes_a_device_down_and_up(rig: Rig, method: str) -> 
         assert record.paused == paused
 
 
-async def test_several_devices_change_their_status_together_or_not_at_all(rig: Rig) -> None:
+async def test_several_devices_change_their_status_together_or_not_at_all(rig: ApiRig) -> None:
     wanted = {"device_type_names": [DEVICE, NONE], "status": "DOWN"}
     assert "NONE" in await refused(await rig.http.put(f"{DEVICES}/status", json=wanted), 404)
     assert [device["paused_because"] for device in (await rig.get(DEVICES)).json()["data"]] == [None, None]
@@ -133,7 +142,7 @@ async def test_several_devices_change_their_status_together_or_not_at_all(rig: R
     assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # nobody serves the other one
 
 
-async def test_a_device_is_down_until_a_time_and_says_why(rig: Rig) -> None:
+async def test_a_device_is_down_until_a_time_and_says_why(rig: ApiRig) -> None:
     path, until = f"{DEVICES}/{DEVICE}/status", (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
     answer = await rig.http.put(path, json={"status": "DOWN", "reason": "new lens", "until": until.isoformat()})
     found = answer.json()["data"]
@@ -156,7 +165,7 @@ async def test_a_device_is_down_until_a_time_and_says_why(rig: Rig) -> None:
     ],
 )
 async def test_it_is_said_why_a_device_is_down_or_not_known(
-    rig: Rig, lanes: int, state: str, status: str, reason: str | None, unknown: str | None
+    rig: ApiRig, lanes: int, state: str, status: str, reason: str | None, unknown: str | None
 ) -> None:
     await rig.announce(lanes)
     await rig.store.commands.set_condition(DEVICE, state, "no light")
@@ -164,7 +173,7 @@ async def test_it_is_said_why_a_device_is_down_or_not_known(
     assert (found["status"], found["status_reason"], found["status_unknown"]) == (status, reason, unknown)
 
 
-async def test_maintenance_is_planned_listed_and_taken_back(rig: Rig) -> None:
+async def test_maintenance_is_planned_listed_and_taken_back(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{device_id(DEVICE)}/maintenance", datetime.now(UTC)
     later = {"begins_at": written(now + timedelta(hours=2)), "ends_at": written(now + timedelta(hours=3))}
     soon = {"begins_at": written(now - timedelta(seconds=1)), "ends_at": written(now + timedelta(hours=1))}
@@ -185,7 +194,7 @@ async def test_maintenance_is_planned_listed_and_taken_back(rig: Rig) -> None:
     await refused(await rig.http.delete(f"{path}/{listed[0]['id']}"), 404)
 
 
-async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_it(rig: Rig) -> None:
+async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_it(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{DEVICE}/maintenance", datetime.now(UTC)
     begin, end = written(now + timedelta(hours=2)), written(now + timedelta(hours=3))
     body = {"begins_at": begin, "ends_at": end, "reason": "new lens"}
@@ -203,12 +212,12 @@ async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_
     await refused(await rig.http.post(f"{DEVICES}/{NONE}/maintenance", json=body), 404)
 
 
-async def test_a_status_that_there_is_not_is_named(rig: Rig) -> None:
+async def test_a_status_that_there_is_not_is_named(rig: ApiRig) -> None:
     answer = await rig.http.put(f"{DEVICES}/{DEVICE}/status", json={"status": "ON"})
     assert "ON" in await refused(answer, 400, field="status")
 
 
-async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: Rig) -> None:
+async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: ApiRig) -> None:
     path, text = f"{DEVICES}/{TWIN}/specs", specs_text("FRESNEL", max_atom_num=7)
     answer = await rig.http.put(path, json={"specs": text})
     assert answer.json()["data"] == {"device_type": TWIN, "specs": text}
@@ -226,7 +235,7 @@ async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: R
         (specs_text(DEVICE), "specs: have the name 'EMU_FREE', which those of the device EMU_FREE have"),
     ],
 )
-async def test_bad_specs_do_not_get_in(rig: Rig, specs: str, problem: str) -> None:
+async def test_bad_specs_do_not_get_in(rig: ApiRig, specs: str, problem: str) -> None:
     before = await rig.data(f"{DEVICES}/specs")
     answer = await rig.http.put(f"{DEVICES}/{TWIN}/specs", json={"specs": specs})
     assert (await refused(answer, 400, field="specs")).startswith(problem)
@@ -235,7 +244,7 @@ async def test_bad_specs_do_not_get_in(rig: Rig, specs: str, problem: str) -> No
     assert await rig.data(f"{DEVICES}/specs") == before
 
 
-async def test_a_created_device_waits_for_its_worker(rig: Rig) -> None:
+async def test_a_created_device_waits_for_its_worker(rig: ApiRig) -> None:
     wanted = {
         "status": "UP",
         "device_type": "LATER",
@@ -257,7 +266,7 @@ async def test_a_created_device_waits_for_its_worker(rig: Rig) -> None:
     await refused(answer, 400, field="device_type")
 
 
-async def test_what_is_not_active_is_listed_on_request(rig: Rig) -> None:
+async def test_what_is_not_active_is_listed_on_request(rig: ApiRig) -> None:
     wanted = {"device_type": "GONE", "status": "DOWN", "specs": specs_text("GONE"), "active": False}
     assert (await rig.http.post(DEVICES, json=wanted)).status_code == 200
     assert "GONE" not in await listed(rig)
@@ -276,7 +285,7 @@ async def test_what_is_not_active_is_listed_on_request(rig: Rig) -> None:
         ("DELETE", f"{DEVICES}/{DEVICE}/specs"),
     ],
 )
-async def test_only_operators_change_devices(rig: Rig, role: Role, method: str, path: str) -> None:
+async def test_only_operators_change_devices(rig: ApiRig, role: Role, method: str, path: str) -> None:
     key = rig.key(role, project=None if role is Role.WORKER else "p")
     answer = await rig.http.request(method, path, headers=bearer(key))
     assert "needs a key of the role operator" in await refused(answer, 403)

@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
-from tests.api_rig import DONE, FAILED, PROJECT, SOON_S, Rig, bearer, until, within
+from tests.support.api_rig import DONE, FAILED, PROJECT, SOON_S, ApiRig, bearer, within
+from tests.support.waiting import until
 
 from tweezer.api import following
 from tweezer.ledger.credentials import Role
@@ -30,15 +31,15 @@ RAN = ["batch.running", "job.running", "job.done", "batch.done"]
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=20), ledger)
+    rig = ApiRig(Settings(longpoll_s=20), ledger)
     await rig.announce()
     yield rig
     await rig.close()
 
 
-async def page(rig: Rig, path: str, **parameters: Any) -> dict[str, Any]:
+async def page(rig: ApiRig, path: str, **parameters: Any) -> dict[str, Any]:
     answer = await rig.get(path, params={"wait_s": 0, **parameters})
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
@@ -53,7 +54,7 @@ def types(body: dict[str, Any]) -> list[str]:
 # -- pages ------------------------------------------------------------------------------------------------
 
 
-async def test_a_page_tells_what_happened_in_the_projects_of_the_key(rig: Rig) -> None:
+async def test_a_page_tells_what_happened_in_the_projects_of_the_key(rig: ApiRig) -> None:
     key = rig.key()
     batch_id = await rig.submit(1)
     await rig.submit(1, project="another")
@@ -70,7 +71,7 @@ async def test_a_page_tells_what_happened_in_the_projects_of_the_key(rig: Rig) -
     }
 
 
-async def test_an_operator_sees_all_and_may_name_projects(rig: Rig) -> None:
+async def test_an_operator_sees_all_and_may_name_projects(rig: ApiRig) -> None:
     for project in "pqr":
         await rig.submit(1, project=project)
     assert len((await page(rig, "/api/v2/events"))["data"]) == 3
@@ -80,7 +81,7 @@ async def test_an_operator_sees_all_and_may_name_projects(rig: Rig) -> None:
     assert answer.json()["data"] == []
 
 
-async def test_next_and_the_id_of_an_event_both_say_where_to_go_on(rig: Rig) -> None:
+async def test_next_and_the_id_of_an_event_both_say_where_to_go_on(rig: ApiRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(DONE, FAILED)
     path = f"/api/v2/batches/{batch_id}/events"
@@ -97,13 +98,13 @@ async def test_next_and_the_id_of_an_event_both_say_where_to_go_on(rig: Rig) -> 
         assert found == whole["data"]
 
 
-async def test_types_narrow_a_page(rig: Rig) -> None:
+async def test_types_narrow_a_page(rig: ApiRig) -> None:
     await rig.submit(1)
     await rig.run()
     assert types(await page(rig, "/api/v2/events", type=["job.done", "batch.done"])) == ["job.done", "batch.done"]
 
 
-async def test_now_is_the_end(rig: Rig) -> None:
+async def test_now_is_the_end(rig: ApiRig) -> None:
     await rig.submit(1)
     nothing = await page(rig, "/api/v2/events", after="now")
     assert nothing["data"] == []
@@ -111,7 +112,7 @@ async def test_now_is_the_end(rig: Rig) -> None:
     assert types(await page(rig, "/api/v2/events", after=nothing["next"])) == RAN
 
 
-async def test_notices_are_told_to_whom_they_concern(rig: Rig) -> None:
+async def test_notices_are_told_to_whom_they_concern(rig: ApiRig) -> None:
     key = rig.key()
     for at, project in enumerate((None, PROJECT, "another")):
         notice = Notice(f"x:{at}", EventType.DEVICE_DOWN, project, at, '{"device": "EMU_FREE"}')
@@ -120,7 +121,7 @@ async def test_notices_are_told_to_whom_they_concern(rig: Rig) -> None:
     assert [event["id"] for event in answer.json()["data"]] == ["x:0", "x:1"]
 
 
-async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: Rig) -> None:
+async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     recorder = Recorder(rig.store, rig.database, namespace="tweezer")
@@ -142,7 +143,9 @@ async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: Rig) -> None:
         ({"wait_s": 21}, "wait_s"),
     ],
 )
-async def test_a_parameter_that_cannot_be_is_refused_by_name(rig: Rig, parameters: dict[str, Any], field: str) -> None:
+async def test_a_parameter_that_cannot_be_is_refused_by_name(
+    rig: ApiRig, parameters: dict[str, Any], field: str
+) -> None:
     batch_id = await rig.submit(1)
     for path in ("/api/v2/events", f"/api/v2/batches/{batch_id}/events"):
         answer = await rig.get(path, params=parameters)
@@ -153,7 +156,7 @@ async def test_a_parameter_that_cannot_be_is_refused_by_name(rig: Rig, parameter
             assert (await rig.get(f"{path}/stream", params=parameters)).status_code == 422
 
 
-async def test_the_events_of_a_foreign_batch_are_not_there(rig: Rig) -> None:
+async def test_the_events_of_a_foreign_batch_are_not_there(rig: ApiRig) -> None:
     batch_id = await rig.submit(1, project="another")
     key = rig.key()
     for identity in (batch_id, uuid4()):
@@ -167,7 +170,7 @@ async def test_the_events_of_a_foreign_batch_are_not_there(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("place", ["/api/v2/events", "/api/v2/batches/{}/events"])
-async def test_a_request_is_held_until_there_is_something_to_tell(rig: Rig, place: str) -> None:
+async def test_a_request_is_held_until_there_is_something_to_tell(rig: ApiRig, place: str) -> None:
     batch_id = await rig.submit(1)
     path = place.format(batch_id)
     after = (await page(rig, path))["next"]
@@ -179,14 +182,14 @@ async def test_a_request_is_held_until_there_is_something_to_tell(rig: Rig, plac
     assert rig.holding() == 0
 
 
-async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: Rig) -> None:
+async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: ApiRig) -> None:
     batch_id = await rig.submit(2)
     request = await rig.held(f"/api/v2/batches/{batch_id}/events?type=batch.done")
     await rig.run(DONE, FAILED)
     assert types((await within(request)).json()) == ["batch.done"]
 
 
-async def test_events_of_others_wake_nobody(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_of_others_wake_nobody(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     key, reads = rig.key(), 0
     read = rig.app.state.feed.read
 
@@ -206,7 +209,7 @@ async def test_events_of_others_wake_nobody(rig: Rig, monkeypatch: pytest.Monkey
     assert others
 
 
-async def test_a_batch_that_has_ended_answers_at_once(rig: Rig) -> None:
+async def test_a_batch_that_has_ended_answers_at_once(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     path = f"/api/v2/batches/{batch_id}/events"
@@ -215,13 +218,13 @@ async def test_a_batch_that_has_ended_answers_at_once(rig: Rig) -> None:
     assert answer.json()["data"] == []
 
 
-async def test_a_server_that_stops_answers_what_it_holds(rig: Rig) -> None:
+async def test_a_server_that_stops_answers_what_it_holds(rig: ApiRig) -> None:
     request = await rig.held("/api/v2/events?after=now")
     rig.app.state.holds.end()
     assert (await within(request)).json()["data"] == []
 
 
-async def test_a_hold_is_over_when_its_time_is(rig: Rig) -> None:
+async def test_a_hold_is_over_when_its_time_is(rig: ApiRig) -> None:
     answer = await asyncio.wait_for(rig.get("/api/v2/events?after=now&wait_s=0.05"), SOON_S)
     assert answer.json()["data"] == []
 
@@ -232,7 +235,7 @@ async def test_a_hold_is_over_when_its_time_is(rig: Rig) -> None:
 class Stream:
     """A stream of server-sent events, called as a server does; its frames, but for comments, as they came."""
 
-    def __init__(self, rig: Rig, path: str, key: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, rig: ApiRig, path: str, key: str, headers: dict[str, str] | None = None) -> None:
         path, _, query = path.partition("?")
         self._scope = {
             "type": "http",
@@ -297,7 +300,7 @@ class Stream:
         await asyncio.wait_for(asyncio.shield(self._task), SOON_S)
 
 
-async def test_a_stream_tells_events_as_they_happen(rig: Rig) -> None:
+async def test_a_stream_tells_events_as_they_happen(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     async with Stream(rig, "/api/v2/events/stream", rig.key()) as stream:
         await stream.until(1)
@@ -313,7 +316,7 @@ async def test_a_stream_tells_events_as_they_happen(rig: Rig) -> None:
     assert rig.holding() == 0
 
 
-async def test_the_stream_of_a_batch_ends_behind_its_end(rig: Rig) -> None:
+async def test_the_stream_of_a_batch_ends_behind_its_end(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     path = f"/api/v2/batches/{batch_id}/events/stream"
     async with Stream(rig, f"{path}?type=job.done", rig.key()) as stream:
@@ -326,7 +329,7 @@ async def test_the_stream_of_a_batch_ends_behind_its_end(rig: Rig) -> None:
     assert again.types() == [*CREATED, *RAN, "end"]
 
 
-async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: Rig) -> None:
+async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     key, path = rig.key(), f"/api/v2/batches/{batch_id}/events/stream"
@@ -343,7 +346,7 @@ async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: Rig) -> None:
     assert (over.status, over.text) == (204, ""), "nothing is left, and a browser tries no more"
 
 
-async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: Rig) -> None:
+async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: ApiRig) -> None:
     key = rig.key()
     async with Stream(rig, "/api/v2/events/stream?after=now", key) as stream:
         await until(lambda: rig.holding() == 1)
@@ -354,7 +357,7 @@ async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: Rig)
     assert again.types() == CREATED
 
 
-async def test_a_silent_stream_says_that_it_is_there(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_stream_says_that_it_is_there(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "BEAT_S", 0.02)
     monkeypatch.setattr(following, "_LOOK_S", 0.01)
     async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
@@ -363,7 +366,7 @@ async def test_a_silent_stream_says_that_it_is_there(rig: Rig, monkeypatch: pyte
         await stream.until(1)
 
 
-async def test_a_stream_ends_when_its_key_is_revoked(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_ends_when_its_key_is_revoked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "_LOOK_S", 0.01)
     async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
         await until(lambda: rig.holding() == 1)
@@ -373,14 +376,14 @@ async def test_a_stream_ends_when_its_key_is_revoked(rig: Rig, monkeypatch: pyte
     assert stream.types() == []
 
 
-async def test_a_stream_ends_when_the_server_does(rig: Rig) -> None:
+async def test_a_stream_ends_when_the_server_does(rig: ApiRig) -> None:
     async with Stream(rig, "/api/v2/events/stream", rig.key()) as stream:
         await until(lambda: rig.holding() == 1)
         rig.app.state.holds.end()
         await stream.ends()
 
 
-async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
     read = rig.app.state.feed.read
 
@@ -405,7 +408,7 @@ async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: Rig, monkey
     assert reads > 10
 
 
-async def test_a_key_has_so_many_streams_and_no_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_has_so_many_streams_and_no_more(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "STREAMS_MAX", 2)
     key, path = rig.key(), "/api/v2/events/stream?after=now"
     async with contextlib.AsyncExitStack() as stack:
@@ -421,7 +424,7 @@ async def test_a_key_has_so_many_streams_and_no_more(rig: Rig, monkeypatch: pyte
         await until(lambda: rig.holding() == 1)
 
 
-async def test_a_deleted_batch_ends_its_stream(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deleted_batch_ends_its_stream(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "BEAT_S", 0.02)
     monkeypatch.setattr(following, "_LOOK_S", 0.01)
     batch_id: UUID = await rig.submit(1)
@@ -432,7 +435,7 @@ async def test_a_deleted_batch_ends_its_stream(rig: Rig, monkeypatch: pytest.Mon
     assert stream.types() == CREATED
 
 
-async def test_a_stream_that_is_disturbed_misses_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_is_disturbed_misses_nothing(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "Backoff", lambda: Backoff(base_s=0.001, cap_s=0.001))
     turns = itertools.count()
 

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Scope
+from tests.support.waiting import until
 
 from tweezer.api import bodies
 from tweezer.api.bodies import MAX_DEPTH, MAX_NUMBER_LENGTH, MAX_VALUES, Bodies, body_docs, read_json
@@ -273,7 +274,7 @@ async def test_who_goes_away_in_the_middle_leaves_nothing_behind(app: FastAPI) -
 
 
 def packed(data: bytes, level: int = 9) -> bytes:
-    return gzip.compress(data, level)
+    return gzip.compress(data, level, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -359,13 +360,6 @@ async def test_one_key_cannot_fill_the_memory_with_bodies() -> None:
         for task in holding:
             assert (await task).status_code == 400
     assert not slow.state.bodies._held
-
-
-async def until(condition: Any) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        await asyncio.sleep(0.001)
 
 
 # --- JSON

@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.api_rig import DEVICE, DONE, FAILED, PROJECT, Rig
-from tests.ledger.filling import DEVICES, TAGS, Filled, Plan, fill
+from tests.support.api_rig import DEVICE, DONE, FAILED, PROJECT, ApiRig
+from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 
 from tweezer.api.envelope import Envelope
 from tweezer.api.schemas import Batch, Job, ListedBatch, Page
@@ -32,26 +32,26 @@ OWN, OTHER = PLAN.project(1), PLAN.project(0)
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(longpoll_s=0), ledger)
     await rig.announce()
     yield rig
     await rig.close()
 
 
 @pytest.fixture
-def filled(rig: Rig) -> Filled:
+def filled(rig: ApiRig) -> Filled:
     return fill(rig.database, PLAN, tables=False)
 
 
 @pytest.fixture
-def user(rig: Rig, filled: Filled) -> str:
+def user(rig: ApiRig, filled: Filled) -> str:
     """The key of a user of one of the projects."""
     return rig.key(project=OWN)
 
 
-async def listed(rig: Rig, path: str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
+async def listed(rig: ApiRig, path: str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
     answer = await rig.get(path, **options)
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -63,13 +63,13 @@ async def listed(rig: Rig, path: str, **options: Any) -> tuple[list[dict[str, An
     return body["data"], pagination
 
 
-async def record(rig: Rig) -> None:
+async def record(rig: ApiRig) -> None:
     recorder = Recorder(rig.store, rig.database, namespace="tweezer")
     await recorder.resume()
     await recorder.catch_up()
 
 
-async def forget(rig: Rig) -> None:
+async def forget(rig: ApiRig) -> None:
     """Redis has nothing any more but its devices."""
     await record(rig)
     await rig.store.redis.flushall()
@@ -80,7 +80,7 @@ async def forget(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("path", "schema"), [("/api/v1/batches", ListedBatch), ("/api/v2/jobs", Job)])
-async def test_a_list_is_what_its_schema_says(rig: Rig, filled: Filled, path: str, schema: Any) -> None:
+async def test_a_list_is_what_its_schema_says(rig: ApiRig, filled: Filled, path: str, schema: Any) -> None:
     answer = await rig.get(path)
     page = Page[schema].model_validate_json(answer.content, extra="forbid")
     assert page.model_dump(mode="json", by_alias=True) == answer.json()
@@ -88,11 +88,11 @@ async def test_a_list_is_what_its_schema_says(rig: Rig, filled: Filled, path: st
 
 
 @pytest.mark.parametrize("name", ["batches", "jobs"])
-async def test_both_versions_of_a_list_are_the_same(rig: Rig, filled: Filled, name: str) -> None:
+async def test_both_versions_of_a_list_are_the_same(rig: ApiRig, filled: Filled, name: str) -> None:
     assert (await rig.get(f"/api/v1/{name}")).json() == (await rig.get(f"/api/v2/{name}")).json()
 
 
-async def test_a_client_that_follows_the_pages_sees_each_job_once(rig: Rig, user: str) -> None:
+async def test_a_client_that_follows_the_pages_sees_each_job_once(rig: ApiRig, user: str) -> None:
     found: list[str] = []
     pagination = {"end": 0, "total": 1}
     while pagination["end"] < pagination["total"]:
@@ -105,7 +105,7 @@ async def test_a_client_that_follows_the_pages_sees_each_job_once(rig: Rig, user
     assert (beyond, pagination["start"], pagination["end"]) == ([], 10_000, 10_000)
 
 
-async def test_repeated_parameters_mean_any_of_them(rig: Rig, filled: Filled) -> None:
+async def test_repeated_parameters_mean_any_of_them(rig: ApiRig, filled: Filled) -> None:
     params = [("status", "ERROR"), ("status", "CANCELED"), ("project_id", OWN), ("project_id", OTHER)]
     jobs, _ = await listed(rig, "/api/v2/jobs", params=params)
     assert {job["status"] for job in jobs} == {"ERROR", "CANCELED"}
@@ -121,7 +121,7 @@ async def test_repeated_parameters_mean_any_of_them(rig: Rig, filled: Filled) ->
 
 
 @pytest.mark.parametrize("said", [{"open": "True"}, {"open": "true"}, {"open": "1"}, {"complete": "False"}])
-async def test_open_may_be_said_in_many_ways(rig: Rig, filled: Filled, said: dict[str, str]) -> None:
+async def test_open_may_be_said_in_many_ways(rig: ApiRig, filled: Filled, said: dict[str, str]) -> None:
     batches, pagination = await listed(rig, "/api/v1/batches", params=said)
     assert batches
     assert all(batch["open"] and not batch["complete"] for batch in batches)
@@ -130,7 +130,7 @@ async def test_open_may_be_said_in_many_ways(rig: Rig, filled: Filled, said: dic
     assert pagination["total"] + rest["total"] == PLAN.batches
 
 
-async def test_a_time_without_an_offset_is_utc(rig: Rig, filled: Filled) -> None:
+async def test_a_time_without_an_offset_is_utc(rig: ApiRig, filled: Filled) -> None:
     middle = datetime.fromtimestamp(PLAN.now_ms / 1000, UTC) - timedelta(days=15)
     shifted = (middle + timedelta(hours=5)).replace(tzinfo=None).isoformat() + "+05:00"
     for name in ("start_date", "end_date", "min_created_at", "max_created_at"):
@@ -142,7 +142,7 @@ async def test_a_time_without_an_offset_is_utc(rig: Rig, filled: Filled) -> None
         assert 0 < totals.pop() < PLAN.jobs, name
 
 
-async def test_a_prefix_is_taken_with_and_without_dashes(rig: Rig, filled: Filled) -> None:
+async def test_a_prefix_is_taken_with_and_without_dashes(rig: ApiRig, filled: Filled) -> None:
     some = str(filled.batches[20])
     for prefix in (some[:10], some[:10].replace("-", ""), some[:10].upper(), some):
         batches, _ = await listed(rig, "/api/v1/batches", params={"id__starts_with": prefix})
@@ -156,7 +156,7 @@ async def test_a_prefix_is_taken_with_and_without_dashes(rig: Rig, filled: Fille
     ("path", "orders"),
     [("/api/v1/batches", BatchOrder), ("/api/v2/jobs", JobOrder)],
 )
-async def test_a_list_takes_every_order_both_ways(rig: Rig, filled: Filled, path: str, orders: Any) -> None:
+async def test_a_list_takes_every_order_both_ways(rig: ApiRig, filled: Filled, path: str, orders: Any) -> None:
     for order in orders:
         for direction in ("ASC", "DESC"):
             rows, _ = await listed(rig, path, params={"order_by": order.value, "order_by_direction": direction})
@@ -200,7 +200,7 @@ async def test_a_list_takes_every_order_both_ways(rig: Rig, filled: Filled, path
         (f"/api/v1/devices/{DEVICE}/average_queue_time", {"hours": 0}, "hours"),
     ],
 )
-async def test_a_bad_parameter_is_named(rig: Rig, path: str, params: dict[str, Any], field: str) -> None:
+async def test_a_bad_parameter_is_named(rig: ApiRig, path: str, params: dict[str, Any], field: str) -> None:
     answer = await rig.get(path, params=params)
     assert answer.status_code == 422, answer.text
     assert answer.json()["data"]["field"] == field
@@ -210,7 +210,7 @@ async def test_a_bad_parameter_is_named(rig: Rig, path: str, params: dict[str, A
 @pytest.mark.parametrize(
     "text", ["%'\"; DROP TABLE jobs; --", "💥", "ü" * 200, "\\", "\ud800".encode("utf-8", "replace")]
 )
-async def test_any_text_may_be_looked_for(rig: Rig, filled: Filled, text: Any) -> None:
+async def test_any_text_may_be_looked_for(rig: ApiRig, filled: Filled, text: Any) -> None:
     for name in ("user_id", "project_id", "device_type", "tag", "all_tags"):
         for path in ("/api/v1/batches", "/api/v2/jobs", "/api/v2/jobs/counts"):
             assert (await rig.get(path, params={name: text})).status_code == 200
@@ -221,7 +221,7 @@ async def test_any_text_may_be_looked_for(rig: Rig, filled: Filled, text: Any) -
 # -- whose it is ----------------------------------------------------------------------------------------
 
 
-async def test_a_user_lists_its_own_project_only(rig: Rig, filled: Filled, user: str) -> None:
+async def test_a_user_lists_its_own_project_only(rig: ApiRig, filled: Filled, user: str) -> None:
     for path in ("/api/v1/batches", "/api/v2/jobs"):
         rows, pagination = await listed(rig, path, key=user)
         assert {row["project_id"] for row in rows} == {OWN}
@@ -229,7 +229,7 @@ async def test_a_user_lists_its_own_project_only(rig: Rig, filled: Filled, user:
         assert pagination["total"] == operators["total"]
 
 
-async def test_a_foreign_project_lists_like_one_that_does_not_exist(rig: Rig, filled: Filled, user: str) -> None:
+async def test_a_foreign_project_lists_like_one_that_does_not_exist(rig: ApiRig, filled: Filled, user: str) -> None:
     batch_id, _ = filled.of_project(0)[5]
     for path in ("/api/v1/batches", "/api/v2/jobs", "/api/v2/jobs/counts", "/api/v1/batches/last_activity"):
         foreign = await rig.get(path, params={"project_id": OTHER}, key=user)
@@ -242,7 +242,7 @@ async def test_a_foreign_project_lists_like_one_that_does_not_exist(rig: Rig, fi
 
 
 @pytest.mark.parametrize("route", ["/api/v2/jobs/{}", "/api/v2/jobs/{}/transitions", "/api/v1/jobs/{}/status"])
-async def test_a_foreign_job_is_not_there_live_or_recorded(rig: Rig, filled: Filled, user: str, route: str) -> None:
+async def test_a_foreign_job_is_not_there_live_or_recorded(rig: ApiRig, filled: Filled, user: str, route: str) -> None:
     recorded = job_id(filled.of_project(0)[5][0], 0)
     live = job_id(await rig.submit(1, project=OTHER), 0)
     for identity in (recorded, live):
@@ -254,7 +254,7 @@ async def test_a_foreign_job_is_not_there_live_or_recorded(rig: Rig, filled: Fil
         assert foreign.text.replace(str(identity), str(nothing)) == unknown.text
 
 
-async def test_nothing_of_a_foreign_job_or_batch_leaves_redis(rig: Rig, filled: Filled, user: str) -> None:
+async def test_nothing_of_a_foreign_job_or_batch_leaves_redis(rig: ApiRig, filled: Filled, user: str) -> None:
     replies: list[Any] = []
     call = Scripts.call
 
@@ -302,7 +302,7 @@ JOB_LISTS: list[dict[str, Any]] = [
 ]
 
 
-async def mixed_batch(rig: Rig) -> UUID:
+async def mixed_batch(rig: ApiRig) -> UUID:
     """Jobs that were done, that failed, and that wait."""
     doc = BatchDoc(device=DEVICE, sequence="{}", tags=("t", "u"), user="ada")
     specs = [JobSpec(runs=runs, variables={"x": index}) for index, runs in enumerate([12, 15, 10, None, 13, 12, 14])]
@@ -311,7 +311,7 @@ async def mixed_batch(rig: Rig) -> UUID:
     return batch_id
 
 
-async def test_the_jobs_of_a_batch_are_listed_before_they_are_recorded(rig: Rig) -> None:
+async def test_the_jobs_of_a_batch_are_listed_before_they_are_recorded(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     params = {"batch_id": str(batch_id), "order_by": "creation_order", "order_by_direction": "ASC"}
     jobs, pagination = await listed(rig, "/api/v2/jobs", params=params, key=rig.key())
@@ -321,7 +321,7 @@ async def test_the_jobs_of_a_batch_are_listed_before_they_are_recorded(rig: Rig)
     assert (await listed(rig, "/api/v2/jobs"))[0] == []
 
 
-async def test_the_jobs_of_a_batch_are_listed_alike_live_and_recorded(rig: Rig) -> None:
+async def test_the_jobs_of_a_batch_are_listed_alike_live_and_recorded(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     live = [await listed(rig, "/api/v2/jobs", params={"batch_id": str(batch_id), **params}) for params in JOB_LISTS]
     await forget(rig)
@@ -341,7 +341,7 @@ async def test_the_jobs_of_a_batch_are_listed_alike_live_and_recorded(rig: Rig) 
         "/api/v1/jobs/{0}/results",
     ],
 )
-async def test_what_redis_has_forgotten_the_ledger_still_has(rig: Rig, route: str) -> None:
+async def test_what_redis_has_forgotten_the_ledger_still_has(rig: ApiRig, route: str) -> None:
     batch_id = await mixed_batch(rig)
     path = route.format(*(job_id(batch_id, index) for index in range(4)), batch=batch_id)
     key = rig.key()
@@ -353,7 +353,7 @@ async def test_what_redis_has_forgotten_the_ledger_still_has(rig: Rig, route: st
     assert (await rig.get(path, key=rig.key(project="other"))).status_code == 404
 
 
-async def test_a_link_to_a_result_outlives_redis(rig: Rig) -> None:
+async def test_a_link_to_a_result_outlives_redis(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     await forget(rig)
     link = (await rig.data(f"/api/v1/jobs/{job_id(batch_id, 0)}/results_link"))["results_link"]
@@ -361,7 +361,7 @@ async def test_a_link_to_a_result_outlives_redis(rig: Rig) -> None:
     assert (await rig.data(f"/api/v1/jobs/{job_id(batch_id, 1)}/results_link"))["results_link"] is None
 
 
-async def test_single_answers_are_what_their_schemas_say(rig: Rig) -> None:
+async def test_single_answers_are_what_their_schemas_say(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     for index in range(7):
         answer = await rig.get(f"/api/v2/jobs/{job_id(batch_id, index)}")
@@ -372,7 +372,7 @@ async def test_single_answers_are_what_their_schemas_say(rig: Rig) -> None:
     assert batch.model_dump(mode="json") == answer.json()
 
 
-async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_ids = [await rig.submit(3) for _ in range(10)]
     key = rig.key()
     calls: list[str] = []
@@ -389,7 +389,7 @@ async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: Rig, monkeypa
     assert 0 < calls.count("look_up_jobs") < len(ids) / 2
 
 
-async def test_a_read_that_fails_fails_for_all_who_share_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_that_fails_fails_for_all_who_share_it(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await rig.submit(2)
 
     async def fail(self: Scripts, name: str, *arguments: Any) -> list[Any]:
@@ -405,7 +405,7 @@ async def test_a_read_that_fails_fails_for_all_who_share_it(rig: Rig, monkeypatc
 # -- counts and statistics ------------------------------------------------------------------------------
 
 
-async def test_counts_have_every_status_and_add_up_to_the_total(rig: Rig, filled: Filled, user: str) -> None:
+async def test_counts_have_every_status_and_add_up_to_the_total(rig: ApiRig, filled: Filled, user: str) -> None:
     for name, statuses in (("batches", BatchStatus), ("jobs", JobStatus)):
         for params in ({}, {"device_type": DEVICES[0]}, {"tag": TAGS[0]}):
             counts = await rig.data(f"/api/v2/{name}/counts", params=params, key=user)
@@ -414,7 +414,7 @@ async def test_counts_have_every_status_and_add_up_to_the_total(rig: Rig, filled
             assert sum(counts.values()) == pagination["total"]
 
 
-async def test_the_transitions_of_a_job_are_told_once_recorded(rig: Rig) -> None:
+async def test_the_transitions_of_a_job_are_told_once_recorded(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     path, key = f"/api/v2/jobs/{job_id(batch_id, 0)}/transitions", rig.key()
     assert await rig.data(path, key=key) == []
@@ -430,7 +430,7 @@ async def test_the_transitions_of_a_job_are_told_once_recorded(rig: Rig) -> None
     assert told[0]["timestamp"][:22] == job["start_timestamp"][:22]
 
 
-async def test_the_queue_of_a_device_is_told_to_everybody(rig: Rig) -> None:
+async def test_the_queue_of_a_device_is_told_to_everybody(rig: ApiRig) -> None:
     await rig.submit([JobSpec(runs=10), JobSpec(runs=5), JobSpec()], priority=Priority.HIGH)
     await rig.submit(4, project="other")
     await record(rig)
@@ -442,7 +442,7 @@ async def test_the_queue_of_a_device_is_told_to_everybody(rig: Rig) -> None:
     }
 
 
-async def test_the_average_queue_time_of_a_device_is_of_the_last_day(rig: Rig) -> None:
+async def test_the_average_queue_time_of_a_device_is_of_the_last_day(rig: ApiRig) -> None:
     path = f"/api/v1/devices/{DEVICE}/average_queue_time"
     nothing = {"device_type": DEVICE, "average_queue_time": None, "jobs_count": 0}
     assert await rig.data(path, key=rig.key()) == nothing
@@ -454,14 +454,14 @@ async def test_the_average_queue_time_of_a_device_is_of_the_last_day(rig: Rig) -
 
 
 @pytest.mark.parametrize("figure", ["queue_size", "average_queue_time"])
-async def test_an_unknown_device_has_no_figures(rig: Rig, figure: str) -> None:
+async def test_an_unknown_device_has_no_figures(rig: ApiRig, figure: str) -> None:
     answer = await rig.get(f"/api/v1/devices/NONE/{figure}")
     assert answer.status_code == 404
     assert answer.json()["data"]["description"] == "there is no device NONE"
 
 
 @pytest.mark.parametrize(("scope", "digits"), [("HOUR", ":00:00Z"), ("DAY", "T00:00:00Z"), ("MONTH", "-01T00:00:00Z")])
-async def test_jobs_are_counted_by_hour_day_and_month(rig: Rig, user: str, scope: str, digits: str) -> None:
+async def test_jobs_are_counted_by_hour_day_and_month(rig: ApiRig, user: str, scope: str, digits: str) -> None:
     end = datetime.fromtimestamp(PLAN.now_ms / 1000, UTC)
     params = {"scope": scope, "start_date": (end - timedelta(days=90)).isoformat(), "end_date": end.isoformat()}
     told = await rig.data("/api/v1/devices/job_counts", params=params, key=user)
@@ -475,7 +475,7 @@ async def test_jobs_are_counted_by_hour_day_and_month(rig: Rig, user: str, scope
     }
 
 
-async def test_the_last_activity_of_each_project_is_told(rig: Rig, user: str) -> None:
+async def test_the_last_activity_of_each_project_is_told(rig: ApiRig, user: str) -> None:
     all_of_them = await rig.data("/api/v1/batches/last_activity")
     assert [each["project_id"] for each in all_of_them] == [PLAN.project(number) for number in range(3)]
     own = await rig.data("/api/v1/batches/last_activity", key=user)
@@ -485,7 +485,7 @@ async def test_the_last_activity_of_each_project_is_told(rig: Rig, user: str) ->
     assert await rig.data("/api/v1/batches/last_activity", params=both) == all_of_them[:2]
 
 
-async def test_a_service_without_its_ledger_is_not_ready(rig: Rig) -> None:
+async def test_a_service_without_its_ledger_is_not_ready(rig: ApiRig) -> None:
     assert (await rig.get("/ready")).status_code == 200
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rig.app.state.live, "_queries", _Away())
@@ -498,7 +498,7 @@ class _Away:
         raise Unavailable("the ledger's database cannot be used: gone")
 
 
-async def test_workers_and_operators_list_the_work_of_all(rig: Rig, filled: Filled) -> None:
+async def test_workers_and_operators_list_the_work_of_all(rig: ApiRig, filled: Filled) -> None:
     worker = rig.key(Role.WORKER, project=None)
     _, pagination = await listed(rig, "/api/v2/jobs", key=worker)
     assert pagination["total"] == PLAN.jobs

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.routing import Match
 from starlette.types import Scope
-from tests.api_rig import Rig
+from tests.support.api_rig import ApiRig
 
 from tweezer.api.quick import QuickRoute, quick_routes
 from tweezer.ledger.credentials import Role
@@ -21,9 +21,9 @@ ROUTES = ["/api/v2/jobs/{}", "/api/v2/batches/{}"]
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(longpoll_s=0), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -44,7 +44,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_the_quick_way_and_the_other_lead_to_the_same(taken: list[str], rig: Rig, route: str) -> None:
+async def test_the_quick_way_and_the_other_lead_to_the_same(taken: list[str], rig: ApiRig, route: str) -> None:
     identity = job_id(await rig.submit(1), 0) if "jobs" in route else await rig.submit(1)
     for key in (rig.key(), rig.key(Role.WORKER, project=None), rig.key(project="other")):
         for name in (identity, new_batch_id()):
@@ -73,20 +73,20 @@ def test_the_quick_routes_are_taken_for_a_get_of_an_id_and_for_nothing_else() ->
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_quick_answer_is_for_who_has_a_key(taken: list[str], rig: Rig, route: str) -> None:
+async def test_a_quick_answer_is_for_who_has_a_key(taken: list[str], rig: ApiRig, route: str) -> None:
     answer = await rig.stranger.get(route.format(new_batch_id()))
     assert answer.status_code == 401
     assert taken == []
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_another_method_is_refused_as_ever(rig: Rig, route: str) -> None:
+async def test_another_method_is_refused_as_ever(rig: ApiRig, route: str) -> None:
     answer = await rig.http.request("DELETE", route.format(new_batch_id()))
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET"
 
 
-async def test_quick_answers_are_timed_by_the_name_of_their_route(rig: Rig) -> None:
+async def test_quick_answers_are_timed_by_the_name_of_their_route(rig: ApiRig) -> None:
     await rig.get(f"/api/v2/jobs/{new_batch_id()}")
     await rig.get(f"/api/v2/batches/{new_batch_id()}")
     metrics = (await rig.get("/metrics")).text

@@ -12,7 +12,8 @@ import fakeredis
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
-from tests.api_rig import DEVICE, HOST, PROJECT, Rig, bearer, until
+from tests.support.api_rig import DEVICE, HOST, PROJECT, ApiRig, bearer
+from tests.support.waiting import until
 
 from tweezer.api import repeats
 from tweezer.api.lines import EXTENSION
@@ -47,7 +48,7 @@ class Wire:
         return self.arrived
 
 
-class Ours(Rig):
+class Ours(ApiRig):
     """The rig, with a user's key and connections that may be cut."""
 
     def __init__(self, settings: Settings, database: Database) -> None:

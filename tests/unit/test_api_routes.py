@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.api_rig import DEVICE, DONE, FAILED, Rig, bearer
+from tests.support.api_rig import DEVICE, DONE, FAILED, ApiRig, bearer
 
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
@@ -23,7 +23,7 @@ OLD, NEW = "PasqalCloudSDK/0.22.0", "PasqalCloudSDK/0.23.1"
 CONFIGURED = '{"default_num_shots": 100, "autosave_dt": Infinity, "x": NaN}'
 
 
-class Routes(Rig):
+class Routes(ApiRig):
     """The rig, keys of two projects, and a recorder when one is asked for."""
 
     def __init__(self, settings: Settings, database: Database) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.api_rig import DONE, FAILED, LEASE_S, Rig, bearer
+from tests.support.api_rig import DONE, FAILED, LEASE_S, ApiRig, bearer
 
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
@@ -19,7 +19,7 @@ from tweezer.store.tickets import Next, Settlement
 REASON = "the laser is out of lock"
 
 
-class Service(Rig):
+class Service(ApiRig):
     """The rig, and keys of each role."""
 
     def __init__(self, settings: Settings, database: Database) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import fakeredis
 import pytest
-from tests.api_rig import DEVICE, PROJECT, Rig, bearer
+from tests.support.api_rig import DEVICE, PROJECT, ApiRig, bearer
 
 from tweezer.api.app import create_app
 from tweezer.ledger.clock import now_ms
@@ -42,7 +42,7 @@ URL = "https://hooks.example.org/tweezer?key=1"
 OTHER = "q"
 
 
-class Hooked(Rig):
+class Hooked(ApiRig):
     """A rig with a user's key of a project, and one of another's."""
 
     def __init__(self, settings: Settings, database: Database) -> None:

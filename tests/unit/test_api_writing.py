@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.api_rig import DEVICE, Rig, bearer
+from tests.support.api_rig import DEVICE, ApiRig, bearer
+from tests.support.effort import effort
 
 from tweezer.api.submissions import BatchBody
 from tweezer.ledger.credentials import Role
@@ -64,7 +65,7 @@ def body(**parts: Any) -> dict[str, Any]:
     } | parts
 
 
-class Doors(Rig):
+class Doors(ApiRig):
     """The rig, keys of several callers, and what they send."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -415,7 +416,9 @@ fields = st.sampled_from(BatchBody.__struct_fields__)
 @given(
     parts=st.dictionaries(fields, wild, min_size=1, max_size=3), job=st.dictionaries(st.sampled_from(list(JOB)), wild)
 )
-@hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(
+    max_examples=effort(short=40, full=150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 async def test_no_value_of_any_field_is_an_error_of_ours(
     rig: Doors, parts: dict[str, Any], job: dict[str, Any]
 ) -> None:

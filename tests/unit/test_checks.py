@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pulser import Pulse, Register, Sequence
 from pulser.devices import MockDevice
 from pulser.register.special_layouts import SquareLatticeLayout
+from tests.support.effort import effort
 
 from tweezer.model.checks import (
     MAX_CONFIGURATION_BYTES,
@@ -273,7 +274,7 @@ def test_qubits_are_required_where_the_register_is_mappable_and_refused_elsewher
     assert "not mappable" in fault_of(JobSpec(runs=5, variables=GOOD | {"qubits": {"q0": 3}}))[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=effort(short=20, full=60), deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["q0", "q1", "q2", "q3"]),
@@ -552,7 +553,7 @@ def refusal_of(call: Callable[[], Any]) -> InvalidInput | None:
     return None
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=effort(short=60, full=300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(JOBS | JUNK, max_size=3), st.sampled_from([HEADER, MAPPABLE_HEADER, BUILT_HEADER, None]))
 def test_junk_jobs_give_an_invalid_input_or_can_be_stored(jobs: list[Any], header: Any) -> None:
     specs: list[JobSpec] = []
@@ -569,7 +570,7 @@ def test_junk_jobs_give_an_invalid_input_or_can_be_stored(jobs: list[Any], heade
         assert str(refusal).encode()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=effort(short=60, full=300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(JOBS, max_size=3), st.sampled_from([HEADER, MAPPABLE_HEADER, BUILT_HEADER, None]))
 def test_junk_job_specs_give_an_invalid_input_or_can_be_stored(jobs: list[Any], header: Any) -> None:
     specs = [JobSpec(**job) for job in jobs]
@@ -581,7 +582,7 @@ def test_junk_job_specs_give_an_invalid_input_or_can_be_stored(jobs: list[Any], 
         assert str(refusal).encode()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=effort(short=60, full=300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries(
         {"device": st.just("EMU_FREE") | JUNK},

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import yaml
+from packaging.requirements import Requirement
 from sqlalchemy.engine import make_url
 
 from tweezer.settings import PREFIX, Settings, load
@@ -258,3 +260,40 @@ def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:
     started = re.search(r"(?m)^CMD \[(.*)\]$", dockerfile)
     assert started is not None
     assert check_command([word.strip(' "') for word in started[1].split(",")]) == "worker"
+
+
+# -- pinned dependencies -----------------------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = {"base": (), **{extra: (extra,) for extra in PROJECT["optional-dependencies"]}}
+EXTRAS["development"] = ("all", "torch", "bench", "test")
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The version of each package in a file of constraints, whose every entry has hashes."""
+    text = (DEPLOY / "constraints" / f"{name}.txt").read_text()
+    entries = [entry for entry in re.split(r"\n(?=[a-z])", text) if "==" in entry]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    found = [re.match(r"([a-z0-9._-]+)(?:\[\w+\])?==(\S+)", entry) for entry in entries]
+    return {match[1]: match[2] for match in found if match is not None}
+
+
+def required(extras: tuple[str, ...]) -> dict[str, Requirement]:
+    """What pyproject.toml asks for directly, with the extras that an extra names."""
+    found: dict[str, Requirement] = {}
+    left = [*PROJECT["dependencies"], *(f"tweezer[{extra}]" for extra in extras)]
+    while left:
+        requirement = Requirement(left.pop())
+        if requirement.name == "tweezer":
+            left += [each for extra in requirement.extras for each in PROJECT["optional-dependencies"][extra]]
+        else:
+            found[requirement.name] = requirement
+    return found
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_the_pinned_dependencies_are_those_that_the_project_requires(name: str) -> None:
+    versions = pinned(name)
+    for package, requirement in required(EXTRAS[name]).items():
+        assert requirement.specifier.contains(versions[package]), f"run deploy/constraints/update: {requirement}"
+    assert "torch" not in versions

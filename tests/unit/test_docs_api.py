@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from tests.api_rig import Rig
+from tests.support.api_rig import ApiRig
 
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
@@ -21,9 +21,9 @@ _ROW = re.compile(r"\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| ([^|]+) \| ([^|
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(Settings(requests_per_s=10_000, requests_burst=10_000, longpoll_s=0), ledger)
+    rig = ApiRig(Settings(requests_per_s=10_000, requests_burst=10_000, longpoll_s=0), ledger)
     yield rig
     await rig.close()
 
@@ -32,7 +32,7 @@ def rows() -> list[tuple[str, str, str, str]]:
     return [(method, path, seed, role) for method, path, seed, role in _ROW.findall(PAGE.read_text())]
 
 
-async def test_the_page_has_every_route_once(rig: Rig) -> None:
+async def test_the_page_has_every_route_once(rig: ApiRig) -> None:
     paths = (await rig.http.get("/openapi.json")).json()["paths"]
     routes = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     told = [(method, path) for method, path, _, _ in rows()]
@@ -40,7 +40,7 @@ async def test_the_page_has_every_route_once(rig: Rig) -> None:
     assert {seed for _, _, seed, _ in rows()} <= SEEDS
 
 
-async def test_the_page_has_the_role_of_every_route(rig: Rig) -> None:
+async def test_the_page_has_the_role_of_every_route(rig: ApiRig) -> None:
     keys = {Role.OPERATOR: None, Role.USER: rig.key(), Role.WORKER: rig.key(Role.WORKER, project=None)}
     for method, path, _, told in rows():
         assert told in ROLES

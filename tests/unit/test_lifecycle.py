@@ -18,13 +18,13 @@ from tweezer.model.lifecycle import (
 )
 
 
-@pytest.mark.parametrize("status", TERMINAL_JOB)
+@pytest.mark.parametrize("status", sorted(TERMINAL_JOB))
 def test_nothing_leads_out_of_a_terminal_job_status(status: JobStatus) -> None:
     assert status.terminal
     assert [event for event in JobEvent if (status, event) in JOB_TABLE] == []
 
 
-@pytest.mark.parametrize("status", TERMINAL_BATCH)
+@pytest.mark.parametrize("status", sorted(TERMINAL_BATCH))
 def test_nothing_leads_out_of_a_terminal_batch_status(status: BatchStatus) -> None:
     assert status.terminal
     assert [event for event in BatchEvent if (status, event) in BATCH_TABLE] == []

@@ -39,7 +39,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 ANSWERS = "tweezer_api_answer_seconds"
 
 
-class Rig:
+class MeasuredApi:
     """An application over a queue in memory and a ledger in a file."""
 
     def __init__(self, folder: Path) -> None:
@@ -118,14 +118,14 @@ def names(found: Samples) -> set[str]:
 
 
 @pytest.fixture
-async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Rig]:
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[MeasuredApi]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Rig(tmp_path)
+    rig = MeasuredApi(tmp_path)
     yield rig
     await rig.close()
 
 
-async def test_the_queue_of_each_device_is_told(rig: Rig) -> None:
+async def test_the_queue_of_each_device_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.announce("OTHER", lanes=2, busy=0, draining=1)
     await rig.store.commands.pause_device("OTHER", "for a test")
@@ -147,7 +147,7 @@ async def test_the_queue_of_each_device_is_told(rig: Rig) -> None:
     assert of(found, "redis_up") == of(found, "ledger_up") == 1
 
 
-async def test_the_lag_of_the_recorder_is_told(rig: Rig) -> None:
+async def test_the_lag_of_the_recorder_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.submit(1)
     await rig.submit(1)
@@ -162,7 +162,7 @@ async def test_the_lag_of_the_recorder_is_told(rig: Rig) -> None:
     assert of(await rig.scrape(), "recorder_lag_entries") == 1
 
 
-async def test_the_lag_of_the_couriers_is_told(rig: Rig) -> None:
+async def test_the_lag_of_the_couriers_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.submit(1)
     await rig.submit(1)
@@ -175,7 +175,7 @@ async def test_the_lag_of_the_couriers_is_told(rig: Rig) -> None:
     assert (of(found, "courier_lag_entries"), of(found, "courier_lag_seconds")) == (0, 0)
 
 
-async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: Rig) -> None:
+async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: MeasuredApi) -> None:
     with rig.database.write() as connection:
         url = "https://hooks.example.org/"
         endpoint = create_endpoint(connection, WebhookPolicy(), project_id="ours", url=url)
@@ -188,7 +188,7 @@ async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: Rig) -> No
     assert of(found, "deliveries_overdue") == of(found, "endpoints_disabled") == 1
 
 
-async def test_memory_of_redis_and_its_limit_are_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_of_redis_and_its_limit_are_told(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
     async def info() -> dict[str, Any]:
         return {"used_memory": 123, "maxmemory": 456, "role": "master"}
 
@@ -197,12 +197,12 @@ async def test_memory_of_redis_and_its_limit_are_told(rig: Rig, monkeypatch: pyt
     assert (of(found, "redis_memory_bytes"), of(found, "redis_memory_limit_bytes")) == (123, 456)
 
 
-async def test_operators_and_workers_may_read_and_nobody_else(rig: Rig) -> None:
+async def test_operators_and_workers_may_read_and_nobody_else(rig: MeasuredApi) -> None:
     statuses = {role: (await rig.get("/metrics", role)).status_code for role in (*Role, None)}
     assert statuses == {Role.USER: 403, Role.OPERATOR: 200, Role.WORKER: 200, None: 401}
 
 
-async def test_the_text_is_declared_as_prometheus_expects_it(rig: Rig) -> None:
+async def test_the_text_is_declared_as_prometheus_expects_it(rig: MeasuredApi) -> None:
     response = await rig.get("/metrics")
     assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE tweezer_leases_lost_total counter" in response.text
@@ -210,7 +210,7 @@ async def test_the_text_is_declared_as_prometheus_expects_it(rig: Rig) -> None:
     assert f"# TYPE {ANSWERS} histogram" in response.text
 
 
-async def test_answers_are_counted_by_route_and_not_by_path(rig: Rig) -> None:
+async def test_answers_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:
     for _ in range(3):
         await rig.get(f"/api/v2/jobs/{new_batch_id()}")
     await rig.get("/no/such/route")
@@ -230,7 +230,7 @@ async def test_answers_are_counted_by_route_and_not_by_path(rig: Rig) -> None:
     assert not [labels for _, labels in found if ("method", "BREW") in labels]
 
 
-async def test_requests_refused_by_limits_are_counted(rig: Rig) -> None:
+async def test_requests_refused_by_limits_are_counted(rig: MeasuredApi) -> None:
     statuses = [(await rig.get("/no/such/route", Role.OPERATOR)).status_code for _ in range(50)]
     assert statuses == [404] * 40 + [429] * 10
     found = await rig.scrape()
@@ -249,7 +249,9 @@ def test_times_fall_into_cumulated_buckets() -> None:
     assert total == pytest.approx(84.2045)
 
 
-async def test_a_caller_that_leaves_unanswered_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_that_leaves_unanswered_is_counted_once(
+    rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def leave(*_: Any, **__: Any) -> None:
         raise asyncio.CancelledError
 
@@ -261,14 +263,14 @@ async def test_a_caller_that_leaves_unanswered_is_counted_once(rig: Rig, monkeyp
     assert of(found, "api_answer_seconds_count", route="/metrics", method="GET", status="0") == 1
 
 
-async def test_two_applications_count_apart(rig: Rig) -> None:
+async def test_two_applications_count_apart(rig: MeasuredApi) -> None:
     other = create_app(Settings(), rig.store, rig.database)
     await rig.get("/health", None)
     found = samples((await other.state.metrics.text()).decode())
     assert f"{ANSWERS}_count" not in names(found)
 
 
-async def test_without_redis_the_rest_is_told(rig: Rig) -> None:
+async def test_without_redis_the_rest_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.get("/health", None)
     rig.server.connected = False
@@ -280,7 +282,7 @@ async def test_without_redis_the_rest_is_told(rig: Rig) -> None:
     assert of(await rig.scrape(), "redis_up") == 1
 
 
-async def test_without_the_ledger_the_queue_is_told(rig: Rig) -> None:
+async def test_without_the_ledger_the_queue_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     elsewhere = Database.open(OpenDatabase(url="postgresql://nobody@127.0.0.1:1/nothing"))
     metrics = Metrics(rig.store, elsewhere, namespace="tweezer", times=AnswerTimes())
@@ -291,7 +293,7 @@ async def test_without_the_ledger_the_queue_is_told(rig: Rig) -> None:
     assert not [name for name in names(found) if "lag" in name]
 
 
-async def test_a_redis_that_hangs_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redis_that_hangs_is_given_up(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.metrics._PATIENCE_S", 0.05)
 
     async def hang(*_: Any) -> None:
@@ -301,7 +303,7 @@ async def test_a_redis_that_hangs_is_given_up(rig: Rig, monkeypatch: pytest.Monk
     assert of(await rig.scrape(), "redis_up") == 0
 
 
-async def test_a_scrape_asks_redis_twice_however_much_waits(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scrape_asks_redis_twice_however_much_waits(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         await rig.announce(f"D{number}")
         await rig.submit(3, f"D{number}")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.effort import effort
 
 from tweezer.adapters.qpu import api as module
 from tweezer.adapters.qpu.answers import (
@@ -210,7 +211,7 @@ async def submit(api: QpuApi) -> RemoteJob:
 
 
 @given(received=st.binary(max_size=300) | bodies.map(lambda body: http(200, body)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=effort(short=20, full=60), deadline=None)
 def test_junk_on_the_wire_is_an_error_of_the_qpu_and_leaves_a_submit_open(received: bytes) -> None:
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(received)

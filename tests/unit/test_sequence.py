@@ -15,6 +15,7 @@ from pulser.devices import AnalogDevice, Device, MockDevice, VirtualDevice
 from pulser.noise_model import NoiseModel
 from pulser.register.special_layouts import SquareLatticeLayout
 from pulser.waveforms import InterpolatedWaveform
+from tests.support.effort import effort
 
 from tweezer.model.errors import InvalidInput
 from tweezer.model.sequence import (
@@ -337,7 +338,7 @@ def read_or_refuse(text: Any) -> tuple[SequenceHeader | None, InvalidInput | Non
         return None, error
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=effort(short=80, full=400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(mutants() | st.text() | JUNK.map(json.dumps) | JUNK)
 def test_a_mutated_sequence_gives_a_header_or_an_invalid_input(text: Any) -> None:
     header, refusal = read_or_refuse(text)

@@ -169,18 +169,18 @@ def test_a_signed_body_that_is_no_webhook_is_told_apart(body: bytes) -> None:
     assert code_of(lambda: verify_webhook(body, headers_of(SECRET, body=body), SECRET)) == "bad_body"
 
 
-BAD_SECRETS = [
-    "",
-    "secret",
-    SECRET.removeprefix("whsec_"),
-    SECRET[:20],
-    "whsec_!",
-    SECRET + "A" * 60,
-    new_private_key(),
-]
+BAD_SECRETS = {
+    "empty": "",
+    "a word": "secret",
+    "no prefix": SECRET.removeprefix("whsec_"),
+    "short": SECRET[:20],
+    "not base64": "whsec_!",
+    "long": SECRET + "A" * 60,
+    "a private key": new_private_key(),
+}
 
 
-@pytest.mark.parametrize("secret", BAD_SECRETS)
+@pytest.mark.parametrize("secret", BAD_SECRETS.values(), ids=BAD_SECRETS)
 def test_a_malformed_secret_is_told_and_not_quoted(secret: str) -> None:
     with pytest.raises(InvalidInput) as invalid:
         check_secret(secret)

@@ -1,22 +1,16 @@
-"""Real processes of the queue, for tests: started, stopped, killed, and asked what they logged.
+"""Real processes of the queue for tests: start, stop and kill them, and read their logs.
 
-Run as a program this file is such a process: ``python tests/processes.py worker [--burst] | chores | api | recorder |
-courier``, with its settings from the environment. Besides the devices of the package it serves those of the tests
-below.
+They serve the package's devices and the test devices below.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +18,8 @@ from typing import Any, Self, cast
 
 import msgspec
 import psutil
+from tests.support.forks import Fork
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 import tweezer
 from tweezer import logs
@@ -43,16 +39,13 @@ from tweezer.settings import load
 from tweezer.store.keys import Key
 from tweezer.store.records import JobRecord
 
-PATIENCE_S = 30.0
-"""How long a test waits for what must come; far more than it takes, for the machine may be busy."""
-
 LEASE_S = 1.0
 QUICK = {"lease_s": LEASE_S, "heartbeat_s": 0.3, "drain_s": 1.0, "log_format": "json", "log_level": "INFO"}
 """Settings that make everything happen soon."""
 
 NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
 QUICK_QPU = "quick-qpu"
-"""The adapter of a QPU without Pulser, so that its workers start quickly; see tests/quick_qpu.py."""
+"""The adapter of a QPU without Pulser, so that its workers start quickly; see tests/support/fast_qpu.py."""
 
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 STOPS = "TWEEZER_TEST_STOPS"
@@ -70,10 +63,10 @@ Jobs = Iterable[dict[str, Any]]
 
 
 class MisbehavingAdapter(EmulatorAdapter):
-    """Lanes in processes of their own that do what ``test_lanes_child.MisbehavingBackend`` is told to."""
+    """Open lanes in child processes that run :mod:`tests.support.misbehaving_backend`."""
 
     def __init__(self, options: LaneOptions) -> None:
-        super().__init__("test_lanes_child:MisbehavingBackend", options)
+        super().__init__("tests.support.misbehaving_backend:MisbehavingBackend", options)
         self.traits = Traits(checks_sequence=False)
 
 
@@ -115,7 +108,7 @@ def _witnessed(options: LaneOptions) -> Adapter:
 
 
 def _quick_qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
-    from tests.quick_qpu import QuickQpuAdapter  # it needs an HTTP library
+    from tests.support.fast_qpu import QuickQpuAdapter  # it needs an HTTP library
 
     return QuickQpuAdapter(options, lanes)
 
@@ -138,50 +131,22 @@ def serve_devices_of_the_tests() -> None:
 # ------------------------------------------------------------------------------------------------- processes
 
 
-class Process:
+class Process(Fork):
     """A worker, the chores, the API, a recorder or a courier, as a process of its own that logs into a file."""
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
-        here = Path(__file__)
-        folders = (str(here.parent / "integration"), str(here.parent.parent), os.environ.get("PYTHONPATH"))
-        path = os.pathsep.join(filter(None, folders))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
         environment |= {f"TWEEZER_{name.upper()}": str(value) for name, value in settings.items()}
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, str(here), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**environment, "PYTHONPATH": path},
-            )
-        self._log = log
-        self.pid = self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def text(self) -> str:
-        """All that it printed."""
-        return self._log.read_text(errors="replace")
+        path = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+        super().__init__(_be, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The lines of its log that tell of this event."""
         lines = [line for line in self.text.splitlines() if line.startswith("{") and line.endswith("}")]
         return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
     def terminate(self) -> None:
         self.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL, and waits for its end."""
-        self._process.kill()
-        self._process.wait()
 
     def freeze(self) -> None:
         """SIGSTOP, and waits until it stands still."""
@@ -195,7 +160,7 @@ class Process:
     async def ended(self, within_s: float = PATIENCE_S) -> int:
         """Waits for its end; the exit status, which is negative for a signal."""
         await until(lambda: not self.alive, f"the end of process {self.pid}", within_s)
-        return self._process.wait()
+        return self.wait(within_s)
 
     def lanes(self) -> list[psutil.Process]:
         """The processes of its lanes."""
@@ -318,7 +283,15 @@ class Site:
         """Waits until a job of the batch runs; the process that holds its ticket."""
         await self.running(batch)
         redis: Any = self.store.redis
-        lane = (await redis.hget(self.store.keys(Key.BATCH, batch.id), f"t:{ticket}")).decode().split()[2]
+        lane = ""
+
+        async def held() -> bool:
+            nonlocal lane
+            record = await redis.hget(self.store.keys(Key.BATCH, batch.id), f"t:{ticket}")
+            lane = record.decode().split(" ")[2]  # token, service used, lane: empty while nobody holds the ticket
+            return bool(lane)
+
+        await until(held, "a ticket that is held")
         (process,) = [process for process in self.processes if f":{process.pid}:" in lane]
         return process
 
@@ -395,58 +368,33 @@ class Site:
         assert not left, f"nobody owns {left}"
 
 
-# --------------------------------------------------------------------------------------------------- waiting
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
-    """Waits for a condition outside a loop."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        threading.Event().wait(0.01)
-
-
-async def until(
-    condition: Callable[[], bool | Awaitable[bool]], what: str = "a condition", within_s: float = PATIENCE_S
-) -> None:
-    """Waits for a condition, which may be asynchronous."""
-    deadline = time.monotonic() + within_s
-    while True:
-        answer = condition()
-        if answer if isinstance(answer, bool) else await answer:
-            return
-        assert time.monotonic() < deadline, f"waited for {what} in vain for {within_s:g} s"
-        await asyncio.sleep(0.02)
-
-
 def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
     return [job.status for job in jobs]
 
 
-def main() -> None:
-    """Is a process of the queue until a signal ends it."""
+def _be(arguments: Sequence[str]) -> None:
+    """Be a process of the queue until a signal ends it."""
     serve_devices_of_the_tests()
     settings = load()
     logs.configure(settings.log_format, settings.log_level)
-    if sys.argv[1] == "chores":
-        run_chores(settings)
-    elif sys.argv[1] == "recorder":
-        run_recorder(settings)
-    elif sys.argv[1] == "courier":
-        from tweezer.events import breaker
-        from tweezer.events.courier import Pace
-        from tweezer.events.run import run_courier  # which takes a while to import, as does the API
+    match arguments:
+        case ["chores"]:
+            run_chores(settings)
+        case ["recorder"]:
+            run_recorder(settings)
+        case ["courier"]:
+            from tweezer.events import breaker
+            from tweezer.events.courier import Pace
+            from tweezer.events.run import run_courier
 
-        breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
-        run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
-    elif sys.argv[1] == "api":
-        from tweezer.api.app import run_api
+            breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
+            run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
+        case ["api"]:
+            from tweezer.api.app import run_api
 
-        run_api(settings)
-    else:
-        burst = "--burst" in sys.argv
-        run_worker(settings, device=settings.device, lanes=settings.lanes, version="test", burst=burst)
-
-
-if __name__ == "__main__":
-    main()
+            run_api(settings)
+        case ["worker", *options]:
+            burst = "--burst" in options
+            run_worker(settings, device=settings.device, lanes=settings.lanes, version="test", burst=burst)
+        case _:
+            raise ValueError(arguments)

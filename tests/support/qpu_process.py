@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,11 +13,13 @@ from urllib.parse import urlsplit
 
 import httpx
 import msgspec
-from tests.processes import wait_until
+from tests.support.forks import Fork
+from tests.support.waiting import PATIENCE_S, wait_until
 
 from tweezer.adapters.qpu.answers import RemoteJob
 from tweezer.adapters.qpu.api import Context, QpuApi
 from tweezer.adapters.qpu.options import ApiOptions
+from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally
 
@@ -34,7 +37,7 @@ class QpuProcess:
         self._log = folder / "qpu.log"
         self._options = [*options, *(["--fake"] if fake else [])]
         self._verify: Any = True if tls_ca is None else str(tls_ca)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Fork | None = None
         self.url = ""
         self.start()
 
@@ -55,33 +58,26 @@ class QpuProcess:
     def start(self) -> None:
         port = urlsplit(self.url).port or 0
         arguments = ["qpu-sim", "--port", str(port), "--journal", str(self.journal), *self._options]
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tweezer.cli", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")},
-            )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
+        self._process = Fork(_be, arguments, environment, self._log)
         wait_until(lambda: _SAYS in self.text or not self.alive)
         assert self.alive, self.text
         self.url = self.text.partition(_SAYS)[2].split()[0]
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.alive
 
     def kill(self) -> None:
         """SIGKILL, and waits for its end."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
 
     def stop(self) -> int:
         """SIGTERM, and waits for its end; the exit status."""
         assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(timeout=20)
+        self._process.signal(signal.SIGTERM)
+        return self._process.wait(PATIENCE_S)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
         """What ``/sim`` or the bare API answers, whatever its status."""
@@ -103,6 +99,10 @@ class QpuProcess:
     def api(self, **options: Any) -> QpuApi:
         """A client of it; the test closes it."""
         return QpuApi(ApiOptions(base_url=self.url, **options), agent="test")
+
+
+def _be(arguments: Sequence[str]) -> None:
+    main(arguments)
 
 
 def some_context() -> Context:

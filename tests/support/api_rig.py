@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 import fakeredis
 import httpx
 from fastapi import FastAPI
+from tests.support.waiting import until
 
 from tweezer.api.app import create_app
 from tweezer.ledger.credentials import Role
@@ -43,7 +43,7 @@ DONE = Outcome(
 FAILED = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.omega"), cause=FaultKind.USER)
 
 
-class Rig:
+class ApiRig:
     """An application, and a client of it with the key of an operator, unless a request brings another one."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
@@ -121,13 +121,6 @@ class Rig:
         task = asyncio.create_task(self.get(path))
         await until(lambda: self.holding() > before)
         return task
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        await asyncio.sleep(0.001)
 
 
 async def within(task: asyncio.Task[httpx.Response]) -> httpx.Response:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from tests.processes import STOPS, WITNESS_FILE
+from tests.support.processes import STOPS, WITNESS_FILE
 
 from tweezer.adapters.child import ChildLane, LaneOptions
 from tweezer.adapters.protocol import Report

@@ -13,8 +13,9 @@ import httpx
 import schemathesis
 from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation
-from tests.api_rig import bearer
-from tests.processes import NULL, PATIENCE_S, Site
+from tests.support.api_rig import bearer
+from tests.support.processes import NULL, Site
+from tests.support.waiting import PATIENCE_S
 
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database

@@ -1,0 +1,62 @@
+"""A lane backend that hangs, crashes, leaks or answers, as a test asks."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from tweezer.adapters.lane_backend import Execution, Refusal, Watch
+from tweezer.model.messages import BatchWork, Fault, JobWork, Result
+
+
+class MisbehavingBackend:
+    """Do in the lane's process what the batch's sequence or the job's variables ask for."""
+
+    def __init__(self, watch: Watch, memo_bytes: int) -> None:
+        self.evolutions = 0
+        self._watch = watch
+        self._prepared = 0
+        print("a library that likes to talk", flush=True)  # noqa: T201  # that is what it is for
+
+    def prepare(self, batch: BatchWork) -> None:
+        match batch.doc.sequence:
+            case "hang":
+                time.sleep(600)
+            case "crash":
+                os._exit(4)
+            case "refuse":
+                raise Refusal(Fault("user", "is not to its liking", "sequence"))
+            case "fault":
+                raise KeyError("nobody expected this")
+        self._prepared += 1
+
+    def run(self, job: JobWork) -> Execution:
+        value: Any = job.spec.variables.get("value")
+        match job.spec.variables["act"]:
+            case "echo":
+                print("chatty " * 1000, flush=True)  # noqa: T201  # as above
+            case "refuse":
+                raise Refusal(Fault("invalid", "is missing", "variables.omega"))
+            case "fault":
+                raise KeyError("nobody expected this")
+            case "memory_error":
+                raise MemoryError
+            case "exit":
+                os._exit(int(value))
+            case "signal":
+                os.kill(os.getpid(), int(value))
+            case "hog":
+                hoard = []
+                while True:
+                    hoard.append(bytearray(os.urandom(1 << 20)) * 10)
+            case "solve":  # until aborted
+                while True:
+                    time.sleep(0.005)
+                    self._watch.advance(0.5)
+            case "deaf":  # as a solver that never looks up
+                self._watch.advance(0.25)
+                time.sleep(0.02)
+                self._watch.advance(0.25)
+                time.sleep(600)
+        return Execution(Result({"prepared": self._prepared}), preparation_s=0.0, device_s=0.0)
