@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -28,6 +28,7 @@ from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind
 from tweezer.ledger.place import OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.checks import check_characters
 from tweezer.model.errors import InvalidInput
 from tweezer.store.connection import Connect
 from tweezer.store.scripts import StoreConfig
@@ -284,6 +285,16 @@ class Settings(BaseSettings):
             restore_wait_s=self.restore_wait_s,
         )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _have_no_control_characters(cls, value: object) -> object:
+        """No text among the settings may have any, wherever it stands in a table."""
+        try:
+            _check_characters("", value)
+        except InvalidInput as error:
+            raise ValueError(error.problem) from error if error.field else None
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -295,6 +306,20 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What is given in code, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_path())
+
+
+def _check_characters(field: str, value: object) -> None:
+    match value:
+        case str():
+            check_characters(field, value)
+        case dict():
+            for key, item in value.items():
+                name = f"{field}.{key}" if field else str(key)
+                _check_characters(name, str(key))
+                _check_characters(name, item)
+        case list() | tuple():
+            for item in value:
+                _check_characters(field, item)
 
 
 def load(given: Mapping[str, object] | None = None) -> Settings:

@@ -339,15 +339,43 @@ async def test_the_length_of_a_sequence_is_bounded_on_every_device(rig: Doors, d
         assert await rig.refusal("POST", "/api/v1/batches", packed, **headers) == (413, "sequence_too_long", field)
 
 
+@pytest.mark.parametrize("sign", ["\0", "\x1b", "\n", "\x7f", "\x85"])
+@pytest.mark.parametrize("device", ["EMU_FREE", LOOSE])
+async def test_control_characters_are_refused_in_every_text_of_a_batch(rig: Doors, device: str, sign: str) -> None:
+    text = f"a{sign}b"
+    for changed, field in (
+        ({"name": text}, "name"),
+        ({"tags": ["fine", text]}, "tags[1]"),
+        ({"webhook": f"https://hooks.example.org/{text}"}, "webhook"),
+        ({"configuration": {"dt": {text: 1}}}, "configuration.dt"),
+    ):
+        refusal = await rig.refusal("POST", "/api/v1/batches", body(device_type=device) | changed)
+        assert refusal[2] == field
+        assert refusal[:2] in ((400, "invalid"), (422, "malformed"))
+    batch_id = await rig.post(device_type=device, open=True)
+    assert await rig.refusal("PATCH", f"/api/v1/batches/{batch_id}/tags", [text]) == (400, "invalid", "tags[0]")
+
+
 @pytest.mark.parametrize(
-    "job", [{"variables": {"x": 2**70}}, {"runs": 2**70}, {"seed": -(2**70)}, {"variables": {"x": [[{"y": 2**64}]]}}]
+    ("job", "field"),
+    [
+        ({"variables": {"x": 2**70}}, "variables.x"),
+        ({"runs": 2**70}, "runs"),
+        ({"seed": -(2**70)}, "seed"),
+        ({"variables": {"x": [[{"y": 2**64}]]}}, "variables.x.0"),
+        ({"variables": {"x": "a\0"}}, "variables.x"),
+        ({"variables": {"a\u009b": 1}}, "variables"),
+        ({"sequence": "a\0b"}, "sequence"),
+    ],
 )
-async def test_a_device_that_takes_anything_is_not_given_what_cannot_be_kept(rig: Doors, job: dict[str, Any]) -> None:
+async def test_a_device_that_takes_anything_is_not_given_what_cannot_be_kept(
+    rig: Doors, job: dict[str, Any], field: str
+) -> None:
     loose = body(device_type=LOOSE, sequence_builder=None)
     answer = await rig.refusal("POST", "/api/v1/batches", loose | {"jobs": [{"runs": 1}, job]})
-    assert answer == (400, "invalid", "jobs[1]")
+    assert answer == (400, "invalid", f"jobs[1].{field}")
     answer = await rig.refusal("POST", "/api/v1/batches", loose | {"configuration": {"x": 2**70}})
-    assert answer == (400, "invalid", "batch")
+    assert answer == (400, "invalid", "configuration.x")
     assert (await rig.ask("POST", "/api/v1/batches", loose)).status_code == 200
 
 

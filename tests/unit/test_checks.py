@@ -32,6 +32,7 @@ from tweezer.model.checks import (
     as_job_spec,
     check_batch,
     check_jobs,
+    check_text,
 )
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import (
@@ -601,3 +602,50 @@ def test_a_junk_batch_gives_an_invalid_input_or_can_be_stored(parts: dict[str, A
         assert decode_doc(encode_doc(doc)).device == doc.device
     else:
         assert str(refusal).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a\0b", "has a control character (U+0000, character 2); remove it"),
+        ("\x1b[2J", "has a control character (U+001B, character 1); remove it"),
+        ("line\n", "has a control character (U+000A, character 5); remove it"),
+        ("\x9b", "has a control character (U+009B, character 1); remove it"),
+        ("\ud800", "has characters that are not Unicode text (half of a surrogate pair)"),
+        ("", "expects a text of 1 to 5 characters, got ''"),
+        ("a" * 6, "expects a text of 1 to 5 characters, got 'aaaaaa'"),
+        (5, "expects a text of 1 to 5 characters, got 5"),
+    ],
+)
+def test_a_text_that_no_terminal_or_database_should_get_is_refused(text: Any, problem: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        check_text("name", text, 5)
+    assert (refused.value.field, refused.value.problem) == ("name", problem)
+
+
+def test_a_text_of_several_lines_may_have_line_ends_and_tabs_only() -> None:
+    assert check_text("reason", "a\r\n\tb", 5, lines=True) == "a\r\n\tb"
+    with pytest.raises(InvalidInput, match="U\\+001B"):
+        check_text("reason", "a\n\x1b", 5, lines=True)
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (JobSpec(runs=True), "runs"),
+        (JobSpec(runs="5"), "runs"),  # type: ignore[arg-type]
+        (JobSpec(seed=True), "seed"),
+        (JobSpec(sequence=5), "sequence"),  # type: ignore[arg-type]
+        (JobSpec(sequence="a\0"), "sequence"),
+        (JobSpec(variables=[]), "variables"),  # type: ignore[arg-type]
+        (JobSpec(variables={5: 1}), "variables"),  # type: ignore[dict-item]
+        (JobSpec(variables={"x": math.nan}), "variables.x"),
+        (JobSpec(variables={"x": {1}}), "variables.x"),
+        (JobSpec(variables={"x": ["\ud800"]}), "variables.x.0"),
+    ],
+)
+def test_types_are_checked_for_a_device_that_takes_any_sequence(job: JobSpec, field: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        check_jobs([job], None, max_runs=1000, needs_runs=False, checks_sequence=False)
+    assert refused.value.field == f"jobs[0].{field}"
+    check_jobs([JobSpec(variables={"x": [1, {"y": None}]})], None, max_runs=9, needs_runs=False, checks_sequence=False)

@@ -174,3 +174,20 @@ def test_devices_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TWEEZER_DEVICES", '{"X": {"adapter": "abacus"}}')
     with pytest.raises(InvalidInput, match=r"TWEEZER_DEVICES\.X\.adapter: there is no adapter abacus"):
         load()
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('api_host = "a\\u0000"', "api_host in"),
+        ('[devices.A]\nadapter = "null"\noptions = { url = "a\\u001b" }', "devices.A.options.url in"),
+    ],
+)
+def test_control_characters_in_the_file_are_refused_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, field: str
+) -> None:
+    (tmp_path / "tweezer.toml").write_text(text)
+    monkeypatch.setenv("TWEEZER_CONFIG", str(tmp_path / "tweezer.toml"))
+    with pytest.raises(InvalidInput, match="has a control character") as refused:
+        load()
+    assert refused.value.field.startswith(field)

@@ -31,7 +31,8 @@ def _without_dashes(prefix: str) -> str:
     return prefix.replace("-", "").lower()
 
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""A text without control characters, as :func:`tweezer.model.checks.check_text` takes it."""
 Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
 Time = Annotated[datetime, AfterValidator(_aware)]
 Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]

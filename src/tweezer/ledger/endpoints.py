@@ -16,6 +16,7 @@ from tweezer.ledger.deliveries import HELD, PENDING
 from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import deliveries, endpoints, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
+from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import USUAL_TYPES, EventType
 
@@ -154,10 +155,12 @@ def change_endpoint(
 def disable_endpoint(
     connection: Connection, identity: UUID, why: str, *, failing_since_ms: int | None = None
 ) -> Endpoint | None:
-    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound.
+    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound, and
+    InvalidInput("why", …).
 
     failing_since_ms: only if all attempts have failed since then, as :func:`note_failing` gave it; None otherwise.
     """
+    check_characters("why", why)
     working = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_(None)
     if failing_since_ms is not None:
         working &= endpoints.c.failing_ms == failing_since_ms
@@ -245,15 +248,12 @@ def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
     """The columns of what is given."""
     checked = dict(given)
     if "url" in given:
-        if len(given["url"]) > URL_MAX:
-            raise InvalidInput("url", f"has {len(given['url'])} characters, and a URL at most {URL_MAX}")
+        check_text("url", given["url"], URL_MAX)
         check_url(given["url"], policy, "url")
     if "types" in given:
         checked["types"] = " ".join(_types(given["types"]))
-    if len(given.get("description", "")) > DESCRIPTION_MAX:
-        raise InvalidInput("description", f"has at most {DESCRIPTION_MAX} characters")
-    if "\0" in given.get("description", ""):
-        raise InvalidInput("description", "has a character that no database keeps (NUL)")
+    if "description" in given:
+        check_text("description", given["description"], DESCRIPTION_MAX, least=0)
     return checked
 
 

@@ -16,6 +16,7 @@ from tweezer.ledger.clock import moment_of, now_ms
 from tweezer.ledger.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import keys, members, projects, users
+from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
 OVERLAP_S = 86_400
@@ -87,8 +88,7 @@ def create_key(
     text: str | None = None,
 ) -> NewKey:
     """A new key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
-    if not 0 < len(name) <= _NAME_MAX:
-        raise InvalidInput("name", f"a key's name has 1 to {_NAME_MAX} characters, not {len(name)}")
+    check_text("name", name, _NAME_MAX)
     if role is Role.USER and project_id is None:
         raise InvalidInput("project", "a key of the role user is of one project: name it")
     if expires_s is not None and expires_s <= 0:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from tweezer.ledger.clock import moment_of, now_ms
 from tweezer.ledger.schema import projects
+from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.ids import is_project_id
 
@@ -44,8 +45,7 @@ def project_no(connection: Connection, project_id: str) -> int:
 
 def create_project(connection: Connection, name: str, project_id: str | None = None) -> Project:
     """A new project, with a UUID for an id unless one is given. Raises InvalidInput, Conflict."""
-    if not 0 < len(name) <= NAME_MAX:
-        raise InvalidInput("name", f"a project's name has 1 to {NAME_MAX} characters, not {len(name)}")
+    check_text("name", name, NAME_MAX)
     identity = str(uuid4()) if project_id is None else project_id
     if not is_project_id(identity):
         raise InvalidInput("id", "a project's id has 1 to 64 letters, digits, dots, dashes and underscores")

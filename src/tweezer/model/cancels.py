@@ -75,9 +75,9 @@ def _range(word: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-def check_by(by: str) -> str:
+def check_by(by: object) -> str:
     """Who asks, if that can be noted. Raises InvalidInput("by", …)."""
-    if not 1 <= len(by) <= _LENGTH_MAX or not by.isprintable() or not by.strip():
+    if not isinstance(by, str) or not 1 <= len(by) <= _LENGTH_MAX or not by.isprintable() or not by.strip():
         raise InvalidInput("by", f"must be 1 to {_LENGTH_MAX} printable characters: a name, or user@host")
     return by
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,14 @@ import msgspec
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
 from tweezer.model.register import ANYWHERE, Room, check_register
-from tweezer.model.sequence import DeclaredVariable, SequenceHeader, VariableType, read_sequence, sequence_text
+from tweezer.model.sequence import (
+    MAX_SEQUENCE_BYTES,
+    DeclaredVariable,
+    SequenceHeader,
+    VariableType,
+    read_sequence,
+    sequence_text,
+)
 
 MAX_SEED = 2**32 - 1
 MAX_INTEGER = 2**63 - 1
@@ -29,8 +37,13 @@ MAX_INTEGER = 2**63 - 1
 MAX_TAGS = 50
 MAX_TAG_LENGTH = 100
 MAX_NAME_LENGTH = 255
-MAX_DEVICE_LENGTH = 100
+MAX_DEVICE_LENGTH = 64
 MAX_WEBHOOK_LENGTH = 2048
+MAX_KEY_LENGTH = 255
+"""Characters of an idempotency key."""
+
+MAX_REASON_LENGTH = 500
+MAX_VARIABLES_BYTES = 1 << 20
 MAX_CONFIGURATION_BYTES = 1 << 20
 MAX_CONFIGURATION_DEPTH = 32
 
@@ -38,21 +51,53 @@ MAX_JOB_TIMEOUT_S = 7 * 86_400.0
 MAX_OPEN_TIMEOUT_S = 30 * 86_400.0
 MAX_TRANSIENT_RETRIES = 20
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # category Cc
+_NOT_LINES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # the same without tab and line ends
+_HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: UTF-8 cannot hold it
+
 _JOB_KEYS = ("runs", "variables", "seed", "sequence")
 _LISTED_NAMES = 10
 _COMPARED_NAMES = 200
 _COMPARED_LENGTH = 100
 
 
-def check_batch(doc: BatchDoc) -> SequenceHeader | None:
+def check_text(field: str, value: object, most: int, *, least: int = 1, lines: bool = False) -> str:
+    """Return a text that a user gave: of a bearable length, Unicode, and without control characters.
+
+    Control characters (category Cc) reach terminals, logs and databases that do not take them, so no text may have
+    any. ``lines``: it may consist of several lines and have tabs. Raises InvalidInput.
+    """
+    if not isinstance(value, str) or not least <= len(value) <= most:
+        raise InvalidInput(field, f"expects a text of {least} to {most} characters, got {_shown(value)}")
+    check_characters(field, value, lines=lines)
+    return value
+
+
+def check_characters(field: str, text: str, *, lines: bool = False) -> None:
+    """Raise InvalidInput for control characters, and for characters that are not Unicode text."""
+    found = (_NOT_LINES if lines else _CONTROL).search(text)
+    if found is not None:
+        code = f"U+{ord(found[0]):04X}"
+        raise InvalidInput(field, f"has a control character ({code}, character {found.start() + 1}); remove it")
+    if _HALF.search(text):
+        raise InvalidInput(field, "has characters that are not Unicode text (half of a surrogate pair)")
+
+
+def check_key(idempotency_key: object) -> str:
+    """Return an idempotency key; '' is none. Raises InvalidInput."""
+    return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH, least=0)
+
+
+def check_batch(doc: BatchDoc, *, checks_sequence: bool = True) -> SequenceHeader | None:
     """Check all of a batch but its jobs, and return the header of its sequence (None if it has none).
 
-    The header is what ``check_jobs`` wants. The device's name is checked for its form only.
+    The header is what ``check_jobs`` wants. The device's name is checked for its form only. checks_sequence: False for
+    a device that takes any text as a sequence; there is no header then.
     """
-    _check_text("device", doc.device, MAX_DEVICE_LENGTH)
+    check_text("device", doc.device, MAX_DEVICE_LENGTH)
     for field in ("name", "user", "parent_id"):
         if getattr(doc, field) is not None:
-            _check_text(field, getattr(doc, field), MAX_NAME_LENGTH)
+            check_text(field, getattr(doc, field), MAX_NAME_LENGTH)
     check_tags(doc.tags)
     if doc.webhook is not None:
         _check_webhook(doc.webhook)
@@ -61,6 +106,9 @@ def check_batch(doc: BatchDoc) -> SequenceHeader | None:
     if doc.configuration is not None:
         _check_configuration(doc.configuration)
     _check_limits(doc.limits)
+    if not checks_sequence:
+        _check_any_sequence("sequence", doc.sequence)
+        return None
     return None if doc.sequence is None else read_sequence(doc.sequence)
 
 
@@ -71,11 +119,13 @@ def check_jobs(
     max_runs: int,
     needs_runs: bool,
     room: Room = ANYWHERE,
+    checks_sequence: bool = True,
 ) -> None:
     """Check the jobs of one call against the header of their batch's sequence.
 
     header: None means that the batch has no sequence, so that each job brings its own. max_runs, room: of
     the device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
+    checks_sequence: False for a device that takes any sequence and variables; only their types are checked then.
     """
     if not isinstance(jobs, (list, tuple)):
         raise InvalidInput("jobs", f"expects a list of jobs, got {_shown(jobs)}")
@@ -94,7 +144,10 @@ def check_jobs(
             _check_runs(index, job.runs, max_runs, needs_runs)
         if job.seed is not None:
             _check_seed(index, job.seed)
-        if job.sequence is not None:
+        if not checks_sequence:
+            _check_any_sequence(f"jobs[{index}].sequence", job.sequence)
+            _check_any_variables(index, job.variables)
+        elif job.sequence is not None:
             _check_own_sequence(index, job, own_sequences, room)
         elif values is not None:
             values.check(index, job.variables)
@@ -303,20 +356,23 @@ def _in_job(index: int) -> Iterator[None]:
         raise InvalidInput(f"jobs[{index}].{error.field}", error.problem) from error.__cause__
 
 
-def _check_text(field: str, value: object, max_length: int) -> None:
-    if not isinstance(value, str) or not 1 <= len(value) <= max_length:
-        raise InvalidInput(field, f"expects a text of 1 to {max_length} characters, got {_shown(value)}")
-    if not _is_unicode(value):
-        raise InvalidInput(field, "has characters that are not Unicode text")
+def _check_any_sequence(field: str, sequence: object) -> None:
+    """The sequence for a device that takes any text."""
+    if sequence is not None:
+        check_text(field, sequence, MAX_SEQUENCE_BYTES, least=0, lines=True)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8; a str may hold half of a surrogate pair, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_any_variables(index: int, variables: object) -> None:
+    """The variables for a device that takes any JSON values."""
+    field = f"jobs[{index}].variables"
+    if not isinstance(variables, dict):
+        raise InvalidInput(field, f"expects a dictionary of values by name, got {_shown(variables)}")
+    for name, value in variables.items():
+        if type(name) is not str:
+            raise InvalidInput(field, f"expects text as names, got {_shown(name)}")
+        check_characters(field, name)
+        if type(value) is not float or not isfinite(value):
+            _check_json(f"{field}.{_key(name)}", value, MAX_VARIABLES_BYTES)
 
 
 def check_tags(tags: object) -> None:
@@ -326,16 +382,15 @@ def check_tags(tags: object) -> None:
     if len(tags) > MAX_TAGS:
         raise InvalidInput("tags", f"expects at most {MAX_TAGS} tags, got {len(tags)}")
     for position, tag in enumerate(tags):
-        _check_text(f"tags[{position}]", tag, MAX_TAG_LENGTH)
+        check_text(f"tags[{position}]", tag, MAX_TAG_LENGTH)
         if tag in tags[:position]:
             raise InvalidInput(f"tags[{position}]", f"is given twice: {_shown(tag)}")
 
 
 def _check_webhook(webhook: object) -> None:
     """The form of the URL only; where it may lead is judged when it is called."""
-    _check_text("webhook", webhook, MAX_WEBHOOK_LENGTH)
-    url = str(webhook)
-    if any(character.isspace() or character < " " or character in "\\\x7f" for character in url):
+    url = check_text("webhook", webhook, MAX_WEBHOOK_LENGTH)
+    if any(character.isspace() or character == "\\" for character in url):
         raise InvalidInput("webhook", "has spaces, backslashes or control characters, which a URL cannot have")
     try:
         parts = urlsplit(url)
@@ -353,8 +408,7 @@ def _check_backend_configuration(text: object) -> None:
     field, expected = "backend_configuration", "expects a JSON object in a string (EmulationConfig.to_abstract_repr())"
     if not isinstance(text, str):
         raise InvalidInput(field, f"{expected}, got {_shown(text)}")
-    if not _is_unicode(text):
-        raise InvalidInput(field, "has characters that are not Unicode text")
+    check_characters(field, text, lines=True)
     if len(text.encode()) > MAX_CONFIGURATION_BYTES:
         raise InvalidInput(field, f"is longer than {MAX_CONFIGURATION_BYTES >> 20} MiB, the most that is accepted")
     try:
@@ -370,11 +424,14 @@ def _check_backend_configuration(text: object) -> None:
 def _check_configuration(configuration: object) -> None:
     if not isinstance(configuration, dict):
         raise InvalidInput("configuration", f"expects a dictionary of emulator options, got {_shown(configuration)}")
-    too_large = InvalidInput(
-        "configuration", f"is longer than {MAX_CONFIGURATION_BYTES >> 20} MiB as JSON, the most that is accepted"
-    )
-    left = MAX_CONFIGURATION_BYTES  # a value takes one byte or more, an item one more; ends what holds itself, too
-    pending: list[tuple[str, object, int]] = [("configuration", configuration, 0)]
+    _check_json("configuration", configuration, MAX_CONFIGURATION_BYTES)
+
+
+def _check_json(whole: str, given: object, most: int) -> None:
+    """Raise InvalidInput unless it is a JSON value of at most so many bytes and of a bearable depth."""
+    too_large = InvalidInput(whole, f"is longer than {most >> 20} MiB as JSON, the most that is accepted")
+    left = most  # a value takes one byte or more, an item one more; ends what holds itself, too
+    pending: list[tuple[str, object, int]] = [(whole, given, 0)]
     while pending:
         field, value, depth = pending.pop()
         left -= 1 + (len(value) if isinstance(value, (str, list, tuple, dict)) else 0)
@@ -383,8 +440,8 @@ def _check_configuration(configuration: object) -> None:
         if depth > MAX_CONFIGURATION_DEPTH:
             raise InvalidInput(field, f"is nested more than {MAX_CONFIGURATION_DEPTH} levels deep")
         for key, item in _json_items(field, value):
-            pending.append((f"configuration.{_key(key)}" if depth == 0 else field, item, depth + 1))
-    if len(msgspec.json.encode(configuration)) > MAX_CONFIGURATION_BYTES:
+            pending.append((f"{whole}.{_key(key)}" if depth == 0 else field, item, depth + 1))
+    if isinstance(given, (str, list, tuple, dict)) and len(msgspec.json.encode(given)) > most:
         raise too_large
 
 
@@ -392,16 +449,16 @@ def _json_items(field: str, value: object) -> Iterable[tuple[object, object]]:
     """What a JSON value consists of, by key or position; InvalidInput when it is not a JSON value."""
     if type(value) is dict:
         for key in value:
-            if type(key) is not str or not _is_unicode(key):
+            if type(key) is not str:
                 raise InvalidInput(field, f"expects text as keys, got {_shown(key)}")
+            check_characters(field, key)
         return value.items()
     if type(value) is list or type(value) is tuple:
         return enumerate(value)
     if type(value) is int or type(value) is float:
         _check_number(field, value, whole=False)
     elif type(value) is str:
-        if not _is_unicode(value):
-            raise InvalidInput(field, "has characters that are not Unicode text")
+        check_characters(field, value, lines=True)
     elif value is not None and type(value) is not bool:
         raise InvalidInput(field, f"expects JSON values, got {_shown(value)}")
     return ()

@@ -13,10 +13,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from tweezer.model.checks import check_text
 from tweezer.model.errors import InvalidInput
 
 MAX_SPECS_BYTES = 1 << 20
 """How long specs may be, in bytes of UTF-8; with a layout of thousands of traps they have a few hundred thousand."""
+
+
+MAX_NAME_LENGTH = 100
+"""Characters of the name in specs."""
 
 
 class DeviceSpecs(msgspec.Struct, frozen=True):
@@ -40,7 +45,7 @@ class DeviceSpecs(msgspec.Struct, frozen=True):
 
 
 class _Document(msgspec.Struct):
-    name: Annotated[str, Meta(min_length=1, max_length=100)]
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
     max_atom_num: Annotated[int, Meta(ge=1)] | None = None
     max_runs: Annotated[int, Meta(ge=1)] | None = None
     min_atom_distance: float | None = None
@@ -61,6 +66,7 @@ def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
         raise InvalidInput(
             field, f"is not the abstract representation of a Pulser device: {error}; use device.to_abstract_repr()"
         ) from error
+    check_text(f"{field}.name", document.name, MAX_NAME_LENGTH)
     return DeviceSpecs(
         text,
         document.name,

@@ -14,7 +14,7 @@ from tweezer.model.checks import as_job_spec, check_batch, check_jobs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
-from tweezer.model.sequence import read_sequence, sequence_text
+from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
 from tweezer.store.commands import Commands
 from tweezer.store.reader import Reader
 from tweezer.store.records import DeviceRecord
@@ -84,10 +84,8 @@ class Admission:
         if submission.not_before is not None and submission.not_before.tzinfo is None:
             raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
         doc = submission.doc(device.name)
-        if device.checks_sequence:
-            header = check_batch(doc)
-            needs_runs = doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, room=device.room, needs_runs=needs_runs)
+        header = check_batch(doc, checks_sequence=device.checks_sequence)
+        _check_jobs(specs, header, doc, device)
         return await self._commands.submit(
             new_batch_id(),
             project,
@@ -108,10 +106,8 @@ class Admission:
         specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
         if not specs:
             raise InvalidInput("jobs", "there is none; give at least one job")
-        if device.checks_sequence:
-            header = None if batch.doc.sequence is None else read_sequence(batch.doc.sequence)
-            needs_runs = batch.doc.backend_configuration is None
-            check_jobs(specs, header, max_runs=device.max_runs, room=device.room, needs_runs=needs_runs)
+        reads = device.checks_sequence and batch.doc.sequence is not None
+        _check_jobs(specs, read_sequence(batch.doc.sequence or "") if reads else None, batch.doc, device)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
 
     async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
@@ -157,6 +153,17 @@ class Admission:
             raise InvalidInput("device", f"there is no device {name!r}; {there}")
         self._devices[name] = (time.monotonic(), device)
         return device
+
+
+def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: BatchDoc, device: DeviceRecord) -> None:
+    check_jobs(
+        jobs,
+        header,
+        max_runs=device.max_runs,
+        needs_runs=device.checks_sequence and doc.backend_configuration is None,
+        room=device.room,
+        checks_sequence=device.checks_sequence,
+    )
 
 
 def _listed(devices: Sequence[DeviceRecord]) -> str:

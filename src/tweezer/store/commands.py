@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.cancels import UNKNOWN, check_by
+from tweezer.model.checks import MAX_REASON_LENGTH, check_characters, check_key, check_tags, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import (
@@ -124,6 +125,7 @@ class Commands:
         idempotency_key: str = "",
     ) -> UUID:
         """Writes a batch; returns its id: that of the first call when this one repeats it."""
+        check_key(idempotency_key)
         packed_doc, packed = _packed("batch", encode_doc, doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, int(open), packed_doc, due_ms)
@@ -150,6 +152,7 @@ class Commands:
         self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
     ) -> int:
         """Appends jobs to an open batch; returns the index of the first of them."""
+        check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
         reply = await self._scripts.call(
@@ -168,7 +171,7 @@ class Commands:
     ) -> None:
         """Ends a batch: pending jobs at once, running ones as their workers stop them. by: who asks, which is noted."""
         digest = _digest(["cancel", str(batch_id)])
-        await self._command("cancel_batch", batch_id, project, idempotency_key, digest, check_by(by))
+        await self._command("cancel_batch", batch_id, project, check_key(idempotency_key), digest, check_by(by))
 
     async def pause(self, batch_id: UUID, *, project: str | None) -> None:
         """Hands out no more jobs of the batch; what runs finishes."""
@@ -192,7 +195,8 @@ class Commands:
         return [CancelAnswer(word) for word in reply[1].decode().split()]
 
     async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
-        """Replaces the tags of a batch, live or ended."""
+        """Replaces the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
+        check_tags(tags)
         await self._command("set_tags", batch_id, project, msgspec.json.encode(tags))
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
@@ -205,6 +209,8 @@ class Commands:
     ) -> None:
         """Ends a batch in ERROR, for the reason of the fault, where what runs may finish; or one that is open without
         work in TIMED_OUT."""
+        if fault is not None:
+            check_characters("reason", fault.message, lines=True)
         written = b"" if fault is None else encode_fault(fault)
         reply = await self._scripts.call("end_batch", str(batch_id), project or "", status.letter, written)
         if reply[0] == b"forbidden":
@@ -229,6 +235,8 @@ class Commands:
 
         Who runs it then has lost it. A result, and the begin of a job, are its holder's alone to tell. Raises Conflict.
         """
+        if fault is not None:
+            check_characters("errors", fault.message, lines=True)
         reply = await self._scripts.call(
             "report",
             str(batch_id),
@@ -280,7 +288,9 @@ class Commands:
 
     async def pause_device(self, device: str, reason: str, *, until: datetime | None = None) -> None:
         """Grants no more tickets of a device, until a time, if one is given; what runs finishes. Doing it again changes
-        why and until when. Raises InvalidInput("until", …), and NotFound."""
+        why and until when. Raises InvalidInput, and NotFound."""
+        if reason != "":
+            check_text("reason", reason, MAX_REASON_LENGTH)
         if until is not None:
             check_time("until", until)
         data = _device_data(device, HoldKind.PAUSED, reason, until)

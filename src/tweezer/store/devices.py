@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.webhooks import written
@@ -105,7 +106,7 @@ def planned(begins: datetime, ends: datetime, reason: str) -> Window:
         check_time(field, at)
     if ends <= begins:
         raise InvalidInput("ends_at", "must be after begins_at")
-    if not reason.strip():
+    if not check_text("reason", reason, MAX_REASON_LENGTH, least=0).strip():
         raise InvalidInput("reason", "is missing; it is shown to all who wait")
     return Window(new_window_id(), _to_the_millisecond(begins), _to_the_millisecond(ends), reason)
 
