@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     idempotency_s: int = Field(86_400, ge=60)
     """How long an idempotency key is remembered."""
     restore_wait_s: float = Field(30.0, ge=0, le=3600)
-    """How long no work is handed out after Redis started again, at most, until the recorder has put back what Redis
-    lost and the ledger has."""
+    """After a restart of Redis: how long no work is handed out and no older batch changes, at most, until the recorder
+    has put back what Redis lost and the ledger has."""
     max_backlog: int = Field(1_000_000, ge=1)
     """Pending jobs of one device, from which on submits are refused."""
     full_at: float = Field(0.8, gt=0, le=1)

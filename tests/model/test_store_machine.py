@@ -14,7 +14,7 @@ import asyncio
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -36,7 +36,7 @@ from tests.support.effort import effort
 from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import Conflict, FaultKind
+from tweezer.model.errors import Conflict, FaultKind, Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import (
     BATCH_TABLE,
@@ -196,6 +196,7 @@ class World:
     holders: list[Holder] = field(default_factory=list)
     device_paused: bool = False
     shut: bool = False
+    newer: set[UUID] = field(default_factory=set)  # batches that were submitted since Redis started again
 
 
 def pick(among: list[T], at: int) -> T:
@@ -339,6 +340,7 @@ class StoreMachine(RuleBasedStateMachine):
         batch = Batch(batch_id, project, retries, open, [Job() for _ in specs])
         batch.conclude()
         self.batches.append(batch)
+        self.world.newer.add(batch_id)
 
     @precondition(lambda self: self.batches)
     @rule(at=NUMBERS, jobs=st.integers(1, 6))
@@ -348,6 +350,8 @@ class StoreMachine(RuleBasedStateMachine):
         if first + jobs > JOBS_MAX:
             return
         specs = [JobSpec(runs=1 + first + n) for n in range(jobs)]
+        if self.refused_while_shut(batch, self.store.commands.add_jobs(batch.id, specs, project=batch.project)):
+            return
         if batch.open:
             assert self.do(self.store.commands.add_jobs(batch.id, specs, project=batch.project)) == first
             batch.jobs += [Job() for _ in specs]
@@ -364,12 +368,14 @@ class StoreMachine(RuleBasedStateMachine):
         getattr(self, command)(pick(self.batches, at))
 
     def close(self, batch: Batch) -> None:
+        if self.refused_while_shut(batch, self.store.commands.close(batch.id, project=batch.project)):
+            return
         self.do(self.store.commands.close(batch.id, project=batch.project))
         batch.open = False
         batch.conclude()
 
     def cancel_batch(self, batch: Batch) -> None:
-        if self.refused_because_over(batch, self.store.commands.cancel(batch.id, project=batch.project)):
+        if self.refused(batch, lambda: self.store.commands.cancel(batch.id, project=batch.project)):
             return
         batch.open = False
         if batch.end is BatchEvent.COMPLETE:
@@ -399,6 +405,8 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
     def cancel_jobs(self, batch: Batch, indices: list[int]) -> None:
+        if self.refused_while_shut(batch, self.store.commands.cancel_jobs(batch.id, indices, project=batch.project)):
+            return
         expected = []
         for index in indices:
             status = batch.jobs[index].status if index < len(batch.jobs) else None
@@ -417,11 +425,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.do(self.store.commands.cancel_jobs(batch.id, indices, project=batch.project)) == expected
 
     def pause(self, batch: Batch) -> None:
-        if not self.refused_because_over(batch, self.store.commands.pause(batch.id, project=batch.project)):
+        if not self.refused(batch, lambda: self.store.commands.pause(batch.id, project=batch.project)):
             batch.apply(BatchEvent.PAUSE)
 
     def resume(self, batch: Batch) -> None:
-        if not self.refused_because_over(batch, self.store.commands.resume(batch.id, project=batch.project)):
+        if not self.refused(batch, lambda: self.store.commands.resume(batch.id, project=batch.project)):
             batch.apply(BatchEvent.RESUME)
 
     def forget(self, batch: Batch) -> None:
@@ -439,13 +447,28 @@ class StoreMachine(RuleBasedStateMachine):
             if holder.batch is batch:
                 self.lose(holder)
 
-    def refused_because_over(self, batch: Batch, call: Coroutine[Any, Any, None]) -> bool:
+    def refused(self, batch: Batch, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Whether the call must not change the batch: because it has ended, or the gate is shut. Else it is made."""
+        if self.refused_while_shut(batch, call()):
+            return True
         if not batch.status.terminal:
-            self.do(call)
+            self.do(call())
             return False
         with pytest.raises(Conflict):
-            self.do(call)
+            self.do(call())
         return True
+
+    def refused_while_shut(self, batch: Batch, call: Coroutine[Any, Any, Any]) -> bool:
+        """Whether the batch is from before the restart and the gate is shut: then nothing may change it."""
+        if not self.world.shut or batch.id in self.world.newer:
+            call.close()
+            return False
+        self.is_unavailable(call)
+        return True
+
+    def is_unavailable(self, call: Coroutine[Any, Any, Any]) -> None:
+        with pytest.raises(Unavailable):
+            self.do(call)
 
     # --------------------------------------------------------------------------------------------- workers
 
@@ -517,11 +540,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def settle_as(self, holder: Holder, outcomes: dict[int, str], want: int, used_s: float) -> None:
         settlements = [Settlement.of(index, REPORTS[report]) for index, report in outcomes.items()]
-        turn = self.do(
-            self.store.tickets.settle(
-                holder.grant.ticket, holder.grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
-            )
+        call = self.store.tickets.settle(
+            holder.grant.ticket, holder.grant.token, settlements, want=want, used_s=used_s, lease_s=LEASE_S
         )
+        if self.world.shut:
+            self.is_unavailable(call)
+            return
+        turn = self.do(call)
         refused = sum([self.settled(holder, index, report) for index, report in outcomes.items()])
         assert turn.refused == refused
         if holder.stale:
@@ -579,17 +604,20 @@ class StoreMachine(RuleBasedStateMachine):
         holder = pick(self.holders, at)
         batch = holder.batch
         progress = [JobProgress(index, Stage.ON_DEVICE, 0.5) for index in sorted(holder.held)[:begun]]
-        stop = self.do(self.store.tickets.renew(holder.grant.ticket, holder.grant.token, progress, lease_s=LEASE_S))
+        renewal = self.do(self.store.tickets.renew(holder.grant.ticket, holder.grant.token, progress, lease_s=LEASE_S))
         if holder.stale:
-            assert stop is None
+            assert renewal is None
             return
         holder.lapsed = False
+        assert renewal is not None
+        assert renewal.is_reported is not self.world.shut
+        if self.world.shut:
+            return
         for job in progress:
             if batch.jobs[job.index].status is JobStatus.PENDING:
                 batch.apply_to(job.index, JobEvent.BEGIN, token=holder.grant.token)
         jobs = {index: batch.jobs[index] for index in holder.held}
-        assert stop is not None
-        assert set(stop) == {index for index, job in jobs.items() if job.cancel_requested or job.status.terminal}
+        assert renewal.stop == {index for index, job in jobs.items() if job.cancel_requested or job.status.terminal}
 
     @precondition(lambda self: self.live)
     @rule(at=NUMBERS, way=st.sampled_from(["drain", "drain", "release", "release", "fail"]), failures=FAILURES)
@@ -603,6 +631,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.give_up_as(holder, way, failures)
 
     def give_up_as(self, holder: Holder, way: str, failures: tuple[int, float]) -> None:
+        if self.world.shut:
+            ticket, token = holder.grant.ticket, holder.grant.token
+            self.is_unavailable(self.store.tickets.drain(ticket, token))
+            self.is_unavailable(self.store.tickets.fail_batch(ticket, token, FAULT))
+            return
         match way:
             case "drain":
                 self.drain(holder)
@@ -692,7 +725,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def arrive(self) -> None:
         self.do(self.store.scripts.call("arrive", f"run {next(_runs)}"))
-        self.world.shut = True
+        self.world.shut, self.world.newer = True, set()
 
     def open_gate(self) -> None:
         self.do(self.store.restoring.open_gate())

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
 from tests.support.power_loss import recorded
 from tests.support.waiting import until
 
-from tweezer.model.errors import QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
-from tweezer.model.messages import JobSpec, OutcomeKind
+from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 from tweezer.store.server import RedisServer, ServerKind
-from tweezer.store.tickets import JobProgress, Next
+from tweezer.store.tickets import Grant, JobProgress
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
+
+FAULT = Fault("internal", "it failed")
 
 
 @pytest.fixture
@@ -82,24 +88,84 @@ async def test_the_gate_opens_by_itself(shut: StoreRig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_what_runs_while_the_gate_is_shut_finishes_and_the_rest_goes_back(shut: StoreRig) -> None:
+Change = Callable[["StoreRig", UUID, Grant], Awaitable[object]]
+CHANGES: dict[str, Change] = {
+    "settle": lambda rig, _, grant: rig.settle(grant, {0: OutcomeKind.DONE}),
+    "drain": lambda rig, _, grant: rig.tickets.drain(grant.ticket, grant.token),
+    "release": lambda rig, _, grant: rig.release(grant, FAULT),
+    "fail": lambda rig, _, grant: rig.tickets.fail_batch(grant.ticket, grant.token, FAULT),
+    "note_timeout": lambda rig, _, grant: rig.tickets.note_timeout(grant.ticket, grant.token, 0),
+    "intend": lambda rig, _, grant: rig.store.scripts.call("intend", str(grant.ticket), grant.token, 0, "name", "0"),
+    "add_jobs": lambda rig, batch_id, _: rig.commands.add_jobs(batch_id, [JobSpec()], project="a"),
+    "close": lambda rig, batch_id, _: rig.commands.close(batch_id, project="a"),
+    "cancel": lambda rig, batch_id, _: rig.commands.cancel(batch_id, project="a"),
+    "cancel_jobs": lambda rig, batch_id, _: rig.commands.cancel_jobs(batch_id, [0, 1], project="a"),
+    "pause": lambda rig, batch_id, _: rig.commands.pause(batch_id, project="a"),
+    "resume": lambda rig, batch_id, _: rig.commands.resume(batch_id, project="a"),
+    "set_tags": lambda rig, batch_id, _: rig.commands.set_tags(batch_id, ["new"], project="a"),
+    "end": lambda rig, batch_id, _: rig.commands.end(batch_id, BatchStatus.ERROR, project="a", fault=FAULT),
+    "report": lambda rig, batch_id, _: rig.commands.report(batch_id, 0, status=JobStatus.ERROR, project="a"),
+}
+FROM_USERS = [name for name in CHANGES if name not in ("settle", "drain", "release", "fail", "note_timeout", "intend")]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_while_the_gate_is_shut_nothing_changes_a_batch_from_before(shut: StoreRig, change: str) -> None:
+    rig = shut
+    batch_id = await rig.submit(5, open=True)
+    grant = await rig.take()
+    await rig.start_again()
+    before = await rig.snapshot()
+    with pytest.raises(Unavailable, match="Redis has restarted"):
+        await CHANGES[change](rig, batch_id, grant)
+    assert await rig.snapshot() == before
+    await rig.restoring.open_gate()
+    await CHANGES[change](rig, batch_id, grant)
+
+
+@pytest.mark.parametrize("change", FROM_USERS)
+async def test_a_batch_that_redis_lost_is_unavailable_until_the_gate_opens(shut: StoreRig, change: str) -> None:
+    rig = shut
+    batch_id, grant = new_batch_id(), cast(Grant, None)
+    await rig.start_again()
+    with pytest.raises(Unavailable):
+        await CHANGES[change](rig, batch_id, grant)
+    await rig.restoring.open_gate()
+    with pytest.raises(NotFound):
+        await CHANGES[change](rig, batch_id, grant)
+
+
+def test_each_script_that_changes_a_batch_says_what_it_does_while_the_gate_is_shut() -> None:
+    folder = resources.files("tweezer.store") / "lua"
+    texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name != "prelude.lua"}
+    changing = re.compile(r"\b(finish|save|move_job|begin_job|end_job|write_state)\(|key\(KEY\.(state|remote|batch), ")
+    without = {name for name, text in texts.items() if changing.search(text) and "\n-- Gate  " not in text}
+    assert without == {"look_up_batch.lua", "look_up_jobs.lua", "measure.lua"}, "these only read"
+
+
+async def test_a_holder_keeps_its_lease_and_reports_again_what_it_could_not_while_the_gate_was_shut(
+    shut: StoreRig,
+) -> None:
     rig = shut
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
-    await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
+    progress = JobProgress(2, Stage.ON_DEVICE)
     await rig.start_again()
-    assert await rig.renew(grant) == set()
-    turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
-    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [2])
-    turn = await rig.settle(grant, {2: OutcomeKind.DONE}, want=3)
-    assert (turn.next, turn.refused, turn.jobs) == (Next.YIELD, 0, [])
+    await rig.lapse(grant)
+    renewal = await rig.tickets.renew(grant.ticket, grant.token, [progress], lease_s=15)
+    assert renewal is not None
+    assert not renewal.is_reported
+    assert (await rig.job(batch_id, 2)).status is JobStatus.PENDING
     await rig.restoring.open_gate()
-    assert await rig.run_all() == [batch_id]
+    assert await rig.tickets.sweep() == (0, 0, 0), "the lease was kept"
+    await rig.renew(grant, progress)
+    assert (await rig.job(batch_id, 2)).status is JobStatus.RUNNING
+    await rig.run(grant, want=10)
     assert (await rig.batch(batch_id)).counts[JobStatus.DONE] == 10
 
 
-async def test_producers_go_on_while_the_gate_is_shut(shut: StoreRig) -> None:
+async def test_batches_that_are_new_are_submitted_and_changed_while_the_gate_is_shut(shut: StoreRig) -> None:
     rig = shut
     await rig.start_again()
     batch_id = await rig.submit(2, open=True)

@@ -81,8 +81,8 @@ class StoreRig:
 
     async def renew(self, grant: Grant, *progress: JobProgress) -> set[int] | None:
         """The held jobs that are to be stopped; None when the ticket is lost."""
-        stop = await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
-        return None if stop is None else set(stop)
+        renewal = await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
+        return None if renewal is None else set(renewal.stop)
 
     async def release(self, grant: Grant, fault: Fault, *, retry_in_s: float = 0.0, failures_max: int = 9) -> bool:
         """Gives the ticket back after a failure; whether that ended the batch."""

@@ -194,16 +194,18 @@ class Recorder:
         now = asyncio.get_running_loop().time()
         if now - self._looked < self._pace.look_s:
             return
-        if await self._store.restoring.gate_is_shut():
+        gate = await self._store.restoring.gate()
+        if gate.is_shut:
             if await self._store.events.follow(self._read_to, most=1) is None:  # it started again since the last look
                 return
-            await self._store.restoring.open_gate()
-            log.info("recorder.opened_gate")
+            if await self._store.restoring.open_gate(gate):
+                log.info("recorder.opened_gate")
         if not await self.tidy():
             self._looked = now
 
     async def _restore(self) -> None:
         """Redis came back without the end of its file: puts back what the ledger has, and goes on from what is left."""
+        gate = await self._store.restoring.gate()
         left = await self._store.events.last(self.position)
         log.warning("recorder.redis_lost_events", recorded=self.position, redis_has=left)
         # From a Redis that lost everything, what has ended long ago need not come back.
@@ -213,7 +215,7 @@ class Recorder:
         restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
         await self._database.run(self._writer.move, self.position, left)
         await self.resume()
-        await self._store.restoring.open_gate()
+        await self._store.restoring.open_gate(gate)
         log.warning("recorder.restored", batches=restored, told_again=again)
 
     async def _write(self, changes: Changes, before: str, after: str) -> None:

@@ -155,14 +155,17 @@ class Keeper:
     async def _tell(self, holding: Holding) -> None:
         grant, untold, before = holding.grant, holding.take_untold(), time.monotonic()
         try:
-            stop = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
+            renewal = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
         except TweezerError:
             holding.put_back(untold)
             raise
         holding.renewed = before
-        if stop is None:
+        if renewal is None:
             if holding in self._holdings:
                 log.warning("lease.lost", ticket=str(grant.ticket), token=grant.token)
                 holding.lose()
-        elif stop:
-            holding.stop(stop)
+            return
+        if not renewal.is_reported:
+            holding.put_back(untold)
+        if renewal.stop:
+            holding.stop(renewal.stop)

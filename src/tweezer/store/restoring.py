@@ -1,7 +1,8 @@
 """What the ledger does for a Redis that lost its last writes: it holds work back, and puts back what it has.
 
 Redis that comes back without the end of its file does not know it. So whoever first reaches a server that was not in
-use before shuts the gate (``arrive.lua``): no job is handed out until the recorder has looked, or for a while at most.
+use before shuts the gate (``arrive.lua``): no job is handed out, and no older batch changes, until the recorder has
+looked, or for a while at most.
 """
 
 from __future__ import annotations
@@ -39,6 +40,18 @@ class RestoredJob(msgspec.Struct, frozen=True):
     fault: bytes | None = None
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """``server``: identifies the running server, and contains when it came into use; empty if no one has reached it."""
+
+    is_shut: bool
+    server: bytes
+
+    @property
+    def since_ms(self) -> int:
+        """Since when this Redis may lack the last writes of the one before; 0 if there was none."""
+        return int(self.server.partition(b" ")[0] or 0)
+
+
 class Restoring:
     """The recorder's side of the store."""
 
@@ -58,14 +71,26 @@ class Restoring:
             lacking = int(rest[0]) if word == b"ok" else 0
         return lacking
 
+    async def gate(self) -> Gate:
+        """Read whether the gate is shut, and since when the server is in use."""
+        pipeline = self._scripts.redis.pipeline(transaction=False)
+        pipeline.exists(self._scripts.keys(Key.GATE))
+        pipeline.get(self._scripts.keys(Key.SERVER))
+        with translating():
+            is_shut, server = await pipeline.execute()
+        return Gate(bool(is_shut), server or b"")
+
     async def gate_is_shut(self) -> bool:
         """Whether no job is handed out because Redis started again."""
-        with translating():
-            return bool(await self._scripts.redis.exists(self._scripts.keys(Key.GATE)))
+        return (await self.gate()).is_shut
 
-    async def open_gate(self) -> None:
-        """Hands out jobs again: Redis has all that the ledger has."""
-        await self._scripts.call("open_gate")
+    async def open_gate(self, seen: Gate | None = None) -> bool:
+        """Hand out jobs again: Redis has all that the ledger has. ``seen``: the gate as it was before the comparison.
+
+        False, and the gate stays shut: Redis has restarted since.
+        """
+        word, *_ = await self._scripts.call("open_gate", b"*" if seen is None else seen.server)
+        return bool(word == b"ok")
 
     async def mark_ledger(self) -> str:
         """There is a ledger: from now on the gate is shut when Redis starts again.

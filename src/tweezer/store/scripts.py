@@ -47,8 +47,8 @@ class StoreConfig(msgspec.Struct, frozen=True):
     """What operators set and scripts need. It is kept in Redis, so that all processes go by the same.
 
     idempotency_s: how long a repeated call is recognised. quantum_s: lane time after which a ticket yields to one
-    that ranks before it. restore_wait_s: how long no job is handed out after Redis started again, at most, until the
-    ledger has put back what it lost.
+    that ranks before it. restore_wait_s: after a restart of Redis, how long no job is handed out and no older batch
+    changes, at most, until the ledger has put back what Redis lost.
     """
 
     idempotency_s: float = 86_400
@@ -169,6 +169,10 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
             return TweezerError(f"Redis refuses the credentials of TWEEZER_REDIS_URL: {text}", code="redis_auth")
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():
             return Unavailable(f"Redis cannot be reached: {text}")
+        case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut in prelude.lua
+            return Unavailable(
+                "Redis has restarted, and work that it lost is being restored from the ledger; try again"
+            )
         case _ if "OOM command not allowed" in text:
             return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
         case _ if text.startswith(("MISCONF", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY")):
@@ -211,7 +215,8 @@ class Scripts:
     async def call(self, name: str, *arguments: Any) -> list[Any]:
         """Runs a script; its reply as Redis gives it (bytes, integers, lists).
 
-        Raises Unavailable when Redis does not answer: whether the script ran is then unknown.
+        Raises Unavailable when Redis does not answer: whether the script ran is then unknown. Also while the gate is
+        shut, where the header of the script says so: nothing was changed.
         """
         script = self._scripts[name]
         with translating():

@@ -150,6 +150,14 @@ class JobProgress(msgspec.Struct, frozen=True):
     fraction: float | None = None
 
 
+class Renewal(msgspec.Struct, frozen=True):
+    """The answer to a renewal. ``stop``: held jobs that must be stopped. ``is_reported``: whether the progress was
+    written; while the gate is shut it is not, and must be sent again."""
+
+    stop: frozenset[int]
+    is_reported: bool = True
+
+
 class CancelRequest(msgspec.Struct, frozen=True):
     """Running jobs whose end a user asked for."""
 
@@ -326,14 +334,14 @@ class Tickets:
 
     async def renew(
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
-    ) -> frozenset[int] | None:
-        """Keeps the lease. Returns the held jobs that are to be stopped; None when the ticket is lost."""
+    ) -> Renewal | None:
+        """Keep the lease, and report what the jobs are doing. None: the ticket is lost."""
         arguments: list[Any] = []
         for job in progress:
             percent = "-" if job.fraction is None else str(round(100 * job.fraction, 1))
             arguments += (job.index, job.stage.value, percent)
         word, *stop = await self._scripts.call("renew", str(ticket), token, round(lease_s * 1000), *arguments)
-        return None if word == b"stale" else frozenset(map(int, stop))
+        return None if word == b"stale" else Renewal(frozenset(map(int, stop)), is_reported=word != b"shut")
 
     async def drain(self, ticket: TicketRef, token: str) -> bool:
         """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""

@@ -6,6 +6,7 @@
 -- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
 -- Events  none: being queued is no transition; an entry without a word
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end

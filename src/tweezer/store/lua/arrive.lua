@@ -12,5 +12,5 @@ exempt_from_maxmemory()
 redis.call('SET', key(KEY.server), (before and int(NOW + 1) or '0') .. ' ' .. ARGV[1])
 local wait = setting('restore_wait')
 if wait == 0 or redis.call('EXISTS', key(KEY.ledger)) == 0 then return { 'new' } end
-redis.call('SET', key(KEY.gate), 'shut', 'PX', int(wait))
+redis.call('SET', key(KEY.gate), NOW_US, 'PX', int(wait))
 return { 'shut' }

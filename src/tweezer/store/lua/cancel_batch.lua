@@ -5,6 +5,7 @@
 -- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
 -- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'over'}
 -- Events  job.canceled (ranges), batch.canceled when nothing runs; an entry for running jobs too
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()

@@ -6,6 +6,7 @@
 -- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'}; words, apart by spaces, one a job:
 --     canceled | requested | over | unknown
 -- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()

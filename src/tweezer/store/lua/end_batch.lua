@@ -4,6 +4,7 @@
 -- ARGV[1] batch id   [2] project or ''   [3] 'E'|'T'   [4] Fault (JSON) of an ERROR, or ''
 -- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of its status}
 -- Events  job.error (ranges), batch.error when nothing runs; batch.timed_out
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 exempt_from_maxmemory()
 local b = load_own_batch(ARGV[1], ARGV[2])

@@ -5,14 +5,14 @@
 -- ARGV[1] ticket   [2] token   [3] Fault (JSON)
 -- Returns {'ok'} | {'stale'}
 -- Events  job.error (ranges), batch.error
+-- Gate    while it is shut: unavailable
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
-local b, t = load_batch(id, n)
-if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
-local held = key(KEY.held, id, n)
+local b, t = load_held_ticket(ARGV[1], ARGV[2])
+if not b then return { 'stale' } end
+local held = key(KEY.held, b.id, t.n)
 for _, index in ipairs(redis.call('SMEMBERS', held)) do
-  local st = read_state(redis.call('HGET', key(KEY.state, id), index))
+  local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
   if st[S.status] == 'R' then
     end_job(b, index, st, 'E')
     write_state(b, index, st)

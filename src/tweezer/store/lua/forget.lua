@@ -5,6 +5,7 @@
 -- Returns a word a batch: 'ok' | 'unknown' | 'live' (not terminal, not for long enough, or of
 --     another version) | 'unrecorded' (it has events after that one)
 -- Events  none
+-- Gate    open or shut: a batch goes only if it has the very events that the ledger has
 
 local function forget(id, recorded)
   local b, problem = load_batch(id)

@@ -10,13 +10,14 @@
 --     intent, its name, a job of the machine's that is older than any submit of this one or '-', the job's own or '-',
 --     '1' if it may have been sent, 'T' if it was asked to stop because it took too long, else '0'
 -- Events  batch.running and job.running for a job that was not begun
+-- Gate    while it is shut: unavailable
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
 local token, index = ARGV[2], ARGV[3]
-local b, t = load_batch(id, n)
-if not b or not t or t.token ~= token then return { 'stale' } end
-if redis.call('SISMEMBER', key(KEY.held, id, n), index) == 0 then return { 'stale' } end
+local b, t = load_held_ticket(ARGV[1], token)
+if not b then return { 'stale' } end
+local id = b.id
+if redis.call('SISMEMBER', key(KEY.held, id, t.n), index) == 0 then return { 'stale' } end
 local record = redis.call('HGET', key(KEY.remote, id), index)
 if record and may_be_sent(record) then return { 'known' } end
 local st = read_state(redis.call('HGET', key(KEY.state, id), index))

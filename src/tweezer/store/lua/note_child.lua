@@ -4,6 +4,7 @@
 -- ARGV[1] batch id   [2] id of the batch that repeats it
 -- Returns {'ok'} | {'unknown'}
 -- Events  none
+-- Gate    open or shut: it makes no event and moves no job
 
 local b = load_batch(ARGV[1])
 if not b then return { 'unknown' } end

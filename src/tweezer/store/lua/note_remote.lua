@@ -5,6 +5,7 @@
 --     machine counts its jobs
 -- Returns {'ok'} | {'unknown'}: there is no such intent
 -- Events  none
+-- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
 
 exempt_from_maxmemory()
 local b = load_batch(ARGV[1])

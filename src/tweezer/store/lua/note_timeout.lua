@@ -6,12 +6,13 @@
 -- ARGV[1] ticket   [2] token   [3] index   [4] who asks, as it is noted
 -- Returns {'ok'} | {'stale'}: the job is not this holder's, or has ended
 -- Events  none
+-- Gate    while it is shut: unavailable
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
-local b, t = load_batch(id, n)
-if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
-if redis.call('SISMEMBER', key(KEY.held, id, n), ARGV[3]) == 0 then return { 'stale' } end
+local b, t = load_held_ticket(ARGV[1], ARGV[2])
+if not b then return { 'stale' } end
+local id = b.id
+if redis.call('SISMEMBER', key(KEY.held, id, t.n), ARGV[3]) == 0 then return { 'stale' } end
 local st = read_state(redis.call('HGET', key(KEY.state, id), ARGV[3]))
 if JOB_OVER[st[S.status]] then return { 'stale' } end
 st[S.cancels] = int(number_of(st, S.cancels) + 1)

@@ -56,12 +56,51 @@ local function load_batch(id, n)
   return read_batch(id, raw), t
 end
 
--- The batch if it exists and belongs to the project ('' is everybody's: a worker or an operator).
+---------------------------------------------------------------------------------------------- the gate
+
+-- For how long (ms), at most, the gate is still shut: Redis started again, and the ledger may have what it lost. Not
+-- above 0: the gate is open. Read once a script.
+local gate
+local function shut_for()
+  gate = gate or redis.call('PTTL', key(KEY.gate))
+  return gate
+end
+
+local function is_shut() return shut_for() > 0 end
+
+-- Since when this Redis may lack the last writes of the one before; 0 if there was none.
+local function came_back()
+  return tonumber(string.match(redis.call('GET', key(KEY.server)) or '', '^(%d+) ') or 0)
+end
+
+-- Ends the script with an error that callers receive as *unavailable*; nothing may have been written before. Until the
+-- ledger has put back what was lost, a batch from before the restart must not change: its events would take numbers
+-- that were given before, and a job whose end was announced would end again.
+local function refuse_while_shut() error('GATE_SHUT', 0) end
+
+-- The batch if it exists and belongs to the project ('' matches any: the caller is a worker or an operator). For scripts
+-- that change it: while the gate is shut, only one that was created since the restart is returned.
 local function load_own_batch(id, project)
   local b = load_batch(id)
-  if b and project ~= '' and b.project ~= project then return nil end
+  if b and project ~= '' and b.project ~= project then b = nil end
+  local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis had restarted
+  if shut_us and not (b and tonumber(b.created) > (tonumber(shut_us) or came_back() * 1000)) then refuse_while_shut() end
   return b
 end
+
+local function split_ticket(name) return string.sub(name, 1, 36), string.sub(name, 38) end
+
+-- The batch and the ticket of this name, nil if the token is stale. For scripts by which its holder changes jobs: not
+-- while the gate is shut, since all tickets are then from before the restart.
+local function load_held_ticket(name, token)
+  if is_shut() then refuse_while_shut() end
+  local id, n = split_ticket(name)
+  local b, t = load_batch(id, n)
+  if not b or not t or t.token ~= token then return nil end
+  return b, t
+end
+
+---------------------------------------------------------------------------------------- changes of a batch
 
 local BATCH_OVER = { D = true, E = true, C = true, T = true }
 -- Whether a project is among those of ARGV from a place on: their number ('-1' is any), then their ids.
@@ -275,16 +314,6 @@ local function is_taken(device)
   return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
 end
 
--- How long (ms) no job is handed out, at most: Redis started again, and the ledger may have what it lost. Not above
--- 0: the gate is open. Read once a script.
-local gate
-local function shut_for()
-  gate = gate or redis.call('PTTL', key(KEY.gate))
-  return gate
-end
-
-local function is_shut() return shut_for() > 0 end
-
 -- How long (ms) a job of the batch is expected to take: as long as those of it did, else those of its device lately.
 local function job_takes(b)
   local row = redis.call('HMGET', key(KEY.batch, b.id), 'timeout', 'worked')
@@ -371,7 +400,6 @@ local function has_remote(b)
 end
 
 local function ticket_name(b, n) return b.id .. ':' .. n end
-local function split_ticket(name) return string.sub(name, 1, 36), string.sub(name, 38) end
 
 -- Notes a ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
 local function write_ticket(b, t)
@@ -564,11 +592,6 @@ local function finish(b)
 end
 
 ------------------------------------------------------------------------------------- taking jobs back
-
--- Since when this Redis may lack the last writes of the one before; 0 if there was none.
-local function came_back()
-  return tonumber(string.match(redis.call('GET', key(KEY.server)) or '', '^(%d+) ') or 0)
-end
 
 -- When Redis came back, and the last job that the machine was known to have then, for each return: '<ms>:<uid>' by
 -- blanks, oldest first. Of more than 50 the first two become one, as if both were the first. device: its key.

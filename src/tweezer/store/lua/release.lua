@@ -8,11 +8,11 @@
 -- Returns {'ok'} | {'doomed'} | {'stale'}
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
+-- Gate    while it is shut: unavailable
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
-local b, t = load_batch(id, n)
-if not b or not t or t.token ~= ARGV[2] then return { 'stale' } end
+local b, t = load_held_ticket(ARGV[1], ARGV[2])
+if not b then return { 'stale' } end
 take_back(b, t, ARGV[3])
 local word, due = 'ok', nil
 if ARGV[3] == 'fail' then

@@ -2,8 +2,9 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] ticket   [2] token   [3] lease (ms)   [4…] three a job: index, stage, percent or '-'
--- Returns {'ok', index of a job whose cancel is requested or that is over, …} | {'stale'}
+-- Returns {'ok', index of a job whose cancel is requested or that is over, …} | {'stale'} | {'shut'}
 -- Events  batch.running and job.running for a held job that was not begun; progress is published, no event
+-- Gate    while it is shut: the lease is kept and shut is returned; send what the jobs are doing again
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])
@@ -11,6 +12,7 @@ local token = ARGV[2]
 local b, t = load_batch(id, n)
 if not b or not t or t.token ~= token then return { 'stale' } end
 redis.call('ZADD', key(KEY.leases, b.device), int(NOW + tonumber(ARGV[3])), t.name)
+if is_shut() then return { 'shut' } end
 
 local held = redis.call('SMEMBERS', key(KEY.held, id, n))
 if #held == 0 then return { 'ok' } end

@@ -7,6 +7,7 @@
 -- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of the status that it has}
 -- Events  job.error|canceled|pending, and job.canceled where pending was asked of a job whose cancel was requested;
 --     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault too
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>" on the pool's channel for a job that ran and ends; its progress
 
 exempt_from_maxmemory()

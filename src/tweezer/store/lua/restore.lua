@@ -9,6 +9,7 @@
 --     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', fault or ''
 -- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
 -- Events  none for what the ledger has; batch.* when nothing is left to do and it did not know that
+-- Gate    kept shut by each call
 
 local PARTIAL = '0'
 local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
@@ -95,7 +96,8 @@ local function take_out(b, ended)
 end
 
 exempt_from_maxmemory()
-redis.call('SET', key(KEY.gate), 'shut', 'PX', int(math.max(setting('restore_wait'), 1)))
+local shut_us = redis.call('GET', key(KEY.gate)) or int(came_back() * 1000)
+redis.call('SET', key(KEY.gate), shut_us, 'PX', int(math.max(setting('restore_wait'), 1)))
 local version = redis.call('HGET', record, 'v')
 if (version or VERSION) ~= VERSION and version ~= PARTIAL or ledger.v ~= VERSION then return { 'unknown' } end
 if not version then create() end

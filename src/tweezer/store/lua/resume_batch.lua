@@ -4,6 +4,7 @@
 -- ARGV[1] batch id   [2] project or ''
 -- Returns {'ok'} | {'unknown'} | {'over'}
 -- Events  batch.resumed, unless it is not paused; batch.done when nothing is left to do
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 exempt_from_maxmemory()
 local b = load_own_batch(ARGV[1], ARGV[2])

@@ -4,6 +4,7 @@
 -- ARGV[1] ticket   [2] token   [3] index   [4] name of the intent
 -- Returns {'ok'} | {'stale'}: the ticket or the intent is another's, or the intent may be older than what Redis lost
 -- Events  none
+-- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
 
 exempt_from_maxmemory()
 local id, n = split_ticket(ARGV[1])

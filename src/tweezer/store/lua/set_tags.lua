@@ -4,6 +4,7 @@
 -- ARGV[1] batch id   [2] project or ''   [3] tags (JSON)
 -- Returns {'ok'} | {'unknown'}
 -- Events  none: an entry without a word
+-- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 local b = load_own_batch(ARGV[1], ARGV[2])
 if not b then return { 'unknown' } end

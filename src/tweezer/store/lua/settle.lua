@@ -12,8 +12,10 @@
 --     whole held set | {'retired'|'yield'|'parked'|'reserved'|'stale', refused}; refused: outcomes that were not
 --     this token's to write; reserved: the device stays the ticket's, ask again when jobs may have come
 -- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
+-- Gate    while it is shut: unavailable
 
 exempt_from_maxmemory()
+if is_shut() then refuse_while_shut() end
 local ENDING = { done = 'D', error = 'E', canceled = 'C', prevented = 'C' }
 
 -- How long (ms) the jobs of a device take: a mean that halves the weight of a job with each five that come after it.
@@ -105,8 +107,7 @@ local function next_jobs(b, t, most, held)
   local left, fresh = 0, nil
   for _ in pairs(held) do left = left + 1 end
   if left + waiting(b) + b.delayed == 0 then return {} end
-  if most == 0 or b.status == 'S' or is_paused(b.device) or is_shut() or should_yield(b, t)
-    or not ends_in_time(b) then
+  if most == 0 or b.status == 'S' or is_paused(b.device) or should_yield(b, t) or not ends_in_time(b) then
     take_back(b, t, most == 0 and 'drain' or 'stop')
   else
     fresh = claim(b, t, most, left)
@@ -117,7 +118,7 @@ end
 -- Whether the ticket keeps its device, although there is nothing to do: more jobs of its batch may come.
 local function may_reserve(b, most)
   return b.exclusive == 1 and b.open == 1 and most > 0 and not is_over(b) and b.status ~= 'S'
-    and waiting(b) + b.delayed == 0 and not is_paused(b.device) and not is_shut()
+    and waiting(b) + b.delayed == 0 and not is_paused(b.device)
 end
 
 local function settle(name, token, lease, most, used, first, outcomes)

@@ -8,6 +8,7 @@
 -- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'} | {'full', why}
 --     | {'unknown_device'}
 -- Events  batch.created; batch.done if it is closed and has no job
+-- Gate    open or shut: the batch is newer than any restart
 
 local id, project, device = ARGV[1], ARGV[2], ARGV[3]
 local before = answered(project, ARGV[11], ARGV[12])

@@ -7,6 +7,7 @@
 -- Returns {'ok', timed out, reclaimed, made ready}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
 --     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
+-- Gate    while it is shut no batch is warned or timed out, and no lease is reclaimed
 
 local WARN_MAX = 60000
 

@@ -10,6 +10,7 @@
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis started again, and nothing is granted until the gate opens, at the latest when it is due
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
+-- Gate    while it is shut nothing is granted, reclaimed or readied
 
 exempt_from_maxmemory()
 if is_shut() then return { 'shut', int(shut_for()), {} } end

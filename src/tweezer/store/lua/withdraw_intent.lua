@@ -4,6 +4,7 @@
 -- ARGV[1] batch id   [2] index   [3] name of the intent: a call that arrives late takes no other one back
 -- Returns {'ok'} | {'unknown'}: there is no such intent, or the machine has the job
 -- Events  none
+-- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
 
 exempt_from_maxmemory()
 local remote, index = key(KEY.remote, ARGV[1]), ARGV[2]
