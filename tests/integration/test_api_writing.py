@@ -23,6 +23,7 @@ from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import heads
 from tweezer.api.heads import HEAD_MAX
+from tweezer.api.routes_account import FORM_MAX
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
@@ -192,6 +193,36 @@ async def test_a_head_without_an_end_is_cut_off(setting: Setting) -> None:
         assert await setting.refused(sent) == (431, "head_too_large")
 
 
+async def test_trailers_without_an_end_are_cut_off(setting: Setting) -> None:
+    padding = b"x" * (4 * HEAD_MAX)
+    head = b"POST /oauth/token HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+    form = b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    for sent in (
+        b"0\r\nX: " + padding,
+        b"0\r\n" + b"X: y\r\n" * (len(padding) // 6),
+        b"1;" + padding,
+    ):
+        assert await setting.refused(head + form, b"1\r\nx\r\n", sent) == (431, "head_too_large")
+
+
+async def test_trailers_do_not_become_headers(setting: Setting) -> None:
+    content = json.dumps(body()).encode()
+    head = b"POST /api/v1/batches HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n0\r\n" % (len(content), content)
+    trailer = f"Authorization: Bearer {setting.key}\r\n\r\n".encode()
+    assert await setting.refused(head, chunk + trailer) == (401, "unauthorized")
+
+
+async def test_a_log_in_is_refused_before_it_is_read(setting: Setting) -> None:
+    form = ("Content-Type: application/x-www-form-urlencoded", f"Content-Length: {16 * MIB}")
+    head = "\r\n".join(["POST /oauth/token HTTP/1.1", "Host: h", *form, "", ""]).encode()
+    assert await setting.refused(head) == (413, "body_too_large")
+    unsaid = b"POST /core-fast/oauth/token HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+    chunk = b"%x\r\n%b\r\n" % (FORM_MAX, b"x" * FORM_MAX)
+    kind = f"{form[0]}\r\n\r\n".encode()
+    assert await setting.refused(unsaid + kind, chunk, b"1\r\nx\r\n") == (413, "body_too_large")
+
+
 async def test_a_body_that_ends_early_writes_nothing(setting: Setting) -> None:
     content = json.dumps(body()).encode()
     before = await setting.written()
@@ -256,7 +287,13 @@ async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(heads, "HEAD_S", 0.2)
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
     async with bare_server() as address:
-        for sent, answers in ((b"", 0), (request[:9], 0), (request, 1), (request * 2 + request[:9], 2)):
+        for sent, answers in (
+            (b"", 0),
+            (b"\r\n", 0),
+            (request[:9], 0),
+            (request, 1),
+            (request * 2 + request[:9], 2),
+        ):
             reader, writer = await asyncio.open_connection(*address)
             writer.write(sent)
             received = await asyncio.wait_for(reader.read(), PATIENCE_S)  # until the server closes

@@ -28,6 +28,7 @@ from tweezer.api.envelope import Refused, install_failures
 from tweezer.api.heads import HEAD_MAX, HEAD_S
 from tweezer.api.limits import Limits, RequestLimits
 from tweezer.api.rates import Rates
+from tweezer.api.routes_account import FORM_MAX
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
@@ -669,6 +670,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     for row in (
         f"| {HEAD_MAX >> 10} KiB | 431",
         f"| {HEAD_S:g} s | the connection",
+        f"| body of a log-in | {FORM_MAX >> 10} KiB | 413",
         f"| {limits.url_max:,} characters | 414",
         f"| {limits.parameters_max} | 400",
         f"| {limits.patience_s:g} s, and a second more for each {limits.least_rate >> 10} KiB | 408",

@@ -116,7 +116,8 @@ def create_app(
     # The last one added stands first.
     rates = Rates(settings.requests_per_s, settings.requests_burst)
     app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
-    app.add_middleware(Limits, limits=RequestLimits(settings.body_max_kb << 10))
+    limits = RequestLimits(settings.body_max_kb << 10, small_bodies={"/oauth/token": routes_account.FORM_MAX})
+    app.add_middleware(Limits, limits=limits)
     app.add_middleware(Edge)
     app.add_middleware(Timing, times=times)
     app.add_middleware(Answers, repeats=app.state.repeats)

@@ -76,7 +76,7 @@ def _too_large(most: int) -> Refused:
     return Refused(
         413,
         "body_too_large",
-        f"is larger than {most >> 10} KiB as it is sent; send it with Content-Encoding: gzip, or fewer jobs a call",
+        f"is larger than {most >> 10} KiB as it is sent; send less in one call, or pack it (Content-Encoding: gzip)",
         field="body",
     )
 
