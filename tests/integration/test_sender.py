@@ -327,6 +327,31 @@ async def test_junk_is_told_in_a_sentence(said: bytes) -> None:
     assert answer.error is None or len(answer.error) < 100
 
 
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", b"\r\n"]
+)
+async def test_a_receiver_that_never_begins_to_answer_is_cut(said: bytes) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(said * 1000)
+            await writer.drain()
+
+    async with listening(speak) as receiver:
+        answer = await once(receiver.url(), timeout_s=120)
+    assert (answer.status, answer.error) == (None, "no answer came within 64 KiB")
+
+
+async def test_informational_answers_come_before_an_answer_and_do_not_add_up() -> None:
+    async def handle(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000)  # 40 KB
+        return web.Response(status=204)
+
+    async with receiving(handle) as receiver, Sender(HERE, limit=1) as sender:
+        answers = [await sender.post(receiver.url(), BODY, {}) for _ in range(3)]
+    assert [answer.status for answer in answers] == [204] * 3
+
+
 async def test_an_endless_answer_is_cut() -> None:
     sent = 0
 

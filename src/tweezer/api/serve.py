@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from tweezer.api.heads import BoundedHead
 from tweezer.api.longpoll import Holds
 from tweezer.model.errors import InvalidInput
+from tweezer.watchdog import watching_loop
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,10 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._holds = holds
         self._url = url
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with watching_loop():
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

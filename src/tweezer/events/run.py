@@ -31,6 +31,7 @@ from tweezer.settings import Settings
 from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
+from tweezer.watchdog import watching_loop
 
 log = structlog.get_logger(__name__)
 
@@ -105,9 +106,10 @@ class CourierProcess:
         log.info("courier.started")
         duties = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
         try:
-            await work(
-                lambda: self._workers(courier), self._stopping, doing="alarms", drain_s=_DRAIN_S, backoff=Backoff()
-            )
+            with watching_loop():
+                await work(
+                    lambda: self._workers(courier), self._stopping, doing="alarms", drain_s=_DRAIN_S, backoff=Backoff()
+                )
         finally:
             await end_tasks(*duties)
             await courier.close()

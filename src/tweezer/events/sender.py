@@ -16,11 +16,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Self
+from typing import Any, Self, cast
 
 import aiohttp
 import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from tweezer.model.addresses import WebhookPolicy, check_url, why_refused
@@ -30,6 +33,9 @@ Lookup = Callable[[str], Awaitable[list[str]]]
 """The addresses of a name; raises OSError when there are none."""
 
 TEXT_MAX = 500
+
+BEFORE_ANSWER_MAX = 65_536
+"""Bytes that a receiver may send before its answer has begun: informational answers (1xx), empty lines."""
 
 _LOOKUPS = 32  # at a time: each waits in a thread, for seconds where a name's servers are dead
 _LOOKUP_GOOD_S = 10
@@ -89,15 +95,18 @@ class Sender:
         self._answer_max = answer_max
         self._target = functools.lru_cache(maxsize=4096)(self._judged)
         self._resolver = _Resolver(policy, lookup)
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver,
+            ttl_dns_cache=_LOOKUP_GOOD_S,
+            socket_factory=self._open_socket,
+            limit=limit,
+            keepalive_timeout=_KEEPALIVE_S,
+            ssl=True if ssl_context is None else ssl_context,
+        )
+        factory: Callable[[], ResponseHandler] = functools.partial(_BoundedProtocol, loop=asyncio.get_running_loop())
+        connector._factory = cast(Any, factory)  # noqa: SLF001  # aiohttp has no such limit, and no public place for it
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver,
-                ttl_dns_cache=_LOOKUP_GOOD_S,
-                socket_factory=self._open_socket,
-                limit=limit,
-                keepalive_timeout=_KEEPALIVE_S,
-                ssl=True if ssl_context is None else ssl_context,
-            ),
+            connector=connector,
             headers=_HEADERS,
             timeout=aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=math.inf),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -184,6 +193,8 @@ class Sender:
                 return f"no connection to the receiver: {_reason(error.os_error)}"
             case aiohttp.ClientPayloadError():
                 return "the answer broke off"
+            case _NoAnswer():
+                return f"no answer came within {BEFORE_ANSWER_MAX >> 10} KiB"
             case aiohttp.ClientResponseError():
                 return "what the receiver answered is no HTTP"
             case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError() | EOFError():
@@ -192,6 +203,34 @@ class Sender:
                 return f"the connection failed: {_reason(error)}"
             case _:
                 return f"the attempt failed: {type(error).__name__}"
+
+
+class _NoAnswer(aiohttp.ClientError):
+    """A receiver sent a lot, and no answer."""
+
+
+class _BoundedProtocol(ResponseHandler):
+    """aiohttp's connection, which ends when a receiver sends much before its answer."""
+
+    _before = 0  # bytes that came before the answer has begun
+    _answers = False
+
+    def set_response_params(self, **options: Any) -> None:
+        self._before, self._answers = 0, False  # the next response on this connection
+        super().set_response_params(**options)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        self._answers = self._answers or data[0].code >= 200
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._answers:
+            return
+        self._before += len(data)
+        if self._before > BEFORE_ANSWER_MAX and self.transport is not None:
+            self.set_exception(_NoAnswer())
+            self.transport.close()
 
 
 class _Refused(OSError):
