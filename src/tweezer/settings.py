@@ -141,6 +141,8 @@ class Settings(BaseSettings):
     ``ledger.db`` in the data folder."""
     database_connections: int = Field(8, ge=1, le=256)
     """Connections to the database that a process opens at most."""
+    database_connections_per_project: int = Field(3, ge=1, le=256)
+    """Those that requests of one project use at once in a process of the API; its other requests wait for one."""
     database_timeout_s: float = Field(10.0, gt=0, le=300)
     """How long to wait for a connection to the database, and for another writer of a SQLite file."""
     statement_timeout_s: float = Field(60.0, gt=0, le=3600)
@@ -258,6 +260,7 @@ class Settings(BaseSettings):
         return OpenDatabase(
             url=self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ledger.db'}",
             connections_max=self.database_connections,
+            share=self.database_connections_per_project,
             patience_s=self.database_timeout_s,
             statement_s=self.statement_timeout_s,
         )

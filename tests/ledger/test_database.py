@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import exc, func, insert, select, text, update
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import PATIENCE_S, until
 
-from tweezer.ledger.database import Database, load, parse_url
+from tweezer.ledger.database import Database, load, parse_url, sharing
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import batches, endpoints, projects, secrets, sequences
 from tweezer.model.errors import InvalidInput, Unavailable
@@ -25,6 +26,37 @@ def keep(database: Database, *names: str) -> None:
 def names(database: Database) -> list[str]:
     with database.read() as connection:
         return list(connection.execute(select(secrets.c.name).order_by(secrets.c.name)).scalars())
+
+
+# --- threads
+
+
+async def test_a_sharer_uses_a_few_threads_at_a_time_and_others_do_not_wait_for_it(sqlite_template: Path) -> None:
+    place = OpenDatabase(url=f"sqlite:///{sqlite_template}", connections_max=4, share=2)
+    database = Database.open(place)
+    release, begun = threading.Event(), threading.Semaphore(0)
+
+    def work() -> None:
+        begun.release()
+        assert release.wait(PATIENCE_S)
+
+    try:
+        with sharing("greedy"):
+            calls = [asyncio.create_task(database.run(work)) for _ in range(5)]
+        await until(lambda: begun.acquire(blocking=False))
+        await until(lambda: begun.acquire(blocking=False))
+        calls[0].cancel()  # its thread goes on, so that nobody gets its turn
+        with sharing("other"):
+            assert await database.run(int, "7") == 7
+        assert await database.run(int, "8") == 8
+        assert not begun.acquire(blocking=False)
+        release.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert all(begun.acquire(blocking=False) for _ in range(3))
+        await until(lambda: database._turns == {})
+    finally:
+        release.set()
+        database.close()
 
 
 # --- transactions

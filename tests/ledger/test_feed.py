@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
+from tweezer.ledger import feed as feed_module
 from tweezer.ledger.cursors import Cursor, read_cursor
 from tweezer.ledger.feed import Feed, Page, Selection
 from tweezer.ledger.retention import delete_batches
@@ -22,6 +23,7 @@ from tweezer.store.feed import Notice
 from tweezer.store.keys import Key
 
 ALL = Selection()
+TIME_US = 1_700_000_000_000_017
 
 
 class Reader:
@@ -283,18 +285,93 @@ async def test_one_page_looks_through_so_much_and_no_more(
     assert (await Reader(feed, Selection(frozenset("b"), last)).read_all())[0].startswith(f"{last}:1:")
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+async def test_one_type_is_found_as_among_all(
+    bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """Whatever the database picks by itself, in windows of any size, of all projects or some."""
+    monkeypatch.setattr("tweezer.ledger.feed._STEP", 4)
+    for project in ("a", "b", "a"):
+        await run_a_batch(bench, 3, project=project)
+    await bench.rig.submit(25, project="b")
+    held = await bench.rig.submit(1, project="a")
+    await bench.rig.commands.pause(held, project="a")
+    await bench.rig.commands.resume(held, project="a")
+    await bench.rig.commands.cancel(held, project="a")
+    for number, whose in enumerate((None, "a", "b")):
+        await bench.rig.store.events.tell(
+            Notice(f"d{number}:{TIME_US}", EventType.DEVICE_PAUSED, whose, TIME_US, '{"device": "EMU"}')
+        )
+    if recorded:
+        await bench.record()
+        await bench.rig.redis.delete(bench.rig.keys(Key.EVENTS))
+    for selection in (ALL, Selection(frozenset("a")), Selection(frozenset("ab")), Selection(frozenset("a"), held)):
+        events = []
+        reader = Reader(feed, selection)
+        while (page := await reader.step(1000)).more or page.events:
+            events += page.events
+        seen = {event.type for event in events}
+        assert selection.batch_id or {"job.done", "batch.created", "device.paused", "batch.resumed"} <= seen
+        for scanned, merged in ((3, 50), (20_000, 50), (3, 1)):
+            monkeypatch.setattr("tweezer.ledger.feed.SCANNED_MAX", scanned)
+            monkeypatch.setattr("tweezer.ledger.feed._MERGED_MAX", merged)
+            for kind in EventType:
+                wanted = [event.id for event in events if event.type == kind]
+                assert await Reader(feed, selection).read_all(types=[kind]) == wanted, (kind, selection)
+
+
+async def test_rows_of_other_types_stay_in_the_database(
+    bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10):
+        await run_a_batch(bench, 3)
+    await bench.record()
+    read = 0
+    tell = feed_module._Teller.tell
+
+    def counting(teller: Any, item: Any, skipped: int) -> int | None:
+        nonlocal read
+        read += 1
+        return tell(teller, item, skipped)
+
+    monkeypatch.setattr(feed_module._Teller, "tell", counting)
+    assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["batch.error"]) == []
+    assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["endpoint.disabled"]) == []
+    assert read == 0
+    assert len(await Reader(feed, Selection(frozenset("a"))).read_all(types=["batch.done"])) == 10
+    assert read == 10
+
+
 async def test_notices_come_among_the_events_of_whom_they_are_for(bench: LedgerRig, feed: Feed, course: Course) -> None:
     for recorded in (True, False):
         for name, project in (("d", None), ("a", "a"), ("b", "b")):
-            notice = Notice(f"{name}:{recorded:d}:17", EventType.DEVICE_PAUSED, project, 17, '{"device": "EMU"}')
+            notice = Notice(
+                f"{name}{recorded:d}:{TIME_US}", EventType.DEVICE_PAUSED, project, TIME_US, '{"device": "EMU"}'
+            )
             await bench.rig.store.events.tell(notice)
         if recorded:
             await bench.record()
             await bench.rig.redis.delete(bench.rig.keys(Key.EVENTS))
     page = await Reader(feed).step(10)
-    assert [event.id for event in page.events] == ["d:1:17", "a:1:17", "b:1:17", "d:0:17", "a:0:17", "b:0:17"]
+    assert [event.id for event in page.events] == [
+        f"d1:{TIME_US}",
+        f"a1:{TIME_US}",
+        f"b1:{TIME_US}",
+        f"d0:{TIME_US}",
+        f"a0:{TIME_US}",
+        f"b0:{TIME_US}",
+    ]
     assert page.events[0].type == "device.paused"
     assert page.events[0].data == {"device": "EMU"}
-    assert await Reader(feed, Selection(frozenset("a"))).read_all() == ["d:1:17", "a:1:17", "d:0:17", "a:0:17"]
-    assert await Reader(feed, cursor=await feed.cursor("b:1:17", ALL)).read_all() == ["d:0:17", "a:0:17", "b:0:17"]
+    assert await Reader(feed, Selection(frozenset("a"))).read_all() == [
+        f"d1:{TIME_US}",
+        f"a1:{TIME_US}",
+        f"d0:{TIME_US}",
+        f"a0:{TIME_US}",
+    ]
+    assert await Reader(feed, cursor=await feed.cursor(f"b1:{TIME_US}", ALL)).read_all() == [
+        f"d0:{TIME_US}",
+        f"a0:{TIME_US}",
+        f"b0:{TIME_US}",
+    ]
     assert await Reader(feed, Selection(frozenset("a"), new_batch_id())).read_all() == []

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +15,13 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 from tests.support.api_rig import DONE, FAILED, PROJECT, SOON_S, ApiRig, bearer, within
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import following
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
+from tweezer.ledger.feed import Feed, Selection
+from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder import Recorder
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Unavailable
@@ -27,6 +30,7 @@ from tweezer.settings import Settings
 from tweezer.store.feed import Notice
 
 CREATED = ["batch.created"]
+NOW_US = 1_795_341_602_000_000
 RAN = ["batch.running", "job.running", "job.done", "batch.done"]
 
 
@@ -132,11 +136,46 @@ async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: ApiRig) -> No
         assert types(await page(rig, path)) == CREATED + RAN
 
 
+async def test_who_reads_much_leaves_the_database_to_others(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Database.open(OpenDatabase(url=str(ledger.engine.url), connections_max=3, share=2))
+    rig = ApiRig(Settings(), shared)
+    release, begun = threading.Event(), 0
+    read_rows = Feed._rows
+
+    def slowly(feed: Feed, selection: Selection, *rest: Any) -> Any:
+        nonlocal begun
+        if selection.projects == frozenset({PROJECT}):
+            begun += 1
+            release.wait(PATIENCE_S)
+        return read_rows(feed, selection, *rest)
+
+    monkeypatch.setattr(Feed, "_rows", slowly)
+    try:
+        greedy, other = rig.key(), rig.key(project="another")
+        path = "/api/v2/events?wait_s=0&type=endpoint.disabled"
+        reading = [asyncio.create_task(rig.get(path, key=greedy)) for _ in range(8)]
+        await until(lambda: begun == 2)
+        assert (await rig.get(path, key=other)).status_code == 200
+        assert (await rig.get("/api/v1/batches", key=other)).status_code == 200
+        assert begun == 2
+        release.set()
+        assert {answer.status_code for answer in await asyncio.gather(*reading)} == {200}
+    finally:
+        release.set()
+        await rig.close()
+        shared.close()
+
+
 @pytest.mark.parametrize(
     ("parameters", "field"),
     [
         ({"after": "junk"}, "after"),
         ({"after": ""}, "after"),
+        ({"after": f"{UUID(int=1)}:3"}, "after"),
+        ({"after": f"{UUID(int=1)}:0:0"}, "after"),
+        ({"after": f"{UUID(int=1)}:0:{NOW_US}"}, "after"),
+        ({"after": f"{UUID(int=1)}:1:17"}, "after"),
+        ({"after": "EMU_FREE:3"}, "after"),
         ({"type": "job.pending"}, "type"),
         ({"limit": 0}, "limit"),
         ({"limit": 1001}, "limit"),

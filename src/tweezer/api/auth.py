@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tweezer.api.envelope import Refused, failure_of
 from tweezer.api.rates import Rates
 from tweezer.ledger.credentials import Principal, key_digest, key_id
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, sharing
 from tweezer.ledger.keys import USED_S, Found, look_up, note_used
 from tweezer.model.errors import TweezerError, Unavailable
 
@@ -166,7 +166,8 @@ class Authentication:
             await failure_of(error)(scope, receive, send)
             return
         scope[_CALLER] = caller
-        await self._app(scope, receive, send)
+        with sharing(caller.sharer):
+            await self._app(scope, receive, send)
 
 
 class _Known(NamedTuple):

@@ -52,6 +52,11 @@ class Principal(msgspec.Struct, frozen=True):
     def sees_all(self) -> bool:
         return self.role is not Role.USER
 
+    @property
+    def sharer(self) -> str:
+        """On whose behalf it uses what all share: its projects; without any, its key."""
+        return ",".join(sorted(self.projects)) or self.key
+
     def sees(self, project: str) -> bool:
         """Whether what belongs to the project exists for this caller."""
         return self.sees_all or project in self.projects

@@ -19,8 +19,8 @@ NOW = ("now", "$")
 """What stands for the end of the stream."""
 
 _PLACE = re.compile(r"(\d{1,13})-(\d{1,7})(?:\.(\d{1,9}))?", re.ASCII)
-_EVENT = re.compile(r"([0-9a-fA-F-]{32,36}):(\d{1,15}):(\d{1,16})", re.ASCII)
-_NOTICE = re.compile(r"[!-~]{1,100}:(\d{1,16})", re.ASCII)
+_EVENT = re.compile(r"([0-9a-fA-F-]{32,36}):([1-9]\d{0,14}):(\d{16})", re.ASCII)
+_NOTICE = re.compile(r"[A-Za-z0-9_.-]{1,100}:(\d{16})", re.ASCII)  # of a device, or of an endpoint
 _NUMBERS = 1 << 20  # of entries of one millisecond
 _MILLISECONDS = 1 << 43
 _SLACK_MS = 1000  # by which the place of an entry and the time of its events may differ

@@ -7,6 +7,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 from uuid import UUID
@@ -19,6 +20,8 @@ from tweezer.model.errors import InvalidInput, Unavailable
 
 T = TypeVar("T")
 
+_SHARER: ContextVar[str] = ContextVar("sharer", default="")
+
 SCHEMES = ("sqlite", "postgresql")
 
 _POSTGRES = {
@@ -28,11 +31,24 @@ _POSTGRES = {
 }
 
 
+@contextlib.contextmanager
+def sharing(sharer: str) -> Iterator[None]:
+    """Use databases on behalf of this sharer: of each only so many calls run at once. Of nobody's ('') all do."""
+    token = _SHARER.set(sharer)
+    try:
+        yield
+    finally:
+        _SHARER.reset(token)
+
+
 class Database:
     """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
 
-    def __init__(self, engine: Engine, *, threads: int) -> None:
+    def __init__(self, engine: Engine, *, threads: int, share: int | None = None) -> None:
+        """share: threads that one sharer uses at once; others of its calls wait. None: all."""
         self.engine = engine
+        self._share = share or threads
+        self._turns: dict[str, _Turn] = {}
         self.is_sqlite = engine.dialect.name == "sqlite"
         # PostgreSQL would show each statement of a transaction what was committed before it.
         self._reading = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
@@ -62,7 +78,7 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
             }
             engine = create_engine(url, connect_args=arguments, pool_pre_ping=True, **options)
-        return cls(engine, threads=given.connections_max)
+        return cls(engine, threads=given.connections_max, share=given.share)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -81,8 +97,31 @@ class Database:
             yield connection
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Does blocking work in a thread of the ledger's."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        """Does blocking work in a thread of the ledger's, of which each sharer has a few at a time."""
+        sharer = _SHARER.get()
+        if not sharer:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        turn = self._turns.setdefault(sharer, _Turn(self._share))
+        turn.users += 1
+
+        def leave() -> None:
+            turn.users -= 1
+            if not turn.users:
+                del self._turns[sharer]
+
+        try:
+            await turn.free.acquire()
+        except BaseException:
+            leave()
+            raise
+        working = asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+        def end(_: object) -> None:
+            turn.free.release()
+            leave()
+
+        working.add_done_callback(end)
+        return await asyncio.shield(working)  # a caller that is cancelled does not stop the thread
 
     def id(self, identity: UUID) -> UUID | bytes:
         """An id as the driver takes it."""
@@ -91,6 +130,14 @@ class Database:
     def close(self) -> None:
         self._threads.shutdown()
         self.engine.dispose()
+
+
+class _Turn:
+    """The threads that one sharer may use, and how many calls use them or wait for one."""
+
+    def __init__(self, share: int) -> None:
+        self.free = asyncio.Semaphore(share)
+        self.users = 0
 
 
 def parse_url(text: str) -> URL:

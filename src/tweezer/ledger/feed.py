@@ -3,21 +3,26 @@
 Rows of the ledger and entries of the stream have the same positions. What is recorded is read first; then the stream
 behind it; and if that was trimmed meanwhile, the ledger once more: what is gone from the stream before it is read is in
 the ledger by then. So each event comes once, in order, whatever recorder and trim do at the time.
+
+The database picks the rows of the wanted types, from a bounded number of rows at a time. A page is bounded by rows and
+by time: one that reached a bound says where to read on, and that there may be more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, union_all
 
 from tweezer.ledger.cursors import NOW, Cursor, Places, before_time, count_events, read_cursor
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
 from tweezer.model.events import jobs_of, read_events
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.webhooks import EventType, Told, told, told_notice
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, Notice, position_id, position_number
@@ -25,7 +30,10 @@ from tweezer.store.owners import Owners
 
 LIMIT_MAX = 1000
 SCANNED_MAX = 20_000
-"""Entries that one page looks through at most, so that a filter which finds little costs little."""
+"""Rows or entries that one page looks through, about: so that a filter which finds little costs little."""
+
+PAGE_S = 0.5
+"""After this time a page ends with what it has."""
 
 _STEP = 1000  # rows, or entries, of one read
 _MERGED_MAX = 50  # projects whose rows are merged; of more, all rows are looked through
@@ -77,11 +85,23 @@ class _Item(NamedTuple):
 
 
 class _Stretch(NamedTuple):
-    """All items behind a place, up to and with ``end``. is_last: there were no more."""
+    """All items behind a place, up to and with ``end``. is_last: there were no more. scanned: what was looked through
+    for them."""
 
     items: list[_Item]
     end: int
     is_last: bool
+    scanned: int
+
+
+class _Rows(NamedTuple):
+    """What the ledger has behind a place, up to and with ``end``; None: to its end. recorded: up to where the stream is
+    in the ledger."""
+
+    items: list[_Item]
+    end: int | None
+    scanned: int
+    recorded: int
 
 
 class Feed:
@@ -123,9 +143,10 @@ class Feed:
     ) -> Page:
         """The events behind the place, oldest first; of these types only, if any are named."""
         teller = _Teller(frozenset(types) or _SHOWN, limit, selection.batch_id)
-        scanned = 0
+        wanted = frozenset(types)
+        scanned, deadline = 0, time.monotonic() + PAGE_S
         while True:
-            stretch = await self._stretch(selection, cursor.before)
+            stretch = await self._stretch(selection, cursor.before, wanted)
             for item in stretch.items:
                 skipped = cursor.told or 0 if item.position == cursor.position else 0
                 left_at = teller.tell(item, skipped)
@@ -134,28 +155,29 @@ class Feed:
                     return Page(teller.events, cursor, True, teller.ended)
             if stretch.end > cursor.position:
                 cursor = Cursor(stretch.end)
-            scanned += len(stretch.items) + 1
-            if stretch.is_last or scanned >= SCANNED_MAX:
+            scanned += stretch.scanned + 1
+            if stretch.is_last or scanned >= SCANNED_MAX or time.monotonic() > deadline:
                 return Page(teller.events, cursor, not stretch.is_last, teller.ended)
 
-    async def _stretch(self, selection: Selection, after: int) -> _Stretch:
-        items, is_all, recorded = await self._database.run(self._rows, selection, after)
-        if not is_all:
-            return _Stretch(items, items[-1].position, False)
-        start = max(after, recorded)
+    async def _stretch(self, selection: Selection, after: int, types: frozenset[str]) -> _Stretch:
+        rows = await self._database.run(self._rows, selection, after, types)
+        if rows.end is not None:
+            return _Stretch(rows.items, rows.end, False, rows.scanned)
+        start = max(after, rows.recorded)
         entries, trimmed = await self._store.events.read_on(position_id(start), most=_STEP)
         if position_number(trimmed) > start:
-            items, is_all, _ = await self._database.run(self._rows, selection, after)
-            if not is_all:
-                return _Stretch(items, items[-1].position, False)
-        found = {item.position: item for item in items}
+            rows = await self._database.run(self._rows, selection, after, types)
+            if rows.end is not None:
+                return _Stretch(rows.items, rows.end, False, rows.scanned)
+        found = {item.position: item for item in rows.items}
         for item in await self._of_stream(selection, entries):
             found.setdefault(item.position, item)
         end, is_last = max([start, *found]), len(entries) < _STEP
         if entries:
             last = position_number(entries[-1].id)
             end = max(end, last) if is_last else last
-        return _Stretch([found[at] for at in sorted(found) if at <= end], end, is_last)
+        items = [found[at] for at in sorted(found) if at <= end]
+        return _Stretch(items, end, is_last, rows.scanned + len(entries))
 
     # -- the stream -------------------------------------------------------------------------------------
 
@@ -194,19 +216,24 @@ class Feed:
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(found.where(batches.c.id.in_(batch_ids)))}
 
-    def _rows(self, selection: Selection, after: int) -> tuple[list[_Item], bool, int]:
-        """The first rows behind the position, whether they are all, and up to where the stream is recorded."""
+    def _rows(self, selection: Selection, after: int, types: frozenset[str]) -> _Rows:
+        """The first rows behind the position; of these types, if any are named, and perhaps others."""
+        items: list[_Item] = []
+        ends: list[int] = []
+        scanned = 0
         with self._database.read() as connection:
             recorded = self._position(connection)
-            rows = connection.execute(_transitions(connection, selection, after))
-            items = [_Item(row[0], row[5] or selection.project, *row[1:5]) for row in rows]
-            told = [] if selection.batch_id is not None else list(connection.execute(_notices(selection, after)))
-        ends = [part[-1][0] for part in (items, told) if len(part) == _STEP]
-        items += [_Item(row.position, None, UUID(int=0), 0, row.time_us, "", Notice(*row[1:])) for row in told]
+            for read in (_read_transitions, _read_notices):
+                part, end = read(connection, selection, after, types)
+                items += part
+                scanned += SCANNED_MAX if end is not None and len(part) < _STEP else len(part)
+                if end is not None:
+                    ends.append(end)
         items.sort(key=lambda item: item.position)
-        if ends:
-            items = [item for item in items if item.position <= min(ends)]
-        return items, not ends, recorded
+        if not ends:
+            return _Rows(items, None, scanned, recorded)
+        end = min(ends)
+        return _Rows([item for item in items if item.position <= end], end, scanned, recorded)
 
 
 class _Teller:
@@ -264,38 +291,115 @@ def _item(entry: Entry, project: str | None) -> _Item:
     return _Item(position, project, entry.batch_id, entry.first, entry.time_us, entry.words, entry.notice)
 
 
-def _transitions(connection: Connection, selection: Selection, after: int) -> Select[Any]:
-    """Position, batch, number of the first event, time, words and project."""
+def _read_transitions(
+    connection: Connection, selection: Selection, after: int, types: frozenset[str]
+) -> tuple[list[_Item], int | None]:
+    """The next transitions that may be of these types, and up to where they are all; None: to the end."""
     table = transitions.c
+    pairs = _pairs(types, ends=selection.batch_id is not None)
+    if types and not pairs:
+        return [], None
+    whose, is_mixed = _whose(connection, selection)
+    if not whose:
+        return [], None
+    conditions: list[ColumnElement[bool]] = [table.position > after]
+    until = None
+    if types or is_mixed:
+        until = _window(connection, [conditions if is_mixed else [*conditions, *part] for part in whose])
+    if until is not None:
+        conditions.append(table.position <= until)
+    if types:
+        conditions.append(_has_words(connection, pairs))
     columns = (table.position, table.batch, table.sequence_number, table.time_us, table.words)
-    behind = table.position > after
     named: Select[Any] = select(*columns, projects.c.id).join(projects, projects.c.no == table.project)
-    if selection.batch_id is not None:
-        query = named.where(table.batch == selection.batch_id, behind)
-    elif selection.projects is None:
-        query = named.where(behind)
-    else:
-        found = select(projects.c.no).where(projects.c.id.in_(sorted(selection.projects)))
-        numbers = list(connection.execute(found).scalars())
-        if not 1 < len(numbers) <= _MERGED_MAX:
-            query = named.where(
-                table.project.in_(numbers) if len(numbers) != 1 else table.project == numbers[0], behind
-            )
-        else:  # each project's rows stand together in the index
-            firsts = [
-                named.where(table.project == no, behind).order_by(table.position).limit(_STEP).subquery()
-                for no in numbers
-            ]
-            merged = union_all(*map(select, firsts)).subquery()
-            return select(merged).order_by(merged.c.position).limit(_STEP)
-    return query.order_by(table.position).limit(_STEP)
+    firsts = [named.where(*part, *conditions).order_by(table.position).limit(_STEP) for part in whose]
+    query = firsts[0]
+    if len(firsts) > 1:  # each project's rows stand together in the index
+        merged = union_all(*(select(first.subquery()) for first in firsts)).subquery()
+        query = select(merged).order_by(merged.c.position).limit(_STEP)
+    items = [_Item(row[0], row[5], *row[1:5]) for row in connection.execute(query)]
+    return items, items[-1].position if len(items) == _STEP else until
 
 
-def _notices(selection: Selection, after: int) -> Select[Any]:
-    """Position, and the fields of a Notice."""
+def _read_notices(
+    connection: Connection, selection: Selection, after: int, types: frozenset[str]
+) -> tuple[list[_Item], int | None]:
+    """The same of notices, and exactly of these types."""
     table = notices.c
-    whose: list[ColumnElement[bool]] = []
+    named = {it for it in types if not it.startswith(("batch.", "job."))}
+    if selection.batch_id is not None or (types and not named):
+        return [], None
+    conditions: list[ColumnElement[bool]] = [table.position > after]
+    until = None
+    if types:
+        until = _last_of_window(connection, select(table.position).where(*conditions), table.position, SCANNED_MAX)
+        conditions.append(table.type.in_(sorted(named)))
+    if until is not None:
+        conditions.append(table.position <= until)
     if selection.projects is not None:
-        whose.append(or_(table.project.is_(None), table.project.in_(sorted(selection.projects))))
+        conditions.append(or_(table.project.is_(None), table.project.in_(sorted(selection.projects))))
     query = select(table.position, table.id, table.type, table.project, table.time_us, table.data)
-    return query.where(table.position > after, *whose).order_by(table.position).limit(_STEP)
+    rows = list(connection.execute(query.where(*conditions).order_by(table.position).limit(_STEP)))
+    items = [_Item(row.position, None, UUID(int=0), 0, row.time_us, "", Notice(*row[1:])) for row in rows]
+    return items, items[-1].position if len(items) == _STEP else until
+
+
+def _whose(connection: Connection, selection: Selection) -> tuple[list[list[ColumnElement[bool]]], bool]:
+    """The conditions on transitions, of each part of the selection that is read by an index of its own.
+
+    And whether rows of others stand between those of a part.
+    """
+    table = transitions.c
+    if selection.batch_id is not None:
+        return [[table.batch == selection.batch_id]], False
+    if selection.projects is None:
+        return [[]], False
+    found = select(projects.c.no).where(projects.c.id.in_(sorted(selection.projects)))
+    numbers = list(connection.execute(found).scalars())
+    if len(numbers) > _MERGED_MAX:
+        return [[table.project.in_(numbers)]], True
+    return [[table.project == no] for no in numbers], False
+
+
+def _window(connection: Connection, parts: Sequence[Sequence[ColumnElement[bool]]]) -> int | None:
+    """Up to where transitions may be looked through at once; None: to the end."""
+    table = transitions.c
+    ends = [
+        _last_of_window(connection, select(table.position).where(*part), table.position, SCANNED_MAX // len(parts))
+        for part in parts
+    ]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _last_of_window(
+    connection: Connection, positions: Select[Any], column: ColumnElement[int], rows: int
+) -> int | None:
+    """The position of the last of so many rows; None when there are fewer. It needs an index alone."""
+    found: int | None = connection.execute(positions.order_by(column).offset(rows - 1).limit(1)).scalar()
+    return found
+
+
+# --- the types of a row, by its words: two letters, the status before and after, behind the number of a job or alone
+
+_PAIRS = {
+    **{f"job.{status.lower()}": f"[0-9][A-Z]{letter}" for letter, status in JOB_BY_LETTER.items()},
+    **{f"batch.{status.lower()}": f" [A-Z]{letter}" for letter, status in BATCH_BY_LETTER.items()},
+    EventType.BATCH_CREATED: " N[A-Z]",
+    EventType.BATCH_IDLE: " [A-Z]I",
+    EventType.BATCH_RESUMED: " S[A-Z]",
+}
+
+
+def _pairs(types: frozenset[str], *, ends: bool) -> list[str]:
+    """What the words of these types have, with a space before them; ends: those of the ends of batches, too."""
+    if ends and types:
+        types |= {f"batch.{status.lower()}" for status in TERMINAL_BATCH}
+    return [_PAIRS[it] for it in sorted(types) if it in _PAIRS]
+
+
+def _has_words(connection: Connection, pairs: Iterable[str]) -> ColumnElement[bool]:
+    words = transitions.c.words
+    if connection.dialect.name == "sqlite":
+        spaced = literal(" ") + words
+        return or_(*(spaced.op("GLOB", is_comparison=True)(f"*{pair}*") for pair in pairs))
+    return (literal(" ") + words).regexp_match("|".join(pairs))

@@ -8,11 +8,13 @@ import msgspec
 class OpenDatabase(msgspec.Struct, frozen=True):
     """Where the database is. ``url``: ``sqlite:///file`` or ``postgresql://user:password@host/database``.
 
-    connections_max: at a time, of this process. patience_s: how long to wait for a connection and, on SQLite, for
+    connections_max: at a time, of this process. share: those of one caller's, of a process that serves several; None:
+    all. patience_s: how long to wait for a connection and, on SQLite, for
     another writer. statement_s: how long PostgreSQL may take for one statement.
     """
 
     url: str
     connections_max: int = 8
+    share: int | None = None
     patience_s: float = 10.0
     statement_s: float = 60.0
