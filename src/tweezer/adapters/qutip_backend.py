@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -9,13 +10,15 @@ from pulser import Sequence
 from pulser.backend import EmulationConfig
 from pulser_simulation import QutipBackendV2, QutipConfig
 
-from tweezer.adapters import qutip_solver
+from tweezer.adapters import qutip_reuse, qutip_solver
 from tweezer.adapters.course import Course
 from tweezer.adapters.lane_backend import Watch
 from tweezer.adapters.pulser_backend import Emulation, PulserBackend
 from tweezer.adapters.pulser_configuration import Dialect, QutipKeys
 from tweezer.adapters.pulser_sampling import has_jumps, is_steady, noise_of
 from tweezer.adapters.qutip_sampling import StatesInstead
+
+_ONE_STATES = {"ground-rydberg": "r", "digital": "h"}
 
 
 class Qutip:
@@ -26,7 +29,18 @@ class Qutip:
     dialect = Dialect(QutipConfig, QutipKeys)
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        return config
+        """Say which state counts as 1 where an atom has three: the one of the sequence's own measurement basis.
+
+        As ``pulser_simulation.CoherentResults.sample_final_state``: without a measurement, that of the digital basis.
+        """
+        if not {"ground-rydberg", "digital"} <= set(sequence.get_addressed_bases()):
+            return config
+        measured = sequence.get_measurement_basis() if sequence.is_measured() else "digital"
+        one_state = _ONE_STATES[measured]
+        settled: EmulationConfig[Any] = config.with_changes(
+            observables=tuple(_with_one_state(observable, one_state) for observable in config.observables)
+        )
+        return settled
 
     def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
         return sequence
@@ -48,6 +62,15 @@ class Qutip:
         """Nothing: QuTiP draws from numpy's generator, by our patch."""
 
 
+def _with_one_state(observable: Any, one_state: str) -> Any:
+    """The observable, with this state as the one that measures to 1 if it needs one and its client named none."""
+    if getattr(observable, "one_state", one_state) is not None:
+        return observable
+    changed = copy.copy(observable)
+    changed.one_state = one_state
+    return changed
+
+
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
     """The factory of this backend; changes the process it is called in (QuTiP's integrator, warnings)."""
     install()
@@ -58,3 +81,4 @@ def install() -> None:
     """Have this process serve QuTiP."""
     warnings.simplefilter("ignore")  # they are for who writes a sequence, not for a worker's log
     qutip_solver.install()
+    qutip_reuse.install()
