@@ -19,7 +19,7 @@ from pulser.backend.observable import AggregationMethod
 from pulser.devices import MockDevice
 from pulser.register.register_layout import RegisterLayout
 from pulser.waveforms import RampWaveform
-from pulser_simulation import QutipBackendV2, QutipConfig
+from pulser_simulation import QutipBackendV2, QutipConfig, QutipEmulator
 from scipy.stats import chisquare  # type: ignore[import-untyped]  # it has no types
 
 from tweezer.adapters.child import ChildLane, LaneOptions
@@ -412,7 +412,14 @@ def configured(**options: Any) -> str:
 
 
 async def test_what_clients_of_other_emulators_send_is_accepted(lane: ChildLane) -> None:
-    text = configured(num_gpus_to_use=1, autosave_dt=math.inf, optimize_qubit_ordering=True, log_file=None)
+    text = configured(
+        num_gpus_to_use=1,
+        autosave_dt=math.inf,
+        optimize_qubit_ordering=True,
+        log_file=None,
+        solver="tdvp",
+        interaction_matrix=None,
+    )
     assert "Infinity" in text
     await lane.prepare(batch(backend_configuration=text))
     assert sum((await counter(lane, job(5, **VALUES))).values()) == 5
@@ -429,9 +436,9 @@ async def test_what_clients_of_other_emulators_send_is_accepted(lane: ChildLane)
         ({"backend_options": {"log_file": "x"}}, "backend_configuration.backend_options"),
         ({"observables": "all"}, "backend_configuration"),
         ({"observables": [{"observable": "mood"}]}, "backend_configuration"),
-        ({"solver": "abacus"}, "backend_configuration"),
+        ({"solver": "abacus"}, "backend_configuration.solver"),
         ({"default_num_shots": -1}, "backend_configuration"),
-        ({"interaction_matrix": [[0.0, 1.0], [1.0, 0.0]]}, "backend_configuration"),
+        ({"interaction_matrix": [[0.0, 1.0], [1.0, 0.0]]}, "backend_configuration.interaction_matrix"),
     ],
 )
 async def test_dangerous_unknown_and_wrong_options_are_refused(
@@ -456,17 +463,47 @@ async def test_the_older_configuration_is_refused_where_it_asks_for_something(la
     assert raised.value.field == "configuration.with_noise"
 
 
+def mixed(measured: str | None, *, pulses: tuple[str, ...] = ("raman", "rydberg")) -> Sequence[Any]:
+    """Atom a goes to the hyperfine state, then atom b to the Rydberg state."""
+    sequence: Sequence[Any] = Sequence(Register({"a": (0, 0), "b": (30, 0)}), MockDevice)
+    for name, atom in (("raman", "a"), ("rydberg", "b")):
+        if name in pulses:
+            sequence.declare_channel(name, f"{name}_local", initial_target=atom)
+            sequence.add(Pulse.ConstantPulse(200, math.pi / 0.2, 0.0, 0.0), name)
+    if measured is not None:
+        sequence.measure(measured)
+    return sequence
+
+
+@pytest.mark.filterwarnings("ignore:QutipEmulator is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("measured", "expected"), [("digital", "10"), (None, "10"), ("ground-rydberg", "01")])
+async def test_atoms_with_three_states_are_counted_in_the_sequences_own_measurement_basis(
+    lane: ChildLane, measured: str | None, expected: str
+) -> None:
+    sequence = mixed(measured)
+    bare = QutipEmulator.from_sequence(sequence).run().sample_final_state(100)
+    await lane.prepare(batch(sequence.to_abstract_repr()))
+    assert (await counter(lane, job(100)))[expected] >= 95
+    assert bare[expected] >= 95
+    observed = EmulationConfig(observables=[Occupation(evaluation_times=[1.0])]).to_abstract_repr()
+    await lane.prepare(batch(sequence.to_abstract_repr(), backend_configuration=observed))
+    outcome = await run(lane, job(100))
+    assert outcome.result is not None
+    assert outcome.result.serialised_results is not None
+    occupation = Results.from_abstract_repr(outcome.result.serialised_results).occupation[-1]
+    assert [round(float(one)) for one in occupation] == [int(bit) for bit in expected]
+
+
 async def test_what_pulser_rejects_late_is_the_users_error(lane: ChildLane) -> None:
-    mixed: Sequence[Any] = Sequence(Register.square(2, spacing=6.0, prefix="q"), MockDevice)
-    mixed.declare_channel("rydberg", "rydberg_global")
-    mixed.declare_channel("raman", "raman_global")
-    for channel in ("rydberg", "raman"):
-        mixed.add(Pulse.ConstantPulse(100, 1.0, 0.0, 0.0), channel)
-    await lane.prepare(batch(mixed.to_abstract_repr()))
+    noisy = EmulationConfig(
+        observables=[BitStrings(evaluation_times=[1.0])], noise_model=NoiseModel(relaxation_rate=1.0)
+    )
+    text = mixed(None, pulses=("raman",)).to_abstract_repr()
+    await lane.prepare(batch(text, backend_configuration=noisy.to_abstract_repr()))
     outcome = await run(lane, job(5))
     assert (outcome.kind, outcome.cause) == (OutcomeKind.ERROR, FaultKind.USER)
     assert outcome.fault is not None
-    assert "one state" in outcome.fault.message
+    assert "ground-rydberg" in outcome.fault.message
 
 
 LONG = adiabatic(8, 40_000).to_abstract_repr()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -47,10 +47,10 @@ _Cutoff = Annotated[float, Meta(ge=0, le=1e9)]
 
 
 class QutipKeys(msgspec.Struct, frozen=True):
-    """Of ``pulser_simulation.QutipConfig``, which checks them itself."""
+    """Of ``pulser_simulation.QutipConfig``, which checks the rate itself."""
 
     sampling_rate: Any = None
-    solver: Any = None
+    solver: Literal["default", "MasterEquation", "MonteCarlo"] | None = None
 
 
 class StateVectorKeys(msgspec.Struct, frozen=True):
@@ -76,7 +76,8 @@ class TensorKeys(msgspec.Struct, frozen=True):
     solver: Literal["tdvp", "dmrg"] | None = None
 
 
-_ELSEWHERE = frozenset().union(*(keys.__struct_fields__ for keys in (QutipKeys, StateVectorKeys, TensorKeys)))
+_DIALECTS: tuple[type[msgspec.Struct], ...] = (QutipKeys, StateVectorKeys, TensorKeys)
+_ELSEWHERE = frozenset().union(*(keys.__struct_fields__ for keys in _DIALECTS))
 
 
 class Dialect(msgspec.Struct, frozen=True):
@@ -84,7 +85,8 @@ class Dialect(msgspec.Struct, frozen=True):
 
     config_type: its class of configurations. keys: what it heeds beyond what all do, with their types.
     ours: what the operator decides, whatever clients say. full_times: whether it can look at every step.
-    older: which of its keys the dictionary that came before may have, and what their words mean.
+    older: which of its keys the dictionary that came before may have, and what their words mean. lacks: keys of all
+    emulators that this one cannot heed and must not drop, because they change the physics, with what to do.
     """
 
     config_type: type[EmulationConfig[Any]]
@@ -92,6 +94,7 @@ class Dialect(msgspec.Struct, frozen=True):
     ours: Mapping[str, Any] = {}
     full_times: bool = True
     older: Mapping[str, Mapping[str, Any]] = {}
+    lacks: Mapping[str, str] = {}
 
 
 class Configuration:
@@ -152,10 +155,12 @@ def _allowed(dialect: Dialect, text: str) -> dict[str, Any]:
 def _heeded(dialect: Dialect, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in options.items():
         field = f"{FIELD}.{name[:50]}"
+        if name in dialect.lacks and value is not None:
+            raise Refusal(Fault("invalid", dialect.lacks[name], field))
         if name in _OF_ALL:
             yield name, value
         elif name in dialect.keys.__struct_fields__:
-            if value is not None:
+            if value is not None and not _is_of_another(dialect.keys, name, value):
                 yield name, _typed(dialect.keys, name, value, field)
         elif name in _UNLESS_USED:
             if value not in _NO_SUCH_WISH and (name not in _USUAL or value != _USUAL[name]):
@@ -164,13 +169,37 @@ def _heeded(dialect: Dialect, options: dict[str, Any]) -> Iterator[tuple[str, An
             raise Refusal(Fault("invalid", "is not an option of this emulator", field))
 
 
+def _is_of_another(keys: type[msgspec.Struct], name: str, value: Any) -> bool:
+    """Whether the value is a word of other emulators only, such as QuTiP's ``default`` for emu-mps' ``solver``."""
+    others = [other for other in _DIALECTS if other is not keys and name in other.__struct_fields__]
+    return isinstance(value, str) and not _fits(keys, name, value) and any(_fits(one, name, value) for one in others)
+
+
+def _fits(keys: type[msgspec.Struct], name: str, value: Any) -> bool:
+    try:
+        msgspec.convert({name: value}, keys)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 def _typed(keys: type[msgspec.Struct], name: str, value: Any, field: str) -> Any:
     try:
         msgspec.convert({name: value}, keys)
     except msgspec.ValidationError as error:
-        problem = str(error).partition(" - at ")[0].replace("`", "")
-        raise Refusal(Fault("invalid", f"is not what it must be: {problem[:1].lower()}{problem[1:]}", field)) from error
+        if words := _words(keys, name):
+            problem = f"must be one of {', '.join(words)}, not {brief(ValueError(repr(value)))}"
+        else:
+            said = str(error).partition(" - at ")[0].replace("`", "")
+            problem = f"is not valid: {said[:1].lower()}{said[1:]}"
+        raise Refusal(Fault("invalid", problem, field)) from error
     return value
+
+
+def _words(keys: type[msgspec.Struct], name: str) -> list[str]:
+    """The words that a key may have, if it has words."""
+    choices = [choice for choice in get_args(get_type_hints(keys)[name]) if get_origin(choice) is Literal]
+    return [repr(word) for choice in choices for word in get_args(choice)]
 
 
 def _older(dialect: Dialect, older: dict[str, Any]) -> Iterator[tuple[str, Any]]:

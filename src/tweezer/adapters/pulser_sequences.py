@@ -12,6 +12,7 @@ from pulser import Sequence
 from pulser.register.mappable_reg import MappableRegister
 
 from tweezer.adapters.lane_backend import Refusal
+from tweezer.adapters.schema_errors import explain
 from tweezer.model.messages import Fault
 
 FIELD = "sequence"
@@ -65,12 +66,18 @@ class ParsedSequence:
 
 
 def brief(error: BaseException) -> str:
-    """What a library has to say, short enough for a sentence; for a JSON schema, the place and the problem."""
-    text = f"{type(error).__name__}" if not str(error) else str(error)
+    """Return what a library says, with its causes, short enough for a sentence; the place first for a JSON Schema."""
     if isinstance(error, jsonschema.ValidationError):
-        closest = jsonschema.exceptions.best_match([error]) or error
-        place = ".".join(str(step) for step in closest.absolute_path)
-        text = f"{place}: {closest.message}" if place else closest.message
+        text = explain(error)
+    else:
+        said: list[str] = []
+        cause: BaseException | None = error
+        while cause is not None:
+            words = explain(cause) if isinstance(cause, jsonschema.ValidationError) else str(cause)
+            if words not in said:
+                said.append(words or type(cause).__name__)
+            cause = cause.__cause__
+        text = ": ".join(one.strip().removesuffix(".") if one is not said[-1] else one for one in said)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 

@@ -26,7 +26,11 @@ class Qutip:
 
     name = "qutip"
     packages: tuple[str, ...] = ("pulser-simulation", "qutip")
-    dialect = Dialect(QutipConfig, QutipKeys)
+    dialect = Dialect(
+        QutipConfig,
+        QutipKeys,
+        lacks={"interaction_matrix": "QuTiP cannot replace the interactions: use EMU_SV or EMU_MPS"},
+    )
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
         """Say which state counts as 1 where an atom has three: the one of the sequence's own measurement basis.

@@ -1,0 +1,69 @@
+"""A sequence that misses Pulser's schema is refused with the place and the problem."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pulser import Pulse, Register, Sequence
+from pulser.devices import DigitalAnalogDevice
+
+from tweezer.adapters.lane_backend import Refusal
+from tweezer.adapters.pulser_sequences import ParsedSequence
+
+pytestmark = [pytest.mark.emulator, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+
+def document() -> dict[str, Any]:
+    sequence: Sequence[Any] = Sequence(Register({"a": (0, 0), "b": (8, 0)}), DigitalAnalogDevice)
+    sequence.declare_channel("channel", "rydberg_global")
+    amplitude = sequence.declare_variable("amplitude")
+    sequence.add(Pulse.ConstantPulse(200, amplitude, 0, 0), "channel")
+    parsed: dict[str, Any] = json.loads(sequence.to_abstract_repr())
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda it: it["operations"][0].update(op="teleport"), "operations[0].op: 'teleport' is not one of 'align'"),
+        (lambda it: it["operations"][0].update(surprise=1), "operations[0]: Additional properties are not allowed"),
+        (lambda it: it["operations"][0].update(channel=3), "operations[0].channel: 3 is not of type string"),
+        (
+            lambda it: it["operations"][0]["amplitude"].update(kind="wobble"),
+            "operations[0].amplitude.kind: 'wobble' is not one of 'composite'",
+        ),
+        (lambda it: it["operations"][0]["amplitude"].pop("duration"), "operations[0].amplitude: 'duration' is a"),
+        (lambda it: it["register"][0].update(x="far"), "register[0].x: 'far' is not of type number"),
+        (lambda it: it["variables"]["amplitude"].update(type="complex"), "variables.amplitude.type: 'complex' is not"),
+        (lambda it: it["device"].update(rydberg_level="high"), "device.rydberg_level: 'high' is not of type number"),
+        (lambda it: it.update(device="AnalogDevice"), "device: 'AnalogDevice' is not of type object"),
+        (lambda it: it.update(surprise=1), "Additional properties are not allowed ('surprise' was unexpected)"),
+        (lambda it: it.pop("register"), "'register' is a required property"),
+        (lambda it: it.update(version="7"), "version: '7' is not '1'"),
+    ],
+)
+def test_a_document_that_misses_the_schema_is_told_where_and_why(
+    change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    changed = document()
+    change(changed)
+    with pytest.raises(Refusal) as raised:
+        ParsedSequence(json.dumps(changed))
+    assert raised.value.fault.field == "sequence"
+    assert raised.value.fault.message.startswith(f"is not a Pulser sequence: {problem}")
+    assert len(raised.value.fault.message) < 300
+
+
+def test_a_document_of_an_old_pulser_is_named_by_what_it_has() -> None:
+    with pytest.raises(Refusal, match=r"'_build' (was|were) unexpected"):
+        ParsedSequence('{"_build": true, "__module__": "pulser.sequence", "__name__": "Sequence"}')
+
+
+def test_the_cause_of_a_librarys_error_is_shown() -> None:
+    changed = document()
+    changed["device"]["max_atom_num"] = -1
+    with pytest.raises(Refusal, match=r"Device deserialization failed: .*max_atom_num"):
+        ParsedSequence(json.dumps(changed))
