@@ -8,9 +8,10 @@ counter when the generators are seeded right before its first measurement.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pulser.backend import BitStrings, EmulationConfig, Observable, Results
@@ -29,6 +30,32 @@ class Measurable(ABC):
         """Bitstrings in the register's order."""
 
 
+def bytes_of(value: Any) -> int:
+    """Return about how much memory a value takes, with all that it holds; what is shared counts once."""
+    return _bytes_of(value, set())
+
+
+def _bytes_of(value: Any, seen: set[int]) -> int:
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(size := getattr(value, "nbytes", None), int):
+        return size
+    if hasattr(value, "as_ndarray"):  # qutip.core.data.Dense
+        return int(value.as_ndarray().nbytes)
+    if hasattr(value, "as_scipy"):  # qutip.core.data.CSR
+        sparse = value.as_scipy()
+        return int(sparse.data.nbytes + sparse.indices.nbytes + sparse.indptr.nbytes)
+    parts: Iterable[Any] = ()
+    if isinstance(value, Mapping):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        parts = vars(value).values()
+    return sys.getsizeof(value) + sum(_bytes_of(part, seen) for part in parts)
+
+
 Step = tuple[float, int, Any]
 """A time of an evolution (0 to 1), the place of an observable in its configuration, and its value then."""
 
@@ -45,8 +72,7 @@ class Evolution:
     @property
     def nbytes(self) -> int:
         """About how much memory it keeps."""
-        kept = (value.nbytes for _, _, value in self._steps if isinstance(value, Measurable))
-        return _STEP_BYTES * (1 + len(self._steps)) + sum(kept)
+        return _STEP_BYTES * (1 + len(self._steps)) + bytes_of([value for _, _, value in self._steps])
 
     def measure(self, config: EmulationConfig[Any]) -> Results:
         """The results of one job; ``config`` is as before but for its shots. Draws from the global generators."""

@@ -1,0 +1,49 @@
+"""What a lane keeps of evolutions is counted as it is: results of observables too, not states alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pulser import Pulse, Register, Sequence
+from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig
+from pulser.devices import MockDevice
+from pulser_simulation import QutipConfig
+
+from tweezer.adapters.lane_backend import Watch
+from tweezer.adapters.pulser_backend import PulserBackend
+from tweezer.adapters.pulser_sampling import bytes_of
+from tweezer.adapters.qutip_backend import Qutip
+from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork
+
+pytestmark = [pytest.mark.emulator, pytest.mark.filterwarnings("ignore")]
+
+
+def test_nested_lists_arrays_and_shared_parts_are_counted_once() -> None:
+    matrix = [[float(row * 100 + column) for column in range(30)] for row in range(30)]
+    assert 30 * 30 * (8 + 24) <= bytes_of(matrix) <= 30 * 30 * 48
+    array = np.zeros((100, 100))
+    assert bytes_of(array) == array.nbytes
+    assert array.nbytes <= bytes_of([array, array]) < 2 * array.nbytes
+
+
+def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> None:
+    atoms, kept = 6, 200_000
+    sequence: Sequence[Any] = Sequence(Register.rectangle(1, atoms, spacing=8, prefix="q"), MockDevice)
+    sequence.declare_channel("channel", "rydberg_global")
+    amplitude = sequence.declare_variable("amplitude")
+    sequence.add(Pulse.ConstantPulse(100, amplitude, 0, 0), "channel")
+    times = [each / 20 for each in range(1, 21)]
+    config: EmulationConfig[Any] = QutipConfig(observables=[BitStrings(), CorrelationMatrix(evaluation_times=times)])
+    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=kept)
+    doc = BatchDoc(
+        device="EMU_FREE", sequence=sequence.to_abstract_repr(), backend_configuration=config.to_abstract_repr()
+    )
+    backend.prepare(BatchWork(new_batch_id(), doc))
+    for value in range(1, 12):
+        spec = JobSpec(runs=1, variables={"amplitude": float(value)})
+        backend.run(JobWork(job_id(new_batch_id(), 0), 0, spec, seed=1))
+    held = bytes_of(list(backend._evolutions._entries.values()))
+    assert held <= 1.5 * kept
