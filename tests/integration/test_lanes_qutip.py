@@ -495,7 +495,7 @@ async def test_atoms_with_three_states_are_counted_in_the_sequences_own_measurem
 
 
 async def test_what_pulser_rejects_late_is_the_users_error(lane: ChildLane) -> None:
-    noisy = EmulationConfig(
+    noisy: EmulationConfig[Any] = EmulationConfig(
         observables=[BitStrings(evaluation_times=[1.0])], noise_model=NoiseModel(relaxation_rate=1.0)
     )
     text = mixed(None, pulses=("raman",)).to_abstract_repr()

@@ -16,13 +16,13 @@ from pulser.exceptions.serialization import AbstractReprError
 from tweezer.adapters.lane_backend import Execution, Refusal, Watch
 from tweezer.adapters.pulser_configuration import FIELD, Configuration, Dialect, read_configuration
 from tweezer.adapters.pulser_sampling import Evolution
-from tweezer.adapters.pulser_sequences import ParsedSequence, brief
+from tweezer.adapters.pulser_sequences import ParsedSequence, brief, infinite_channel
 from tweezer.adapters.recent import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
 
 _SEQUENCES_KEPT = 16
 _EVOLUTION_SEED = 0  # of one that is shared: emu-mps tries random orders of the qubits, and takes the best
-USER_ERRORS = (ValueError, TypeError, NotImplementedError, AbstractReprError)
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, NotImplementedError, AbstractReprError)
 """What Pulser and its emulators raise for input that they do not take."""
 
 
@@ -43,12 +43,14 @@ class Unmeasured(Protocol):
 class Emulator(Protocol):
     """What the libraries differ in. Methods raise ``Refusal``, or one of ``USER_ERRORS``, for what they do not take.
 
-    name: of the backend in a result's provenance. packages: whose versions belong there.
+    name: of the backend in a result's provenance. packages: whose versions belong there. unsolvable: what its solver
+    raises, beside ``USER_ERRORS``, for pulses that it cannot follow.
     """
 
     name: str
     packages: tuple[str, ...]
     dialect: Dialect
+    unsolvable: tuple[type[Exception], ...]
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
         """The configuration as it is run for this sequence, which has been built or not, and so many runs."""
@@ -140,9 +142,13 @@ class PulserBackend:
 
     def _emulation(self, parsed: ParsedSequence, job: JobWork, config: EmulationConfig[Any]) -> Emulation:
         sequence = self._emulator.fit(parsed.build(job.spec.variables))
+        _check_initial_state(config, sequence)
         try:
             return self._emulator.emulation(sequence, config, self._watch)
         except USER_ERRORS as error:
+            if parsed.sequence.is_parametrized() and (channel := infinite_channel(sequence)):
+                message = f"make pulses of channel {channel!r} that are not finite, such as 1/0 or the root of -1"
+                raise Refusal(Fault("user", message, "variables")) from error
             raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", "sequence")) from error
 
     def _solve(self, emulation: Emulation) -> Results:
@@ -150,8 +156,8 @@ class PulserBackend:
         self._watch.check()
         try:
             return emulation.run()
-        except USER_ERRORS as error:
-            raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}")) from error
+        except USER_ERRORS + self._emulator.unsolvable as error:  # mypy does not read it unpacked
+            raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", "sequence")) from error
 
     def _result(self, results: Results, config: EmulationConfig[Any], parsed: ParsedSequence, seed: int) -> Result:
         provenance = Provenance(
@@ -180,10 +186,18 @@ def seed_generators(seed: int) -> None:
     np.random.seed(words[0] if len(words) == 1 else words)
 
 
+def _check_initial_state(config: EmulationConfig[Any], sequence: Sequence[Any]) -> None:
+    atoms = len(sequence.register.qubit_ids)
+    state = config.initial_state
+    if state is not None and state.n_qudits != atoms:
+        message = f"is a state of {state.n_qudits} atoms; the sequence has {atoms}"
+        raise Refusal(Fault("user", message, f"{FIELD}.initial_state"))
+
+
 def _measure(evolution: Evolution, config: EmulationConfig[Any]) -> Results:
     try:
         return evolution.measure(config)
-    except (*USER_ERRORS, RuntimeError, AssertionError) as error:
+    except USER_ERRORS + (RuntimeError, AssertionError) as error:  # noqa: RUF005  # mypy reads it so
         raise Refusal(Fault("user", f"cannot be measured: {brief(error)}", FIELD)) from error
 
 

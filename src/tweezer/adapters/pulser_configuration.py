@@ -16,7 +16,7 @@ from msgspec import Meta
 from pulser.backend import BitStrings, EmulationConfig
 
 from tweezer.adapters.lane_backend import Refusal
-from tweezer.adapters.pulser_sequences import brief
+from tweezer.adapters.pulser_sequences import brief, infinite_number
 from tweezer.model.messages import Fault
 
 FIELD = "backend_configuration"
@@ -149,6 +149,8 @@ def _allowed(dialect: Dialect, text: str) -> dict[str, Any]:
         raise Refusal(Fault("invalid", f"is not JSON: {brief(error)}", FIELD)) from error
     if not isinstance(options, dict):
         raise Refusal(Fault("invalid", "is not a JSON object", FIELD))
+    if found := infinite_number(options, infinity=True):
+        raise Refusal(Fault("invalid", f"has a number that is not one: {found}", FIELD))
     return dict(_heeded(dialect, options))
 
 

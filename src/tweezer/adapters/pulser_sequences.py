@@ -8,8 +8,10 @@ import math
 from typing import Any
 
 import jsonschema
+import numpy as np
 from pulser import Sequence
 from pulser.register.mappable_reg import MappableRegister
+from pulser.sampler import sample
 
 from tweezer.adapters.lane_backend import Refusal
 from tweezer.adapters.schema_errors import explain
@@ -29,11 +31,14 @@ class ParsedSequence:
         """Raises ``Refusal`` naming ``sequence`` when the text is not a sequence that could run."""
         try:
             self.sequence = Sequence.from_abstract_repr(text)
-            device = json.loads(text)["device"]
+            document = json.loads(text)
+            device = document["device"]
         except MemoryError:
             raise
         except Exception as error:  # whatever it is, its cause is the text that we were sent
             raise Refusal(Fault("user", f"is not a Pulser sequence: {brief(error)}", FIELD)) from error
+        if found := infinite_number({name: part for name, part in document.items() if name != "device"}):
+            raise Refusal(Fault("invalid", f"has a number that is not finite: {found}", FIELD))
         if not self.sequence.declared_channels:
             raise Refusal(Fault("user", "declares no channel, so there is nothing to run", FIELD))
         if not self.sequence.is_parametrized() and self.sequence.is_empty():
@@ -80,6 +85,31 @@ def brief(error: BaseException) -> str:
         text = ": ".join(one.strip().removesuffix(".") if one is not said[-1] else one for one in said)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+
+
+def infinite_channel(sequence: Sequence[Any]) -> str | None:
+    """Return the name of the first channel of a built sequence with a sample that is not finite."""
+    for name, samples in sample(sequence).channel_samples.items():
+        if not all(np.isfinite(part.as_array(detach=True)).all() for part in (samples.amp, samples.det, samples.phase)):
+            return name
+    return None
+
+
+def infinite_number(document: Any, *, infinity: bool = False) -> str | None:
+    """Return the place and value of the first number that is not finite, such as ``register[0].x is nan``.
+
+    infinity: whether an infinite number may stand there, so that only NaN is found.
+    """
+    left = [("", document)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{place}.{name}" if place else str(name), one) for name, one in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{place}[{index}]", one) for index, one in enumerate(value)]
+        elif isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not infinity)):
+            return f"{place or 'it'} is {value}"
+    return None
 
 
 def _value(name: str, size: int, whole: bool, variables: dict[str, Any]) -> Any:

@@ -9,15 +9,18 @@ from typing import Any
 from pulser import Sequence
 from pulser.backend import EmulationConfig
 from pulser_simulation import QutipBackendV2, QutipConfig
+from qutip.solver.integrator import IntegratorException
 
 from tweezer.adapters import qutip_reuse, qutip_solver
 from tweezer.adapters.course import Course
-from tweezer.adapters.lane_backend import Watch
+from tweezer.adapters.lane_backend import Refusal, Watch
 from tweezer.adapters.pulser_backend import Emulation, PulserBackend
 from tweezer.adapters.pulser_configuration import Dialect, QutipKeys
 from tweezer.adapters.pulser_sampling import has_jumps, is_steady, noise_of
 from tweezer.adapters.qutip_sampling import StatesInstead
+from tweezer.model.messages import Fault
 
+_FEWEST_SAMPLES = 4
 _ONE_STATES = {"ground-rydberg": "r", "digital": "h"}
 
 
@@ -26,6 +29,7 @@ class Qutip:
 
     name = "qutip"
     packages: tuple[str, ...] = ("pulser-simulation", "qutip")
+    unsolvable: tuple[type[Exception], ...] = (IntegratorException,)
     dialect = Dialect(
         QutipConfig,
         QutipKeys,
@@ -57,7 +61,11 @@ class Qutip:
         return StatesInstead(config)
 
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
-        total_us = sequence.get_duration(include_fall_time=config.with_modulation) / 1000
+        duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
+        if duration_ns * config.sampling_rate < _FEWEST_SAMPLES:
+            message = f"lasts {duration_ns} ns: QuTiP needs {_FEWEST_SAMPLES} samples (sampling_rate times duration)"
+            raise Refusal(Fault("user", message, "sequence"))
+        total_us = duration_ns / 1000
         evolutions = 1 if self.is_deterministic(config, sequence) else config.n_trajectories
         qutip_solver.WatchedAdams.course = Course(watch, max(total_us, 1e-3), evolutions)
         return QutipBackendV2(sequence, config=config)

@@ -52,6 +52,7 @@ def _current_if_noiseless(build: Any) -> Any:
     def noiseless(self: QutipEmulator, leakage: bool) -> Hamiltonian:
         if not leakage and self.noise_model == _NO_NOISE:
             return self._current_hamiltonian  # that of the run
-        return build(self, leakage)
+        built: Hamiltonian = build(self, leakage)
+        return built
 
     return noiseless

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from jsonschema import ValidationError
 
@@ -60,7 +61,7 @@ def _choices(branches: list[list[ValidationError]]) -> list[object]:
 
 
 def _wanted(tag: ValidationError) -> list[object]:
-    value = tag.validator_value
+    value: Any = tag.validator_value
     return list(value) if tag.validator == "enum" else [value]
 
 
@@ -69,10 +70,9 @@ def _problem(error: ValidationError) -> str:
         case "const" | "enum":
             return _mismatch(error.instance, _wanted(error))
         case "type":
-            wanted = (
-                error.validator_value if isinstance(error.validator_value, str) else " or ".join(error.validator_value)
-            )
-            return f"{_short(repr(error.instance))} is not of type {wanted}"
+            wanted: Any = error.validator_value
+            kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
+            return f"{_short(repr(error.instance))} is not of type {kinds}"
         case _:
             return str(error.message)
 

@@ -28,6 +28,8 @@ from tweezer.model.messages import Fault
 _NO_MEMORY = ("can't allocate memory", "out of memory")
 _SHORT_SEEDS = 1 << 32
 _LONGEST_GRID = 100_000
+_SHORTEST_NS = 2
+_ONE_ATOM = "1 qubit states"  # of emu-mps, when errors of the preparation left a single atom
 
 
 def chosen_hardware() -> dict[str, Any]:
@@ -77,6 +79,13 @@ class TorchEmulation:
             results: Any = self._backend.run()
         except (AssertionError, RecursionError) as error:  # so they say what they do not take, or do not converge to
             raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", FIELD)) from error
+        except ValueError as error:
+            if _ONE_ATOM not in str(error):
+                raise
+            message = (
+                "state preparation errors left a single atom, which emu-mps cannot emulate; use EMU_SV or EMU_FREE"
+            )
+            raise Refusal(Fault("user", message, f"{FIELD}.noise_model")) from error
         except RuntimeError as error:
             if any(words in str(error).lower() for words in _NO_MEMORY):
                 raise MemoryError(brief(error)) from error
@@ -94,6 +103,7 @@ class TorchEmulator:
     library: type[EmulatorBackend]
     bases: frozenset[str]
     fewest_atoms = 1
+    unsolvable: tuple[type[Exception], ...] = ()
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
@@ -127,6 +137,9 @@ class TorchEmulator:
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> TorchEmulation:
         course = Course(watch, 1.0, 1 if self.is_deterministic(config, sequence) else config.n_trajectories)
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
+        if duration_ns < _SHORTEST_NS:
+            message = f"lasts {duration_ns} ns; {self.name} needs at least {_SHORTEST_NS} ns"
+            raise Refusal(Fault("user", message, SEQUENCE))
         listener = Listener(course, max(float(duration_ns), 1.0), config.dt)
         heard: EmulationConfig[Any] = config.with_changes(observables=(*config.observables, listener))
         return TorchEmulation(self.library(sequence, config=heard), config)
