@@ -11,7 +11,8 @@ import msgspec
 def schema_components(types: Iterable[Any], *, ref_template: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the schema of each type, and the named schemas that they refer to.
 
-    msgspec 0.23 adds ``propertyNames`` to mappings whose keys are an enum, which 0.22 does not; it is left out.
+    Versions differ in two ways: 0.23 adds ``propertyNames`` to mappings whose keys are an enum, which is left out here;
+    and they order the parts of a union differently, so null comes last here.
 
     Args:
         types: The types to describe.
@@ -24,7 +25,10 @@ def schema_components(types: Iterable[Any], *, ref_template: str) -> tuple[list[
 def _portable(schema: Any) -> Any:
     match schema:
         case dict():
-            return {name: _portable(value) for name, value in schema.items() if name != "propertyNames"}
+            portable = {name: _portable(value) for name, value in schema.items() if name != "propertyNames"}
+            if isinstance(parts := portable.get("anyOf"), list):
+                portable["anyOf"] = sorted(parts, key=lambda part: part == {"type": "null"})
+            return portable
         case list():
             return [_portable(item) for item in schema]
         case _:
