@@ -6,8 +6,10 @@ same call may succeed when it is repeated (``retryable``).
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class TweezerError(Exception):
@@ -21,6 +23,10 @@ class TweezerError(Exception):
         self.message = message
         if code is not None:
             self.code = code
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Survive pickle and copy, whatever arguments the subclass takes: an error may cross processes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
 
 
 class InvalidInput(TweezerError):
