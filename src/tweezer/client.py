@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
@@ -23,21 +24,23 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.place import OpenDatabase
+from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
 from tweezer.model.backoff import Backoff
-from tweezer.model.cancels import user_at_host
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, TweezerError, Unavailable
+from tweezer.model.cancels import check_by, user_at_host
+from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, read_events
-from tweezer.model.ids import new_batch_id, split_job_id
+from tweezer.model.ids import is_namespace, is_project_id, new_batch_id, split_job_id
 from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import JobSpec, Limits, Priority, Result
+from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.tasks import heeding_cancel
-from tweezer.model.windows import Window
+from tweezer.model.windows import Window, check_time
 from tweezer.store.admission import Submission
-from tweezer.store.batch_events import BatchEvents, Last, Recorded
+from tweezer.store.batch_events import BatchEvents, Last
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
 from tweezer.store.devices import planned
-from tweezer.store.feed import Heard
+from tweezer.store.feed import Entry, Heard
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
+_MAX_URL_LENGTH = 4096
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
 
@@ -65,10 +69,18 @@ class JobFailed(TweezerError):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A job that has ended, with its result if it has one."""
+    """A job that has ended, with its result if it has one; ``unavailable`` says why that cannot be read."""
 
     record: JobRecord
     data: Result | None
+    unavailable: ResultUnavailable | None = None
+
+    @classmethod
+    def of(cls, record: JobRecord, found: Result | ResultUnavailable | None) -> Self:
+        """Return the job with what was found of its result."""
+        if isinstance(found, ResultUnavailable):
+            return cls(record, None, found)
+        return cls(record, found)
 
     @property
     def id(self) -> UUID:
@@ -88,13 +100,18 @@ class Finished(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> str | None:
-        """Why it failed, for people."""
+        """Why it failed, or why its result cannot be read, for people."""
+        if self.unavailable is not None:
+            return self.unavailable.message
         return "; ".join(map(str, self.record.faults)) or None
 
     @property
     def result(self) -> Result:
         """What it measured; of a job that is CANCELED what a machine had measured before it was stopped, fewer shots
-        than asked for. Raises JobFailed, with the reason, when the job has no result."""
+        than asked for. Raises JobFailed, with the reason, when the job has no result; ResultUnavailable when it has one
+        that cannot be read."""
+        if self.unavailable is not None:
+            raise self.unavailable
         if self.data is None:
             why = self.error or f"it is {self.status.value}"
             raise JobFailed(f"job {self.id} (number {self.index} of its batch) has no result: {why}")
@@ -102,14 +119,14 @@ class Finished(msgspec.Struct, frozen=True):
 
     @property
     def counter(self) -> dict[str, int]:
-        """Bitstring → number of shots. Raises JobFailed."""
+        """Bitstring → number of shots. Raises JobFailed, ResultUnavailable."""
         counter = self.result.counter
         if counter is None:
             raise JobFailed(f"job {self.id} measured no bitstrings at its end; read its results()")
         return counter
 
     def results(self) -> Results:
-        """The results as Pulser's ``Results``, with all observables. Needs pulser; raises JobFailed."""
+        """The results as Pulser's ``Results``, with all observables. Needs pulser. Raises as ``result``."""
         text = self.result.serialised_results
         if text is None:
             raise JobFailed(f"job {self.id} has a counter, but no serialised results")
@@ -126,8 +143,22 @@ class AsyncBatch:
         self._store = queue.store
         self.id = batch_id
 
+    @property
+    def queue(self) -> AsyncQueue:
+        """The queue that the handle asks."""
+        return self._queue
+
     def __repr__(self) -> str:
         return f"<batch {self.id}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[AsyncBatch], tuple[AsyncQueue, UUID]]:
+        return AsyncBatch, (self._queue, self.id)
 
     async def record(self) -> BatchRecord:
         """The batch as it stands now. Raises NotFound."""
@@ -141,7 +172,7 @@ class AsyncBatch:
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
-        added, key = list(jobs), idempotency_key or secrets.token_hex(16)
+        added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
         return await self._command(
             lambda: self._store.admission.add_jobs(self.id, added, project=self._queue.project, idempotency_key=key)
         )
@@ -153,15 +184,17 @@ class AsyncBatch:
     async def cancel(self, *, by: str | None = None) -> None:
         """Cancels what is pending and stops what runs. by: who asks, which is noted (default: ``user@host``)."""
         commands, key = self._store.commands, secrets.token_hex(16)
-        who = by or user_at_host()
+        who = _checked_by(by)
         await self._command(lambda: commands.cancel(self.id, project=self._queue.project, by=who, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
         """Cancels some of the jobs; one answer each. by: as of :meth:`cancel`."""
         commands, key = self._store.commands, secrets.token_hex(16)
-        who = by or user_at_host()
+        who, chosen = _checked_by(by), check_indices("indices", indices, MAX_JOBS_PER_BATCH)
+        if not chosen:
+            return []
         return await self._command(
-            lambda: commands.cancel_jobs(self.id, indices, project=self._queue.project, by=who, idempotency_key=key)
+            lambda: commands.cancel_jobs(self.id, chosen, project=self._queue.project, by=who, idempotency_key=key)
         )
 
     async def pause(self) -> None:
@@ -173,7 +206,7 @@ class AsyncBatch:
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         async with self._news() as heard:
             while True:
                 record = await self.record()
@@ -184,6 +217,7 @@ class AsyncBatch:
 
     async def wait(self, timeout_s: float | None = None) -> BatchRecord:
         """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
+        _deadline(timeout_s)
         record = await self.record()
         if not is_settled(record):
             async for record in self.changes(timeout_s):  # noqa: B007  the last one is the answer
@@ -202,13 +236,14 @@ class AsyncBatch:
             return found
         return await history.jobs(record, indices)
 
-    async def results_at(self, indices: Sequence[int]) -> dict[int, Result]:
-        """The results that jobs have, by index. Find the batch first: that it is the project's."""
+    async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
+        """The results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
+        project's."""
         return await self._queue.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
         told: set[int] = set()
         async with self._news() as heard:
             words: list[bytes] = []
@@ -234,7 +269,8 @@ class AsyncBatch:
         Raises EventsTrimmed where it was not, rather than leave any out; WaitTimeout after ``timeout_s``; NotFound;
         InvalidInput("after", …).
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = _deadline(timeout_s)
+        check_flag("follow", follow)
         async with self._news() as heard:
             batch = await self.record()
             reading = BatchEvents(
@@ -242,7 +278,7 @@ class AsyncBatch:
                 self.record,
                 batch=batch,
                 last=_place(batch, after),
-                recorded=await self._recorded(batch),
+                recorded=partial(self._recorded, batch) if self._queue.has_ledger else None,
             )
             while True:
                 while events := await self._ask(reading.read):
@@ -273,11 +309,11 @@ class AsyncBatch:
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:
         ended = [job for job in await self.jobs_at(record, indices) if job.status.terminal]
         results = await self.results_at([job.index for job in ended if job.may_have_result])
-        return [Finished(job, results.get(job.index)) for job in ended]
+        return [Finished.of(job, results.get(job.index)) for job in ended]
 
-    async def _recorded(self, batch: BatchRecord) -> Recorded | None:
+    async def _recorded(self, batch: BatchRecord, after: int) -> list[Entry]:
         history = await self._queue.history()
-        return None if history is None else partial(history.entries, batch)
+        return [] if history is None else await history.entries(batch, after)
 
     async def _forgotten(self) -> BatchRecord | None:
         history = await self._queue.history()
@@ -316,11 +352,30 @@ def _place(batch: BatchRecord, after: Event | str | None) -> Last:
         return Last()
     if after == "now":
         return Last(batch.sequence_number)
-    batch_id, _, rest = (after.id if isinstance(after, Event) else after).partition(":")
+    identity = after.id if isinstance(after, Event) else after
+    if not isinstance(identity, str):
+        raise InvalidInput("after", f"expects an event, the id of one, or 'now', got {shown(after)}")
+    batch_id, _, rest = identity.partition(":")
     match = re.fullmatch(r"(\d{1,15}):(\d{1,18})", rest, re.ASCII)
     if match is None or batch_id.lower() != str(batch.id):
         raise InvalidInput("after", f"{after!r} is neither an event of batch {batch.id}, nor the id of one, nor 'now'")
     return Last(int(match[1]), int(match[2]))
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    """When a wait ends, on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
+    return None if timeout_s is None else time.monotonic() + check_seconds("timeout_s", timeout_s)
+
+
+def _checked_by(by: str | None) -> str:
+    return user_at_host() if by is None else check_by(by)
+
+
+def _checked_key(idempotency_key: str | None) -> str:
+    """The idempotency key of a call; one is made up if none is given."""
+    if idempotency_key is None:
+        return secrets.token_hex(16)
+    return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
 
 
 class AsyncQueue:
@@ -336,6 +391,8 @@ class AsyncQueue:
         self._retry_s = retry_s
         self._ledger = ledger
         self._history: History | None = None
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # process and event loop of its connections
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -345,13 +402,46 @@ class AsyncQueue:
     ) -> None:
         await self.close()
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., AsyncQueue], tuple[Any, ...]]:
+        """Pickle as a queue that is opened anew: with the same URL, and the password in it."""
+        if self.store.connect is None:
+            raise TypeError("only a queue that connect or connect_async opened can be pickled")
+        return _reopen, (self.store.connect, self.project, self._retry_s, self._ledger)
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        home = getattr(self, "_home", None)
+        if home is not None and home[0] == os.getpid() and not self._closed:
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+
+    def anew(self) -> AsyncQueue:
+        """Return a queue like this one, with connections of its own."""
+        reopen, arguments = self.__reduce__()
+        return reopen(*arguments)
+
     async def close(self) -> None:
+        """Close the connections; a closed queue answers no more calls. Closing it again changes nothing."""
+        if self._closed:
+            return
+        self._require_home()
+        self._closed = True
         await self.store.close()
         if self._history is not None:
             self._history.close()
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether there is a ledger to look into for what Redis has forgotten."""
+        return self._ledger is not None
+
     async def history(self) -> History | None:
         """What the ledger has of the project; None where no ledger was named. Raises TweezerError."""
+        self._require_home()
         if self._history is None and self._ledger is not None:
             try:
                 from tweezer.ledger.history import History
@@ -389,17 +479,17 @@ class AsyncQueue:
         """
         submission = Submission(
             sequence=sequence,
-            jobs=list(jobs),
+            jobs=check_list("jobs", jobs, "jobs"),
             device=device,
             priority=priority,
-            open=open,
+            open=check_flag("open", open),
             name=name,
-            tags=tuple(tags),
+            tags=tuple(check_list("tags", tags, "texts")),
             webhook=webhook,
             backend_configuration=backend_configuration,
-            limits=limits or Limits(),
+            limits=Limits() if limits is None else limits,
             not_before=not_before,
-            idempotency_key=idempotency_key or secrets.token_hex(16),
+            idempotency_key=_checked_key(idempotency_key),
         )
         return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
 
@@ -426,11 +516,14 @@ class AsyncQueue:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
         batch_id, index = split_job_id(record.id)
         results = await self.results(batch_id, [index] if record.may_have_result else [])
-        return Finished(record, results.get(index))
+        return Finished.of(record, results.get(index))
 
-    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
-        """The results that jobs have, by index; for batches that were found to be the project's."""
-        found = await self.ask(lambda: self.store.reader.results(batch_id, indices))
+    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
+        """The results that jobs have, by index, or why one cannot be read; for batches that were found to be the
+        project's."""
+        found: dict[int, Result | ResultUnavailable] = await self.ask(
+            lambda: self.store.reader.each_result(batch_id, indices)
+        )
         missing = [index for index in indices if index not in found]
         if missing and (history := await self.history()) is not None:
             found |= await history.results(batch_id, missing)
@@ -438,10 +531,10 @@ class AsyncQueue:
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
         """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""
-        errors = {}
-        for batch in [self.batch(batch_id) for batch_id in batch_ids]:
+        errors, who = {}, _checked_by(by)
+        for batch in [self.batch(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
             try:
-                await batch.cancel(by=by)
+                await batch.cancel(by=who)
             except TweezerError as error:
                 errors[batch.id] = error.message
         return errors
@@ -455,29 +548,41 @@ class AsyncQueue:
     async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
         """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
         by itself."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.commands.pause_device(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
         """Ends a pause; maintenance that is under way goes on."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.commands.resume_device(name))
 
     async def maintenance(self, name: str) -> list[Window]:
         """What maintenance of the device is planned, or under way, in order."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
         return await self.ask(lambda: self.store.reader.windows(name))
 
     async def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
         """Starts nothing on the device from one aware time to another, and before that no batch that would not end in
         time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
+        check_time("begins", begins)
+        check_time("ends", ends)
         window = planned(begins, ends, reason)
         await self.ask(lambda: self.store.devices.plan(name, window))
         return window
 
     async def drop_maintenance(self, name: str, window_id: str) -> None:
         """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        check_text("name", name, MAX_DEVICE_LENGTH)
+        check_text("window_id", window_id, MAX_NAME_LENGTH)
         await self.ask(lambda: self.store.devices.drop(name, window_id))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeats a call of the store while Redis does not answer; every call of ours may be repeated."""
+        """Repeats a call of the store while Redis does not answer; every call of ours may be repeated.
+
+        Raises TweezerError when the queue is closed, or belongs to another event loop.
+        """
+        self._require_home()
         deadline, tries = time.monotonic() + self._retry_s, 0
         while True:
             try:
@@ -489,6 +594,29 @@ class AsyncQueue:
                 if time.monotonic() + delay_s > deadline:
                     raise
                 await asyncio.sleep(delay_s)
+
+    def _require_home(self) -> None:
+        """Raises TweezerError unless this is the process and the event loop of the first call."""
+        if self._closed:
+            raise TweezerError("the queue is closed; open another one with connect_async()", code="queue_closed")
+        process, loop = os.getpid(), asyncio.get_running_loop()
+        if self._home is None:
+            self._home = process, loop
+        if self._home[0] != process:
+            raise TweezerError(
+                "the queue was opened before this process was forked; open one in each process with connect_async()",
+                code="wrong_loop",
+            )
+        if self._home[1] is not loop:
+            raise TweezerError(
+                "the queue was used in another event loop before, and its connections belong to that; open one for "
+                "each asyncio.run() with connect_async()",
+                code="wrong_loop",
+            )
+
+
+def _reopen(connect: Connect, project: str, retry_s: float, ledger: OpenDatabase | None) -> AsyncQueue:
+    return AsyncQueue(Store.open(connect), project, retry_s=retry_s, ledger=ledger)
 
 
 def as_uuid(kind: str, text: UUID | str) -> UUID:
@@ -512,25 +640,48 @@ def connect_async(
     ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else ``default``).
 
     ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
-    ``TWEEZER_RESULTS_DIR``); without it reading one raises ResultUnavailable. ``database_url``: the ledger's, to read
-    what Redis has forgotten too (default: ``TWEEZER_DATABASE_URL``; needs the extra ``server``).
+    ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
+    ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:
+    ``TWEEZER_DATABASE_URL``; needs the extra ``server``). Raises InvalidInput, naming the argument.
     """
+    whose = project if project is not None else os.environ.get("TWEEZER_PROJECT_ID") or "default"
+    if not is_project_id(whose):
+        raise InvalidInput(
+            "project", f"expects 1 to 64 letters, digits, dots, dashes and underscores, got {shown(whose)}"
+        )
+    if database_url is not None:
+        check_text("database_url", database_url, _MAX_URL_LENGTH)
     ledger = database_url or os.environ.get("TWEEZER_DATABASE_URL")
     return AsyncQueue(
         open_store(url, namespace, results_dir),
-        project or os.environ.get("TWEEZER_PROJECT_ID") or "default",
-        retry_s=retry_s,
+        whose,
+        retry_s=check_seconds("retry_s", retry_s),
         ledger=OpenDatabase(ledger, connections_max=2) if ledger else None,
     )
 
 
 def open_store(url: str | None, namespace: str, results_dir: str | Path | None = None) -> Store:
-    """The store of a producer. Raises InvalidInput("url", …)."""
-    folder = results_dir or os.environ.get("TWEEZER_RESULTS_DIR")
+    """The store of a producer. Raises InvalidInput, naming the argument."""
+    if url is not None:
+        check_text("url", url, _MAX_URL_LENGTH)
+    if not is_namespace(namespace):
+        raise InvalidInput(
+            "namespace", f"expects 1 to 32 letters, digits, dots, dashes and underscores, got {shown(namespace)}"
+        )
     return Store.open(
         Connect(
             url=url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url,
             namespace=namespace,
-            results_dir=Path(folder).absolute() if folder else None,
+            results_dir=_results_folder(results_dir),
         )
     )
+
+
+def _results_folder(given: str | Path | None) -> Path | None:
+    """The folder of large results: as given, else as the environment of ``tweezer up`` and of the processes says."""
+    if given is not None:
+        return Path(check_path("results_dir", given)).absolute()
+    if named := os.environ.get("TWEEZER_RESULTS_DIR"):
+        return Path(named).absolute()
+    data = os.environ.get("TWEEZER_DATA_DIR")
+    return Path(data).absolute() / "results" if data else None

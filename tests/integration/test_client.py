@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -340,6 +341,24 @@ async def test_the_url_may_come_from_the_environment(unserved: Site, monkeypatch
     monkeypatch.setenv("TWEEZER_REDIS_URL", unserved.url)
     async with tweezer.connect_async() as queue:
         assert [device.name for device in await queue.devices()] == ["NULL"]
+
+
+async def test_a_live_batch_is_read_without_opening_the_ledger(
+    unserved: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The base install cannot open it: it has no SQLAlchemy."""
+    monkeypatch.setitem(sys.modules, "tweezer.ledger.history", None)
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    async with door(unserved) as queue:
+        batch = await queue.submit(None, [Job(runs=1)], device="NULL")
+        assert [event.status async for event in batch.events(follow=False)] == [BatchStatus.PENDING]
+        assert len(await batch.jobs()) == 1
+        await batch.cancel()
+        assert [event.status async for event in batch.events("now", follow=False)] == []
+        assert [job.status for job in await batch.results(PATIENCE_S)] == [CANCELED]
+        with pytest.raises(tweezer.TweezerError, match=r"reading the ledger needs .*tweezer\[server\]"):
+            await queue.batch(NOBODY).record()
+    assert not os.listdir(tmp_path)  # noqa: PTH208  a coroutine
 
 
 async def test_a_full_backlog_is_told_and_adds_nothing(site: Site) -> None:

@@ -143,6 +143,9 @@ async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monke
             return queue.batch(batch.id).results()[0].result.serialised_results
 
     assert await asyncio.to_thread(read, results_dir=setting.folder) == expected(300)
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(setting.folder.parent))
+    assert await asyncio.to_thread(read) == expected(300), "as `tweezer up` says where it keeps things"
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(setting.folder / "elsewhere"))
     monkeypatch.setenv("TWEEZER_RESULTS_DIR", str(setting.folder))
     assert await asyncio.to_thread(read) == expected(300)
 
@@ -152,8 +155,15 @@ async def test_a_producer_elsewhere_is_told_how_to_get_them(setting: Setting) ->
     await batch.wait(PATIENCE_S)
     async with connect_async(setting.url) as queue:
         assert (await queue.result((await batch.jobs())[0].id)).result.serialised_results == expected(1)
-        with pytest.raises(ResultUnavailable, match=r"results_dir.*TWEEZER_RESULTS_DIR.*API"):
-            await queue.batch(batch.id).results()
+        small, large = await queue.batch(batch.id).results()
+        assert small.result.serialised_results == expected(1), "one that cannot be read does not hide the others"
+        assert [job.index async for job in queue.batch(batch.id).finished()] == [0, 1]
+        for job in (large, await queue.result(large.id)):
+            with pytest.raises(ResultUnavailable, match=r"results_dir.*TWEEZER_RESULTS_DIR.*API"):
+                _ = job.result
+            with pytest.raises(ResultUnavailable):
+                _ = job.counter
+            assert job.error is not None
 
 
 async def test_the_command_line_reads_them(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

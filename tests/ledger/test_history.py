@@ -32,48 +32,40 @@ async def _forgotten(bench: LedgerRig) -> UUID:
 
 async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    queue = _queue(bench)
-    batch = queue.batch(batch_id)
-    record = await batch.record()
-    assert record.status is BatchStatus.DONE
-    assert record.doc.sequence == "{}"
-    assert [job.status for job in await batch.jobs()] == [JobStatus.DONE] * 3
-    assert [one.counter for one in await batch.results(timeout_s=1)] == [{"01": 10}] * 3
-    assert (await queue.result(job_id(batch_id, 2))).counter == {"01": 10}
-    history = await queue.history()
-    assert history is not None
-    history.close()
+    async with _queue(bench) as queue:
+        batch = queue.batch(batch_id)
+        record = await batch.record()
+        assert record.status is BatchStatus.DONE
+        assert record.doc.sequence == "{}"
+        assert [job.status for job in await batch.jobs()] == [JobStatus.DONE] * 3
+        assert [one.counter for one in await batch.results(timeout_s=1)] == [{"01": 10}] * 3
+        assert (await queue.result(job_id(batch_id, 2))).counter == {"01": 10}
 
 
 async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    queue = _queue(bench)
-    with pytest.raises(Conflict, match="has ended"):
-        await queue.batch(batch_id).cancel()
-    with pytest.raises(Conflict, match="has ended"):
-        await queue.batch(batch_id).add_jobs([{"runs": 1}])
-    history = await queue.history()
-    assert history is not None
-    history.close()
+    async with _queue(bench) as queue:
+        with pytest.raises(Conflict, match="has ended"):
+            await queue.batch(batch_id).cancel()
+        with pytest.raises(Conflict, match="has ended"):
+            await queue.batch(batch_id).add_jobs([{"runs": 1}])
 
 
 async def test_what_is_anothers_is_not_there(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    queue = _queue(bench, "b")
-    for call in (queue.batch(batch_id).record, queue.batch(batch_id).cancel):
+    async with _queue(bench, "b") as queue:
+        for call in (queue.batch(batch_id).record, queue.batch(batch_id).cancel):
+            with pytest.raises(NotFound):
+                await call()
         with pytest.raises(NotFound):
-            await call()
-    with pytest.raises(NotFound):
-        await queue.job(job_id(batch_id, 0))
-    history = await queue.history()
-    assert history is not None
-    history.close()
+            await queue.job(job_id(batch_id, 0))
 
 
 async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
-    with pytest.raises(NotFound):
-        await _queue(bench, ledger=False).batch(batch_id).record()
+    async with _queue(bench, ledger=False) as queue:
+        with pytest.raises(NotFound):
+            await queue.batch(batch_id).record()
 
 
 async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: LedgerRig, tmp_path: Path) -> None:
@@ -82,15 +74,12 @@ async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: Ledger
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()
     await bench.record()
-    queue = _queue(bench)
-    before = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
-    await bench.rig.tickets.set_full("full", ttl_s=60)
-    await bench.recorder._forgetter.forget()
-    after = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
-    assert before == after
-    assert [line["type"] for line in after] == ["batch", "job", "job", "job"]
-    assert after[0]["sequence_builder"] == "{}"
-    assert after[3]["result"]["counter"] == {"01": 10}
-    history = await queue.history()
-    assert history is not None
-    history.close()
+    async with _queue(bench) as queue:
+        before = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
+        await bench.rig.tickets.set_full("full", ttl_s=60)
+        await bench.recorder._forgetter.forget()
+        after = [json.loads(line) async for line in _lines(queue.batch(batch_id))]
+        assert before == after
+        assert [line["type"] for line in after] == ["batch", "job", "job", "job"]
+        assert after[0]["sequence_builder"] == "{}"
+        assert after[3]["result"]["counter"] == {"01": 10}

@@ -16,7 +16,7 @@ from tweezer.api.schemas import Batch, Job
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.client import AsyncBatch, as_uuid
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import ResultUnavailable, TweezerError
 
 _PAGE = 500  # jobs read in one go
 
@@ -78,5 +78,8 @@ async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:
         jobs = await batch.jobs_at(record, range(first, min(first + _PAGE, record.jobs)))
         results = await batch.results_at([job.index for job in jobs if job.may_have_result])
         for job in jobs:
-            line = {"type": "job", **Job.of(job).model_dump(mode="json"), "result": results.get(job.index)}
+            result = results.get(job.index)
+            if isinstance(result, ResultUnavailable):
+                raise result  # an export without it would look complete
+            line = {"type": "job", **Job.of(job).model_dump(mode="json"), "result": result}
             yield msgspec.json.encode(line)

@@ -54,6 +54,8 @@ def results(
         click.echo(msgspec.json.encode(_as_json(record, jobs, total if summed else None)))
     elif plot is None:
         _print(record, jobs, total if summed else None, top)
+    if unread := [job.unavailable for job in jobs if job.unavailable is not None]:
+        raise TweezerError(f"{len(unread)} of {len(jobs)} results cannot be read: {unread[0].message}", code="partly")
 
 
 async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
@@ -66,7 +68,7 @@ async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tupl
                 raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
         chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
         data = await batch.results_at([job.index for job in chosen if job.may_have_result])
-        return record, [Finished(job, data.get(job.index)) for job in chosen]
+        return record, [Finished.of(job, data.get(job.index)) for job in chosen]
 
 
 def _counter(job: Finished) -> dict[str, int]:

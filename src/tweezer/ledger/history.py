@@ -10,6 +10,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries import Queries
 from tweezer.ledger.upkeep import require_schema
+from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import Result
 from tweezer.store.feed import Entry
@@ -40,13 +41,13 @@ class History:
         """Those jobs of the batch that the ledger has."""
         return await self._database.run(self._queries.jobs_of, batch, indices)
 
-    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result]:
-        """The results that there are, by index. Raises ResultUnavailable."""
-        found = {}
+    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
+        """The results that there are, by index, or why one cannot be read."""
+        found: dict[int, Result | ResultUnavailable] = {}
         for index in indices:
             packed = await self._database.run(self._queries.packed_result, job_id(batch_id, index))
             if packed is not None:
-                found[index] = await self._results.unpack(packed)
+                found[index] = await self._results.read(packed)
         return found
 
     async def entries(self, batch: BatchRecord, after: int) -> list[Entry]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tweezer.model.arguments import shown as _shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
 from tweezer.model.register import ANYWHERE, Room, check_register
@@ -519,17 +519,6 @@ def _key(name: object) -> str:
     if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _COMPARED_LENGTH:
         return str(name)
     return _shown(name)
-
-
-def _shown(value: object) -> str:
-    """A value as an error message shows it: short, and without trusting its ``repr``."""
-    if type(value) is int and value.bit_length() > 128:
-        return f"a whole number of {value.bit_length()} bits"
-    if value is None or type(value) in (int, float, bool, str):
-        return reprlib.repr(value)
-    if isinstance(value, (list, tuple, dict)):
-        return f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
-    return f"a value of type {type(value).__name__}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ same call may succeed when it is repeated (``retryable``).
 
 from __future__ import annotations
 
-import copyreg
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -26,7 +25,11 @@ class TweezerError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """Survive pickle and copy, whatever arguments the subclass takes: an error may cross processes."""
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+        return _rebuild, (type(self), *self.args), self.__dict__
+
+
+def _rebuild(kind: type[TweezerError], *arguments: Any) -> TweezerError:
+    return kind.__new__(kind, *arguments)
 
 
 class InvalidInput(TweezerError):

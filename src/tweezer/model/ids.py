@@ -18,6 +18,7 @@ INDEX_BITS = 24
 _INDEX_MASK = (1 << INDEX_BITS) - 1
 _DEVICES = UUID("b7a4c1de-6f1f-5c8e-9a55-7e11ee5e0001")  # of no meaning: the namespace of names of devices
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
 
 
 def new_batch_id() -> UUID:
@@ -60,6 +61,11 @@ def new_worker_id() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
-def is_project_id(candidate: str) -> bool:
+def is_project_id(candidate: object) -> bool:
     """Whether the text may be the id of a project."""
-    return _PROJECT_ID.fullmatch(candidate) is not None
+    return isinstance(candidate, str) and _PROJECT_ID.fullmatch(candidate) is not None
+
+
+def is_namespace(candidate: object) -> bool:
+    """Whether the text may go first in the keys of an installation."""
+    return isinstance(candidate, str) and _NAMESPACE.fullmatch(candidate) is not None

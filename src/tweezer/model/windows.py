@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
+from tweezer.model.arguments import shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import DeviceData, written
 
@@ -70,9 +71,11 @@ def remaining_s(
     return each_s * (1 if begun else math.ceil(pending / max(lanes, 1)))
 
 
-def check_time(field: str, at: datetime) -> None:
+def check_time(field: str, at: object) -> None:
     """Raises InvalidInput unless this is an aware time that can be kept."""
-    if at.tzinfo is None:
+    if not isinstance(at, datetime):
+        raise InvalidInput(field, f"expects an aware datetime, such as datetime.now(UTC), got {shown(at)}")
+    if at.utcoffset() is None:
         raise InvalidInput(field, "has no time zone; give an aware datetime, such as datetime.now(UTC)")
     if not _YEARS[0] <= at.year <= _YEARS[1]:
         raise InvalidInput(field, f"must be of a year from {_YEARS[0]} to {_YEARS[1]}, not {at.year}")

@@ -10,11 +10,12 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.checks import as_job_spec, check_batch, check_jobs
+from tweezer.model.checks import MAX_DEVICE_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
+from tweezer.model.windows import check_time
 from tweezer.store.commands import Commands
 from tweezer.store.reader import Reader
 from tweezer.store.records import DeviceRecord
@@ -81,8 +82,8 @@ class Admission:
         device = await self._device_of(submission, specs)
         if not specs and not submission.open:
             raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
-        if submission.not_before is not None and submission.not_before.tzinfo is None:
-            raise InvalidInput("not_before", "has no time zone; give an aware datetime, such as datetime.now(UTC)")
+        if submission.not_before is not None:
+            check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
         header = check_batch(doc, checks_sequence=device.checks_sequence)
         _check_jobs(specs, header, doc, device)
@@ -113,7 +114,7 @@ class Admission:
     async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
         """The device that is named, else the one that the (first) sequence is for."""
         if submission.device is not None:
-            return await self.device(submission.device)
+            return await self.device(check_text("device", submission.device, MAX_DEVICE_LENGTH))
         field, sequence = "sequence", submission.sequence
         if sequence is None and jobs:
             field, sequence = "jobs[0].sequence", jobs[0].sequence

@@ -51,7 +51,7 @@ class BatchEvents:
         created_ms = round(batch.created.timestamp() * 1000)
         self._read_to = position_id(max(created_ms - _SLACK_MS, 0) << 20)  # of the stream
         self._recorded_to = 0
-        self._asks_ledger = recorded is not None
+        self._asks_ledger = False  # it is opened when the stream lacks something, and not before
         self._stuck_at = 0
         self.is_over = False
         """Whether the batch has ended and all of it was told."""

@@ -126,6 +126,8 @@ class Store:
 
     def __init__(self, redis: Redis, *, namespace: str = "tweezer", results: Results | None = None) -> None:
         self.redis = redis
+        self.connect: Connect | None = None
+        """How it was opened; None for one that was made of a client."""
         self.results = results or Results()
         self.keys = Keys(namespace)
         scripts = Scripts(redis, self.keys)
@@ -155,7 +157,9 @@ class Store:
         pool.connection_class = type("Connection", (_PacksInC, _Arrives, pool.connection_class), own)
         folder = ResultsFolder(connect.results_dir) if connect.results_dir else None
         results = Results(folder, inline_max=connect.result_inline_kb << 10)
-        return cls(redis, namespace=connect.namespace, results=results)
+        store = cls(redis, namespace=connect.namespace, results=results)
+        store.connect = connect
+        return store
 
     async def close(self) -> None:
         await self.news.close()

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from redis import exceptions as redis_errors
 
-from tweezer.model.errors import NotFound
+from tweezer.model.errors import NotFound, ResultUnavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import Result
 from tweezer.model.windows import Window
@@ -78,6 +78,11 @@ class Reader:
         """The results that there are, by index; check first whose the batch is. Raises ResultUnavailable."""
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._results.unpack(data) for index, data in packed.items()}
+
+    async def each_result(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
+        """The same, with why it cannot be read for each result that cannot."""
+        packed = await self.packed_results(batch_id, indices)
+        return {index: await self._results.read(data) for index, data in packed.items()}
 
     async def packed_results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, bytes]:
         """The same, as Redis has them."""

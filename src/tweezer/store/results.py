@@ -129,6 +129,13 @@ class Results:
         file = result_file(packed)
         return decode_result(packed) if file is None else await asyncio.to_thread(self._read, file)
 
+    async def read(self, packed: bytes) -> Result | ResultUnavailable:
+        """The result that was packed, or why it cannot be read: one result must not hide the others of its batch."""
+        try:
+            return await self.unpack(packed)
+        except ResultUnavailable as error:
+            return error
+
     async def open(self, file: ResultFile) -> BufferedReader:
         """The file of a large result, gzipped JSON, which the caller closes. Raises ResultUnavailable."""
         return await asyncio.to_thread(self._open, file)

@@ -1,0 +1,229 @@
+"""Each argument of each public function, given what it cannot use: InvalidInput that names it, nothing written."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+import tweezer
+from tweezer import Job
+from tweezer.model.ids import new_batch_id
+from tweezer.store.connection import Connect, Store
+
+DEVICE = "EMU_FREE"
+HEADER = json.dumps(
+    {
+        "version": "1",
+        "name": "without pulses",
+        "register": [{"name": "q0", "x": 0.0, "y": 0.0}],
+        "channels": {},
+        "variables": {},
+        "operations": [],
+        "measurement": None,
+        "device": {"name": "MockDevice"},
+    }
+)
+LATER = datetime.now(UTC) + timedelta(days=1)
+
+NO_TEXT = [7, True, b"text", ["text"], object()]
+NO_TEXT_AT_ALL = [*NO_TEXT, ""]
+NO_LIST = [None, 7, "abc", b"abc", {"a": 1}, object()]
+NO_FLAG: list[Any] = [None, 0, 1, "no", "True", []]
+NO_SECONDS = [math.nan, math.inf, "3", True, [1.0], object()]
+NO_TIME = [7, 7.5, "2027-01-31T08:00", datetime(2030, 1, 1), LATER.date(), datetime.max.replace(tzinfo=UTC)]  # noqa: DTZ001
+NO_ID = [None, 7, "", "abc", b"abc", ["abc"], object()]
+
+SUBMIT: dict[str, list[Any]] = {
+    "sequence": [7, b"{}", [], {"version": "1"}, "", "not JSON", object()],
+    "jobs": [*NO_LIST, Job(runs=1), [None], [7], ["abc"], [[]], [{7: 1}], [Job(runs=cast(Any, "5"))], [Job(runs=True)]],
+    "device": [*NO_TEXT_AT_ALL, "NO_SUCH"],
+    "priority": [None, 7, "", "URGENT", [], {}, object()],
+    "open": NO_FLAG,
+    "name": NO_TEXT_AT_ALL,
+    "tags": [*NO_LIST, [7], [None], [["a"]], [""], ["a", "a"]],
+    "webhook": [*NO_TEXT_AT_ALL, "ftp://example.org"],
+    "backend_configuration": [*NO_TEXT_AT_ALL, "{"],
+    "limits": [0, 7, "", "abc", {}, {"job_timeout_s": 5}, tweezer.Limits(job_timeout_s=math.nan), object()],
+    "not_before": NO_TIME,
+    "idempotency_key": NO_TEXT_AT_ALL,
+}
+BATCH: dict[str, dict[str, list[Any]]] = {
+    "record": {},
+    "add_jobs": {"jobs": [*SUBMIT["jobs"], []], "idempotency_key": NO_TEXT_AT_ALL},
+    "close": {},
+    "cancel": {"by": NO_TEXT_AT_ALL},
+    "cancel_jobs": {"indices": [*NO_LIST, ["a"], [None], [-1], [1.0], [True], [2**70]], "by": NO_TEXT_AT_ALL},
+    "pause": {},
+    "resume": {},
+    "changes": {"timeout_s": NO_SECONDS},
+    "wait": {"timeout_s": NO_SECONDS},
+    "jobs": {},
+    "finished": {"timeout_s": NO_SECONDS},
+    "events": {"after": [7, "", "abc", b"now", [], object()], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
+    "results": {"timeout_s": NO_SECONDS},
+}
+QUEUE: dict[str, dict[str, list[Any]]] = {
+    "close": {},
+    "submit": SUBMIT,
+    "batch": {"batch_id": NO_ID},
+    "job": {"job_id": NO_ID},
+    "result": {"job_id": NO_ID},
+    "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_ID)], "by": NO_TEXT_AT_ALL},
+    "devices": {},
+    "workers": {},
+    "pause_device": {"name": NO_TEXT_AT_ALL, "reason": NO_TEXT, "until": NO_TIME},
+    "resume_device": {"name": NO_TEXT_AT_ALL},
+    "maintenance": {"name": NO_TEXT_AT_ALL},
+    "plan_maintenance": {
+        "name": NO_TEXT_AT_ALL,
+        "begins": [None, *NO_TIME],
+        "ends": [None, *NO_TIME],
+        "reason": [*NO_TEXT_AT_ALL, "  "],
+    },
+    "drop_maintenance": {"name": NO_TEXT_AT_ALL, "window_id": NO_TEXT_AT_ALL},
+}
+CONNECT: dict[str, list[Any]] = {
+    "url": [*NO_TEXT_AT_ALL, "http://localhost", "localhost:6379"],
+    "project": [*NO_TEXT_AT_ALL, "a b", "x" * 65],
+    "namespace": [None, *NO_TEXT_AT_ALL, "a:b", "x" * 33],
+    "retry_s": [None, *NO_SECONDS],
+    "results_dir": [7, True, b"folder", ["folder"], "", "a\0b", object()],
+    "database_url": NO_TEXT_AT_ALL,
+}
+VALID: dict[str, dict[str, Any]] = {
+    "submit": {"sequence": HEADER, "jobs": [Job(runs=1)], "device": DEVICE},
+    "add_jobs": {"jobs": [Job(runs=1)]},
+    "cancel_jobs": {"indices": [0]},
+    "cancel_many": {"batch_ids": []},
+    "pause_device": {"name": DEVICE, "reason": "new lens"},
+    "plan_maintenance": {"name": DEVICE, "begins": LATER, "ends": LATER + timedelta(hours=1), "reason": "new lens"},
+    "drop_maintenance": {"name": DEVICE, "window_id": "5f3a90c1"},
+}
+FIELDS = {"batch_ids": "batch_id"}
+"""Fields that are not named as the argument, but as what is in it."""
+
+
+def cases(functions: dict[str, dict[str, list[Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, arguments in functions.items():
+        for argument, wrong in arguments.items():
+            for value in wrong:
+                yield name, argument, {**VALID.get(name, {}), argument: value}
+
+
+async def announce(url: str) -> None:
+    async with Store.open(Connect(url)) as store:
+        about = {"adapter": "null", "exclusive": 0, "checks_sequence": 1, "max_runs": 1000}
+        worker = {"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1}
+        await store.tickets.heartbeat("nobody", DEVICE, ttl_s=600, about_device=about, about_worker=worker)
+
+
+async def events(url: str) -> int:
+    async with Store.open(Connect(url)) as store:
+        return len(await store.events.read(most=1000))
+
+
+def complaint(error: Exception | None, name: str, argument: str, given: dict[str, Any]) -> str | None:
+    """What is wrong with how a call ended; None for InvalidInput with the field."""
+    if isinstance(error, tweezer.InvalidInput) and error.field.startswith((argument, FIELDS.get(argument, argument))):
+        return None
+    return f"{name}({argument}={given[argument]!r}): {type(error).__name__}: {error}"
+
+
+async def outcome(function: Callable[..., Any], given: dict[str, Any]) -> Exception | None:
+    """The error of a call, once its answer was awaited, or its first item asked for."""
+    try:
+        answer = function(**given)
+        if hasattr(answer, "__anext__"):
+            await anext(answer)
+        elif inspect.isawaitable(answer):
+            await answer
+        elif hasattr(answer, "__next__"):
+            next(answer)
+    except Exception as error:  # noqa: BLE001  which one it is, is what is tested
+        return error
+    return None
+
+
+def public(kind: type) -> set[str]:
+    return {
+        f"{name}({argument})"
+        for name, function in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+        for argument in inspect.signature(function).parameters
+        if argument != "self"
+    }
+
+
+@pytest.mark.parametrize(("kind", "functions"), [(tweezer.Batch, BATCH), (tweezer.Queue, QUEUE)])
+def test_the_tables_have_every_argument_of_the_public_functions(
+    kind: type, functions: dict[str, dict[str, list[Any]]]
+) -> None:
+    assert public(kind) == {f"{name}({argument})" for name, table in functions.items() for argument in table}
+    asynchronous = {tweezer.Batch: tweezer.AsyncBatch, tweezer.Queue: tweezer.AsyncQueue}[kind]
+    assert public(kind) <= public(asynchronous)
+    assert set(inspect.signature(tweezer.connect).parameters) == set(CONNECT)
+
+
+@pytest.mark.parametrize("open_queue", [tweezer.connect, tweezer.connect_async])
+async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
+    wrong = [
+        complaint(await outcome(open_queue, given), name, argument, given)
+        for name, argument, given in cases({"connect": CONNECT})
+    ]
+    assert not list(filter(None, wrong))
+
+
+async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
+    await announce(real_redis_url)
+    async with tweezer.connect_async(real_redis_url) as queue:
+        batch = await queue.submit(HEADER, open=True)
+        written = await events(real_redis_url)
+        wrong = [
+            complaint(await outcome(getattr(target, name), given), name, argument, given)
+            for target, functions in ((queue, QUEUE), (batch, BATCH))
+            for name, argument, given in cases(functions)
+        ]
+        assert not list(filter(None, wrong))
+        assert await events(real_redis_url) == written
+        assert await queue.maintenance(DEVICE) == []
+        assert (await queue.devices())[0].paused is None
+        await batch.cancel()
+
+
+def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
+    asyncio.run(announce(real_redis_url))
+    with tweezer.connect(real_redis_url) as queue:
+        batch = queue.submit(HEADER, open=True)
+        wrong = [
+            complaint(asyncio.run(outcome(getattr(target, name), given)), name, argument, given)
+            for target, functions in ((queue, QUEUE), (batch, BATCH))
+            for name, argument, given in cases(functions)
+        ]
+        assert not list(filter(None, wrong))
+        batch.cancel()
+
+
+async def test_right_arguments_of_all_kinds_are_taken(real_redis_url: str) -> None:
+    await announce(real_redis_url)
+    async with tweezer.connect_async(real_redis_url, retry_s=1) as queue:
+        batch = await queue.submit(HEADER, (Job(runs=1) for _ in range(2)), tags={"a"}, open=True, device=DEVICE)
+        assert (await batch.record()).jobs == 2
+        assert await batch.cancel_jobs([]) == []
+        assert await batch.cancel_jobs(range(2)) == ["canceled", "canceled"]
+        assert (await batch.wait(0)).open
+        assert (await batch.wait(-1.5)).open, "a deadline that has passed reads once"
+        await batch.close()
+        assert list(await queue.cancel_many({str(new_batch_id())})) != []
+
+
+def test_a_project_comes_from_the_environment_and_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_PROJECT_ID", "a b")
+    with pytest.raises(tweezer.InvalidInput, match="project"):
+        tweezer.connect_async()
