@@ -438,7 +438,7 @@ def report(figures: dict[str, Any]) -> None:
     line = json.dumps(figures)
     sys.stderr.write(f"{line}\n")
     if path := os.environ.get("TWEEZER_STORM_FIGURES"):
-        with Path(path).open("a") as file:
+        with Path(path).open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
 

@@ -146,7 +146,7 @@ async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, 
 
 def seen_by(witness: Path) -> list[tuple[str, str]]:
     """Job and execution of each line."""
-    return [(job, execution) for job, execution in map(str.split, witness.read_text().splitlines())]
+    return [(job, execution) for job, execution in map(str.split, witness.read_text(encoding="utf-8").splitlines())]
 
 
 async def check_that_nothing_stays(site: Site) -> None:

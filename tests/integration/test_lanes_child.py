@@ -50,7 +50,7 @@ def ignore(progress: Progress) -> None:
 def running(pid: int) -> bool:
     """Whether this process runs; one that is dead but not yet buried does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

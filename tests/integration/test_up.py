@@ -59,11 +59,12 @@ def started(running: subprocess.Popen[str], log: Path) -> dict[str, str]:
     """Waits until it is up; the variables that it says to export."""
 
     def is_up() -> bool:
-        assert running.poll() is None, log.read_text()
-        return "Ctrl-C stops it all" in log.read_text()
+        assert running.poll() is None, log.read_text(encoding="utf-8")
+        return "Ctrl-C stops it all" in log.read_text(encoding="utf-8")
 
     wait_until(is_up)
-    exports = [line.split()[1] for line in log.read_text().splitlines() if line.strip().startswith("export ")]
+    lines = log.read_text(encoding="utf-8").splitlines()
+    exports = [line.split()[1] for line in lines if line.strip().startswith("export ")]
     return dict(export.split("=", 1) for export in exports)
 
 

@@ -547,7 +547,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.is_unavailable(call)
             return
         turn = self.do(call)
-        refused = sum([self.settled(holder, index, report) for index, report in outcomes.items()])
+        refused = sum(self.settled(holder, index, report) for index, report in outcomes.items())
         assert turn.refused == refused
         if holder.stale:
             assert turn.next is (Next.STALE if refused or not outcomes else Next.RETIRED)

@@ -49,7 +49,7 @@ class StoppingApi(QpuApi):
 
     @staticmethod
     def _stop(when: str, context: Context) -> None:
-        with Path(os.environ[WITNESS_FILE]).open("a") as file:
+        with Path(os.environ[WITNESS_FILE]).open("a", encoding="utf-8") as file:
             file.write(f"{time.monotonic()} {os.getpid()} {when} {context.pasqman_job_id}\n")
         os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -92,7 +92,7 @@ class WitnessedLane(NullLane):
 
     @staticmethod
     def _testify(line: str) -> None:
-        with Path(os.environ[WITNESS_FILE]).open("a") as file:
+        with Path(os.environ[WITNESS_FILE]).open("a", encoding="utf-8") as file:
             file.write(line)  # one write to a file that is open for appending: lines do not mix
 
 

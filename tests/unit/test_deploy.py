@@ -184,7 +184,7 @@ def test_a_worker_serves_the_device_of_its_instance_and_has_time_to_drain() -> N
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> None:
-    there = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", path.read_text())
+    there = re.sub(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", path.read_text(encoding="utf-8"))
     instance = tmp_path / path.name.replace("@.", "@EMU_FREE.")
     instance.write_text(there)
     checked = subprocess.run(

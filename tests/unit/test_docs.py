@@ -110,7 +110,7 @@ def slug(heading: str) -> str:
 
 @every_page
 def test_internal_links_resolve(path: Path) -> None:
-    for link in _LINK.findall(_BLOCK.sub("", path.read_text())):
+    for link in _LINK.findall(_BLOCK.sub("", path.read_text(encoding="utf-8"))):
         if link.startswith(("https://", "http://")):
             continue
         file, _, anchor = link.partition("#")
@@ -130,7 +130,7 @@ def test_the_files_that_are_named_exist(path: Path) -> None:
     roots = (ROOT, PACKAGE, PACKAGE / "store", PACKAGE / "store" / "lua", PACKAGE / "adapters", DOCS)
     missing = {
         span
-        for span in spans(path.read_text())
+        for span in spans(path.read_text(encoding="utf-8"))
         if _PATH.match(span)
         and not span.startswith("/")
         and span not in _SOME_USERS
@@ -142,7 +142,7 @@ def test_the_files_that_are_named_exist(path: Path) -> None:
 @every_page
 def test_the_tests_that_are_named_exist(path: Path) -> None:
     sources = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
-    for name in re.findall(r"`(test_\w+…?)`", path.read_text()):
+    for name in re.findall(r"`(test_\w+…?)`", path.read_text(encoding="utf-8")):
         pattern = rf"def {re.escape(name.removesuffix('…'))}{'' if name.endswith('…') else chr(92) + 'b'}"
         assert re.search(pattern, sources), f"there is no {name}"
 
@@ -187,7 +187,7 @@ def split_options(command: click.Command, words: list[str]) -> tuple[list[str], 
 @every_page
 def test_the_commands_that_are_named_exist_with_their_options(path: Path) -> None:
     context = click.Context(main)
-    for words in commands(path.read_text()):
+    for words in commands(path.read_text(encoding="utf-8")):
         options, rest = split_options(main, words)
         command: click.Command = main
         assert all(option_of(main, option) for option in options), words
@@ -214,7 +214,7 @@ def test_the_variables_that_are_named_exist(path: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
     known |= {"TWEEZER_REQUIRE_SERVERS", "TWEEZER_COMPAT_A", "TWEEZER_COMPAT_B"}  # of the tests
     known |= {it.envvar for it in main.params if isinstance(it.envvar, str)}
-    assert set(_VARIABLE.findall(path.read_text())) <= known
+    assert set(_VARIABLE.findall(path.read_text(encoding="utf-8"))) <= known
 
 
 def test_the_table_of_settings_is_complete_and_has_the_defaults() -> None:

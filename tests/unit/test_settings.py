@@ -37,7 +37,7 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("tweezer.toml").write_text("lanes = 3\nlease_s = 30\n")
+    Path("tweezer.toml").write_text("lanes = 3\nlease_s = 30\n", encoding="utf-8")
     monkeypatch.setenv("TWEEZER_LANES", "4")
     settings = load()
     assert (settings.lanes, settings.lease_s, settings.drain_s) == (4, 30, 4)
@@ -49,7 +49,7 @@ def test_what_is_given_in_code_wins_over_everything(monkeypatch: pytest.MonkeyPa
 
 
 def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Path("tweezer.toml").write_text("lanes = 3\n")
+    Path("tweezer.toml").write_text("lanes = 3\n", encoding="utf-8")
     other = tmp_path / "lab.toml"
     other.write_text('device = "EMU_SV"\n')
     monkeypatch.setenv("TWEEZER_CONFIG", str(other))
@@ -102,19 +102,19 @@ def test_a_heartbeat_must_fit_the_lease(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_error_in_the_file_names_key_and_file() -> None:
-    Path("tweezer.toml").write_text("lanes = 0\n")
+    Path("tweezer.toml").write_text("lanes = 0\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"^lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"):
         load()
 
 
 def test_an_unknown_key_in_the_file_is_an_error() -> None:
-    Path("tweezer.toml").write_text("lane = 2\n")
+    Path("tweezer.toml").write_text("lane = 2\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"^lane in tweezer\.toml: there is no such setting$"):
         load()
 
 
 def test_a_file_that_is_not_toml_is_an_error() -> None:
-    Path("tweezer.toml").write_text("lanes: 2\n")
+    Path("tweezer.toml").write_text("lanes: 2\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"^tweezer\.toml: is not valid TOML"):
         load()
 
@@ -131,7 +131,8 @@ def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytes
 def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tweezer.toml").write_text(
         '[devices.TWIN]\nadapter = "qutip"\nspecs = "twin.json"\noptions = { threads = 4 }\n\n'
-        '[devices.NULL]\nadapter = "null"\noptions = { checks_sequence = true }\n'
+        '[devices.NULL]\nadapter = "null"\noptions = { checks_sequence = true }\n',
+        encoding="utf-8",
     )
     settings = load()
     assert settings.binding("TWIN") == Binding("qutip", {"threads": 4}, Path("twin.json"))
@@ -160,7 +161,7 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_wrong_with_a_device_is_named(table: str, field: str, problem: str) -> None:
-    Path("tweezer.toml").write_text(table)
+    Path("tweezer.toml").write_text(table, encoding="utf-8")
     with pytest.raises(InvalidInput) as raised:
         load()
     assert raised.value.field == field

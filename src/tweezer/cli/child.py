@@ -120,7 +120,7 @@ class Child:
     def _last_words(self) -> str:
         if self._log is None:
             return "; its log is above"
-        said = self._log.read_text(errors="replace").strip().splitlines()[-_LOG_LINES:]
+        said = self._log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
         return "; the end of its log:\n" + "\n".join(said) if said else ""
 
 

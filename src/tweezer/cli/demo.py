@@ -133,7 +133,7 @@ def demo(
                 outcome = msgspec.structs.replace(outcome, submits=_submits(data))
             kept = data / "ring.json" if keep else None
             if kept is not None:
-                kept.write_text(outcome.sequence)
+                kept.write_text(outcome.sequence, encoding="utf-8")
             for line in [*_findings(outcome), *_what_next(settings, stack, outcome, kept)]:
                 say(line)
             if as_json:

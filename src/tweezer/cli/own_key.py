@@ -50,7 +50,7 @@ def own_key(settings: Settings) -> str:
 
 def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
     if file.exists():
-        kept = file.read_text().strip()
+        kept = file.read_text("ascii", "replace").strip()
         try:
             adopt_key(connection, kept, name=_NAME, project_id=project_id)
         except (Conflict, InvalidInput):
@@ -58,6 +58,6 @@ def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
         else:
             return kept
     made = create_key(connection, name=_NAME, project_id=project_id)
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as output:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as output:
         output.write(f"{made.text}\n")
     return made.text

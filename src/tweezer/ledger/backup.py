@@ -165,8 +165,8 @@ def _call(url: URL, program: str, *arguments: str, connects: bool = True) -> str
             f"postgresql-client), or run where they are: {shlex.join(command)}"
         )
     environment = os.environ if url.password is None else os.environ | {"PGPASSWORD": url.password}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
         raise BackupFailed(f"{program} failed: {said[0].removeprefix(f'{program}: ')}")
-    return done.stdout
+    return done.stdout.decode(errors="replace")

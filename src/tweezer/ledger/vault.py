@@ -112,7 +112,7 @@ def _make(file: Path) -> None:
     """A whole file appears or none: it is written under another name, and linked unless one is there."""
     draft = file.with_name(f".{file.name}.{randomness.token_hex(8)}")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as output:
             output.write(base64.b64encode(randomness.token_bytes(_KEY_BYTES)).decode() + "\n")
             output.flush()
             os.fsync(output.fileno())

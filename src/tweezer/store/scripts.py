@@ -144,11 +144,11 @@ def _with_what_it_uses(prelude: str, script: str) -> str:
 @functools.cache
 def _load() -> dict[str, _Script]:
     folder = resources.files("tweezer.store") / "lua"
-    prelude = _generated() + "\n" + (folder / "prelude.lua").read_text()
+    prelude = _generated() + "\n" + (folder / "prelude.lua").read_text("utf-8")
     scripts = {}
     for file in folder.iterdir():
         if file.name.endswith(".lua") and file.name != "prelude.lua":
-            text = _with_what_it_uses(prelude, file.read_text())
+            text = _with_what_it_uses(prelude, file.read_text("utf-8"))
             sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
             scripts[file.name.removesuffix(".lua")] = _Script(text, sha)
     return scripts

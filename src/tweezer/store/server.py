@@ -88,8 +88,8 @@ def find_server(kind: ServerKind = "auto") -> Path:
 
 
 def _version(binary: str) -> tuple[int, int]:
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    match = re.search(r"v=(\d+)\.(\d+)", said)
+    said = subprocess.run([binary, "--version"], capture_output=True, timeout=10, check=False).stdout
+    match = re.search(rb"v=(\d+)\.(\d+)", said)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
