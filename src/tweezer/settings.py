@@ -30,7 +30,7 @@ from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
 from tweezer.model.errors import InvalidInput
-from tweezer.store.connection import Connect
+from tweezer.store.connection import Connect, check_url
 from tweezer.store.scripts import StoreConfig
 
 PREFIX = "TWEEZER_"
@@ -48,8 +48,10 @@ _Wait = Annotated[float, Field(ge=0)]
 
 
 def _redis_url(url: str) -> str:
-    if urlsplit(url).scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
-        raise ValueError("must start with redis://, rediss://, unix:// or redis+sentinel://")
+    try:
+        check_url(url)
+    except InvalidInput as error:
+        raise ValueError(error.problem) from None
     return url
 
 
@@ -84,6 +86,14 @@ class DeviceSettings(BaseModel):
         except InvalidInput as error:
             raise ValueError(error.message) from error
         return self
+
+
+class _TomlFile(TomlConfigSettingsSource):
+    """The file, which may begin with a byte order mark, as editors on Windows write it."""
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        text: str = file_path.read_text(encoding="utf-8-sig")
+        return tomllib.loads(text)
 
 
 class Settings(BaseSettings):
@@ -308,7 +318,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """What is given in code, then the environment, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_path())
+        return init_settings, env_settings, _TomlFile(settings_cls, toml_file=_config_path())
 
 
 def _check_characters(field: str, value: object) -> None:
@@ -336,6 +346,8 @@ def load(given: Mapping[str, object] | None = None) -> Settings:
         raise InvalidInput(CONFIG_VARIABLE, f"there is no file {path}")
     try:
         return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic, which is the point
+    except UnicodeDecodeError as error:
+        raise InvalidInput(str(path), f"is not a text in UTF-8: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
     except OSError as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import click
 import pytest
@@ -16,7 +20,10 @@ from tweezer import __version__
 from tweezer.cli import group, main
 from tweezer.cli.access import require
 from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.processes import usage
+from tweezer.cli.stack import Stack, why_not_free
 from tweezer.model.errors import TweezerError
+from tweezer.settings import load
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -47,6 +54,58 @@ def refused(result: Result, code: int) -> str:
     assert "Traceback" not in result.output
     assert result.stdout == ""
     return result.stderr.strip().splitlines()[-1]
+
+
+# --- where it speaks
+
+
+def closed(redirection: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f'"$0" -m tweezer.cli --redis {NOWHERE} devices {redirection}', sys.executable]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_closed_standard_output_is_an_error_of_one_sentence() -> None:
+    ran = closed(">&-")
+    said = "Error: standard output is closed; redirect it to /dev/null to see nothing\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+
+
+def test_a_closed_standard_error_is_no_error_of_its_own() -> None:
+    ran = closed("2>&-")
+    assert (ran.returncode, ran.stdout) == (1, "")
+
+
+def test_what_up_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    data = tmp_path / "it's ä \\ $HOME"
+    settings = load({"data_dir": data, "results_dir": data / "r s", "namespace": "lab"})
+    stack = cast(Stack, SimpleNamespace(redis_url="redis://a", api_url="http://b", webhook_allow="*.lab, ::1"))
+    lines = [line for line in usage(settings, stack, "key") if line.startswith("  export ")]
+    script = "\n".join([*lines, "env -0"])
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, env={"PATH": os.environ["PATH"]}, check=True)
+    variables = dict(entry.split("=", 1) for entry in ran.stdout.decode().split("\0") if entry.startswith("TWEEZER_"))
+    assert variables == {
+        "TWEEZER_REDIS_URL": "redis://a",
+        "TWEEZER_NAMESPACE": "lab",
+        "TWEEZER_DATA_DIR": str(data),
+        "TWEEZER_DATABASE_URL": f"sqlite:///{data}/ledger.db",
+        "TWEEZER_RESULTS_DIR": str(data / "r s"),
+        "TWEEZER_PROJECT_ID": "default",
+        "TWEEZER_API_KEY": "key",
+        "TWEEZER_WEBHOOK_ALLOW": "*.lab, ::1",
+    }
+
+
+def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert why_not_free(taken.getsockname()[1]) == "is taken"
+
+    def refuse(_: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    assert why_not_free(80) == "needs root, as ports below 1024 do"
 
 
 # --- what there is

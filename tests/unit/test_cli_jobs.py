@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import click
 import pytest
 
 from tweezer.cli.jobs import read_jobs
+from tweezer.model.errors import InvalidInput
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,29 @@ def test_runs_and_variables_fill_what_a_job_leaves_open() -> None:
         {"runs": 7, "variables": {"omega": 5, "t": 3}},
         {"runs": 100, "variables": {"omega": 2, "t": 3}},
     ]
+
+
+def test_a_variable_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(click.BadParameter, match="x is given twice"):
+        read_jobs([], 1, ["x=1", " x =2"], None)
+    with pytest.raises(click.BadParameter, match='has the key "q0" twice'):
+        read_jobs([], 1, ['qubits={"q0": 1, "q0": 2}'], None)
+    with pytest.raises(click.BadParameter, match="gives runs twice"):
+        read_jobs(["runs=1,runs=2"], 1, [], None)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"runs": 1, "runs": 2}', '{"variables": {"x": 1, "x": 2}}', '{"a\\u001b": 1, "a\\u001b": 2}']
+)
+def test_a_key_that_a_line_has_twice_is_refused(line: str) -> None:
+    with pytest.raises(InvalidInput, match=r"line 2: has the key \".*\" twice$") as raised:
+        read_jobs([], None, [], io.StringIO(f'{{"runs": 7}}\n{line}\n'))
+    assert raised.value.message.isprintable()
+
+
+def test_a_line_that_nests_too_deeply_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="line 1: is not JSON"):
+        read_jobs([], None, [], io.StringIO('{"a":' * 100_000))
 
 
 def test_nothing_given_is_no_job() -> None:

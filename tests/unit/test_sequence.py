@@ -350,3 +350,7 @@ def test_a_mutated_sequence_gives_a_header_or_an_invalid_input(text: Any) -> Non
         assert header.qubits == len(set(header.qubit_ids)) >= 1
         assert header.device
         assert all(variable.size >= 1 for variable in header.variables.values())
+
+
+def test_the_byte_order_mark_of_a_file_is_not_part_of_the_sequence() -> None:
+    assert sequence_text("\ufeff{}") == "{}"

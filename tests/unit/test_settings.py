@@ -75,6 +75,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("TWEEZER_LANES", "2.5", "valid integer"),
         ("TWEEZER_API_PORT", "70000", "less than or equal to 65535"),
         ("TWEEZER_REDIS_URL", "http://localhost", "must start with redis://"),
+        ("TWEEZER_REDIS_URL", "redis://localhost/x", "database 'x', which must be a number"),
         ("TWEEZER_NAMESPACE", "a{b}", "should match pattern"),
         ("TWEEZER_LOG_FORMAT", "xml", "'auto', 'json' or 'console'"),
         ("TWEEZER_LOG_LEVEL", "LOUD", "'DEBUG', 'INFO'"),
@@ -104,6 +105,17 @@ def test_a_heartbeat_must_fit_the_lease(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_error_in_the_file_names_key_and_file() -> None:
     Path("tweezer.toml").write_text("lanes = 0\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"^lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"):
+        load()
+
+
+def test_the_file_may_begin_with_a_byte_order_mark() -> None:
+    Path("tweezer.toml").write_text("lanes = 7\n", encoding="utf-8-sig")
+    assert load().lanes == 7
+
+
+def test_a_file_in_another_encoding_is_an_error() -> None:
+    Path("tweezer.toml").write_bytes('project_id = "äöü"\n'.encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"^tweezer\.toml: is not a text in UTF-8"):
         load()
 
 

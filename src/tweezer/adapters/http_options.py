@@ -23,7 +23,7 @@ def secret(field: str, given: str | None, file: str | None) -> str:
             raise InvalidInput(field, f"is missing: give it, or {field.rpartition('.')[2]}_file")
         return given
     try:
-        text = Path(file).read_text(encoding="utf-8").strip()
+        text = Path(file).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{field}_file", f"cannot be read: {error}") from error
     if not text:

@@ -35,7 +35,7 @@ _ANSWERS = {
 
 
 @click.command()
-@click.argument("sequence_file", type=click.File("r", encoding="utf-8"))
+@click.argument("sequence_file", type=click.File("r", encoding="utf-8-sig"))
 @job_options
 @click.option("--device", help="Where to run it  [default: TWEEZER_DEVICE, else EMU_FREE].")
 @click.option("--priority", type=click.Choice(list(Priority), case_sensitive=False), default=Priority.MEDIUM.value)
@@ -45,7 +45,7 @@ _ANSWERS = {
 @click.option("--webhook", metavar="URL", help="Where to announce what happens.")
 @click.option(
     "--backend-configuration",
-    type=click.File("r", encoding="utf-8"),
+    type=click.File("r", encoding="utf-8-sig"),
     metavar="FILE",
     help="Pulser's EmulationConfig as JSON: EmulationConfig.to_abstract_repr().",
 )

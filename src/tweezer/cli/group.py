@@ -98,6 +98,10 @@ class CommandGroup(click.Group):
         """As click's; exit codes are 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        if sys.stderr is None:  # closed by the caller, as stdout may be: `tweezer devices >&- 2>&-`
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  for the whole process
+        if sys.stdout is None:
+            _end("standard output is closed; redirect it to /dev/null to see nothing")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # the locale may lack characters that are printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ _OPTIONS = (
     click.option(
         "--jobs",
         "lines",
-        type=click.File("r", encoding="utf-8"),
+        type=click.File("r", encoding="utf-8-sig"),
         metavar="FILE",
         help='JSON lines, {"runs": 100, "variables": {"omega": 5.2}, "seed": 7} a job; - reads stdin.',
     ),
@@ -46,7 +47,12 @@ def read_jobs(
 
     Raises UsageError for a flag that cannot be read, InvalidInput for a line of a file.
     """
-    common = dict(_assignment(text, "--var") for text in variables)
+    common: dict[str, Any] = {}
+    for text in variables:
+        name, value = _assignment(text, "--var")
+        if name in common:
+            raise click.BadParameter(f"{name} is given twice", param_hint="--var")
+        common[name] = value
     jobs = [_flag(text) for text in flags]
     if lines is not None:
         jobs += _lines(lines)
@@ -92,12 +98,28 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
     return name.strip(), _value(value.strip(), text, option)
 
 
+class _Repeated(Exception):
+    """An object of JSON has this key more than once."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON; as over HTTP, no key may come twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Repeated(json.dumps(key))
+        found[key] = value
+    return found
+
+
 def _value(value: str, text: str, option: str) -> Any:
-    for read in (json.loads, float):
-        try:
-            return read(value)
-        except ValueError:
-            continue
+    try:
+        return json.loads(value, object_pairs_hook=_object)
+    except _Repeated as error:
+        raise click.BadParameter(f"{text!r} has the key {error} twice", param_hint=option) from None
+    except (ValueError, RecursionError):
+        with contextlib.suppress(ValueError):
+            return float(value)
     raise click.BadParameter(f"{value!r} in {text!r} is neither a number nor a list such as [1,2]", param_hint=option)
 
 
@@ -108,8 +130,10 @@ def _lines(file: TextIO) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                job = json.loads(line.strip())
-            except ValueError as error:
+                job = json.loads(line.strip(), object_pairs_hook=_object)
+            except _Repeated as error:
+                raise InvalidInput(f"{name}, line {number}", f"has the key {error} twice") from None
+            except (ValueError, RecursionError) as error:
                 raise InvalidInput(f"{name}, line {number}", f"is not JSON: {getattr(error, 'msg', error)}") from error
             if not isinstance(job, dict):
                 raise InvalidInput(f"{name}, line {number}", 'expects an object such as {"runs": 100}')

@@ -17,6 +17,7 @@ from tweezer.cli.stack import Stack, is_free
 from tweezer.settings import Settings
 
 USUAL_REDIS_PORT = 6379
+DEFAULT_NAMESPACE = "tweezer"
 _PORT = click.IntRange(0, 65_535)
 
 
@@ -178,17 +179,22 @@ def tell(text: str) -> None:
 def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
     """How to talk to the processes from another terminal. key: of the API."""
     database = settings.database().url
+    variables = {
+        "REDIS_URL": stack.redis_url,
+        "NAMESPACE": settings.namespace if settings.namespace != DEFAULT_NAMESPACE else None,
+        "DATA_DIR": str(settings.data_dir.absolute()),
+        "DATABASE_URL": database if database.startswith("sqlite:") else None,  # another one has a password in it
+        "RESULTS_DIR": str(settings.results_folder()) if settings.results_dir is not None else None,
+        "PROJECT_ID": settings.project_id,
+        "API_KEY": key,
+        "WEBHOOK_ALLOW": stack.webhook_allow,
+    }
     return [
         f"  Redis  {stack.redis_url}",
         f"  API    {stack.api_url}  (/openapi.json describes it)",
         "",
         "In another terminal:",
-        f"  export TWEEZER_REDIS_URL={stack.redis_url}",
-        f"  export TWEEZER_DATA_DIR={settings.data_dir.absolute()}",
-        *([f"  export TWEEZER_DATABASE_URL={database}"] if database.startswith("sqlite:") else []),  # no password in it
-        f"  export TWEEZER_PROJECT_ID={settings.project_id}",
-        f"  export TWEEZER_API_KEY={key}",
-        f"  export TWEEZER_WEBHOOK_ALLOW={shlex.quote(stack.webhook_allow)}",
+        *(f"  export TWEEZER_{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import socket
@@ -84,10 +85,8 @@ class Stack:
     def start(self) -> None:
         """Starts all processes and does not wait for them, except for Redis and the ledger. Raises TweezerError."""
         self._api_port = self._api_port or free_port()
-        if not is_free(self._api_port):
-            raise TweezerError(
-                f"port {self._api_port} is taken: choose another one for the API with --port", code="port"
-            )
+        if why := why_not_free(self._api_port):
+            raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()
@@ -201,13 +200,20 @@ class Stack:
 
 def is_free(port: int) -> bool:
     """Whether the port can be listened on, on the loopback."""
+    return why_not_free(port) is None
+
+
+def why_not_free(port: int) -> str | None:
+    """Why the port cannot be listened on, on the loopback; None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+        except PermissionError:
+            return "needs root, as ports below 1024 do"
+        except OSError as error:
+            return "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
+    return None
 
 
 def free_port() -> int:

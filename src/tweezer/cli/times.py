@@ -25,11 +25,28 @@ def overlap(text: str) -> int:
 
 
 def time(text: str) -> datetime:
-    """``2027-01-31T08:00`` of here, or with an offset, for options; in UTC."""
+    """``2027-01-31T08:00`` of here, or with an offset, for options; in UTC.
+
+    Raises BadParameter also for a local time that the clocks skip, or have twice: the offset says which is meant.
+    """
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
+        given = datetime.fromisoformat(text)
+        found = given.astimezone(UTC)
+        if given.tzinfo is None:
+            _check_local(text, given)
+    except (ValueError, OverflowError, OSError):
         raise click.BadParameter(f"{text!r} is not a time such as 2027-01-31T08:00 or 2027-01-31T08:00+01:00") from None
+    return found
+
+
+def _check_local(text: str, given: datetime) -> None:
+    earlier, later = given.replace(fold=0).astimezone(), given.replace(fold=1).astimezone()
+    if earlier.utcoffset() == later.utcoffset():
+        return
+    examples = " or ".join(given.replace(tzinfo=it.tzinfo).isoformat(timespec="minutes") for it in (earlier, later))
+    if earlier.replace(tzinfo=None) != given:
+        raise click.BadParameter(f"{text!r} does not exist here: the clocks go forward then; write {examples}")
+    raise click.BadParameter(f"{text!r} comes twice here: the clocks go back then; write {examples}")
 
 
 def clock(moment: datetime) -> str:

@@ -165,12 +165,13 @@ def read_sequence(text: str) -> SequenceHeader:
 
 
 def sequence_text(sequence: object) -> str:
-    """The serialised form of a Pulser ``Sequence``; a string is taken as serialised already.
+    """The serialised form of a Pulser ``Sequence``; a string is taken as serialised already, without the byte order
+    mark of a file that has one.
 
     Raises InvalidInput("sequence", …) for other things, and when Pulser cannot serialise the sequence.
     """
     if isinstance(sequence, str):
-        return str(sequence)
+        return str(sequence).removeprefix("\ufeff")
     serialise = getattr(sequence, "to_abstract_repr", None)
     if not callable(serialise):
         raise InvalidInput(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 import msgspec
@@ -79,6 +79,8 @@ def check_time(field: str, at: object) -> None:
         raise InvalidInput(field, "has no time zone; give an aware datetime, such as datetime.now(UTC)")
     if not _YEARS[0] <= at.year <= _YEARS[1]:
         raise InvalidInput(field, f"must be of a year from {_YEARS[0]} to {_YEARS[1]}, not {at.year}")
+    if at.astimezone(UTC).astimezone(at.tzinfo).replace(tzinfo=None, fold=0) != at.replace(tzinfo=None, fold=0):
+        raise InvalidInput(field, f"{at:%Y-%m-%dT%H:%M} does not exist in {at.tzinfo}: the clocks go forward then")
 
 
 _YEARS = (1971, 9998)  # a day from 1970 and from what a datetime holds, in any time zone

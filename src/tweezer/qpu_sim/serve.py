@@ -79,7 +79,7 @@ def device_specs(path: Path | None) -> DeviceSpecs:
     """The specs in a file, or those of the device that is there without one. Raises InvalidInput."""
     try:
         file = resources.files("tweezer.qpu_sim") / "device.json" if path is None else path
-        return read_specs(file.read_text(encoding="utf-8"), field="device_specs")
+        return read_specs(file.read_text(encoding="utf-8-sig"), field="device_specs")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("device_specs", f"{path} cannot be read: {error}") from error
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
 import msgspec
@@ -66,6 +66,62 @@ class SentinelUrl(msgspec.Struct, frozen=True):
         if not service or not (database or "0").isdecimal():
             raise InvalidInput("url", f"names no service; write {SENTINEL_SCHEME}://host:26379/service, or …/service/0")
         return cls(tuple(hosts), service, int(database or 0), unquote(username) or None, unquote(password) or None)
+
+
+_PLAIN_SCHEMES = ("redis", "rediss", "unix")
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_OPTION_VALUES = {"ssl_cert_reqs": ("none", "optional", "required"), "ssl_check_hostname": ("true", "false")}
+
+
+def check_url(url: str) -> None:
+    """Raise InvalidInput("url", …) for a URL of Redis that would not mean what it says.
+
+    redis-py takes any option for an argument of its own, and database 0 where it cannot read the number. The message
+    quotes no password.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidInput("url", f"is not a valid URL, such as {Connect().url}") from None
+    if parts.scheme not in (*_PLAIN_SCHEMES, SENTINEL_SCHEME):
+        raise InvalidInput("url", f"must start with redis://, rediss://, unix:// or {SENTINEL_SCHEME}://")
+    if parts.fragment or url.endswith("#"):
+        raise InvalidInput("url", "has a '#': write %23 for one in the password")
+    if parts.scheme == SENTINEL_SCHEME:
+        if parts.query:
+            raise InvalidInput("url", f"takes no options after '?' with {SENTINEL_SCHEME}://")
+        SentinelUrl.parse(url)
+        return
+    try:
+        _ = parts.port
+    except ValueError:
+        raise InvalidInput(
+            "url",
+            "has a port that is not a number up to 65535; write %2F, %3A and %40 for '/', ':' and '@' in a password",
+        ) from None
+    database = parts.path.removeprefix("/")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise InvalidInput("url", "names no socket; write unix:///run/redis.sock, or …?db=0")
+    elif database and not (database.isascii() and database.isdecimal()):
+        raise InvalidInput("url", f"names the database {database!r}, which must be a number, as in {Connect().url}")
+    _check_options(parts.scheme, parts.query, has_database=bool(database) and parts.scheme != "unix")
+
+
+def _check_options(scheme: str, query: str, *, has_database: bool) -> None:
+    known = ("db", *_TLS_OPTIONS) if scheme == "rediss" else ("db",)
+    seen: set[str] = set()
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            hint = f"; it takes {', '.join(known)}" if name not in _TLS_OPTIONS else "; use rediss:// for TLS"
+            raise InvalidInput("url", f"has the option {name!r}, which is not known{hint}")
+        if name in seen or (name == "db" and has_database):
+            raise InvalidInput("url", f"gives {name} twice")
+        seen.add(name)
+        allowed = _OPTION_VALUES.get(name)
+        if (allowed and value.lower() not in allowed) or not value or (name == "db" and not value.isdecimal()):
+            wanted = f"one of {', '.join(allowed)}" if allowed else "a number" if name == "db" else "a path"
+            raise InvalidInput("url", f"has {name}={value!r}, which must be {wanted}")
 
 
 class _PacksInC:
@@ -148,6 +204,7 @@ class Store:
     @classmethod
     def open(cls, connect: Connect) -> Store:
         """A store on connections of its own; nothing is sent until it is used. Raises InvalidInput("url", …)."""
+        check_url(connect.url)
         try:
             redis = _redis(connect)
         except ValueError:  # its text may quote a password

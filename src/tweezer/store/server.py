@@ -312,6 +312,8 @@ class RedisServer:
     def _failure(self, port: int, process: subprocess.Popen[bytes], said: str) -> str:
         if "Address already in use" in said:
             what = f"port {port} is taken: choose another, or 0 for any free one"
+        elif "bind: Permission denied" in said:
+            what = f"port {port} needs root, as ports below 1024 do: choose another, or 0 for any free one"
         elif process.returncode == -signal.SIGKILL:
             what = f"the Redis server did not answer within {self._start_timeout_s:g} s"
         else:

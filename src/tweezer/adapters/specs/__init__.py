@@ -39,7 +39,7 @@ def specs_of_file(path: Path, *, field: str) -> DeviceSpecs:
 def text_of_file(path: Path, *, field: str) -> str:
     """The specs in a file as they stand there. Raises InvalidInput."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InvalidInput(field, f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
