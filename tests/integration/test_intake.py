@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
@@ -227,6 +228,25 @@ async def test_a_pickled_message_is_refused_and_never_unpickled(site: Site, pool
     assert await batches_made(site) == 0
     batch = site.queue.batch(await answer(pool, "submit_batch", submission()))  # the intake goes on
     await batch.wait(PATIENCE_S)
+
+
+def plain(message: dict[str, Any]) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"job_serializer": None, "job_deserializer": None}, "pickle"),
+        ({"job_serializer": plain, "job_deserializer": msgspec.msgpack.decode}, "MessagePack without a version"),
+    ],
+)
+async def test_who_writes_in_another_way_is_answered_in_it(site: Site, options: dict[str, Any], kind: str) -> None:
+    async with await pool_of(site.url, **options) as sender:
+        with pytest.raises(SerializationError) as raised:
+            await answer(sender, "submit_batch", submission())
+    assert f"written as {kind}: give arq.create_pool job_serializer=tweezer.model.wire" in str(raised.value)
+    assert await batches_made(site) == 0
 
 
 JUNK = (b"", b"\x80\x04N.", b"junk", b"\x92\x02\x80", b"\x91\x01", b"\xc0", b"\x92\x01\xc0", b"\x92\x01\x80")

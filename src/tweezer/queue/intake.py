@@ -6,17 +6,20 @@ twice; the message's own id is the idempotency key, so the second delivery chang
 
 from __future__ import annotations
 
+import pickle  # only to write, for senders who can read nothing else
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
 import structlog
 from arq import Retry
+from arq.jobs import DeserializationError
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
+from tweezer.model.wire import deserialize, serialize
 from tweezer.store.admission import Submission
 from tweezer.store.connection import Store
 
@@ -151,3 +154,49 @@ async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
     except TweezerError as error:
         if error.code != "terminal":
             raise _again(context, error) from error
+
+
+_REFUSE = "refuse"
+_PICKLE, _PLAIN, _UNKNOWN = "pickle", "MessagePack without a version", "unknown"
+_ADVICE = (
+    "give arq.create_pool job_serializer=tweezer.model.wire.serialize and "
+    "job_deserializer=tweezer.model.wire.deserialize"
+)
+
+
+def read_message(data: bytes) -> dict[str, Any]:
+    """Unpack a message for arq; one that is written in another way becomes a call of :func:`refuse`."""
+    try:
+        return deserialize(data)
+    except ValueError as error:
+        kind = _kind_of(data)
+        problem = f"the message is written as {kind}" if kind != _UNKNOWN else f"the message is {error}"
+        return {"t": None, "f": _REFUSE, "a": (kind, f"{problem}: {_ADVICE}"), "k": {}, "et": 0}
+
+
+def write_answer(message: dict[str, Any]) -> bytes:
+    """Pack a result; that of a refused message in the way in which its sender writes and so reads."""
+    if message.get("f") != _REFUSE or len(message["a"]) != 2:
+        return serialize(message)
+    kind, sentence = message["a"]
+    answer = {**message, "a": ()}
+    if kind == _PICKLE:
+        return pickle.dumps({**answer, "r": DeserializationError(sentence)})
+    if kind == _PLAIN:
+        return msgspec.msgpack.encode({**answer, "r": sentence})
+    return serialize(answer)
+
+
+async def refuse(context: dict[Any, Any], kind: str, sentence: str) -> NoReturn:
+    """Answer a message that cannot be read with what its sender has to change."""
+    log.warning("intake.unreadable", message=context["job_id"], written_as=kind)
+    raise InvalidInput("message", sentence)
+
+
+def _kind_of(data: bytes) -> str:
+    if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return _PICKLE
+    try:
+        return _PLAIN if isinstance(msgspec.msgpack.decode(data), dict) else _UNKNOWN
+    except (msgspec.DecodeError, RecursionError):
+        return _UNKNOWN

@@ -138,12 +138,12 @@ class Chores:
         return Worker(
             functions=[
                 func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
-                for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch)
+                for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch, intake.refuse)
             ],
             queue_name=self.store.keys(Key.INTAKE),
             job_timeout=60,
             poll_delay=0.1,
-            **self._common(),
+            **self._common() | {"job_serializer": intake.write_answer, "job_deserializer": intake.read_message},
         )
 
     def _chores_worker(self) -> Worker:
