@@ -7,21 +7,32 @@ import contextlib
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import structlog
 from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import Unavailable
-from tweezer.model.wire import deserialize, serialize
+from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.wire import deserialize, read_message, serialize
+from tweezer.settings import Settings
 from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+from tweezer.store.scripts import translated, translating
 
 log = structlog.get_logger(__name__)
 
 _HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
+
+
+_NOT_PARKED_MS = 5_000  # until a message that could not be parked is looked at again
+_MESSAGE_KEPT_MS = 86_400_000
+
+_problems: ContextVar[list[str]] = ContextVar("problems")  # of the message that the current task runs
 
 
 class Process(Protocol):
@@ -52,6 +63,115 @@ def arq_options(store: Store, context: dict[str, Any]) -> dict[str, Any]:
         "handle_signals": False,
         "ctx": context,
     }
+
+
+class Parker:
+    """Parks messages that cannot be used in the ledger, which is opened when it is needed first."""
+
+    def __init__(self, settings: Settings, consumer: str) -> None:
+        self._settings = settings
+        self._consumer = consumer
+
+    async def park(self, message_id: str, payload: bytes, problem: str) -> None:
+        """Raises TweezerError when that is not possible now."""
+        await asyncio.to_thread(self._park, message_id, payload, problem)
+
+    def _park(self, message_id: str, payload: bytes, problem: str) -> None:
+        from tweezer.ledger.database import Database
+        from tweezer.ledger.dead_letters import Consumer, NewLetter, park
+        from tweezer.ledger.upkeep import require_schema
+
+        database = Database.open(self._settings.database())
+        try:
+            require_schema(database)
+            letters = [NewLetter(message_id, problem, payload)]
+            with database.write() as connection:
+                park(connection, Consumer(self._consumer), letters, self._settings.dead_letters())
+        finally:
+            database.close()
+
+
+class ParkingWorker(Worker):
+    """A worker of plain arq that no message can stop: one with a broken shape, or that cannot be begun, is parked."""
+
+    def __init__(self, *, parker: Parker, **options: Any) -> None:
+        super().__init__(**options | {"job_deserializer": _read_message})
+        self._parker = parker
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        """Starts the messages one by one, so that one which cannot be begun keeps no other from it."""
+        for job_id in job_ids:
+            started = self.job_counter
+            try:
+                await super().start_jobs([job_id])
+            except Exception as error:
+                if not _is_of_message(error):
+                    raise
+                if self.job_counter > started:  # arq takes a slot before it looks at the message
+                    self._release_sem_dec_counter_on_complete()
+                await self._set_aside(job_id, error)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Runs a message, or parks it."""
+        _problems.set([])
+        try:
+            await super().run_job(job_id, score)
+        except Exception as error:
+            if not _is_of_message(error):
+                raise
+            await self._set_aside(job_id.encode(), error)
+
+    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
+        """Parks what could not be read before arq drops it; its sender is told as before."""
+        problems = _problems.get([])
+        if not problems or await self._is_parked(job_id.encode(), problems[0]):
+            await super().finish_failed_job(job_id, result_data)
+
+    async def _set_aside(self, job_id: bytes, error: Exception) -> None:
+        if await self._is_parked(job_id, f"{type(error).__name__}: {error}"):
+            prefixes = (job_key_prefix, in_progress_key_prefix, retry_key_prefix)
+            await self.pool.delete(*(prefix.encode() + job_id for prefix in prefixes))
+            await self.pool.zrem(self.queue_name, job_id)
+
+    async def _is_parked(self, job_id: bytes, problem: str) -> bool:
+        """Parks a message; while that is not possible, the message waits."""
+        try:
+            payload = await self.pool.get(job_key_prefix.encode() + job_id)
+        except redis_errors.ResponseError:  # something else than a text stands there
+            payload = None
+        try:
+            await self._parker.park(job_id.decode(errors="backslashreplace"), payload or b"", problem)
+        except TweezerError as error:
+            log.warning("message.not_parked", message=repr(job_id), error=error.message)
+            later_ms = round(time.time() * 1000) + _NOT_PARKED_MS
+            await self.pool.zadd(self.queue_name, {job_id: later_ms}, xx=True)
+            await self.pool.delete(in_progress_key_prefix.encode() + job_id)
+            return False
+        return True
+
+
+def _is_of_message(error: Exception) -> bool:
+    """Whether the message is what is wrong, not Redis, the way to it, or this process."""
+    if isinstance(error, redis_errors.ResponseError):
+        return translated(error).code in ("unreadable", "redis")
+    return not isinstance(error, (TweezerError, redis_errors.RedisError, OSError, RuntimeError, MemoryError))
+
+
+def _read_message(data: bytes) -> dict[str, Any]:
+    """Reads a message, and notes why it cannot be read."""
+    try:
+        return read_message(data)
+    except ValueError as error:
+        _problems.get([]).append(str(error))
+        raise
+
+
+async def send_again(store: Store, message_id: str, payload: bytes) -> None:
+    """Puts a message that was parked back into the intake queue. Raises Unavailable."""
+    with translating():
+        now_ms = round(time.time() * 1000)
+        await store.redis.set(job_key_prefix + message_id, payload, px=_MESSAGE_KEPT_MS)
+        await store.redis.zadd(store.keys(Key.INTAKE), {message_id: now_ms})
 
 
 def on_signals(end: Callable[[], object]) -> None:

@@ -25,7 +25,7 @@ from pydantic_settings import (
 )
 
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
@@ -159,6 +159,12 @@ class Settings(BaseSettings):
     """How long PostgreSQL may take for one statement."""
     retention_s: int = Field(0, ge=0)
     """How long the ledger keeps finished batches and their results, where a project says nothing else; 0: for ever."""
+    dead_letters_max: int = Field(10_000, ge=1)
+    """Entries and messages that could not be processed and are kept for operators; the oldest go first."""
+    dead_letters_max_mb: int = Field(64, ge=1)
+    """Their size all together, in MiB."""
+    dead_letters_kept_s: int = Field(2_592_000, ge=60)
+    """How long they are kept."""
     results_dir: Path | None = None
     """Folder for results that are too large for Redis; workers, API and recorder must all see it. Default: ``results``
     in the data folder."""
@@ -274,6 +280,10 @@ class Settings(BaseSettings):
             patience_s=self.database_timeout_s,
             statement_s=self.statement_timeout_s,
         )
+
+    def dead_letters(self) -> DeadLetterBounds:
+        """How much is kept of what could not be processed."""
+        return DeadLetterBounds(self.dead_letters_max, self.dead_letters_max_mb << 20, self.dead_letters_kept_s)
 
     def public_base(self) -> str:
         """The URL of the API for links that are made without a request, without a slash at its end."""

@@ -30,10 +30,12 @@ from tweezer.events.schedule import Schedule
 from tweezer.events.sender import Sender
 from tweezer.ledger.audience import read_registered
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Consumer, Letter, ask_for_retry, list_letters
 from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, Outcome, read_log
 from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.projects import project_no
+from tweezer.ledger.recorder import Recorder
 from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.ledger.vault import Vault
 from tweezer.ledger.webhook_secrets import rotate, secrets_of
@@ -546,3 +548,52 @@ async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) 
     assert read_registered(post.database, None) == {}
     assert msgspec.json.encode(position()) != b"0"
     await post.kill(courier)
+
+
+async def test_what_cannot_be_told_is_parked_and_others_are_told_meanwhile(post: Post) -> None:
+    """And once it was put right, it is told with all that waited behind it, in order."""
+    recorder = Recorder(post.rig.store, post.database, namespace=NAMESPACE)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/a"))
+        post.endpoint(receiver.url("/b"), project="b")
+        bad = await post.batch(2)
+        name = post.rig.keys(Key.BATCH, bad)
+        doc = await post.rig.redis.hget(name, "doc")
+        await post.rig.redis.hset(name, "doc", b"\xc1")
+        await post.rig.redis.xadd(post.rig.keys(Key.EVENTS), {"x": "y"})
+        await post.rig.redis.xadd(
+            post.rig.keys(Key.EVENTS), {"n": "endpoint.disabled", "i": "x:1", "p": "no", "t": 1, "d": "{}"}
+        )
+        for _ in range(2):
+            await post.start()
+        await post.batch(2, project="b")
+        await until(all_delivered(post, 1), "the batch of others")
+        for command in (post.rig.commands.pause, post.rig.commands.resume):
+            await command(bad, project=None)
+        await post.batch(1, project="b")
+        await until(all_delivered(post, 2), "and the next one")
+        assert {it.path for it in receiver.received} == {"/b"}
+
+        def parked() -> list[Letter]:
+            with post.database.read() as connection:
+                return list_letters(connection, consumer=Consumer.COURIER)
+
+        assert [letter.batch for letter in parked()] == [bad, None, None]
+        await until(lambda: parked()[0].waiting == 2, "later events wait")
+        with post.database.write() as connection:
+            ask_for_retry(connection, [letter.id for letter in parked()])
+        await post.rig.redis.hset(name, "doc", doc)
+        courier = post.running[0][0]
+        await courier.retry_letters()
+        assert len(parked()) == 3, "it waits until the recorder has what is to be told; the others fail again"
+        await recorder.resume()
+        await recorder.catch_up()
+        await courier.retry_letters()
+        assert [letter.batch for letter in parked()] == [None, None]
+        await until(all_delivered(post, 2 + 3), "all that waited")
+        await post.rig.run_all()
+        await until(lambda: post.statuses().count("D") > 5 and "P" not in post.statuses(), "the rest")
+        of_bad = [it for it in receiver.received if it.data.get("batch_id") == str(bad)]
+        assert_chained(of_bad)
+        assert of_bad[0].type == "batch.created"
+        assert set(receiver.ids.values()) == {1}

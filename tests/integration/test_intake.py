@@ -19,7 +19,12 @@ from tests.support.processes import Site
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus, NotFound, Priority
+from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Consumer, list_letters
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.upkeep import upgrade
 from tweezer.model.wire import deserialize, serialize
+from tweezer.runtime import send_again
 from tweezer.store.keys import Key
 from tweezer.store.server import RedisServer
 
@@ -31,7 +36,11 @@ MAXMEMORY_MB = 20
 @pytest.fixture
 async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
     """With the chores, which take messages in, and a worker of the null device."""
-    async with Site(real_redis_url, tmp_path) as site:
+    place = f"sqlite:///{tmp_path / 'ledger.db'}"
+    database = Database.open(OpenDatabase(place))
+    upgrade(database)
+    database.close()
+    async with Site(real_redis_url, tmp_path, database_url=place) as site:
         chores = site.spawn("chores")
         await site.workers(1)
         await site.serves(chores)
@@ -304,3 +313,53 @@ async def test_while_redis_is_full_a_message_waits_and_is_taken_in_later(
         batch = site.queue.batch(await message.result(timeout=PATIENCE_S, poll_delay=0.05))
         assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
         assert await batches_made(site) == 1
+
+
+async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_in(
+    site: Site, pool: ArqRedis, tmp_path: Path
+) -> None:
+    """Whatever stands in the queue: the process that reads it goes on, and operators find it among dead letters."""
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    queue: Any = site.store.redis
+
+    async def put(message_id: bytes | str, data: Any, score: float = 1) -> None:
+        await queue.set(job_key_prefix.encode() + _bytes(message_id), data)
+        await queue.zadd(INTAKE, {message_id: score})
+
+    shape: dict[str, Any] = {"t": None, "f": "submit_batch", "a": [], "k": {}, "et": 1}
+    broken: list[dict[str, Any]] = [{"f": ["a"]}, {"a": {}}, {"k": []}, {"t": "x"}, {"et": 2**62}]
+    for number, change in enumerate(broken):
+        await put(f"broken-{number}", serialize(shape | change))
+    await put("junk", b"\xff\x00")
+    await put("short", serialize({"f": "submit_batch"}))
+    await put(b"\xff\xfe", serialize(shape))
+    await put("endless", serialize(shape), float("-inf"))
+    await queue.rpush(job_key_prefix + "list", "x")
+    await queue.zadd(INTAKE, {"list": 1})
+    await queue.hset("arq:retry:counted", "x", 1)
+    await put("counted", serialize(shape))
+
+    def parked() -> dict[str, str]:
+        with database.read() as connection:
+            return {letter.origin: letter.error for letter in list_letters(connection, consumer=Consumer.INTAKE)}
+
+    await until(lambda: len(parked()) == 11, "all are parked")
+    assert "Expected `str`, got `array` - at `$.f`" in parked()["broken-0"]
+    assert "\\xff\\xfe" in parked()
+    assert await queue.zcard(INTAKE) == 0
+    batch = site.queue.batch(await answer(pool, "submit_batch", submission()))
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+
+    again = serialize(shape | {"a": [submission(name="again")]})
+    await send_again(site.store, "again", again)
+    await until(lambda: _made(site, 2), "what is sent again is taken in")
+    database.close()
+    await queue.delete("arq:retry:counted")
+
+
+async def _made(site: Site, count: int) -> bool:
+    return await batches_made(site) == count
+
+
+def _bytes(text: bytes | str) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()

@@ -19,10 +19,11 @@ from tweezer.api.app import create_app
 from tweezer.api.metrics import AnswerTimes, Metrics
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Consumer, NewLetter, park
 from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.ledger.endpoints import create_endpoint, disable_endpoint
 from tweezer.ledger.keys import create_key
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.projects import create_project
 from tweezer.ledger.schema import recorder
 from tweezer.ledger.upkeep import upgrade
@@ -186,6 +187,16 @@ async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: MeasuredAp
     found = await rig.scrape()
     assert [of(found, "deliveries", status=it) for it in ("pending", "exhausted", "held")] == [1, 0, 0]
     assert of(found, "deliveries_overdue") == of(found, "endpoints_disabled") == 1
+
+
+async def test_dead_letters_are_counted_by_who_could_not_use_them(rig: MeasuredApi) -> None:
+    with rig.database.write() as connection:
+        letters = [NewLetter(f"{number}-0", "broken", b"") for number in range(3)]
+        park(connection, Consumer.RECORDER, letters, DeadLetterBounds(count=2))
+    found = await rig.scrape()
+    assert [of(found, "dead_letters", consumer=it) for it in ("recorder", "courier", "intake")] == [2, 0, 0]
+    assert of(found, "dead_letters_parked_total", consumer="recorder") == 3
+    assert of(found, "dead_letters_evicted_total", consumer="recorder") == 1
 
 
 async def test_memory_of_redis_and_its_limit_are_told(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:

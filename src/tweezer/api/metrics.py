@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 import structlog
@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.health import recorded
+from tweezer.ledger.dead_letters import Consumer, Parked
+from tweezer.ledger.health import parked, recorded
 from tweezer.ledger.webhook_health import WebhookHealth, look_at_webhooks
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
@@ -119,6 +120,7 @@ class Metrics:
             position = await self._database.run(recorded, self._database, self._namespace) or START
             webhooks = await self._database.run(look_at_webhooks, self._database, self._namespace)
             families.extend(_of_webhooks(webhooks))
+            families.extend(_of_letters(await self._database.run(parked, self._database)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
         measures: Measures | None = None
@@ -161,6 +163,21 @@ def _of_webhooks(webhooks: WebhookHealth) -> Iterator[Metric]:
     yield deliveries
     yield _gauge("deliveries_overdue", "Pending webhooks that were to be sent a minute ago", webhooks.overdue)
     yield _gauge("endpoints_disabled", "Endpoints that are sent no webhooks", webhooks.disabled)
+
+
+def _of_letters(letters: Mapping[Consumer, Parked]) -> Iterator[Metric]:
+    there = GaugeMetricFamily("tweezer_dead_letters", "Entries and messages that are parked", labels=("consumer",))
+    ever = CounterMetricFamily(
+        "tweezer_dead_letters_parked", "Entries and messages that could not be processed", labels=("consumer",)
+    )
+    evicted = CounterMetricFamily(
+        "tweezer_dead_letters_evicted", "Dead letters dropped for want of room or for their age", labels=("consumer",)
+    )
+    for consumer, it in letters.items():
+        there.add_metric((consumer.value,), it.letters)
+        ever.add_metric((consumer.value,), it.total)
+        evicted.add_metric((consumer.value,), it.evicted)
+    yield from (there, ever, evicted)
 
 
 def _of_queue(measures: Measures) -> Iterator[Metric]:

@@ -45,6 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "users": ("credentials", "Users who log in with a password: create, list, disable, their projects."),
         "webhooks": ("webhooks", "Webhooks: where they go, their secrets, what became of them; a local receiver."),
         "db": ("database", "Care for the ledger: upgrade, check, backup, restore."),
+        "dead-letters": ("dead_letters", "What could not be processed: list, try again, drop."),
         "doctor": ("operators", "Check Redis, ledger, workers and settings; says what to change."),
     },
     "Processes": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings
 
 if TYPE_CHECKING:
+    from tweezer.ledger.dead_letters import Consumer, Parked
     from tweezer.ledger.health import Health
 
 OLDEST_POSTGRES = 15
@@ -62,6 +63,8 @@ def check_health(health: Health) -> Iterator[Finding]:
         )
     else:
         yield Finding("ledger", Level.OK, f"{kind} {version} at {health.place}, its tables as they should be")
+    if health.letters:
+        yield check_letters(health.letters)
     yield from _check_sqlite(health.settings) if health.is_sqlite else _check_postgres(health.settings)
 
 
@@ -103,6 +106,23 @@ def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ledger durability", Level.OK, "what is recorded is on the disk")
+
+
+def check_letters(letters: Mapping[Consumer, Parked]) -> Finding:
+    """What could not be processed, and what was lost of it."""
+    there = {consumer: it for consumer, it in letters.items() if it.letters}
+    evicted = sum(it.evicted for it in letters.values())
+    lost = f"; {evicted} were dropped for want of room or for their age" if evicted else ""
+    if not there:
+        return Finding("dead letters", Level.OK, f"none{lost}")
+    many = ", ".join(f"{it.letters} of the {consumer.value}" for consumer, it in there.items())
+    oldest = min(it.oldest for it in there.values() if it.oldest is not None)
+    return Finding(
+        "dead letters",
+        Level.FAIL,
+        f"{many} could not be processed, since {show.minute(oldest)}; what comes later of the same batch waits{lost}",
+        "`tweezer dead-letters list` shows why; then retry or drop them",
+    )
 
 
 def check_recorder(*, active: bool, behind_s: float | None) -> Finding:

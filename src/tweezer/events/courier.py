@@ -25,9 +25,12 @@ from tweezer.events.payloads import BatchFacts, Payloads
 from tweezer.events.schedule import Schedule
 from tweezer.ledger.audience import Audience
 from tweezer.ledger.clock import now_ms
+from tweezer.ledger.courier_letters import CourierLetters
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
 from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, delivery_id
 from tweezer.ledger.endpoints import Endpoint
+from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
@@ -84,8 +87,10 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class _Plan(msgspec.Struct):
-    """What is to be done about some entries: the first part is described, the others come when it is their turn."""
+    """What is to be done about some entries: the first part is described, the others come when it is their turn.
+    parked: batches of which nothing is done."""
 
+    parked: frozenset[UUID]
     facts: dict[UUID, BatchFacts]
     audience: Audience
     parts: Iterator[list[Event | Notice]]
@@ -107,10 +112,15 @@ class Courier:
         schedule: Schedule,
         connections: int,
         pace: Pace | None = None,
+        bounds: DeadLetterBounds | None = None,
     ) -> None:
         self._store = store
         self._database = database
+        self._namespace = namespace
         self._deliveries = Deliveries(database, namespace)
+        self._letters_kept = CourierLetters(database, bounds or DeadLetterBounds())
+        self._parked: frozenset[UUID] = frozenset()
+        """Batches that were parked when it last looked: nothing is described of them."""
         self._payloads = payloads
         self._listeners = Listeners(database, payloads)
         self._desk = desk
@@ -182,7 +192,40 @@ class Courier:
         """Takes care of entries between which nobody else has one, when it is their turn; how many deliveries it makes.
 
         at_once: nobody was given them before, so nobody was sent what they tell; it is sent while it is written down.
+        What cannot be delivered is parked.
         """
+        try:
+            return await self._serve_all(entries, is_turn=is_turn, at_once=at_once)
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            log.warning("courier.looks_for_culprit", error=in_words(error))
+        await self._serve_apart(entries)
+        return 0
+
+    async def _serve_apart(self, entries: Sequence[Entry]) -> None:
+        """Takes care of entries of which some cannot be delivered; halves are tried until the culprits stand alone."""
+        try:
+            await self._wait_for_turn(entries)
+            self._parked = await self._database.run(self._letters_kept.hold_back, ())  # by others, perhaps
+            await self.take_care(entries)
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            if len(entries) > 1:
+                half = len(entries) // 2
+                await self._serve_apart(entries[:half])
+                await self._serve_apart(entries[half:])
+            else:
+                await self._park(entries, in_words(error))
+
+    async def _park(self, entries: Sequence[Entry], problem: str) -> None:
+        await self._database.run(self._letters_kept.park, entries, problem)
+        self._parked = await self._database.run(self._letters_kept.hold_back, ())
+        await self._database.run(self._deliveries.write, [], position_number(entries[-1].id))
+        await self._group.acknowledge([entry.id for entry in entries])
+
+    async def _serve_all(self, entries: Sequence[Entry], *, is_turn: bool, at_once: bool) -> int:
         preparing = asyncio.create_task(self._prepare(entries))
         try:
             if not is_turn:
@@ -194,12 +237,19 @@ class Courier:
 
     async def _prepare(self, entries: Sequence[Entry]) -> _Plan:
         """What can be done before it is their turn: whose the entries are, who is told, and of what."""
-        facts, audience = await self._listeners.look_up(entries)
-        parts = _parts(entries)
-        return _Plan(facts, audience, parts, await self._describe(next(parts, []), facts, audience))
+        parked = self._parked
+        wanted = [it for it in entries if it.problem is None and it.batch_id not in parked]
+        facts, audience = await self._listeners.look_up(wanted)
+        parts = _parts(wanted)
+        return _Plan(parked, facts, audience, parts, await self._describe(next(parts, []), facts, audience))
 
     async def _take_care(self, entries: Sequence[Entry], plan: _Plan, *, at_once: bool = False) -> int:
         told = 0
+        if unreadable := [entry for entry in entries if entry.problem is not None]:
+            await self._database.run(self._letters_kept.park_unreadable, unreadable)
+        self._parked = await self._database.run(self._letters_kept.hold_back, entries)
+        if self._parked != plan.parked:  # since it was prepared, others parked something or made it good
+            plan = await self._prepare(entries)
         try:
             part: _Part | None = plan.first
             while part is not None:
@@ -213,11 +263,15 @@ class Courier:
             self._last.clear()
             self._told.clear()
             raise
+        await self._disable(entries)
+        await self._group.acknowledge([entry.id for entry in entries])
+        return told
+
+    async def _disable(self, entries: Sequence[Entry]) -> None:
+        """Disables the endpoints of which it was told that nothing is sent there any more."""
         for entry in entries:
             if entry.notice is not None and entry.notice.type == EventType.ENDPOINT_DISABLED:
                 await self._desk.disable(entry.notice)
-        await self._group.acknowledge([entry.id for entry in entries])
-        return told
 
     async def fetch(self, endpoint_id: UUID) -> None:
         """Something may be due for this endpoint."""
@@ -226,10 +280,40 @@ class Courier:
             self._outbox(endpoint).fetch()
 
     async def sweep(self) -> None:
-        """Fetches what is overdue: its alarm was lost, or the courier that held it."""
+        """Fetches what is overdue: its alarm was lost, or the courier that held it; and tries dead letters again."""
+        await self.retry_letters()
         late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._pace.late_s * 1000))
         for endpoint_id in late:
             await self.fetch(endpoint_id)
+
+    async def retry_letters(self) -> None:
+        """Tries again what operators want to be tried again."""
+        for letter in await self._database.run(self._letters_kept.due):
+            try:
+                await self._redeliver(letter)
+            except Exception as error:
+                if not is_unusable(error):
+                    raise
+                await self._database.run(self._letters_kept.failed_again, letter, error)
+                log.warning("dead_letter.failed_again", letter=letter.id, error=in_words(error))
+
+    async def _redeliver(self, letter: Letter) -> None:
+        """Delivers what was parked, and the events of its batch that wait behind it, in their order."""
+        while True:
+            entries = await self._database.run(self._letters_kept.entries, letter, self._namespace)
+            if entries is None:  # the recorder does not have them all yet
+                return
+            facts, audience = await self._listeners.look_up(entries)
+            for part in _parts(entries):
+                described = await self._describe(part, facts, audience)
+                letters = [*described.notices, *await self._letters(described)]
+                await self._write(letters, None, at_once=False)
+            await self._disable(entries)
+            left = await self._database.run(self._letters_kept.finish, letter)
+            if left is None:
+                log.info("dead_letter.delivered", letter=letter.id)
+                return
+            letter = left
 
     async def close(self) -> None:
         """Lets what is being sent end, and gives back the rest."""

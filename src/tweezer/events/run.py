@@ -26,7 +26,7 @@ from tweezer.ledger.vault import Vault
 from tweezer.model.backoff import Backoff
 from tweezer.model.ids import new_worker_id
 from tweezer.model.tasks import end_tasks
-from tweezer.runtime import arq_options, on_signals, run_on_a_loop, work
+from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, run_on_a_loop, work
 from tweezer.settings import Settings
 from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
@@ -101,6 +101,7 @@ class CourierProcess:
             schedule=Schedule(settings.webhook_schedule_s),
             connections=settings.webhook_endpoint_connections,
             pace=self._pace,
+            bounds=settings.dead_letters(),
         )
         gc.freeze()  # what is there now stays, and need not be looked through again and again
         log.info("courier.started")
@@ -130,7 +131,8 @@ class CourierProcess:
             timeout=60,
         )
         return (
-            Worker(
+            ParkingWorker(
+                parker=Parker(self._settings, "courier"),
                 functions=[func(deliver, name=DELIVER, keep_result=0, max_tries=2)],  # type: ignore[arg-type]
                 cron_jobs=[each],
                 queue_name=queue,

@@ -6,12 +6,13 @@ rows, and a row may be ahead of the position up to which the stream was recorded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.dead_letters import Behind, NewLetter
 from tweezer.model.events import jobs_of
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
 from tweezer.store.feed import Entry, position_number
@@ -73,6 +74,8 @@ class Changes(msgspec.Struct):
     transitions: list[list[Any]] = []
     notices: list[list[Any]] = []
     activity_ms: dict[str, int] = {}
+    letters: list[NewLetter] = []
+    behind: dict[UUID, Behind] = {}
 
 
 class JobIds:
@@ -111,11 +114,13 @@ def make_changes(
     known: dict[UUID, KnownBatch],
     looked_at: dict[UUID, set[int]],
     ids: JobIds,
+    parked: Mapping[UUID, str | None],
 ) -> Changes:
     """The rows of the entries, or without any those of the snapshots of whole batches; ``known`` is brought up to what
     they make of the ledger.
 
-    A batch that is neither in Redis nor known was deleted: nothing is recorded of it.
+    A batch that is neither in Redis nor known was deleted: nothing is recorded of it. Of one that is parked (which has
+    its project there) the transitions are recorded all the same: whoever reads the feed must miss nothing.
     """
     changes = Changes()
     last: dict[UUID, int] = {}
@@ -126,12 +131,13 @@ def make_changes(
         _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
     for entry in entries:
         batch = known.get(entry.batch_id)
+        project = parked.get(entry.batch_id) if batch is None else batch.project
         if (it := entry.notice) is not None:
             changes.notices.append([position_number(entry.id), it.id, it.type, it.project, it.time_us, it.data])
-        elif batch is not None:
-            row = [position_number(entry.id), ids.id(entry.batch_id), batch.project, entry.first, entry.time_us]
+        elif project is not None:
+            row = [position_number(entry.id), ids.id(entry.batch_id), project, entry.first, entry.time_us]
             changes.transitions.append([*row, entry.words])
-            changes.activity_ms[batch.project] = entry.time_us // 1000
+            changes.activity_ms[project] = entry.time_us // 1000
     return changes
 
 
@@ -157,14 +163,17 @@ def _add_batch(
             priority=fields["priority"].decode()[0],
             jobs=0,
         )
-        about, parent = encode_doc(msgspec.structs.replace(doc, sequence=None)), _parent(doc, ids)
+        tags_submitted = tuple(dict.fromkeys(map(_fitting, doc.tags)))
+        about = encode_doc(msgspec.structs.replace(doc, sequence=None, tags=tags_submitted))
+        parent = _parent(doc, ids)
         own_id = ids.id(snapshot.batch_id)
         if doc.sequence is not None:
             changes.sequences.append((own_id, doc.sequence.replace("\0", "")))
-        changes.tags.extend((batch.project, tag, own_id) for tag in dict.fromkeys(map(_fitting, doc.tags)))
+        changes.tags.extend((batch.project, tag, own_id) for tag in tags_submitted)
     tags = fields.pop("tags", None)  # in the ledger they stand in what is about the batch, replaced or not
     if tags is not None and tags != batch.tags:
-        changes.retagged[snapshot.batch_id] = msgspec.json.decode(tags, type=tuple[str, ...])
+        replaced = msgspec.json.decode(tags, type=tuple[str, ...])
+        changes.retagged[snapshot.batch_id] = tuple(dict.fromkeys(map(_fitting, replaced)))
         batch.tags = tags
     status = fields["status"].decode()
     row: list[Any] = [ids.id(snapshot.batch_id), batch.project, batch.device, batch.user, batch.priority, ORIGIN]

@@ -41,6 +41,10 @@ def sharing(sharer: str) -> Iterator[None]:
         _SHARER.reset(token)
 
 
+_TOO_LARGE = frozenset({"54000", "54001", "54011", "54023"})
+"""States of PostgreSQL that are about what was to be written, though it counts them as operational."""
+
+
 class Database:
     """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
 
@@ -163,6 +167,8 @@ def translating() -> Iterator[None]:
     try:
         yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) in _TOO_LARGE:
+            raise
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise Unavailable(f"the ledger's database cannot be used: {cause}") from error
     except exc.DBAPIError as error:
@@ -188,6 +194,9 @@ def load(connection: Connection, table: Table | str, columns: Sequence[str], row
         with cast(Any, cursor).copy(f"COPY {table} ({names}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
+    except connection.dialect.loaded_dbapi.Error as error:  # SQLAlchemy does not see what a driver's cursor raises
+        driver = connection.dialect.loaded_dbapi.Error
+        raise exc.DBAPIError.instance(None, None, error, driver, dialect=connection.dialect) from error
     finally:
         cursor.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 import msgspec
@@ -30,10 +30,11 @@ class Forgetter:
         self._database = database
         self._grace_s = grace_s
 
-    async def forget(self) -> Forgotten:
-        """Forgets some, the oldest first. Raises Unavailable."""
+    async def forget(self, kept: Collection[UUID] = ()) -> Forgotten:
+        """Forgets some, the oldest first, and none of those that are kept. Raises Unavailable."""
         least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
-        found = await self._store.commands.ended(least_age_s=least_age_s, most=_PAGE)
+        ended = await self._store.commands.ended(least_age_s=least_age_s, most=_PAGE + len(kept))
+        found = [batch_id for batch_id in ended if batch_id not in kept][:_PAGE]
         if not found:
             return Forgotten([], [])
         recorded = await self._database.run(self._recorded, found)

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import Connection, exc, select, text, update
 
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import Consumer, Parked, count_letters
 from tweezer.ledger.schema import recorder
 from tweezer.ledger.upkeep import differences, place, require_schema
 from tweezer.model.errors import TweezerError
@@ -18,7 +19,8 @@ _OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commi
 class Health(msgspec.Struct, frozen=True):
     """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
     refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
-    positions: of the recorder, by namespace: id of the last entry of the stream that is recorded.
+    positions: of the recorder, by namespace: id of the last entry of the stream that is recorded. letters: what is
+    parked, by consumer.
     """
 
     place: str
@@ -27,6 +29,7 @@ class Health(msgspec.Struct, frozen=True):
     unfit: str | None = None
     refusal: str | None = None
     positions: dict[str, str] = {}
+    letters: dict[Consumer, Parked] = {}
 
 
 def look(database: Database) -> Health:
@@ -45,7 +48,14 @@ def look(database: Database) -> Health:
     with database.read() as connection:
         rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
         positions = {namespace: position for namespace, position in rows}  # noqa: C416  rows are no pairs to mypy
-    return msgspec.structs.replace(health, refusal=_refusal(database), positions=positions)
+        letters = count_letters(connection)
+    return msgspec.structs.replace(health, refusal=_refusal(database), positions=positions, letters=letters)
+
+
+def parked(database: Database) -> dict[Consumer, Parked]:
+    """What is parked, by consumer. Raises Unavailable."""
+    with database.read() as connection:
+        return count_letters(connection)
 
 
 def recorded(database: Database, namespace: str) -> str | None:

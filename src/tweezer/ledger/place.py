@@ -5,6 +5,14 @@ from __future__ import annotations
 import msgspec
 
 
+class DeadLetterBounds(msgspec.Struct, frozen=True):
+    """How many dead letters are kept, how many bytes all together, and for how long. The oldest go first."""
+
+    count: int = 10_000
+    size: int = 64 << 20
+    kept_s: int = 30 * 86_400
+
+
 class OpenDatabase(msgspec.Struct, frozen=True):
     """Where the database is. ``url``: ``sqlite:///file`` or ``postgresql://user:password@host/database``.
 

@@ -13,17 +13,32 @@ from sqlalchemy import select
 
 from tweezer.ledger.changes import Changes, JobIds, KnownBatch, make_changes, touched
 from tweezer.ledger.database import Database
+from tweezer.ledger.dead_letters import (
+    Behind,
+    Consumer,
+    Letter,
+    NewLetter,
+    drop_letters,
+    due_letters,
+    failed_again,
+    in_words,
+    is_unusable,
+    parked_batches,
+    retry_of_older,
+)
 from tweezer.ledger.forgetting import Forgetter
+from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.restore import restore, tell_again
 from tweezer.ledger.schema import batches, projects
 from tweezer.ledger.writing import Writer
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of
-from tweezer.model.ids import new_worker_id
+from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.model.tasks import is_cancelled
 from tweezer.store.connection import Store
-from tweezer.store.feed import START, Entry, position_number
+from tweezer.store.feed import START, Entry, pack_entry, position_number, unpack_entry
+from tweezer.store.owners import Owners
 from tweezer.store.snapshots import Wanted
 
 log = structlog.get_logger(__name__)
@@ -57,12 +72,22 @@ class Recorder:
     """Records from where the ledger stands. While it writes one part of the stream it reads the next."""
 
     def __init__(
-        self, store: Store, database: Database, *, namespace: str, grace_s: float = 86_400.0, pace: Pace | None = None
+        self,
+        store: Store,
+        database: Database,
+        *,
+        namespace: str,
+        grace_s: float = 86_400.0,
+        pace: Pace | None = None,
+        bounds: DeadLetterBounds | None = None,
     ) -> None:
         self._store = store
         self._database = database
         self._namespace = namespace
-        self._writer = Writer(database, namespace)
+        self._writer = Writer(database, namespace, bounds or DeadLetterBounds())
+        self._owners = Owners(store.scripts)
+        self._parked: dict[UUID, str | None] = {}
+        self._tended = 0.0
         self._grace_s = grace_s
         self._forgetter = Forgetter(store, database, grace_s=grace_s)
         self._pace = pace or Pace()
@@ -116,6 +141,7 @@ class Recorder:
         await self._abandon()
         self._known.clear()
         position = await self._database.run(self._writer.position, START)
+        self._parked = await self._database.run(self._read_parked, True)
         trimmed = await self._store.restoring.mark_ledger()
         if position_number(trimmed) > position_number(position):
             log.warning("recorder.behind_the_stream", recorded=position, stream_begins=trimmed)
@@ -129,21 +155,34 @@ class Recorder:
             await self._database.run(self._writer.move, position, trimmed)
             position = trimmed
         self.position = self._read_to = position
-        self._looked = 0.0
+        self._looked = self._tended = 0.0
 
     async def step(self) -> int | None:
         """Reads what there is, up to one transaction's worth, and begins to write it once the part before is written.
 
         Returns how many entries it read, with 0 once all is written; None when Redis has lost the entry at the
-        position: restore. Raises Superseded, Unavailable: resume then.
+        position: restore. Raises Superseded, Unavailable: resume then. What cannot be recorded is parked.
         """
+        try:
+            return await self._step()
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            log.warning("recorder.looks_for_culprit", error=in_words(error))
+        await self.resume()
+        entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
+        if entries:
+            await self._record_apart(_cut(entries, self._pace.jobs))
+        return None if entries is None else len(entries)
+
+    async def _step(self) -> int | None:
         entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
         if not entries:
             await self._written()
             return None if entries is None else 0
         part = _cut(entries, self._pace.jobs)
         self._behind = len(part) < len(entries) or len(part) == self._pace.entries
-        changes = await self._read([entry for entry in part if not entry.told_before])
+        changes = await self._read(part)
         await self._written()
         before, self._read_to = self._read_to, part[-1].id
         self._writing = asyncio.create_task(self._write(changes, before, self._read_to))
@@ -161,6 +200,9 @@ class Recorder:
         until = loop.time() + self._pace.lease_s / 3
         while loop.time() < until:
             began = loop.time()
+            if began - self._tended >= self._pace.look_s:
+                await self.tend_letters()
+                self._tended = began
             read = await self.step()
             if read is None:
                 await self._restore()
@@ -183,7 +225,7 @@ class Recorder:
         """Once all is recorded: trims the stream and forgets some of what is over; whether there may be more."""
         if self.position != START:
             await self._store.tickets.trim(self.position)
-        forgotten = await self._forgetter.forget()
+        forgotten = await self._forgetter.forget(self._parked.keys())
         if forgotten.unrecorded:  # all is recorded, and yet the ledger lacks them: it was tampered with, or put back
             log.warning("recorder.adopts", batches=len(forgotten.unrecorded))
             await self._adopt(forgotten.unrecorded, self.position)
@@ -229,16 +271,136 @@ class Recorder:
             await writing
 
     async def _abandon(self) -> None:
-        with contextlib.suppress(TweezerError):
+        with contextlib.suppress(Exception):  # it was not recorded, and is read again
             await self._written()
 
-    async def _read(self, entries: Sequence[Entry]) -> Changes:
-        looked_at = touched(entries)
+    async def _read(self, part: Sequence[Entry]) -> Changes:
+        """What the entries change. Those that cannot be read are parked; of a batch that is parked, what there is to
+        be recorded of it waits, but for its transitions."""
+        letters = [NewLetter(it.id, it.problem, pack_entry(it), None, None, _at(it)) for it in part if it.problem]
+        entries = [entry for entry in part if not entry.told_before and entry.problem is None]
+        looked_at = touched(entry for entry in entries if entry.batch_id not in self._parked)
         await self._recall([batch for batch in looked_at if batch not in self._known])
-        return await self._changes(entries, looked_at)
+        changes = await self._changes(entries, looked_at)
+        for entry in entries:
+            if entry.batch_id in self._parked:
+                behind = changes.behind.get(entry.batch_id)
+                changes.behind[entry.batch_id] = Behind(1 + (behind.entries if behind else 0), _at(entry))
+                if self._parked[entry.batch_id] is None:  # nobody can tell whose it is: not even its transitions
+                    letters.append(_letter(entry, "waits behind what was parked of its batch before", None))
+        changes.letters.extend(letters)
+        return changes
+
+    async def _record_apart(self, entries: Sequence[Entry]) -> None:
+        """Records entries of which some cannot be; halves are tried until the culprits stand alone, and are parked."""
+        try:
+            await self._write(await self._read(entries), self.position, entries[-1].id)
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            self._known.clear()
+            if len(entries) > 1:
+                half = len(entries) // 2
+                await self._record_apart(entries[:half])
+                await self._record_apart(entries[half:])
+            else:
+                await self._park(entries[0], error)
+        self._read_to = self.position
+
+    async def _park(self, entry: Entry, error: Exception) -> None:
+        """Parks an entry, and its batch with it; its transitions are recorded if that is possible."""
+        batch_id = entry.batch_id
+        project = None if entry.notice is not None else await self._project_of(batch_id)
+        letter = _letter(entry, in_words(error), project)
+        if entry.notice is None:
+            self._parked[batch_id] = project
+        changes = await self._changes([entry] if project is not None else [], {})
+        changes.letters.append(letter)
+        await self._write(changes, self.position, entry.id)
+
+    async def _project_of(self, batch_id: UUID) -> str | None:
+        """Whose a batch is, if that can be told."""
+        try:
+            await self._recall([batch_id])
+            if (known := self._known.get(batch_id)) is not None:
+                return known.project
+            project = (await self._owners.projects([batch_id])).get(batch_id, "")
+        except (Unreadable, UnicodeDecodeError):
+            return None
+        return project if is_project_id(project) else None
+
+    def _read_parked(self, retry_older: bool = False) -> dict[UUID, str | None]:
+        with self._database.write() as connection:
+            if retry_older:
+                retry_of_older(connection, Consumer.RECORDER)
+            return parked_batches(connection, Consumer.RECORDER)
+
+    async def tend_letters(self) -> None:
+        """Looks which batches are parked, and tries again what operators want to be tried again."""
+        await self._written()
+        self._parked, due = await self._database.run(self._read_letters)
+        for letter in due:
+            try:
+                await self._retry(letter)
+            except Exception as error:
+                if not is_unusable(error):
+                    raise
+                self._known.clear()
+                await self._database.run(self._note_failed, letter, error)
+                log.warning("dead_letter.failed_again", letter=letter.id, error=in_words(error))
+            else:
+                log.info("dead_letter.recorded", letter=letter.id)
+        if due:
+            self._parked = await self._database.run(self._read_parked)
+
+    async def _retry(self, letter: Letter) -> None:
+        """Records what was parked: its entry, and the batch as it stands now."""
+        entries = []
+        if letter.payload is not None and letter.position:
+            entries = [unpack_entry(letter.origin, letter.payload)]
+        elif letter.position:
+            raise Unreadable("it was too large to be kept, and cannot be tried again: drop it")
+        ids = {letter.batch} if letter.batch is not None else {it.batch_id for it in entries if it.notice is None}
+        for batch_id in ids:
+            self._parked.pop(batch_id, None)
+            self._known.pop(batch_id, None)
+        await self._write(await self._read(entries), self.position, self.position)
+        for batch_id in ids:
+            await self._adopt_at_once([batch_id], self.position)
+        await self._database.run(self._finish, letter)
+
+    def _read_letters(self) -> tuple[dict[UUID, str | None], list[Letter]]:
+        with self._database.read() as connection:
+            return parked_batches(connection, Consumer.RECORDER), due_letters(connection, Consumer.RECORDER)
+
+    def _note_failed(self, letter: Letter, error: Exception) -> None:
+        with self._database.write() as connection:
+            failed_again(connection, letter.id, error)
+
+    def _finish(self, letter: Letter) -> None:
+        with self._database.write() as connection:
+            drop_letters(connection, [letter.id])
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
-        """Records batches as they stand."""
+        """Records batches as they stand; those that cannot be are parked."""
+        wanted = [batch_id for batch_id in batch_ids if batch_id not in self._parked]
+        try:
+            await self._adopt_at_once(wanted, position)
+        except Exception as error:
+            if not is_unusable(error):
+                raise
+            self._known.clear()
+            if len(wanted) > 1:
+                half = len(wanted) // 2
+                await self._adopt(wanted[:half], position)
+                await self._adopt(wanted[half:], position)
+                return
+            (batch_id,) = wanted
+            project = self._parked[batch_id] = await self._project_of(batch_id)
+            letter = NewLetter(f"batch {batch_id}", in_words(error), b"", batch_id, project)
+            await self._database.run(self._writer.write, Changes(letters=[letter]), position, position)
+
+    async def _adopt_at_once(self, batch_ids: Sequence[UUID], position: str) -> None:
         for batch_id in batch_ids:
             self._known.pop(batch_id, None)
         await self._recall(batch_ids)
@@ -255,7 +417,7 @@ class Recorder:
             else:
                 wanted.append(Wanted(batch_id, known.jobs, known.open_of(indices)))
         snapshots = await self._store.snapshots.take(wanted)
-        return make_changes(entries, snapshots, self._known, looked_at, self._ids)
+        return make_changes(entries, snapshots, self._known, looked_at, self._ids, self._parked)
 
     async def _recall(self, batch_ids: Sequence[UUID]) -> None:
         """Looks up batches that may be in the ledger."""
@@ -271,6 +433,15 @@ class Recorder:
         query = select(*columns).join(projects).where(batches.c.id.in_(batch_ids))
         with self._database.read() as connection:
             return {row[0]: KnownBatch(*row[1:]) for row in connection.execute(query)}
+
+
+def _at(entry: Entry) -> int:
+    return position_number(entry.id)
+
+
+def _letter(entry: Entry, error: str, project: str | None) -> NewLetter:
+    batch_id = None if entry.notice is not None else entry.batch_id
+    return NewLetter(entry.id, error, pack_entry(entry), batch_id, project, _at(entry))
 
 
 def _cut(entries: list[Entry], most: int) -> list[Entry]:

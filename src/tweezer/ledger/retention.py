@@ -72,6 +72,14 @@ async def delete_batch(store: Store, database: Database, batch_id: UUID, *, proj
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
 
+async def discard_batch(store: Store, database: Database, batch_id: UUID) -> None:
+    """Deletes a batch that cannot be recorded, whatever its status. Raises Conflict while a lane works on it."""
+    await store.commands.discard(batch_id)
+    await store.results.delete_batch(batch_id)
+    await database.run(_delete, database, [batch_id])
+    log.warning("retention.discarded", batch=str(batch_id))
+
+
 async def delete_project(store: Store, database: Database, project_id: str) -> int:
     """Deletes a project with its keys, batches, results and statistics; returns how many batches it had.
 

@@ -293,6 +293,35 @@ recorder = Table(
     Column("updated_ms", BigInteger, nullable=False),
 )
 
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", _Number, primary_key=True),
+    Column("consumer", String(16), nullable=False),  # recorder, courier, intake, scheduler
+    Column("origin", String(200), nullable=False),  # id of the entry or the message; or of the batch
+    Column("batch", Id),  # null: of no batch, or of one that cannot be told
+    Column("project", String(64)),
+    Column("position", BigInteger, nullable=False),  # of the entry in the stream; 0: of none
+    Column("last_position", BigInteger, nullable=False),  # of the last entry that waits behind it
+    Column("waiting", BigInteger, nullable=False),  # entries that wait behind it
+    Column("error", Text, nullable=False),
+    Column("payload", LargeBinary),  # null: too large to keep, or none
+    Column("size", BigInteger, nullable=False),  # of the payload
+    Column("version", String(40), nullable=False),  # of the Tweezer that could not use it
+    Column("created_ms", BigInteger, nullable=False),
+    Column("retry_ms", BigInteger),  # since when it is to be tried again; null: nobody asked
+    Index("uq_dead_letters_consumer_origin", "consumer", "origin", unique=True),
+    Index("ix_dead_letters_consumer_batch", "consumer", "batch"),
+)
+
+dead_letter_totals = Table(
+    "dead_letter_totals",
+    metadata,
+    Column("consumer", String(16), primary_key=True),
+    Column("parked", BigInteger, nullable=False),  # ever
+    Column("evicted", BigInteger, nullable=False),  # dropped for want of room, or for their age
+)
+
 users = Table(
     "users",
     metadata,

@@ -18,6 +18,8 @@ from tweezer.ledger.changes import (
 )
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database, load
+from tweezer.ledger.dead_letters import Consumer, hold_back, park
+from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import counters, hours
 from tweezer.ledger.tagging import replace_tags
@@ -69,9 +71,10 @@ _RAISE_SEQUENCE_NUMBERS = """
 class Writer:
     """The recorder's hand in the database. One at a time gets anywhere: each write names the position before it."""
 
-    def __init__(self, database: Database, namespace: str) -> None:
+    def __init__(self, database: Database, namespace: str, bounds: DeadLetterBounds) -> None:
         self._database = database
         self._namespace = namespace
+        self._bounds = bounds
         self._projects: dict[str, int] = {}
 
     def position(self, start: str) -> str:
@@ -144,6 +147,9 @@ class Writer:
                 text("UPDATE projects SET last_activity_ms = :time WHERE no = :no"),
                 {"no": self._projects[project], "time": activity_ms},
             )
+
+        hold_back(connection, Consumer.RECORDER, changes.behind)
+        park(connection, Consumer.RECORDER, changes.letters, self._bounds)
 
     def _project(self, connection: Connection, project: str) -> int:
         if project not in self._projects:

@@ -84,6 +84,24 @@ class ResultUnavailable(TweezerError):
     code = "result_unavailable"
 
 
+class Unreadable(TweezerError):
+    """A record, an entry of the stream or a message cannot be read: it is damaged, or nobody of ours wrote it."""
+
+    code = "unreadable"
+
+
+class NewerRecord(Unreadable):
+    """A batch was written by a newer version of Tweezer, and this process leaves it alone."""
+
+    code = "newer_record"
+
+    def __init__(self, batch: object, version: object, ours: int) -> None:
+        super().__init__(
+            f"batch {batch} was written by a newer Tweezer (record version {version}; this process reads {ours}): "
+            "upgrade this process"
+        )
+
+
 class FaultKind(StrEnum):
     """Why an execution failed, and with that what happens next.
 

@@ -20,6 +20,18 @@ from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus,
 _WORD = re.compile(r"(?:(\d+)(?:-(\d+))?)?([A-Z])([A-Z])(?::(\d+))?\Z")
 
 
+_KNOWN_WORD = re.compile(
+    r"\d{1,5}(?:-\d{1,5})?[PRDEC][PRDEC]|N[PRSDECT](?::\d{1,9})?|[PRSDECT][PRSDECTI]"  # indices below 100,000
+)
+
+
+def check_words(words: str) -> None:
+    """Raise ValueError unless :func:`read_events` can read the words."""
+    for word in words.split():
+        if _KNOWN_WORD.fullmatch(word) is None:
+            raise ValueError(f"{word[:40]!r} is not a word of an event")
+
+
 class Event(msgspec.Struct, frozen=True):
     """One transition. ``index`` is the job's, None for one of the batch; ``previous`` is None for
     ``batch.created``, whose ``jobs`` is the number of jobs submitted."""

@@ -6,9 +6,10 @@ Give :func:`serialize` and :func:`deserialize` to ``arq.create_pool`` as ``job_s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 _VERSION = 1
 
@@ -16,6 +17,16 @@ _VERSION = 1
 class _Message(msgspec.Struct, frozen=True, array_like=True):
     version: int
     body: dict[str, Any]
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    """What arq reads of a message: function, arguments, tries, and when it was sent (ms)."""
+
+    f: str
+    a: list[Any]
+    k: dict[str, Any]
+    t: Annotated[int, Meta(ge=0, le=1_000_000)] | None
+    et: Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
@@ -36,3 +47,13 @@ def deserialize(data: bytes) -> dict[str, Any]:
     if message.version != _VERSION:
         raise ValueError(f"a message of version {message.version}; this Tweezer reads version {_VERSION}")
     return message.body
+
+
+def read_message(data: bytes) -> dict[str, Any]:
+    """Unpacks a message to be run; raises ValueError also where arq would stop at its shape."""
+    message = deserialize(data)
+    try:
+        msgspec.convert(message, _Shape)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"not a message of arq: {error}") from error
+    return message

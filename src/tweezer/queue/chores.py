@@ -34,16 +34,18 @@ async def retention_chore(context: dict[Any, Any]) -> None:
     try:
         await expire(context["store"], database, retention_s=settings.retention_s)
         await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook_kept_s))
-        await database.run(_forget_expired_secrets, database)
+        await database.run(_forget_expired, database, settings)
     finally:
         database.close()
 
 
-def _forget_expired_secrets(database: Database) -> None:
+def _forget_expired(database: Database, settings: Settings) -> None:
+    from tweezer.ledger.dead_letters import expire_letters
     from tweezer.ledger.webhook_secrets import forget_expired
 
     with database.write() as connection:
         forget_expired(connection)
+        expire_letters(connection, settings.dead_letters())
 
 
 def cron_jobs(queue_name: str) -> list[CronJob]:

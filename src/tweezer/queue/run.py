@@ -16,7 +16,7 @@ from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
 from tweezer.queue.policy import Policy
 from tweezer.queue.worker import TicketWorker
-from tweezer.runtime import arq_options, on_signals, run_on_a_loop, work
+from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, run_on_a_loop, work
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -89,7 +89,13 @@ class RecorderProcess:
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.database())
         require_schema(self._database)
-        self._recorder = Recorder(self._store, self._database, namespace=settings.namespace, grace_s=settings.grace_s)
+        self._recorder = Recorder(
+            self._store,
+            self._database,
+            namespace=settings.namespace,
+            grace_s=settings.grace_s,
+            bounds=settings.dead_letters(),
+        )
 
     async def async_run(self) -> None:
         """Ends with a signal."""
@@ -135,7 +141,8 @@ class Chores:
         return self._intake_worker(), self._chores_worker()
 
     def _intake_worker(self) -> Worker:
-        return Worker(
+        return ParkingWorker(
+            parker=Parker(self._settings, "intake"),
             functions=[
                 func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
                 for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch, intake.refuse)
@@ -148,7 +155,8 @@ class Chores:
 
     def _chores_worker(self) -> Worker:
         queue_name = self.store.keys(Key.CHORES)
-        return Worker(cron_jobs=cron_jobs(queue_name), queue_name=queue_name, **self._common())
+        parker = Parker(self._settings, "scheduler")
+        return ParkingWorker(parker=parker, cron_jobs=cron_jobs(queue_name), queue_name=queue_name, **self._common())
 
     def _common(self) -> dict[str, Any]:
         return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})

@@ -16,13 +16,15 @@ from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from tweezer.model.cancels import UNKNOWN, check_by
 from tweezer.model.checks import MAX_REASON_LENGTH, check_characters, check_key, check_tags, check_text
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
+from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
+    RECORD_VERSION,
     BatchDoc,
     Fault,
     JobSpec,
@@ -36,6 +38,9 @@ from tweezer.model.windows import HoldKind, check_time
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
 
+log = structlog.get_logger(__name__)
+
+_BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 T = TypeVar("T")
@@ -264,7 +269,11 @@ class Commands:
             seconds, microseconds = await redis.time()
             until = seconds * 1000 + microseconds // 1000 - round(least_age_s * 1000)
             found = await redis.zrangebyscore(name, "-inf", until, start=0, num=most)
-        return [UUID(batch_id.decode()) for batch_id in found]
+            ids = [UUID(batch_id.decode()) for batch_id in found if _BATCH_ID.fullmatch(batch_id)]
+            if len(ids) < len(found):
+                log.warning("ended.not_ids", members=len(found) - len(ids))
+                await redis.zrem(name, *(it for it in found if not _BATCH_ID.fullmatch(it)))
+        return ids
 
     async def forget(self, recorded: Mapping[UUID, int], *, least_age_s: float) -> list[UUID]:
         """Removes batches that ended at least that long ago and are recorded, with their jobs and results.
@@ -275,6 +284,15 @@ class Commands:
         pairs = [part for batch_id, number in recorded.items() for part in (str(batch_id), number)]
         words = await self._scripts.call("forget", round(least_age_s * 1000), *pairs)
         return [batch_id for batch_id, word in zip(recorded, words, strict=True) if word in (b"ok", b"unknown")]
+
+    async def discard(self, batch_id: UUID) -> None:
+        """Removes a batch whatever its status, and even if it cannot be read. Raises Conflict while a lane works on it,
+        and NewerRecord."""
+        (word,) = await self._scripts.call("discard", str(batch_id))
+        if word == b"held":
+            raise Conflict(f"a worker is at work on batch {batch_id}: `tweezer cancel {batch_id}` first", code="live")
+        if word == b"version":
+            raise NewerRecord(batch_id, "unknown here", RECORD_VERSION)
 
     async def forget_project(self, project: str) -> None:
         """Removes what is left of a project without batches: its idempotency keys, and its place in the queues."""

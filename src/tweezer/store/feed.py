@@ -14,8 +14,10 @@ import structlog
 from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
-from tweezer.model.errors import NotFound, TweezerError
-from tweezer.model.events import Event, read_events
+from tweezer.model.checks import MAX_INTEGER
+from tweezer.model.errors import NotFound, TweezerError, Unreadable
+from tweezer.model.events import Event, check_words, read_events
+from tweezer.model.ids import is_project_id
 from tweezer.model.tasks import is_cancelled
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translated, translating
@@ -23,6 +25,7 @@ from tweezer.store.tickets import CancelRequest
 
 log = structlog.get_logger(__name__)
 
+_TIME_MAX = 253_402_300_799_999_999  # µs: the end of the year 9999
 _GONE_MS = 3_600_000  # a reader of a group that was silent for so long has died
 _BEYOND = "9223372036854775807-0"  # no entry comes after it
 _READ_S = 5.0  # how long the listener waits for a message before it looks whether it is still connected
@@ -162,6 +165,9 @@ class Entry(msgspec.Struct, frozen=True):
     told_before: bool = False
     """It stands here a second time: Redis had lost it, and the ledger put it back for the couriers. Others have had
     it, by its first place."""
+    problem: str | None = None
+    """Why it cannot be read, if it cannot: then it has its fields as Redis has them and nothing else."""
+    fields: dict[bytes, bytes] | None = None
 
     @property
     def events(self) -> list[Event]:
@@ -186,7 +192,7 @@ class EventStream:
         """Up to ``most`` entries after the given one, oldest first."""
         with translating():
             rows = await self._redis.xrange(self._name, min=f"({after}", max="+", count=most)
-        return [_entry(entry_id, fields) for entry_id, fields in rows]
+        return [read_entry(entry_id, fields) for entry_id, fields in rows]
 
     async def read_on(self, after: str, *, most: int) -> tuple[list[Entry], str]:
         """As :meth:`read`, and the entry before which entries may be gone, because a ledger has them."""
@@ -195,13 +201,15 @@ class EventStream:
         pipeline.get(self._ledger)  # second: it tells of whatever was trimmed before the first
         with translating():
             rows, trimmed = await pipeline.execute()
-        return [_entry(entry_id, fields) for entry_id, fields in rows], START if trimmed is None else trimmed.decode()
+        return [
+            read_entry(entry_id, fields) for entry_id, fields in rows
+        ], START if trimmed is None else trimmed.decode()
 
     async def read_back(self, until: str = "+", *, after: str = START, most: int) -> list[Entry]:
         """Entries at or before ``until``, or before it where it begins with a bracket, newest first."""
         with translating():
             rows = await self._redis.xrevrange(self._name, max=until, min=f"({after}", count=most)
-        return [_entry(entry_id, fields) for entry_id, fields in rows]
+        return [read_entry(entry_id, fields) for entry_id, fields in rows]
 
     async def follow(self, position: str, *, most: int) -> list[Entry] | None:
         """As :meth:`read`, for a reader whose position is kept elsewhere; None when the entry at that position is
@@ -212,7 +220,7 @@ class EventStream:
             rows = await self._redis.xrange(self._name, min=position, max="+", count=most + 1)
         if not rows or rows[0][0].decode() != position:
             return None
-        return [_entry(entry_id, fields) for entry_id, fields in rows[1:]]
+        return [read_entry(entry_id, fields) for entry_id, fields in rows[1:]]
 
     async def tell(self, notice: Notice) -> None:
         """Appends a notice."""
@@ -230,11 +238,7 @@ class EventStream:
         """Appends entries that Redis has lost, for the couriers; see ``told_before``."""
         pipeline = self._redis.pipeline(transaction=False)
         for entry in entries:
-            row: dict[Any, Any] = {"t": entry.time_us, "r": 1}
-            if (it := entry.notice) is not None:
-                row |= {"n": it.type, "i": it.id, "p": it.project or "", "d": it.data}
-            else:
-                row |= {"b": str(entry.batch_id), "s": entry.first, "e": entry.words}
+            row: dict[Any, Any] = {**_fields(entry), b"r": b"1"}
             pipeline.xadd(self._name, row)
         with translating():
             await pipeline.execute()
@@ -309,7 +313,7 @@ class EntryGroup:
         pipeline.get(self._endpoints)
         with self._translating():
             _, found, pending, endpoints = await pipeline.execute()
-        entries = [_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
+        entries = [read_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
         return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints)
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
@@ -318,7 +322,7 @@ class EntryGroup:
             _, rows, *_ = await self._redis.xautoclaim(
                 self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), count=most
             )
-        return [_entry(entry_id, fields) for entry_id, fields in rows if fields]
+        return [read_entry(entry_id, fields) for entry_id, fields in rows if fields]
 
     async def claim_one(self, entry_id: str, *, idle_s: float) -> list[Entry]:
         """The same of one entry; empty when its reader was given it later, or it is gone. Raises NotFound."""
@@ -326,7 +330,7 @@ class EntryGroup:
             rows = await self._redis.xclaim(
                 self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), message_ids=[entry_id]
             )
-        return [_entry(claimed_id, fields) for claimed_id, fields in rows if fields]
+        return [read_entry(claimed_id, fields) for claimed_id, fields in rows if fields]
 
     async def oldest_pending(self) -> str | None:
         """Id of the oldest entry that is not acknowledged, whoever has it. Raises NotFound."""
@@ -371,22 +375,70 @@ def position_id(number: int) -> str:
     return f"{number >> 20}-{number & 0xFFFFF}"
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    time_us = int(fields[b"t"])
+def read_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    """The entry of these fields. One that cannot be read has a ``problem``, so that it stops no reader."""
+    try:
+        return _entry(entry_id.decode(), fields)
+    except KeyError as error:
+        problem = f"the field {error.args[0].decode()!r} is missing"
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        problem = str(error)
+    return Entry(entry_id.decode(), NO_BATCH, 0, 0, "", problem=problem, fields=fields)
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """The fields of the entry, to be kept elsewhere than in the stream."""
+    return msgspec.msgpack.encode(_fields(entry))
+
+
+def unpack_entry(entry_id: str, packed: bytes) -> Entry:
+    """The entry that was packed. Raises Unreadable."""
+    entry = read_entry(entry_id.encode(), msgspec.msgpack.decode(packed, type=dict[bytes, bytes]))
+    if entry.problem is not None:
+        raise Unreadable(entry.problem)
+    return entry
+
+
+def _fields(entry: Entry) -> dict[bytes, bytes]:
+    """As Redis has them."""
+    if entry.fields is not None:
+        return entry.fields
+    row: dict[bytes, object] = {b"t": entry.time_us}
+    if (it := entry.notice) is not None:
+        row |= {b"n": it.type, b"i": it.id, b"p": it.project or "", b"d": it.data}
+    else:
+        row |= {b"b": entry.batch_id, b"s": entry.first, b"e": entry.words}
+    return {name: str(value).encode() for name, value in row.items()}
+
+
+def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
+    time_us = _number("t", fields[b"t"], _TIME_MAX)
     told_before = b"r" in fields
     if b"n" in fields:
         project = fields[b"p"].decode() or None
         notice = Notice(fields[b"i"].decode(), fields[b"n"].decode(), project, time_us, fields[b"d"].decode())
-        return Entry(entry_id.decode(), NO_BATCH, 0, time_us, "", notice, told_before)
-    return Entry(
-        entry_id.decode(),
-        batch_id_of(fields[b"b"]),
-        int(fields[b"s"]),
-        time_us,
-        fields[b"e"].decode(),
-        None,
-        told_before,
-    )
+        _check_notice(notice)
+        return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, told_before)
+    words = fields[b"e"].decode()
+    check_words(words)
+    batch_id, first = batch_id_of(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
+    return Entry(entry_id, batch_id, first, time_us, words, None, told_before)
+
+
+def _number(name: str, text: bytes, most: int) -> int:
+    number = int(text)
+    if not 0 <= number <= most:
+        raise ValueError(f"the field {name!r} is not a number from 0 to {most}")
+    return number
+
+
+def _check_notice(notice: Notice) -> None:
+    for name, text, most in (("i", notice.id, 120), ("n", notice.type, 40)):
+        if not 1 <= len(text) <= most or not text.isprintable():
+            raise ValueError(f"the field {name!r} is not a text of 1 to {most} printable characters")
+    if notice.project is not None and not is_project_id(notice.project):
+        raise ValueError("the field 'p' is not the id of a project")
+    msgspec.json.decode(notice.data, type=dict[str, Any])
 
 
 @functools.lru_cache(maxsize=4096)

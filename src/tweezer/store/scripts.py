@@ -18,7 +18,7 @@ import msgspec
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
-from tweezer.model.errors import QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import QueueFull, TweezerError, Unavailable, Unreadable
 from tweezer.model.lifecycle import (
     BATCH_TABLE,
     JOB_TABLE,
@@ -177,6 +177,8 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
             return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
         case _ if text.startswith(("MISCONF", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY")):
             return Unavailable(f"Redis refuses to write at the moment: {text}")
+        case _ if "WRONGTYPE" in text:
+            return Unreadable(f"a key of Redis holds something else than Tweezer keeps there: {text}")
         case _:
             return TweezerError(f"Redis answered with an error: {text}", code="redis")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
+from tweezer.model.errors import NewerRecord
+from tweezer.model.messages import RECORD_VERSION
 from tweezer.store.keys import Key
 from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
 from tweezer.store.scripts import Scripts, translating
@@ -15,6 +18,7 @@ from tweezer.store.scripts import Scripts, translating
 _FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "timeout", "worked", "fault", "tags", "cancels")
 _JOBS = _FIELDS.index("jobs")
 _PARTIAL = b"0"  # version of a batch that is being put back
+_VERSION = str(RECORD_VERSION).encode()
 _PAGE = 500  # fields of one command
 
 _WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
@@ -68,14 +72,20 @@ class Snapshots:
             async for found in self._redis.scan_iter(match=f"{name}*", count=1000):
                 rest = found.decode().removeprefix(name)
                 if ":" not in rest:
-                    yield UUID(rest)
+                    with contextlib.suppress(ValueError):  # not a key of ours
+                        yield UUID(rest)
 
     async def take(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
-        """The batches that there are still; jobs that a batch does not have are left out. Raises Unavailable."""
+        """The batches that there are still; jobs that a batch does not have are left out.
+
+        Raises NewerRecord, Unavailable.
+        """
         found: dict[UUID, Snapshot] = {}
         records = await self._ask([(Key.BATCH, want.batch_id, want.fields) for want in wanted])
         for want, values in zip(wanted, records, strict=True):
             if values[0] not in (None, _PARTIAL):
+                if values[0] != _VERSION:
+                    raise NewerRecord(want.batch_id, values[0].decode(errors="replace"), RECORD_VERSION)
                 fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
                 doc = values[-1] if len(values) > len(_FIELDS) else None
                 found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)

@@ -18,7 +18,7 @@ from redis import exceptions as redis_errors
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks, is_cancelled
-from tweezer.store.feed import EventStream, batch_id_of, position_id, position_number
+from tweezer.store.feed import EventStream, batch_id_of, position_id, position_number, read_entry
 from tweezer.store.keys import Key
 from tweezer.store.owners import Owners
 from tweezer.store.scripts import Scripts
@@ -132,7 +132,11 @@ class Tail:
                 await asyncio.sleep(backoff.delay_s(failures))
 
     async def _tell(self, rows: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        fresh = [(entry_id, fields) for entry_id, fields in rows if b"r" not in fields]  # others were told before
+        fresh = [
+            (entry_id, fields)
+            for entry_id, fields in rows
+            if b"r" not in fields and read_entry(entry_id, fields).problem is None  # others were told before
+        ]
         owners: dict[UUID, str] = {}
         if self._of_project:
             owners = await self._owners.projects(batch_id_of(it[b"b"]) for _, it in fresh if it.get(b"e"))

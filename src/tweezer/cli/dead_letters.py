@@ -1,0 +1,153 @@
+"""``tweezer dead-letters``: entries and messages that a recorder, a courier or the scheduler could not use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.model.errors import Conflict
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.dead_letters import Letter
+
+_CONSUMERS = ("recorder", "courier", "intake", "scheduler")
+_SHOWN = 90  # characters of an error in the table
+
+_ids = click.argument("letters", type=click.IntRange(1), nargs=-1, metavar="[ID]...")
+_all = click.option("--all", "everything", is_flag=True, help="All letters.")
+_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+
+
+@click.group(name="dead-letters")
+def dead_letters() -> None:
+    """What could not be processed, and was put aside so that everything else goes on.
+
+    A recorder, a courier or the scheduler parks an entry or a message that it cannot use, with the error. What comes
+    later of the same batch waits behind it.
+    """
+
+
+@dead_letters.command(name="list")
+@click.option("--consumer", type=click.Choice(_CONSUMERS), help="Parked by this one only.")
+@click.option("--batch", type=click.UUID, metavar="ID", help="Of this batch only.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
+@_json
+@pass_access
+def list_(access: Access, *, consumer: str | None, batch: UUID | None, limit: int, as_json: bool) -> None:
+    """List dead letters, oldest first."""
+    with access.ledger("dead-letters list") as database, database.read() as connection:
+        from tweezer.ledger.dead_letters import Consumer, list_letters
+
+        kind = None if consumer is None else Consumer(consumer)
+        found = list_letters(connection, consumer=kind, batch=batch, limit=limit)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo("There are no dead letters.")
+    else:
+        rows = [(it.id, it.consumer.value, show.minute(it.created), *_about(it)) for it in found]
+        header = ("id", "consumer", "parked", "project", "batch", "", "error")
+        show.echo("\n".join(show.table(header, rows)))
+
+
+@dead_letters.command()
+@_ids
+@_all
+@pass_access
+def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None:
+    """Try dead letters again, after what was wrong has been put right.
+
+    A recorder does so within a second, a courier within ten; messages go back to the intake queue at once. A letter
+    that fails again stays, with the new error.
+    """
+    with access.ledger("dead-letters retry") as database:
+        found = _find(database, letters, everything=everything)
+        messages = [it for it in found if it.consumer == "intake"]
+        if messages:
+            asyncio.run(_send_again(access, messages))
+        with database.write() as connection:
+            from tweezer.ledger.dead_letters import ask_for_retry, drop_letters
+
+            drop_letters(connection, [it.id for it in messages])
+            ask_for_retry(connection, [it.id for it in found if it.consumer != "intake"])
+    show.echo(f"{_count(found)} will be tried again; see `tweezer dead-letters list`")
+
+
+@dead_letters.command()
+@_ids
+@_all
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_access
+def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: bool) -> None:
+    """Give dead letters up, for good.
+
+    A batch that the recorder could not record is deleted with its jobs and results. Of a letter of a courier, the
+    webhooks of the events that waited are not sent.
+    """
+    with access.ledger("dead-letters drop") as database:
+        found = _find(database, letters, everything=everything)
+        batches = sorted({it.batch for it in found if it.consumer == "recorder" and it.batch is not None})
+        if not yes:
+            also = f", and delete {len(batches)} batches with their results" if batches else ""
+            click.confirm(f"Drop {_count(found)}{also}?", abort=True)
+        if batches:
+            asyncio.run(_discard(access, database, batches))
+        with database.write() as connection:
+            from tweezer.ledger.dead_letters import drop_letters
+
+            drop_letters(connection, [it.id for it in found])
+    show.echo(f"{_count(found)} dropped")
+
+
+async def _discard(access: Access, database: Database, batches: Collection[UUID]) -> None:
+    from tweezer.ledger.retention import discard_batch
+
+    async with access.queue() as queue:
+        for batch_id in batches:
+            await discard_batch(queue.store, database, batch_id)
+            show.echo(f"deleted batch {batch_id}")
+
+
+async def _send_again(access: Access, found: Sequence[Letter]) -> None:
+    from tweezer.runtime import send_again
+
+    async with access.queue() as queue:
+        for letter in found:
+            if letter.payload is None:
+                raise Conflict(f"dead letter {letter.id} was too large to be kept: drop it", code="not_kept")
+            await send_again(queue.store, letter.origin, letter.payload)
+
+
+def _find(database: Database, letters: Sequence[int], *, everything: bool) -> list[Letter]:
+    from tweezer.ledger.dead_letters import find_letters, list_letters
+
+    if bool(letters) == everything:
+        raise click.UsageError("give the ids of letters, or --all")
+    with database.read() as connection:
+        return list_letters(connection) if everything else find_letters(connection, letters)
+
+
+def _count(found: Sequence[Letter]) -> str:
+    return f"{len(found)} dead letter{'' if len(found) == 1 else 's'}"
+
+
+def _about(letter: Letter) -> tuple[object, ...]:
+    return letter.project or "-", letter.batch or "-", _state(letter), _error(letter)
+
+
+def _state(letter: Letter) -> str:
+    if letter.retry is not None:
+        return "to be tried again"
+    return f"{letter.waiting} wait behind it" if letter.waiting else ""
+
+
+def _error(letter: Letter) -> str:
+    return letter.error if len(letter.error) <= _SHOWN else f"{letter.error[:_SHOWN]}…"

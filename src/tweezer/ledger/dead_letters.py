@@ -1,0 +1,312 @@
+"""Dead letters: entries and messages that a shared consumer could not use, kept for operators.
+
+A consumer that cannot use one parks it here with the error, and goes on with the others. What comes later of the same
+batch waits behind it, so that the order within a batch holds. A letter stays until it is tried again with success, or
+an operator drops it, or room is needed for newer ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from importlib import metadata
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+from sqlalchemy import ColumnElement, Connection, delete, exc, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.place import DeadLetterBounds
+from tweezer.ledger.schema import dead_letter_totals, dead_letters
+from tweezer.model.errors import NotFound, TweezerError, Unreadable
+
+log = structlog.get_logger(__name__)
+
+_VERSION = metadata.version("tweezer")
+
+PAYLOAD_MAX = 1 << 20
+"""Bytes of an entry or a message that are kept; of a longer one only that it was there."""
+
+_ERROR_MAX = 1000
+_ORIGIN_MAX = 200
+
+
+class Consumer(StrEnum):
+    """Who could not use it. intake: of messages from applications. scheduler: of those by which it works itself."""
+
+    RECORDER = "recorder"
+    COURIER = "courier"
+    INTAKE = "intake"
+    SCHEDULER = "scheduler"
+
+
+class NewLetter(msgspec.Struct, frozen=True):
+    """What is parked. origin: id of the entry or message, or what else names it; parking the same again changes the
+    error. project: None where it cannot be told. position: number of the entry; 0 for none."""
+
+    origin: str
+    error: str
+    payload: bytes
+    batch: UUID | None = None
+    project: str | None = None
+    position: int = 0
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """What was parked, and how many entries wait behind it. payload: None when it was too large to keep."""
+
+    id: int
+    consumer: Consumer
+    origin: str
+    batch: UUID | None
+    project: str | None
+    position: int
+    last_position: int
+    waiting: int
+    error: str
+    payload: bytes | None
+    size: int
+    version: str
+    created: datetime
+    retry: datetime | None
+
+
+class Behind(msgspec.Struct, frozen=True):
+    """Entries of a batch that wait: how many, and the number of the last one."""
+
+    entries: int
+    last: int
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """How many letters of a consumer there are, since when, and how many there ever were."""
+
+    letters: int = 0
+    oldest: datetime | None = None
+    total: int = 0
+    evicted: int = 0
+
+
+def is_unusable(error: Exception) -> bool:
+    """Whether an error is about what was read or written, not about Redis, the database or this process."""
+    match error:
+        case Unreadable() | RecursionError():
+            return True
+        case TweezerError() | OSError() | MemoryError() | RuntimeError() | exc.ProgrammingError():
+            return False
+        case _:
+            return True
+
+
+def in_words(error: Exception) -> str:
+    """An error as a letter keeps it."""
+    text = error.message if isinstance(error, TweezerError) else f"{type(error).__name__}: {error}"
+    return _plain(text, _ERROR_MAX)
+
+
+def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter], bounds: DeadLetterBounds) -> None:
+    """Keeps the letters; the oldest go where there is no room."""
+    if not letters:
+        return
+    now = now_ms()
+    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    for letter in letters:
+        payload = letter.payload if len(letter.payload) <= PAYLOAD_MAX else None
+        row = {
+            "consumer": consumer.value,
+            "origin": _plain(letter.origin, _ORIGIN_MAX),
+            "batch": letter.batch,
+            "project": letter.project,
+            "position": letter.position,
+            "last_position": letter.position,
+            "waiting": 0,
+            "error": _plain(letter.error, _ERROR_MAX),
+            "payload": payload,
+            "size": 0 if payload is None else len(payload),
+            "version": _VERSION,
+            "created_ms": now,
+        }
+        again = {name: row[name] for name in ("error", "payload", "size", "version", "created_ms")} | {"retry_ms": None}
+        statement = upsert(dead_letters).values(row)
+        connection.execute(statement.on_conflict_do_update(index_elements=["consumer", "origin"], set_=again))
+        log.error(
+            "dead_letter.parked",
+            consumer=consumer.value,
+            origin=row["origin"],
+            batch=None if letter.batch is None else str(letter.batch),
+            error=row["error"],
+        )
+    _count(connection, consumer, parked=len(letters))
+    _evict(connection, bounds)
+
+
+def hold_back(connection: Connection, consumer: Consumer, entries: Mapping[UUID, Behind]) -> set[UUID]:
+    """Those of the batches that are parked: their entries are noted as waiting behind the letter."""
+    held = set()
+    for batch_id, behind in entries.items():
+        first = select(func.min(dead_letters.c.id)).where(_of(consumer), dead_letters.c.batch == batch_id)
+        statement = (
+            update(dead_letters)
+            .where(dead_letters.c.id == first.scalar_subquery())
+            .values(waiting=dead_letters.c.waiting + behind.entries, last_position=behind.last)
+        )
+        if connection.execute(statement).rowcount:
+            held.add(batch_id)
+    return held
+
+
+def parked_batches(connection: Connection, consumer: Consumer) -> dict[UUID, str | None]:
+    """The batches of which something is parked, with their projects."""
+    query = select(dead_letters.c.batch, dead_letters.c.project).where(_of(consumer), dead_letters.c.batch.is_not(None))
+    found: dict[UUID, str | None] = {}
+    for batch_id, project in connection.execute(query):
+        found[batch_id] = found.get(batch_id) or project
+    return found
+
+
+def due_letters(connection: Connection, consumer: Consumer) -> list[Letter]:
+    """Those that are to be tried again, in the order in which they were parked."""
+    query = select(dead_letters).where(_of(consumer), dead_letters.c.retry_ms.is_not(None))
+    return [_letter(row) for row in connection.execute(query.order_by(dead_letters.c.id).limit(100))]
+
+
+def retry_of_older(connection: Connection, consumer: Consumer) -> None:
+    """Tries again what another version of Tweezer could not use."""
+    older = dead_letters.c.version != _VERSION
+    connection.execute(update(dead_letters).where(_of(consumer), older).values(retry_ms=now_ms(), version=_VERSION))
+
+
+def failed_again(connection: Connection, identity: int, error: Exception) -> None:
+    """It was tried again, in vain."""
+    values = {"error": in_words(error), "retry_ms": None, "version": _VERSION}
+    connection.execute(update(dead_letters).where(dead_letters.c.id == identity).values(**values))
+
+
+def finish(connection: Connection, letter: Letter) -> bool:
+    """Removes a letter that has been made good, unless more waits behind it by now; whether it is gone."""
+    same = (dead_letters.c.id == letter.id, dead_letters.c.last_position == letter.last_position)
+    connection.execute(delete(dead_letters).where(*same))
+    left = select(func.count()).where(dead_letters.c.id == letter.id)
+    return connection.execute(left).scalar_one() == 0
+
+
+# -- for operators ------------------------------------------------------------------------------------------
+
+
+def list_letters(
+    connection: Connection,
+    *,
+    consumer: Consumer | None = None,
+    batch: UUID | None = None,
+    limit: int | None = None,
+) -> list[Letter]:
+    """The letters, oldest first."""
+    which: list[ColumnElement[bool]] = []
+    if consumer is not None:
+        which.append(_of(consumer))
+    if batch is not None:
+        which.append(dead_letters.c.batch == batch)
+    query = select(dead_letters).where(*which).order_by(dead_letters.c.id).limit(limit)
+    return [_letter(row) for row in connection.execute(query)]
+
+
+def find_letters(connection: Connection, ids: Collection[int]) -> list[Letter]:
+    """The letters of these ids, oldest first. Raises NotFound."""
+    query = select(dead_letters).where(dead_letters.c.id.in_(sorted(ids))).order_by(dead_letters.c.id)
+    found = [_letter(row) for row in connection.execute(query)]
+    for identity in sorted(set(ids) - {letter.id for letter in found}):
+        raise NotFound("dead letter", str(identity))
+    return found
+
+
+def ask_for_retry(connection: Connection, ids: Iterable[int]) -> None:
+    """Has the letters tried again by their consumers."""
+    which = dead_letters.c.id.in_(sorted(ids))
+    connection.execute(update(dead_letters).where(which).values(retry_ms=now_ms()))
+
+
+def drop_letters(connection: Connection, ids: Iterable[int]) -> None:
+    """Removes the letters for good."""
+    connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(sorted(ids))))
+
+
+def count_letters(connection: Connection) -> dict[Consumer, Parked]:
+    """What is parked, by consumer."""
+    columns = (dead_letters.c.consumer, func.count(), func.min(dead_letters.c.created_ms))
+    now = {row[0]: (row[1], row[2]) for row in connection.execute(select(*columns).group_by(dead_letters.c.consumer))}
+    ever = {row.consumer: (row.parked, row.evicted) for row in connection.execute(select(dead_letter_totals))}
+    return {
+        it: Parked(now.get(it, (0,))[0], moment_of(now[it][1]) if it in now else None, *ever.get(it, (0, 0)))
+        for it in Consumer
+    }
+
+
+def expire_letters(connection: Connection, bounds: DeadLetterBounds) -> None:
+    """Drops letters that are older than they are kept."""
+    _drop_for_room(connection, dead_letters.c.created_ms < now_ms() - bounds.kept_s * 1000)
+
+
+def _evict(connection: Connection, bounds: DeadLetterBounds) -> None:
+    """Drops the oldest letters beyond the bounds."""
+    count, size = connection.execute(select(func.count(), func.sum(dead_letters.c.size))).one()
+    if count <= bounds.count and (size or 0) <= bounds.size:
+        return
+    oldest: list[int] = []
+    for identity, its_size in connection.execute(
+        select(dead_letters.c.id, dead_letters.c.size).order_by(dead_letters.c.id)
+    ):
+        if count <= bounds.count and size <= bounds.size:
+            break
+        oldest.append(identity)
+        count, size = count - 1, size - its_size
+    _drop_for_room(connection, dead_letters.c.id <= oldest[-1])
+
+
+def _drop_for_room(connection: Connection, which: ColumnElement[bool]) -> None:
+    columns = (dead_letters.c.consumer, func.count(), func.min(dead_letters.c.id), func.max(dead_letters.c.id))
+    rows = connection.execute(select(*columns).where(which).group_by(dead_letters.c.consumer)).all()
+    for consumer, count, first, last in rows:
+        log.error("dead_letter.evicted", consumer=consumer, letters=count, first=first, last=last)
+        _count(connection, Consumer(consumer), evicted=count)
+    if rows:
+        connection.execute(delete(dead_letters).where(which))
+
+
+def _count(connection: Connection, consumer: Consumer, *, parked: int = 0, evicted: int = 0) -> None:
+    table = dead_letter_totals
+    values = {"parked": table.c.parked + parked, "evicted": table.c.evicted + evicted}
+    if not connection.execute(update(table).where(table.c.consumer == consumer).values(**values)).rowcount:
+        connection.execute(insert(table).values(consumer=consumer.value, parked=parked, evicted=evicted))
+
+
+def _of(consumer: Consumer) -> ColumnElement[bool]:
+    return dead_letters.c.consumer == consumer.value
+
+
+def _plain(text: str, most: int) -> str:
+    """A text in characters that every database takes."""
+    shown = "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text[:most])
+    return shown[:most]
+
+
+def _letter(row: Any) -> Letter:
+    return Letter(
+        id=row.id,
+        consumer=Consumer(row.consumer),
+        origin=row.origin,
+        batch=row.batch,
+        project=row.project,
+        position=row.position,
+        last_position=row.last_position,
+        waiting=row.waiting,
+        error=row.error,
+        payload=row.payload,
+        size=row.size,
+        version=row.version,
+        created=moment_of(row.created_ms),
+        retry=moment_of(row.retry_ms),
+    )
