@@ -10,8 +10,11 @@ from click.testing import CliRunner
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
 from tweezer.cli import main
+from tweezer.cli.findings import Level
+from tweezer.cli.ledger_checks import check_health
 from tweezer.ledger import dead_letters, retention
 from tweezer.ledger.dead_letters import Consumer, Letter, NewLetter
+from tweezer.ledger.health import look
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.messages import OutcomeKind
@@ -148,7 +151,7 @@ async def test_a_recorder_of_another_version_tries_again_by_itself(bench: Ledger
     await put(bench, bad, "v", "2")
     await bench.record()
     (letter,) = letters(bench)
-    assert "was written by a newer Tweezer (record version 2" in letter.error
+    assert "was written by a newer Tweezer: it has record version 2" in letter.error
     await put(bench, bad, "v", "1")
     with bench.database.write() as connection:
         connection.exec_driver_sql("UPDATE dead_letters SET version = '0.0.1'")
@@ -264,6 +267,12 @@ async def test_operators_list_retry_and_drop_letters(bench: LedgerRig) -> None:
     assert "to be tried again" in tweezer(bench, "list", "--consumer", "recorder")
     tweezer(bench, "drop", "--yes", str(second.id))
     assert [letter.id for letter in letters(bench)] == [first.id]
+    health = look(bench.database)
+    assert (health.newer, health.letters[Consumer.RECORDER].letters) == (1, 1)
+    told = {finding.name: finding for finding in check_health(health)}
+    assert told["dead letters"].level is Level.FAIL
+    assert "1 of the recorder" in told["dead letters"].says
+    assert "1 batches were written by a newer Tweezer" in told["record version"].says
     await put(bench, bad, "v", "1")
     await bench.rig.run_all()
 

@@ -18,7 +18,16 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import (
+    Conflict,
+    InvalidInput,
+    NewerRecord,
+    NotFound,
+    QueueFull,
+    TweezerError,
+    Unavailable,
+    Unreadable,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -119,8 +128,11 @@ def failure_of(error: TweezerError) -> JSONResponse:
             return failure(400, error.message, error.code, field=error.field)
         case NotFound():
             return failure(404, error.message, error.code)
-        case Conflict():
+        case Conflict() | NewerRecord():
             return failure(409, error.message, error.code)
+        case Unreadable():
+            log.error("api.unreadable", error=error.message)
+            return failure(500, f"{error.message}; an operator finds it by `tweezer dead-letters list`", error.code)
         case QueueFull() | Unavailable() | TweezerError(code="redis_auth"):
             log.warning("api.unavailable", error=error.message)
             headers = {"Retry-After": str(RETRY_AFTER_S)}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tweezer.cli import show
 from tweezer.cli.findings import Finding, Level
 from tweezer.model.errors import TweezerError
+from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,6 +66,14 @@ def check_health(health: Health) -> Iterator[Finding]:
         yield Finding("ledger", Level.OK, f"{kind} {version} at {health.place}, its tables as they should be")
     if health.letters:
         yield check_letters(health.letters)
+    if health.newer:
+        yield Finding(
+            "record version",
+            Level.FAIL,
+            f"{health.newer} batches were written by a newer Tweezer (record version above {RECORD_VERSION}) and are "
+            "left alone",
+            "upgrade every process to one version",
+        )
     yield from _check_sqlite(health.settings) if health.is_sqlite else _check_postgres(health.settings)
 
 

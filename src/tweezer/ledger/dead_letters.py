@@ -245,6 +245,12 @@ def count_letters(connection: Connection) -> dict[Consumer, Parked]:
     }
 
 
+def count_newer(connection: Connection) -> int:
+    """How many batches are parked because a newer Tweezer wrote them."""
+    newer = dead_letters.c.error.like("batch % was written by a newer Tweezer%")
+    return connection.execute(select(func.count(dead_letters.c.batch.distinct())).where(newer)).scalar_one()
+
+
 def expire_letters(connection: Connection, bounds: DeadLetterBounds) -> None:
     """Drops letters that are older than they are kept."""
     _drop_for_room(connection, dead_letters.c.created_ms < now_ms() - bounds.kept_s * 1000)

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection, exc, select, text, update
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Consumer, Parked, count_letters
+from tweezer.ledger.dead_letters import Consumer, Parked, count_letters, count_newer
 from tweezer.ledger.schema import recorder
 from tweezer.ledger.upkeep import differences, place, require_schema
 from tweezer.model.errors import TweezerError
@@ -20,7 +20,7 @@ class Health(msgspec.Struct, frozen=True):
     """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
     refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
     positions: of the recorder, by namespace: id of the last entry of the stream that is recorded. letters: what is
-    parked, by consumer.
+    parked, by consumer. newer: batches among that that a newer Tweezer wrote.
     """
 
     place: str
@@ -30,6 +30,7 @@ class Health(msgspec.Struct, frozen=True):
     refusal: str | None = None
     positions: dict[str, str] = {}
     letters: dict[Consumer, Parked] = {}
+    newer: int = 0
 
 
 def look(database: Database) -> Health:
@@ -48,8 +49,10 @@ def look(database: Database) -> Health:
     with database.read() as connection:
         rows = connection.execute(select(recorder.c.namespace, recorder.c.position))
         positions = {namespace: position for namespace, position in rows}  # noqa: C416  rows are no pairs to mypy
-        letters = count_letters(connection)
-    return msgspec.structs.replace(health, refusal=_refusal(database), positions=positions, letters=letters)
+        letters, newer = count_letters(connection), count_newer(connection)
+    return msgspec.structs.replace(
+        health, refusal=_refusal(database), positions=positions, letters=letters, newer=newer
+    )
 
 
 def parked(database: Database) -> dict[Consumer, Parked]:

@@ -95,9 +95,10 @@ class NewerRecord(Unreadable):
 
     code = "newer_record"
 
-    def __init__(self, batch: object, version: object, ours: int) -> None:
+    def __init__(self, batch: object, ours: int, version: str = "") -> None:
+        theirs = f"has record version {version}" if version else "has a newer record version"
         super().__init__(
-            f"batch {batch} was written by a newer Tweezer (record version {version}; this process reads {ours}): "
+            f"batch {batch} was written by a newer Tweezer: it {theirs}, and this process reads version {ours}; "
             "upgrade this process"
         )
 

@@ -76,6 +76,8 @@ class Driver:
         holding = Holding(grant, lane)
         self._keeper.add(holding)
         try:
+            if grant.problem is not None:
+                raise ExecutionError(FaultKind.USER, f"its record in Redis cannot be read: {grant.problem}")
             await lane.prepare(BatchWork(grant.batch_id, grant.doc))
             jobs = grant.jobs
             while True:
@@ -155,6 +157,9 @@ class Driver:
         stop = holding.must_stop(job.index) or job.cancel_requested
         if holding.lost or (stop and holding.remote is None):  # if lost, what is said is of no interest
             return Outcome(OutcomeKind.CANCELED, began=False)
+        if job.problem is not None:
+            fault = Fault("unreadable", f"the job's record in Redis cannot be read: {job.problem}")
+            return Outcome(OutcomeKind.ERROR, fault=fault, cause=FaultKind.INTERNAL)
         identity = job_id(holding.grant.batch_id, job.index)
         seed = job.spec.seed if job.spec.seed is not None else derived_seed(identity)
         work = JobWork(identity, job.index, job.spec, seed, max(job.attempt, 1))

@@ -80,6 +80,8 @@ def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
     match word:
         case b"unknown":
             raise NotFound("batch", str(batch_id))
+        case b"newer":
+            raise NewerRecord(batch_id, RECORD_VERSION)
         case b"over":
             raise Conflict(f"batch {batch_id} has ended", code="terminal")
         case b"closed":
@@ -292,7 +294,7 @@ class Commands:
         if word == b"held":
             raise Conflict(f"a worker is at work on batch {batch_id}: `tweezer cancel {batch_id}` first", code="live")
         if word == b"version":
-            raise NewerRecord(batch_id, "unknown here", RECORD_VERSION)
+            raise NewerRecord(batch_id, RECORD_VERSION)
 
     async def forget_project(self, project: str) -> None:
         """Removes what is left of a project without batches: its idempotency keys, and its place in the queues."""

@@ -9,10 +9,19 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
-from tweezer.model.errors import FaultKind
+from tweezer.model.errors import FaultKind, NewerRecord, Unreadable
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
-from tweezer.model.messages import BatchDoc, Fault, JobSpec, Priority, decode_doc, decode_fault, decode_spec
+from tweezer.model.messages import (
+    RECORD_VERSION,
+    BatchDoc,
+    Fault,
+    JobSpec,
+    Priority,
+    decode_doc,
+    decode_fault,
+    decode_spec,
+)
 from tweezer.model.register import ANYWHERE, Room
 from tweezer.model.webhooks import DeviceData
 from tweezer.model.windows import Hold, HoldKind, Window, remaining_s
@@ -338,8 +347,22 @@ def read_state(raw: bytes | None) -> dict[str, str]:
     return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=False) if word != "-"}
 
 
+_DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
+"""What decoding a damaged record raises."""
+
+
 def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
-    """The batch of a hash as Redis holds it."""
+    """The batch of a hash as Redis holds it. Raises Unreadable, NewerRecord."""
+    version = row.get("v", b"").decode(errors="replace")
+    if version.isdecimal() and int(version) > RECORD_VERSION:
+        raise NewerRecord(batch_id, RECORD_VERSION, version)
+    try:
+        return _batch_record(batch_id, row)
+    except _DAMAGED as error:
+        raise Unreadable(f"the record of batch {batch_id} cannot be read: {error}") from error
+
+
+def _batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     text = {name: value.decode() for name, value in row.items() if name not in ("doc", "fault")}
     doc = decode_doc(row["doc"])
     if "tags" in row:
@@ -375,7 +398,19 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
 def job_record(
     batch: BatchRecord | JobOwner, index: int, spec: bytes, state: bytes | None, fault: bytes | None
 ) -> JobRecord:
-    """The job of what Redis holds of it. Without a fault of its own a job in ERROR has its batch's."""
+    """The job of what Redis holds of it. Raises Unreadable.
+
+    Without a fault of its own a job in ERROR has its batch's.
+    """
+    try:
+        return _job_record(batch, index, spec, state, fault)
+    except _DAMAGED as error:
+        raise Unreadable(f"the record of job {index} of batch {batch.id} cannot be read: {error}") from error
+
+
+def _job_record(
+    batch: BatchRecord | JobOwner, index: int, spec: bytes, state: bytes | None, fault: bytes | None
+) -> JobRecord:
     created, _, packed = spec.partition(b" ")
     words = read_state(state)
     status = JOB_BY_LETTER[words["status"]]

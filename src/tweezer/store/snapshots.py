@@ -85,7 +85,7 @@ class Snapshots:
         for want, values in zip(wanted, records, strict=True):
             if values[0] not in (None, _PARTIAL):
                 if values[0] != _VERSION:
-                    raise NewerRecord(want.batch_id, values[0].decode(errors="replace"), RECORD_VERSION)
+                    raise NewerRecord(want.batch_id, RECORD_VERSION, values[0].decode(errors="replace"))
                 fields = {name: value for name, value in zip(_FIELDS, values, strict=False) if value is not None}
                 doc = values[-1] if len(values) > len(_FIELDS) else None
                 found[want.batch_id] = Snapshot(want.batch_id, fields, int(values[_JOBS] or 0), doc)

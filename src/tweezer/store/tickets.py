@@ -38,18 +38,21 @@ from tweezer.store.scripts import Scripts, StoreConfig, translating
 
 
 class HeldJob(msgspec.Struct, frozen=True):
-    """A job that a ticket holds. ``attempt`` is 0 while its execution has not begun."""
+    """A job that a ticket holds. ``attempt`` is 0 while its execution has not begun. problem: why its spec cannot be
+    read, if it cannot: then the job can only fail."""
 
     index: int
     attempt: int
     cancel_requested: bool
     spec: JobSpec
+    problem: str | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
     """A taken ticket: one lane may work on one batch, and the first job to run.
 
-    taken_at: monotonic time before it was asked for: its lease lasts from then, at least.
+    taken_at: monotonic time before it was asked for: its lease lasts from then, at least. problem: why the batch's doc
+    cannot be read, if it cannot: then the batch can only fail.
     """
 
     ticket: TicketRef
@@ -59,6 +62,7 @@ class Grant(msgspec.Struct, frozen=True):
     exclusive: bool
     jobs: list[HeldJob]
     taken_at: float
+    problem: str | None = None
 
     @property
     def batch_id(self) -> UUID:
@@ -169,28 +173,49 @@ _SENDERS = 2  # calls of settle under way at a time
 _TOGETHER = 16  # tickets of one call
 
 
+_UNREADABLE = (msgspec.MsgspecError, ValueError, LookupError)
+"""What decoding a damaged record raises."""
+
+
 def _jobs(flat: list[Any]) -> list[HeldJob]:
-    return [
-        HeldJob(int(flat[at]), int(flat[at + 1]), flat[at + 2] == b"1", decode_spec(flat[at + 3].split(b" ", 1)[1]))
-        for at in range(0, len(flat), 4)
-    ]
+    return [_job(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
+
+
+def _job(index: bytes, attempt: bytes, cancel: bytes, spec: bytes) -> HeldJob:
+    head = (int(index), int(attempt), cancel == b"1")
+    try:
+        return HeldJob(*head, decode_spec(spec.split(b" ", 1)[1]))
+    except _UNREADABLE as error:
+        return HeldJob(*head, JobSpec(), str(error))
+
+
+def _doc(packed: bytes) -> tuple[BatchDoc, str | None]:
+    """The doc, or an empty one and why it cannot be read."""
+    try:
+        return decode_doc(packed), None
+    except _UNREADABLE as error:
+        return BatchDoc(""), str(error)
 
 
 def _taken(reply: list[Any], asked_at: float) -> Taken:
     word, due_ms, left_alone, *grants = reply
-    return Taken(
-        grants=[
+    granted = []
+    for name, token, project, packed, exclusive, jobs in grants:
+        doc, problem = _doc(packed)
+        granted.append(
             Grant(
                 ticket=TicketRef.parse(name.decode()),
                 token=token.decode(),
-                project=project.decode(),
-                doc=decode_doc(doc),
+                project=project.decode(errors="replace"),
+                doc=doc,
                 exclusive=exclusive == b"1",
                 jobs=_jobs(jobs),
                 taken_at=asked_at,
+                problem=problem,
             )
-            for name, token, project, doc, exclusive, jobs in grants
-        ],
+        )
+    return Taken(
+        grants=granted,
         due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
         paused=word in (b"paused", b"shut"),
         left_alone=[name.decode() for name in left_alone],

@@ -3,13 +3,13 @@
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call
 --     [5] most jobs a batch may have   [6…] JobSpec (bytes), one a job
--- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'}
+-- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'} | {'newer'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
 -- Events  none: being queued is no transition; an entry without a word
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
-local b = load_own_batch(ARGV[1], ARGV[2])
-if not b then return { 'unknown' } end
+local b, none = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { none } end
 local before = answered(b.project, ARGV[3], ARGV[4])
 if before then return before end
 if is_over(b) then return { 'over' } end

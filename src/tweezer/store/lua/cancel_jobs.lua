@@ -3,15 +3,15 @@
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
 --     [6…] indices
--- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'}; words, apart by spaces, one a job:
+-- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'}; words, apart by spaces, one a job:
 --     canceled | requested | over | unknown
 -- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
 
 exempt_from_maxmemory()
-local b = load_own_batch(ARGV[1], ARGV[2])
-if not b then return { 'unknown' } end
+local b, none = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { none } end
 local before = answered(b.project, ARGV[3], ARGV[4])
 if before then return before end
 local words, heeded = {}, {}

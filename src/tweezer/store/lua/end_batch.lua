@@ -2,13 +2,13 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''   [3] 'E'|'T'   [4] Fault (JSON) of an ERROR, or ''
--- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of its status}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its status}
 -- Events  job.error (ranges), batch.error when nothing runs; batch.timed_out
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 exempt_from_maxmemory()
-local b = load_own_batch(ARGV[1], ARGV[2])
-if not b then return { 'unknown' } end
+local b, none = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { none } end
 if is_over(b) then return { 'over' } end
 if ARGV[3] == 'E' then
   doom(b, ARGV[4])

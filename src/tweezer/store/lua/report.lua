@@ -4,7 +4,7 @@
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''   [3] index   [4] letter of the status that it is to have, or ''
 --     [5] percent, or ''   [6] Fault (JSON), or ''
--- Returns {'ok'} | {'unknown'} | {'over'} | {'forbidden', letter of the status that it has}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of the status that it has}
 -- Events  job.error|canceled|pending, and job.canceled where pending was asked of a job whose cancel was requested;
 --     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault too
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
@@ -42,8 +42,8 @@ local function take_away(b, index, st, to)
 end
 
 local index, to, percent, fault = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local b = load_own_batch(ARGV[1], ARGV[2])
-if not b or tonumber(index) >= b.jobs then return { 'unknown' } end
+local b, none = load_own_batch(ARGV[1], ARGV[2])
+if not b or tonumber(index) >= b.jobs then return { none } end
 local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
 local from = st[S.status]
 if JOB_OVER[from] then return { 'over' } end

@@ -2,13 +2,13 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] project or ''
--- Returns {'ok'} | {'unknown'} | {'over'}
+-- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
 -- Events  batch.resumed, unless it is not paused; batch.done when nothing is left to do
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
 exempt_from_maxmemory()
-local b = load_own_batch(ARGV[1], ARGV[2])
-if not b then return { 'unknown' } end
+local b, none = load_own_batch(ARGV[1], ARGV[2])
+if not b then return { none } end
 if is_over(b) then return { 'over' } end
 if b.status == 'S' then
   move_batch(b, b.started > 0 and 'R' or 'P')

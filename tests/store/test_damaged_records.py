@@ -1,0 +1,68 @@
+"""Records that cannot be read, or that a newer Tweezer wrote: named as such, and no worker stops at them."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from tests.support.store_rig import StoreRig
+
+from tweezer.model.errors import NewerRecord, NotFound, Unreadable
+from tweezer.model.messages import OutcomeKind
+from tweezer.store.lookups import Lookups
+
+
+async def put(rig: StoreRig, name: str, field: str, value: bytes) -> bytes:
+    key = rig.keys.prefix + name
+    was: bytes = await rig.redis.hget(key, field)
+    await rig.redis.hset(key, field, value)
+    return was
+
+
+async def test_every_command_names_the_version_of_a_batch_that_a_newer_tweezer_wrote(rig: StoreRig) -> None:
+    batch_id = await rig.submit(1)
+    await put(rig, f"batch:{batch_id}", "v", b"2")
+    for call in (
+        lambda: rig.commands.cancel(batch_id, project="a"),
+        lambda: rig.commands.cancel_jobs(batch_id, [0], project="a"),
+        lambda: rig.commands.close(batch_id, project=None),
+        lambda: rig.commands.pause(batch_id, project=None),
+        lambda: rig.commands.resume(batch_id, project=None),
+        lambda: rig.commands.set_tags(batch_id, ["a"], project=None),
+        lambda: rig.reader.batch(batch_id, project="a"),
+        lambda: rig.commands.discard(batch_id),
+        lambda: Lookups(rig.store.scripts).batch(batch_id, projects=["a"]),
+    ):
+        with pytest.raises(NewerRecord, match="was written by a newer Tweezer") as refused:
+            await call()
+        assert refused.value.code == "newer_record"
+    with pytest.raises(NotFound):
+        await rig.commands.cancel(batch_id, project="another")
+    await put(rig, f"batch:{batch_id}", "v", b"1")
+    await rig.run_all()
+
+
+async def test_a_damaged_batch_is_named_and_can_be_cancelled(rig: StoreRig) -> None:
+    batch_id = await rig.submit(1)
+    doc = await put(rig, f"batch:{batch_id}", "doc", b"\xc1")
+    with pytest.raises(Unreadable, match=f"the record of batch {batch_id} cannot be read"):
+        await rig.reader.batch(batch_id, project=None)
+    await rig.commands.cancel(batch_id, project=None)
+    await put(rig, f"batch:{batch_id}", "doc", doc)
+    assert (await rig.reader.batch(batch_id, project=None)).status.terminal
+
+
+async def test_a_worker_is_given_what_cannot_be_read_with_the_reason(rig: StoreRig) -> None:
+    bad, half = await rig.submit(1), await rig.submit(2)
+    await put(rig, f"batch:{bad}", "doc", b"\xc1")
+    await put(rig, f"batch:{half}:spec", "1", b"1 \xc1")
+    grants: dict[UUID, str | None] = {}
+    taken = await rig.tickets.take("EMU", ["lane-1", "lane-2"], lease_s=60)
+    for grant in taken.grants:
+        grants[grant.batch_id] = grant.problem
+    assert set(grants) == {bad, half}
+    assert grants[half] is None
+    assert "malformed" in str(grants[bad])
+    grant = next(it for it in taken.grants if it.batch_id == half)
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE})
+    assert [(job.index, job.problem is not None) for job in turn.jobs] == [(1, True)]
