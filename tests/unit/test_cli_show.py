@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
+from sqlalchemy import insert
 
-from tweezer.cli import antiferromagnet, show
+from tweezer.cli import antiferromagnet, main, show
 from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import View, progress_line, read_progress
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.schema import projects
+from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -49,7 +56,7 @@ def test_a_bar_is_drawn_in_eighths(fraction: float, drawn: str) -> None:
 
 
 def test_a_histogram_ranks_bitstrings_and_sums_up_the_rest() -> None:
-    lines = [click.unstyle(line) for line in show.histogram({"00": 1, "01": 6, "10": 3}, top=2, columns=40)]
+    lines = [show.unstyle(line) for line in show.histogram({"00": 1, "01": 6, "10": 3}, top=2, columns=40)]
     assert lines[0].split() == ["01", "█" * 22, "6", "60.0%"]
     assert lines[1].split() == ["10", "█" * 11, "3", "30.0%"]
     assert lines[2].split() == ["1", "other:", "1", "(10.0%)"]
@@ -61,7 +68,7 @@ def test_a_histogram_of_nothing_says_so() -> None:
 
 
 def test_columns_rise_with_their_values() -> None:
-    lines = [click.unstyle(line) for line in show.columns_plot([0, 0.5, 1], left="0", right="1", label="x", height=4)]
+    lines = [show.unstyle(line) for line in show.columns_plot([0, 0.5, 1], left="0", right="1", label="x", height=4)]
     assert lines == [
         "  1.0 ┤    ██",
         "  0.5 ┤    ██",
@@ -73,7 +80,7 @@ def test_columns_rise_with_their_values() -> None:
 
 
 def test_a_table_sets_numbers_to_the_right() -> None:
-    lines = [click.unstyle(line) for line in show.table(("name", "lanes"), [("EMU_FREE", 2), ("X", 16)])]
+    lines = [show.unstyle(line) for line in show.table(("name", "lanes"), [("EMU_FREE", 2), ("X", 16)])]
     assert lines == ["name      lanes", "EMU_FREE      2", "X            16"]
 
 
@@ -168,3 +175,46 @@ def test_the_final_detunings_cover_the_whole_sweep() -> None:
 def test_the_ring_is_drawn_with_an_atom_for_each_bit() -> None:
     drawn = "".join(antiferromagnet.drawing("10101010"))
     assert (drawn.count("●"), drawn.count("○")) == (4, 4)
+
+
+HOSTILE = "a\x1b[2Jb\x1b]0;x\x07c\u202ed\x9be\ud800"
+SHOWN = "a\\x1b[2Jb\\x1b]0;x\\x07c\\u202ed\\x9be\\ud800"
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    show.echo(HOSTILE)
+    show.echo("\n".join(show.table(("name",), [(HOSTILE,), ("two\nlines",)])))
+    show.echo(HOSTILE, err=True)
+    told = capsys.readouterr()
+    assert told.out.splitlines()[0] == SHOWN
+    assert told.out.splitlines()[-2:] == [SHOWN, "two\\nlines"]
+    assert told.err == f"{SHOWN}\n"
+
+
+def test_styles_of_ours_are_kept_and_none_can_be_smuggled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(click, "echo", lambda text, **_: printed.append(text))
+    show.echo(show.style(HOSTILE, fg="green"))
+    assert printed == [f"\x1b[32m{SHOWN}\x1b[0m"]
+    assert show.unstyle(show.style("plain {} text", bold=True)) == "plain {} text"
+
+
+def test_errors_are_escaped_too() -> None:
+    done = CliRunner().invoke(main, ["events", "--type", HOSTILE])
+    assert done.exit_code == 2
+    assert "\x1b" not in done.output
+    assert "\u202e" not in done.output
+
+
+def test_names_that_were_kept_before_they_were_checked_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    upgrade(database)
+    with database.write() as connection:
+        connection.execute(insert(projects).values(id="p", name="x\x1b[2J\u202e", created_ms=1))
+    database.close()
+    done = CliRunner().invoke(main, ["projects", "list"])
+    assert done.exit_code == 0
+    assert "x\\x1b[2J\\u202e" in done.output

@@ -373,7 +373,7 @@ def _description(record: BatchRecord, why: str | None) -> list[str]:
         ("started", record.started and f"{_clock(record.started)} ({_ago(now, record.started)})"),
         ("ended", record.ended and f"{_clock(record.ended)} ({_ago(now, record.ended)})"),
     ]
-    return [f"{click.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
+    return [f"{show.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
 
 
 def _clock(moment: datetime) -> str:

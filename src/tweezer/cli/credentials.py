@@ -108,7 +108,7 @@ def delete(access: Access, *, project: str, yes: bool) -> None:
         with database.read() as connection:
             found = ledger_projects.find_project(connection, project)
         if not yes:
-            click.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?", abort=True)
+            show.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?")
 
         async def run() -> int:
             async with Store.open(access.settings().connect()) as store:

@@ -97,7 +97,7 @@ def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: boo
         batches = sorted({it.batch for it in found if it.consumer == "recorder" and it.batch is not None})
         if not yes:
             also = f", and delete {len(batches)} batches with their results" if batches else ""
-            click.confirm(f"Drop {_count(found)}{also}?", abort=True)
+            show.confirm(f"Drop {_count(found)}{also}?")
         if batches:
             asyncio.run(_discard(access, database, batches))
         with database.write() as connection:

@@ -159,7 +159,7 @@ def _submits(data: Path) -> list[int]:
 
 
 def _introduce(say: Say, *, qpu: bool) -> None:
-    say(click.style(f"Tweezer demo: antiferromagnetic order in a ring of {ring.ATOMS} atoms", bold=True))
+    say(show.style(f"Tweezer demo: antiferromagnetic order in a ring of {ring.ATOMS} atoms", bold=True))
     say("")
     say(click.wrap_text(f"{_STORY} {_QPU_STORY}" if qpu else _STORY, min(show.width(), 80) - 2))
     say("")
@@ -200,15 +200,15 @@ def _findings(outcome: Outcome) -> Iterator[str]:
     yield ""
     yield f"All {len(outcome.jobs)} jobs took {show.duration(outcome.seconds)}."
     yield ""
-    yield click.style(f"Most frequent bitstrings of the last job ({show.values(last.variables)} rad/µs)", bold=True)
+    yield show.style(f"Most frequent bitstrings of the last job ({show.values(last.variables)} rad/µs)", bold=True)
     yield ""
     histogram = show.histogram(last.counter, top=_TOP, columns=columns - _PICTURE_COLUMNS - 2, marked=ring.ORDERED)
     picture = ring.drawing(max(last.counter, key=lambda bits: last.counter[bits]))
     for line, drawn in zip_longest(histogram, picture, fillvalue=""):
-        gap = " " * (columns - _PICTURE_COLUMNS - len(click.unstyle(line)))
-        yield f"{line}{gap}{click.style(drawn, fg='green')}" if drawn else line
+        gap = " " * (columns - _PICTURE_COLUMNS - len(show.unstyle(line)))
+        yield f"{line}{gap}{show.style(drawn, fg='green')}" if drawn else line
     yield ""
-    yield click.style("Antiferromagnetic order of each job (1.0: every second atom is excited)", bold=True)
+    yield show.style("Antiferromagnetic order of each job (1.0: every second atom is excited)", bold=True)
     yield ""
     first = outcome.jobs[0].variables["delta_final"]
     yield from show.columns_plot(
@@ -219,7 +219,7 @@ def _findings(outcome: Outcome) -> Iterator[str]:
         cells=max(_PLOT_COLUMNS // len(outcome.jobs), 1),
     )
     yield ""
-    yield click.style(f"{len(outcome.webhooks)} webhooks received, all signatures verified, such as", bold=True)
+    yield show.style(f"{len(outcome.webhooks)} webhooks received, all signatures verified, such as", bold=True)
     yield ""
     first_job = next((it for it in outcome.webhooks if it.type.startswith("job.")), outcome.webhooks[0])
     for webhook in (first_job, outcome.webhooks[-1]):
@@ -227,7 +227,7 @@ def _findings(outcome: Outcome) -> Iterator[str]:
     yield ""
     if outcome.submits is not None:
         once = sum(count == 1 for count in outcome.submits)
-        yield click.style(
+        yield show.style(
             f"The machine's own count: {once} of {len(outcome.jobs)} jobs submitted exactly once", bold=True
         )
         yield ""

@@ -43,10 +43,10 @@ def tell(context: click.Context, findings: Sequence[Finding], *, as_json: bool) 
 
 
 def _lines(finding: Finding, columns: int) -> list[str]:
-    label = click.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level], bold=finding.level is not Level.OK)
+    label = show.style(f"{finding.level.value:<4}", fg=_COLOURS[finding.level], bold=finding.level is not Level.OK)
     indent = " " * 6
     says = click.wrap_text(f"{finding.name}: {finding.says}", columns, initial_indent=indent, subsequent_indent=indent)
-    lines = [f"{label}  {click.style(finding.name, bold=True)}{says[len(indent + finding.name) :]}"]
+    lines = [f"{label}  {show.style(finding.name, bold=True)}{says[len(indent + finding.name) :]}"]
     if finding.change:
         lines.append(
             click.wrap_text(f"→ {finding.change}", columns, initial_indent=indent, subsequent_indent=indent + "  ")

@@ -91,7 +91,8 @@ class Meter:
     def show(self, view: View) -> None:
         line = progress_line(view, show.width() if self._live else show.MAX_WIDTH + 20)
         if self._live:
-            show.echo(f"\r\x1b[K{click.style(line[:_BAR], fg='green')}{line[_BAR:]}", err=self._err, nl=False)
+            click.echo("\r\x1b[K", err=self._err, nl=False)
+            show.echo(f"{show.style(line[:_BAR], fg='green')}{line[_BAR:]}", err=self._err, nl=False)
         elif self._is_news(view, line):
             show.echo(line, err=self._err)
         else:

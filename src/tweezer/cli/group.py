@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from tweezer.cli import show
 from tweezer.model.errors import TweezerError
 
 FAILED = 1
@@ -110,6 +111,7 @@ class CommandGroup(click.Group):
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.ClickException as error:
+            error.message = show.escaped(error.message, lines=True)  # type: ignore[misc]  # final for subclasses
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
@@ -132,5 +134,5 @@ class CommandGroup(click.Group):
 
 
 def _end(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    show.echo(f"Error: {message}", err=True)
     sys.exit(FAILED)

@@ -49,7 +49,7 @@ def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
     """Delete batches that have ended for good: from Redis, the results folder and the ledger."""
     ids = [as_uuid("batch", text) for text in batches]
     if not yes:
-        click.confirm(f"Delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results for good?", abort=True)
+        show.confirm(f"Delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results for good?")
 
     async def run() -> list[str]:
         from tweezer.ledger.retention import delete_batch

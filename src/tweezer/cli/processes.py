@@ -173,7 +173,7 @@ def require_emulator(command: str, adapter: str) -> None:
 
 def tell(text: str) -> None:
     """Says something beside the output of the processes."""
-    show.echo(click.style(f"tweezer: {text}", bold=True), err=True)
+    show.echo(show.style(f"tweezer: {text}", bold=True), err=True)
 
 
 def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
@@ -202,7 +202,7 @@ def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
     lanes = f"{settings.lanes} lane{'s' if settings.lanes > 1 else ''}"
     return [
         "",
-        click.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
+        show.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
         *usage(settings, stack, key),
         "  tweezer devices",
         "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",

@@ -88,11 +88,11 @@ def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None
     if total is not None:
         measured = sum(job.data is not None for job in jobs)
         all_of = f"{measured} of {len(jobs)} jobs" if measured < len(jobs) else f"{len(jobs)} jobs"
-        show.echo(click.style(f"{sum(total.values())} shots of {all_of}", bold=True))
+        show.echo(show.style(f"{sum(total.values())} shots of {all_of}", bold=True))
         show.echo("\n".join(show.histogram(total, top=top or _TOP_OF_ONE, columns=columns)))
     else:
         for job in jobs:
-            show.echo(click.style(_title(job), bold=True))
+            show.echo(show.style(_title(job), bold=True))
             show.echo("\n".join(_body(job, top or (_TOP_OF_ONE if len(jobs) == 1 else _TOP_OF_MANY), columns)))
     left = record.jobs - sum(count for status, count in record.counts.items() if status.terminal)
     if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,9 @@ _ASCII = str.maketrans(
 
 MAX_WIDTH = 100
 
+_ESC = "".join(chr(0xF0000 + secrets.randbelow(0xFFFE)) for _ in range(4))
+"""Stands for the ESC of a style until it is printed; random, so that no text from outside can have it."""
+
 
 def width() -> int:
     """Columns to draw in."""
@@ -27,9 +31,39 @@ def width() -> int:
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Prints, with what the terminal's encoding does not have replaced."""
+    """Print for people: control characters are escaped, and what the terminal's encoding lacks is replaced."""
     stream = sys.stderr if err else sys.stdout
-    click.echo(plain(text, stream.encoding), err=err, nl=nl)
+    shown = "\x1b".join(escaped(part, lines=True) for part in text.split(_ESC))
+    click.echo(plain(shown, stream.encoding), err=err, nl=nl)
+
+
+def escaped(text: str, *, lines: bool = False) -> str:
+    """Escape what a terminal obeys instead of showing it: ESC, OSC, U+202E, …
+
+    Names, tags and messages come from users and machines. ``lines``: line ends and tabs may stay.
+    """
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        it if it.isprintable() or it in kept else it.encode("unicode_escape", "surrogatepass").decode() for it in text
+    )
+
+
+def style(text: str, *, fg: str | None = None, bold: bool | None = None, dim: bool | None = None) -> str:
+    """Style a text as click does, for :func:`echo`, which escapes the text itself."""
+    before, after = click.style("|", fg=fg, bold=bold, dim=dim).split("|")
+    return f"{before}{{}}{after}".replace("\x1b", _ESC).format(text)
+
+
+def unstyle(text: str) -> str:
+    """The text without its styles."""
+    return click.unstyle(text.replace(_ESC, "\x1b"))
+
+
+def confirm(question: str) -> None:
+    """Ask, and end the command unless the answer is yes."""
+    click.confirm(escaped(question), abort=True)
 
 
 def plain(text: str, encoding: str | None) -> str:
@@ -64,12 +98,12 @@ def histogram(
     lines = []
     for bits, count in shown:
         line = f"{bar(count / shown[0][1], cells):<{cells}}"
-        drawn = click.style(line, fg="green" if bits in marked else "cyan")
+        drawn = style(line, fg="green" if bits in marked else "cyan")
         lines.append(f"{indent}{bits:<{label}}  {drawn}  {count:>{digits}}  {count / total:6.1%}")
     if rest:
         shots = sum(count for _, count in rest)
         others = f"{len(rest)} others" if len(rest) > 1 else "1 other"
-        lines.append(click.style(f"{indent}{others}: {shots} ({shots / total:.1%})", dim=True))
+        lines.append(style(f"{indent}{others}: {shots} ({shots / total:.1%})", dim=True))
     return lines
 
 
@@ -82,7 +116,7 @@ def columns_plot(
         tick = {height: "1.0 ┤", (height + 2) // 2: "0.5 ┤"}.get(row, "    │")
         cut = [min(max(value * height - (row - 1), 0.0), 1.0) for value in values]
         drawn = "".join(_LEVELS[round(part * 8)] * cells for part in cut)
-        lines.append(f"{indent}{tick}{click.style(drawn.rstrip(), fg='green')}")
+        lines.append(f"{indent}{tick}{style(drawn.rstrip(), fg='green')}")
     axis = len(values) * cells
     between = max(axis - len(left) - len(right), 1)
     lines += [
@@ -101,7 +135,7 @@ def thinned(numbers: Sequence[float], most: int) -> list[float]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     """Columns as wide as they need to be; numbers stand to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[escaped(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in [list(header), *cells]) for at in range(len(header))]
     numeric = [all(isinstance(row[at], int | float) for row in rows) and bool(rows) for at in range(len(header))]
 
@@ -112,7 +146,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
         )
         return "  ".join(padded).rstrip()
 
-    return [click.style(line(list(header)), bold=True), *map(line, cells)]
+    return [style(line(list(header)), bold=True), *map(line, cells)]
 
 
 def duration(seconds: float) -> str:

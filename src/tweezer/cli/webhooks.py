@@ -219,7 +219,7 @@ def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
         with database.read() as connection:
             found = find_endpoint(connection, endpoint_id)
         if not yes:
-            click.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?", abort=True)
+            show.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?")
         with database.write() as connection:
             ledger_endpoints.delete_endpoint(connection, endpoint_id)
     tell_changed(access)
