@@ -274,3 +274,82 @@ async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Labo
     await until(first_is_done, "the end of the job")
     assert (await batch.record()).status is BatchStatus.PAUSED
     assert lab.submits() == [1]
+
+
+# --- a set-back: the machine's job ids begin anew
+
+
+def set_back(lab: Laboratory) -> None:
+    lab.qpu.ask("POST", "/sim/reset")
+
+
+def stranger(lab: Laboratory) -> int:
+    """A client that gives its jobs no name submits one; its id."""
+    answer = lab.qpu.ask("POST", "/api/v1/jobs", {"nb_run": 7, "pulser_sequence": SEQUENCE})
+    return int(answer["data"]["uid"])
+
+
+def status_of(lab: Laboratory, uid: int) -> str:
+    return str(lab.qpu.ask("GET", f"/api/v1/jobs/{uid}")["data"]["status"])
+
+
+async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab: Laboratory) -> None:
+    worker = await lab.worker()
+    await (await lab.submit(6)).results(60)
+    set_back(lab)
+    lab.qpu.habits(job_seconds="3")
+    batch = await lab.forgotten()
+    worker.kill()
+    await lab.site.store.commands.resume_device(DEVICE)
+    second = await lab.worker()
+    (job,) = await batch.results(60)
+    assert job.status is JobStatus.DONE
+    assert second.said("qpu.found")
+    assert second.said("qpu.set_back")
+    assert (lab.submits(), lab.stops()) == ([1] * 7, 0)
+
+
+async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Laboratory) -> None:
+    worker = await lab.worker()
+    await (await lab.submit(6)).results(60)
+    set_back(lab)
+    lab.qpu.habits(lose_replies=1.0)
+    (job,) = await (await lab.submit()).results(60)
+    assert job.status is JobStatus.DONE
+    assert worker.said("qpu.set_back")
+    assert lab.submits() == [1] * 7
+
+
+async def test_a_strangers_job_under_the_id_of_ours_is_neither_taken_for_it_nor_cancelled(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    first = await lab.worker()
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    first.kill()
+    set_back(lab)
+    assert stranger(lab) == 1
+    await batch.cancel_jobs([0])
+    await lab.worker()
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "unknown")
+    assert status_of(lab, 1) == "RUNNING"
+
+
+async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is_ours(lab: Laboratory) -> None:
+    lab.qpu.habits(job_seconds="60")
+    worker = await lab.worker(ask_again_s=0.1)
+    batch = await lab.submit()
+    await lab.on_machine(batch)
+    lab.qpu.habits(read_errors=1.0)
+    set_back(lab)
+    assert stranger(lab) == 1
+    await until(says(worker, "qpu.not_polled"), "a read that fails")
+    await batch.cancel_jobs([0])
+    failed = len(worker.said("qpu.not_polled"))
+    await until(lambda: len(worker.said("qpu.not_polled")) >= failed + 3, "reads after the cancel")
+    lab.qpu.habits(read_errors=0.0)
+    await batch.wait(60)
+    (job,) = await batch.jobs()
+    assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "unknown")
+    assert status_of(lab, 1) == "RUNNING"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
+from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, OutcomeKind, Priority
+from tweezer.model.remote import Mark
 from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant
 
@@ -217,6 +220,52 @@ async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_o
         await rig.start_again(f"one more: {number}")
         assert await after(await rig.submit(1)) == 40 + 10 * number
     assert await after(old) == 10
+
+
+async def test_the_last_known_job_of_a_machine_has_its_id_and_our_name_for_it(machine: StoreRig) -> None:
+    rig = machine
+    assert await rig.store.remote.mark("EMU") == Mark()
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await intend(rig, grant)
+    await rig.store.remote.note(batch_id, 0, "a", "7", named=True)
+    mark = Mark(7, str(job_id(batch_id, 0)), has_names=True)
+    assert await rig.store.remote.mark("EMU") == mark
+    await rig.redis.hset(rig.keys(Key.DEVICE, "EMU"), "last_uid", "8")  # by a worker that does not note names
+    assert await rig.store.remote.mark("EMU") == Mark(8, None, has_names=True)
+    await rig.redis.hset(rig.keys(Key.DEVICE, "EMU"), "last_uid", "7")
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE})
+    await intend(rig, msgspec.structs.replace(grant, jobs=turn.jobs))
+    await rig.store.remote.note(batch_id, 1, "a", "9", named=False)
+    assert await rig.store.remote.mark("EMU") == Mark(9, str(job_id(batch_id, 1)))
+
+
+async def test_a_machine_whose_ids_began_anew_is_looked_through_from_its_new_beginning(machine: StoreRig) -> None:
+    rig = machine
+    await rig.start_again("the first")
+    waits = await rig.submit(1, priority=Priority.LOW)
+    first = await rig.submit(1)
+    grant = await rig.take()
+    await intend(rig, grant)
+    await rig.store.remote.note(first, 0, "a", "7", named=True)
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    await rig.start_again("the second")
+
+    before = await rig.store.remote.known(first, 0)
+    await rig.store.remote.note_set_back("EMU", 7, 2)
+    await rig.store.remote.note_set_back("EMU", 7, 100)  # repeated, by who did not hear the answer
+    mark = await rig.store.remote.mark("EMU")
+    assert (mark.uid, mark.job, mark.has_names, mark.since) == (2, None, True, 2)
+    assert before is not None
+    assert mark.after(before) == 2
+
+    grant = await rig.take()
+    assert (grant.batch_id, await intend(rig, grant)) == (waits, "new")
+    intent = await rig.store.remote.known(waits, 0)
+    assert intent is not None
+    assert (intent.after, mark.after(intent)) == (2, 2)
+    await rig.store.remote.note(waits, 0, "a", "3", named=True)
+    assert (await rig.store.remote.mark("EMU")).uid == 3
 
 
 async def test_the_job_on_the_machine_comes_before_all_other_work(machine: StoreRig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,14 @@ def test_a_device_that_cannot_go_on_is_told() -> None:
     assert level(device(lanes=0)) is Level.OK
     assert level(device(lanes=0, pending=3)) is Level.FAIL
     assert level(device(paused="maintenance")) is Level.WARN
+
+
+def test_a_set_back_of_a_machine_is_shown_for_a_week() -> None:
+    recent, old = (datetime.now(UTC) - timedelta(days=days) for days in (1, 8))
+    devices = [msgspec.structs.replace(device(), set_back=when) for when in (recent, old)]
+    found = list(doctor.check_devices(devices))
+    assert [finding.level for finding in found] == [Level.WARN, Level.OK, Level.OK]
+    assert "began anew" in found[0].says
 
 
 def test_idle_connections_must_not_be_cut() -> None:

@@ -9,21 +9,27 @@ import pytest
 
 from tweezer.adapters.child import ChildLane
 from tweezer.adapters.protocol import Custody
+from tweezer.adapters.qpu import lane as module
 from tweezer.adapters.qpu.answers import RemoteJob, RemoteStatus
 from tweezer.adapters.qpu.api import QpuApi
 from tweezer.adapters.qpu.errors import QpuUnreachable, UnknownJob
 from tweezer.adapters.qpu.lane import QpuLane
 from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind
-from tweezer.model.remote import Intent
+from tweezer.model.remote import Intent, Mark
 
 OPTIONS = QpuOptions(base_url="http://qpu.example.org")
+NOTHING = Mark()
 
 
 class History:
-    """In place of the API: a machine with jobs, of which one may be ours."""
+    """In place of the API: a machine with jobs, of which one may be ours. Each job's name is its id, but for ours.
+
+    bad: how many reads fail after each one that is answered.
+    """
 
     def __init__(
         self,
@@ -32,9 +38,15 @@ class History:
         at: int = 0,
         gaps: tuple[int, ...] = (),
         status: RemoteStatus = RemoteStatus.DONE,
+        names: bool = True,
+        nb_run: int | None = None,
+        bad: int = 0,
     ) -> None:
         self._jobs = jobs
         self._ours = ours
+        self._names = names
+        self._nb_run = nb_run
+        self._bad = bad
         self._at = at
         self._gaps = gaps
         self._status = status
@@ -42,22 +54,50 @@ class History:
 
     async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
         self.asked.append(uid)
+        if len(self.asked) % (self._bad + 1):
+            raise QpuUnreachable("junk")
         if not 1 <= uid <= self._jobs or uid in self._gaps:
             raise UnknownJob("unknown", status=400, remote_code="400")
-        name = str(self._ours) if uid == self._at else "somebody's"
-        return RemoteJob(uid, self._status, context={"pasqman_job_id": name})
+        name = str(self._ours) if uid == self._at else f"somebody's {uid}"
+        context = {"pasqman_job_id": name} if self._names else {}
+        return RemoteJob(uid, self._status, nb_run=self._nb_run, context=context)
 
 
 def work() -> JobWork:
     return JobWork(job_id(new_batch_id(), 0), 0, JobSpec(runs=1), 0, 1)
 
 
-async def find(history: History, job: JobWork, after: int | None) -> int | None:
+class Holder:
+    """In place of the custody: what another holder has noted, and what is known of the machine."""
+
+    def __init__(self, intent: Intent, mark: Mark = NOTHING) -> None:
+        self._intent = intent
+        self._mark = mark
+        self.lease_s = 15.0
+        self.set_backs: list[tuple[int | None, int]] = []
+
+    async def known(self) -> Intent:
+        return self._intent
+
+    async def mark(self) -> Mark:
+        return self._mark
+
+    async def note_set_back(self, uid: int | None, since: int) -> None:
+        self.set_backs.append((uid, since))
+        self._mark = Mark(since, set_back_us=self._intent.written_us + 1, since=since)
+
+    async def note_timeout(self) -> None:
+        raise AssertionError("it was noted")
+
+
+async def find(history: History, job: JobWork, after: int | None, holder: Holder | None = None) -> int | None:
     """What it finds, asked again as long as it has not looked through all."""
     lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
+    intent = Intent("a", after, None, written_us=1)
+    holder = holder or Holder(intent)
     while True:
         try:
-            return await lane._find(job, Intent("a", after, None))
+            return await lane._find(job, intent, cast(Custody, holder))
         except QpuUnreachable:
             pass
 
@@ -91,24 +131,68 @@ async def test_of_a_machine_with_a_past_that_the_queue_does_not_know_the_newest_
     assert len(history.asked) < 300  # and not all of them
 
 
-class Holder:
-    """In place of the custody: what another holder has noted."""
-
-    def __init__(self, intent: Intent) -> None:
-        self._intent = intent
-        self.lease_s = 15.0
-
-    async def known(self) -> Intent:
-        return self._intent
-
-    async def note_timeout(self) -> None:
-        raise AssertionError("it was noted")
+async def set_back_from(history: History, job: JobWork, mark: Mark) -> tuple[int | None, list[tuple[int | None, int]]]:
+    """Where a job is found that was to be behind the last known one, and which set-backs were noted."""
+    holder = Holder(Intent("a", mark.uid, None, written_us=1), mark)
+    return await find(history, job, mark.uid, holder), holder.set_backs
 
 
-async def follow(history: History, job: JobWork, intent: Intent) -> Outcome:
-    lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
+async def test_behind_a_last_known_job_that_is_still_there_nothing_began_anew() -> None:
+    job = work()
+    history = History(9, job.job_id, at=8)
+    assert await set_back_from(history, job, Mark(6, "somebody's 6", has_names=True)) == (8, [])
+    assert await set_back_from(history, job, Mark(6)) == (8, [])  # a record from before names were noted
+
+
+@pytest.mark.parametrize("jobs", [1, 6, 7, 300])
+async def test_a_job_is_found_among_the_newest_where_the_last_known_one_is_unknown_or_anothers(jobs: int) -> None:
+    job = work()
+    history = History(jobs, job.job_id, at=jobs)
+    found = await set_back_from(history, job, Mark(6, str(work().job_id), has_names=True))
+    assert found == (jobs, [(6, max(jobs - 200, 0))])
+    assert await set_back_from(History(5), job, Mark(6)) == (None, [(6, 0)])
+
+
+async def test_a_nameless_job_is_not_the_last_known_one_of_a_machine_that_returns_names() -> None:
+    job = work()
+    history = History(9, names=False)
+    assert (await set_back_from(history, job, Mark(6, "ours", has_names=True)))[1] == [(6, 0)]
+    assert (await set_back_from(history, job, Mark(6, "ours")))[1] == []
+
+
+async def test_names_that_were_read_before_a_set_back_hide_no_job_after_it() -> None:
+    first, second = work(), work()
+    before, after = History(9, first.job_id, at=9), History(9, second.job_id, at=7)
+    lane = QpuLane(cast(QpuApi, before), cast(ChildLane, None), OPTIONS)
+    intent = Intent("a", 5, None, written_us=1)
+    holder = Holder(intent)
+    assert await lane._find(first, intent, cast(Custody, holder)) == 9
+    lane._api = cast(QpuApi, after)
+    assert await lane._find(second, intent, cast(Custody, holder)) == 7
+    assert holder.set_backs == [(None, 0)]
+
+
+async def test_an_intent_from_before_a_set_back_is_looked_for_in_all_that_came_after_it() -> None:
+    job = work()
+    intent = Intent("a", 6, None, written_us=1)
+    holder = Holder(intent, Mark(9, "somebody's 9", has_names=True, set_back_us=2, since=0))
+    assert await find(History(9, job.job_id, at=1), job, 6, holder) == 1
+    assert holder.set_backs == []
+
+
+async def follow(
+    history: History,
+    job: JobWork,
+    intent: Intent,
+    *,
+    mark: Mark = NOTHING,
+    cancel: bool = True,
+    forgotten_s: float = 30,
+) -> Outcome:
+    options = QpuOptions(base_url="http://qpu.example.org", poll_s=0.01, forgotten_s=forgotten_s)
+    lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), options)
     lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
-    return await lane.run_remotely(job, lambda _: None, cast(Custody, Holder(intent)), cancel=True)
+    return await lane.run_remotely(job, lambda _: None, cast(Custody, Holder(intent, mark)), cancel=cancel)
 
 
 async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_cancelled() -> None:
@@ -117,6 +201,33 @@ async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_canc
     assert outcome.fault is not None
     assert (outcome.kind, outcome.fault.code, outcome.result) == (OutcomeKind.ERROR, "unknown", None)
     assert "somebody's" in outcome.fault.message
+
+
+@pytest.mark.parametrize(
+    ("mark", "nb_run", "code"),
+    [
+        (Mark(2, has_names=True), 1, "unknown"),  # it would have returned our name
+        (Mark(2), 7, "unknown"),  # we asked for one shot
+        (Mark(2), 1, "machine"),
+        (Mark(2), None, "machine"),
+    ],
+)
+async def test_a_nameless_job_is_ours_only_on_a_machine_without_names_and_with_our_shots(
+    mark: Mark, nb_run: int | None, code: str
+) -> None:
+    history = History(3, names=False, nb_run=nb_run, status=RemoteStatus.ERROR)
+    outcome = await follow(history, work(), Intent("a", 1, "2"), mark=mark)
+    assert outcome.fault is not None
+    assert outcome.fault.code == code
+
+
+async def test_reads_that_fail_do_not_make_a_forgotten_job_last_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AWAY", Backoff(base_s=0.01, cap_s=0.01))
+    history = History(0, bad=1)
+    outcome = await follow(history, work(), Intent("a", 1, "2"), cancel=False, forgotten_s=0.1)
+    assert outcome.fault is not None
+    assert outcome.fault.code == "unknown"
+    assert "forgot" in outcome.fault.message
 
 
 async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() -> None:

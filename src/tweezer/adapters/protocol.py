@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tweezer.model.messages import BatchWork, JobWork, Outcome, Progress
-from tweezer.model.remote import Intent
+from tweezer.model.remote import Intent, Mark
 
 Report = Callable[[Progress], None]
 """Called by a lane, in the worker's event loop, as a job moves on; must not block."""
@@ -87,8 +87,16 @@ class Custody(Protocol):
     async def set_out(self) -> bool:
         """The job is submitted now, by an intent that was unsent; whether it may be: it is still this holder's."""
 
-    async def note(self, uid: str) -> None:
-        """The machine has the job under this id."""
+    async def note(self, uid: str, *, named: bool | None = None) -> None:
+        """Record the machine's id of the job. named: whether the machine returned the id that we gave the job; None
+        where machines do not count their jobs."""
+
+    async def mark(self) -> Mark:
+        """Return the last known job of the machine."""
+
+    async def note_set_back(self, uid: int | None, since: int) -> None:
+        """Record that the machine's ids began anew, as its last known job (uid) shows. since: a job of the machine that
+        is older than any of ours submitted after that."""
 
     async def withdraw(self) -> None:
         """The job was surely not submitted after all, by who holds this. Takes back only what was said here."""

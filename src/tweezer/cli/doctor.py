@@ -7,7 +7,7 @@ import difflib
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -38,6 +38,7 @@ from tweezer.store.server import OLDEST
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS"})
 _SLOW_MS = 20.0
+_SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {
     HoldKind.PAUSED: "when that is over: tweezer resume {name}",
     HoldKind.MAINTENANCE: "it goes on by itself; sooner: tweezer maintenance {name} list, and remove",
@@ -332,9 +333,18 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
 
 
 def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
+    now = datetime.now(UTC)
     for device in devices:
         name = f"device {device.name}"
-        hold = device.hold(datetime.now(UTC))
+        if device.set_back is not None and now - device.set_back < _SET_BACK_SHOWN:
+            yield Finding(
+                name,
+                Level.WARN,
+                f"the job ids of its machine began anew (noticed {clock(device.set_back)}); the jobs that it had end "
+                "as `unknown`",
+                "check that it was reinstalled or reset, and that base_url leads to the right machine",
+            )
+        hold = device.hold(now)
         if hold is not None and hold.kind is not HoldKind.UNSERVED:
             yield Finding(
                 name,

@@ -11,7 +11,7 @@ class Intent(msgspec.Struct, frozen=True):
     name: its own, so that nobody takes it for another. after: a job of the machine's that is older than any submit of
     this one, where machines count their jobs; None if none is known. uid: the machine's id of the job, None while it is
     not known. may_be_sent: its holder said that it submits the job now, or that may be lost. timed_out: it was asked to
-    stop, because it took longer than its limit. age_s: how long ago it was written.
+    stop, because it took longer than its limit. written_us: when it was written, by Redis' clock; age_s: how long ago.
     is_new: it was written right now. since_loss_s: for how long the queue's memory may have been without its last
     second, in which there may have been another intent; None if it is whole.
     """
@@ -21,6 +21,7 @@ class Intent(msgspec.Struct, frozen=True):
     uid: str | None
     may_be_sent: bool = True
     timed_out: bool = False
+    written_us: int = 0
     age_s: float = 0.0
     is_new: bool = False
     since_loss_s: float | None = None
@@ -35,7 +36,40 @@ class Intent(msgspec.Struct, frozen=True):
             None if uid == "-" else uid,
             may_be_sent=sent != "0" or lost_ms * 1000 >= int(written_us),
             timed_out=sent == "T",
+            written_us=int(written_us),
             age_s=max((now_us - int(written_us)) / 1e6, 0.0),
             is_new=is_new,
             since_loss_s=(now_us / 1e6 - lost_ms / 1e3) if lost_ms else None,
         )
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The last known job of a machine that counts its jobs. It shows when the ids began anew, a *set-back*.
+
+    uid: its id on the machine; None if no job is known. job: the id that we gave it, None if unknown. has_names: the
+    machine returns the ids that its clients gave their jobs. set_back_us: when the last set-back was noticed, by Redis'
+    clock, or 0; since: a job of the machine that is older than any of ours submitted after that set-back.
+    """
+
+    uid: int | None = None
+    job: str | None = None
+    has_names: bool = False
+    set_back_us: int = 0
+    since: int = 0
+
+    @classmethod
+    def parse(cls, last_uid: str | None, last_job: str | None, has_names: str | None, set_back: str | None) -> Mark:
+        """Parse the fields of a device's record in Redis; see ``note_remote.lua`` and ``note_set_back.lua``."""
+        named_uid, _, job = (last_job or "").partition(" ")
+        at_us, _, since = (set_back or "0 - 0").split()
+        return cls(
+            uid=None if last_uid is None else int(last_uid),
+            job=job if job and named_uid == last_uid else None,
+            has_names=has_names == "1",
+            set_back_us=int(at_us),
+            since=int(since),
+        )
+
+    def after(self, intent: Intent) -> int | None:
+        """Return the id behind which the machine has the job of an intent, if it has it; None if none is known."""
+        return self.since if intent.written_us < self.set_back_us else intent.after

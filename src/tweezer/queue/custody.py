@@ -11,7 +11,7 @@ from typing import TypeVar
 import structlog
 
 from tweezer.model.errors import Unavailable
-from tweezer.model.remote import Intent
+from tweezer.model.remote import Intent, Mark
 from tweezer.queue.holding import Holding, until_answered
 from tweezer.queue.policy import Policy
 from tweezer.store.remote import NotDurable, Remote
@@ -77,10 +77,20 @@ class TicketCustody:
             lambda: self._remote.set_out(grant.ticket, grant.token, self._index, name), "setting out to submit"
         )
 
-    async def note(self, uid: str) -> None:
+    async def note(self, uid: str, *, named: bool | None = None) -> None:
         assert self._intent is not None
         batch_id, name = self._holding.grant.batch_id, self._intent.name
-        await self._ask(lambda: self._remote.note(batch_id, self._index, name, uid), "noting a job of the machine")
+        await self._ask(
+            lambda: self._remote.note(batch_id, self._index, name, uid, named=named), "noting a job of the machine"
+        )
+
+    async def mark(self) -> Mark:
+        device = self._holding.grant.doc.device
+        return await self._ask(lambda: self._remote.mark(device), "reading the machine's last known job")
+
+    async def note_set_back(self, uid: int | None, since: int) -> None:
+        device = self._holding.grant.doc.device
+        await self._ask(lambda: self._remote.note_set_back(device, uid, since), "noting a set-back of the machine")
 
     async def withdraw(self) -> None:
         for name in tuple(self._own):

@@ -195,7 +195,8 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     is, and since when. job_s: how long its jobs took lately, on average. specs_name: the name that sequences for it
     carry; None without specs. max_atom_num: None without limit. room: what the atoms of a sequence are checked
     against; of an emulator their number alone. active: whether it is more than a name of former days.
-    reattaches: whether its jobs run on, whatever becomes of the worker.
+    reattaches: whether its jobs run on, whatever becomes of the worker. set_back: when it was last noticed that the job
+    ids of its machine began anew.
     """
 
     name: str
@@ -220,6 +221,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     active: bool = True
     created: datetime | None = None
     reattaches: bool = False
+    set_back: datetime | None = None
 
     def hold(self, now: datetime) -> Hold | None:
         """Why it begins no jobs, None if it does: what an operator did goes before what happened to it."""
@@ -275,7 +277,7 @@ DEVICE_FIELDS = (
         "down",
     ),
     *("unsure", "unsure_since", "paused_until", "window", "job_ms"),
-    *("created", "inactive", "specs_name", "specs_max_runs", *_OF_SPACE, "reattaches"),
+    *("created", "inactive", "specs_name", "specs_max_runs", *_OF_SPACE, "reattaches", "set_back"),
 )
 """What :func:`device_record` reads of a device: all that is short."""
 
@@ -312,6 +314,7 @@ def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None
         active="inactive" not in text,
         created=moment(text.get("created")),
         reattaches=text.get("reattaches") == "1",
+        set_back=None if "set_back" not in text else moment_us(text["set_back"].split()[0]),
     )
 
 

@@ -9,12 +9,14 @@ from uuid import UUID
 from redis import exceptions as redis_errors
 
 from tweezer.model.errors import TweezerError
-from tweezer.model.remote import Intent
+from tweezer.model.ids import job_id
+from tweezer.model.remote import Intent, Mark
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
 from tweezer.store.scripts import Scripts, script_text, translating
 
 _BARRIER_MS = 5000
+_MARK = ("last_uid", "last_job", "has_names", "set_back")
 
 
 class Durability(StrEnum):
@@ -101,9 +103,29 @@ class Remote:
         word, *_ = await self._scripts.call("set_out", str(ticket), token, index, intent)
         return bool(word == b"ok")
 
-    async def note(self, batch_id: UUID, index: int, intent: str, uid: str) -> None:
-        """The machine has the job under this id; returns when that is on the disk, if it can be. Raises Unavailable."""
-        await self._scripts.call("note_remote", str(batch_id), index, intent, uid)
+    async def note(self, batch_id: UUID, index: int, intent: str, uid: str, *, named: bool | None = None) -> None:
+        """Record the machine's id of the job. Raises Unavailable.
+
+        named: whether the machine returned the id that we gave the job; None where machines do not count their jobs.
+        """
+        job = str(job_id(batch_id, index))
+        word = "" if named is None else str(int(named))
+        await self._scripts.call("note_remote", str(batch_id), index, intent, uid, job, word)
+
+    async def mark(self, device: str) -> Mark:
+        """Return the last known job of a machine. Raises Unavailable."""
+        redis, name = self._scripts.redis, self._scripts.keys(Key.DEVICE, device)
+        with translating():
+            row: list[bytes | None] = await redis.execute_command("HMGET", name, *_MARK)
+        return Mark.parse(*(None if value is None else value.decode() for value in row))
+
+    async def note_set_back(self, device: str, uid: int | None, since: int) -> None:
+        """Record that the machine's ids began anew. Raises Unavailable.
+
+        uid: the last known job, by which that was noticed. since: a job of the machine that is older than any of ours
+        submitted after the set-back.
+        """
+        await self._scripts.call("note_set_back", device, "-" if uid is None else uid, since)
 
     async def withdraw(self, batch_id: UUID, index: int, intent: str) -> bool:
         """Takes the intent of this name back: nothing was submitted; whether it could be. Raises Unavailable."""

@@ -1,7 +1,7 @@
 """The client of Pasqal's on-premises QPU API.
 
-Reads and cancels are tried again for a while; a submit is sent once, and each way in which it can fail says whether the
-job may have been created.
+A read is tried again for a while; a cancel and a submit are sent once, and each way in which a submit can fail says
+whether the job may have been created.
 """
 
 from __future__ import annotations
@@ -119,12 +119,13 @@ class QpuApi:
             raise _about_a_job(error) from error
 
     async def cancel(self, uid: int) -> RemoteJob:
-        """Cancel a job; the job as it stands then. It may be sent several times.
+        """Cancel a job, and return it as it stands then.
 
-        Raises TooLate when its program can no longer be aborted, UnknownJob, QpuUnreachable and QpuRefused.
+        It is sent once: before it is sent again, check that the job of this id is still the same. Raises TooLate when
+        its program can no longer be aborted, UnknownJob, QpuUnreachable and QpuRefused.
         """
         try:
-            return await self._repeated("PUT", f"/jobs/{uid}/cancel", job_of)
+            return job_of(await self._ask("PUT", f"/jobs/{uid}/cancel"))
         except QpuRefused as error:
             if _CANNOT_BE_ABORTED in error.remote_code:
                 raise TooLate(error.message, status=error.status, remote_code=error.remote_code) from error

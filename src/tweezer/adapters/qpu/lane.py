@@ -5,6 +5,10 @@ machine's newest jobs are looked through for ours: if Redis forgot its last seco
 looked at when the connection stands, right before the first byte. A submit that may have arrived is never repeated: the
 job is looked for by its own id, and when it is not to be found its outcome is unknown, which is an error and no second
 run.
+
+The ids of a machine that is reinstalled begin anew, a *set-back*. So before each search the last known job is checked,
+and a job under the id of ours counts as ours, and is cancelled, only after its name, or its shots and batch, were
+compared.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress
-from tweezer.model.remote import Intent
+from tweezer.model.remote import Intent, Mark
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +72,7 @@ class QpuLane(RemoteLane):
         self._batch: BatchWork | None = None
         self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
         self._names: Recent[int, str] = Recent(_NAMES_KEPT)  # whose the machine's jobs are, "" if nobody's
+        self._last_named: tuple[int, str] | None = None  # the last entry of these
 
     async def prepare(self, batch: BatchWork) -> None:
         self._looked = -1, 0
@@ -132,13 +137,14 @@ class QpuLane(RemoteLane):
                     return Outcome(OutcomeKind.CANCELED, began=False)
                 if not intent.is_new:
                     return None
-                uid = await self._find(job, intent)
+                uid, named = await self._find(job, intent, custody), True
                 if uid is None and (patience_s := self._uneasy_s(intent, custody)) > 0:
                     await custody.withdraw()
                     log.warning("qpu.waits_for_what_was_lost", job=str(job.job_id), seconds=patience_s)
                     await self._sleep(patience_s)
                     return None
-                uid = uid or await self._submit(job, sequence, custody)
+                if uid is None:
+                    uid, named = await self._submit(job, sequence, custody)
         except SubmitUncertain as error:
             assert intent is not None
             log.warning("qpu.submit_uncertain", job=str(job.job_id), error=error.message)
@@ -154,10 +160,11 @@ class QpuLane(RemoteLane):
             log.warning("qpu.not_submitted", job=str(job.job_id), error=error.message)
             await custody.withdraw()
             return None
-        await custody.note(str(uid))
+        await custody.note(str(uid), named=named)
         return uid
 
-    async def _submit(self, job: JobWork, sequence: str, custody: Custody) -> int:
+    async def _submit(self, job: JobWork, sequence: str, custody: Custody) -> tuple[int, bool]:
+        """Submit the job; return the machine's id of it, and whether the machine returned ours."""
         assert self._batch is not None
         if not await custody.set_out():
             raise NotSent("the lease of the device was lost before the submit was sent")
@@ -169,7 +176,7 @@ class QpuLane(RemoteLane):
             last_look=partial(self._last_look, custody),
         )
         log.info("qpu.submitted", job=str(job.job_id), uid=remote.uid)
-        return remote.uid
+        return remote.uid, remote.pasqman_job_id is not None
 
     async def _until_it_takes_jobs(self, tries: int) -> None:
         """Returns when the machine is up. Raises Away when it is down; while it cannot be reached it is waited for."""
@@ -192,14 +199,15 @@ class QpuLane(RemoteLane):
                 raise Away("the machine is down") from error
         return failed("refused", error.message, FaultKind.USER)
 
-    async def _find(self, job: JobWork, intent: Intent) -> int | None:
+    async def _find(self, job: JobWork, intent: Intent, custody: Custody) -> int | None:
         """The machine's id of the job, if it is among its newest. Raises QpuError.
 
         Of more than it looks through at once the rest is for the next time.
         """
+        mark = await self._check_for_set_back(custody)
         if self._looked[0] != job.index:
-            after = intent.after if intent.after is not None else await self._newest() - _OLDER
-            self._looked = job.index, max(after, 0)
+            after = mark.after(intent)
+            self._looked = job.index, after if after is not None else await self._before_newest()
         uid, gaps = self._looked[1] + 1, 0
         for _ in range(_LOOKED_THROUGH):
             try:
@@ -223,24 +231,49 @@ class QpuLane(RemoteLane):
         if name is None:
             name = (await self._api.job(uid)).pasqman_job_id or ""
             self._names.put(uid, name)
+            self._last_named = uid, name
         return name
 
-    async def _newest(self) -> int:
-        """The highest id of a job of a machine of which the queue knows none, or 0. Raises QpuError."""
-        known, unknown = 0, 1
-        while await self._has(unknown):
-            known, unknown = unknown, 2 * unknown
-        while unknown - known > 1:
-            middle = (known + unknown) // 2
-            known, unknown = (middle, unknown) if await self._has(middle) else (known, middle)
-        return known
+    async def _check_for_set_back(self, custody: Custody) -> Mark:
+        """Return the last known job, after a check that the machine still has it under this id. If not, the machine's
+        ids began anew: report that and forget what was known of them. Raises QpuError."""
+        mark = await custody.mark()
+        known = [] if mark.uid is None or mark.uid < 1 else [(mark.uid, mark.job)]
+        if self._last_named is not None:
+            known.append(self._last_named)
+        for uid, name in known:
+            remote = await self._job_if_any(uid)
+            found = None if remote is None else remote.pasqman_job_id or ""
+            if found is not None and (name in (None, found) or not (found or mark.has_names)):
+                continue
+            since = await self._before_newest(behind=uid)
+            log.error("qpu.set_back", last_uid=uid, job=name, found=found, since=since)
+            self._names, self._last_named, self._looked = Recent(_NAMES_KEPT), None, (-1, 0)
+            await custody.note_set_back(mark.uid, since)
+            return await custody.mark()
+        return mark
 
-    async def _has(self, uid: int) -> bool:
+    async def _before_newest(self, behind: int = 0) -> int:
+        """Return an id that is older than the newest jobs of the machine, or 0. Raises QpuError.
+
+        behind: an id; where the machine has jobs right behind it, it has no newer ones before it.
+        """
+        known = 0
+        for uid in range(behind + 1, behind + 1 + _GAPS):
+            known = uid if await self._job_if_any(uid) else known
+        step = 1
+        while await self._job_if_any(known + step):
+            known, step = known + step, 2 * step
+        while step > 1:
+            step //= 2
+            known += step if await self._job_if_any(known + step) else 0
+        return max(known - _OLDER, 0)
+
+    async def _job_if_any(self, uid: int) -> RemoteJob | None:
         try:
-            await self._api.job(uid)
+            return await self._api.job(uid)
         except UnknownJob:
-            return False
-        return True
+            return None
 
     def _uneasy_s(self, intent: Intent, custody: Custody) -> float:
         """For how long another holder's submit may still be under way of which the queue knows nothing: where it may
@@ -263,12 +296,12 @@ class QpuLane(RemoteLane):
             if known.uid is not None:
                 return int(known.uid)
             try:
-                uid = await self._find(job, intent)
+                uid = await self._find(job, intent, custody)
             except QpuError as error:
                 log.warning("qpu.not_looked_through", error=error.message)
                 uid, is_last = None, False
             if uid is not None:
-                await custody.note(str(uid))
+                await custody.note(str(uid), named=True)
                 return uid
             if is_last:
                 message = (
@@ -286,14 +319,14 @@ class QpuLane(RemoteLane):
     ) -> Outcome:
         """Polls the job to its end, and cancels it when that is asked for, or it takes too long since then (monotonic).
 
-        It is cancelled only once the machine has said that it is this job, and no stranger's under its id.
+        It is cancelled only right after the machine has said that it is this job, and not another one under its id.
         """
         assert self._batch is not None
         limit_s = self._batch.doc.limits.job_timeout_s
-        is_ours = False
+        has_names = (await custody.mark()).has_names
         failures, unknown_since = 0, math.inf
         while True:
-            now = time.monotonic()
+            now, is_ours = time.monotonic(), False
             if stop is None and self._cancel_requested:
                 stop = _Stop(is_timeout=False, since=now)
             elif stop is None and now - since >= limit_s:
@@ -301,32 +334,37 @@ class QpuLane(RemoteLane):
                 await custody.note_timeout()
             try:
                 remote = await self._api.job(uid, patient=False)
-                if remote.pasqman_job_id not in (None, str(job.job_id)):
+                if not self._is_ours(remote, job, has_names=has_names):
+                    await self._report_set_back(custody)
                     return _stranger(remote)
-                is_ours, failures, unknown_since = True, 0, math.inf
+                is_ours, has_names = True, has_names or remote.pasqman_job_id is not None
+                failures, unknown_since = 0, math.inf
                 if remote.status.terminal:
                     return await self._ended(job, remote, stop, report)
                 report(Progress(Stage.ON_DEVICE, _fraction(remote)))
             except UnknownJob as error:
                 failures, unknown_since = 0, min(unknown_since, now)
                 if now - unknown_since >= self._options.forgotten_s:
+                    await self._report_set_back(custody)
                     return failed("unknown", f"the machine forgot job {uid}: {error.message}", FaultKind.INTERNAL)
             except QpuError as error:
-                failures, unknown_since = failures + 1, math.inf
+                failures += 1
                 log.warning("qpu.not_polled", uid=uid, error=error.message, failures=failures)
             now = time.monotonic()
             if stop is not None and now - stop.since >= self._options.confirm_s and not stop.too_late:
                 return self._unconfirmed(uid, stop)
             if stop is not None and is_ours and now - stop.asked >= self._options.ask_again_s:
-                stop.asked = now
-                await self._ask_to_stop(uid, stop)
-                continue
+                if await self._ask_to_stop(uid, stop):
+                    stop.asked = now
+                    continue
+                failures = 1
             if failures:
                 await self._sleep(AWAY.delay_s(failures), whatever=stop is not None)
             else:
                 await self._sleep(self._options.poll_s, whatever=stop is not None)
 
-    async def _ask_to_stop(self, uid: int, stop: _Stop) -> None:
+    async def _ask_to_stop(self, uid: int, stop: _Stop) -> bool:
+        """Ask the machine once to stop the job; return whether it answered."""
         try:
             await self._api.cancel(uid)
             log.info("qpu.cancel_sent", uid=uid)
@@ -335,6 +373,21 @@ class QpuLane(RemoteLane):
             log.info("qpu.too_late_to_cancel", uid=uid)
         except QpuError as error:
             log.warning("qpu.not_canceled", uid=uid, error=error.message)
+            return not error.retryable
+        return True
+
+    def _is_ours(self, remote: RemoteJob, job: JobWork, *, has_names: bool) -> bool:
+        """Whether this is the job that was submitted under its id. A machine that returns names returns ours."""
+        assert self._batch is not None
+        if remote.pasqman_job_id is not None or has_names:
+            return remote.pasqman_job_id == str(job.job_id)
+        same_batch = remote.batch_id in (None, str(self._batch.batch_id))
+        return same_batch and remote.nb_run in (None, job.spec.runs)
+
+    async def _report_set_back(self, custody: Custody) -> None:
+        """Check for a set-back now; if the machine cannot be asked, the next submit finds it."""
+        with contextlib.suppress(QpuError):
+            await self._check_for_set_back(custody)
 
     def _unconfirmed(self, uid: int, stop: _Stop) -> Outcome:
         """The machine was asked to stop the job, and does not say that it did."""
@@ -395,9 +448,10 @@ class QpuLane(RemoteLane):
 
 
 def _stranger(remote: RemoteJob) -> Outcome:
+    whose = remote.pasqman_job_id or "without a name"
     message = (
-        f"the machine's job {remote.uid} is another's, {remote.pasqman_job_id}: it was set back, or base_url leads to "
-        "another machine; what became of this job is not known, and it is not submitted again"
+        f"the machine's job {remote.uid} is another client's ({whose}): its job ids began anew, or base_url leads to "
+        "another machine; the outcome of this job is not known, and it is not submitted again"
     )
     return failed("unknown", message, FaultKind.INTERNAL)
 

@@ -38,7 +38,7 @@ class ApiOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     base_url: ``http://host:port``; what comes before ``/api/v1``. tls_verify: whether its certificate is checked, and
     tls_ca_file: against which PEM file (None: the system's authorities). keycloak: None where it asks for no token.
     connect_timeout_s: for a connection. read_timeout_s: for the answer to a read or a cancel. submit_timeout_s: for
-    that to a submit; later, whether it was executed is not known. retry_s: how long reads and cancels are tried again.
+    that to a submit; later, whether it was executed is not known. retry_s: how long a read is tried again.
     """
 
     base_url: str
@@ -76,7 +76,7 @@ class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     poll_s: between looks at the job that runs. probe_s: between looks whether the machine is up. ask_again_s: between
     requests to stop a job that goes on. confirm_s: how long the machine may take to say what became of a job that it
     was asked to stop; then the job ends as ``unconfirmed``, unless the machine said that it is too late to stop it.
-    forgotten_s: for how long it must say that it knows no such job, before that is believed.
+    forgotten_s: how long after it first says that it does not know a job, and has not shown it since, it is believed.
     """
 
     poll_s: Seconds = 1.0

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] index   [3] name of the intent   [4] the machine's id of the job, without spaces; a number where the
---     machine counts its jobs
+--     machine counts its jobs   [5] the id that we gave the job   [6] '1'|'0': whether the machine returns that id, or ''
 -- Returns {'ok'} | {'unknown'}: there is no such intent
 -- Events  none
 -- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
@@ -18,6 +18,7 @@ local device = key(KEY.device, b.device)
 returns_of(device) -- noted while last_uid is still that of before
 local number = tonumber(uid)
 if number and number > tonumber(redis.call('HGET', device, 'last_uid') or -1) then
-  redis.call('HSET', device, 'last_uid', uid)
+  redis.call('HSET', device, 'last_uid', uid, 'last_job', uid .. ' ' .. ARGV[5])
 end
+if ARGV[6] ~= '' then redis.call('HSET', device, 'has_names', ARGV[6]) end
 return { 'ok' }
