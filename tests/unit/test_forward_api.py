@@ -21,6 +21,7 @@ from tweezer.adapters.forward.errors import (
     ServerUnreachable,
     SubmitDeferred,
     SubmitRefused,
+    SubmitTurnedAway,
     SubmitUncertain,
     UnknownBatch,
 )
@@ -156,6 +157,13 @@ async def client(far: FarServer, **options: Any) -> AsyncIterator[ForwardApi]:
 
 
 LOGIN = {"client_id": "local", "username": "ada", "password": "pw", "realm": "r", "audience": "a"}
+
+
+def test_what_a_proxy_turns_away_may_be_tried_again_unless_it_is_too_large() -> None:
+    with pytest.raises(SubmitTurnedAway, match="404"):
+        _submitted(Answer("POST /x", 404, b"<html>Not Found</html>"))
+    with pytest.raises(SubmitRefused):
+        _submitted(Answer("POST /x", 413, b"<html>Request Entity Too Large</html>"))
 
 
 async def test_a_submit_carries_its_key_and_its_idempotency_key(far: FarServer) -> None:

@@ -33,6 +33,7 @@ from tweezer.adapters.qpu.errors import (
     QpuUnreachable,
     SubmitDeferred,
     SubmitRefused,
+    SubmitTurnedAway,
     SubmitUncertain,
     TooLate,
     UnknownJob,
@@ -162,8 +163,23 @@ def test_a_refusal_within_a_200_is_one(status: int) -> None:
 )
 def test_the_status_tells_whether_a_submit_was_executed(status: int, kind: type[QpuError]) -> None:
     with pytest.raises(kind) as raised:
-        _submitted(Answer("POST /jobs", status, b""), CONTEXT)
+        _submitted(answer(status, status="fail"), CONTEXT)
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 422])
+def test_a_refusal_without_the_envelope_of_the_api_is_a_proxys_and_may_be_tried_again(status: int) -> None:
+    with pytest.raises(SubmitTurnedAway, match=str(status)):
+        _submitted(Answer("POST /jobs", status, b"<html>Not Found</html>"), CONTEXT)
+    with pytest.raises(SubmitRefused) as raised:
+        _submitted(answer(status, status="fail", message="no"), CONTEXT)
+    assert type(raised.value) is SubmitRefused
+
+
+def test_a_job_that_is_too_large_for_a_proxy_is_refused() -> None:
+    with pytest.raises(SubmitRefused) as raised:
+        _submitted(Answer("POST /jobs", 413, b"<html>Request Entity Too Large</html>"), CONTEXT)
+    assert type(raised.value) is SubmitRefused
 
 
 def test_another_job_than_the_submitted_one_leaves_it_open() -> None:

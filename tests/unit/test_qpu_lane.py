@@ -8,17 +8,17 @@ from uuid import UUID
 import pytest
 
 from tweezer.adapters.child import ChildLane
-from tweezer.adapters.protocol import Custody
+from tweezer.adapters.protocol import Away, Custody, Report
 from tweezer.adapters.qpu import lane as module
-from tweezer.adapters.qpu.answers import RemoteJob, RemoteStatus
+from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
 from tweezer.adapters.qpu.api import QpuApi
-from tweezer.adapters.qpu.errors import QpuUnreachable, UnknownJob
+from tweezer.adapters.qpu.errors import QpuUnreachable, SubmitRefused, SubmitTurnedAway, UnknownJob
 from tweezer.adapters.qpu.lane import QpuLane
 from tweezer.adapters.qpu.options import QpuOptions
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind
+from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Result
 from tweezer.model.remote import Intent, Mark
 
 OPTIONS = QpuOptions(base_url="http://qpu.example.org")
@@ -221,8 +221,7 @@ async def test_a_nameless_job_is_ours_only_on_a_machine_without_names_and_with_o
     assert outcome.fault.code == code
 
 
-async def test_reads_that_fail_do_not_make_a_forgotten_job_last_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "AWAY", Backoff(base_s=0.01, cap_s=0.01))
+async def test_reads_that_fail_do_not_make_a_forgotten_job_last_longer(impatient: None) -> None:
     history = History(0, bad=1)
     outcome = await follow(history, work(), Intent("a", 1, "2"), cancel=False, forgotten_s=0.1)
     assert outcome.fault is not None
@@ -237,3 +236,100 @@ async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() 
     assert outcome.fault is not None
     assert (outcome.fault.code, outcome.cause) == ("timeout", FaultKind.TIMEOUT)
     assert outcome.device_s >= 40
+
+
+class Door:
+    """In place of the API, the builder and the custody: a machine without jobs, where a submit meets what a test says.
+
+    meets: what submits meet in turn, None for a job. statuses: what it says of itself after a submit that was refused.
+    """
+
+    left_s = lease_s = 15.0
+
+    def __init__(self, *meets: Exception | None, statuses: tuple[Operational | None, ...] = ()) -> None:
+        self._meets = list(meets)
+        self._statuses = list(statuses)
+        self._asked_before = True
+        self.withdrawn = 0
+
+    async def submit(self, **_: object) -> RemoteJob:
+        self._asked_before = False
+        if (met := self._meets.pop(0)) is not None:
+            raise met
+        return RemoteJob(1, RemoteStatus.PENDING)
+
+    async def operational(self) -> Operational:
+        before, self._asked_before = self._asked_before, True
+        status = Operational.UP if before or not self._statuses else self._statuses.pop(0)
+        if status is None:
+            raise QpuUnreachable("a gateway's page")
+        return status
+
+    async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
+        if uid == 1 and not self._meets:
+            return RemoteJob(1, RemoteStatus.ERROR)
+        raise UnknownJob("unknown", status=400, remote_code="400")
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        return Outcome(OutcomeKind.DONE, result=Result(serialised_results="{}"))
+
+    async def known(self) -> Intent | None:
+        return None
+
+    async def intend(self, *, unsent: bool) -> Intent:
+        return Intent("a", 0, None, is_new=True)
+
+    async def set_out(self) -> bool:
+        return True
+
+    async def mark(self) -> Mark:
+        return NOTHING
+
+    async def withdraw(self) -> None:
+        self.withdrawn += 1
+
+    async def note(self, uid: str, *, named: bool | None = None) -> None:
+        assert (uid, named) == ("1", False)
+
+    async def code(self, *, turned_away_s: float = 60.0) -> str:
+        """How a job ends at this door: the code of its error; ``machine`` for one that came through."""
+        options = QpuOptions(base_url="http://qpu.example.org", poll_s=0.01, turned_away_s=turned_away_s)
+        lane = QpuLane(cast(QpuApi, self), cast(ChildLane, self), options)
+        lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
+        outcome = await lane.run_remotely(work(), lambda _: None, cast(Custody, self), cancel=False)
+        assert outcome.fault is not None
+        return outcome.fault.code
+
+
+REFUSED, TURNED_AWAY = SubmitRefused("no"), SubmitTurnedAway("a proxy's 404")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow each other quickly."""
+    monkeypatch.setattr(module, "AWAY", Backoff(base_s=0.01, cap_s=0.01))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_machine_that_is_up_refuses_a_job_twice_before_that_is_believed() -> None:
+    assert await Door(REFUSED, None).code() == "machine"
+    door = Door(REFUSED, REFUSED)
+    assert await door.code() == "refused"
+    assert door.withdrawn == 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [Operational.DOWN, None])
+async def test_a_machine_that_refuses_and_does_not_say_that_it_is_up_takes_no_jobs_now(
+    status: Operational | None,
+) -> None:
+    for door in (Door(REFUSED, statuses=(status,)), Door(REFUSED, REFUSED, statuses=(Operational.UP, status))):
+        with pytest.raises(Away):
+            await door.code()
+        assert door.withdrawn
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_what_a_proxy_turns_away_is_submitted_again_for_a_while() -> None:
+    assert await Door(*[TURNED_AWAY] * 5, None).code() == "machine"
+    assert await Door(*[TURNED_AWAY] * 100).code(turned_away_s=0.05) == "refused"

@@ -23,6 +23,9 @@ FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 UNDECIDED = (408, 499)
 """Refusals that say nothing: of proxies that gave up while the request may have been on its way."""
 
+TOO_LARGE = 413
+"""A refusal that is about the request itself, whoever answers."""
+
 _RETRIES = Backoff(base_s=0.1, cap_s=2.0)
 
 

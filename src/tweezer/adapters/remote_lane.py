@@ -111,6 +111,22 @@ class RemoteLane(ABC):
             raise Detached
 
 
+class TurnedAway:
+    """Submits of one job that something other than the API answered, such as a proxy before it. They are repeated for
+    limit_s: the job is not at fault, but it holds what others wait for."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._since: float | None = None
+
+    def outcome(self, message: str) -> Outcome | None:
+        """Count one more; the outcome of the job when the limit is reached."""
+        self._since = self._since or time.monotonic()
+        if time.monotonic() - self._since < self._limit_s:
+            return None
+        return failed("refused", f"{message} (for {self._limit_s:g} s)", FaultKind.INTERNAL)
+
+
 def failed(code: str, message: str, kind: FaultKind, field: str | None = None) -> Outcome:
     """The outcome of a job that ended without a result."""
     return Outcome(OutcomeKind.ERROR, fault=Fault(code, message, field), cause=kind)

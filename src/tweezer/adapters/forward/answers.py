@@ -130,6 +130,11 @@ def complaint(body: bytes) -> tuple[str | None, str]:
     return data.field, data.description.removeprefix(f"{data.field}: ")
 
 
+def is_by_api(body: bytes) -> bool:
+    """Whether a refusal comes from the API, and not from a proxy before it: it is a JSON object."""
+    return _failure(body) is not None
+
+
 def reason(body: bytes) -> str | None:
     """A Tweezer's word for why."""
     failure = _failure(body)

@@ -25,6 +25,7 @@ from tweezer.adapters.forward.answers import (
     Standing,
     complaint,
     data_of,
+    is_by_api,
     reason,
     result_of,
 )
@@ -33,11 +34,12 @@ from tweezer.adapters.forward.errors import (
     ServerUnreachable,
     SubmitDeferred,
     SubmitRefused,
+    SubmitTurnedAway,
     SubmitUncertain,
     UnknownBatch,
 )
 from tweezer.adapters.forward.options import ForwardOptions, LoginOptions
-from tweezer.adapters.http import FAILURES, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
+from tweezer.adapters.http import FAILURES, TOO_LARGE, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
 from tweezer.adapters.tokens import TokenRequest, Tokens
 from tweezer.model.messages import Result
 
@@ -243,6 +245,11 @@ def _submitted(answer: Answer) -> str:
     if answer.status in (401, 429) or (answer.status == 503 and reason(answer.body) == "full"):
         raise SubmitDeferred(f"the batch was not submitted: the server answers {answer.status}: {problem}")
     if 400 <= answer.status < 500 and answer.status not in UNDECIDED:
+        if answer.status != TOO_LARGE and not is_by_api(answer.body):
+            raise SubmitTurnedAway(
+                f"the batch was not submitted: something other than the server's API answered {answer.status}, "
+                f"is it a proxy? {problem}"
+            )
         raise SubmitRefused(problem, status=answer.status, field=field)
     try:
         batch = data_of(answer, RemoteBatch)

@@ -48,6 +48,12 @@ class SubmitDeferred(ForwardError):
     retryable = True
 
 
+class SubmitTurnedAway(SubmitDeferred):
+    """Something other than the API, such as a proxy before it, turned the submit away."""
+
+    code = "forward_turned_away"
+
+
 class SubmitUncertain(ForwardError):
     """The submit may have been executed: it was sent, and no answer came that tells."""
 

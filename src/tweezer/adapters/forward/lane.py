@@ -18,10 +18,16 @@ import structlog
 
 from tweezer.adapters.forward.answers import RemoteJob
 from tweezer.adapters.forward.api import ForwardApi
-from tweezer.adapters.forward.errors import ForwardError, SubmitRefused, SubmitUncertain, UnknownBatch
+from tweezer.adapters.forward.errors import (
+    ForwardError,
+    SubmitRefused,
+    SubmitTurnedAway,
+    SubmitUncertain,
+    UnknownBatch,
+)
 from tweezer.adapters.forward.options import ForwardOptions
 from tweezer.adapters.protocol import Custody, Report
-from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
+from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, TurnedAway, failed
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
@@ -84,6 +90,7 @@ class ForwardLane(RemoteLane):
         self._api = api
         self._options = options
         self._batch: BatchWork | None = None
+        self._turned_away = TurnedAway(options.turned_away_s)  # submits of the job
 
     async def prepare(self, batch: BatchWork) -> None:
         self._batch = batch
@@ -92,6 +99,7 @@ class ForwardLane(RemoteLane):
         pass
 
     async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
+        self._turned_away = TurnedAway(self._options.turned_away_s)
         found = await self._submitted(job, custody)
         if isinstance(found, Outcome):
             return found
@@ -144,7 +152,7 @@ class ForwardLane(RemoteLane):
         except (NotSent, ForwardError) as error:
             log.warning("forward.not_submitted", job=str(job.job_id), error=error.message)
             await custody.withdraw()
-            return None
+            return self._turned_away.outcome(error.message) if isinstance(error, SubmitTurnedAway) else None
         await custody.note(batch_id)
         return batch_id
 

@@ -67,7 +67,8 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     time that a server holds it. submit_timeout_s: for that to a submit. retry_s: how long reads are tried again before
     that is noted. poll_s: between looks at a job, where the server does not hold the question until it has ended.
     probe_s: between looks at the device. ask_again_s: between requests to stop a job that goes on. lag_s: how far its
-    lists may be behind.
+    lists may be behind. turned_away_s: how long submits are repeated that something other than the API turns away, such
+    as a proxy.
     """
 
     base_url: str
@@ -89,6 +90,7 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     probe_s: Seconds = 15.0
     ask_again_s: Seconds = 10.0
     lag_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    turned_away_s: Seconds = 1800.0
 
     def __repr__(self) -> str:
         return f"ForwardOptions(base_url={self.base_url!r}, device={self.device!r})"

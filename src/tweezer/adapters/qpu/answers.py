@@ -11,6 +11,7 @@ import msgspec
 from tweezer.adapters.qpu.errors import QpuRefused, QpuUnreachable
 
 _EXCERPT = 200
+_OF_APIS = (400, 422)  # no proxy answers these with JSON
 _BITS = frozenset("01")
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def data_of(answer: Answer) -> Any:
             f"{answer.what}: the QPU's API refuses with {status}: {excerpt(answer.body)}",
             status=status,
             remote_code=_code(envelope) or str(status),
-            by_api=envelope is not None and (status == 400 or envelope.status in ("fail", "error")),
+            by_api=is_by_api(answer),
         )
     if not 200 <= status < 300:
         raise _junk(answer.what, answer.body, f"its status is {status}; is base_url right?")
@@ -161,6 +162,12 @@ def status_of(answer: Answer) -> int:
     code = None if envelope is None else envelope.code
     within = 200 <= answer.status < 300 and isinstance(code, int) and 400 <= code < 600
     return int(code) if within and code is not None else answer.status
+
+
+def is_by_api(answer: Answer) -> bool:
+    """Whether a refusal surely comes from the API, and not from a proxy before it: it is in the API's envelope."""
+    envelope = _envelope(answer.body)
+    return envelope is not None and (status_of(answer) in _OF_APIS or envelope.status in ("fail", "error"))
 
 
 def excerpt(body: bytes) -> str:

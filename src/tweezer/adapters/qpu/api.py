@@ -15,13 +15,14 @@ import aiohttp
 import msgspec
 import structlog
 
-from tweezer.adapters.http import FAILURES, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
+from tweezer.adapters.http import FAILURES, TOO_LARGE, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
 from tweezer.adapters.qpu.answers import (
     Answer,
     Operational,
     RemoteJob,
     RemoteProgram,
     excerpt,
+    is_by_api,
     job_of,
     operational_of,
     program_of,
@@ -34,6 +35,7 @@ from tweezer.adapters.qpu.errors import (
     QpuUnreachable,
     SubmitDeferred,
     SubmitRefused,
+    SubmitTurnedAway,
     SubmitUncertain,
     TooLate,
     UnknownJob,
@@ -224,6 +226,11 @@ def _submitted(answer: Answer, context: Context) -> RemoteJob:
     if status in (401, 429):
         raise SubmitDeferred(f"the job was not submitted: the QPU's API answers {status}: {excerpt(answer.body)}")
     if 400 <= status < 500 and status not in UNDECIDED:
+        if status != TOO_LARGE and not is_by_api(answer):
+            raise SubmitTurnedAway(
+                f"the job was not submitted: something other than the QPU's API answered {status}, "
+                f"is it a proxy? {excerpt(answer.body)}"
+            )
         raise SubmitRefused(f"the QPU's API refuses the job with {status}: {excerpt(answer.body)}")
     try:
         job = job_of(answer)

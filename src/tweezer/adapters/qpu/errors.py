@@ -56,6 +56,12 @@ class SubmitDeferred(SubmitRefused):
     retryable = True
 
 
+class SubmitTurnedAway(SubmitDeferred):
+    """Something other than the API, such as a proxy before it, turned the submit away."""
+
+    code = "qpu_submit_turned_away"
+
+
 class SubmitUncertain(QpuError):
     """The submit may have been executed: it was sent, and no answer came that tells. Never send it again."""
 

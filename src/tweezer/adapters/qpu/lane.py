@@ -31,13 +31,14 @@ from tweezer.adapters.qpu.errors import (
     QpuUnreachable,
     SubmitDeferred,
     SubmitRefused,
+    SubmitTurnedAway,
     SubmitUncertain,
     TooLate,
     UnknownJob,
 )
 from tweezer.adapters.qpu.options import QpuOptions
 from tweezer.adapters.recent import Recent
-from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, failed
+from tweezer.adapters.remote_lane import AWAY, NotSent, RemoteLane, TurnedAway, failed
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress
@@ -45,6 +46,7 @@ from tweezer.model.remote import Intent, Mark
 
 log = structlog.get_logger(__name__)
 
+_REFUSALS = 2  # by a machine that is up, before a job counts as refused: it may have been down for a moment
 _GAPS = 3  # unknown uids in a row behind which there are no more jobs
 _LOOKED_THROUGH = 2000  # jobs of the machine, at most, in search of one
 _NAMES_KEPT = 50_000
@@ -73,6 +75,7 @@ class QpuLane(RemoteLane):
         self._looked = -1, 0  # of which job of the batch the machine's jobs were looked through, and up to which
         self._names: Recent[int, str] = Recent(_NAMES_KEPT)  # whose the machine's jobs are, "" if nobody's
         self._last_named: tuple[int, str] | None = None  # the last entry of these
+        self._refusals, self._turned_away = 0, TurnedAway(options.turned_away_s)  # of the job's submits
 
     async def prepare(self, batch: BatchWork) -> None:
         self._looked = -1, 0
@@ -84,6 +87,7 @@ class QpuLane(RemoteLane):
 
     async def _submit_and_follow(self, job: JobWork, report: Report, custody: Custody) -> Outcome:
         self._looked = -1, 0
+        self._refusals, self._turned_away = 0, TurnedAway(self._options.turned_away_s)
         began = time.monotonic()
         found = await self._submitted(job, report, custody)
         if isinstance(found, Outcome):
@@ -152,7 +156,7 @@ class QpuLane(RemoteLane):
         except (SubmitDeferred, NotSent) as error:
             log.warning("qpu.submit_deferred", job=str(job.job_id), error=error.message)
             await custody.withdraw()
-            return None
+            return self._turned_away.outcome(error.message) if isinstance(error, SubmitTurnedAway) else None
         except SubmitRefused as error:
             await custody.withdraw()
             return await self._refused(error)
@@ -192,11 +196,19 @@ class QpuLane(RemoteLane):
                 log.warning("qpu.unknown_whether_up", error=error.message, tries=tries)
                 await self._sleep(AWAY.delay_s(tries))
 
-    async def _refused(self, error: SubmitRefused) -> Outcome:
-        """The machine took no job: because it is down, or because of the job."""
-        with contextlib.suppress(QpuError):
-            if await self._api.operational() is Operational.DOWN:
-                raise Away("the machine is down") from error
+    async def _refused(self, error: SubmitRefused) -> Outcome | None:
+        """Decide on a submit that the API refused: the outcome, or None to try it once more. Raises Away unless the
+        machine says that it is up: then it was not because of the job."""
+        try:
+            is_up = await self._api.operational() is Operational.UP
+        except QpuError as unknown:
+            raise Away(f"the machine refused a job, and whether it is up is not known: {unknown.message}") from unknown
+        if not is_up:
+            raise Away("the machine is down") from error
+        self._refusals += 1
+        if self._refusals < _REFUSALS:
+            log.warning("qpu.refused_once", error=error.message)
+            return None
         return failed("refused", error.message, FaultKind.USER)
 
     async def _find(self, job: JobWork, intent: Intent, custody: Custody) -> int | None:

@@ -77,6 +77,7 @@ class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     requests to stop a job that goes on. confirm_s: how long the machine may take to say what became of a job that it
     was asked to stop; then the job ends as ``unconfirmed``, unless the machine said that it is too late to stop it.
     forgotten_s: how long after it first says that it does not know a job, and has not shown it since, it is believed.
+    turned_away_s: how long submits are repeated that something other than the API turns away, such as a proxy.
     """
 
     poll_s: Seconds = 1.0
@@ -84,3 +85,4 @@ class QpuOptions(ApiOptions, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ask_again_s: Seconds = 5.0
     confirm_s: Seconds = 120.0
     forgotten_s: Seconds = 30.0
+    turned_away_s: Seconds = 1800.0
