@@ -276,6 +276,16 @@ async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Labo
     assert lab.submits() == [1]
 
 
+async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laboratory) -> None:
+    worker = await lab.worker()
+    lab.qpu.habits(turn_away=1.0)
+    batch = await lab.submit(2)
+    await until(lambda: len(worker.said("qpu.submit_deferred")) >= 2, "submits that are turned away")
+    lab.qpu.habits(turn_away=0.0)
+    assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
+    assert lab.submits() == [1, 1]
+
+
 # --- a set-back: the machine's job ids begin anew
 
 

@@ -45,6 +45,7 @@ def _habit(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 @_habit("hang", "Share of jobs that run until they are cancelled.", type=_PROBABILITY)
 @_habit("lose-replies", "Share of submits and cancels that are done, but not answered.", type=_PROBABILITY)
 @_habit("submit-errors", "Share of submits and cancels that are answered 500 and not done.", type=_PROBABILITY)
+@_habit("turn-away", "Share of submits and cancels that get a proxy's 404 and are not done.", type=_PROBABILITY)
 @_habit("read-errors", "Share of reads that are answered 500.", type=_PROBABILITY)
 @_habit("late-cancels", "Share of jobs that can no longer be cancelled (3003).", type=_PROBABILITY)
 @pass_access

@@ -160,6 +160,8 @@ class Api:
         reads = request.method == "GET"
         if habits.happens(habits.read_errors if reads else habits.submit_errors, "error", number):
             return _failure(500, "the control system has a moment")
+        if not reads and habits.happens(habits.turn_away, "turn_away", number):
+            return web.Response(status=404, text="<html><h1>404 Not Found</h1></html>", content_type="text/html")
         answer = await handler(request)
         if wait_s := habits.answers_in_s(number):
             await asyncio.sleep(wait_s)

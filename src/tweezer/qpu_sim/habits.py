@@ -37,7 +37,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     * of a job: fail (it ends in ``ERROR``), hang (it runs until it is cancelled), late_cancels (a cancel is refused
       with 3003, and it goes on);
     * of a submit or cancel: lose_replies (done, but the connection is cut before the answer), submit_errors (500, and
-      nothing was done);
+      nothing was done), turn_away (a proxy's page with 404, and nothing was done);
     * of a read: read_errors (500).
     """
 
@@ -51,6 +51,7 @@ class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     hang: Probability = 0.0
     lose_replies: Probability = 0.0
     submit_errors: Probability = 0.0
+    turn_away: Probability = 0.0
     read_errors: Probability = 0.0
     late_cancels: Probability = 0.0
 
