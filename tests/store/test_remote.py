@@ -10,10 +10,10 @@ import pytest
 
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Fault, OutcomeKind, Priority
+from tweezer.model.messages import Fault, JobSpec, OutcomeKind, Priority
 from tweezer.model.remote import Mark
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant
+from tweezer.store.tickets import Grant, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -266,6 +266,110 @@ async def test_a_machine_whose_ids_began_anew_is_looked_through_from_its_new_beg
     assert (intent.after, mark.after(intent)) == (2, 2)
     await rig.store.remote.note(waits, 0, "a", "3", named=True)
     assert (await rig.store.remote.mark("EMU")).uid == 3
+
+
+async def reserved(rig: StoreRig, how: str) -> tuple[UUID, UUID]:
+    """An open batch that is idle and has the machine, whose holder went; and another one that waits for the machine."""
+    batch_id = await rig.submit(1, open=True)
+    grant = await rig.take()
+    waits = await rig.submit(1, project="another", priority=Priority.HIGH)
+    if how == "drained with its last job":
+        assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is Next.PARKED
+        return batch_id, waits
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    match how:
+        case "drained":
+            assert (await rig.settle(grant, {}, want=0)).next is Next.PARKED
+        case "released":
+            await rig.tickets.drain(grant.ticket, grant.token)
+        case "killed":
+            await rig.lapse(grant)
+    return batch_id, waits
+
+
+async def look_again(rig: StoreRig, batch_id: UUID) -> None:
+    """A few seconds go by, after which it is looked at again who has the machine."""
+    await rig.redis.zadd(rig.keys(Key.LEASES, "EMU"), {f"{batch_id}:0": 1}, xx=True)
+    await rig.tickets.sweep()
+
+
+@pytest.mark.parametrize("how", ["drained", "drained with its last job", "released", "killed"])
+async def test_an_open_batch_without_work_keeps_the_machine_when_its_holder_goes(machine: StoreRig, how: str) -> None:
+    rig = machine
+    batch_id, waits = await reserved(rig, how)
+    for _ in range(3):
+        assert await rig.grants() == []
+        await look_again(rig, batch_id)
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
+    grant = await rig.take()
+    assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [1])
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.RESERVED
+    await rig.commands.close(batch_id, project=None)
+    assert (await rig.batch(batch_id)).status is BatchStatus.DONE
+    assert (await rig.take()).batch_id == waits
+
+
+@pytest.mark.parametrize("end", ["close", "cancel", "time-out", "pause of the batch", "pause of the machine"])
+async def test_a_machine_that_is_kept_without_a_holder_is_given_up(machine: StoreRig, end: str) -> None:
+    rig = machine
+    batch_id, waits = await reserved(rig, "killed")
+    await rig.tickets.sweep()
+    match end:
+        case "close":
+            await rig.commands.close(batch_id, project=None)
+        case "cancel":
+            await rig.commands.cancel(batch_id, project=None)
+        case "time-out":
+            await rig.run_out(batch_id)
+            await rig.tickets.sweep()
+            assert (await rig.batch(batch_id)).status is BatchStatus.TIMED_OUT
+        case "pause of the batch":
+            await rig.commands.pause(batch_id, project=None)
+            await look_again(rig, batch_id)
+        case "pause of the machine":
+            await rig.commands.pause_device("EMU", "maintenance")
+            await look_again(rig, batch_id)
+            await rig.commands.resume_device("EMU")
+    assert (await rig.take()).batch_id == waits
+
+
+async def test_a_machine_that_is_down_for_a_moment_stays_with_the_open_batch_that_has_it(machine: StoreRig) -> None:
+    rig = machine
+    batch_id = await rig.submit(1, open=True)
+    grant = await rig.take()
+    await rig.submit(1, project="another", priority=Priority.HIGH)
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    await rig.commands.set_condition("EMU", DOWN, "it rests")
+    assert (await rig.settle(grant, {})).next is Next.RESERVED
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
+    assert (await rig.settle(grant, {})).next is Next.YIELD
+    assert await rig.grants() == []
+    await rig.commands.set_condition("EMU", UP, "")
+    assert (await rig.take()).batch_id == batch_id
+
+
+async def test_a_job_that_is_added_and_cancelled_without_a_holder_does_not_give_the_machine_up(
+    machine: StoreRig,
+) -> None:
+    rig = machine
+    batch_id, waits = await reserved(rig, "killed")
+    await rig.tickets.sweep()
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
+    await rig.commands.cancel_jobs(batch_id, [1], project=None)
+    assert await rig.grants() == []
+    await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
+    assert [job.index for job in (await rig.take()).jobs] == [2]
+    assert (await rig.batch(waits)).status is BatchStatus.PENDING
+
+
+async def test_a_batch_that_has_the_machine_goes_on_after_a_drain_between_two_jobs(machine: StoreRig) -> None:
+    rig = machine
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    await rig.submit(1, project="another", priority=Priority.HIGH)
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is Next.YIELD
+    grant = await rig.take()
+    assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [1])
 
 
 async def test_the_job_on_the_machine_comes_before_all_other_work(machine: StoreRig) -> None:

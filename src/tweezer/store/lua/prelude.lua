@@ -293,20 +293,21 @@ local function charge(b, from, milliseconds)
   redis.call('HSET', key(KEY.fair, b.device), 'p:' .. b.project, int(from + milliseconds))
 end
 
--- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether one batch has
--- it to itself, how long its jobs take, and when its next maintenance begins, if any is planned; read once a script.
+-- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether that is by an
+-- operator (not down), whether one batch has it to itself, how long its jobs take, and when its next maintenance begins, if any is planned; read once a script.
 local devices = {}
 local function device_row(device)
   if not devices[device] then
     local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused', 'down', 'exclusive', 'job_ms', 'window')
     local it = { lanes = tonumber(row[1] or 0), paused = (row[2] or row[3]) and true, exclusive = row[4] == '1' }
+    it.withheld = row[2] and true
     it.job_ms = tonumber(row[5])
     if row[6] then
       local begins, ends = string.match(row[6], '^(%d+) (%d+)')
       if NOW < tonumber(begins) then
         it.begins = tonumber(begins)
       elseif NOW < tonumber(ends) then
-        it.paused = true
+        it.paused, it.withheld = true, true
       end
     end
     devices[device] = it
@@ -315,6 +316,7 @@ local function device_row(device)
 end
 
 local function is_paused(device) return device_row(device).paused end
+local function is_withheld(device) return device_row(device).withheld end
 
 -- Whether a batch has the device to itself, now: the lease of its ticket is the lease of the device.
 local function is_taken(device)
@@ -415,15 +417,16 @@ local function write_ticket(b, t)
 end
 
 local FIRST = -1e14 -- before any rank
+local KEPT = 5000 -- how long (ms) an idle batch keeps its machine without a holder before that is looked at again
 
--- Puts a ticket among the ready ones, or among those that wait for their time. One whose batch has a job on a machine
--- comes before all others, for a submit of theirs would displace that job; while it waits for its time, an exclusive
--- device stays taken.
+-- Puts a ticket among the ready ones, or among those that wait for their time. One whose batch has a job on a machine comes
+-- before all others, for a submit of theirs would displace that job; so does one whose batch had the machine to itself
+-- when its holder went. While it waits for its time, an exclusive device stays taken.
 local function queue_ticket(b, t, due)
   t.token, t.used, t.lane = '0', 0, ''
   write_ticket(b, t)
-  local on_machine, later = has_remote(b), due and due > NOW
-  if later and not (on_machine and b.exclusive == 1) then
+  local comes_first, later = has_remote(b) or b.reserved > 0 or t.had_machine, due and due > NOW
+  if later and not (comes_first and b.exclusive == 1) then
     redis.call('ZADD', key(KEY.due, b.device), int(due), t.name)
     return
   end
@@ -432,22 +435,26 @@ local function queue_ticket(b, t, due)
   if later then
     redis.call('ZADD', key(KEY.leases, b.device), int(due), t.name)
   else
-    redis.call('ZADD', key(KEY.ready, b.device), int(on_machine and FIRST or start + PENALTY[b.priority]), t.name)
+    redis.call('ZADD', key(KEY.ready, b.device), int(comes_first and FIRST or start + PENALTY[b.priority]), t.name)
   end
 end
 
 local function waiting(b) return b.jobs - b.cursor + b.back end
 
 -- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings. A ticket that
--- is parked until a job may be retried has jobs to run now; one that waits after a failure stays.
+-- is parked until a job may be retried has jobs to run now, and so has one that keeps a machine for its batch without a
+-- holder; one that waits after a failure stays.
 local function issue_tickets(b)
   local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
   local want = math.min(waiting(b) + b.delayed, math.max(device_row(b.device).lanes, 1))
   if b.exclusive == 1 then want = math.min(want, 1) end
   for n = 0, want - 1 do
     local t = { n = int(n), name = ticket_name(b, int(n)) }
-    if n >= b.slots or redis.call('HEXISTS', key(KEY.batch, b.id), 't:' .. t.n) == 0 then
+    local record = n < b.slots and redis.call('HGET', key(KEY.batch, b.id), 't:' .. t.n)
+    if not record then
       queue_ticket(b, t, b.not_before)
+    elseif b.reserved > 0 and string.sub(record, 1, 2) == '0 ' then
+      redis.call('ZADD', key(KEY.leases, b.device), 'XX', NOW_MS, t.name) -- whoever takes next readies it
     elseif retries_only and redis.call('ZREM', key(KEY.due, b.device), t.name) == 1 then
       queue_ticket(b, t)
     end
@@ -484,9 +491,9 @@ end
 
 -- Gives up the lease of a ticket and queues it again, at its new rank or when it is due.
 local function requeue_ticket(b, t, due)
-  stop_idling(b)
   settle_service(b, t)
-  redis.call('ZREM', key(KEY.leases, b.device), t.name)
+  local had_lease = redis.call('ZREM', key(KEY.leases, b.device), t.name) == 1
+  t.had_machine = had_lease and b.exclusive == 1 and not due
   queue_ticket(b, t, due)
   ring(b.device)
 end
@@ -677,9 +684,23 @@ local function take_back(b, t, why)
   if #back > 0 then come_back(b, back) end
 end
 
--- Queues a ticket again if its batch still has something for it, else retires it. Answers what it did:
--- 'yield' (ready again), 'parked' (until a retry is due) or 'retired'.
+-- Whether an open batch without work keeps the machine that it has, also without a holder: more jobs may come.
+local function keeps_machine(b, t)
+  return b.exclusive == 1 and b.open == 1 and not is_over(b) and b.status ~= 'S' and waiting(b) + b.delayed == 0
+    and not is_withheld(b.device)
+    and (b.reserved > 0 or redis.call('ZSCORE', key(KEY.leases, b.device), t.name))
+end
+
+-- Queues a ticket again if its batch still has something for it, else retires it; a ticket that nobody holds keeps the
+-- machine for its batch, until that is closed, paused or timed out, or an operator withholds the machine. Answers what it did:
+-- 'yield' (ready again), 'parked' (until a retry is due, or jobs come) or 'retired'.
 local function requeue_or_retire(b, t, due)
+  if keeps_machine(b, t) then
+    if b.reserved == 0 then b.reserved = NOW end
+    requeue_ticket(b, t, NOW + KEPT)
+    return 'parked'
+  end
+  if is_paused(b.device) then stop_idling(b) end
   if is_over(b) or b.status == 'S' and not has_remote(b) or waiting(b) + b.delayed == 0 then
     retire(b, t)
     return 'retired'

@@ -118,7 +118,7 @@ end
 -- Whether the ticket keeps its device, although there is nothing to do: more jobs of its batch may come.
 local function may_reserve(b, most)
   return b.exclusive == 1 and b.open == 1 and most > 0 and not is_over(b) and b.status ~= 'S'
-    and waiting(b) + b.delayed == 0 and not is_paused(b.device)
+    and waiting(b) + b.delayed == 0 and not is_withheld(b.device)
 end
 
 local function settle(name, token, lease, most, used, first, outcomes)

@@ -63,6 +63,7 @@ local function open_ticket(name, score, lane)
   if #jobs == 0 then
     requeue_or_retire(b, t)
   else
+    stop_idling(b)
     write_ticket(b, t)
     redis.call('ZADD', leases, int(NOW + lease), name)
     if waiting(b) > 0 then issue_tickets(b) end
