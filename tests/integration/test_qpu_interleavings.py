@@ -13,6 +13,7 @@ from tests.support.qpu_process import QpuProcess
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
+from tweezer.model.ids import job_id
 from tweezer.store.server import RedisServer
 
 DEVICE = "FRESNEL"
@@ -274,6 +275,31 @@ async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Labo
     await until(first_is_done, "the end of the job")
     assert (await batch.record()).status is BatchStatus.PAUSED
     assert lab.submits() == [1]
+
+
+@pytest.mark.parametrize("end", ["drain", "kill"])
+async def test_no_job_of_others_comes_between_two_of_an_open_batch_whose_worker_is_replaced(
+    lab: Laboratory, end: str
+) -> None:
+    first = await lab.worker()
+    batch = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}], device=DEVICE, open=True)
+
+    async def is_idle() -> bool:
+        return (await batch.record()).counts[JobStatus.DONE] == 1
+
+    await until(is_idle, "the end of the first job")
+    other = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}], device=DEVICE, priority="HIGH")
+    if end == "drain":
+        first.terminate()
+        await first.ended()
+    else:
+        first.kill()
+    await lab.worker()
+    await batch.add_jobs([{"runs": 20}])
+    await batch.close()
+    assert [job.status for job in [*await batch.results(60), *await other.results(60)]] == [JobStatus.DONE] * 3
+    names = [str(job_id(batch.id, 0)), str(job_id(batch.id, 1)), str(job_id(other.id, 0))]
+    assert list(lab.qpu.witnessed()) == names
 
 
 async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laboratory) -> None:
