@@ -70,7 +70,8 @@ PATIENCE_S = 90.0
 
 
 class Weather(msgspec.Struct, frozen=True):
-    """How much happens. cuts: restarts of Redis in which it loses the end of its file."""
+    """How much happens. cuts: restarts of Redis in which it loses the end of its file. set_backs: the machine forgets
+    its jobs, and their ids begin anew; not together with cuts, for what both forget nobody can know."""
 
     jobs: int
     kills: int
@@ -78,6 +79,7 @@ class Weather(msgspec.Struct, frozen=True):
     drains: int
     restarts: int
     cuts: int
+    set_backs: int = 0
 
     @property
     def mishaps(self) -> list[str]:
@@ -87,6 +89,7 @@ class Weather(msgspec.Struct, frozen=True):
             *["drain"] * self.drains,
             *["restart"] * (self.restarts - self.cuts),
             *["cut"] * self.cuts,
+            *["set back"] * self.set_backs,
         ]
 
 
@@ -97,8 +100,8 @@ LOSING = effort(
 """Redis may lose its last second."""
 
 LOSSLESS = effort(
-    short=Weather(jobs=30, kills=4, freezes=1, drains=1, restarts=1, cuts=0),
-    full=Weather(jobs=80, kills=12, freezes=2, drains=2, restarts=2, cuts=0),
+    short=Weather(jobs=30, kills=4, freezes=1, drains=1, restarts=1, cuts=0, set_backs=1),
+    full=Weather(jobs=80, kills=12, freezes=2, drains=2, restarts=2, cuts=0, set_backs=3),
 )
 """Each write is on the disk before it is answered."""
 
@@ -237,6 +240,8 @@ class Storm:
             case "cut":
                 await asyncio.to_thread(self._file.restart, losing_s=LOST_S)
                 self.cut.append(time.monotonic())
+            case "set back":
+                await asyncio.to_thread(self._qpu.ask, "POST", "/sim/reset")
 
     async def _victim(self, up: list[Process]) -> Process:
         """The worker that has the machine, mostly."""
@@ -265,6 +270,7 @@ class Storm:
             "submit_timeout_s": SUBMIT_TIMEOUT_S,
             "retry_s": 1.0,
             "ask_again_s": 0.3,
+            "forgotten_s": 2.0,
         }
         devices = {DEVICE: {"adapter": QUICK_QPU, "options": options}}
         return self._site.spawn(
@@ -281,7 +287,7 @@ class Oracle:
         self._database = database
         self._asked = asked
         self._witness = storm.witness
-        self._lost_sight = storm.mishaps["restart"] + storm.mishaps["cut"]
+        self._lost_sight = storm.mishaps["restart"] + storm.mishaps["cut"] + storm.mishaps["set back"]
         self._lines = read_journal(qpu.journal)
         self._tallies = qpu.witnessed()
         self.figures: Counter[str] = Counter()
@@ -334,8 +340,10 @@ class Oracle:
 
     def _check_displaced(self) -> None:
         """Each displacement is of or by a submit of a process that had stood still, or was forgotten by Redis."""
-        submits = {line.uid: line for line in self._lines if line.event is Happening.SUBMIT}
+        submits: dict[int | None, Line] = {}  # since the ids began anew
         for line in self._lines:
+            if line.event is Happening.SUBMIT:
+                submits[line.uid] = line
             if line.displaced_by is None:
                 continue
             by = submits[line.displaced_by]
