@@ -6,6 +6,7 @@
 --     is older than any of ours submitted after the set-back
 -- Returns {'ok'} | {'known'}: it was noted before
 -- Events  none
+-- Gate    open or shut: what is known of a machine is a fact that must not be lost
 
 exempt_from_maxmemory()
 local device, since = key(KEY.device, ARGV[1]), ARGV[3]

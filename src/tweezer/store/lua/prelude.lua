@@ -294,7 +294,8 @@ local function charge(b, from, milliseconds)
 end
 
 -- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether that is by an
--- operator (not down), whether one batch has it to itself, how long its jobs take, and when its next maintenance begins, if any is planned; read once a script.
+-- operator (not down), whether one batch has it to itself, how long its jobs take, and when its next maintenance begins,
+-- if any is planned; read once a script.
 local devices = {}
 local function device_row(device)
   if not devices[device] then
@@ -692,15 +693,15 @@ local function keeps_machine(b, t)
 end
 
 -- Queues a ticket again if its batch still has something for it, else retires it; a ticket that nobody holds keeps the
--- machine for its batch, until that is closed, paused or timed out, or an operator withholds the machine. Answers what it did:
--- 'yield' (ready again), 'parked' (until a retry is due, or jobs come) or 'retired'.
+-- machine for its batch, until that is closed, paused or timed out, or an operator withholds the machine. Answers what it
+-- did: 'yield' (ready again), 'parked' (until a retry is due, or jobs come) or 'retired'.
 local function requeue_or_retire(b, t, due)
   if keeps_machine(b, t) then
     if b.reserved == 0 then b.reserved = NOW end
     requeue_ticket(b, t, NOW + KEPT)
     return 'parked'
   end
-  if is_paused(b.device) then stop_idling(b) end
+  if due or is_paused(b.device) then stop_idling(b) end
   if is_over(b) or b.status == 'S' and not has_remote(b) or waiting(b) + b.delayed == 0 then
     retire(b, t)
     return 'retired'
