@@ -1,22 +1,29 @@
-"""Tweezer: a self-hosted asynchronous job queue for neutral-atom quantum work."""
+"""Tweezer: a self-hosted asynchronous job queue for neutral-atom quantum work.
 
-from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
-from tweezer.model.errors import (
-    Conflict,
-    EventsTrimmed,
-    InvalidInput,
-    NotFound,
-    QueueFull,
-    ResultUnavailable,
-    TweezerError,
-    Unavailable,
-)
-from tweezer.model.events import Event
-from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import JobSpec as Job
-from tweezer.model.messages import Limits, Priority, Result
-from tweezer.model.signatures import Webhook, WebhookInvalid, verify_webhook
-from tweezer.sync import Batch, Queue, connect
+What is public is imported when it is first used: the command line needs none of it to show its help.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tweezer.client import AsyncBatch, AsyncQueue, Finished, JobFailed, WaitTimeout, connect_async
+    from tweezer.model.errors import (
+        Conflict,
+        EventsTrimmed,
+        InvalidInput,
+        NotFound,
+        QueueFull,
+        ResultUnavailable,
+        TweezerError,
+        Unavailable,
+    )
+    from tweezer.model.events import Event
+    from tweezer.model.lifecycle import BatchStatus, JobStatus
+    from tweezer.model.messages import JobSpec as Job
+    from tweezer.model.messages import Limits, Priority, Result
+    from tweezer.model.signatures import Webhook, WebhookInvalid, verify_webhook
+    from tweezer.sync import Batch, Queue, connect
 
 __version__ = "0.1.0"
 
@@ -50,3 +57,37 @@ __all__ = [
     "connect_async",
     "verify_webhook",
 ]
+
+_MODULES = {
+    "tweezer.client": ("AsyncBatch", "AsyncQueue", "Finished", "JobFailed", "WaitTimeout", "connect_async"),
+    "tweezer.model.errors": (
+        "Conflict",
+        "EventsTrimmed",
+        "InvalidInput",
+        "NotFound",
+        "QueueFull",
+        "ResultUnavailable",
+        "TweezerError",
+        "Unavailable",
+    ),
+    "tweezer.model.events": ("Event",),
+    "tweezer.model.lifecycle": ("BatchStatus", "JobStatus"),
+    "tweezer.model.messages": ("Limits", "Priority", "Result"),
+    "tweezer.model.signatures": ("Webhook", "WebhookInvalid", "verify_webhook"),
+    "tweezer.sync": ("Batch", "Queue", "connect"),
+}
+_PLACES = {name: (module, name) for module, names in _MODULES.items() for name in names}
+_PLACES["Job"] = ("tweezer.model.messages", "JobSpec")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tweezer' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    found = getattr(import_module(module), attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -111,20 +111,49 @@ def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatc
 # --- what there is
 
 
-def test_the_help_lists_every_command_and_imports_none_of_them() -> None:
-    program = """
+HEAVY = {
+    "aiohttp", "arq", "asyncio", "fastapi", "hiredis", "msgspec", "numpy", "pulser", "pydantic", "pydantic_settings",
+    "redis", "sqlalchemy", "structlog", "uvicorn",
+}  # fmt: skip
+"""Libraries that take longer to import than all that the list of commands needs."""
+
+
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_help_and_version_import_only_what_they_need(option: str) -> None:
+    program = f"""
 import sys
 from tweezer.cli import main
 try:
-    main(["--help"])
+    main([{option!r}])
 finally:
-    loaded = {name.split(".")[0] for name in sys.modules} & {"fastapi", "uvicorn", "pulser", "numpy", "arq"}
-    ours = [name for name in sys.modules if name.startswith(("tweezer.api", "tweezer.queue", "tweezer.cli.b"))]
-    assert not loaded and not ours, (loaded, ours)
+    heavy = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
+    ours = {{name for name in sys.modules if name.startswith("tweezer.")}}
+    assert not heavy, heavy
+    assert ours == {{"tweezer.cli", "tweezer.cli.access", "tweezer.cli.group", "tweezer.model", "tweezer.model.errors"}}
 """
     ran = run_python("-c", program)
-    for name in COMMANDS:
-        assert f"\n  {name} " in ran.stdout
+    if option != "--version":
+        for name in COMMANDS:
+            assert f"\n  {name} " in ran.stdout
+
+
+def test_importing_the_package_gives_its_public_names_when_they_are_used() -> None:
+    program = """
+import sys, tweezer
+assert not {"redis", "msgspec", "asyncio"} & set(sys.modules)
+assert {name: getattr(tweezer, name) for name in tweezer.__all__}
+assert set(tweezer.__all__) <= set(dir(tweezer))
+assert tweezer.Job is tweezer.Job
+from tweezer import *
+assert Priority.HIGH == "HIGH" and connect is tweezer.connect
+try:
+    tweezer.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    run_python("-c", program)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

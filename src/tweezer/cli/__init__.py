@@ -6,7 +6,7 @@ import os
 
 import click
 
-from tweezer import __version__, logs
+from tweezer import __version__
 from tweezer.cli.access import Access
 from tweezer.cli.group import CommandGroup
 
@@ -25,6 +25,8 @@ def main(context: click.Context, redis: str | None, project: str | None, namespa
     New here? `tweezer demo` runs a real sequence through a queue of its own, and `tweezer up` starts one to
     work with.
     """
+    from tweezer import logs
+
     if os.environ.get("NO_COLOR"):
         context.color = False
     context.obj = Access(redis=redis, project=project, namespace=namespace)

@@ -6,25 +6,23 @@ import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-import msgspec
 
-from tweezer.client import AsyncQueue
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.settings import Settings, load
-from tweezer.store.connection import Store
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where they are used, so that `tweezer --help` is quick
+    from tweezer.client import AsyncQueue
     from tweezer.ledger.database import Database
+    from tweezer.ledger.place import OpenDatabase
+    from tweezer.settings import Settings
 
 _IMPATIENT_S = 2.0
 _PATIENT_S = 60.0
 
 
-class Access(msgspec.Struct, frozen=True):
+class Access(NamedTuple):
     """The global options; None leaves a setting to the environment."""
 
     redis: str | None = None
@@ -33,6 +31,8 @@ class Access(msgspec.Struct, frozen=True):
 
     def settings(self, **given: object) -> Settings:
         """The settings, where the options of the command line (None: not given) go first. Raises InvalidInput."""
+        from tweezer.settings import load
+
         options = {"redis_url": self.redis, "namespace": self.namespace, "project_id": self.project, **given}
         return load({name: value for name, value in options.items() if value is not None})
 
@@ -42,6 +42,9 @@ class Access(msgspec.Struct, frozen=True):
 
         patient: once it was reached, wait for a minute for a Redis that went away.
         """
+        from tweezer.client import AsyncQueue
+        from tweezer.store.connection import Store
+
         settings = self.settings()
         store = Store.open(settings.connect())
         retry_s = _PATIENT_S if patient else _IMPATIENT_S
