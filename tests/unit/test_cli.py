@@ -23,7 +23,7 @@ from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.processes import usage
 from tweezer.cli.stack import Stack, why_not_free
 from tweezer.model.errors import TweezerError
-from tweezer.settings import load
+from tweezer.settings import Settings, load
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -93,6 +93,50 @@ def test_what_up_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
         "TWEEZER_API_KEY": "key",
         "TWEEZER_WEBHOOK_ALLOW": "*.lab, ::1",
     }
+
+
+@pytest.fixture
+def brought_up(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings with which ``tweezer up`` would have started the processes."""
+    found: list[Settings] = []
+
+    def stack(settings: Settings, *_: object, **__: object) -> None:
+        found.append(settings)
+        raise TweezerError("this is far enough")
+
+    monkeypatch.setattr("tweezer.cli.processes.Stack", stack)
+    return found
+
+
+def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(
+    brought_up: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    variables = {
+        "DATA_DIR": first,
+        "DATABASE_URL": f"sqlite:///{first}/ledger.db",
+        "RESULTS_DIR": first / "results",
+        "API_KEY": "twz_" + "k" * 43,
+        "PROJECT_ID": "lab",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TWEEZER_{name}", str(value))
+    result = call("up", "--data", str(other), "--device", "NULL")
+    assert "TWEEZER_DATABASE_URL, TWEEZER_RESULTS_DIR, TWEEZER_API_KEY of this shell belong" in result.stderr
+    (settings,) = brought_up
+    assert settings.database().url == f"sqlite:///{other}/ledger.db"
+    assert (settings.results_folder(), settings.api_key, settings.project_id) == (other / "results", "", "lab")
+
+
+def test_up_uses_the_variables_of_its_own_folder_and_those_that_name_no_folder(
+    brought_up: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://lab@db/tweezer")
+    call("up", "--data", str(tmp_path), "--device", "NULL")
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(tmp_path))
+    call("up", "--data", f"{tmp_path}/../{tmp_path.name}", "--device", "NULL")
+    call("up", "--device", "NULL")
+    assert [settings.database().url for settings in brought_up] == ["postgresql://lab@db/tweezer"] * 3
 
 
 def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from tweezer.cli.access import Access, pass_access, require
 from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.several import keep_several
 from tweezer.cli.stack import Stack, is_free
-from tweezer.settings import Settings
+from tweezer.settings import PREFIX, Settings
 
 USUAL_REDIS_PORT = 6379
 DEFAULT_NAMESPACE = "tweezer"
@@ -117,7 +118,9 @@ def up(
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
     """
-    settings = access.settings(api_port=port, data_dir=data, device=device, lanes=lanes)
+    settings = access.settings(
+        api_port=port, data_dir=data, device=device, lanes=lanes, **_instead_of_anothers_variables(data)
+    )
     require_server("up")
     require_emulator("up", settings.binding(settings.device).adapter)
     from tweezer.cli.own_key import check_given_key, own_key
@@ -145,6 +148,26 @@ def up(
             tell("stopping; Ctrl-C again does not wait for running jobs")
         finally:
             stack.stop(hurry=lambda: interrupts.count > 1)
+
+
+_OF_THE_INSTALLATION = ("database_url", "results_dir", "api_key", "secrets_key")
+"""Settings that belong to the installation in one data folder, and never to that in another."""
+
+
+def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
+    """What is used instead of the variables of another installation, which `tweezer up` said to export in this shell.
+
+    They are its own when TWEEZER_DATA_DIR names another folder: with them the ledger of one would get the batches of
+    the other.
+    """
+    others = os.environ.get(f"{PREFIX}DATA_DIR")
+    if data is None or not others or Path(others).resolve() == data.resolve():
+        return {}
+    set_aside = [name for name in _OF_THE_INSTALLATION if os.environ.get(PREFIX + name.upper())]
+    if set_aside:
+        variables = ", ".join(PREFIX + name.upper() for name in set_aside)
+        tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
+    return {name: data.absolute() / "results" if name == "results_dir" else "" for name in set_aside}
 
 
 def require_server(command: str) -> None:
