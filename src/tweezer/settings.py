@@ -24,6 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tweezer.adapters.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
 from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.logs import LogFormat, LogLevel
@@ -133,6 +134,9 @@ class Settings(BaseSettings):
     """Devices beside ``EMU_FREE`` and ``NULL``, or instead of them, by name; in the environment as one JSON object."""
     memory_limit_mb: int = Field(4096, ge=0)
     """Memory of one lane, in MiB; a job that needs more ends in ERROR. 0: no limit."""
+    lane_jail: JailMode = JailMode.ON
+    """Whether the processes of lanes are kept from files, the network and other processes: ``on``, as far as the
+    kernel can, or ``off``."""
 
     grace_s: int = Field(86_400, ge=0)
     """How long a finished batch stays in Redis once the ledger has it; less when Redis runs full."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.jail import JailMode
+from tweezer.adapters.jail.home import Scratch
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import (
@@ -30,6 +35,7 @@ from tweezer.model.messages import (
     Result,
 )
 
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a jail for lanes")
 MODULE = "tests.support.misbehaving_backend"
 BACKEND = f"{MODULE}:MisbehavingBackend"
 OPTIONS = LaneOptions(soft_cancel_s=0.3, watch_interval_s=0.05, progress_interval_s=0.01, start_timeout_s=60)
@@ -55,8 +61,21 @@ def running(pid: int) -> bool:
         return False
 
 
-def environment_of(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+def read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+async def told(lane: ChildLane, act: str, value: Any = None) -> dict[str, int]:
+    """What the backend returns for this act."""
+    await lane.prepare(batch())
+    outcome = await lane.run(job(act, value), ignore)
+    assert outcome.result is not None, outcome
+    assert outcome.result.counter is not None
+    return outcome.result.counter
 
 
 @pytest.fixture(autouse=True)
@@ -116,12 +135,66 @@ async def test_the_process_is_its_own_session_and_ignores_the_terminals_signals(
 
 async def test_our_secrets_stay_out_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_SECRET", "hush")
+    monkeypatch.setenv("PGPASSWORD", "hush")
+    monkeypatch.setenv("OMP_REMOTE", "redis://:hush@127.0.0.1")
     lane = await ChildLane.open(BACKEND, LaneOptions(threads=3))
-    environment = environment_of(pid_of(lane))
+    environment = await told(lane, "environment")
     await lane.close()
-    assert not [entry for entry in environment if entry.startswith(b"TWEEZER_")]
-    assert b"OMP_NUM_THREADS=3" in environment
-    assert b"PYTHONHASHSEED=0" in environment
+    assert not [entry for entry in environment if "hush" in entry or entry.startswith("TWEEZER_")]
+    assert "OMP_NUM_THREADS=3" in environment
+    assert "PYTHONHASHSEED=0" in environment
+
+
+@LINUX
+async def test_a_lane_cannot_reach_files_network_or_processes(lane: ChildLane, tmp_path: Path) -> None:
+    secret = tmp_path / "secrets.key"
+    secret.write_text("hush")
+    got = await told(lane, "escape", str(secret))
+    assert {name: error for name, error in got.items() if error not in {errno.EPERM, errno.EACCES}} == {}
+    assert lane.jail == "on"
+    assert secret.read_text() == "hush"
+
+
+@LINUX
+async def test_a_jailed_lane_can_do_what_libraries_need(lane: ChildLane) -> None:
+    assert {name: error for name, error in (await told(lane, "work honestly")).items() if error} == {}
+
+
+@LINUX
+@pytest.mark.parametrize(("mode", "seccomp"), [(JailMode.ON, "2"), (JailMode.OFF, "0")])
+async def test_the_jail_is_off_only_when_the_operator_says_so(mode: JailMode, seccomp: str) -> None:
+    lane = await ChildLane.open(BACKEND, msgspec.structs.replace(OPTIONS, jail=mode))
+    status = read(f"/proc/{pid_of(lane)}/status")
+    await lane.close()
+    assert lane.jail == mode.value
+    assert f"\nSeccomp:\t{seccomp}\n" in status
+
+
+@LINUX
+async def test_a_lane_refuses_to_start_when_the_data_folder_lies_among_what_it_reads() -> None:
+    within = str(Path(__file__).parent / "data")
+    with pytest.raises(ExecutionError, match=r"cannot be kept from lanes, because it lies in .*; set TWEEZER_DATA_DIR"):
+        await ChildLane.open(BACKEND, msgspec.structs.replace(OPTIONS, private=(within,)))
+
+
+async def test_the_scratch_folder_goes_with_the_lane(lane: ChildLane) -> None:
+    (entry,) = [entry for entry in await told(lane, "environment") if entry.startswith("TMPDIR=")]
+    folder = entry.removeprefix("TMPDIR=")
+    assert exists(folder)
+    await lane.close()
+    assert not exists(folder)
+
+
+def test_scratch_folders_of_killed_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    orphan = tmp_path / "tweezer-lane-orphan"
+    orphan.mkdir()
+    lives = Scratch()
+    other = Scratch()
+    assert sorted(tmp_path.iterdir()) == sorted([lives.path, other.path])
+    lives.remove()
+    other.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_refusal_names_the_field(lane: ChildLane) -> None:

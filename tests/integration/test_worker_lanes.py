@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +98,31 @@ async def test_a_job_of_a_killed_worker_whose_cancel_was_requested_is_not_run_ag
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     assert statuses(await site.audit(batch)) == [CANCELED, DONE]
     assert len(await site.starts(batch)) == 1
+
+
+# ------------------------------------------------------------------------------------------------- the jail
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a jail for lanes")
+async def test_a_job_cannot_reach_the_worker_its_folders_or_the_network(site: Site, tmp_path: Path) -> None:
+    secret = tmp_path / "data" / "secrets.key"
+    secret.parent.mkdir()
+    secret.write_text("hush")
+    await site.workers(1, MISBEHAVING, data_dir=secret.parent)
+    batch = await site.submit([{"act": "escape", "value": str(secret)}], device=MISBEHAVING)
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    (result,) = await batch.results()
+    assert result.counter is not None
+    refused = {errno.EPERM, errno.EACCES}
+    assert {name: error for name, error in result.counter.items() if error not in refused} == {}
+    assert secret.read_text() == "hush"
+    assert [worker.jail for worker in await site.queue.workers()] == ["on"]
+
+
+async def test_a_worker_reports_lanes_without_a_jail(site: Site) -> None:
+    (worker,) = await site.workers(1, MISBEHAVING, lane_jail="off")
+    assert [it.jail for it in await site.queue.workers()] == ["off"]
+    assert worker.said("lane.not_jailed")
 
 
 # -------------------------------------------------------------------------------------- faults and their limits

@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+from tests.support import jail_attempts
+
 from tweezer.adapters.lane_backend import Execution, Refusal, Watch
 from tweezer.model.messages import BatchWork, Fault, JobWork, Result
 
@@ -36,6 +38,12 @@ class MisbehavingBackend:
         match job.spec.variables["act"]:
             case "echo":
                 print("chatty " * 1000, flush=True)  # noqa: T201  # as above
+            case "environment":
+                return _told({f"{name}={value}": 1 for name, value in os.environ.items()})
+            case "escape":
+                return _told(jail_attempts.outcomes(jail_attempts.escapes(str(value))))
+            case "work honestly":
+                return _told(jail_attempts.outcomes(jail_attempts.needs()))
             case "refuse":
                 raise Refusal(Fault("invalid", "is missing", "variables.omega"))
             case "fault":
@@ -59,4 +67,8 @@ class MisbehavingBackend:
                 time.sleep(0.02)
                 self._watch.advance(0.25)
                 time.sleep(600)
-        return Execution(Result({"prepared": self._prepared}), preparation_s=0.0, device_s=0.0)
+        return _told({"prepared": self._prepared})
+
+
+def _told(counter: dict[str, int]) -> Execution:
+    return Execution(Result(counter), preparation_s=0.0, device_s=0.0)

@@ -275,3 +275,21 @@ def test_a_key_that_does_not_open_the_secrets_is_told(secrets: Secrets | Invalid
     found = webhook_checks.check_secrets(secrets)
     assert (found.level, said in found.says) == (level, True)
     assert (found.change is None) is (level is Level.OK)
+
+
+@pytest.mark.parametrize(
+    ("jails", "level", "said"),
+    [
+        ([], Level.OK, "this host has Landlock (ABI 7) and seccomp"),
+        (["on", "on"], Level.OK, "complete on 2 of 2 workers"),
+        (["on", ""], Level.OK, "complete on 1 of 2 workers"),  # a QPU's, or of an older version
+        (["on", "off"], Level.WARN, "not complete: EMU_FREE on host (off)"),
+        (["incomplete: no Landlock in the kernel"], Level.WARN, "EMU_FREE on host (incomplete: no Landlock in the"),
+    ],
+)
+def test_lanes_without_a_complete_jail_are_named(jails: list[str], level: Level, said: str) -> None:
+    workers = [msgspec.structs.replace(worker(), jail=jail) for jail in jails]
+    found = doctor.check_jails(workers, "Landlock (ABI 7) and seccomp")
+    assert (found.level, said in found.says) == (level, True)
+    assert (found.change is None) is (level is Level.OK)
+    assert "untested" in found.says or level is Level.WARN

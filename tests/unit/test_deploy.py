@@ -49,8 +49,8 @@ def check_command(words: list[str]) -> str:
     return subcommand
 
 
-def example_environment() -> dict[str, str]:
-    lines = (DEPLOY / "tweezer.env.example").read_text().splitlines()
+def example_environment(name: str = "tweezer") -> dict[str, str]:
+    lines = (DEPLOY / f"{name}.env.example").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
@@ -139,15 +139,23 @@ def config_of(socket: Path, server: subprocess.Popen[bytes]) -> dict[str, str]:
 # --- environment
 
 
-def test_the_example_environment_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["tweezer", "worker"])
+def test_an_example_environment_loads(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    example = example_environment()
+    example = example_environment(file)
     for name, value in example.items():
         assert name.removeprefix(PREFIX).lower() in Settings.model_fields
         monkeypatch.setenv(name, value)
     settings = load()
     assert settings.drain_s == 300
     assert settings.log_format == "json"
+
+
+def test_workers_get_credentials_of_redis_only_and_share_the_folder_of_results() -> None:
+    worker, others = example_environment("worker"), example_environment()
+    assert not worker.keys() & {"TWEEZER_DATABASE_URL", "TWEEZER_SECRETS_KEY", "TWEEZER_API_KEY"}
+    assert worker["TWEEZER_RESULTS_DIR"] == others["TWEEZER_RESULTS_DIR"]
+    assert worker["TWEEZER_DATA_DIR"] != others["TWEEZER_DATA_DIR"]
 
 
 # --- systemd
@@ -168,17 +176,30 @@ def test_a_unit_starts_a_command_that_exists_unprivileged(path: Path) -> None:
     unit = unit_of(path)
     subcommand = check_command(shlex.split(unit["Service"]["ExecStart"]))
     assert path.stem.rstrip("@") == f"tweezer-{subcommand}"
-    assert unit["Service"]["User"] == "tweezer"
+    role = "worker" if subcommand == "worker" else "tweezer"
+    assert unit["Service"]["User"] == ("tweezer-worker" if role == "worker" else "tweezer")
     assert unit["Service"]["NoNewPrivileges"] == "yes"
-    assert unit["Service"]["EnvironmentFile"] == "/etc/tweezer/tweezer.env"
+    assert unit["Service"]["EnvironmentFile"] == f"/etc/tweezer/{role}.env"
     assert unit["Install"]["WantedBy"] == "multi-user.target"
 
 
 def test_a_worker_serves_the_device_of_its_instance_and_has_time_to_drain() -> None:
     service = unit_of(DEPLOY / "systemd" / "tweezer-worker@.service")["Service"]
     assert "--device %i" in service["ExecStart"]
-    assert seconds(service["TimeoutStopSec"]) > float(example_environment()["TWEEZER_DRAIN_S"])
+    assert seconds(service["TimeoutStopSec"]) > float(example_environment("worker")["TWEEZER_DRAIN_S"])
     assert service["KillMode"] == "mixed"  # lanes are the worker's to stop
+
+
+def test_the_unit_of_workers_agrees_with_the_jail_of_lanes() -> None:
+    service = unit_of(DEPLOY / "systemd" / "tweezer-worker@.service")["Service"]
+    example = example_environment("worker")
+    needed = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"}
+    assert needed <= set(service["SystemCallFilter"].split())  # systemd would kill a lane for them
+    assert service["ReadWritePaths"] == example["TWEEZER_RESULTS_DIR"]
+    assert service["InaccessiblePaths"].removeprefix("-") == example_environment()["TWEEZER_DATA_DIR"]
+    assert example["TWEEZER_DATA_DIR"] == f"/var/lib/{service['StateDirectory']}"
+    assert service["UMask"] == "0007"  # results are for the group of their folder
+    assert "MemoryDenyWriteExecute" not in service  # numerical libraries compile
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

@@ -27,7 +27,7 @@ from tweezer.store.keys import Key
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "tweezer"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
 
 _BLOCK = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -136,7 +136,7 @@ def test_the_files_that_are_named_exist(path: Path) -> None:
         and span not in _SOME_USERS
         and not any(root.joinpath(span).exists() for root in roots)
     }
-    assert not missing - {"redis.conf", "tweezer.env"}
+    assert not missing - {"redis.conf", "tweezer.env", "worker.env"}
 
 
 @every_page

@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from tweezer.adapters.child_process import ChildProcess, Died, Nothing
+from tweezer.adapters.jail import COMPLETE, JailMode
 from tweezer.adapters.lane_messages import Abort, Advanced, Finished, Prepare, Prepared, Ready, Refused, Run, Start
 from tweezer.adapters.protocol import Report
 from tweezer.model.errors import ExecutionError, FaultKind
@@ -32,7 +33,8 @@ class LaneOptions(msgspec.Struct, frozen=True):
     start_timeout_s: from starting the process to its backend being imported.
     prepare_timeout_s: for preparing a batch. soft_cancel_s: from asking a job to stop to killing it.
     exit_timeout_s: for the end of a killed process. watch_interval_s: between looks at its memory.
-    progress_interval_s: the least time between two reports of a job.
+    progress_interval_s: the least time between two reports of a job. jail: whether the process is jailed.
+    private: folders that it must never read, whatever else it may.
     """
 
     memory_limit_mb: int | None = 4096
@@ -44,6 +46,8 @@ class LaneOptions(msgspec.Struct, frozen=True):
     exit_timeout_s: float = 5.0
     watch_interval_s: float = 0.1
     progress_interval_s: float = 0.2
+    jail: JailMode = JailMode.ON
+    private: tuple[str, ...] = ()
 
 
 class _End(StrEnum):
@@ -83,6 +87,8 @@ class ChildLane:
         self._running = False
         self._cancel_requested = False
         self._closed = False
+        self.jail = ""
+        """What :func:`tweezer.adapters.jail.enter` returned in the process; empty before there is one."""
         self.evolutions = 0
         """Evolutions that the present process had solved when its last job ended: equal jobs share one."""
 
@@ -192,11 +198,15 @@ class ChildLane:
         except OSError as error:
             raise ExecutionError(FaultKind.TRANSIENT, f"cannot start the lane's process: {error}") from error
         options = self._options
-        child.send(Start(self._backend, options.memo_mb, options.progress_interval_s, self._arguments))
+        jail = child.jail(options.jail, options.private, gpu=self.gpu is not None)
+        child.send(Start(self._backend, options.memo_mb, options.progress_interval_s, self._arguments, jail))
         limit_s = self._options.start_timeout_s
         answer = await self._await_answer(child, 0, limit_s, f"the lane's process was not ready after {limit_s:g} s")
         match answer:
-            case Ready():
+            case Ready(jail=entered):
+                if entered not in (COMPLETE, self.jail):
+                    log.warning("lane.not_jailed", pid=child.pid, jail=entered)
+                self.jail = entered
                 log.info("lane.started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
                 return child
             case Refused():

@@ -8,11 +8,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
+from tweezer.adapters.jail import Jail, JailMode
+from tweezer.adapters.jail.home import Scratch, environment
 from tweezer.adapters.lane_messages import (
     HEADER_BYTES,
     ToChild,
@@ -24,7 +24,7 @@ from tweezer.adapters.lane_messages import (
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
-_OUR_PREFIX = "TWEEZER_"
+_OUTPUT_BYTES = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -40,19 +40,27 @@ class ChildProcess:
     """One process of :mod:`tweezer.adapters.lane_main` and the socket to it. Made by :meth:`spawn`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        scratch: Scratch,
     ) -> None:
         self.pid = process.pid
+        self._scratch = scratch
+        self._statm = _open_statm(process.pid)
         self._process = process
         self._reader = reader
         self._writer = writer
         self._inbox: asyncio.Queue[ToWorker | Died | Nothing] = asyncio.Queue()
         self._gone = False
         self._pump = asyncio.create_task(self._read_messages(), name=f"lane-{process.pid}")
+        self._output = asyncio.create_task(self._forward_output(), name=f"lane-{process.pid}-output")
 
     @classmethod
     async def spawn(cls, threads: int, gpu: str | None = None) -> ChildProcess:
         """Start a process in a session of its own, which sees this GPU or none. Raises ``OSError`` when refused."""
+        scratch = Scratch()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -64,17 +72,24 @@ class ChildProcess:
                     str(theirs.fileno()),
                     str(os.getpid()),
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=2,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
-                    env=_environment(os.environ, threads, gpu),
+                    cwd=scratch.path,
+                    env=environment(os.environ, scratch.path) | _environment(threads, gpu),
                 )
             ours.setblocking(False)
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()
+            scratch.remove()
             raise
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, scratch)
+
+    def jail(self, mode: JailMode, private: tuple[str, ...], *, gpu: bool) -> Jail:
+        """The jail for this process."""
+        return Jail(mode, str(self._scratch.path), private, gpu)
 
     @property
     def alive(self) -> bool:
@@ -100,8 +115,10 @@ class ChildProcess:
 
     def resident_mb(self) -> float:
         """Resident memory of the process in MB (2**20 bytes); 0 where the system does not tell (not Linux)."""
+        if self._statm is None:
+            return 0.0
         try:
-            pages = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]
+            pages = os.pread(self._statm, 128, 0).split()[1]
             return int(pages) * _PAGE_BYTES / (1 << 20)
         except (OSError, IndexError):
             return 0.0
@@ -113,12 +130,18 @@ class ChildProcess:
             self._process.kill()
 
     async def stop(self, timeout_s: float) -> None:
-        """Kill the process, wait for its end for at most so long, and free the socket."""
+        """Kill the process, wait for its end for at most so long, and free the socket and the scratch folder."""
         self.kill()
         self._pump.cancel()
         self._writer.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), timeout_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._output, timeout_s)
+        if self._statm is not None:
+            os.close(self._statm)
+            self._statm = None
+        await asyncio.to_thread(self._scratch.remove)
 
     async def describe_end(self, timeout_s: float) -> str:
         """How the process ended, in words. Kills one that lost its voice but not its life."""
@@ -145,9 +168,31 @@ class ChildProcess:
             self._gone = True
             self._inbox.put_nowait(Died())
 
+    async def _forward_output(self) -> None:
+        """Copy what the process prints to standard error, of which it has no descriptor: that may be a terminal."""
+        assert self._process.stdout is not None
+        while chunk := await self._process.stdout.read(_OUTPUT_BYTES):
+            await asyncio.to_thread(_write_output, chunk)
 
-def _environment(inherited: Mapping[str, str], threads: int, gpu: str | None) -> dict[str, str]:
-    """Ours without our secrets; hashes and threads fixed, so that equal seeds give equal results; GPUs counted out."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith(_OUR_PREFIX)}
+
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    """Hashes and threads fixed, so that equal seeds give equal results; GPUs counted out."""
     fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", GPU_VARIABLE: gpu or ""}
-    return kept | dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed
+
+
+def _open_statm(pid: int) -> int | None:
+    """Open what tells the memory of a process, which nobody can once it is jailed and ``/proc`` hides such ones."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _write_output(chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[os.write(2, rest) :]

@@ -1,6 +1,6 @@
 """The process of a lane: ``python -m tweezer.adapters.lane_main FD WORKER_PID``.
 
-It imports its backend once, says so, and then prepares batches and runs jobs, one at a time, as the
+It enters its jail, imports its backend once, says so, and then prepares batches and runs jobs, one at a time, as the
 messages on the socket FD ask. It ends when that socket does, or with its worker, and ignores SIGINT and
 SIGTERM: only its worker decides. What libraries print goes to standard error.
 """
@@ -21,6 +21,7 @@ from typing import assert_never, cast
 
 import msgspec
 
+from tweezer.adapters import jail
 from tweezer.adapters.lane_backend import Aborted, Backend, Collector, Refusal, Watch
 from tweezer.adapters.lane_messages import (
     HEADER_BYTES,
@@ -70,10 +71,17 @@ class LaneProcess:
 
     def serve(self) -> None:
         """Serve until the worker closes the socket, which ends the process."""
-        threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
-        start = self._requests.get()
+        start = self._receive()
         if not isinstance(start, Start):
             raise TypeError(f"the first message was {type(start).__name__}, not Start")
+        try:
+            entered = jail.enter(start.jail)  # before there is a second thread: Landlock binds the one that calls it
+        except (jail.Exposed, OSError) as error:
+            traceback.print_exc()
+            message = f"cannot jail the lane: {_short(error)}; TWEEZER_LANE_JAIL=off runs lanes without a jail"
+            self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
+            return
+        threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
         self._watch = watch = Watch(self._tell, start.progress_interval_s)
         try:
             backend = _load(start.backend)(watch, start.memo_mb << 20, *start.arguments)
@@ -82,7 +90,7 @@ class LaneProcess:
             message = f"cannot load the emulator: {_short(error)}{_remedy(error)}"
             self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
-        self._send(Ready())
+        self._send(Ready(jail=entered))
         while True:
             request = self._requests.get()
             self._serial = 0 if isinstance(request, Start) else request.serial

@@ -11,6 +11,7 @@ import struct
 
 import msgspec
 
+from tweezer.adapters.jail import Jail
 from tweezer.model.errors import FaultKind
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome
 
@@ -21,17 +22,18 @@ _header = struct.Struct(">I")
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first message: load this backend. Answered by ``Ready`` or ``Refused``, with serial 0.
+    """The first message: enter the jail, then load this backend. Answered by ``Ready`` or ``Refused``, with serial 0.
 
     backend: ``module:factory``, see :mod:`tweezer.adapters.lane_backend`. memo_mb: how much memory
     evolved states may keep for jobs that are equal. progress_interval_s: the least time between reports.
-    arguments: what else the backend's factory is given.
+    arguments: what else the backend's factory is given. jail: what the process may still do.
     """
 
     backend: str
     memo_mb: int
     progress_interval_s: float
     arguments: tuple[str, ...] = ()
+    jail: Jail = Jail()
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
@@ -59,9 +61,10 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The backend is imported."""
+    """The backend is imported. jail: what :func:`tweezer.adapters.jail.enter` returned."""
 
     serial: int = 0
+    jail: str = ""
 
 
 class Prepared(msgspec.Struct, frozen=True, tag=True):

@@ -35,6 +35,8 @@ _PROVENANCE = Provenance(backend="null")
 class NullLane:
     """A lane that does what its jobs' variables ask for."""
 
+    jail = ""
+
     def __init__(self) -> None:
         self._batch: BatchWork | None = None
         self._stop: asyncio.Event | None = None

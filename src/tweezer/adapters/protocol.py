@@ -42,6 +42,10 @@ class Traits(msgspec.Struct, frozen=True):
 class Lane(Protocol):
     """One execution slot. All methods are called from one task, except :meth:`cancel`."""
 
+    @property
+    def jail(self) -> str:
+        """``on`` when the lane's process is jailed, else what is missing; empty for a lane without a process."""
+
     async def prepare(self, batch: BatchWork) -> None:
         """Get ready to run jobs of this batch: parse and validate once; free when it is already prepared.
 

@@ -33,6 +33,11 @@ class Detached(Exception):
 class RemoteLane(ABC):
     """A :class:`~tweezer.adapters.protocol.Lane` whose jobs are run by :meth:`run_remotely`, and not by ``run``."""
 
+    @property
+    def jail(self) -> str:
+        """As :attr:`tweezer.adapters.protocol.Lane.jail`: the worker itself speaks with the other side."""
+        return ""
+
     def __init__(self) -> None:
         self._woken = asyncio.Event()
         self._cancel_requested = False

@@ -14,6 +14,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tweezer import __version__
+from tweezer.adapters import jail
 from tweezer.cli.access import Access
 from tweezer.cli.findings import Finding, Level
 from tweezer.cli.ledger_checks import (
@@ -109,6 +110,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     yield await check_durability(queue.store.remote, devices, settings.machines())
     workers = await queue.workers()
     yield check_workers(workers)
+    yield check_jails(workers, jail.offer())
     yield check_results_folder(settings, {worker.host for worker in workers})
     for finding in check_devices(devices):
         yield finding
@@ -330,6 +332,21 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
         )
     lanes = sum(worker.lanes for worker in workers)
     return Finding("workers", Level.OK, f"{len(workers)} with {lanes} lanes, all of version {__version__}")
+
+
+def check_jails(workers: list[WorkerRecord], offered: str) -> Finding:
+    """Repeat what workers report of the jails of their lanes. offered: what the kernel of this host has for one."""
+    reported = [it for it in workers if it.jail]
+    unjailed = sorted({f"{it.device} on {it.host} ({it.jail})" for it in reported if it.jail != jail.COMPLETE})
+    if unjailed:
+        return Finding(
+            "lane jail",
+            Level.WARN,
+            f"not complete: {', '.join(unjailed)}; a lane that is taken over there reaches what its worker reaches",
+            "run workers on Linux 5.13 or newer with Landlock and seccomp, without TWEEZER_LANE_JAIL=off",
+        )
+    says = f"complete on {len(reported)} of {len(workers)} workers; " if workers else ""
+    return Finding("lane jail", Level.OK, f"{says}this host has {offered}. With a GPU it is untested")
 
 
 def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from typing import Any
 
 import structlog
 from arq.worker import Worker, func
 
 from tweezer.adapters.child import LaneOptions
+from tweezer.adapters.jail.libc import hide_process
 from tweezer.adapters.registry import adapter_of, specs_of
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
@@ -42,7 +44,12 @@ def make_worker(
 ) -> TicketWorker:
     """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
     binding = settings.binding(device)
-    options = LaneOptions(memory_limit_mb=settings.memory_limit_mb or None, soft_cancel_s=settings.soft_cancel_s)
+    options = LaneOptions(
+        memory_limit_mb=settings.memory_limit_mb or None,
+        soft_cancel_s=settings.soft_cancel_s,
+        jail=settings.lane_jail,
+        private=(str(settings.data_dir.absolute()), str(settings.results_folder())),
+    )
     adapter = adapter_of(binding, options)
     if adapter.traits.exclusive:
         lanes = 1
@@ -62,6 +69,8 @@ def make_worker(
 
 def run_worker(settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False) -> None:
     """Serves a device until SIGTERM or SIGINT, then drains; in burst mode until nothing is ready."""
+    if sys.platform == "linux":
+        hide_process()  # from lanes, which run as the same user: its environment holds credentials
     run_on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))
 
 

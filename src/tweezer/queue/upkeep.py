@@ -63,10 +63,10 @@ class Presence:
         if self.specs is not None:
             await self._devices.announce(self._device, self._about_device, self.specs)
 
-    async def beat(self, *, lanes: int, busy: int, draining: bool) -> str:
+    async def beat(self, *, lanes: int, busy: int, draining: bool, jail: str) -> str:
         """Says that the worker lives, and announces the device again when Redis has lost what it is like; returns why
         its device is paused, or ''."""
-        about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining)}
+        about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining), "jail": jail}
         beat = await self._tickets.heartbeat(
             self._worker,
             self._device,

@@ -15,6 +15,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
+from tweezer.adapters.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, Machine
 from tweezer.model.errors import ExecutionError, FaultKind, Unavailable
 from tweezer.model.ids import new_worker_id
@@ -161,7 +162,12 @@ class TicketWorker(Worker):
             lanes=self._lane_count,
             busy=self._lane_count - len(self._free),
             draining=not self.allow_pick_jobs,
+            jail=self._jail(),
         )
+
+    def _jail(self) -> str:
+        """What the lanes have, the least jailed one first; empty when none is a process."""
+        return min((lane.jail for lane in self._lanes if lane.jail), key=lambda it: it == COMPLETE, default="")
 
     async def _sweep(self) -> None:
         await self._keeper.catch_up()

@@ -183,4 +183,5 @@ def _worker(name: str, row: dict[str, str]) -> WorkerRecord:
         record_version=int(row.get("record_version", "0")),
         draining=row.get("draining") == "1",
         started=started,
+        jail=row.get("jail", ""),
     )

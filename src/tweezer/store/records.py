@@ -261,6 +261,9 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     record_version: int
     draining: bool
     started: datetime
+    jail: str = ""
+    """``on`` when the processes of its lanes are jailed, else what is missing; empty when they are none, or it does
+    not say (an older version)."""
 
 
 DEVICE_FIELDS = (

@@ -77,6 +77,11 @@ class QpuLane(RemoteLane):
         self._last_named: tuple[int, str] | None = None  # the last entry of these
         self._refusals, self._turned_away = 0, TurnedAway(options.turned_away_s)  # of the job's submits
 
+    @property
+    def jail(self) -> str:
+        """That of the process that reads the users' sequences."""
+        return self._builder.jail
+
     async def prepare(self, batch: BatchWork) -> None:
         self._looked = -1, 0
         await self._builder.prepare(batch)

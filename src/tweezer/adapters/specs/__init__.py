@@ -14,6 +14,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+from tweezer.adapters.jail.home import environment, scratch
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.specs import DeviceSpecs, read_specs
 
@@ -68,15 +69,17 @@ def checked_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
 
 def _ask_pulser(text: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            [sys.executable, "-P", "-m", "tweezer.adapters.specs.check"],
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=_PATIENCE_S,
-            env={name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")},
-            check=False,
-        )
+        with scratch() as folder:
+            return subprocess.run(
+                [sys.executable, "-P", "-m", "tweezer.adapters.specs.check", str(folder)],
+                input=text,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=_PATIENCE_S,
+                cwd=folder,
+                env=environment(os.environ, folder),
+                check=False,
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise TweezerError(
             f"specs: cannot be checked, because Pulser did not answer: {error}", code="specs_unchecked"

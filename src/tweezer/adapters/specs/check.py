@@ -1,6 +1,7 @@
-"""A process that has Pulser read the specs on standard input: ``python -m tweezer.adapters.specs.check``.
+"""A process that has Pulser read the specs on standard input: ``python -m tweezer.adapters.specs.check SCRATCH``.
 
-It prints what is wrong with them, or nothing. Its exit code is 3 where Pulser is not installed.
+It enters the jail of lanes, with this scratch folder, and prints what is wrong with the specs, or nothing. Its exit
+code is 3 where Pulser is not installed.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import sys
 
+from tweezer.adapters.jail import Jail, enter
+
 
 def main() -> int:
+    enter(Jail(scratch=sys.argv[1]))
     text = sys.stdin.read()
     try:
         from pulser.json.abstract_repr.deserializer import deserialize_device
