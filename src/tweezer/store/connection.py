@@ -164,6 +164,9 @@ class _Arrives(AbstractConnection):
 class Connect(msgspec.Struct, frozen=True):
     """How to reach Redis. ``url``: ``redis://``, ``rediss://``, ``unix://``, or that of a :class:`SentinelUrl`.
 
+    With ``rediss://`` the server must have a certificate for the host of the URL, unless that ends in
+    ``?ssl_check_hostname=false``; ``?ssl_ca_certs=FILE`` names the authority of the certificate.
+
     ``connect_s`` and ``command_s`` bound each attempt. results_dir: where large results are, as workers write them;
     None in a process that cannot read them. result_inline_kb: size of a packed result above which a worker does so.
     """
@@ -243,6 +246,8 @@ def _redis(connect: Connect) -> Redis:
         "health_check_interval": 30,
     }
     if not connect.url.startswith(f"{SENTINEL_SCHEME}://"):
+        if connect.url.startswith("rediss://"):
+            limits["ssl_check_hostname"] = True  # redis-py 5 takes a certificate for any host
         plain: Redis = Redis.from_url(connect.url, **limits)
         return plain
     place = SentinelUrl.parse(connect.url)
