@@ -41,12 +41,20 @@ class Laboratory:
     async def submit(self, jobs: int = 1) -> AsyncBatch:
         return await self.site.queue.submit(SEQUENCE, [{"runs": 20}] * jobs, device=DEVICE)
 
+    async def keep(self) -> None:
+        """Make all that Redis has answered by now outlive the loss of the end of its file."""
+        pipeline = self.site.store.redis.pipeline(transaction=False)
+        pipeline.execute_command("SET", "kept", 1, "PX", 1)
+        pipeline.execute_command("WAITAOF", 1, 0, 10_000)  # else a busy Redis has not written its file yet
+        await pipeline.execute()
+        self.file.keep()
+
     async def forgotten(self) -> AsyncBatch:
         """A batch of one job, which the machine has and Redis forgot; its device is paused."""
         commands = self.site.store.commands
         await commands.pause_device(DEVICE, "for a moment")
         batch = await self.submit()
-        self.file.keep()
+        await self.keep()
         await commands.resume_device(DEVICE)
         await self.on_machine(batch)
         self.file.restart(losing_s=0.001)
@@ -114,7 +122,7 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
         return (await batch.jobs())[0].status.terminal
 
     await until(first_is_done, "the end of the first job")
-    lab.file.keep()
+    await lab.keep()
     await lab.on_machine(batch, 2)
     lab.file.restart(losing_s=0.001)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
