@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tweezer.model.lifecycle import BatchStatus, JobStatus
     from tweezer.model.messages import JobSpec as Job
     from tweezer.model.messages import Limits, Priority, Result
+    from tweezer.model.quotas import QuotaExceeded
     from tweezer.model.signatures import Webhook, WebhookInvalid, verify_webhook
     from tweezer.sync import Batch, Queue, connect
 
@@ -45,6 +46,7 @@ __all__ = [
     "Priority",
     "Queue",
     "QueueFull",
+    "QuotaExceeded",
     "Result",
     "ResultUnavailable",
     "TweezerError",
@@ -73,6 +75,7 @@ _MODULES = {
     "tweezer.model.events": ("Event",),
     "tweezer.model.lifecycle": ("BatchStatus", "JobStatus"),
     "tweezer.model.messages": ("Limits", "Priority", "Result"),
+    "tweezer.model.quotas": ("QuotaExceeded",),
     "tweezer.model.signatures": ("Webhook", "WebhookInvalid", "verify_webhook"),
     "tweezer.sync": ("Batch", "Queue", "connect"),
 }

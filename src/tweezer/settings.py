@@ -149,6 +149,16 @@ class Settings(BaseSettings):
     """Pending jobs of one device, from which on submits are refused."""
     full_at: float = Field(0.8, gt=0, le=1)
     """Share of Redis' maxmemory from which on submits are refused."""
+    quota_queued_jobs: int = Field(250_000, ge=0)
+    """Pending jobs that a project may have; 0: no limit. Of this and the next two ``tweezer projects limit`` gives one
+    project another limit."""
+    quota_queued_mb: int = Field(256, ge=0)
+    """Memory in Redis, in MiB, for the sequences and jobs of a project's batches that have not ended; 0: no limit. It is
+    never more than a quarter of what Redis may fill with work (``maxmemory`` times ``full_at``)."""
+    quota_results_mb: int = Field(10_240, ge=0)
+    """Size of all results that are kept of a project, in MiB, those in the results folder included; 0: no limit."""
+    sessions_max: int = Field(100, ge=1)
+    """Sessions that a user may have at once; a log-in beyond that ends the oldest."""
 
     database_url: str = Field("", repr=False)
     """The ledger's database: ``sqlite:///file`` or ``postgresql://user:password@host/database``. Empty: a SQLite file
@@ -310,6 +320,9 @@ class Settings(BaseSettings):
             idempotency_s=self.idempotency_s,
             quantum_s=self.quantum_s,
             restore_wait_s=self.restore_wait_s,
+            queued_jobs=self.quota_queued_jobs,
+            queued_bytes=self.quota_queued_mb << 20,
+            result_bytes=self.quota_results_mb << 20,
         )
 
     @field_validator("*", mode="before")

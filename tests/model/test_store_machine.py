@@ -34,6 +34,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 from tests.support.effort import effort
 from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
+from tests.support.usage import expected_counts, found_counts
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Conflict, FaultKind, Unavailable
@@ -787,6 +788,10 @@ class StoreMachine(RuleBasedStateMachine):
     def members(self, key: Key, *parts: object) -> set[str]:
         found: Iterable[bytes] = self.do(self.redis.zrange(self.key(key, *parts), 0, -1))
         return {member.decode() for member in found}
+
+    @invariant()
+    def counters_of_projects_equal_what_is_there(self) -> None:
+        assert self.do(found_counts(self.store)) == self.do(expected_counts(self.store))
 
     @invariant()
     def batches_are_as_foretold(self) -> None:

@@ -1,4 +1,5 @@
-"""Fixtures of the store tests. Each fails a test that leaves a key without an owner or an expiry."""
+"""Fixtures of the store tests. Each fails a test that leaves a key without an owner or an expiry, or a counter of a
+project that does not equal what Redis holds of it."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import cast
 import pytest
 from redis.asyncio import Redis
 from tests.support.store_rig import StoreRig
+from tests.support.usage import expected_counts, found_counts
 
 from tweezer.store.server import RedisServer
 
@@ -18,6 +20,7 @@ async def _rigged(redis: Redis) -> AsyncIterator[StoreRig]:
     yield rig
     await rig.store.news.close()
     assert await rig.leaks() == []
+    assert await found_counts(rig.store) == await expected_counts(rig.store)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +20,7 @@ from tweezer.model.messages import (
     Limits,
     Provenance,
     Result,
+    compress,
     decode_doc,
     decode_fault,
     decode_result,
@@ -82,6 +85,25 @@ def test_a_large_result_is_compressed_and_a_small_one_is_not() -> None:
     assert encode_result(large)[:1] == b"\x01"
     assert len(encode_result(large)) < 2000
     assert decode_result(encode_result(large)) == large
+
+
+def test_a_large_batch_or_job_is_compressed_and_reads_back_as_it_was_written() -> None:
+    sequence = json.dumps([{"x": index * 1.37} for index in range(1000)])
+    doc, spec = BatchDoc(device="EMU", sequence=sequence), JobSpec(runs=5, sequence=sequence)
+    assert len(encode_doc(doc)) < len(sequence) / 2
+    assert len(encode_spec(spec)) < len(sequence) / 2
+    assert (decode_doc(encode_doc(doc)), decode_spec(encode_spec(spec))) == (doc, spec)
+
+
+def test_large_records_of_the_release_before_are_read() -> None:
+    doc, spec = BatchDoc(device="EMU", sequence="x" * 5000), JobSpec(runs=5, sequence="x" * 5000)
+    assert decode_doc(msgspec.msgpack.encode(doc)) == doc
+    assert decode_spec(msgspec.msgpack.encode(spec)) == spec
+
+
+def test_what_compression_does_not_shorten_stays_as_it_is() -> None:
+    noise = random.Random(1).randbytes(4000)
+    assert compress(noise) is noise
 
 
 @pytest.mark.parametrize(

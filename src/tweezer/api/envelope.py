@@ -28,6 +28,7 @@ from tweezer.model.errors import (
     Unavailable,
     Unreadable,
 )
+from tweezer.model.quotas import QuotaExceeded
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +134,11 @@ def failure_of(error: TweezerError) -> JSONResponse:
         case Unreadable():
             log.error("api.unreadable", error=error.message)
             return failure(500, f"{error.message}; an operator finds it by `tweezer dead-letters list`", error.code)
+        case QuotaExceeded(retryable=True):
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return failure(429, error.message, error.code, field=error.quota, headers=headers)
+        case QuotaExceeded():
+            return failure(413, error.message, error.code, field=error.quota)
         case QueueFull() | Unavailable() | TweezerError(code="redis_auth"):
             log.warning("api.unavailable", error=error.message)
             headers = {"Retry-After": str(RETRY_AFTER_S)}
@@ -151,10 +157,10 @@ def failure_docs(*statuses: int, keyless: bool = False) -> dict[int | str, dict[
         404: "There is no such thing.",
         408: "The body came too slowly.",
         409: "It is there, but its state forbids this.",
-        413: "The body is too large.",
+        413: "The body is too large, or more than a quota of the project allows; `field` names the quota.",
         415: "The body is in a form that is not read here.",
         422: "The request cannot be read.",
-        429: "Too much at once; `Retry-After` says when to try again.",
+        429: "Too much at once, or `field` names a quota that is used up; `Retry-After` says when to try again.",
         503: "Redis or the database does not answer; try again later.",
     }
     return {

@@ -192,30 +192,59 @@ _result_decoder = msgspec.msgpack.Decoder(Result)
 _result_file_decoder = msgspec.msgpack.Decoder(ResultFile)
 
 _COMPRESS_ABOVE = 1024
+_LEVEL = 1  # of zlib: three times as fast as its default, for a fifth more bytes
 _RAW, _ZLIB, _FILE = b"\x00", b"\x01", b"\x02"
 
 
-def encode_doc(doc: BatchDoc) -> bytes:
+def pack_doc(doc: BatchDoc) -> bytes:
+    """The doc as MessagePack."""
     return _doc_encoder.encode(doc)
 
 
+def encode_doc(doc: BatchDoc) -> bytes:
+    """The doc as Redis holds it."""
+    return compress(pack_doc(doc))
+
+
 def decode_doc(data: bytes) -> BatchDoc:
-    return _doc_decoder.decode(data)
+    return _doc_decoder.decode(_decompress(data))
 
 
-def encode_spec(spec: JobSpec) -> bytes:
+def pack_spec(spec: JobSpec) -> bytes:
+    """The job as MessagePack."""
     return _doc_encoder.encode(spec)
 
 
+def encode_spec(spec: JobSpec) -> bytes:
+    """The job as Redis holds it."""
+    return compress(pack_spec(spec))
+
+
 def decode_spec(data: bytes) -> JobSpec:
-    return _spec_decoder.decode(data)
+    return _spec_decoder.decode(_decompress(data))
+
+
+def compress(packed: bytes) -> bytes:
+    """Compress a packed BatchDoc or JobSpec if that makes it shorter: sequences shrink to about a tenth.
+
+    The first byte of a compressed one is 1; of another it starts an array, as in all records of older releases.
+    """
+    if len(packed) > _COMPRESS_ABOVE:
+        compressed = _ZLIB + zlib.compress(packed, _LEVEL)
+        if len(compressed) < len(packed):
+            return compressed
+    return packed
+
+
+def _decompress(data: bytes) -> bytes:
+    return zlib.decompress(data[1:]) if data[:1] == _ZLIB else data
 
 
 def encode_result(result: Result) -> bytes:
     """The result, packed: one byte that says whether the rest is compressed, then MessagePack."""
     packed = _doc_encoder.encode(result)
     if len(packed) > _COMPRESS_ABOVE:
-        return _ZLIB + zlib.compress(packed, 1)
+        return _ZLIB + zlib.compress(packed, _LEVEL)
     return _RAW + packed
 
 
@@ -234,6 +263,12 @@ def encode_result_file(file: ResultFile) -> bytes:
 def result_file(data: bytes) -> ResultFile | None:
     """The file that a packed result is in; None when it is here."""
     return _result_file_decoder.decode(data[1:]) if data[:1] == _FILE else None
+
+
+def stored_size(packed: bytes) -> int:
+    """How many bytes a packed result takes, here or in its file: what the quota of its project counts."""
+    file = result_file(packed)
+    return len(packed) if file is None else file.size
 
 
 def result_json(result: Result) -> bytes:

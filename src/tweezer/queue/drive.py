@@ -140,7 +140,18 @@ class Driver:
         )
         if turn.refused:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
+        if turn.over_quota:
+            await self._discard([s for s in settlements if s.index in turn.over_quota])
         return turn
+
+    async def _discard(self, settlements: Sequence[Settlement]) -> None:
+        """Removes the files of results for which the quota of their project has no room."""
+        log.warning("results.over_quota", jobs=[s.index for s in settlements])
+        for settlement in settlements:
+            try:
+                await self._results.discard(settlement.result)
+            except ResultUnavailable as error:
+                log.warning("result.not_removed", error=error.message)
 
     def _leaving(self) -> bool:
         return self._draining() or is_cancelled()

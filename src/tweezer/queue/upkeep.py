@@ -82,22 +82,17 @@ class Presence:
         await self._tickets.heartbeat(self._worker, self._device, ttl_s=0, about_device={}, about_worker={})
 
 
-async def fullness(store: Store, full_at: float) -> str | None:
-    """Why Redis should take no more work, or None."""
-    info = await store.reader.server_info()
-    limit = int(info.get("maxmemory", 0))
-    used = int(info.get("used_memory", 0))
-    if limit and used > full_at * limit:
-        return f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {full_at:.0%}"
-    return None
-
-
 async def sweep(store: Store, policy: Policy) -> None:
     """What time brings about, and whether Redis is full. Any number of processes may do this."""
-    timed_out, reclaimed, _ = await store.tickets.sweep()
+    info = await store.reader.server_info()
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+    timed_out, reclaimed, _ = await store.tickets.sweep(memory=round(policy.full_at * limit))
     if timed_out or reclaimed:
         log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
-    await store.tickets.set_full(await fullness(store, policy.full_at), ttl_s=5 * policy.bell_s)
+    full = None
+    if limit and used > policy.full_at * limit:
+        full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {policy.full_at:.0%}"
+    await store.tickets.set_full(full, ttl_s=5 * policy.bell_s)
 
 
 async def every(period_s: float, duty: Callable[[], Any], name: str) -> None:

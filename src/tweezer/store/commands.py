@@ -7,6 +7,7 @@ key where it takes one. ``project`` None is an operator, who may touch everybody
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,10 +30,12 @@ from tweezer.model.messages import (
     Fault,
     JobSpec,
     Priority,
-    encode_doc,
+    compress,
     encode_fault,
-    encode_spec,
+    pack_doc,
+    pack_spec,
 )
+from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.webhooks import DeviceData, written
 from tweezer.model.windows import HoldKind, check_time
 from tweezer.store.keys import Key
@@ -41,6 +44,7 @@ from tweezer.store.scripts import Scripts, translating
 log = structlog.get_logger(__name__)
 
 _BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_QUICK_BYTES = 256 << 10  # are compressed in a few milliseconds: not worth a thread
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 T = TypeVar("T")
@@ -64,7 +68,7 @@ def _digest(parts: Iterable[bytes | str]) -> str:
 
 
 def _packed(field: str, encode: Callable[[T], bytes], value: T) -> bytes:
-    """The value as Redis keeps it. Devices that check nothing let through what cannot be kept: a number too large."""
+    """The value as MessagePack. Devices that check nothing let through what cannot be kept: a number too large."""
     try:
         return encode(value)
     except (OverflowError, TypeError, ValueError, RecursionError) as error:
@@ -72,11 +76,19 @@ def _packed(field: str, encode: Callable[[T], bytes], value: T) -> bytes:
 
 
 def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
-    return [_packed(f"jobs[{index}]", encode_spec, job) for index, job in enumerate(jobs)]
+    return [_packed(f"jobs[{index}]", pack_spec, job) for index, job in enumerate(jobs)]
 
 
-def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
+async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
+    """As Redis holds them. What would hold the event loop up is compressed in a thread."""
+    if sum(map(len, packed)) <= _QUICK_BYTES:
+        return list(map(compress, packed))
+    return await asyncio.to_thread(lambda: list(map(compress, packed)))
+
+
+def _refuse(word: bytes, batch_id: UUID, *details: bytes) -> NoReturn:
     """Raises the error for a script's word of refusal."""
+    detail = details[0] if details else b""
     match word:
         case b"unknown":
             raise NotFound("batch", str(batch_id))
@@ -93,6 +105,9 @@ def _refuse(word: bytes, batch_id: UUID, detail: Any = b"") -> NoReturn:
             )
         case b"full":
             raise QueueFull(f"no more work is taken for now: {detail.decode()}")
+        case b"quota":
+            project, quota, *numbers = (text.decode() for text in details)
+            raise QuotaExceeded(project, quota, *map(int, numbers))
         case b"too_many":
             raise InvalidInput(
                 "jobs",
@@ -133,17 +148,18 @@ class Commands:
     ) -> UUID:
         """Writes a batch; returns its id: that of the first call when this one repeats it."""
         check_key(idempotency_key)
-        packed_doc, packed = _packed("batch", encode_doc, doc), _packed_jobs(jobs)
+        packed_doc, packed = _packed("batch", pack_doc, doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
-        head = (doc.device, priority.value, int(open), packed_doc, due_ms)
-        digest = _digest([*map(str, head[:3]), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
+        head = (doc.device, priority.value, int(open))
+        digest = _digest([*map(str, head), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
+        stored_doc, *stored = await _compressed([packed_doc, *packed])
         limits = (
             round(doc.limits.open_timeout_s * 1000),
             doc.limits.transient_retries,
             round(doc.limits.job_timeout_s * 1000),
         )
         reply = await self._scripts.call(
-            "submit", str(batch_id), project, *head, *limits, idempotency_key, digest, *packed
+            "submit", str(batch_id), project, *head, stored_doc, due_ms, *limits, idempotency_key, digest, *stored
         )
         match reply[0]:
             case b"ok" | b"repeated":
@@ -162,8 +178,9 @@ class Commands:
         check_key(idempotency_key)
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
+        stored = await _compressed(packed)
         reply = await self._scripts.call(
-            "add_jobs", str(batch_id), project or "", idempotency_key, digest, MAX_JOBS_PER_BATCH, *packed
+            "add_jobs", str(batch_id), project or "", idempotency_key, digest, MAX_JOBS_PER_BATCH, *stored
         )
         if reply[0] in (b"ok", b"repeated"):
             return int(reply[1])

@@ -35,6 +35,8 @@ class Key(StrEnum):
     WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
     # of a worker: it expires when the heartbeat stops
     WORKER = "worker:%s"  # hash: what the worker says of itself
+    # of a project: it goes with the last of its fields; a counter that is 0 has none
+    PROJECT = "project:%s"  # hash: counters of its quotas, and limits of its own (``max:<name>``); see model.quotas
     # of everything
     SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and chores
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
@@ -49,6 +51,7 @@ class Key(StrEnum):
     RECORDER = "recorder"  # string, expiring: the recorder that is active
     SERVER = "server"  # string: since when the last writes may be lacking (ms), or 0; run id of the Redis in use
     GATE = "gate"  # string, expiring: no job is handed out, until the ledger has put back what Redis lost
+    COUNTED = "counted"  # string, expiring: the recorder has counted the results of which only the ledger knows
     # channels
     NEWS = "news:%s"  # of a batch: its events and progress
     POOL = "pool:%s"  # of a device: cancels of running work

@@ -72,6 +72,9 @@ NUMBER_FIELDS = (
     "reserved",  # ms, since when it holds its device without work; 0: it does not
     "idled",  # ms that it has held its device without work before
     "warned",  # ms, the deadline before which it was warned last
+    "charged",  # pending jobs that its project's counter has of it
+    "bytes",  # that its project's counter of queued bytes has of it; 0 once it has ended
+    "results",  # bytes of its results
 )
 """Fields of the batch record that scripts work with. Beside them stand ``v``, ``doc``, ``updated``, ``timeout``
 (ms that a job may take), ``worked`` (ms that its DONE jobs took), ``fault``, ``tags``

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.lifecycle import BatchStatus
+from tweezer.model.messages import stored_size
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
 
@@ -116,9 +117,10 @@ def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[Any]]:
     page: list[Any] = []
     size = 0
     for job in jobs:
-        row = (job.index, job.spec, job.state or b"", job.result or b"", job.fault or b"")
+        result = job.result or b""
+        row = (job.index, job.spec, job.state or b"", result, stored_size(result), job.fault or b"")
         page += row
-        size += len(job.spec) + len(row[3])
+        size += len(job.spec) + len(result)
         if len(page) == len(row) * _JOBS_MAX or size > _BYTES_MAX:
             yield page
             page, size = [], 0

@@ -49,6 +49,9 @@ class ResultFiles(Protocol):
     def open(self, file: ResultFile) -> BufferedReader:
         """The file, from its start, after its size and digest were found right."""
 
+    def delete(self, file: ResultFile) -> None:
+        """Removes one file; if it is gone already, that is fine."""
+
     def delete_batch(self, batch_id: UUID) -> None:
         """Removes all files of a batch; none is fine."""
 
@@ -91,6 +94,13 @@ class ResultsFolder:
             stream.close()
             raise
         return stream
+
+    def delete(self, file: ResultFile) -> None:
+        path = self._root / file.name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ResultUnavailable(f"the result file {path} cannot be removed: {error.strerror}") from error
 
     def delete_batch(self, batch_id: UUID) -> None:
         folder = self._of_batch(batch_id)
@@ -139,6 +149,12 @@ class Results:
     async def open(self, file: ResultFile) -> BufferedReader:
         """The file of a large result, gzipped JSON, which the caller closes. Raises ResultUnavailable."""
         return await asyncio.to_thread(self._open, file)
+
+    async def discard(self, packed: bytes) -> None:
+        """Remove the file of a packed result that is not kept, if it has one. Raises ResultUnavailable."""
+        file = result_file(packed)
+        if file is not None and self._files is not None:
+            await asyncio.to_thread(self._files.delete, file)
 
     async def delete_batch(self, batch_id: UUID) -> None:
         """Removes the files of a batch, if there are any. Raises ResultUnavailable."""

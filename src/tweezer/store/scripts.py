@@ -27,6 +27,7 @@ from tweezer.model.lifecycle import (
     BatchStatus,
 )
 from tweezer.model.messages import RECORD_VERSION, Fault, Priority, encode_fault
+from tweezer.model.quotas import BATCH_BYTES, JOB_BYTES, MEMORY_SHARES, QUOTAS
 from tweezer.store.keys import Keys, lua_table
 from tweezer.store.records import NUMBER_FIELDS, SPECS_FIELDS, STATE_FIELDS, TEXT_FIELDS
 
@@ -43,24 +44,33 @@ PENALTIES_S = {Priority.HIGH: 0.0, Priority.MEDIUM: 60.0, Priority.LOW: 600.0}
 """Service that a batch of each priority stands behind, in seconds of lane time."""
 
 
+MEMORY = "memory"
+"""Field of the settings: the bytes that Redis may fill with work, as the last sweep found; 0: it has no limit."""
+
+
 class StoreConfig(msgspec.Struct, frozen=True):
     """What operators set and scripts need. It is kept in Redis, so that all processes go by the same.
 
     idempotency_s: how long a repeated call is recognised. quantum_s: lane time after which a ticket yields to one
     that ranks before it. restore_wait_s: after a restart of Redis, how long no job is handed out and no older batch
-    changes, at most, until the ledger has put back what Redis lost.
+    changes, at most, until the ledger has put back what Redis lost. queued_jobs, queued_bytes, result_bytes: limits of
+    the quotas of a project that has no others; 0 is none.
     """
 
     idempotency_s: float = 86_400
     quantum_s: float = 1.0
     restore_wait_s: float = 30.0
+    queued_jobs: int = 250_000
+    queued_bytes: int = 256 << 20
+    result_bytes: int = 10 << 30
 
     def stored(self) -> dict[str, int]:
-        """The fields of its hash in Redis, in milliseconds."""
+        """The fields of its hash in Redis; times in milliseconds."""
         return {
             "idempotency": round(self.idempotency_s * 1000),
             "quantum": round(self.quantum_s * 1000),
             "restore_wait": round(self.restore_wait_s * 1000),
+            **{quota.name: getattr(self, quota.name) for quota in QUOTAS},
         }
 
 
@@ -74,7 +84,7 @@ def _batch_reader() -> str:
     text = [f"{name} = raw[{at}] or nil" for at, name in enumerate(TEXT_FIELDS, 3)]
     place = {name: at for at, name in enumerate(NUMBER_FIELDS, 3 + len(TEXT_FIELDS))}
     numbers = [f"{name} = tonumber(raw[{at}] or 0)" for name, at in place.items()]
-    before = [f"was_{name} = tonumber(raw[{place[name]}] or 0)" for name in ("pending", "running")]
+    before = [f"was_{name} = tonumber(raw[{place[name]}] or 0)" for name in ("pending", "running", "bytes")]
     before.append(f"was_open = raw[{place['open']}] == '1'")
     fields = ", ".join(("id = id, was = raw, events = {}, asked = {}, tickets = {}", *text, *numbers, *before))
     return (
@@ -87,6 +97,21 @@ def _flags(words: set[str]) -> str:
     return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
 
 
+def _quotas() -> str:
+    counters = dict.fromkeys(counter for quota in QUOTAS for counter in quota.counters)
+    fields = _strings((*counters, *(f"max:{quota.name}" for quota in QUOTAS)))
+    places = {name: at for at, name in enumerate((*counters, *(quota.name for quota in QUOTAS)), 1)}
+    rows = ", ".join(
+        f"{{ name = '{quota.name}', max = {places[quota.name]}, "
+        f"counters = {{ {', '.join(str(places[counter]) for counter in quota.counters)} }} }}"
+        for quota in QUOTAS
+    )
+    return (
+        f"local QUOTA_FIELDS, QUOTAS = {fields}, {{ {rows} }}\n"
+        f"local BATCH_BYTES, JOB_BYTES, MEMORY_SHARES = {BATCH_BYTES}, {JOB_BYTES}, {MEMORY_SHARES}"
+    )
+
+
 def _generated() -> str:
     job_moves = {before.letter + after.letter for (before, _), after in JOB_TABLE.items() if before is not after}
     job_moves.add("RC")  # a retry, reclaim or give-back of a job whose cancel was requested
@@ -94,7 +119,7 @@ def _generated() -> str:
     batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
     positions = ", ".join(f"{name} = {at}" for at, name in enumerate(STATE_FIELDS, 1))
-    defaults = StoreConfig().stored()
+    defaults = {**StoreConfig().stored(), MEMORY: 0}
     numbers = ", ".join(f"{name} = {at}" for at, name in enumerate(defaults, 1))
     values = ", ".join(f"{name} = {value}" for name, value in defaults.items())
     penalties = ", ".join(f"{priority.value} = {round(s * 1000)}" for priority, s in PENALTIES_S.items())
@@ -110,6 +135,7 @@ def _generated() -> str:
             f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
             f"local SETTINGS = {_strings(tuple(defaults))}",
             f"local SETTING, DEFAULT = {{ {numbers} }}, {{ {values} }}",
+            _quotas(),
             f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}",
             f"local LOST_FAULT = [==[{encode_fault(_LOST).decode()}]==]",
         )

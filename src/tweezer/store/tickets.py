@@ -31,6 +31,7 @@ from tweezer.model.messages import (
     decode_spec,
     encode_fault,
     encode_result,
+    stored_size,
 )
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
@@ -96,13 +97,16 @@ class Next(StrEnum):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """The answer to a settle. ``refused``: outcomes that were not this token's to write."""
+    """The answer to a settle. ``refused``: outcomes that were not this token's to write. ``over_quota``: indices of
+    jobs whose result was not kept: the quota of their project has no room for it."""
 
     next: Next
     refused: int
     jobs: list[HeldJob] = []
+    over_quota: frozenset[int] = frozenset()
 
 
+_WITH_RESULT = frozenset({OutcomeKind.DONE.value, OutcomeKind.CANCELED.value})
 _AROUND_PAYLOAD = 100  # bytes: the other arguments of an outcome
 
 
@@ -139,6 +143,11 @@ class Settlement(msgspec.Struct, frozen=True):
             round(outcome.retry_in_s * 1000),
             partial,
         )
+
+    @property
+    def result(self) -> bytes:
+        """The packed result, or what was measured of one; empty without."""
+        return self.partial or (self.payload if self.kind in _WITH_RESULT else b"")
 
     @property
     def size(self) -> int:
@@ -344,11 +353,13 @@ class Tickets:
         ]
         for s in settlements:
             if s.partial:
-                group += (s.index, "partial", s.partial, 0, 0, 0)
-            group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms)
+                group += (s.index, "partial", s.partial, 0, 0, 0, stored_size(s.partial))
+            result_bytes = 0 if s.partial else stored_size(s.result)
+            group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms, result_bytes)
         size = sum(s.size for s in settlements)
         reply = await self._settles.call(_Settle(group, size))
-        return Turn(Next(reply[0].decode()), int(reply[1]), _jobs(reply[2]) if len(reply) > 2 else [])
+        word, refused, jobs, over = [*reply, [], []][:4]
+        return Turn(Next(word.decode()), int(refused), _jobs(jobs), frozenset(map(int, over)))
 
     async def wait_for_call(self, batch_id: UUID, *, wait_s: float) -> None:
         """Returns when an open batch that holds its device may have jobs, or was closed, or after so long."""
@@ -407,9 +418,13 @@ class Tickets:
         with translating():
             await self._scripts.redis.execute_command("HSET", self._scripts.keys(Key.SETTINGS), *pairs)
 
-    async def sweep(self, *, most: int = 100) -> tuple[int, int, int]:
-        """What time brings about; returns how many batches timed out, leases expired, tickets became ready."""
-        _, timed_out, reclaimed, readied = await self._scripts.call("sweep", most)
+    async def sweep(self, *, most: int = 100, memory: int | None = None) -> tuple[int, int, int]:
+        """What time brings about; returns how many batches timed out, leases expired, tickets became ready.
+
+        ``memory``: bytes that Redis may fill with work, 0 where it has no limit; None: not known.
+        """
+        found = await self._scripts.call("sweep", most, "" if memory is None else memory)
+        _, timed_out, reclaimed, readied = found
         return int(timed_out), int(reclaimed), int(readied)
 
     async def trim(self, before: str) -> int:

@@ -5,6 +5,7 @@
 --     [5] most jobs a batch may have   [6…] JobSpec (bytes), one a job
 -- Returns {'ok', index of the first} | {'repeated', index of the first} | {'conflict'} | {'unknown'} | {'newer'}
 --     | {'closed'} | {'over'} | {'full', why} | {'too_many', jobs it has}
+--     | {'quota', project, its name, limit, used, added}
 -- Events  none: being queued is no transition; an entry without a word
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 
@@ -16,11 +17,12 @@ if is_over(b) then return { 'over' } end
 if b.open == 0 then return { 'closed' } end
 local count = #ARGV - 5
 if b.jobs + count > tonumber(ARGV[5]) then return { 'too_many', int(b.jobs) } end
-local why = refusal(b.device, count)
-if why then return { 'full', why } end
+local bytes = jobs_bytes(6)
+local refused = refusal(b.project, b.device, count, bytes)
+if refused then return refused end
 
 local first = int(b.jobs)
-add_jobs(b, 6)
+add_jobs(b, 6, bytes)
 touch(b)
 if b.status ~= 'S' then issue_tickets(b) end
 call_holder(b)

@@ -1,4 +1,4 @@
--- forget: removes batches that have ended and that the ledger has to their last event.
+-- forget: removes batches that have ended and that the ledger has to their last event. Their results are kept.
 --
 -- KEYS[1] namespace
 -- ARGV[1] least age of their end (ms)   [2…] two a batch: batch id, number of its last recorded event
@@ -25,9 +25,14 @@ local function forget(id, recorded)
     redis.call('UNLINK', key(pattern, id))
   end
   redis.call('ZREM', key(KEY.ended), id)
+  count_use(b.project, 'jobs', -b.charged)
+  count_use(b.project, 'bytes', -b.bytes)
+  count_use(b.project, 'results', -b.results)
+  count_use(b.project, 'kept', b.results)
   return 'ok'
 end
 
 local words = {}
 for at = 2, #ARGV, 2 do words[#words + 1] = forget(ARGV[at], ARGV[at + 1]) end
+save_counts()
 return words

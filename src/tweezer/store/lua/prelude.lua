@@ -2,7 +2,8 @@
 --
 -- The loader puts generated tables before it: KEY (patterns of keys), S (positions in a job's state),
 -- TEXT and NUMBER (fields of the batch record), JOB_MOVES, BATCH_MOVES and JOB_OVER (the lifecycle),
--- SETTINGS, SETTING and DEFAULT (what operators set), and constants (VERSION, PENALTY, *_MAX, LOST_FAULT).
+-- SETTINGS, SETTING and DEFAULT (what operators set), QUOTA_FIELDS and QUOTAS (model.quotas), and constants
+-- (VERSION, PENALTY, *_MAX, *_BYTES, LOST_FAULT).
 -- KEYS[1] of every script is the namespace; all times are milliseconds unless a name says otherwise.
 
 local NS = KEYS[1]
@@ -138,26 +139,71 @@ local function move_batch(b, to)
   b.status = to
 end
 
--- Changes of the counters of devices, written once a script.
+-- Changes of the counters of devices and projects, by key and field, written once a script.
 local tally = {}
+local project_tally = {}
 
-local function count(device, counter, change)
+local function add_to(tallies, name, counter, change)
   if change == 0 then return end
-  tally[device] = tally[device] or {}
-  tally[device][counter] = (tally[device][counter] or 0) + change
+  tallies[name] = tallies[name] or {}
+  tallies[name][counter] = (tallies[name][counter] or 0) + change
 end
 
+local function count(device, counter, change) add_to(tally, key(KEY.device, device), counter, change) end
+local function count_use(project, counter, change) add_to(project_tally, key(KEY.project, project), counter, change) end
+
+-- A counter of a project that is 0 has no field, so that nothing stays of a project that has nothing.
 local function save_counts()
-  for device, counters in pairs(tally) do
+  for name, counters in pairs(tally) do
+    for counter, change in pairs(counters) do redis.call('HINCRBY', name, counter, int(change)) end
+  end
+  for name, counters in pairs(project_tally) do
     for counter, change in pairs(counters) do
-      redis.call('HINCRBY', key(KEY.device, device), counter, int(change))
+      if change ~= 0 and redis.call('HINCRBY', name, counter, int(change)) == 0 then redis.call('HDEL', name, counter) end
     end
   end
-  tally = {}
+  tally, project_tally = {}, {}
+end
+
+-- The use and the limit (0 is none) of the quotas of a project, by name, as they were before this script.
+local quota_rows = {}
+local function read_quotas(project)
+  if quota_rows[project] then return quota_rows[project] end
+  local row, found = redis.call('HMGET', key(KEY.project, project), unpack(QUOTA_FIELDS)), {}
+  for _, quota in ipairs(QUOTAS) do
+    local used, limit = 0, tonumber(row[quota.max] or nil)
+    for _, at in ipairs(quota.counters) do used = used + tonumber(row[at] or 0) end
+    if not limit then
+      limit = setting(quota.name)
+      local memory = setting('memory')
+      if quota.name == 'queued_bytes' and limit > 0 and memory > 0 then
+        limit = math.min(limit, math.floor(memory / MEMORY_SHARES))
+      end
+    end
+    found[quota.name] = { used = used, limit = limit }
+  end
+  quota_rows[project] = found
+  return found
+end
+
+-- The answer to a call that would exceed a quota of its project, or nil. added: amounts by quota. A quota of which
+-- nothing is left refuses a call that adds nothing to it too.
+local function over_quota(project, added)
+  local rows = read_quotas(project)
+  for _, quota in ipairs(QUOTAS) do
+    local it, more = rows[quota.name], added[quota.name] or 0
+    if it.limit > 0 and it.used + math.max(more, 1) > it.limit then
+      return { 'quota', project, quota.name, int(it.limit), int(it.used), int(more) }
+    end
+  end
+  return nil
 end
 
 -- Writes what changed in the record, then the events of this call as one entry, then tells who listens.
 local function save(b)
+  count_use(b.project, 'jobs', b.pending - b.charged)
+  count_use(b.project, 'bytes', b.bytes - b.was_bytes)
+  b.charged = b.pending
   local changed, was = b.tickets, b.was
   changed[#changed + 1], changed[#changed + 2] = 'updated', NOW_MS
   for at, name in ipairs(TEXT) do
@@ -264,6 +310,12 @@ end
 local function come_back(b, indices)
   each_thousand('RPUSH', key(KEY.back, b.id), indices)
   b.back = b.back + #indices
+end
+
+-- Counts a result that is stored now.
+local function keep_result(b, bytes)
+  b.results = b.results + bytes
+  count_use(b.project, 'results', bytes)
 end
 
 local function note_fault(b, index, fault) redis.call('HSET', key(KEY.fault, b.id), index, fault) end
@@ -505,7 +557,7 @@ end
 local function withdraw(b)
   redis.call('ZADD', key(KEY.ended), int(b.ended), b.id)
   if b.back + b.delayed > 0 then redis.call('DEL', key(KEY.back, b.id), key(KEY.delay, b.id)) end
-  b.back, b.delayed = 0, 0
+  b.back, b.delayed, b.bytes = 0, 0, 0
   if b.was_open then redis.call('ZREM', key(KEY.idle), b.id) end
   for n = 0, b.slots - 1 do
     local name = ticket_name(b, int(n))
@@ -881,20 +933,30 @@ local function remember(project, idempotency, digest, answer)
     'PX', int(setting('idempotency')))
 end
 
--- Why more work is refused now, or nil.
-local function refusal(device, jobs)
+-- How many bytes the jobs whose specs are ARGV[first…] take in Redis.
+local function jobs_bytes(first)
+  local total = (JOB_BYTES + #NOW_US + 1) * (#ARGV - first + 1)
+  for at = first, #ARGV do total = total + #ARGV[at] end
+  return total
+end
+
+-- The answer to a call for more work that is refused now, or nil.
+local function refusal(project, device, jobs, bytes)
   local full = redis.call('GET', key(KEY.full))
-  if full then return full end
+  if full then return { 'full', full } end
+  local over = over_quota(project, { queued_jobs = jobs, queued_bytes = bytes })
+  if over then return over end
   local row = redis.call('HMGET', key(KEY.device, device), 'pending', 'max_backlog')
   local limit = tonumber(row[2] or 0)
   if limit > 0 and tonumber(row[1] or 0) + jobs > limit then
-    return 'the backlog of ' .. device .. ' is limited to ' .. int(limit) .. ' jobs'
+    return { 'full', 'the backlog of ' .. device .. ' is limited to ' .. int(limit) .. ' jobs' }
   end
   return nil
 end
 
 -- Appends the jobs whose specs are ARGV[first…], each stamped with the time of its submit.
-local function add_jobs(b, first)
+local function add_jobs(b, first, bytes)
+  b.bytes = b.bytes + bytes
   local row = {}
   for at = first, #ARGV do
     row[#row + 1] = int(b.jobs)

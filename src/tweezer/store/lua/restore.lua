@@ -5,8 +5,9 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] batch id   [2] number of its last recorded event   [3] letter of its status in the ledger
---     [4] number of fields of its record in the ledger   [5…] these, name and value, doc among them; then five a
---     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', fault or ''
+--     [4] number of fields of its record in the ledger   [5…] these, name and value, doc among them; then six a
+--     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', bytes of the
+--     result, fault or ''
 -- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
 -- Events  none for what the ledger has; batch.* when nothing is left to do and it did not know that
 -- Gate    kept shut by each call
@@ -15,6 +16,7 @@ local PARTIAL = '0'
 local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
   v = true, status = true, ended = true, seq = true, cursor = true, back = true, delayed = true, slots = true,
   failures = true, jobs = true, pending = true, running = true, done = true, error = true, canceled = true,
+  charged = true, bytes = true, results = true,
 }
 
 local id, recorded, status = ARGV[1], tonumber(ARGV[2]), ARGV[3]
@@ -27,7 +29,10 @@ local function create()
   for name, value in pairs(ledger) do
     if not ANEW[name] then put(row, name, value) end
   end
+  local bytes = BATCH_BYTES + #ledger.doc
+  put(row, 'bytes', int(bytes))
   redis.call('HSET', record, unpack(row))
+  count_use(ledger.project, 'bytes', bytes)
 end
 
 -- What is final in the ledger is final here; the rest follows it where Redis has not gone on meanwhile.
@@ -50,22 +55,25 @@ end
 -- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these.
 local function put_back_jobs(b)
   local indices, raw, ended = {}, {}, {}
-  for at = first, #ARGV, 5 do indices[#indices + 1] = ARGV[at] end
+  for at = first, #ARGV, 6 do indices[#indices + 1] = ARGV[at] end
   if #indices > 0 then raw = redis.call('HMGET', key(KEY.state, id), unpack(indices)) end
   local specs, states, results, faults = {}, {}, {}, {}
   for i, index in ipairs(indices) do
-    local at, number = first + 5 * (i - 1), tonumber(index)
+    local at, number = first + 6 * (i - 1), tonumber(index)
     if number == b.jobs and ARGV[at + 1] ~= '' and not is_over(b) then
       put(specs, index, ARGV[at + 1])
-      b.jobs, b.pending = b.jobs + 1, b.pending + 1
+      b.jobs, b.pending, b.bytes = b.jobs + 1, b.pending + 1, b.bytes + JOB_BYTES + #ARGV[at + 1]
     end
     local from, to = read_state(raw[i])[S.status], string.sub(ARGV[at + 2], 1, 1)
     if number < b.jobs and JOB_OVER[to] and not JOB_OVER[from] then
       b[COUNTER[from]] = b[COUNTER[from]] - 1
       b[COUNTER[to]] = b[COUNTER[to]] + 1
       put(states, index, ARGV[at + 2])
-      if ARGV[at + 3] ~= '' then put(results, index, ARGV[at + 3]) end
-      if ARGV[at + 4] ~= '' then put(faults, index, ARGV[at + 4]) end
+      if ARGV[at + 3] ~= '' then
+        put(results, index, ARGV[at + 3])
+        keep_result(b, tonumber(ARGV[at + 4]))
+      end
+      if ARGV[at + 5] ~= '' then put(faults, index, ARGV[at + 5]) end
       ended[#ended + 1] = index
     end
   end

@@ -11,4 +11,5 @@ if not b then return { none } end
 redis.call('HSET', key(KEY.batch, b.id), 'tags', ARGV[3])
 touch(b)
 save(b)
+save_counts()
 return { 'ok' }

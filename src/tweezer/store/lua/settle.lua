@@ -4,13 +4,15 @@
 --
 -- KEYS[1] namespace
 -- ARGV     a group a ticket: ticket, token, lease (ms), most jobs to hold (0 gives the ticket back: drain),
---     lane time since the last call (ms), number of outcomes, and six an outcome: index,
+--     lane time since the last call (ms), number of outcomes, and seven an outcome: index,
 --     done|error|canceled|prevented|retry|crash, Result (of done, and of canceled what was measured before) or Fault
---     (bytes), preparation (ms), execution (ms), delay before the retry (ms); prevented: canceled before any of it ran;
+--     (bytes), preparation (ms), execution (ms), delay before the retry (ms), bytes of the result; prevented: canceled before any of it ran;
 --     partial, before an outcome of the same job: a Result of what was measured, of a job that ends in an error
--- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}} — the
---     whole held set | {'retired'|'yield'|'parked'|'reserved'|'stale', refused}; refused: outcomes that were not
---     this token's to write; reserved: the device stays the ticket's, ask again when jobs may have come
+-- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}, over quota} — the
+--     whole held set | {'retired'|'yield'|'parked'|'reserved', refused, {}, over quota} | {'retired'|'stale', refused};
+--     refused: outcomes that were not this token's to write; over quota: indices of jobs whose result was not kept, since
+--     the quota of its project has no room for it: DONE ones end in ERROR; reserved: the device stays the ticket's, ask
+--     again when jobs may have come
 -- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
 -- Gate    while it is shut: unavailable
 
@@ -29,14 +31,33 @@ local function note_pace(device, jobs, worked)
   end
 end
 
--- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused.
+-- Keeps a result if the project's quota has room for it. What a machine has measured is kept in any case.
+local function may_keep(b, bytes)
+  local quota = read_quotas(b.project).result_bytes
+  if quota.limit > 0 and quota.used + bytes > quota.limit and b.reattaches ~= 1 then return false end
+  quota.used = quota.used + bytes
+  keep_result(b, bytes)
+  return true
+end
+
+local function quota_fault(b, bytes)
+  local quota = read_quotas(b.project).result_bytes
+  return string.format('{"code":"quota","message":"result_bytes: project %s may keep %s bytes of results; %s are kept and '
+    .. 'this result has %s; delete batches whose results are no longer needed, or ask the operator for a higher limit, '
+    .. 'then submit the job again"}', b.project, int(quota.limit), int(quota.used), int(bytes))
+end
+
+-- Writes what the outcomes of ARGV[first…] make of held jobs; answers how many were refused, and the indices of those
+-- whose result was not kept.
 local function apply_outcomes(b, t, held, first, indices, raw)
-  local ended, states, results, faults, back, refused = {}, {}, {}, {}, {}, 0
+  local ended, states, results, faults, back, over, refused = {}, {}, {}, {}, {}, {}, 0
   local done, worked = 0, 0
   local function apply(at, st)
     local index, kind, payload = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     if kind == 'partial' then
-      if held[index] and not JOB_OVER[st[S.status]] then put(results, index, payload) end
+      if held[index] and not JOB_OVER[st[S.status]] then
+        if may_keep(b, tonumber(ARGV[at + 6])) then put(results, index, payload) else over[#over + 1] = index end
+      end
       return
     end
     if not held[index] then
@@ -59,6 +80,10 @@ local function apply_outcomes(b, t, held, first, indices, raw)
       st[counter] = int(failures)
       if st[S.cancel] ~= '-' then to = 'C' elseif failures > limit then to = 'E' end
     end
+    if payload ~= '' and (kind == 'done' or kind == 'canceled') and not may_keep(b, tonumber(ARGV[at + 6])) then
+      over[#over + 1] = index
+      if kind == 'done' then to, kind, payload = 'E', 'error', quota_fault(b, tonumber(ARGV[at + 6])) else payload = '' end
+    end
     if to then
       end_job(b, index, st, to)
       if kind == 'done' then
@@ -78,7 +103,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
     end
     put(states, index, table.concat(st, ' '))
   end
-  for i = 1, #indices do apply(first + 6 * (i - 1), read_state(raw[i])) end
+  for i = 1, #indices do apply(first + 7 * (i - 1), read_state(raw[i])) end
   each_thousand('SREM', key(KEY.held, b.id, t.n), ended)
   each_thousand('HSET', key(KEY.state, b.id), states)
   each_thousand('HSET', key(KEY.result, b.id), results)
@@ -89,7 +114,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
     if worked > 0 then redis.call('HINCRBY', key(KEY.batch, b.id), 'worked', int(worked)) end
     note_pace(b.device, done, worked)
   end
-  return refused
+  return refused, over
 end
 
 -- Whether another ticket should have the lane now: this one used its quantum and would rank behind.
@@ -125,7 +150,7 @@ local function settle(name, token, lease, most, used, first, outcomes)
   local id, n = split_ticket(name)
   local b, t = load_batch(id, n)
   local indices = {}
-  for at = first, first + 6 * (outcomes - 1), 6 do indices[#indices + 1] = ARGV[at] end
+  for at = first, first + 7 * (outcomes - 1), 7 do indices[#indices + 1] = ARGV[at] end
   local raw = outcomes > 0 and redis.call('HMGET', key(KEY.state, id), unpack(indices)) or {}
   if not b or not t or t.token ~= token then
     local refused = 0
@@ -139,7 +164,7 @@ local function settle(name, token, lease, most, used, first, outcomes)
 
   local held = {}
   for _, index in ipairs(redis.call('SMEMBERS', key(KEY.held, id, n))) do held[index] = true end
-  local refused = apply_outcomes(b, t, held, first, indices, raw)
+  local refused, over = apply_outcomes(b, t, held, first, indices, raw)
   t.used = t.used + used
   local word, jobs = 'jobs', next_jobs(b, t, most, held)
   if #jobs > 0 then
@@ -161,7 +186,7 @@ local function settle(name, token, lease, most, used, first, outcomes)
   end
   conclude(b)
   save(b)
-  return { word, refused, jobs }
+  return { word, refused, jobs, over }
 end
 
 local replies, at = {}, 1
@@ -169,7 +194,7 @@ while at <= #ARGV do
   local lease, most, used = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local outcomes = tonumber(ARGV[at + 5])
   replies[#replies + 1] = settle(ARGV[at], ARGV[at + 1], lease, math.min(most, HELD_MAX), used, at + 6, outcomes)
-  at = at + 6 + 6 * outcomes
+  at = at + 6 + 7 * outcomes
 end
 save_counts()
 return replies

@@ -6,7 +6,7 @@
 --     [9] transient failures a job may have   [10] wall time of a job (ms)   [11] idempotency key or ''
 --     [12] digest of the call   [13…] JobSpec (bytes), one a job
 -- Returns {'ok', batch id} | {'repeated', batch id} | {'conflict'} | {'exists'} | {'full', why}
---     | {'unknown_device'}
+--     | {'quota', project, its name, limit, used, added} | {'unknown_device'}
 -- Events  batch.created; batch.done if it is closed and has no job
 -- Gate    open or shut: the batch is newer than any restart
 
@@ -16,8 +16,9 @@ if before then return before end
 if redis.call('EXISTS', key(KEY.device, device)) == 0 then return { 'unknown_device' } end
 if redis.call('EXISTS', key(KEY.batch, id)) == 1 then return { 'exists' } end
 local jobs = #ARGV - 12
-local why = refusal(device, jobs)
-if why then return { 'full', why } end
+local bytes = jobs_bytes(13)
+local refused = refusal(project, device, jobs, BATCH_BYTES + #ARGV[6] + bytes)
+if refused then return refused end
 
 redis.call('HSET', key(KEY.batch, id), 'v', VERSION, 'doc', ARGV[6],
   'project', project, 'device', device, 'priority', ARGV[4], 'status', 'P', 'created', NOW_US, 'timeout', ARGV[10])
@@ -26,7 +27,8 @@ b.open = tonumber(ARGV[5])
 local about = redis.call('HMGET', key(KEY.device, device), 'exclusive', 'reattaches')
 b.exclusive, b.reattaches = tonumber(about[1] or 0), tonumber(about[2] or 0)
 b.not_before, b.idle, b.retries = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-add_jobs(b, 13)
+b.bytes = BATCH_BYTES + #ARGV[6]
+add_jobs(b, 13, bytes)
 emit(b, 'NP:' .. int(jobs))
 issue_tickets(b)
 finish(b)

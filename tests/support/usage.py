@@ -1,0 +1,55 @@
+"""What the counters of projects should be, found by looking at all that Redis holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+from uuid import UUID
+
+from tweezer.model.messages import RECORD_VERSION, stored_size
+from tweezer.model.quotas import BATCH_BYTES, JOB_BYTES
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+
+Counts = dict[str, dict[str, int]]
+
+
+async def expected_counts(store: Store) -> Counts:
+    """Project → counter → what it should be, of those that are not 0."""
+    redis: Any = store.redis
+    found: dict[str, Counter[str]] = {}
+    async for batch_id in store.snapshots.batch_ids():
+        row = await redis.hgetall(store.keys(Key.BATCH, batch_id))
+        if row.get(b"v") == str(RECORD_VERSION).encode():
+            of_project = found.setdefault(row[b"project"].decode(), Counter())
+            of_project.update(await _of_batch(store, batch_id, row))
+    return _without_zeros(found)
+
+
+async def found_counts(store: Store) -> Counts:
+    """Project → counter → what it is, without what only the ledger knows and the limits."""
+    redis: Any = store.redis
+    prefix = store.keys(Key.PROJECT, "")
+    found = {}
+    for name in await redis.keys(f"{prefix}*"):
+        row = {field.decode(): int(value) for field, value in (await redis.hgetall(name)).items()}
+        counters = {field: value for field, value in row.items() if field != "kept" and not field.startswith("max:")}
+        assert row, f"{name} is empty"
+        assert 0 not in counters.values(), f"{name} keeps a counter that is 0"
+        found[name.decode().removeprefix(prefix)] = counters
+    return _without_zeros(found)
+
+
+async def _of_batch(store: Store, batch_id: UUID, row: dict[bytes, bytes]) -> dict[str, int]:
+    redis: Any = store.redis
+    results = await redis.hvals(store.keys(Key.RESULT, batch_id))
+    counts = {"jobs": int(row.get(b"pending", 0)), "results": sum(map(stored_size, results)), "bytes": 0}
+    if row[b"status"] in (b"P", b"R", b"S"):
+        specs = await redis.hvals(store.keys(Key.SPEC, batch_id))
+        counts["bytes"] = BATCH_BYTES + len(row[b"doc"]) + sum(JOB_BYTES + len(spec) for spec in specs)
+    return counts
+
+
+def _without_zeros(found: Any) -> Counts:
+    kept = {project: {name: n for name, n in counters.items() if n} for project, counters in found.items()}
+    return {project: counters for project, counters in kept.items() if counters}
