@@ -153,8 +153,8 @@ class Settings(BaseSettings):
     """Pending jobs that a project may have; 0: no limit. Of this and the next two ``tweezer projects limit`` gives one
     project another limit."""
     quota_queued_mb: int = Field(256, ge=0)
-    """Memory in Redis, in MiB, for the sequences and jobs of a project's batches that have not ended; 0: no limit. It is
-    never more than a quarter of what Redis may fill with work (``maxmemory`` times ``full_at``)."""
+    """Memory in Redis, in MiB, for the sequences and jobs of a project's batches that have not ended; 0: no limit. At
+    most a quarter of what Redis may fill with work (``maxmemory`` times ``full_at``)."""
     quota_results_mb: int = Field(10_240, ge=0)
     """Size of all results that are kept of a project, in MiB, those in the results folder included; 0: no limit."""
     sessions_max: int = Field(100, ge=1)

@@ -17,27 +17,27 @@ def test_the_error_survives_pickle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "allowed", "problem"),
     [
         (
             QuotaExceeded("lab", "queued_bytes", 40 << 20, 39 << 20, 2 << 20),
-            "queued_bytes: project lab may have 40.0 MiB of sequences and jobs of batches that have not ended; 39.0 MiB "
-            "are in use and this call adds 2.0 MiB; wait until some have ended, or cancel some",
+            "queued_bytes: project lab may have 40.0 MiB of sequences and jobs of batches that have not ended; ",
+            "39.0 MiB are in use and this call adds 2.0 MiB; wait until some have ended, or cancel some",
         ),
         (
             QuotaExceeded("lab", "queued_jobs", 3, 0, 4),
-            "queued_jobs: project lab may have 3 queued jobs; this call alone adds 4; split it, or ask the operator for "
-            "a higher limit",
+            "queued_jobs: project lab may have 3 queued jobs; ",
+            "this call alone adds 4; split it, or ask the operator for a higher limit",
         ),
         (
             QuotaExceeded("lab", "result_bytes", 3 << 20, 3 << 20, 0),
-            "result_bytes: project lab may have 3.0 MiB of results; 3.0 MiB are in use; delete batches whose results are "
-            "no longer needed, or ask the operator for a higher limit",
+            "result_bytes: project lab may have 3.0 MiB of results; 3.0 MiB are in use; ",
+            "delete batches whose results are no longer needed, or ask the operator for a higher limit",
         ),
     ],
 )
-def test_the_error_names_the_quota_its_limit_and_what_is_used(error: QuotaExceeded, message: str) -> None:
-    assert error.message == message
+def test_the_error_names_the_quota_its_limit_and_what_is_used(error: QuotaExceeded, allowed: str, problem: str) -> None:
+    assert error.message == allowed + problem
 
 
 def test_each_quota_has_a_default() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from tweezer.ledger.passwords import check_password, hash_password
 from tweezer.ledger.projects import Project
 from tweezer.ledger.retention import delete_project
 from tweezer.ledger.users import User
+from tweezer.model.errors import InvalidInput, Unavailable
+from tweezer.model.quotas import BY_NAME, Usage
 from tweezer.store.connection import Store
 
 if TYPE_CHECKING:
@@ -96,6 +98,89 @@ def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: 
         click.echo(msgspec.json.encode(_about(changed)))
     else:
         show.echo(f"{changed.id}: finished batches are kept {_kept(changed)}")
+
+
+def _limit(text: str) -> int | None:
+    """A number, ``none`` for no limit (0), or ``default``."""
+    return {"none": 0, "default": None}[text] if text in ("none", "default") else int(text)
+
+
+def _limit_option(quota: str, flag: str, unit: str, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        f"--{flag}",
+        quota,
+        metavar=f"{unit}|none|default",
+        help=f"{what}  [default: TWEEZER_QUOTA_{flag.upper().replace('-', '_')}]",
+    )
+
+
+@projects.command(name="limit")
+@click.argument("project")
+@_limit_option("queued_jobs", "queued-jobs", "N", "Pending jobs that it may have.")
+@_limit_option("queued_bytes", "queued-mb", "MIB", "Memory in Redis for its batches that have not ended.")
+@_limit_option("result_bytes", "results-mb", "MIB", "Size of all its results that are kept.")
+@_json
+@pass_access
+def limit(
+    access: Access,
+    *,
+    project: str,
+    queued_jobs: str | None,
+    queued_bytes: str | None,
+    result_bytes: str | None,
+    as_json: bool,
+) -> None:
+    """Give a project limits of its own: a number, none, or default. They hold at once, for all producers."""
+    given = {"queued_jobs": queued_jobs, "queued_bytes": queued_bytes, "result_bytes": result_bytes}
+    changes = {quota: _read_limit(quota, text) for quota, text in given.items() if text is not None}
+    if not changes:
+        raise click.UsageError("name a limit: --queued-jobs, --queued-mb or --results-mb")
+    with _writing(access, "projects limit") as connection:
+        changed = ledger_projects.set_limits(connection, project, changes)
+
+    async def publish() -> None:
+        async with Store.open(access.settings().connect()) as store:
+            await store.quotas.set_limits({changed.id: changed.limits})
+
+    try:
+        asyncio.run(publish())
+    except Unavailable as error:
+        show.echo(f"{error.message}; the recorder tells Redis of the limits when it is back", err=True)
+    if as_json:
+        click.echo(msgspec.json.encode(_about(changed)))
+    else:
+        own = ", ".join(f"{quota} {_amount(quota, value)}" for quota, value in changed.limits.items())
+        show.echo(f"{changed.id}: {own or 'the default limits'}")
+
+
+@projects.command(name="show")
+@click.argument("project")
+@_json
+@pass_access
+def show_project(access: Access, *, project: str, as_json: bool) -> None:
+    """Show a project: what it uses of its quotas, and their limits."""
+    with access.ledger("projects show") as database, database.read() as connection:
+        found = ledger_projects.find_project(connection, project)
+
+    async def read() -> list[Usage]:
+        async with Store.open(access.settings().connect()) as store:
+            return await store.quotas.usage(found.id)
+
+    usage = asyncio.run(read())
+    if as_json:
+        click.echo(msgspec.json.encode(_about(found) | {"quotas": msgspec.to_builtins(usage)}))
+        return
+    show.echo(f"{found.id} ({found.name}): finished batches are kept {_kept(found)}\n")
+    rows = [
+        (
+            it.quota,
+            BY_NAME[it.quota].amount(it.used),
+            _amount(it.quota, it.limit),
+            "its own" if it.own else "the default",
+        )
+        for it in usage
+    ]
+    show.echo("\n".join(show.table(("quota", "in use", "limit", ""), rows)))
 
 
 @projects.command(name="delete")
@@ -369,6 +454,18 @@ def _choose_password(*, from_stdin: bool, generate: bool) -> str:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     check_password(password)
     return password
+
+
+def _read_limit(quota: str, text: str) -> int | None:
+    try:
+        limit = _limit(text)
+    except ValueError:
+        raise InvalidInput(quota, f"must be a number, none or default (got {text!r})") from None
+    return limit if limit is None or BY_NAME[quota].unit != "bytes" else limit << 20
+
+
+def _amount(quota: str, limit: int) -> str:
+    return BY_NAME[quota].amount(limit) if limit else "none"
 
 
 def _about(project: Project) -> dict[str, Any]:

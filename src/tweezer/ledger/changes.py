@@ -38,6 +38,7 @@ JOB_COLUMNS = (
     *("created_ms", "started_ms", "ended_ms", "updated_ms", "spec", "state"),
 )
 DURATION = "device_ms"  # of a job that has ended, for the sums by hour: stands behind the columns
+SIZE_COLUMNS = ("batch", "project", "bytes")
 RESULT_COLUMNS = ("id", "result", "fault")
 TRANSITION_COLUMNS = ("position", "batch", "project", "sequence_number", "time_us", "words")
 NOTICE_COLUMNS = ("position", "id", "type", "project", "time_us", "data")
@@ -68,6 +69,7 @@ class Changes(msgspec.Struct):
     batches: list[list[Any]] = []
     sequences: list[tuple[DriverId, str]] = []
     tags: list[tuple[str, str, DriverId]] = []
+    result_sizes: list[list[Any]] = []
     retagged: dict[UUID, tuple[str, ...]] = {}
     jobs: list[list[Any]] = []
     results: list[tuple[DriverId, bytes | None, bytes | None]] = []
@@ -181,6 +183,8 @@ def _add_batch(
     row += [_time(fields.get("started")), _time(fields.get("ended")), int(fields["updated"]), parent]
     row += [last, msgspec.msgpack.encode(fields), b"" if about is None else about]
     changes.batches.append(row)
+    if size := int(fields.get("results", b"0")):
+        changes.result_sizes.append([ids.id(snapshot.batch_id), batch.project, size])
     head = [batch.project, batch.device, batch.user, batch.priority, ORIGIN]
     _add_jobs(changes, snapshot, batch, head, looked_at, ids)
     batch.jobs = snapshot.jobs

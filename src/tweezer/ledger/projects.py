@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import Connection, Row, Table, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Table, delete, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import projects
+from tweezer.ledger.schema import limits, projects
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.ids import is_project_id
+from tweezer.model.quotas import BY_NAME, LIMIT_MAX
 
 NAME_MAX = 200
 
 
 class Project(msgspec.Struct, frozen=True):
-    """A project; ``no`` is its short form in other tables. retention_s: None is the settings', 0 is for ever."""
+    """A project; ``no`` is its short form in other tables. retention_s: None is the settings', 0 is for ever.
+    limits: its own, by quota, where they are not the defaults; 0 is none."""
 
     no: int
     id: str
@@ -29,6 +31,7 @@ class Project(msgspec.Struct, frozen=True):
     created: datetime
     retention_s: int | None = None
     last_activity: datetime | None = None
+    limits: dict[str, int] = {}
 
 
 def project_no(connection: Connection, project_id: str) -> int:
@@ -59,12 +62,14 @@ def find_project(connection: Connection, project_id: str) -> Project:
     row = connection.execute(select(projects).where(projects.c.id == project_id)).one_or_none()
     if row is None:
         raise NotFound("project", project_id)
-    return _project(row)
+    return _project(row, _limits(connection, limits.c.project == row.no).get(row.no, {}))
 
 
 def list_projects(connection: Connection) -> list[Project]:
     """All projects, by name."""
-    return [_project(row) for row in connection.execute(select(projects).order_by(projects.c.name, projects.c.id))]
+    own = _limits(connection, true())
+    rows = connection.execute(select(projects).order_by(projects.c.name, projects.c.id))
+    return [_project(row, own.get(row.no, {})) for row in rows]
 
 
 def set_retention(connection: Connection, project_id: str, retention_s: int | None) -> Project:
@@ -75,10 +80,32 @@ def set_retention(connection: Connection, project_id: str, retention_s: int | No
     return find_project(connection, project_id)
 
 
+def set_limits(connection: Connection, project_id: str, changes: Mapping[str, int | None]) -> Project:
+    """Give the project limits of its own, by quota: 0 is none, None the default. Raises InvalidInput, NotFound."""
+    no = find_project(connection, project_id).no
+    for quota, value in changes.items():
+        if quota not in BY_NAME:
+            raise InvalidInput("quota", f"{quota} is not a quota; there are {', '.join(BY_NAME)}")
+        if value is not None and not 0 <= value <= LIMIT_MAX:
+            raise InvalidInput(quota, f"must be between 0 (no limit) and {LIMIT_MAX} (got {value})")
+        connection.execute(delete(limits).where(limits.c.project == no, limits.c.quota == quota))
+        if value is not None:
+            connection.execute(insert(limits).values(project=no, quota=quota, value=value))
+    return find_project(connection, project_id)
+
+
+def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dict[str, int]]:
+    """The limits of projects that have some of their own, by number."""
+    found: dict[int, dict[str, int]] = {}
+    for no, quota, value in connection.execute(select(limits).where(which).order_by(limits.c.quota)):
+        found.setdefault(no, {})[quota] = value
+    return found
+
+
 def insert_unless_there(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
     """Inserts a row unless one with its key is there, or is being inserted by another; whether it did."""
-    insert: Callable[[Table], Any] = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    of_dialect: Callable[[Table], Any] = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = of_dialect(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
     return connection.execute(statement).first() is not None
 
 
@@ -87,7 +114,7 @@ def _insert(connection: Connection, identity: str, name: str) -> bool:
     return insert_unless_there(connection, projects, row)
 
 
-def _project(row: Row[Any]) -> Project:
+def _project(row: Row[Any], own_limits: dict[str, int]) -> Project:
     return Project(
         no=row.no,
         id=row.id,
@@ -95,4 +122,5 @@ def _project(row: Row[Any]) -> Project:
         created=moment_of(row.created_ms),
         retention_s=row.retention_s,
         last_activity=moment_of(row.last_activity_ms),
+        limits=own_limits,
     )

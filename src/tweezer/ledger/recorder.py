@@ -28,6 +28,7 @@ from tweezer.ledger.dead_letters import (
 )
 from tweezer.ledger.forgetting import Forgetter
 from tweezer.ledger.place import DeadLetterBounds
+from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.restore import restore, tell_again
 from tweezer.ledger.schema import batches, projects
 from tweezer.ledger.writing import Writer
@@ -90,6 +91,7 @@ class Recorder:
         self._tended = 0.0
         self._grace_s = grace_s
         self._forgetter = Forgetter(store, database, grace_s=grace_s)
+        self._quotas = QuotaPublisher(store, database)
         self._pace = pace or Pace()
         self._id = new_worker_id()
         self._ids = JobIds(text=not database.is_sqlite)
@@ -242,6 +244,7 @@ class Recorder:
                 return
             if await self._store.restoring.open_gate(gate):
                 log.info("recorder.opened_gate")
+        await self._quotas.look()
         if not await self.tidy():
             self._looked = now
 
@@ -257,6 +260,7 @@ class Recorder:
         restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
         await self._database.run(self._writer.move, self.position, left)
         await self.resume()
+        await self._store.quotas.forget_count()
         await self._store.restoring.open_gate(gate)
         log.warning("recorder.restored", batches=restored, told_again=again)
 

@@ -19,6 +19,7 @@ from tweezer.ledger.schema import (
     hours,
     jobs,
     projects,
+    result_sizes,
     results,
     sequences,
     tags,
@@ -61,7 +62,8 @@ async def delete_batches(store: Store, database: Database, recorded: dict[UUID, 
     for batch_id in gone:
         await store.results.delete_batch(batch_id)
     for first in range(0, len(gone), _PAGE):
-        await database.run(_delete, database, gone[first : first + _PAGE])
+        dropped = await database.run(_delete, database, gone[first : first + _PAGE])
+        await store.quotas.drop_kept(dropped)
     return gone
 
 
@@ -147,18 +149,25 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def _delete(database: Database, batch_ids: Sequence[UUID]) -> None:
+def _delete(database: Database, batch_ids: Sequence[UUID]) -> dict[str, int]:
+    """Deletes rows of batches; returns how many bytes of results that were, by project."""
     with database.write() as connection:
+        query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
+            projects, result_sizes, result_sizes.c.project == projects.c.no
+        )
+        rows = connection.execute(query.where(result_sizes.c.batch.in_(batch_ids)).group_by(projects.c.id))
+        dropped = {project: int(size) for project, size in rows}
         for batch_id in batch_ids:
             of_batch = (batch_id, last_job_id(batch_id))
             _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
             _count_down(connection, batches, "B", batches.c.id == batch_id)
             connection.execute(delete(results).where(results.c.id.between(*of_batch)))
             connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
-            for table in (transitions, deliveries, tags):
+            for table in (transitions, deliveries, tags, result_sizes):
                 connection.execute(delete(table).where(table.c.batch == batch_id))
             connection.execute(delete(sequences).where(sequences.c.id == batch_id))
             connection.execute(delete(batches).where(batches.c.id == batch_id))
+        return dropped
 
 
 def _count_down(connection: Connection, table: Any, kind: str, which: ColumnElement[bool]) -> None:

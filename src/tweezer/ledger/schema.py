@@ -72,6 +72,15 @@ projects = Table(
     Column("last_activity_ms", BigInteger),
 )
 
+limits = Table(
+    "limits",
+    metadata,
+    Column("project", BigInteger, ForeignKey("projects.no", ondelete="CASCADE"), primary_key=True),
+    Column("quota", String(40), primary_key=True),  # name in model.quotas
+    Column("value", BigInteger, nullable=False),  # in place of the default; 0: no limit
+    **_CLUSTERED,
+)
+
 batches = Table(
     "batches",
     metadata,
@@ -142,6 +151,15 @@ jobs = Table(
         *("project", "created_ms", "id", "status", "runs", "failed", "device", "user", "priority", "origin"),
         *("started_ms", "ended_ms", "updated_ms"),
     ),
+    **_CLUSTERED,
+)
+
+result_sizes = Table(
+    "result_sizes",
+    metadata,
+    Column("batch", Id, ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    Column("project", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),  # of all results of the batch, those in the results folder included
     **_CLUSTERED,
 )
 

@@ -13,6 +13,7 @@ from tweezer.ledger.changes import (
     JOB_COLUMNS,
     NOTICE_COLUMNS,
     RESULT_COLUMNS,
+    SIZE_COLUMNS,
     TRANSITION_COLUMNS,
     Changes,
 )
@@ -132,6 +133,8 @@ class Writer:
         if changes.batches:
             self._upsert(connection, "batches", BATCH_COLUMNS, changes.batches)
             connection.exec_driver_sql(_RAISE_SEQUENCE_NUMBERS)
+        sizes = [(batch, self._projects[project], size) for batch, project, size in changes.result_sizes]
+        _insert(connection, "result_sizes", SIZE_COLUMNS, sizes, "(batch) DO UPDATE SET bytes = excluded.bytes")
         _insert(connection, "sequences", ("id", "sequence"), changes.sequences)
         tags = [(self._projects[project], tag, batch) for project, tag, batch in changes.tags]
         _insert(connection, "tags", ("project", "tag", "batch"), tags)
@@ -185,14 +188,20 @@ def _stage(connection: Connection, table: str, columns: Sequence[str], rows: Seq
     load(connection, staged, columns, rows)
 
 
-def _insert(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def _insert(
+    connection: Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    on_conflict: str = "DO NOTHING",
+) -> None:
     """Inserts the rows that are not there yet."""
     if not rows:
         return
     _stage(connection, table, columns, rows)
     names = ", ".join(f'"{column}"' for column in columns)
     connection.exec_driver_sql(
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true ON CONFLICT DO NOTHING"  # noqa: S608
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming_{table} WHERE true ON CONFLICT {on_conflict}"  # noqa: S608
     )
 
 

@@ -51,6 +51,9 @@ QUOTAS = (
 
 BY_NAME = {quota.name: quota for quota in QUOTAS}
 
+LIMIT_MAX = 10**14
+"""The highest limit; Lua's numbers are exact up to a little more."""
+
 BATCH_BYTES = 1024
 """What a batch takes in Redis beside its sequence, about: counted to ``queued_bytes``."""
 

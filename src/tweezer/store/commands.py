@@ -314,12 +314,14 @@ class Commands:
             raise NewerRecord(batch_id, RECORD_VERSION)
 
     async def forget_project(self, project: str) -> None:
-        """Removes what is left of a project without batches: its idempotency keys, and its place in the queues."""
+        """Removes what is left of a project without batches: its counters and limits, its idempotency keys, and its
+        place in the queues."""
         redis, keys = self._scripts.redis, self._scripts.keys
         pattern = keys(Key.IDEMPOTENCY, _GLOB.sub(r"\\\1", project), "*")
         with translating():
             for device in await cast(Awaitable[set[bytes]], redis.smembers(keys(Key.DEVICES))):
                 await cast(Awaitable[int], redis.hdel(keys(Key.FAIR, device.decode()), f"p:{project}"))
+            await redis.delete(keys(Key.PROJECT, project))
             async for name in redis.scan_iter(pattern, count=1000):
                 await redis.unlink(name)
 

@@ -25,6 +25,7 @@ from tweezer.store.commands import Commands
 from tweezer.store.devices import Devices
 from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
+from tweezer.store.quotas import Quotas
 from tweezer.store.reader import Reader
 from tweezer.store.remote import Remote
 from tweezer.store.restoring import Restoring
@@ -196,6 +197,7 @@ class Store:
         self.remote = Remote(scripts)
         self.reader = Reader(scripts, self.results)
         self.devices = Devices(scripts)
+        self.quotas = Quotas(scripts)
         self.attempts = Attempts(scripts)
         self.calls = Calls(scripts)
         self.admission = Admission(self.commands, self.reader)

@@ -1,0 +1,81 @@
+"""Tells Redis what only the ledger knows of quotas: limits of single projects, and results that Redis has forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+import structlog
+from sqlalchemy import func, select
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.projects import Project, list_projects
+from tweezer.ledger.schema import projects, result_sizes
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+PUBLISHED_S = 10.0
+"""How often the limits are written to Redis again: it may have lost the last change."""
+
+COUNTED_S = 86_400
+"""How often the results of which only the ledger knows are counted anew, at least."""
+
+_PAGE = 500
+
+
+class QuotaPublisher:
+    """The recorder's duty towards quotas. It runs where all is recorded, so that ledger and Redis do not move apart."""
+
+    def __init__(self, store: Store, database: Database) -> None:
+        self._store = store
+        self._database = database
+        self._publish_at = 0.0
+
+    async def look(self) -> None:
+        """Publish the limits if it is time, and count the results if Redis has no count. Raises Unavailable."""
+        if not await self._store.quotas.is_counted():
+            await self._count()
+        if time.monotonic() >= self._publish_at:
+            found = await self._database.run(_projects, self._database)
+            await self._store.quotas.set_limits({project.id: project.limits for project in found})
+            self._publish_at = time.monotonic() + PUBLISHED_S
+
+    async def _count(self) -> None:
+        """Count the results of the batches that Redis has forgotten: those of all, less those of the ones it has."""
+        kept: Counter[str] = Counter(await self._database.run(_all_sizes, self._database))
+        page: list[UUID] = []
+        async for batch_id in self._store.snapshots.batch_ids():
+            page.append(batch_id)
+            if len(page) == _PAGE:
+                kept.subtract(await self._database.run(_sizes_of, self._database, page))
+                page = []
+        kept.subtract(await self._database.run(_sizes_of, self._database, page))
+        await self._store.quotas.set_kept(kept, counted_s=COUNTED_S)
+        log.info("quotas.counted", projects=len(kept))
+
+
+def _projects(database: Database) -> list[Project]:
+    with database.read() as connection:
+        return list_projects(connection)
+
+
+def _all_sizes(database: Database) -> dict[str, int]:
+    """Bytes of results of each project, 0 of those without."""
+    sizes = select(result_sizes.c.project, func.sum(result_sizes.c.bytes).label("bytes")).group_by("project").subquery()
+    query = select(projects.c.id, sizes.c.bytes).join(sizes, sizes.c.project == projects.c.no, isouter=True)
+    with database.read() as connection:
+        return {project: int(size or 0) for project, size in connection.execute(query)}
+
+
+def _sizes_of(database: Database, batch_ids: Sequence[UUID]) -> dict[str, int]:
+    query = (
+        select(projects.c.id, func.sum(result_sizes.c.bytes))
+        .join(result_sizes, result_sizes.c.project == projects.c.no)
+        .where(result_sizes.c.batch.in_(set(batch_ids)))
+        .group_by(projects.c.id)
+    )
+    with database.read() as connection:
+        return {project: int(size) for project, size in connection.execute(query)}

@@ -1,0 +1,20 @@
+-- set_limits: gives projects limits of their own, as the ledger has them.
+--
+-- KEYS[1] namespace
+-- ARGV     a group a project: its id, its limit of each quota in the order of QUOTAS; '' is the default
+-- Returns {'ok'}
+-- Events  none
+
+exempt_from_maxmemory()
+for first = 1, #ARGV, 1 + #QUOTAS do
+  local record = key(KEY.project, ARGV[first])
+  for at, quota in ipairs(QUOTAS) do
+    local field, limit = 'max:' .. quota.name, ARGV[first + at]
+    if limit == '' then
+      redis.call('HDEL', record, field)
+    elseif redis.call('HGET', record, field) ~= limit then
+      redis.call('HSET', record, field, limit)
+    end
+  end
+end
+return { 'ok' }
