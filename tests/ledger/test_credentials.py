@@ -384,6 +384,20 @@ def test_sessions_that_are_long_over_are_removed_with_the_next(database: Databas
         assert {it.id for it in list_keys(connection, sessions=True)} == {recent, new, key}
 
 
+def test_a_log_in_beyond_the_most_sessions_of_a_user_ends_the_oldest(database: Database) -> None:
+    with database.write() as connection:
+        user, other = (create_user(connection, name, SOME_HASH).id for name in ("ada", "bob"))
+    sessions = []
+    for back_ms in (3000, 2000, 1000, 0):
+        with database.write() as connection:
+            sessions.append(create_session(connection, user, session_s=60, sessions_max=3).about.id)
+        shift(database, sessions[-1], "created_ms", -back_ms)
+    with database.write() as connection:
+        create_session(connection, other, session_s=60, sessions_max=3)
+        revoked = {it.id for it in list_keys(connection, sessions=True) if it.revoked is not None}
+    assert revoked == {sessions[0]}
+
+
 def test_what_ends_the_rights_of_a_user_ends_its_sessions_and_keys(database: Database) -> None:
     with database.write() as connection:
         user = create_user(connection, "ada", SOME_HASH)

@@ -447,17 +447,20 @@ async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, mon
     assert reads > 10
 
 
-async def test_a_key_has_so_many_streams_and_no_more(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_keys_of_a_project_have_so_many_streams_and_no_more(
+    rig: ApiRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(following, "STREAMS_MAX", 2)
     key, path = rig.key(), "/api/v2/events/stream?after=now"
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
             await stack.enter_async_context(Stream(rig, path, key))
         await until(lambda: rig.holding() == 2)
-        refused = await rig.get(path, key=key)
-        assert (refused.status_code, refused.json()["data"]["reason"]) == (429, "too_many_streams")
-        assert refused.headers["retry-after"] == "2"
-        async with Stream(rig, path, rig.key()):
+        for another in (key, rig.key()):
+            refused = await rig.get(path, key=another)
+            assert (refused.status_code, refused.json()["data"]["reason"]) == (429, "too_many_streams")
+            assert refused.headers["retry-after"] == "2"
+        async with Stream(rig, path, rig.key(project="other")):
             await until(lambda: rig.holding() == 3)
     async with Stream(rig, path, key):
         await until(lambda: rig.holding() == 1)

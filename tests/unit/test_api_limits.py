@@ -56,7 +56,7 @@ def create(limits: RequestLimits, unpacked_max: int = UNPACKED_MAX) -> FastAPI:
 
     @app.post("/read/{key}")
     async def read(request: Request, key: str) -> Any:
-        return msgspec.to_builtins(await app.state.bodies.read(request, Outer, key=key))
+        return msgspec.to_builtins(await app.state.bodies.read(request, Outer, account=key))
 
     @app.get("/deaf")
     @app.post("/deaf")

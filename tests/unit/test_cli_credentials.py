@@ -69,6 +69,26 @@ def line(ledger: Database) -> Line:
 # -- projects -------------------------------------------------------------------------------------------
 
 
+def test_limits_of_a_project_are_kept_also_while_redis_is_away(line: Line) -> None:
+    line.says("projects", "create", "Lab", "--id", "lab")
+    arguments = ("projects", "limit", "lab", "--queued-jobs", "5", "--queued-mb", "2", "--results-mb", "none")
+    result = line.call(*arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == "lab: queued_bytes 2.0 MiB, queued_jobs 5, result_bytes none"
+    assert "the recorder tells Redis of the limits when it is back" in result.stderr
+    about = line.json("projects", "limit", "lab", "--queued-jobs", "default")
+    assert about["limits"] == {"queued_bytes": 2 << 20, "result_bytes": 0}
+
+
+def test_a_limit_that_is_none_is_refused(line: Line) -> None:
+    line.says("projects", "create", "Lab", "--id", "lab")
+    for text in ("many", "-1", "1e3", ""):
+        assert "queued_jobs: must be" in line.refused("projects", "limit", "lab", f"--queued-jobs={text}")
+    assert "name a limit" in line.refused("projects", "limit", "lab", code=2)
+    assert "there is no project other" in line.refused("projects", "limit", "other", "--queued-jobs", "5")
+    assert line.json("projects", "list")[0]["limits"] == {}
+
+
 def test_a_project_is_made_and_listed(line: Line) -> None:
     identity = line.says("projects", "create", "Spin models")
     made = line.json("projects", "create", "Third")

@@ -107,7 +107,7 @@ def create_app(
     app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
     app.state.links = Links(doorway, public_url=settings.public_url, link_s=settings.link_s)
-    app.state.logins = Logins(store, database, session_s=settings.session_s)
+    app.state.logins = Logins(store, database, session_s=settings.session_s, sessions_max=settings.sessions_max)
     app.state.longpoll_s = settings.longpoll_s
     app.state.webhooks = Webhooks(settings, store, database)
     times = AnswerTimes()

@@ -161,7 +161,7 @@ class Authentication:
             caller = None if key is None else await self._authenticator.principal(key)
             if caller is None:
                 raise unauthorized()
-            self._rates.spend(caller.key)
+            self._rates.spend(caller.account)
         except TweezerError as error:
             await failure_of(error)(scope, receive, send)
             return

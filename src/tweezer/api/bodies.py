@@ -33,7 +33,7 @@ MAX_NUMBER_LENGTH = 100
 
 _STEP = 1 << 18  # unpacked or decoded at once, while all others wait
 _SHOWN_LENGTH = 100
-_PER_KEY, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
+_PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
 
@@ -51,7 +51,7 @@ class Bodies:
         self._held: Counter[str] = Counter()
         self._large = asyncio.Lock()
 
-    async def read(self, request: Request, kind: type[T], *, key: str, root: str = "body") -> T:
+    async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
         """The body as a value of this type. ``root`` is what errors call it where it has no field to name.
 
         Raises Refused and InvalidInput.
@@ -64,7 +64,7 @@ class Bodies:
                 for piece in unpack.pieces(chunk):
                     data += piece
                     digest.update(piece)
-                    self._hold(key, len(piece), len(data))
+                    self._hold(account, len(piece), len(data))
                     if len(piece) == _STEP:
                         await asyncio.sleep(0)
             unpack.finish()
@@ -74,24 +74,24 @@ class Bodies:
             async with self._large:  # one at a time: what becomes of it is several times as large
                 return await asyncio.to_thread(read_json, data, kind, root=root)
         finally:
-            self._let_go(key, len(data))
+            self._let_go(account, len(data))
 
-    def _hold(self, key: str, more: int, size: int) -> None:
-        self._held[key] += more
+    def _hold(self, account: str, more: int, size: int) -> None:
+        self._held[account] += more
         if size > self._max:
             problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
             raise Refused(413, "unpacked_too_large", problem, field="body")
-        if self._held[key] > _PER_KEY * self._max:
-            problem = "this key sends too many large bodies at once; send them one after the other"
+        if self._held[account] > _PER_ACCOUNT * self._max:
+            problem = f"{account} sends too many large bodies at once; send them one after the other"
             raise Refused(429, "too_many_bodies", problem, headers=_RETRY_AFTER)
         if self._held.total() > _IN_ALL * self._max:
             problem = "too many large bodies are being sent at once; try again"
             raise Refused(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
 
-    def _let_go(self, key: str, size: int) -> None:
-        self._held[key] -= size
-        if not self._held[key]:
-            del self._held[key]
+    def _let_go(self, account: str, size: int) -> None:
+        self._held[account] -= size
+        if not self._held[account]:
+            del self._held[account]
 
 
 # --- packing

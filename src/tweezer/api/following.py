@@ -24,7 +24,7 @@ from tweezer.model.webhooks import Told
 from tweezer.store.tail import Listener, Tail
 
 STREAMS_MAX = 100
-"""Streams of one key, in one process of the API."""
+"""Streams of one user, or of one project without users, in one process of the API."""
 
 BEAT_S = 15.0
 """How often a stream says that it is still there; proxies close what is silent for a minute."""
@@ -68,23 +68,25 @@ class Following:
         *,
         limit: int,
         wait_s: float,
+        account: str,
         receive: Receive,
     ) -> Page:
         """A page, at once if there is something to tell, or nothing can come; else when there is, or after ``wait_s``.
 
+        account: whose request it is; with too many held it is answered at once.
         receive: of the request, which tells when the client has gone; what is returned then is of no use.
         Raises Unavailable.
         """
         deadline = time.monotonic() + wait_s
         page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
         cursor = page.next
-        if wait_s <= 0 or watched.over or _has_news(page) or self._holds.is_ending():
+        if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
             return page
         async with self._tail.listen(batch_id=watched.selection.batch_id, projects=watched.selection.projects) as heard:
             gone = asyncio.create_task(disconnect(receive))
             gone.add_done_callback(lambda _: heard.put(None))
             try:
-                with self._holds.holding(heard):
+                with self._holds.holding(heard, account):
                     while True:
                         began = time.monotonic()
                         page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
@@ -106,21 +108,21 @@ class Following:
         page = await self._feed.read(watched.selection, cursor, types=types, limit=1)
         return not page.events and not page.more
 
-    def enter(self, key: str) -> Callable[[], None]:
-        """Counts a stream of the key; what it returns ends that. Raises Refused, a 429."""
-        if self._streams[key] >= STREAMS_MAX:
+    def enter(self, account: str) -> Callable[[], None]:
+        """Count a stream of the account; what it returns ends that. Raises Refused, a 429."""
+        if self._streams[account] >= STREAMS_MAX:
             raise Refused(
                 429,
                 "too_many_streams",
-                f"this key has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",
+                f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",
                 headers={"Retry-After": str(RETRY_MS // 1000)},
             )
-        self._streams[key] += 1
+        self._streams[account] += 1
 
         def leave() -> None:
-            self._streams[key] -= 1
-            if not self._streams[key]:
-                del self._streams[key]
+            self._streams[account] -= 1
+            if not self._streams[account]:
+                del self._streams[account]
 
         return leave
 
@@ -134,7 +136,7 @@ class Following:
             try:
                 place = (await watch()).selection
                 async with self._tail.listen(batch_id=place.batch_id, projects=place.projects) as heard:
-                    with self._holds.holding(heard):
+                    with self._holds.holding(heard, None):
                         stream.has_read_all = False  # who begins to listen reads what there is, and then waits
                         while not (self._holds.is_ending() or stream.is_over):
                             if stream.has_read_all:

@@ -40,10 +40,11 @@ class TooManyAttempts(TweezerError):
 
 
 class Logins:
-    """Opens sessions. session_s: how long they last."""
+    """Opens sessions. session_s: how long they last. sessions_max: of a user at once; one more ends the oldest."""
 
-    def __init__(self, store: Store, database: Database, *, session_s: int) -> None:
+    def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int) -> None:
         self.session_s = session_s
+        self._sessions_max = sessions_max
         self._attempts: Attempts = store.attempts
         self._database = database
         self._turns = asyncio.Semaphore(AT_ONCE)
@@ -72,10 +73,16 @@ class Logins:
             if not await asyncio.to_thread(is_password, password, login.password):
                 break
             kept = await asyncio.to_thread(_hash_to_keep, password, login)
-            session = await self._database.run(_open_session, self._database, login, kept, self.session_s)
+            session = await self._database.run(self._open_session, login, kept)
             if session is not None:
                 return session
         return None
+
+    def _open_session(self, login: Login, password: str) -> NewKey | None:
+        with self._database.write() as connection:
+            return open_session(
+                connection, login, password=password, session_s=self.session_s, sessions_max=self._sessions_max
+            )
 
     async def _refuse(self, *suspects: Suspect) -> None:
         wait_s = await self._attempts.wait_s(*suspects)
@@ -115,8 +122,3 @@ def _hash_to_keep(password: str, login: Login) -> str:
 def _find_login(database: Database, name: str) -> Login:
     with database.read() as connection:
         return find_login(connection, name)
-
-
-def _open_session(database: Database, login: Login, password: str, session_s: int) -> NewKey | None:
-    with database.write() as connection:
-        return open_session(connection, login, password=password, session_s=session_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -26,6 +27,10 @@ _LOOK_AGAIN_S = 5.0
 """It reads again after this time, whatever it heard: what came while Redis was away is not told later."""
 
 
+HOLDS_MAX = 1000
+"""Requests of one user, or of one project without users, that a process holds; more are answered at once."""
+
+
 class Held(Protocol):
     """What a held request waits for; None wakes it without news."""
 
@@ -38,6 +43,7 @@ class Holds:
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
         self._held: set[Held] = set()
+        self._by_account: Counter[str] = Counter()
         self._ending = False
 
     def is_ending(self) -> bool:
@@ -50,14 +56,24 @@ class Holds:
         for heard in self._held:
             heard.put(None)
 
+    def may_hold(self, account: str) -> bool:
+        """Whether one more request of the account may be held: not too many are, and the server goes on."""
+        return not self._ending and self._by_account[account] < HOLDS_MAX
+
     @contextmanager
-    def holding(self, heard: Held) -> Iterator[None]:
-        """Wakes it when the server stops."""
+    def holding(self, heard: Held, account: str | None) -> Iterator[None]:
+        """Wakes it when the server stops. It counts among those of the account, if one is given."""
         self._held.add(heard)
+        if account is not None:
+            self._by_account[account] += 1
         try:
             yield
         finally:
             self._held.discard(heard)
+            if account is not None:
+                self._by_account[account] -= 1
+                if not self._by_account[account]:
+                    del self._by_account[account]
 
     async def until(
         self,
@@ -67,22 +83,25 @@ class Holds:
         batch_id: UUID,
         matters: Callable[[list[bytes], T], bool],
         wait_s: float,
+        account: str,
         receive: Receive,
     ) -> T:
         """What ``read`` gives once it is ``over``; or what it gives after ``wait_s``, or when the server stops.
 
         matters: whether what was heard of the batch may have brought its end; else it is not read again.
+        account: whose request it is; with too many held it is answered at once.
         receive: of the request, which tells when the client has gone; what is returned then is of no use.
         Raises what ``read`` raises, and Unavailable when Redis cannot be listened to.
         """
         state = await read()
-        if wait_s <= 0 or self._ending or over(state):
+        if wait_s <= 0 or over(state) or not self.may_hold(account):
             return state
         deadline = time.monotonic() + wait_s
         try:
             async with asyncio.timeout(wait_s) as entering, self._news.batch(batch_id) as heard:
                 entering.reschedule(None)
-                return await self._follow(state, over, read, heard, matters, deadline, receive)
+                with self.holding(heard, account):
+                    return await self._follow(state, over, read, heard, matters, deadline, receive)
         except TimeoutError:  # Redis went away before it confirmed the subscription
             return await read()
 
@@ -96,7 +115,6 @@ class Holds:
         deadline: float,
         receive: Receive,
     ) -> T:
-        self._held.add(heard)
         gone = asyncio.create_task(disconnect(receive))
         gone.add_done_callback(lambda _: heard.put(None))
         looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
@@ -115,7 +133,6 @@ class Holds:
                     break
             return state
         finally:
-            self._held.discard(heard)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
 

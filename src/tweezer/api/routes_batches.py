@@ -39,6 +39,7 @@ async def get_batch_status(
         batch_id=batch_id,
         matters=may_end_batch,
         wait_s=wait_s,
+        account=caller.account,
         receive=request.receive,
     )
     return Envelope(data=BatchState.of(record))

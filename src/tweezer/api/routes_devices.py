@@ -85,7 +85,7 @@ async def create_device(
 ) -> Envelope[Device]:
     """Clients are told of it, and batches for it are taken and wait, until a worker serves a device of this name. What
     serves it is the worker's configuration; a device that workers have announced needs no creating."""
-    body = await bodies.read(request, NewDevice, key=caller.key)
+    body = await bodies.read(request, NewDevice, account=caller.account)
     specs = await _checked(body.specs)
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
     await queue.devices.create(body.device_type, body.about() | held, specs)
@@ -108,7 +108,7 @@ async def set_statuses(
     """`DOWN` holds them: running jobs finish, and no more begin, until somebody sets them `UP`, or until the time that
     is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
     changes."""
-    body = await bodies.read(request, StatusesBody, key=caller.key)
+    body = await bodies.read(request, StatusesBody, account=caller.account)
     names = [(await live.device(name)).name for name in body.device_type_names]
     for name in names:
         await _set_status(queue, name, body)
@@ -130,7 +130,7 @@ async def set_status(
     given; doing it again changes reason and time. `UP` lets it go on; if no worker serves it, or it is under
     maintenance, it stays `DOWN`."""
     name = (await live.device(device)).name
-    body = await bodies.read(request, StatusBody, key=caller.key)
+    body = await bodies.read(request, StatusBody, account=caller.account)
     await _set_status(queue, name, body)
     return Envelope(data=await _device(live, ledger, name))
 
@@ -156,7 +156,7 @@ async def plan_maintenance(
     """From its begin to its end the device begins nothing, and before it no batch that would not end in time. Running
     jobs finish. It must not overlap with other maintenance of the device."""
     name = (await live.device(device)).name
-    body = await bodies.read(request, MaintenanceBody, key=caller.key)
+    body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = planned(body.begins_at, body.ends_at, body.reason)
     await queue.devices.plan(name, window)
     return Envelope(data=Maintenance.of(window))
@@ -207,7 +207,7 @@ async def set_specs(
     """Clients are told these instead of what workers announce, and submits are checked against them. Pulser must be
     able to read them, and their name must be no other device's."""
     name = (await live.device(device)).name
-    body = await bodies.read(request, SpecsBody, key=caller.key)
+    body = await bodies.read(request, SpecsBody, account=caller.account)
     specs = await _checked(body.specs)
     await queue.devices.give_specs(name, specs)
     return Envelope(data=DeviceSpecs(device_type=name, specs=specs.text))

@@ -108,8 +108,15 @@ async def list_events(
     20 s at most; `next` goes on from there even if nothing is told."""
     watched = _of_projects(caller, asked.project_id)
     cursor = await _cursor(feed, watched, asked.after)
-    receive = request.receive
-    page = await following.page(watched, cursor, asked.types, limit=asked.limit, wait_s=wait_s, receive=receive)
+    page = await following.page(
+        watched,
+        cursor,
+        asked.types,
+        limit=asked.limit,
+        wait_s=wait_s,
+        account=caller.account,
+        receive=request.receive,
+    )
     return success(page.events, next=str(page.next))
 
 
@@ -132,8 +139,15 @@ async def list_batch_events(
     """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
     watched = await _of_batch(live, caller, batch_id)
     cursor = await _cursor(feed, watched, asked.after)
-    receive = request.receive
-    page = await following.page(watched, cursor, asked.types, limit=asked.limit, wait_s=wait_s, receive=receive)
+    page = await following.page(
+        watched,
+        cursor,
+        asked.types,
+        limit=asked.limit,
+        wait_s=wait_s,
+        account=caller.account,
+        receive=request.receive,
+    )
     return success(page.events, next=str(page.next))
 
 
@@ -152,7 +166,7 @@ async def stream_events(
         return _of_projects(caller, asked.project_id)
 
     cursor = await _cursor(feed, await watch(), asked.after, last_event_id)
-    return _EventStream(following, caller.key, following.stream(watch, cursor, asked.types, request.scope))
+    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
 
 
 @router.get(
@@ -181,16 +195,16 @@ async def stream_batch_events(
     cursor = await _cursor(feed, watched, asked.after, last_event_id)
     if await following.is_over(watched, cursor, asked.types):
         return Response(status_code=204)
-    return _EventStream(following, caller.key, following.stream(watch, cursor, asked.types, request.scope))
+    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
 
 
 class _EventStream(StreamingResponse):
-    """A stream, which counts among those of its key until it ends. Raises Refused, a 429."""
+    """A stream, which counts among those of its account until it ends. Raises Refused, a 429."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, following: Following, key: str, frames: AsyncIterator[bytes]) -> None:
-        self._leave: Callable[[], None] = following.enter(key)
+    def __init__(self, following: Following, account: str, frames: AsyncIterator[bytes]) -> None:
+        self._leave: Callable[[], None] = following.enter(account)
         self._frames = frames
         super().__init__(frames, headers={"X-Accel-Buffering": "no"})
 

@@ -43,6 +43,7 @@ async def get_job_status(
         batch_id=batch_id,
         matters=lambda messages, _: may_change_job(messages, batch_id, index),
         wait_s=wait_s,
+        account=caller.account,
         receive=request.receive,
     )
     return Envelope(data=JobState.of(record))

@@ -73,7 +73,7 @@ async def set_batch_status(
     """`PAUSED` pauses, `PENDING` and `RUNNING` resume, `CANCELED` cancels, `DONE` closes, `ERROR` ends what is pending
     and the batch when nothing of it runs any more, `TIMED_OUT` ends one that is open without work."""
     batch = await live.batch(caller, batch_id)
-    body = await bodies.read(request, BatchStatusBody, key=caller.key)
+    body = await bodies.read(request, BatchStatusBody, account=caller.account)
     if body.status is not batch.status:
         if batch.status.terminal:
             raise ended("batch", batch_id)
@@ -103,7 +103,7 @@ async def set_job_status(
     """`ERROR` and `CANCELED` end a live job, `PENDING` lets one that runs wait for another attempt: who held it has
     lost it. `RUNNING` and `DONE` are its holder's to say."""
     job = await live.job(caller, job_id)
-    await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, key=caller.key))
+    await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
     return success(Job.fields_of(await live.job(caller, job_id)))
 
 
@@ -120,7 +120,7 @@ async def post_job_errors(
     """Shown with the job while it is live, and after it if it does not end in `DONE`. Say it before the status, or
     with it."""
     job = await live.job(caller, job_id)
-    body = await bodies.read(request, JobErrorsBody, key=caller.key)
+    body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
     return success(Job.fields_of(await live.job(caller, job_id)))
 

@@ -55,7 +55,7 @@ async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
     """Each as by itself: one that cannot be cancelled is among the errors, and the others are."""
-    body = await bodies.read(request, BatchesBody, key=caller.key)
+    body = await bodies.read(request, BatchesBody, account=caller.account)
     canceled: list[BatchRecord] = []
     errors: dict[UUID, str] = {}
     for batch_id in dict.fromkeys(body.batch_ids):

@@ -100,7 +100,7 @@ async def create_webhook(
 ) -> Envelope[MadeWebhook]:
     """It is sent what happens in its project from now on, and the answer has the secret that its receiver verifies
     with."""
-    body = await bodies.read(request, NewWebhook, key=caller.key)
+    body = await bodies.read(request, NewWebhook, account=caller.account)
     project = project_of(caller, body.project_id)
     with malformed():
         made = await webhooks.change(
@@ -154,7 +154,7 @@ async def change_webhook(
     request: Request, endpoint: Found, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Envelope[Webhook]:
     """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
-    body = await bodies.read(request, WebhookChange, key=caller.key)
+    body = await bodies.read(request, WebhookChange, account=caller.account)
     with malformed():
         changed = await webhooks.change(
             change_endpoint,
@@ -231,7 +231,7 @@ async def resend_all(
     request: Request, endpoint: Found, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Envelope[Resent]:
     """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
-    body = await bodies.read(request, ResendBody, key=caller.key)
+    body = await bodies.read(request, ResendBody, account=caller.account)
     count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
     if count:
         await webhooks.arm(endpoint.id)

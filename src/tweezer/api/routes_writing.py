@@ -67,7 +67,7 @@ async def create_batch(
 
     The batch belongs to the project of the credentials. Fields that are not listed here are passed over.
     """
-    body = await bodies.read(request, BatchBody, key=caller.key)
+    body = await bodies.read(request, BatchBody, account=caller.account)
     project = project_of(caller, body.project_id)
     check_webhook(body.webhook, webhooks.policy)
     idempotency_key = idempotency_key or await key_of(request, caller, project)
@@ -99,7 +99,7 @@ async def add_jobs(
 ) -> Response:
     """Appends all of them or none. The body is the list itself; errors call its entries `jobs[0]`, `jobs[1]`, …"""
     batch = await live.batch(caller, batch_id)
-    jobs = await bodies.read(request, Jobs, key=caller.key, root="jobs")
+    jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
     idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
     agent = request.headers.get("User-Agent", "")
@@ -159,7 +159,7 @@ async def set_tags(
 ) -> Response:
     """The body is the list of all that it is to have, live or ended. Lists find it by them once they are recorded."""
     batch = await live.batch(caller, batch_id)
-    tags = await bodies.read(request, list[str], key=caller.key, root="tags")
+    tags = await bodies.read(request, list[str], account=caller.account, root="tags")
     check_tags(tags)
     in_ledger = batch.status.terminal and await ledger.run(record_tags, ledger, batch_id, tags)
     try:

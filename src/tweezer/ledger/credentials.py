@@ -49,6 +49,15 @@ class Principal(msgspec.Struct, frozen=True):
     user: str | None = None
 
     @property
+    def account(self) -> str:
+        """What limits of the API count by, so that more keys or log-ins give no more: the user, else the project."""
+        if self.user is not None:
+            return f"user {self.user}"
+        if self.role is Role.USER and len(self.projects) == 1:
+            return f"project {next(iter(self.projects))}"
+        return f"key {self.key}"
+
+    @property
     def sees_all(self) -> bool:
         return self.role is not Role.USER
 

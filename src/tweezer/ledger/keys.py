@@ -25,6 +25,9 @@ OVERLAP_S = 86_400
 USED_S = 60
 """How often it is written that a key was used."""
 
+SESSIONS_MAX = 100
+"""How many sessions a user has at once, where the settings say nothing else."""
+
 _NAME_MAX = 200
 _SESSIONS_KEPT_MS = 86_400_000  # after their end, for who asks what happened
 
@@ -126,11 +129,20 @@ def adopt_key(connection: Connection, text: str, *, name: str, project_id: str) 
     return _key(row)
 
 
-def create_session(connection: Connection, user_id: str, *, session_s: float) -> NewKey:
-    """The key of a user who has logged in; sessions that are long over are removed."""
+def create_session(
+    connection: Connection, user_id: str, *, session_s: float, sessions_max: int = SESSIONS_MAX
+) -> NewKey:
+    """The key of a user who has logged in; sessions that are long over are removed.
+
+    Of more than ``sessions_max`` at once the oldest end: refusing a log-in would lock out who lost the others.
+    """
     now = now_ms()
     over = (keys.c.kind == KeyKind.SESSION.letter) & (keys.c.expires_ms < now - _SESSIONS_KEPT_MS)
     connection.execute(delete(keys).where(over))
+    own = (keys.c.kind == KeyKind.SESSION.letter, keys.c.user == user_id)
+    live = (keys.c.revoked_ms.is_(None), keys.c.expires_ms > now)
+    newest_first = select(keys.c.id).where(*own, *live).order_by(keys.c.created_ms.desc(), keys.c.id)
+    revoke_keys(connection, keys.c.id.in_(connection.execute(newest_first.offset(sessions_max - 1)).scalars().all()))
     return _insert(
         connection,
         new_key(),

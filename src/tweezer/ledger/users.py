@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, or_, select, update
 
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.keys import KeyKind, NewKey, create_session, revoke_keys
+from tweezer.ledger.keys import SESSIONS_MAX, KeyKind, NewKey, create_session, revoke_keys
 from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import keys, members, projects, users
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
@@ -110,7 +110,9 @@ def find_login(connection: Connection, name: str) -> Login:
     return Login() if row is None else Login(row.id, row.password)
 
 
-def open_session(connection: Connection, login: Login, *, password: str, session_s: float) -> NewKey | None:
+def open_session(
+    connection: Connection, login: Login, *, password: str, session_s: float, sessions_max: int = SESSIONS_MAX
+) -> NewKey | None:
     """A session for who has shown the password; None when the user was changed meanwhile.
 
     password: the hash to keep from now on.
@@ -119,7 +121,9 @@ def open_session(connection: Connection, login: Login, *, password: str, session
         return None
     unchanged = (users.c.id == login.user, users.c.password == login.password, users.c.disabled_ms.is_(None))
     changed = connection.execute(update(users).where(*unchanged).values(password=password))
-    return create_session(connection, login.user, session_s=session_s) if changed.rowcount else None
+    if not changed.rowcount:
+        return None
+    return create_session(connection, login.user, session_s=session_s, sessions_max=sessions_max)
 
 
 def _user(row: Row[Any], belongs: Any) -> User:
