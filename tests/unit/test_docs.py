@@ -271,7 +271,7 @@ def test_every_error_is_in_the_table_with_its_code() -> None:
 def test_every_code_of_a_fault_is_explained() -> None:
     rows = table_rows((DOCS / "producers.md").read_text(), "code", "means")
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
-    assert explained == {*FaultKind, "invalid", "lost", "reported", "result_unavailable"}
+    assert explained == {*FaultKind, "invalid", "lost", "quota", "reported", "result_unavailable"}
 
 
 # --- protocol and adapters

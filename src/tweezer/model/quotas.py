@@ -80,6 +80,7 @@ class QuotaExceeded(TweezerError):
     """
 
     code = "quota"
+    retryable = True
 
     def __init__(self, project: str, quota: str, limit: int, used: int, asked: int) -> None:
         self.project, self.quota = project, quota

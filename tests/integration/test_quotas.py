@@ -1,0 +1,90 @@
+"""Quotas between real processes' parts: what jobs measure does not fill the disk, however many were let in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.support.waiting import PATIENCE_S, until
+
+from tweezer import AsyncQueue, JobStatus, QuotaExceeded, connect_async
+from tweezer.adapters.null import NullAdapter, NullLane
+from tweezer.adapters.protocol import Report
+from tweezer.model.messages import JobWork, Outcome, Result
+from tweezer.queue.run import policy_of
+from tweezer.queue.worker import TicketWorker
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+
+DEVICE = "NULL"
+RESULT_KB = 256
+QUOTA_MB = 1
+
+
+class BulkyLane(NullLane):
+    """Gives results that hardly compress."""
+
+    async def run(self, job: JobWork, report: Report) -> Outcome:
+        outcome = await super().run(job, report)
+        noise = random.Random(job.index).randbytes(RESULT_KB << 10).hex()
+        return msgspec.structs.replace(outcome, result=Result(counter={"0": 1}, serialised_results=noise))
+
+
+class BulkyAdapter(NullAdapter):
+    async def open_lane(self) -> BulkyLane:
+        return BulkyLane()
+
+
+@contextlib.asynccontextmanager
+async def working(settings: Settings) -> AsyncIterator[None]:
+    worker = TicketWorker(
+        Store.open(settings.connect()),
+        DEVICE,
+        BulkyAdapter(),
+        adapter_name="null",
+        lanes=2,
+        policy=policy_of(settings),
+        version="0",
+        handle_signals=False,
+    )
+    task = asyncio.create_task(worker.async_run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await worker.close()
+
+
+async def has_device(queue: AsyncQueue) -> bool:
+    return await queue.store.reader.device(DEVICE) is not None
+
+
+async def test_results_fill_the_results_folder_up_to_the_quota_and_no_further(
+    real_redis_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    settings = Settings(redis_url=real_redis_url, results_dir=folder, quota_results_mb=QUOTA_MB)
+    async with working(settings), connect_async(real_redis_url, project="lab") as queue:
+        await until(lambda: has_device(queue))
+        batch = await queue.submit(None, [{"runs": 1}] * 12, device=DEVICE)
+        await batch.wait(timeout_s=PATIENCE_S)
+        jobs = await batch.jobs()
+        done = [job for job in jobs if job.status is JobStatus.DONE]
+        refused = [job for job in jobs if job.status is JobStatus.ERROR]
+        assert done
+        assert len(done) + len(refused) == 12
+        assert {fault.code for job in refused for fault in job.faults} == {"quota"}
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        assert len(sizes) == len(done)
+        assert sum(sizes) <= QUOTA_MB << 20
+
+        await queue.store.quotas.set_limits({"lab": {"result_bytes": 1}})
+        with pytest.raises(QuotaExceeded, match="result_bytes"):
+            await queue.submit(None, [{"runs": 1}], device=DEVICE)
