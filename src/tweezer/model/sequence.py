@@ -14,6 +14,7 @@ from enum import StrEnum
 import msgspec
 
 from tweezer.model.errors import InvalidInput
+from tweezer.model.expressions import check_expressions
 
 MAX_SEQUENCE_BYTES = 8 << 20
 """How long a serialised sequence may be, in bytes of UTF-8."""
@@ -149,6 +150,10 @@ def read_sequence(text: str) -> SequenceHeader:
     operations = bytes(document.operations)
     if not operations.startswith(b"["):
         raise _not_a_sequence("its operations are not a list")
+    try:
+        check_expressions(operations)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _not_a_sequence(f"its operations cannot be read ({error})") from error
     qubit_ids, mappable = _read_register(document.register)
     traps = None if document.layout is msgspec.UNSET else len(document.layout.coordinates)
     _check_traps(len(qubit_ids), mappable, traps)
