@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     """Failures in a row to prepare or run a batch after which it ends in ERROR."""
     soft_cancel_s: float = Field(1.0, ge=0, le=60)
     """How long a cancelled job may take to stop by itself before its lane is killed."""
+    prepare_timeout_s: float = Field(20.0, gt=0, le=3600)
+    """How long preparing a batch on a lane may take (reading, checking and building its sequence); then the batch ends
+    in ERROR."""
     lanes: int = Field(2, ge=1, le=256)
     """Execution slots of a worker: emulator processes side by side, each on one core."""
     device: str = Field("EMU_FREE", pattern=_DEVICE_NAME)

@@ -17,6 +17,7 @@ from tweezer import AsyncBatch, BatchStatus, JobStatus, Limits
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.lifecycle import Stage
 from tweezer.store.commands import CancelAnswer
+from tweezer.store.keys import Key
 
 DONE, ERROR, CANCELED, RUNNING = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED, JobStatus.RUNNING
 CANCEL_US = 2_000_000
@@ -223,6 +224,19 @@ async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later
     first, second, third = (datetime.fromisoformat(line["timestamp"]) for line in releases)
     assert (second - first).total_seconds() >= 0.45
     assert (third - second).total_seconds() >= 0.95
+
+
+async def test_preparing_has_a_limit_of_its_own_and_its_time_is_charged(site: Site) -> None:
+    await site.workers(1, MISBEHAVING, prepare_timeout_s=1)
+    batch = await site.submit_doc(1, device=MISBEHAVING, sequence="hang")
+    record = await batch.wait(PATIENCE_S)
+    assert record.status is BatchStatus.ERROR
+    assert record.fault is not None
+    assert "preparing the batch took longer than 1 s; make its sequence smaller" in record.fault.message
+    redis: Any = site.store.redis
+    charged_ms = await redis.hget(site.store.keys(Key.FAIR, MISBEHAVING), f"p:{record.project}")
+    assert int(charged_ms) >= 1000
+    await site.audit(batch)
 
 
 async def test_a_lane_that_dies_while_preparing_is_a_failure_of_the_ticket(site: Site) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tweezer.model.messages import OutcomeKind, Priority
+import pytest
+
+from tweezer.model.backoff import Backoff
+from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.tickets import Next
 
@@ -36,6 +39,20 @@ async def test_a_project_gets_its_share_of_time_not_of_turns(rig: StoreRig) -> N
         used[grant.batch_id] += took
         await rig.settle(grant, {grant.jobs[0].index: OutcomeKind.DONE}, want=0, used_s=took)
     assert abs(used[slow] - used[quick]) <= 6.0
+
+
+@pytest.mark.parametrize("way", ["fail", "release"])
+async def test_lane_time_of_a_batch_that_could_not_be_prepared_is_charged(rig: StoreRig, way: str) -> None:
+    await rig.submit(1, project="a")
+    grant, fault = await rig.take(), Fault("timeout", "took too long")
+    if way == "fail":
+        assert await rig.tickets.fail_batch(grant.ticket, grant.token, fault, used_s=30)
+    else:
+        backoff = Backoff(base_s=0, cap_s=0)
+        await rig.tickets.release(grant.ticket, grant.token, fault, backoff=backoff, failures_max=1, used_s=30)
+    second = await rig.submit(1, project="a")
+    others = [await rig.submit(1, project="b") for _ in range(3)]
+    assert await rig.run_all() == [*others, second]
 
 
 async def test_a_project_that_was_away_does_not_save_up_its_share(rig: StoreRig) -> None:

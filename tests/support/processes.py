@@ -19,6 +19,7 @@ from typing import Any, Self, cast
 import msgspec
 import psutil
 from tests.support.forks import Fork
+from tests.support.usage import expected_counts, found_counts
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 import tweezer
@@ -52,7 +53,7 @@ STOPS = "TWEEZER_TEST_STOPS"
 
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
-    *("tweezer:ended", "tweezer:server", "tweezer:ledger"),
+    *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:project:"),
 )
 """Keys that stay when all work is done begin with one of these."""
 
@@ -366,6 +367,7 @@ class Site:
         await until(done, "devices without work")
         left = await self.leftovers()
         assert not left, f"nobody owns {left}"
+        assert await found_counts(self.store) == await expected_counts(self.store)
 
 
 def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:

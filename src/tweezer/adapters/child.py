@@ -41,7 +41,7 @@ class LaneOptions(msgspec.Struct, frozen=True):
     threads: int = 1
     memo_mb: int = 64
     start_timeout_s: float = 60.0
-    prepare_timeout_s: float = 60.0
+    prepare_timeout_s: float = 20.0
     soft_cancel_s: float = 1.0
     exit_timeout_s: float = 5.0
     watch_interval_s: float = 0.1
@@ -170,7 +170,10 @@ class ChildLane:
         serial = self._next_serial()
         child.send(Prepare(serial, batch))
         limit_s = self._options.prepare_timeout_s
-        late = f"preparing the batch took longer than {limit_s:g} s"
+        late = (
+            f"preparing the batch took longer than {limit_s:g} s; make its sequence smaller, or ask the operator to "
+            "raise TWEEZER_PREPARE_TIMEOUT_S"
+        )
         answer = await self._await_answer(child, serial, limit_s, late)
         match answer:
             case Prepared():

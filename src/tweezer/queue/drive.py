@@ -78,7 +78,7 @@ class Driver:
         try:
             if grant.problem is not None:
                 raise ExecutionError(FaultKind.USER, f"its record in Redis cannot be read: {grant.problem}")
-            await lane.prepare(BatchWork(grant.batch_id, grant.doc))
+            await self._prepare(holding)
             jobs = grant.jobs
             while True:
                 turn = await self._turn(holding, jobs)
@@ -93,16 +93,24 @@ class Driver:
             await self._give_back(grant)
             return End.DRAINED
         except ExecutionError as error:
-            return await self._prepare_failed(grant, error)
+            return await self._prepare_failed(holding, error)
         except asyncio.CancelledError:
             await self._give_back(grant)
             return End.DRAINED
         except Exception as error:
             log.exception("ticket.failed", error=str(error))
             fault = Fault("internal", f"Tweezer failed to run the batch: {type(error).__name__}: {error}")
-            return await self._release(grant, fault)
+            return await self._release(holding, fault)
         finally:
             self._keeper.remove(holding)
+
+    async def _prepare(self, holding: Holding) -> None:
+        """Prepares the batch. Its project is charged for the time with the next call, also if it fails."""
+        began = time.monotonic()
+        try:
+            await holding.lane.prepare(BatchWork(holding.grant.batch_id, holding.grant.doc))
+        finally:
+            holding.unpaid_s = time.monotonic() - began
 
     async def _turn(self, holding: Holding, jobs: list[HeldJob]) -> Turn:
         """Runs held jobs, then settles them and claims the next."""
@@ -131,6 +139,7 @@ class Driver:
         grant = holding.grant
         if holding.lost:
             return Turn(Next.STALE, len(settlements))
+        used_s += holding.unpaid_s
         turn = await until_answered(
             lambda: self._tickets.settle(
                 grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._policy.lease_s
@@ -138,6 +147,7 @@ class Driver:
             self._policy.redis_backoff,
             "settling jobs",
         )
+        holding.unpaid_s = 0.0
         if turn.refused:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
         if turn.over_quota:
@@ -234,19 +244,21 @@ class Driver:
             )
             return Settlement.of(job.index, retry)
 
-    async def _prepare_failed(self, grant: Grant, error: ExecutionError) -> End:
+    async def _prepare_failed(self, holding: Holding, error: ExecutionError) -> End:
+        grant = holding.grant
         fault = Fault(error.code, error.problem, error.field)
         if error.kind in _WORTH_ANOTHER_TRY:
-            return await self._release(grant, fault)
+            return await self._release(holding, fault)
         log.warning("batch.cannot_run", fault=str(fault))
         await until_answered(
-            lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault),
+            lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault, used_s=holding.unpaid_s),
             self._policy.redis_backoff,
             "ending a batch that cannot run",
         )
         return End.BATCH_FAILED
 
-    async def _release(self, grant: Grant, fault: Fault) -> End:
+    async def _release(self, holding: Holding, fault: Fault) -> End:
+        grant = holding.grant
         doomed = await until_answered(
             lambda: self._tickets.release(
                 grant.ticket,
@@ -254,6 +266,7 @@ class Driver:
                 fault,
                 backoff=self._policy.ticket_backoff,
                 failures_max=self._policy.failures_max,
+                used_s=holding.unpaid_s,
             ),
             self._policy.redis_backoff,
             "releasing a ticket",

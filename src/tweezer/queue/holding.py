@@ -46,6 +46,8 @@ class Holding:
         self.lane = lane
         self.remote = lane if isinstance(lane, RemoteLane) else None
         self.lost = False
+        self.unpaid_s = 0.0
+        """Lane time that preparing took and that the project has not been charged yet."""
         self.renewed = grant.taken_at
         self._running: int | None = None
         self._stop: set[int] = set()

@@ -49,6 +49,7 @@ def make_worker(
         soft_cancel_s=settings.soft_cancel_s,
         jail=settings.lane_jail,
         private=(str(settings.data_dir.absolute()), str(settings.results_folder())),
+        prepare_timeout_s=settings.prepare_timeout_s,
     )
     adapter = adapter_of(binding, options)
     if adapter.traits.exclusive:

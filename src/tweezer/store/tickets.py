@@ -381,17 +381,17 @@ class Tickets:
 
     async def drain(self, ticket: TicketRef, token: str) -> bool:
         """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""
-        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, 0, "")
+        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, 0, "", 0)
         return bool(reply[0] != b"stale")
 
     async def release(
-        self, ticket: TicketRef, token: str, fault: Fault, *, backoff: Backoff, failures_max: int
+        self, ticket: TicketRef, token: str, fault: Fault, *, backoff: Backoff, failures_max: int, used_s: float = 0.0
     ) -> bool:
         """Gives the ticket back after a failure of its body, to be tried again after the backoff for the
-        failures in a row. True when the batch ended in ERROR by it."""
+        failures in a row; ``used_s`` is the lane time since the last call. True when the batch ended in ERROR by it."""
         delays = (round(backoff.base_s * 1000), round(backoff.cap_s * 1000))
         reply = await self._scripts.call(
-            "release", str(ticket), token, "fail", failures_max, *delays, encode_fault(fault)
+            "release", str(ticket), token, "fail", failures_max, *delays, encode_fault(fault), round(used_s * 1000)
         )
         return bool(reply[0] == b"doomed")
 
@@ -399,9 +399,10 @@ class Tickets:
         """The job takes longer than its limit and is asked to stop: noted as a request; nothing when it is not held."""
         await self._scripts.call("note_timeout", str(ticket), token, index, TIMEOUT)
 
-    async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault) -> bool:
-        """The batch cannot run: ends it in ERROR. False when the ticket was lost."""
-        reply = await self._scripts.call("fail", str(ticket), token, encode_fault(fault))
+    async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault, *, used_s: float = 0.0) -> bool:
+        """The batch cannot run: ends it in ERROR; ``used_s`` is the lane time since the last call. False when the
+        ticket was lost."""
+        reply = await self._scripts.call("fail", str(ticket), token, encode_fault(fault), round(used_s * 1000))
         return bool(reply[0] == b"ok")
 
     async def heartbeat(

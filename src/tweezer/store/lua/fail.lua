@@ -2,7 +2,7 @@
 -- once nothing runs any more.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] Fault (JSON)
+-- ARGV[1] ticket   [2] token   [3] Fault (JSON)   [4] lane time since the last call (ms)
 -- Returns {'ok'} | {'stale'}
 -- Events  job.error (ranges), batch.error
 -- Gate    while it is shut: unavailable
@@ -10,6 +10,7 @@
 exempt_from_maxmemory()
 local b, t = load_held_ticket(ARGV[1], ARGV[2])
 if not b then return { 'stale' } end
+t.used = t.used + tonumber(ARGV[4])
 local held = key(KEY.held, b.id, t.n)
 for _, index in ipairs(redis.call('SMEMBERS', held)) do
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))

@@ -4,7 +4,7 @@
 -- KEYS[1] namespace
 -- ARGV[1] ticket   [2] token   [3] 'drain'|'fail'   [4] most failures in a row
 --     [5] delay after the first failure (ms), doubled with each further one   [6] longest delay (ms)
---     [7] Fault (JSON)
+--     [7] Fault (JSON)   [8] lane time since the last call (ms)
 -- Returns {'ok'} | {'doomed'} | {'stale'}
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
@@ -13,6 +13,7 @@
 exempt_from_maxmemory()
 local b, t = load_held_ticket(ARGV[1], ARGV[2])
 if not b then return { 'stale' } end
+t.used = t.used + tonumber(ARGV[8])
 take_back(b, t, ARGV[3])
 local word, due = 'ok', nil
 if ARGV[3] == 'fail' then
