@@ -363,3 +363,10 @@ async def _made(site: Site, count: int) -> bool:
 
 def _bytes(text: bytes | str) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
+
+
+async def test_a_message_that_alone_exceeds_a_quota_is_refused_with_the_quota(site: Site, pool: ArqRedis) -> None:
+    await site.store.quotas.set_limits({"ours": {"queued_jobs": 3}})
+    told = await refusal(pool, "submit_batch", submission(jobs=[JOB] * 4))
+    assert "queued_jobs: project ours may have 3 queued jobs; this call alone adds 4" in told
+    assert await batches_made(site) == 0

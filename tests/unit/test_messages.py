@@ -141,8 +141,9 @@ def test_a_job_with_defaults_takes_a_few_bytes() -> None:
 
 
 def test_what_is_not_a_record_is_refused() -> None:
-    with pytest.raises(msgspec.DecodeError):
-        decode_spec(b"\xc1")
+    for broken in (b"\xc1", b"\x01", b"\x01broken", encode_spec(JobSpec(sequence="x" * 5000))[:-9]):
+        with pytest.raises(msgspec.DecodeError):
+            decode_spec(broken)
     with pytest.raises(msgspec.ValidationError):
         decode_doc(msgspec.msgpack.encode([]))
     with pytest.raises(msgspec.ValidationError):

@@ -237,7 +237,10 @@ def compress(packed: bytes) -> bytes:
 
 
 def _decompress(data: bytes) -> bytes:
-    return zlib.decompress(data[1:]) if data[:1] == _ZLIB else data
+    try:
+        return zlib.decompress(data[1:]) if data[:1] == _ZLIB else data
+    except zlib.error as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def encode_result(result: Result) -> bytes:
