@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -18,7 +19,7 @@ from redis import exceptions as redis_errors
 
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.model.wire import deserialize, read_message, serialize
+from tweezer.model.wire import check_message, deserialize, serialize
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -95,7 +96,7 @@ class ParkingWorker(Worker):
     """A worker of plain arq that no message can stop: one with a broken shape, or that cannot be begun, is parked."""
 
     def __init__(self, *, parker: Parker, **options: Any) -> None:
-        super().__init__(**options | {"job_deserializer": _read_message})
+        super().__init__(**options | {"job_deserializer": partial(_read_message, options["job_deserializer"])})
         self._parker = parker
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
@@ -157,10 +158,10 @@ def _is_of_message(error: Exception) -> bool:
     return not isinstance(error, (TweezerError, redis_errors.RedisError, OSError, RuntimeError, MemoryError))
 
 
-def _read_message(data: bytes) -> dict[str, Any]:
+def _read_message(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any]:
     """Reads a message, and notes why it cannot be read."""
     try:
-        return read_message(data)
+        return check_message(read(data))
     except ValueError as error:
         _problems.get([]).append(str(error))
         raise

@@ -49,9 +49,8 @@ def deserialize(data: bytes) -> dict[str, Any]:
     return message.body
 
 
-def read_message(data: bytes) -> dict[str, Any]:
-    """Unpacks a message to be run; raises ValueError also where arq would stop at its shape."""
-    message = deserialize(data)
+def check_message(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message that was unpacked; raise ValueError where arq would stop at its shape."""
     try:
         msgspec.convert(message, _Shape)
     except msgspec.ValidationError as error:

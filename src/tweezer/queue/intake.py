@@ -165,13 +165,17 @@ _ADVICE = (
 
 
 def read_message(data: bytes) -> dict[str, Any]:
-    """Unpack a message for arq; one that is written in another way becomes a call of :func:`refuse`."""
+    """Unpack a message for arq; one that is written in another way becomes a call of :func:`refuse`.
+
+    Raises ValueError for junk, which is parked.
+    """
     try:
         return deserialize(data)
     except ValueError as error:
         kind = _kind_of(data)
-        problem = f"the message is written as {kind}" if kind != _UNKNOWN else f"the message is {error}"
-        return {"t": None, "f": _REFUSE, "a": (kind, f"{problem}: {_ADVICE}"), "k": {}, "et": 0}
+        if kind == _UNKNOWN:  # nobody could read the answer
+            raise ValueError(f"the message is {error}: {_ADVICE}") from error
+        return {"t": None, "f": _REFUSE, "a": (kind, f"the message is written as {kind}: {_ADVICE}"), "k": {}, "et": 0}
 
 
 def write_answer(message: dict[str, Any]) -> bytes:
