@@ -103,6 +103,14 @@ def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) 
         assert running.wait(PATIENCE_S) == 0, log.read_text()
 
 
+def test_what_up_keeps_is_for_its_user_only(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "data" / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions made it
+    started(start(), tmp_path / "log")
+    kept = [path for path in (tmp_path / "data").rglob("*") if not path.is_socket()]
+    assert any(path.name.startswith("appendonly") for path in kept)
+    assert [path for path in kept if path.stat().st_mode & 0o077] == []
+
+
 def test_up_does_not_start_on_a_ledger_of_a_newer_version(start: Start, tmp_path: Path, sqlite_template: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ledger.db").write_bytes(sqlite_template.read_bytes())

@@ -87,6 +87,7 @@ class Stack:
         self._api_port = self._api_port or free_port()
         if why := why_not_free(self._api_port):
             raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
+        os.umask(0o077)  # what this process and its children keep is for their user only
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()

@@ -39,6 +39,7 @@ HOST = "127.0.0.1"
 OLDEST = (6, 2)
 _PORT_ATTEMPTS = 5
 _LOCK_WAIT_S = 2.0
+_OWNER_ONLY = 0o077
 _POLL_S = 0.01
 _LOG_LINES = 10
 
@@ -197,6 +198,7 @@ class RedisServer:
         if self._data is None:
             self._data = Path(tempfile.mkdtemp(prefix="tweezer-redis-"))
         self._data.mkdir(parents=True, exist_ok=True)
+        self._data.chmod(0o700)  # all work of all projects is in it
         deadline = time.monotonic() + self._start_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = self._port or _free_port()
@@ -334,6 +336,7 @@ def _own(spawned: Future[subprocess.Popen[bytes]], command: list[str], log_path:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=(lock,),
+                umask=_OWNER_ONLY,
                 process_group=0,  # Ctrl-C in a terminal is for the owner, who may need Redis while it drains
             )
     except OSError as error:
