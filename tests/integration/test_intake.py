@@ -358,7 +358,7 @@ async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_i
 
 
 async def _is_empty(queue: Any) -> bool:
-    return await queue.zcard(INTAKE) == 0
+    return bool(await queue.zcard(INTAKE) == 0)
 
 
 async def _made(site: Site, count: int) -> bool:
