@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,6 +28,7 @@ from tweezer.store.scripts import translated, translating
 
 log = structlog.get_logger(__name__)
 
+_FILES_MAX = 65_536
 _HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
 
 
@@ -53,6 +55,23 @@ def run_on_a_loop(make: Callable[[], Process]) -> None:
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_run(make))
+
+
+def raise_file_limit() -> int:
+    """Raise the limit on open files, and so on connections, as far as the system lets it; return what it is then.
+
+    Services start with 1024 under systemd, whatever they may have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _FILES_MAX if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError) as error:  # macOS refuses more than its kernel's own limit
+        log.warning("files.limit_not_raised", limit=soft, wanted=wanted, error=str(error))
+        return soft
+    return wanted
 
 
 def arq_options(store: Store, context: dict[str, Any]) -> dict[str, Any]:

@@ -195,6 +195,9 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""
     """Addresses or networks of proxies before the API, with commas between, whose ``X-Forwarded-For`` and
     ``X-Forwarded-Proto`` are believed; ``*`` believes everybody."""
+    connections_per_address: int = Field(1000, ge=1, le=65_536)
+    """Connections from one address (of IPv6: from one /64 network) to a process of the API at once; proxies that are
+    trusted have no limit. At most half of the files that the process may open."""
     public_url: Annotated[str, AfterValidator(_public_url)] = ""
     """URL by which clients reach the API, for links to results; empty: as the request came."""
     link_s: int = Field(3600, ge=10)

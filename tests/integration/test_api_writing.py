@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
+import resource
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +19,13 @@ import psutil
 import pytest
 import uvicorn
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.processes import NULL, Process, Site
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import heads
 from tweezer.api.heads import HEAD_MAX
+from tweezer.api.outflow import Outflow
 from tweezer.api.routes_account import FORM_MAX
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_key
@@ -263,17 +266,13 @@ async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bare_server() -> AsyncIterator[tuple[str, int]]:
-    """A server in this process, whose application answers after twice the time that a head may take."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(2 * heads.HEAD_S)
-        await Response("late")(scope, receive, send)
-
+async def bare_server(app: ASGIApp, connected: heads.Connections | None = None) -> AsyncIterator[tuple[str, int]]:
+    """A server in this process."""
+    protocol: Any = functools.partial(heads.BoundedHead, connected=connected)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            app, http=heads.BoundedHead, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1
+            app, http=protocol, lifespan="off", log_config=None, access_log=False, timeout_keep_alive=1
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -286,7 +285,12 @@ async def bare_server() -> AsyncIterator[tuple[str, int]]:
 async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "HEAD_S", 0.2)
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
-    async with bare_server() as address:
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(2 * heads.HEAD_S)
+        await Response("late")(scope, receive, send)
+
+    async with bare_server(late) as address:
         for sent, answers in (
             (b"", 0),
             (b"\r\n", 0),
@@ -299,3 +303,88 @@ async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None
             received = await asyncio.wait_for(reader.read(), PATIENCE_S)  # until the server closes
             assert received.count(b"200 OK") == answers
             writer.close()
+
+
+@pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
+@pytest.mark.parametrize("size", [16 * MIB, 8192])
+async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes, size: int) -> None:
+    monkeypatch.setattr(heads, "WRITE_S", 0.2)
+    connected = heads.Connections()
+    held = []
+
+    async def large(scope: Scope, receive: Receive, send: Send) -> None:
+        held.append(scope["extensions"]["tweezer.line"]["line"]._transport)
+        held[-1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
+        await Response(b"x" * size)(scope, receive, send)
+
+    async with bare_server(Outflow(large), connected) as address:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            deaf.connect(address)
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n")
+            await until(lambda: bool(held))
+            most = 0
+
+            def over() -> bool:
+                nonlocal most
+                most = max(most, 0 if held[0].is_closing() else held[0].get_write_buffer_size())
+                return not connected._open
+
+            await until(over)
+            assert most <= 2 * 65_536, "the answer was not sent in pieces"
+
+
+async def test_one_address_has_so_many_connections_and_others_come_in(
+    real_redis_url: str, tmp_path: Path, database_url: str, key: str
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = {"database_url": database_url, "data_dir": tmp_path, "connections_per_address": 5}
+    async with Site(real_redis_url, tmp_path, **settings) as site:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+        try:
+            api, url = await site.api()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert psutil.Process(api.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
+        address = ("127.0.0.1", httpx.URL(url).port or 0)
+        asked = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+        def ask(source: str) -> bytes:
+            with (
+                socket.create_connection(address, PATIENCE_S, source_address=(source, 0)) as connection,
+                contextlib.suppress(ConnectionError),
+            ):
+                connection.sendall(asked)
+                return b"".join(iter(lambda: connection.recv(65_536), b""))
+            return b""
+
+        idle = [socket.create_connection(address) for _ in range(5)]
+        try:
+            refused = await asyncio.to_thread(ask, "127.0.0.1")
+            assert refused == b"" or (b" 429 " in refused and b"too_many_connections" in refused)
+            assert b" 200 " in await asyncio.to_thread(ask, "127.0.0.2")
+            idle.pop().close()
+
+            async def comes_in() -> bool:
+                return b" 200 " in await asyncio.to_thread(ask, "127.0.0.1")
+
+            await until(comes_in)
+        finally:
+            for connection in idle:
+                connection.close()
+
+
+async def test_a_request_too_many_leaves_the_connection_open(
+    real_redis_url: str, tmp_path: Path, database_url: str, key: str
+) -> None:
+    settings = {"database_url": database_url, "data_dir": tmp_path, "requests_per_s": 0.001, "requests_burst": 1}
+    async with Site(real_redis_url, tmp_path, **settings) as site:
+        _, url = await site.api()
+        headers = {"Authorization": f"Bearer {key}"}
+        limits = httpx.Limits(max_connections=1)
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S, limits=limits) as http:
+            answers = [await http.post("/api/v1/batches", json=body()) for _ in range(4)]
+            sockets = {answer.extensions["network_stream"].get_extra_info("client_addr") for answer in answers}
+        assert [answer.status_code for answer in answers[1:]] == [429] * 3
+        assert "connection" not in answers[-1].headers
+        assert len(sockets) == 1

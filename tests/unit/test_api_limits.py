@@ -26,7 +26,7 @@ from tweezer.api import bodies
 from tweezer.api.bodies import MAX_DEPTH, MAX_NUMBER_LENGTH, MAX_VALUES, Bodies, body_docs, read_json
 from tweezer.api.envelope import Refused, install_failures
 from tweezer.api.heads import HEAD_MAX, HEAD_S
-from tweezer.api.limits import Limits, RequestLimits
+from tweezer.api.limits import _DRAIN_BYTES, Limits, RequestLimits
 from tweezer.api.rates import Rates
 from tweezer.api.routes_account import FORM_MAX
 from tweezer.model.errors import InvalidInput
@@ -161,8 +161,15 @@ async def test_a_path_that_needs_less_is_given_less(http: httpx.AsyncClient) -> 
 
 
 async def test_an_answer_to_a_body_that_was_not_read_closes_the_connection(http: httpx.AsyncClient) -> None:
-    answer = await http.post("/deaf", content=b" " * KIB)
-    assert answer.headers["connection"] == "close"
+    app = create(RequestLimits(4 * _DRAIN_BYTES))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://h") as large:
+        answer = await large.post("/deaf", content=b" " * (_DRAIN_BYTES + 1))
+        assert answer.headers["connection"] == "close"
+        endless = in_chunks(*[b" " * _DRAIN_BYTES] * 3)
+        assert (await large.post("/deaf", content=endless)).headers["connection"] == "close"
+        waiting = {"Expect": "100-continue"}  # it would be asked for
+        assert (await large.post("/deaf", content=b" ", headers=waiting)).headers["connection"] == "close"
+    assert "connection" not in (await http.post("/deaf", content=b" " * KIB)).headers
     assert "connection" not in (await http.get("/deaf")).headers
     assert "connection" not in (await http.post("/deaf", headers={"Content-Length": "0"})).headers
     assert "connection" not in (await post(http, GOOD)).headers

@@ -179,6 +179,7 @@ def test_a_unit_starts_a_command_that_exists_unprivileged(path: Path) -> None:
     role = "worker" if subcommand == "worker" else "tweezer"
     assert unit["Service"]["User"] == ("tweezer-worker" if role == "worker" else "tweezer")
     assert unit["Service"]["NoNewPrivileges"] == "yes"
+    assert int(unit["Service"]["LimitNOFILE"]) >= 65_536  # systemd starts services with 1024
     assert unit["Service"]["EnvironmentFile"] == f"/etc/tweezer/{role}.env"
     assert unit["Install"]["WantedBy"] == "multi-user.target"
 

@@ -38,6 +38,7 @@ from tweezer.api.live import Live
 from tweezer.api.logins import Logins
 from tweezer.api.longpoll import Holds
 from tweezer.api.metrics import AnswerTimes, Metrics, Timing
+from tweezer.api.outflow import Outflow
 from tweezer.api.prefix import Unprefixed
 from tweezer.api.quick import quick_routes
 from tweezer.api.rates import Rates
@@ -47,6 +48,7 @@ from tweezer.api.webhooks import Webhooks
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed
 from tweezer.ledger.upkeep import require_schema
+from tweezer.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.tail import Tail
@@ -115,6 +117,7 @@ def create_app(
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
     rates = Rates(settings.requests_per_s, settings.requests_burst)
+    app.add_middleware(Outflow)
     app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
     limits = RequestLimits(settings.body_max_kb << 10, small_bodies={"/oauth/token": routes_account.FORM_MAX})
     app.add_middleware(Limits, limits=limits)
@@ -169,4 +172,12 @@ def run_api(settings: Settings, *, version: str = "0") -> None:
     finally:
         database.close()
     app = create_app(settings, version=version)
-    serve(app, app.state.holds, host=settings.api_host, port=settings.api_port, proxies=settings.trusted_proxies)
+    raise_file_limit()
+    serve(
+        app,
+        app.state.holds,
+        host=settings.api_host,
+        port=settings.api_port,
+        proxies=settings.trusted_proxies,
+        connections_per_address=settings.connections_per_address,
+    )

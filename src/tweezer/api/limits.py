@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.envelope import Refused, failure_of
 
+_DRAIN_S = 1.0
+_DRAIN_BYTES = 65_536
 _LINGER_S = 5.0
 _LINGER_BYTES = 64 << 20
 
@@ -41,14 +43,17 @@ class Limits:
         app = self._app
         if scope["type"] == "http":
             most = self._limits.small_bodies.get(scope["path"], self._limits.body_max)
-            length, chunked = b"", False
+            length, chunked, waits = b"", False, False
             for name, value in scope["headers"]:
                 if name == b"content-length":
                     length = value
                 elif name == b"transfer-encoding":
                     chunked = True
+                elif name == b"expect":
+                    waits = True  # the body comes once it is asked for, and so not at all
             if chunked or length not in (b"", b"0"):
-                body = _Body(receive, send, most, self._limits)
+                may_drain = not waits and (chunked or (length.isdigit() and int(length[:15]) <= _DRAIN_BYTES))
+                body = _Body(receive, send, most, self._limits, may_drain=may_drain)
                 receive, send = body.receive, body.send
             try:
                 self._check_url(len(scope["path"]), scope["query_string"])
@@ -84,12 +89,14 @@ def _too_large(most: int) -> Refused:
 class _Body:
     """A body on its way, and the answer to its request.
 
-    An answer that is given before the body was read to its end closes the connection, or the rest would be read as the
-    next request at the sender's leisure. It waits for a while before, because who still sends does not read yet.
+    An answer that is given before the body was read waits for a short rest of it. If more is to come it closes the
+    connection, or the rest would be read as the next request at the sender's leisure. It waits for a while before,
+    because who still sends does not read yet.
     """
 
-    def __init__(self, receive: Receive, send: Send, most: int, limits: RequestLimits) -> None:
+    def __init__(self, receive: Receive, send: Send, most: int, limits: RequestLimits, *, may_drain: bool) -> None:
         self._receive = receive
+        self._may_drain = may_drain
         self._send = send
         self._most = most
         self._limits = limits
@@ -120,7 +127,9 @@ class _Body:
         if self._complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["Connection"] = "close"
+            await self._drain()
+            if not self._complete:
+                MutableHeaders(scope=message)["Connection"] = "close"
             await self._send(message)
         elif message.get("more_body", False):
             await self._send(message)
@@ -128,6 +137,18 @@ class _Body:
             await self._send({**message, "more_body": True})
             await self._linger()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drain(self) -> None:
+        """Read a short rest of the body, so that the connection can be used again: it is here, or on its way."""
+        if not self._may_drain:
+            return
+        most = self._came + _DRAIN_BYTES
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while not self._complete and self._came < most:
+                    await self._next()
+        except TimeoutError:
+            pass
 
     async def _linger(self) -> None:
         most = self._came + _LINGER_BYTES

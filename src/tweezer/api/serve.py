@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import ipaddress
+import resource
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from tweezer.api.heads import BoundedHead
+from tweezer.api.heads import BoundedHead, Connections
 from tweezer.api.longpoll import Holds
 from tweezer.model.errors import InvalidInput
 from tweezer.watchdog import watching_loop
@@ -26,15 +29,21 @@ _GRACE_S = 3
 _BACKLOG = 2048
 
 
-def serve(app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = "") -> None:
+def serve(
+    app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = "", connections_per_address: int = 1000
+) -> None:
     """Serves until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
     proxies: addresses and networks, with commas between, that are believed for whom they ask and by which scheme.
+    connections_per_address: of others than those, at once; at most half of the files that the process may open.
     Raises InvalidInput when the address is not to be had.
     """
     with listen(host, port) as listener:
         if not is_loopback(listener) and not proxies:
             log.warning("api.unencrypted", advice="keys pass in the clear: put a proxy with TLS before it")
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = connections_per_address if files < 0 else min(connections_per_address, max(files // 2, 1))
+        protocol: Any = functools.partial(BoundedHead, connected=Connections(most, proxies))
         config = uvicorn.Config(
             app,
             log_config=None,  # tweezer.logs has been configured
@@ -42,7 +51,7 @@ def serve(app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = ""
             server_header=False,
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
-            http=BoundedHead,
+            http=protocol,
             ws="none",
             timeout_graceful_shutdown=_GRACE_S,
         )

@@ -26,7 +26,7 @@ from tweezer.ledger.vault import Vault
 from tweezer.model.backoff import Backoff
 from tweezer.model.ids import new_worker_id
 from tweezer.model.tasks import end_tasks
-from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, run_on_a_loop, work
+from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, raise_file_limit, run_on_a_loop, work
 from tweezer.settings import Settings
 from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
@@ -55,6 +55,7 @@ async def sweep(context: dict[Any, Any]) -> None:
 def run_courier(settings: Settings, *, pace: Pace | None = None) -> None:
     """Delivers webhooks until SIGTERM or SIGINT; others may do the same beside it."""
     os.nice(_NICENESS)
+    raise_file_limit()
     run_on_a_loop(lambda: CourierProcess(settings, pace))
 
 
