@@ -23,7 +23,16 @@ from starlette.types import Message, Scope
 from tests.support.waiting import until
 
 from tweezer.api import bodies
-from tweezer.api.bodies import MAX_DEPTH, MAX_NUMBER_LENGTH, MAX_VALUES, Bodies, body_docs, read_json
+from tweezer.api.bodies import (
+    MAX_DEPTH,
+    MAX_NUMBER_LENGTH,
+    MAX_RATIO,
+    MAX_VALUES,
+    UNPACKED_FREE,
+    Bodies,
+    body_docs,
+    read_json,
+)
 from tweezer.api.envelope import Refused, install_failures
 from tweezer.api.heads import HEAD_MAX, HEAD_S
 from tweezer.api.limits import _DRAIN_BYTES, Limits, RequestLimits
@@ -319,6 +328,25 @@ async def test_a_body_may_unpack_to_the_limit_and_no_further(http: httpx.AsyncCl
     answer = await post(http, packed(body + b" "), Content_Encoding="gzip")
     assert refusal(answer) == (413, "unpacked_too_large", "body")
     assert f"{UNPACKED_MAX // KIB} KiB" in answer.text
+
+
+async def test_a_large_body_is_not_packed_too_well() -> None:
+    app = create(RequestLimits(1 << 24), unpacked_max=1 << 25)
+    large = GOOD + b" " * (UNPACKED_FREE - len(GOOD))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://h") as http:
+        assert (await post(http, packed(large), Content_Encoding="gzip")).status_code == 200
+        answer = await post(http, packed(large + b" "), Content_Encoding="gzip")
+        assert refusal(answer) == (413, "unpacked_too_large", "body")
+        assert (await post(http, large + b" ")).status_code == 200
+        assert (await post(http, packed(large + b" ", level=0), Content_Encoding="gzip")).status_code == 200
+
+
+def test_a_key_is_not_looked_for_among_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tweezer.api.bodies._first_repeated_key", None)  # seconds of the processor
+    keys = b",".join(b'"%d":1' % number for number in range(100_000))
+    with pytest.raises(Refused, match="has a key that is given twice") as caught:
+        read(b'{"inner":[],"other":{' + keys + b',"5":2}}')
+    assert (caught.value.code, caught.value.field) == ("repeated_key", "body")
 
 
 async def test_a_gzip_bomb_is_never_unpacked_further_than_the_limit() -> None:
@@ -681,6 +709,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| {limits.url_max:,} characters | 414",
         f"| {limits.parameters_max} | 400",
         f"| {limits.patience_s:g} s, and a second more for each {limits.least_rate >> 10} KiB | 408",
+        f"(64 MiB), and {MAX_RATIO} times its size as it is sent from {UNPACKED_FREE >> 20} MiB on | 413",
         f"| {MAX_DEPTH} levels | 400",
         f"| {MAX_VALUES:,} | 400",
         f"| {MAX_NUMBER_LENGTH} characters | 400",

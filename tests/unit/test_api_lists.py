@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.support.api_rig import DEVICE, DONE, FAILED, PROJECT, ApiRig
 from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 
 from tweezer.api.envelope import Envelope
+from tweezer.api.live import Live
 from tweezer.api.schemas import Batch, Job, ListedBatch, Page
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
@@ -25,6 +27,7 @@ from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Priority
 from tweezer.settings import Settings
+from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.scripts import Scripts
 
 PLAN = Plan(jobs=300, batches=60, projects=3, live=9)
@@ -174,6 +177,12 @@ async def test_a_list_takes_every_order_both_ways(rig: ApiRig, filled: Filled, p
         ("/api/v2/jobs", {"offset": -1}, "offset"),
         ("/api/v2/jobs", {"offset": 10**30}, "offset"),
         ("/api/v2/jobs", {"order_by": "sequence"}, "order_by"),
+        ("/api/v2/jobs", {"start_date": "20301101"}, "start_date"),  # not seconds since 1970
+        ("/api/v1/batches", {"min_created_at": "2030"}, "min_created_at"),
+        ("/api/v1/batches", {"max_created_at": "1790000000.5"}, "max_created_at"),
+        ("/api/v2/jobs/counts", {"end_date": "-1"}, "end_date"),
+        ("/api/v1/devices/job_counts", {"scope": "DAY", "start_date": "17"}, "start_date"),
+        ("/api/v2/deliveries", {"since": "20301101"}, "since"),
         ("/api/v1/batches", {"order_by": "creation_order"}, "order_by"),
         ("/api/v2/jobs", {"order_by_direction": "UP"}, "order_by_direction"),
         ("/api/v2/jobs", {"id": "x"}, "id"),
@@ -329,6 +338,35 @@ async def test_the_jobs_of_a_batch_are_listed_alike_live_and_recorded(rig: ApiRi
         assert await listed(rig, "/api/v2/jobs", params={"batch_id": str(batch_id), **params}) == before, params
     totals = {pagination["total"] for _, pagination in live}
     assert len(totals) > 5, "the lists are too much alike to show anything"
+
+
+async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
+    rig: ApiRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading: Counter[UUID] = Counter()
+    most: Counter[UUID] = Counter()
+    read_jobs = Live.jobs
+
+    async def counted(live: Live, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+        filters = len(indices) > 1  # else it is the page that is shown, or the last one
+        reading[batch.id] += filters
+        most[batch.id] = max(most[batch.id], reading[batch.id])
+        await asyncio.sleep(0.01)
+        jobs = await read_jobs(live, batch, indices)
+        reading[batch.id] -= filters
+        return jobs
+
+    monkeypatch.setattr(Live, "jobs", counted)
+    monkeypatch.setattr("tweezer.api.live._PAGE", 2)
+    batch_id, other_id = await rig.submit(9), await rig.submit(1, project="another")
+    first, second, other = rig.key(), rig.key(), rig.key(project="another")
+    path = f"/api/v2/jobs?order_by=status&limit=1&batch_id={batch_id}"
+    answers = [rig.get(path, key=key) for key in (first, second, first)]
+    answers.append(rig.get(f"/api/v2/jobs?order_by=status&batch_id={other_id}", key=other))
+    totals = [answer.json()["pagination"]["total"] for answer in await asyncio.gather(*answers)]
+    assert totals == [9, 9, 9, 1]
+    assert most[batch_id] == 1
+    assert rig.app.state.live._scans == {}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,10 @@ T = TypeVar("T")
 MAX_DEPTH = 32
 MAX_VALUES = 2_000_000
 MAX_NUMBER_LENGTH = 100
+UNPACKED_FREE = 8 << 20
+"""Bytes that a packed body may unpack to, however well it was packed."""
+MAX_RATIO = 200
+"""How many times as large as it was sent a body may be that unpacks to more."""
 
 _STEP = 1 << 18  # unpacked or decoded at once, while all others wait
 _SHOWN_LENGTH = 100
@@ -58,13 +62,14 @@ class Bodies:
         """
         _check_content_type(request.headers)
         unpack = _unpacker(request.headers)
-        data, digest = bytearray(), hashlib.sha256()
+        data, digest, came = bytearray(), hashlib.sha256(), 0
         try:
             async for chunk in request.stream():
+                came += len(chunk)
                 for piece in unpack.pieces(chunk):
                     data += piece
                     digest.update(piece)
-                    self._hold(account, len(piece), len(data))
+                    self._hold(account, len(piece), len(data), came)
                     if len(piece) == _STEP:
                         await asyncio.sleep(0)
             unpack.finish()
@@ -76,10 +81,13 @@ class Bodies:
         finally:
             self._let_go(account, len(data))
 
-    def _hold(self, account: str, more: int, size: int) -> None:
+    def _hold(self, account: str, more: int, size: int, came: int) -> None:
         self._held[account] += more
         if size > self._max:
             problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
+            raise Refused(413, "unpacked_too_large", problem, field="body")
+        if size > UNPACKED_FREE and size > MAX_RATIO * came:
+            problem = f"unpacks to more than {MAX_RATIO} times its size as it is sent; send fewer jobs a call"
             raise Refused(413, "unpacked_too_large", problem, field="body")
         if self._held[account] > _PER_ACCOUNT * self._max:
             problem = f"{account} sends too many large bodies at once; send them one after the other"
@@ -182,6 +190,9 @@ def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> 
         problem = str(error).removeprefix("JSON is malformed: ")
         raise Refused(400, "not_json", f"is not JSON: {problem}", field="body") from error
     if keys != _count_keys(document):
+        if len(data) > _STEP:  # to find it takes several times as long as all the rest, and nobody else runs meanwhile
+            problem = "has a key that is given twice in one object"
+            raise Refused(400, "repeated_key", problem, field="body")
         raise Refused(400, "repeated_key", "is given twice in one object", field=_first_repeated_key(data))
     try:
         return msgspec.convert(document, kind)

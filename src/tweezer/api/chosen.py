@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from tweezer.api.envelope import Refused
 from tweezer.api.live import Live
+from tweezer.ledger.credentials import Principal
 from tweezer.ledger.filters import JobFilter
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.records import BatchRecord, JobRecord
 
-_PAGE = 500  # jobs read at a time
 
-
-async def chosen_jobs(live: Live, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
+async def chosen_jobs(live: Live, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
     """They, as they stand, in the order of their creation. Raises Refused when they are more than a call may touch."""
     if not wanted.takes_from(batch):
         return []
     found: list[JobRecord] = []
-    indices = _named(batch, wanted)
-    for first in range(0, len(indices), _PAGE):
-        found += [job for job in await live.jobs(batch, indices[first : first + _PAGE]) if wanted.takes(job)]
-        if len(found) > MAX_JOBS_PER_CALL:
-            problem = f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
-            raise Refused(413, "too_many_jobs", problem, field="id")
+    async with contextlib.aclosing(live.pages(caller, batch, _named(batch, wanted))) as pages:
+        async for jobs in pages:
+            found += filter(wanted.takes, jobs)
+            if len(found) > MAX_JOBS_PER_CALL:
+                problem = (
+                    f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
+                )
+                raise Refused(413, "too_many_jobs", problem, field="id")
     return found
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -33,6 +34,7 @@ READS_MAX = 48
 
 _READY_S = 2.0
 _PAGE = 500  # jobs of a batch that are filtered at a time
+_REST_MAX_S = 0.1  # between two pages, at most: as long as the last one took
 
 
 class Live:
@@ -49,6 +51,7 @@ class Live:
         self._queries = Queries(database)
         self._patience_s = patience_s
         self._turns = asyncio.Semaphore(READS_MAX)
+        self._scans: dict[str, _Scans] = {}
 
     async def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord:
         """The batch; raises NotFound."""
@@ -99,7 +102,7 @@ class Live:
             async with self._turn():
                 found = await self._lookups.batch(wanted.batches[0], projects=_projects(caller))
             if found is not None:
-                return await self._jobs_of(found[0], wanted, order, window)
+                return await self._jobs_of(caller, found[0], wanted, order, window)
         return await self._ask(self._queries.jobs, caller, wanted, order, window)
 
     async def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
@@ -167,26 +170,46 @@ class Live:
         except TimeoutError as error:
             raise Unavailable(f"the ledger's database has not answered for {_READY_S:g} s") from error
 
+    async def pages(
+        self, caller: Principal, batch: BatchRecord, indices: Sequence[int]
+    ) -> AsyncGenerator[list[JobRecord], None]:
+        """All of these jobs, some at a time. Each caller's projects read so one batch at a time, with rests between."""
+        scans = self._scans.setdefault(caller.sharer, _Scans())
+        scans.users += 1
+        try:
+            async with scans.turn:
+                for first in range(0, len(indices), _PAGE):
+                    began = time.monotonic()
+                    jobs = await self.jobs(batch, indices[first : first + _PAGE])
+                    yield jobs
+                    await asyncio.sleep(min(time.monotonic() - began, _REST_MAX_S))
+        finally:
+            scans.users -= 1
+            if not scans.users:
+                del self._scans[caller.sharer]
+
     async def _jobs_of(
-        self, batch: BatchRecord, wanted: JobFilter, order: JobOrder, window: Window
+        self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, window: Window
     ) -> Found[JobRecord]:
         if not wanted.takes_from(batch):
             return Found([], 0)
         indices: Sequence[int] = range(batch.jobs)
         if not wanted.takes_whole_batches or job_key(order) is not None:
-            indices = await self._sorted(batch, wanted, order, descending=window.descending)
+            indices = await self._sorted(caller, batch, wanted, order, descending=window.descending)
         elif window.descending:
             indices = indices[::-1]
         page = indices[window.offset : window.offset + window.limit]
         return Found(await self.jobs(batch, page), len(indices))
 
-    async def _sorted(self, batch: BatchRecord, wanted: JobFilter, order: JobOrder, *, descending: bool) -> list[int]:
+    async def _sorted(
+        self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, *, descending: bool
+    ) -> list[int]:
         """The indices of those jobs of the batch that the filter means."""
         key = job_key(order)
         found: list[tuple[Any, int]] = []
-        for first in range(0, batch.jobs, _PAGE):
-            jobs = await self.jobs(batch, range(first, min(first + _PAGE, batch.jobs)))
-            found += [(None if key is None else key(job), job.index) for job in jobs if wanted.takes(job)]
+        async with contextlib.aclosing(self.pages(caller, batch, range(batch.jobs))) as pages:
+            async for jobs in pages:
+                found += [(None if key is None else key(job), job.index) for job in jobs if wanted.takes(job)]
         with_value = sorted(((value, index) for value, index in found if value is not None), reverse=descending)
         without = sorted((index for value, index in found if value is None), reverse=descending)
         return [index for _, index in with_value] + without
@@ -205,6 +228,14 @@ class Live:
             yield
         finally:
             self._turns.release()
+
+
+class _Scans:
+    """Which request of one caller's projects may read all jobs of a batch, and how many of them there are."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.users = 0
 
 
 def _projects(caller: Principal) -> Collection[str] | None:

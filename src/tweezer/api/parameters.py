@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tweezer.ledger.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -18,7 +19,15 @@ VALUES_MAX = 300
 """Values of one parameter at most; a URL is not much longer."""
 
 _NUMBER_MAX = 10**12
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _YEARS = range(1970, 3000)
+
+
+def _iso(text: object) -> object:
+    """Refuse what pydantic would read as a number of seconds since 1970."""
+    if isinstance(text, str) and _DATE.match(text) is None:
+        raise ValueError("is not a time in ISO 8601; write 2030-11-01T09:00:00Z, or 2030-11-01")
+    return text
 
 
 def _aware(time: datetime) -> datetime:
@@ -34,7 +43,7 @@ def _without_dashes(prefix: str) -> str:
 Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """A text without control characters, as :func:`tweezer.model.checks.check_text` takes it."""
 Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
-Time = Annotated[datetime, AfterValidator(_aware)]
+Time = Annotated[datetime, BeforeValidator(_iso), AfterValidator(_aware)]
 Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
 
 

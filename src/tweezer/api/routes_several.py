@@ -79,7 +79,7 @@ async def cancel_jobs(
     """Those that the parameters mean; all of them without any. Pending ones are cancelled, and those that run are asked
     to stop, which their status shows when they have. Those that have ended are among the errors."""
     batch = await live.batch(caller, batch_id)
-    jobs = await chosen_jobs(live, batch, asked.filter)
+    jobs = await chosen_jobs(live, caller, batch, asked.filter)
     errors = _strangers(batch, asked.filter)
     errors |= {job.id: ended("job", job.id).message for job in jobs if job.status.terminal}
     indices = [job.index for job in jobs if not job.status.terminal]
@@ -118,7 +118,7 @@ async def rebatch(
     batch = await live.batch(caller, batch_id)
     if batch.open:
         raise Conflict(f"batch {batch_id} is open: add the jobs to it, or close it first", code="open")
-    jobs = await chosen_jobs(live, batch, asked.filter)
+    jobs = await chosen_jobs(live, caller, batch, asked.filter)
     if not jobs:
         raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
     idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
@@ -150,7 +150,7 @@ async def get_batch_results_links(
     """A link for each job that has a result, as the job's own route gives it; why there is none for each other one."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
-    jobs = await chosen_jobs(live, batch, wanted)
+    jobs = await chosen_jobs(live, caller, batch, wanted)
     errors = _strangers(batch, wanted)
     found: dict[UUID, str] = {}
     for job in jobs:
