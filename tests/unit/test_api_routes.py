@@ -86,7 +86,7 @@ async def test_a_rebatch_repeats_what_the_filter_means_as_it_was(rig: Routes) ->
         tags=("a",),
         webhook="http://h/x",
         backend_configuration=CONFIGURED,
-        configuration={"x": 1},
+        configuration={"x": None},
         limits=Limits(job_timeout_s=7.0),
         user="ada",
     )
@@ -346,6 +346,69 @@ async def test_every_path_may_have_the_prefix_of_the_cloud(rig: Routes) -> None:
 async def test_workloads_are_not_there_yet_and_say_so(rig: Routes, method: str, path: str) -> None:
     assert await rig.refused(method, path, {"a": 1}) == (501, "not_implemented")
     assert (await rig.stranger.request(method, path)).status_code == 401
+
+
+# --- shots, and the older options
+
+
+@pytest.mark.parametrize(
+    ("configuration", "shots"),
+    [
+        ('{"default_num_shots": 100}', 100),
+        ("{}", 1000),
+        ('{"observables": [{"observable": "bitstrings", "num_shots": 250}], "default_num_shots": 100}', 250),
+        ('{"observables": [{"observable": "bitstrings", "num_shots": null}], "default_num_shots": 100}', 100),
+        ('{"observables": 3, "default_num_shots": "x"}', 1000),
+    ],
+)
+async def test_a_job_without_runs_shows_those_of_its_configuration(rig: Routes, configuration: str, shots: int) -> None:
+    sent = {
+        "sequence_builder": "{}",
+        "jobs": [{"variables": {"a": 1}}, {"runs": 7, "variables": {"a": 1}}],
+        "device_type": DEVICE,
+        "backend_configuration": configuration,
+        "open": True,
+    }
+    batch = await rig.done("POST", "/api/v1/batches", sent, agent=NEW)
+    await rig.done("POST", f"/api/v2/batches/{batch['id']}/jobs", [{"runs": None, "variables": {"a": 1}}], agent=NEW)
+    shown = await rig.done("GET", f"/api/v2/batches/{batch['id']}")
+    assert [job["runs"] for job in shown["jobs"]] == [shots, 7, shots]
+    record = await rig.store.reader.batch(UUID(batch["id"]), project=None)
+    jobs = await rig.store.reader.jobs(record, range(3))
+    assert [job.spec.runs for job in jobs] == [None, 7, None], "the emulator goes by its configuration"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"with_noise": True}, "configuration.with_noise"),
+        ({"precision": "normal"}, "configuration.precision"),  # this emulator has none
+        ({"x": 1}, "configuration.x"),
+        ({"with_noise": False, "strict_validation": True, "result_types": [], "dt": None}, None),
+    ],
+)
+async def test_an_older_option_that_is_not_heeded_is_refused(
+    rig: Routes, options: dict[str, Any], field: str | None
+) -> None:
+    sent: dict[str, Any] = {
+        "sequence_builder": None,
+        "jobs": [],
+        "device_type": "CHECKED",
+        "open": True,
+        "configuration": options,
+    }
+    await rig.store.tickets.heartbeat(
+        "w",
+        "CHECKED",
+        ttl_s=60,
+        about_device={"adapter": "qutip", "exclusive": 0, "max_runs": 1000, "checks_sequence": 1},
+        about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
+    )
+    answer = await rig.ask("POST", "/api/v1/batches", sent)
+    if field is None:
+        assert answer.status_code == 200, answer.text
+    else:
+        assert (answer.status_code, answer.json()["data"]["field"]) == (400, field)
 
 
 # --- the placeholder of old clients

@@ -726,7 +726,9 @@ async def test_who_asks_too_often_is_refused_before_the_body_is_read(ledger: Dat
 async def test_the_openapi_document_describes_the_bodies(rig: Doors) -> None:
     document = (await rig.http.get("/openapi.json")).json()
     paths = document["paths"]
-    schema = paths["/api/v1/batches"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    reference = paths["/api/v1/batches"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert reference == {"$ref": "#/components/schemas/BatchBody"}
+    schema = document["components"]["schemas"]["BatchBody"]
     assert set(schema["properties"]) == set(BatchBody.__struct_fields__)
     assert all(about.get("description") for about in schema["properties"].values())
     added = paths["/api/v2/batches/{batch_id}/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]

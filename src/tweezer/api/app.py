@@ -29,6 +29,7 @@ from tweezer.api import (
 )
 from tweezer.api.auth import Authentication, Authenticator
 from tweezer.api.bodies import Bodies
+from tweezer.api.document import DescribedAPI
 from tweezer.api.edge import Edge
 from tweezer.api.envelope import install_failures
 from tweezer.api.following import Following
@@ -91,7 +92,7 @@ def create_app(
         async with closing, authenticator.writing_used():
             yield
 
-    app = FastAPI(
+    app = DescribedAPI(
         title="Tweezer",
         version=version,
         description=_ABOUT,

@@ -30,7 +30,7 @@ T = TypeVar("T")
 MAX_DEPTH = 32
 MAX_VALUES = 2_000_000
 MAX_NUMBER_LENGTH = 100
-UNPACKED_FREE = 8 << 20
+UNPACKED_FREE = 16 << 20
 """Bytes that a packed body may unpack to, however well it was packed."""
 MAX_RATIO = 200
 """How many times as large as it was sent a body may be that unpacks to more."""
@@ -40,6 +40,8 @@ _SHOWN_LENGTH = 100
 _PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
+
+BODY_SCHEMAS = "x-body-schemas"
 
 
 def body_digest(scope: Scope) -> str:
@@ -263,20 +265,13 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
 
 
 def body_docs(kind: Any) -> dict[str, Any]:
-    """The body of a route, for the OpenAPI document: the schema of a struct, or of a list of them."""
-    (schema,), structs = schema_components([kind], ref_template="#/$defs/{name}")
-    content = {"application/json": {"schema": _inlined(schema, structs)}}
-    return {"requestBody": {"required": True, "content": content}}
+    """The body of a route, for the OpenAPI document: the schema of a struct, or of a list of them.
 
-
-def _inlined(schema: Any, structs: dict[str, Any]) -> Any:
-    if isinstance(schema, list):
-        return [_inlined(item, structs) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(structs[schema["$ref"].rpartition("/")[2]], structs)
-    return {name: _inlined(value, structs) for name, value in schema.items()}
+    The named schemas that it refers to are moved to the components of the document by :mod:`tweezer.api.document`.
+    """
+    (schema,), structs = schema_components([kind], ref_template="#/components/schemas/{name}")
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}, BODY_SCHEMAS: structs}
 
 
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>.*)`)?", re.DOTALL)

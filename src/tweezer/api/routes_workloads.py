@@ -19,6 +19,7 @@ async def refuse_workload(caller: Caller) -> None:
     raise Refused(501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet")
 
 
+_ID = {"name": "workload_id", "in": "path", "required": True, "schema": {"type": "string", "title": "Workload Id"}}
 _ROUTES = (
     ("POST", "/api/v1/workloads", "create_workload"),
     ("GET", "/api/v1/workloads", "list_workloads"),
@@ -31,5 +32,11 @@ _ROUTES = (
 )
 for method, path, name in _ROUTES:
     router.add_api_route(
-        path, refuse_workload, methods=[method], name=name, summary=name.replace("_", " ").capitalize(), status_code=501
+        path,
+        refuse_workload,
+        methods=[method],
+        name=name,
+        summary=name.replace("_", " ").capitalize(),
+        status_code=501,
+        openapi_extra={"parameters": [_ID]} if "{" in path else None,
     )

@@ -76,8 +76,9 @@ class EmbeddedJob(Schema):
     parent_id: str | None = Field(None, description="The job that this one repeats.", examples=[None])
     project_id: str = Field(examples=["default"])
     status: JobStatus = Field(examples=["RUNNING"])
-    runs: int | None = Field(
-        description="Number of shots; null leaves it to the batch's backend configuration.", examples=[100]
+    runs: int = Field(
+        description="Number of shots; of a job that was submitted without, those of its batch's backend configuration.",
+        examples=[100],
     )
     variables: dict[str, Any] | None = Field(
         description="Values of the sequence's variables; null when it was given none.", examples=[{"omega": 6.0}]
@@ -118,7 +119,7 @@ class EmbeddedJob(Schema):
             "parent_id": record.spec.parent_id,
             "project_id": record.project,
             "status": record.status,
-            "runs": record.spec.runs_shown if record.spec.runs is None else record.spec.runs,
+            "runs": record.spec.runs or record.spec.runs_shown or 1,
             "variables": _readable(record.spec.variables),
             "creation_order": record.index,
             "errors": [str(fault) for fault in record.faults],

@@ -90,7 +90,8 @@ class BatchBody(msgspec.Struct, frozen=True):
         str | None, Meta(description="Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")
     ] = None
     configuration: Annotated[
-        dict[str, Any] | None, Meta(description="Options of the emulator, the older way: kept and shown.")
+        dict[str, Any] | None,
+        Meta(description="Options of the emulator, the older way: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
     queue_priority: Annotated[str | None, Meta(description="`HIGH`, `MEDIUM` or `LOW`; null is `MEDIUM`.")] = None
     name: Annotated[str | None, Meta(description="For people.", examples=["antiferromagnet"])] = None

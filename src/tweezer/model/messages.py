@@ -42,7 +42,8 @@ class JobSpec(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     seed: of all random numbers of the job; None derives it from the job's id.
     sequence: a sequence of the job's own, instead of the batch's; excludes variables.
     parent_id: the job that this one repeats.
-    runs_shown: what its client sent for ``runs`` without meaning it; shown to clients, and not heeded.
+    runs_shown: where ``runs`` is None, the number that clients are shown: the shots of the configuration, or what an
+    old client sent for ``runs`` without meaning it.
     """
 
     runs: int | None = None

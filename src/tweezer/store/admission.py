@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.checks import MAX_DEVICE_LENGTH, as_job_spec, check_batch, check_jobs, check_text
+from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
@@ -86,12 +87,14 @@ class Admission:
             check_time("not_before", submission.not_before)
         doc = submission.doc(device.name)
         header = check_batch(doc, checks_sequence=device.checks_sequence)
+        if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
+            check_older_options(doc.configuration, device.adapter)
         _check_jobs(specs, header, doc, device)
         return await self._commands.submit(
             new_batch_id(),
             project,
             doc,
-            specs,
+            _with_runs_shown(specs, doc),
             priority=_priority(submission.priority),
             open=submission.open,
             not_before=submission.not_before,
@@ -109,6 +112,7 @@ class Admission:
             raise InvalidInput("jobs", "there is none; give at least one job")
         reads = device.checks_sequence and batch.doc.sequence is not None
         _check_jobs(specs, read_sequence(batch.doc.sequence or "") if reads else None, batch.doc, device)
+        specs = _with_runs_shown(specs, batch.doc)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
 
     async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
@@ -165,6 +169,14 @@ def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: Bat
         room=device.room,
         checks_sequence=device.checks_sequence,
     )
+
+
+def _with_runs_shown(jobs: list[JobSpec], doc: BatchDoc) -> list[JobSpec]:
+    """The jobs, with the number of shots that those get which leave it to the configuration: clients want a number."""
+    if doc.backend_configuration is None or all(job.runs or job.runs_shown for job in jobs):
+        return jobs
+    shots = configured_shots(doc.backend_configuration)
+    return [job if job.runs or job.runs_shown else msgspec.structs.replace(job, runs_shown=shots) for job in jobs]
 
 
 def _listed(devices: Sequence[DeviceRecord]) -> str:
