@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from structlog.testing import capture_logs
 from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, within
 from tests.support.waiting import until
 
@@ -20,7 +21,7 @@ from tweezer.api.auth import OPEN_PATHS
 from tweezer.api.live import Live
 from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
 from tweezer.ledger.database import Database
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
     BatchDoc,
@@ -441,6 +442,17 @@ async def test_other_origins_get_no_permission_to_read(rig: ApiRig, path: str) -
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
+
+
+async def test_who_has_no_key_learns_nothing_of_the_network(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> None:
+        raise Unavailable("Redis cannot be reached: Error 111 connecting to 10.9.8.7:6379")
+
+    monkeypatch.setattr(rig.store.reader, "ping", fail)
+    with capture_logs() as logged:
+        answer = await rig.stranger.get("/ready")
+    assert (answer.status_code, answer.json()["data"]["description"]) == (503, "Redis cannot be reached")
+    assert any("10.9.8.7:6379" in str(entry) for entry in logged)
 
 
 # -- the document ---------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from tests.support.api_rig import DONE, FAILED, PROJECT, SOON_S, ApiRig, bearer,
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import following
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.credentials import Role, key_id
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed, Selection
+from tweezer.ledger.keys import revoke_key
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder import Recorder
 from tweezer.model.backoff import Backoff
@@ -226,6 +227,27 @@ async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: 
     request = await rig.held(f"/api/v2/batches/{batch_id}/events?type=batch.done")
     await rig.run(DONE, FAILED)
     assert types((await within(request)).json()) == ["batch.done"]
+
+
+@pytest.mark.parametrize("place", ["/api/v2/events", "/api/v2/batches/{}/events", "/api/v1/batches/{}/status"])
+async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
+    rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("tweezer.api.auth.REMEMBERED_S", 0.0)
+    monkeypatch.setattr(rig.app.state.following._authenticator, "_remembered_s", 0.0)
+    batch_id, key = await rig.submit(1), rig.key()
+    path = place.format(batch_id)
+    if "events" in place:
+        path += f"?after={(await page(rig, path))['next']}"
+    before = rig.holding()
+    request = asyncio.create_task(rig.get(path, key=key))
+    await until(lambda: rig.holding() > before)
+    with ledger.write() as connection:
+        revoke_key(connection, key_id(key) or "")
+    await rig.run(DONE)
+    answer = await within(request)
+    assert (answer.status_code, answer.json()["data"]["reason"]) == (401, "unauthorized")
+    assert "batch" not in answer.text
 
 
 async def test_events_of_others_wake_nobody(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:

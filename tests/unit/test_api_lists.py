@@ -437,6 +437,7 @@ async def test_a_read_that_fails_fails_for_all_who_share_it(rig: ApiRig, monkeyp
         patch.setattr(Scripts, "call", fail)
         answers = await asyncio.gather(*(rig.get(f"/api/v2/jobs/{job_id(batch_id, index)}") for index in range(2)))
         assert [answer.status_code for answer in answers] == [503, 503]
+        assert answers[0].json()["data"]["description"] == "Redis cannot be reached", "the log has the cause"
     assert (await rig.get(f"/api/v2/jobs/{job_id(batch_id, 0)}")).status_code == 200
 
 

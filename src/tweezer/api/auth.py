@@ -14,7 +14,7 @@ from hmac import compare_digest
 from typing import NamedTuple, cast
 
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.envelope import Refused, failure_of
 from tweezer.api.rates import Rates
@@ -166,8 +166,29 @@ class Authentication:
             await failure_of(error)(scope, receive, send)
             return
         scope[_CALLER] = caller
+        if scope["method"] == "GET":  # whoever wrote something must be told, or would write it again
+            send = self._checked(scope, receive, send)
         with sharing(caller.sharer):
             await self._app(scope, receive, send)
+
+    def _checked(self, scope: Scope, receive: Receive, send: Send) -> Send:
+        """Send the answer only if the key still opens the same: it may have been revoked while the request was held."""
+        trusted_until = time.monotonic() + REMEMBERED_S
+        refused = False
+
+        async def send_checked(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and time.monotonic() > trusted_until:
+                try:
+                    if not await self._authenticator.still_knows(scope):
+                        raise unauthorized()
+                except TweezerError as error:
+                    refused = True
+                    await failure_of(error)(scope, receive, send)
+            if not refused:
+                await send(message)
+
+        return send_checked
 
 
 class _Known(NamedTuple):

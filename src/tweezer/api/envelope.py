@@ -140,12 +140,20 @@ def failure_of(error: TweezerError) -> JSONResponse:
         case QuotaExceeded():
             return failure(413, error.message, error.code, field=error.quota)
         case QueueFull() | Unavailable() | TweezerError(code="redis_auth"):
-            log.warning("api.unavailable", error=error.message)
             headers = {"Retry-After": str(RETRY_AFTER_S)}
-            return failure(503, error.message, error.code, headers=headers)
+            return failure(503, unavailable(error), error.code, headers=headers)
         case _:
             log.error("api.failed", error=error.message, code=error.code)
             return failure(500, "the server failed at this request; its log says why", error.code)
+
+
+def unavailable(error: TweezerError) -> str:
+    """Log why nothing can be done, and return what callers are told of it.
+
+    What stands behind a colon is a cause in the words of a library, with names and addresses within our network.
+    """
+    log.warning("api.unavailable", error=error.message)
+    return error.message if isinstance(error, QueueFull) else error.message.partition(": ")[0]
 
 
 def failure_docs(*statuses: int, keyless: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from tweezer.api.dependencies import Caller, Ledger
-from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs
+from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs, unavailable
 from tweezer.api.logins import Logins, TooManyAttempts
 from tweezer.api.schemas_account import AccountProject, OAuthError, Token
 from tweezer.ledger.credentials import Principal
@@ -83,7 +83,7 @@ async def open_session(request: Request) -> JSONResponse:
     except TooManyAttempts as error:
         return _refusal(429, error.code, error.message, retry_s=error.retry_s)
     except (Unavailable, QueueFull) as error:
-        return _refusal(503, "temporarily_unavailable", error.message, retry_s=RETRY_AFTER_S)
+        return _refusal(503, "temporarily_unavailable", unavailable(error), retry_s=RETRY_AFTER_S)
     if session is None:
         return _refusal(400, "invalid_grant", "name or password are wrong, or the user is disabled")
     token = Token(access_token=session.text, token_type="Bearer", expires_in=logins.session_s)  # noqa: S106  # its type

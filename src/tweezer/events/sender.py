@@ -24,10 +24,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_parser import RawResponseMessage
 from aiohttp.streams import StreamReader
+from structlog import get_logger
 from yarl import URL
 
 from tweezer.model.addresses import WebhookPolicy, check_url, why_refused
 from tweezer.model.errors import InvalidInput
+
+log = get_logger(__name__)
 
 Lookup = Callable[[str], Awaitable[list[str]]]
 """The addresses of a name; raises OSError when there are none."""
@@ -282,8 +285,9 @@ class _Resolver(AbstractResolver):
 
 def _check(address: str, policy: WebhookPolicy) -> None:
     reason = why_refused(address, policy)
-    if reason is not None:
-        raise _Refused(f"the receiver is at {address}, which {reason}; the operator may allow it")
+    if reason is not None:  # the log says it; whoever named the URL must not learn what names mean in this network
+        log.warning("webhook.address_refused", address=address, reason=reason)
+        raise _Refused("the receiver's name leads to an address that is not public; the operator may allow it")
 
 
 def _text(place: tuple[object, ...]) -> str:
