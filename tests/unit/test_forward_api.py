@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,6 +257,48 @@ async def test_results_are_fetched_by_their_link_without_the_key(far: FarServer)
     assert result is not None
     assert result.counter == {"0": 4}
     assert far.headers("/results") == [{}]
+
+
+@pytest.mark.parametrize("how", ["link", "redirect"])
+@pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/x", "https://169.254.169.254/x", "https://localhost:8443/"])
+async def test_a_link_to_results_leads_nowhere_else_within_the_network(
+    far: FarServer, how: str, elsewhere: str
+) -> None:
+    far.answers_with("GET /results", web.Response(status=302, headers={"Location": elsewhere}))
+    link = elsewhere if how == "link" else f"{far.url}/results"
+    far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": link}))
+    async with client(far) as api:
+        with pytest.raises(ServerRefused, match="the link") as refused:
+            await api.result("j")
+    assert refused.value.field == "results_link"
+
+
+async def test_a_name_is_judged_by_what_it_leads_to(far: FarServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            found = ResolveResult(hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0)
+            return [found]
+
+        async def close(self) -> None: ...
+
+    monkeypatch.setattr("aiohttp.connector.DefaultResolver", lambda **_: Resolver())
+    far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": "https://results.example.org/x"}))
+    async with client(far) as api:
+        with pytest.raises(ServerRefused, match="an address that is not public"):
+            await api.result("j")
+
+
+async def test_an_operator_allows_links_to_results(far: FarServer) -> None:
+    elsewhere = far.url.replace("127.0.0.1", "localhost")
+    far.answers_with("GET /results", web.Response(status=302, headers={"Location": f"{elsewhere}/moved"}))
+    far.answers_with("GET /moved", web.json_response({"counter": {"0": 4}}))
+    far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": f"{far.url}/results"}))
+    async with client(far, results_allow="localhost") as api:
+        result = await api.result("j")
+    assert result is not None
+    assert result.counter == {"0": 4}
 
 
 async def test_reads_are_tried_again_while_the_server_has_troubles(far: FarServer) -> None:

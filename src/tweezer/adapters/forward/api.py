@@ -6,11 +6,13 @@ created.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import msgspec
@@ -41,6 +43,8 @@ from tweezer.adapters.forward.errors import (
 from tweezer.adapters.forward.options import ForwardOptions, LoginOptions
 from tweezer.adapters.http import FAILURES, TOO_LARGE, UNDECIDED, LastLook, brief, read_at_most, repeated, tls_of
 from tweezer.adapters.tokens import TokenRequest, Tokens
+from tweezer.model.addresses import check_url, why_refused
+from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import Result
 
 log = structlog.get_logger(__name__)
@@ -50,7 +54,13 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES = 256 << 20
 """How much of an answer is read: results with observables are long."""
 
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REDIRECTS_MAX = 5
 _ID = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class _AddressRefused(OSError):
+    """An address that no link may lead to."""
 
 
 class ForwardApi:
@@ -142,7 +152,7 @@ class ForwardApi:
             return None
         url = urljoin(f"{self._url}/", link)
         what = "GET results"  # a link opens what it names: it is in no log
-        return await self._repeated(lambda: self._request(what, "GET", url, redirects=True), result_of, what)
+        return await self._repeated(lambda: self._open_link(what, url), result_of, what)
 
     # -- requests -------------------------------------------------------------------------------------
 
@@ -174,21 +184,71 @@ class ForwardApi:
         *,
         token: str | None = None,
         query: Mapping[str, str] | None = None,
-        redirects: bool = False,
     ) -> Answer:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(ssl=self._tls, limit=0)
-            self._session = aiohttp.ClientSession(
-                connector=connector, headers=self._headers, timeout=self._timeout(self._options.read_timeout_s)
-            )
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
-            async with self._session.request(
-                method, url, headers=headers, params=query, allow_redirects=redirects
+            async with self._shared().request(
+                method, url, headers=headers, params=query, allow_redirects=False
             ) as response:
                 return await self._answer(what, response, token)
         except FAILURES as error:
             raise ServerUnreachable(f"{what}: no answer from {self._url} ({type(error).__name__})") from error
+
+    async def _open_link(self, what: str, url: str) -> Answer:
+        """Read a link to results, which may lead to the server itself or to public addresses, and so may redirects."""
+        for _ in range(_REDIRECTS_MAX):
+            guard = self._guard(what, url)
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    session = self._shared()
+                    if guard is not None:
+                        connector = aiohttp.TCPConnector(ssl=self._tls, socket_factory=guard)
+                        session = await stack.enter_async_context(self._new_session(connector))
+                    response = await stack.enter_async_context(session.get(url, allow_redirects=False))
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or location is None:
+                        return await self._answer(what, response, None)
+                    url = urljoin(url, location)
+            except FAILURES as error:
+                if isinstance(error, _AddressRefused) or isinstance(error.__cause__, _AddressRefused):
+                    problem = f"{what}: the link leads to an address that is not public; results_allow may allow it"
+                    raise ServerRefused(problem, status=403, field="results_link") from error
+                raise ServerUnreachable(f"{what}: no answer ({type(error).__name__})") from error
+        raise ServerRefused(f"{what}: more than {_REDIRECTS_MAX} redirects", status=310, field="results_link")
+
+    def _guard(self, what: str, url: str) -> Callable[[Any], socket.socket] | None:
+        """What opens a socket for a link and judges its address; None where any address will do.
+
+        Raises ServerRefused for a URL that is refused as it is.
+        """
+        if _origin(url) == _origin(self._url):
+            return None
+        policy = self._options.results_policy
+        try:
+            target = check_url(url, policy, "results_link")
+        except InvalidInput as error:
+            raise ServerRefused(f"{what}: the link {error.problem}", status=403, field="results_link") from error
+
+        def open_socket(info: Any) -> socket.socket:
+            family, kind, protocol, _, place = info
+            if why_refused(str(place[0]), policy) is not None:
+                raise _AddressRefused
+            return socket.socket(family, kind, protocol)
+
+        return None if target.trusted else open_socket
+
+    def _shared(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._new_session(aiohttp.TCPConnector(ssl=self._tls, limit=0))
+        return self._session
+
+    def _new_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            timeout=self._timeout(self._options.read_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
     async def _post(self, content: bytes, key: str, last_look: Callable[[], None] | None) -> Answer:
         """Sends a submit on a connection of its own: one that was kept may have been closed by the other side, and
@@ -237,6 +297,11 @@ class ForwardApi:
 
     def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(total=total_s, connect=self._options.connect_timeout_s)
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.netloc.lower()
 
 
 def _submitted(answer: Answer) -> str:

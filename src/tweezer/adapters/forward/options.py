@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from tweezer.adapters.http_options import API_PATH, Seconds, Text, http_url, secret
+from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import InvalidInput
 
 
@@ -68,7 +69,8 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     that is noted. poll_s: between looks at a job, where the server does not hold the question until it has ended.
     probe_s: between looks at the device. ask_again_s: between requests to stop a job that goes on. lag_s: how far its
     lists may be behind. turned_away_s: how long submits are repeated that something other than the API turns away, such
-    as a proxy.
+    as a proxy. results_allow: networks, addresses and names, with commas between, to which links to results may lead
+    beside the server itself and public addresses.
     """
 
     base_url: str
@@ -86,6 +88,7 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     read_timeout_s: Seconds = 30.0
     submit_timeout_s: Seconds = 60.0
     retry_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    results_allow: str = ""
     poll_s: Seconds = 1.0
     probe_s: Seconds = 15.0
     ask_again_s: Seconds = 10.0
@@ -100,13 +103,21 @@ class ForwardOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Where its paths begin. Raises InvalidInput for what is no such URL."""
         return _url("base_url", self.base_url).removesuffix(API_PATH)
 
+    @property
+    def results_policy(self) -> WebhookPolicy:
+        """Where links to results may lead beside the server itself. Raises InvalidInput."""
+        try:
+            return WebhookPolicy.parse(self.results_allow, "443,8443")
+        except InvalidInput as error:
+            raise InvalidInput("results_allow", error.problem) from error
+
     def key(self) -> str | None:
         """The key that is shown as it is; None with a log-in. Raises InvalidInput when its file cannot be read."""
         return None if self.login is not None else secret("api_key", self.api_key, self.api_key_file)
 
     def check(self) -> None:
         """Raises InvalidInput naming the option that cannot be used."""
-        _ = self.url
+        _ = self.url, self.results_policy
         if self.tls_ca_file is not None and not self.tls_verify:
             raise InvalidInput("tls_ca_file", "is given, but tls_verify is false: leave one of them out")
         if self.login is None:
