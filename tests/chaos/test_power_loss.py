@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from tests.support.power_loss import AppendOnlyFile
-from tests.support.processes import WITNESS_FILE, WITNESSED, Process, Site
+from tests.support.processes import NULL, WITNESS_FILE, WITNESSED, Process, Site
 from tests.support.waiting import PATIENCE_S, until
+from tests.support.webhook_receiver import Receiver
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.ledger.database import Database
+from tweezer.ledger.endpoints import create_endpoint
 from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import transitions
 from tweezer.ledger.upkeep import upgrade
+from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.events import Event, read_events
 from tweezer.store.server import RedisServer
 
@@ -30,14 +34,14 @@ class Plant:
     def __init__(self, site: Site, file: AppendOnlyFile, database: Database, witness: Path) -> None:
         self.site = site
         self.file = file
-        self._database = database
+        self.database = database
         self._witness = witness
 
     def events(self, batch: AsyncBatch) -> list[Event]:
         """The batch's events in the ledger."""
         table = transitions.c
         query = select(table.batch, table.sequence_number, table.time_us, table.words).where(table.batch == batch.id)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(query.order_by(table.sequence_number)).all()
         return [event for row in rows for event in read_events(*row)]
 
@@ -48,10 +52,16 @@ class Plant:
         """How often each job ran to its end."""
         return Counter(line.split()[0] for line in self._witness.read_text("utf-8").splitlines())
 
-    async def recorder(self) -> Process:
-        recorder = self.site.spawn("recorder")
-        await self.site.serves(recorder)
-        return recorder
+    async def start(self, process: str) -> Process:
+        started = self.site.spawn(process)
+        await self.site.serves(started)
+        return started
+
+    def register(self, url: str) -> None:
+        """An endpoint that is told of all that happens in the project."""
+        with self.database.write() as connection:
+            project_no(connection, "ours")
+            create_endpoint(connection, WebhookPolicy.parse("127.0.0.0/8", "443"), project_id="ours", url=url, types=())
 
 
 @pytest.fixture
@@ -68,14 +78,19 @@ async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> Asyn
     folder, witness = tmp_path / "redis", tmp_path / "witness"
     url = str(database.engine.url)
     with RedisServer(folder, kind="redis", appendfsync="always", options=options) as server:
-        settings = {"database_url": url, "data_dir": tmp_path, WITNESS_FILE.removeprefix("TWEEZER_").lower(): witness}
+        settings = {
+            "database_url": url,
+            "data_dir": tmp_path,
+            "webhook_allow": "127.0.0.0/8",
+            WITNESS_FILE.removeprefix("TWEEZER_").lower(): witness,
+        }
         async with Site(server.url, tmp_path, **settings) as site:
             yield Plant(site, AppendOnlyFile(server), database, witness)
 
 
 async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_again(plant: Plant) -> None:
     site = plant.site
-    recorder = await plant.recorder()
+    recorder = await plant.start("recorder")
     (worker,) = await site.workers(1, WITNESSED)
     batch = await site.submit([{"sleep_s": 0.5}, {"sleep_s": 1.0}, {"sleep_s": 0.1}], device=WITNESSED)
     await site.held(batch)
@@ -89,7 +104,7 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
         return any("Redis has restarted" in entry["error"] for entry in worker.said("redis.unavailable"))
 
     await until(waits, "a settle that waits for the gate")
-    await plant.recorder()
+    await plant.start("recorder")
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     await until(lambda: plant.has_recorded(batch, 2, JobStatus.DONE), "the end of the last job in the ledger")
     first = (await batch.jobs())[0]
@@ -98,3 +113,39 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     assert events[: len(before)] == before
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert Counter(event.index for event in events if event.status is JobStatus.DONE) == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("wait_s", [30.0, 0.0], ids=["gate", "no gate"])
+async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were_behind(
+    plant: Plant, wait_s: float
+) -> None:
+    site = plant.site
+    async with Receiver() as receiver:
+        plant.register(receiver.url("/"))
+        recorder, courier = await plant.start("recorder"), await plant.start("courier")
+        await site.workers(1, NULL, restore_wait_s=wait_s)
+
+        def told(batch: AsyncBatch) -> set[str]:
+            about = [it for it in receiver.received if it.data.get("batch_id") == str(batch.id)]
+            return {it.id for it in about if it.type in ("job.done", "batch.done")}
+
+        first = await site.submit([{}])
+        await until(lambda: len(told(first)) == 2, "the webhooks of the first batch")
+        plant.file.keep()
+        courier.freeze()
+        lost = await site.submit([{}, {}])
+        assert (await lost.wait(PATIENCE_S)).status is BatchStatus.DONE
+        await until(
+            lambda: any(event.status is BatchStatus.DONE for event in plant.events(lost)), "its end is recorded"
+        )
+        recorder.kill()
+        await asyncio.to_thread(plant.file.restart, losing_s=0.001)
+        courier.thaw()
+        later = await site.submit([{}])
+        if not wait_s:
+            await until(lambda: len(told(later)) == 2, "the webhooks of a batch after the loss")
+        await plant.start("recorder")
+        await until(lambda: len(told(later)) == 2, "the webhooks of a batch after the loss")
+        await until(lambda: len(told(lost)) == 3, "the webhooks of what was lost")
+        ids = [(it.id, it.body) for it in receiver.received]
+        assert len({identity for identity, _ in ids}) == len(set(ids)), "one id, one body"

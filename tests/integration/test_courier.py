@@ -40,6 +40,7 @@ from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.ledger.vault import Vault
 from tweezer.ledger.webhook_secrets import rotate, secrets_of
 from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
@@ -304,7 +305,7 @@ async def test_nothing_is_sent_to_a_dead_receiver_for_a_while_and_others_do_not_
     async with Receiver(lambda it: None if it.path == "/dead" else 200) as receiver:
         post.endpoint(receiver.url("/dead"), "job.done")
         post.endpoint(receiver.url("/well"), "job.done")
-        await post.start(timeout_s=0.2, delays_s=(0.0, 600.0), connections=2)
+        await post.start(timeout_s=1.5, delays_s=(0.0, 600.0), connections=2)
         await post.batch(300)
         await post.rig.run_all()
         await until(lambda: post.statuses().count("D") == 300, "the healthy one's deliveries")
@@ -337,6 +338,29 @@ async def test_retry_after_is_heeded(post: Post) -> None:
         (attempt,) = read_log(row.log)
         assert attempt.next_ms == row.due_ms
         assert row.due_ms - attempt.at_ms >= 3_000_000
+
+
+async def test_nothing_is_sent_before_it_is_written_so_that_one_id_has_one_body(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tries = Deliveries.write, []
+
+    def fail_at_first(self: Deliveries, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
+        tries.append(rows)
+        if len(tries) == 1:
+            raise Unavailable("the ledger is away")
+        return write(self, rows, position)
+
+    monkeypatch.setattr(Deliveries, "write", fail_at_first)
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url(), "batch.created")
+        await post.start(abandoned_s=0.3)
+        await post.batch(2)
+        await until(lambda: len(tries) == 1, "the write that fails")
+        await post.rig.run_all()  # a body that is made now tells of other jobs
+        await until(all_delivered(post, 1), "the delivery")
+    (row,) = post.rows()
+    assert [it.body.decode() for it in receiver.received] == [row.body]
 
 
 async def test_what_a_killed_courier_held_is_sent_by_another(post: Post) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby, islice
 from operator import attrgetter
 from uuid import UUID
@@ -38,6 +38,7 @@ from tweezer.model.tasks import end_tasks, is_cancelled
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
+from tweezer.store.restoring import Gate
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class Pace(msgspec.Struct, frozen=True):
     """entries: read at once. wait_s: for new ones. abandoned_s: after so long entries of a silent courier are taken
     over. late_s: how late something may be before the sweep fetches it. hold_s: how long a delivery may wait in this
     courier until it is attempted; only then do others look at it. rest_s: for each delivery of events that are younger
-    than fresh_s it rests so long before it reads on."""
+    than fresh_s it rests so long before it reads on. gate_s: between looks whether the gate is open again."""
 
     entries: int = 1000
     wait_s: float = 1.0
@@ -62,6 +63,7 @@ class Pace(msgspec.Struct, frozen=True):
     hold_s: float = HOLD_S
     rest_s: float = 0.0005
     fresh_s: float = 1.0
+    gate_s: float = 0.1
 
 
 class _Letter(msgspec.Struct, frozen=True):
@@ -157,12 +159,18 @@ class Courier:
 
     async def join(self) -> None:
         """Becomes one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
-        it begins behind the last entry whose deliveries are written, if the stream still knows that."""
+        it begins behind the last entry whose deliveries are written, if the stream still knows that. A Redis that lost
+        everything is left alone until the recorder has put back what the ledger has: its events come first."""
         position = await self._database.run(self._deliveries.position)
+        is_lost = bool(position) and await self._store.events.idle_s(GROUP) is None
+        if is_lost and not (await self._store.restoring.gate()).has_ledger:
+            log.warning("courier.waits_for_recorder", reason="Redis has lost what it had; start `tweezer recorder`")
+            await self._wait_for_gate(lambda gate: gate.has_ledger)
         await self._group.join(position_id(position) if position else START)
 
     async def step(self) -> int:
         """Takes care of some entries, when there are any; how many."""
+        await self._wait_for_gate()
         claimed = await self._group.claim(idle_s=self._pace.abandoned_s, most=self._pace.entries)
         for entry in claimed:  # one by one, for others may have what lies between
             await self._serve([entry])
@@ -171,11 +179,19 @@ class Courier:
         given = await self._group.read(most=self._pace.entries, wait_s=self._pace.wait_s)
         entries = given.entries
         self._listeners.changes = given.endpoints
+        if given.is_shut:
+            await self._wait_for_gate()
         if entries:
-            are_new = not any(entry.told_before for entry in entries)
-            told = await self._serve(entries, is_turn=given.oldest == entries[0].id, at_once=are_new)
+            told = await self._serve(entries, is_turn=given.oldest == entries[0].id)
             await self._rest(entries, told)
         return len(entries)
+
+    async def _wait_for_gate(self, is_open: Callable[[Gate], bool] = lambda gate: not gate.is_shut) -> None:
+        """After a restart of Redis, wait until the recorder has put back what it lost: those events come first."""
+        while True:
+            if is_open(await self._store.restoring.gate()):
+                return
+            await asyncio.sleep(self._pace.gate_s)
 
     async def _rest(self, entries: Sequence[Entry], told: int) -> None:
         """Rests for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
@@ -188,14 +204,13 @@ class Courier:
         """Writes the deliveries of the entries, acknowledges those, and begins to send. May be repeated."""
         await self._take_care(entries, await self._prepare(entries))
 
-    async def _serve(self, entries: Sequence[Entry], *, is_turn: bool = False, at_once: bool = False) -> int:
+    async def _serve(self, entries: Sequence[Entry], *, is_turn: bool = False) -> int:
         """Takes care of entries between which nobody else has one, when it is their turn; how many deliveries it makes.
 
-        at_once: nobody was given them before, so nobody was sent what they tell; it is sent while it is written down.
         What cannot be delivered is parked.
         """
         try:
-            return await self._serve_all(entries, is_turn=is_turn, at_once=at_once)
+            return await self._serve_all(entries, is_turn=is_turn)
         except Exception as error:
             if not is_unusable(error):
                 raise
@@ -225,7 +240,7 @@ class Courier:
         await self._database.run(self._deliveries.write, [], position_number(entries[-1].id))
         await self._group.acknowledge([entry.id for entry in entries])
 
-    async def _serve_all(self, entries: Sequence[Entry], *, is_turn: bool, at_once: bool) -> int:
+    async def _serve_all(self, entries: Sequence[Entry], *, is_turn: bool) -> int:
         preparing = asyncio.create_task(self._prepare(entries))
         try:
             if not is_turn:
@@ -233,7 +248,7 @@ class Courier:
             plan = await preparing
         finally:
             await end_tasks(preparing)
-        return await self._take_care(entries, plan, at_once=at_once)
+        return await self._take_care(entries, plan)
 
     async def _prepare(self, entries: Sequence[Entry]) -> _Plan:
         """What can be done before it is their turn: whose the entries are, who is told, and of what."""
@@ -243,7 +258,7 @@ class Courier:
         parts = _parts(wanted)
         return _Plan(parked, facts, audience, parts, await self._describe(next(parts, []), facts, audience))
 
-    async def _take_care(self, entries: Sequence[Entry], plan: _Plan, *, at_once: bool = False) -> int:
+    async def _take_care(self, entries: Sequence[Entry], plan: _Plan) -> int:
         told = 0
         if unreadable := [entry for entry in entries if entry.problem is not None]:
             await self._database.run(self._letters_kept.park_unreadable, unreadable)
@@ -256,7 +271,7 @@ class Courier:
                 following = next(plan.parts, None)
                 letters = [*part.notices, *await self._letters(part)]
                 position = position_number(entries[-1].id) if following is None else None
-                await self._write(letters, position, at_once=at_once)
+                await self._write(letters, position)
                 told += len(letters)
                 part = None if following is None else await self._describe(following, plan.facts, plan.audience)
         except BaseException:
@@ -398,8 +413,12 @@ class Courier:
             for (batch, endpoint), number in found.items():
                 self._told.setdefault(batch, {})[endpoint] = number
 
-    async def _write(self, letters: Sequence[_Letter], position: int | None, *, at_once: bool) -> None:
-        """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room."""
+    async def _write(self, letters: Sequence[_Letter], position: int | None) -> None:
+        """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room.
+
+        Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
+        anew of a batch that has gone on.
+        """
         hold = self._desk.hold()
         rows: list[NewDelivery] = []
         held: list[tuple[Endpoint, list[NewDelivery]]] = []
@@ -416,21 +435,11 @@ class Courier:
             if room < len(theirs):
                 rows += _rows(theirs[room:], outbox.shut_ms())
                 waiting.append(endpoint)
-        writing = asyncio.create_task(self._record(rows, position))
-        if at_once:
-            for endpoint, taken in held:
-                self._outbox(endpoint).offer([_due(row) for row in taken], hold, writing)
-        not_ours = await writing
-        if not at_once:
-            for endpoint, taken in held:
-                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
+        not_ours = await self._database.run(self._deliveries.write, rows, position)
+        for endpoint, taken in held:
+            self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
         for endpoint in waiting:
             self._outbox(endpoint).fetch()
-
-    async def _record(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Writes rows, once what is to be sent at once is on its way; the ids of those that others send."""
-        await asyncio.sleep(0)
-        return await self._database.run(self._deliveries.write, rows, position)
 
     def _outbox(self, endpoint: Endpoint) -> Outbox:
         """Its outbox; look it up each time, for an idle one may be forgotten for another's sake."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,12 +30,10 @@ _GONE = 410
 
 
 class Held(msgspec.Struct):
-    """A delivery in memory; after ``begin_by`` (monotonic) it is left to others. writing: of its row, which was there
-    before if its id is among those that come of it; None: it is written."""
+    """A delivery in memory; after ``begin_by`` (monotonic) it is left to others."""
 
     due: Due
     begin_by: float
-    writing: asyncio.Task[set[UUID]] | None = None
 
 
 class Outbox:
@@ -73,12 +70,11 @@ class Outbox:
         """When something may be sent again, in milliseconds since 1970; not in the past."""
         return now_ms() + round(self._breaker.shut_s(time.monotonic()) * 1000)
 
-    def offer(self, held: Sequence[Due], hold: Hold, writing: asyncio.Task[set[UUID]] | None = None) -> None:
-        """Takes deliveries that this courier holds from now on. What is not taken is found again when that is over.
-        writing: the rows are written meanwhile, and which of them were there."""
+    def offer(self, held: Sequence[Due], hold: Hold) -> None:
+        """Takes deliveries that this courier holds from now on. What is not taken is found again when that is over."""
         if self._gone:
             return
-        self._queue.extend(Held(due, hold.begin_by, writing) for due in held)
+        self._queue.extend(Held(due, hold.begin_by) for due in held)
         self._send()
 
     def fetch(self) -> None:
@@ -88,10 +84,10 @@ class Outbox:
 
     async def close(self) -> None:
         """Lets what is being sent end, and gives the rest back."""
-        left = await self._let_go()
+        left = self._let_go()
         if self._refilling is not None:
             await asyncio.gather(self._refilling, return_exceptions=True)
-            left += await self._let_go()
+            left += self._let_go()
         if left:
             await self._desk.postpone(left, now_ms())
         await asyncio.gather(*self._senders, return_exceptions=True)
@@ -132,18 +128,15 @@ class Outbox:
 
     async def _give_back(self) -> None:
         """Nothing is to be sent for a while, or it has waited here for too long: fetched again, it is held anew."""
-        left = await self._let_go()
+        left = self._let_go()
         await self._desk.postpone_and_arm(self.endpoint.id, left, self.shut_ms())
 
-    async def _let_go(self) -> list[UUID]:
-        """Empties the queue, once what was in it is written down."""
-        left = list(self._queue)
+    def _let_go(self) -> list[UUID]:
+        """Empties the queue."""
+        left = [held.due.id for held in self._queue]
         self._queue.clear()
         self._more = False
-        for writing in {held.writing for held in left if held.writing is not None}:
-            with contextlib.suppress(TweezerError):  # what could not be written is read again
-                await asyncio.shield(writing)
-        return [held.due.id for held in left]
+        return left
 
     async def _attempt(self, held: Held) -> bool:
         """Makes it, and says whether there was time to."""
@@ -156,8 +149,7 @@ class Outbox:
             self._breaker.worked()
         else:
             self._breaker.failed(time.monotonic(), answer.retry_after_s)
-        if held.writing is None or due.id not in await asyncio.shield(held.writing):
-            self._desk.finish(self.endpoint.id, self._outcome(due, answer, began_ms))
+        self._desk.finish(self.endpoint.id, self._outcome(due, answer, began_ms))
         if answer.status == _GONE:
             self._gone = True  # until the ledger says that it is enabled again
             self._queue.clear()

@@ -256,7 +256,9 @@ class Recorder:
         # From a Redis that lost everything, what has ended long ago need not come back.
         grace_ms = None if left != START else round(self._grace_s * 1000)
         # First what happened, then the batches: once they are back they go on, and couriers read on in this order.
-        again = await tell_again(self._store, self._database, namespace=self._namespace, after=left)
+        again = await tell_again(
+            self._store, self._database, namespace=self._namespace, after=left, recorded=self.position
+        )
         restored = await restore(self._store, self._database, after=left, ended_within_ms=grace_ms)
         await self._database.run(self._writer.move, self.position, left)
         await self.resume()

@@ -17,7 +17,7 @@ from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
 from tweezer.store.connection import Store
-from tweezer.store.feed import NO_BATCH, Entry, Notice, position_id, position_number
+from tweezer.store.feed import NO_BATCH, START, Entry, Notice, position_id, position_number
 from tweezer.store.restoring import RestoredBatch, RestoredJob
 
 log = structlog.get_logger(__name__)
@@ -43,33 +43,44 @@ async def restore(store: Store, database: Database, *, after: str, ended_within_
     return len(touched)
 
 
-async def tell_again(store: Store, database: Database, *, namespace: str, after: str) -> int:
-    """Puts events back into the stream that Redis lost after that entry, before couriers had made deliveries of them;
-    returns how many entries. May be repeated: a delivery is there once. Raises Unavailable."""
+async def tell_again(store: Store, database: Database, *, namespace: str, after: str, recorded: str) -> int:
+    """Append the events again that Redis lost after one entry, up to the last recorded one, for the couriers.
+
+    Those that couriers had made deliveries of before the loss are left out. Couriers whose position is behind the last
+    recorded entry may have read on since the loss: then all are appended, since a delivery is made once. Returns the
+    number of entries. May be repeated. Raises Unavailable.
+    """
     total = 0
+    done = await database.run(_delivered, database, namespace)
+    if not done:  # there is no courier, or it has only just begun
+        return 0
     position = position_number(after)
-    while page := await database.run(_lost, database, namespace, position):
+    if done <= position_number(recorded) or after == START:
+        position = max(position, done)
+    while page := await database.run(_lost, database, position):
         await store.events.put_back(page)
         total += len(page)
         position = position_number(page[-1].id)
     return total
 
 
-def _lost(database: Database, namespace: str, after: int) -> list[Entry]:
-    """The next entries that the ledger has and that no courier has taken care of."""
+def _delivered(database: Database, namespace: str) -> int:
+    """The couriers' position."""
     with database.read() as connection:
-        done = courier_position(connection, namespace)
-        if not done:  # there is no courier, or it has only just begun
-            return []
-        later = max(after, done)
+        return courier_position(connection, namespace)
+
+
+def _lost(database: Database, after: int) -> list[Entry]:
+    """The next entries that the ledger has."""
+    with database.read() as connection:
         rows = connection.execute(
-            select(transitions).where(transitions.c.position > later).order_by(transitions.c.position).limit(_PAGE)
+            select(transitions).where(transitions.c.position > after).order_by(transitions.c.position).limit(_PAGE)
         )
         entries = [
             Entry(position_id(row.position), row.batch, row.sequence_number, row.time_us, row.words) for row in rows
         ]
         rows = connection.execute(
-            select(notices).where(notices.c.position > later).order_by(notices.c.position).limit(_PAGE)
+            select(notices).where(notices.c.position > after).order_by(notices.c.position).limit(_PAGE)
         )
         for row in rows:
             notice = Notice(row.id, row.type, row.project, row.time_us, row.data)

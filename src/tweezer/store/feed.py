@@ -268,11 +268,12 @@ class EventStream:
 
 class Given(msgspec.Struct, frozen=True):
     """What a reader of a group was given. oldest: the oldest entry that is not acknowledged, whoever has it. endpoints:
-    the count of their changes, when these were given; None: there was none."""
+    the count of their changes, when these were given; None: there was none. is_shut: whether the gate was shut then."""
 
     entries: list[Entry]
     oldest: str | None
     endpoints: bytes | None
+    is_shut: bool
 
 
 class EntryGroup:
@@ -285,6 +286,7 @@ class EntryGroup:
         self._redis = scripts.redis
         self._stream = scripts.keys(Key.EVENTS)
         self._endpoints = scripts.keys(Key.ENDPOINTS)
+        self._gate = scripts.keys(Key.GATE)
         self._name = name
         self._reader = reader
 
@@ -311,10 +313,11 @@ class EntryGroup:
         pipeline.xreadgroup(self._name, self._reader, {self._stream: ">"}, count=most, block=block_ms)
         pipeline.xpending(self._stream, self._name)
         pipeline.get(self._endpoints)
+        pipeline.exists(self._gate)
         with self._translating():
-            _, found, pending, endpoints = await pipeline.execute()
+            _, found, pending, endpoints, is_shut = await pipeline.execute()
         entries = [read_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
-        return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints)
+        return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
         """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""

@@ -42,15 +42,12 @@ class RestoredJob(msgspec.Struct, frozen=True):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """``server``: identifies the running server, and contains when it came into use; empty if no one has reached it."""
+    """``server``: identifies the running server; empty if no one has reached it. ``has_ledger``: whether a recorder has
+    read the stream of this Redis, or put back what it lost."""
 
     is_shut: bool
     server: bytes
-
-    @property
-    def since_ms(self) -> int:
-        """Since when this Redis may lack the last writes of the one before; 0 if there was none."""
-        return int(self.server.partition(b" ")[0] or 0)
+    has_ledger: bool
 
 
 class Restoring:
@@ -73,13 +70,14 @@ class Restoring:
         return lacking
 
     async def gate(self) -> Gate:
-        """Read whether the gate is shut, and since when the server is in use."""
+        """Read whether the gate is shut, and at which server."""
         pipeline = self._scripts.redis.pipeline(transaction=False)
         pipeline.exists(self._scripts.keys(Key.GATE))
         pipeline.get(self._scripts.keys(Key.SERVER))
+        pipeline.exists(self._scripts.keys(Key.LEDGER))
         with translating():
-            is_shut, server = await pipeline.execute()
-        return Gate(bool(is_shut), server or b"")
+            is_shut, server, has_ledger = await pipeline.execute()
+        return Gate(bool(is_shut), server or b"", bool(has_ledger))
 
     async def gate_is_shut(self) -> bool:
         """Whether no job is handed out because Redis started again."""
