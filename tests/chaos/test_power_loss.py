@@ -107,8 +107,7 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     await plant.start("recorder")
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     await until(lambda: plant.has_recorded(batch, 2, JobStatus.DONE), "the end of the last job in the ledger")
-    first = (await batch.jobs())[0]
-    assert plant.executions()[str(first.id)] == 1
+    assert set(plant.executions().values()) == {1}
     events = plant.events(batch)
     assert events[: len(before)] == before
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))

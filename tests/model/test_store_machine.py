@@ -150,19 +150,37 @@ class Batch:
         if not self.open and not self.busy and not self.status.terminal:
             self.apply(self.end)
 
-    def follow(self, ledger: Batch) -> set[int]:
+    def follow(self, ledger: Batch, holders: list[Holder]) -> set[int]:
         """What the ledger puts back after Redis lost what came since; the jobs that end by it."""
         self.jobs += [Job() for _ in ledger.jobs[len(self.jobs) :]]
         ended = {index for index in self.of(JobStatus.PENDING, JobStatus.RUNNING) if ledger.jobs[index].status.terminal}
         for index in ended:
             self.jobs[index] = copy.copy(ledger.jobs[index])
+        moved = [index for index in self.of(JobStatus.PENDING, JobStatus.RUNNING) if self.is_behind(ledger, index)]
         self.open = self.open and ledger.open
         self.began = self.began or ledger.began
         self.fault = self.fault or ledger.fault
         if self.end is BatchEvent.COMPLETE:
             self.end = ledger.end
         self.status, self.transitions = ledger.status, ledger.transitions
+        for index in moved:
+            job = self.jobs[index] = copy.copy(ledger.jobs[index])
+            job.delayed = False
+            for holder in holders:
+                holder.held.discard(index)
+            by = [holder for holder in holders if holder.grant.token == job.token]
+            if job.status is JobStatus.RUNNING and by:
+                by[0].held.add(index)
+            elif job.status is JobStatus.RUNNING:
+                self.apply_to(index, JobEvent.GIVE_BACK)
         return ended
+
+    def is_behind(self, ledger: Batch, index: int) -> bool:
+        """Whether the ledger knows more of a live job."""
+        mine, theirs = self.jobs[index], ledger.jobs[index]
+        before, after = int(mine.token or 0), int(theirs.token or 0)
+        is_back = mine.status is JobStatus.RUNNING and theirs.status is JobStatus.PENDING
+        return after > before or (after == before and after > 0 and is_back)
 
     def of(self, *statuses: JobStatus) -> list[int]:
         return [index for index, job in enumerate(self.jobs) if job.status in statuses]
@@ -752,21 +770,22 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(fall_back(self.store, keys))
         self.world = world
         self.arrive()
+        self.position = self.do(self.store.events.last())
         for was in lost:
             batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [])
             assert self.do(self.store.restoring.restore(*ledger[was.id])) == 0
-            ended = batch.follow(was)
-            for holder in self.live:
-                if holder.batch is batch:
-                    holder.held -= ended
-            self.told[batch.id] = {None: batch.status, **{at: job.status for at, job in enumerate(batch.jobs)}}
-            self.sequence[batch.id] = batch.transitions
+            holders = [holder for holder in self.live if holder.batch is batch]
+            ended = batch.follow(was, holders)
+            for holder in holders:
+                holder.held -= ended
+            batch.conclude()
+            self.told[batch.id] = {None: was.status, **{at: job.status for at, job in enumerate(was.jobs)}}
+            self.sequence[batch.id] = was.transitions
             if was.id not in then:
                 self.batches.append(batch)
         known = {batch.id: batch for batch in self.batches + self.forgotten}
         for holder in late:
             self.holders.append(Holder(holder.grant, known[holder.batch.id], set(), last=holder.last, stale=True))
-        self.position = self.do(self.store.events.last())
         self.open_gate()
 
     @precondition(lambda self: not self.world.shut and any(self.idles(batch) for batch in self.batches))

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tests.support.power_loss import Recorded, checkpoint, fall_back, recorded
 
 from tweezer.model.errors import NotFound
+from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind
@@ -185,6 +186,75 @@ async def test_a_job_that_waits_for_a_retry_waits_no_more(rig: StoreRig) -> None
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
+# --------------------------------------------------------------------------- live jobs of which the ledger knows more
+
+
+def moves(rig_events: list[Event], index: int) -> list[JobStatus]:
+    return [JobStatus(event.status) for event in rig_events if event.index == index]
+
+
+async def test_a_job_that_ran_by_a_ticket_that_redis_lost_goes_back_and_the_feed_says_so(rig: StoreRig) -> None:
+    batch_id = await rig.submit(3)
+    saved = await checkpoint(rig.store)
+    lost = await rig.take()
+    ledger, told = await recorded(rig.store, batch_id), await rig.events(batch_id)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    assert await rig.statuses(batch_id) == [PENDING] * 3
+    assert await rig.renew(lost) is None
+    assert sorted(await run_the_rest(rig, batch_id)) == [0, 1, 2]
+    feed = told + (await rig.events(batch_id))[1:]
+    assert [event.sequence for event in feed] == list(range(1, len(feed) + 1))
+    assert moves(feed, 0) == [RUNNING, PENDING, RUNNING, DONE]
+
+
+async def test_a_job_that_its_holder_began_in_what_was_lost_runs_on(rig: StoreRig) -> None:
+    batch_id = await rig.submit(3)
+    grant = await rig.take()
+    saved = await checkpoint(rig.store)
+    await rig.settle(grant, {0: OutcomeKind.DONE})
+    ledger, told = await recorded(rig.store, batch_id), await rig.events(batch_id)
+    assert (await rig.job(batch_id, 1)).status is RUNNING
+    await fall_back(rig.store, saved)
+    before = len(await rig.events(batch_id))
+    await restore(rig, ledger)
+    assert await rig.statuses(batch_id) == [DONE, RUNNING, PENDING]
+    turn = await rig.settle(grant, {1: OutcomeKind.DONE})
+    assert (turn.refused, [job.index for job in turn.jobs]) == (0, [2])
+    feed = told + (await rig.events(batch_id))[before:]
+    assert [event.sequence for event in feed] == list(range(1, len(feed) + 1))
+    assert moves(feed, 1) == [RUNNING, DONE]
+
+
+async def test_a_job_that_went_back_in_what_was_lost_is_taken_from_its_holder(rig: StoreRig) -> None:
+    batch_id = await rig.submit(2)
+    grant = await rig.take()
+    saved = await checkpoint(rig.store)
+    await rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
+    ledger, told = await recorded(rig.store, batch_id), await rig.events(batch_id)
+    await fall_back(rig.store, saved)
+    before = len(await rig.events(batch_id))
+    await restore(rig, ledger)
+    assert await rig.statuses(batch_id) == [PENDING, PENDING]
+    assert await rig.members(Key.HELD, batch_id, 0) == set()
+    again = await rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
+    assert again.refused == 0, "this token settled it"
+    assert sorted(await run_the_rest(rig, batch_id)) == [0, 1]
+    feed = told + (await rig.events(batch_id))[before:]
+    assert moves(feed, 0) == [RUNNING, PENDING, RUNNING, DONE]
+
+
+async def test_a_job_whose_cancel_was_requested_ends_when_its_ticket_is_lost(rig: StoreRig) -> None:
+    batch_id = await rig.submit(2)
+    saved = await checkpoint(rig.store)
+    await rig.take()
+    await rig.commands.cancel_jobs(batch_id, [0], project="a")
+    ledger = await recorded(rig.store, batch_id)
+    await fall_back(rig.store, saved)
+    await restore(rig, ledger)
+    assert await rig.statuses(batch_id) == [CANCELED, PENDING]
+
+
 # ------------------------------------------------------------------------------------------- batches that are gone
 
 
@@ -200,7 +270,8 @@ async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: StoreRig) -
 
     await restore(rig, ledger)
     now = await rig.batch(batch_id)
-    same = {"updated": now.updated, "counts": now.counts}
+    assert now.sequence_number == batch.sequence_number + 1, "the job that ran went back"
+    same = {"updated": now.updated, "counts": now.counts, "sequence_number": now.sequence_number}
     assert now == replace(batch, **same)
     assert [job.spec.runs for job in await rig.jobs(batch_id)] == [1, 2, 3, 4]
     assert (await rig.jobs(batch_id))[0] == first

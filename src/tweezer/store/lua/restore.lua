@@ -9,7 +9,8 @@
 --     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', bytes of the
 --     result, fault or ''
 -- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
--- Events  none for what the ledger has; batch.* when nothing is left to do and it did not know that
+-- Events  none for what the ledger has; job.pending or job.canceled of a job that ran by a ticket that is lost; batch.*
+--     when nothing is left to do and the ledger did not know that
 -- Gate    kept shut by each call
 
 local PARTIAL = '0'
@@ -52,19 +53,27 @@ local function follow(b)
   b.seq = math.max(b.seq, recorded)
 end
 
--- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these.
+-- Whether the ledger knows more of a live job than Redis: an execution that was begun later, or the end of one.
+local function is_ahead(row, st)
+  local theirs, ours = number_of(row, S.token), number_of(st, S.token)
+  return theirs > ours or theirs == ours and theirs > 0 and st[S.status] == 'R' and row[S.status] == 'P'
+end
+
+-- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these, and the live
+-- jobs of which the ledger knows more, as {index, state in the ledger, status here}.
 local function put_back_jobs(b)
   local indices, raw, ended = {}, {}, {}
   for at = first, #ARGV, 6 do indices[#indices + 1] = ARGV[at] end
   if #indices > 0 then raw = redis.call('HMGET', key(KEY.state, id), unpack(indices)) end
-  local specs, states, results, faults = {}, {}, {}, {}
+  local specs, states, results, faults, moved = {}, {}, {}, {}, {}
   for i, index in ipairs(indices) do
     local at, number = first + 6 * (i - 1), tonumber(index)
     if number == b.jobs and ARGV[at + 1] ~= '' and not is_over(b) then
       put(specs, index, ARGV[at + 1])
       b.jobs, b.pending, b.bytes = b.jobs + 1, b.pending + 1, b.bytes + JOB_BYTES + #ARGV[at + 1]
     end
-    local from, to = read_state(raw[i])[S.status], string.sub(ARGV[at + 2], 1, 1)
+    local st, to = read_state(raw[i]), string.sub(ARGV[at + 2], 1, 1)
+    local from = st[S.status]
     if number < b.jobs and JOB_OVER[to] and not JOB_OVER[from] then
       b[COUNTER[from]] = b[COUNTER[from]] - 1
       b[COUNTER[to]] = b[COUNTER[to]] + 1
@@ -75,13 +84,19 @@ local function put_back_jobs(b)
       end
       if ARGV[at + 5] ~= '' then put(faults, index, ARGV[at + 5]) end
       ended[#ended + 1] = index
+    elseif number < b.jobs and to ~= '' and not JOB_OVER[from] then
+      local row = read_state(ARGV[at + 2])
+      if is_ahead(row, st) and not (from == 'R' and is_remote(b, index)) then
+        moved[#moved + 1] = { index, row, from }
+        put(states, index, ARGV[at + 2])
+      end
     end
   end
   each_thousand('HSET', key(KEY.spec, id), specs)
   each_thousand('HSET', key(KEY.state, id), states)
   each_thousand('HSET', key(KEY.result, id), results)
   each_thousand('HSET', key(KEY.fault, id), faults)
-  return ended
+  return ended, moved
 end
 
 -- Takes what ended from where it waits. The cursor goes behind the last of it, and what that passes comes back;
@@ -103,6 +118,48 @@ local function take_out(b, ended)
   b.cursor = cursor
 end
 
+-- Whether a live job of which the ledger knows more waits among those that came back.
+local function came_back_already(b, index)
+  if tonumber(index) >= b.cursor or redis.call('ZSCORE', key(KEY.delay, id), index) then return false end
+  for n = 0, b.slots - 1 do
+    if redis.call('SISMEMBER', key(KEY.held, id, int(n)), index) == 1 then return false end
+  end
+  return true
+end
+
+-- Brings live jobs to where the ledger has them. One that ran by a ticket that is still held runs on; one that ran by
+-- a ticket that Redis has lost goes back to wait, which is a transition and has its event.
+local function follow_jobs(b, ended, moved)
+  local indices, waiting, holders = { unpack(ended) }, {}, {}
+  for n = 0, b.slots - 1 do
+    local _, t = load_batch(id, int(n))
+    if t then holders[t.token] = t end
+  end
+  for _, it in ipairs(moved) do
+    indices[#indices + 1] = it[1]
+    waiting[it[1]] = came_back_already(b, it[1])
+  end
+  take_out(b, indices)
+  for _, it in ipairs(moved) do
+    local index, st, from = it[1], it[2], it[3]
+    local holder = st[S.status] == 'R' and holders[st[S.token]]
+    b[COUNTER[from]] = b[COUNTER[from]] - 1
+    b[COUNTER[st[S.status]]] = b[COUNTER[st[S.status]]] + 1
+    if holder then
+      if waiting[index] then b.back = b.back - redis.call('LREM', key(KEY.back, id), 1, index) end
+      redis.call('SADD', key(KEY.held, id, holder.n), index)
+    else
+      if st[S.status] == 'R' and st[S.cancel] ~= '-' then
+        end_job(b, index, st, 'C')
+      elseif st[S.status] == 'R' then
+        requeue_job(b, index, st)
+      end
+      if st[S.status] == 'P' and not waiting[index] then come_back(b, { index }) end
+    end
+    write_state(b, index, st)
+  end
+end
+
 exempt_from_maxmemory()
 local shut_us = redis.call('GET', key(KEY.gate)) or int(came_back() * 1000)
 redis.call('SET', key(KEY.gate), shut_us, 'PX', int(math.max(setting('restore_wait'), 1)))
@@ -113,7 +170,7 @@ if version ~= VERSION then redis.call('HSET', record, 'v', VERSION) end
 
 local b = load_batch(id)
 follow(b)
-take_out(b, put_back_jobs(b))
+follow_jobs(b, put_back_jobs(b))
 local lacking = math.max(tonumber(ledger.jobs or 0) - b.jobs, 0)
 if lacking == 0 and not is_over(b) then
   if BATCH_OVER[status] and b.pending + b.running == 0 then
