@@ -239,13 +239,14 @@ async def test_preparing_has_a_limit_of_its_own_and_its_time_is_charged(site: Si
     await site.audit(batch)
 
 
-async def test_a_lane_that_dies_while_preparing_is_a_failure_of_the_ticket(site: Site) -> None:
-    await site.workers(1, MISBEHAVING, ticket_failures_max=2)
+async def test_a_batch_whose_preparation_kills_its_lane_three_times_ends_in_error(site: Site) -> None:
+    (worker,) = await site.workers(1, MISBEHAVING)
     batch = await site.submit_doc(1, device=MISBEHAVING, sequence="crash")
     record = await batch.wait(PATIENCE_S)
     assert record.status is BatchStatus.ERROR
     assert record.fault is not None
     assert "exited with code 4" in record.fault.message
+    assert len(worker.said("ticket.released")) == 3
     await site.audit(batch)
 
 

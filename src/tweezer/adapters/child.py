@@ -218,7 +218,9 @@ class ChildLane:
             case _Broken():
                 await self._drop_child()
                 kind = _kind_of(answer.end)
-                raise ExecutionError(FaultKind.TRANSIENT if kind is FaultKind.TIMEOUT else kind, answer.message)
+                if kind in (FaultKind.TIMEOUT, FaultKind.CRASH):  # the host's fault: it has not seen the batch yet
+                    kind = FaultKind.TRANSIENT
+                raise ExecutionError(kind, answer.message)
             case _:
                 raise await self._confused(answer)
 

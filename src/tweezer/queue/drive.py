@@ -248,7 +248,7 @@ class Driver:
         grant = holding.grant
         fault = Fault(error.code, error.problem, error.field)
         if error.kind in _WORTH_ANOTHER_TRY:
-            return await self._release(holding, fault)
+            return await self._release(holding, fault, is_crash=error.kind is FaultKind.CRASH)
         log.warning("batch.cannot_run", fault=str(fault))
         await until_answered(
             lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault, used_s=holding.unpaid_s),
@@ -257,7 +257,7 @@ class Driver:
         )
         return End.BATCH_FAILED
 
-    async def _release(self, holding: Holding, fault: Fault) -> End:
+    async def _release(self, holding: Holding, fault: Fault, *, is_crash: bool = False) -> End:
         grant = holding.grant
         doomed = await until_answered(
             lambda: self._tickets.release(
@@ -267,6 +267,7 @@ class Driver:
                 backoff=self._policy.ticket_backoff,
                 failures_max=self._policy.failures_max,
                 used_s=holding.unpaid_s,
+                is_crash=is_crash,
             ),
             self._policy.redis_backoff,
             "releasing a ticket",

@@ -66,6 +66,7 @@ NUMBER_FIELDS = (
     "token",  # last token given
     "slots",  # tickets are numbered below this
     "failures",  # of its tickets, in a row
+    "crashes",  # of these, in a row, those where the lane's process died while it prepared the batch
     "idle",  # ms that it may be open without work
     "retries",  # transient failures that a job may have
     "not_before",  # ms, its tickets wait until then

@@ -385,13 +385,31 @@ class Tickets:
         return bool(reply[0] != b"stale")
 
     async def release(
-        self, ticket: TicketRef, token: str, fault: Fault, *, backoff: Backoff, failures_max: int, used_s: float = 0.0
+        self,
+        ticket: TicketRef,
+        token: str,
+        fault: Fault,
+        *,
+        backoff: Backoff,
+        failures_max: int,
+        is_crash: bool = False,
+        used_s: float = 0.0,
     ) -> bool:
-        """Gives the ticket back after a failure of its body, to be tried again after the backoff for the
-        failures in a row; ``used_s`` is the lane time since the last call. True when the batch ended in ERROR by it."""
+        """Give the ticket back after a failure of its body, to be tried again after the backoff for failures in a row.
+
+        ``is_crash``: the lane's process died of it; then fewer are allowed. ``used_s``: lane time since the last
+        call. True when the batch ended in ERROR by it.
+        """
         delays = (round(backoff.base_s * 1000), round(backoff.cap_s * 1000))
         reply = await self._scripts.call(
-            "release", str(ticket), token, "fail", failures_max, *delays, encode_fault(fault), round(used_s * 1000)
+            "release",
+            str(ticket),
+            token,
+            "crash" if is_crash else "fail",
+            failures_max,
+            *delays,
+            encode_fault(fault),
+            round(used_s * 1000),
         )
         return bool(reply[0] == b"doomed")
 

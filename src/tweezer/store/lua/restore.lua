@@ -17,7 +17,7 @@ local PARTIAL = '0'
 local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
   v = true, status = true, ended = true, seq = true, cursor = true, back = true, delayed = true, slots = true,
   failures = true, jobs = true, pending = true, running = true, done = true, error = true, canceled = true,
-  charged = true, bytes = true, results = true,
+  crashes = true, charged = true, bytes = true, results = true,
 }
 
 local id, recorded, status = ARGV[1], tonumber(ARGV[2]), ARGV[3]

@@ -109,7 +109,7 @@ local function apply_outcomes(b, t, held, first, indices, raw)
   each_thousand('HSET', key(KEY.result, b.id), results)
   each_thousand('HSET', key(KEY.fault, b.id), faults)
   if #back > 0 then come_back(b, back) end
-  if #ended > 0 then b.failures = 0 end
+  if #ended > 0 then b.failures, b.crashes = 0, 0 end
   if done > 0 then
     if worked > 0 then redis.call('HINCRBY', key(KEY.batch, b.id), 'worked', int(worked)) end
     note_pace(b.device, done, worked)
