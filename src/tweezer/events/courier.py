@@ -322,7 +322,7 @@ class Courier:
             for part in _parts(entries):
                 described = await self._describe(part, facts, audience)
                 letters = [*described.notices, *await self._letters(described)]
-                await self._write(letters, None, at_once=False)
+                await self._write(letters, None)
             await self._disable(entries)
             left = await self._database.run(self._letters_kept.finish, letter)
             if left is None:
