@@ -53,7 +53,7 @@ STOPS = "TWEEZER_TEST_STOPS"
 
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
-    *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:project:"),
+    *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:installation", "tweezer:project:"),
 )
 """Keys that stay when all work is done begin with one of these."""
 

@@ -220,7 +220,7 @@ class StoreRig:
         redis = self.redis
         kind, *parts = name.removeprefix(self.keys.prefix).split(":")
         match kind, *parts:
-            case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "server",):
+            case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "installation" | "server",):
                 return True
             case "project", _:
                 return True  # tests.support.usage looks at what it holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -48,7 +49,9 @@ from tweezer.api.serve import serve
 from tweezer.api.webhooks import Webhooks
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed
+from tweezer.ledger.installation import require_same
 from tweezer.ledger.upkeep import require_schema
+from tweezer.model.errors import Unavailable
 from tweezer.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
@@ -161,6 +164,13 @@ def _routes() -> list[BaseRoute]:
     return [*quick_routes(), *found]
 
 
+async def _require_installation(settings: Settings, database: Database) -> None:
+    """Raises TweezerError when Redis belongs to another ledger. A Redis that is away is looked at by the recorder."""
+    async with Store.open(settings.connect()) as store:
+        with contextlib.suppress(Unavailable):
+            await require_same(store, database)
+
+
 def run_api(settings: Settings, *, version: str = "0") -> None:
     """Serves the API until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
@@ -170,6 +180,7 @@ def run_api(settings: Settings, *, version: str = "0") -> None:
     database = Database.open(settings.database())
     try:
         require_schema(database)
+        asyncio.run(_require_installation(settings, database))
     finally:
         database.close()
     app = create_app(settings, version=version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import click
@@ -51,6 +52,25 @@ def check(access: Access, context: click.Context, /, *, as_json: bool) -> None:
     require("db check", "server", "sqlalchemy", "alembic", "psycopg")
     found = look_at_ledger(access.settings())
     tell(context, [found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
+
+
+@db.command()
+@pass_access
+def join(access: Access) -> None:
+    """Make this ledger the one that records this Redis, although another one did.
+
+    A ledger and a Redis of different installations are not joined otherwise: the recorder and the API refuse.
+    """
+    with access.ledger("db join") as database:
+        from tweezer.ledger.installation import join as join_on_purpose
+        from tweezer.ledger.upkeep import place
+
+        async def run() -> None:
+            async with access.queue() as queue:
+                await join_on_purpose(queue.store, database, force=True)
+
+        asyncio.run(run())
+        show.echo(f"{place(database)} records this Redis from now on")
 
 
 @db.command()

@@ -27,6 +27,7 @@ from tweezer.ledger.dead_letters import (
     retry_of_older,
 )
 from tweezer.ledger.forgetting import Forgetter
+from tweezer.ledger.installation import join
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.restore import restore, tell_again
@@ -110,6 +111,8 @@ class Recorder:
         try:
             while not is_cancelled():
                 try:
+                    if not active:  # before it keeps the one from recording that this Redis belongs to
+                        await join(self._store, self._database)
                     was, active = active, await self._store.restoring.claim_recorder(self._id, self._pace.lease_s)
                     if not active:
                         await asyncio.sleep(self._pace.lease_s / 3)
@@ -144,6 +147,7 @@ class Recorder:
         self._known.clear()
         position = await self._database.run(self._writer.position, START)
         self._parked = await self._database.run(self._read_parked, True)
+        await join(self._store, self._database)
         trimmed = await self._store.restoring.mark_ledger()
         if position_number(trimmed) > position_number(position):
             log.warning("recorder.behind_the_stream", recorded=position, stream_begins=trimmed)

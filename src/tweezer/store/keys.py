@@ -48,6 +48,7 @@ class Key(StrEnum):
     LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address
     # of the ledger
     LEDGER = "ledger"  # string: there since a recorder first read the stream
+    INSTALLATION = "installation"  # string: id of the installation, which its ledger has, too
     RECORDER = "recorder"  # string, expiring: the recorder that is active
     SERVER = "server"  # string: since when the last writes may be lacking (ms), or 0; run id of the Redis in use
     GATE = "gate"  # string, expiring: no job is handed out, until the ledger has put back what Redis lost

@@ -100,6 +100,17 @@ class Restoring:
         _, trimmed = await self._scripts.call("mark_ledger")
         return str(trimmed.decode())
 
+    async def join_ledger(self, installation: str, *, force: bool = False) -> str | None:
+        """Note which ledger records this Redis; the id of another installation that it belongs to, else None."""
+        word, *rest = await self._scripts.call("join_ledger", installation, int(force))
+        return None if word == b"ok" else str(rest[0].decode())
+
+    async def installation(self) -> str | None:
+        """The id of the installation that this Redis belongs to; None before a recorder has joined it."""
+        with translating():
+            found = await self._scripts.redis.get(self._scripts.keys(Key.INSTALLATION))
+        return None if found is None else str(found.decode())
+
     async def claim_recorder(self, owner: str, ttl_s: float) -> bool:
         """Makes this the active recorder, or keeps it so, for that long; False while another is."""
         word, *_ = await self._scripts.call("claim_recorder", owner, round(ttl_s * 1000))

@@ -1,0 +1,58 @@
+"""Which ledger and which Redis belong together: an installation has an id, kept in both.
+
+The ledger makes the id; the recorder writes it into the Redis that it records first. A Redis without one, which is new,
+or lost everything, or was filled by an older version, becomes part of the installation of its recorder.
+"""
+
+from __future__ import annotations
+
+import secrets as randomness
+
+from sqlalchemy import select
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.projects import insert_unless_there
+from tweezer.ledger.schema import secrets
+from tweezer.model.errors import TweezerError
+from tweezer.store.connection import Store
+
+_NAME = "installation"
+_SIZE = 8
+
+
+def installation_id(database: Database) -> str:
+    """Return the id that the ledger has; it is made at its first use. Raises Unavailable."""
+    kept = select(secrets.c.value).where(secrets.c.name == _NAME)
+    with database.read() as connection:
+        found: bytes | None = connection.execute(kept).scalar()
+    if found is None:
+        with database.write() as connection:
+            insert_unless_there(connection, secrets, {"name": _NAME, "value": randomness.token_bytes(_SIZE)})
+            found = connection.execute(kept).scalar_one()
+    return bytes(found).hex()
+
+
+async def join(store: Store, database: Database, *, force: bool = False) -> None:
+    """Note in Redis that this ledger records it. force: also when another ledger does.
+
+    Raises TweezerError ("installation") when Redis belongs to another installation; Unavailable.
+    """
+    ours = await database.run(installation_id, database)
+    if (other := await store.restoring.join_ledger(ours, force=force)) is not None:
+        raise _do_not_belong_together(ours, other)
+
+
+async def require_same(store: Store, database: Database) -> None:
+    """Raise TweezerError ("installation") when Redis belongs to the installation of another ledger; Unavailable."""
+    other = await store.restoring.installation()
+    if other is not None and other != (ours := await database.run(installation_id, database)):
+        raise _do_not_belong_together(ours, other)
+
+
+def _do_not_belong_together(ours: str, other: str) -> TweezerError:
+    return TweezerError(
+        f"Redis belongs to the installation {other}, and the ledger to {ours}: the batches of one would get into the "
+        "other; correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; `tweezer db join` joins them on "
+        "purpose",
+        code="installation",
+    )

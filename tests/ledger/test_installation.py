@@ -1,0 +1,94 @@
+"""A ledger and a Redis of different installations are joined on purpose only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from click.testing import CliRunner
+from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.waiting import until
+
+from tweezer.api.app import run_api
+from tweezer.cli import main
+from tweezer.ledger.database import Database
+from tweezer.ledger.installation import installation_id, join, require_same
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.upkeep import upgrade
+from tweezer.model.errors import TweezerError
+from tweezer.model.tasks import end_tasks
+from tweezer.settings import Settings
+from tweezer.store.connection import Connect, Store
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Database]:
+    """The ledger of another installation."""
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'stranger.db'}"))
+    upgrade(database)
+    yield database
+    database.close()
+
+
+def test_the_id_of_an_installation_is_made_once(database: Database, stranger: Database) -> None:
+    assert installation_id(database) == installation_id(database) != installation_id(stranger)
+
+
+async def test_a_recorder_refuses_the_redis_of_another_installation(bench: LedgerRig, stranger: Database) -> None:
+    batch_id = await bench.rig.submit(2)
+    await bench.record()
+    await require_same(bench.rig.store, bench.database)
+    intruder = Recorder(bench.rig.store, stranger, namespace=NAMESPACE)
+    with pytest.raises(TweezerError, match="belongs to the installation") as raised:
+        await intruder.resume()
+    assert raised.value.code == "installation"
+    with pytest.raises(TweezerError, match="`tweezer db join` joins them on purpose"):
+        await require_same(bench.rig.store, stranger)
+    with structlog.testing.capture_logs() as lines:
+        running = asyncio.create_task(intruder.run())
+        await until(lambda: any(line["event"] == "recorder.failed" for line in lines))
+        assert await bench.rig.restoring.claim_recorder("the real one", 5.0), "the intruder does not take its place"
+        await end_tasks(running)
+    await bench.agree(batch_id)
+
+
+async def test_they_are_joined_on_purpose(bench: LedgerRig, stranger: Database) -> None:
+    await bench.record()
+    await join(bench.rig.store, stranger, force=True)
+    await Recorder(bench.rig.store, stranger, namespace=NAMESPACE).resume()
+    with pytest.raises(TweezerError, match="belongs to the installation"):
+        await bench.recorder.resume()
+
+
+async def test_a_redis_that_lost_everything_is_joined_again(bench: LedgerRig) -> None:
+    await bench.record()
+    await bench.rig.store.redis.flushall()
+    await bench.recorder.resume()
+    await require_same(bench.rig.store, bench.database)
+    assert await bench.rig.restoring.installation() == installation_id(bench.database)
+
+
+def test_the_api_refuses_to_start_and_the_command_joins(
+    real_redis_url: str, stranger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def belong_to_another() -> None:
+        async with Store.open(Connect(real_redis_url)) as store:
+            await store.restoring.join_ledger("0123456789abcdef")
+
+    asyncio.run(belong_to_another())
+    place = f"sqlite:///{tmp_path / 'stranger.db'}"
+    with pytest.raises(TweezerError, match="Redis belongs to the installation 0123456789abcdef"):
+        run_api(Settings(redis_url=real_redis_url, database_url=place, api_port=0))
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", place)
+    joined = CliRunner().invoke(main, ["--redis", real_redis_url, "db", "join"])
+    assert (joined.exit_code, joined.stdout) == (0, f"{place} records this Redis from now on\n")
+
+    async def belongs() -> str | None:
+        async with Store.open(Connect(real_redis_url)) as store:
+            return await store.restoring.installation()
+
+    assert asyncio.run(belongs()) == installation_id(stranger)
