@@ -149,7 +149,7 @@ async def test_a_length_that_is_no_number_is_refused(http: httpx.AsyncClient, le
 
 
 async def test_a_body_without_a_length_is_refused_once_it_is_too_large(app: FastAPI) -> None:
-    sent = await exchange(app, (b" " * KIB for _ in range(BODY_MAX // KIB + 2)))
+    sent = await exchange(app, (b" " * KIB for _ in range(2 * BODY_MAX // KIB + 2)))
     assert sent.status == 413
     assert (b"connection", b"close") in sent.headers
 
