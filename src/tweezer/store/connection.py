@@ -153,6 +153,8 @@ class _Arrives(AbstractConnection):
             about = str_if_bytes(await self._ask("INFO", "server"))
         except redis_errors.ResponseError:
             return  # forbidden here: not so for workers, who ask for it all the time
+        if not isinstance(about, str):  # an answer to another coroutine's command, on a connection shared by channels
+            raise redis_errors.ConnectionError("the connection was used before it was made")
         if run := re.search(r"run_id:(\w+)", about):
             with contextlib.suppress(redis_errors.ReadOnlyError):  # a replica hands out nothing
                 await self._ask("EVAL", script_text("arrive"), 1, self.keys.prefix, run[1])
