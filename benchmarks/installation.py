@@ -35,7 +35,7 @@ class Installation:
     @contextlib.asynccontextmanager
     async def running(cls, redis_url: str, folder: Path, clients: int) -> AsyncIterator[Installation]:
         url, port = f"sqlite:///{folder / 'ledger.db'}", free_port()
-        with contextlib.closing(Database.open(OpenDatabase(url))) as database:
+        with contextlib.closing(Database.open(OpenDatabase(url), create=True)) as database:
             upgrade(database)
             with database.write() as connection:
                 project_no(connection, PROJECT)

@@ -56,7 +56,7 @@ Timings = dict[str, list[float]]
 
 @contextlib.contextmanager
 def opened(url: str) -> Iterator[Database]:
-    database = Database.open(OpenDatabase(url))
+    database = Database.open(OpenDatabase(url), create=True)
     try:
         yield database
     finally:

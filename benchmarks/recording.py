@@ -46,7 +46,7 @@ def ledger_urls(*, sqlite: bool) -> Iterator[Iterator[str]]:
 
 @contextlib.contextmanager
 def opened(url: str) -> Iterator[Database]:
-    database = Database.open(OpenDatabase(url))
+    database = Database.open(OpenDatabase(url), create=True)
     upgrade(database)
     try:
         yield database

@@ -177,7 +177,7 @@ def database(ledger_url: str) -> Iterator[Database]:
 
 
 def _migrate(url: str) -> None:
-    database = Database.open(OpenDatabase(url=url))
+    database = Database.open(OpenDatabase(url=url), create=True)
     upgrade(database)
     database.close()
 

@@ -18,8 +18,10 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
+from tweezer.duties import DutyEnded, repeat
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.tasks import end_tasks, heeding_cancel
 from tweezer.model.wire import check_message, deserialize, serialize
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
@@ -28,8 +30,8 @@ from tweezer.store.scripts import translated, translating
 
 log = structlog.get_logger(__name__)
 
+_BUSY_POLL_S = 0.05
 _FILES_MAX = 65_536
-_HEALTHY_S = 10.0  # a run that lasted this long starts the backoff anew
 
 
 _NOT_PARKED_MS = 5_000  # until a message that could not be parked is looked at again
@@ -112,11 +114,20 @@ class Parker:
 
 
 class ParkingWorker(Worker):
-    """A worker of plain arq that no message can stop: one with a broken shape, or that cannot be begun, is parked."""
+    """A worker of plain arq that no message can stop: one with a broken shape, or that cannot be begun, is parked.
+
+    It looks for messages each ``poll_delay``, and often while they come.
+    """
 
     def __init__(self, *, parker: Parker, **options: Any) -> None:
         super().__init__(**options | {"job_deserializer": partial(_read_message, options["job_deserializer"])})
         self._parker = parker
+
+    async def _poll_iteration(self) -> None:
+        await super()._poll_iteration()
+        while self.tasks:
+            await asyncio.sleep(_BUSY_POLL_S)
+            await super()._poll_iteration()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
         """Starts the messages one by one, so that one which cannot be begun keeps no other from it."""
@@ -200,6 +211,26 @@ def on_signals(end: Callable[[], object]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal_number, end)
 
 
+def stopped_by_signals() -> asyncio.Event:
+    """Return an event that is set when the process is told to stop."""
+    stopping = asyncio.Event()
+    on_signals(stopping.set)
+    return stopping
+
+
+async def done_before(stopping: asyncio.Event, waiting: Awaitable[object]) -> bool:
+    """Await something, unless the process is told to stop first; return whether it is done."""
+    done, stop = asyncio.ensure_future(waiting), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait([done, stop], return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            await done
+            return True
+        return False
+    finally:
+        await end_tasks(done, stop)
+
+
 async def work(
     make: Callable[[], Awaitable[Sequence[Worker]]],
     stopping: asyncio.Event,
@@ -208,21 +239,23 @@ async def work(
     drain_s: float,
     backoff: Backoff,
 ) -> None:
-    """Runs workers of plain arq until ``stopping``; when Redis went away, new ones once it is back.
+    """Runs workers of plain arq until ``stopping``; when one fails or Redis goes away, new ones after a pause.
 
     A message that is cut off by the end of the process is run again by arq; all of ours may be.
     """
-    failures = 0
-    while not stopping.is_set():
-        began = time.monotonic()
-        try:
-            await _work_once(await make(), stopping, drain_s)
-        except (Unavailable, redis_errors.RedisError, OSError) as error:
-            failures = 1 if time.monotonic() - began > _HEALTHY_S else failures + 1
-            log.warning("redis.unavailable", while_doing=doing, tries=failures, error=str(error))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(backoff.delay_s(failures)):
-                    await stopping.wait()
+
+    async def work_once() -> None:
+        with translating():
+            with heeding_cancel():
+                workers = await make()
+            await _work_once(workers, stopping, drain_s)
+
+    async def pause(seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await stopping.wait()
+
+    await repeat(doing, work_once, backoff=backoff, while_=lambda: not stopping.is_set(), pause=pause)
 
 
 async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s: float) -> None:
@@ -233,14 +266,26 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
         done, _ = await asyncio.wait([*running, stop], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
+        if stop not in done:
+            raise DutyEnded("a worker of arq ended by itself")
     finally:
         stop.cancel()
-        for worker in workers:
-            with contextlib.suppress(redis_errors.RedisError, OSError):
-                await worker.close()
-        ended, _ = await asyncio.wait(running, timeout=drain_s)
-        # How one ends that was closed while it was starting is of no interest.
-        await asyncio.gather(*ended, return_exceptions=True)
+        await _end(workers, running, drain_s)
+
+
+async def _end(workers: Sequence[Worker], running: Sequence[asyncio.Future[None]], drain_s: float) -> None:
+    """Ends the workers and what they run. arq's own ``close`` raises CancelledError when a message is cut off, and
+    cuts all connections of the process."""
+    for worker in workers:
+        worker.handle_sig(signal.SIGUSR1)
+    for task in running:
+        task.cancel()
+    messages = [task for worker in workers for task in worker.tasks.values()]
+    ended, _ = await asyncio.wait([*running, *messages], timeout=drain_s)
+    await asyncio.gather(*ended, return_exceptions=True)
+    for worker in workers:
+        with contextlib.suppress(TweezerError), translating():
+            await worker.pool.delete(worker.health_check_key)
 
 
 async def _run(make: Callable[[], Process]) -> None:

@@ -66,7 +66,7 @@ class Plant:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     upgrade(opened)
     yield opened
     opened.close()

@@ -138,7 +138,7 @@ def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     upgrade(opened)
     yield opened
     opened.close()

@@ -142,7 +142,7 @@ def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    opened = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     upgrade(opened)
     yield opened
     opened.close()

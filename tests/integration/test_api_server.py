@@ -83,7 +83,7 @@ class Server:
 @contextlib.asynccontextmanager
 async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-    database = Database.open(OpenDatabase(url=f"sqlite:///{folder / 'ledger.db'}"))
+    database = Database.open(OpenDatabase(url=f"sqlite:///{folder / 'ledger.db'}"), create=True)
     upgrade(database)
     with database.write() as connection:
         key = create_key(connection, name="test", role=Role.OPERATOR)

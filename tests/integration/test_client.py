@@ -522,7 +522,7 @@ async def test_a_wait_outlives_an_absence_of_redis(server: RedisServer, tmp_path
         waits = [asyncio.create_task(batch.wait(PATIENCE_S)), asyncio.create_task(collected(batch))]
         await site.running(batch)
         await asyncio.to_thread(server.kill)
-        await until(lambda: bool(site.processes[0].said("redis.unavailable")))
+        await until(lambda: bool(site.processes[0].said("duty.failed")))
         await asyncio.to_thread(server.start)
         record, finished = await asyncio.gather(*waits)
         assert cast(Any, record).status is BatchStatus.DONE

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -51,6 +52,7 @@ from tweezer.store.keys import Key
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
 NEVER_S = 3600.0
+SOON_S = 20.0  # far less than until entries count as abandoned
 
 
 class Post:
@@ -621,3 +623,73 @@ async def test_what_cannot_be_told_is_parked_and_others_are_told_meanwhile(post:
         assert_chained(of_bad)
         assert of_bad[0].type == "batch.created"
         assert set(receiver.ids.values()) == {1}
+
+
+async def held(post: Post) -> bool:
+    """Whether a courier was given something that is not acknowledged."""
+    return bool((await post.rig.redis.xpending(post.rig.keys(Key.EVENTS), GROUP))["pending"])
+
+
+def lose_a_reply(courier: Courier) -> list[int]:
+    """The next reply with entries is lost on its way, as when the connection is cut; counts the entries in it."""
+    read, lost = courier._group.read, list[int]()
+
+    async def lose(**options: Any) -> Any:
+        given = await read(**options)
+        if given.entries and not lost:
+            lost.append(len(given.entries))
+            raise Unavailable("the connection was cut")
+        return given
+
+    courier._group.read = lose  # type: ignore[method-assign]
+    return lost
+
+
+async def test_what_a_cut_connection_held_is_sent_at_once(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        courier = await post.start(abandoned_s=NEVER_S)
+        lost = lose_a_reply(courier)
+        for _ in range(3):
+            await post.batch(1)
+        await until(all_delivered(post, 3), "what was lost on the way", SOON_S)
+    assert lost
+    assert len(receiver.received) == 3
+
+
+async def test_two_couriers_whose_entries_alternate_take_them_up_in_order(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        one, other = post.courier(post.desk(), abandoned_s=NEVER_S), post.courier(post.desk(), abandoned_s=NEVER_S)
+        one._group._reader, other._group._reader = "one", "other"
+        await one.join()
+        for turn in range(4):
+            await post.batch(1)
+            await (one if turn % 2 else other)._group.read(most=1, wait_s=0.01)
+        for courier in (one, other):
+            courier._may_hold = True
+            tasks = [asyncio.create_task(courier.run()), asyncio.create_task(courier._desk.write())]
+            post.running.append((courier, tasks))
+        await until(all_delivered(post, 4), "what both held", SOON_S)
+
+
+async def test_a_courier_that_is_stopped_leaves_nothing_for_others_to_wait_for(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        leaving = await post.start(abandoned_s=NEVER_S)
+        await until(lambda: leaving._joined)
+        read = leaving._group.read
+
+        async def hold(**options: Any) -> Any:
+            if (given := await read(**options)).entries:
+                await asyncio.Event().wait()  # its reply arrives as it is stopped
+            return given
+
+        leaving._group.read = hold  # type: ignore[method-assign]
+        await post.batch(1)
+        await until(partial(held, post), "an entry that it was given")
+        await post.kill(leaving)
+        await post.start(abandoned_s=NEVER_S)
+        await post.batch(1)
+        await leaving.close()
+        await until(all_delivered(post, 2), "the entry of the one that left, and the next", SOON_S)

@@ -37,7 +37,7 @@ MAXMEMORY_MB = 20
 async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
     """With the chores, which take messages in, and a worker of the null device."""
     place = f"sqlite:///{tmp_path / 'ledger.db'}"
-    database = Database.open(OpenDatabase(place))
+    database = Database.open(OpenDatabase(place), create=True)
     upgrade(database)
     database.close()
     async with Site(real_redis_url, tmp_path, database_url=place) as site:
@@ -319,7 +319,7 @@ async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_i
     site: Site, pool: ArqRedis, tmp_path: Path
 ) -> None:
     """Whatever stands in the queue: the process that reads it goes on, and operators find it among dead letters."""
-    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     queue: Any = site.store.redis
 
     async def put(message_id: bytes | str, data: Any, score: float = 1) -> None:

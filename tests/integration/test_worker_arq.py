@@ -280,7 +280,7 @@ async def test_a_submit_at_the_moment_of_a_stop_is_taken_by_another_worker(site:
     for _ in range(10):
         leaving = our_worker(site)
         gone = asyncio.create_task(run_until_cancelled(leaving))
-        await until(lambda leaving=leaving: bool(leaving._duties))  # type: ignore[misc]
+        await until(lambda leaving=leaving: bool(leaving.duties.tasks))  # type: ignore[misc]
         leaving.handle_sig(signal.SIGTERM)
         batch = await site.submit([{}] * 3)
         assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE

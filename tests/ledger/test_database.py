@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -212,7 +214,7 @@ def test_the_driver_is_ours_whatever_the_url_names(url: str) -> None:
 
 
 def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
-    database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/new/ledger.db"))
+    database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/new/ledger.db"), create=True)
     with database.write() as connection:
         connection.execute(text("CREATE TABLE things (id INTEGER)"))
         files = sorted(path.name for path in (tmp_path / "new").iterdir())
@@ -222,9 +224,41 @@ def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     assert modes == {0o600}
 
 
+def test_a_file_that_is_away_is_unavailable_and_not_made_anew(tmp_path: Path) -> None:
+    file, elsewhere = tmp_path / "ledger.db", tmp_path / "elsewhere.db"
+    given = OpenDatabase(url=f"sqlite:///{file}")
+    with contextlib.closing(Database.open(given, create=True)) as database:
+        with database.write() as connection:
+            connection.execute(text("CREATE TABLE things (id INTEGER)"))
+        file.rename(elsewhere)
+        for opened in (database, Database.open(given)):
+            with pytest.raises(Unavailable, match="unable to open database file"), opened.read():
+                pass
+            assert not file.exists()
+        elsewhere.rename(file)
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO things VALUES (1)"))
+
+
+def test_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+    file, other = tmp_path / "ledger.db", tmp_path / "other.db"
+    for path, value in ((file, 1), (other, 2)):
+        with contextlib.closing(sqlite3.connect(path)) as made:
+            made.execute("CREATE TABLE things (id INTEGER)")
+            made.execute("INSERT INTO things VALUES (?)", (value,))
+            made.commit()
+    query = text("SELECT id FROM things")
+    with contextlib.closing(Database.open(OpenDatabase(url=f"sqlite:///{file}"))) as database:
+        with database.read() as connection:
+            assert connection.execute(query).scalar_one() == 1
+        other.replace(file)
+        with database.read() as connection:
+            assert connection.execute(query).scalar_one() == 2
+
+
 def test_a_locked_file_is_unavailable_after_the_patience(tmp_path: Path) -> None:
     given = OpenDatabase(url=f"sqlite:///{tmp_path}/ledger.db", patience_s=0.05)
-    one, other = Database.open(given), Database.open(given)
+    one, other = Database.open(given, create=True), Database.open(given)
     with one.write(), pytest.raises(Unavailable, match="cannot be used: database is locked") as away, other.write():
         pass
     assert away.value.retryable

@@ -36,7 +36,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def blank(blank_url: str) -> Iterator[Database]:
     """A second database, without tables."""
-    opened = Database.open(OpenDatabase(url=blank_url))
+    opened = Database.open(OpenDatabase(url=blank_url), create=True)
     yield opened
     opened.close()
 

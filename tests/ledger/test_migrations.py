@@ -34,7 +34,7 @@ _CONSTRAINTS = """
 
 @pytest.fixture
 def blank(blank_url: str) -> Iterator[Database]:
-    opened = Database.open(OpenDatabase(url=blank_url))
+    opened = Database.open(OpenDatabase(url=blank_url), create=True)
     yield opened
     opened.close()
 

@@ -70,7 +70,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         url = f"sqlite:///{shutil.copy(template, tmp_path_factory.mktemp('queries') / 'ledger.db')}"
     else:
         url = request.getfixturevalue("postgres_server").create("queries", template)
-    database = Database.open(OpenDatabase(url=url))
+    database = Database.open(OpenDatabase(url=url), create=True)
     yield Ledger(database)
     database.close()
 

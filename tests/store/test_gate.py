@@ -8,15 +8,16 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import OutOfMemoryError
 from tests.support.power_loss import recorded
 from tests.support.waiting import until
 
-from tweezer.model.errors import NotFound, QueueFull, TweezerError, Unavailable
+from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind
@@ -267,8 +268,8 @@ async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) ->
             await plain.config_set("maxmemory", 1)
         await reach(store)
         assert await store.restoring.gate_is_shut()
-        with pytest.raises(QueueFull):
-            await store.tickets.set_full("a write that needs memory", ttl_s=5)
+        with pytest.raises(OutOfMemoryError):
+            await cast(Any, store.redis).set("a write", "that needs memory")
         await store.restoring.open_gate()
         assert not await store.restoring.gate_is_shut()
 

@@ -12,6 +12,8 @@ from tweezer.model.errors import QueueFull
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
+from tweezer.store.keys import Key
+from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import JobProgress
 
 if TYPE_CHECKING:
@@ -89,6 +91,16 @@ async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: StoreRig) -> N
     await rig.commands.close(batch_id, project="a")
     assert await rig.forget(batch_id)
     assert await rig.redis.keys(f"*{batch_id}*") == []
+
+
+async def test_settings_are_published_and_the_limit_is_noted(rig: StoreRig) -> None:
+    await fill(rig)
+    await rig.tickets.publish_settings(StoreConfig(quantum_s=5))
+    await rig.tickets.set_full("Redis uses 9 of its 10 MiB", ttl_s=60)
+    assert await rig.redis.hget(rig.keys(Key.SETTINGS), "quantum") == b"5000"
+    assert await rig.tickets.is_full()
+    await rig.tickets.set_full(None, ttl_s=60)
+    assert not await rig.tickets.is_full()
 
 
 async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:

@@ -5,6 +5,8 @@ They serve the package's devices and the test devices below.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from typing import Any, Self, cast
 
 import msgspec
 import psutil
+import structlog
 from tests.support.forks import Fork
 from tests.support.usage import expected_counts, found_counts
 from tests.support.waiting import PATIENCE_S, until, wait_until
@@ -50,6 +53,8 @@ QUICK_QPU = "quick-qpu"
 
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 STOPS = "TWEEZER_TEST_STOPS"
+HARM = "TWEEZER_TEST_HARM"
+"""``raise:duty`` or ``cancel:duty``; see :func:`_harm_a_duty`."""
 
 OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
@@ -127,6 +132,38 @@ def serve_devices_of_the_tests() -> None:
     cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[QUICK_QPU] = registry.AdapterKind(
         _quick_qpu, QpuOptions, specs=_specs_of_simulator, reattaches=True
     )
+
+
+# --------------------------------------------------------------------------------------------- harm to a process
+
+
+def _harm_a_duty(how: str, name: str) -> None:
+    """In this process the first step of a background task raises, or its task is cancelled in it; the log tells when
+    the task is at work again."""
+    from tweezer import duties, runtime
+    from tweezer.events import courier, desk
+    from tweezer.ledger import recorder
+    from tweezer.queue import worker
+
+    repeat, harmed = duties.repeat, structlog.get_logger("harm")
+    calls = itertools.count()
+
+    async def repeat_harmed(duty: str, step: duties.Step, **options: Any) -> None:
+        async def harmed_step() -> None:
+            call = next(calls)
+            if call == 0 and how == "cancel":
+                cast("asyncio.Task[None]", asyncio.current_task()).cancel()
+                await asyncio.sleep(0)
+            if call == 0:
+                raise RuntimeError("harmed")
+            if call == 1:
+                harmed.info("harm.survived", duty=duty)
+            await step()
+
+        await repeat(duty, harmed_step if duty == name else step, **options)
+
+    for module in (duties, runtime, courier, desk, recorder, worker):
+        module.repeat = repeat_harmed  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------------- processes
@@ -379,6 +416,8 @@ def _be(arguments: Sequence[str]) -> None:
     serve_devices_of_the_tests()
     settings = load()
     logs.configure(settings.log_format, settings.log_level)
+    if harm := os.environ.get(HARM):
+        _harm_a_duty(*harm.split(":"))
     match arguments:
         case ["chores"]:
             run_chores(settings)

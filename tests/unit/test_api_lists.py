@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -541,3 +542,19 @@ async def test_workers_and_operators_list_the_work_of_all(rig: ApiRig, filled: F
     worker = rig.key(Role.WORKER, project=None)
     _, pagination = await listed(rig, "/api/v2/jobs", key=worker)
     assert pagination["total"] == PLAN.jobs
+
+
+@contextlib.contextmanager
+def moved_away(file: Path) -> Iterator[None]:
+    """The file is elsewhere meanwhile, and nothing comes in its place."""
+    elsewhere = file.rename(file.with_name("elsewhere"))
+    yield
+    assert not file.exists()
+    elsewhere.rename(file)
+
+
+async def test_a_ledger_whose_file_was_away_answers_again_when_it_is_back(rig: ApiRig) -> None:
+    assert (await rig.get("/api/v2/jobs")).status_code == 200
+    with moved_away(Path(rig.database.engine.url.database or "")):
+        assert (await rig.get("/api/v2/jobs")).status_code == 503
+    assert (await rig.get("/api/v2/jobs")).status_code == 200

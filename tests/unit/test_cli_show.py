@@ -210,7 +210,7 @@ def test_names_that_were_kept_before_they_were_checked_are_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
-    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     upgrade(database)
     with database.write() as connection:
         connection.execute(insert(projects).values(id="p", name="x\x1b[2J\u202e", created_ms=1))

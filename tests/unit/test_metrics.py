@@ -47,7 +47,7 @@ class MeasuredApi:
         self.server = fakeredis.FakeServer()
         self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
         url = f"sqlite:///{folder / 'ledger.db'}"
-        self.database = Database.open(OpenDatabase(url=url))
+        self.database = Database.open(OpenDatabase(url=url), create=True)
         upgrade(self.database)
         with self.database.write() as connection:
             create_project(connection, "ours", "ours")

@@ -47,10 +47,11 @@ from tweezer.api.rates import Rates
 from tweezer.api.repeats import Answers, Repeats
 from tweezer.api.serve import serve
 from tweezer.api.webhooks import Webhooks
+from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed
 from tweezer.ledger.installation import require_same
-from tweezer.ledger.upkeep import require_schema
+from tweezer.ledger.upkeep import wait_for_schema
 from tweezer.model.errors import Unavailable
 from tweezer.runtime import raise_file_limit
 from tweezer.settings import Settings
@@ -87,12 +88,13 @@ def create_app(
     else:
         doorway = database
     authenticator = Authenticator(doorway)
+    duties = Duties()
     tail = Tail(store.scripts)
     closing.push_async_callback(tail.close)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with closing, authenticator.writing_used():
+        async with closing, duties, authenticator.writing_used(duties):
             yield
 
     app = DescribedAPI(
@@ -104,6 +106,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect has no body, and clients want JSON
     )
+    app.state.duties = duties
     app.state.store = store
     app.state.database = database
     app.state.bodies = Bodies(settings.unpacked_max_kb << 10)
@@ -164,30 +167,33 @@ def _routes() -> list[BaseRoute]:
     return [*quick_routes(), *found]
 
 
-async def _require_installation(settings: Settings, database: Database) -> None:
-    """Raises TweezerError when Redis belongs to another ledger. A Redis that is away is looked at by the recorder."""
-    async with Store.open(settings.connect()) as store:
-        with contextlib.suppress(Unavailable):
-            await require_same(store, database)
+async def _wait_for_ledger(settings: Settings) -> None:
+    """Return once the ledger answers and is up to date. Raises TweezerError when it is not, or when Redis belongs to
+    another one. A Redis that is away is looked at by the recorder."""
+    await wait_for_schema(settings.database())
+    database = Database.open(settings.database())
+    try:
+        async with Store.open(settings.connect()) as store:
+            with contextlib.suppress(Unavailable):
+                await require_same(store, database)
+    finally:
+        database.close()
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:
     """Serves the API until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
     Raises InvalidInput("api_host" | "api_port", …) when the address is not to be had, ("url", …) or
-    ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date.
+    ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date. A database
+    that does not answer is waited for.
     """
-    database = Database.open(settings.database())
-    try:
-        require_schema(database)
-        asyncio.run(_require_installation(settings, database))
-    finally:
-        database.close()
+    asyncio.run(_wait_for_ledger(settings))
     app = create_app(settings, version=version)
     raise_file_limit()
     serve(
         app,
         app.state.holds,
+        app.state.duties,
         host=settings.api_host,
         port=settings.api_port,
         proxies=settings.trusted_proxies,

@@ -13,17 +13,15 @@ from contextlib import asynccontextmanager, suppress
 from hmac import compare_digest
 from typing import NamedTuple, cast
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.envelope import Refused, failure_of
 from tweezer.api.rates import Rates
+from tweezer.duties import Duties
 from tweezer.ledger.credentials import Principal, key_digest, key_id
 from tweezer.ledger.database import Database, sharing
 from tweezer.ledger.keys import USED_S, Found, look_up, note_used
 from tweezer.model.errors import TweezerError, Unavailable
-
-log = structlog.get_logger(__name__)
 
 REMEMBERED_S = 1.0
 """How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
@@ -85,28 +83,19 @@ class Authenticator:
         try:
             if used:
                 await self._database.run(_write_used, self._database, used)
-        except Unavailable:
+        except BaseException:
             self._used |= used
             raise
 
     @asynccontextmanager
-    async def writing_used(self) -> AsyncIterator[None]:
+    async def writing_used(self, duties: Duties) -> AsyncIterator[None]:
         """Does the same each minute, and at the end."""
-        writing = asyncio.create_task(self._keep_writing())
+        duties.start("keys", self.write_used, every_s=USED_S)
         try:
             yield
         finally:
-            writing.cancel()
             with suppress(Unavailable):
                 await self.write_used()
-
-    async def _keep_writing(self) -> None:
-        while True:
-            await asyncio.sleep(USED_S)
-            try:
-                await self.write_used()
-            except Unavailable as error:
-                log.warning("keys.use_not_written", error=error.message)
 
     async def _look_up(self, identity: str) -> _Known:
         """Requests that come up together share one look-up, if that began less than a memory's time ago."""

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.bodies import body_digest
 from tweezer.api.lines import Line, line_of
+from tweezer.duties import repeat
 from tweezer.ledger.credentials import Principal
 from tweezer.model.errors import TweezerError
 from tweezer.store.calls import LEASE_S, Attempt, Calls, Stand
@@ -80,9 +81,12 @@ class Repeats:
         """Says that the call runs, as long as somebody may be waiting for it."""
         until = time.monotonic() + PATIENCE_S
         await asyncio.sleep(_RENEW_S)
-        while time.monotonic() < until and not call.is_cut():
-            await self._mark(attempt, Stand.RUNNING)
-            await asyncio.sleep(_RENEW_S)
+        await repeat(
+            "call",
+            lambda: self._mark(attempt, Stand.RUNNING),
+            every_s=_RENEW_S,
+            while_=lambda: time.monotonic() < until and not call.is_cut(),
+        )
         self._serves_no_more(call, attempt)
 
     async def _end(self, call: _Call, stand: Stand) -> None:

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from tweezer.api.heads import BoundedHead, Connections
 from tweezer.api.longpoll import Holds
+from tweezer.duties import Duties
 from tweezer.model.errors import InvalidInput
 from tweezer.watchdog import watching_loop
 
@@ -30,13 +31,20 @@ _BACKLOG = 2048
 
 
 def serve(
-    app: FastAPI, holds: Holds, *, host: str, port: int, proxies: str = "", connections_per_address: int = 1000
+    app: FastAPI,
+    holds: Holds,
+    duties: Duties,
+    *,
+    host: str,
+    port: int,
+    proxies: str = "",
+    connections_per_address: int = 1000,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
     proxies: addresses and networks, with commas between, that are believed for whom they ask and by which scheme.
     connections_per_address: of others than those, at once; at most half of the files that the process may open.
-    Raises InvalidInput when the address is not to be had.
+    Raises InvalidInput when the address is not to be had, and DutyEnded when one of ``duties`` ended.
     """
     with listen(host, port) as listener:
         if not is_loopback(listener) and not proxies:
@@ -57,7 +65,9 @@ def serve(
         )
         gc.collect()
         gc.freeze()  # what is there now stays: to look through it again and again holds all answers up, 50 ms each time
-        _Server(config, holds, _url(listener)).run(sockets=[listener])
+        _Server(config, holds, duties, _url(listener)).run(sockets=[listener])
+    if duties.failure is not None:
+        raise duties.failure
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -99,9 +109,10 @@ def _url(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's, which also answers what is held when it stops, and returns instead of dying of the signal."""
 
-    def __init__(self, config: uvicorn.Config, holds: Holds, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, holds: Holds, duties: Duties, url: str) -> None:
         super().__init__(config)
         self._holds = holds
+        self._duties = duties
         self._url = url
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -111,6 +122,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         log.info("api.listening", url=self._url)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._duties.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._holds.end()

@@ -62,13 +62,13 @@ class Access(NamedTuple):
     def ledger(self, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
         """The ledger's database, for this command. Raises TweezerError unless its tables are those that it needs.
 
-        at_any_step: whatever its tables are.
+        at_any_step: whatever its tables are; a SQLite file that is not there is made.
         """
         require(command, "server", "sqlalchemy", "alembic", "psycopg")
         from tweezer.ledger.database import Database
         from tweezer.ledger.upkeep import require_schema
 
-        database = Database.open(self.settings().database())
+        database = Database.open(self.settings().database(), create=at_any_step)
         try:
             if not at_any_step:
                 require_schema(database)

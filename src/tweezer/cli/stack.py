@@ -146,7 +146,7 @@ class Stack:
         from tweezer.ledger.database import Database
         from tweezer.ledger.upkeep import require_schema, upgrade
 
-        database = Database.open(self._settings.database())
+        database = Database.open(self._settings.database(), create=True)
         try:
             if database.is_sqlite:
                 upgrade(database)

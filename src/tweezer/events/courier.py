@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from tweezer.duties import repeat
 from tweezer.events.desk import HOLD_S, Desk
 from tweezer.events.listeners import Listeners
 from tweezer.events.outbox import Outbox, unused
@@ -31,10 +32,9 @@ from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
 from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, delivery_id
 from tweezer.ledger.endpoints import Endpoint
 from tweezer.ledger.place import DeadLetterBounds
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
-from tweezer.model.tasks import end_tasks, is_cancelled
+from tweezer.model.tasks import end_tasks
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
@@ -47,6 +47,7 @@ GROUP = "couriers"
 _EVENTS = 2000  # written in one transaction, about
 _OUTBOXES_KEPT = 1000
 _LAST_KEPT = 50_000
+_CLOSE_S = 5.0  # for what it was given last, when it stops
 _LOOK_S = 0.005  # between looks whether it is our turn
 
 
@@ -130,6 +131,9 @@ class Courier:
         self._connections = connections
         self._pace = pace or Pace()
         self._group = EntryGroup(store.scripts, GROUP, reader)
+        self._joined = False
+        self._may_hold = False
+        self._claim_at = 0.0
         self._outboxes: dict[UUID, Outbox] = {}
         self._last: dict[UUID, int] = {}
         """Number of the last event of a batch that this courier has seen, …"""
@@ -138,24 +142,16 @@ class Courier:
 
     async def run(self) -> None:
         """Works until cancelled. What goes wrong is logged, and tried again."""
-        backoff, failures, joined = Backoff(), 0, False
-        while not is_cancelled():
-            try:
-                if not joined:
-                    await self.join()
-                    joined = True
-                await self.step()
-                failures = 0
-            except NotFound:
-                joined = False  # Redis lost the group
-            except (TweezerError, OSError) as error:
-                failures += 1
-                log.warning("courier.failed", error=str(error), failures=failures)
-                await asyncio.sleep(backoff.delay_s(failures))
-            except Exception as error:  # the stream waits, and somebody must look
-                failures += 1
-                log.exception("courier.failed", error=str(error), failures=failures)
-                await asyncio.sleep(backoff.delay_s(failures))
+        await repeat("courier", self._take_turn)
+
+    async def _take_turn(self) -> None:
+        try:
+            if not self._joined:
+                await self.join()
+                self._joined = True
+            await self.step()
+        except NotFound:
+            self._joined = False  # Redis lost the group
 
     async def join(self) -> None:
         """Becomes one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
@@ -169,9 +165,26 @@ class Courier:
         await self._group.join(position_id(position) if position else START)
 
     async def step(self) -> int:
-        """Takes care of some entries, when there are any; how many."""
+        """Takes care of some entries, when there are any; how many. After a failure, first of those that it was given
+        before: the reply that held them may be lost, and all other couriers wait for their turn."""
         await self._wait_for_gate()
-        claimed = await self._group.claim(idle_s=self._pace.abandoned_s, most=self._pace.entries)
+        if self._may_hold and (taken_up := await self._take_up()):
+            return taken_up
+        self._may_hold = True
+        served = await self._serve_next()
+        self._may_hold = False
+        return served
+
+    async def _take_up(self) -> int:
+        """Takes care of entries that this courier was given and did not acknowledge; how many."""
+        entries, is_alone = await self._group.read_own(most=self._pace.entries)
+        await self._wait_for_gate()  # behind the read: Redis may have restarted in between
+        for part in [entries] if is_alone and entries else [[entry] for entry in entries]:
+            await self._serve(part)
+        return len(entries)
+
+    async def _serve_next(self) -> int:
+        claimed = await self._claim_abandoned()
         for entry in claimed:  # one by one, for others may have what lies between
             await self._serve([entry])
         if claimed:
@@ -192,6 +205,15 @@ class Courier:
             if is_open(await self._store.restoring.gate()):
                 return
             await asyncio.sleep(self._pace.gate_s)
+
+    async def _claim_abandoned(self) -> list[Entry]:
+        """Looks for them now and then, and again at once where there were some."""
+        now = time.monotonic()
+        if now < self._claim_at:
+            return []
+        claimed = await self._group.claim(idle_s=self._pace.abandoned_s, most=self._pace.entries)
+        self._claim_at = now if claimed else now + self._pace.abandoned_s / 5
+        return claimed
 
     async def _rest(self, entries: Sequence[Entry], told: int) -> None:
         """Rests for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
@@ -331,7 +353,13 @@ class Courier:
             letter = left
 
     async def close(self) -> None:
-        """Lets what is being sent end, and gives back the rest."""
+        """Takes care of what it was given last, lets what is being sent end, and gives back the rest."""
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                while self._may_hold and await self._take_up():
+                    pass
+        except (TweezerError, TimeoutError) as error:  # others take it over once it is abandoned
+            log.warning("courier.left_entries", error=str(error))
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()), return_exceptions=True)
         await self._desk.close()
         await self._group.leave()

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
+from tweezer.duties import repeat
 from tweezer.events import signing
 from tweezer.events.keyring import Keyring
 from tweezer.events.sender import Answer, Sender
@@ -20,9 +21,7 @@ from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.deliveries import PENDING, Deliveries, Due, Outcome
 from tweezer.ledger.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError
-from tweezer.model.tasks import is_cancelled
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
 from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
@@ -131,25 +130,18 @@ class Desk:
 
     async def write(self) -> None:
         """Writes outcomes down until cancelled, many at once."""
-        backoff, failures = Backoff(), 0
-        while not is_cancelled():
-            await self._came.wait()
-            self._came.clear()
+        await repeat("outcomes", self._write_some)
+
+    async def _write_some(self) -> None:
+        await self._came.wait()
+        self._came.clear()
+        try:
             if len(self._outcomes) < _WRITTEN_AT_ONCE:
                 await asyncio.sleep(_GATHER_S)
-            try:
-                await self.flush()
-                failures = 0
-            except (TweezerError, OSError) as error:
-                failures += 1
-                self._came.set()
-                log.warning("courier.not_written", error=str(error), outcomes=len(self._outcomes))
-                await asyncio.sleep(backoff.delay_s(failures))
-            except Exception as error:  # else all would be sent again and again, and nobody would know why
-                failures += 1
-                self._came.set()
-                log.exception("courier.not_written", error=str(error), outcomes=len(self._outcomes))
-                await asyncio.sleep(backoff.delay_s(failures))
+            await self.flush()
+        except BaseException:
+            self._came.set()
+            raise
 
     async def flush(self) -> None:
         """Writes down what there is, and arms the alarms of what is to be tried again. Raises TweezerError."""
@@ -164,7 +156,7 @@ class Desk:
             if outcome.due_ms is not None and outcome.status == PENDING
         }
         for (endpoint_id, _), due_ms in alarms.items():
-            await self._alarms.arm(endpoint_id, due_ms)
+            await self._arm(endpoint_id, due_ms)
 
     async def close(self) -> None:
         """Writes down what is left, and closes the connections to receivers."""
@@ -196,7 +188,14 @@ class Desk:
     async def postpone_and_arm(self, endpoint_id: UUID, ids: Sequence[UUID], due_ms: int) -> None:
         """The same, and somebody looks at the endpoint again then."""
         await self.postpone(ids, due_ms)
-        await self._alarms.arm(endpoint_id, due_ms)
+        await self._arm(endpoint_id, due_ms)
+
+    async def _arm(self, endpoint_id: UUID, due_ms: int) -> None:
+        """Sets an alarm; without one the couriers' sweep finds what is due."""
+        try:
+            await self._alarms.arm(endpoint_id, due_ms)
+        except TweezerError as error:
+            log.warning("alarm.not_armed", endpoint=str(endpoint_id), error=error.message)
 
     async def failed(self, endpoint_id: UUID, at_ms: int) -> None:
         """An attempt failed; an endpoint of which all have for too long is disabled."""

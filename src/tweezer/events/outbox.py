@@ -89,7 +89,7 @@ class Outbox:
             await asyncio.gather(self._refilling, return_exceptions=True)
             left += self._let_go()
         if left:
-            await self._desk.postpone(left, now_ms())
+            await self._desk.postpone_and_arm(self.endpoint.id, left, now_ms())
         await asyncio.gather(*self._senders, return_exceptions=True)
 
     def _send(self) -> None:
@@ -192,6 +192,9 @@ class Outbox:
                 found = await self._desk.claim(self.endpoint.id, most, hold)
             except TweezerError as error:  # the sweep comes back to it
                 log.warning("courier.not_claimed", endpoint=str(self.endpoint.id), error=error.message)
+                return
+            except Exception as error:  # the same, and somebody must look
+                log.exception("courier.not_claimed", endpoint=str(self.endpoint.id), error=str(error))
                 return
             if found is None:
                 return

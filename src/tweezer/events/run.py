@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 from typing import Any
 from uuid import UUID
 
 import structlog
-from arq.cron import cron
 from arq.worker import Worker, func
 
+from tweezer.duties import DUTY_BACKOFF, Duties
 from tweezer.events.courier import Courier, Pace
 from tweezer.events.desk import Desk
 from tweezer.events.keyring import Keyring
@@ -21,12 +20,19 @@ from tweezer.events.sender import Sender
 from tweezer.ledger.database import Database
 from tweezer.ledger.deliveries import Deliveries
 from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.upkeep import require_schema
+from tweezer.ledger.upkeep import wait_for_schema
 from tweezer.ledger.vault import Vault
-from tweezer.model.backoff import Backoff
 from tweezer.model.ids import new_worker_id
-from tweezer.model.tasks import end_tasks
-from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, raise_file_limit, run_on_a_loop, work
+from tweezer.runtime import (
+    Parker,
+    ParkingWorker,
+    arq_options,
+    done_before,
+    raise_file_limit,
+    run_on_a_loop,
+    stopped_by_signals,
+    work,
+)
 from tweezer.settings import Settings
 from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
@@ -36,20 +42,15 @@ from tweezer.watchdog import watching_loop
 log = structlog.get_logger(__name__)
 
 _NICENESS = 19  # how far it stands back behind workers and Redis for a core
-_SWEEP_S = 10
+_SWEEP_S = 10.0
 _DRAIN_S = 5.0
+_POLL_S = 1.0  # between looks for alarms, while none ring
 
 
 async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
     """An alarm: something is due for this endpoint."""
     courier: Courier = context["courier"]
     await courier.fetch(UUID(endpoint_id))
-
-
-async def sweep(context: dict[Any, Any]) -> None:
-    """What is overdue, whyever."""
-    courier: Courier = context["courier"]
-    await courier.sweep()
 
 
 def run_courier(settings: Settings, *, pace: Pace | None = None) -> None:
@@ -67,14 +68,14 @@ class CourierProcess:
         self._pace = pace or Pace()
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.database())
-        require_schema(self._database)
         self._vault = Vault.of(settings.secrets_key, settings.data_dir)
-        self._stopping = asyncio.Event()
 
     async def async_run(self) -> None:
-        """Ends with a signal."""
-        on_signals(self._stopping.set)
+        """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        stopping = stopped_by_signals()
         settings = self._settings
+        if not await done_before(stopping, wait_for_schema(settings.database())):
+            return
         sender = Sender(
             settings.webhook_policy(),
             timeout_s=settings.webhook_timeout_s,
@@ -106,14 +107,16 @@ class CourierProcess:
         )
         gc.freeze()  # what is there now stays, and need not be looked through again and again
         log.info("courier.started")
-        duties = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
         try:
             with watching_loop():
-                await work(
-                    lambda: self._workers(courier), self._stopping, doing="alarms", drain_s=_DRAIN_S, backoff=Backoff()
-                )
+                async with Duties() as duties:
+                    duties.watch("courier", courier.run())
+                    duties.watch("outcomes", desk.write())
+                    duties.start("sweep", courier.sweep, every_s=_SWEEP_S)
+                    await work(
+                        lambda: self._workers(courier), stopping, doing="alarms", drain_s=_DRAIN_S, backoff=DUTY_BACKOFF
+                    )
         finally:
-            await end_tasks(*duties)
             await courier.close()
 
     async def close(self) -> None:
@@ -123,21 +126,12 @@ class CourierProcess:
 
     async def _workers(self, courier: Courier) -> tuple[Worker]:
         queue = self._store.keys(Key.COURIER)
-        each = cron(
-            sweep,  # type: ignore[arg-type]  # arq's type wants *args
-            name=f"{queue}:sweep",
-            second=set(range(0, 60, _SWEEP_S)),
-            keep_result=0,
-            max_tries=1,
-            timeout=60,
-        )
         return (
             ParkingWorker(
                 parker=Parker(self._settings, "courier"),
                 functions=[func(deliver, name=DELIVER, keep_result=0, max_tries=2)],  # type: ignore[arg-type]
-                cron_jobs=[each],
                 queue_name=queue,
-                poll_delay=0.25,
+                poll_delay=_POLL_S,
                 job_timeout=60,
                 **arq_options(self._store, {"courier": courier}),
             ),

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
+from urllib.parse import quote
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _SHARER: ContextVar[str] = ContextVar("sharer", default="")
 
 SCHEMES = ("sqlite", "postgresql")
+
+_FILE = "file"  # of a connection's record: the path of SQLite's file, and which file that is
 
 _POSTGRES = {
     "plan_cache_mode": "force_custom_plan",  # which index is right depends on the values that are asked for
@@ -59,8 +62,12 @@ class Database:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ledger")
 
     @classmethod
-    def open(cls, given: OpenDatabase) -> Database:
-        """Connects when it is first used. Raises InvalidInput("database_url", …)."""
+    def open(cls, given: OpenDatabase, *, create: bool = False) -> Database:
+        """Connects when it is first used. Raises InvalidInput("database_url", …).
+
+        create: make the file of SQLite where there is none. A process that runs must not: the file may be away for a
+        while, and an empty one in its place would look like a ledger.
+        """
         url = parse_url(given.url)
         options: dict[str, Any] = {
             "pool_size": given.connections_max,
@@ -69,11 +76,14 @@ class Database:
             "hide_parameters": True,  # errors are logged, and values are bodies, URLs and secrets
         }
         if url.get_backend_name() == "sqlite":
-            if url.database and not (file := Path(url.database)).exists():
+            assert url.database is not None
+            if create and not (file := Path(url.database)).exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch(mode=0o600)  # secrets are in it; what SQLite puts beside it gets the same mode
             engine = create_engine(url, connect_args={"timeout": given.patience_s}, **options)
+            event.listen(engine, "do_connect", _connect_sqlite)
             event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "checkout", _check_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
             settings = {"statement_timeout": round(given.statement_s * 1000), **_POSTGRES}
@@ -199,6 +209,29 @@ def load(connection: Connection, table: Table | str, columns: Sequence[str], row
         raise exc.DBAPIError.instance(None, None, error, driver, dialect=connection.dialect) from error
     finally:
         cursor.close()
+
+
+def _connect_sqlite(_dialect: object, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Opens the file that is there, and makes none."""
+    path = Path(arguments[0]).absolute()
+    arguments[0], options["uri"] = f"file:{quote(str(path))}?mode=rw", True
+    if record is not None:
+        record.info[_FILE] = path, _identity(path)
+
+
+def _check_sqlite(_connection: object, record: Any, _proxy: object) -> None:
+    """Gives up a connection to a file that is no longer at its place: what it writes there would be lost."""
+    path, identity = record.info[_FILE]
+    if identity is None or _identity(path) != identity:
+        raise exc.DisconnectionError(f"{path} was moved away or replaced")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 from sqlalchemy import select
 
+from tweezer.duties import repeat
 from tweezer.ledger.changes import Changes, JobIds, KnownBatch, make_changes, touched
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import (
@@ -33,11 +34,9 @@ from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.restore import restore, tell_again
 from tweezer.ledger.schema import batches, projects
 from tweezer.ledger.writing import Writer
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of
 from tweezer.model.ids import is_project_id, new_worker_id
-from tweezer.model.tasks import is_cancelled
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, pack_entry, position_number, unpack_entry
 from tweezer.store.owners import Owners
@@ -102,40 +101,32 @@ class Recorder:
         self._looked = 0.0
         self._newest = START
         self._behind = False
+        self._active = False
         self.position = START
         """Id of the last entry that is recorded."""
 
     async def run(self) -> None:
         """Records until cancelled. What goes wrong is logged, and tried again."""
-        backoff, failures, active = Backoff(), 0, False
         try:
-            while not is_cancelled():
-                try:
-                    if not active:  # before it keeps the one from recording that this Redis belongs to
-                        await join(self._store, self._database)
-                    was, active = active, await self._store.restoring.claim_recorder(self._id, self._pace.lease_s)
-                    if not active:
-                        await asyncio.sleep(self._pace.lease_s / 3)
-                        continue
-                    if not was:
-                        await self.resume()
-                        log.info("recorder.active", position=self.position)
-                    await self._record()
-                    failures = 0
-                except (TweezerError, OSError) as error:
-                    failures += 1
-                    active = False
-                    log.warning("recorder.failed", error=str(error), failures=failures)
-                    await asyncio.sleep(backoff.delay_s(failures))
-                except Exception as error:  # the stream waits, work goes on, and somebody must look
-                    failures += 1
-                    active = False
-                    log.exception("recorder.failed", error=str(error), failures=failures)
-                    await asyncio.sleep(backoff.delay_s(failures))
+            await repeat("recorder", self._take_turn)
         finally:
             await self._abandon()
             with contextlib.suppress(TweezerError):
                 await self._store.restoring.release_recorder(self._id)
+
+    async def _take_turn(self) -> None:
+        """Records for a while, if this recorder is the active one."""
+        was, self._active = self._active, False  # after a failure it resumes
+        if not was:  # before it keeps the one from recording that this Redis belongs to
+            await join(self._store, self._database)
+        if not await self._store.restoring.claim_recorder(self._id, self._pace.lease_s):
+            await asyncio.sleep(self._pace.lease_s / 3)
+            return
+        if not was:
+            await self.resume()
+            log.info("recorder.active", position=self.position)
+        await self._record()
+        self._active = True
 
     async def resume(self) -> None:
         """Takes up the position that the ledger has: another may have recorded since. Raises Superseded, Unavailable.

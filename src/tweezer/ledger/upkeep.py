@@ -7,8 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, column, inspect, select, table, text
 
+from tweezer.duties import DUTY_BACKOFF, until_answered
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrations import HEAD
+from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import metadata
 from tweezer.model.errors import TweezerError
 
@@ -31,12 +33,27 @@ def schema_version(database: Database) -> str | None:
 
 def require_schema(database: Database) -> None:
     """Raises TweezerError ("schema") that says what to do unless the tables are those that this version needs."""
-    found = schema_version(database)
+    file = Path(database.engine.url.database or "")
+    found = None if database.is_sqlite and not file.exists() else schema_version(database)
     if found is None:
         raise _unfit(f"the ledger ({place(database)}) has no tables yet: run `tweezer db upgrade`")
     _refuse_newer(found)
     if found != HEAD:
         raise _unfit(f"the ledger's tables are at step {found}, and {HEAD} is needed: run `tweezer db upgrade`")
+
+
+async def wait_for_schema(given: OpenDatabase) -> None:
+    """Return once the tables are those that this version needs; a database that does not answer is waited for.
+
+    Raises InvalidInput("database_url", …) and, as :func:`require_schema`, TweezerError ("schema").
+    """
+    database = Database.open(given)
+    try:
+        await until_answered(
+            lambda: database.run(require_schema, database), DUTY_BACKOFF, "looking at the tables of the ledger"
+        )
+    finally:
+        database.close()
 
 
 def upgrade(database: Database) -> str | None:

@@ -1,4 +1,4 @@
-"""The chores: periodic duties, as cron jobs of an arq queue of their own, away from the lanes."""
+"""The hourly chores, as cron jobs of an arq queue of their own, away from the lanes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from arq.cron import CronJob, cron
 
-from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import sweep
 from tweezer.settings import Settings
-from tweezer.store.connection import Store
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
-
-
-async def sweep_chore(context: dict[Any, Any]) -> None:
-    """Each second: deadlines of open batches, expired leases, due tickets, and whether Redis is full."""
-    store: Store = context["store"]
-    policy: Policy = context["policy"]
-    await sweep(store, policy)
 
 
 async def retention_chore(context: dict[Any, Any]) -> None:
@@ -49,12 +39,11 @@ def _forget_expired(database: Database, settings: Settings) -> None:
 
 
 def cron_jobs(queue_name: str) -> list[CronJob]:
-    """What is done when. Workers sweep too: without any worker, deadlines still pass.
+    """What is done when.
 
     arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
     """
     chores: dict[str, tuple[Any, dict[str, Any]]] = {
-        "sweep": (sweep_chore, {"second": set(range(60)), "timeout": 30}),
         "retention": (retention_chore, {"minute": 17, "timeout": 3000}),
     }
     return [

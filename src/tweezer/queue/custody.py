@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import structlog
 
+from tweezer.duties import until_answered
 from tweezer.model.errors import Unavailable
 from tweezer.model.remote import Intent, Mark
-from tweezer.queue.holding import Holding, until_answered
+from tweezer.queue.holding import Holding
 from tweezer.queue.policy import Policy
 from tweezer.store.remote import NotDurable, Remote
 from tweezer.store.tickets import Tickets

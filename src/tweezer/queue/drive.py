@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from tweezer.adapters.protocol import Away, Lane
+from tweezer.duties import until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
@@ -24,7 +25,7 @@ from tweezer.model.messages import (
 )
 from tweezer.model.tasks import is_cancelled
 from tweezer.queue.custody import TicketCustody
-from tweezer.queue.holding import Holding, Keeper, until_answered
+from tweezer.queue.holding import Holding, Keeper
 from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import structlog
 
 from tweezer.adapters.protocol import Lane
 from tweezer.adapters.remote_lane import RemoteLane
-from tweezer.model.backoff import Backoff
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
-from tweezer.model.tasks import is_cancelled
 from tweezer.queue.policy import Policy
 from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 _TICK_S = 1.0
-
-
-async def until_answered(call: Callable[[], Awaitable[T]], backoff: Backoff, what: str) -> T:
-    """Repeats a call of the store until Redis answers: unreachable is not lost."""
-    tries = 0
-    while True:
-        try:
-            return await call()
-        except Unavailable as error:
-            tries += 1
-            log.warning("redis.unavailable", while_doing=what, tries=tries, error=error.message)
-            await asyncio.sleep(backoff.delay_s(tries))
 
 
 class Holding:
@@ -102,6 +84,12 @@ class Holding:
             self.remote.detach()
         elif self._stopping is None or self._stopping.done():
             self._stopping = asyncio.create_task(self.lane.cancel())
+            self._stopping.add_done_callback(_note_failure)
+
+
+def _note_failure(stopping: asyncio.Task[None]) -> None:
+    if not stopping.cancelled() and (error := stopping.exception()) is not None:
+        log.error("lane.not_stopped", error=str(error), exc_info=error)
 
 
 class Keeper:
@@ -124,18 +112,20 @@ class Keeper:
             if holding.grant.batch_id == request.batch_id:
                 holding.stop(request.indices)
 
+    @property
+    def tick_s(self) -> float:
+        """How often :meth:`keep` is to be called."""
+        return min(_TICK_S, self._policy.lease_s / 5)
+
     async def keep(self) -> None:
-        """Runs for as long as the worker does."""
-        tick_s = min(_TICK_S, self._policy.lease_s / 5)
-        while not is_cancelled():
-            await asyncio.sleep(tick_s)
-            now = time.monotonic()
-            due = [
-                holding
-                for holding in self._holdings
-                if not holding.lost and (holding.has_news or now - holding.renewed >= self._policy.lease_s / 3)
-            ]
-            await asyncio.gather(*map(self._renew, due))
+        """Renews what is due for it, or has something to tell."""
+        now = time.monotonic()
+        due = [
+            holding
+            for holding in self._holdings
+            if not holding.lost and (holding.has_news or now - holding.renewed >= self._policy.lease_s / 3)
+        ]
+        await asyncio.gather(*map(self._renew, due))
 
     async def catch_up(self) -> None:
         """Renews what could not be renewed in time, before a take or a sweep of ours reclaims it from us.
@@ -153,12 +143,14 @@ class Keeper:
             await self._tell(holding)
         except TweezerError as error:
             log.warning("lease.not_renewed", ticket=str(holding.grant.ticket), error=error.message)
+        except Exception as error:  # the other leases are renewed all the same
+            log.exception("lease.not_renewed", ticket=str(holding.grant.ticket), error=str(error))
 
     async def _tell(self, holding: Holding) -> None:
         grant, untold, before = holding.grant, holding.take_untold(), time.monotonic()
         try:
             renewal = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
-        except TweezerError:
+        except BaseException:
             holding.put_back(untold)
             raise
         holding.renewed = before

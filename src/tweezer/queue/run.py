@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import sys
 from typing import Any
@@ -14,16 +12,21 @@ from arq.worker import Worker, func
 from tweezer.adapters.child import LaneOptions
 from tweezer.adapters.jail.libc import hide_process
 from tweezer.adapters.registry import adapter_of, specs_of
+from tweezer.duties import Duties
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
 from tweezer.queue.policy import Policy
+from tweezer.queue.upkeep import SWEEP_S, sweep
 from tweezer.queue.worker import TicketWorker
-from tweezer.runtime import Parker, ParkingWorker, arq_options, on_signals, run_on_a_loop, work
+from tweezer.runtime import Parker, ParkingWorker, arq_options, done_before, run_on_a_loop, stopped_by_signals, work
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 
 log = structlog.get_logger(__name__)
+
+_POLL_S = 1.0  # between looks for messages of arq, while none come
+_CHORES_POLL_S = 10.0  # the same for the chores, which are hourly
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -94,11 +97,10 @@ class RecorderProcess:
     def __init__(self, settings: Settings) -> None:
         from tweezer.ledger.database import Database
         from tweezer.ledger.recorder import Recorder
-        from tweezer.ledger.upkeep import require_schema
 
+        self._settings = settings
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.database())
-        require_schema(self._database)
         self._recorder = Recorder(
             self._store,
             self._database,
@@ -108,12 +110,16 @@ class RecorderProcess:
         )
 
     async def async_run(self) -> None:
-        """Ends with a signal."""
-        recording = asyncio.create_task(self._recorder.run())
-        on_signals(recording.cancel)
+        """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        from tweezer.ledger.upkeep import wait_for_schema
+
+        stopping = stopped_by_signals()
+        if not await done_before(stopping, wait_for_schema(self._settings.database())):
+            return
         log.info("recorder.started")
-        with contextlib.suppress(asyncio.CancelledError):
-            await recording
+        async with Duties() as duties:
+            duties.watch("recorder", self._recorder.run())
+            await stopping.wait()
 
     async def close(self) -> None:
         await self._store.close()
@@ -128,19 +134,18 @@ class Chores:
         self._settings = settings
         self._policy = policy_of(settings)
         self.store = Store.open(settings.connect())
-        self._stopping = asyncio.Event()
 
     async def async_run(self) -> None:
         """Ends with a signal."""
-        on_signals(self._stopping.set)
+        backoff = self._policy.redis_backoff
+        stopping = stopped_by_signals()
         log.info("chores.started")
-        await work(
-            self._workers,
-            self._stopping,
-            doing="chores",
-            drain_s=self._policy.drain_s,
-            backoff=self._policy.redis_backoff,
-        )
+        async with Duties() as duties:
+            duties.start("sweep", self._sweep, every_s=SWEEP_S, backoff=backoff)
+            await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)
+
+    async def _sweep(self) -> None:
+        await sweep(self.store, self._policy)
 
     async def close(self) -> None:
         await self.store.close()
@@ -159,14 +164,19 @@ class Chores:
             ],
             queue_name=self.store.keys(Key.INTAKE),
             job_timeout=60,
-            poll_delay=0.1,
+            poll_delay=_POLL_S,
             **self._common() | {"job_serializer": intake.write_answer, "job_deserializer": intake.read_message},
         )
 
     def _chores_worker(self) -> Worker:
         queue_name = self.store.keys(Key.CHORES)
-        parker = Parker(self._settings, "scheduler")
-        return ParkingWorker(parker=parker, cron_jobs=cron_jobs(queue_name), queue_name=queue_name, **self._common())
+        return ParkingWorker(
+            parker=Parker(self._settings, "scheduler"),
+            cron_jobs=cron_jobs(queue_name),
+            queue_name=queue_name,
+            poll_delay=_CHORES_POLL_S,
+            **self._common(),
+        )
 
     def _common(self) -> dict[str, Any]:
         return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})

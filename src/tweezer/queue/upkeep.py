@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from tweezer.adapters.protocol import Traits
-from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs
-from tweezer.model.tasks import is_cancelled
 from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
 
 log = structlog.get_logger(__name__)
+
+SWEEP_S = 1.0
+"""How often each process that sweeps does so."""
 
 
 class Presence:
@@ -84,7 +83,7 @@ class Presence:
 
 async def sweep(store: Store, policy: Policy) -> None:
     """What time brings about, and whether Redis is full. Any number of processes may do this."""
-    info = await store.reader.server_info()
+    info = await store.reader.server_info("memory")
     limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
     timed_out, reclaimed, _ = await store.tickets.sweep(memory=round(policy.full_at * limit))
     if timed_out or reclaimed:
@@ -93,14 +92,3 @@ async def sweep(store: Store, policy: Policy) -> None:
     if limit and used > policy.full_at * limit:
         full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {policy.full_at:.0%}"
     await store.tickets.set_full(full, ttl_s=5 * policy.bell_s)
-
-
-async def every(period_s: float, duty: Callable[[], Any], name: str) -> None:
-    """Does a duty again and again; a failure is logged and the next time comes."""
-    while not is_cancelled():
-        try:
-            await duty()
-        except TweezerError as error:
-            log.warning("duty.failed", duty=name, error=error.message)
-        if not is_cancelled():
-            await asyncio.sleep(period_s)

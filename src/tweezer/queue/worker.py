@@ -17,18 +17,20 @@ from redis import exceptions as redis_errors
 
 from tweezer.adapters.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, Machine
-from tweezer.model.errors import ExecutionError, FaultKind, Unavailable
+from tweezer.duties import Duties, repeat, until_answered
+from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
-from tweezer.model.tasks import is_cancelled
+from tweezer.model.tasks import heeding_cancel, is_cancelled
 from tweezer.queue.drive import Driver
-from tweezer.queue.holding import Keeper, until_answered
+from tweezer.queue.holding import Keeper
 from tweezer.queue.machine import MachineWatch
 from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import Presence, every, sweep
+from tweezer.queue.upkeep import SWEEP_S, Presence, sweep
 from tweezer.store.connection import Store
 from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
+from tweezer.store.scripts import translating
 from tweezer.store.tickets import Grant, Taken
 
 log = structlog.get_logger(__name__)
@@ -85,9 +87,9 @@ class TicketWorker(Worker):
         self._keeper = Keeper(store.tickets, policy)
         self._driver = Driver(store, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
+        self._is_done = False
         self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, specs, policy, version)
-        self._duties: list[asyncio.Task[None]] = []
-        self._unreachable = 0
+        self.duties = Duties()
         self._watch: MachineWatch | None = None
 
     # -- start and stop -----------------------------------------------------------------------------
@@ -105,14 +107,13 @@ class TicketWorker(Worker):
         self._lanes = list(await asyncio.gather(*(self._open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
         await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
-        self._duties = [
-            asyncio.create_task(every(self._policy.beat_s, self._beat, "heartbeat")),
-            asyncio.create_task(every(1.0, self._sweep, "sweep")),
-            asyncio.create_task(self._keeper.keep()),
-            asyncio.create_task(self._hear_cancels()),
-        ]
+        backoff = self._policy.redis_backoff
+        self.duties.start("heartbeat", self._beat, every_s=self._policy.beat_s, backoff=backoff)
+        self.duties.start("sweep", self._sweep, every_s=SWEEP_S, backoff=backoff)
+        self.duties.start("leases", self._keeper.keep, every_s=self._keeper.tick_s, backoff=backoff)
+        self.duties.start("cancels", self._hear_cancels, backoff=backoff)
         if self._watch is not None:
-            self._duties.append(asyncio.create_task(every(self._adapter.traits.probe_s, self._watch.look, "probe")))
+            self.duties.start("probe", self._watch.look, every_s=self._adapter.traits.probe_s)
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:
@@ -134,9 +135,6 @@ class TicketWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         with contextlib.suppress(Unavailable):
             await self._give_back_dropped()
-        for duty in self._duties:
-            duty.cancel()
-        await asyncio.gather(*self._duties, return_exceptions=True)
         await asyncio.gather(*(lane.close() for lane in self._lanes))
         if isinstance(self._adapter, Machine):
             await self._adapter.close()
@@ -174,30 +172,40 @@ class TicketWorker(Worker):
         await sweep(self.store, self._policy)
 
     async def _hear_cancels(self) -> None:
-        while not is_cancelled():
-            try:
-                async with self.store.news.pool(self.device) as heard:
-                    while not is_cancelled():
-                        for message in await heard.next(timeout_s=None):
-                            self._keeper.cancel(read_cancel(message))
-            except Unavailable as error:
-                log.warning("cancels.not_heard", error=error.message)
-                await asyncio.sleep(self._policy.redis_backoff.delay_s(3))
+        async with self.store.news.pool(self.device) as heard:
+            while not is_cancelled():
+                for message in await heard.next(timeout_s=None):
+                    try:
+                        self._keeper.cancel(read_cancel(message))
+                    except InvalidInput as error:
+                        log.warning("cancel.not_readable", error=error.message)
 
     # -- taking tickets -------------------------------------------------------------------------------
 
     async def main(self) -> None:
         """arq's main, with the doorbell in place of its polling."""
-        await self._start()
-        while not is_cancelled() and not (self.burst and await self._is_done()):
-            await self._poll_iteration()
+        async with self.duties:
+            try:
+                with heeding_cancel():
+                    await self._start()
+                await repeat(
+                    "take", self._poll_iteration, backoff=self._policy.redis_backoff, while_=lambda: not self._is_done
+                )
+            finally:  # leases are renewed and cancels heard until the last lane is free
+                await self._end_tasks()
 
-    async def _is_done(self) -> bool:
-        return not self.tasks and await self.pool.zcard(self.queue_name) == 0
+    async def _end_tasks(self) -> None:
+        for task in self.tasks.values():
+            if not task.cancelling():
+                task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _poll_iteration(self) -> None:
         """Takes tickets for free lanes, or waits until there is something to take."""
-        try:
+        with translating():
+            if self.burst and not self.tasks and await self.pool.zcard(self.queue_name) == 0:
+                self._is_done = True
+                return
             if self.allow_pick_jobs and self._free:
                 await self._take_or_wait()
             else:
@@ -206,11 +214,6 @@ class TicketWorker(Worker):
                     async with asyncio.timeout(self._policy.bell_s):
                         await self._freed.wait()
             await self.heart_beat()
-            self._unreachable = 0
-        except (Unavailable, redis_errors.RedisError, OSError) as error:
-            self._unreachable += 1
-            log.warning("redis.unavailable", while_doing="taking tickets", tries=self._unreachable, error=str(error))
-            await asyncio.sleep(self._policy.redis_backoff.delay_s(self._unreachable))
 
     async def _take_or_wait(self) -> None:
         await self._keeper.catch_up()
@@ -253,6 +256,8 @@ class TicketWorker(Worker):
             del self.tasks[name]
             if done.cancelled():
                 self._dropped.append(grant)
+            elif (error := done.exception()) is not None:  # the ticket comes back when its lease expires
+                log.error("ticket.failed", ticket=str(grant.ticket), error=str(error), exc_info=error)
             self._free.append(number)
             self._freed.set()
             self.jobs_complete += 1

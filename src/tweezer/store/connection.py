@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import hiredis
@@ -35,6 +35,9 @@ from tweezer.store.snapshots import Snapshots
 from tweezer.store.tickets import Tickets
 
 SENTINEL_SCHEME = "redis+sentinel"
+
+
+_BROKEN = (RuntimeError, AttributeError, redis_errors.InvalidResponse)
 
 
 class SentinelUrl(msgspec.Struct, frozen=True):
@@ -142,6 +145,48 @@ class _PacksInC:
             raise redis_errors.DataError(str(error)) from error
 
 
+class _Dependable(AbstractConnection):
+    """A connection that raises redis-py's ConnectionError for everything that goes wrong on the way.
+
+    Beside OSError, which redis-py translates itself, a connection that was cut raises RuntimeError ("the handler is
+    closed", of uvloop) and AttributeError (of redis-py, whose reader is gone), and a garbled reply InvalidResponse.
+    One to a server that has become a replica is closed: behind the same address there may be the new primary.
+    """
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*arguments, **options)
+        except _BROKEN as error:
+            await self._raise_broken(error)
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*arguments, **options)
+        except redis_errors.ReadOnlyError:
+            await self.disconnect(nowait=True)
+            raise
+        except _BROKEN as error:
+            await self._raise_broken(error)
+
+    async def can_read_destructive(self) -> Any:
+        try:
+            return await super().can_read_destructive()  # type: ignore[no-untyped-call]
+        except _BROKEN as error:
+            await self._raise_broken(error)
+
+    async def disconnect(self, nowait: bool = False) -> None:
+        try:
+            await super().disconnect(nowait)
+        except _BROKEN:  # it was cut before it could be closed: it is closed
+            self._reader = self._writer = None
+
+    async def _raise_broken(self, error: Exception) -> NoReturn:
+        if isinstance(error, RuntimeError) and "loop" in str(error):  # a mistake of the caller
+            raise error
+        await self.disconnect(nowait=True)
+        raise redis_errors.ConnectionError(f"the connection broke: {error}") from error
+
+
 class _Arrives(AbstractConnection):
     """A connection that tells the scripts, before anything else, which server it reached (``arrive.lua``)."""
 
@@ -218,7 +263,7 @@ class Store:
             raise InvalidInput("url", f"is no URL of Redis such as {Connect().url}") from None
         pool = redis.connection_pool
         own = {"keys": Keys(connect.namespace)}
-        pool.connection_class = type("Connection", (_PacksInC, _Arrives, pool.connection_class), own)
+        pool.connection_class = type("Connection", (_PacksInC, _Dependable, _Arrives, pool.connection_class), own)
         folder = ResultsFolder(connect.results_dir) if connect.results_dir else None
         results = Results(folder, inline_max=connect.result_inline_kb << 10)
         store = cls(redis, namespace=connect.namespace, results=results)

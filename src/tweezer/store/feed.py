@@ -13,14 +13,13 @@ import msgspec
 import structlog
 from redis import exceptions as redis_errors
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Duty
 from tweezer.model.checks import MAX_INTEGER
-from tweezer.model.errors import NotFound, TweezerError, Unreadable
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailable, Unreadable
 from tweezer.model.events import Event, check_words, read_events
 from tweezer.model.ids import is_project_id
-from tweezer.model.tasks import is_cancelled
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translated, translating
+from tweezer.store.scripts import Scripts, translating
 from tweezer.store.tickets import CancelRequest
 
 log = structlog.get_logger(__name__)
@@ -37,6 +36,7 @@ class Heard:
     def __init__(self) -> None:
         self._messages: list[bytes] = []
         self._woken = asyncio.Event()
+        self._failure: TweezerError | None = None
         self.subscribed = asyncio.Event()
 
     def put(self, message: bytes | None) -> None:
@@ -45,11 +45,26 @@ class Heard:
             self._messages.append(message)
         self._woken.set()
 
+    def fail(self, error: TweezerError) -> None:
+        """Nothing comes any more: listen again."""
+        self._failure = error
+        self.subscribed.set()
+        self._woken.set()
+
+    def check(self) -> None:
+        """Raises Unavailable when nothing comes any more."""
+        if self._failure is not None:
+            raise Unavailable(self._failure.message) from self._failure
+
     async def next(self, timeout_s: float | None) -> list[bytes]:
-        """Messages, in order. Empty after ``timeout_s``, or when some may have been missed: read the state again."""
+        """Messages, in order. Empty after ``timeout_s``, or when some may have been missed: read the state again.
+
+        Raises Unavailable: listen again.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._woken.wait()
+        self.check()
         self._woken.clear()
         messages, self._messages = self._messages, []
         return messages
@@ -62,9 +77,8 @@ class News:
         self._scripts = scripts
         self._pubsub = scripts.redis.pubsub(ignore_subscribe_messages=False)
         self._listeners: dict[str, set[Heard]] = {}
-        self._reader: asyncio.Task[None] | None = None
+        self.reader = Duty("news", self._read, is_needed=lambda: bool(self._listeners), ended=self._reader_ended)
         self._subscribing = asyncio.Lock()
-        self._backoff = Backoff()
 
     @contextlib.asynccontextmanager
     async def batch(self, batch_id: UUID) -> AsyncIterator[Heard]:
@@ -80,11 +94,7 @@ class News:
             yield heard
 
     async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-            self._reader = None
+        await self.reader.stop()
         await self._pubsub.aclose()
 
     @contextlib.asynccontextmanager
@@ -93,14 +103,12 @@ class News:
         others = self._listeners.setdefault(channel, set())
         others.add(heard)
         try:
-            try:
+            with translating():
                 async with self._subscribing:  # two first subscriptions at once would take two connections
                     await self._pubsub.subscribe(channel)
-            except redis_errors.RedisError as error:
-                raise translated(error) from error
-            if self._reader is None or self._reader.done():
-                self._reader = asyncio.create_task(self._read())
+            self.reader.start()
             await heard.subscribed.wait()
+            heard.check()
             yield heard
         finally:
             others.discard(heard)
@@ -110,30 +118,30 @@ class News:
                     await self._pubsub.unsubscribe(channel)
 
     async def _read(self) -> None:
-        failures = 0
-        while not is_cancelled():
-            try:
-                message = await self._pubsub.get_message(timeout=_READ_S)
-                failures = 0
-            except (redis_errors.RedisError, OSError) as error:
-                failures += 1
-                log.warning("news.lost_connection", error=str(error), failures=failures)
-                await asyncio.sleep(self._backoff.delay_s(failures))
-                continue
-            if message is None:
-                continue
-            for heard in self._listeners.get(message["channel"].decode(), ()):
-                if message["type"] == "subscribe":
-                    heard.subscribed.set()
-                    heard.put(None)
-                elif message["type"] == "message":
-                    heard.put(message["data"])
+        with translating():
+            message = await self._pubsub.get_message(timeout=_READ_S)
+        if message is None:
+            return
+        for heard in self._listeners.get(message["channel"].decode(), ()):
+            if message["type"] == "subscribe":
+                heard.subscribed.set()
+                heard.put(None)
+            elif message["type"] == "message":
+                heard.put(message["data"])
+
+    def _reader_ended(self, error: TweezerError) -> None:
+        for listeners in self._listeners.values():
+            for heard in listeners:
+                heard.fail(error)
 
 
 def read_cancel(message: bytes) -> CancelRequest:
-    """The cancel of a message on a pool's channel."""
-    batch, _, indices = message.decode().partition(" ")
-    return CancelRequest(UUID(batch), frozenset(map(int, indices.split(","))))
+    """The cancel of a message on a pool's channel. Raises InvalidInput: anybody may publish there."""
+    try:
+        batch, _, indices = message.decode().partition(" ")
+        return CancelRequest(UUID(batch), frozenset(map(int, indices.split(","))))
+    except ValueError as error:
+        raise InvalidInput("message", f"is not a batch and indices of its jobs: {message[:100]!r}") from error
 
 
 class Notice(msgspec.Struct, frozen=True):
@@ -318,6 +326,23 @@ class EntryGroup:
             _, found, pending, endpoints, is_shut = await pipeline.execute()
         entries = [read_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
         return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
+
+    async def read_own(self, *, most: int) -> tuple[list[Entry], bool]:
+        """Entries that this reader was given and did not acknowledge, oldest first; and whether no other reader has one
+        between them. Raises NotFound."""
+        with self._translating():
+            found = await self._redis.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most)
+            rows = [row for _, rows in found or () for row in rows]
+            if not rows:
+                return [], True
+            first, last = rows[0][0], rows[-1][0]
+            pending = await self._redis.xpending_range(
+                self._stream, self._name, min=first, max=last, count=len(rows) + 1
+            )
+        if lost := [entry_id.decode() for entry_id, fields in rows if not fields]:  # Redis came back without them
+            await self.acknowledge(lost)
+        is_alone = all(row["consumer"] == self._reader.encode() for row in pending)
+        return [read_entry(entry_id, fields) for entry_id, fields in rows if fields], is_alone
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
         """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""

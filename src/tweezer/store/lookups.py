@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.model.cancels import read_attempts
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
@@ -70,10 +70,12 @@ class Lookups:
     async def _answer(self, asked: list[_Ask]) -> None:
         try:
             rows = await self._scripts.call("look_up_jobs", *(word for ask in asked for word in ask.arguments))
-        except TweezerError as error:
+        except BaseException as error:
             for ask in asked:
                 if not ask.answer.done():
-                    ask.answer.set_exception(error)
+                    ask.answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
+            if not isinstance(error, Exception):
+                raise
             return
         for ask, row in zip(asked, rows, strict=True):
             if not ask.answer.done():  # whoever asked may have gone meanwhile

@@ -185,6 +185,15 @@ def script_text(name: str) -> str:
     return _load()[name].text
 
 
+_REFUSED = re.compile(
+    r"(?:Error running script .*?-)?(?:MISCONF|LOADING|READONLY|MASTERDOWN|NOREPLICAS|BUSY|UNBLOCKED|TRYAGAIN)\b"
+)
+"""How errors begin that pass by themselves and have no class in redis-py, which strips the words that it knows.
+
+Redis 6.2 puts its own words before an error that a script met.
+"""
+
+
 def translated(error: redis_errors.RedisError) -> TweezerError:
     """The error of Tweezer for one of Redis: full, or unavailable with what to do."""
     text = str(error)
@@ -199,10 +208,14 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
             return Unavailable(
                 "Redis has restarted, and work that it lost is being restored from the ledger; try again"
             )
+        case redis_errors.InvalidResponse():
+            return Unavailable(f"Redis sent a reply that cannot be read: {text}")
         case _ if "OOM command not allowed" in text:
             return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
-        case _ if text.startswith(("MISCONF", "LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY")):
-            return Unavailable(f"Redis refuses to write at the moment: {text}")
+        case redis_errors.ReadOnlyError():
+            return Unavailable(f"this Redis is a replica, which takes no writes: {text}")
+        case _ if _REFUSED.match(text):
+            return Unavailable(f"Redis refuses to serve at the moment: {text}")
         case _ if "WRONGTYPE" in text:
             return Unreadable(f"a key of Redis holds something else than Tweezer keeps there: {text}")
         case _:

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
-import structlog
-from redis import exceptions as redis_errors
-
-from tweezer.model.backoff import Backoff
-from tweezer.model.errors import TweezerError
-from tweezer.model.tasks import end_tasks, is_cancelled
+from tweezer.duties import Duty
+from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.feed import EventStream, batch_id_of, position_id, position_number, read_entry
 from tweezer.store.keys import Key
 from tweezer.store.owners import Owners
-from tweezer.store.scripts import Scripts
-
-log = structlog.get_logger(__name__)
+from tweezer.store.scripts import Scripts, translating
 
 _PAGE = 1000  # entries of one read
 _BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
@@ -36,7 +30,13 @@ class Listener:
         self._tail = tail
         self._first: int | None = None
         self._sure = True
+        self._failure: TweezerError | None = None
         self._woken = asyncio.Event()
+
+    def fail(self, error: TweezerError) -> None:
+        """Nothing comes any more: listen again."""
+        self._failure = error
+        self._woken.set()
 
     def put(self, position: int | None) -> None:
         """There is something new at this position; None: there may be, or it is time to look."""
@@ -50,11 +50,13 @@ class Listener:
         """Waits until there is something new, ``timeout_s`` at most.
 
         Returns a position up to which there is nothing new for whoever has read all there was since the last call
-        (since the listener was there, at the first); 0 where that is not known.
+        (since the listener was there, at the first); 0 where that is not known. Raises Unavailable: listen again.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._woken.wait()
+        if self._failure is not None:
+            raise Unavailable(self._failure.message) from self._failure
         self._woken.clear()
         first, sure = self._first, self._sure
         self._first, self._sure = None, True
@@ -76,7 +78,8 @@ class Tail:
         self._of_all: set[Listener] = set()
         self._count = 0
         self._starting = asyncio.Lock()
-        self._reading: asyncio.Task[None] | None = None
+        self._is_sure = True
+        self.reader = Duty("tail", self._read, is_needed=lambda: self._count > 0, ended=self._reader_ended)
         self.position = 0
         """Up to which it has read, as a number; see :func:`~tweezer.store.feed.position_number`."""
 
@@ -106,30 +109,24 @@ class Tail:
             self._count -= 1
 
     async def close(self) -> None:
-        if self._reading is not None:
-            await end_tasks(self._reading)
+        await self.reader.stop()
 
     async def _start(self) -> None:
         async with self._starting:
-            if self._reading is None or self._reading.done():
+            if not self.reader.is_running:
                 self.position = position_number(await self._stream.last())
-                self._reading = asyncio.create_task(self._read())
+                self.reader.start()
 
     async def _read(self) -> None:
-        backoff, failures = Backoff(), 0
-        while self._count and not is_cancelled():
-            try:
-                if failures:  # it may have come back without its end
-                    self.position = min(self.position, position_number(await self._stream.last()))
-                    self._wake_all()
-                    failures = 0
-                found = await self._redis.xread({self._name: position_id(self.position)}, count=_PAGE, block=_BLOCK_MS)
-                for _, rows in found or ():
-                    await self._tell(rows)
-            except (TweezerError, redis_errors.RedisError, OSError) as error:
-                failures += 1
-                log.warning("tail.lost_connection", error=str(error), failures=failures)
-                await asyncio.sleep(backoff.delay_s(failures))
+        if not self._is_sure:  # Redis may have come back without its end
+            self.position = min(self.position, position_number(await self._stream.last()))
+            self._wake_all()
+        self._is_sure = False
+        with translating():
+            found = await self._redis.xread({self._name: position_id(self.position)}, count=_PAGE, block=_BLOCK_MS)
+        for _, rows in found or ():
+            await self._tell(rows)
+        self._is_sure = True
 
     async def _tell(self, rows: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         fresh = [
@@ -163,9 +160,16 @@ class Tail:
                 yield from listeners
 
     def _wake_all(self) -> None:
+        for listener in self._listeners():
+            listener.put(None)
+
+    def _reader_ended(self, error: TweezerError) -> None:
+        for listener in self._listeners():
+            listener.fail(error)
+
+    def _listeners(self) -> Iterator[Listener]:
         for listeners in (self._of_all, *self._of_batch.values(), *self._of_project.values()):
-            for listener in listeners:
-                listener.put(None)
+            yield from listeners
 
 
 @contextlib.contextmanager

@@ -433,9 +433,7 @@ class Tickets:
 
     async def publish_settings(self, config: StoreConfig) -> None:
         """Writes what operators set to where scripts read it."""
-        pairs = [part for pair in config.stored().items() for part in pair]
-        with translating():
-            await self._scripts.redis.execute_command("HSET", self._scripts.keys(Key.SETTINGS), *pairs)
+        await self._scripts.call("set_settings", *(part for pair in config.stored().items() for part in pair))
 
     async def sweep(self, *, most: int = 100, memory: int | None = None) -> tuple[int, int, int]:
         """What time brings about; returns how many batches timed out, leases expired, tickets became ready.
@@ -457,9 +455,4 @@ class Tickets:
 
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
         """Refuses new work for a while, with the reason; None takes that back."""
-        name = self._scripts.keys(Key.FULL)
-        with translating():
-            if reason is None:
-                await self._scripts.redis.delete(name)
-            else:
-                await self._scripts.redis.set(name, reason, px=round(ttl_s * 1000))
+        await self._scripts.call("set_full", reason or "", round(ttl_s * 1000))

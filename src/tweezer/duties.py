@@ -1,0 +1,193 @@
+"""Supervised background loops ("duties"): one that fails is logged, waits, and goes on; none ends silently."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import TweezerError
+from tweezer.model.tasks import end_tasks, is_cancelled
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Step = Callable[[], Awaitable[object]]
+
+DUTY_BACKOFF = Backoff(base_s=0.1, cap_s=5.0)
+"""The pause after a failed step, unless the duty has its own."""
+
+_HEALTHY_S = 10.0  # a step that lasted this long before it failed starts the backoff anew
+
+
+class DutyEnded(TweezerError):
+    """A background task ended although nobody stopped it, so its process ends too."""
+
+    code = "duty_ended"
+
+
+async def repeat(
+    name: str,
+    step: Step,
+    *,
+    every_s: float = 0.0,
+    backoff: Backoff = DUTY_BACKOFF,
+    while_: Callable[[], bool] = lambda: True,
+    pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Repeat a step until the current task is cancelled, whatever the step raises.
+
+    Args:
+        name: The duty's name in the log.
+        step: Called again and again.
+        every_s: Seconds between the end of a step and the next one.
+        backoff: The pause after failures in a row, in place of ``every_s``.
+        while_: Checked before each step; the loop ends when it is false.
+        pause: Waits so many seconds, or less when there is a reason to look again.
+    """
+    failures = 0
+    while not is_cancelled() and while_():
+        began = time.monotonic()
+        try:
+            await step()
+            failures = 0
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            failures += 1  # something that the step waited for was cancelled, not this duty
+            log.error("duty.failed", duty=name, error="what it waited for was cancelled", failures=failures)  # noqa: TRY400
+        except (TweezerError, OSError) as error:
+            failures += 1
+            log.warning("duty.failed", duty=name, error=str(error), failures=failures)
+        except Exception as error:  # a bug: somebody must look, and the duty goes on
+            failures += 1
+            log.exception("duty.failed", duty=name, error=str(error), failures=failures)
+        if failures and time.monotonic() - began > _HEALTHY_S:
+            failures = 1
+        if not is_cancelled() and (wait_s := backoff.delay_s(failures) if failures else every_s):
+            await pause(wait_s)
+
+
+async def until_answered(call: Callable[[], Awaitable[T]], backoff: Backoff, what: str) -> T:
+    """Repeat a call until Redis or the database answers: unreachable is not lost, and full passes.
+
+    Raises errors that repeating does not help.
+    """
+    tries = 0
+    while True:
+        try:
+            return await call()
+        except TweezerError as error:
+            if not error.retryable:
+                raise
+            tries += 1
+            log.warning("store.unavailable", while_doing=what, tries=tries, error=error.message)
+            await asyncio.sleep(backoff.delay_s(tries))
+
+
+class Duty:
+    """One loop that is started when somebody needs it.
+
+    name: in the log. step: see :func:`repeat`. is_needed: whether anybody waits for it; the loop ends when not.
+    ended: called when the loop's task ended although somebody waits for it; the next :meth:`start` starts it again.
+    """
+
+    def __init__(
+        self, name: str, step: Step, *, is_needed: Callable[[], bool], ended: Callable[[TweezerError], object]
+    ) -> None:
+        self._name = name
+        self._step = step
+        self._is_needed = is_needed
+        self._tell_ended = ended
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task of the loop; None or done when it does not run."""
+        return self._task
+
+    @property
+    def is_running(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Start the loop unless it runs."""
+        if not self.is_running:
+            self._stopping = False
+            self._task = asyncio.create_task(
+                repeat(self._name, self._step, while_=self._is_needed), name=f"duty-{self._name}"
+            )
+            self._task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._task is not None:
+            await end_tasks(self._task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._stopping or task is not self._task or not self._is_needed():
+            return
+        if not task.cancelled() and task.exception() is None:  # somebody needed it the moment that it ended
+            self.start()
+        else:
+            log.error("duty.ended", duty=self._name, error=_reason(task))
+            self._tell_ended(DutyEnded(f"the background task {self._name!r} ended: {_reason(task)}"))
+
+
+class Duties:
+    """The duties of a process, around its main work, as an async context manager.
+
+    They are stopped at the end of the block. When one ends before that, the block is cancelled and raises
+    :class:`DutyEnded`, which says why.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        """The tasks by the names of their duties."""
+        self.failure: DutyEnded | None = None
+        """Why one of them ended although nobody stopped it."""
+        self._main: asyncio.Task[Any] | None = None
+        self._stopping = False
+
+    def start(self, name: str, step: Step, *, every_s: float = 0.0, backoff: Backoff = DUTY_BACKOFF) -> None:
+        """Begin to :func:`repeat` a step."""
+        self.watch(name, repeat(name, step, every_s=every_s, backoff=backoff))
+
+    def watch(self, name: str, duty: Any) -> None:
+        """Run a coroutine as a duty: it is stopped with the others, and missed when it ends before."""
+        task = self.tasks[name] = asyncio.create_task(duty, name=f"duty-{name}")
+        task.add_done_callback(lambda _: self._ended(name, task))
+
+    async def __aenter__(self) -> Self:
+        self._main = asyncio.current_task()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        await end_tasks(*self.tasks.values())
+        if self.failure is not None and kind in (None, asyncio.CancelledError):
+            assert self._main is not None
+            self._main.uncancel()
+            raise self.failure from error
+
+    def _ended(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._stopping or self.failure is not None or self._main is None or self._main.cancelling():
+            return
+        self.failure = DutyEnded(f"the background task {name!r} of this process ended: {_reason(task)}")
+        log.error("duty.ended", duty=name, error=_reason(task))
+        self._main.cancel()
+
+
+def _reason(task: asyncio.Task[None]) -> str:
+    if task.cancelled():
+        return "it was cancelled"
+    error = task.exception()
+    return "it returned" if error is None else f"{type(error).__name__}: {error}"

@@ -1,0 +1,176 @@
+"""Each background task of each process in turn is harmed: it goes on, or its process ends and says why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.postgres import PostgresServer
+from tests.support.processes import Process, Site
+from tests.support.waiting import PATIENCE_S, until
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.upkeep import upgrade
+from tweezer.model.lifecycle import BatchStatus
+from tweezer.store.keys import Key
+from tweezer.store.server import RedisServer
+
+pytestmark = pytest.mark.usefixtures("_any_server")
+
+DUTIES = [
+    *(("worker", duty) for duty in ("heartbeat", "sweep", "leases", "cancels")),
+    ("chores", "sweep"),
+    ("recorder", "recorder"),
+    *(("courier", duty) for duty in ("courier", "outcomes", "sweep")),
+    ("api", "keys"),
+]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RedisServer]:
+    """A server of the test's own, which it may harm."""
+    async with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def site(real_redis_url: str, sqlite_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    async with Site(real_redis_url, tmp_path, database_url=sqlite_url, data_dir=tmp_path, api_port=0) as site:
+        yield site
+
+
+@pytest.fixture
+async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    """The same on the server that may be harmed."""
+    async with Site(server.url, tmp_path, database_url=sqlite_url, data_dir=tmp_path, api_port=0) as site:
+        yield site
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of an empty ledger."""
+    copied = tmp_path / "ledger.db"
+    copied.write_bytes(sqlite_template.read_bytes())
+    return f"sqlite:///{copied}"
+
+
+@pytest.mark.parametrize(("process", "duty"), DUTIES)
+async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) -> None:
+    harmed = site.spawn(process, test_harm=f"raise:{duty}", device="NULL", lanes=1)
+    await until(lambda: bool(harmed.said("harm.survived")), f"{duty} of {process} that goes on")
+    (failed, *_) = harmed.said("duty.failed")
+    assert (failed["duty"], failed["error"]) == (duty, "harmed")
+    harmed.terminate()
+    assert await harmed.ended() == 0
+
+
+@pytest.mark.parametrize(("process", "duty"), DUTIES)
+async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, process: str, duty: str) -> None:
+    harmed = site.spawn(process, test_harm=f"cancel:{duty}", device="NULL", lanes=1)
+    assert await harmed.ended() == 1
+    (ended, *_) = harmed.said("duty.ended")
+    assert (ended["duty"], ended["error"], ended["level"]) == (duty, "it was cancelled", "error")
+    assert f"the background task '{duty}' of this process ended: it was cancelled" in harmed.text
+
+
+@pytest.mark.parametrize("how", ["raise", "cancel"])
+async def test_a_worker_whose_reader_of_news_fails_still_hears_cancels(site: Site, how: str) -> None:
+    worker = site.spawn("worker", test_harm=f"{how}:news", device="NULL", lanes=1)
+    await until(lambda: bool(worker.said("harm.survived")), "a reader that goes on")
+    batch = await site.submit([{"sleep_s": 600}])
+    await site.held(batch)
+    await batch.cancel()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
+    assert worker.alive
+
+
+async def test_foreign_messages_on_the_channel_of_cancels_are_skipped(site: Site) -> None:
+    (worker,) = await site.workers(1)
+    redis: Any = site.store.redis
+    channel = site.store.keys(Key.POOL, "NULL")
+
+    async def listens() -> bool:
+        return bool((await redis.pubsub_numsub(channel))[0][1])
+
+    await until(listens, "a worker that listens")
+    for message in (b"", b"hello", b"\xff\xfe", b"01a228a6-940f-8d9f-9918-12b8a5000000", b"x 1,2"):
+        await redis.publish(channel, message)
+    await until(lambda: len(worker.said("cancel.not_readable")) == 5, "messages that are skipped")
+    batch = await site.submit([{"sleep_s": 600}])
+    await site.held(batch)
+    await batch.cancel()
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.CANCELED
+
+
+@pytest.mark.slow
+async def test_processes_outlive_cut_connections_failovers_and_a_full_redis(frail: Site) -> None:
+    redis: Any = frail.store.redis
+    started = [frail.spawn(name, device="NULL", lanes=2) for name in ("worker", "chores", "recorder", "courier")]
+    for process in started:
+        await frail.serves(process)
+    batch = await frail.submit([{"sleep_s": 0.05}] * 100)
+    for _ in range(10):
+        for kind in ("normal", "pubsub"):
+            await redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    for client in await redis.client_list():
+        await redis.execute_command("CLIENT", "UNBLOCK", client["id"], "ERROR")
+    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await until(lambda: all(refused(process) for process in started[:2]), "writes that a replica refuses")
+    await redis.execute_command("REPLICAOF", "NO", "ONE")
+    await redis.config_set("maxmemory", 1)
+    late = frail.spawn("worker", device="NULL", lanes=2)
+    await frail.serves(late)
+    assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
+    await redis.config_set("maxmemory", 0)
+    await until(lambda: all(process.alive for process in (*started, late)))
+    assert {worker.id.split(":")[-2] for worker in await frail.queue.workers()} == {
+        str(process.pid) for process in (started[0], late)
+    }
+    for process in (*started, late):
+        process.terminate()
+        assert await process.ended() == 0
+
+
+def refused(process: Process) -> bool:
+    return any("replica" in line.get("error", "") for line in process.said("duty.failed"))
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_redis_url: str, tmp_path: Path) -> None:
+    with PostgresServer() as database:
+        url = database.create("ledger")
+        with contextlib.closing(Database.open(OpenDatabase(url=url))) as ledger:
+            upgrade(ledger)
+        database.stop()
+        async with Site(real_redis_url, tmp_path, database_url=url, data_dir=tmp_path, api_port=0) as site:
+            started = [site.spawn(name) for name in ("recorder", "courier", "api")]
+            for process in started:
+                await until(lambda it=process: bool(it.said("store.unavailable")), "a process that waits")  # type: ignore[misc]
+            leaving = site.spawn("recorder")
+            await until(lambda: bool(leaving.said("store.unavailable")), "one that is told to stop meanwhile")
+            leaving.terminate()
+            assert await leaving.ended() == 0
+            database.start()
+            for process, event in zip(started, ("recorder.started", "courier.started", "api.listening"), strict=True):
+                await until(lambda it=process, event=event: bool(it.said(event)), event)  # type: ignore[misc]
+            for process in started:
+                process.terminate()
+                assert await process.ended() == 0
+
+
+async def test_processes_that_start_while_redis_is_away_wait_for_it(frail: Site, server: RedisServer) -> None:
+    await asyncio.to_thread(server.kill)
+    started = [frail.spawn(name, device="NULL", lanes=1) for name in ("worker", "chores", "recorder", "courier")]
+    for process in started:
+        await until(lambda it=process: bool(it.said("store.unavailable") or it.said("duty.failed")))  # type: ignore[misc]
+    await asyncio.to_thread(server.start)
+    for process in started:
+        await frail.serves(process)
+        process.terminate()
+        assert await process.ended() == 0
