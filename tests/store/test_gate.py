@@ -313,3 +313,13 @@ async def test_a_server_that_loads_its_file_is_unavailable_and_then_shuts_the_ga
         server.start()
         await reach(store)
         assert await store.restoring.gate_is_shut()
+
+
+async def test_a_replica_is_read_and_refuses_writes(server: RedisServer) -> None:
+    async with Redis.from_url(server.url) as plain, Store.open(Connect(url=server.url)) as store:
+        await plain.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert (await store.reader.server_info())["role"] == "slave"
+        with pytest.raises(Unavailable, match="replica"):
+            await store.tickets.ring("EMU")
+        await plain.execute_command("REPLICAOF", "NO", "ONE")
+        await store.tickets.ring("EMU")

@@ -153,6 +153,12 @@ class _Dependable(AbstractConnection):
     One to a server that has become a replica is closed: behind the same address there may be the new primary.
     """
 
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]
+        except _BROKEN as error:
+            await self._raise_broken(error)
+
     async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
         try:
             await super().send_packed_command(*arguments, **options)
@@ -206,7 +212,7 @@ class _Arrives(AbstractConnection):
 
     async def _ask(self, *command: Any) -> Any:
         await self.send_command(*command, check_health=False)
-        return await self.read_response()
+        return await super().read_response()  # not ours: a replica's refusal must not close what is being made
 
 
 class Connect(msgspec.Struct, frozen=True):
