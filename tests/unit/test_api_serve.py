@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from tweezer.api.app import create_app, run_api
 from tweezer.api.serve import is_loopback, listen
@@ -61,10 +62,9 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_a_url_that_redis_does_not_take_is_named() -> None:
-    with pytest.raises(InvalidInput) as caught:
-        create_app(Settings(redis_url="redis://u:secret@127.0.0.1:x/0"))
-    assert caught.value.field == "url"
-    assert "secret" not in caught.value.message
+    with pytest.raises(ValidationError, match="redis_url") as caught:
+        Settings(redis_url="redis://u:secret@127.0.0.1:x/0")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_url_that_is_of_no_database_is_named() -> None:

@@ -173,7 +173,8 @@ finally:
     heavy = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
     ours = {{name for name in sys.modules if name.startswith("tweezer.")}}
     assert not heavy, heavy
-    assert ours == {{"tweezer.cli", "tweezer.cli.access", "tweezer.cli.group", "tweezer.model", "tweezer.model.errors"}}
+    modules = ["cli", "cli.access", "cli.group", "cli.show", "model", "model.errors"]
+    assert ours == {{f"tweezer.{{name}}" for name in modules}}
 """
     ran = run_python("-c", program)
     if option != "--version":
