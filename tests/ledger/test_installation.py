@@ -28,7 +28,7 @@ from tweezer.store.connection import Connect, Store
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[Database]:
     """The ledger of another installation."""
-    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'stranger.db'}"))
+    database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'stranger.db'}"), create=True)
     upgrade(database)
     yield database
     database.close()
@@ -50,7 +50,7 @@ async def test_a_recorder_refuses_the_redis_of_another_installation(bench: Ledge
         await require_same(bench.rig.store, stranger)
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(intruder.run())
-        await until(lambda: any(line["event"] == "recorder.failed" for line in lines))
+        await until(lambda: any(line["event"] == "duty.failed" for line in lines))
         assert await bench.rig.restoring.claim_recorder("the real one", 5.0), "the intruder does not take its place"
         await end_tasks(running)
     await bench.agree(batch_id)

@@ -20,7 +20,7 @@ async def _rigged(redis: Redis) -> AsyncIterator[StoreRig]:
     yield rig
     await rig.store.news.close()
     assert await rig.leaks() == []
-    assert await found_counts(rig.store) == await expected_counts(rig.store)
+    assert not rig.checks_usage or await found_counts(rig.store) == await expected_counts(rig.store)
 
 
 @pytest.fixture

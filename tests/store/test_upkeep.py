@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tweezer.model.errors import NotFound
+from tweezer.model.errors import NewerRecord, NotFound
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import OutcomeKind
@@ -54,6 +54,7 @@ async def test_a_forgotten_batch_leaves_nothing_behind(rig: StoreRig) -> None:
     device = rig.keys(Key.DEVICE, "EMU")
     assert (after[device].pop(b"pending"), after[device].pop(b"running")) == (b"0", b"0")
     assert after[device].pop(b"job_ms") == b"2000"  # how long jobs take is the device's
+    assert set(after.pop(rig.keys(Key.PROJECT, "a"))) == {b"kept"}  # what the ledger has counts towards the quota
     assert after == empty
 
 
@@ -105,9 +106,10 @@ async def test_a_batch_that_is_gone_is_no_longer_listed(rig: StoreRig) -> None:
 async def test_a_project_leaves_nothing_behind(rig: StoreRig) -> None:
     ours = await rig.submit(3, project="a*", idempotency_key="k")
     await rig.submit(3, project="ab", idempotency_key="k")
-    await rig.take()
+    grant = await rig.take()
     await rig.commands.cancel(ours, project="a*")
-    await rig.forget(ours)
+    await rig.settle(grant, {0: OutcomeKind.CANCELED})
+    assert await rig.forget(ours)
     await rig.commands.forget_project("a*")
     assert await rig.redis.hkeys(rig.keys(Key.FAIR, "EMU")) == [b"p:ab"]
     assert await rig.redis.keys("*idempotency*") == [rig.keys(Key.IDEMPOTENCY, "ab", "k").encode()]
@@ -194,9 +196,9 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: StoreRig) 
     assert [grant.batch_id for grant in taken.grants] == [ours]
     await rig.run(taken.grants[0])
     for call in (rig.commands.cancel, rig.commands.close, rig.commands.pause):
-        with pytest.raises(NotFound):
+        with pytest.raises(NewerRecord):
             await call(newer, project="a")
-    assert not await rig.forget(newer)
+    assert await rig.commands.forget({newer: 1_000_000}, least_age_s=0) == []
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
 
     await rig.make_due(newer)

@@ -57,6 +57,8 @@ class StoppingApi(QpuApi):
 class Texts:
     """In place of a lane's process that builds sequences: there is nothing to build."""
 
+    jail = ""
+
     def __init__(self) -> None:
         self._sequence = ""
 

@@ -31,6 +31,7 @@ class StoreRig:
     """A store, and the moves that its tests make on it."""
 
     def __init__(self, redis: Redis) -> None:
+        self.checks_usage = True  # a test that damages records by hand says no
         self.redis: Any = redis  # the stubs of redis-py do not tell sync from async
         self.store = Store(redis, namespace="test")
         self.keys = self.store.keys

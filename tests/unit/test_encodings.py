@@ -25,7 +25,7 @@ def careless(tree: ast.AST) -> Iterator[int]:
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         given = {keyword.arg: keyword.value for keyword in call.keywords}
-        if "encoding" in given:
+        if "encoding" in given or ast.unparse(call.func) == "os.open":  # which opens bytes
             continue
         if name in READERS and len(call.args) <= READERS[name]:
             yield call.lineno
