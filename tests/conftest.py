@@ -29,7 +29,7 @@ from tweezer.store.server import RedisServer, ServerKind, find_server
 _numbers = itertools.count()
 
 _PROCESSES_A_CORE = 2
-"""Tests wait for servers and child processes half of the time: 2 a core took 351 s where WORKERS_MEASURED."""
+"""Tests wait for servers and child processes for much of the time, so one process a core would leave cores idle."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
