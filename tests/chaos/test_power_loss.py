@@ -101,7 +101,7 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     await asyncio.to_thread(plant.file.restart, losing_s=0.001)
 
     def waits() -> bool:
-        return any("Redis has restarted" in entry["error"] for entry in worker.said("redis.unavailable"))
+        return any("Redis has restarted" in entry["error"] for entry in worker.said("store.unavailable"))
 
     await until(waits, "a settle that waits for the gate")
     await plant.start("recorder")

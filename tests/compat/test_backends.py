@@ -45,7 +45,7 @@ def test_the_backend_of_before_configurations_still_runs(client_b: Client) -> No
 def test_an_option_of_that_backend_which_is_not_served_is_not_passed_over(client_b: Client) -> None:
     with pytest.raises(ClientError) as caught:
         client_b.call("backends.emulate_the_older_way", with_noise=True)
-    assert caught.value.kind == "RemoteResultsError"  # the job says why
+    assert caught.value.kind == "BatchCreationError"  # refused when it is submitted
 
 
 def test_an_emulator_that_is_not_there_is_said_to_be_missing(client: Client) -> None:

@@ -77,7 +77,7 @@ def test_an_evaluation_time_that_is_not_a_number_is_named() -> None:
     config = configuration()
     config["observables"][0]["evaluation_times"] = [math.nan]
     fault = refusal(QUTIP, pulsed(), 1.0, config)
-    assert fault.field == "backend_configuration"
+    assert fault.field == "backend_configuration.observables"
     assert fault.message.endswith("observables[0].evaluation_times[0] is nan")
 
 

@@ -149,8 +149,9 @@ def _allowed(dialect: Dialect, text: str) -> dict[str, Any]:
         raise Refusal(Fault("invalid", f"is not JSON: {brief(error)}", FIELD)) from error
     if not isinstance(options, dict):
         raise Refusal(Fault("invalid", "is not a JSON object", FIELD))
-    if found := infinite_number(options, infinity=True):
-        raise Refusal(Fault("invalid", f"has a number that is not one: {found}", FIELD))
+    for name, value in options.items():
+        if found := infinite_number({name: value}, infinity=True):
+            raise Refusal(Fault("invalid", f"has a number that is not one: {found}", f"{FIELD}.{name[:50]}"))
     return dict(_heeded(dialect, options))
 
 
