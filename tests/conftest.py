@@ -17,6 +17,7 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
+import structlog
 from tests.support.postgres import NoPostgres, PostgresServer
 from tests.support.requirements import give_up
 
@@ -37,6 +38,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if len(config.args) == 1 and "::" in config.args[0]:
         return 0
     return _PROCESSES_A_CORE * (os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True)
+def _reset_logs() -> Iterator[None]:
+    """Undo what a test, or a command that it ran, configured: a level would hide events from the tests after it."""
+    yield
+    structlog.reset_defaults()
 
 
 @contextmanager
