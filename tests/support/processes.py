@@ -179,8 +179,8 @@ class Process(Fork):
         super().__init__(_be, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 
     def said(self, event: str) -> list[dict[str, Any]]:
-        """The lines of its log that tell of this event."""
-        lines = [line for line in self.text.splitlines() if line.startswith("{") and line.endswith("}")]
+        """The lines of its log that tell of this event; words of a library in a lane may stand before them."""
+        lines = [line[line.index("{") :] for line in self.text.splitlines() if "{" in line and line.endswith("}")]
         return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
     def terminate(self) -> None:
