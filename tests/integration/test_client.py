@@ -16,7 +16,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.processes import Site, statuses
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus, Limits, Priority
@@ -522,7 +522,7 @@ async def test_a_wait_outlives_an_absence_of_redis(server: RedisServer, tmp_path
         waits = [asyncio.create_task(batch.wait(PATIENCE_S)), asyncio.create_task(collected(batch))]
         await site.running(batch)
         await asyncio.to_thread(server.kill)
-        await until(lambda: bool(site.processes[0].said("duty.failed")))
+        await site.processes[0].says("duty.failed")
         await asyncio.to_thread(server.start)
         record, finished = await asyncio.gather(*waits)
         assert cast(Any, record).status is BatchStatus.DONE

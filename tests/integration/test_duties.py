@@ -62,7 +62,7 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 @pytest.mark.parametrize(("process", "duty"), DUTIES)
 async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) -> None:
     harmed = site.spawn(process, test_harm=f"raise:{duty}", device="NULL", lanes=1)
-    await until(lambda: bool(harmed.said("harm.survived")), f"{duty} of {process} that goes on")
+    await harmed.says("harm.survived")
     (failed, *_) = harmed.said("duty.failed")
     assert (failed["duty"], failed["error"]) == (duty, "harmed")
     harmed.terminate()
@@ -81,7 +81,7 @@ async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, pro
 @pytest.mark.parametrize("how", ["raise", "cancel"])
 async def test_a_worker_whose_reader_of_news_fails_still_hears_cancels(site: Site, how: str) -> None:
     worker = site.spawn("worker", test_harm=f"{how}:news", device="NULL", lanes=1)
-    await until(lambda: bool(worker.said("harm.survived")), "a reader that goes on")
+    await worker.says("harm.survived")
     batch = await site.submit([{"sleep_s": 600}])
     await site.held(batch)
     await batch.cancel()
@@ -153,7 +153,7 @@ async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_
             for process in started:
                 await until(lambda it=process: bool(it.said("store.unavailable")), "a process that waits")  # type: ignore[misc]
             leaving = site.spawn("recorder")
-            await until(lambda: bool(leaving.said("store.unavailable")), "one that is told to stop meanwhile")
+            await leaving.says("store.unavailable")
             leaving.terminate()
             assert await leaving.ended() == 0
             database.start()

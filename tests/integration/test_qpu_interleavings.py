@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -98,10 +98,6 @@ async def lab(qpu: QpuProcess, valkey_server: RedisServer, tmp_path: Path) -> As
             yield Laboratory(qpu, redis, site, tmp_path / "witness")
 
 
-def says(process: Process, event: str) -> Callable[[], bool]:
-    return lambda: bool(process.said(event))
-
-
 async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Laboratory) -> None:
     lab.qpu.habits(job_seconds="3")
     worker = await lab.worker()
@@ -109,7 +105,7 @@ async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Labora
     await lab.site.store.commands.resume_device(DEVICE)
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
-    assert worker.said("qpu.found")
+    assert await worker.says("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
@@ -126,7 +122,7 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
     await lab.on_machine(batch, 2)
     lab.file.restart(losing_s=0.001)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
-    assert worker.said("qpu.found")
+    assert await worker.says("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
@@ -138,7 +134,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
     await lab.site.store.commands.resume_device(DEVICE)
     assert [job.status for job in await urgent.results(60)] == [JobStatus.DONE] * 3
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert worker.said("qpu.found")
+    assert await worker.says("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
@@ -160,10 +156,10 @@ async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await until(says(second, "qpu.intent_without_a_job"), "another holder")
+    await second.says("qpu.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert second.said("qpu.submitted")
+    assert await second.says("qpu.submitted")
     assert lab.submits() == [1]
 
 
@@ -172,7 +168,7 @@ async def test_a_submit_that_arrives_while_the_next_holder_looks_for_it_is_found
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await until(says(second, "qpu.intent_without_a_job"), "another holder")
+    await second.says("qpu.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert not second.said("qpu.submitted")
@@ -219,7 +215,7 @@ async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: L
 
     await until(taken_over, "another holder")
     first.thaw()
-    await until(says(first, "lease.lost"), "a holder that knows it")
+    await first.says("lease.lost")
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
@@ -348,8 +344,8 @@ async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab:
     second = await lab.worker()
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
-    assert second.said("qpu.found")
-    assert second.said("qpu.set_back")
+    assert await second.says("qpu.found")
+    assert await second.says("qpu.set_back")
     assert (lab.submits(), lab.stops()) == ([1] * 7, 0)
 
 
@@ -360,7 +356,7 @@ async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Labo
     lab.qpu.habits(lose_replies=1.0)
     (job,) = await (await lab.submit()).results(60)
     assert job.status is JobStatus.DONE
-    assert worker.said("qpu.set_back")
+    assert await worker.says("qpu.set_back")
     assert lab.submits() == [1] * 7
 
 
@@ -388,7 +384,7 @@ async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is
     lab.qpu.habits(read_errors=1.0)
     set_back(lab)
     assert stranger(lab) == 1
-    await until(says(worker, "qpu.not_polled"), "a read that fails")
+    await worker.says("qpu.not_polled")
     await batch.cancel_jobs([0])
     failed = len(worker.said("qpu.not_polled"))
     await until(lambda: len(worker.said("qpu.not_polled")) >= failed + 3, "reads after the cancel")

@@ -132,7 +132,7 @@ async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
     for worker in await site.workers(2):
         worker.terminate()
         assert await worker.ended(5) == 0
-        assert worker.said("worker.stopped")
+        assert await worker.says("worker.stopped")
     assert await site.queue.workers() == []
 
 

@@ -73,7 +73,7 @@ async def test_work_goes_on_while_redis_is_away_for_longer_than_the_lease(site: 
     assert statuses(jobs) == [DONE, DONE]
     assert [job.attempt for job in jobs] == [1, 1]
     assert len(await site.starts(batch)) == 1
-    assert worker.said("store.unavailable")
+    assert await worker.says("store.unavailable")
     assert not worker.said("lease.lost")
     assert not worker.said("settle.refused")
 
@@ -131,7 +131,7 @@ async def test_the_chores_outlive_a_restart_of_redis(site: Site, server: RedisSe
     await site.workers(1)
     await site.serves(chores)
     await asyncio.to_thread(server.kill)
-    await until(lambda: bool(chores.said("duty.failed")))
+    await chores.says("duty.failed")
     await asyncio.to_thread(server.start)
     batch = await site.queue.submit(None, device="NULL", open=True, limits=Limits(open_timeout_s=0.5))
     for worker in site.processes[1:]:

@@ -183,6 +183,11 @@ class Process(Fork):
         lines = [line[line.index("{") :] for line in self.text.splitlines() if "{" in line and line.endswith("}")]
         return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
+    async def says(self, event: str, times: int = 1) -> list[dict[str, Any]]:
+        """Waits until the log tells of this event so often: a line may come after what it tells of can be seen."""
+        await until(lambda: len(self.said(event)) >= times, f"{event} in the log of process {self.pid}")
+        return self.said(event)
+
     def terminate(self) -> None:
         self.signal(signal.SIGTERM)
 
