@@ -7,7 +7,6 @@ import contextlib
 import functools
 import gzip
 import json
-import resource
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +19,7 @@ import pytest
 import uvicorn
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from tests.support.processes import NULL, Process, Site
+from tests.support.processes import FILES_MAX, NULL, Process, Site
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api import heads
@@ -337,15 +336,10 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
 async def test_one_address_has_so_many_connections_and_others_come_in(
     real_redis_url: str, tmp_path: Path, database_url: str, key: str
 ) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings = {"database_url": database_url, "data_dir": tmp_path, "connections_per_address": 5}
     async with Site(real_redis_url, tmp_path, **settings) as site:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
-        try:
-            api, url = await site.api()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert psutil.Process(api.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
+        api, url = await site.api()
+        assert psutil.Process(api.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
         address = ("127.0.0.1", httpx.URL(url).port or 0)
         asked = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 

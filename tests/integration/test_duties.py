@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.support.postgres import PostgresServer
-from tests.support.processes import Process, Site
+from tests.support.processes import FILES_MAX, Process, Site
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database
@@ -57,6 +58,13 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     copied = tmp_path / "ledger.db"
     copied.write_bytes(sqlite_template.read_bytes())
     return f"sqlite:///{copied}"
+
+
+@pytest.mark.parametrize("process", ["worker", "chores", "recorder", "courier"])
+async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str) -> None:
+    started = site.spawn(process, device="NULL", lanes=1)
+    await started.says(f"{process}.started")
+    assert psutil.Process(started.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
 
 
 @pytest.mark.parametrize(("process", "duty"), DUTIES)

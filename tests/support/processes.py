@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import os
+import resource
 import signal
 import sys
 from collections import Counter
@@ -167,6 +168,10 @@ def _harm_a_duty(how: str, name: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- processes
+
+
+FILES_MAX = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+FILES = min(1024, FILES_MAX)
 
 
 class Process(Fork):
@@ -417,7 +422,8 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
 
 
 def _be(arguments: Sequence[str]) -> None:
-    """Be a process of the queue until a signal ends it."""
+    """Be a process of the queue until a signal ends it, with no more files than systemd lets a service open."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES_MAX))
     serve_devices_of_the_tests()
     settings = load()
     logs.configure(settings.log_format, settings.log_level)

@@ -28,7 +28,6 @@ from tweezer.runtime import (
     ParkingWorker,
     arq_options,
     done_before,
-    raise_file_limit,
     run_on_a_loop,
     stopped_by_signals,
     work,
@@ -56,7 +55,6 @@ async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
 def run_courier(settings: Settings, *, pace: Pace | None = None) -> None:
     """Delivers webhooks until SIGTERM or SIGINT; others may do the same beside it."""
     os.nice(_NICENESS)
-    raise_file_limit()
     run_on_a_loop(lambda: CourierProcess(settings, pace))
 
 
