@@ -26,7 +26,7 @@ from pydantic_settings import (
 
 from tweezer.adapters.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
-from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
+from tweezer.ledger.place import DeadLetterBounds, OpenDatabase, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
@@ -294,7 +294,7 @@ class Settings(BaseSettings):
     def database(self) -> OpenDatabase:
         """How to reach the ledger."""
         return OpenDatabase(
-            url=self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ledger.db'}",
+            url=self.database_url or sqlite_url(self.data_dir.absolute() / "ledger.db"),
             connections_max=self.database_connections,
             share=self.database_connections_per_project,
             patience_s=self.database_timeout_s,

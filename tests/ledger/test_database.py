@@ -15,8 +15,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database, load, parse_url, sharing
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.place import OpenDatabase, sqlite_file, sqlite_url
 from tweezer.ledger.schema import batches, endpoints, projects, secrets, sequences
+from tweezer.ledger.upkeep import place, upgrade
 from tweezer.model.errors import InvalidInput, Unavailable
 
 
@@ -206,6 +207,18 @@ def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting(url: st
         parse_url(url)
     assert refused.value.field == "database_url"
     assert "hush" not in refused.value.message
+
+
+@pytest.mark.parametrize("name", ["100%", "what?", "no#1", "%3F?a=b", "ä b", "a+b&c"])
+def test_a_file_in_a_folder_of_any_name_is_the_one_that_its_url_names(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name / "ledger.db"
+    url = sqlite_url(file)
+    assert (sqlite_file(url), parse_url(url).database) == (file, str(file))
+    with contextlib.closing(Database.open(OpenDatabase(url), create=True)) as database:
+        upgrade(database)
+        assert place(database) == url
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert file.stat().st_size
 
 
 @pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "sqlite:///x.db"])

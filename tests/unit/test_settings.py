@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tweezer.adapters.registry import Binding
+from tweezer.ledger.place import sqlite_file
 from tweezer.model.errors import InvalidInput
 from tweezer.settings import Settings, load
 
@@ -138,6 +139,11 @@ def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytes
     assert "hunter2" not in raised.value.message
     monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://:hunter2@lab")
     assert "hunter2" not in repr(load())
+
+
+@pytest.mark.parametrize("name", ["100%", "what?", "no#1", "d ä"])
+def test_the_ledger_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    assert sqlite_file(load({"data_dir": tmp_path / name}).database().url) == tmp_path / name / "ledger.db"
 
 
 def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:

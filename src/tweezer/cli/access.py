@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -79,9 +78,11 @@ class Access(NamedTuple):
 
 def _ledger(settings: Settings) -> OpenDatabase | None:
     """Where the ledger is, if there is one: a command that reads must not make the file of its default."""
+    from tweezer.ledger.place import sqlite_file
+
     place = settings.database()
-    file = place.url.removeprefix("sqlite:///")
-    return None if file != place.url and not Path(file).exists() else place
+    file = sqlite_file(place.url)
+    return place if file is None or file.exists() else None
 
 
 pass_access = click.make_pass_decorator(Access)

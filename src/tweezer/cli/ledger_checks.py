@@ -6,11 +6,11 @@ import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tweezer.cli import show
 from tweezer.cli.findings import Finding, Level
+from tweezer.ledger.place import sqlite_file
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import Settings
@@ -24,7 +24,6 @@ OLDEST_POSTGRES = 15
 
 _SLOW_RECORDER_S = 30.0
 _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has how to set one up"
-_SQLITE = "sqlite:///"
 
 
 def look_at_ledger(settings: Settings) -> Health | Finding:
@@ -35,10 +34,9 @@ def look_at_ledger(settings: Settings) -> Health | Finding:
     from tweezer.ledger.health import look
 
     given = settings.database()
-    if given.url.startswith(_SQLITE) and not Path(given.url.removeprefix(_SQLITE)).is_file():
-        return Finding(
-            "ledger", Level.FAIL, f"there is no file {given.url.removeprefix(_SQLITE)}", "run `tweezer db upgrade`"
-        )
+    file = sqlite_file(given.url)
+    if file is not None and not file.is_file():
+        return Finding("ledger", Level.FAIL, f"there is no file {file}", "run `tweezer db upgrade`")
     try:
         database = Database.open(given)
         try:

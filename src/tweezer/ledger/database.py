@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.place import OpenDatabase, sqlite_file
 from tweezer.model.errors import InvalidInput, Unavailable
 
 T = TypeVar("T")
@@ -166,9 +166,10 @@ def parse_url(text: str) -> URL:
         )
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
-    if not url.database or url.database == ":memory:":
+    file = sqlite_file(text)
+    if file is None or str(file) == ":memory:":
         raise InvalidInput("database_url", "names no file: write sqlite:///ledger.db or sqlite:////var/lib/ledger.db")
-    return url.set(drivername="sqlite+pysqlite")
+    return url.set(drivername="sqlite+pysqlite", database=str(file))  # SQLAlchemy before 2.1 does not unescape it
 
 
 @contextlib.contextmanager

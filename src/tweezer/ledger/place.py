@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import unquote
+
 import msgspec
+
+_SQLITE = "sqlite"
+_ESCAPED = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
 
 
 class DeadLetterBounds(msgspec.Struct, frozen=True):
@@ -14,7 +20,8 @@ class DeadLetterBounds(msgspec.Struct, frozen=True):
 
 
 class OpenDatabase(msgspec.Struct, frozen=True):
-    """Where the database is. ``url``: ``sqlite:///file`` or ``postgresql://user:password@host/database``.
+    """Where the database is. ``url``: ``sqlite:///file`` (see :func:`sqlite_url`) or
+    ``postgresql://user:password@host/database``.
 
     connections_max: at a time, of this process. share: those of one caller's, of a process that serves several; None:
     all. patience_s: how long to wait for a connection and, on SQLite, for
@@ -26,3 +33,15 @@ class OpenDatabase(msgspec.Struct, frozen=True):
     share: int | None = None
     patience_s: float = 10.0
     statement_s: float = 60.0
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of a SQLite file; ``%``, ``?`` and ``#`` in its path are escaped."""
+    return f"{_SQLITE}:///{str(file).translate(_ESCAPED)}"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file that a URL of SQLite names; None where it names none, or is another database's URL."""
+    scheme, _, rest = url.partition(":///")
+    path = unquote(rest.partition("?")[0])
+    return Path(path) if path and scheme.partition("+")[0] == _SQLITE else None

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, column, inspect, select, table, text
 from tweezer.duties import DUTY_BACKOFF, until_answered
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.place import OpenDatabase, sqlite_url
 from tweezer.ledger.schema import metadata
 from tweezer.model.errors import TweezerError
 
@@ -22,6 +22,8 @@ _UPGRADE_LOCK = 8_391_005_118  # any number by which nobody else locks in this d
 def place(database: Database) -> str:
     """The database's URL without its password."""
     url = database.engine.url
+    if database.is_sqlite:
+        return sqlite_url(Path(url.database or ""))
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True).replace("%2F", "/")
 
 
