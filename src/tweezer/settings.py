@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     database_connections: int = Field(8, ge=1, le=256)
     """Connections to the database that a process opens at most."""
     database_connections_per_project: int = Field(3, ge=1, le=256)
-    """Those that requests of one project use at once in a process of the API; its other requests wait for one."""
+    """Those that requests of one user, or of one project without users, use at once in a process of the API."""
     database_timeout_s: float = Field(10.0, gt=0, le=300)
     """How long to wait for a connection to the database, and for another writer of a SQLite file."""
     statement_timeout_s: float = Field(60.0, gt=0, le=3600)

@@ -206,17 +206,23 @@ def test_a_key_that_nobody_made_is_not_found(database: Database) -> None:
                 call(connection, "a" * 12)
 
 
-@pytest.mark.parametrize("role", [Role.OPERATOR, Role.WORKER])
-def test_operators_and_workers_see_all_projects_and_need_none(database: Database, role: Role) -> None:
+@pytest.mark.parametrize(("role", "sees"), [(Role.OPERATOR, True), (Role.METRICS, False)])
+def test_keys_of_the_service_belong_to_no_project(database: Database, role: Role, sees: bool) -> None:
     principal = look(database, make_key(database, role=role, project_id=None).about.id).principal
     assert principal is not None
-    assert principal.sees("anything")
+    assert principal.sees("anything") == sees
+
+
+def test_a_key_that_only_reads_counts_with_the_other_keys_of_its_project(database: Database) -> None:
+    found = [look(database, make_key(database, role=role).about.id).principal for role in (Role.USER, Role.READ)]
+    assert {principal.account for principal in found if principal is not None} == {"project ours"}
 
 
 @pytest.mark.parametrize(
     ("options", "field"),
     [
         ({"project_id": None}, "project"),
+        ({"project_id": None, "role": Role.READ}, "project"),
         ({"name": ""}, "name"),
         ({"name": "x" * 201}, "name"),
         ({"expires_s": 0}, "expires"),

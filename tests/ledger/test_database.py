@@ -34,7 +34,7 @@ def names(database: Database) -> list[str]:
 # --- threads
 
 
-async def test_a_sharer_uses_a_few_threads_at_a_time_and_others_do_not_wait_for_it(sqlite_template: Path) -> None:
+async def test_an_account_uses_a_few_threads_at_a_time_and_others_do_not_wait_for_it(sqlite_template: Path) -> None:
     place = OpenDatabase(url=f"sqlite:///{sqlite_template}", connections_max=4, share=2)
     database = Database.open(place)
     release, begun = threading.Event(), threading.Semaphore(0)

@@ -12,10 +12,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import insert, text
 
 from tweezer.ledger import migrations, upkeep
+from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
+from tweezer.ledger.keys import list_keys
 from tweezer.ledger.migrations import HEAD
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.schema import metadata, secrets
+from tweezer.ledger.schema import keys, metadata, secrets
 from tweezer.ledger.upkeep import differences, require_schema, schema_version, upgrade
 from tweezer.model.errors import TweezerError
 
@@ -108,6 +110,32 @@ def test_an_upgrade_keeps_what_the_tables_hold(database: Database, next_step: Ca
     require_schema(database)
     with database.read() as connection:
         assert connection.execute(text("SELECT name, more FROM secrets")).all() == [("kept", None)]
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch, blank: Database) -> Callable[[str], None]:
+    """Brings blank tables to an older step."""
+
+    def bring(step: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(upkeep, "HEAD", step)
+            upgrade(blank)
+
+    return bring
+
+
+def test_keys_of_the_role_worker_only_read_metrics_from_now_on(blank: Database, at_step: Callable[[str], None]) -> None:
+    at_step("0004")
+    with blank.write() as connection:
+        rows = [
+            {"id": role, "digest": b"", "kind": "K", "role": role, "name": "k", "created_ms": 1}
+            for role in ("user", "operator", "worker")
+        ]
+        connection.execute(insert(keys), rows)
+    upgrade(blank)
+    with blank.read() as connection:
+        roles = {key.id: key.role for key in list_keys(connection)}
+    assert roles == {"user": Role.USER, "operator": Role.OPERATOR, "worker": Role.METRICS}
 
 
 def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from tests.support.waiting import until
 
 from tweezer.api import auth, logins
 from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
-from tweezer.api.dependencies import Caller, Servant, Submitter
+from tweezer.api.dependencies import Caller, Scraper, Submitter
 from tweezer.api.logins import network_of
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.credentials import Principal, Role, key_id, new_key
@@ -383,8 +383,8 @@ async def test_a_role_that_may_not_is_told_which_may(rig: ApiRig) -> None:
     async def submit(caller: Submitter) -> str:
         return caller.role
 
-    @router.get("/serve")
-    async def serve(caller: Servant) -> str:
+    @router.get("/scrape")
+    async def scrape(caller: Scraper) -> str:
         return caller.role
 
     @router.get("/ask")
@@ -394,8 +394,8 @@ async def test_a_role_that_may_not_is_told_which_may(rig: ApiRig) -> None:
     rig.app.include_router(router)
     allowed = {
         "/submit": {Role.USER, Role.OPERATOR},
-        "/serve": {Role.OPERATOR, Role.WORKER},
-        "/ask": set(Role),
+        "/scrape": {Role.OPERATOR, Role.METRICS},
+        "/ask": {Role.USER, Role.READ, Role.OPERATOR},
     }
     for role in Role:
         key = rig.key(role)
@@ -405,7 +405,9 @@ async def test_a_role_that_may_not_is_told_which_may(rig: ApiRig) -> None:
                 assert (answer.status_code, answer.json()) == (200, role)
             else:
                 assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "forbidden")
-                assert all(allowed_role in answer.json()["data"]["description"] for allowed_role in roles)
+                told = answer.json()["data"]["description"]
+                assert told.startswith(f"role: {role} may not do this; use a key of the role ")
+                assert all(allowed_role in told for allowed_role in roles)
         assert (await rig.stranger.get("/ask")).status_code == 401
 
 
@@ -467,8 +469,9 @@ async def test_what_is_ones_own_is_there(rig: ApiRig, route: str) -> None:
     await rig.run()
     assert (await rig.get(fill(route, ours), key=rig.key())).status_code == 200
     assert (await rig.get(fill(route, ours), key=rig.key(project="theirs"))).status_code == 404
-    for role in (Role.OPERATOR, Role.WORKER):
-        assert (await rig.get(fill(route, ours), key=rig.key(role, project=None))).status_code == 200
+    for role, status in ((Role.OPERATOR, 200), (Role.READ, 200), (Role.METRICS, 403)):
+        assert (await rig.get(fill(route, ours), key=rig.key(role))).status_code == status
+    assert (await rig.get(fill(route, ours), key=rig.key(Role.READ, project="theirs"))).status_code == 404
 
 
 # -- links to results -----------------------------------------------------------------------------------

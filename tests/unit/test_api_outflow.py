@@ -69,7 +69,7 @@ class Reader:
 async def test_a_large_answer_comes_in_pieces_and_counts_until_it_is_read(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outflow, "PER_PROJECT_MAX", 2 * SIZE)
+    monkeypatch.setattr(outflow, "PER_ACCOUNT_MAX", 2 * SIZE)
     batch_id = await rig.submit(1, doc=BatchDoc(device="EMU_FREE", sequence="x" * SIZE))
     path = f"/api/v2/batches/{batch_id}"
     key, another = rig.key(), rig.key()

@@ -29,7 +29,7 @@ class Routes(ApiRig):
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
         self.keys = {"ours": self.key(project="p"), "theirs": self.key(project="q")}
-        self.keys |= {role.value: self.key(role, project=None) for role in (Role.OPERATOR, Role.WORKER)}
+        self.keys |= {"operator": self.key(Role.OPERATOR, project=None), "reader": self.key(Role.READ)}
 
     async def ask(self, method: str, path: str, content: Any = None, *, key: str = "ours", agent: str = "") -> Any:
         headers = {"User-Agent": agent} | bearer(self.keys[key])
@@ -153,7 +153,7 @@ async def test_an_open_batch_is_not_repeated_nor_are_no_jobs_or_others(rig: Rout
     assert await rig.refused("POST", f"/api/v1/batches/{closed}/rebatch?status=DONE") == (400, "invalid")
     assert await rig.refused("POST", f"/api/v1/batches/{closed}/rebatch", key="theirs") == (404, "not_found")
     assert await rig.refused("POST", f"/api/v1/batches/{UNKNOWN}/rebatch") == (404, "not_found")
-    assert await rig.refused("POST", f"/api/v1/batches/{closed}/rebatch", key="worker") == (403, "forbidden")
+    assert await rig.refused("POST", f"/api/v1/batches/{closed}/rebatch", key="reader") == (403, "forbidden")
 
 
 # --- tags

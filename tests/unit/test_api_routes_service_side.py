@@ -24,10 +24,10 @@ class Service(ApiRig):
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
-        self.keys = {role.value: self.key(role, project=None) for role in (Role.OPERATOR, Role.WORKER)}
+        self.keys = {role.value: self.key(role, project=None) for role in (Role.OPERATOR, Role.METRICS)}
         self.keys["user"] = self.key(project="p")
 
-    async def ask(self, method: str, path: str, content: Any, *, key: str = "worker") -> Any:
+    async def ask(self, method: str, path: str, content: Any, *, key: str = "operator") -> Any:
         headers = {"Content-Type": "application/json"} | bearer(self.keys[key])
         return await self.http.request(method, path, content=json.dumps(content).encode(), headers=headers)
 
@@ -106,7 +106,7 @@ async def test_a_job_waits_again_ends_or_tells_its_progress(rig: Service) -> Non
     assert (await rig.set(first, "PENDING", method="PUT"))["status"] == "PENDING"
     assert (await rig.set(second, "CANCELED"))["status"] == "CANCELED"
     told = await rig.set(first, "ERROR")
-    assert told["errors"] == ["the job was ended by the worker, who gave no reason"]
+    assert told["errors"] == ["the job was ended by an operator, who gave no reason"]
 
 
 async def test_errors_are_posted_to_a_live_job_and_stay_with_it(rig: Service) -> None:

@@ -193,8 +193,15 @@ async def test_an_operator_sees_all_endpoints_and_says_whose_a_new_one_is(rig: H
     assert (await rig.refusal("POST", HOOKS, {"url": URL}, key=operator))[:2] == (400, "project_id")
     unknown = await rig.refusal("POST", HOOKS, {"url": URL, "project_id": "nobody"}, key=operator)
     assert unknown[0] == 404
-    worker = rig.key(Role.WORKER, project=None)
-    assert (await rig.refusal("GET", HOOKS, key=worker))[0] == 403
+
+
+async def test_a_key_that_only_reads_sees_endpoints_and_deliveries_but_no_secret(rig: Hooked) -> None:
+    reader, made = rig.key(Role.READ), await rig.made()
+    assert await rig.ask("GET", HOOKS, key=reader) == [made]
+    assert await rig.ask("GET", f"{HOOKS}/{made['id']}", key=reader) == made
+    assert await rig.ask("GET", f"{HOOKS}/{made['id']}/deliveries", key=reader) == {"deliveries": [], "after": None}
+    for path in (f"{HOOKS}/secret", f"{HOOKS}/{made['id']}/secret"):
+        assert (await rig.refusal("GET", path, key=reader))[0] == 403
 
 
 async def test_the_webhooks_of_batches_are_listed_apart_and_stay_as_they_are(rig: Hooked) -> None:

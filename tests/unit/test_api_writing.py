@@ -81,7 +81,7 @@ class Doors(ApiRig):
             "ours": self.key(project=OURS),
             "theirs": self.key(project=THEIRS),
             "operator": self.key(Role.OPERATOR, project=None),
-            "worker": self.key(Role.WORKER, project=None),
+            "reader": self.key(Role.READ),
             "both": sessions[0],
             "none": sessions[1],
         }
@@ -497,11 +497,11 @@ async def test_an_operator_submits_for_any_project(rig: Doors) -> None:
         assert answer == (400, "invalid", "project_id")
 
 
-async def test_a_worker_writes_nothing(rig: Doors) -> None:
+async def test_a_key_that_only_reads_writes_nothing(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     job = job_id(batch_id, 0)
     for method, path in writes(batch_id, job):
-        assert (await rig.refusal(method, path, body(), key="worker"))[:2] == (403, "forbidden")
+        assert (await rig.refusal(method, path, body(), key="reader"))[:2] == (403, "forbidden")
 
 
 def writes(batch_id: UUID, job: UUID) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ class MeasuredApi:
         with self.database.write() as connection:
             create_project(connection, "ours", "ours")
             self.keys = {
-                role: create_key(connection, role=role, project_id="ours" if role is Role.USER else None, name="k").text
+                role: create_key(connection, role=role, project_id="ours" if role.of_projects else None, name="k").text
                 for role in Role
             }
         self.app: FastAPI = create_app(Settings(requests_burst=40, requests_per_s=0.001), self.store, self.database)
@@ -65,7 +65,7 @@ class MeasuredApi:
         await self.store.close()
         self.database.close()
 
-    async def get(self, path: str, role: Role | None = Role.WORKER) -> httpx.Response:
+    async def get(self, path: str, role: Role | None = Role.METRICS) -> httpx.Response:
         headers = {} if role is None else {"Authorization": f"Bearer {self.keys[role]}"}
         return await self.http.get(path, headers=headers)
 
@@ -210,7 +210,7 @@ async def test_memory_of_redis_and_its_limit_are_told(rig: MeasuredApi, monkeypa
 
 async def test_operators_and_workers_may_read_and_nobody_else(rig: MeasuredApi) -> None:
     statuses = {role: (await rig.get("/metrics", role)).status_code for role in (*Role, None)}
-    assert statuses == {Role.USER: 403, Role.OPERATOR: 200, Role.WORKER: 200, None: 401}
+    assert statuses == {Role.USER: 403, Role.READ: 403, Role.METRICS: 200, Role.OPERATOR: 200, None: 401}
 
 
 async def test_the_text_is_declared_as_prometheus_expects_it(rig: MeasuredApi) -> None:
@@ -223,7 +223,7 @@ async def test_the_text_is_declared_as_prometheus_expects_it(rig: MeasuredApi) -
 
 async def test_answers_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:
     for _ in range(3):
-        await rig.get(f"/api/v2/jobs/{new_batch_id()}")
+        await rig.get(f"/api/v2/jobs/{new_batch_id()}", Role.READ)
     await rig.get("/no/such/route")
     await rig.get("/health", None)
     await rig.get("/api/v2/jobs/x", None)

@@ -157,7 +157,7 @@ class Authentication:
         scope[_CALLER] = caller
         if scope["method"] == "GET":  # whoever wrote something must be told, or would write it again
             send = self._checked(scope, receive, send)
-        with sharing(caller.sharer):
+        with sharing(caller.account):
             await self._app(scope, receive, send)
 
     def _checked(self, scope: Scope, receive: Receive, send: Send) -> Send:

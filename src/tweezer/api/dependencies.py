@@ -21,33 +21,41 @@ from tweezer.ledger.database import Database
 WAIT_MAX_S = 20.0
 """The longest hold: Pasqal's clients give a request up after 30 s."""
 
+READERS = frozenset({Role.USER, Role.READ, Role.OPERATOR})
+"""Roles that read results, batches and devices."""
+
+_WRITERS = frozenset({Role.USER, Role.OPERATOR})
+_SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
 _LINK = Principal("link", Role.OPERATOR)  # a link says which job may be read, whoever's it is
 
 
-_KEY_MODEL = HTTPBearer(description="A key (`twz_…`) that an operator made, or a token of /oauth/token.")
+_KEY_MODEL = HTTPBearer(
+    description="A key (`twz_…`) that an operator made, or a token of /oauth/token. Keys of the role `user` submit and "
+    "read, those of `read` only read, those of `metrics` only read /metrics, and those of `operator` do everything."
+)
 _KEY_SCHEME = "key"
 
 
 class _BearerKey(SecurityBase):
-    """Gives the caller, who must have one of the roles, and tells the OpenAPI document that a key is needed."""
+    """Return the caller, who must have one of the roles, and note in the OpenAPI document that a key is needed."""
 
-    def __init__(self, *roles: Role) -> None:
+    def __init__(self, roles: frozenset[Role]) -> None:
         self.model = _KEY_MODEL
         self.scheme_name = _KEY_SCHEME
-        self._roles = roles or tuple(Role)
+        self._roles = roles
 
     async def __call__(self, request: Request) -> Principal:
-        caller = _known_caller(request)
-        if caller.role not in self._roles:
-            problem = f"this needs a key of the role {' or '.join(self._roles)}, not {caller.role}"
-            raise Refused(403, "forbidden", problem)
-        return caller
+        return caller_with(request, self._roles)
 
 
-def _known_caller(request: Request) -> Principal:
+def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
+    """Return the caller. Raises Refused, a 401 without a key and a 403 where the key's role is not one of these."""
     caller = caller_of(request.scope)
-    if caller is None:  # not to be: the middleware lets nobody through
+    if caller is None:  # cannot happen: the middleware lets nobody through
         raise unauthorized()
+    if caller.role not in roles:
+        allowed = " or ".join(role for role in Role if role in roles)
+        raise Refused(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
     return caller
 
 
@@ -77,10 +85,10 @@ async def _wait_s(
     return cast(float, request.app.state.longpoll_s) if wait_s is None else wait_s
 
 
-Caller = Annotated[Principal, Depends(_BearerKey())]
-Submitter = Annotated[Principal, Depends(_BearerKey(Role.USER, Role.OPERATOR))]
-Servant = Annotated[Principal, Depends(_BearerKey(Role.OPERATOR, Role.WORKER))]
-Operator = Annotated[Principal, Depends(_BearerKey(Role.OPERATOR))]
+Caller = Annotated[Principal, Depends(_BearerKey(READERS))]
+Submitter = Annotated[Principal, Depends(_BearerKey(_WRITERS))]
+Scraper = Annotated[Principal, Depends(_BearerKey(_SCRAPERS))]
+Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
 LiveStore = Annotated[Live, Depends(_live)]
 HeldRequests = Annotated[Holds, Depends(_holds)]
 Ledger = Annotated[Database, Depends(_ledger)]
@@ -105,7 +113,7 @@ class _LinkOrKey(SecurityBase):
         signature: Annotated[str | None, Query(description="Of a link: what makes it good without a key.")] = None,
     ) -> Principal:
         if signature is None:
-            return _known_caller(request)
+            return caller_with(request, READERS)
         job_id: str = request.path_params["job_id"]  # the route checks it
         if not await links.are_good(job_id, expires, signature):
             problem = "this link has expired or was changed: ask /api/v1/jobs/{job_id}/results_link for a new one"

@@ -161,7 +161,7 @@ def failure_docs(*statuses: int, keyless: bool = False) -> dict[int | str, dict[
     docs = {
         400: "The request is wrong; `field` says where. Nothing was written.",
         401: "No key came with the request, or one that is unknown, expired or revoked.",
-        403: "The credentials do not allow this.",
+        403: "The role of the key does not allow this, or the project is another's.",
         404: "There is no such thing.",
         408: "The body came too slowly.",
         409: "It is there, but its state forbids this.",

@@ -173,8 +173,8 @@ class Live:
     async def pages(
         self, caller: Principal, batch: BatchRecord, indices: Sequence[int]
     ) -> AsyncGenerator[list[JobRecord], None]:
-        """All of these jobs, some at a time. Each caller's projects read so one batch at a time, with rests between."""
-        scans = self._scans.setdefault(caller.sharer, _Scans())
+        """All of these jobs, some at a time. Each account reads so one batch at a time, with rests between."""
+        scans = self._scans.setdefault(caller.account, _Scans())
         scans.users += 1
         try:
             async with scans.turn:
@@ -186,7 +186,7 @@ class Live:
         finally:
             scans.users -= 1
             if not scans.users:
-                del self._scans[caller.sharer]
+                del self._scans[caller.account]
 
     async def _jobs_of(
         self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, window: Window

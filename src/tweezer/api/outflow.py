@@ -14,8 +14,8 @@ from tweezer.api.envelope import failure
 PIECE = 65_536
 """Bytes of an answer that are handed to a connection at once; an answer that is longer counts as large."""
 
-PER_PROJECT_MAX = 64 << 20
-"""Bytes of large answers to one project, or to one address without a key, that are being sent."""
+PER_ACCOUNT_MAX = 64 << 20
+"""Bytes of large answers to one user, one project without users, or one address without a key, that are being sent."""
 
 IN_ALL_MAX = 512 << 20
 """The same of all."""
@@ -46,9 +46,9 @@ class Outflow:
                 return
             began, start = start, None
             body, more = message.get("body", b""), message.get("more_body", False)
-            sharer = _sharer(scope)
+            account = _account(scope)
             if began is not None:
-                if len(body) > PIECE and scope["method"] == "GET" and (status := self._refusal(sharer, len(body))):
+                if len(body) > PIECE and scope["method"] == "GET" and (status := self._refusal(account, len(body))):
                     problem = "large answers are still being sent; read them, or ask for less at once"
                     await failure(status, problem, "too_many_answers", headers=_RETRY_AFTER)(scope, receive, send)
                     return
@@ -56,7 +56,7 @@ class Outflow:
             if len(body) <= PIECE:
                 await send(message)
                 return
-            with self._holding(sharer, len(body)):
+            with self._holding(account, len(body)):
                 for at in range(0, len(body), PIECE):
                     piece = body[at : at + PIECE]
                     last = at + PIECE >= len(body)
@@ -64,26 +64,26 @@ class Outflow:
 
         await self._app(scope, receive, send_in_pieces)
 
-    def _refusal(self, sharer: str, size: int) -> int:
+    def _refusal(self, account: str, size: int) -> int:
         """The status with which an answer of this size is refused; 0: it is not. One is always sent."""
-        if self._held[sharer] and self._held[sharer] + size > PER_PROJECT_MAX:
+        if self._held[account] and self._held[account] + size > PER_ACCOUNT_MAX:
             return 429
         return 503 if self._held.total() and self._held.total() + size > IN_ALL_MAX else 0
 
     @contextmanager
-    def _holding(self, sharer: str, size: int) -> Iterator[None]:
-        self._held[sharer] += size
+    def _holding(self, account: str, size: int) -> Iterator[None]:
+        self._held[account] += size
         try:
             yield
         finally:
-            self._held[sharer] -= size
-            if not self._held[sharer]:
-                del self._held[sharer]
+            self._held[account] -= size
+            if not self._held[account]:
+                del self._held[account]
 
 
-def _sharer(scope: Scope) -> str:
+def _account(scope: Scope) -> str:
     caller = caller_of(scope)
     if caller is not None:
-        return caller.sharer
+        return caller.account
     client = scope.get("client")
     return f"address {client[0] if client else ''}"

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from tweezer.api.auth import caller_of, unauthorized
+from tweezer.api.dependencies import READERS, caller_with
 from tweezer.api.live import Live
 from tweezer.api.routes_batches import get_batch
 from tweezer.api.routes_jobs import get_job
@@ -37,9 +37,7 @@ class QuickRoute(Route):
         return match, {**child_scope, "route": self}
 
     async def _answer(self, request: Request) -> Response:
-        caller = caller_of(request.scope)
-        if caller is None:
-            raise unauthorized()
+        caller = caller_with(request, READERS)
         (identity,) = request.path_params.values()
         return await self._get(identity, caller, request.app.state.live)
 

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from tweezer.api.dependencies import Servant
+from tweezer.api.dependencies import Scraper
 from tweezer.api.envelope import failure_docs
 from tweezer.api.metrics import CONTENT_TYPE, Metrics
 
@@ -23,6 +23,6 @@ async def _metrics(request: Request) -> Metrics:
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}},
 )
-async def get_metrics(caller: Servant, metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
-    """For operators and workers only. What cannot be read at the moment is left out, see `tweezer_redis_up`."""
+async def get_metrics(caller: Scraper, metrics: Annotated[Metrics, Depends(_metrics)]) -> Response:
+    """For keys of the roles `metrics` and `operator`. What cannot be read now is left out, see `tweezer_redis_up`."""
     return Response(await metrics.text(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""The service's side: what workers and operators say of batches and jobs, beside the work that workers hold.
+"""The service's side: what operators say of batches and jobs, beside the work that workers hold.
 
 All of it goes by the lifecycle table. Only who holds a job begins it and has its result: neither is said here.
 """
@@ -14,7 +14,7 @@ from msgspec import Meta
 from tweezer.api.answers import success
 from tweezer.api.bodies import body_docs
 from tweezer.api.changing import Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
-from tweezer.api.dependencies import BatchId, JobId, LiveStore, Servant
+from tweezer.api.dependencies import BatchId, JobId, LiveStore, Operator
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.live import Live
 from tweezer.api.schemas import Batch, Job
@@ -68,7 +68,7 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
     openapi_extra=body_docs(BatchStatusBody),
 )
 async def set_batch_status(
-    request: Request, batch_id: BatchId, caller: Servant, bodies: ReadBodies, queue: Queue, live: LiveStore
+    request: Request, batch_id: BatchId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
     """`PAUSED` pauses, `PENDING` and `RUNNING` resume, `CANCELED` cancels, `DONE` closes, `ERROR` ends what is pending
     and the batch when nothing of it runs any more, `TIMED_OUT` ends one that is open without work."""
@@ -98,7 +98,7 @@ async def set_batch_status(
     openapi_extra=body_docs(JobStatusBody),
 )
 async def set_job_status(
-    request: Request, job_id: JobId, caller: Servant, bodies: ReadBodies, queue: Queue, live: LiveStore
+    request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
     """`ERROR` and `CANCELED` end a live job, `PENDING` lets one that runs wait for another attempt: who held it has
     lost it. `RUNNING` and `DONE` are its holder's to say."""
@@ -115,7 +115,7 @@ async def set_job_status(
     openapi_extra=body_docs(JobErrorsBody),
 )
 async def post_job_errors(
-    request: Request, job_id: JobId, caller: Servant, bodies: ReadBodies, queue: Queue, live: LiveStore
+    request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
     """Shown with the job while it is live, and after it if it does not end in `DONE`. Say it before the status, or
     with it."""
@@ -133,7 +133,7 @@ async def _report(queue: Store, live: Live, caller: Principal, job: JobRecord, b
         raise ended("job", job.id)
     fault = None if body.errors is None else Fault("reported", "\n".join(body.errors))
     if fault is None and body.status is JobStatus.ERROR and not job.faults:
-        fault = Fault("reported", f"the job was ended by the {caller.role}, who gave no reason")
+        fault = Fault("reported", "the job was ended by an operator, who gave no reason")
     async with unless_forgotten(await live.batch(caller, job.batch_id)):
         await queue.commands.report(
             job.batch_id, job.index, status=body.status, percent=body.progress, fault=fault, project=job.project

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from tweezer.api.answers import page
 from tweezer.api.bodies import body_docs
 from tweezer.api.changing import ReadBodies
-from tweezer.api.dependencies import Submitter
+from tweezer.api.dependencies import Caller, Submitter
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.parameters import Text
 from tweezer.api.routes_lists import PAGE_DOCS
@@ -54,7 +54,7 @@ _BODY_FAILURES = failure_docs(400, 408, 413, 415)
 
 
 async def _endpoint(
-    caller: Submitter,
+    caller: Caller,
     webhooks: Hooks,
     webhook_id: Annotated[UUID, Path(description="Id of an endpoint.")],
 ) -> Endpoint:
@@ -62,6 +62,13 @@ async def _endpoint(
 
 
 Found = Annotated[Endpoint, Depends(_endpoint)]
+
+
+async def _endpoint_to_change(caller: Submitter, endpoint: Found) -> Endpoint:
+    return endpoint
+
+
+FoundToChange = Annotated[Endpoint, Depends(_endpoint_to_change)]
 WebhooksAsked = Annotated[ListedWebhooks, Query()]
 DeliveriesAsked = Annotated[ListedDeliveries, Query()]
 DeliveryId = Annotated[UUID, Path(description="Id of a delivery.")]
@@ -78,7 +85,7 @@ Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the fir
 
 
 @router.get("/api/v2/webhooks", summary="Endpoints", response_model=Page[Webhook], responses=PAGE_DOCS)
-async def list_webhooks(asked: WebhooksAsked, caller: Submitter, webhooks: Hooks) -> Response:
+async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -> Response:
     """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
     newest first."""
     projects = seen_by(caller)
@@ -151,7 +158,7 @@ async def get_webhook(endpoint: Found) -> Envelope[Webhook]:
     openapi_extra=body_docs(WebhookChange),
 )
 async def change_webhook(
-    request: Request, endpoint: Found, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Envelope[Webhook]:
     """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
     body = await bodies.read(request, WebhookChange, account=caller.account)
@@ -168,7 +175,7 @@ async def change_webhook(
 
 
 @router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", responses=_OF_ONE)
-async def delete_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[None]:
+async def delete_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[None]:
     """For good, with its secrets and the log of its deliveries. The `webhook` of batches comes back with the next
     event of one: disable it instead."""
     await webhooks.change(delete_endpoint, endpoint.id)
@@ -176,20 +183,20 @@ async def delete_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[None]:
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", responses=_OF_ONE)
-async def enable_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[Webhook]:
+async def enable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
     """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
     return Envelope(data=Webhook.of(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", responses=_OF_ONE)
-async def disable_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[Webhook]:
+async def disable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
     """Nothing is sent there any more; deliveries are written down, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return Envelope(data=Webhook.of(await webhooks.read(find_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", responses=_OF_ONE | failure_docs(409))
-async def ping_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[Delivery]:
+async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Delivery]:
     """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
@@ -197,14 +204,14 @@ async def ping_webhook(endpoint: Found, webhooks: Hooks) -> Envelope[Delivery]:
 
 
 @router.get("/api/v2/webhooks/{webhook_id}/secret", summary="The secret of an endpoint", responses=_OF_ONE)
-async def get_secret(endpoint: Found, webhooks: Hooks) -> Envelope[WebhookSecret]:
+async def get_secret(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[WebhookSecret]:
     """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
     return Envelope(data=WebhookSecret.of(await webhooks.secret(endpoint)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", responses=_OF_ONE)
 async def rotate_secret(
-    endpoint: Found, webhooks: Hooks, overlap_s: Overlap = OVERLAP_S, ed25519: Ed25519 = False
+    endpoint: FoundToChange, webhooks: Hooks, overlap_s: Overlap = OVERLAP_S, ed25519: Ed25519 = False
 ) -> Envelope[WebhookSecret]:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     return Envelope(data=WebhookSecret.of(await webhooks.rotate(endpoint, overlap_s=overlap_s, ed25519=ed25519)))
@@ -215,7 +222,7 @@ async def rotate_secret(
 
 @router.get("/api/v2/webhooks/{webhook_id}/deliveries", summary="Deliveries to an endpoint", responses=_OF_ONE)
 async def list_endpoint_deliveries(
-    endpoint: Found, asked: DeliveriesAsked, caller: Submitter, webhooks: Hooks
+    endpoint: Found, asked: DeliveriesAsked, caller: Caller, webhooks: Hooks
 ) -> Envelope[DeliveryPage]:
     """Newest first, each with every attempt."""
     return Envelope(data=await _deliveries(webhooks, caller, asked, endpoint.id))
@@ -228,7 +235,7 @@ async def list_endpoint_deliveries(
     openapi_extra=body_docs(ResendBody),
 )
 async def resend_all(
-    request: Request, endpoint: Found, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Envelope[Resent]:
     """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
     body = await bodies.read(request, ResendBody, account=caller.account)
@@ -239,13 +246,13 @@ async def resend_all(
 
 
 @router.get("/api/v2/deliveries", summary="Deliveries")
-async def list_all_deliveries(asked: DeliveriesAsked, caller: Submitter, webhooks: Hooks) -> Envelope[DeliveryPage]:
+async def list_all_deliveries(asked: DeliveriesAsked, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryPage]:
     """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
     return Envelope(data=await _deliveries(webhooks, caller, asked, None))
 
 
 @router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", responses=_OF_ONE)
-async def get_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Envelope[DeliveryWithBody]:
+async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryWithBody]:
     """With every attempt, and the body that is sent."""
     return Envelope(data=DeliveryWithBody.of(await webhooks.read(find_delivery, delivery_id, seen_by(caller))))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from tweezer.api.dependencies import Caller
+from tweezer.api.dependencies import Caller, Submitter
 from tweezer.api.envelope import Failure, Refused, failure_docs
 
 _ANSWER: dict[int | str, dict[str, Any]] = {501: {"model": Failure, "description": "Not there yet."}}
@@ -14,9 +14,14 @@ _ANSWER: dict[int | str, dict[str, Any]] = {501: {"model": Failure, "description
 router = APIRouter(tags=["workloads"], responses=failure_docs() | _ANSWER)
 
 
-async def refuse_workload(caller: Caller) -> None:
+async def read_workload(caller: Caller) -> None:
     """Workloads are not served yet: submit batches."""
     raise Refused(501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet")
+
+
+async def change_workload(caller: Submitter) -> None:
+    """Workloads are not served yet: submit batches."""
+    await read_workload(caller)
 
 
 _ID = {"name": "workload_id", "in": "path", "required": True, "schema": {"type": "string", "title": "Workload Id"}}
@@ -33,7 +38,7 @@ _ROUTES = (
 for method, path, name in _ROUTES:
     router.add_api_route(
         path,
-        refuse_workload,
+        read_workload if method == "GET" else change_workload,
         methods=[method],
         name=name,
         summary=name.replace("_", " ").capitalize(),

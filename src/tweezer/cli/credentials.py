@@ -213,7 +213,11 @@ def keys() -> None:
 
 @keys.command(name="create")
 @click.argument("name")
-@click.option("--project", metavar="ID", help="The project that it is of  [default for users: TWEEZER_PROJECT_ID].")
+@click.option(
+    "--project",
+    metavar="ID",
+    help="The project that it is of; for the roles user and read  [default: TWEEZER_PROJECT_ID].",
+)
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
@@ -230,7 +234,8 @@ def create_key(
 ) -> None:
     """Make a key; prints it, once. NAME says what it is for.
 
-    user: submits to and reads its project. operator: sees and touches everybody's work. worker: reports on work.
+    user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
+    Prometheus. operator: see and change everybody's work.
     """
     with _writing(access, "keys create") as connection:
         owner = None if user is None else ledger_users.find_user(connection, user)
@@ -238,7 +243,7 @@ def create_key(
             connection,
             name=name,
             role=Role(role),
-            project_id=access.settings().project_id if project is None and role == Role.USER else project,
+            project_id=access.settings().project_id if project is None and Role(role).of_projects else project,
             user_id=None if owner is None else owner.id,
             expires_s=expires_s,
         )

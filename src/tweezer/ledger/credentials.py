@@ -27,13 +27,19 @@ _KEY_ID = re.compile(rf"(?:{KEY_PREFIX})?([a-z2-7]{{{_ID_LETTERS}}})", re.ASCII)
 class Role(StrEnum):
     """What a credential is for.
 
-    user: submits to and reads its own projects. operator: sees and touches everybody's work, and the service itself.
-    worker: reports on work (the service side of the API), and reads it.
+    user: submit to its own projects, and read them. read: read its own projects, write nothing. metrics: read the
+    service's metrics, nothing else. operator: see and change everybody's work, and the service itself.
     """
 
     USER = "user"
+    READ = "read"
+    METRICS = "metrics"
     OPERATOR = "operator"
-    WORKER = "worker"
+
+    @property
+    def of_projects(self) -> bool:
+        """Whether it is about projects that a credential belongs to."""
+        return self in (Role.USER, Role.READ)
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -53,18 +59,13 @@ class Principal(msgspec.Struct, frozen=True):
         """What limits of the API count by, so that more keys or log-ins give no more: the user, else the project."""
         if self.user is not None:
             return f"user {self.user}"
-        if self.role is Role.USER and len(self.projects) == 1:
+        if self.role.of_projects and len(self.projects) == 1:
             return f"project {next(iter(self.projects))}"
         return f"key {self.key}"
 
     @property
     def sees_all(self) -> bool:
-        return self.role is not Role.USER
-
-    @property
-    def sharer(self) -> str:
-        """On whose behalf it uses what all share: its projects; without any, its key."""
-        return ",".join(sorted(self.projects)) or self.key
+        return self.role is Role.OPERATOR
 
     def sees(self, project: str) -> bool:
         """Whether what belongs to the project exists for this caller."""

@@ -21,7 +21,7 @@ from tweezer.model.errors import InvalidInput, Unavailable
 
 T = TypeVar("T")
 
-_SHARER: ContextVar[str] = ContextVar("sharer", default="")
+_ACCOUNT: ContextVar[str] = ContextVar("account", default="")
 
 SCHEMES = ("sqlite", "postgresql")
 
@@ -35,13 +35,13 @@ _POSTGRES = {
 
 
 @contextlib.contextmanager
-def sharing(sharer: str) -> Iterator[None]:
-    """Use databases on behalf of this sharer: of each only so many calls run at once. Of nobody's ('') all do."""
-    token = _SHARER.set(sharer)
+def sharing(account: str) -> Iterator[None]:
+    """Use databases on behalf of this account: of each only so many calls run at once; of '' all do."""
+    token = _ACCOUNT.set(account)
     try:
         yield
     finally:
-        _SHARER.reset(token)
+        _ACCOUNT.reset(token)
 
 
 _TOO_LARGE = frozenset({"54000", "54001", "54011", "54023"})
@@ -52,7 +52,7 @@ class Database:
     """A database and the threads that talk to it; asyncio code calls :meth:`run`."""
 
     def __init__(self, engine: Engine, *, threads: int, share: int | None = None) -> None:
-        """share: threads that one sharer uses at once; others of its calls wait. None: all."""
+        """share: threads that one account uses at once; others of its calls wait. None: all."""
         self.engine = engine
         self._share = share or threads
         self._turns: dict[str, _Turn] = {}
@@ -111,17 +111,17 @@ class Database:
             yield connection
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Does blocking work in a thread of the ledger's, of which each sharer has a few at a time."""
-        sharer = _SHARER.get()
-        if not sharer:
+        """Does blocking work in a thread of the ledger's, of which each account has a few at a time."""
+        account = _ACCOUNT.get()
+        if not account:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-        turn = self._turns.setdefault(sharer, _Turn(self._share))
+        turn = self._turns.setdefault(account, _Turn(self._share))
         turn.users += 1
 
         def leave() -> None:
             turn.users -= 1
             if not turn.users:
-                del self._turns[sharer]
+                del self._turns[account]
 
         try:
             await turn.free.acquire()
@@ -147,7 +147,7 @@ class Database:
 
 
 class _Turn:
-    """The threads that one sharer may use, and how many calls use them or wait for one."""
+    """The threads that one account may use, and how many calls use them or wait for one."""
 
     def __init__(self, share: int) -> None:
         self.free = asyncio.Semaphore(share)

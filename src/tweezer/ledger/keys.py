@@ -92,8 +92,8 @@ def create_key(
 ) -> NewKey:
     """A new key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
     check_text("name", name, _NAME_MAX)
-    if role is Role.USER and project_id is None:
-        raise InvalidInput("project", "a key of the role user is of one project: name it")
+    if role.of_projects and project_id is None:
+        raise InvalidInput("project", f"a key of the role {role} is of one project: name it")
     if expires_s is not None and expires_s <= 0:
         raise InvalidInput("expires", "must be in the future")
     now = now_ms()
