@@ -20,6 +20,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store
 from tweezer.store.feed import START, EntryGroup
+from tweezer.store.keys import Key
 from tweezer.store.server import RedisServer, ServerKind
 
 
@@ -199,6 +200,19 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
         assert await recorder() == ("OK", "one is active and up to date")
 
 
+async def test_a_worker_that_works_without_a_heartbeat_is_named(real_redis_url: str) -> None:
+    about, worker = {"adapter": "null", "exclusive": 0, "max_runs": 1000}, {"lanes": 1, "started": 1}
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=60, about_device=about, about_worker=worker)
+        await store.commands.submit(new_batch_id(), "ours", BatchDoc(device="NULL"), [JobSpec(runs=1)])
+        assert (await store.tickets.take("NULL", ["here:1:a:0"], lease_s=15.0)).grants
+        assert "heartbeats" not in await asyncio.to_thread(findings, real_redis_url)
+        await store.tickets.heartbeat("here:1:a", "NULL", ttl_s=0, about_device={}, about_worker={})
+        found = await asyncio.to_thread(findings, real_redis_url)
+        assert (found["heartbeats"]["level"], "here:1:a" in found["heartbeats"]["says"]) == ("FAIL", True)
+        assert "workers" not in found, "the doctor also says that no worker lives"
+
+
 async def test_the_couriers_are_examined(real_redis_url: str, ledger: Path) -> None:
     async def courier() -> tuple[str, str]:
         found = await asyncio.to_thread(findings, real_redis_url)
@@ -215,6 +229,25 @@ async def test_the_couriers_are_examined(real_redis_url: str, ledger: Path) -> N
         assert (await courier())[0] == "FAIL"
         assert (await group.read(most=1, wait_s=0.01)).entries
         assert await courier() == ("OK", "one runs, up to date")
+
+
+async def test_a_courier_is_not_behind_for_what_a_restored_ledger_has_forgotten(
+    real_redis_url: str, ledger: Path
+) -> None:
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        group = EntryGroup(store.scripts, "couriers", "somebody")
+        await group.join(START)
+        seconds, _ = await store.redis.time()
+        old: dict[Any, Any] = {"b": new_batch_id().hex, "s": 1, "t": seconds * 10**6, "e": ""}
+        await store.redis.xadd(store.keys(Key.EVENTS), old, id=f"{(seconds - 500) * 1000}-0")
+        entries = (await group.read(most=1, wait_s=0.01)).entries
+
+        async def courier() -> str:
+            return str((await asyncio.to_thread(findings, real_redis_url))["courier"]["says"])
+
+        assert (await courier()).endswith(" behind")
+        await group.acknowledge([entry.id for entry in entries])
+        assert await courier() == "one runs, up to date"
 
 
 async def test_couriers_that_wait_on_a_quiet_stream_live(real_redis_url: str) -> None:

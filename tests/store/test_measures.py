@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tweezer.model.messages import OutcomeKind
+from tweezer.store.feed import START, EntryGroup
 from tweezer.store.keys import Key
 from tweezer.store.measures import DeviceMeasures, Measures, measure
 
@@ -159,6 +160,22 @@ async def test_what_the_couriers_have_not_read_is_counted_apart(rig: StoreRig) -
     assert (found.unrecorded, found.undelivered) == (0, len(entries) - 1)
     assert 0 <= found.undelivered_s < 60
     assert (await measured(rig, "0-0")).undelivered == 0
+
+
+async def test_what_the_couriers_have_acknowledged_is_done_whatever_a_restored_ledger_says(rig: StoreRig) -> None:
+    group = EntryGroup(rig.store.scripts, "couriers", "one")
+    await group.join(START)
+    await rig.submit(1)
+    await rig.run_all()
+    given = (await group.read(most=100, wait_s=0.01)).entries
+    await group.acknowledge([entry.id for entry in given[:-1]])
+    found = await measured(rig, None, START)
+    assert (found.undelivered, found.unrecorded) == (1, 0)
+    await group.acknowledge([given[-1].id])
+    assert (await measured(rig, None, START)).undelivered == 0
+    await rig.submit(1)
+    assert (await measured(rig, None, START)).undelivered == 1
+    assert (await measured(rig, None, await rig.store.events.last())).undelivered == 0
 
 
 async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: StoreRig) -> None:

@@ -18,7 +18,7 @@ from tweezer.ledger.webhook_health import Receivers, Secrets, WebhookHealth
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
-from tweezer.store.records import DeviceRecord, WorkerRecord
+from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 
 MIB = 1 << 20
 
@@ -49,6 +49,19 @@ def device(*, lanes: int = 2, pending: int = 0, paused: str | None = None, exclu
         running=0,
         paused=paused,
     )
+
+
+def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
+    settings = load({"lease_s": 15.0, "heartbeat_s": 2.0})
+    leases = [
+        Lease("host:1:abc:0", 14.0),  # of the live worker
+        Lease("host:2:def:0", 12.0),
+        Lease("host:2:def:1", 9.0),
+        Lease("host:3:fed:0", 10.9),  # died: its last heartbeat went at the earliest 4 s after its last renewal
+    ]
+    assert doctor.find_silent(leases, [worker()], settings) == ["host:2:def"]
+    found = doctor.check_silent(["host:2:def"])
+    assert (found.level, "host:2:def" in found.says) == (Level.FAIL, True)
 
 
 def test_a_misspelt_variable_is_told_with_its_right_name() -> None:

@@ -33,7 +33,7 @@ from tweezer.model.windows import HoldKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
 from tweezer.store.feed import START
 from tweezer.store.keys import Key, Keys
-from tweezer.store.records import DeviceRecord, WorkerRecord
+from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.server import OLDEST
 
@@ -108,8 +108,13 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
     yield await check_durability(queue.store.remote, devices, settings.machines())
+    leases = [lease for device in devices for lease in await queue.store.reader.leases(device.name)]
     workers = await queue.workers()
-    yield check_workers(workers)
+    silent = find_silent(leases, workers, settings)
+    if silent:
+        yield check_silent(silent)
+    if workers or not silent:
+        yield check_workers(workers)
     yield check_jails(workers, jail.offer())
     yield check_results_folder(settings, {worker.host for worker in workers})
     for finding in check_devices(devices):
@@ -332,6 +337,26 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
         )
     lanes = sum(worker.lanes for worker in workers)
     return Finding("workers", Level.OK, f"{len(workers)} with {lanes} lanes, all of version {__version__}")
+
+
+def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settings: Settings) -> list[str]:
+    """Find the workers that renew leases and send no heartbeat.
+
+    The last heartbeat of a worker that died is forgotten after two to three intervals: its leases are then older.
+    """
+    live = {worker.id for worker in workers}
+    renewed_s = settings.lease_s - 2 * settings.heartbeat_s
+    return sorted({lease.worker for lease in leases if lease.left_s > renewed_s} - live)
+
+
+def check_silent(silent: list[str]) -> Finding:
+    named = ", ".join(silent)
+    return Finding(
+        "heartbeats",
+        Level.FAIL,
+        f"missing from workers that work: {named} (host:process:…); batches get no lanes for them",
+        "see `duty.failed` in their logs, and restart them",
+    )
 
 
 def check_jails(workers: list[WorkerRecord], offered: str) -> Finding:

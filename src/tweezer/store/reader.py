@@ -18,6 +18,8 @@ from tweezer.store.records import (
     BatchRecord,
     DeviceRecord,
     JobRecord,
+    Lease,
+    TicketRef,
     WorkerRecord,
     batch_record,
     device_record,
@@ -129,6 +131,22 @@ class Reader:
                 if row:
                     workers.append(_worker(name.decode(), {k.decode(): v.decode() for k, v in row.items()}))
         return workers
+
+    async def leases(self, device: str) -> list[Lease]:
+        """Return leases of a device's tickets, those that were renewed last first, at most 500."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.zrange(self._keys(Key.LEASES, device), 0, _PAGE - 1, desc=True, withscores=True)
+        (seconds, micros), held = cast(Any, await self._ask(pipeline.execute()))
+        for name, _ in held:
+            ticket = TicketRef.parse(name.decode())
+            pipeline.hget(self._keys(Key.BATCH, ticket.batch_id), f"t:{ticket.number}")
+        rows: list[bytes | None] = await self._ask(pipeline.execute())
+        return [
+            Lease(row.decode().rpartition(" ")[2], expiry_ms / 1000 - seconds - micros / 1e6)
+            for (_, expiry_ms), row in zip(held, rows, strict=True)
+            if row is not None
+        ]
 
     async def ping(self) -> None:
         """Raises Unavailable when Redis does not answer."""

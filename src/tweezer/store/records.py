@@ -105,6 +105,18 @@ class TicketRef(msgspec.Struct, frozen=True):
         return cls(UUID(batch), int(number))
 
 
+class Lease(msgspec.Struct, frozen=True):
+    """The lease of a ticket: the lane that works on it, and for how long it is still good unless it is renewed."""
+
+    lane: str
+    left_s: float
+
+    @property
+    def worker(self) -> str:
+        """Id of the lane's worker."""
+        return self.lane.rpartition(":")[0]
+
+
 class BatchRecord(msgspec.Struct, frozen=True):
     """A batch as it stands. Times are UTC; ``sequence_number`` is that of its last event.
 

@@ -3,7 +3,8 @@
 --
 -- KEYS[1] namespace
 -- ARGV[1] id of the last entry of the stream that is recorded, or ''
---     [2] id of the last entry whose deliveries are written, or ''   [3] most entries after each of these to count
+--     [2] id of the last entry whose deliveries are written, or ''; entries that the couriers have acknowledged are not
+--     counted after it (the ledger that says so may be a restored backup)   [3] most entries after each of these to count
 --     [4] most tickets to look at, of those that are ready and of those that are leased
 -- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '', the same
 --     two of deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
@@ -56,15 +57,24 @@ local function measure(device)
   }
 end
 
--- How many entries there are after this one, and the id of the first.
-local function after(position)
-  if position == '' then return 0, '' end
-  local entries = redis.call('XRANGE', events, '(' .. position, '+', 'COUNT', ARGV[3])
+-- How many entries there are from this bound on, and the id of the first.
+local function count_from(bound)
+  local entries = redis.call('XRANGE', events, bound, '+', 'COUNT', ARGV[3])
   return #entries, entries[1] and entries[1][1] or ''
 end
 
-local unrecorded, first_unrecorded = after(ARGV[1])
-local undelivered, first_undelivered = after(ARGV[2])
+local function count_undelivered(delivered)
+  local bound = '(' .. delivered
+  for _, group in ipairs(group_positions()) do
+    if is_earlier(delivered, group.position) then bound = (group.is_pending and '' or '(') .. group.position end
+  end
+  return count_from(bound)
+end
+
+local unrecorded, first_unrecorded = 0, ''
+if ARGV[1] ~= '' then unrecorded, first_unrecorded = count_from('(' .. ARGV[1]) end
+local undelivered, first_undelivered = 0, ''
+if ARGV[2] ~= '' then undelivered, first_undelivered = count_undelivered(ARGV[2]) end
 local devices = redis.call('SMEMBERS', key(KEY.devices))
 table.sort(devices)
 local reply = {
