@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,9 +318,7 @@ def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_r
 def test_a_wait_without_an_end_is_refused_at_once(worker: Process, real_redis_url: str) -> None:
     with tweezer.connect(real_redis_url) as queue:
         batch = queue.submit(None, [Job(runs=1, variables={"sleep_s": 60})], device=NULL)
-        began = time.monotonic()
         with pytest.raises(tweezer.InvalidInput, match="timeout_s: expects a finite number of seconds, got nan"):
             batch.wait(float("nan"))
-        assert time.monotonic() - began < 5
         batch.cancel()
         wait_until(lambda: batch.record().counts[JobStatus.CANCELED] == 1)

@@ -147,10 +147,8 @@ async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path
             assert (await api.job(stopped.uid)).status is RemoteStatus.CANCELED
 
 
-async def test_it_listens_within_a_moment_and_stops_when_it_is_told(tmp_path: Path) -> None:
-    began = time.monotonic()
+async def test_it_listens_and_stops_when_it_is_told(tmp_path: Path) -> None:
     with QpuProcess(tmp_path) as quick:
-        assert time.monotonic() - began < 5  # a second on a machine that has nothing else to do
         async with quick.api() as api:
             await api.operational()
             assert quick.stop() == 0

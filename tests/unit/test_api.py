@@ -307,7 +307,8 @@ async def test_a_server_that_stops_answers_all_that_is_held(rig: ApiRig) -> None
 
 async def test_more_requests_than_redis_has_connections_are_all_answered(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
-    requests = [await rig.held(f"/api/v1/batches/{batch_id}/status") for _ in range(150)]
+    requests = [asyncio.create_task(rig.get(f"/api/v1/batches/{batch_id}/status")) for _ in range(150)]
+    await until(lambda: rig.holding() == len(requests))
     await rig.run()
     answers = await asyncio.wait_for(asyncio.gather(*requests), SOON_S)
     assert {answer.json()["data"]["status"] for answer in answers} == {"DONE"}
