@@ -26,7 +26,7 @@ from pydantic_settings import (
 
 from tweezer.adapters.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
-from tweezer.ledger.place import DeadLetterBounds, OpenDatabase, sqlite_url
+from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
@@ -200,8 +200,8 @@ class Settings(BaseSettings):
     trusted have no limit. At most half of the files that the process may open."""
     public_url: Annotated[str, AfterValidator(_public_url)] = ""
     """URL by which clients reach the API, for links to results; empty: as the request came."""
-    link_s: int = Field(3600, ge=10)
-    """How long a link to results is valid."""
+    link_s: int = Field(3600, ge=10, le=LINK_MAX_S)
+    """How long a link to results is valid; 30 days at most."""
     session_s: int = Field(86_400, ge=60)
     """How long a token is valid that was got with a user's name and password."""
     api_key: str = Field("", repr=False)
@@ -241,11 +241,11 @@ class Settings(BaseSettings):
     """An endpoint of which every attempt has failed for so long is disabled; its project is told."""
     webhook_kept_s: int = Field(2_592_000, ge=0)
     """How long deliveries that are over are kept, with every attempt; 0 is as long as their batch."""
-    webhook_link_s: int = Field(604_800, ge=10)
-    """How long the link to a result in a webhook is good; longer than the schedule lasts."""
+    webhook_link_s: int = Field(604_800, ge=10, le=LINK_MAX_S)
+    """How long the link to a result in a webhook is valid; longer than the schedule lasts, and 30 days at most."""
     secrets_key: str = Field("", repr=False)
-    """With it the secrets of webhooks are encrypted in the ledger: 32 bytes in base64. Several with commas between: the
-    first encrypts, all decrypt. Empty: a file ``secrets.key`` in the data folder, made when needed."""
+    """With it the secrets of webhooks and links are encrypted in the ledger: 32 bytes in base64. Several with commas
+    between: the first encrypts, all decrypt. Empty: a file ``secrets.key`` in the data folder, made when needed."""
 
     data_dir: Path = Field(default_factory=_default_data_dir)
     """Folder for what ``tweezer up`` keeps; made when needed."""

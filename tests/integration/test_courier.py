@@ -82,7 +82,7 @@ class Post:
     def courier(
         self, desk: Desk, *, delays_s: tuple[float, ...] = (0.0,), connections: int = 4, **pace: Any
     ) -> Courier:
-        links = ResultLinks(self.database, base_url="http://api.test", link_s=3600)
+        links = ResultLinks(self.database, lambda: self.vault, base_url="http://api.test", link_s=3600)
         return Courier(
             self.rig.store,
             self.database,

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner
+from tests.support.api_rig import SECRETS_KEY
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncBatch, AsyncQueue, JobStatus, ResultUnavailable, connect, connect_async
@@ -247,7 +248,7 @@ async def asking(setting: Setting, database: Database, role: Role) -> AsyncItera
     """A client of the API with a key of this role."""
     with database.write() as connection:
         key = create_key(connection, name="test", role=role).text
-    app = create_app(Settings(results_dir=setting.folder), setting.queue.store, database)
+    app = create_app(Settings(results_dir=setting.folder, secrets_key=SECRETS_KEY), setting.queue.store, database)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:

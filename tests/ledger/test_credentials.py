@@ -36,8 +36,7 @@ from tweezer.ledger.projects import (
     project_no,
     set_retention,
 )
-from tweezer.ledger.schema import keys, secrets, users
-from tweezer.ledger.signing import signing_secret
+from tweezer.ledger.schema import keys, users
 from tweezer.ledger.users import (
     Login,
     add_to_project,
@@ -525,22 +524,3 @@ def test_a_password_that_is_too_short_or_too_long_cannot_be_chosen(password: str
         check_password(password)
     assert caught.value.field == "password"
     assert not password or password not in caught.value.message
-
-
-# -- secrets --------------------------------------------------------------------------------------------------
-
-
-def test_the_secret_for_links_is_made_once_even_by_many(database: Database) -> None:
-    together = threading.Barrier(4)
-
-    def make(_: int) -> bytes:
-        together.wait()
-        with database.write() as connection:
-            return signing_secret(connection, "links")
-
-    with ThreadPoolExecutor(4) as pool:
-        made = set(pool.map(make, range(4)))
-    with database.write() as connection:
-        assert made == {connection.execute(select(secrets.c.value)).scalar_one()}
-        assert signing_secret(connection, "others") not in made
-    assert {len(secret) for secret in made} == {32}

@@ -14,13 +14,14 @@ from uuid import UUID
 import jsonschema
 import msgspec
 import pytest
-from tests.support.api_rig import HOST, ApiRig
+from tests.support.api_rig import HOST, SECRETS_KEY, ApiRig
 from tests.support.ledger_rig import LedgerRig
 from tests.support.store_rig import DEVICE
 
 from tweezer.events.payloads import Payloads
 from tweezer.ledger.database import Database
 from tweezer.ledger.links import ResultLinks
+from tweezer.ledger.vault import Vault
 from tweezer.model.errors import FaultKind
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id, new_batch_id
@@ -37,13 +38,17 @@ DONE = Outcome(OutcomeKind.DONE, result=Result(counter={"01": 7, "10": 3}), devi
 BROKEN = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.omega"), cause=FaultKind.USER)
 
 
+def open_vault() -> Vault:
+    return Vault.of(SECRETS_KEY, Path())
+
+
 class Teller:
     """Tells the events of a bench as a courier does."""
 
     def __init__(self, bench: LedgerRig) -> None:
         self.bench = bench
         self.rig = bench.rig
-        self.links = ResultLinks(bench.database, base_url=BASE, link_s=1000)
+        self.links = ResultLinks(bench.database, open_vault, base_url=BASE, link_s=1000)
         self.payloads = self.another()
 
     def another(self) -> Payloads:
@@ -108,7 +113,7 @@ async def test_a_done_job_is_told_with_its_times_and_its_result(teller: Teller, 
     await settled(batch_id)
     told = await teller.data(event)
     answer = result_json(DONE.result or Result())
-    assert told.result.link.startswith(f"{BASE}/api/v1/jobs/{job_id(batch_id, 0)}/results?expires=")
+    assert told.result.link.startswith(f"{BASE}/api/v1/jobs/{job_id(batch_id, 0)}/results?issued=")
     assert told.result.link_expires_at == timestamp((event.time_us // 1_000_000 + 1000) * 1_000_000)
     assert (told.result.size, told.result.sha256) == (len(answer), hashlib.sha256(answer).hexdigest())
     assert (told.result.counter, told.result.content_encoding) == ({"01": 7, "10": 3}, "identity")
@@ -317,7 +322,7 @@ async def test_a_link_in_a_webhook_is_good_at_the_api(database: Database) -> Non
     await rig.announce()
     batch_id = await rig.submit()
     await rig.run()
-    links = ResultLinks(database, base_url=HOST, link_s=1000)
+    links = ResultLinks(database, open_vault, base_url=HOST, link_s=1000)
     payloads = Payloads(rig.store, database, links)
     events = [event for it in await rig.store.events.read() for event in it.events if event.type == "job.done"]
     (told,) = await payloads.describe(events)

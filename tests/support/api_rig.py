@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -29,6 +30,7 @@ PROJECT = "p"
 LEASE_S = 15.0
 SOON_S = 10.0  # how long a test waits for what should happen at once
 HOST = "http://127.0.0.1:8000"
+SECRETS_KEY = base64.b64encode(bytes(32)).decode()
 
 DONE = Outcome(
     OutcomeKind.DONE,
@@ -50,6 +52,8 @@ class ApiRig:
         self.server = fakeredis.FakeServer()
         self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
         self.database = database
+        if not {"secrets_key", "data_dir"} & settings.model_fields_set:
+            settings = settings.model_copy(update={"secrets_key": SECRETS_KEY})
         self.app: FastAPI = create_app(settings, self.store, database)
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         operator = bearer(self.key(Role.OPERATOR, project=None))

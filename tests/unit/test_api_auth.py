@@ -17,21 +17,26 @@ import httpx
 import pytest
 from fastapi import APIRouter
 from sqlalchemy import select, update
-from tests.support.api_rig import PROJECT, SOON_S, ApiRig, bearer
+from tests.support.api_rig import HOST, PROJECT, SECRETS_KEY, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.api import auth, logins
 from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
 from tweezer.api.dependencies import Caller, Scraper, Submitter
 from tweezer.api.logins import network_of
+from tweezer.ledger import links
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_key, list_keys, revoke_key
+from tweezer.ledger.link_keys import OVERLAP_S, existing_link_keys, rotate_link_keys
+from tweezer.ledger.links import Signer
 from tweezer.ledger.passwords import hash_password
+from tweezer.ledger.place import LINK_MAX_S
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import keys, users
 from tweezer.ledger.users import add_to_project, create_user, find_login, open_session, set_disabled, set_password
+from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import Settings
@@ -531,6 +536,8 @@ async def test_a_link_that_was_changed_opens_nothing(rig: ApiRig, link: str) -> 
         (mine, {**query, "expires": "0" + query["expires"]}),
         (mine, {**query, "expires": "9" * 5000}),
         (mine, {**query, "expires": "x"}),
+        (mine, {**query, "issued": str(int(query["issued"]) + 1)}),
+        (mine, {name: value for name, value in query.items() if name != "issued"}),
         (mine, {"signature": good}),
         (mine, {**query, "signature": ""}),
         (mine, {**query, "signature": good[:-1]}),
@@ -543,6 +550,48 @@ async def test_a_link_that_was_changed_opens_nothing(rig: ApiRig, link: str) -> 
         assert answer.status_code == 403, parameters
         assert "01" not in answer.json()
     assert (await rig.stranger.get(f"/api/v1/jobs/{mine}/results", params={**query, "more": "1"})).status_code == 200
+
+
+def forge(ledger: Database, job: str, link_s: int) -> str:
+    """A link of somebody who has a backup of the ledger and the secrets key."""
+    with ledger.read() as connection:
+        keys = existing_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
+    return Signer([key.secret for key in keys], link_s).link(HOST, job).url
+
+
+async def test_a_link_that_was_forged_for_years_is_refused_whoever_has_the_key(
+    rig: ApiRig, ledger: Database, link: str
+) -> None:
+    job = urlsplit(link).path.split("/")[4]
+    assert (await rig.stranger.get(forge(ledger, job, LINK_MAX_S))).status_code == 200
+    for link_s in (LINK_MAX_S + 1, 30 * 365 * 86_400):
+        answer = await rig.stranger.get(forge(ledger, job, link_s))
+        assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "link_expired")
+
+
+@pytest.mark.parametrize(("overlap_s", "status"), [(OVERLAP_S, 200), (0, 403)])
+async def test_a_rotation_ends_links_and_the_key_in_old_backups(
+    rig: ApiRig, ledger: Database, link: str, monkeypatch: pytest.MonkeyPatch, overlap_s: float, status: int
+) -> None:
+    monkeypatch.setattr(links, "SECRETS_FRESH_S", 0)
+    path = urlsplit(link).path
+    forged = forge(ledger, path.split("/")[4], 1000)
+    with ledger.write() as connection:
+        rotate_link_keys(connection, Vault.of(SECRETS_KEY, Path()), overlap_s=overlap_s)
+    assert [(await rig.stranger.get(old)).status_code for old in (link, forged)] == [status] * 2
+    new = (await rig.data(f"{path}_link", key=rig.key()))["results_link"]
+    assert (await rig.stranger.get(new)).status_code == 200
+
+
+async def test_links_that_cannot_be_signed_are_the_servers_fault(ledger: Database) -> None:
+    rig = ApiRig(Settings(secrets_key="none"), ledger)
+    await rig.announce()
+    job = job_id(await rig.submit(1), 0)
+    await rig.run()
+    answer = await rig.get(f"/api/v1/jobs/{job}/results_link")
+    assert (answer.status_code, answer.json()["data"]["reason"]) == (500, "secrets_key")
+    assert "TWEEZER_SECRETS_KEY" not in answer.text
+    await rig.close()
 
 
 @pytest.mark.parametrize("path", [f"/api/v2/jobs/{ID}", DEVICES, f"/api/v1/jobs/{ID}/results/"])
@@ -576,7 +625,7 @@ async def test_a_link_leads_to_the_public_url_if_there_is_one(ledger: Database, 
     job = job_id(await rig.submit(1), 0)
     await rig.run()
     link = (await rig.data(f"/api/v1/jobs/{job}/results_link", headers={"Host": "a b"}))["results_link"]
-    assert link.startswith(f"{url.rstrip('/')}/api/v1/jobs/{job}/results?expires=")
+    assert link.startswith(f"{url.rstrip('/')}/api/v1/jobs/{job}/results?issued=")
     await rig.close()
 
 

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.support.api_rig import SECRETS_KEY
 
 from tweezer.cli import main
 from tweezer.cli.own_key import check_given_key, own_key
 from tweezer.ledger.credentials import key_id, new_key
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import list_keys, revoke_key
+from tweezer.ledger.link_keys import link_keys
 from tweezer.ledger.users import find_login
+from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Conflict, InvalidInput
 from tweezer.settings import Settings
 
@@ -64,6 +67,33 @@ def line(ledger: Database) -> Line:
     line = Line(ledger)
     line.says("projects", "create", "Lab", "--id", "lab")
     return line
+
+
+# -- links to results -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "former", "said"),
+    [([], 1, "work for another 7 d at most"), (["--overlap", "0"], 0, "those that were made before are refused")],
+)
+def test_the_key_that_signs_links_is_rotated(
+    monkeypatch: pytest.MonkeyPatch, line: Line, ledger: Database, options: list[str], former: int, said: str
+) -> None:
+    monkeypatch.setattr("tweezer.cli.credentials.SECRETS_SURE_S", 0)
+    monkeypatch.setenv("TWEEZER_SECRETS_KEY", SECRETS_KEY)
+    vault = Vault.of(SECRETS_KEY, Path())
+    with ledger.write() as connection:
+        (before,) = link_keys(connection, vault)
+    assert said in line.says("keys", "rotate-links", *options)
+    with ledger.write() as connection:
+        signing, *accepted = link_keys(connection, vault)
+    assert signing.secret != before.secret
+    assert [key.secret for key in accepted] == [before.secret] * former
+
+
+def test_an_overlap_that_is_longer_than_links_last_is_refused(monkeypatch: pytest.MonkeyPatch, line: Line) -> None:
+    monkeypatch.setenv("TWEEZER_SECRETS_KEY", SECRETS_KEY)
+    assert "overlap_s: must be 0 to 2592000 seconds" in line.refused("keys", "rotate-links", "--overlap", "31d")
 
 
 # -- projects -------------------------------------------------------------------------------------------
@@ -141,6 +171,8 @@ def test_a_key_is_of_the_project_that_the_settings_name_unless_it_is_told(line: 
     made = json.loads(line.says("--project", "lab", "keys", "create", "x", "--json"))
     assert made["project"] == "lab"
     assert line.json("keys", "create", "x", "--role", "operator")["project"] is None
+    assert line.json("keys", "create", "x", "--role", "metrics")["project"] is None
+    assert line.json("keys", "create", "x", "--role", "read", "--project", "lab")["project"] == "lab"
 
 
 def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) -> None:

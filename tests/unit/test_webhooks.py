@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hmac
 import importlib.util
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import jsonschema
 import msgspec
 import pytest
 
-from tweezer.ledger.links import Signer
+from tweezer.ledger.links import SKEW_S, Signer
+from tweezer.ledger.place import LINK_MAX_S
 from tweezer.model.events import read_events
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER
@@ -250,16 +254,53 @@ def test_links_without_a_request_lead_to_the_public_url_or_to_the_api_itself(giv
     assert Settings(**given).public_base() == base
 
 
-def test_a_link_is_good_for_its_job_and_its_time_only() -> None:
-    signer = Signer(b"secret", 100)
-    link = signer.link("http://h", str(BATCH))
-    expires, _, signature = link.url.partition("?expires=")[2].partition("&signature=")
+def parts(link: str) -> tuple[str, str, str]:
+    issued, expires, signature = parse_qs(urlsplit(link).query).values()
+    return issued[0], expires[0], signature[0]
+
+
+def test_a_link_is_valid_for_its_job_and_its_time_only() -> None:
+    signer, batch = Signer([b"secret"], 100), str(BATCH)
+    link = signer.link("http://h", batch)
+    issued, expires, signature = parts(link.url)
     assert link.url.startswith(f"http://h/api/v1/jobs/{BATCH}/results?")
-    assert signer.made(str(BATCH), expires, signature)
-    assert not signer.made(str(job_id(BATCH, 1)), expires, signature)
-    assert not signer.made(str(BATCH), str(int(expires) + 1), signature)
-    assert not signer.made(str(BATCH), expires, f"{signature}é\ud800")
-    assert not Signer(b"other", 100).made(str(BATCH), expires, signature)
-    past = Signer(b"secret", -100).link("http://h", str(BATCH))
-    expires, _, signature = past.url.partition("?expires=")[2].partition("&signature=")
-    assert not signer.made(str(BATCH), expires, signature)
+    assert int(expires) - int(issued) == 100
+    assert signer.is_valid(batch, issued, expires, signature)
+    assert not signer.is_valid(str(job_id(BATCH, 1)), issued, expires, signature)
+    assert not signer.is_valid(batch, issued, str(int(expires) + 1), signature)
+    assert not signer.is_valid(batch, str(int(issued) + 1), expires, signature)
+    assert not signer.is_valid(batch, "", expires, signature)
+    assert not signer.is_valid(batch, issued, expires, f"{signature}é\ud800")
+    assert not Signer([b"other"], 100).is_valid(batch, issued, expires, signature)
+    assert Signer([b"other", b"secret"], 100).is_valid(batch, issued, expires, signature)
+    assert not signer.is_valid(batch, *parts(Signer([b"secret"], -100).link("http://h", batch).url))
+
+
+@pytest.mark.parametrize(
+    ("since_s", "link_s", "valid"),
+    [
+        (0, LINK_MAX_S, True),
+        (0, LINK_MAX_S + 1, False),
+        (0, 30 * 365 * 86_400, False),
+        (-LINK_MAX_S, LINK_MAX_S + 60, False),
+        (SKEW_S - 60, 100, True),
+        (SKEW_S + 60, 100, False),
+        (30 * 365 * 86_400, 100, False),
+    ],
+)
+def test_whoever_has_the_key_forges_no_link_that_is_valid_for_years(since_s: int, link_s: int, valid: bool) -> None:
+    forged = Signer([b"secret"], link_s).link("http://h", str(BATCH), int(time.time()) + since_s)
+    assert Signer([b"secret"], 100).is_valid(str(BATCH), *parts(forged.url)) == valid
+
+
+@pytest.mark.parametrize(("link_s", "valid"), [(100, True), (LINK_MAX_S + 60, False)])
+def test_a_link_of_an_older_version_is_valid_and_not_for_years(link_s: int, valid: bool) -> None:
+    expires = str(int(time.time()) + link_s)
+    signature = hmac.digest(b"secret", f"results {BATCH} {expires}".encode(), "sha256").hex()
+    assert Signer([b"new", b"secret"], 100).is_valid(str(BATCH), "", expires, signature) == valid
+
+
+@pytest.mark.parametrize(("issued", "expires"), [("0", "x"), ("x", "99"), ("1", "9" * 5000), ("1e9", "2e9")])
+def test_what_is_no_time_is_no_link_though_it_is_signed(issued: str, expires: str) -> None:
+    signature = hmac.digest(b"secret", f"results {BATCH} {issued} {expires}".encode(), "sha256").hex()
+    assert not Signer([b"secret"], 100).is_valid(str(BATCH), issued, expires, signature)

@@ -115,10 +115,10 @@ def create_app(
     app.state.feed = Feed(store, database, namespace=settings.namespace)
     app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
-    app.state.links = Links(doorway, public_url=settings.public_url, link_s=settings.link_s)
     app.state.logins = Logins(store, database, session_s=settings.session_s, sessions_max=settings.sessions_max)
     app.state.longpoll_s = settings.longpoll_s
-    app.state.webhooks = Webhooks(settings, store, database)
+    app.state.webhooks = webhooks = Webhooks(settings, store, database)
+    app.state.links = Links(doorway, lambda: webhooks.vault, public_url=settings.public_url, link_s=settings.link_s)
     times = AnswerTimes()
     app.state.repeats = Repeats(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)

@@ -109,14 +109,18 @@ class _LinkOrKey(SecurityBase):
         self,
         request: Request,
         links: ResultsLinks,
-        expires: Annotated[str, Query(description="Of a link: until when it is good, in seconds since 1970.")] = "",
-        signature: Annotated[str | None, Query(description="Of a link: what makes it good without a key.")] = None,
+        issued: Annotated[str, Query(description="Of a link: since when it is valid, in seconds since 1970.")] = "",
+        expires: Annotated[str, Query(description="Of a link: until when it is valid, in seconds since 1970.")] = "",
+        signature: Annotated[str | None, Query(description="Of a link: what makes it valid without a key.")] = None,
     ) -> Principal:
         if signature is None:
             return caller_with(request, READERS)
         job_id: str = request.path_params["job_id"]  # the route checks it
-        if not await links.are_good(job_id, expires, signature):
-            problem = "this link has expired or was changed: ask /api/v1/jobs/{job_id}/results_link for a new one"
+        if not await links.are_valid(job_id, issued, expires, signature):
+            problem = (
+                "this link has expired, was changed, or its key was rotated; get a new one from "
+                "/api/v1/jobs/{job_id}/results_link"
+            )
             raise Refused(403, "link_expired", problem)
         return _LINK
 

@@ -1,10 +1,12 @@
 """Links to results, as requests ask for them and come back with them.
 
-A link is not withdrawn when the key with which it was asked for is: it lives for ``link_s``.
+A link outlives the key with which it was asked for: it is valid for ``link_s``, or until the key that signs links is
+rotated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from uuid import UUID
 
 from starlette.requests import Request
@@ -12,19 +14,20 @@ from starlette.requests import Request
 from tweezer.api.edge import origin_of
 from tweezer.ledger.database import Database
 from tweezer.ledger.links import ResultLinks
+from tweezer.ledger.vault import Vault
 
 
 class Links:
     """Makes links and checks those that come back. public_url: by which clients reach us; empty: as they came."""
 
-    def __init__(self, database: Database, *, public_url: str, link_s: int) -> None:
-        self._links = ResultLinks(database, base_url=public_url, link_s=link_s)
+    def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
+        self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)
 
     async def results(self, request: Request, job_id: UUID) -> str:
         """The URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
         return signer.link(self._links.base_url or origin_of(request.scope), str(job_id)).url
 
-    async def are_good(self, job_id: str, expires: str, signature: str) -> bool:
-        """Whether these are of a link of ours to this job that has not expired. Raises Unavailable."""
-        return (await self._links.signer()).made(job_id, expires, signature)
+    async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
+        """Whether these are of a link to this job that has not expired. Raises Unavailable."""
+        return (await self._links.signer()).is_valid(job_id, issued, expires, signature)

@@ -21,7 +21,7 @@ from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, 
 from tweezer.ledger.vault import Vault
 from tweezer.ledger.webhook_secrets import add_ed25519
 from tweezer.model.addresses import WebhookPolicy, check_url
-from tweezer.model.errors import InvalidInput, Unavailable
+from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
 from tweezer.settings import Settings
 from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
@@ -43,8 +43,11 @@ class Webhooks:
 
     @cached_property
     def vault(self) -> Vault:
-        """It may make a file: when it is first needed."""
-        return Vault.of(self._settings.secrets_key, self._settings.data_dir)
+        """The vault; it may make a file, when it is first needed. Raises TweezerError ("secrets_key")."""
+        try:
+            return Vault.of(self._settings.secrets_key, self._settings.data_dir)
+        except InvalidInput as error:  # of the operator, not of the caller
+            raise TweezerError(error.message, code="secrets_key") from error
 
     async def change(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
         """Does something with a connection to the ledger, in a transaction that writes."""

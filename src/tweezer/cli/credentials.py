@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,11 +21,14 @@ from tweezer.ledger import keys as ledger_keys
 from tweezer.ledger import projects as ledger_projects
 from tweezer.ledger import users as ledger_users
 from tweezer.ledger.credentials import Role, read_key_id
+from tweezer.ledger.endpoints import SECRETS_SURE_S
 from tweezer.ledger.keys import ApiKey, KeyKind, NewKey
+from tweezer.ledger.link_keys import rotate_link_keys
 from tweezer.ledger.passwords import check_password, hash_password
 from tweezer.ledger.projects import Project
 from tweezer.ledger.retention import delete_project
 from tweezer.ledger.users import User
+from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.quotas import BY_NAME, Usage
 from tweezer.store.connection import Store
@@ -306,6 +310,30 @@ def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
     with _writing(access, "keys rotate") as connection:
         made = ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
     _show_once(made, as_json=as_json)
+
+
+@keys.command(name="rotate-links")
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=overlap,
+    default="7d",
+    show_default=True,
+    metavar="TIME",
+    help="How long links that were made before still work, 30d at most; 0: they are refused from now on.",
+)
+@pass_access
+def rotate_links(access: Access, *, overlap_s: int) -> None:
+    """Make a new key that signs links to results, as if somebody had got the old one.
+
+    Processes read it again each second; the command returns when all of them have.
+    """
+    settings = access.settings()
+    with _writing(access, "keys rotate-links") as connection:
+        rotate_link_keys(connection, Vault.of(settings.secrets_key, settings.data_dir), overlap_s=overlap_s)
+    time.sleep(SECRETS_SURE_S)
+    former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
+    show.echo(f"links are signed with a new key; those that were made before {former}")
 
 
 # ------------------------------------------------------------------------------------------------------- users

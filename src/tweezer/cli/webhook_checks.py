@@ -119,22 +119,23 @@ def check_receivers(receivers: Receivers, disabled: int) -> Finding:
 
 
 def check_secrets(secrets: Secrets | TweezerError) -> Finding:
-    """Whether what signs webhooks can be decrypted here."""
+    """Whether what signs webhooks and links can be decrypted here."""
     name = "secrets key"
     if isinstance(secrets, TweezerError):
         return Finding(name, Level.FAIL, secrets.message, "restore the key from its backup")
     if secrets.missing and not secrets.total:
         return Finding(name, Level.OK, f"none is needed yet; {secrets.place} is made when one is")
     if secrets.sealed:
-        says = f"{secrets.sealed} of {secrets.total} secrets of webhooks cannot be decrypted"
+        says = f"{secrets.sealed} of {secrets.total} secrets of webhooks and links cannot be decrypted"
         why = f"there is no {secrets.place}" if secrets.missing else f"the key in {secrets.place} is another"
         return Finding(
             name,
             Level.FAIL,
-            f"{says}, so what they sign is not sent: {why}",
+            f"{says}, so nothing is signed with them: {why}",
             "give this host the key of the others (TWEEZER_SECRETS_KEY), or the former one behind the new one with a "
-            "comma between; where it is lost, tweezer webhooks rotate --overlap 0",
+            "comma between; where it is lost, tweezer webhooks rotate --overlap 0, and for links tweezer keys "
+            "rotate-links --overlap 0",
         )
     return Finding(
-        name, Level.OK, f"{secrets.place} opens all {secrets.total} secrets of webhooks; keep a backup of it"
+        name, Level.OK, f"{secrets.place} opens all {secrets.total} secrets of webhooks and links; keep a backup of it"
     )

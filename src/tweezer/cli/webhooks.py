@@ -28,6 +28,7 @@ from tweezer.ledger.delivery_log import (
     ping,
 )
 from tweezer.ledger.endpoints import SECRETS_SURE_S, Endpoint, EndpointKind, find_endpoint
+from tweezer.ledger.link_keys import encrypt_link_keys_anew
 from tweezer.ledger.projects import find_project
 from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
 from tweezer.ledger.vault import Vault
@@ -269,12 +270,13 @@ def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519:
 @webhooks.command(name="reseal")
 @pass_access
 def reseal(access: Access) -> None:
-    """Encrypt all secrets, of all projects, with the first key of TWEEZER_SECRETS_KEY.
+    """Encrypt all secrets, of all projects and of links, with the first key of TWEEZER_SECRETS_KEY.
 
     When every courier and API has that key, and this was done, the keys behind it can be dropped.
     """
     with _writing(access, "webhooks reseal") as connection:
-        changed = encrypt_anew(connection, _vault(access))
+        vault = _vault(access)
+        changed = encrypt_anew(connection, vault) + encrypt_link_keys_anew(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 
 

@@ -88,6 +88,8 @@ class Payloads:
 
     async def describe(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
         """The data of each event, with no previous sequence number; None where its batch or job was deleted."""
+        if not events:
+            return []
         signer = await self._links.signer()
         told: list[JobData | BatchData | None] = []
         for page in _pages(events):

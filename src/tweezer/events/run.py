@@ -90,7 +90,9 @@ class CourierProcess:
             disable_s=settings.webhook_disable_s,
             hold_s=self._pace.hold_s,
         )
-        links = ResultLinks(self._database, base_url=settings.public_base(), link_s=settings.webhook_link_s)
+        links = ResultLinks(
+            self._database, lambda: self._vault, base_url=settings.public_base(), link_s=settings.webhook_link_s
+        )
         courier = Courier(
             self._store,
             self._database,

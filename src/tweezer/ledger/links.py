@@ -1,71 +1,114 @@
-"""Signs links to results: absolute, expiring, and good without another credential."""
+"""Signs links to results: absolute, expiring, and valid without another credential."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.signing import signing_secret
+from tweezer.ledger.endpoints import SECRETS_FRESH_S
+from tweezer.ledger.link_keys import LinkKey, existing_link_keys, link_keys
+from tweezer.ledger.place import LINK_MAX_S
+from tweezer.ledger.vault import Vault
 from tweezer.model.digests import KeyedHash
 
 RESULTS_PATH = "/api/v1/jobs/{job_id}/results"
 
-_SECRET = "results_links"  # noqa: S105  # its name in the ledger
+SKEW_S = 300
+"""How far ahead the clock may be of the host that made a link."""
 
 
 class SignedLink(msgspec.Struct, frozen=True):
-    """A URL that is good until ``expires``, in seconds since 1970."""
+    """A URL that is valid until ``expires``, in seconds since 1970."""
 
     url: str
     expires: int
 
 
 class Signer:
-    """Makes links, and tells those of ours. link_s: how long they are good."""
+    """Makes links with the first of its keys, and recognises those of all. link_s: how long they are valid."""
 
-    def __init__(self, secret: bytes, link_s: int) -> None:
-        self._hash = KeyedHash(secret)
+    def __init__(self, keys: Sequence[bytes], link_s: int) -> None:
+        self._hashes = [KeyedHash(key) for key in keys]
         self._link_s = link_s
 
     def link(self, base_url: str, job_id: str, since_s: int | None = None) -> SignedLink:
-        """A link to the job's results, good from now on, or from that time (seconds since 1970). base_url: of the API,
-        without a slash at its end."""
-        expires = (int(time.time()) if since_s is None else since_s) + self._link_s
-        query = f"expires={expires}&signature={self._signature(job_id, str(expires))}"
+        """Return a link to the job's results, valid from now on, or from that time (seconds since 1970).
+
+        base_url: of the API, without a slash at its end.
+        """
+        issued = int(time.time()) if since_s is None else since_s
+        expires = issued + self._link_s
+        signature = self._hashes[0].digest(_message(job_id, str(issued), str(expires))).hex()
+        query = f"issued={issued}&expires={expires}&signature={signature}"
         return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job_id)}?{query}", expires)
 
-    def made(self, job_id: str, expires: str, signature: str) -> bool:
-        """Whether these are of a link of ours to this job that has not expired."""
-        if not hmac.compare_digest(self._signature(job_id, expires).encode(), signature.encode(errors="replace")):
-            return False
-        return int(expires) > time.time()  # signed by us, so a number
+    def is_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
+        """Whether these are of a link to this job that has not expired, and that is valid for LINK_MAX_S at most.
 
-    def _signature(self, job_id: str, expires: str) -> str:
-        return self._hash.digest(f"results {job_id} {expires}".encode(errors="replace")).hex()
+        issued: empty in links of the versions before 0.1, which then count as issued now.
+        """
+        message, given = _message(job_id, issued, expires), signature.encode(errors="replace")
+        if not any(hmac.compare_digest(it.digest(message).hex().encode(), given) for it in self._hashes):
+            return False
+        now = time.time()
+        try:
+            since, until = int(issued) if issued else now, int(expires)
+        except ValueError:  # signed by somebody who has the key
+            return False
+        return since <= now + SKEW_S and now < until <= since + LINK_MAX_S
 
 
 class ResultLinks:
-    """The links of an installation, all processes of which sign with one secret, kept in the ledger.
+    """The links of an installation, all processes of which sign with one key, kept in the ledger.
 
-    base_url: by which the API is reached, where no request says it.
+    open_vault: returns what the key is encrypted with; it may make a file. base_url: by which the API is reached, where
+    no request says it.
     """
 
-    def __init__(self, database: Database, *, base_url: str = "", link_s: int) -> None:
+    def __init__(self, database: Database, open_vault: Callable[[], Vault], *, base_url: str = "", link_s: int) -> None:
         self.base_url = base_url.rstrip("/")
         self._database = database
+        self._open_vault = open_vault
         self._link_s = link_s
-        self._signer: Signer | None = None
+        self._signer: tuple[Signer, float] | None = None
+        self._loading: asyncio.Task[Signer] | None = None
 
     async def signer(self) -> Signer:
-        """What signs; the secret is read once. Raises Unavailable."""
-        if self._signer is None:
-            self._signer = Signer(await self._database.run(_load_secret, self._database), self._link_s)
-        return self._signer
+        """Return the signer; its keys are read again each second, so that a rotation is soon in force everywhere.
+
+        Raises Unavailable; TweezerError where the keys were encrypted with another secrets key.
+        """
+        if self._signer is not None and asyncio.get_running_loop().time() - self._signer[1] < SECRETS_FRESH_S:
+            return self._signer[0]
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller gets it
+        return await asyncio.shield(self._loading)
+
+    async def _load(self) -> Signer:
+        began = asyncio.get_running_loop().time()
+        try:
+            keys = await self._database.run(self._read)
+            signer = Signer([key.secret for key in keys], self._link_s)
+            self._signer = signer, began
+            return signer
+        finally:
+            self._loading = None
+
+    def _read(self) -> list[LinkKey]:
+        vault = self._open_vault()
+        with self._database.read() as connection:
+            found = existing_link_keys(connection, vault)
+        if found:
+            return found
+        with self._database.write() as connection:
+            return link_keys(connection, vault)
 
 
-def _load_secret(database: Database) -> bytes:
-    with database.write() as connection:
-        return signing_secret(connection, _SECRET)
+def _message(job_id: str, issued: str, expires: str) -> bytes:
+    return " ".join(["results", job_id, *([issued] if issued else []), expires]).encode(errors="replace")

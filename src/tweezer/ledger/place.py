@@ -7,6 +7,9 @@ from urllib.parse import unquote
 
 import msgspec
 
+LINK_MAX_S = 30 * 86_400
+"""How long a link to results is valid at most; one that claims more is refused."""
+
 _SQLITE = "sqlite"
 _ESCAPED = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
 

@@ -21,6 +21,7 @@ VARIABLE = "TWEEZER_SECRETS_KEY"
 
 _KEY_BYTES, _MARK_BYTES, _NONCE_BYTES = 32, 4, 12
 _VERSION = b"\x01"
+_ROTATE = "rotate it with --overlap 0 (`tweezer webhooks rotate`, or `tweezer keys rotate-links` for links)"
 _HOW = "`openssl rand -base64 32` makes one"
 
 
@@ -60,15 +61,15 @@ class Vault:
         cipher = self._ciphers.get(header[len(_VERSION) :])
         if header[: len(_VERSION)] != _VERSION or cipher is None:
             raise TweezerError(
-                f"a secret of webhooks was encrypted with another key than that in {self._source}: put the former key "
-                "behind that one, with a comma between; where it is lost, rotate the secret without overlap",
+                f"a secret in the ledger was encrypted with another key than that in {self._source}: put the former "
+                f"key behind that one, with a comma between; where it is lost, {_ROTATE}",
                 code="secrets_key",
             )
         try:
             return cipher.decrypt(nonce, sealed, header + owner.encode()).decode()
         except (InvalidTag, ValueError) as error:
             raise TweezerError(
-                "a secret of webhooks in the ledger was changed, or moved to another row: rotate it without overlap",
+                f"a secret in the ledger was changed, or moved to another row: {_ROTATE}",
                 code="secrets_key",
             ) from error
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, case, func, select
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.deliveries import EXHAUSTED, HELD, courier_position
+from tweezer.ledger.link_keys import count_sealed_link_keys
 from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
 from tweezer.ledger.vault import KEY_FILE, Vault
 from tweezer.ledger.webhook_secrets import count_sealed
@@ -93,7 +94,8 @@ def look_at_secrets(database: Database, keys_text: str, data_dir: Path) -> Secre
     missing = not keys_text.strip() and not file.exists()
     vault = None if missing else Vault.of(keys_text, data_dir)
     with database.read() as connection:
-        total, sealed = count_sealed(connection, vault)
+        counts = count_sealed(connection, vault), count_sealed_link_keys(connection, vault)
+    total, sealed = map(sum, zip(*counts, strict=True))
     return Secrets(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
 
 

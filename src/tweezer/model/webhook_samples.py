@@ -117,7 +117,7 @@ def _job(
 _COUNTER = {"00": 4, "01": 47, "10": 49}
 _BODY = result_json(Result(_COUNTER))
 _RESULT = ResultLink(
-    link=f"https://tweezer.example.org/api/v1/jobs/{_BATCH}/results?expires=1761385268"
+    link=f"https://tweezer.example.org/api/v1/jobs/{_BATCH}/results?issued=1760780468&expires=1761385268"
     "&signature=4c2b8f7a0d1e93b65f08c7d2a94e61b3507fda2c8e16b94d03a75ce8f1296b4d",
     link_expires_at=timestamp(1_761_385_268_000_000),
     size=len(_BODY),
