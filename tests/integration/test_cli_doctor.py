@@ -16,6 +16,9 @@ import redis
 from click.testing import CliRunner, Result
 
 from tweezer.cli import main
+from tweezer.ledger.database import Database
+from tweezer.ledger.installation import join
+from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store
@@ -198,6 +201,18 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
             connection.execute("INSERT INTO recorder VALUES ('tweezer', ?, 0)", position)
         connection.close()
         assert await recorder() == ("OK", "one is active and up to date")
+
+
+async def test_a_redis_of_another_installation_is_told(real_redis_url: str, ledger: Path) -> None:
+    async with Store.open(Connect(url=real_redis_url)) as store:
+        assert "installation" not in await asyncio.to_thread(findings, real_redis_url)
+        await store.restoring.join_ledger("0123456789abcdef")
+        found = (await asyncio.to_thread(findings, real_redis_url))["installation"]
+        assert (found["level"], "0123456789abcdef" in found["says"]) == ("FAIL", True)
+        database = Database.open(OpenDatabase(f"sqlite:///{ledger}"))
+        await join(store, database, force=True)
+        database.close()
+        assert (await asyncio.to_thread(findings, real_redis_url))["installation"]["level"] == "OK"
 
 
 async def test_a_worker_that_works_without_a_heartbeat_is_named(real_redis_url: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import structlog
 from click.testing import CliRunner
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.processes import Site
 from tests.support.waiting import until
 
 from tweezer.api.app import run_api
@@ -23,6 +24,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks
 from tweezer.settings import Settings
 from tweezer.store.connection import Connect, Store
+from tweezer.store.keys import Key
 
 
 @pytest.fixture
@@ -70,6 +72,22 @@ async def test_a_redis_that_lost_everything_is_joined_again(bench: LedgerRig) ->
     await bench.recorder.resume()
     await require_same(bench.rig.store, bench.database)
     assert await bench.rig.restoring.installation() == installation_id(bench.database)
+
+
+async def test_a_courier_refuses_the_redis_of_another_installation(
+    real_redis_url: str, stranger: Database, tmp_path: Path
+) -> None:
+    settings = {"database_url": f"sqlite:///{tmp_path / 'stranger.db'}", "data_dir": tmp_path}
+    async with Site(real_redis_url, tmp_path, **settings) as site:
+        courier = site.spawn("courier")
+        await courier.says("courier.started")
+        await site.store.restoring.join_ledger("0123456789abcdef")
+        await site.store.redis.delete(site.store.keys(Key.EVENTS))  # it must join its group again
+        (failed, *_) = await courier.says("duty.failed")
+        assert (failed["duty"], "belongs to the installation 0123456789abcdef" in failed["error"]) == ("courier", True)
+        refused = site.spawn("courier")
+        assert await refused.ended() == 1
+        assert "belongs to the installation 0123456789abcdef" in refused.text
 
 
 def test_the_api_refuses_to_start_and_the_command_joins(

@@ -50,9 +50,7 @@ from tweezer.api.webhooks import Webhooks
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed
-from tweezer.ledger.installation import require_same
-from tweezer.ledger.upkeep import wait_for_schema
-from tweezer.model.errors import Unavailable
+from tweezer.ledger.installation import wait_for_ledger
 from tweezer.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
@@ -167,19 +165,6 @@ def _routes() -> list[BaseRoute]:
     return [*quick_routes(), *found]
 
 
-async def _wait_for_ledger(settings: Settings) -> None:
-    """Return once the ledger answers and is up to date. Raises TweezerError when it is not, or when Redis belongs to
-    another one. A Redis that is away is looked at by the recorder."""
-    await wait_for_schema(settings.database())
-    database = Database.open(settings.database())
-    try:
-        async with Store.open(settings.connect()) as store:
-            with contextlib.suppress(Unavailable):
-                await require_same(store, database)
-    finally:
-        database.close()
-
-
 def run_api(settings: Settings, *, version: str = "0") -> None:
     """Serves the API until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 
@@ -187,7 +172,7 @@ def run_api(settings: Settings, *, version: str = "0") -> None:
     ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date. A database
     that does not answer is waited for.
     """
-    asyncio.run(_wait_for_ledger(settings))
+    asyncio.run(wait_for_ledger(settings.database(), settings.connect()))
     app = create_app(settings, version=version)
     raise_file_limit()
     serve(

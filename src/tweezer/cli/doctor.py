@@ -19,6 +19,7 @@ from tweezer.cli.access import Access
 from tweezer.cli.findings import Finding, Level
 from tweezer.cli.ledger_checks import (
     check_health,
+    check_installation,
     check_keeping,
     check_recorder,
     check_results_folder,
@@ -70,6 +71,8 @@ async def examine(access: Access) -> list[Finding]:
             findings.append(check_latency((time.perf_counter() - began) * 1000))
             findings.extend([finding async for finding in _examine_queue(queue, settings)])
             if not isinstance(health, Finding):
+                joined = None if health.unfit else await queue.store.restoring.installation()
+                findings.extend(filter(None, [check_installation(health.installation, joined)]))
                 findings.append(await _examine_recorder(queue, health.positions.get(settings.namespace, START)))
             if webhooks is not None:
                 findings.append(await examine_couriers(queue.store, webhooks))

@@ -154,6 +154,21 @@ def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
     return Finding("recorder", Level.OK, "one is active and up to date")
 
 
+def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
+    """Whether the ledger and Redis are of one installation, by the ids that they have; None before one was joined."""
+    if redis is None:
+        return None
+    if redis == ledger:
+        return Finding("installation", Level.OK, f"{redis}, which the ledger and Redis agree on")
+    return Finding(
+        "installation",
+        Level.FAIL,
+        f"Redis belongs to the installation {redis}, and the ledger to {ledger or 'none yet'}: recorder, courier and "
+        "API refuse them",
+        "correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; `tweezer db join` joins them on purpose",
+    )
+
+
 def check_keeping(settings: Settings) -> Finding:
     """For how long Redis and the ledger keep what has ended."""
     redis, ledger = show.duration(settings.grace_s), show.duration(settings.retention_s)

@@ -15,6 +15,7 @@ from tweezer.cli.access import Access, pass_access, require
 from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.several import keep_several
 from tweezer.cli.stack import Stack, is_free
+from tweezer.ledger.place import sqlite_file
 from tweezer.settings import PREFIX, Settings
 
 USUAL_REDIS_PORT = 6379
@@ -135,6 +136,7 @@ def up(
         lanes=settings.lanes,
         api_port=settings.api_port,
         redis_port=redis_port,
+        has_own_ledger=_has_own_ledger(settings, data),
         say=tell,
     )
     with Interrupts() as interrupts:
@@ -168,6 +170,14 @@ def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
         variables = ", ".join(PREFIX + name.upper() for name in set_aside)
         tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
     return {name: data.absolute() / "results" if name == "results_dir" else "" for name in set_aside}
+
+
+def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
+    """Whether the ledger lies in the data folder, or the environment or the file of settings names both."""
+    file = sqlite_file(settings.database().url)
+    if file is not None and file.resolve().parent == settings.data_dir.resolve():
+        return True
+    return bool(os.environ.get(f"{PREFIX}DATA_DIR")) or (data is None and "data_dir" in settings.model_fields_set)
 
 
 def require_server(command: str) -> None:

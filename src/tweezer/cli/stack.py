@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import os
@@ -10,14 +11,20 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from tweezer.cli.child import Child
 from tweezer.model.errors import TweezerError
 from tweezer.settings import PREFIX, Settings
+from tweezer.store.connection import Store
 from tweezer.store.records import WorkerRecord
 from tweezer.store.server import HOST, RedisServer
 from tweezer.sync import connect
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
 
 _READY_WITHIN_S = 120.0
 _LOOK_S = 0.1
@@ -37,9 +44,10 @@ _REDIS_RESTARTS_MAX = 5
 class Stack:
     """The processes, from :meth:`start` to :meth:`stop`; they end with this process, however it ends.
 
-    data: folder of what it keeps. api_port, redis_port: 0 takes any free one. qpu_port: of a simulated QPU that it
-    starts too; None starts none. logs: folder for the output of the children; None leaves it in the terminal. say:
-    tells the user.
+    data: folder of what it keeps. has_own_ledger: whether the ledger of the settings belongs to that folder; if not,
+    one that records another Redis is refused. api_port, redis_port: 0 takes any free one. qpu_port: of a simulated QPU
+    that it starts too; None starts none. logs: folder for the output of the children; None leaves it in the terminal.
+    say: tells the user.
     """
 
     def __init__(
@@ -52,10 +60,12 @@ class Stack:
         api_port: int,
         redis_port: int,
         qpu_port: int | None = None,
+        has_own_ledger: bool = True,
         logs: Path | None = None,
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
+        self._has_own_ledger = has_own_ledger
         self._device = device
         self._lanes = lanes
         self._logs = logs
@@ -152,8 +162,25 @@ class Stack:
                 upgrade(database)
             else:
                 require_schema(database)
+            asyncio.run(self._require_same_installation(database))
         finally:
             database.close()
+
+    async def _require_same_installation(self, database: Database) -> None:
+        from tweezer.ledger.health import recorded
+        from tweezer.ledger.installation import require_same
+        from tweezer.ledger.upkeep import place
+
+        async with Store.open(msgspec.structs.replace(self._settings.connect(), url=self.redis_url)) as store:
+            await require_same(store, database)
+            is_new = await store.restoring.installation() is None
+        if is_new and not self._has_own_ledger and recorded(database, self._settings.namespace):
+            raise TweezerError(
+                f"{PREFIX}DATABASE_URL: {place(database)} records another Redis than the new one in {self._data}; "
+                f"unset it to use the ledger in that folder, or set {PREFIX}DATA_DIR={self._data} if both belong "
+                "together",
+                code="installation",
+            )
 
     def _look(self) -> None:
         if not self._redis.alive:

@@ -31,6 +31,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
 from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, delivery_id
 from tweezer.ledger.endpoints import Endpoint
+from tweezer.ledger.installation import require_same
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
@@ -156,7 +157,11 @@ class Courier:
     async def join(self) -> None:
         """Becomes one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
         it begins behind the last entry whose deliveries are written, if the stream still knows that. A Redis that lost
-        everything is left alone until the recorder has put back what the ledger has: its events come first."""
+        everything is left alone until the recorder has put back what the ledger has: its events come first.
+
+        Raises TweezerError ("installation") when Redis belongs to another ledger.
+        """
+        await require_same(self._store, self._database)
         position = await self._database.run(self._deliveries.position)
         is_lost = bool(position) and await self._store.events.idle_s(GROUP) is None
         if is_lost and not (await self._store.restoring.gate()).has_ledger:

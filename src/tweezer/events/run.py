@@ -19,8 +19,8 @@ from tweezer.events.schedule import Schedule
 from tweezer.events.sender import Sender
 from tweezer.ledger.database import Database
 from tweezer.ledger.deliveries import Deliveries
+from tweezer.ledger.installation import wait_for_ledger
 from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.upkeep import wait_for_schema
 from tweezer.ledger.vault import Vault
 from tweezer.model.ids import new_worker_id
 from tweezer.runtime import (
@@ -69,10 +69,11 @@ class CourierProcess:
         self._vault = Vault.of(settings.secrets_key, settings.data_dir)
 
     async def async_run(self) -> None:
-        """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date, or when
+        Redis belongs to another ledger."""
         stopping = stopped_by_signals()
         settings = self._settings
-        if not await done_before(stopping, wait_for_schema(settings.database())):
+        if not await done_before(stopping, wait_for_ledger(settings.database(), settings.connect())):
             return
         sender = Sender(
             settings.webhook_policy(),

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, exc, select, text, update
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Parked, count_letters, count_newer
+from tweezer.ledger.installation import kept_id
 from tweezer.ledger.schema import recorder
 from tweezer.ledger.upkeep import differences, place, require_schema
 from tweezer.model.errors import TweezerError
@@ -20,7 +21,7 @@ class Health(msgspec.Struct, frozen=True):
     """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
     refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
     positions: of the recorder, by namespace: id of the last entry of the stream that is recorded. letters: what is
-    parked, by consumer. newer: batches among that that a newer Tweezer wrote.
+    parked, by consumer. newer: batches among that that a newer Tweezer wrote. installation: its id, if it has one yet.
     """
 
     place: str
@@ -31,6 +32,7 @@ class Health(msgspec.Struct, frozen=True):
     positions: dict[str, str] = {}
     letters: dict[Consumer, Parked] = {}
     newer: int = 0
+    installation: str | None = None
 
 
 def look(database: Database) -> Health:
@@ -51,7 +53,12 @@ def look(database: Database) -> Health:
         positions = {namespace: position for namespace, position in rows}  # noqa: C416  rows are no pairs to mypy
         letters, newer = count_letters(connection), count_newer(connection)
     return msgspec.structs.replace(
-        health, refusal=_refusal(database), positions=positions, letters=letters, newer=newer
+        health,
+        refusal=_refusal(database),
+        positions=positions,
+        letters=letters,
+        newer=newer,
+        installation=kept_id(database),
     )
 
 

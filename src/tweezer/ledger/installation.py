@@ -6,30 +6,38 @@ or lost everything, or was filled by an older version, becomes part of the insta
 
 from __future__ import annotations
 
+import contextlib
 import secrets as randomness
 
 from sqlalchemy import select
 
 from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.projects import insert_unless_there
 from tweezer.ledger.schema import secrets
-from tweezer.model.errors import TweezerError
-from tweezer.store.connection import Store
+from tweezer.ledger.upkeep import wait_for_schema
+from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.store.connection import Connect, Store
 
 _NAME = "installation"
+_KEPT = select(secrets.c.value).where(secrets.c.name == _NAME)
 _SIZE = 8
 
 
 def installation_id(database: Database) -> str:
     """Return the id that the ledger has; it is made at its first use. Raises Unavailable."""
-    kept = select(secrets.c.value).where(secrets.c.name == _NAME)
+    if (found := kept_id(database)) is not None:
+        return found
+    with database.write() as connection:
+        insert_unless_there(connection, secrets, {"name": _NAME, "value": randomness.token_bytes(_SIZE)})
+        return bytes(connection.execute(_KEPT).scalar_one()).hex()
+
+
+def kept_id(database: Database) -> str | None:
+    """Return the id that the ledger has; None before its first use. Raises Unavailable."""
     with database.read() as connection:
-        found: bytes | None = connection.execute(kept).scalar()
-    if found is None:
-        with database.write() as connection:
-            insert_unless_there(connection, secrets, {"name": _NAME, "value": randomness.token_bytes(_SIZE)})
-            found = connection.execute(kept).scalar_one()
-    return bytes(found).hex()
+        found: bytes | None = connection.execute(_KEPT).scalar()
+    return None if found is None else bytes(found).hex()
 
 
 async def join(store: Store, database: Database, *, force: bool = False) -> None:
@@ -47,6 +55,22 @@ async def require_same(store: Store, database: Database) -> None:
     other = await store.restoring.installation()
     if other is not None and other != (ours := await database.run(installation_id, database)):
         raise _do_not_belong_together(ours, other)
+
+
+async def wait_for_ledger(ledger: OpenDatabase, redis: Connect) -> None:
+    """Return once the ledger answers and is up to date; a Redis that is away is not waited for.
+
+    Raises InvalidInput("database_url", …); TweezerError ("schema") when the tables are not those that this version
+    needs, ("installation") when Redis belongs to the installation of another ledger.
+    """
+    await wait_for_schema(ledger)
+    database = Database.open(ledger)
+    try:
+        async with Store.open(redis) as store:
+            with contextlib.suppress(Unavailable):
+                await require_same(store, database)
+    finally:
+        database.close()
 
 
 def _do_not_belong_together(ours: str, other: str) -> TweezerError:
