@@ -1,6 +1,7 @@
 """Settings: from the environment (prefix ``TWEEZER_``), then an optional ``tweezer.toml``, then defaults.
 
-The file is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it is there; its keys are the
+A secret may be in a file that the variable with ``_FILE`` behind its name names, as container platforms mount it. The
+file is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it is there; its keys are the
 field names below, in lower case. Durations carry their unit in the name.
 """
 
@@ -12,9 +13,10 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -26,7 +28,7 @@ from pydantic_settings import (
 
 from tweezer.adapters.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
-from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_url
+from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
@@ -40,7 +42,9 @@ DEFAULT_CONFIG = "tweezer.toml"
 
 _DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
-_SECRET = ("redis_url", "database_url", "api_key", "secrets_key")
+_SECRET = ("redis_url", "redis_password", "database_url", "database_password", "api_key", "secrets_key")
+SECRET_FILES = {name: f"{PREFIX}{name.upper()}_FILE" for name in _SECRET}
+"""Setting → the variable that names a file with its value."""
 _SCHEDULE_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 
 
@@ -97,6 +101,43 @@ class _TomlFile(TomlConfigSettingsSource):
         return tomllib.loads(text)
 
 
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Secrets that are in files of their own; the variable of a secret itself goes before its file."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Raises InvalidInput, naming the variable."""
+        variable = SECRET_FILES.get(field_name, "")
+        path = os.environ.get(variable)
+        return read_secret(variable, Path(path)) if path else None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def read_secret(variable: str, path: Path) -> str:
+    """Return the text of a file without the line end. Raises InvalidInput, naming the variable."""
+    try:
+        text = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise InvalidInput(variable, f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(variable, f"{path} is not a text in UTF-8") from error
+    if not text:
+        raise InvalidInput(variable, f"{path} is empty")
+    return text
+
+
+def _with_password(url: str, password: str) -> str:
+    """Return the URL with the password, unless it has one."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, _, place = authority.rpartition("@")
+    if not password or ":" in user:
+        return url
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}{slash}{path}"
+
+
 class Settings(BaseSettings):
     """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
 
@@ -107,6 +148,8 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("redis://127.0.0.1:6379/0", repr=False)
     """The Redis that holds live work, with its credentials: ``redis://``, ``rediss://``, ``unix://``, or
     ``redis+sentinel://host:26379,host:26379/service/0`` to ask Sentinels for the primary."""
+    redis_password: str = Field("", repr=False)
+    """Password for that URL, if it has none."""
     namespace: str = Field("tweezer", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
     """First part of every key in Redis: two installations can share one server."""
     connect_timeout_s: float = Field(5.0, gt=0, le=60)
@@ -166,6 +209,8 @@ class Settings(BaseSettings):
     database_url: str = Field("", repr=False)
     """The ledger's database: ``sqlite:///file`` or ``postgresql://user:password@host/database``. Empty: a SQLite file
     ``ledger.db`` in the data folder."""
+    database_password: str = Field("", repr=False)
+    """Password for the URL of a PostgreSQL database, if it has none."""
     database_connections: int = Field(8, ge=1, le=256)
     """Connections to the database that a process opens at most."""
     database_connections_per_project: int = Field(3, ge=1, le=256)
@@ -283,7 +328,7 @@ class Settings(BaseSettings):
     def connect(self) -> Connect:
         """How to reach Redis."""
         return Connect(
-            url=self.redis_url,
+            url=_with_password(self.redis_url, self.redis_password),
             namespace=self.namespace,
             connect_s=self.connect_timeout_s,
             command_s=self.command_timeout_s,
@@ -293,8 +338,9 @@ class Settings(BaseSettings):
 
     def database(self) -> OpenDatabase:
         """How to reach the ledger."""
+        url = self.database_url or sqlite_url(self.data_dir.absolute() / "ledger.db")
         return OpenDatabase(
-            url=self.database_url or sqlite_url(self.data_dir.absolute() / "ledger.db"),
+            url=url if sqlite_file(url) else _with_password(url, self.database_password),
             connections_max=self.database_connections,
             share=self.database_connections_per_project,
             patience_s=self.database_timeout_s,
@@ -350,8 +396,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in code, then the environment, then the file."""
-        return init_settings, env_settings, _TomlFile(settings_cls, toml_file=_config_path())
+        """What is given in code, then the environment, then files of secrets, then the file of settings."""
+        return (
+            init_settings,
+            env_settings,
+            _SecretFiles(settings_cls),
+            _TomlFile(settings_cls, toml_file=_config_path()),
+        )
 
 
 def _check_characters(field: str, value: object) -> None:

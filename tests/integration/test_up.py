@@ -31,12 +31,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
 
-    def run(data: Path = tmp_path / "data", **settings: str) -> subprocess.Popen[str]:
+    def run(**settings: str) -> subprocess.Popen[str]:
         with (tmp_path / "log").open("w") as log:
             started.append(
                 subprocess.Popen(
                     [
-                        *(sys.executable, "-m", "tweezer.cli", "up", "--data", str(data)),
+                        *(sys.executable, "-m", "tweezer.cli", "up", "--data", str(tmp_path / "data")),
                         *("--port", "0", "--redis-port", "0", "--device", NULL, "--lanes", "1"),
                     ],
                     cwd=ROOT,
@@ -88,12 +88,6 @@ def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
         return connection.execute("SELECT status, jobs FROM batches ORDER BY id").fetchall() == expected
 
 
-def has_recorded(ledger: Path) -> bool:
-    """Whether the recorder has a position in this ledger."""
-    with closing(sqlite3.connect(ledger)) as connection:
-        return bool(connection.execute("SELECT count(*) FROM recorder").fetchone()[0])
-
-
 def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) -> None:
     ledger, log = tmp_path / "data" / "ledger.db", tmp_path / "log"
     sequence = tmp_path / "sequence.json"
@@ -128,19 +122,16 @@ def test_up_does_not_start_on_a_ledger_of_a_newer_version(start: Start, tmp_path
     assert "Traceback" not in said
 
 
-def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(start: Start, tmp_path: Path) -> None:
-    running = start()
-    started(running, tmp_path / "log")
-    ledger = tmp_path / "data" / "ledger.db"
-    wait_until(lambda: has_recorded(ledger))
-    running.send_signal(signal.SIGTERM)
-    assert running.wait(PATIENCE_S) == 0
-    other = tmp_path / "other"
-    assert start(data=other, database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
+def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
+    start: Start, tmp_path: Path, sqlite_template: Path
+) -> None:
+    ledger = tmp_path / "ledger.db"
+    ledger.write_bytes(sqlite_template.read_bytes())
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        connection.execute("INSERT INTO recorder VALUES ('tweezer', '1-0', 0)")
+    assert start(database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
     said = (tmp_path / "log").read_text()
-    assert f"records another Redis than the new one in {other}; unset it" in said
-    again = start(database_url=f"sqlite:///{ledger}")
-    started(again, tmp_path / "log")
+    assert f"records another Redis than the new one in {tmp_path / 'data'}; unset it" in said
 
 
 @pytest.mark.postgres

@@ -20,7 +20,7 @@ from tweezer import __version__
 from tweezer.cli import group, main
 from tweezer.cli.access import require
 from tweezer.cli.interrupts import Interrupts
-from tweezer.cli.processes import usage
+from tweezer.cli.processes import _has_own_ledger, usage
 from tweezer.cli.stack import Stack, why_not_free
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, load
@@ -106,6 +106,19 @@ def brought_up(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
     monkeypatch.setattr("tweezer.cli.processes.Stack", stack)
     return found
+
+
+def test_a_ledger_belongs_to_a_data_folder_that_it_lies_in_or_that_is_named_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TWEEZER_DATA_DIR", raising=False)
+    data, elsewhere = tmp_path / "data", f"sqlite:///{tmp_path}/ledger.db"
+    assert _has_own_ledger(load({"data_dir": data}), data)
+    assert _has_own_ledger(load({"data_dir": data, "database_url": f"sqlite:///{data}/ledger.db"}), data)
+    assert not _has_own_ledger(load({"data_dir": data, "database_url": elsewhere}), data)
+    assert not _has_own_ledger(load({"database_url": elsewhere}), None)
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(data))
+    assert _has_own_ledger(load({"database_url": elsewhere}), None)
 
 
 def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(

@@ -65,7 +65,9 @@ def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
 
 
 def test_a_misspelt_variable_is_told_with_its_right_name() -> None:
-    (found,) = doctor.check_environment(["TWEEZER_REDISURL", "TWEEZER_LANES", "TWEEZER_CONFIG", "PATH"])
+    (found,) = doctor.check_environment(
+        ["TWEEZER_REDISURL", "TWEEZER_LANES", "TWEEZER_CONFIG", "TWEEZER_SECRETS_KEY_FILE", "PATH"]
+    )
     assert found.level is Level.WARN
     assert "TWEEZER_REDISURL" in found.says
     assert found.change == "rename it to TWEEZER_REDIS_URL"

@@ -21,7 +21,7 @@ from tweezer.cli import main
 from tweezer.model.errors import FaultKind, TweezerError
 from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchEvent, BatchStatus, JobEvent, JobStatus
-from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
+from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, Settings
 from tweezer.store.keys import Key
 
 ROOT = Path(__file__).parents[2]
@@ -213,7 +213,7 @@ def test_every_command_is_named() -> None:
 def test_the_variables_that_are_named_exist(path: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
     known |= {"TWEEZER_REQUIRE_SERVERS", "TWEEZER_COMPAT_A", "TWEEZER_COMPAT_B"}  # of the tests
-    known |= {it.envvar for it in main.params if isinstance(it.envvar, str)}
+    known |= {it.envvar for it in main.params if isinstance(it.envvar, str)} | set(SECRET_FILES.values())
     assert set(_VARIABLE.findall(path.read_text(encoding="utf-8"))) <= known
 
 

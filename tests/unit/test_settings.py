@@ -141,6 +141,54 @@ def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytes
     assert "hunter2" not in repr(load())
 
 
+@pytest.mark.parametrize(
+    ("url", "opened"),
+    [
+        ("redis://host:6379/0", "redis://:p%40s%2F%20s@host:6379/0"),
+        ("redis://worker@host/0", "redis://worker:p%40s%2F%20s@host/0"),
+        ("redis+sentinel://a:1,b:2/service/0", "redis+sentinel://:p%40s%2F%20s@a:1,b:2/service/0"),
+        ("unix:///run/redis.sock", "unix://:p%40s%2F%20s@/run/redis.sock"),
+        ("redis://:given@host/0", "redis://:given@host/0"),
+    ],
+)
+def test_a_password_in_a_file_completes_the_url(
+    url: str, opened: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "password").write_text("p@s/ s\n")
+    monkeypatch.setenv("TWEEZER_REDIS_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("TWEEZER_REDIS_URL", url)
+    assert load().connect().url == opened
+    assert "p@s" not in repr(load())
+
+
+def test_passwords_of_the_database_and_the_secrets_key_may_be_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("DATABASE_PASSWORD", "hush"), ("SECRETS_KEY", "key")):
+        (tmp_path / name).write_text(f"{text}\n")
+        monkeypatch.setenv(f"TWEEZER_{name}_FILE", str(tmp_path / name))
+    assert load().database().url.startswith("sqlite:///"), "SQLite has no passwords"
+    monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://tweezer@/tweezer?host=/run/postgresql")
+    settings = load()
+    assert settings.database().url == "postgresql://tweezer:hush@/tweezer?host=/run/postgresql"
+    assert settings.secrets_key == "key"
+    monkeypatch.setenv("TWEEZER_SECRETS_KEY", "the variable wins")
+    assert load().secrets_key == "the variable wins"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "cannot be read: No such file"), (b"\n", "is empty"), (b"\xff", "is not a text")]
+)
+def test_a_file_of_a_secret_that_cannot_be_used_is_named(
+    content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    monkeypatch.setenv("TWEEZER_REDIS_PASSWORD_FILE", str(tmp_path / "secret"))
+    with pytest.raises(InvalidInput, match=f"^TWEEZER_REDIS_PASSWORD_FILE: .*{problem}"):
+        load()
+
+
 @pytest.mark.parametrize("name", ["100%", "what?", "no#1", "d ä"])
 def test_the_ledger_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
     assert sqlite_file(load({"data_dir": tmp_path / name}).database().url) == tmp_path / name / "ledger.db"

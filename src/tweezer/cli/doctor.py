@@ -31,14 +31,14 @@ from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.windows import HoldKind
-from tweezer.settings import CONFIG_VARIABLE, PREFIX, Settings
+from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, Settings
 from tweezer.store.feed import START
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.server import OLDEST
 
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS"})
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0
 _SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {

@@ -16,7 +16,7 @@ from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.several import keep_several
 from tweezer.cli.stack import Stack, is_free
 from tweezer.ledger.place import sqlite_file
-from tweezer.settings import PREFIX, Settings
+from tweezer.settings import PREFIX, SECRET_FILES, Settings
 
 USUAL_REDIS_PORT = 6379
 DEFAULT_NAMESPACE = "tweezer"
@@ -165,11 +165,18 @@ def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
     others = os.environ.get(f"{PREFIX}DATA_DIR")
     if data is None or not others or Path(others).resolve() == data.resolve():
         return {}
-    set_aside = [name for name in _OF_THE_INSTALLATION if os.environ.get(PREFIX + name.upper())]
+    given = {name: _given(name) for name in _OF_THE_INSTALLATION}
+    set_aside = {name: variable for name, variable in given.items() if variable}
     if set_aside:
-        variables = ", ".join(PREFIX + name.upper() for name in set_aside)
+        variables = ", ".join(set_aside.values())
         tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
     return {name: data.absolute() / "results" if name == "results_dir" else "" for name in set_aside}
+
+
+def _given(name: str) -> str | None:
+    """The variable that gives this setting, or names the file that has it; None if neither is set."""
+    variables = (PREFIX + name.upper(), SECRET_FILES.get(name, ""))
+    return next((variable for variable in variables if os.environ.get(variable)), None)
 
 
 def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
