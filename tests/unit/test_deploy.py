@@ -13,12 +13,12 @@ import time
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 import yaml
 from packaging.requirements import Requirement
-from sqlalchemy.engine import make_url
 
 from tweezer.settings import PREFIX, Settings, load
 from tweezer.store.server import RedisServer, find_server
@@ -123,13 +123,13 @@ def test_redis_starts_with_our_configuration(redis_server: RedisServer, tmp_path
     assert (tmp_path / "appendonlydir").exists() or (tmp_path / "appendonly.aof").exists()
 
 
-def config_of(socket: Path, server: subprocess.Popen[bytes]) -> dict[str, str]:
+def config_of(socket: Path, server: subprocess.Popen[bytes], *, password: str | None = None) -> dict[str, str]:
     deadline = time.monotonic() + 20
     while True:
         assert server.poll() is None, server.stdout and server.stdout.read().decode()
         assert time.monotonic() < deadline, "redis-server did not answer in time"
         try:
-            with redis.Redis(unix_socket_path=str(socket)) as client:
+            with redis.Redis(unix_socket_path=str(socket), password=password) as client:
                 config: dict[str, str] = client.config_get("*")
                 return config
         except redis.ConnectionError:
@@ -241,21 +241,114 @@ def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
         assert services[name]["depends_on"]["upgrade"]["condition"] == "service_completed_successfully"
 
 
-def test_the_ledger_of_compose_is_the_one_of_the_example_environment() -> None:
-    postgres = compose()["services"]["postgres"]
-    url = make_url(example_environment()["TWEEZER_DATABASE_URL"])
-    assert (url.username, url.database) == (
-        postgres["environment"]["POSTGRES_USER"],
-        postgres["environment"]["POSTGRES_DB"],
-    )
-    (socket,) = {volume for volume in postgres["volumes"] if volume.endswith(f":{url.query['host']}")}
-    assert socket in compose()["services"]["api"]["volumes"]
-    assert "listen_addresses=" in postgres["command"], "there is no password"
+def test_services_of_compose_reach_nothing_but_each_other_unless_they_must() -> None:
+    content = compose()
+    assert content["networks"]["backend"] == {"internal": True}
+    for name, service in content["services"].items():
+        assert "network_mode" not in service
+        wanted = ["backend", "outside"] if name in ("api", "courier") else ["backend"]
+        assert service["networks"] == wanted
+        assert service.get("ports", []) == (["127.0.0.1:8000:8000"] if name == "api" else [])
+
+
+def test_services_of_compose_have_no_privileges_and_limits() -> None:
+    for service in compose()["services"].values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+        assert "/tmp" in service["tmpfs"]
+        limits = service["deploy"]["resources"]["limits"]
+        assert {"memory", "cpus", "pids"} == set(limits)
+
+
+def test_the_limits_of_compose_leave_lanes_and_redis_their_memory() -> None:
+    services = compose()["services"]
+    environment = services["worker"]["environment"]
+    lanes_mb = int(environment["TWEEZER_LANES"]) * int(environment["TWEEZER_MEMORY_LIMIT_MB"])
+    assert gigabytes(services["worker"]) * 1024 >= lanes_mb + 1024
+    (maxmemory,) = re.findall(r"(?m)^maxmemory (\d+)gb$", (DEPLOY / "redis.conf").read_text())
+    assert gigabytes(services["redis"]) >= 2 * int(maxmemory)
+
+
+def gigabytes(service: dict[str, Any]) -> int:
+    return int(service["deploy"]["resources"]["limits"]["memory"].removesuffix("g"))
+
+
+def test_images_have_exact_tags() -> None:
+    images = {service["image"] for service in compose()["services"].values()}
+    bases = re.findall(r"(?m)^FROM (\S+)", (DEPLOY / "Dockerfile").read_text())
+    assert len(set(bases)) == 1
+    for image in images | set(bases):
+        assert re.search(r":\d+\.\d+(\.\d+)?(-|$)", image), image
+
+
+def test_passwords_of_compose_are_in_files_and_workers_have_that_of_redis_only() -> None:
+    content = compose()
+    services = content["services"]
+    assert {secret["file"] for secret in content["secrets"].values()} == {
+        f"./secrets/{name}" for name in ("redis_password", "postgres_password", "secrets_key")
+    }
+    assert services["worker"]["secrets"] == ["redis_password"]
+    assert not services["worker"]["environment"].keys() & {"TWEEZER_DATABASE_URL", "TWEEZER_SECRETS_KEY_FILE"}
+    for service in services.values():
+        environment = service.get("environment", {})
+        for name, value in environment.items():
+            if name.endswith("_FILE"):
+                assert value.removeprefix("/run/secrets/") in service["secrets"]
+            assert not name.endswith(("PASSWORD", "KEY"))
+            assert not name.endswith("_URL") or urlsplit(value).password is None
+    postgres = services["postgres"]["environment"]
+    assert postgres["POSTGRES_INITDB_ARGS"] == "--auth=scram-sha-256"
+    assert "trust" not in postgres.values()
+
+
+def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    services = compose()["services"]
+    for name, value in services["api"]["environment"].items():
+        if name.endswith("_FILE"):
+            (tmp_path / Path(value).name).write_text("hush\n")
+        monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
+    settings = load()
+    assert settings.connect().url == "redis://:hush@redis:6379/0"
+    assert settings.database().url == "postgresql://tweezer:hush@postgres/tweezer"
+    postgres = services["postgres"]["environment"]
+    assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == ("tweezer", "tweezer")
+    for name in ("api", "worker", "recorder", "chores"):
+        assert services[name]["volumes"] == [f"results:{settings.results_dir}"]
+
+
+@pytest.mark.redis
+def test_the_redis_of_compose_starts_and_wants_its_password(redis_server: RedisServer, tmp_path: Path) -> None:
+    shell, options, script = compose()["services"]["redis"]["command"]
+    (tmp_path / "password").write_text("hush\n")
+    places = {
+        "$$": "$",
+        "/etc/tweezer/redis.conf": str(DEPLOY / "redis.conf"),
+        "/run/secrets/redis_password": str(tmp_path / "password"),
+        "/tmp/redis.conf": str(tmp_path / "redis.conf"),
+        "--dir /data": f"--dir {tmp_path} --port 0 --unixsocket {tmp_path}/redis.sock",
+        "exec redis-server": f"exec {find_server('redis')}",
+    }
+    for place, here in places.items():
+        script = script.replace(place, here)
+    with subprocess.Popen([shell, options, script], stdout=subprocess.PIPE) as server:
+        try:
+            config = config_of(tmp_path / "redis.sock", server, password="hush")
+            assert config["bind"] == "* -::*"
+            stranger = redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"))
+            with stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+            assert "hush" not in Path(f"/proc/{server.pid}/cmdline").read_text(encoding="utf-8")
+        finally:
+            server.terminate()
+    assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
 
 
 def test_compose_gives_workers_time_to_drain() -> None:
-    worker = compose()["services"]["worker"]
-    assert seconds(worker["stop_grace_period"]) > float(example_environment()["TWEEZER_DRAIN_S"])
+    for name in ("worker", "chores"):
+        service = compose()["services"][name]
+        assert seconds(service["stop_grace_period"]) > float(service["environment"]["TWEEZER_DRAIN_S"])
 
 
 def test_compose_names_files_that_exist() -> None:
@@ -265,7 +358,7 @@ def test_compose_names_files_that_exist() -> None:
     assert (DEPLOY / build["context"]).resolve() == ROOT
     mounted = content["services"]["redis"]["volumes"][0]
     assert (DEPLOY / mounted.split(":")[0]).is_file()
-    assert mounted.split(":")[1] in content["services"]["redis"]["command"]
+    assert mounted.split(":")[1] in content["services"]["redis"]["command"][-1]
 
 
 def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:
