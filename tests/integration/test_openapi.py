@@ -90,7 +90,7 @@ def test_every_route_asks_for_a_key_but_those_meant_so(api: FurnishedApi) -> Non
     named = {"batch_id": api.ids["batch_id"][0], "job_id": api.ids["job_id"][0], "device": NULL}
     found: dict[str, Call] = {}
     with httpx.Client(base_url=api.url, timeout=PATIENCE_S) as http:
-        more = dict.fromkeys(("workload_id", "webhook_id", "delivery_id", "window"), named["job_id"])
+        more = dict.fromkeys(("workload_id", "webhook_id", "delivery_id", "window", "session_id"), named["job_id"])
         for operation in api.operations():
             path = operation.path.format_map({**named, **more})
             for headers in ({}, {"Authorization": "Bearer twz_aaaaaaaaaaaa_b"}, {"Cookie": f"key={api.keys['ours']}"}):

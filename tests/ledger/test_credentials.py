@@ -21,8 +21,10 @@ from tweezer.ledger.keys import (
     adopt_key,
     create_key,
     create_session,
+    end_sessions,
     find_key,
     list_keys,
+    list_sessions,
     look_up,
     note_used,
     revoke_key,
@@ -524,3 +526,24 @@ def test_a_password_that_is_too_short_or_too_long_cannot_be_chosen(password: str
         check_password(password)
     assert caught.value.field == "password"
     assert not password or password not in caught.value.message
+
+
+# -- sessions -------------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_listed_and_ended_one_by_one_or_all(database: Database) -> None:
+    with database.write() as connection:
+        ada, bob = (create_user(connection, name, None).id for name in ("ada", "bob"))
+        ours = [create_session(connection, ada, session_s=100).about.id for _ in range(3)]
+        theirs = create_session(connection, bob, session_s=100).about.id
+        create_session(connection, ada, session_s=-1)
+        assert {session.id for session in list_sessions(connection, ada)} == set(ours)
+        for identity in (theirs, "x"):
+            with pytest.raises(NotFound):
+                end_sessions(connection, ada, identity)
+        assert [session.id for session in end_sessions(connection, ada, ours[0])] == ours[:1]
+        with pytest.raises(NotFound):
+            end_sessions(connection, ada, ours[0])
+        assert {session.id for session in end_sessions(connection, ada)} == set(ours[1:])
+        assert end_sessions(connection, ada) == list_sessions(connection, ada) == []
+        assert [session.id for session in list_sessions(connection, bob)] == [theirs]

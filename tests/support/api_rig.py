@@ -16,8 +16,9 @@ from tests.support.waiting import until
 from tweezer.api.app import create_app
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
+from tweezer.ledger.keys import create_key, create_session
 from tweezer.ledger.projects import project_no
+from tweezer.ledger.users import add_to_project, create_user, find_user
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Provenance, Result
@@ -71,6 +72,20 @@ class ApiRig:
             if project is not None:
                 project_no(connection, project)
             return create_key(connection, name="test", role=role, project_id=project, **options).text
+
+    def add_user(self, name: str, *projects: str) -> str:
+        """The id of a new user, who belongs to these projects."""
+        with self.database.write() as connection:
+            user = create_user(connection, name, "no hash")
+            for project in projects:
+                project_no(connection, project)
+                add_to_project(connection, name, project)
+        return user.id
+
+    def add_session(self, name: str) -> str:
+        """The token of another log-in of this user."""
+        with self.database.write() as connection:
+            return create_session(connection, find_user(connection, name).id, session_s=1000).text
 
     async def get(self, path: str, *, key: str | None = None, **options: Any) -> httpx.Response:
         if key is not None:

@@ -84,6 +84,7 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
             "webhook_id": webhooks,
             "window": ["5f3a90c1"],  # none of that id is planned
             "delivery_id": pings,
+            "session_id": ["current"],
         }
         yield FurnishedApi(site, url, keys, ids)
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:

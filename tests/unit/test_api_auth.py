@@ -28,7 +28,7 @@ from tweezer.ledger import links
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key, list_keys, revoke_key
+from tweezer.ledger.keys import create_key, find_key, list_keys, revoke_key
 from tweezer.ledger.link_keys import OVERLAP_S, existing_link_keys, rotate_link_keys
 from tweezer.ledger.links import Signer
 from tweezer.ledger.passwords import hash_password
@@ -883,6 +883,75 @@ async def test_without_redis_nobody_logs_in(rig: ApiRig, ledger: Database) -> No
 )
 def test_hosts_of_one_ipv6_network_count_as_one(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+# -- sessions -------------------------------------------------------------------------------------------
+
+SESSIONS = "/account/api/v1/sessions"
+
+
+async def end(rig: ApiRig, session: str, *, key: str) -> httpx.Response:
+    return await rig.stranger.delete(f"{SESSIONS}/{session}", headers=bearer(key))
+
+
+async def test_a_session_logs_out_and_opens_nothing_more_at_once(rig: ApiRig, ledger: Database) -> None:
+    rig.add_user("ada", PROJECT)
+    first, second = rig.add_session("ada"), rig.add_session("ada")
+    assert (await rig.get(DEVICES, key=first)).status_code == 200
+    assert (await end(rig, "current", key=first)).json()["data"] is None
+    assert (await rig.get(DEVICES, key=first)).status_code == 401
+    assert (await rig.get(DEVICES, key=second)).status_code == 200
+    with ledger.read() as connection:
+        assert find_key(connection, key_id(first) or "").revoked is not None
+        assert find_key(connection, key_id(second) or "").revoked is None
+
+
+async def test_a_user_lists_its_sessions_and_ends_another_one(rig: ApiRig, ledger: Database) -> None:
+    rig.add_user("ada", PROJECT)
+    rig.add_user("bob", PROJECT)
+    older, younger, theirs = rig.add_session("ada"), rig.add_session("ada"), rig.add_session("bob")
+    with ledger.write() as connection:
+        connection.execute(update(keys).where(keys.c.id == key_id(older)).values(created_ms=now_ms() - 60_000))
+    listed = await rig.data(SESSIONS, key=older)
+    assert [(it["id"], it["current"]) for it in listed] == [(key_id(younger), False), (key_id(older), True)]
+    assert set(listed[0]) == {"id", "created_at", "expires_at", "last_used_at", "current"}
+    assert older not in str(listed)
+    assert (await end(rig, str(key_id(younger)), key=older)).status_code == 200
+    assert (await rig.get(DEVICES, key=younger)).status_code == 401
+    assert [it["id"] for it in await rig.data(SESSIONS, key=older)] == [key_id(older)]
+    assert (await rig.get(DEVICES, key=theirs)).status_code == 200
+
+
+async def test_only_sessions_of_ones_own_that_are_valid_can_be_ended(rig: ApiRig, ledger: Database) -> None:
+    user = rig.add_user("ada", PROJECT)
+    rig.add_user("bob", PROJECT)
+    mine, over, theirs = rig.add_session("ada"), rig.add_session("ada"), rig.add_session("bob")
+    key = rig.key(user_id=user)
+    with ledger.write() as connection:
+        connection.execute(update(keys).where(keys.c.id == key_id(over)).values(expires_ms=now_ms() - 1))
+    for other in (*map(key_id, (theirs, over, key)), "x", "%00", "a" * 40):
+        assert (await end(rig, str(other), key=mine)).status_code == 404
+    assert (await end(rig, mine, key=mine)).status_code == 422  # the token, not its id
+    for kept in (mine, theirs, key):
+        assert (await rig.get(DEVICES, key=kept)).status_code == 200
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_a_key_has_no_sessions_to_list_or_end(rig: ApiRig, role: Role) -> None:
+    key, session = rig.key(role, user_id=rig.add_user("ada", PROJECT)), rig.add_session("ada")
+    for answer in (await rig.get(SESSIONS, key=key), await end(rig, str(key_id(session)), key=key)):
+        assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "not_a_session")
+    assert (await rig.get(DEVICES, key=session)).status_code == 200
+
+
+async def test_as_many_sessions_are_listed_as_a_user_may_have(ledger: Database) -> None:
+    rig = ApiRig(Settings(sessions_max=2), ledger)
+    make_user(ledger)
+    tokens = [(await log_in(rig)).json()["access_token"] for _ in range(4)]
+    listed = [it["id"] for it in await rig.data(SESSIONS, key=tokens[-1])]
+    assert len(listed) == 2
+    assert key_id(tokens[-1]) in listed
+    await rig.close()
 
 
 # -- the account ----------------------------------------------------------------------------------------

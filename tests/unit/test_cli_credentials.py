@@ -18,9 +18,9 @@ from tweezer.cli import main
 from tweezer.cli.own_key import check_given_key, own_key
 from tweezer.ledger.credentials import key_id, new_key
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import list_keys, revoke_key
+from tweezer.ledger.keys import create_session, list_keys, revoke_key
 from tweezer.ledger.link_keys import link_keys
-from tweezer.ledger.users import find_login
+from tweezer.ledger.users import find_login, find_user
 from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Conflict, InvalidInput
 from tweezer.settings import Settings
@@ -67,6 +67,28 @@ def line(ledger: Database) -> Line:
     line = Line(ledger)
     line.says("projects", "create", "Lab", "--id", "lab")
     return line
+
+
+# -- sessions -------------------------------------------------------------------------------------------
+
+
+def test_the_sessions_of_a_user_are_listed_and_ended(line: Line, ledger: Database) -> None:
+    for name in ("ada", "bob"):
+        line.says("users", "create", name, "--generate")
+    assert line.says("users", "sessions", "ada") == "ada is not logged in"
+    with ledger.write() as connection:
+        made = {
+            name: [create_session(connection, find_user(connection, name).id, session_s=100).about.id for _ in "ab"]
+            for name in ("ada", "bob")
+        }
+    assert {it["id"] for it in line.json("users", "sessions", "ada")} == set(made["ada"])
+    assert made["ada"][0] in line.says("users", "sessions", "ada")
+    assert f"there is no session {made['bob'][0]}" in line.refused("users", "log-out", "ada", made["bob"][0])
+    assert line.says("users", "log-out", "ada", made["ada"][0]) == "1 session of ada ended"
+    assert [it["id"] for it in line.json("users", "sessions", "ada")] == made["ada"][1:]
+    assert [it["id"] for it in line.json("users", "log-out", "ada")] == made["ada"][1:]
+    assert line.json("users", "sessions", "ada") == []
+    assert len(line.json("users", "sessions", "bob")) == 2
 
 
 # -- links to results -----------------------------------------------------------------------------------

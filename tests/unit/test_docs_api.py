@@ -24,6 +24,7 @@ ROLES = {
     "user, operator",
     "metrics, operator",
     "operator",
+    "session",
 }
 _ROW = re.compile(r"\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| ([^|]+) \| ([^|]+) \|")
 
@@ -56,6 +57,7 @@ async def test_the_page_has_every_route_of_the_application_once(rig: ApiRig) -> 
 
 async def test_every_route_answers_each_role_as_the_page_has_it(rig: ApiRig) -> None:
     keys = {role: rig.key(role) for role in Role}
+    rig.add_user("ada")
     for method, path, _, told in rows():
         assert told in ROLES
         called = re.sub(r"{\w+}", lambda _: str(uuid4()), path)
@@ -68,9 +70,13 @@ async def test_every_route_answers_each_role_as_the_page_has_it(rig: ApiRig) -> 
             may = told == "none" or role.value in told.split(", ")
             assert (answer.status_code != 403) == may, (method, path, role)
             if not may:
-                assert f"role: {role} may not" in answer.json()["data"]["description"], (method, path, role)
+                why = "needs a session, not a key" if told == "session" else f"role: {role} may not"
+                assert why in answer.json()["data"]["description"], (method, path, role)
+        answer = await rig.stranger.request(method, called, headers=bearer(rig.add_session("ada")))
+        may = told in ("none", "session") or Role.USER in told.split(", ")
+        assert (answer.status_code != 403) == may, (method, path)
 
 
 def test_only_the_roles_user_and_operator_write() -> None:
     writing = {told for method, path, _, told in rows() if method != "GET" and path != "/oauth/token"}
-    assert writing == {"user, operator", "operator"}
+    assert writing == {"user, operator", "operator", "session"}

@@ -104,6 +104,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect has no body, and clients want JSON
     )
+    app.state.authenticator = authenticator
     app.state.duties = duties
     app.state.store = store
     app.state.database = database

@@ -72,6 +72,10 @@ class Authenticator:
         self._used.add(identity)
         return known.principal
 
+    def forget(self, identity: str) -> None:
+        """Look the key of this id up again at its next use, because it was revoked."""
+        self._known.pop(identity, None)
+
     async def still_knows(self, scope: Scope) -> bool:
         """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
         key = _bearer(scope)

@@ -89,6 +89,16 @@ Caller = Annotated[Principal, Depends(_BearerKey(READERS))]
 Submitter = Annotated[Principal, Depends(_BearerKey(_WRITERS))]
 Scraper = Annotated[Principal, Depends(_BearerKey(_SCRAPERS))]
 Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
+
+
+async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Role)))]) -> Principal:
+    if not caller.is_session:
+        problem = "this needs a session, not a key; log in at /oauth/token with name and password"
+        raise Refused(403, "not_a_session", problem)
+    return caller
+
+
+Session = Annotated[Principal, Depends(_session)]
 LiveStore = Annotated[Live, Depends(_live)]
 HeldRequests = Annotated[Holds, Depends(_holds)]
 Ledger = Annotated[Database, Depends(_ledger)]

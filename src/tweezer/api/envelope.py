@@ -173,7 +173,7 @@ def failure_docs(*statuses: int, keyless: bool = False) -> dict[int | str, dict[
     }
     return {
         status: {"model": MalformedRequest if status == 422 else Failure, "description": docs[status]}
-        for status in (*statuses, *(() if keyless else (401, 429, 503)))
+        for status in (*statuses, *(() if keyless else (401, 403, 429, 503)))
     }
 
 

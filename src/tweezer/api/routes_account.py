@@ -1,24 +1,32 @@
-"""The account of who asks: a log-in with name and password, and the projects of a key."""
+"""The caller's account: logging in with name and password, sessions, and the projects of a key."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter, Query, Request
+import structlog
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse
 
-from tweezer.api.dependencies import Caller, Ledger
+from tweezer.api.auth import Authenticator
+from tweezer.api.dependencies import Caller, Ledger, Session
 from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs, unavailable
 from tweezer.api.logins import Logins, TooManyAttempts
-from tweezer.api.schemas_account import AccountProject, OAuthError, Token
+from tweezer.api.schemas_account import AccountProject, AccountSession, OAuthError, Token
 from tweezer.ledger.credentials import Principal
 from tweezer.ledger.database import Database
+from tweezer.ledger.keys import ApiKey, end_sessions, list_sessions
 from tweezer.ledger.projects import Project, list_projects
 from tweezer.model.errors import QueueFull, Unavailable
 
+log = structlog.get_logger(__name__)
+
 FORM_MAX = 16_384
 """Bytes of a log-in at most."""
+
+CURRENT = "current"
+"""In place of the id of a session: the one of the request."""
 
 _FIELDS_MAX = 20
 _GRANTS = ("password", "http://auth0.com/oauth/grant-type/password-realm")  # the latter is Auth0's word for it
@@ -103,6 +111,30 @@ async def get_projects(
     return Envelope(data=[AccountProject.of(project) for project in found])
 
 
+@router.get("/account/api/v1/sessions", summary="The sessions of the user", responses=failure_docs(403))
+async def get_sessions(caller: Session, ledger: Ledger) -> Envelope[list[AccountSession]]:
+    """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
+    found = await ledger.run(_sessions_of, ledger, caller)
+    return Envelope(data=[AccountSession.of(session, caller.key) for session in found])
+
+
+@router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", responses=failure_docs(403, 404, 422))
+async def end_session(
+    request: Request,
+    caller: Session,
+    ledger: Ledger,
+    session_id: Annotated[
+        str, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
+    ],
+) -> Envelope[None]:
+    """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key."""
+    identity = caller.key if session_id == CURRENT else session_id
+    await ledger.run(_end_session, ledger, caller, identity)
+    authenticator: Authenticator = request.app.state.authenticator
+    authenticator.forget(identity)
+    return Envelope(data=None)
+
+
 async def _form(request: Request) -> dict[str, str] | None:
     """The fields that are there once; None when the body is no form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -121,6 +153,17 @@ async def _form(request: Request) -> dict[str, str] | None:
 def _refusal(status: int, error: str, description: str, *, retry_s: int | None = None) -> JSONResponse:
     headers = _UNKEPT | ({} if retry_s is None else {"Retry-After": str(retry_s)})
     return JSONResponse({"error": error, "error_description": description}, status, headers)
+
+
+def _sessions_of(database: Database, caller: Principal) -> list[ApiKey]:
+    with database.read() as connection:
+        return list_sessions(connection, caller.user or "")
+
+
+def _end_session(database: Database, caller: Principal, identity: str) -> None:
+    with database.write() as connection:
+        end_sessions(connection, caller.user or "", identity)
+    log.info("login.ended", user=caller.user, key=identity)
 
 
 def _projects_of(database: Database, caller: Principal) -> list[Project]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tweezer.ledger.keys import ApiKey
 from tweezer.ledger.projects import Project
 
 
@@ -25,6 +26,30 @@ class OAuthError(BaseModel):
 
     error: str = Field(description="A word for programs.", examples=["invalid_grant"])
     error_description: str = Field(examples=["name or password are wrong, or the user is disabled"])
+
+
+class AccountSession(BaseModel):
+    """A log-in that is still valid."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str = Field(description="What stands in the middle of its token.", examples=["abcdefgh2345"])
+    created_at: datetime = Field(examples=["2026-11-22T10:00:00Z"])
+    expires_at: datetime = Field(examples=["2026-11-23T10:00:00Z"])
+    last_used_at: datetime | None = Field(description="To within two minutes.", examples=["2026-11-22T17:30:00Z"])
+    current: bool = Field(description="Whether it is the one of this request.", examples=[True])
+
+    @classmethod
+    def of(cls, session: ApiKey, current: str) -> AccountSession:
+        """current: id of the session that asks."""
+        assert session.expires is not None
+        return cls(
+            id=session.id,
+            created_at=session.created,
+            expires_at=session.expires,
+            last_used_at=session.used,
+            current=session.id == current,
+        )
 
 
 class AccountProject(BaseModel):

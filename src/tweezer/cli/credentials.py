@@ -402,6 +402,40 @@ def enable(access: Access, *, name: str, as_json: bool) -> None:
     _show_user(user, as_json=as_json)
 
 
+@users.command(name="sessions")
+@click.argument("name")
+@_json
+@pass_access
+def list_sessions(access: Access, *, name: str, as_json: bool) -> None:
+    """List the sessions by which a user is logged in, youngest first."""
+    with access.ledger("users sessions") as database, database.read() as connection:
+        found = ledger_keys.list_sessions(connection, ledger_users.find_user(connection, name).id)
+    now = datetime.now(UTC)
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    elif not found:
+        show.echo(f"{name} is not logged in")
+    else:
+        rows = [(it.id, show.minute(it.created), _end(it, now), show.minute(it.used)) for it in found]
+        show.echo("\n".join(show.table(("id", "logged in", "ends", "last used"), rows)))
+
+
+@users.command(name="log-out")
+@click.argument("name")
+@click.argument("session", required=False)
+@_json
+@pass_access
+def log_out(access: Access, *, name: str, session: str | None, as_json: bool) -> None:
+    """End the sessions of a user, or the one of this id, within a second."""
+    with _writing(access, "users log-out") as connection:
+        user = ledger_users.find_user(connection, name)
+        ended = ledger_keys.end_sessions(connection, user.id, None if session is None else read_key_id(session))
+    if as_json:
+        click.echo(msgspec.json.encode(ended))
+    else:
+        show.echo(f"{len(ended)} session{'' if len(ended) == 1 else 's'} of {user.name} ended")
+
+
 @users.command(name="list")
 @_json
 @pass_access

@@ -47,12 +47,14 @@ class Principal(msgspec.Struct, frozen=True):
 
     key: id of the key that came with it, which may be shown. projects: ids of the projects that it belongs to; of a
     key of one project, that one. An operator sees all projects whether or not it belongs to any. user: id of the user.
+    is_session: whether the user logged in, rather than was given a key.
     """
 
     key: str
     role: Role
     projects: frozenset[str] = frozenset()
     user: str | None = None
+    is_session: bool = False
 
     @property
     def account(self) -> str:

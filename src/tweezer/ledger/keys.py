@@ -139,10 +139,8 @@ def create_session(
     now = now_ms()
     over = (keys.c.kind == KeyKind.SESSION.letter) & (keys.c.expires_ms < now - _SESSIONS_KEPT_MS)
     connection.execute(delete(keys).where(over))
-    own = (keys.c.kind == KeyKind.SESSION.letter, keys.c.user == user_id)
-    live = (keys.c.revoked_ms.is_(None), keys.c.expires_ms > now)
-    newest_first = select(keys.c.id).where(*own, *live).order_by(keys.c.created_ms.desc(), keys.c.id)
-    revoke_keys(connection, keys.c.id.in_(connection.execute(newest_first.offset(sessions_max - 1)).scalars().all()))
+    surplus = [session.id for session in list_sessions(connection, user_id)[sessions_max - 1 :]]
+    revoke_keys(connection, keys.c.id.in_(surplus))
     return _insert(
         connection,
         new_key(),
@@ -163,6 +161,24 @@ def list_keys(connection: Connection, *, project_id: str | None = None, sessions
     if not sessions:
         statement = statement.where(keys.c.kind == KeyKind.KEY.letter)
     return [_key(row) for row in connection.execute(statement)]
+
+
+def list_sessions(connection: Connection, user_id: str) -> list[ApiKey]:
+    """Return the sessions by which a user is logged in now, youngest first."""
+    own = (keys.c.kind == KeyKind.SESSION.letter, keys.c.user == user_id)
+    live = (keys.c.revoked_ms.is_(None), keys.c.expires_ms > now_ms())
+    statement = _select_keys().where(*own, *live).order_by(keys.c.created_ms.desc(), keys.c.id)
+    return [_key(row) for row in connection.execute(statement)]
+
+
+def end_sessions(connection: Connection, user_id: str, identity: str | None = None) -> list[ApiKey]:
+    """End the user's session of this id, or all of them; return which. Raises NotFound when the user has none of this
+    id."""
+    found = [it for it in list_sessions(connection, user_id) if identity in (None, it.id)]
+    if identity is not None and not found:
+        raise NotFound("session", identity)
+    revoke_keys(connection, keys.c.id.in_([it.id for it in found]))
+    return found
 
 
 def find_key(connection: Connection, identity: str) -> ApiKey:
@@ -245,7 +261,7 @@ def _principal(connection: Connection, row: Row[Any]) -> Principal:
     else:
         statement = select(projects.c.id).join(members, members.c.project == projects.c.no)
         own = frozenset(connection.execute(statement.where(members.c.user == row.user)).scalars())
-    return Principal(row.id, Role(row.role), own, row.user)
+    return Principal(row.id, Role(row.role), own, row.user, is_session=row.kind == KeyKind.SESSION.letter)
 
 
 def _is_good(row: Row[Any], now: int) -> bool:
