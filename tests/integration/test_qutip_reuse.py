@@ -1,4 +1,4 @@
-"""What is reused between jobs on QuTiP changes no counter, and a library that has changed is left alone."""
+"""What is changed of QuTiP and reused between jobs changes no counter; a library that has changed is left alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from uuid import UUID
 import pytest
 import qutip
 from pulser import NoiseModel, Pulse, Register, Sequence
-from pulser.backend import BitStrings, EmulationConfig, Energy
+from pulser.backend import BitStrings, EmulationConfig, Energy, Results, StateResult
 from pulser.devices import MockDevice
+from pulser_simulation import QutipBackendV2, QutipConfig
 from pulser_simulation.hamiltonian import Hamiltonian
 from pulser_simulation.simulation import QutipEmulator
+from qutip.solver.integrator.scipy_integrator import IntegratorScipyAdams
+from qutip.solver.solver_base import Solver
 
 from tweezer.adapters import qutip_reuse, qutip_solver
 from tweezer.adapters.lane_backend import Watch
-from tweezer.adapters.pulser_backend import PulserBackend
+from tweezer.adapters.pulser_backend import PulserBackend, seed_generators
 from tweezer.adapters.qutip_backend import Qutip
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork
@@ -93,3 +96,38 @@ def test_a_library_that_has_changed_is_left_alone(as_it_was: None, monkeypatch: 
     qutip_reuse.install()
     assert not hasattr(Hamiltonian, "_get_basis_op_matrices")
     assert QutipEmulator.__dict__["_get_noiseless_hamiltonian"] is other
+
+
+PULSES = {
+    "one long": [Pulse.ConstantPulse(1000, 6.0, 0.0, 0.0)],
+    "one short": [Pulse.ConstantPulse(16, 3.0, 0.0, 0.0)],
+    "short and long": [Pulse.ConstantPulse(52, 9.0, 0.0, 0.0), Pulse.ConstantPulse(2000, 1.0, -3.0, 0.0)],
+}
+
+
+@pytest.mark.parametrize("noise", [NoiseModel(), NoiseModel(relaxation_rate=0.3)], ids=["pure", "relaxation"])
+@pytest.mark.parametrize("pulses", PULSES)
+def test_a_million_shots_are_those_of_pulser_alone(as_it_was: None, pulses: str, noise: NoiseModel) -> None:
+    """A lane looks up while QuTiP solves, which must not change the states at all: 1e6 shots show 1e-6."""
+    sequence: Sequence[Any] = Sequence(Register({"a": (0, 0), "b": (6, 0), "c": (0, 8)}), MockDevice)
+    sequence.declare_channel("rydberg", "rydberg_global")
+    for pulse in PULSES[pulses]:
+        sequence.add(pulse, "rydberg")
+    times, seed, shots = (0.3, 1.0), 5, 1_000_000
+
+    Solver.add_integrator(IntegratorScipyAdams, "adams")
+    bare = QutipConfig(observables=[StateResult(evaluation_times=times)], noise_model=noise)
+    states = QutipBackendV2(sequence, config=bare).run().state
+    seed_generators(seed)
+    expected = [dict(state.sample(num_shots=shots)) for state in states]
+
+    qutip_solver.install()
+    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=1 << 20)
+    wanted = [BitStrings(evaluation_times=times)]
+    text = QutipConfig(observables=wanted, noise_model=noise).to_abstract_repr()
+    doc = BatchDoc("EMU_FREE", sequence.to_abstract_repr(), backend_configuration=text)
+    backend.prepare(BatchWork(new_batch_id(), doc))
+    ran = backend.run(JobWork(job_id(UUID(int=8 << 76), 0), 0, JobSpec(runs=shots), seed)).result
+    assert ran.counter == expected[-1]
+    measured = Results.from_abstract_repr(ran.serialised_results or "")
+    assert [dict(one) for one in measured.bitstrings] == expected
