@@ -1,4 +1,4 @@
-"""What a lane keeps of evolutions is counted as it is: results of observables too, not states alone."""
+"""What a lane keeps is bounded: evolutions count with the results of their observables; texts are parsed once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig
 from pulser.devices import MockDevice
 from pulser_simulation import QutipConfig
 
+from tweezer.adapters import pulser_backend, pulser_configuration
 from tweezer.adapters.lane_backend import Watch
 from tweezer.adapters.pulser_backend import PulserBackend
 from tweezer.adapters.pulser_sampling import bytes_of
@@ -47,3 +48,32 @@ def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> N
         backend.run(JobWork(job_id(new_batch_id(), 0), 0, spec, seed=1))
     held = bytes_of(list(backend._evolutions._entries.values()))
     assert held <= 1.5 * kept
+
+
+def test_batches_that_are_configured_alike_parse_their_configuration_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parsed = pulser_configuration.read_configuration, []
+
+    def counted(dialect: Any, text: str | None, older: dict[str, Any] | None) -> Any:
+        parsed.append((text, older))
+        return read(dialect, text, older)
+
+    monkeypatch.setattr(pulser_backend, "read_configuration", counted)
+    backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=0)
+
+    def prepare(text: str | None, older: dict[str, Any] | None = None) -> None:
+        doc = BatchDoc("EMU_FREE", backend_configuration=text, configuration=older)
+        backend.prepare(BatchWork(new_batch_id(), doc))
+
+    texts = [QutipConfig(default_num_shots=shots).to_abstract_repr() for shots in range(1, 40)]
+    wanted: list[tuple[str | None, dict[str, Any] | None]] = [
+        (None, None),
+        (texts[0], None),
+        (texts[0], {"strict_validation": True}),
+        (texts[1], None),
+    ]
+    for each in (*wanted, *wanted):
+        prepare(*each)
+    assert parsed == wanted
+    for text in texts:
+        prepare(text)
+    assert len(backend._configurations) < len(texts)

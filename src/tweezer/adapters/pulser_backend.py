@@ -21,6 +21,7 @@ from tweezer.adapters.recent import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
 
 _SEQUENCES_KEPT = 16
+_CONFIGURATIONS_KEPT = 16
 _EVOLUTION_SEED = 0  # of one that is shared: emu-mps tries random orders of the qubits, and takes the best
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, NotImplementedError, AbstractReprError)
 """What Pulser and its emulators raise for input that they do not take."""
@@ -84,6 +85,7 @@ class PulserBackend:
         self._emulator = emulator
         self._watch = watch
         self._sequences: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
+        self._configurations: Recent[tuple[str | None, str], Configuration] = Recent(_CONFIGURATIONS_KEPT)
         self._evolutions: Recent[tuple[str, str, str], Evolution] = Recent(memo_bytes)
         self._versions = versions_of(emulator.packages)
         self._sequence: ParsedSequence | None = None
@@ -91,7 +93,7 @@ class PulserBackend:
 
     def prepare(self, batch: BatchWork) -> None:
         doc = batch.doc
-        self._configuration = read_configuration(self._emulator.dialect, doc.backend_configuration, doc.configuration)
+        self._configuration = self._configure(doc.backend_configuration, doc.configuration)
         self._sequence = self._parse(doc.sequence) if doc.sequence is not None else None
 
     def run(self, job: JobWork) -> Execution:
@@ -123,6 +125,14 @@ class PulserBackend:
             parsed = ParsedSequence(text)
             self._sequences.put(text, parsed)
         return parsed
+
+    def _configure(self, text: str | None, older: dict[str, Any] | None) -> Configuration:
+        key = text, json.dumps(older, sort_keys=True)
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            configuration = read_configuration(self._emulator.dialect, text, older)
+            self._configurations.put(key, configuration)
+        return configuration
 
     def _evolution(
         self, parsed: ParsedSequence, job: JobWork, config: EmulationConfig[Any], digest: str
