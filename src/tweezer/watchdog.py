@@ -14,7 +14,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-BEAT_S = 0.5
+BEAT_S = 1.0
 """How often the loop shows that it runs, and how often that is checked."""
 
 LATE_S = 2.0

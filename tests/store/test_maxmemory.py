@@ -12,6 +12,9 @@ from tweezer.model.errors import QueueFull
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
+from tweezer.queue.policy import Policy
+from tweezer.queue.upkeep import Sweeper
+from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import JobProgress
@@ -111,3 +114,16 @@ async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:
     await fill(rig)
     assert await rig.tickets.sweep() == (0, 0, 1)
     assert await rig.run_all() == [batch_id]
+
+
+async def test_a_sweep_refuses_work_while_redis_runs_full_and_takes_that_back(rig: StoreRig) -> None:
+    sweeper = Sweeper(Store(rig.redis, namespace=rig.keys.prefix.removesuffix(":")), Policy(full_at=0.8))
+    await rig.tickets.set_full("a process that died found it full", ttl_s=60)
+    await sweeper.sweep()
+    assert not await rig.tickets.is_full()
+    await fill(rig)
+    await sweeper.sweep()
+    assert await rig.tickets.is_full()
+    await rig.redis.config_set("maxmemory", 0)
+    await sweeper.sweep()
+    assert not await rig.tickets.is_full()

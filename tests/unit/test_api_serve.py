@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
+from tests.support.waiting import PATIENCE_S
 
+from tweezer.api import serve
 from tweezer.api.app import create_app, run_api
 from tweezer.api.serve import is_loopback, listen
+from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.settings import Settings
@@ -111,3 +119,18 @@ async def test_what_the_application_opened_it_closes(ledger: Database, monkeypat
     async with lent.router.lifespan_context(lent):
         pass
     assert ledger not in closed
+
+
+def test_a_signal_ends_the_server_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "_TICK_S", 600.0)
+    holds: Any = None  # nothing is held
+    server = serve._Server(uvicorn.Config(FastAPI(), log_config=None), holds, Duties(), "http://here")
+
+    async def end_by_signal() -> None:
+        looping = asyncio.create_task(server.main_loop())
+        await asyncio.sleep(0)  # until it waits
+        await asyncio.to_thread(server.handle_exit, signal.SIGTERM, None)
+        await asyncio.wait_for(looping, PATIENCE_S)
+
+    asyncio.run(end_by_signal())
+    assert server.should_exit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import functools
 import gc
@@ -28,6 +30,8 @@ _GRACE_S = 3
 """How long answers may take once the server stops; honcho kills after 5 s."""
 
 _BACKLOG = 2048
+_TICK_S = 1.0  # between looks whether a duty failed; signals do not wait for it
+_TICKS = 10  # of uvicorn's, each of 0.1 s, in that time
 
 
 def serve(
@@ -114,6 +118,8 @@ class _Server(uvicorn.Server):
         self._holds = holds
         self._duties = duties
         self._url = url
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_to_exit = asyncio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         with watching_loop():
@@ -122,6 +128,16 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         log.info("api.listening", url=self._url)
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, which wakes ten times a second to see whether it should exit: this one is woken."""
+        self._loop = asyncio.get_running_loop()
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += _TICKS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await self._told_to_exit.wait()
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._duties.failure is not None
@@ -135,3 +151,5 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._told_to_exit.set)

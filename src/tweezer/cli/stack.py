@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tweezer.ledger.database import Database
 
 _READY_WITHIN_S = 120.0
-_LOOK_S = 0.1
+_LOOK_S = 0.1  # while it starts
+_WATCH_S = 0.5  # once it is up
 _API_STOP_S = 8.0
 _COURIER_STOP_S = 20.0
 _RECORDER_STOP_S = 10.0
@@ -139,7 +140,7 @@ class Stack:
 
     def watch(self, stop: threading.Event) -> None:
         """Keeps it running until ``stop``. Raises TweezerError when a process dies again and again."""
-        while not stop.wait(_LOOK_S):
+        while not stop.wait(_WATCH_S):
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:

@@ -59,7 +59,7 @@ class Pace(msgspec.Struct, frozen=True):
     than fresh_s it rests so long before it reads on. gate_s: between looks whether the gate is open again."""
 
     entries: int = 1000
-    wait_s: float = 1.0
+    wait_s: float = 3.0
     abandoned_s: float = 15.0
     late_s: float = 5.0
     hold_s: float = HOLD_S

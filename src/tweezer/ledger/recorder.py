@@ -64,7 +64,7 @@ class Pace(msgspec.Struct, frozen=True):
     jobs: int = 20_000
     gather_s: float = 0.05
     lease_s: float = 5.0
-    look_s: float = 1.0
+    look_s: float = 2.0
     rest: float = 20.0
     give_way_s: float = 60.0
 

@@ -16,7 +16,7 @@ from tweezer.duties import Duties
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
 from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import SWEEP_S, sweep
+from tweezer.queue.upkeep import SWEEP_S, Sweeper
 from tweezer.queue.worker import TicketWorker
 from tweezer.runtime import Parker, ParkingWorker, arq_options, done_before, run_on_a_loop, stopped_by_signals, work
 from tweezer.settings import Settings
@@ -141,11 +141,8 @@ class Chores:
         stopping = stopped_by_signals()
         log.info("chores.started")
         async with Duties() as duties:
-            duties.start("sweep", self._sweep, every_s=SWEEP_S, backoff=backoff)
+            duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
             await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)
-
-    async def _sweep(self) -> None:
-        await sweep(self.store, self._policy)
 
     async def close(self) -> None:
         await self.store.close()

@@ -81,14 +81,24 @@ class Presence:
         await self._tickets.heartbeat(self._worker, self._device, ttl_s=0, about_device={}, about_worker={})
 
 
-async def sweep(store: Store, policy: Policy) -> None:
-    """What time brings about, and whether Redis is full. Any number of processes may do this."""
-    info = await store.reader.server_info("memory")
-    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-    timed_out, reclaimed, _ = await store.tickets.sweep(memory=round(policy.full_at * limit))
-    if timed_out or reclaimed:
-        log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
-    full = None
-    if limit and used > policy.full_at * limit:
-        full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {policy.full_at:.0%}"
-    await store.tickets.set_full(full, ttl_s=5 * policy.bell_s)
+class Sweeper:
+    """Sees to what time brings about, and whether Redis is full. Any number of processes may do this."""
+
+    def __init__(self, store: Store, policy: Policy) -> None:
+        self._store = store
+        self._policy = policy
+        self._may_be_full = True
+
+    async def sweep(self) -> None:
+        policy = self._policy
+        info = await self._store.reader.server_info("memory")
+        limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
+        timed_out, reclaimed, _ = await self._store.tickets.sweep(memory=round(policy.full_at * limit))
+        if timed_out or reclaimed:
+            log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
+        full = None
+        if limit and used > policy.full_at * limit:
+            full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {policy.full_at:.0%}"
+        if full or self._may_be_full:
+            await self._store.tickets.set_full(full, ttl_s=5 * policy.bell_s)
+        self._may_be_full = full is not None

@@ -26,7 +26,7 @@ from tweezer.queue.drive import Driver
 from tweezer.queue.holding import Keeper
 from tweezer.queue.machine import MachineWatch
 from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import SWEEP_S, Presence, sweep
+from tweezer.queue.upkeep import SWEEP_S, Presence, Sweeper
 from tweezer.store.connection import Store
 from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
@@ -85,6 +85,7 @@ class TicketWorker(Worker):
         self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
         self._freed = asyncio.Event()
         self._keeper = Keeper(store.tickets, policy)
+        self._sweeper = Sweeper(store, policy)
         self._driver = Driver(store, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._is_done = False
@@ -169,7 +170,7 @@ class TicketWorker(Worker):
 
     async def _sweep(self) -> None:
         await self._keeper.catch_up()
-        await sweep(self.store, self._policy)
+        await self._sweeper.sweep()
 
     async def _hear_cancels(self) -> None:
         async with self.store.news.pool(self.device) as heard:
