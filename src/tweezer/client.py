@@ -358,7 +358,9 @@ def _place(batch: BatchRecord, after: Event | str | None) -> Last:
     batch_id, _, rest = identity.partition(":")
     match = re.fullmatch(r"(\d{1,15}):(\d{1,18})", rest, re.ASCII)
     if match is None or batch_id.lower() != str(batch.id):
-        raise InvalidInput("after", f"{after!r} is neither an event of batch {batch.id}, nor the id of one, nor 'now'")
+        raise InvalidInput(
+            "after", f"{shown(after)} is neither an event of batch {batch.id}, nor the id of one, nor 'now'"
+        )
     return Last(int(match[1]), int(match[2]))
 
 
@@ -624,7 +626,7 @@ def as_uuid(kind: str, text: UUID | str) -> UUID:
     try:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput(f"{kind}_id", f"{text!r} is not an id; it looks like {new_batch_id()}") from None
+        raise InvalidInput(f"{kind}_id", f"{shown(text)} is not an id; it looks like {new_batch_id()}") from None
 
 
 def connect_async(

@@ -6,11 +6,26 @@ import asyncio
 import inspect
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from tests.support.hostile_values import (
+    CONTROLS,
+    ELEMENTS,
+    HALF,
+    NESTED,
+    NO_FLAG,
+    NO_ID,
+    NO_LIST,
+    NO_SECONDS,
+    NO_TEXT,
+    NO_TEXT_AT_ALL,
+    NO_TIME,
+    NUL,
+)
 
 import tweezer
 from tweezer import Job
@@ -32,24 +47,21 @@ HEADER = json.dumps(
 )
 LATER = datetime.now(UTC) + timedelta(days=1)
 
-NO_TEXT = [7, True, b"text", ["text"], object()]
-NO_TEXT_AT_ALL = [*NO_TEXT, ""]
-NO_LIST = [None, 7, "abc", b"abc", {"a": 1}, object()]
-NO_FLAG: list[Any] = [None, 0, 1, "no", "True", []]
-NO_SECONDS = [math.nan, math.inf, "3", True, [1.0], object()]
-NO_TIME = [7, 7.5, "2027-01-31T08:00", datetime(2030, 1, 1), LATER.date(), datetime.max.replace(tzinfo=UTC)]  # noqa: DTZ001
-NO_ID = [None, 7, "", "abc", b"abc", ["abc"], object()]
-
 SUBMIT: dict[str, list[Any]] = {
-    "sequence": [7, b"{}", [], {"version": "1"}, "", "not JSON", object()],
-    "jobs": [*NO_LIST, Job(runs=1), [None], [7], ["abc"], [[]], [{7: 1}], [Job(runs=cast(Any, "5"))], [Job(runs=True)]],
+    "sequence": [7, math.nan, b"{}", [], {"version": "1"}, "", "not JSON", object(), *CONTROLS, NESTED, "[" * 10_000],
+    "jobs": [
+        *(*NO_LIST, Job(runs=1), [None], [7], ["abc"], [[]], [{7: 1}], [Job(runs=cast(Any, "5"))], [Job(runs=True)]),
+        *([{"runs": 1, field: value}] for field in ("runs", "seed") for value in (math.nan, math.inf, NESTED, NUL)),
+        *([Job(runs=1, variables=cast(Any, value))] for value in (7, NESTED, {"a": NESTED}, {NUL: 1.0}, {"a": HALF})),
+        *(ELEMENTS, NESTED, [Job(runs=1)] * 1_000_000),
+    ],
     "device": [*NO_TEXT_AT_ALL, "NO_SUCH"],
-    "priority": [None, 7, "", "URGENT", [], {}, object()],
+    "priority": [None, 7, math.nan, "", "URGENT", [], {}, object(), *CONTROLS],
     "open": NO_FLAG,
     "name": NO_TEXT_AT_ALL,
-    "tags": [*NO_LIST, [7], [None], [["a"]], [""], ["a", "a"]],
+    "tags": [*NO_LIST, [7], [None], [["a"]], [""], ["a", "a"], *([it] for it in CONTROLS), ELEMENTS, NESTED],
     "webhook": [*NO_TEXT_AT_ALL, "ftp://example.org"],
-    "backend_configuration": [*NO_TEXT_AT_ALL, "{"],
+    "backend_configuration": [*NO_TEXT_AT_ALL, "{", '{"a":' * 10_000],
     "limits": [0, 7, "", "abc", {}, {"job_timeout_s": 5}, tweezer.Limits(job_timeout_s=math.nan), object()],
     "not_before": NO_TIME,
     "idempotency_key": NO_TEXT_AT_ALL,
@@ -59,14 +71,17 @@ BATCH: dict[str, dict[str, list[Any]]] = {
     "add_jobs": {"jobs": [*SUBMIT["jobs"], []], "idempotency_key": NO_TEXT_AT_ALL},
     "close": {},
     "cancel": {"by": NO_TEXT_AT_ALL},
-    "cancel_jobs": {"indices": [*NO_LIST, ["a"], [None], [-1], [1.0], [True], [2**70]], "by": NO_TEXT_AT_ALL},
+    "cancel_jobs": {
+        "indices": [*NO_LIST, ["a"], [None], [-1], [1.0], [math.nan], [True], [2**70], ELEMENTS, NESTED],
+        "by": NO_TEXT_AT_ALL,
+    },
     "pause": {},
     "resume": {},
     "changes": {"timeout_s": NO_SECONDS},
     "wait": {"timeout_s": NO_SECONDS},
     "jobs": {},
     "finished": {"timeout_s": NO_SECONDS},
-    "events": {"after": [7, "", "abc", b"now", [], object()], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
+    "events": {"after": [7, "", "abc", b"now", [], object(), *CONTROLS], "follow": NO_FLAG, "timeout_s": NO_SECONDS},
     "results": {"timeout_s": NO_SECONDS},
 }
 QUEUE: dict[str, dict[str, list[Any]]] = {
@@ -75,7 +90,7 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
     "batch": {"batch_id": NO_ID},
     "job": {"job_id": NO_ID},
     "result": {"job_id": NO_ID},
-    "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_ID)], "by": NO_TEXT_AT_ALL},
+    "cancel_many": {"batch_ids": [*NO_LIST, *([it] for it in NO_ID), NESTED], "by": NO_TEXT_AT_ALL},
     "devices": {},
     "workers": {},
     "pause_device": {"name": NO_TEXT_AT_ALL, "reason": NO_TEXT, "until": NO_TIME},
@@ -106,6 +121,9 @@ VALID: dict[str, dict[str, Any]] = {
     "plan_maintenance": {"name": DEVICE, "begins": LATER, "ends": LATER + timedelta(hours=1), "reason": "new lens"},
     "drop_maintenance": {"name": DEVICE, "window_id": "5f3a90c1"},
 }
+LONG = 2000
+"""Characters of a message that nobody reads to its end."""
+
 FIELDS = {"batch_ids": "batch_id"}
 """Fields that are not named as the argument, but as what is in it."""
 
@@ -132,8 +150,8 @@ async def events(url: str) -> int:
 def complaint(error: Exception | None, name: str, argument: str, given: dict[str, Any]) -> str | None:
     """What is wrong with how a call ended; None for InvalidInput with the field."""
     if isinstance(error, tweezer.InvalidInput) and error.field.startswith((argument, FIELDS.get(argument, argument))):
-        return None
-    return f"{name}({argument}={given[argument]!r}): {type(error).__name__}: {error}"
+        return None if len(str(error)) < LONG else f"{name}({argument}): {len(str(error))} characters"
+    return f"{name}({argument}={reprlib.repr(given[argument])}): {type(error).__name__}: {error}"
 
 
 async def outcome(function: Callable[..., Any], given: dict[str, Any]) -> Exception | None:

@@ -41,6 +41,7 @@ from tweezer.api.logins import Logins
 from tweezer.api.longpoll import Holds
 from tweezer.api.metrics import AnswerTimes, Metrics, Timing
 from tweezer.api.outflow import Outflow
+from tweezer.api.parameters import CheckedParameters
 from tweezer.api.prefix import Unprefixed
 from tweezer.api.quick import quick_routes
 from tweezer.api.rates import Rates
@@ -161,8 +162,9 @@ def _routes() -> list[BaseRoute]:
     )
     found = [route for module in ordered for route in module.router.routes]
     for route in found:
-        if isinstance(route, APIRoute):
+        if isinstance(route, APIRoute) and not isinstance(route.app, CheckedParameters):
             route.operation_id = route.name
+            route.app = CheckedParameters(route)
     return [*quick_routes(), *found]
 
 

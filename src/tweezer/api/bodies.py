@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import re
 import reprlib
 import zlib
@@ -36,7 +37,9 @@ MAX_RATIO = 200
 """How many times as large as it was sent a body may be that unpacks to more."""
 
 _STEP = 1 << 18  # unpacked or decoded at once, while all others wait
+_EXPLAINED = 1 << 20  # up to this size, the field that makes a body no JSON is looked for
 _SHOWN_LENGTH = 100
+_PROBLEM_LENGTH = 500
 _PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
@@ -186,11 +189,8 @@ def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> 
         raise Refused(400, "not_json", "is empty; it is to be JSON", field="body")
     try:
         document = msgspec.json.decode(data)
-    except UnicodeDecodeError as error:
-        raise Refused(400, "not_json", "is not UTF-8 text", field="body") from error
-    except msgspec.DecodeError as error:
-        problem = str(error).removeprefix("JSON is malformed: ")
-        raise Refused(400, "not_json", f"is not JSON: {problem}", field="body") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_json(data, str(error), root) from error
     if keys != _count_keys(document):
         if len(data) > _STEP:  # to find it takes several times as long as all the rest, and nobody else runs meanwhile
             problem = "has a key that is given twice in one object"
@@ -261,7 +261,7 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
 
     json.loads(data, object_pairs_hook=look)
     (name,) = repeated
-    return name if name.isprintable() and 0 < len(name) <= _SHOWN_LENGTH else reprlib.repr(name)
+    return _name(name)
 
 
 def body_docs(kind: Any) -> dict[str, Any]:
@@ -274,6 +274,75 @@ def body_docs(kind: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, BODY_SCHEMAS: structs}
 
 
+def _not_json(data: bytes | bytearray, problem: str, root: str) -> Refused:
+    """Return the error for a text that msgspec cannot read; it names the field where Python's JSON can find it."""
+    field, problem = "body", f"is not JSON: {problem.removeprefix('JSON is malformed: ')}"
+    if len(data) <= _EXPLAINED:
+        try:
+            document = _lenient(bytes(data).decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            problem = "is not UTF-8 text; encode it as UTF-8"
+        except ValueError:
+            pass  # broken in a way that no field can be found in
+        else:
+            found = next(_unsendable(document), None)
+            if found is not None:
+                place, problem = found
+                field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
+    return Refused(400, "not_json", problem, field=field)
+
+
+class _Constant(str):
+    """``NaN``, ``Infinity`` or ``-Infinity``, which Python writes and JSON does not have."""
+
+    __slots__ = ()
+
+
+_BARE = "Invalid control character at"  # as Python's JSON says it
+_MARK = "\udcff"
+
+
+def _lenient(text: str) -> Any:
+    """Decode what is JSON but for such constants, and halves of surrogate pairs. Raises ValueError.
+
+    The first control character that is not escaped is replaced by a mark, and others are let through.
+    """
+    try:
+        return json.loads(text, parse_constant=_Constant)
+    except json.JSONDecodeError as error:
+        if error.msg != _BARE:
+            raise
+        marked = f"{text[: error.pos]}{_MARK}{text[error.pos + 1 :]}"
+        return json.loads(marked, parse_constant=_Constant, strict=False)
+
+
+def _unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each place with a value that JSON or UTF-8 cannot hold, and what is wrong with it."""
+    match value:
+        case _Constant():
+            yield place, f"is {value}, which JSON does not have; send a finite number"
+        case float() if math.isinf(value):
+            yield place, "is a number that does not fit into 64 bits; send a smaller one"
+        case str() if _MARK in value:
+            yield place, "has a control character that is not escaped; remove it"
+        case str() if _HALF.search(value):
+            yield place, "has characters that are not Unicode text (half of a surrogate pair); remove them"
+        case dict():
+            for name, item in value.items():
+                inner = f"{place}.{_name(name)}"
+                yield from _unsendable(name, inner)
+                yield from _unsendable(item, inner)
+        case list():
+            for index, item in enumerate(value):
+                yield from _unsendable(item, f"{place}[{index}]")
+
+
+def _name(key: str) -> str:
+    """Return a key as part of a field's name; quoted and cut where it could be misread."""
+    return key if key.isprintable() and 0 < len(key) <= _SHOWN_LENGTH else reprlib.repr(key)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
 
@@ -286,4 +355,5 @@ def _invalid(message: str, root: str) -> InvalidInput:
     if missing := _MISSING.fullmatch(found["problem"]):
         place, problem = f"{place}.{missing['name']}", "is missing"
     field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
-    return InvalidInput(field, problem[:1].lower() + problem[1:])
+    problem = problem[:1].lower() + problem[1:]
+    return InvalidInput(field, problem if len(problem) <= _PROBLEM_LENGTH else f"{problem[:_PROBLEM_LENGTH]}…")

@@ -12,9 +12,11 @@ from fastapi import Depends, Header, Request, Response
 from tweezer.api.answers import success
 from tweezer.api.bodies import Bodies
 from tweezer.api.live import Live
+from tweezer.api.parameters import NO_CONTROLS
 from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
 from tweezer.api.schemas import Batch
 from tweezer.ledger.credentials import Principal
+from tweezer.model.checks import MAX_KEY_LENGTH
 from tweezer.model.errors import Conflict, NotFound, Unavailable
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord
@@ -34,7 +36,8 @@ IdempotencyKey = Annotated[
     str,
     Header(
         alias="Idempotency-Key",
-        max_length=255,
+        max_length=MAX_KEY_LENGTH,
+        pattern=NO_CONTROLS,
         description="Calls of a project with the same key within a day count once; with other content they conflict.",
     ),
 ]

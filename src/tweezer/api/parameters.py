@@ -1,15 +1,22 @@
-"""The parameters of lists: Pasqal's names, and a few of ours beside them."""
+"""The parameters of lists, in Pasqal's names and a few more, and what is checked of those of every route."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_origin
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from fastapi import Query
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tweezer.ledger.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -40,7 +47,8 @@ def _without_dashes(prefix: str) -> str:
     return prefix.replace("-", "").lower()
 
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"
+Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
 """A text without control characters, as :func:`tweezer.model.checks.check_text` takes it."""
 Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
 Time = Annotated[datetime, BeforeValidator(_iso), AfterValidator(_aware)]
@@ -191,3 +199,57 @@ JobsAsked = Annotated[WantedJobs, Query()]
 BatchPageAsked = Annotated[ListedBatches, Query()]
 JobPageAsked = Annotated[ListedJobs, Query()]
 DevicePageAsked = Annotated[ListedDevices, Query()]
+
+
+class CheckedParameters:
+    """ASGI middleware of a route: refuse what FastAPI would change without a word.
+
+    Of a parameter that has one value it takes the last one that was sent, and of a header the first; what is not UTF-8
+    text becomes U+FFFD.
+    """
+
+    def __init__(self, route: APIRoute) -> None:
+        self._app: ASGIApp = route.app
+        self._parameters = frozenset(_single(route.dependant, "query_params"))
+        self._headers = {name.lower().encode(): name for name in _single(route.dependant, "header_params")}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["query_string"]:
+            names = Counter(_names_of_texts(scope["query_string"]))
+            _check_once("query", (name for name in self._parameters if names[name] > 1))
+        if self._headers:
+            sent = Counter(name for name, _ in scope["headers"])
+            _check_once("header", (shown for name, shown in self._headers.items() if sent[name] > 1))
+        await self._app(scope, receive, send)
+
+
+def _single(dependant: Dependant, kind: str) -> Iterator[str]:
+    """Yield the names of the parameters that have one value; lists are tuples here."""
+    for parameter in getattr(dependant, kind):
+        annotation = parameter.field_info.annotation
+        is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        fields = annotation.model_fields if is_model else {parameter.alias: parameter.field_info}
+        yield from (name for name, field in fields.items() if get_origin(field.annotation) is not tuple)
+    for inner in dependant.dependencies:
+        yield from _single(inner, kind)
+
+
+def _names_of_texts(query: bytes) -> Iterator[str]:
+    """Yield the name of each parameter that was sent. Raises RequestValidationError for one that is not UTF-8."""
+    for part in query.split(b"&"):
+        name, _, value = (unquote_to_bytes(it.replace(b"+", b" ")) for it in part.partition(b"="))
+        shown = name.decode(errors="replace")
+        try:
+            (name + value).decode()
+        except UnicodeDecodeError:
+            raise _malformed("query", shown, "is not UTF-8 text; encode it as UTF-8") from None
+        yield shown
+
+
+def _check_once(kind: str, repeated: Iterable[str]) -> None:
+    for name in sorted(repeated):
+        raise _malformed(kind, name, "is given more than once; give it once")
+
+
+def _malformed(kind: str, name: str, problem: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": (kind, name), "msg": problem}])

@@ -13,6 +13,7 @@ from tweezer.api.auth import Authenticator
 from tweezer.api.dependencies import Caller, Ledger, Session
 from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs, unavailable
 from tweezer.api.logins import Logins, TooManyAttempts
+from tweezer.api.parameters import Text
 from tweezer.api.schemas_account import AccountProject, AccountSession, OAuthError, Token
 from tweezer.ledger.credentials import Principal
 from tweezer.ledger.database import Database
@@ -29,6 +30,7 @@ CURRENT = "current"
 """In place of the id of a session: the one of the request."""
 
 _FIELDS_MAX = 20
+_FORM_TYPE = "application/x-www-form-urlencoded"
 _GRANTS = ("password", "http://auth0.com/oauth/grant-type/password-realm")  # the latter is Auth0's word for it
 
 _UNKEPT = {"Pragma": "no-cache"}  # beside the no-store of all answers: RFC 6749 asks for both
@@ -39,7 +41,7 @@ _FORM = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/x-www-form-urlencoded": {
+            _FORM_TYPE: {
                 "schema": {
                     "type": "object",
                     "required": ["grant_type", "username", "password"],
@@ -78,7 +80,10 @@ async def open_session(request: Request) -> JSONResponse:
     """
     form = await _form(request)
     if form is None:
-        return _refusal(400, "invalid_request", "the body is not a form: send application/x-www-form-urlencoded")
+        problem = (
+            f"the body is not a form of up to {_FIELDS_MAX} fields; send UTF-8 as application/x-www-form-urlencoded"
+        )
+        return _refusal(400, "invalid_request", problem)
     missing = [name for name in ("grant_type", "username", "password") if not form.get(name)]
     if missing:
         return _refusal(400, "invalid_request", f"the form lacks {' and '.join(missing)}, or has it twice")
@@ -102,7 +107,9 @@ async def open_session(request: Request) -> JSONResponse:
 async def get_projects(
     caller: Caller,
     ledger: Ledger,
-    project_status: str | None = Query(None, description="All projects are `ACTIVE`: no others are asked for."),
+    project_status: Annotated[
+        Text | None, Query(description="All projects are `ACTIVE`: no others are asked for.")
+    ] = None,
 ) -> Envelope[list[AccountProject]]:
     """The projects that the key sees: its own, and all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
@@ -124,7 +131,7 @@ async def end_session(
     caller: Session,
     ledger: Ledger,
     session_id: Annotated[
-        str, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
+        Text, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
     ],
 ) -> Envelope[None]:
     """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key."""
@@ -138,7 +145,7 @@ async def end_session(
 async def _form(request: Request) -> dict[str, str] | None:
     """The fields that are there once; None when the body is no form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
+    if kind != _FORM_TYPE:
         return None
     try:
         pairs = parse_qsl(

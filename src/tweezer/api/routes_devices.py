@@ -34,6 +34,7 @@ from tweezer.api.schemas_statistics import QueueSize, QueueTime
 from tweezer.ledger import statistics
 from tweezer.ledger.database import Database
 from tweezer.model import specs as model
+from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.devices import planned
@@ -109,6 +110,8 @@ async def set_statuses(
     is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
     changes."""
     body = await bodies.read(request, StatusesBody, account=caller.account)
+    for place, name in enumerate(body.device_type_names):
+        check_text(f"device_type_names[{place}]", name, MAX_DEVICE_LENGTH)
     names = [(await live.device(name)).name for name in body.device_type_names]
     for name in names:
         await _set_status(queue, name, body)

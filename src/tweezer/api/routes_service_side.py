@@ -19,6 +19,7 @@ from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.live import Live
 from tweezer.api.schemas import Batch, Job
 from tweezer.ledger.credentials import Principal
+from tweezer.model.checks import check_characters
 from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault
@@ -74,6 +75,7 @@ async def set_batch_status(
     and the batch when nothing of it runs any more, `TIMED_OUT` ends one that is open without work."""
     batch = await live.batch(caller, batch_id)
     body = await bodies.read(request, BatchStatusBody, account=caller.account)
+    check_characters("reason", body.reason or "", lines=True)
     if body.status is not batch.status:
         if batch.status.terminal:
             raise ended("batch", batch_id)

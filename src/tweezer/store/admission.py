@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.model.arguments import shown
 from tweezer.model.checks import MAX_DEVICE_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import InvalidInput
@@ -141,8 +142,8 @@ class Admission:
             if device is None:
                 raise InvalidInput(
                     "device",
-                    f"is missing, and the sequence is for {name!r}; there are {_listed(devices)}: name one, or build "
-                    "the sequence with its specs",
+                    f"is missing, and the sequence is for {shown(name)}; there are {_listed(devices)}: name one, or "
+                    "build the sequence with its specs",
                 )
         return device
 
@@ -155,7 +156,7 @@ class Admission:
         if device is None:
             names = await self._reader.device_names()
             there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
-            raise InvalidInput("device", f"there is no device {name!r}; {there}")
+            raise InvalidInput("device", f"there is no device {shown(name)}; {there}")
         self._devices[name] = (time.monotonic(), device)
         return device
 
@@ -191,4 +192,4 @@ def _priority(priority: str) -> Priority:
     try:
         return Priority(priority)
     except ValueError:
-        raise InvalidInput("priority", f"is {priority!r}; it is one of {', '.join(Priority)}") from None
+        raise InvalidInput("priority", f"is {shown(priority)}; it is one of {', '.join(Priority)}") from None

@@ -1,0 +1,358 @@
+"""Each parameter and field of each HTTP route, given what it cannot use: an answer that names it, and no change.
+
+Routes and their parameters are those of the OpenAPI document, so that a new one is tested without being listed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+from uuid import uuid4
+
+import httpx
+import pytest
+import sqlalchemy
+from tests.support.api_rig import HOST, PROJECT, SOON_S, ApiRig, bearer
+from tests.support.effort import FULL
+from tests.support.hostile_values import LARGE, NUMBERS, TEXTS, TYPES, json_with
+
+from tweezer.ledger.database import Database
+from tweezer.ledger.keys import create_session
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.users import create_user
+from tweezer.model.ids import job_id
+from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.settings import Settings
+
+LATER, LATEST = "2030-11-01T09:00:00Z", "2030-11-01T19:00:00Z"
+VALUES = {**TEXTS, **NUMBERS, **TYPES, **LARGE}
+LONG = 2000  # characters of a description that nobody reads to its end
+NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
+FORM = "application/x-www-form-urlencoded"
+NOT_SERVED = "/workloads"  # answers 501
+
+QUERIES = {"scope": "MONTH", "project_id": PROJECT}
+"""Parameters that a request of an operator needs."""
+
+NOT_SHOWN = {"jobs[0].sequence", "[0].sequence", "ed25519", "all"}
+"""Fields that no answer has."""
+
+PASSED_OVER = {("signature", "link_expired"), ("expires", "not_found"), ("issued", "not_found")}
+"""Parameters of links: one that is wrong makes no good link, and without a signature the others are not read."""
+
+OTHERS_NAMED = {
+    "device_type": "sequence_builder",  # without a device, the one that the sequence is for
+    "is_emulator": "specs",  # which are not valid here; to read valid ones takes seconds
+    "active": "specs",
+    "jobs": "project_id",
+}
+"""Fields that are right, and which other one is then wrong."""
+
+
+class Place(NamedTuple):
+    """Where in a request a value goes. name: of the field, as errors have it."""
+
+    kind: str
+    name: str
+    path: tuple[str | int, ...] = ()
+    described: str = ""
+
+
+class Operation(NamedTuple):
+    method: str
+    path: str
+    described: dict[str, Any]
+
+    @property
+    def is_stream(self) -> bool:
+        return self.path.endswith("/stream")
+
+    @property
+    def content_type(self) -> str:
+        return next(iter(self.described.get("requestBody", {}).get("content", {})), "")
+
+
+class Rig(ApiRig):
+    """A rig with a batch, a device and a webhook to name in requests."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(settings, database)
+        self.document = self.app.openapi()
+        with database.write() as connection:
+            user = create_user(connection, "grace", None).id
+            self.session = bearer(create_session(connection, user, session_s=600).text)
+        self.ids: dict[str, str] = {}
+        self.devices = 0
+        self.seen: set[tuple[str, str]] = set()
+
+    async def furnish(self) -> None:
+        """Make new things, on which no request has acted."""
+        await self.store.redis.flushdb()
+        self.devices += 1
+        device = f"NULL{self.devices}"
+        await self.store.tickets.heartbeat(
+            "w",
+            device,
+            ttl_s=600,
+            about_device={"adapter": "null", "exclusive": 0, "max_runs": 1000, "checks_sequence": 0},
+            about_worker={"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1},
+        )
+        batch_id = await self.submit([JobSpec(runs=1)], doc=BatchDoc(device=device, sequence="{}"), open=True)
+        if self.ids:
+            await self.http.delete(f"/api/v2/webhooks/{self.ids['webhook_id']}")  # a project has 20 at most
+        answer = await self.http.post("/api/v2/webhooks", json={"url": "https://a.example.org/", "project_id": PROJECT})
+        self.ids = {
+            "batch_id": str(batch_id),
+            "job_id": str(job_id(batch_id, 0)),
+            "device": device,
+            "window": "5f3a90c1",
+            "workload_id": str(batch_id),
+            "webhook_id": answer.json()["data"]["webhook"]["id"],
+            "delivery_id": str(uuid4()),
+        }
+
+    def body(self, schema: str) -> Any:
+        """A body that is valid."""
+        jobs = [{"runs": 1, "variables": {"a": 1.0}}]
+        bodies: dict[str, Any] = {
+            "BatchBody": {
+                "jobs": jobs,
+                "device_type": self.ids["device"],
+                "project_id": PROJECT,
+                "sequence_builder": "{}",
+                "configuration": {"dt": 1},
+            },
+            "JobBody": jobs,
+            "": ["a"],  # tags
+            "BatchesBody": {"batch_ids": [str(uuid4())]},
+            "BatchStatusBody": {"status": "ERROR"},
+            "JobStatusBody": {"errors": ["it broke"]},
+            "JobErrorsBody": {"errors": ["it broke"]},
+            "NewDevice": {"device_type": "NEW", "specs": "{}"},
+            "StatusBody": {"status": "DOWN"},
+            "StatusesBody": {"device_type_names": [self.ids["device"]], "status": "DOWN"},
+            "MaintenanceBody": {"begins_at": LATER, "ends_at": LATEST, "reason": "new lens"},
+            "SpecsBody": {"specs": "{}"},
+            "NewWebhook": {"url": "https://hooks.example.org/", "project_id": PROJECT},
+            "WebhookChange": {},
+            "ResendBody": {"since": LATER},
+        }
+        return bodies[schema]
+
+    def operations(self) -> Iterator[Operation]:
+        for path, methods in self.document["paths"].items():
+            for method, described in methods.items():
+                yield Operation(method.upper(), path, described)
+
+    def places(self, operation: Operation) -> Iterator[Place]:
+        for parameter in operation.described.get("parameters", ()):
+            yield Place(parameter["in"], parameter["name"], (), json.dumps(parameter))
+        for content in operation.described.get("requestBody", {}).get("content", {}).values():
+            yield from self._fields(content["schema"], "", ())
+
+    def _fields(self, described: dict[str, Any], name: str, path: tuple[str | int, ...]) -> Iterator[Place]:
+        yield Place("body", name or "body", path, json.dumps(described))
+        for choice in described.get("anyOf", (described,)):
+            schema = choice
+            if "$ref" in choice:
+                schema = self.document["components"]["schemas"][choice["$ref"].rpartition("/")[2]]
+            for field, inner in schema.get("properties", {}).items():
+                yield from self._fields(inner, f"{name}.{field}".removeprefix("."), (*path, field))
+            if "items" in schema:
+                yield from self._fields(schema["items"], f"{name}[0]", (*path, 0))
+            if schema.get("type") == "object" and "properties" not in schema:
+                yield Place("body", f"{name}.x", (*path, "x"))
+
+    def values(self, operation: Operation, place: Place) -> dict[str, Any]:
+        """What a place is sent: all of it, but in a short run only where no route before has the same."""
+        values = dict(VALUES)
+        if place.kind == "header" or operation.content_type == FORM:
+            values = dict(TEXTS)
+        elif place.kind != "body":
+            values = {name: value for name, value in VALUES.items() if name not in LARGE}
+        if place.kind in ("path", "query"):
+            del values["a million characters"]  # no client sends such a URL, and the server reads none
+        if operation.is_stream:
+            return {name: values[name] for name in NEVER_TAKEN}  # the others may be taken, and then it does not end
+        if FULL:
+            return values
+        if (place.kind, place.described) in self.seen:
+            name = list(values)[len(operation.path) % len(values)]
+            return {name: values[name]}
+        self.seen.add((place.kind, place.described))
+        if not any(word in place.described for word in ("array", "object", "$ref")):
+            values.pop("a million elements", None)
+        return values
+
+    def request(
+        self, operation: Operation, place: Place | None = None, value: Any = None, *, repeated: bool = False
+    ) -> httpx.Request:
+        named = {"session_id": str(uuid4()), **self.ids}
+        given = self.http.headers.copy()
+        given.update(self.session if "/sessions" in operation.path else {})
+        headers = [(name.encode(), text.encode()) for name, text in given.items()]
+        text = value if isinstance(value, str) else json.dumps(value) if place and place.kind != "body" else ""
+        content = b""
+        query: dict[str, Any] = {
+            parameter["name"]: QUERIES[parameter["name"]]
+            for parameter in operation.described.get("parameters", ())
+            if parameter["name"] in QUERIES and "array" not in json.dumps(parameter)
+        }
+        if operation.content_type == FORM:
+            form = {"grant_type": "password", "username": "ada", "password": "pw"}
+            fields = form if place is None else {**form, place.name: text}
+            content = urlencode(fields, errors="surrogatepass").encode()
+        elif operation.content_type:
+            schema = operation.described["requestBody"]["content"][operation.content_type]["schema"]
+            body = self.body(schema.get("items", schema).get("$ref", "").rpartition("/")[2])
+            content = (
+                json_with(body, place.path, value) if place and place.kind == "body" else json.dumps(body).encode()
+            )
+        if place is not None:
+            match place.kind:
+                case "path":
+                    named[place.name] = text
+                case "query":
+                    query[place.name] = [text] * (1 + repeated)
+                case "header":
+                    headers += [(place.name.encode(), text.encode(errors="surrogatepass"))] * (1 + repeated)
+        if operation.content_type:
+            headers.append((b"content-type", operation.content_type.encode()))
+        quoted = {name: quote(part, safe="", errors="surrogatepass") for name, part in named.items()}
+        url = HOST + operation.path.format_map(quoted)
+        if query:
+            url += "?" + urlencode(query, doseq=True, errors="surrogatepass")
+        return httpx.Request(operation.method, url, headers=headers, content=content)
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        return await asyncio.wait_for(self.http.send(request), SOON_S)
+
+    async def everything(self) -> dict[Any, Any]:
+        """All that Redis and the ledger hold, but for the answers that repeated calls are given again."""
+        held: dict[Any, Any] = {}
+        redis: Any = self.store.redis
+        for key in await redis.keys("*"):
+            if b":calls:" not in key:
+                held[key] = await redis.dump(key)
+        with self.database.read() as connection:
+            for table in sqlalchemy.inspect(connection).get_table_names():
+                held[table] = connection.execute(sqlalchemy.text(f"SELECT * FROM {table}")).fetchall()  # noqa: S608
+        return held
+
+
+@pytest.fixture
+async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Rig]:
+    monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
+    database = Database.open(OpenDatabase(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ledger.db')}"))
+    settings = Settings(data_dir=tmp_path, requests_per_s=100_000, requests_burst=100_000, longpoll_s=0)
+    rig = Rig(settings, database)
+    rig.key()
+    await rig.furnish()
+    yield rig
+    await rig.close()
+    database.close()
+
+
+def complaint(operation: Operation, place: Place, name: str, value: Any, answer: httpx.Response) -> str:
+    """What is wrong with an answer; '' if nothing is."""
+    if NOT_SERVED in operation.path and answer.status_code == 501:
+        return ""
+    if answer.status_code >= 500:
+        return "failed"
+    if answer.status_code < 400:
+        if name in NEVER_TAKEN or (place.kind == "body" and (name in NUMBERS or name in LARGE)):
+            return "was taken"
+        shown = place.kind == "body" and place.name not in NOT_SHOWN and value not in (None, "", [], {})
+        kept = not shown or _has(answer.json(), value)
+        return "" if kept else "was changed"
+    told = answer.json()
+    if operation.content_type == FORM:  # OAuth's errors, without a field
+        return "" if answer.status_code in (413, 429) or told["error_description"] else "has no description"
+    assert told["status"] == "fail"
+    assert told["code"] == str(answer.status_code)
+    field, description = told["data"]["field"], told["data"]["description"]
+    if len(description) > LONG:
+        return "is told at length"
+    if field is not None and description.startswith(f"{field}: "):
+        if field.startswith(place.name) or place.name.startswith(field):
+            return ""
+        if place.name == "body" or field == OTHERS_NAMED.get(place.name):
+            return ""
+        if (field == "body" and name in LARGE) or (field == "body" and told["data"]["reason"] == "body_too_large"):
+            return ""
+        if place.path and isinstance(place.path[0], int) and field.partition("[")[0] in ("jobs", "tags"):
+            return ""  # a body that is a list has no name
+        if operation.path.endswith("/rebatch") and place.kind == "query" and field == "jobs":
+            return ""  # none of the batch's jobs is so
+    if answer.status_code == 404 and place.kind in ("path", "query") and name not in ("NUL", "ESC"):
+        return ""  # there is nothing of that name
+    if answer.status_code == 404 and str(value) in description:
+        return ""
+    if (place.name, told["data"]["reason"]) in PASSED_OVER:
+        return ""
+    if operation.path.endswith("/rebatch") and told["data"]["reason"] == "open":
+        return ""  # the parameter is right, and the batch is not
+    return "does not name the field"
+
+
+def _has(document: Any, value: Any) -> bool:
+    if isinstance(document, dict):
+        return document == value or any(_has(item, value) for item in document.values())
+    if isinstance(document, list):
+        return document == value or any(_has(item, value) for item in document)
+    return type(document) is type(value) and bool(document == value)
+
+
+@pytest.mark.timeout(600 if FULL else 120)
+async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(rig: Rig) -> None:
+    complaints = []
+    asked = 0
+    for operation in rig.operations():
+        written = {} if operation.method == "GET" else await rig.everything()
+        for place in rig.places(operation):
+            for name, value in rig.values(operation, place).items():
+                answer = await rig.send(rig.request(operation, place, value))
+                asked += 1
+                if problem := complaint(operation, place, name, value, answer):
+                    what = f"{operation.method} {operation.path}: {place.kind} {place.name} = {name} {problem}"
+                    complaints.append(f"{what}: {answer.status_code} {answer.text[:300]}")
+                if answer.status_code < 400 and operation.method != "GET":
+                    await rig.furnish()
+                    written = await rig.everything()
+        if operation.method != "GET" and operation.content_type != FORM and await rig.everything() != written:
+            complaints.append(f"{operation.method} {operation.path} refuses, and changes something")
+    assert not complaints, "\n".join(complaints)
+    assert asked > 1000
+    assert (await rig.http.get("/ready")).status_code == 200
+    await rig.furnish()
+
+
+async def test_a_parameter_or_key_that_is_given_twice_is_refused_by_its_name(rig: Rig) -> None:
+    wrong = []
+    for operation in rig.operations():
+        if NOT_SERVED in operation.path:
+            continue
+        for place in rig.places(operation):
+            described = json.loads(place.described or "{}")
+            if place.kind in ("query", "header") and "array" not in json.dumps(described["schema"]):
+                request = rig.request(operation, place, "1", repeated=True)
+            elif place.kind == "body" and len(place.path) == 1 and isinstance(place.path[0], str):
+                request = rig.request(operation)
+                if operation.content_type == FORM:
+                    continue
+                twice = f'{{"{place.name}": 1, "{place.name}": 1}}'.encode()
+                headers = {**dict(request.headers), "content-length": str(len(twice))}
+                request = httpx.Request(request.method, request.url, headers=headers, content=twice)
+            else:
+                continue
+            answer = await rig.send(request)
+            found = answer.json().get("data", {})
+            if (answer.status_code, found["field"]) not in ((422, place.name), (400, place.name)):
+                wrong.append(f"{operation.method} {operation.path}: {place.name}: {answer.text[:300]}")
+            assert "twice" in answer.text or "more than once" in answer.text, answer.text
+    assert not wrong, "\n".join(wrong)
