@@ -429,7 +429,9 @@ def log_out(access: Access, *, name: str, session: str | None, as_json: bool) ->
     """End the sessions of a user, or the one of this id, within a second."""
     with _writing(access, "users log-out") as connection:
         user = ledger_users.find_user(connection, name)
-        ended = ledger_keys.end_sessions(connection, user.id, None if session is None else read_key_id(session))
+        ended = ledger_keys.end_sessions(
+            connection, user.id, None if session is None else read_key_id(session, kind="session")
+        )
     if as_json:
         click.echo(msgspec.json.encode(ended))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from tweezer.model.errors import TweezerError
 
 FAILED = 1
 INTERRUPTED = 130
+
+_MESSAGE_LENGTH = 2000
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
@@ -82,6 +85,7 @@ class CommandGroup(click.Group):
             raise TweezerError(
                 f"`tweezer {cmd_name}` needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
             ) from error
+        _check_values(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -111,7 +115,7 @@ class CommandGroup(click.Group):
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
         except click.ClickException as error:
-            error.message = show.escaped(error.message, lines=True)  # type: ignore[misc]  # final for subclasses
+            error.message = show.escaped(_short(error.message), lines=True)  # type: ignore[misc]  # final for subclasses
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
@@ -133,6 +137,67 @@ class CommandGroup(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Text(click.types.StringParamType):
+    """A text of the command line: without control characters, and of bytes that the locale's encoding can read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        if not text.isprintable():  # which is quick to ask, and true of nearly all
+            from tweezer.model.checks import check_characters
+            from tweezer.model.errors import InvalidInput
+
+            try:
+                check_characters("", text)
+            except InvalidInput as error:
+                self.fail(error.problem, param, ctx)
+        return text
+
+
+class _Number(click.types.FloatParamType):
+    """A finite number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return _check_finite(self, super().convert(value, param, ctx), param, ctx)
+
+
+class _NumberRange(click.FloatRange):
+    """A finite number within a range; NaN is within every one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return _check_finite(self, super().convert(value, param, ctx), param, ctx)
+
+
+def _check_finite(
+    kind: click.ParamType[Any], number: float, param: click.Parameter | None, ctx: click.Context | None
+) -> float:
+    if not math.isfinite(number):
+        kind.fail(f"{number} is not a finite number.", param, ctx)
+    return number
+
+
+_TEXT, _NUMBER = _Text(), _Number()
+
+
+def _check_values(command: click.Command) -> None:
+    """Make the command, and those in it, refuse values that they could neither show, store nor count with."""
+    for parameter in command.params:
+        if parameter.type is click.STRING:
+            parameter.type = _TEXT
+        elif parameter.type is click.FLOAT:
+            parameter.type = _NUMBER
+        elif type(parameter.type) is click.FloatRange:
+            it = parameter.type
+            parameter.type = _NumberRange(it.min, it.max, it.min_open, it.max_open, it.clamp)
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _check_values(inner)
+
+
+def _short(message: str) -> str:
+    """Return a message without the middle where it repeats a long value."""
+    return message if len(message) <= _MESSAGE_LENGTH else f"{message[: _MESSAGE_LENGTH // 2]}…{message[-200:]}"
+
+
 def _end(message: str) -> NoReturn:
-    show.echo(f"Error: {message}", err=True)
+    show.echo(f"Error: {_short(message)}", err=True)
     sys.exit(FAILED)

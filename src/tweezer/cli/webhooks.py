@@ -159,7 +159,9 @@ def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
 
 @webhooks.command(name="test")
 @_id
-@click.option("--wait", "wait_s", type=float, default=30.0, show_default=True, metavar="S", help="How long to wait.")
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S", help="How long to wait."
+)
 @_json
 @click.pass_context
 @pass_access

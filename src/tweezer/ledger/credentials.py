@@ -90,16 +90,15 @@ def key_digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def read_key_id(text: str) -> str:
-    """The id in what somebody calls a key by: the id, with or without the prefix, or the whole key.
+def read_key_id(text: str, *, kind: str = "key") -> str:
+    """Return the id in what a user calls a key, or a session, by: the id, with or without its prefix, or the whole key.
 
-    Raises InvalidInput("key", …), which does not quote the text.
+    Raises InvalidInput(kind, …), which does not quote the text.
     """
     match = _KEY.fullmatch(text) or _KEY_ID.fullmatch(text)
     if match is None:
-        raise InvalidInput(
-            "key", f"is no key: write its id, {_ID_LETTERS} letters and digits as `tweezer keys list` has"
-        )
+        listed = " as `tweezer keys list` shows them" if kind == "key" else ""
+        raise InvalidInput(kind, f"is not the id of a {kind}; write its {_ID_LETTERS} letters and digits{listed}")
     return match[1]
 
 

@@ -1,0 +1,269 @@
+"""Each option and argument of each command, given what it cannot use: one sentence that names it, and no change.
+
+Commands and their parameters are those that click has, so that a new one is tested without being listed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import click
+import pytest
+import sqlalchemy
+from click.testing import CliRunner, Result
+from tests.support.effort import FULL
+from tests.support.hostile_values import DEPTH, TEXTS
+
+from tweezer.cli import main
+from tweezer.ledger.database import Database
+from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.projects import create_project
+from tweezer.ledger.users import create_user
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc, JobSpec
+from tweezer.store.connection import Connect, Store
+
+DEVICE = "NULL"
+SOON_S = 20.0
+LONG = 3000
+"""Characters of a message that nobody reads to its end."""
+
+VALUES = {
+    **TEXTS,
+    "half a surrogate pair": os.fsdecode(b"a\xed\xa0\x80b"),  # as a shell gives it
+    "NaN": "NaN",
+    "1e400": "1e400",
+    "a depth of 10,000": "[" * DEPTH,
+    "a word": "abc",
+    "a negative number": "-7",
+}
+NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
+ENDLESS = {"demo", "up", "worker", "recorder", "courier", "chores", "api", "qpu-sim", "webhooks listen"}
+"""Commands that serve until they are told to stop, if they take what they are given."""
+
+NO_QUESTIONS = {"delete", "projects delete", "webhooks remove", "dead-letters drop"}
+GIVEN = {
+    "submit": ["--device", DEVICE, "--runs", "1"],
+    "add": ["--runs", "1"],
+    "users create": ["--generate"],
+    "users password": ["--generate"],
+    "pause": ["--device", DEVICE],
+    "projects limit": ["--queued-jobs", "5"],
+}
+SHOWN = {"NUL": "\\x00", "ESC": "\\x1b", "half a surrogate pair": "\\udced", "U+202E": "\\u202e"}
+STATES = ("no job has ended yet", "the ledger is not empty")
+"""What may stop a command before it looks at a value."""
+
+
+class Command(NamedTuple):
+    """A command. words: that call it; after: what follows its own arguments."""
+
+    name: str
+    command: click.Command
+    words: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+class Stuck(Exception):
+    """A command did not end."""
+
+
+class Terminal:
+    """Commands on a queue and a ledger that have little in them."""
+
+    def __init__(self, url: str, database_url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+        self.database_url = database_url
+        self.batch = str(asyncio.run(self._furnish()))
+        database = Database.open(OpenDatabase(database_url))
+        with database.write() as connection:
+            create_project(connection, "Default", "default")
+            create_user(connection, "ada", None)
+        database.close()
+        self.endpoint = json.loads(self.run("webhooks", "add", "https://hooks.example.org/", "--json").stdout)["id"]
+
+    async def _furnish(self) -> Any:
+        about = {"adapter": "null", "exclusive": 0, "max_runs": 1000, "checks_sequence": 0}
+        worker = {"lanes": 1, "started": 1, "host": "here", "version": "0", "record_version": 1}
+        async with Store.open(Connect(self.url)) as store:
+            await store.redis.flushdb()
+            await store.tickets.heartbeat("w", DEVICE, ttl_s=600, about_device=about, about_worker=worker)
+            doc = BatchDoc(device=DEVICE, sequence="{}")
+            return await store.commands.submit(new_batch_id(), "default", doc, [JobSpec(runs=1)], open=True)
+
+    def furnish(self) -> None:
+        self.batch = str(asyncio.run(self._furnish()))
+
+    def valid(self, parameter: click.Parameter) -> list[str]:
+        """What a parameter that must be given is given."""
+        values = {
+            "batch": self.batch,
+            "batches": self.batch,
+            "sequence_file": str(self.folder / "sequence.json"),
+            "device": DEVICE,
+            "name": "ada",
+            "project": "default",
+            "kept_s": "30d",
+            "key": "abc",
+            "window": "5f3a90c1",
+            "url": "https://hooks.example.org/",
+            "file": str(self.folder / "no-such.tar"),
+            "endpoint_id": self.endpoint,
+            "type_": "job.done",
+            "begins": "2040-01-31T08:00",
+            "ends": "2040-01-31T09:00",
+            "reason": "new lens",
+            "letters": "1",
+            "delivery": "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21",
+        }
+        return [values[str(parameter.name)]]
+
+    def arguments(self, command: Command, wrong: click.Parameter, value: str) -> list[str]:
+        """The words of a call that is right but for one parameter."""
+        options, arguments = [], []
+        for parameter in command.command.params:
+            values = [value] if parameter is wrong else self.valid(parameter) if parameter.required else []
+            if isinstance(parameter, click.Option):
+                options += [word for each in values for word in (max(parameter.opts, key=len), each)]
+            else:
+                arguments += values
+        return [*command.words, *GIVEN.get(command.name, ()), *options, "--", *arguments, *command.after]
+
+    def run(self, *words: str, before: tuple[str, ...] = ()) -> Result:
+        environment = {"TWEEZER_DATABASE_URL": self.database_url, "TWEEZER_DATA_DIR": str(self.folder / "data")}
+        signal.setitimer(signal.ITIMER_REAL, SOON_S)
+        try:
+            return CliRunner(env=environment).invoke(main, ["--redis", self.url, *before, *words], input="n\n")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def everything(self) -> Any:
+        return asyncio.run(self._everything())
+
+    async def _everything(self) -> dict[Any, Any]:
+        held: dict[Any, Any] = {}
+        async with Store.open(Connect(self.url)) as store:
+            redis: Any = store.redis
+            for key in await redis.keys("*"):
+                held[key] = await redis.dump(key)
+        database = Database.open(OpenDatabase(self.database_url))
+        with database.read() as connection:
+            for table in sqlalchemy.inspect(connection).get_table_names():
+                held[table] = connection.execute(sqlalchemy.text(f"SELECT * FROM {table}")).fetchall()  # noqa: S608
+        database.close()
+        held["files"] = sorted(str(path) for path in self.folder.rglob("*") if not path.name.endswith(("-wal", "-shm")))
+        return held
+
+
+@pytest.fixture
+def terminal(
+    real_redis_url: str, sqlite_template: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Terminal]:
+    for name in os.environ:
+        if name.startswith("TWEEZER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sequence.json").write_text("{}", encoding="utf-8")
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stuck
+
+    before = signal.signal(signal.SIGALRM, end)
+    yield Terminal(real_redis_url, f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ledger.db')}", tmp_path)
+    signal.signal(signal.SIGALRM, before)
+
+
+def commands() -> Iterator[Command]:
+    context = click.Context(main)
+
+    def walk(command: click.Command, name: str, words: tuple[str, ...]) -> Iterator[Command]:
+        if not isinstance(command, click.Group):
+            yield Command(name, command, words)
+            return
+        if name and command.params:
+            yield Command(name, command, words, ("list",))
+            words = (*words, *(DEVICE for _ in command.params))
+        for inner in command.list_commands(context):
+            found = command.get_command(context, inner)
+            assert found is not None
+            yield from walk(found, f"{name} {inner}".lstrip(), (*words, inner))
+
+    yield from walk(main, "", ())
+
+
+def names(parameter: click.Parameter) -> set[str]:
+    """By what a message may name a parameter."""
+    if isinstance(parameter, click.Option):
+        words = {*parameter.opts}
+    else:
+        words = {parameter.make_metavar(click.Context(main)).strip("[].").replace("...", "")}
+    if parameter.name in ("batch", "batches"):
+        words.add("batch_id")
+    return {*words, *(word.lstrip("-").replace("-", "_") for word in words), str(parameter.name)}
+
+
+def complaint(command: Command, parameter: click.Parameter, name: str, value: str, ran: Result) -> str:
+    """What is wrong with how a call ended; '' if nothing is."""
+    is_path = isinstance(parameter.type, (click.Path, click.File))
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        return f"raised {type(ran.exception).__name__}"
+    if ran.exit_code in (0, 130):
+        return "was taken" if name in NEVER_TAKEN and not is_path else ""
+    if ran.exit_code not in (1, 2):
+        return f"exited with {ran.exit_code}"
+    if "Traceback" in ran.stderr or "bug" in ran.stderr:
+        return "failed"
+    if len(ran.stderr) > LONG:
+        return f"is told in {len(ran.stderr)} characters"
+    said = ran.stderr.strip().splitlines()[-1]
+    shown = SHOWN.get(name, value)[:20]
+    if any(word in said for word in names(parameter)) or (shown and shown in said):
+        return ""
+    if (is_path and not value) or any(state in said for state in STATES):
+        return ""
+    return "is not named"
+
+
+def test_a_hostile_value_is_refused_by_the_name_of_its_parameter_or_kept(terminal: Terminal) -> None:
+    complaints: list[str] = []
+    seen: set[tuple[str, str]] = set()
+    asked = 0
+    for command in commands():
+        written = terminal.everything()
+        for parameter in command.command.params:
+            if isinstance(parameter, click.Option) and parameter.is_flag:
+                continue
+            values = dict(VALUES)
+            known = (str(parameter.name), parameter.type.name)
+            if not FULL and known in seen:
+                name = list(VALUES)[len(command.name) % len(VALUES)]
+                values = {name: VALUES[name]}
+            seen.add(known)
+            if isinstance(parameter.type, (click.Path, click.File)):
+                values.pop("NUL", None)  # no shell can give it
+                if command.name in ENDLESS:
+                    continue
+            if command.name in ENDLESS:
+                wrong = (*NEVER_TAKEN, "NaN", "1e400") if "float" in parameter.type.name else NEVER_TAKEN
+                values = {name: values[name] for name in wrong if name in values}
+            for name, value in values.items():
+                ran = terminal.run(*terminal.arguments(command, parameter, value))
+                asked += 1
+                if problem := complaint(command, parameter, name, value, ran):
+                    what = f"{command.name}: {parameter.opts[0]} = {name} {problem}"
+                    complaints.append(f"{what}: {ran.output[-300:]!r} {ran.exception!r}"[:600])
+                if ran.exit_code in (0, 130):
+                    terminal.furnish()
+                    written = terminal.everything()
+        if terminal.everything() != written:
+            complaints.append(f"{command.name} refuses, and changes something")
+    assert asked > 500
+    assert not complaints, "\n".join(complaints)
