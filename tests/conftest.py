@@ -40,6 +40,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return _PROCESSES_A_CORE * (os.cpu_count() or 1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_tweezer_is_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the `tweezer up` of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _reset_logs() -> Iterator[None]:
     """Undo what a test, or a command that it ran, configured: a level would hide events from the tests after it."""

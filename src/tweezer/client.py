@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.data_folder import DATA_DIR, REDIS_URL, running_environment
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
 from tweezer.model.backoff import Backoff
@@ -633,57 +634,70 @@ def connect_async(
     url: str | None = None,
     *,
     project: str | None = None,
-    namespace: str = "tweezer",
+    namespace: str | None = None,
     retry_s: float = 10.0,
     results_dir: str | Path | None = None,
     database_url: str | None = None,
 ) -> AsyncQueue:
-    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
-    ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else ``default``).
+    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
+    ``tweezer up``, else this machine's). ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else
+    ``default``). ``namespace``: first part of all keys (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
 
     ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
     ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
     ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:
     ``TWEEZER_DATABASE_URL``; needs the extra ``server``). Raises InvalidInput, naming the argument.
+
+    Where neither ``url`` nor ``TWEEZER_REDIS_URL`` names a Redis, a ``tweezer up`` that runs in the data folder
+    (``TWEEZER_DATA_DIR``, else the default one) gives what no argument and no variable does.
     """
-    whose = project if project is not None else os.environ.get("TWEEZER_PROJECT_ID") or "default"
+    variables = _variables(url)
+    whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID") or "default"
     if not is_project_id(whose):
         raise InvalidInput(
             "project", f"expects 1 to 64 letters, digits, dots, dashes and underscores, got {shown(whose)}"
         )
     if database_url is not None:
         check_text("database_url", database_url, _MAX_URL_LENGTH)
-    ledger = database_url or os.environ.get("TWEEZER_DATABASE_URL")
+    ledger = database_url or variables.get("TWEEZER_DATABASE_URL")
     return AsyncQueue(
-        open_store(url, namespace, results_dir),
+        _open_store(url, namespace, results_dir, variables),
         whose,
         retry_s=check_seconds("retry_s", retry_s),
         ledger=OpenDatabase(ledger, connections_max=2) if ledger else None,
     )
 
 
-def open_store(url: str | None, namespace: str, results_dir: str | Path | None = None) -> Store:
-    """The store of a producer. Raises InvalidInput, naming the argument."""
+def _variables(url: str | None) -> Mapping[str, str]:
+    """Return the environment, completed by that of a running ``tweezer up`` where nothing names a Redis."""
+    given = {name: value for name, value in os.environ.items() if value}
+    return given if url or given.get(REDIS_URL) else running_environment() | given
+
+
+def _open_store(
+    url: str | None, namespace: str | None, results_dir: str | Path | None, variables: Mapping[str, str]
+) -> Store:
     if url is not None:
         check_text("url", url, _MAX_URL_LENGTH)
+    namespace = variables.get("TWEEZER_NAMESPACE", Connect().namespace) if namespace is None else namespace
     if not is_namespace(namespace):
         raise InvalidInput(
             "namespace", f"expects 1 to 32 letters, digits, dots, dashes and underscores, got {shown(namespace)}"
         )
     return Store.open(
         Connect(
-            url=url or os.environ.get("TWEEZER_REDIS_URL") or Connect().url,
+            url=url or variables.get(REDIS_URL) or Connect().url,
             namespace=namespace,
-            results_dir=_results_folder(results_dir),
+            results_dir=_results_folder(results_dir, variables),
         )
     )
 
 
-def _results_folder(given: str | Path | None) -> Path | None:
-    """The folder of large results: as given, else as the environment of ``tweezer up`` and of the processes says."""
+def _results_folder(given: str | Path | None, variables: Mapping[str, str]) -> Path | None:
+    """Return the folder of large results, as given, else as the environment says."""
     if given is not None:
         return Path(check_path("results_dir", given)).absolute()
-    if named := os.environ.get("TWEEZER_RESULTS_DIR"):
+    if named := variables.get("TWEEZER_RESULTS_DIR"):
         return Path(named).absolute()
-    data = os.environ.get("TWEEZER_DATA_DIR")
+    data = variables.get(DATA_DIR)
     return Path(data).absolute() / "results" if data else None

@@ -1,5 +1,7 @@
 """Settings: from the environment (prefix ``TWEEZER_``), then an optional ``tweezer.toml``, then defaults.
 
+Where neither names a Redis, a ``tweezer up`` that runs in the data folder is used (:mod:`tweezer.data_folder`).
+
 A secret may be in a file that the variable with ``_FILE`` behind its name names, as container platforms mount it. The
 file is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it is there; its keys are the
 field names below, in lower case. Durations carry their unit in the name.
@@ -28,6 +30,7 @@ from pydantic_settings import (
 
 from tweezer.adapters.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
+from tweezer.data_folder import default_data_dir, running_environment
 from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
@@ -65,11 +68,6 @@ def _public_url(url: str) -> str:
     if url and (parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment):
         raise ValueError("must be a URL such as https://tweezer.example.org")
     return url
-
-
-def _default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "tweezer"
 
 
 class DeviceSettings(BaseModel):
@@ -136,6 +134,21 @@ def _with_password(url: str, password: str) -> str:
     if not password or ":" in user:
         return url
     return f"{scheme}://{user}:{quote(password, safe='')}@{place}{slash}{path}"
+
+
+class _RunningUp(PydanticBaseSettingsSource):
+    """What the ``tweezer up`` that runs in the data folder holds ready, unless something else names a Redis."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError("all fields come from one file")
+
+    def __call__(self) -> dict[str, Any]:
+        if self.current_state.get("redis_url"):
+            return {}
+        folder = self.current_state.get("data_dir")
+        found = running_environment(Path(folder) if folder else None)
+        fields = {PREFIX + name.upper(): name for name in self.settings_cls.model_fields}
+        return {fields[variable]: value for variable, value in found.items() if variable in fields}
 
 
 class Settings(BaseSettings):
@@ -292,7 +305,7 @@ class Settings(BaseSettings):
     """With it the secrets of webhooks and links are encrypted in the ledger: 32 bytes in base64. Several with commas
     between: the first encrypts, all decrypt. Empty: a file ``secrets.key`` in the data folder, made when needed."""
 
-    data_dir: Path = Field(default_factory=_default_data_dir)
+    data_dir: Path = Field(default_factory=default_data_dir)
     """Folder for what ``tweezer up`` keeps; made when needed."""
     log_format: LogFormat = "auto"
     """``json``, ``console``, or ``auto``: console in a terminal."""
@@ -396,13 +409,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in code, then the environment, then files of secrets, then the file of settings."""
-        return (
-            init_settings,
-            env_settings,
-            _SecretFiles(settings_cls),
-            _TomlFile(settings_cls, toml_file=_config_path()),
-        )
+        """Return the sources: code, the environment, files of secrets, the file of settings, a running `tweezer up`."""
+        file = _TomlFile(settings_cls, toml_file=_config_path())
+        return init_settings, env_settings, _SecretFiles(settings_cls), file, _RunningUp(settings_cls)
 
 
 def _check_characters(field: str, value: object) -> None:

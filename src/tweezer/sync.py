@@ -424,19 +424,23 @@ def connect(
     url: str | None = None,
     *,
     project: str | None = None,
-    namespace: str = "tweezer",
+    namespace: str | None = None,
     retry_s: float = 10.0,
     results_dir: str | Path | None = None,
     database_url: str | None = None,
 ) -> Queue:
-    """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else this machine's).
-    ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else ``default``).
+    """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
+    ``tweezer up``, else this machine's). ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else
+    ``default``). ``namespace``: first part of all keys (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
 
     ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
     ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
     ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
     ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:
     ``TWEEZER_DATABASE_URL``; needs the extra ``server``). Raises InvalidInput, naming the argument.
+
+    Where neither ``url`` nor ``TWEEZER_REDIS_URL`` names a Redis, a ``tweezer up`` that runs in the data folder
+    (``TWEEZER_DATA_DIR``, else the default one) gives what no argument and no variable does.
     """
     queue = connect_async(
         url,

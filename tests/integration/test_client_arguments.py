@@ -107,7 +107,7 @@ QUEUE: dict[str, dict[str, list[Any]]] = {
 CONNECT: dict[str, list[Any]] = {
     "url": [*NO_TEXT_AT_ALL, "http://localhost", "localhost:6379"],
     "project": [*NO_TEXT_AT_ALL, "a b", "x" * 65],
-    "namespace": [None, *NO_TEXT_AT_ALL, "a:b", "x" * 33],
+    "namespace": [*NO_TEXT_AT_ALL, "a:b", "x" * 33],
     "retry_s": [None, *NO_SECONDS],
     "results_dir": [7, True, b"folder", ["folder"], "", "a\0b", object()],
     "database_url": NO_TEXT_AT_ALL,

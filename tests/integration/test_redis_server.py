@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from tests.support.waiting import wait_until
 
 from tweezer.model.errors import TweezerError
 from tweezer.store import server as server_module
-from tweezer.store.server import RedisServer, ServerKind
+from tweezer.store.server import HOST, RedisServer, ServerKind
 
 
 @pytest.fixture(
@@ -228,3 +229,20 @@ def test_a_redis_that_is_too_old_is_passed_over(
     assert server_module.find_server("auto").name == "valkey-server"
     with pytest.raises(TweezerError, match=r"Redis 5\.0, too old"):
         server_module.find_server("redis")
+
+
+def test_a_password_is_made_once_and_seen_by_its_owner_only(tmp_path: Path, kind: ServerKind) -> None:
+    with RedisServer(tmp_path, kind=kind, has_password=True) as server:
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+        stranger = redis.Redis(host=HOST, port=server.port)
+        with stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        password = urlsplit(server.url).password
+        assert password is not None
+        for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
+            assert password not in " ".join(process.cmdline())
+        holders = [path for path in tmp_path.rglob("*") if path.is_file() and password.encode() in path.read_bytes()]
+        assert [(path.name, path.stat().st_mode & 0o777) for path in holders] == [("redis.conf", 0o600)]
+    with RedisServer(tmp_path, kind=kind, has_password=True) as again:
+        assert urlsplit(again.url).password == password

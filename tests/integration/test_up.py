@@ -11,14 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from tests.support.processes import NULL
 from tests.support.waiting import PATIENCE_S, wait_until
 
+from tweezer import connect
+from tweezer.data_folder import running_environment
 from tweezer.ledger.migrations import HEAD
+from tweezer.model.lifecycle import BatchStatus
 
 ROOT = Path(__file__).parents[2]
+DATA = "d ä 100%?#"
+"""Name of the data folder."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_any_server")]
 
@@ -27,7 +34,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts ``tweezer up`` on the folder ``data``, with its output in ``log``; it is killed at the end."""
+    """Starts ``tweezer up`` on the folder of that name, with its output in ``log``; it is killed at the end."""
     started: list[subprocess.Popen[str]] = []
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
 
@@ -36,7 +43,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             started.append(
                 subprocess.Popen(
                     [
-                        *(sys.executable, "-m", "tweezer.cli", "up", "--data", str(tmp_path / "data")),
+                        *(sys.executable, "-m", "tweezer.cli", "up", "--data", str(tmp_path / DATA)),
                         *("--port", "0", "--redis-port", "0", "--device", NULL, "--lanes", "1"),
                     ],
                     cwd=ROOT,
@@ -56,16 +63,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def started(running: subprocess.Popen[str], log: Path) -> dict[str, str]:
-    """Waits until it is up; the variables that it says to export."""
+    """Waits until it is up; the variables that it holds ready."""
 
     def is_up() -> bool:
         assert running.poll() is None, log.read_text(encoding="utf-8")
         return "Ctrl-C stops it all" in log.read_text(encoding="utf-8")
 
-    wait_until(is_up)
-    lines = log.read_text(encoding="utf-8").splitlines()
-    exports = [line.split()[1] for line in lines if line.strip().startswith("export ")]
-    return dict(export.split("=", 1) for export in exports)
+    wait_until(is_up, "tweezer up", within_s=2 * PATIENCE_S)
+    return running_environment(log.parent / DATA)
 
 
 def tweezer(variables: dict[str, str], *arguments: str) -> str:
@@ -89,7 +94,7 @@ def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
 
 
 def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) -> None:
-    ledger, log = tmp_path / "data" / "ledger.db", tmp_path / "log"
+    ledger, log = tmp_path / DATA / "ledger.db", tmp_path / "log"
     sequence = tmp_path / "sequence.json"
     sequence.write_text("{}")
     for round_ in (1, 2):
@@ -103,18 +108,46 @@ def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) 
         assert running.wait(PATIENCE_S) == 0, log.read_text()
 
 
+def test_commands_and_the_library_find_the_one_that_runs(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, log, data = start(), tmp_path / "log", tmp_path / DATA
+    variables = started(running, log)
+    (tmp_path / "sequence.json").write_text("{}")
+    for name in [name for name in os.environ if name.startswith("TWEEZER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(data))
+    batch = tweezer({}, "submit", str(tmp_path / "sequence.json"), "--runs", "3", "--device", NULL, "--wait").split()[0]
+    with connect() as queue:
+        assert queue.batch(batch).record().status is BatchStatus.DONE
+    password = urlsplit(variables["TWEEZER_REDIS_URL"]).password
+    assert password
+    assert password not in log.read_text()
+    for process in (psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)):
+        assert password not in " ".join(process.cmdline())
+    curl = 'curl -sf -H "Authorization: Bearer $TWEEZER_API_KEY" "$TWEEZER_API_URL/api/v1/devices"'
+    printed = next(line for line in log.read_text().splitlines() if line.startswith("  . "))
+    answer = subprocess.run(
+        ["env", "-i", f"PATH={os.environ['PATH']}", "sh", "-c", f"{printed}; {curl}"], capture_output=True, check=True
+    )
+    assert NULL in answer.stdout.decode()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(PATIENCE_S) == 0
+    assert not (data / "env").exists()
+
+
 def test_what_up_keeps_is_for_its_user_only(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "data" / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions made it
+    (tmp_path / DATA / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions made it
     started(start(), tmp_path / "log")
-    kept = [path for path in (tmp_path / "data").rglob("*") if not path.is_socket()]
+    kept = [path for path in (tmp_path / DATA).rglob("*") if not path.is_socket()]
     assert any(path.name.startswith("appendonly") for path in kept)
     assert [path for path in kept if path.stat().st_mode & 0o077] == []
 
 
 def test_up_does_not_start_on_a_ledger_of_a_newer_version(start: Start, tmp_path: Path, sqlite_template: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "ledger.db").write_bytes(sqlite_template.read_bytes())
-    with closing(sqlite3.connect(tmp_path / "data" / "ledger.db")) as connection, connection:
+    (tmp_path / DATA).mkdir()
+    (tmp_path / DATA / "ledger.db").write_bytes(sqlite_template.read_bytes())
+    with closing(sqlite3.connect(tmp_path / DATA / "ledger.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     assert start().wait(PATIENCE_S) == 1
     said = (tmp_path / "log").read_text()
@@ -131,7 +164,7 @@ def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
         connection.execute("INSERT INTO recorder VALUES ('tweezer', '1-0', 0)")
     assert start(database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
     said = (tmp_path / "log").read_text()
-    assert f"records another Redis than the new one in {tmp_path / 'data'}; unset it" in said
+    assert f"records another Redis than the new one in {tmp_path / DATA}; unset it" in said
 
 
 @pytest.mark.postgres

@@ -22,7 +22,7 @@ from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import Meter, follow
 from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.mailbox import Mailbox
-from tweezer.cli.processes import require_emulator, require_server, usage
+from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.stack import QPU_JOURNAL, Stack, free_port
 from tweezer.client import Finished, connect_async
 from tweezer.model.signatures import Webhook
@@ -126,7 +126,7 @@ def demo(
             with interrupts.allowed():
                 sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the others start
                 stack.wait_ready(interrupts.came)
-                say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_url}, {stack.api_url}")
+                say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say)
             must_be_done(outcome.batch)
             if qpu:
@@ -251,14 +251,13 @@ def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | 
     from tweezer.cli.own_key import own_key
 
     yield "It keeps running until Ctrl-C, then all of it is removed."
-    yield from usage(settings, stack, own_key(settings))
+    yield from usage(stack, own_key(settings))
     yield f"  tweezer results {outcome.batch.id} --sum"
     yield f"  tweezer submit {kept} \\"
     yield "    --runs 500 --var delta_final=18 --wait"
     yield "  tweezer devices"
     yield "  tweezer doctor"
-    yield '  curl -H "Authorization: Bearer $TWEEZER_API_KEY" \\'
-    yield f"    {stack.api_url}/api/v1/devices"
+    yield from CURL
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.server import OLDEST
 
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0
 _SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {

@@ -19,7 +19,6 @@ from tweezer.ledger.place import sqlite_file
 from tweezer.settings import PREFIX, SECRET_FILES, Settings
 
 USUAL_REDIS_PORT = 6379
-DEFAULT_NAMESPACE = "tweezer"
 _PORT = click.IntRange(0, 65_535)
 
 
@@ -216,25 +215,20 @@ def tell(text: str) -> None:
     show.echo(show.style(f"tweezer: {text}", bold=True), err=True)
 
 
-def usage(settings: Settings, stack: Stack, key: str) -> list[str]:
-    """How to talk to the processes from another terminal. key: of the API."""
-    database = settings.database().url
-    variables = {
-        "REDIS_URL": stack.redis_url,
-        "NAMESPACE": settings.namespace if settings.namespace != DEFAULT_NAMESPACE else None,
-        "DATA_DIR": str(settings.data_dir.absolute()),
-        "DATABASE_URL": database if database.startswith("sqlite:") else None,  # another one has a password in it
-        "RESULTS_DIR": str(settings.results_folder()) if settings.results_dir is not None else None,
-        "PROJECT_ID": settings.project_id,
-        "API_KEY": key,
-        "WEBHOOK_ALLOW": stack.webhook_allow,
-    }
+CURL = (
+    '  curl -H "Authorization: Bearer $TWEEZER_API_KEY" \\',
+    '    "$TWEEZER_API_URL/api/v1/devices"',
+)
+
+
+def usage(stack: Stack, key: str) -> list[str]:
+    """How to use the processes from another terminal. key: of the API."""
     return [
-        f"  Redis  {stack.redis_url}",
+        f"  Redis  {stack.redis_place}",
         f"  API    {stack.api_url}  (/openapi.json describes it)",
         "",
         "In another terminal:",
-        *(f"  export TWEEZER_{name}={shlex.quote(value)}" for name, value in variables.items() if value is not None),
+        f"  . {shlex.quote(str(stack.write_environment(key)))}",
     ]
 
 
@@ -243,11 +237,10 @@ def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
     return [
         "",
         show.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
-        *usage(settings, stack, key),
+        *usage(stack, key),
         "  tweezer devices",
         "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",
-        '  curl -H "Authorization: Bearer $TWEEZER_API_KEY" \\',
-        f"    {stack.api_url}/api/v1/devices",
+        *CURL,
         "",
         "Ctrl-C stops it all; what is queued stays in the data folder.",
         "",

@@ -9,13 +9,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from tweezer.cli.child import Child
+from tweezer.data_folder import REDIS_FOLDER, remove_environment, write_environment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import PREFIX, Settings
 from tweezer.store.connection import Store
@@ -76,13 +77,18 @@ class Stack:
         self._qpu_port = qpu_port
         # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
-        self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably)
+        self._redis = RedisServer(data / REDIS_FOLDER, port=redis_port, appendfsync=durably, has_password=True)
         self._redis_deaths = 0
         self._children: list[Child] = []
 
     @property
     def redis_url(self) -> str:
         return self._redis.url
+
+    @property
+    def redis_place(self) -> str:
+        """Host and port of Redis: its URL without the password."""
+        return f"{HOST}:{self._redis.port}"
 
     @property
     def api_url(self) -> str:
@@ -99,6 +105,7 @@ class Stack:
         if why := why_not_free(self._api_port):
             raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
         os.umask(0o077)  # what this process and its children keep is for their user only
+        remove_environment(self._data)  # of one that was killed
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()
@@ -151,6 +158,29 @@ class Stack:
             child.stop(hurry)
         self._children.clear()
         self._redis.stop()
+        remove_environment(self._data)
+
+    def write_environment(self, key: str) -> Path:
+        """Write the variables with which to use all this from elsewhere; return the file to source. key: of the API."""
+        settings = self._settings
+        variables = {
+            **self._of_installation(),
+            "project_id": settings.project_id,
+            "api_key": key,
+            "api_url": self.api_url,
+            "webhook_allow": self.webhook_allow,
+        }
+        return write_environment(self._data, _with_prefix(variables))
+
+    def _of_installation(self) -> dict[str, str]:
+        settings = self._settings
+        return {
+            "redis_url": self.redis_url,
+            "namespace": settings.namespace,
+            "data_dir": str(self._data),
+            "database_url": settings.database().url,
+            "results_dir": str(settings.results_folder()),
+        }
 
     def _prepare_ledger(self) -> None:
         """Makes the tables of a SQLite ledger; another database is its operator's to upgrade."""
@@ -201,11 +231,7 @@ class Stack:
         settings = self._settings
         formatted = "console" if settings.log_format == "auto" else settings.log_format
         given = {
-            "redis_url": self.redis_url,
-            "namespace": settings.namespace,
-            "data_dir": str(self._data),
-            "database_url": settings.database().url,
-            "results_dir": str(settings.results_folder()),
+            **self._of_installation(),
             "webhook_allow": self.webhook_allow,
             "secrets_key": settings.secrets_key,
             "devices": settings.devices_text(),
@@ -214,7 +240,7 @@ class Stack:
             "log_format": formatted,
             "log_level": settings.log_level,
         }
-        return {PREFIX + name.upper(): value for name, value in given.items()}
+        return _with_prefix(given)
 
     def _api_is_ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self._api_port, timeout=2.0)
@@ -225,6 +251,10 @@ class Stack:
             return False
         finally:
             connection.close()
+
+
+def _with_prefix(variables: Mapping[str, str]) -> dict[str, str]:
+    return {PREFIX + name.upper(): value for name, value in variables.items()}
 
 
 def is_free(port: int) -> bool:

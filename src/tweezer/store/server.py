@@ -12,6 +12,7 @@ import fcntl
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tweezer.data_folder import LOCK_FILE
 from tweezer.model.errors import TweezerError
 
 ServerKind = Literal["auto", "redis", "valkey"]
@@ -42,6 +44,9 @@ _LOCK_WAIT_S = 2.0
 _OWNER_ONLY = 0o077
 _POLL_S = 0.01
 _LOG_LINES = 10
+_CONFIGURATION = "redis.conf"
+_PASSWORD_BYTES = 24
+_REQUIREPASS = re.compile(r"(?m)^requirepass ([0-9a-f]+)$")
 
 # The parent-death signal is set in a tiny program that then becomes the server: no code of ours runs between
 # fork and exec in a process that has threads. It survives the exec, and is SIGKILL because a server busy in a
@@ -112,6 +117,8 @@ class RedisServer:
     unix_socket: a path to listen on as well.
     maxmemory_mb: None leaves memory unlimited; with a limit, writes fail when it is reached (``noeviction``).
     options: further directives of redis.conf, name to value.
+    has_password: whether clients need a password, which is made at the first start, is kept in a file in the data
+    folder that only its owner can read, and is on no command line.
     start_timeout_s: how long a start may take, loading the append-only file included.
     stop_timeout_s: how long after SIGTERM comes SIGKILL.
 
@@ -129,6 +136,7 @@ class RedisServer:
         appendfsync: Literal["everysec", "always", "no"] = "everysec",
         maxmemory_mb: int | None = None,
         options: Mapping[str, str] | None = None,
+        has_password: bool = False,
         start_timeout_s: float = 30.0,
         stop_timeout_s: float = 5.0,
     ) -> None:
@@ -152,6 +160,8 @@ class RedisServer:
         if unix_socket is not None:
             self._directives |= {"unixsocket": str(unix_socket), "unixsocketperm": "700"}
         self._directives |= options or {}
+        self._has_password = has_password
+        self._password: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -161,8 +171,9 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """For clients, database 0."""
-        return f"redis://{HOST}:{self._port}/0"
+        """For clients, database 0; with the password, if there is one, once it has started."""
+        credentials = "" if self._password is None else f":{self._password}@"
+        return f"redis://{credentials}{HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int:
@@ -204,7 +215,7 @@ class RedisServer:
             port = self._port or _free_port()
             log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
             process = self._spawn(binary, port)
-            if _answers(process, port, deadline):
+            if _answers(process, port, self._password, deadline):
                 self._process, self._port = process, port
                 return self
             process.kill()
@@ -276,9 +287,10 @@ class RedisServer:
         directives = self._directives | {"port": str(port), "dir": str(self.data)}
         arguments = [part for name, value in directives.items() for part in (f"--{name}", value)]
         lock = self._lock_data()
+        command = [str(binary), *self._configuration(), *arguments]
         spawned: Future[subprocess.Popen[bytes]] = Future()
         owner = threading.Thread(
-            target=_own, args=(spawned, [str(binary), *arguments], self.log_path, lock), name="redis-owner", daemon=True
+            target=_own, args=(spawned, command, self.log_path, lock), name="redis-owner", daemon=True
         )
         try:
             owner.start()
@@ -288,9 +300,22 @@ class RedisServer:
         finally:
             os.close(lock)
 
+    def _configuration(self) -> list[str]:
+        """Return the path of the file with the password, which is made at the first start; empty without one."""
+        if not self._has_password:
+            return []
+        file = self.data / _CONFIGURATION
+        kept = _REQUIREPASS.search(file.read_text("ascii", "replace")) if file.exists() else None
+        self._password = kept[1] if kept else secrets.token_hex(_PASSWORD_BYTES)
+        if not kept:
+            file.unlink(missing_ok=True)
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as output:
+                output.write(f"requirepass {self._password}\n")
+        return [str(file)]
+
     def _lock_data(self) -> int:
         """A lock on the data folder that the server inherits: two servers would spoil one append-only file."""
-        lock = os.open(self.data / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.data / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
@@ -355,13 +380,13 @@ def _free_port() -> int:
         return port
 
 
-def _answers(process: subprocess.Popen[bytes], port: int, deadline: float) -> bool:
+def _answers(process: subprocess.Popen[bytes], port: int, password: str | None, deadline: float) -> bool:
     """Wait for this very process to answer PING on the port; False when it ended or the deadline passed.
 
     Loading the append-only file is waited for too. Another server that holds the port is told apart by its
     process id; ours then ends by itself.
     """
-    client = redis.Redis(host=HOST, port=port, socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
+    client = redis.Redis(host=HOST, port=port, password=password, socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
     try:
         while process.poll() is None and time.monotonic() < deadline:
             try:

@@ -1,0 +1,121 @@
+"""A `tweezer up` that runs is found by its data folder, unless something names another Redis."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tweezer import connect
+from tweezer.client import AsyncQueue
+from tweezer.data_folder import remove_environment, running_environment, write_environment
+from tweezer.settings import load
+
+VARIABLES = {
+    "TWEEZER_REDIS_URL": "redis://:pass@127.0.0.1:7000/0",
+    "TWEEZER_NAMESPACE": "lab",
+    "TWEEZER_DATABASE_URL": "sqlite:////d ä/it's.db",
+    "TWEEZER_RESULTS_DIR": "/d ä/results",
+    "TWEEZER_PROJECT_ID": "physics",
+    "TWEEZER_API_URL": "http://127.0.0.1:8000",
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The default data folder, which there is not yet, and no variables."""
+    for name in [name for name in os.environ if name.startswith("TWEEZER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "tweezer"
+
+
+@pytest.fixture
+def _is_up(folder: Path) -> Iterator[None]:
+    """A `tweezer up` runs in the default data folder."""
+    (folder / "redis").mkdir(parents=True)
+    write_environment(folder, VARIABLES)
+    with (folder / "redis" / "server.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
+    """Redis' port and password, and the namespace and project of a queue."""
+    arguments = queue.store.redis.connection_pool.connection_kwargs
+    return arguments.get("port"), arguments.get("password"), queue.store.keys.prefix, queue.project
+
+
+@pytest.mark.usefixtures("_is_up")
+def test_settings_are_those_of_the_one_that_runs(folder: Path) -> None:
+    settings = load()
+    assert settings.redis_url == VARIABLES["TWEEZER_REDIS_URL"]
+    assert (settings.namespace, settings.project_id) == ("lab", "physics")
+    assert settings.database().url == VARIABLES["TWEEZER_DATABASE_URL"]
+    assert load({"data_dir": folder}).redis_url == settings.redis_url
+    assert load({"data_dir": folder.parent}).redis_url == "redis://127.0.0.1:6379/0"
+
+
+@pytest.mark.usefixtures("_is_up")
+def test_a_variable_an_option_or_the_file_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWEEZER_PROJECT_ID", "mine")
+    assert (load().project_id, load().namespace) == ("mine", "lab")
+    assert (load({"redis_url": "redis://other"}).namespace, load({"namespace": "n"}).namespace) == ("tweezer", "n")
+    Path("tweezer.toml").write_text('redis_url = "redis://third"\n', encoding="utf-8")
+    assert (load().redis_url, load().namespace) == ("redis://third", "tweezer")
+    monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://other")
+    assert (load().redis_url, load().namespace) == ("redis://other", "tweezer")
+
+
+@pytest.mark.usefixtures("_is_up")
+async def test_a_queue_is_that_of_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tweezer import connect_async
+
+    async with connect_async() as queue:
+        assert place_of(queue) == (7000, "pass", "lab:", "physics")
+    async with connect_async("redis://127.0.0.1:7001/0") as queue:
+        assert place_of(queue) == (7001, None, "tweezer:", "default")
+    monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://127.0.0.1:7002/0")
+    monkeypatch.setenv("TWEEZER_NAMESPACE", "other")
+    async with connect_async(project="mine") as queue:
+        assert place_of(queue) == (7002, None, "other:", "mine")
+
+
+@pytest.mark.usefixtures("_is_up")
+def test_the_folder_may_be_named_by_a_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/nowhere")
+    assert running_environment() == {}
+    monkeypatch.setenv("TWEEZER_DATA_DIR", str(folder))
+    assert running_environment() == VARIABLES
+    assert load().project_id == "physics"
+    with connect() as queue:
+        assert queue.project == "physics"
+
+
+def test_what_one_that_was_killed_left_behind_means_nothing(folder: Path) -> None:
+    (folder / "redis").mkdir(parents=True)
+    (folder / "redis" / "server.lock").touch()
+    file = write_environment(folder, VARIABLES)
+    assert running_environment() == {}
+    assert load().redis_url == "redis://127.0.0.1:6379/0"
+    remove_environment(folder)
+    assert not file.exists()
+
+
+@pytest.mark.usefixtures("_is_up")
+def test_the_file_of_one_that_runs_is_not_removed(folder: Path) -> None:
+    remove_environment(folder)
+    assert running_environment() == VARIABLES
+
+
+def test_a_shell_reads_the_variables_and_nobody_else_may(tmp_path: Path) -> None:
+    file = write_environment(tmp_path, VARIABLES)
+    assert file.stat().st_mode & 0o777 == 0o600
+    ran = subprocess.run(["sh", "-c", f". '{file}'; env -0"], capture_output=True, env={}, check=True)
+    found = dict(entry.split("=", 1) for entry in ran.stdout.decode().split("\0") if entry.startswith("TWEEZER_"))
+    assert found == VARIABLES
