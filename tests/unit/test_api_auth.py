@@ -16,7 +16,7 @@ import argon2
 import httpx
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from tests.support.api_rig import HOST, PROJECT, SECRETS_KEY, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
@@ -29,12 +29,12 @@ from tweezer.ledger.clock import now_ms
 from tweezer.ledger.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_key, find_key, list_keys, revoke_key
-from tweezer.ledger.link_keys import OVERLAP_S, existing_link_keys, rotate_link_keys
+from tweezer.ledger.link_keys import NAME, OVERLAP_S, existing_link_keys, rotate_link_keys
 from tweezer.ledger.links import Signer
 from tweezer.ledger.passwords import hash_password
 from tweezer.ledger.place import LINK_MAX_S
 from tweezer.ledger.projects import project_no
-from tweezer.ledger.schema import keys, users
+from tweezer.ledger.schema import keys, secrets, users
 from tweezer.ledger.users import add_to_project, create_user, find_login, open_session, set_disabled, set_password
 from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Unavailable
@@ -583,6 +583,24 @@ async def test_a_rotation_ends_links_and_the_key_in_old_backups(
     assert (await rig.stranger.get(new)).status_code == 200
 
 
+async def test_an_api_takes_the_key_of_an_older_version_over_when_it_starts(rig: ApiRig, ledger: Database) -> None:
+    plain = b"p" * 32
+    with ledger.write() as connection:
+        connection.execute(insert(secrets).values(name=NAME, value=plain))
+    async with rig.app.router.lifespan_context(rig.app):
+        with ledger.read() as connection:
+            found = existing_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
+            assert plain not in connection.execute(select(secrets.c.value)).scalar_one()
+    assert [key.secret == plain for key in found] == [False, True]
+
+
+async def test_an_api_starts_without_the_key_that_signs_links(ledger: Database) -> None:
+    rig = ApiRig(Settings(secrets_key="none"), ledger)
+    async with rig.app.router.lifespan_context(rig.app):
+        assert (await rig.get(DEVICES)).status_code == 200
+    await rig.close()
+
+
 async def test_links_that_cannot_be_signed_are_the_servers_fault(ledger: Database) -> None:
     rig = ApiRig(Settings(secrets_key="none"), ledger)
     await rig.announce()
@@ -914,7 +932,7 @@ async def test_a_user_lists_its_sessions_and_ends_another_one(rig: ApiRig, ledge
         connection.execute(update(keys).where(keys.c.id == key_id(older)).values(created_ms=now_ms() - 60_000))
     listed = await rig.data(SESSIONS, key=older)
     assert [(it["id"], it["current"]) for it in listed] == [(key_id(younger), False), (key_id(older), True)]
-    assert set(listed[0]) == {"id", "created_at", "expires_at", "last_used_at", "current"}
+    assert set(listed[0]) == {"id", "created_at", "expires_at", "last_used_at", "role", "current"}
     assert older not in str(listed)
     assert (await end(rig, str(key_id(younger)), key=older)).status_code == 200
     assert (await rig.get(DEVICES, key=younger)).status_code == 401
@@ -942,6 +960,23 @@ async def test_a_key_has_no_sessions_to_list_or_end(rig: ApiRig, role: Role) -> 
     for answer in (await rig.get(SESSIONS, key=key), await end(rig, str(key_id(session)), key=key)):
         assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "not_a_session")
     assert (await rig.get(DEVICES, key=session)).status_code == 200
+
+
+async def test_a_session_may_be_one_that_only_reads(rig: ApiRig, ledger: Database) -> None:
+    make_user(ledger, "ada", PROJECT)
+    batch = f"/api/v2/batches/{await rig.submit(1, open=True)}"
+    token = (await log_in(rig, scope="read")).json()
+    assert token["scope"] == "read"
+    reader, writer = token["access_token"], (await log_in(rig, scope="openid read")).json()["access_token"]
+    assert (await rig.get(batch, key=reader)).status_code == 200
+    refused = await rig.stranger.patch(f"{batch}/cancel", headers=bearer(reader))
+    assert (refused.status_code, refused.json()["data"]["reason"]) == (403, "forbidden")
+    roles = {it["id"]: it["role"] for it in await rig.data(SESSIONS, key=reader)}
+    assert roles == {key_id(reader): "read", key_id(writer): "user"}
+    refused = await end(rig, str(key_id(writer)), key=reader)
+    assert (refused.status_code, refused.json()["data"]["reason"]) == (403, "forbidden")
+    assert (await end(rig, "current", key=reader)).status_code == 200
+    assert (await rig.stranger.patch(f"{batch}/cancel", headers=bearer(writer))).status_code == 200
 
 
 async def test_as_many_sessions_are_listed_as_a_user_may_have(ledger: Database) -> None:

@@ -94,6 +94,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with closing, duties, authenticator.writing_used(duties):
+            await links.prepare()
             yield
 
     app = DescribedAPI(
@@ -118,7 +119,8 @@ def create_app(
     app.state.logins = Logins(store, database, session_s=settings.session_s, sessions_max=settings.sessions_max)
     app.state.longpoll_s = settings.longpoll_s
     app.state.webhooks = webhooks = Webhooks(settings, store, database)
-    app.state.links = Links(doorway, lambda: webhooks.vault, public_url=settings.public_url, link_s=settings.link_s)
+    links = Links(doorway, lambda: webhooks.vault, public_url=settings.public_url, link_s=settings.link_s)
+    app.state.links = links
     times = AnswerTimes()
     app.state.repeats = Repeats(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from uuid import UUID
 
+import structlog
 from starlette.requests import Request
 
 from tweezer.api.edge import origin_of
 from tweezer.ledger.database import Database
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.vault import Vault
+from tweezer.model.errors import TweezerError
+
+log = structlog.get_logger(__name__)
 
 
 class Links:
@@ -27,6 +31,13 @@ class Links:
         """The URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
         return signer.link(self._links.base_url or origin_of(request.scope), str(job_id)).url
+
+    async def prepare(self) -> None:
+        """Make the key that signs links, or take over that of an older version; log the reason where it cannot be."""
+        try:
+            await self._links.signer()
+        except TweezerError as error:
+            log.warning("links.not_signed", error=error.message)
 
     async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
         """Whether these are of a link to this job that has not expired. Raises Unavailable."""

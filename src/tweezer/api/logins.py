@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import NewKey
 from tweezer.ledger.passwords import hash_password, is_password, needs_rehash
@@ -50,7 +51,7 @@ class Logins:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
 
-    async def open(self, name: str, password: str, *, address: str) -> NewKey | None:
+    async def open(self, name: str, password: str, *, address: str, role: Role = Role.USER) -> NewKey | None:
         """A session; None when name and password are not those of a user. Raises TooManyAttempts, Unavailable.
 
         It takes equally long for a name that nobody has.
@@ -59,7 +60,7 @@ class Logins:
         await self._refuse(*suspects)
         async with self._turn():
             await self._refuse(*suspects)  # those before us have failed meanwhile
-            session = await self._try(name, password)
+            session = await self._try(name, password, role)
             if session is None:
                 await self._attempts.count(*suspects)
                 log.warning("login.failed", address=address)
@@ -67,21 +68,26 @@ class Logins:
                 log.info("login.opened", user=session.about.user, key=session.about.id)
             return session
 
-    async def _try(self, name: str, password: str) -> NewKey | None:
+    async def _try(self, name: str, password: str, role: Role) -> NewKey | None:
         for _ in range(_TRIES):
             login = await self._database.run(_find_login, self._database, name)
             if not await asyncio.to_thread(is_password, password, login.password):
                 break
             kept = await asyncio.to_thread(_hash_to_keep, password, login)
-            session = await self._database.run(self._open_session, login, kept)
+            session = await self._database.run(self._open_session, login, kept, role)
             if session is not None:
                 return session
         return None
 
-    def _open_session(self, login: Login, password: str) -> NewKey | None:
+    def _open_session(self, login: Login, password: str, role: Role) -> NewKey | None:
         with self._database.write() as connection:
             return open_session(
-                connection, login, password=password, session_s=self.session_s, sessions_max=self._sessions_max
+                connection,
+                login,
+                password=password,
+                session_s=self.session_s,
+                sessions_max=self._sessions_max,
+                role=role,
             )
 
     async def _refuse(self, *suspects: Suspect) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
 
 import structlog
@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 
 from tweezer.api.auth import Authenticator
 from tweezer.api.dependencies import Caller, Ledger, Session
-from tweezer.api.envelope import RETRY_AFTER_S, Envelope, failure_docs, unavailable
+from tweezer.api.envelope import RETRY_AFTER_S, Envelope, Refused, failure_docs, unavailable
 from tweezer.api.logins import Logins, TooManyAttempts
 from tweezer.api.parameters import Text
 from tweezer.api.schemas_account import AccountProject, AccountSession, OAuthError, Token
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.credentials import Principal, Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import ApiKey, end_sessions, list_sessions
 from tweezer.ledger.projects import Project, list_projects
@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 
 FORM_MAX = 16_384
 """Bytes of a log-in at most."""
+
+READ_SCOPE: Literal["read"] = "read"
+"""The scope of a session that only reads."""
 
 CURRENT = "current"
 """In place of the id of a session: the one of the request."""
@@ -51,7 +54,11 @@ _FORM = {
                         "password": {"type": "string", "format": "password"},
                         **{
                             name: {"type": "string", "description": "Passed over."}
-                            for name in ("client_id", "realm", "audience", "scope")
+                            for name in ("client_id", "realm", "audience")
+                        },
+                        "scope": {
+                            "type": "string",
+                            "description": "`read` for a session that only reads; anything else is passed over.",
                         },
                     },
                 }
@@ -90,17 +97,23 @@ async def open_session(request: Request) -> JSONResponse:
     if form["grant_type"] not in _GRANTS:
         return _refusal(400, "unsupported_grant_type", "grant_type must be password")
     logins: Logins = request.app.state.logins
+    role = Role.READ if form.get("scope") == READ_SCOPE else Role.USER
     address = request.client.host if request.client else ""
     try:
-        session = await logins.open(form["username"], form["password"], address=address)
+        session = await logins.open(form["username"], form["password"], address=address, role=role)
     except TooManyAttempts as error:
         return _refusal(429, error.code, error.message, retry_s=error.retry_s)
     except (Unavailable, QueueFull) as error:
         return _refusal(503, "temporarily_unavailable", unavailable(error), retry_s=RETRY_AFTER_S)
     if session is None:
         return _refusal(400, "invalid_grant", "name or password are wrong, or the user is disabled")
-    token = Token(access_token=session.text, token_type="Bearer", expires_in=logins.session_s)  # noqa: S106  # its type
-    return JSONResponse(token.model_dump(), headers=_UNKEPT)
+    token = Token(
+        access_token=session.text,
+        token_type="Bearer",  # noqa: S106  # its type
+        expires_in=logins.session_s,
+        scope=READ_SCOPE if role is Role.READ else None,
+    )
+    return JSONResponse(token.model_dump(exclude_none=True), headers=_UNKEPT)
 
 
 @router.get("/account/api/v1/projects", summary="The projects of the key", responses=failure_docs(422))
@@ -134,8 +147,12 @@ async def end_session(
         Text, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
     ],
 ) -> Envelope[None]:
-    """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key."""
+    """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key; one
+    that only reads ends no other."""
     identity = caller.key if session_id == CURRENT else session_id
+    if caller.role is Role.READ and identity != caller.key:
+        problem = "role: read may end no other session; use a session of the role user"
+        raise Refused(403, "forbidden", problem)
     await ledger.run(_end_session, ledger, caller, identity)
     authenticator: Authenticator = request.app.state.authenticator
     authenticator.forget(identity)

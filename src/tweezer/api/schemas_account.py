@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tweezer.ledger.credentials import Role
 from tweezer.ledger.keys import ApiKey
 from tweezer.ledger.projects import Project
 
@@ -18,7 +19,8 @@ class Token(BaseModel):
 
     access_token: str = Field(description="To be sent as `Authorization: Bearer …`.", examples=["twz_…"])
     token_type: Literal["Bearer"] = Field(examples=["Bearer"])
-    expires_in: int = Field(description="How long it is good, in seconds.", examples=[86_400])
+    expires_in: int = Field(description="How long it is valid, in seconds.", examples=[86_400])
+    scope: Literal["read"] | None = Field(None, description="`read` where it only reads; else absent.")
 
 
 class OAuthError(BaseModel):
@@ -37,6 +39,7 @@ class AccountSession(BaseModel):
     created_at: datetime = Field(examples=["2026-11-22T10:00:00Z"])
     expires_at: datetime = Field(examples=["2026-11-23T10:00:00Z"])
     last_used_at: datetime | None = Field(description="To within two minutes.", examples=["2026-11-22T17:30:00Z"])
+    role: Role = Field(description="`read` where it only reads.", examples=["user"])
     current: bool = Field(description="Whether it is the one of this request.", examples=[True])
 
     @classmethod
@@ -48,6 +51,7 @@ class AccountSession(BaseModel):
             created_at=session.created,
             expires_at=session.expires,
             last_used_at=session.used,
+            role=session.role,
             current=session.id == current,
         )
 

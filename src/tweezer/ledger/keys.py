@@ -130,7 +130,12 @@ def adopt_key(connection: Connection, text: str, *, name: str, project_id: str) 
 
 
 def create_session(
-    connection: Connection, user_id: str, *, session_s: float, sessions_max: int = SESSIONS_MAX
+    connection: Connection,
+    user_id: str,
+    *,
+    session_s: float,
+    sessions_max: int = SESSIONS_MAX,
+    role: Role = Role.USER,
 ) -> NewKey:
     """The key of a user who has logged in; sessions that are long over are removed.
 
@@ -145,7 +150,7 @@ def create_session(
         connection,
         new_key(),
         kind=KeyKind.SESSION.letter,
-        role=Role.USER,
+        role=role,
         user=user_id,
         name="log-in",
         created_ms=now,

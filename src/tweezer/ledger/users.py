@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, or_, select, update
 
 from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.credentials import Role
 from tweezer.ledger.keys import SESSIONS_MAX, KeyKind, NewKey, create_session, revoke_keys
 from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import keys, members, projects, users
@@ -111,7 +112,13 @@ def find_login(connection: Connection, name: str) -> Login:
 
 
 def open_session(
-    connection: Connection, login: Login, *, password: str, session_s: float, sessions_max: int = SESSIONS_MAX
+    connection: Connection,
+    login: Login,
+    *,
+    password: str,
+    session_s: float,
+    sessions_max: int = SESSIONS_MAX,
+    role: Role = Role.USER,
 ) -> NewKey | None:
     """A session for who has shown the password; None when the user was changed meanwhile.
 
@@ -123,7 +130,7 @@ def open_session(
     changed = connection.execute(update(users).where(*unchanged).values(password=password))
     if not changed.rowcount:
         return None
-    return create_session(connection, login.user, session_s=session_s, sessions_max=sessions_max)
+    return create_session(connection, login.user, session_s=session_s, sessions_max=sessions_max, role=role)
 
 
 def _user(row: Row[Any], belongs: Any) -> User:
