@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -14,16 +16,21 @@ import pytest
 from arq import create_pool
 from arq.connections import ArqRedis, RedisSettings
 from arq.constants import job_key_prefix, result_key_prefix
+from arq.jobs import Job as ArqJob
 from arq.jobs import SerializationError
+from tests.support.hostile_values import DEPTH, ELEMENTS, ESCAPE, HALF, NUL, NUMBERS, TEXTS, TYPES, replaced
 from tests.support.processes import Site
 from tests.support.waiting import PATIENCE_S, until
 
-from tweezer import BatchStatus, JobStatus, NotFound, Priority
+from tweezer import BatchStatus, Conflict, JobStatus, NotFound, Priority
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.upkeep import upgrade
+from tweezer.model.ids import new_batch_id
+from tweezer.model.messages import BatchDoc
 from tweezer.model.wire import deserialize, serialize
+from tweezer.queue.intake import AddJobs, CancelBatch, SubmitBatch
 from tweezer.runtime import send_again
 from tweezer.store.keys import Key
 from tweezer.store.server import RedisServer
@@ -193,6 +200,78 @@ async def test_a_malformed_message_is_answered_with_an_error_that_names_the_fiel
     assert await batches_made(site) == 0
 
 
+def places(kind: Any, name: str = "") -> Iterator[str]:
+    """The fields of a message: each field of its struct, and of what is in it."""
+    for field in msgspec.structs.fields(kind):
+        inner = f"{name}.{field.name}".removeprefix(".")
+        yield inner
+        if get_origin(field.type) is list:
+            yield f"{inner}[0]"
+            field.type = get_args(field.type)[0]
+            inner = f"{inner}[0]"
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from places(field.type, inner)
+
+
+def with_value(message: dict[str, Any], place: str, value: Any) -> Any:
+    """The message with a value at a place such as ``jobs[0].runs``."""
+    path = [int(part) if part.isdigit() else part for part in re.findall(r"\w+", place)]
+    return replaced(message, path, value)
+
+
+OPEN = BatchDoc(device="NULL")
+LONG = 2000
+"""Characters of a message that nobody reads to its end."""
+
+HOSTILE = {name: value for name, value in {**TEXTS, **NUMBERS, **TYPES}.items() if value != HALF}
+"""Without half of a surrogate pair, which MessagePack cannot hold."""
+
+
+def complaint(place: str, error: SerializationError) -> str:
+    """What is wrong with how a message was refused; '' if nothing is."""
+    told = str(error)
+    if len(told) > LONG:
+        return f"is told in {len(told)} characters"
+    if place in told or (place in ("project", "batch_id") and "there is no batch" in told):
+        return ""
+    return f"is not named: {told}"
+
+
+async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(site: Site, pool: ArqRedis) -> None:
+    cases: list[tuple[str, str, Any, ArqJob]] = []
+    opened = []
+    for function, kind in (("submit_batch", SubmitBatch), ("add_jobs", AddJobs), ("cancel_batch", CancelBatch)):
+        for place in places(kind):
+            values = HOSTILE | ({"a million elements": ELEMENTS} if place in ("jobs", "tags") else {})
+            for name, value in values.items():
+                message = submission()
+                if function != "submit_batch":
+                    opened.append(await site.store.commands.submit(new_batch_id(), "ours", OPEN, [], open=True))
+                    message = {"batch_id": str(opened[-1]), "project": "ours"}
+                    message |= {"jobs": [JOB]} if function == "add_jobs" else {}
+                sent = await pool.enqueue_job(function, with_value(message, place, value))
+                assert sent is not None
+                cases.append((f"{function}: {place} = {name}", place, value, sent))
+    wrong = []
+    for what, place, value, sent in cases:
+        try:
+            taken = await sent.result(timeout=PATIENCE_S, poll_delay=0.01)
+        except SerializationError as error:
+            wrong += [f"{what} {problem}"] if (problem := complaint(place, error)) else []
+            continue
+        if value in (NUL, ESCAPE) or value in NUMBERS.values():
+            wrong.append(f"{what} was taken")
+        elif value and place in ("name", "tags[0]", "webhook"):
+            doc = (await site.store.reader.batch(UUID(taken), project=None)).doc
+            if value not in (doc.name, *doc.tags, doc.webhook):
+                wrong.append(f"{what} was changed")
+    assert not wrong, "\n".join(wrong)
+    assert len(cases) > 300
+    for event in await site.events():
+        with contextlib.suppress(Conflict, NotFound):
+            await site.store.commands.cancel(event.batch_id, project=None)
+
+
 async def test_the_batch_of_another_project_is_not_found(site: Site, pool: ArqRedis) -> None:
     batch_id = await answer(pool, "submit_batch", submission(open=True))
     theirs = {"batch_id": batch_id, "project": "theirs"}
@@ -331,6 +410,8 @@ async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_i
     for number, change in enumerate(broken):
         await put(f"broken-{number}", serialize(shape | change))
     await put("junk", b"\xff\x00")
+    await put("deep", serialize(shape | {"a": "XXX"}).replace(b"\xa3XXX", b"\x91" * DEPTH + b"\x90"))
+    await put("half", serialize(shape | {"a": ["aXXXb"]}).replace(b"XXX", b"\xed\xa0\x80"))  # of a surrogate pair
     await put("short", serialize({"f": "submit_batch"}))
     await put(b"\xff\xfe", serialize(shape))
     await put("endless", serialize(shape), float("-inf"))
@@ -343,8 +424,10 @@ async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_i
         with database.read() as connection:
             return {letter.origin: letter.error for letter in list_letters(connection, consumer=Consumer.INTAKE)}
 
-    await until(lambda: len(parked()) == 11, "all are parked")
+    await until(lambda: len(parked()) == 13, "all are parked")
     assert "Expected `str`, got `array` - at `$.f`" in parked()["broken-0"]
+    assert "nested too deeply" in parked()["deep"]
+    assert "UTF-8" in parked()["half"]
     assert "\\xff\\xfe" in parked()
     await until(lambda: _is_empty(queue), "all are off the queue")
     batch = site.queue.batch(await answer(pool, "submit_batch", submission()))

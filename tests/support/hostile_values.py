@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -50,7 +51,7 @@ _PLACE = "the hostile value goes here"
 
 def json_with(document: Any, path: tuple[str | int, ...], value: Any) -> bytes:
     """Return the document as JSON, as far as it is JSON, with this value at the place that the path leads to."""
-    text = json.dumps(_replaced(document, path, _PLACE))
+    text = json.dumps(replaced(document, path, _PLACE))
     return text.replace(f'"{_PLACE}"', _written(value), 1).encode()
 
 
@@ -62,14 +63,15 @@ def _written(value: Any) -> str:
     return json.dumps(value).replace("Infinity", "1e400")
 
 
-def _replaced(document: Any, path: tuple[str | int, ...], value: Any) -> Any:
+def replaced(document: Any, path: Sequence[str | int], value: Any) -> Any:
+    """Return the document with this value at the place that the path leads to."""
     if not path:
         return value
     first, *rest = path
     if isinstance(first, int):
         items = list(document or ())
-        return [*items[:first], _replaced(items[first] if items else None, tuple(rest), value), *items[first + 1 :]]
-    return {**(document or {}), first: _replaced((document or {}).get(first), tuple(rest), value)}
+        return [*items[:first], replaced(items[first] if items else None, rest, value), *items[first + 1 :]]
+    return {**(document or {}), first: replaced((document or {}).get(first), rest, value)}
 
 
 # Arguments of Python's functions, and what is wrong with each.

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from tweezer.api.envelope import Refused
-from tweezer.model.errors import InvalidInput
+from tweezer.model.arguments import conversion_error
 from tweezer.model.json_schemas import schema_components
 
 T = TypeVar("T")
@@ -39,10 +39,11 @@ MAX_RATIO = 200
 _STEP = 1 << 18  # unpacked or decoded at once, while all others wait
 _EXPLAINED = 1 << 20  # up to this size, the field that makes a body no JSON is looked for
 _SHOWN_LENGTH = 100
-_PROBLEM_LENGTH = 500
 _PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 BODY_SCHEMAS = "x-body-schemas"
 
@@ -199,7 +200,7 @@ def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> 
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), root) from error
+        raise conversion_error(error, root) from error
 
 
 _KEPT = b'"[]{},:'
@@ -340,20 +341,3 @@ def _unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 def _name(key: str) -> str:
     """Return a key as part of a field's name; quoted and cut where it could be misread."""
     return key if key.isprintable() and 0 < len(key) <= _SHOWN_LENGTH else reprlib.repr(key)
-
-
-_HALF = re.compile("[\ud800-\udfff]")
-_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>.*)`)?", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
-
-
-def _invalid(message: str, root: str) -> InvalidInput:
-    """The error for one of msgspec, which names the place as ``$.jobs[3].runs``."""
-    found = _PLACE.fullmatch(message)
-    assert found is not None
-    place, problem = found["place"] or "", found["problem"].replace("`", "")
-    if missing := _MISSING.fullmatch(found["problem"]):
-        place, problem = f"{place}.{missing['name']}", "is missing"
-    field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
-    problem = problem[:1].lower() + problem[1:]
-    return InvalidInput(field, problem if len(problem) <= _PROBLEM_LENGTH else f"{problem[:_PROBLEM_LENGTH]}…")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from tweezer.model.errors import InvalidInput
 
@@ -64,3 +67,23 @@ def shown(value: object) -> str:
     if isinstance(value, (list, tuple, dict)):
         return f"a {type(value).__name__}" if value else f"an empty {type(value).__name__}"
     return f"a value of type {type(value).__name__}"
+
+
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<name>.*)`")
+_PROBLEM_LENGTH = 500
+
+
+def conversion_error(error: msgspec.ValidationError, root: str) -> InvalidInput:
+    """Return the error for one of msgspec, which names the place as ``$.jobs[3].runs``.
+
+    ``root`` is the field where the place is no field, but the whole of it, or an item of a list.
+    """
+    found = _PLACE.fullmatch(str(error))
+    assert found is not None
+    place, problem = found["place"] or "", found["problem"].replace("`", "")
+    if missing := _MISSING.fullmatch(found["problem"]):
+        place, problem = f"{place}.{missing['name']}", "is missing"
+    field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
+    problem = problem[:1].lower() + problem[1:]
+    return InvalidInput(field, problem if len(problem) <= _PROBLEM_LENGTH else f"{problem[:_PROBLEM_LENGTH]}…")

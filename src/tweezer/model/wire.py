@@ -44,6 +44,8 @@ def deserialize(data: bytes) -> dict[str, Any]:
         message = _decoder.decode(data)
     except msgspec.DecodeError as error:
         raise ValueError(f"not a message of Tweezer; use tweezer.model.wire.serialize: {error}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if message.version != _VERSION:
         raise ValueError(f"a message of version {message.version}; this Tweezer reads version {_VERSION}")
     return message.body

@@ -16,6 +16,7 @@ import structlog
 from arq import Retry
 from arq.jobs import DeserializationError
 
+from tweezer.model.arguments import conversion_error
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
@@ -86,7 +87,7 @@ def _read(message: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(message, kind)
     except msgspec.ValidationError as error:
-        raise InvalidInput(kind.__name__, str(error)) from error
+        raise conversion_error(error, kind.__name__) from error
 
 
 def _store(context: dict[Any, Any]) -> Store:
