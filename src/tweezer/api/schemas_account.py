@@ -20,7 +20,9 @@ class Token(BaseModel):
     access_token: str = Field(description="To be sent as `Authorization: Bearer …`.", examples=["twz_…"])
     token_type: Literal["Bearer"] = Field(examples=["Bearer"])
     expires_in: int = Field(description="How long it is valid, in seconds.", examples=[86_400])
-    scope: Literal["read"] | None = Field(None, description="`read` where it only reads; else absent.")
+    scope: Literal["read"] | None = Field(
+        None, description="`read` where it only reads; else absent.", examples=["read"]
+    )
 
 
 class OAuthError(BaseModel):
