@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ import redis.asyncio
 from aiohttp import web
 from sqlalchemy import delete
 from tests.support.store_rig import StoreRig
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Received, Receiver
 
 from tweezer.events import breaker as breakers
@@ -693,3 +694,28 @@ async def test_a_courier_that_is_stopped_leaves_nothing_for_others_to_wait_for(p
         await post.batch(1)
         await leaving.close()
         await until(all_delivered(post, 2), "the entry of the one that left, and the next", SOON_S)
+
+
+async def test_a_courier_that_is_stopped_while_it_writes_leaves_nothing_on_hold(post: Post) -> None:
+    async with Receiver() as receiver:
+        post.endpoint(receiver.url("/all"), "batch.created")
+        leaving = await post.start(abandoned_s=NEVER_S)
+        write, is_written, is_stopping = leaving._deliveries.write, threading.Event(), threading.Event()
+
+        def write_slowly(rows: Any, position: Any) -> Any:
+            not_ours = write(rows, position)
+            is_written.set()
+            assert is_stopping.wait(PATIENCE_S)
+            return not_ours
+
+        leaving._deliveries.write = write_slowly  # type: ignore[method-assign]
+        await post.batch(1)
+        await until(is_written.is_set, "the row is written")
+        stopping = asyncio.create_task(post.kill(leaving))
+        await asyncio.sleep(0)  # until it is told to stop
+        is_stopping.set()
+        await stopping
+        await leaving.close()
+        await post.start(abandoned_s=NEVER_S)
+        await until(all_delivered(post, 1), "what was written as it stopped", SOON_S)
+    assert len(receiver.received) == 1

@@ -35,7 +35,7 @@ from tweezer.ledger.installation import require_same
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
-from tweezer.model.tasks import end_tasks
+from tweezer.model.tasks import end_tasks, heeding_cancel, run_to_end
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
@@ -450,7 +450,8 @@ class Courier:
         """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room.
 
         Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
-        anew of a batch that has gone on.
+        anew of a batch that has gone on. What is written is handed over, also when this courier is stopped meanwhile:
+        an outbox that is closed gives it back, but nobody else looks at it before its hold is over.
         """
         hold = self._desk.hold()
         rows: list[NewDelivery] = []
@@ -468,11 +469,12 @@ class Courier:
             if room < len(theirs):
                 rows += _rows(theirs[room:], outbox.shut_ms())
                 waiting.append(endpoint)
-        not_ours = await self._database.run(self._deliveries.write, rows, position)
-        for endpoint, taken in held:
-            self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
-        for endpoint in waiting:
-            self._outbox(endpoint).fetch()
+        with heeding_cancel():
+            not_ours = await run_to_end(self._database.run(self._deliveries.write, rows, position))
+            for endpoint, taken in held:
+                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
+            for endpoint in waiting:
+                self._outbox(endpoint).fetch()
 
     def _outbox(self, endpoint: Endpoint) -> Outbox:
         """Its outbox; look it up each time, for an idle one may be forgotten for another's sake."""

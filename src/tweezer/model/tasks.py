@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def is_cancelled() -> bool:
@@ -30,6 +32,15 @@ def heeding_cancel() -> Iterator[None]:
     finally:
         if _requests() > before:
             raise asyncio.CancelledError
+
+
+async def run_to_end(work: Awaitable[T]) -> T:
+    """Await something to its end, also when the current task is cancelled meanwhile: within ``heeding_cancel``."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
 
 
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
