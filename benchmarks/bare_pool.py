@@ -80,6 +80,11 @@ class BarePool:
             os.environ[name] = "1"  # as in a lane; two processes that thread would fight for the cores
         self._pool: Pool = multiprocessing.get_context("spawn").Pool(processes, _load, (text,))
 
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [process.pid for process in self._pool._pool]  # type: ignore[attr-defined]  # noqa: SLF001
+
     def __enter__(self) -> Self:
         self._pool.__enter__()
         return self

@@ -1,4 +1,5 @@
-"""How fast webhooks are, and what they cost the queue: rate, slow-down of dispatch, quiet latency, bad neighbours.
+"""How fast webhooks are, and what they cost the queue: rate, slow-down of dispatch, quiet latency, bad neighbours,
+connections that are cut, couriers that are replaced.
 
 One redis-server, one courier process (``tweezer courier`` as it is by default, loopback allowed), a receiver in a
 process of its own that answers at once; the ledger is SQLite, or a private PostgreSQL with ``--postgres``.
@@ -28,6 +29,7 @@ from harness import Broken, Figure, figure, median, note, percentile, ratio
 from receiving import Receipt
 from recording import ledger_urls, opened
 
+from tweezer.events.courier import GROUP
 from tweezer.ledger.endpoints import create_endpoint
 from tweezer.ledger.projects import project_no
 from tweezer.model.addresses import WebhookPolicy
@@ -43,6 +45,7 @@ CONNECTIONS: int = (
     Settings.model_fields["webhook_endpoint_connections"].default * Settings.model_fields["courier_processes"].default
 )
 WARM_UPS, QUIET_S = 5, 0.03  # single events that do not count, and the pause between them
+CUT_EVERY, TOGETHER = 5, 20  # events between two cuts, and while one cuts
 BEATS_PER_S, WELL, OTHERS = 4, 3, len(receiving.MISBEHAVING)
 
 
@@ -123,20 +126,52 @@ class Bench:
     @contextlib.asynccontextmanager
     async def courier(self, endpoints: Collection[str] = ()) -> AsyncIterator[None]:
         """A courier on a new ledger, with these URLs registered for all the types that batches are told by default."""
+        process = await self.start_courier(self.new_ledger(endpoints))
+        try:
+            yield
+        finally:
+            await harness.Program(process).stop()
+
+    def new_ledger(self, endpoints: Collection[str] = ()) -> str:
+        """A database with a project and its endpoints."""
         ledger = next(self._ledgers)
         with opened(ledger) as database, database.write() as connection:
             project_no(connection, dispatch.PROJECT)
             for url in endpoints:
                 policy = WebhookPolicy.parse("127.0.0.0/8", "443")
                 create_endpoint(connection, policy, project_id=dispatch.PROJECT, url=url)
+        return ledger
+
+    async def start_courier(self, ledger: str, processes: int | None = None) -> asyncio.subprocess.Process:
+        """``tweezer courier`` on this ledger."""
         settings = {"redis_url": self.url, "database_url": ledger, "data_dir": str(self._folder)}
-        process = await _start(
+        if processes is not None:
+            settings["courier_processes"] = str(processes)
+        return await _start(
             *("-m", "tweezer.cli", "courier"), **settings, webhook_allow="127.0.0.0/8", log_level="WARNING"
         )
+
+    @contextlib.asynccontextmanager
+    async def two_couriers(self, store: Store) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+        """Two couriers of one process each, which are up; replaces one by another as a rolling restart does."""
+        ledger = self.new_ledger()
+        running = [await self.start_courier(ledger, 1) for _ in range(2)]
+
+        async def are_up() -> bool:
+            found = await store.redis.xinfo_groups(store.keys(Key.EVENTS))
+            return any(it["name"] == GROUP.encode() and it["consumers"] == len(running) for it in found)
+
+        async def replace(number: int) -> None:
+            await harness.Program(running[number]).stop()
+            running[number] = await self.start_courier(ledger, 1)
+            await harness.until(are_up, "the courier is replaced")
+
         try:
-            yield
+            await harness.until(are_up, "two couriers are up")
+            yield replace
         finally:
-            await harness.Program(process).stop()
+            for process in running:
+                await harness.Program(process).stop()
 
 
 async def submit(store: Store, batches: int, webhook: str | None) -> list[UUID]:
@@ -229,6 +264,69 @@ def _latency_ms(receipt: Receipt) -> float:
     return 1000 * (receipt.at - int(receipt.id.rpartition(":")[2]) / 1e6)
 
 
+# ----------------------------------------------------------------------------------- connections, restarts
+
+
+async def after_cuts(bench: Bench, cuts: int, *, cutting: bool) -> list[float]:
+    """Seconds from the transition to the receipt of events that come while a courier's connection is cut, and next."""
+    async with bench.store() as store, bench.two_couriers(store):
+        await submit(store, WARM_UPS, bench.receiver.url())
+        await bench.receiver.has(WARM_UPS)
+        await bench.receiver.take()
+        for number in range(cuts):
+            url = bench.receiver.url(f"well/{number}")
+            cut = [_cut(store)] if cutting else []
+            await asyncio.gather(*(submit(store, 1, url) for _ in range(TOGETHER)), *cut)
+            for _ in range(CUT_EVERY):
+                await submit(store, 1, url)
+                await asyncio.sleep(QUIET_S)
+        return await _delays(bench, cuts * (TOGETHER + CUT_EVERY))
+
+
+async def _cut(store: Store) -> None:
+    """Cuts the connection on which a courier waits for entries."""
+
+    async def is_cut() -> bool:
+        waiting = [it["id"] for it in await store.redis.client_list() if it["cmd"] == "xreadgroup"]
+        return any([await store.redis.client_kill_filter(_id=client) for client in waiting[:1]])
+
+    await harness.until(is_cut, "a courier waits for entries")
+
+
+async def over_restarts(bench: Bench) -> list[float]:
+    """Seconds from the transition to the receipt of events that come while two couriers are replaced in turn."""
+    async with bench.store() as store, bench.two_couriers(store) as replace:
+        await submit(store, WARM_UPS, bench.receiver.url())
+        await bench.receiver.has(WARM_UPS)
+        await bench.receiver.take()
+
+        async def replace_both() -> None:
+            for number in range(2):
+                await replace(number)
+
+        replacing = asyncio.create_task(replace_both())
+        count = 0
+        while not replacing.done():
+            await submit(store, 1, bench.receiver.url())
+            count += 1
+            await asyncio.sleep(QUIET_S)
+        await replacing
+        return await _delays(bench, count)
+
+
+async def _delays(bench: Bench, count: int) -> list[float]:
+    """Seconds to the first receipt of each of so many events."""
+    first: dict[str, float] = {}
+
+    async def are_here() -> bool:
+        for receipt in await bench.receiver.take():
+            first.setdefault(receipt.id, _latency_ms(receipt) / 1000)
+        return len(first) == count
+
+    await harness.until(are_here, f"{count} events are received")
+    return list(first.values())
+
+
 # ---------------------------------------------------------------------------------------------- neighbours
 
 
@@ -291,7 +389,26 @@ async def measure(bench: Bench, asked: argparse.Namespace) -> tuple[list[Figure]
         saw("p99 beside receivers that are well, ms", await beside(bench, quiet, asked.seconds))
         saw("p99 beside receivers that are not, ms", await beside(bench, receiving.MISBEHAVING, asked.seconds))
 
-    parts = {"rate": rate, "dispatch": dispatched, "latency": latency, "neighbours": neighbours}
+    async def cut() -> None:
+        saw(
+            "no connection is cut: transition to receipt, median s",
+            median(await after_cuts(bench, asked.cuts, cutting=False)),
+        )
+        delays = await after_cuts(bench, asked.cuts, cutting=True)
+        saw("a connection is cut: transition to receipt, median s", median(delays))
+        saw("a connection is cut: transition to receipt, latest s", max(delays))
+
+    async def restart() -> None:
+        saw("rolling restart: transition to receipt, latest s", max(await over_restarts(bench)))
+
+    parts = {
+        "rate": rate,
+        "dispatch": dispatched,
+        "latency": latency,
+        "neighbours": neighbours,
+        "cut": cut,
+        "restart": restart,
+    }
     wanted = asked.only or list(parts)
     for number in range(1, asked.rounds + 1):
         note(f"round {number} of {asked.rounds}")
@@ -329,6 +446,14 @@ async def measure(bench: Bench, asked: argparse.Namespace) -> tuple[list[Figure]
         for name, (one, other, told, target) in compared.items()
         if name in wanted
     ]
+    for what, target in (
+        ("no connection is cut: transition to receipt, median s", ""),
+        ("a connection is cut: transition to receipt, median s", "< 0.5"),
+        ("a connection is cut: transition to receipt, latest s", ""),
+        ("rolling restart: transition to receipt, latest s", "<= 1"),
+    ):
+        if what in seen:
+            figures.append(figure(what.removesuffix(" s"), median(seen[what]), target, "s"))
     return figures, harness.rounded(dict(seen))
 
 
@@ -342,9 +467,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (5)")
-    parser.add_argument("--only", action="append", choices=["rate", "dispatch", "latency", "neighbours"])
+    names = ["rate", "dispatch", "latency", "neighbours", "cut", "restart"]
+    parser.add_argument("--only", action="append", choices=names)
     parser.add_argument("--batches", type=int, default=1000, help=f"batches of {JOBS} jobs (1,000)")
     parser.add_argument("--samples", type=int, default=200, help="single events (200)")
+    parser.add_argument("--cuts", type=int, default=20, help="of couriers' connections (20)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long neighbours are watched (10)")
     parser.add_argument("--postgres", action="store_true", help="a ledger on PostgreSQL instead of SQLite")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a figure is not met")

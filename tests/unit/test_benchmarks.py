@@ -54,8 +54,8 @@ def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, 
 @pytest.mark.redis
 @pytest.mark.slow
 def test_webhooks_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
-    little = ("--rounds", "1", "--batches", "20", "--samples", "5", "--seconds", "1")
+    little = ("--rounds", "1", "--batches", "20", "--samples", "5", "--seconds", "1", "--cuts", "2")
     told = run("webhooks.py", "--json", *little)
-    assert len(told["figures"]) == 4
+    assert len(told["figures"]) == 8
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["ledger"] == "sqlite"
