@@ -136,6 +136,16 @@ async def test_a_batch_that_redis_lost_is_unavailable_until_the_gate_opens(shut:
         await CHANGES[change](rig, batch_id, grant)
 
 
+async def test_jobs_for_a_batch_that_redis_lost_are_not_admitted_until_the_gate_opens(shut: StoreRig) -> None:
+    """Their checks need the batch, so that it is looked for before the script is called that knows of the gate."""
+    await shut.start_again()
+    with pytest.raises(Unavailable, match="Redis has restarted"):
+        await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
+    await shut.restoring.open_gate()
+    with pytest.raises(NotFound):
+        await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
+
+
 def test_each_script_that_changes_a_batch_says_what_it_does_while_the_gate_is_shut() -> None:
     folder = resources.files("tweezer.store") / "lua"
     texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name != "prelude.lua"}

@@ -13,7 +13,7 @@ import msgspec
 from tweezer.model.arguments import shown
 from tweezer.model.checks import MAX_DEVICE_LENGTH, as_job_spec, check_batch, check_jobs, check_text
 from tweezer.model.configurations import check_older_options, configured_shots
-from tweezer.model.errors import InvalidInput
+from tweezer.model.errors import InvalidInput, NotFound
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
@@ -106,7 +106,12 @@ class Admission:
         self, batch_id: UUID, jobs: Sequence[Any], *, project: str | None, idempotency_key: str = ""
     ) -> int:
         """Appends jobs to an open batch, checked like those of a submit; returns the index of the first."""
-        batch = await self._reader.batch(batch_id, project=project)
+        try:
+            batch = await self._reader.batch(batch_id, project=project)
+        except NotFound:
+            # A script knows whether Redis may have lost the batch, and then raises Unavailable.
+            await self._commands.add_jobs(batch_id, [], project=project)
+            batch = await self._reader.batch(batch_id, project=project)
         device = await self.device(batch.device)
         specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
         if not specs:
