@@ -61,6 +61,19 @@ def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.F
     assert "OK    persistence: append-only file, synced everysec" in result.stdout
 
 
+@pytest.mark.parametrize("key", ["intake", "chores", "courier", "devices", "events"])
+def test_a_key_of_another_type_is_named_with_what_to_do(real_redis_url: str, key: str) -> None:
+    """The processes that read it wait until it is gone, and say so in their logs only."""
+    client = redis.Redis.from_url(real_redis_url)
+    client.set(f"tweezer:{key}", "junk")
+    found = findings(real_redis_url)
+    client.close()
+    assert found["keys"]["level"] == "FAIL"
+    assert f"tweezer:{key} is a string instead of a " in found["keys"]["says"]
+    assert f"RENAME tweezer:{key} foreign" in found["keys"]["change"]
+    assert "start it" not in str(found.get("Redis"))
+
+
 @pytest.mark.valkey
 def test_a_server_that_can_be_waited_for_is_durable_enough_for_a_machine(valkey_server: RedisServer) -> None:
     assert "WAITAOF" in findings(valkey_server.url)["durability"]["says"]

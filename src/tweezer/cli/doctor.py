@@ -69,6 +69,9 @@ async def examine(access: Access) -> list[Finding]:
             began = time.perf_counter()
             await queue.store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))
+            foreign = await queue.store.reader.foreign_keys()
+            if foreign:  # the other checks need these keys
+                return [*findings, check_keys(foreign)]
             findings.extend([finding async for finding in _examine_queue(queue, settings)])
             if not isinstance(health, Finding):
                 joined = None if health.unfit else await queue.store.restoring.installation()
@@ -303,6 +306,13 @@ def check_memory(info: dict[str, Any], full_at: float) -> Finding:
     if used >= 0.75 * full_at * limit:
         return Finding("memory", Level.WARN, f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
     return Finding("memory", Level.OK, says)
+
+
+def check_keys(foreign: dict[str, tuple[str, str]]) -> Finding:
+    """Report keys of another type, which another program has written: the processes that need them wait."""
+    shown = ", ".join(f"{key} is a {kind} instead of a {right}" for key, (kind, right) in sorted(foreign.items()))
+    advice = f"`redis-cli RENAME {min(foreign)} foreign`, or another TWEEZER_NAMESPACE; the processes then go on"
+    return Finding("keys", Level.FAIL, f"Redis holds something else where Tweezer keeps its own: {shown}", advice)
 
 
 def check_idle_timeout(timeout_s: str | None) -> Finding:

@@ -63,6 +63,16 @@ class Key(StrEnum):
     COURIER = "courier"  # alarms of deliveries
 
 
+KINDS = {
+    **dict.fromkeys((Key.INTAKE, Key.CHORES, Key.COURIER, Key.IDLE, Key.ENDED), "zset"),
+    Key.DEVICES: "set",
+    Key.SETTINGS: "hash",
+    Key.EVENTS: "stream",
+    **dict.fromkeys((Key.LEDGER, Key.INSTALLATION, Key.SERVER, Key.GATE, Key.RECORDER, Key.ENDPOINTS), "string"),
+}
+"""What Redis calls the type of each key that all processes share."""
+
+
 class Keys:
     """Spells keys below a namespace."""
 

@@ -12,7 +12,7 @@ from tweezer.model.errors import NotFound, ResultUnavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import Result
 from tweezer.model.windows import Window
-from tweezer.store.keys import Key
+from tweezer.store.keys import KINDS, Key
 from tweezer.store.records import (
     DEVICE_FIELDS,
     BatchRecord,
@@ -151,6 +151,15 @@ class Reader:
     async def ping(self) -> None:
         """Raises Unavailable when Redis does not answer."""
         await self._ask(self._redis.ping())
+
+    async def foreign_keys(self) -> dict[str, tuple[str, str]]:
+        """Find shared keys that hold something else than Tweezer keeps there: their type, and the expected one."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in KINDS:
+            pipeline.type(self._keys(key))
+        found = [kind.decode() for kind in cast(list[bytes], await self._ask(pipeline.execute()))]
+        expected = zip(KINDS.items(), found, strict=True)
+        return {self._keys(key): (kind, right) for (key, right), kind in expected if kind not in (right, "none")}
 
     async def server_info(self, section: str | None = None) -> dict[str, Any]:
         """The sections of Redis' INFO, flat; or one of them, which costs a tenth."""
