@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from tests.support.waiting import wait_until
 
 from tweezer.cli import main
+from tweezer.data_folder import running_environment
 from tweezer.model.ids import new_batch_id
 
 PATIENCE_S = 60.0
@@ -100,7 +101,7 @@ class Up:
 
     @property
     def redis_url(self) -> str:
-        return self.find(r"export TWEEZER_REDIS_URL=(\S+)")
+        return running_environment(self.data)["TWEEZER_REDIS_URL"]
 
     def children(self) -> dict[str, psutil.Process]:
         """By the command of tweezer, or the name of the program."""
@@ -283,7 +284,7 @@ def test_the_api_answers_where_up_says(up: Up) -> None:
     batch = up.submit("--runs", "1", "--wait")
     connection = http.client.HTTPConnection(urlsplit(up.find(r"API +(http://\S+)")).netloc, timeout=10)
     try:
-        key = up.find(r"export TWEEZER_API_KEY=(\S+)")
+        key = running_environment(up.data)["TWEEZER_API_KEY"]
         connection.request("GET", f"/api/v2/batches/{batch}", headers={"Authorization": f"Bearer {key}"})
         answer = connection.getresponse()
         assert answer.status == 200

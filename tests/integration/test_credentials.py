@@ -20,6 +20,7 @@ from tests.support.processes import NULL, Site
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 from tweezer.cli import main
+from tweezer.data_folder import running_environment
 from tweezer.ledger.credentials import new_key
 from tweezer.store.attempts import FAILURES_MAX, By
 
@@ -143,8 +144,9 @@ class Up:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.log = folder / "log"
+        self.data = folder / "data"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-        command = ["up", "--data", str(folder / "data"), "--port", "0", "--redis-port", "0", "--device", NULL]
+        command = ["up", "--data", str(self.data), "--port", "0", "--redis-port", "0", "--device", NULL]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tweezer.cli", *command, "--lanes", "1"],
@@ -162,11 +164,17 @@ class Up:
         return match[1]
 
     @property
+    def variables(self) -> dict[str, str]:
+        """Those that it holds ready once it is up."""
+        self.find(r"(API)")
+        return running_environment(self.data)
+
+    @property
     def key(self) -> str:
-        return self.find(r"export TWEEZER_API_KEY=(\S+)")
+        return self.variables["TWEEZER_API_KEY"]
 
     def projects(self) -> list[str]:
-        """The projects of the key that it shows."""
+        """The projects of its key."""
         url = self.find(r"API +(http://\S+)")
         headers = {"Authorization": f"Bearer {self.key}"}
         answer = httpx.get(f"{url}/account/api/v1/projects", headers=headers, timeout=PATIENCE_S)
@@ -190,11 +198,11 @@ def ups() -> Iterator[list[Up]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_any_server")
-def test_up_shows_a_key_that_opens_its_api_and_keeps_it(ups: list[Up], tmp_path: Path) -> None:
+def test_up_has_a_key_that_opens_its_api_and_keeps_it(ups: list[Up], tmp_path: Path) -> None:
     ups.append(Up(tmp_path))
     first = ups[-1].key
     assert ups[-1].projects() == ["default"]
-    assert ups[-1].find(r"export TWEEZER_PROJECT_ID=(\S+)") == "default"
+    assert ups[-1].variables["TWEEZER_PROJECT_ID"] == "default"
     ups[-1].end()
     ups.append(Up(tmp_path))
     assert ups[-1].key == first

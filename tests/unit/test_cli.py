@@ -22,7 +22,7 @@ from tweezer.cli.access import require
 from tweezer.cli.interrupts import Interrupts
 from tweezer.cli.processes import _has_own_ledger, usage
 from tweezer.cli.stack import Stack, why_not_free
-from tweezer.data_folder import write_environment
+from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, load
 
@@ -84,7 +84,7 @@ def test_what_up_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
         SimpleNamespace(
             redis_place="a:6379",
             api_url="http://b",
-            write_environment=lambda key: write_environment(data, {"TWEEZER_API_KEY": key}),
+            publish=lambda key: PublishedEnvironment(data, {"TWEEZER_API_KEY": key}).file,
         ),
     )
     (line,) = [line for line in usage(stack, "a key") if line.startswith("  . ")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from tweezer import connect
 from tweezer.client import AsyncQueue
-from tweezer.data_folder import remove_environment, running_environment, write_environment
+from tweezer.data_folder import PublishedEnvironment, running_environment
 from tweezer.settings import load
 
 VARIABLES = {
@@ -38,11 +37,10 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def _is_up(folder: Path) -> Iterator[None]:
     """A `tweezer up` runs in the default data folder."""
-    (folder / "redis").mkdir(parents=True)
-    write_environment(folder, VARIABLES)
-    with (folder / "redis" / "server.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    folder.mkdir(parents=True)
+    published = PublishedEnvironment(folder, VARIABLES)
+    yield
+    published.close()
 
 
 def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
@@ -98,24 +96,23 @@ def test_the_folder_may_be_named_by_a_variable(folder: Path, monkeypatch: pytest
 
 
 def test_what_one_that_was_killed_left_behind_means_nothing(folder: Path) -> None:
-    (folder / "redis").mkdir(parents=True)
-    (folder / "redis" / "server.lock").touch()
-    file = write_environment(folder, VARIABLES)
+    folder.mkdir(parents=True)
+    published = PublishedEnvironment(folder, VARIABLES)
+    left = published.file.read_bytes()
+    published.close()
+    assert not published.file.exists()
+    published.file.write_bytes(left)
     assert running_environment() == {}
     assert load().redis_url == "redis://127.0.0.1:6379/0"
-    remove_environment(folder)
-    assert not file.exists()
-
-
-@pytest.mark.usefixtures("_is_up")
-def test_the_file_of_one_that_runs_is_not_removed(folder: Path) -> None:
-    remove_environment(folder)
+    again = PublishedEnvironment(folder, VARIABLES)
     assert running_environment() == VARIABLES
+    again.close()
 
 
 def test_a_shell_reads_the_variables_and_nobody_else_may(tmp_path: Path) -> None:
-    file = write_environment(tmp_path, VARIABLES)
-    assert file.stat().st_mode & 0o777 == 0o600
-    ran = subprocess.run(["sh", "-c", f". '{file}'; env -0"], capture_output=True, env={}, check=True)
+    published = PublishedEnvironment(tmp_path, VARIABLES)
+    assert published.file.stat().st_mode & 0o777 == 0o600
+    ran = subprocess.run(["sh", "-c", f". '{published.file}'; env -0"], capture_output=True, env={}, check=True)
     found = dict(entry.split("=", 1) for entry in ran.stdout.decode().split("\0") if entry.startswith("TWEEZER_"))
     assert found == VARIABLES
+    published.close()

@@ -222,13 +222,13 @@ CURL = (
 
 
 def usage(stack: Stack, key: str) -> list[str]:
-    """How to use the processes from another terminal. key: of the API."""
+    """Let others find the processes, and say how to use them from another terminal. key: of the API."""
     return [
         f"  Redis  {stack.redis_place}",
         f"  API    {stack.api_url}  (/openapi.json describes it)",
         "",
         "In another terminal:",
-        f"  . {shlex.quote(str(stack.write_environment(key)))}",
+        f"  . {shlex.quote(str(stack.publish(key)))}",
     ]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tweezer.cli.child import Child
-from tweezer.data_folder import REDIS_FOLDER, remove_environment, write_environment
+from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import PREFIX, Settings
 from tweezer.store.connection import Store
@@ -77,8 +77,9 @@ class Stack:
         self._qpu_port = qpu_port
         # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
-        self._redis = RedisServer(data / REDIS_FOLDER, port=redis_port, appendfsync=durably, has_password=True)
+        self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably, has_password=True)
         self._redis_deaths = 0
+        self._published: PublishedEnvironment | None = None
         self._children: list[Child] = []
 
     @property
@@ -105,7 +106,6 @@ class Stack:
         if why := why_not_free(self._api_port):
             raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
         os.umask(0o077)  # what this process and its children keep is for their user only
-        remove_environment(self._data)  # of one that was killed
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()
@@ -157,11 +157,13 @@ class Stack:
         for child in (*(it for it in self._children if it not in machine), *machine):
             child.stop(hurry)
         self._children.clear()
+        if self._published is not None:
+            self._published.close()
+            self._published = None
         self._redis.stop()
-        remove_environment(self._data)
 
-    def write_environment(self, key: str) -> Path:
-        """Write the variables with which to use all this from elsewhere; return the file to source. key: of the API."""
+    def publish(self, key: str) -> Path:
+        """Let others find all this until it stops; return the file for shells to source. key: of the API."""
         settings = self._settings
         variables = {
             **self._of_installation(),
@@ -170,7 +172,8 @@ class Stack:
             "api_url": self.api_url,
             "webhook_allow": self.webhook_allow,
         }
-        return write_environment(self._data, _with_prefix(variables))
+        self._published = PublishedEnvironment(self._data, _with_prefix(variables))
+        return self._published.file
 
     def _of_installation(self) -> dict[str, str]:
         settings = self._settings

@@ -31,7 +31,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tweezer.data_folder import LOCK_FILE
 from tweezer.model.errors import TweezerError
 
 ServerKind = Literal["auto", "redis", "valkey"]
@@ -315,7 +314,7 @@ class RedisServer:
 
     def _lock_data(self) -> int:
         """A lock on the data folder that the server inherits: two servers would spoil one append-only file."""
-        lock = os.open(self.data / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(self.data / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
             try:
