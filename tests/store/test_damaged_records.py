@@ -9,6 +9,7 @@ from tests.support.store_rig import StoreRig
 
 from tweezer.model.errors import NewerRecord, NotFound, Unreadable
 from tweezer.model.messages import OutcomeKind
+from tweezer.store.keys import Key
 from tweezer.store.lookups import Lookups
 
 
@@ -67,3 +68,19 @@ async def test_a_worker_is_given_what_cannot_be_read_with_the_reason(rig: StoreR
     grant = next(it for it in taken.grants if it.batch_id == half)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
     assert [(job.index, job.problem is not None) for job in turn.jobs] == [(1, True)]
+
+
+async def test_junk_in_the_sets_that_all_read_stops_nobody(rig: StoreRig) -> None:
+    rig.checks_usage = False
+    for name in (Key.IDLE, Key.ENDED):
+        await rig.redis.zadd(rig.keys(name), {"junk": 1, b"\xff": 1, "": 1})
+    for name in (Key.LEASES, Key.DUE, Key.READY):
+        await rig.redis.zadd(rig.keys(name, "EMU"), {"junk": 1, b"\xff": 1, "": 1})
+    await rig.redis.zadd(rig.keys(Key.WORKERS, "EMU"), {b"\xff": 2**53, "gone": 2**53})
+    await rig.redis.sadd(rig.keys(Key.DEVICES), "junk", b"\xff")
+    batch_id = await rig.submit(1)
+    await rig.store.tickets.sweep()
+    assert "EMU" in [device.name for device in await rig.reader.devices()]
+    assert [worker.id for worker in await rig.reader.workers()] == ["w"]
+    assert not await rig.redis.exists(rig.keys(Key.DEVICE, "junk"))
+    assert await rig.run_all() == [batch_id]

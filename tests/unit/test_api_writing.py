@@ -734,3 +734,40 @@ async def test_the_openapi_document_describes_the_bodies(rig: Doors) -> None:
     added = paths["/api/v2/batches/{batch_id}/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert (added["type"], added["maxItems"]) == ("array", MAX_JOBS_PER_CALL)
     assert {"400", "401", "403", "408", "413", "415", "429"} <= set(paths["/api/v1/batches"]["post"]["responses"])
+
+
+# --- records of another version
+
+
+async def test_a_batch_that_a_newer_tweezer_wrote_is_named_by_every_route(rig: Doors) -> None:
+    batch_id = await rig.post(open=True)
+    redis: Any = rig.store.redis
+    await redis.hset(f"tweezer:batch:{batch_id}", "v", 2)
+    job = job_id(batch_id, 0)
+    before = await rig.everything()
+    for method, path, content in (
+        ("GET", f"/api/v2/batches/{batch_id}", None),
+        ("GET", f"/api/v1/batches/{batch_id}", None),
+        ("GET", f"/api/v1/batches/{batch_id}/status?wait_s=0", None),
+        ("GET", f"/api/v2/jobs/{job}", None),
+        ("GET", f"/api/v1/jobs/{job}/results", None),
+        ("PATCH", f"/api/v2/batches/{batch_id}/cancel", None),
+        ("PUT", f"/api/v1/batches/{batch_id}/cancel", None),
+        ("PATCH", f"/api/v2/batches/{batch_id}/cancel/jobs", None),
+        ("PATCH", f"/api/v2/jobs/{job}/cancel", None),
+        ("PATCH", f"/api/v2/batches/{batch_id}/complete", None),
+        ("PATCH", f"/api/v1/batches/{batch_id}/tags", ["a"]),
+        ("POST", f"/api/v2/batches/{batch_id}/jobs", [JOB]),
+        ("POST", f"/api/v1/batches/{batch_id}/rebatch", None),
+    ):
+        answer = await rig.ask(method, path, content)
+        told = answer.json()["data"]
+        assert (answer.status_code, told["reason"]) == (409, "newer_record"), (path, answer.text)
+        assert "was written by a newer Tweezer: it has record version 2" in told["description"]
+        assert str(batch_id) in told["description"]
+    several = await rig.done("PATCH", "/api/v1/batches/cancel", {"batch_ids": [str(batch_id)]})
+    assert "record version 2" in several["errors"][str(batch_id)]
+    assert await rig.everything() == before
+    await redis.hset(f"tweezer:batch:{batch_id}", "v", 1)
+    canceled = await rig.done("PATCH", f"/api/v2/batches/{batch_id}/cancel")
+    assert canceled["status"] == "CANCELED"

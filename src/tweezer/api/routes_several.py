@@ -22,7 +22,7 @@ from tweezer.api.schemas import Batch, CanceledBatches, CanceledJobs, EmbeddedJo
 from tweezer.api.submissions import in_words_of_the_body, repetition_of
 from tweezer.ledger.credentials import Principal
 from tweezer.ledger.filters import JobFilter
-from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.commands import CancelAnswer
@@ -61,7 +61,7 @@ async def cancel_batches(
     for batch_id in dict.fromkeys(body.batch_ids):
         try:
             canceled.append(await _cancel(queue, live, caller, batch_id))
-        except (NotFound, Conflict) as error:
+        except (NotFound, Conflict, NewerRecord, Unreadable) as error:
             errors[batch_id] = error.message
     return success({"batches": [ListedBatch.fields_of(batch) for batch in canceled], "errors": errors})
 

@@ -13,7 +13,7 @@ from tweezer.model.cancels import read_attempts
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import decode_fault
-from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record
+from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, check_version, job_record
 from tweezer.store.scripts import Scripts
 
 _TOGETHER_MAX = 64  # jobs that one call of the script reads
@@ -53,7 +53,8 @@ class Lookups:
         row = await answer
         if row is None:
             return None
-        project, doom, cancels, spec, state, fault = row
+        project, doom, cancels, spec, state, fault, version = row
+        check_version(batch_id, version or b"")
         fault_of_batch = None if doom is None else decode_fault(doom)
         owner = JobOwner(batch_id, project.decode(), fault_of_batch, read_attempts((cancels or b"").decode()))
         return job_record(owner, index, spec, state, fault)

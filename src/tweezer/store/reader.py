@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+import contextlib
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -106,7 +107,7 @@ class Reader:
 
     async def device_names(self) -> list[str]:
         names = cast(set[bytes], await self._ask(self._redis.smembers(self._keys(Key.DEVICES))))
-        return sorted(name.decode() for name in names)
+        return sorted(_names(names))
 
     async def devices(self) -> list[DeviceRecord]:
         """All devices, by name."""
@@ -123,13 +124,10 @@ class Reader:
         workers = []
         for device in await self.device_names():
             names = await self._ask(self._redis.zrange(self._keys(Key.WORKERS, device), 0, -1))
-            for name in names:
-                row = cast(
-                    dict[bytes, bytes],
-                    await self._ask(self._redis.hgetall(self._keys(Key.WORKER, name.decode()))),
-                )
+            for name in _names(names):
+                row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.WORKER, name))))
                 if row:
-                    workers.append(_worker(name.decode(), {k.decode(): v.decode() for k, v in row.items()}))
+                    workers.append(_worker(name, {k.decode(): v.decode() for k, v in row.items()}))
         return workers
 
     async def leases(self, device: str) -> list[Lease]:
@@ -195,6 +193,13 @@ class Reader:
     async def _ask(self, call: Awaitable[T] | T) -> T:
         with translating():
             return await cast(Awaitable[T], call)
+
+
+def _names(members: Iterable[bytes]) -> Iterator[str]:
+    """Yield the names in a set; what is not UTF-8 is not a name, and was not put there by Tweezer."""
+    for member in members:
+        with contextlib.suppress(UnicodeDecodeError):
+            yield member.decode()
 
 
 def _worker(name: str, row: dict[str, str]) -> WorkerRecord:

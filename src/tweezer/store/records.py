@@ -373,11 +373,16 @@ _DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
 """What decoding a damaged record raises."""
 
 
+def check_version(batch_id: UUID, version: bytes) -> None:
+    """Raise NewerRecord if the batch, and so its jobs, were written by a newer Tweezer."""
+    text = version.decode(errors="replace")
+    if text.isdecimal() and int(text) > RECORD_VERSION:
+        raise NewerRecord(batch_id, RECORD_VERSION, text)
+
+
 def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     """The batch of a hash as Redis holds it. Raises Unreadable, NewerRecord."""
-    version = row.get("v", b"").decode(errors="replace")
-    if version.isdecimal() and int(version) > RECORD_VERSION:
-        raise NewerRecord(batch_id, RECORD_VERSION, version)
+    check_version(batch_id, row.get("v", b""))
     try:
         return _batch_record(batch_id, row)
     except _DAMAGED as error:

@@ -38,10 +38,12 @@ for at = 1, #soon, 2 do
   end
 end
 for _, device in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
-  count_lanes(device)
-  keep_to_plan(device)
-  if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end
-  readied = readied + ready_due(device, most)
-  if redis.call('EXISTS', key(KEY.ready, device)) == 1 and not is_taken(device) then ring(device) end
+  if redis.call('EXISTS', key(KEY.device, device)) == 1 then -- else it is a name that no worker or operator gave
+    count_lanes(device)
+    keep_to_plan(device)
+    if not is_shut() then reclaimed = reclaimed + #reclaim_expired(device, most) end
+    readied = readied + ready_due(device, most)
+    if redis.call('EXISTS', key(KEY.ready, device)) == 1 and not is_taken(device) then ring(device) end
+  end
 end
 return { 'ok', timed_out, reclaimed, readied }
