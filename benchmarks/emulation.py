@@ -105,7 +105,7 @@ async def compare(
     """What the jobs cost through the queue and in a bare pool, round by round; and the seconds of equal ones."""
     text, queue, pool, equals = sequence_text(qubits), Spent(), Spent(), []
     with BarePool(text, LANES) as bare:
-        warming = distinct(4 * LANES, 0)
+        warming = distinct(2 * LANES, 0)
         await through_the_queue(store, text, warming)
         await asyncio.to_thread(bare.emulate, warming, LIMIT_S)
         for number in range(1, rounds + 1):

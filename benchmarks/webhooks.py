@@ -280,6 +280,7 @@ async def after_cuts(bench: Bench, cuts: int, *, cutting: bool) -> list[float]:
             for _ in range(CUT_EVERY):
                 await submit(store, 1, url)
                 await asyncio.sleep(QUIET_S)
+            await bench.receiver.has((number + 1) * (TOGETHER + CUT_EVERY))  # cuts in a row would be backed off from
         return await _delays(bench, cuts * (TOGETHER + CUT_EVERY))
 
 

@@ -59,3 +59,10 @@ def test_webhooks_ends_with_one_object_of_figures_and_setup(redis_server: object
     assert len(told["figures"]) == 8
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["ledger"] == "sqlite"
+
+
+@pytest.mark.slow
+def test_startup_ends_with_one_object_of_figures_and_setup() -> None:
+    told = run("startup.py", "--quick", "--json")
+    assert [figure["unit"] for figure in told["figures"]] == ["ms"] * 5
+    assert all(figure["value"] > 0 for figure in told["figures"])
