@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tweezer import connect
+from tweezer.cli.several import keep_several
 from tweezer.client import AsyncQueue
 from tweezer.data_folder import PublishedEnvironment, running_environment
-from tweezer.settings import load
+from tweezer.model.errors import TweezerError
+from tweezer.settings import Settings, load
 
 VARIABLES = {
     "TWEEZER_REDIS_URL": "redis://:pass@127.0.0.1:7000/0",
@@ -82,6 +84,25 @@ async def test_a_queue_is_that_of_the_one_that_runs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TWEEZER_NAMESPACE", "other")
     async with connect_async(project="mine") as queue:
         assert place_of(queue) == (7002, None, "other:", "mine")
+
+
+@pytest.mark.usefixtures("_is_up")
+def test_processes_of_a_courier_use_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Settings] = []
+
+    def child(_: list[str], environment: dict[str, str], **__: object) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            found.append(load())
+        raise TweezerError("this is far enough")
+
+    monkeypatch.setattr("tweezer.cli.several.Child", child)
+    settings = load()
+    with pytest.raises(TweezerError, match="far enough"):
+        keep_several(["courier"], settings, 2, say=print)
+    assert (found[0].redis_url, found[0].namespace) == (settings.redis_url, "lab")
+    assert found[0].database().url == VARIABLES["TWEEZER_DATABASE_URL"]
 
 
 @pytest.mark.usefixtures("_is_up")

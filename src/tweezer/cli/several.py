@@ -19,7 +19,14 @@ _STOP_S = 25.0
 def keep_several(arguments: list[str], settings: Settings, count: int, *, say: Callable[[str], None]) -> None:
     """Keeps so many processes of a command running until told to stop. Raises TweezerError when one dies at its start,
     or again and again."""
-    given = {"redis_url": settings.redis_url, "namespace": settings.namespace, "project_id": settings.project_id}
+    given = {
+        "redis_url": settings.redis_url,
+        "namespace": settings.namespace,
+        "project_id": settings.project_id,
+        "data_dir": str(settings.data_dir.absolute()),
+        "database_url": settings.database().url,
+        "webhook_allow": settings.webhook_allow,
+    }
     environment = os.environ | {PREFIX + name.upper(): value for name, value in given.items()}
     children = [Child(arguments, environment, stop_s=_STOP_S, log=None, say=say) for _ in range(count)]
     with Interrupts() as interrupts:
