@@ -19,13 +19,14 @@ import redis
 import redis.asyncio
 import structlog
 from tests.support.postgres import NoPostgres, PostgresServer
+from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
-from tweezer.store.server import RedisServer, ServerKind, find_server
+from tweezer.store.server import ServerKind, find_server
 
 _numbers = itertools.count()
 

@@ -18,7 +18,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
-from tweezer.duties import DutyEnded, repeat
+from tweezer.duties import DutyEnded, repeat, until_answered
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.tasks import end_tasks, heeding_cancel
@@ -169,8 +169,10 @@ class ParkingWorker(Worker):
         """Parks a message; while that is not possible, the message waits."""
         try:
             payload = await self.pool.get(job_key_prefix.encode() + job_id)
-        except redis_errors.ResponseError:  # something else than a text stands there
-            payload = None
+        except redis_errors.ResponseError as error:
+            if not _is_of_message(error):
+                raise
+            payload = None  # something else than a text stands there
         try:
             await self._parker.park(job_id.decode(errors="backslashreplace"), payload or b"", problem)
         except TweezerError as error:
@@ -230,6 +232,12 @@ async def done_before(stopping: asyncio.Event, waiting: Awaitable[object]) -> bo
         return False
     finally:
         await end_tasks(done, stop)
+
+
+async def require_access(store: Store, stopping: asyncio.Event, backoff: Backoff) -> bool:
+    """Wait until Redis answers; return False when the process is told to stop first. Raises TweezerError when it
+    refuses the credentials, or their user may not call scripts: to try again would not help."""
+    return await done_before(stopping, until_answered(store.reader.ping, backoff, "connecting to Redis"))
 
 
 async def work(

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 from tests.support.power_loss import AppendOnlyFile
 from tests.support.processes import NULL, WITNESS_FILE, WITNESSED, Process, Site
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Receiver
 
@@ -23,7 +24,6 @@ from tweezer.ledger.schema import transitions
 from tweezer.ledger.upkeep import upgrade
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.events import Event, read_events
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(180)]
 

@@ -29,6 +29,7 @@ from tests.support.effort import effort
 from tests.support.power_loss import AppendOnlyFile
 from tests.support.processes import LEASE_S, QUICK_QPU, Process, Site
 from tests.support.qpu_process import QpuProcess
+from tests.support.redis_users import RedisServer, let_workers_read_settings
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
@@ -41,7 +42,6 @@ from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc
 from tweezer.qpu_sim.journal import Happening, Line, read_journal
 from tweezer.store.keys import Key
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
@@ -117,6 +117,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
         appendfsync="always" if request.param == "redis" else "everysec",
         options={"auto-aof-rewrite-percentage": "0"},
     ) as server:
+        if request.param == "redis":
+            let_workers_read_settings(server)
         yield server
 
 

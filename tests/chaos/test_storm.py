@@ -14,12 +14,12 @@ from uuid import UUID
 import pytest
 from tests.support.effort import effort
 from tests.support.processes import LEASE_S, WITNESSED, Process, Site
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.model.ids import job_id
 from tweezer.store.scripts import LOST_MAX
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 

@@ -18,6 +18,7 @@ from aiohttp import web
 from sqlalchemy import select
 from tests.support.effort import effort
 from tests.support.processes import NULL, Site
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 from tests.support.webhook_receiver import Received, Receiver
 
@@ -36,7 +37,6 @@ from tweezer.model.errors import NotFound
 from tweezer.model.events import Event, read_events
 from tweezer.model.webhooks import EventType
 from tweezer.store.keys import Key
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(900)]
 

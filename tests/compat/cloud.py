@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import httpx
 from click.testing import CliRunner
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import wait_until
 
 from tweezer.cli import main
-from tweezer.store.server import RedisServer
 
 PROJECT = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c"  # the client's filters take UUIDs only
 SECOND = "7a2d3c4b-1e5f-4a6b-9c7d-8e9f0a1b2c3d"

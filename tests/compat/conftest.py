@@ -14,9 +14,8 @@ from collections.abc import Iterator
 import pytest
 from tests.compat.clients import Client
 from tests.compat.cloud import PROJECT, Cloud
+from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
-
-from tweezer.store.server import RedisServer
 
 
 def _interpreter(stack: str) -> str:

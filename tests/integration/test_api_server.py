@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from redis.asyncio import Redis
+from tests.support.redis_users import RedisServer, as_user
 from tests.support.waiting import until
 
 from tweezer.adapters.registry import adapter_for
@@ -30,8 +32,8 @@ from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
 from tweezer.queue.policy import Policy
 from tweezer.queue.worker import TicketWorker
+from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
-from tweezer.store.server import RedisServer
 
 DEVICE = "NULL"
 DEADLINE_S = 20.0  # of what should happen at once; shorter than a hold, so that no hold can pass for it
@@ -95,7 +97,7 @@ async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
         env={
             **environment,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "TWEEZER_REDIS_URL": redis_url,
+            "TWEEZER_REDIS_URL": as_user(redis_url, RedisUser.API),
             "TWEEZER_DATA_DIR": str(folder),
             "TWEEZER_API_PORT": "0",
             "TWEEZER_LONGPOLL_S": str(HOLD_S),
@@ -115,7 +117,7 @@ async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
 @contextlib.asynccontextmanager
 async def working(redis_url: str) -> AsyncIterator[None]:
     worker = TicketWorker(
-        Store.open(Connect(url=redis_url)),
+        Store.open(Connect(url=as_user(redis_url, RedisUser.WORKER))),
         DEVICE,
         adapter_for(DEVICE),
         adapter_name="null",
@@ -137,7 +139,8 @@ async def working(redis_url: str) -> AsyncIterator[None]:
 class Setting:
     """All of it together."""
 
-    def __init__(self, server: Server, http: httpx.AsyncClient, queue: AsyncQueue) -> None:
+    def __init__(self, redis_url: str, server: Server, http: httpx.AsyncClient, queue: AsyncQueue) -> None:
+        self.redis_url = redis_url
         self.server = server
         self.http = http
         self.queue = queue
@@ -148,7 +151,8 @@ class Setting:
 
     async def subscribers(self, batch: AsyncBatch) -> int:
         channel = f"tweezer:news:{batch.id}"
-        ((_, number),) = await self.queue.store.redis.pubsub_numsub(channel)
+        async with Redis.from_url(self.redis_url) as redis:
+            ((_, number),) = await redis.pubsub_numsub(channel)
         return int(number)
 
     async def held(self, path: str, batch: AsyncBatch) -> asyncio.Task[httpx.Response]:
@@ -168,7 +172,7 @@ async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]
     async with (
         serving(real_redis_url, tmp_path) as server,
         working(real_redis_url),
-        connect_async(real_redis_url) as queue,
+        connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue,
         httpx.AsyncClient(base_url=await server.url(), headers=server.headers, timeout=HOLD_S + 10) as http,
     ):
 
@@ -176,7 +180,7 @@ async def setting(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Setting]
             return bool(await queue.store.reader.devices())
 
         await until(announced, within_s=DEADLINE_S)
-        yield Setting(server, http, queue)
+        yield Setting(real_redis_url, server, http, queue)
 
 
 async def test_one_request_waits_for_the_end_of_a_batch(setting: Setting) -> None:
@@ -250,10 +254,10 @@ async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
         async with (
             serving(redis.url, tmp_path) as server,
             working(redis.url),
-            connect_async(redis.url) as queue,
+            connect_async(as_user(redis.url, RedisUser.PRODUCER)) as queue,
             httpx.AsyncClient(base_url=await server.url(), headers=server.headers, timeout=HOLD_S + 10) as http,
         ):
-            setting = Setting(server, http, queue)
+            setting = Setting(redis.url, server, http, queue)
 
             async def announced() -> bool:
                 return bool(await queue.store.reader.devices())

@@ -17,10 +17,12 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
+from tests.support.redis_users import as_user
 
 from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind, Result
+from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.tickets import Grant, Settlement
@@ -66,12 +68,12 @@ class Terminal:
         self.ask(lambda it: it.redis.execute_command("HSET", it.keys(key, owner), field, value))
 
     def call(self, *arguments: str) -> str:
-        ran = CliRunner().invoke(main, ["--redis", self.url, *arguments])
+        ran = CliRunner().invoke(main, ["--redis", as_user(self.url, RedisUser.OPERATOR), *arguments])
         assert ran.exit_code == 0, ran.output
         return ran.stdout.strip()
 
     def refused(self, *arguments: str) -> str:
-        ran = CliRunner().invoke(main, ["--redis", self.url, *arguments])
+        ran = CliRunner().invoke(main, ["--redis", as_user(self.url, RedisUser.OPERATOR), *arguments])
         assert ran.exit_code != 0, ran.output
         return ran.stderr.strip().splitlines()[-1]
 

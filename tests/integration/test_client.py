@@ -16,12 +16,12 @@ from uuid import UUID
 
 import pytest
 from tests.support.processes import Site, statuses
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus, Limits, Priority
 from tweezer.store.commands import CancelAnswer
-from tweezer.store.server import RedisServer
 
 DONE, CANCELED = JobStatus.DONE, JobStatus.CANCELED
 HEADER = json.dumps(
@@ -75,7 +75,7 @@ async def unserved(site: Site) -> AsyncIterator[Site]:
 
 
 def door(site: Site, **options: Any) -> tweezer.AsyncQueue:
-    return tweezer.connect_async(site.url, project="ours", **options)
+    return site.door("ours", **options)
 
 
 # -------------------------------------------------------------------------------------------- a batch's whole life
@@ -182,7 +182,7 @@ async def test_a_forgotten_batch_is_gone(worked: Site) -> None:
     batch = await worked.submit([{}])
     record = await batch.wait(PATIENCE_S)
     job = (await batch.jobs())[0]
-    await worked.queue.store.commands.forget({batch.id: record.sequence_number}, least_age_s=0)
+    await worked.store.commands.forget({batch.id: record.sequence_number}, least_age_s=0)
     for gone in (batch.record(), batch.results(), worked.queue.job(job.id), batch.cancel()):
         with pytest.raises(tweezer.NotFound):
             await gone

@@ -26,10 +26,12 @@ from tests.support.hostile_values import (
     NO_TIME,
     NUL,
 )
+from tests.support.redis_users import as_user
 
 import tweezer
 from tweezer import Job
 from tweezer.model.ids import new_batch_id
+from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 
 DEVICE = "EMU_FREE"
@@ -200,7 +202,7 @@ async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
 
 async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
     await announce(real_redis_url)
-    async with tweezer.connect_async(real_redis_url) as queue:
+    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = await queue.submit(HEADER, open=True)
         written = await events(real_redis_url)
         wrong = [
@@ -217,7 +219,7 @@ async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) ->
 
 def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
     asyncio.run(announce(real_redis_url))
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(HEADER, open=True)
         wrong = [
             complaint(asyncio.run(outcome(getattr(target, name), given)), name, argument, given)
@@ -230,7 +232,7 @@ def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
 
 async def test_right_arguments_of_all_kinds_are_taken(real_redis_url: str) -> None:
     await announce(real_redis_url)
-    async with tweezer.connect_async(real_redis_url, retry_s=1) as queue:
+    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER), retry_s=1) as queue:
         batch = await queue.submit(HEADER, (Job(runs=1) for _ in range(2)), tags={"a"}, open=True, device=DEVICE)
         assert (await batch.record()).jobs == 2
         assert await batch.cancel_jobs([]) == []

@@ -17,18 +17,20 @@ from typing import Any
 
 import pytest
 from tests.support.processes import NULL, QUICK, Process
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, wait_until
 
 import tweezer
 from tweezer import Job, JobStatus
 from tweezer.model.errors import TweezerError
+from tweezer.store.acl import RedisUser
 
 PROGRAM_S = 60
 
 
 @pytest.fixture
 def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
-    settings = {**QUICK, "redis_url": real_redis_url, "device": NULL, "lanes": 2}
+    settings = {**QUICK, "redis_url": as_user(real_redis_url, RedisUser.WORKER), "device": NULL, "lanes": 2}
     process = Process(["worker"], settings, tmp_path / "worker.log")
     wait_until(lambda: bool(process.said("worker.started")) or not process.alive)
     yield process
@@ -37,7 +39,7 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
 
 def run(program: str, url: str, *options: str) -> str:
     """What a program prints that has ``url``; it must end well, and warn of nothing."""
-    text = f"import tweezer\nurl = {url!r}\n{textwrap.dedent(program)}"
+    text = f"import tweezer\nurl = {as_user(url, RedisUser.PRODUCER)!r}\n{textwrap.dedent(program)}"
     command = [sys.executable, *options, "-c", text]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
@@ -132,7 +134,7 @@ def test_an_asynchronous_queue_says_that_it_belongs_to_the_parent(worker: Proces
 
 
 def test_what_a_queue_returns_survives_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(real_redis_url, project="ours") as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
         batch = queue.submit(None, [Job(runs=3), Job(runs=1, variables={"fail": "too hot"})], device=NULL)
         things: list[Any] = [*batch.results(PATIENCE_S), batch.record(), *batch.jobs(), *queue.devices()]
         things += [*queue.workers(), *batch.events(follow=False)]
@@ -141,7 +143,7 @@ def test_what_a_queue_returns_survives_pickle_and_copy(worker: Process, real_red
 
 
 def test_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(real_redis_url, project="ours") as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
         batch = queue.submit(None, [Job(runs=3)], device=NULL)
         assert copy.deepcopy({"batch": batch, "queue": queue}) == {"batch": batch, "queue": queue}
         assert copy.copy(batch) is batch
@@ -156,7 +158,7 @@ def test_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -
 
 
 async def test_asynchronous_handles_survive_pickle_and_copy(worker: Process, real_redis_url: str) -> None:
-    async with tweezer.connect_async(real_redis_url, project="ours") as queue:
+    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
         batch = await queue.submit(None, [Job(runs=3)], device=NULL)
         assert copy.deepcopy(batch) is batch
         twin = pickle.loads(pickle.dumps(batch))  # noqa: S301
@@ -210,7 +212,7 @@ def test_a_half_read_iteration_may_outlive_the_program(worker: Process, real_red
 
 
 def test_a_finalizer_that_calls_a_queue_on_its_thread_hears_so(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
 
         async def call(_: tweezer.AsyncQueue) -> None:
             queue.devices()
@@ -226,7 +228,7 @@ def test_a_finalizer_that_calls_a_queue_on_its_thread_hears_so(worker: Process, 
 
 def test_a_queue_that_is_never_closed_warns_and_leaves_no_thread(worker: Process, real_redis_url: str) -> None:
     before = threading.active_count()
-    queue = tweezer.connect(real_redis_url)
+    queue = tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER))
     batch = queue.submit(None, open=True, device=NULL)
     del queue
     gc.collect()
@@ -239,7 +241,7 @@ def test_a_queue_that_is_never_closed_warns_and_leaves_no_thread(worker: Process
 
 
 async def test_an_asynchronous_queue_that_is_never_closed_warns(worker: Process, real_redis_url: str) -> None:
-    queue = tweezer.connect_async(real_redis_url)
+    queue = tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER))
     assert len(await queue.devices()) == 1
     store = queue.store
     held = [queue]
@@ -254,13 +256,13 @@ def test_a_queue_that_was_never_used_needs_no_close(real_redis_url: str) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for open_queue in (tweezer.connect, tweezer.connect_async):
-            open_queue(real_redis_url)
+            open_queue(as_user(real_redis_url, RedisUser.PRODUCER))
         gc.collect()
     assert threading.active_count() == before
 
 
 def test_a_closed_queue_says_so(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(None, [Job(runs=1)] * 2, device=NULL)
         iteration = batch.finished(PATIENCE_S)
         next(iteration)
@@ -273,7 +275,7 @@ def test_a_closed_queue_says_so(worker: Process, real_redis_url: str) -> None:
 
 def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, real_redis_url: str) -> None:
     errors: list[TweezerError] = []
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(None, open=True, device=NULL)
         batch.pause()
         batch.add_jobs([Job(runs=1)])
@@ -289,12 +291,12 @@ def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, real_r
         wait_until(lambda: bool(queue._runner.queue.store.news._listeners))
     waiting.join(PATIENCE_S)
     assert [error.code for error in errors] == ["queue_closed"]
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         queue.batch(batch.id).cancel()
 
 
 async def test_a_closed_asynchronous_queue_says_so(worker: Process, real_redis_url: str) -> None:
-    async with tweezer.connect_async(real_redis_url) as queue:
+    async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = await queue.submit(None, [Job(runs=1)], device=NULL)
         await batch.wait(PATIENCE_S)
     await queue.close()
@@ -305,7 +307,7 @@ async def test_a_closed_asynchronous_queue_says_so(worker: Process, real_redis_u
 
 
 def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_redis_url: str) -> None:
-    queue = tweezer.connect_async(real_redis_url)
+    queue = tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER))
     with asyncio.Runner() as runner:
         assert len(runner.run(queue.devices())) == 1
         for call in (queue.devices, queue.close, queue.batch("01a2014a-10da-8070-b687-9a55ac000000").record):
@@ -316,7 +318,7 @@ def test_an_asynchronous_queue_belongs_to_one_event_loop(worker: Process, real_r
 
 
 def test_a_wait_without_an_end_is_refused_at_once(worker: Process, real_redis_url: str) -> None:
-    with tweezer.connect(real_redis_url) as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(None, [Job(runs=1, variables={"sleep_s": 60})], device=NULL)
         with pytest.raises(tweezer.InvalidInput, match="timeout_s: expects a finite number of seconds, got nan"):
             batch.wait(float("nan"))

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import redis
 from tests.support.processes import NULL, QUICK, Process
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, wait_until
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus
+from tweezer.store.acl import RedisUser
 from tweezer.store.commands import CancelAnswer
 
 DONE = JobStatus.DONE
@@ -26,7 +28,7 @@ DONE = JobStatus.DONE
 
 @pytest.fixture
 def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
-    settings = {**QUICK, "redis_url": real_redis_url, "device": NULL, "lanes": 2}
+    settings = {**QUICK, "redis_url": as_user(real_redis_url, RedisUser.WORKER), "device": NULL, "lanes": 2}
     process = Process(["worker"], settings, tmp_path / "worker.log")
     wait_until(lambda: bool(process.said("worker.started")) or not process.alive)
     yield process
@@ -35,7 +37,7 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
 
 @pytest.fixture
 def queue(worker: Process, real_redis_url: str) -> Iterator[tweezer.Queue]:
-    with tweezer.connect(real_redis_url, project="ours") as queue:
+    with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="ours") as queue:
         yield queue
 
 
@@ -96,7 +98,10 @@ def test_errors_are_those_of_the_asynchronous_calls(queue: tweezer.Queue, real_r
         list(batch.finished(0.05))
     with pytest.raises(tweezer.InvalidInput, match="device"):
         queue.submit(None, [{"runs": 1}], device="NONE")
-    with tweezer.connect(real_redis_url, project="theirs") as theirs, pytest.raises(tweezer.NotFound):
+    with (
+        tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER), project="theirs") as theirs,
+        pytest.raises(tweezer.NotFound),
+    ):
         theirs.batch(batch.id).record()
     assert queue.cancel_many([batch.id]) == {}
     batch.wait(PATIENCE_S)
@@ -123,7 +128,7 @@ def test_one_queue_serves_many_threads(queue: tweezer.Queue) -> None:
 def test_closing_leaves_no_thread_behind(worker: Process, real_redis_url: str) -> None:
     before = threading.active_count()
     for _ in range(5):
-        with tweezer.connect(real_redis_url) as queue:
+        with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
             assert queue.devices()
             assert threading.active_count() == before + 1
     assert threading.active_count() == before
@@ -154,7 +159,7 @@ def test_an_interrupt_ends_a_wait_at_once(queue: tweezer.Queue, real_redis_url: 
     wait_until(lambda: running(batch))
     program = f"""
 import tweezer
-with tweezer.connect({real_redis_url!r}, project="ours") as queue:
+with tweezer.connect({as_user(real_redis_url, RedisUser.PRODUCER)!r}, project="ours") as queue:
     batch = queue.batch({str(batch.id)!r})
     try:
         print("waiting", flush=True)

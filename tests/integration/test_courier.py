@@ -17,6 +17,7 @@ import pytest
 import redis.asyncio
 from aiohttp import web
 from sqlalchemy import delete
+from tests.support.redis_users import as_user
 from tests.support.store_rig import StoreRig
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Received, Receiver
@@ -46,7 +47,9 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
+from tweezer.store.acl import RedisUser
 from tweezer.store.alarms import Alarms
+from tweezer.store.connection import Connect, Store
 from tweezer.store.feed import START, EntryGroup, position_number
 from tweezer.store.keys import Key
 
@@ -59,8 +62,9 @@ SOON_S = 20.0  # far less than until entries count as abandoned
 class Post:
     """A store, a ledger, and couriers that are started one by one."""
 
-    def __init__(self, rig: StoreRig, database: Database, folder: Path) -> None:
+    def __init__(self, rig: StoreRig, store: Store, database: Database, folder: Path) -> None:
         self.rig = rig
+        self.store = store
         self.database = database
         self.vault = Vault.of("", folder)
         self.running: list[tuple[Courier, list[asyncio.Task[Any]]]] = []
@@ -85,9 +89,9 @@ class Post:
     ) -> Courier:
         links = ResultLinks(self.database, lambda: self.vault, base_url="http://api.test", link_s=3600)
         return Courier(
-            self.rig.store,
+            self.store,
             self.database,
-            Payloads(self.rig.store, self.database, links),
+            Payloads(self.store, self.database, links),
             desk,
             namespace=NAMESPACE,
             reader=f"courier-{len(self.running)}",
@@ -98,7 +102,7 @@ class Post:
 
     def desk(self, *, attempts: int = 64, timeout_s: float = 5.0) -> Desk:
         return Desk(
-            self.rig.store,
+            self.store,
             self.database,
             Deliveries(self.database, NAMESPACE),
             Sender(POLICY, timeout_s=timeout_s),
@@ -150,9 +154,11 @@ async def post(real_redis_url: str, database: Database, tmp_path: Path) -> Async
     client: Any = redis.asyncio.Redis.from_url(real_redis_url)
     rig = StoreRig(client)
     await rig.announce(lanes=2)
-    made = Post(rig, database, tmp_path)
-    yield made
-    await made.close()
+    url = as_user(real_redis_url, RedisUser.COURIER, namespace=NAMESPACE)
+    async with Store.open(Connect(url=url, namespace=NAMESPACE)) as store:
+        made = Post(rig, store, database, tmp_path)
+        yield made
+        await made.close()
     await rig.store.news.close()
     await client.aclose()
 

@@ -17,11 +17,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from tests.support.processes import NULL, Site
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
 from tweezer.cli import main
 from tweezer.data_folder import running_environment
 from tweezer.ledger.credentials import new_key
+from tweezer.store.acl import RedisUser
 from tweezer.store.attempts import FAILURES_MAX, By
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +73,10 @@ async def setting(real_redis_url: str, ledger_url: str, tmp_path: Path) -> Async
     settings = {"database_url": ledger_url, "data_dir": tmp_path / "data"}
     async with Site(real_redis_url, tmp_path, **settings) as site:
         urls = [(await site.api())[1] for _ in range(2)]
-        environment = {"TWEEZER_REDIS_URL": real_redis_url, "TWEEZER_DATABASE_URL": ledger_url}
+        environment = {
+            "TWEEZER_REDIS_URL": as_user(real_redis_url, RedisUser.OPERATOR),
+            "TWEEZER_DATABASE_URL": ledger_url,
+        }
         setting = Setting(site, urls, environment)
         setting.tweezer("projects", "create", "Lab", "--id", "lab")
         yield setting

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from tests.support.postgres import PostgresServer
 from tests.support.processes import FILES_MAX, Process, Site
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database
@@ -19,7 +20,6 @@ from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.upkeep import upgrade
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.store.keys import Key
-from tweezer.store.server import RedisServer
 
 pytestmark = pytest.mark.usefixtures("_any_server")
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.api_rig import bearer
 from tests.support.processes import Site
+from tests.support.redis_users import RedisServer, as_user
 from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
@@ -24,7 +25,7 @@ from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.recorder import Recorder
-from tweezer.store.server import RedisServer
+from tweezer.store.acl import RedisUser
 
 
 class Place(Site):
@@ -54,12 +55,14 @@ class Place(Site):
         return sum(client["cmd"] == "xread" and "b" in client["flags"] for client in clients)
 
     def door_with_ledger(self) -> tweezer.AsyncQueue:
-        return tweezer.connect_async(self.url, project="ours", database_url=self.ledger_url)
+        return tweezer.connect_async(
+            as_user(self.url, RedisUser.PRODUCER), project="ours", database_url=self.ledger_url
+        )
 
     def call(self, *arguments: str) -> list[str]:
         """What a command prints."""
         environment = {"TWEEZER_DATABASE_URL": self.ledger_url, "TWEEZER_PROJECT_ID": "ours"}
-        ran = CliRunner(env=environment).invoke(main, ["--redis", self.url, *arguments])
+        ran = CliRunner(env=environment).invoke(main, ["--redis", as_user(self.url, RedisUser.OPERATOR), *arguments])
         assert ran.exit_code == 0, ran.output
         return ran.stdout.splitlines()
 
@@ -167,7 +170,7 @@ async def test_the_events_of_a_foreign_batch_are_not_there(place: Place) -> None
 
 async def test_without_asyncio_it_is_the_same(place: Place) -> None:
     def follow() -> list[tweezer.Event]:
-        with tweezer.connect(place.url, project="ours") as queue:
+        with tweezer.connect(as_user(place.url, RedisUser.PRODUCER), project="ours") as queue:
             batch = queue.submit(None, [{"runs": 1}] * 3, device="NULL")
             found = list(batch.events(timeout_s=PATIENCE_S))
             assert list(batch.events(found[-2])) == found[-1:]

@@ -16,6 +16,7 @@ from pulser import Pulse, Register, Sequence
 from pulser.devices import MockDevice
 from tests.compat.proxy import Fault, Proxy
 from tests.support.processes import LEASE_S, NULL, Process, Site
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
@@ -27,7 +28,6 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Limits
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 

@@ -20,6 +20,7 @@ from arq.jobs import Job as ArqJob
 from arq.jobs import SerializationError
 from tests.support.hostile_values import DEPTH, ELEMENTS, ESCAPE, HALF, NUL, NUMBERS, TEXTS, TYPES, replaced
 from tests.support.processes import Site
+from tests.support.redis_users import RedisServer, as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, Conflict, JobStatus, NotFound, Priority
@@ -32,8 +33,8 @@ from tweezer.model.messages import BatchDoc
 from tweezer.model.wire import deserialize, serialize
 from tweezer.queue.intake import AddJobs, CancelBatch, SubmitBatch
 from tweezer.runtime import send_again
+from tweezer.store.acl import RedisUser
 from tweezer.store.keys import Key
-from tweezer.store.server import RedisServer
 
 INTAKE = "tweezer:intake"
 JOB = {"runs": 3}
@@ -64,7 +65,7 @@ async def pool(site: Site) -> AsyncIterator[ArqRedis]:
 
 async def pool_of(url: str, **options: Any) -> ArqRedis:
     given = {"job_serializer": serialize, "job_deserializer": deserialize, **options}
-    return await create_pool(RedisSettings.from_dsn(url), default_queue_name=INTAKE, **given)
+    return await create_pool(RedisSettings.from_dsn(as_user(url, RedisUser.SENDER)), default_queue_name=INTAKE, **given)
 
 
 async def answer(pool: ArqRedis, function: str, *arguments: Any, **options: Any) -> Any:
@@ -144,7 +145,7 @@ async def test_messages_that_wait_for_the_chores_are_taken_in_when_they_come(
 async def test_a_message_delivered_twice_makes_one_batch(site: Site, pool: ArqRedis) -> None:
     """As after a crash between the submit and arq's own finish: arq delivers it again."""
     first = await answer(pool, "submit_batch", submission(), _job_id="once")
-    await pool.delete(result_key_prefix + "once")
+    await site.store.redis.delete(result_key_prefix + "once")
     assert await answer(pool, "submit_batch", submission(), _job_id="once") == first
     assert await batches_made(site) == 1
     await site.queue.batch(first).wait(PATIENCE_S)
@@ -155,7 +156,7 @@ async def test_jobs_of_a_message_delivered_twice_are_added_once(site: Site, pool
     more = {"batch_id": batch_id, "project": "ours", "jobs": [JOB] * 2}
     for _ in range(2):
         assert await answer(pool, "add_jobs", more, _job_id="more") == 1
-        await pool.delete(result_key_prefix + "more")
+        await site.store.redis.delete(result_key_prefix + "more")
     batch = site.queue.batch(batch_id)
     await batch.close()
     assert (await batch.wait(PATIENCE_S)).jobs == 3
@@ -344,9 +345,10 @@ async def test_junk_is_dropped_and_the_intake_goes_on(site: Site, pool: ArqRedis
     async def all_gone() -> bool:
         return bool(await pool.zcard(INTAKE) == 0)
 
+    redis: Any = site.store.redis
     for number, data in enumerate(JUNK):
-        await pool.set(f"{job_key_prefix}junk{number}", data, ex=600)
-        await pool.zadd(INTAKE, {f"junk{number}": 1})
+        await redis.set(f"{job_key_prefix}junk{number}", data, ex=600)
+        await redis.zadd(INTAKE, {f"junk{number}": 1})
     await until(all_gone)
     assert await batches_made(site) == 0
     batch = site.queue.batch(await answer(pool, "submit_batch", submission()))

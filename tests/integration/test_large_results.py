@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from tests.support.api_rig import SECRETS_KEY
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncBatch, AsyncQueue, JobStatus, ResultUnavailable, connect, connect_async
@@ -31,6 +32,7 @@ from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
 from tweezer.queue.policy import Policy
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings, load
+from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts
@@ -70,6 +72,10 @@ class Setting:
         self.folder = folder
         self.queue = queue
 
+    def store(self, user: RedisUser) -> Store:
+        """For a process of this kind, which the test closes."""
+        return Store.open(Connect(as_user(self.url, user), results_dir=self.folder))
+
     async def submit(self, *kib: int) -> AsyncBatch:
         return await self.queue.submit(None, [{"runs": 1, "variables": {"kib": size}} for size in kib], device=DEVICE)
 
@@ -84,7 +90,9 @@ class Setting:
 
 @contextlib.asynccontextmanager
 async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None]:
-    given = Settings(redis_url=url, results_dir=folder, result_inline_kb=INLINE_KB, **settings)
+    given = Settings(
+        redis_url=as_user(url, RedisUser.WORKER), results_dir=folder, result_inline_kb=INLINE_KB, **settings
+    )
     worker = TicketWorker(
         Store.open(given.connect()),
         DEVICE,
@@ -112,7 +120,7 @@ async def setting(real_redis_url: str, tmp_path: Path, monkeypatch: pytest.Monke
     folder = tmp_path / "results"
     async with (
         working(real_redis_url, folder),
-        connect_async(real_redis_url, results_dir=folder) as queue,
+        connect_async(as_user(real_redis_url, RedisUser.PRODUCER), results_dir=folder) as queue,
     ):
 
         async def announced() -> bool:
@@ -154,7 +162,7 @@ async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monke
 async def test_a_producer_elsewhere_is_told_how_to_get_them(setting: Setting) -> None:
     batch = await setting.submit(1, 300)
     await batch.wait(PATIENCE_S)
-    async with connect_async(setting.url) as queue:
+    async with connect_async(as_user(setting.url, RedisUser.PRODUCER)) as queue:
         assert (await queue.result((await batch.jobs())[0].id)).result.serialised_results == expected(1)
         small, large = await queue.batch(batch.id).results()
         assert small.result.serialised_results == expected(1), "one that cannot be read does not hide the others"
@@ -201,7 +209,7 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
     (tmp_path / "disk").touch()  # in the way, as a disk that is full would be
     async with (
         working(real_redis_url, folder),
-        connect_async(real_redis_url, results_dir=folder) as queue,
+        connect_async(as_user(real_redis_url, RedisUser.PRODUCER), results_dir=folder) as queue,
     ):
 
         async def announced() -> bool:
@@ -232,15 +240,16 @@ async def test_a_job_whose_result_cannot_be_written_is_run_again(
 
 
 @contextlib.asynccontextmanager
-async def recording(store: Store, database: Database) -> AsyncIterator[None]:
+async def recording(setting: Setting, database: Database) -> AsyncIterator[None]:
     """A recorder that forgets at once what has ended."""
-    recorder = asyncio.create_task(Recorder(store, database, namespace="tweezer", grace_s=0).run())
-    try:
-        yield
-    finally:
-        recorder.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await recorder
+    async with setting.store(RedisUser.RECORDER) as store:
+        recorder = asyncio.create_task(Recorder(store, database, namespace="tweezer", grace_s=0).run())
+        try:
+            yield
+        finally:
+            recorder.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await recorder
 
 
 @contextlib.asynccontextmanager
@@ -248,11 +257,12 @@ async def asking(setting: Setting, database: Database, role: Role) -> AsyncItera
     """A client of the API with a key of this role."""
     with database.write() as connection:
         key = create_key(connection, name="test", role=role).text
-    app = create_app(Settings(results_dir=setting.folder, secrets_key=SECRETS_KEY), setting.queue.store, database)
-    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
-        yield http
+    async with setting.store(RedisUser.API) as store:
+        app = create_app(Settings(results_dir=setting.folder, secrets_key=SECRETS_KEY), store, database)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
+            yield http
 
 
 async def test_the_api_sends_them_from_redis_and_when_that_forgot_from_the_ledger(
@@ -270,7 +280,7 @@ async def test_the_api_sends_them_from_redis_and_when_that_forgot_from_the_ledge
         response = await http.get(path)
         assert response.headers["Content-Encoding"] == "gzip"
         assert response.json() == body
-        async with recording(store, database):
+        async with recording(setting, database):
             await until(forgotten)
         for encoding in ("gzip", "identity"):
             response = await http.get(path, headers={"Accept-Encoding": encoding})

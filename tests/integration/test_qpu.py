@@ -14,6 +14,7 @@ from pulser import Pulse, Register, Sequence
 from pulser.json.abstract_repr.deserializer import deserialize_device
 from tests.support.processes import Process, Site
 from tests.support.qpu_process import QpuProcess
+from tests.support.redis_users import RedisServer, let_workers_read_settings
 from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
@@ -21,7 +22,7 @@ from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits
-from tweezer.store.server import RedisServer, ServerKind
+from tweezer.store.server import ServerKind
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 
@@ -95,6 +96,8 @@ def durable_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     kind: ServerKind = getattr(request, "param", "valkey")
     request.getfixturevalue(f"{kind}_server")
     with RedisServer(kind=kind, appendfsync="always" if kind == "redis" else "everysec") as server:
+        if kind == "redis":
+            let_workers_read_settings(server)
         yield server
 
 

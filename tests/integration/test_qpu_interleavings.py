@@ -10,11 +10,11 @@ import pytest
 from tests.support.power_loss import AppendOnlyFile
 from tests.support.processes import QUICK_QPU, Process, Site
 from tests.support.qpu_process import QpuProcess
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.model.ids import job_id
-from tweezer.store.server import RedisServer
 
 DEVICE = "FRESNEL"
 SEQUENCE = (Path(__file__).parents[1] / "chaos" / "sequence.json").read_text("utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncQueue, JobStatus, QuotaExceeded, connect_async
@@ -19,7 +20,8 @@ from tweezer.model.messages import JobWork, Outcome, Result
 from tweezer.queue.run import policy_of
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings
-from tweezer.store.connection import Store
+from tweezer.store.acl import RedisUser
+from tweezer.store.connection import Connect, Store
 
 DEVICE = "NULL"
 RESULT_KB = 256
@@ -70,8 +72,10 @@ async def test_results_fill_the_results_folder_up_to_the_quota_and_no_further(
     real_redis_url: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "results"
-    settings = Settings(redis_url=real_redis_url, results_dir=folder, quota_results_mb=QUOTA_MB)
-    async with working(settings), connect_async(real_redis_url, project="lab") as queue:
+    settings = Settings(
+        redis_url=as_user(real_redis_url, RedisUser.WORKER), results_dir=folder, quota_results_mb=QUOTA_MB
+    )
+    async with working(settings), connect_async(as_user(real_redis_url, RedisUser.PRODUCER), project="lab") as queue:
         await until(lambda: has_device(queue))
         batch = await queue.submit(None, [{"runs": 1}] * 12, device=DEVICE)
         await batch.wait(timeout_s=PATIENCE_S)
@@ -85,6 +89,7 @@ async def test_results_fill_the_results_folder_up_to_the_quota_and_no_further(
         assert len(sizes) == len(done)
         assert sum(sizes) <= QUOTA_MB << 20
 
-        await queue.store.quotas.set_limits({"lab": {"result_bytes": 1}})
+        async with Store.open(Connect(as_user(real_redis_url, RedisUser.OPERATOR))) as store:
+            await store.quotas.set_limits({"lab": {"result_bytes": 1}})
         with pytest.raises(QuotaExceeded, match="result_bytes"):
             await queue.submit(None, [{"runs": 1}], device=DEVICE)

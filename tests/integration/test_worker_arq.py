@@ -17,12 +17,14 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis.asyncio import Redis
 from tests.support.processes import QUICK, Site, statuses
+from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus
 from tweezer.queue.run import make_worker
 from tweezer.queue.worker import TicketWorker
 from tweezer.settings import load
+from tweezer.store.acl import RedisUser
 from tweezer.store.keys import Key
 
 DONE = JobStatus.DONE
@@ -174,7 +176,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 def our_worker(site: Site, *, lanes: int = 2, burst: bool = False, **settings: object) -> TicketWorker:
     """A worker in this process, which minds no signals."""
-    given = {**QUICK, "redis_url": site.url, **settings}
+    given = {**QUICK, "redis_url": as_user(site.url, RedisUser.WORKER), **settings}
     return make_worker(load(given), device="NULL", lanes=lanes, version="test", burst=burst, handle_signals=False)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from tests.support.processes import LEASE_S, MISBEHAVING, Site, runs, statuses
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus, Limits
-from tweezer.store.server import RedisServer
 
 DONE = JobStatus.DONE
 OUTAGE_S = LEASE_S + 0.5

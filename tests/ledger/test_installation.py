@@ -11,6 +11,7 @@ import structlog
 from click.testing import CliRunner
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 from tests.support.processes import Site
+from tests.support.redis_users import as_user
 from tests.support.waiting import until
 
 from tweezer.api.app import run_api
@@ -23,6 +24,7 @@ from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks
 from tweezer.settings import Settings
+from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 
@@ -100,9 +102,9 @@ def test_the_api_refuses_to_start_and_the_command_joins(
     asyncio.run(belong_to_another())
     place = f"sqlite:///{tmp_path / 'stranger.db'}"
     with pytest.raises(TweezerError, match="Redis belongs to the installation 0123456789abcdef"):
-        run_api(Settings(redis_url=real_redis_url, database_url=place, api_port=0))
+        run_api(Settings(redis_url=as_user(real_redis_url, RedisUser.API), database_url=place, api_port=0))
     monkeypatch.setenv("TWEEZER_DATABASE_URL", place)
-    joined = CliRunner().invoke(main, ["--redis", real_redis_url, "db", "join"])
+    joined = CliRunner().invoke(main, ["--redis", as_user(real_redis_url, RedisUser.OPERATOR), "db", "join"])
     assert (joined.exit_code, joined.stdout) == (0, f"{place} records this Redis from now on\n")
 
     async def belongs() -> str | None:

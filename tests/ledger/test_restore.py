@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from redis.asyncio import Redis
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
+from tests.support.redis_users import RedisServer
 from tests.support.store_rig import LEASE_S, StoreRig
 from tests.support.waiting import until
 
@@ -21,7 +22,6 @@ from tweezer.model.events import read_events
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.connection import Connect, Store
-from tweezer.store.server import RedisServer
 
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 

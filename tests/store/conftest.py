@@ -8,14 +8,23 @@ from typing import cast
 
 import pytest
 from redis.asyncio import Redis
+from tests.support.redis_users import RedisServer, store_of_users
 from tests.support.store_rig import StoreRig
 from tests.support.usage import expected_counts, found_counts
 
-from tweezer.store.server import RedisServer
+
+async def _rigged(redis: Redis, url: str | None) -> AsyncIterator[StoreRig]:
+    """A rig; on a server each script is called as a user of Redis that is to call it."""
+    if url is not None:
+        async with store_of_users(redis, url) as store:
+            async for rig in _checked(StoreRig(redis, store)):
+                yield rig
+    else:
+        async for rig in _checked(StoreRig(redis)):
+            yield rig
 
 
-async def _rigged(redis: Redis) -> AsyncIterator[StoreRig]:
-    rig = StoreRig(redis)
+async def _checked(rig: StoreRig) -> AsyncIterator[StoreRig]:
     await rig.announce()
     yield rig
     await rig.store.news.close()
@@ -24,9 +33,9 @@ async def _rigged(redis: Redis) -> AsyncIterator[StoreRig]:
 
 
 @pytest.fixture
-async def rig(redis_client: Redis) -> AsyncIterator[StoreRig]:
+async def rig(redis_client: Redis, store_url: str | None) -> AsyncIterator[StoreRig]:
     """A store with one device of one lane. Afterwards every key must have an owner or an expiry."""
-    async for rig in _rigged(redis_client):
+    async for rig in _rigged(redis_client, store_url):
         yield rig
 
 
@@ -45,5 +54,5 @@ async def real_rig(request: pytest.FixtureRequest) -> AsyncIterator[StoreRig]:
     server = cast(RedisServer, request.getfixturevalue(f"{request.param}_server"))
     async with Redis.from_url(server.url) as client:
         await client.flushall()
-        async for rig in _rigged(client):
+        async for rig in _rigged(client, server.url):
             yield rig

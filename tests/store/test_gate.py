@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError
 from tests.support.power_loss import recorded
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
@@ -24,7 +25,7 @@ from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.server import RedisServer, ServerKind
+from tweezer.store.server import ServerKind
 from tweezer.store.tickets import Grant, JobProgress
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from tests.support.redis_users import RedisServer
+
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.restoring import RestoredBatch, RestoredJob
-from tweezer.store.server import RedisServer
 
 Checkpoint = dict[bytes, tuple[bytes, int]]
 Recorded = tuple[RestoredBatch, list[RestoredJob]]

@@ -23,6 +23,7 @@ import msgspec
 import psutil
 import structlog
 from tests.support.forks import Fork
+from tests.support.redis_users import as_user
 from tests.support.usage import expected_counts, found_counts
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
@@ -41,6 +42,8 @@ from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
 from tweezer.model.specs import DeviceSpecs, read_specs
 from tweezer.queue.run import run_chores, run_recorder, run_worker
 from tweezer.settings import load
+from tweezer.store.acl import RedisUser
+from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.records import JobRecord
 
@@ -62,6 +65,12 @@ OWNED = (
     *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:installation", "tweezer:project:"),
 )
 """Keys that stay when all work is done begin with one of these."""
+
+REDIS_USERS = {
+    **{user.value: user for user in (RedisUser.API, RedisUser.WORKER, RedisUser.RECORDER, RedisUser.COURIER)},
+    "chores": RedisUser.SCHEDULER,
+}
+"""The users of Redis as which processes connect."""
 
 Jobs = Iterable[dict[str, Any]]
 
@@ -229,10 +238,10 @@ class Site:
     def __init__(self, url: str, folder: Path, **settings: object) -> None:
         self.url = url
         self.folder = folder
-        self.queue = tweezer.connect_async(url, project="ours", retry_s=PATIENCE_S)
-        self.store = self.queue.store
+        self.queue = self.door("ours", retry_s=PATIENCE_S)
+        self.store = Store.open(Connect(url=url))  # not under test: what a test arranges and looks at
         self.processes: list[Process] = []
-        self._settings: dict[str, object] = {**QUICK, "redis_url": url, **settings}
+        self._settings: dict[str, object] = {**QUICK, **settings}
 
     async def __aenter__(self) -> Self:
         return self
@@ -244,14 +253,16 @@ class Site:
             process.kill()
             sys.stderr.write(f"---- log of process {process.pid}\n{process.text[-4000:]}\n")  # seen when a test fails
         await self.queue.close()
+        await self.store.close()
 
-    def door(self, project: str) -> tweezer.AsyncQueue:
-        """Another project's door to the same queue; the test closes it."""
-        return tweezer.connect_async(self.url, project=project)
+    def door(self, project: str, **options: Any) -> tweezer.AsyncQueue:
+        """A project's door to the queue, as a producer opens it; the test closes it."""
+        return tweezer.connect_async(as_user(self.url, RedisUser.PRODUCER), project=project, **options)
 
     def spawn(self, *arguments: str, **settings: object) -> Process:
         log = self.folder / f"{len(self.processes)}-{arguments[0]}.log"
-        process = Process(list(arguments), {**self._settings, **settings}, log)
+        redis_url = as_user(self.url, REDIS_USERS[arguments[0]])
+        process = Process(list(arguments), {"redis_url": redis_url, **self._settings, **settings}, log)
         self.processes.append(process)
         return process
 

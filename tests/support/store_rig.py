@@ -30,10 +30,10 @@ LONG_AGO_MS = 1
 class StoreRig:
     """A store, and the moves that its tests make on it."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, store: Store | None = None) -> None:
         self.checks_usage = True  # a test that damages records by hand says no
         self.redis: Any = redis  # the stubs of redis-py do not tell sync from async
-        self.store = Store(redis, namespace="test")
+        self.store = store or Store(redis, namespace="test")
         self.keys = self.store.keys
         self.commands = self.store.commands
         self.tickets = self.store.tickets

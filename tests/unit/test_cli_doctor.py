@@ -308,3 +308,21 @@ def test_lanes_without_a_complete_jail_are_named(jails: list[str], level: Level,
     assert (found.level, said in found.says) == (level, True)
     assert (found.change is None) is (level is Level.OK)
     assert "untested" in found.says or level is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("url", "level", "says"),
+    [
+        ("redis://tweezer-operator:secret@db:6379/0", "OK", "as the user tweezer-operator, with a password"),
+        ("redis://:secret@db/0", "OK", "as the user default, with a password"),
+        ("redis://127.0.0.1:6379/0", "OK", "every user of its host"),
+        ("unix:///run/redis.sock", "OK", "every user of its host"),
+        ("redis://db:6379/0", "WARN", "whoever reaches it may do all"),
+        ("redis+sentinel://a:1,b:2/service/0", "WARN", "whoever reaches it may do all"),
+    ],
+)
+def test_a_redis_that_asks_for_no_password_is_reported(url: str, level: str, says: str) -> None:
+    found = doctor.check_access(url)
+    assert found.level == level
+    assert says in found.says
+    assert "secret" not in found.says

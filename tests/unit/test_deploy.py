@@ -18,9 +18,12 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 import yaml
+from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+from tweezer.cli import main
 from tweezer.settings import PREFIX, Settings, load
+from tweezer.store.acl import RedisUser
 from tweezer.store.server import RedisServer, find_server
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +40,15 @@ OPTIONS = {
     "up": {"--port", "--data"},
 }
 """The commands that keep running, and what deployed files may give them."""
+
+USERS = {
+    "api": RedisUser.API,
+    "worker": RedisUser.WORKER,
+    "chores": RedisUser.SCHEDULER,
+    "recorder": RedisUser.RECORDER,
+    "courier": RedisUser.COURIER,
+}
+"""The users of Redis as which they connect."""
 
 
 def check_command(words: list[str]) -> str:
@@ -105,11 +117,18 @@ def test_honcho_gives_the_api_its_port(tmp_path: Path) -> None:
 
 @pytest.mark.redis
 def test_redis_starts_with_our_configuration(redis_server: RedisServer, tmp_path: Path) -> None:
-    socket = tmp_path / "redis.sock"
+    socket, users = tmp_path / "redis.sock", tmp_path / "users"
+    make_users(users, socket)
     command = [str(find_server("redis")), str(DEPLOY / "redis.conf"), "--dir", str(tmp_path)]
-    with subprocess.Popen([*command, "--port", "0", "--unixsocket", str(socket)], stdout=subprocess.PIPE) as server:
+    command += ["--aclfile", str(users / "users.acl"), "--port", "0", "--unixsocket", str(socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         try:
-            config = config_of(socket, server)
+            config = config_of(url_in(users / "admin.env"), server)
+            with pytest.raises(redis.AuthenticationError), redis.Redis(unix_socket_path=str(socket)) as stranger:
+                stranger.ping()
+            for user in RedisUser:
+                with redis.Redis.from_url(url_in(users / f"{user}.env")) as client:
+                    assert client.ping()
         finally:
             server.terminate()
     assert {name: config[name] for name in ("appendonly", "appendfsync", "maxmemory-policy", "save", "timeout")} == {
@@ -123,13 +142,24 @@ def test_redis_starts_with_our_configuration(redis_server: RedisServer, tmp_path
     assert (tmp_path / "appendonlydir").exists() or (tmp_path / "appendonly.aof").exists()
 
 
-def config_of(socket: Path, server: subprocess.Popen[bytes], *, password: str | None = None) -> dict[str, str]:
+def make_users(folder: Path, socket: Path) -> None:
+    made = CliRunner().invoke(main, ["--redis", f"unix://{socket}", "redis-users", str(folder)])
+    assert made.exit_code == 0, made.output
+
+
+def url_in(path: Path) -> str:
+    """Of the Redis, in a file of `tweezer redis-users`."""
+    (line,) = path.read_text("utf-8").splitlines()
+    return line.removeprefix("TWEEZER_REDIS_URL=")
+
+
+def config_of(url: str, server: subprocess.Popen[bytes]) -> dict[str, str]:
     deadline = time.monotonic() + 20
     while True:
         assert server.poll() is None, server.stdout and server.stdout.read().decode()
         assert time.monotonic() < deadline, "redis-server did not answer in time"
         try:
-            with redis.Redis(unix_socket_path=str(socket), password=password) as client:
+            with redis.Redis.from_url(url) as client:
                 config: dict[str, str] = client.config_get("*")
                 return config
         except redis.ConnectionError:
@@ -180,7 +210,8 @@ def test_a_unit_starts_a_command_that_exists_unprivileged(path: Path) -> None:
     assert unit["Service"]["User"] == ("tweezer-worker" if role == "worker" else "tweezer")
     assert unit["Service"]["NoNewPrivileges"] == "yes"
     assert int(unit["Service"]["LimitNOFILE"]) >= 65_536  # systemd starts services with 1024
-    assert unit["Service"]["EnvironmentFile"] == f"/etc/tweezer/{role}.env"
+    files = re.findall(r"(?m)^EnvironmentFile=(.*)$", path.read_text("utf-8"))
+    assert files == [f"/etc/tweezer/{role}.env", f"/etc/tweezer/redis/{USERS[subcommand]}.env"]
     assert unit["Install"]["WantedBy"] == "multi-user.target"
 
 
@@ -225,11 +256,17 @@ def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> 
 
 def test_compose_starts_the_servers_and_a_service_for_each_process() -> None:
     services = compose()["services"]
-    assert set(services) == {"redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "chores"}
+    assert set(services) == {
+        *("redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "chores", "operator"),
+    }
+    assert services["operator"]["profiles"] == ["operator"], "no service that runs"
     for name in ("recorder", "courier", "api", "worker", "chores"):
         assert check_command(services[name]["command"]) == name
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
         assert services[name]["init"] is True
+        user = USERS[name]
+        assert services[name]["environment"]["TWEEZER_REDIS_URL"] == f"redis://tweezer-{user}@redis:6379/0"
+        assert services[name]["secrets"][0] == {"source": f"redis_{user}", "target": "redis_password"}
 
 
 def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
@@ -285,16 +322,19 @@ def test_images_have_exact_tags() -> None:
 def test_passwords_of_compose_are_in_files_and_workers_have_that_of_redis_only() -> None:
     content = compose()
     services = content["services"]
+    users = set(USERS.values()) | {RedisUser.SENDER, RedisUser.OPERATOR}
     assert {secret["file"] for secret in content["secrets"].values()} == {
-        f"./secrets/{name}" for name in ("redis_password", "postgres_password", "secrets_key")
+        *("./secrets/postgres_password", "./secrets/secrets_key", "./redis/users.acl"),
+        *(f"./redis/{user}.password" for user in users),
     }
-    assert services["worker"]["secrets"] == ["redis_password"]
+    assert services["worker"]["secrets"] == [{"source": "redis_worker", "target": "redis_password"}]
     assert not services["worker"]["environment"].keys() & {"TWEEZER_DATABASE_URL", "TWEEZER_SECRETS_KEY_FILE"}
     for service in services.values():
         environment = service.get("environment", {})
         for name, value in environment.items():
             if name.endswith("_FILE"):
-                assert value.removeprefix("/run/secrets/") in service["secrets"]
+                names = [it if isinstance(it, str) else it["target"] for it in service["secrets"]]
+                assert value.removeprefix("/run/secrets/") in names
             assert not name.endswith(("PASSWORD", "KEY"))
             assert not name.endswith("_URL") or urlsplit(value).password is None
     postgres = services["postgres"]["environment"]
@@ -310,7 +350,7 @@ def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             (tmp_path / Path(value).name).write_text("hush\n")
         monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
     settings = load()
-    assert settings.connect().url == "redis://:hush@redis:6379/0"
+    assert settings.connect().url == "redis://tweezer-api:hush@redis:6379/0"
     assert settings.database().url == "postgresql://tweezer:hush@postgres/tweezer"
     postgres = services["postgres"]["environment"]
     assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == ("tweezer", "tweezer")
@@ -319,30 +359,26 @@ def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.redis
-def test_the_redis_of_compose_starts_and_wants_its_password(redis_server: RedisServer, tmp_path: Path) -> None:
-    shell, options, script = compose()["services"]["redis"]["command"]
-    (tmp_path / "password").write_text("hush\n")
+def test_the_redis_of_compose_starts_and_lets_users_in(redis_server: RedisServer, tmp_path: Path) -> None:
+    socket = tmp_path / "redis.sock"
+    make_users(tmp_path, socket)
+    service = compose()["services"]["redis"]
     places = {
-        "$$": "$",
+        "redis-server": str(find_server("redis")),
         "/etc/tweezer/redis.conf": str(DEPLOY / "redis.conf"),
-        "/run/secrets/redis_password": str(tmp_path / "password"),
-        "/tmp/redis.conf": str(tmp_path / "redis.conf"),
-        "--dir /data": f"--dir {tmp_path} --port 0 --unixsocket {tmp_path}/redis.sock",
-        "exec redis-server": f"exec {find_server('redis')}",
+        "/data": str(tmp_path),
+        "/run/secrets/redis_users": str(tmp_path / "users.acl"),
     }
-    for place, here in places.items():
-        script = script.replace(place, here)
-    with subprocess.Popen([shell, options, script], stdout=subprocess.PIPE) as server:
+    command = [places.get(word, word) for word in service["command"]]
+    with subprocess.Popen([*command, "--port", "0", "--unixsocket", str(socket)], stdout=subprocess.PIPE) as server:
         try:
-            config = config_of(tmp_path / "redis.sock", server, password="hush")
-            assert config["bind"] == "* -::*"
-            stranger = redis.Redis(unix_socket_path=str(tmp_path / "redis.sock"))
-            with stranger, pytest.raises(redis.AuthenticationError):
-                stranger.ping()
-            assert "hush" not in Path(f"/proc/{server.pid}/cmdline").read_text(encoding="utf-8")
+            assert config_of(url_in(tmp_path / "admin.env"), server)["bind"] == "* -::*"
+            probe = service["healthcheck"]["test"][1].replace("$$", "$").replace("redis-cli", f"redis-cli -s {socket}")
+            probe = probe.replace("/run/secrets/redis_sender", str(tmp_path / "sender.password"))
+            if shutil.which("redis-cli"):
+                assert subprocess.check_output(["sh", "-c", probe], text=True) == "PONG\n"
         finally:
             server.terminate()
-    assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
 
 
 def test_compose_gives_workers_time_to_drain() -> None:
@@ -358,7 +394,7 @@ def test_compose_names_files_that_exist() -> None:
     assert (DEPLOY / build["context"]).resolve() == ROOT
     mounted = content["services"]["redis"]["volumes"][0]
     assert (DEPLOY / mounted.split(":")[0]).is_file()
-    assert mounted.split(":")[1] in content["services"]["redis"]["command"][-1]
+    assert mounted.split(":")[1] in content["services"]["redis"]["command"]
 
 
 def test_the_image_copies_files_that_exist_and_does_not_run_as_root() -> None:

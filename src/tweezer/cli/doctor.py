@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
@@ -69,6 +70,7 @@ async def examine(access: Access) -> list[Finding]:
             began = time.perf_counter()
             await queue.store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))
+            findings.append(check_access(settings.redis_url))
             foreign = await queue.store.reader.foreign_keys()
             if foreign:  # the other checks need these keys
                 return [*findings, check_keys(foreign)]
@@ -166,6 +168,21 @@ def check_latency(milliseconds: float) -> Finding:
     )
 
 
+def check_access(url: str) -> Finding:
+    """Whether Redis lets everybody in. url: by which it was just reached."""
+    parts = urlsplit(url)
+    if parts.password:
+        return Finding("access", Level.OK, f"as the user {parts.username or 'default'}, with a password")
+    if parts.scheme == "unix" or (parts.hostname or "") in ("127.0.0.1", "::1", "localhost"):
+        return Finding("access", Level.OK, "Redis asks for no password: every user of its host may do all")
+    return Finding(
+        "access",
+        Level.WARN,
+        "Redis asks for no password: whoever reaches it may do all, with every project",
+        "make users with `tweezer redis-users`, and let Redis load them (aclfile)",
+    )
+
+
 def check_server(info: dict[str, Any]) -> Finding:
     """Kind, version, role."""
     is_valkey = "valkey_version" in info
@@ -213,7 +230,7 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
             "commands",
             Level.FAIL,
             f"refused: {', '.join(missing)}; the queue cannot work without",
-            "use Redis 6.2 or newer, or Valkey; with ACLs, give the user +@all on the namespace's keys and channels",
+            "use Redis 6.2 or newer, or Valkey; where Redis has users, run the doctor as the operator's",
         )
     return Finding("commands", Level.OK, "scripts and streams have all that is needed")
 
@@ -255,8 +272,8 @@ def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator
             yield Finding(
                 "persistence",
                 Level.WARN,
-                "there is an append-only file; how often it is synced may not be read (CONFIG is forbidden)",
-                "make sure by hand that appendfsync is everysec or always",
+                "there is an append-only file; how often it is synced may not be read (this user lacks +config|get)",
+                "run the doctor as the operator's user of Redis, or see that appendfsync is everysec or always",
             )
         case "no":
             yield Finding(
@@ -316,7 +333,9 @@ def check_keys(foreign: dict[str, tuple[str, str]]) -> Finding:
 
 
 def check_idle_timeout(timeout_s: str | None) -> Finding:
-    if timeout_s in (None, "0"):
+    if timeout_s is None:
+        return Finding("timeout", Level.OK, "may not be read (this user lacks +config|get)")
+    if timeout_s == "0":
         return Finding("timeout", Level.OK, "idle connections are not cut")
     return Finding(
         "timeout",

@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "webhooks": ("webhooks", "Webhooks: where they go, their secrets, what became of them; a local receiver."),
         "db": ("database", "Care for the ledger: upgrade, check, backup, restore."),
         "dead-letters": ("dead_letters", "What could not be processed: list, try again, drop."),
+        "redis-users": ("redis_users", "Make the users of Redis, one for each kind of process."),
         "doctor": ("operators", "Check Redis, ledger, workers and settings; says what to change."),
     },
     "Processes": {

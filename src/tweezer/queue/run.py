@@ -12,13 +12,22 @@ from arq.worker import Worker, func
 from tweezer.adapters.child import LaneOptions
 from tweezer.adapters.jail.libc import hide_process
 from tweezer.adapters.registry import adapter_of, specs_of
-from tweezer.duties import Duties
+from tweezer.duties import DUTY_BACKOFF, Duties
 from tweezer.queue import intake
 from tweezer.queue.chores import cron_jobs
 from tweezer.queue.policy import Policy
 from tweezer.queue.upkeep import SWEEP_S, Sweeper
 from tweezer.queue.worker import TicketWorker
-from tweezer.runtime import Parker, ParkingWorker, arq_options, done_before, run_on_a_loop, stopped_by_signals, work
+from tweezer.runtime import (
+    Parker,
+    ParkingWorker,
+    arq_options,
+    done_before,
+    require_access,
+    run_on_a_loop,
+    stopped_by_signals,
+    work,
+)
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -117,6 +126,8 @@ class RecorderProcess:
         if not await done_before(stopping, wait_for_schema(self._settings.database())):
             return
         log.info("recorder.started")
+        if not await require_access(self._store, stopping, DUTY_BACKOFF):
+            return
         async with Duties() as duties:
             duties.watch("recorder", self._recorder.run())
             await stopping.wait()
@@ -140,6 +151,8 @@ class Chores:
         backoff = self._policy.redis_backoff
         stopping = stopped_by_signals()
         log.info("chores.started")
+        if not await require_access(self.store, stopping, backoff):
+            return
         async with Duties() as duties:
             duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
             await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)

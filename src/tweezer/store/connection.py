@@ -237,13 +237,20 @@ class Connect(msgspec.Struct, frozen=True):
 class Store:
     """All that the rest of Tweezer asks of Redis."""
 
-    def __init__(self, redis: Redis, *, namespace: str = "tweezer", results: Results | None = None) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        namespace: str = "tweezer",
+        results: Results | None = None,
+        scripts: Scripts | None = None,
+    ) -> None:
         self.redis = redis
         self.connect: Connect | None = None
         """How it was opened; None for one that was made of a client."""
         self.results = results or Results()
         self.keys = Keys(namespace)
-        scripts = Scripts(redis, self.keys)
+        scripts = scripts or Scripts(redis, self.keys)
         self.scripts = scripts
         self.commands = Commands(scripts)
         self.tickets = Tickets(scripts)

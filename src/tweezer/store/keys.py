@@ -43,6 +43,7 @@ class Key(StrEnum):
     ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
     FULL = "full"  # string, expiring: why submits are refused
+    NONE = "full:none"  # never exists: scripts that free memory begin with a write that changes nothing
     IDEMPOTENCY = "idempotency:%s:%s"  # string, expiring: digest and answer of a call
     CALLS = "calls:%s"  # hash, expiring: calls of this digest that have no key of their own
     LOGINS = "logins:%s:%s"  # string, expiring: failed log-ins by a name, or from an address

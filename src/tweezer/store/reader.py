@@ -164,7 +164,7 @@ class Reader:
         return cast(dict[str, Any], await self._ask(self._redis.info(section)))
 
     async def server_config(self, pattern: str) -> dict[str, str]:
-        """Redis' own settings; empty where CONFIG is forbidden."""
+        """Redis' own settings; empty where they may not be read."""
         try:
             return cast(dict[str, str], await self._redis.config_get(pattern))
         except redis_errors.ResponseError:

@@ -54,6 +54,8 @@ class Remote:
             try:
                 await redis.execute_command("WAITAOF", 0, 0, 1)
                 self._durability = Durability.WAIT
+            except redis_errors.NoPermissionError:
+                raise
             except redis_errors.ResponseError:  # an unknown command
                 self._durability = await self._fsync()
         return self._durability
@@ -61,6 +63,12 @@ class Remote:
     async def _fsync(self) -> Durability:
         try:
             policy = await self._scripts.redis.config_get("appendfsync")
+        except redis_errors.NoPermissionError:
+            raise NotDurable(
+                "Redis before 7.2 cannot be waited for until a write is on its disk, and whether it has `appendfsync "
+                "always` may not be read: use Redis 7.2 or later, or Valkey; or add +config|get to this user of Redis, "
+                "who can then read every setting"
+            ) from None
         except redis_errors.ResponseError:
             policy = {}
         if policy.get("appendfsync") != "always":

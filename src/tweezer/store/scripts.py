@@ -180,6 +180,11 @@ def _load() -> dict[str, _Script]:
     return scripts
 
 
+def script_names() -> list[str]:
+    """All scripts."""
+    return sorted(_load())
+
+
 def script_text(name: str) -> str:
     """The whole script, as EVAL takes it."""
     return _load()[name].text
@@ -194,16 +199,31 @@ Redis 6.2 puts its own words before an error that a script met.
 """
 
 
+_FORBIDDEN_IN_SCRIPT = re.compile("ACL failure in script|The user executing the script can't")
+
+
+def _forbidden(text: str) -> TweezerError:
+    return TweezerError(
+        f"the user of TWEEZER_REDIS_URL lacks a right in Redis ({text}): give this process the user that "
+        "`tweezer redis-users` makes for it; after an upgrade run that again, then ACL LOAD",
+        code="redis_auth",
+    )
+
+
 def translated(error: redis_errors.RedisError) -> TweezerError:
     """The error of Tweezer for one of Redis: full, or unavailable with what to do."""
     text = str(error)
     match error:
         case redis_errors.OutOfMemoryError():
             return QueueFull("Redis has reached its maxmemory; let work finish, or raise maxmemory")
-        case redis_errors.AuthenticationError() | redis_errors.NoPermissionError():
+        case redis_errors.NoPermissionError():
+            return _forbidden(text)
+        case redis_errors.AuthenticationError():
             return TweezerError(f"Redis refuses the credentials of TWEEZER_REDIS_URL: {text}", code="redis_auth")
         case redis_errors.ConnectionError() | redis_errors.TimeoutError():
             return Unavailable(f"Redis cannot be reached: {text}")
+        case _ if _FORBIDDEN_IN_SCRIPT.search(text):
+            return _forbidden(text)
         case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut in prelude.lua
             return Unavailable(
                 "Redis has restarted, and work that it lost is being restored from the ledger; try again"

@@ -28,7 +28,7 @@ end
 
 -- A write that frees memory, made first, lets the rest of a script write past maxmemory: what is under
 -- way must be able to end. The key never exists.
-local function exempt_from_maxmemory() redis.call('DEL', key(KEY.full) .. ':none') end
+local function exempt_from_maxmemory() redis.call('DEL', key(KEY.none)) end
 
 local function put(list, name, value) list[#list + 1] = name; list[#list + 1] = value end
 

@@ -1,0 +1,89 @@
+"""``tweezer redis-users``: the users of Redis as a file that Redis loads, with a password for each."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+from pathlib import Path
+
+import click
+
+from tweezer.cli import show
+from tweezer.cli.access import Access, pass_access
+from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.store.acl import RedisUser, acl_lines, hashed, user_name, with_credentials
+
+ACL_FILE = "users.acl"
+PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
+"""Redis refuses a file with it, so that no user can be left without a password."""
+
+_PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,}")
+_PASSWORD_BYTES = 32
+_SHOWN_TO_REDIS, _OWNER_ONLY = 0o644, 0o600
+
+
+@click.command(name="redis-users")
+@click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
+@pass_access
+def redis_users(access: Access, folder: Path | None) -> None:
+    """Write the users of Redis, one for each kind of process, into FOLDER: `users.acl` for Redis, and for each user its
+    password, such as `worker.password`, and its URL, `worker.env`. Without FOLDER print the users, with no passwords.
+
+    Passwords that are in FOLDER stay; remove one to have another made. Lines of other users in `users.acl` stay as
+    well. Run it again after an upgrade of Tweezer, which may need other rights.
+    """
+    settings = access.settings()
+    if folder is None:
+        click.echo("\n".join(acl_lines(settings.namespace, dict.fromkeys(RedisUser, PLACEHOLDER))))
+        return
+    try:
+        _write(folder, settings.redis_url, settings.namespace)
+    except OSError as error:
+        raise TweezerError(f"{error.filename or folder}: cannot be written: {error.strerror}", code="file") from error
+    acl = (folder / ACL_FILE).absolute()
+    show.echo(f"{folder}: {ACL_FILE} for Redis, and for each user its password and its URL")
+    show.echo(f"Let Redis load it: `aclfile {acl}` in redis.conf, or, where it has that line, `redis-cli ACL LOAD`")
+
+
+def _write(folder: Path, url: str, namespace: str) -> None:
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    hashes = {}
+    for user in RedisUser:
+        password = _password(folder / f"{user}.password")
+        line = f"TWEEZER_REDIS_URL={shlex.quote(with_credentials(url, user_name(user, namespace), password))}\n"
+        _replace(folder / f"{user}.env", line, _OWNER_ONLY)
+        hashes[user] = hashed(password)
+    lines = acl_lines(namespace, hashes)
+    ours = {_user_of(line) for line in lines}
+    acl = folder / ACL_FILE
+    before = acl.read_text("utf-8").splitlines() if acl.exists() else []
+    lines += [line for line in before if line.strip() and _user_of(line) not in ours]
+    _replace(acl, "\n".join(lines) + "\n", _SHOWN_TO_REDIS)
+
+
+def _user_of(line: str) -> str:
+    return " ".join(line.split()[:2])
+
+
+def _password(path: Path) -> str:
+    """The password in the file, which is made unless it is there."""
+    if not path.exists():
+        _replace(path, secrets.token_urlsafe(_PASSWORD_BYTES) + "\n", _OWNER_ONLY)
+    password = path.read_text("utf-8").strip()
+    if not _PASSWORD.fullmatch(password):
+        raise InvalidInput(
+            str(path), "must hold 32 or more letters, digits, '-' and '_'; remove it to have a password made"
+        )
+    return password
+
+
+def _replace(path: Path, text: str, mode: int) -> None:
+    """Write a file that others may read meanwhile, and that is never readable by more than ``mode`` says."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        file.write(text)
+    new.chmod(mode)  # whatever the umask is
+    new.replace(path)

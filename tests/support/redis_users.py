@@ -1,0 +1,122 @@
+"""Redis servers of the tests: they have the users that are deployed, and processes under test connect as these.
+
+The user ``default`` is there as well and may do all: tests arrange and look at things as it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.asyncio import Redis
+
+from tweezer.store import server
+from tweezer.store.acl import EACH_CALLS, SCRIPTS, RedisUser, acl_lines, hashed, user_name, with_credentials
+from tweezer.store.connection import Store
+from tweezer.store.keys import Keys
+from tweezer.store.scripts import Scripts
+
+STORE_NAMESPACE = "test"
+"""Of the store tests."""
+
+_PASSWORD = "of-the-tests"
+
+
+class RedisServer(server.RedisServer):
+    """A server with these users."""
+
+    def __init__(self, data: Path | None = None, *, options: Mapping[str, str] | None = None, **others: Any) -> None:
+        super().__init__(data, options={**(options or {}), "aclfile": str(_users_file())}, **others)
+
+
+def let_workers_read_settings(server: RedisServer) -> None:
+    """As operators do for machines on a Redis before 7.2."""
+    with redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", user_name(RedisUser.WORKER, "tweezer"), "+config|get")
+
+
+def as_user(url: str, user: RedisUser, *, namespace: str = "tweezer") -> str:
+    """The URL of such a server for a process that connects as this user."""
+    return with_credentials(url, user_name(user, namespace), _PASSWORD)
+
+
+@functools.cache
+def _users_file() -> Path:
+    passwords = dict.fromkeys(RedisUser, hashed(_PASSWORD))
+    users = [line for name in ("tweezer", STORE_NAMESPACE) for line in acl_lines(name, passwords)[1:]]
+    folder = Path(tempfile.mkdtemp(prefix="tweezer-users-"))
+    atexit.register(_remove, folder, os.getpid())
+    path = folder / "users.acl"
+    path.write_text("\n".join(["user default on nopass ~* &* +@all", *users, ""]))
+    return path
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not a process under test, which is a fork
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_USERS_OF_PARTS = {
+    "commands": RedisUser.OPERATOR,
+    "tickets": RedisUser.WORKER,
+    "remote": RedisUser.WORKER,
+    "reader": RedisUser.PRODUCER,
+    "devices": RedisUser.API,
+    "quotas": RedisUser.RECORDER,
+    "attempts": RedisUser.API,
+    "calls": RedisUser.API,
+    "admission": RedisUser.PRODUCER,
+    "news": RedisUser.WORKER,
+    "events": RedisUser.RECORDER,
+    "snapshots": RedisUser.RECORDER,
+    "restoring": RedisUser.RECORDER,
+    "scripts": RedisUser.COURIER,
+}
+"""Parts of a store, and the user as which each asks Redis what it does not ask by a script."""
+
+
+@asynccontextmanager
+async def store_of_users(plain: Redis, url: str) -> AsyncIterator[Store]:
+    """A store each part of which connects as a user, and each script of which is called as one that is to call it.
+
+    plain: the client by which the test itself looks at things.
+    """
+    keys = Keys(STORE_NAMESPACE)
+    async with AsyncExitStack() as closing:
+        clients = {
+            user: await closing.enter_async_context(Redis.from_url(as_user(url, user, namespace=STORE_NAMESPACE)))
+            for user in RedisUser
+        }
+        store = Store(plain, namespace=STORE_NAMESPACE)
+        for part, user in _USERS_OF_PARTS.items():
+            scripts = _ScriptsOfUsers(clients, user, keys)
+            other = Store(clients[user], namespace=STORE_NAMESPACE, scripts=scripts)
+            setattr(store, part, getattr(other, part))
+        yield store
+
+
+class _ScriptsOfUsers(Scripts):
+    """Calls each script as a user who is to call it."""
+
+    def __init__(self, clients: Mapping[RedisUser, Redis], user: RedisUser, keys: Keys) -> None:
+        super().__init__(clients[user], keys)
+        own = {*EACH_CALLS} if user is RedisUser.OPERATOR else {*SCRIPTS.get(user, ()), *EACH_CALLS}
+        self._elsewhere: dict[str, Scripts] = {}
+        for other, names in SCRIPTS.items():  # the operator, who may call all, is the last
+            for name in names:
+                if name not in own:
+                    self._elsewhere.setdefault(name, Scripts(clients[other], keys))
+
+    async def call(self, name: str, *arguments: Any) -> list[Any]:
+        elsewhere = self._elsewhere.get(name)
+        if elsewhere is None:
+            return await super().call(name, *arguments)
+        return await elsewhere.call(name, *arguments)
