@@ -17,9 +17,10 @@ from uuid import uuid4
 import httpx
 import pytest
 import sqlalchemy
-from tests.support.api_rig import HOST, PROJECT, SOON_S, ApiRig, bearer
+from tests.support.api_rig import HOST, PROJECT, ApiRig, bearer
 from tests.support.effort import FULL
 from tests.support.hostile_values import LARGE, NUMBERS, TEXTS, TYPES, json_with
+from tests.support.waiting import PATIENCE_S
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.keys import create_session
@@ -230,7 +231,7 @@ class Rig(ApiRig):
         return httpx.Request(operation.method, url, headers=headers, content=content)
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        return await asyncio.wait_for(self.http.send(request), SOON_S)
+        return await asyncio.wait_for(self.http.send(request), PATIENCE_S)
 
     async def everything(self) -> dict[Any, Any]:
         """All that Redis and the ledger hold, but for the answers that repeated calls are given again."""
@@ -308,7 +309,7 @@ def _has(document: Any, value: Any) -> bool:
     return type(document) is type(value) and bool(document == value)
 
 
-@pytest.mark.timeout(600 if FULL else 120)
+@pytest.mark.timeout(900 if FULL else 300)
 async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(rig: Rig) -> None:
     complaints = []
     asked = 0

@@ -18,6 +18,7 @@ from tweezer.cli.jobs import job_options, read_jobs
 from tweezer.cli.times import clock, seconds, time
 from tweezer.cli.waiting import why_it_waits
 from tweezer.client import AsyncBatch, as_uuid
+from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits, Priority
@@ -337,7 +338,8 @@ def _device_of(targets: tuple[str, ...], device: str | None) -> str | None:
     names = [target for target in targets if not _is_id(target)]
     if device is None and names and len(targets) > 1:
         raise click.UsageError(f"{names[0]!r} is no id of a batch; name either batches or one device")
-    return device or next(iter(names), None)
+    name = next(iter(names), None) if device is None else device
+    return None if name is None else check_text("device", name, MAX_DEVICE_LENGTH)
 
 
 def _is_id(text: str) -> bool:

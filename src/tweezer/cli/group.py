@@ -139,10 +139,13 @@ class CommandGroup(click.Group):
 
 
 class _Text(click.types.StringParamType):
-    """A text of the command line: without control characters, and of bytes that the locale's encoding can read."""
+    """A text of the command line: without control characters, of bytes that the locale's encoding can read, and as an
+    argument not empty."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
+        if not text and isinstance(param, click.Argument):
+            self.fail("is empty; a variable of the shell may not be set", param, ctx)
         if not text.isprintable():  # which is quick to ask, and true of nearly all
             from tweezer.model.checks import check_characters
             from tweezer.model.errors import InvalidInput
