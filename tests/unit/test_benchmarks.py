@@ -53,10 +53,15 @@ def test_ledger_ends_with_one_object_of_figures_and_setup(redis_server: object, 
 
 @pytest.mark.redis
 @pytest.mark.slow
-def test_webhooks_ends_with_one_object_of_figures_and_setup(redis_server: object) -> None:
+@pytest.mark.parametrize(
+    ("parts", "figures"), [(("rate", "dispatch"), 2), (("latency", "neighbours"), 2), (("cut", "restart"), 4)]
+)
+def test_webhooks_ends_with_one_object_of_figures_and_setup(
+    redis_server: object, parts: tuple[str, ...], figures: int
+) -> None:
     little = ("--rounds", "1", "--batches", "20", "--samples", "5", "--seconds", "1", "--cuts", "2")
-    told = run("webhooks.py", "--json", *little)
-    assert len(told["figures"]) == 8
+    told = run("webhooks.py", "--json", *little, *(f"--only={part}" for part in parts))
+    assert len(told["figures"]) == figures
     assert all(figure["value"] > 0 for figure in told["figures"])
     assert told["setup"]["ledger"] == "sqlite"
 
