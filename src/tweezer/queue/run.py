@@ -125,9 +125,9 @@ class RecorderProcess:
         stopping = stopped_by_signals()
         if not await done_before(stopping, wait_for_schema(self._settings.database())):
             return
-        log.info("recorder.started")
         if not await require_access(self._store, stopping, DUTY_BACKOFF):
             return
+        log.info("recorder.started")
         async with Duties() as duties:
             duties.watch("recorder", self._recorder.run())
             await stopping.wait()
@@ -150,9 +150,9 @@ class Chores:
         """Ends with a signal."""
         backoff = self._policy.redis_backoff
         stopping = stopped_by_signals()
-        log.info("chores.started")
         if not await require_access(self.store, stopping, backoff):
             return
+        log.info("chores.started")
         async with Duties() as duties:
             duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
             await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)
