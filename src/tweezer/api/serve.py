@@ -69,7 +69,11 @@ def serve(
         )
         gc.collect()
         gc.freeze()  # what is there now stays: to look through it again and again holds all answers up, 50 ms each time
-        _Server(config, holds, duties, _url(listener)).run(sockets=[listener])
+        try:
+            _Server(config, holds, duties, _url(listener)).run(sockets=[listener])
+        except SystemExit:  # uvicorn exits when the application cannot start, for which a duty may be the reason
+            if duties.failure is None:
+                raise
     if duties.failure is not None:
         raise duties.failure
 
