@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -149,3 +149,16 @@ class Cloud:
 
     def _log(self, name: str) -> str:
         return self._log_file(name).read_text(errors="replace")
+
+
+def recorded(cloud: Cloud, ids: Iterable[str], **wanted: Any) -> None:
+    """Waits until the lists know these batches, as they are wanted."""
+    ids = list(ids)
+
+    def known() -> bool:
+        found = [
+            cloud.get("/api/v2/batches", id=ids[first : first + 100], **wanted) for first in range(0, len(ids), 100)
+        ]
+        return sum(map(len, found)) == len(ids)
+
+    wait_until(known)

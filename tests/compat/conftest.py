@@ -1,8 +1,8 @@
 """One installation and one interpreter of each of Pasqal's client stacks, for all tests of this folder.
 
 ``TWEEZER_COMPAT_A`` and ``TWEEZER_COMPAT_B`` name the interpreters: A has ``pasqal-cloud`` 0.24 and ``pulser``, B
-has ``pulser-pasqal`` 0.24 and ``pasqal-cloud`` 0.22 (``.ci/run`` makes both). Without them a test is skipped, or
-fails with ``TWEEZER_REQUIRE_SERVERS=1``.
+has ``pulser-pasqal`` 0.24 and ``pasqal-cloud`` 0.22. ``TWEEZER_COMPAT_C`` and ``_D`` have only ``pasqal-cloud``, 0.20
+and 0.13. ``.ci/run`` makes all four. Without them a test is skipped, or fails with ``TWEEZER_REQUIRE_SERVERS=1``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
 
 
-def _interpreter(stack: str) -> str:
+def find_interpreter(stack: str) -> str:
     variable = f"TWEEZER_COMPAT_{stack.upper()}"
     found = shutil.which(os.environ.get(variable, ""))
     if found is None:
@@ -28,13 +28,13 @@ def _interpreter(stack: str) -> str:
 
 @pytest.fixture(scope="session")
 def interpreter_a() -> Iterator[Client]:
-    with Client(_interpreter("a"), "a") as client:
+    with Client(find_interpreter("a"), "a") as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def interpreter_b() -> Iterator[Client]:
-    with Client(_interpreter("b"), "b") as client:
+    with Client(find_interpreter("b"), "b") as client:
         yield client
 
 

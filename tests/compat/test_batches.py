@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.compat.clients import Client, ClientError
-from tests.compat.cloud import EMU_FREE, FOREIGN, NULL, PROJECT, SECOND, Cloud
+from tests.compat.cloud import EMU_FREE, FOREIGN, NULL, PROJECT, SECOND, Cloud, recorded
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.compat
@@ -18,19 +17,6 @@ NOBODY = "00000000-0000-8000-8000-000000000000"
 
 def statuses(batch: dict[str, Any]) -> list[str]:
     return [job["status"] for job in batch["jobs"]]
-
-
-def recorded(cloud: Cloud, ids: Iterable[str], **wanted: Any) -> None:
-    """Waits until the lists know these batches, as they are wanted."""
-    ids = list(ids)
-
-    def known() -> bool:
-        found = [
-            cloud.get("/api/v2/batches", id=ids[first : first + 100], **wanted) for first in range(0, len(ids), 100)
-        ]
-        return sum(map(len, found)) == len(ids)
-
-    wait_until(known)
 
 
 # ------------------------------------------------------------------------------------------------ submitting

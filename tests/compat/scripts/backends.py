@@ -35,6 +35,7 @@ def emulate(door: Door, *, shots: int, wait: bool = True) -> Told:
     results = backend.run(wait=wait)
     (result,) = results.results
     return {
+        "batch": results.batch_id,
         "status": results.get_batch_status().name,
         "counts": dict(result.final_bitstrings),
         "occupation": [[float(value) for value in row] for row in result.occupation],
