@@ -92,7 +92,7 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     site = plant.site
     recorder = await plant.start("recorder")
     (worker,) = await site.workers(1, WITNESSED)
-    batch = await site.submit([{"sleep_s": 0.5}, {"sleep_s": 1.0}, {"sleep_s": 0.1}], device=WITNESSED)
+    batch = await site.submit([{"sleep_s": 0.5}, {"sleep_s": 4.0}, {"sleep_s": 0.1}], device=WITNESSED)
     await site.held(batch)
     plant.file.keep()
     await until(lambda: plant.has_recorded(batch, 0, JobStatus.DONE), "the end of the first job in the ledger")

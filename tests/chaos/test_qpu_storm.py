@@ -29,7 +29,7 @@ from tests.support.effort import effort
 from tests.support.power_loss import AppendOnlyFile
 from tests.support.processes import LEASE_S, QUICK_QPU, Process, Site
 from tests.support.qpu_process import QpuProcess
-from tests.support.redis_users import RedisServer, let_workers_read_settings
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
@@ -116,9 +116,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
         kind=request.param,
         appendfsync="always" if request.param == "redis" else "everysec",
         options={"auto-aof-rewrite-percentage": "0"},
+        workers_read_settings=request.param == "redis",
     ) as server:
-        if request.param == "redis":
-            let_workers_read_settings(server)
         yield server
 
 

@@ -14,7 +14,7 @@ from pulser import Pulse, Register, Sequence
 from pulser.json.abstract_repr.deserializer import deserialize_device
 from tests.support.processes import Process, Site
 from tests.support.qpu_process import QpuProcess
-from tests.support.redis_users import RedisServer, let_workers_read_settings
+from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
@@ -95,9 +95,11 @@ def durable_redis(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A Redis that does not forget what a machine was given: Valkey, unless a test is of ``both_kinds``."""
     kind: ServerKind = getattr(request, "param", "valkey")
     request.getfixturevalue(f"{kind}_server")
-    with RedisServer(kind=kind, appendfsync="always" if kind == "redis" else "everysec") as server:
-        if kind == "redis":
-            let_workers_read_settings(server)
+    with RedisServer(
+        kind=kind,
+        appendfsync="always" if kind == "redis" else "everysec",
+        workers_read_settings=kind == "redis",
+    ) as server:
         yield server
 
 

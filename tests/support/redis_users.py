@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.asyncio import Redis
 
 from tweezer.store import server
@@ -31,16 +30,21 @@ _PASSWORD = "of-the-tests"
 
 
 class RedisServer(server.RedisServer):
-    """A server with these users."""
+    """A server with these users.
 
-    def __init__(self, data: Path | None = None, *, options: Mapping[str, str] | None = None, **others: Any) -> None:
-        super().__init__(data, options={**(options or {}), "aclfile": str(_users_file())}, **others)
+    workers_read_settings: let them, as operators do for machines on a Redis before 7.2.
+    """
 
-
-def let_workers_read_settings(server: RedisServer) -> None:
-    """As operators do for machines on a Redis before 7.2."""
-    with redis.Redis(port=server.port) as client:
-        client.execute_command("ACL", "SETUSER", user_name(RedisUser.WORKER, "tweezer"), "+config|get")
+    def __init__(
+        self,
+        data: Path | None = None,
+        *,
+        options: Mapping[str, str] | None = None,
+        workers_read_settings: bool = False,
+        **others: Any,
+    ) -> None:
+        users = _users_file(workers_read_settings=workers_read_settings)
+        super().__init__(data, options={**(options or {}), "aclfile": str(users)}, **others)
 
 
 def as_user(url: str, user: RedisUser, *, namespace: str = "tweezer") -> str:
@@ -49,9 +53,12 @@ def as_user(url: str, user: RedisUser, *, namespace: str = "tweezer") -> str:
 
 
 @functools.cache
-def _users_file() -> Path:
+def _users_file(*, workers_read_settings: bool) -> Path:
     passwords = dict.fromkeys(RedisUser, hashed(_PASSWORD))
     users = [line for name in ("tweezer", STORE_NAMESPACE) for line in acl_lines(name, passwords)[1:]]
+    if workers_read_settings:
+        worker = f"user {user_name(RedisUser.WORKER, 'tweezer')} "
+        users = [f"{line} +config|get" if line.startswith(worker) else line for line in users]
     folder = Path(tempfile.mkdtemp(prefix="tweezer-users-"))
     atexit.register(_remove, folder, os.getpid())
     path = folder / "users.acl"
