@@ -212,7 +212,7 @@ def test_every_command_is_named() -> None:
 @every_page
 def test_the_variables_that_are_named_exist(path: Path) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
-    known |= {"TWEEZER_REQUIRE_SERVERS", "TWEEZER_COMPAT_A", "TWEEZER_COMPAT_B"}  # of the tests
+    known |= {"TWEEZER_REQUIRE_SERVERS", *(f"TWEEZER_COMPAT_{stack}" for stack in "ABCD")}  # of the tests
     known |= {"TWEEZER_API_URL"}  # of `tweezer up`, for curl
     known |= {it.envvar for it in main.params if isinstance(it.envvar, str)} | set(SECRET_FILES.values())
     assert set(_VARIABLE.findall(path.read_text(encoding="utf-8"))) <= known
