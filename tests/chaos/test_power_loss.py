@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from tests.support.power_loss import AppendOnlyFile
-from tests.support.processes import NULL, WITNESS_FILE, WITNESSED, Process, Site
+from tests.support.processes import NULL, WITNESS_FILE, WITNESSED, Process, Site, hold_file
 from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Receiver
@@ -35,7 +35,7 @@ class Plant:
         self.site = site
         self.file = file
         self.database = database
-        self._witness = witness
+        self.witness = witness
 
     def events(self, batch: AsyncBatch) -> list[Event]:
         """The batch's events in the ledger."""
@@ -50,7 +50,7 @@ class Plant:
 
     def executions(self) -> Counter[str]:
         """How often each job ran to its end."""
-        return Counter(line.split()[0] for line in self._witness.read_text("utf-8").splitlines())
+        return Counter(line.split()[0] for line in self.witness.read_text("utf-8").splitlines())
 
     async def start(self, process: str) -> Process:
         started = self.site.spawn(process)
@@ -92,13 +92,18 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     site = plant.site
     recorder = await plant.start("recorder")
     (worker,) = await site.workers(1, WITNESSED)
-    batch = await site.submit([{"sleep_s": 0.5}, {"sleep_s": 4.0}, {"sleep_s": 0.1}], device=WITNESSED)
+    hold = hold_file(plant.witness)
+    hold.write_text("0")
+    batch = await site.submit([{"sleep_s": 0.5}] * 3, device=WITNESSED)
     await site.held(batch)
     plant.file.keep()
+    hold.write_text("1")
     await until(lambda: plant.has_recorded(batch, 0, JobStatus.DONE), "the end of the first job in the ledger")
     recorder.kill()
     before = plant.events(batch)
     await asyncio.to_thread(plant.file.restart, losing_s=0.001)
+
+    hold.unlink()
 
     def waits() -> bool:
         return any("Redis has restarted" in entry["error"] for entry in worker.said("store.unavailable"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import tempfile
 import time
@@ -127,7 +126,7 @@ def demo(
                 sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the others start
                 stack.wait_ready(interrupts.came)
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
-                outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say)
+                outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say, interrupts)
             must_be_done(outcome.batch)
             if qpu:
                 outcome = msgspec.structs.replace(outcome, submits=_submits(data))
@@ -166,7 +165,9 @@ def _introduce(say: Say, *, qpu: bool) -> None:
     say("Starting Redis, ledger, worker, courier and API; building the sequence …")
 
 
-def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say) -> Outcome:
+def _run(
+    settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say, interrupts: Interrupts
+) -> Outcome:
     """Submits the batch, follows it, reads its results, and waits for its webhooks. Raises TweezerError."""
     ledger = settings.database().url  # it may have events that Redis has no longer
     opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
@@ -181,7 +182,7 @@ def _run(settings: Settings, redis_url: str, sequence: str, detunings: list[floa
             webhook=mailbox.url,
         )
         say(f"Submitted batch {batch.id}: {len(detunings)} jobs of {RUNS} runs\n")
-        asyncio.run(_follow(settings, redis_url, batch.id))
+        interrupts.run(_follow(settings, redis_url, batch.id))
         record, results = batch.record(), batch.results()
         seconds = time.monotonic() - began
         told = {event.id for event in batch.events(follow=False) if event.type in USUAL_TYPES}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.1
 
 
 class Interrupts:
@@ -23,6 +25,7 @@ class Interrupts:
         self.count = 0
         self._first: int | None = None
         self._allowed = False
+        self._cancel: Callable[[], object] | None = None
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -50,10 +53,40 @@ class Interrupts:
         finally:
             self._allowed = False
 
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine within :meth:`allowed`. A signal cancels it; then KeyboardInterrupt is raised.
+
+        Raised in the middle of a loop, KeyboardInterrupt could end any task in place of the right one.
+        """
+
+        async def cancellable() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+            def cancel() -> None:  # more than once: Python 3.11 may lose a cancellation
+                if not task.done():
+                    task.cancel()
+                    loop.call_later(_AGAIN_S, cancel)
+
+            self._cancel = lambda: loop.call_soon_threadsafe(cancel)
+            if self.came.is_set():
+                cancel()
+            await task
+
+        try:
+            asyncio.run(cancellable())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            self._cancel = None
+        if self.came.is_set():
+            raise KeyboardInterrupt
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._first = self._first or number
         self.count += 1
         self.came.set()
-        if self._allowed:
+        if self._cancel is not None:
+            self._cancel()
+        elif self._allowed:
             self._allowed = False
             raise KeyboardInterrupt
