@@ -80,13 +80,18 @@ ENDS = {"done": JobEvent.FINISH, "error": JobEvent.FAIL, "canceled": JobEvent.ST
 _namespaces, _runs = itertools.count(), itertools.count()
 
 
+BEGINS = itertools.count(1)
+
+
 @dataclass
 class Job:
-    """A job as the model knows it. ``token``: of the ticket that began or settled it last."""
+    """A job as the model knows it. ``token``: of the ticket that began or settled it last. ``begun``: the number of its
+    last begin, among all begins."""
 
     status: JobStatus = JobStatus.PENDING
     attempt: int = 0
     token: str | None = None
+    begun: int = 0
     cancel_requested: bool = False
     delayed: bool = False
     crashes: int = 0
@@ -128,6 +133,7 @@ class Batch:
             self.began = True
             job.attempt += 1
             job.token = token
+            job.begun = next(BEGINS)
             self.apply(BatchEvent.BEGIN)
 
     def cancel(self, index: int) -> None:
@@ -179,8 +185,9 @@ class Batch:
         """Whether the ledger knows more of a live job."""
         mine, theirs = self.jobs[index], ledger.jobs[index]
         before, after = int(mine.token or 0), int(theirs.token or 0)
-        is_back = mine.status is JobStatus.RUNNING and theirs.status is JobStatus.PENDING
-        return after > before or (after == before and after > 0 and is_back)
+        if after == before:
+            return after > 0 and mine.status is JobStatus.RUNNING and theirs.status is JobStatus.PENDING
+        return theirs.begun > mine.begun
 
     def of(self, *statuses: JobStatus) -> list[int]:
         return [index for index, job in enumerate(self.jobs) if job.status in statuses]
@@ -941,3 +948,23 @@ def test_a_real_server_does_what_the_model_says(real_redis_url: str) -> None:
         url = real_redis_url
 
     run_state_machine_as_test(OnServer, settings=configured(effort(short=12, full=30)))
+
+
+def test_a_ticket_that_came_back_after_a_power_loss_may_run_jobs_that_a_later_one_began() -> None:
+    """Its token is the older one, and its execution the later one: the ledger's job is followed all the same."""
+    world = StoreMachine()
+    try:
+        world.begin(jobs=4, open=False, lanes=1)
+        world.take_more(lanes=1)
+        world.sync()
+        world.lapse(at=0)
+        world.work_well(at=0, lanes=1, want=1)
+        world.lose_power()
+        world.events_are_one_a_transition_and_replay_to_what_is()
+        world.sync()
+        world.work_well(at=0, lanes=1, want=1)
+        world.lose_power()
+        world.events_are_one_a_transition_and_replay_to_what_is()
+        world.jobs_are_as_foretold_and_terminal_is_final()
+    finally:
+        world.teardown()

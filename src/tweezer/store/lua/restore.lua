@@ -53,10 +53,14 @@ local function follow(b)
   b.seq = math.max(b.seq, recorded)
 end
 
--- Whether the ledger knows more of a live job than Redis: an execution that was begun later, or the end of one.
+-- Whether the ledger knows more of a live job than Redis: an execution that began later, or the end of one. The later
+-- execution may have the older token: a ticket that a power loss brought back takes jobs again.
 local function is_ahead(row, st)
   local theirs, ours = number_of(row, S.token), number_of(st, S.token)
-  return theirs > ours or theirs == ours and theirs > 0 and st[S.status] == 'R' and row[S.status] == 'P'
+  if theirs == ours then return theirs > 0 and st[S.status] == 'R' and row[S.status] == 'P' end
+  local theirs_begun, ours_begun = number_of(row, S.begun), number_of(st, S.begun)
+  if theirs_begun ~= ours_begun then return theirs_begun > ours_begun end
+  return theirs > ours
 end
 
 -- Appends the jobs that are missing, and ends those that ended in the ledger. Answers the indices of these, and the live
