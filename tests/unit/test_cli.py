@@ -374,3 +374,22 @@ def test_a_signal_within_interrupts_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.count == 2
         assert interrupts.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("submit", "-", "--runs", "1", "--runs", "2"), "--runs"),
+        (("--project", "a", "--project", "b", "devices"), "--project"),
+        (("projects", "limit", "a", "--queued-jobs", "1", "--queued-jobs", "2"), "--queued-jobs"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused_by_its_name(arguments: tuple[str, ...], option: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert f"{option}: is given 2 times; give it once" in result.stderr
+
+
+def test_a_flag_may_be_given_twice_and_an_option_with_many_values_too() -> None:
+    result = CliRunner().invoke(main, ["submit", "-", "--tag", "a", "--tag", "b", "--wait", "--wait", "--help"])
+    assert result.exit_code == 0

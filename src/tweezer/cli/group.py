@@ -6,6 +6,7 @@ import io
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -88,6 +89,9 @@ class CommandGroup(click.Group):
             ) from error
         _check_values(command)
         return command
+
+    def make_parser(self, ctx: click.Context) -> Any:
+        return _refusing_repeats(super().make_parser(ctx), ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
@@ -183,7 +187,10 @@ _TEXT, _NUMBER = _Text(), _Number()
 
 
 def _check_values(command: click.Command) -> None:
-    """Make the command, and those in it, refuse values that they could neither show, store nor count with."""
+    """Make the command, and those in it, refuse values that they could neither show, store nor count with, and options
+    that are given twice."""
+    make_parser = command.make_parser
+    command.make_parser = lambda ctx: _refusing_repeats(make_parser(ctx), ctx)  # type: ignore[method-assign]
     for parameter in command.params:
         if parameter.type is click.STRING:
             parameter.type = _TEXT
@@ -195,6 +202,22 @@ def _check_values(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             _check_values(inner)
+
+
+def _refusing_repeats(parser: Any, ctx: click.Context) -> Any:
+    """Make a parser refuse a second value of an option that has one: click takes the last, without a word."""
+    parse = parser.parse_args
+
+    def parse_args(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
+        values, rest, order = parse(args)
+        for option, times in Counter(order).items():
+            has_one_value = isinstance(option, click.Option) and not (option.multiple or option.count)
+            if times > 1 and has_one_value and not (option.is_flag and not option.secondary_opts):
+                raise click.UsageError(f"{option.opts[0]}: is given {times} times; give it once", ctx)
+        return values, rest, order
+
+    parser.parse_args = parse_args
+    return parser
 
 
 def _short(message: str) -> str:
