@@ -19,6 +19,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 from tests.support.redis_users import RedisServer, as_user
+from tests.support.ticket_workers import running
 from tests.support.waiting import until
 
 from tweezer.adapters.registry import adapter_for
@@ -126,14 +127,8 @@ async def working(redis_url: str) -> AsyncIterator[None]:
         version="0",
         handle_signals=False,
     )
-    task = asyncio.create_task(worker.async_run())
-    try:
+    async with running(worker):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        await worker.close()
 
 
 class Setting:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.api_rig import SECRETS_KEY
 from tests.support.redis_users import as_user
+from tests.support.ticket_workers import running
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncBatch, AsyncQueue, JobStatus, ResultUnavailable, connect, connect_async
@@ -103,14 +104,8 @@ async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None
         version="0",
         handle_signals=False,
     )
-    task = asyncio.create_task(worker.async_run())
-    try:
+    async with running(worker):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        await worker.close()
 
 
 @pytest.fixture

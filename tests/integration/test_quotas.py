@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.redis_users import as_user
+from tests.support.ticket_workers import running
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import AsyncQueue, JobStatus, QuotaExceeded, connect_async
@@ -54,14 +54,8 @@ async def working(settings: Settings) -> AsyncIterator[None]:
         version="0",
         handle_signals=False,
     )
-    task = asyncio.create_task(worker.async_run())
-    try:
+    async with running(worker):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        await worker.close()
 
 
 async def has_device(queue: AsyncQueue) -> bool:
