@@ -146,6 +146,14 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of an empty ledger of the test's own."""
+    path = tmp_path / "ledger.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
 def _new_postgres(postgres_server: PostgresServer) -> Iterator[Callable[[str | None], str]]:
     """Makes databases, as copies of a template, and takes them away again."""
     made: list[str] = []

@@ -52,14 +52,6 @@ async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIt
         yield site
 
 
-@pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """The URL of an empty ledger."""
-    copied = tmp_path / "ledger.db"
-    copied.write_bytes(sqlite_template.read_bytes())
-    return f"sqlite:///{copied}"
-
-
 @pytest.mark.parametrize("process", ["worker", "chores", "recorder", "courier"])
 async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str) -> None:
     started = site.spawn(process, device="NULL", lanes=1)

@@ -71,13 +71,6 @@ async def site(own_server: RedisServer, tmp_path: Path, sqlite_url: str) -> Asyn
         yield site
 
 
-@pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
-    path = tmp_path / "ledger.db"
-    path.write_bytes(sqlite_template.read_bytes())
-    return f"sqlite:///{path}"
-
-
 def refused(url: str, *command: object) -> None:
     with redis.Redis.from_url(url) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command)
