@@ -124,7 +124,9 @@ async def test_equal_seeds_give_equal_counters(tmp_path: Path, qpu: QpuProcess, 
     with QpuProcess(tmp_path) as equal:
         async with equal.api() as other:
             assert await first(other) == await first(api)
-    with QpuProcess(tmp_path, "--seed", "1", "--journal", str(tmp_path / "other")) as different:
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    with QpuProcess(other_folder, "--seed", "1") as different:
         async with different.api() as other:
             qpu.ask("POST", "/sim/reset")
             assert await first(other) != await first(api)

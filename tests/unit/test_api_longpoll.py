@@ -1,15 +1,24 @@
-"""Which news make a held request look at the state again."""
+"""Which news make a held request look at the state again, and what it does while Redis is away."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
 
 import pytest
 
-from tweezer.api.longpoll import may_change_job, may_end_batch
+from tweezer.api import longpoll
+from tweezer.api.longpoll import Holds, may_change_job, may_end_batch
+from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Priority
+from tweezer.store.feed import Heard
 from tweezer.store.records import BatchRecord
 
 BATCH = new_batch_id()
@@ -65,3 +74,46 @@ def test_a_closed_batch_ends_with_an_event_of_its_own(messages: list[bytes], clo
 )
 def test_a_job_changes_by_events_about_itself_a_range_or_the_batch(messages: list[bytes], about: bool) -> None:
     assert may_change_job(messages, BATCH, 3) is about
+
+
+async def held(reads: Iterator[str | Exception], *, wait_s: float) -> str:
+    """What a held request is answered when its reads of Redis give these, one after the other."""
+
+    @contextlib.asynccontextmanager
+    async def listen(batch_id: UUID) -> AsyncIterator[Heard]:
+        heard = Heard()
+        heard.put(None)  # as when Redis confirms the subscription
+        yield heard
+
+    async def read() -> str:
+        found = next(reads)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    holds: Any = Holds(SimpleNamespace(news=SimpleNamespace(batch=listen)))  # type: ignore[arg-type]
+    answer: str = await holds.until(
+        lambda state: state == "DONE",
+        read,
+        batch_id=BATCH,
+        matters=lambda messages, state: False,
+        wait_s=wait_s,
+        account="user",
+        receive=receive,
+    )
+    return answer
+
+
+async def test_an_outage_of_redis_that_ends_in_time_only_delays_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(longpoll, "_LOOK_AGAIN_S", 0.01)
+    away = Unavailable("Redis cannot be reached")
+    assert await held(iter(["RUNNING", away, away, "RUNNING", away, "DONE"]), wait_s=20) == "DONE"
+
+
+async def test_an_outage_of_redis_that_lasts_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(longpoll, "_LOOK_AGAIN_S", 0.05)
+    with pytest.raises(Unavailable):
+        await held(iter(["RUNNING", *[Unavailable("Redis cannot be reached")] * 100]), wait_s=0.2)

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from starlette.types import Receive
 
+from tweezer.model.errors import Unavailable
 from tweezer.model.events import read_events
 from tweezer.store.connection import Store
 from tweezer.store.feed import Heard, News
@@ -91,7 +92,8 @@ class Holds:
         matters: whether what was heard of the batch may have brought its end; else it is not read again.
         account: whose request it is; with too many held it is answered at once.
         receive: of the request, which tells when the client has gone; what is returned then is of no use.
-        Raises what ``read`` raises, and Unavailable when Redis cannot be listened to.
+        Raises what ``read`` raises, and Unavailable when Redis cannot be listened to; an outage that ends while the
+        request is held only delays its answer.
         """
         state = await read()
         if wait_s <= 0 or over(state) or not self.may_hold(account):
@@ -126,9 +128,14 @@ class Holds:
                     continue
                 if not self._ending:
                     await asyncio.sleep(min(rested, deadline) - time.monotonic())
-                looked = time.monotonic()
-                state = await read()
-                rested = time.monotonic() + _REST * (time.monotonic() - looked)
+                began = looked = time.monotonic()
+                try:
+                    state = await read()
+                except Unavailable:  # it may come back while the client still waits
+                    if self._ending or time.monotonic() + _LOOK_AGAIN_S > deadline:
+                        raise
+                    looked = -math.inf  # the next wake-up reads, whatever it is about
+                rested = time.monotonic() + _REST * (time.monotonic() - began)
                 if self._ending:
                     break
             return state
