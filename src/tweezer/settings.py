@@ -28,7 +28,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from tweezer.adapters.jail import JailMode
+from tweezer.adapters.lane.jail import JailMode
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
 from tweezer.data_folder import default_data_dir, running_environment
 from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_file, sqlite_url

@@ -14,7 +14,7 @@ from pulser import NoiseModel, Pulse, Register, Sequence
 from pulser.backend import BitStrings, EmulationConfig
 from pulser.devices import MockDevice
 
-from tweezer.adapters.lane_backend import Refusal, Watch
+from tweezer.adapters.lane.backend import Refusal, Watch
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, Fault, JobSpec, JobWork
 

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 from tests.support.waiting import PATIENCE_S, until
 
-from tweezer.adapters.child import ChildLane, LaneOptions
-from tweezer.adapters.jail import JailMode
-from tweezer.adapters.jail.home import Scratch
+from tweezer.adapters.lane.jail import JailMode
+from tweezer.adapters.lane.jail.home import Scratch
+from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import (

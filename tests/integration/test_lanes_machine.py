@@ -18,7 +18,7 @@ from pulser.devices import AnalogDevice, MockDevice
 from pulser.json.abstract_repr.deserializer import deserialize_device
 from pulser.register.register_layout import RegisterLayout
 
-from tweezer.adapters.child import ChildLane
+from tweezer.adapters.lane.lane import ChildLane
 from tweezer.adapters.registry import Binding, adapter_for, adapter_of, specs_of
 from tweezer.model.errors import FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id

@@ -22,7 +22,7 @@ from pulser.waveforms import RampWaveform
 from pulser_simulation import QutipBackendV2, QutipConfig, QutipEmulator
 from scipy.stats import chisquare  # type: ignore[import-untyped]  # it has no types
 
-from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.registry import adapter_for
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id

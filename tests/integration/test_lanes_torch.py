@@ -31,7 +31,7 @@ from pulser.backend import (
 from pulser.devices import MockDevice
 from pulser_simulation import QutipBackendV2, QutipConfig
 
-from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.registry import Binding, adapter_for, adapter_of
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id

@@ -11,11 +11,11 @@ from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig
 from pulser.devices import MockDevice
 from pulser_simulation import QutipConfig
 
-from tweezer.adapters import pulser_backend, pulser_configuration
-from tweezer.adapters.lane_backend import Watch
-from tweezer.adapters.pulser_backend import PulserBackend
-from tweezer.adapters.pulser_sampling import bytes_of
-from tweezer.adapters.qutip_backend import Qutip
+from tweezer.adapters.emulators import pulser_backend, pulser_configuration
+from tweezer.adapters.emulators.pulser_backend import PulserBackend
+from tweezer.adapters.emulators.pulser_sampling import bytes_of
+from tweezer.adapters.emulators.qutip_backend import Qutip
+from tweezer.adapters.lane.backend import Watch
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork
 

@@ -10,8 +10,8 @@ import pytest
 from pulser import Pulse, Register, Sequence
 from pulser.devices import DigitalAnalogDevice
 
-from tweezer.adapters.lane_backend import Refusal
-from tweezer.adapters.pulser_sequences import ParsedSequence
+from tweezer.adapters.emulators.pulser_sequences import ParsedSequence
+from tweezer.adapters.lane.backend import Refusal
 
 pytestmark = [pytest.mark.emulator, pytest.mark.filterwarnings("ignore::UserWarning")]
 

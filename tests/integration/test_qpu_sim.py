@@ -19,9 +19,9 @@ from pulser.devices import MockDevice
 from tests.support.qpu_process import QpuProcess, some_context, submitted
 from tests.support.waiting import until
 
-from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
-from tweezer.adapters.qpu.api import QpuApi
-from tweezer.adapters.qpu.errors import (
+from tweezer.adapters.remote.qpu.answers import Operational, RemoteJob, RemoteStatus
+from tweezer.adapters.remote.qpu.api import QpuApi
+from tweezer.adapters.remote.qpu.errors import (
     QpuRefused,
     QpuUnreachable,
     SubmitDeferred,
@@ -30,7 +30,7 @@ from tweezer.adapters.qpu.errors import (
     TooLate,
     UnknownJob,
 )
-from tweezer.adapters.qpu.options import KeycloakOptions
+from tweezer.adapters.remote.qpu.options import KeycloakOptions
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.qpu_sim.journal import Happening, read_journal
 

@@ -16,10 +16,10 @@ from pulser_simulation.simulation import QutipEmulator
 from qutip.solver.integrator.scipy_integrator import IntegratorScipyAdams
 from qutip.solver.solver_base import Solver
 
-from tweezer.adapters import qutip_reuse, qutip_solver
-from tweezer.adapters.lane_backend import Watch
-from tweezer.adapters.pulser_backend import PulserBackend, seed_generators
-from tweezer.adapters.qutip_backend import Qutip
+from tweezer.adapters.emulators import qutip_reuse, qutip_solver
+from tweezer.adapters.emulators.pulser_backend import PulserBackend, seed_generators
+from tweezer.adapters.emulators.qutip_backend import Qutip
+from tweezer.adapters.lane.backend import Watch
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork
 

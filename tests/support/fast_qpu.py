@@ -16,13 +16,13 @@ from typing import cast
 
 from tests.support.processes import STOPS, WITNESS_FILE
 
-from tweezer.adapters.child import ChildLane, LaneOptions
+from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.protocol import Report
-from tweezer.adapters.qpu.adapter import QpuAdapter
-from tweezer.adapters.qpu.answers import RemoteJob
-from tweezer.adapters.qpu.api import Context, QpuApi
-from tweezer.adapters.qpu.lane import QpuLane
-from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.remote.qpu.adapter import QpuAdapter
+from tweezer.adapters.remote.qpu.answers import RemoteJob
+from tweezer.adapters.remote.qpu.api import Context, QpuApi
+from tweezer.adapters.remote.qpu.lane import QpuLane
+from tweezer.adapters.remote.qpu.options import QpuOptions
 from tweezer.model.ids import new_worker_id
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Provenance, Result
 

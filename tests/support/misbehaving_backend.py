@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support import jail_attempts
 
-from tweezer.adapters.lane_backend import Execution, Refusal, Watch
+from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.messages import BatchWork, Fault, JobWork, Result
 
 

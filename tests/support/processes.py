@@ -30,11 +30,11 @@ from tests.support.waiting import PATIENCE_S, until, wait_until
 import tweezer
 from tweezer import logs
 from tweezer.adapters import registry
-from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.emulator import EmulatorAdapter
+from tweezer.adapters.lane.emulator import EmulatorAdapter
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Report, Traits
-from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.remote.qpu.options import QpuOptions
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

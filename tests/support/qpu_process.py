@@ -16,9 +16,9 @@ import msgspec
 from tests.support.forks import Fork
 from tests.support.waiting import PATIENCE_S, wait_until
 
-from tweezer.adapters.qpu.answers import RemoteJob
-from tweezer.adapters.qpu.api import Context, QpuApi
-from tweezer.adapters.qpu.options import ApiOptions
+from tweezer.adapters.remote.qpu.answers import RemoteJob
+from tweezer.adapters.remote.qpu.api import Context, QpuApi
+from tweezer.adapters.remote.qpu.options import ApiOptions
 from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tweezer.adapters.lane_messages import (
+from tweezer.adapters.lane.messages import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
     Abort,
@@ -22,9 +22,9 @@ from tweezer.adapters.lane_messages import (
     unpack_for_child,
     unpack_for_worker,
 )
-from tweezer.adapters.recent import Recent
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.lru import Recent
 from tweezer.model.messages import (
     BatchDoc,
     BatchWork,

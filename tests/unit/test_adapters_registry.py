@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.emulator import EmulatorAdapter
+from tweezer.adapters.lane.emulator import EmulatorAdapter
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
 from tweezer.adapters.registry import Binding, EmulatorOptions, adapter_for, adapter_of, check_binding

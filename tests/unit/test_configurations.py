@@ -34,5 +34,5 @@ def test_a_wrong_value_is_named(options: dict[str, Any], field: str) -> None:
 
 
 def test_the_options_are_those_of_the_lanes() -> None:
-    torch_backend = pytest.importorskip("tweezer.adapters.emu_mps_backend")
+    torch_backend = pytest.importorskip("tweezer.adapters.emulators.emu_mps_backend")
     assert set(OLDER_OPTIONS["emu-mps"].__struct_fields__) == set(torch_backend._OLDER)

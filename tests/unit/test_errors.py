@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import tweezer
-from tweezer.adapters.qpu.errors import QpuRefused
+from tweezer.adapters.remote.qpu.errors import QpuRefused
 from tweezer.model.errors import (
     Conflict,
     ExecutionError,
@@ -48,7 +48,7 @@ def test_an_error_survives_pickle_and_copy(error: TweezerError, copied: object) 
 
 def test_every_error_of_the_package_is_rebuilt_without_its_constructor() -> None:
     for module in pkgutil.walk_packages(tweezer.__path__, "tweezer."):
-        if module.name.startswith(("tweezer.model", "tweezer.store", "tweezer.adapters.qpu", "tweezer.adapters.forw")):
+        if module.name.startswith(("tweezer.model", "tweezer.store", "tweezer.adapters.remote")):
             importlib.import_module(module.name)
     kinds = [TweezerError]
     for kind in kinds:

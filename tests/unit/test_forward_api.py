@@ -16,9 +16,10 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tweezer.adapters.forward.answers import Answer, RemoteJob, data_of, result_of
-from tweezer.adapters.forward.api import ForwardApi, _submitted
-from tweezer.adapters.forward.errors import (
+from tweezer.adapters.registry import check_binding
+from tweezer.adapters.remote.forward.answers import Answer, RemoteJob, data_of, result_of
+from tweezer.adapters.remote.forward.api import ForwardApi, _submitted
+from tweezer.adapters.remote.forward.errors import (
     ServerRefused,
     ServerUnreachable,
     SubmitDeferred,
@@ -27,8 +28,7 @@ from tweezer.adapters.forward.errors import (
     SubmitUncertain,
     UnknownBatch,
 )
-from tweezer.adapters.forward.options import ForwardOptions, LoginOptions
-from tweezer.adapters.registry import check_binding
+from tweezer.adapters.remote.forward.options import ForwardOptions, LoginOptions
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import JobStatus
 

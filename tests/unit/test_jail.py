@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tweezer.adapters import jail
-from tweezer.adapters.jail import Exposed, Jail, JailMode, home, landlock, seccomp
-from tweezer.adapters.jail.seccomp import CLONE, CLONE3, DENIED, IOCTL, NEWEST, ON_ITSELF, ON_ITSELF_OR_ZERO, Numbers
+from tweezer.adapters.lane import jail
+from tweezer.adapters.lane.jail import Exposed, Jail, JailMode, home, landlock, seccomp
+from tweezer.adapters.lane.jail.seccomp import (
+    CLONE,
+    CLONE3,
+    DENIED,
+    IOCTL,
+    NEWEST,
+    ON_ITSELF,
+    ON_ITSELF_OR_ZERO,
+    Numbers,
+)
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 OURS = 4711
@@ -139,7 +148,7 @@ def test_what_a_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lane_without_landlock_starts_and_says_so() -> None:
     program = """
 from tweezer.adapters import jail
-from tweezer.adapters.jail import landlock
+from tweezer.adapters.lane.jail import landlock
 landlock.version = lambda: 0
 print(jail.enter(jail.Jail()))
 """

@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.effort import effort
 
-from tweezer.adapters.qpu import api as module
-from tweezer.adapters.qpu.answers import (
+from tweezer.adapters.remote.qpu import api as module
+from tweezer.adapters.remote.qpu.answers import (
     Answer,
     RemoteJob,
     RemoteStatus,
@@ -26,8 +26,8 @@ from tweezer.adapters.qpu.answers import (
     program_of,
     specs_of_system,
 )
-from tweezer.adapters.qpu.api import Context, QpuApi, _submitted
-from tweezer.adapters.qpu.errors import (
+from tweezer.adapters.remote.qpu.api import Context, QpuApi, _submitted
+from tweezer.adapters.remote.qpu.errors import (
     QpuError,
     QpuRefused,
     QpuUnreachable,
@@ -38,7 +38,7 @@ from tweezer.adapters.qpu.errors import (
     TooLate,
     UnknownJob,
 )
-from tweezer.adapters.qpu.options import ApiOptions, KeycloakOptions
+from tweezer.adapters.remote.qpu.options import ApiOptions, KeycloakOptions
 from tweezer.model.errors import InvalidInput
 
 CONTEXT = Context("batch", "job")

@@ -7,14 +7,14 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.adapters.child import ChildLane
+from tweezer.adapters.lane.lane import ChildLane
 from tweezer.adapters.protocol import Away, Custody, Report
-from tweezer.adapters.qpu import lane as module
-from tweezer.adapters.qpu.answers import Operational, RemoteJob, RemoteStatus
-from tweezer.adapters.qpu.api import QpuApi
-from tweezer.adapters.qpu.errors import QpuUnreachable, SubmitRefused, SubmitTurnedAway, UnknownJob
-from tweezer.adapters.qpu.lane import QpuLane
-from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.remote.qpu import lane as module
+from tweezer.adapters.remote.qpu.answers import Operational, RemoteJob, RemoteStatus
+from tweezer.adapters.remote.qpu.api import QpuApi
+from tweezer.adapters.remote.qpu.errors import QpuUnreachable, SubmitRefused, SubmitTurnedAway, UnknownJob
+from tweezer.adapters.remote.qpu.lane import QpuLane
+from tweezer.adapters.remote.qpu.options import QpuOptions
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id

@@ -28,7 +28,7 @@ class Traits(msgspec.Struct, frozen=True):
     max_runs: the most shots of one job.
     is_emulator: whether it computes what a machine would measure.
     reattaches: its jobs run on, whatever becomes of the worker: they are never submitted twice, and its lanes are
-    :class:`~tweezer.adapters.remote_lane.RemoteLane`. probe_s: between looks at how a machine is.
+    :class:`~tweezer.adapters.remote.remote_lane.RemoteLane`. probe_s: between looks at how a machine is.
     """
 
     exclusive: bool = False

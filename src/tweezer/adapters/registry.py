@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.emulator import (
+from tweezer.adapters.lane.emulator import (
     EMU_MPS_BACKEND,
     EMU_SV_BACKEND,
     MACHINE_BACKEND,
@@ -18,10 +17,11 @@ from tweezer.adapters.emulator import (
     EmulatorAdapter,
     gpu_names,
 )
-from tweezer.adapters.forward.options import ForwardOptions
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.qpu.options import QpuOptions
+from tweezer.adapters.remote.forward.options import ForwardOptions
+from tweezer.adapters.remote.qpu.options import QpuOptions
 from tweezer.adapters.specs import analog_specs, specs_of_file, text_of_file, virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
@@ -87,13 +87,13 @@ def _torch(backend: str) -> Callable[[LaneOptions, TorchOptions], Adapter]:
 
 
 def _qpu(lanes: LaneOptions, options: QpuOptions) -> Adapter:
-    from tweezer.adapters.qpu.adapter import QpuAdapter  # it needs an HTTP library, which the base install lacks
+    from tweezer.adapters.remote.qpu.adapter import QpuAdapter  # it needs an HTTP library, which the base install lacks
 
     return QpuAdapter(options, lanes)
 
 
 def _forward(lanes: LaneOptions, options: ForwardOptions) -> Adapter:
-    from tweezer.adapters.forward.adapter import ForwardAdapter  # it needs an HTTP library, too
+    from tweezer.adapters.remote.forward.adapter import ForwardAdapter  # it needs an HTTP library, too
 
     return ForwardAdapter(options, lanes)
 

@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tweezer import __version__
-from tweezer.adapters import jail
+from tweezer.adapters.lane import jail
 from tweezer.cli.access import Access
 from tweezer.cli.findings import Finding, Level
 from tweezer.cli.ledger_checks import (

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from tweezer.adapters.qpu.answers import Operational
+from tweezer.adapters.remote.qpu.answers import Operational
 from tweezer.model.errors import InvalidInput
 from tweezer.qpu_sim.habits import Habits
 from tweezer.qpu_sim.journal import Happening

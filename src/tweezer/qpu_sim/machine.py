@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tweezer.adapters.qpu.answers import Operational, RemoteStatus
+from tweezer.adapters.remote.qpu.answers import Operational, RemoteStatus
 from tweezer.model.errors import InvalidInput
 from tweezer.model.sequence import read_sequence
 from tweezer.model.specs import DeviceSpecs

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from tweezer.adapters.child import LaneOptions
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs, read_specs
 from tweezer.qpu_sim.app import Api

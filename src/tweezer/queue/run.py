@@ -9,8 +9,8 @@ from typing import Any
 import structlog
 from arq.worker import Worker, func
 
-from tweezer.adapters.child import LaneOptions
-from tweezer.adapters.jail.libc import hide_process
+from tweezer.adapters.lane.jail.libc import hide_process
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.registry import adapter_of, specs_of
 from tweezer.duties import DUTY_BACKOFF, Duties
 from tweezer.queue import intake

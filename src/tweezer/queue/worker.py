@@ -15,7 +15,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
-from tweezer.adapters.jail import COMPLETE
+from tweezer.adapters.lane.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, Machine
 from tweezer.duties import Duties, repeat, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable

@@ -14,7 +14,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from tweezer.adapters.jail.home import environment, scratch
+from tweezer.adapters.lane.jail.home import environment, scratch
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.specs import DeviceSpecs, read_specs
 

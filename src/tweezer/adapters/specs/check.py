@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from tweezer.adapters.jail import Jail, enter
+from tweezer.adapters.lane.jail import Jail, enter
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     try:
         from pulser.json.abstract_repr.deserializer import deserialize_device
 
-        from tweezer.adapters.pulser_sequences import brief
+        from tweezer.adapters.emulators.pulser_sequences import brief
     except ModuleNotFoundError as error:
         sys.stderr.write(f"{error}\n")
         return 3

@@ -1,0 +1,1 @@
+"""What runs in a lane's process: Pulser's sequences and the emulators that execute them"""

@@ -1,0 +1,34 @@
+"""EMU_SV: state vectors, by emu-sv. Imported in the processes of lanes only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emu_sv import SVBackend, SVConfig
+from pulser import Sequence
+from pulser.backend import EmulationConfig
+
+from tweezer.adapters.emulators.pulser_backend import PulserBackend
+from tweezer.adapters.emulators.pulser_configuration import Dialect, StateVectorKeys
+from tweezer.adapters.emulators.pulser_sampling import has_jumps, is_steady, noise_of
+from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
+from tweezer.adapters.lane.backend import Watch
+
+
+class EmuSV(TorchEmulator):
+    """An :class:`~tweezer.adapters.emulators.pulser_backend.Emulator`: ``emu_sv.SVBackend``."""
+
+    name = "emu-sv"
+    packages: tuple[str, ...] = ("emu-sv", "torch")
+    library = SVBackend
+    bases = frozenset({"ground-rydberg"})
+
+    def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
+        noise = noise_of(config, sequence)
+        return is_steady(noise) and not (has_jumps(noise) and config.solver == "montecarlo")
+
+
+def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
+    """The factory of this backend; sets threads and warnings of the process it is called in."""
+    dialect = Dialect(SVConfig, StateVectorKeys, chosen_hardware(), full_times=False)
+    return PulserBackend(EmuSV(dialect), watch, memo_bytes)

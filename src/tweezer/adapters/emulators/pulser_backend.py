@@ -1,0 +1,229 @@
+"""Running Pulser sequences, whichever library emulates them. Imported in the processes of lanes only."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import numpy as np
+from pulser import Sequence
+from pulser.backend import EmulationConfig, Results
+from pulser.exceptions.serialization import AbstractReprError
+
+from tweezer.adapters.emulators.pulser_configuration import FIELD, Configuration, Dialect, read_configuration
+from tweezer.adapters.emulators.pulser_sampling import Evolution
+from tweezer.adapters.emulators.pulser_sequences import ParsedSequence, brief, infinite_channel
+from tweezer.adapters.lane.backend import Execution, Refusal, Watch
+from tweezer.model.lru import Recent
+from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
+
+_SEQUENCES_KEPT = 16
+_CONFIGURATIONS_KEPT = 16
+_EVOLUTION_SEED = 0  # of one that is shared: emu-mps tries random orders of the qubits, and takes the best
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, NotImplementedError, AbstractReprError)
+"""What Pulser and its emulators raise for input that they do not take."""
+
+
+class Emulation(Protocol):
+    """One run of an emulator, ready to go."""
+
+    def run(self) -> Results: ...
+
+
+class Unmeasured(Protocol):
+    """A configuration that keeps states instead of sampling bitstrings."""
+
+    config: EmulationConfig[Any]
+
+    def evolution(self, results: Results) -> Evolution: ...
+
+
+class Emulator(Protocol):
+    """What the libraries differ in. Methods raise ``Refusal``, or one of ``USER_ERRORS``, for what they do not take.
+
+    name: of the backend in a result's provenance. packages: whose versions belong there. unsolvable: what its solver
+    raises, beside ``USER_ERRORS``, for pulses that it cannot follow.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    dialect: Dialect
+    unsolvable: tuple[type[Exception], ...]
+
+    def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
+        """The configuration as it is run for this sequence, which has been built or not, and so many runs."""
+
+    def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
+        """The built sequence as it is run."""
+
+    def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
+        """Whether nothing in the evolution is random."""
+
+    def unmeasured(self, config: EmulationConfig[Any]) -> Unmeasured:
+        """The way to evolve once and measure later."""
+
+    def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
+        """A run that advances the watch as it goes."""
+
+    def seed(self, seed: int) -> None:
+        """Seed generators of the library's own."""
+
+
+class PulserBackend:
+    """Prepares batches and runs their jobs on an emulator.
+
+    A job is evolved, or an equal one's evolution is used again; then its generators are seeded; then it
+    is measured. So its counter does not depend on which jobs ran before it. A job whose evolution is itself
+    random is seeded first and runs in full.
+    """
+
+    def __init__(self, emulator: Emulator, watch: Watch, memo_bytes: int) -> None:
+        self.evolutions = 0
+        self._emulator = emulator
+        self._watch = watch
+        self._sequences: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
+        self._configurations: Recent[tuple[str | None, str], Configuration] = Recent(_CONFIGURATIONS_KEPT)
+        self._evolutions: Recent[tuple[str, str, str], Evolution] = Recent(memo_bytes)
+        self._versions = versions_of(emulator.packages)
+        self._sequence: ParsedSequence | None = None
+        self._configuration: Configuration | None = None
+
+    def prepare(self, batch: BatchWork) -> None:
+        doc = batch.doc
+        self._configuration = self._configure(doc.backend_configuration, doc.configuration)
+        self._sequence = self._parse(doc.sequence) if doc.sequence is not None else None
+
+    def run(self, job: JobWork) -> Execution:
+        began = time.monotonic()
+        if self._configuration is None:
+            raise ValueError("run before prepare")
+        if job.spec.runs is not None and job.spec.runs < 1:
+            raise Refusal(Fault("invalid", f"must be at least 1, not {job.spec.runs}", "runs"))
+        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._sequence
+        if parsed is None:
+            raise Refusal(Fault("invalid", "neither the job nor its batch has one", "sequence"))
+        runs = job.spec.runs
+        config = self._emulator.settle(self._configuration.with_runs(runs), parsed.sequence, runs)
+        if self._emulator.is_deterministic(config, parsed.sequence):
+            evolution, prepared = self._evolution(parsed, job, config, self._configuration.digest)
+            self._seed(job.seed)
+            results = _measure(evolution, config)
+        else:
+            self._seed(job.seed)
+            emulation = self._emulation(parsed, job, config)
+            prepared = time.monotonic()
+            results = self._solve(emulation)
+        result = self._result(results, config, parsed, job.seed)
+        return Execution(result, preparation_s=prepared - began, device_s=time.monotonic() - prepared)
+
+    def _parse(self, text: str) -> ParsedSequence:
+        parsed = self._sequences.get(text)
+        if parsed is None:
+            parsed = ParsedSequence(text)
+            self._sequences.put(text, parsed)
+        return parsed
+
+    def _configure(self, text: str | None, older: dict[str, Any] | None) -> Configuration:
+        key = text, json.dumps(older, sort_keys=True)
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            configuration = read_configuration(self._emulator.dialect, text, older)
+            self._configurations.put(key, configuration)
+        return configuration
+
+    def _evolution(
+        self, parsed: ParsedSequence, job: JobWork, config: EmulationConfig[Any], digest: str
+    ) -> tuple[Evolution, float]:
+        """The evolution of a job, and when its preparation ended."""
+        key = parsed.digest, json.dumps(job.spec.variables, sort_keys=True), digest
+        evolution = self._evolutions.get(key)
+        if evolution is not None:
+            return evolution, time.monotonic()
+        self._seed(_EVOLUTION_SEED)
+        unmeasured = self._emulator.unmeasured(config)
+        emulation = self._emulation(parsed, job, unmeasured.config)
+        prepared = time.monotonic()
+        evolution = unmeasured.evolution(self._solve(emulation))
+        self._evolutions.put(key, evolution, evolution.nbytes)
+        return evolution, prepared
+
+    def _emulation(self, parsed: ParsedSequence, job: JobWork, config: EmulationConfig[Any]) -> Emulation:
+        sequence = self._emulator.fit(parsed.build(job.spec.variables))
+        _check_initial_state(config, sequence)
+        try:
+            return self._emulator.emulation(sequence, config, self._watch)
+        except USER_ERRORS as error:
+            if parsed.sequence.is_parametrized() and (channel := infinite_channel(sequence)):
+                message = f"make pulses of channel {channel!r} that are not finite, such as 1/0 or the root of -1"
+                raise Refusal(Fault("user", message, "variables")) from error
+            raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", "sequence")) from error
+
+    def _solve(self, emulation: Emulation) -> Results:
+        self.evolutions += 1
+        self._watch.check()
+        try:
+            return emulation.run()
+        except USER_ERRORS + self._emulator.unsolvable as error:  # mypy does not read it unpacked
+            raise Refusal(Fault("user", f"cannot be emulated: {brief(error)}", "sequence")) from error
+
+    def _result(self, results: Results, config: EmulationConfig[Any], parsed: ParsedSequence, seed: int) -> Result:
+        provenance = Provenance(
+            backend=self._emulator.name,
+            versions=self._versions,
+            specs_digest=parsed.specs_digest,
+            configuration=config.to_abstract_repr(skip_validation=True),
+            seed=seed,
+        )
+        return Result(_counter(results), results.to_abstract_repr(), provenance)
+
+    def _seed(self, seed: int) -> None:
+        seed_generators(seed)
+        self._emulator.seed(seed)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed what Pulser draws from (numpy's global generator) and Python's own.
+
+    A seed of up to 32 bits is what ``numpy.random.seed`` takes; a longer one is handed over in words.
+    """
+    if seed < 0:
+        raise Refusal(Fault("invalid", f"must not be negative, but is {seed}", "seed"))
+    random.seed(seed)
+    words = [seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), 1), 32)]
+    np.random.seed(words[0] if len(words) == 1 else words)
+
+
+def _check_initial_state(config: EmulationConfig[Any], sequence: Sequence[Any]) -> None:
+    atoms = len(sequence.register.qubit_ids)
+    state = config.initial_state
+    if state is not None and state.n_qudits != atoms:
+        message = f"is a state of {state.n_qudits} atoms; the sequence has {atoms}"
+        raise Refusal(Fault("user", message, f"{FIELD}.initial_state"))
+
+
+def _measure(evolution: Evolution, config: EmulationConfig[Any]) -> Results:
+    try:
+        return evolution.measure(config)
+    except USER_ERRORS + (RuntimeError, AssertionError) as error:  # noqa: RUF005  # mypy reads it so
+        raise Refusal(Fault("user", f"cannot be measured: {brief(error)}", FIELD)) from error
+
+
+def _counter(results: Results) -> dict[str, int] | None:
+    try:
+        return dict(results.final_bitstrings)
+    except RuntimeError:  # the configuration asks for none
+        return None
+
+
+def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of Pulser, Tweezer and these packages, where they are installed."""
+    versions = {}
+    for package in ("numpy", "pulser-core", *packages, "tweezer"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

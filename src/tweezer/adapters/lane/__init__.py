@@ -1,0 +1,1 @@
+"""A lane: a child process that executes jobs, and the worker's side of it"""

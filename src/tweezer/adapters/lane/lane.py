@@ -1,0 +1,371 @@
+"""A lane whose jobs run in a process of its own.
+
+The process imports its emulator once and stays warm. It is replaced, silently, when it died, was killed
+to stop a job, or ran out of memory; the batch is then prepared again before the next job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import StrEnum
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from tweezer.adapters.lane.jail import COMPLETE, JailMode
+from tweezer.adapters.lane.messages import Abort, Advanced, Finished, Prepare, Prepared, Ready, Refused, Run, Start
+from tweezer.adapters.lane.process import ChildProcess, Died, Nothing
+from tweezer.adapters.protocol import Report
+from tweezer.model.errors import ExecutionError, FaultKind
+from tweezer.model.lifecycle import Stage
+from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress
+
+log = structlog.get_logger(__name__)
+
+
+class LaneOptions(msgspec.Struct, frozen=True):
+    """How a lane and its process behave. Every wait in a lane is bounded by one of these.
+
+    memory_limit_mb: resident memory of the process, None for no limit (watched on Linux only).
+    threads: of the numerical libraries. memo_mb: memory for evolved states that equal jobs share.
+    start_timeout_s: from starting the process to its backend being imported.
+    prepare_timeout_s: for preparing a batch. soft_cancel_s: from asking a job to stop to killing it.
+    exit_timeout_s: for the end of a killed process. watch_interval_s: between looks at its memory.
+    progress_interval_s: the least time between two reports of a job. jail: whether the process is jailed.
+    private: folders that it must never read, whatever else it may.
+    """
+
+    memory_limit_mb: int | None = 4096
+    threads: int = 1
+    memo_mb: int = 64
+    start_timeout_s: float = 60.0
+    prepare_timeout_s: float = 20.0
+    soft_cancel_s: float = 1.0
+    exit_timeout_s: float = 5.0
+    watch_interval_s: float = 0.1
+    progress_interval_s: float = 0.2
+    jail: JailMode = JailMode.ON
+    private: tuple[str, ...] = ()
+
+
+class _End(StrEnum):
+    """Why a request ended without an answer."""
+
+    CANCELED = "canceled"
+    CLOSED = "closed"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIED = "died"
+
+
+class _Broken(msgspec.Struct, frozen=True):
+    """A request that got no answer; ``message`` is for the user."""
+
+    end: _End
+    message: str
+
+
+class ChildLane:
+    """A :class:`~tweezer.adapters.protocol.Lane` on a child process.
+
+    arguments: of the backend's factory. gpu: the one that the process sees, as CUDA names it; None: it sees none.
+    """
+
+    def __init__(
+        self, backend: str, options: LaneOptions, arguments: tuple[str, ...] = (), gpu: str | None = None
+    ) -> None:
+        self._backend = backend
+        self._options = options
+        self._arguments = arguments
+        self.gpu = gpu
+        self._child: ChildProcess | None = None
+        self._batch: BatchWork | None = None
+        self._prepared: BatchWork | None = None
+        self._serial = 0
+        self._running = False
+        self._cancel_requested = False
+        self._closed = False
+        self.jail = ""
+        """What :func:`tweezer.adapters.lane.jail.enter` returned in the process; empty before there is one."""
+        self.evolutions = 0
+        """Evolutions that the present process had solved when its last job ended: equal jobs share one."""
+
+    @classmethod
+    async def open(cls, backend: str, options: LaneOptions) -> ChildLane:
+        """A warm lane for this backend (``module:factory``). Raises ``ExecutionError`` when it cannot start."""
+        lane = cls(backend, options)
+        await lane.warm()
+        return lane
+
+    async def warm(self) -> None:
+        """Start its process. Raises ``ExecutionError`` when it cannot start, and is closed then."""
+        try:
+            await self._warm_child()
+        except BaseException:
+            await self.close()
+            raise
+
+    @property
+    def pid(self) -> int | None:
+        """The process that the lane has now."""
+        return self._child.pid if self._child is not None else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    async def prepare(self, batch: BatchWork) -> None:
+        """As :meth:`tweezer.adapters.protocol.Lane.prepare`; a batch that is prepared already costs nothing."""
+        self._batch = batch
+        self._cancel_requested = False
+        await self._prepare_child()
+
+    async def run(self, job: JobWork, report: Report, measured: dict[str, int] | None = None) -> Outcome:
+        """As :meth:`tweezer.adapters.protocol.Lane.run`. A process that is gone is replaced first.
+
+        measured: what a machine measured; then the backend, a ``Collector``, only makes the result of it.
+        """
+        if self._batch is None:
+            raise ValueError("run() before prepare()")
+        self._running, self._cancel_requested = True, False
+        began = time.monotonic()
+        try:
+            try:
+                child = await self._prepare_child()
+            except ExecutionError as error:
+                return self._unprepared(error)
+            if self._cancel_requested:
+                return Outcome(OutcomeKind.CANCELED, began=False)
+            warming_s = time.monotonic() - began
+            serial = self._next_serial()
+            child.send(Run(serial, job, measured))
+            limit_s = self._batch.doc.limits.job_timeout_s
+            answer = await self._await_answer(child, serial, limit_s, f"the job took longer than {limit_s:g} s", report)
+            return await self._outcome(answer, warming_s, time.monotonic() - began)
+        finally:
+            self._running = False
+
+    async def cancel(self) -> None:
+        """Ask the running job to stop and return; it is killed ``soft_cancel_s`` later if it does not."""
+        if self._running:
+            self._cancel_requested = True
+            self._wake()
+
+    async def close(self) -> None:
+        """Kill the process. A job that runs is given back: ``run`` returns ``retry``."""
+        self._closed = True
+        self._wake()
+        await self._drop_child()
+
+    async def _prepare_child(self) -> ChildProcess:
+        """The process, warm and with the present batch prepared."""
+        child = await self._warm_child()
+        batch = self._batch
+        if batch is None or (self._prepared is not None and self._prepared.batch_id == batch.batch_id):
+            return child
+        self._prepared = None
+        serial = self._next_serial()
+        child.send(Prepare(serial, batch))
+        limit_s = self._options.prepare_timeout_s
+        late = (
+            f"preparing the batch took longer than {limit_s:g} s; make its sequence smaller, or ask the operator to "
+            "raise TWEEZER_PREPARE_TIMEOUT_S"
+        )
+        answer = await self._await_answer(child, serial, limit_s, late)
+        match answer:
+            case Prepared():
+                self._prepared = batch
+                return child
+            case Refused():
+                raise ExecutionError(answer.kind, answer.fault.message, field=answer.fault.field)
+            case _Broken():
+                raise ExecutionError(_kind_of(answer.end), answer.message)
+            case _:
+                raise await self._confused(answer)
+
+    async def _warm_child(self) -> ChildProcess:
+        """The process, with its backend imported; a new one when there is none or it died."""
+        if self._closed:
+            raise ExecutionError(FaultKind.TRANSIENT, "the lane is closed")
+        if self._child is not None and self._child.alive:
+            return self._child
+        if self._child is not None:
+            log.warning("lane.died", pid=self._child.pid, end=await self._child.describe_end(self._exit_timeout_s))
+            await self._drop_child()
+        began = time.monotonic()
+        try:
+            child = self._child = await ChildProcess.spawn(self._options.threads, self.gpu)
+        except OSError as error:
+            raise ExecutionError(FaultKind.TRANSIENT, f"cannot start the lane's process: {error}") from error
+        options = self._options
+        jail = child.jail(options.jail, options.private, gpu=self.gpu is not None)
+        child.send(Start(self._backend, options.memo_mb, options.progress_interval_s, self._arguments, jail))
+        limit_s = self._options.start_timeout_s
+        answer = await self._await_answer(child, 0, limit_s, f"the lane's process was not ready after {limit_s:g} s")
+        match answer:
+            case Ready(jail=entered):
+                if entered not in (COMPLETE, self.jail):
+                    log.warning("lane.not_jailed", pid=child.pid, jail=entered)
+                self.jail = entered
+                log.info("lane.started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
+                return child
+            case Refused():
+                await self._drop_child()
+                raise ExecutionError(answer.kind, answer.fault.message)
+            case _Broken():
+                await self._drop_child()
+                kind = _kind_of(answer.end)
+                if kind in (FaultKind.TIMEOUT, FaultKind.CRASH):  # the host's fault: it has not seen the batch yet
+                    kind = FaultKind.TRANSIENT
+                raise ExecutionError(kind, answer.message)
+            case _:
+                raise await self._confused(answer)
+
+    async def _await_answer(
+        self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
+    ) -> Ready | Prepared | Refused | Finished | _Broken:
+        """The answer to a request, or why there is none; in that case the process is dead.
+
+        A request that is cancelled or late is asked to stop, and killed when it does not.
+        """
+        deadline = time.monotonic() + limit_s
+        stopping: _Broken | None = None
+        try:
+            while True:
+                if self._closed:
+                    return await self._break(_Broken(_End.CLOSED, "the lane was closed while the job ran"))
+                now = time.monotonic()
+                if stopping is None and (self._cancel_requested or now >= deadline):
+                    stopping = (
+                        _Broken(_End.CANCELED, "the job was cancelled")
+                        if self._cancel_requested
+                        else _Broken(_End.TIMEOUT, late)
+                    )
+                    child.send(Abort(serial))
+                    deadline = now + self._options.soft_cancel_s
+                elif stopping is not None and now >= deadline:
+                    return await self._break(stopping)
+                message = await child.receive(min(self._options.watch_interval_s, deadline - now))
+                match message:
+                    case Ready() | Prepared() | Refused():
+                        if message.serial == serial:
+                            return message
+                    case Finished():
+                        if message.serial == serial:
+                            self.evolutions = message.evolutions
+                            if stopping is not None and message.outcome.kind is OutcomeKind.CANCELED:
+                                return stopping
+                            return message
+                    case Advanced():
+                        if report is not None and message.serial == serial:
+                            report(Progress(Stage.ON_DEVICE, message.fraction))
+                    case Nothing():
+                        if self._over_memory(child):
+                            return await self._break(_Broken(_End.OUT_OF_MEMORY, self._memory_message()))
+                    case Died():
+                        if stopping is None and not self._closed:
+                            end = await child.describe_end(self._exit_timeout_s)
+                            return await self._break(_Broken(_End.DIED, f"the lane's process {end}"))
+                        if stopping is not None:
+                            return await self._break(stopping)
+                    case _:
+                        assert_never(message)
+        except asyncio.CancelledError:
+            child.kill()  # nobody waits for its answer any more: the next request starts afresh
+            raise
+
+    async def _outcome(
+        self, answer: Ready | Prepared | Refused | Finished | _Broken, warming_s: float, took_s: float
+    ) -> Outcome:
+        """What became of a job; the time of one that got no answer counts as time on the device."""
+        match answer:
+            case Finished(outcome=outcome):
+                if outcome.cause is FaultKind.OUT_OF_MEMORY:
+                    await self._drop_child()
+                return msgspec.structs.replace(outcome, preparation_s=outcome.preparation_s + warming_s)
+            case _Broken():
+                return msgspec.structs.replace(
+                    _broken_outcome(answer), preparation_s=warming_s, device_s=took_s - warming_s
+                )
+            case _:
+                raise await self._confused(answer)
+
+    def _unprepared(self, error: ExecutionError) -> Outcome:
+        """What becomes of a job whose batch could not be prepared again on a new process."""
+        if self._cancel_requested:
+            return Outcome(OutcomeKind.CANCELED, began=False)
+        retry = error.kind in (FaultKind.TRANSIENT, FaultKind.CRASH)
+        fault = Fault(error.kind.value, error.problem, error.field)
+        return Outcome(OutcomeKind.RETRY if retry else OutcomeKind.ERROR, fault=fault, cause=error.kind)
+
+    async def _break(self, broken: _Broken) -> _Broken:
+        """Give the process up for this reason."""
+        asked_for = broken.end in (_End.CANCELED, _End.CLOSED)
+        tell = log.info if asked_for else log.warning
+        tell("lane.broken", pid=self.pid, end=broken.end.value, message=broken.message)
+        await self._drop_child()
+        return broken
+
+    async def _confused(self, answer: object) -> ExecutionError:
+        await self._drop_child()
+        return ExecutionError(FaultKind.INTERNAL, f"the lane's process answered {type(answer).__name__} out of turn")
+
+    async def _drop_child(self) -> None:
+        child, self._child, self._prepared = self._child, None, None
+        self.evolutions = 0
+        if child is not None:
+            await child.stop(self._exit_timeout_s)
+
+    def _wake(self) -> None:
+        if self._child is not None:
+            self._child.wake()
+
+    def _next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def _over_memory(self, child: ChildProcess) -> bool:
+        limit_mb = self._options.memory_limit_mb
+        return limit_mb is not None and child.resident_mb() > limit_mb
+
+    def _memory_message(self) -> str:
+        return (
+            f"the job needed more than the {self._options.memory_limit_mb} MB of memory that a lane may use; use fewer "
+            "qubits or evaluation times, or ask the operator to raise the lanes' memory limit"
+        )
+
+    @property
+    def _exit_timeout_s(self) -> float:
+        return self._options.exit_timeout_s
+
+
+def _kind_of(end: _End) -> FaultKind:
+    match end:
+        case _End.TIMEOUT:
+            return FaultKind.TIMEOUT
+        case _End.OUT_OF_MEMORY:
+            return FaultKind.OUT_OF_MEMORY
+        case _End.DIED:
+            return FaultKind.CRASH
+        case _End.CANCELED | _End.CLOSED:
+            return FaultKind.TRANSIENT
+        case _:
+            assert_never(end)
+
+
+def _broken_outcome(broken: _Broken) -> Outcome:
+    """A user's cancel is no fault; time and memory are final; a lost process is worth another try."""
+    kind = _kind_of(broken.end)
+    fault = Fault(kind.value, broken.message)
+    match broken.end:
+        case _End.CANCELED:
+            return Outcome(OutcomeKind.CANCELED)
+        case _End.TIMEOUT | _End.OUT_OF_MEMORY:
+            return Outcome(OutcomeKind.ERROR, fault=fault, cause=kind)
+        case _End.DIED | _End.CLOSED:
+            return Outcome(OutcomeKind.RETRY, fault=fault, cause=kind)
+        case _:
+            assert_never(broken.end)

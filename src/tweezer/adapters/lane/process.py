@@ -1,0 +1,198 @@
+"""A lane's process as its worker sees it: started, spoken to, watched, killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from tweezer.adapters.lane.jail import Jail, JailMode
+from tweezer.adapters.lane.jail.home import Scratch, environment
+from tweezer.adapters.lane.messages import (
+    HEADER_BYTES,
+    ToChild,
+    ToWorker,
+    body_bytes,
+    pack,
+    unpack_for_worker,
+)
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
+_OUTPUT_BYTES = 1 << 16
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class Died(msgspec.Struct, frozen=True):
+    """The process is gone or no longer speaks the protocol."""
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """No message came in time, or somebody asked the receiver to look up."""
+
+
+class ChildProcess:
+    """One process of :mod:`tweezer.adapters.lane.child_main` and the socket to it. Made by :meth:`spawn`."""
+
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        scratch: Scratch,
+    ) -> None:
+        self.pid = process.pid
+        self._scratch = scratch
+        self._statm = _open_statm(process.pid)
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._inbox: asyncio.Queue[ToWorker | Died | Nothing] = asyncio.Queue()
+        self._gone = False
+        self._pump = asyncio.create_task(self._read_messages(), name=f"lane-{process.pid}")
+        self._output = asyncio.create_task(self._forward_output(), name=f"lane-{process.pid}-output")
+
+    @classmethod
+    async def spawn(cls, threads: int, gpu: str | None = None) -> ChildProcess:
+        """Start a process in a session of its own, which sees this GPU or none. Raises ``OSError`` when refused."""
+        scratch = Scratch()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "tweezer.adapters.lane.child_main",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                    cwd=scratch.path,
+                    env=environment(os.environ, scratch.path) | _environment(threads, gpu),
+                )
+            ours.setblocking(False)
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            scratch.remove()
+            raise
+        return cls(process, reader, writer, scratch)
+
+    def jail(self, mode: JailMode, private: tuple[str, ...], *, gpu: bool) -> Jail:
+        """The jail for this process."""
+        return Jail(mode, str(self._scratch.path), private, gpu)
+
+    @property
+    def alive(self) -> bool:
+        return not self._gone
+
+    def send(self, message: ToChild) -> None:
+        """Send without waiting; what a dead process does not read is noticed by the receiver."""
+        if not self._gone:
+            self._writer.write(pack(message))
+
+    async def receive(self, timeout_s: float) -> ToWorker | Died | Nothing:
+        """The next message, ``Died`` at the end of the process, ``Nothing`` after the time or a :meth:`wake`."""
+        if self._gone and self._inbox.empty():
+            return Died()
+        try:
+            return await asyncio.wait_for(self._inbox.get(), max(timeout_s, 0.0))
+        except TimeoutError:
+            return Nothing()
+
+    def wake(self) -> None:
+        """Make a waiting :meth:`receive` return ``Nothing``."""
+        self._inbox.put_nowait(Nothing())
+
+    def resident_mb(self) -> float:
+        """Resident memory of the process in MB (2**20 bytes); 0 where the system does not tell (not Linux)."""
+        if self._statm is None:
+            return 0.0
+        try:
+            pages = os.pread(self._statm, 128, 0).split()[1]
+            return int(pages) * _PAGE_BYTES / (1 << 20)
+        except (OSError, IndexError):
+            return 0.0
+
+    def kill(self) -> None:
+        """Kill the process now, without waiting for its end."""
+        self._gone = True
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Kill the process, wait for its end for at most so long, and free the socket and the scratch folder."""
+        self.kill()
+        self._pump.cancel()
+        self._writer.close()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), timeout_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._output, timeout_s)
+        if self._statm is not None:
+            os.close(self._statm)
+            self._statm = None
+        await asyncio.to_thread(self._scratch.remove)
+
+    async def describe_end(self, timeout_s: float) -> str:
+        """How the process ended, in words. Kills one that lost its voice but not its life."""
+        try:
+            code = await asyncio.wait_for(self._process.wait(), timeout_s)
+        except TimeoutError:
+            await self.stop(timeout_s)
+            return "broke off its connection"
+        if code >= 0:
+            return f"exited with code {code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        hint = " (perhaps by the system, for lack of memory)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+
+    async def _read_messages(self) -> None:
+        try:
+            while True:
+                header = await self._reader.readexactly(HEADER_BYTES)
+                body = await self._reader.readexactly(body_bytes(header))
+                self._inbox.put_nowait(unpack_for_worker(body))
+        except (asyncio.IncompleteReadError, OSError, ValueError, msgspec.DecodeError):
+            pass  # all of them say the same: there is nobody to talk to
+        finally:
+            self._gone = True
+            self._inbox.put_nowait(Died())
+
+    async def _forward_output(self) -> None:
+        """Copy what the process prints to standard error, of which it has no descriptor: that may be a terminal."""
+        assert self._process.stdout is not None
+        while chunk := await self._process.stdout.read(_OUTPUT_BYTES):
+            await asyncio.to_thread(_write_output, chunk)
+
+
+def _environment(threads: int, gpu: str | None) -> dict[str, str]:
+    """Hashes and threads fixed, so that equal seeds give equal results; GPUs counted out."""
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1", GPU_VARIABLE: gpu or ""}
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | fixed
+
+
+def _open_statm(pid: int) -> int | None:
+    """Open what tells the memory of a process, which nobody can once it is jailed and ``/proc`` hides such ones."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _write_output(chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    with contextlib.suppress(OSError):
+        while rest:
+            rest = rest[os.write(2, rest) :]

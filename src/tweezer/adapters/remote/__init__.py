@@ -1,0 +1,1 @@
+"""Jobs that another machine executes: a QPU, or another Tweezer"""
