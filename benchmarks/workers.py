@@ -27,9 +27,9 @@ from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Report
 from tweezer.adapters.registry import adapter_for
 from tweezer.model.messages import JobWork, Outcome
-from tweezer.queue.policy import Policy
-from tweezer.queue.worker import TicketWorker
 from tweezer.store.connection import Connect, Store
+from tweezer.worker.config import Policy
+from tweezer.worker.worker import TicketWorker
 
 
 def _stamp() -> None:

@@ -31,10 +31,10 @@ from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.upkeep import upgrade
 from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
-from tweezer.queue.policy import Policy
-from tweezer.queue.worker import TicketWorker
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
+from tweezer.worker.config import Policy
+from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
 DEADLINE_S = 20.0  # of what should happen at once; shorter than a hold, so that no hold can pass for it

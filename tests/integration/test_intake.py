@@ -24,6 +24,7 @@ from tests.support.redis_users import RedisServer, as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, Conflict, JobStatus, NotFound, Priority
+from tweezer.intake.arq_messages import AddJobs, CancelBatch, SubmitBatch
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters
 from tweezer.ledger.place import OpenDatabase
@@ -31,8 +32,7 @@ from tweezer.ledger.upkeep import upgrade
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc
 from tweezer.model.wire import deserialize, serialize
-from tweezer.queue.intake import AddJobs, CancelBatch, SubmitBatch
-from tweezer.runtime import send_again
+from tweezer.processes.runtime import send_again
 from tweezer.store.acl import RedisUser
 from tweezer.store.keys import Key
 

@@ -30,13 +30,13 @@ from tweezer.ledger.keys import create_key
 from tweezer.ledger.recorder import Recorder
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
-from tweezer.queue.policy import Policy
-from tweezer.queue.worker import TicketWorker
 from tweezer.settings import Settings, load
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts
+from tweezer.worker.config import Policy
+from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
 INLINE_KB = 64

@@ -17,11 +17,11 @@ from tweezer import AsyncQueue, JobStatus, QuotaExceeded, connect_async
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Report
 from tweezer.model.messages import JobWork, Outcome, Result
-from tweezer.queue.run import policy_of
-from tweezer.queue.worker import TicketWorker
+from tweezer.processes.worker import worker_policy
 from tweezer.settings import Settings
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
+from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
 RESULT_KB = 256
@@ -50,7 +50,7 @@ async def working(settings: Settings) -> AsyncIterator[None]:
         BulkyAdapter(),
         adapter_name="null",
         lanes=2,
-        policy=policy_of(settings),
+        policy=worker_policy(settings),
         version="0",
         handle_signals=False,
     )

@@ -14,7 +14,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from tests.support.waiting import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
-from tweezer.queue.run import make_worker
+from tweezer.processes.worker import make_worker
 from tweezer.settings import load
 from tweezer.store.connection import SentinelUrl
 from tweezer.store.server import RedisServer, find_server

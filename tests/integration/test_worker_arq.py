@@ -21,11 +21,11 @@ from tests.support.redis_users import as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, JobStatus
-from tweezer.queue.run import make_worker
-from tweezer.queue.worker import TicketWorker
+from tweezer.processes.worker import make_worker
 from tweezer.settings import load
 from tweezer.store.acl import RedisUser
 from tweezer.store.keys import Key
+from tweezer.worker.worker import TicketWorker
 
 DONE = JobStatus.DONE
 

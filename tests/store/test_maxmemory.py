@@ -12,12 +12,12 @@ from tweezer.model.errors import QueueFull
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
-from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import Sweeper
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import JobProgress
+from tweezer.worker.config import Policy
+from tweezer.worker.heartbeat import Sweeper
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

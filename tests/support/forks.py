@@ -17,7 +17,7 @@ _context.set_forkserver_preload(
     [
         "tests.support.processes",
         "tweezer.api.app",
-        "tweezer.events.run",
+        "tweezer.processes.courier",
         "tweezer.ledger.recorder",
         "tweezer.qpu_sim.serve",
     ]

@@ -40,7 +40,9 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
 from tweezer.model.specs import DeviceSpecs, read_specs
-from tweezer.queue.run import run_chores, run_recorder, run_worker
+from tweezer.processes.recorder import run_recorder
+from tweezer.processes.scheduler import run_chores
+from tweezer.processes.worker import run_worker
 from tweezer.settings import load
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
@@ -163,10 +165,11 @@ def serve_devices_of_the_tests() -> None:
 def _harm_a_duty(how: str, name: str) -> None:
     """In this process the first step of a background task raises, or its task is cancelled in it; the log tells when
     the task is at work again."""
-    from tweezer import duties, runtime
+    from tweezer import duties
     from tweezer.events import courier, desk
     from tweezer.ledger import recorder
-    from tweezer.queue import worker
+    from tweezer.processes import runtime
+    from tweezer.worker import worker
 
     repeat, harmed = duties.repeat, structlog.get_logger("harm")
     calls = itertools.count()
@@ -461,7 +464,7 @@ def _be(arguments: Sequence[str]) -> None:
         case ["courier"]:
             from tweezer.events import breaker
             from tweezer.events.courier import Pace
-            from tweezer.events.run import run_courier
+            from tweezer.processes.courier import run_courier
 
             breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
             run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))

@@ -52,7 +52,7 @@ from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.feed import Feed
 from tweezer.ledger.installation import wait_for_ledger
-from tweezer.runtime import raise_file_limit
+from tweezer.processes.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.tail import Tail

@@ -117,7 +117,7 @@ async def _discard(access: Access, database: Database, batches: Collection[UUID]
 
 
 async def _send_again(access: Access, found: Sequence[Letter]) -> None:
-    from tweezer.runtime import send_again
+    from tweezer.processes.runtime import send_again
 
     async with access.queue() as queue:
         for letter in found:

@@ -31,7 +31,7 @@ def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool
     """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_DRAIN_S."""
     settings = access.settings(device=device, lanes=lanes)
     require_emulator("worker", settings.binding(settings.device).adapter)
-    from tweezer.queue.run import run_worker
+    from tweezer.processes.worker import run_worker
 
     logs.configure(settings.log_format, settings.log_level)
     run_worker(settings, device=settings.device, lanes=settings.lanes, version=__version__, burst=burst)
@@ -42,7 +42,7 @@ def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool
 def chores(access: Access) -> None:
     """Take in plain arq messages and do periodic duties, until told to stop."""
     settings = access.settings()
-    from tweezer.queue.run import run_chores
+    from tweezer.processes.scheduler import run_chores
 
     logs.configure(settings.log_format, settings.log_level)
     run_chores(settings)
@@ -54,7 +54,7 @@ def recorder(access: Access) -> None:
     """Record what happens in the ledger, until told to stop. Of several, one is active and the others stand by."""
     settings = access.settings()
     require("recorder", "server", "sqlalchemy", "psycopg")
-    from tweezer.queue.run import run_recorder
+    from tweezer.processes.recorder import run_recorder
 
     logs.configure(settings.log_format, settings.log_level)
     run_recorder(settings)
@@ -67,7 +67,7 @@ def courier(access: Access, *, processes: int | None) -> None:
     """Deliver webhooks, until told to stop. Several couriers share the work, on one host or on many."""
     settings = access.settings(courier_processes=processes)
     require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
-    from tweezer.events.run import run_courier
+    from tweezer.processes.courier import run_courier
 
     logs.configure(settings.log_format, settings.log_level)
     if settings.courier_processes == 1:

@@ -22,16 +22,16 @@ from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavai
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import heeding_cancel, is_cancelled
-from tweezer.queue.drive import Driver
-from tweezer.queue.holding import Keeper
-from tweezer.queue.machine import MachineWatch
-from tweezer.queue.policy import Policy
-from tweezer.queue.upkeep import SWEEP_S, Presence, Sweeper
 from tweezer.store.connection import Store
 from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
 from tweezer.store.scripts import translating
 from tweezer.store.tickets import Grant, Taken
+from tweezer.worker.config import Policy
+from tweezer.worker.device_probe import MachineWatch
+from tweezer.worker.executor import Driver
+from tweezer.worker.heartbeat import SWEEP_S, Presence, Sweeper
+from tweezer.worker.leases import Keeper
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ from tweezer.ledger.installation import wait_for_ledger
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.vault import Vault
 from tweezer.model.ids import new_worker_id
-from tweezer.runtime import (
+from tweezer.processes.runtime import (
     Parker,
     ParkingWorker,
     arq_options,
@@ -32,11 +32,11 @@ from tweezer.runtime import (
     stopped_by_signals,
     work,
 )
+from tweezer.processes.watchdog import watching_loop
 from tweezer.settings import Settings
 from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.watchdog import watching_loop
 
 log = structlog.get_logger(__name__)
 

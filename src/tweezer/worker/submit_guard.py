@@ -13,10 +13,10 @@ import structlog
 from tweezer.duties import until_answered
 from tweezer.model.errors import Unavailable
 from tweezer.model.remote import Intent, Mark
-from tweezer.queue.holding import Holding
-from tweezer.queue.policy import Policy
 from tweezer.store.remote import NotDurable, Remote
 from tweezer.store.tickets import Tickets
+from tweezer.worker.config import Policy
+from tweezer.worker.leases import Holding
 
 log = structlog.get_logger(__name__)
 

@@ -24,11 +24,11 @@ from tweezer.model.messages import (
     derived_seed,
 )
 from tweezer.model.tasks import is_cancelled
-from tweezer.queue.custody import TicketCustody
-from tweezer.queue.holding import Holding, Keeper
-from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
+from tweezer.worker.config import Policy
+from tweezer.worker.leases import Holding, Keeper
+from tweezer.worker.submit_guard import TicketCustody
 
 log = structlog.get_logger(__name__)
 

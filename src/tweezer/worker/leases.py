@@ -12,8 +12,8 @@ from tweezer.adapters.remote.remote_lane import RemoteLane
 from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
-from tweezer.queue.policy import Policy
 from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
+from tweezer.worker.config import Policy
 
 log = structlog.get_logger(__name__)
 

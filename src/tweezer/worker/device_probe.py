@@ -11,8 +11,8 @@ from tweezer.adapters.protocol import Machine, MachineState
 from tweezer.adapters.specs import checked_specs
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
-from tweezer.queue.upkeep import Presence
 from tweezer.store.connection import Store
+from tweezer.worker.heartbeat import Presence
 
 log = structlog.get_logger(__name__)
 

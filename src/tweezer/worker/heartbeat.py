@@ -11,8 +11,8 @@ import structlog
 from tweezer.adapters.protocol import Traits
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs
-from tweezer.queue.policy import Policy
 from tweezer.store.connection import Store
+from tweezer.worker.config import Policy
 
 log = structlog.get_logger(__name__)
 

@@ -1,0 +1,1 @@
+"""Batches that other arq applications enqueue as plain arq messages"""

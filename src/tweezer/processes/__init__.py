@@ -1,0 +1,1 @@
+"""The processes of Tweezer: the only modules that put the parts together"""

@@ -1,0 +1,56 @@
+"""The process of a recorder: writes the ledger until a signal ends it, or stands by while another one does."""
+
+from __future__ import annotations
+
+import os
+
+import structlog
+
+from tweezer.duties import DUTY_BACKOFF, Duties
+from tweezer.ledger.database import Database
+from tweezer.ledger.recorder import NICENESS, Recorder
+from tweezer.ledger.upkeep import wait_for_schema
+from tweezer.processes.runtime import done_before, require_access, run_on_a_loop, stopped_by_signals
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+
+log = structlog.get_logger(__name__)
+
+
+def run_recorder(settings: Settings) -> None:
+    """Records the events of the queue in the ledger until SIGTERM or SIGINT; stands by while another does."""
+    os.nice(NICENESS)
+    run_on_a_loop(lambda: RecorderProcess(settings))
+
+
+class RecorderProcess:
+    """The recorder with a store and a database of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store = Store.open(settings.connect())
+        self._database = Database.open(settings.database())
+        self._recorder = Recorder(
+            self._store,
+            self._database,
+            namespace=settings.namespace,
+            grace_s=settings.grace_s,
+            bounds=settings.dead_letters(),
+        )
+
+    async def async_run(self) -> None:
+        """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        stopping = stopped_by_signals()
+        if not await done_before(stopping, wait_for_schema(self._settings.database())):
+            return
+        if not await require_access(self._store, stopping, DUTY_BACKOFF):
+            return
+        log.info("recorder.started")
+        async with Duties() as duties:
+            duties.watch("recorder", self._recorder.run())
+            await stopping.wait()
+
+    async def close(self) -> None:
+        await self._store.close()
+        self._database.close()
+        log.info("recorder.stopped")

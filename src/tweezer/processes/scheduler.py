@@ -1,0 +1,139 @@
+"""The scheduler: takes in plain arq messages, sweeps, and does what is due each hour, away from the lanes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from arq.cron import CronJob, cron
+from arq.worker import Worker, func
+
+from tweezer.duties import Duties
+from tweezer.intake import arq_messages
+from tweezer.processes.runtime import (
+    Parker,
+    ParkingWorker,
+    arq_options,
+    require_access,
+    run_on_a_loop,
+    stopped_by_signals,
+    work,
+)
+from tweezer.processes.worker import worker_policy
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+from tweezer.store.keys import Key
+from tweezer.worker.heartbeat import SWEEP_S, Sweeper
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
+
+log = structlog.get_logger(__name__)
+
+_POLL_S = 1.0  # between looks for messages of arq, while none come
+_CHORES_POLL_S = 10.0  # the same for the chores, which are hourly
+
+
+def run_chores(settings: Settings) -> None:
+    """Takes in arq messages and does the chores until SIGTERM or SIGINT."""
+    run_on_a_loop(lambda: Chores(settings))
+
+
+class Chores:
+    """Intake and chores in one process: two workers of plain arq."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._policy = worker_policy(settings)
+        self.store = Store.open(settings.connect())
+
+    async def async_run(self) -> None:
+        """Ends with a signal."""
+        backoff = self._policy.redis_backoff
+        stopping = stopped_by_signals()
+        if not await require_access(self.store, stopping, backoff):
+            return
+        log.info("chores.started")
+        async with Duties() as duties:
+            duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
+            await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)
+
+    async def close(self) -> None:
+        await self.store.close()
+        log.info("chores.stopped")
+
+    async def _workers(self) -> tuple[Worker, Worker]:
+        await self.store.tickets.publish_settings(self._policy.store)
+        return self._intake_worker(), self._chores_worker()
+
+    def _intake_worker(self) -> Worker:
+        return ParkingWorker(
+            parker=Parker(self._settings, "intake"),
+            functions=[
+                func(function, max_tries=arq_messages.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
+                for function in (
+                    arq_messages.submit_batch,
+                    arq_messages.add_jobs,
+                    arq_messages.cancel_batch,
+                    arq_messages.refuse,
+                )
+            ],
+            queue_name=self.store.keys(Key.INTAKE),
+            job_timeout=60,
+            poll_delay=_POLL_S,
+            **self._common()
+            | {"job_serializer": arq_messages.write_answer, "job_deserializer": arq_messages.read_message},
+        )
+
+    def _chores_worker(self) -> Worker:
+        queue_name = self.store.keys(Key.CHORES)
+        return ParkingWorker(
+            parker=Parker(self._settings, "scheduler"),
+            cron_jobs=cron_jobs(queue_name),
+            queue_name=queue_name,
+            poll_delay=_CHORES_POLL_S,
+            **self._common(),
+        )
+
+    def _common(self) -> dict[str, Any]:
+        return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})
+
+
+async def retention_chore(context: dict[Any, Any]) -> None:
+    """Each hour: deletes what projects keep no longer, old deliveries, and secrets and keys that have expired."""
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.deliveries import delete_old_deliveries
+    from tweezer.ledger.retention import expire
+
+    settings: Settings = context["settings"]
+    database = Database.open(settings.database())
+    try:
+        await expire(context["store"], database, retention_s=settings.retention_s)
+        await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook_kept_s))
+        await database.run(_forget_expired, database, settings)
+    finally:
+        database.close()
+
+
+def _forget_expired(database: Database, settings: Settings) -> None:
+    from tweezer.ledger.dead_letters import expire_letters
+    from tweezer.ledger.webhook_secrets import forget_expired
+
+    with database.write() as connection:
+        forget_expired(connection)
+        expire_letters(connection, settings.dead_letters())
+
+
+def cron_jobs(queue_name: str) -> list[CronJob]:
+    """What is done when.
+
+    arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
+    """
+    chores: dict[str, tuple[Any, dict[str, Any]]] = {
+        "retention": (retention_chore, {"minute": 17, "timeout": 3000}),
+    }
+    return [
+        cron(chore, name=f"{queue_name}:{name}", keep_result=0, max_tries=1, **when)
+        for name, (chore, when) in chores.items()
+    ]

@@ -1,0 +1,63 @@
+"""The process of a worker: serves one device until a signal ends it."""
+
+from __future__ import annotations
+
+import sys
+
+from tweezer.adapters.lane.jail.libc import hide_process
+from tweezer.adapters.lane.lane import LaneOptions
+from tweezer.adapters.registry import adapter_of, specs_of
+from tweezer.processes.runtime import run_on_a_loop
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+from tweezer.worker.config import Policy
+from tweezer.worker.worker import TicketWorker
+
+
+def worker_policy(settings: Settings) -> Policy:
+    """Return the settings of a worker, which the scheduler shares."""
+    return Policy(
+        lease_s=settings.lease_s,
+        beat_s=settings.heartbeat_s,
+        drain_s=settings.drain_s,
+        failures_max=settings.ticket_failures_max,
+        max_backlog=settings.max_backlog,
+        full_at=settings.full_at,
+        store=settings.store_config(),
+    )
+
+
+def make_worker(
+    settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
+) -> TicketWorker:
+    """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
+    binding = settings.binding(device)
+    options = LaneOptions(
+        memory_limit_mb=settings.memory_limit_mb or None,
+        soft_cancel_s=settings.soft_cancel_s,
+        jail=settings.lane_jail,
+        private=(str(settings.data_dir.absolute()), str(settings.results_folder())),
+        prepare_timeout_s=settings.prepare_timeout_s,
+    )
+    adapter = adapter_of(binding, options)
+    if adapter.traits.exclusive:
+        lanes = 1
+    return TicketWorker(
+        Store.open(settings.connect()),
+        device,
+        adapter,
+        adapter_name=binding.adapter,
+        specs=specs_of(device, binding),
+        lanes=lanes,
+        policy=worker_policy(settings),
+        version=version,
+        burst=burst,
+        handle_signals=handle_signals,
+    )
+
+
+def run_worker(settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False) -> None:
+    """Serves a device until SIGTERM or SIGINT, then drains; in burst mode until nothing is ready."""
+    if sys.platform == "linux":
+        hide_process()  # from lanes, which run as the same user: its environment holds credentials
+    run_on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))

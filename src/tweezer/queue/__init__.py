@@ -1,1 +1,0 @@
-"""The workers: arq as their runtime, tickets as their work."""

@@ -1,0 +1,1 @@
+"""A worker: takes tickets, executes their jobs on lanes, and settles them"""
