@@ -29,8 +29,6 @@ from harness import Broken, Figure, figure, median, note, percentile, ratio
 from receiving import Receipt
 from recording import ledger_urls, opened
 
-from tweezer.events.courier import GROUP
-from tweezer.ledger.endpoints import create_endpoint
 from tweezer.ledger.projects import project_no
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
@@ -38,6 +36,8 @@ from tweezer.model.messages import BatchDoc
 from tweezer.settings import Settings
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
+from tweezer.webhooks.courier import GROUP
+from tweezer.webhooks.endpoints import create_endpoint
 
 JOBS, LANES = 10, 32
 OF_A_BATCH = 3 + JOBS  # created, running, done, and each job's end

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from tweezer.model.webhook_samples import sample
 from tweezer.model.webhooks import VERSION, EventType, envelope, schemas
+from tweezer.webhooks.samples import sample
 
 PAGE = Path(__file__).with_name("webhooks.md")
 SCHEMAS = Path(__file__).with_name(f"webhooks.schema.v{VERSION}.json")

@@ -17,13 +17,13 @@ from tests.support.webhook_receiver import Receiver
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.ledger.database import Database
-from tweezer.ledger.endpoints import create_endpoint
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import transitions
 from tweezer.ledger.upkeep import upgrade
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.events import Event, read_events
+from tweezer.webhooks.endpoints import create_endpoint
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(180)]
 

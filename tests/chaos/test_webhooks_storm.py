@@ -24,19 +24,19 @@ from tests.support.webhook_receiver import Received, Receiver
 
 from tweezer import AsyncBatch
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, read_log
-from tweezer.ledger.endpoints import Endpoint, create_endpoint, list_endpoints
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import deliveries, projects, transitions
 from tweezer.ledger.upkeep import upgrade
 from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import secrets_of
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import NotFound
 from tweezer.model.events import Event, read_events
 from tweezer.model.webhooks import EventType
 from tweezer.store.keys import Key
+from tweezer.webhooks.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, read_log
+from tweezer.webhooks.endpoints import Endpoint, create_endpoint, list_endpoints
+from tweezer.webhooks.secrets import secrets_of
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(900)]
 

@@ -22,36 +22,36 @@ from tests.support.store_rig import StoreRig
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Received, Receiver
 
-from tweezer.events import breaker as breakers
-from tweezer.events import courier as couriers
-from tweezer.events.courier import GROUP, Courier, Pace
-from tweezer.events.desk import Desk
-from tweezer.events.keyring import Keyring
-from tweezer.events.outbox import Outbox
-from tweezer.events.payloads import Payloads
-from tweezer.events.schedule import Schedule
-from tweezer.events.sender import Sender
-from tweezer.ledger.audience import read_registered
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Letter, ask_for_retry, list_letters
-from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, Outcome, read_log
-from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.recorder import Recorder
 from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import rotate, secrets_of
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
 from tweezer.store.acl import RedisUser
-from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Connect, Store
 from tweezer.store.feed import START, EntryGroup, position_number
 from tweezer.store.keys import Key
+from tweezer.webhooks import circuit_breaker as breakers
+from tweezer.webhooks import courier as couriers
+from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.attempts import Desk
+from tweezer.webhooks.audience import read_registered
+from tweezer.webhooks.courier import GROUP, Courier, Pace
+from tweezer.webhooks.deliveries import Deliveries, Due, NewDelivery, Outcome, read_log
+from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
+from tweezer.webhooks.outbox import Outbox
+from tweezer.webhooks.payloads import Payloads
+from tweezer.webhooks.retry_schedule import Schedule
+from tweezer.webhooks.secrets import rotate, secrets_of
+from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.sender import Sender
 
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
@@ -410,8 +410,8 @@ async def test_what_a_killed_courier_read_and_did_not_write_is_written_by_anothe
 async def test_more_than_a_courier_holds_waits_in_the_ledger_and_is_fetched(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tweezer.events.outbox.QUEUE_MAX", 10)
-    monkeypatch.setattr("tweezer.events.outbox._CLAIM", 20)
+    monkeypatch.setattr("tweezer.webhooks.outbox.QUEUE_MAX", 10)
+    monkeypatch.setattr("tweezer.webhooks.outbox._CLAIM", 20)
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "job.done")
         await post.start()

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tweezer import __version__
-from tweezer.events import sender as sender_module
-from tweezer.events.sender import Answer, Sender
 from tweezer.model.addresses import PUBLIC_ONLY, Target, WebhookPolicy
+from tweezer.webhooks import sender as sender_module
+from tweezer.webhooks.sender import Answer, Sender
 
 FAR = f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"
 BODY = b'{"type":"ping","timestamp":"2026-05-01T10:00:00Z","data":{}}'

@@ -22,13 +22,13 @@ from tweezer.cli import main
 from tweezer.cli.listen import Manner, Received, Receiver, json_of, line_of
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
-from tweezer.ledger.endpoints import find_endpoint
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import new_secret, sign
-from tweezer.model.webhook_samples import sample
 from tweezer.model.webhooks import envelope
+from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
+from tweezer.webhooks.endpoints import find_endpoint
+from tweezer.webhooks.samples import sample
 
 BATCH = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 

@@ -12,7 +12,12 @@ from sqlalchemy import update
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import (
+from tweezer.ledger.projects import create_project, find_project
+from tweezer.ledger.schema import deliveries, endpoints
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.model.errors import Conflict, InvalidInput, NotFound
+from tweezer.model.webhooks import USUAL_TYPES
+from tweezer.webhooks.deliveries import (
     DELIVERED,
     EXHAUSTED,
     PENDING,
@@ -23,8 +28,8 @@ from tweezer.ledger.deliveries import (
     delete_old_deliveries,
     write_log,
 )
-from tweezer.ledger.deliveries import delivery_id as id_of
-from tweezer.ledger.delivery_log import (
+from tweezer.webhooks.deliveries import delivery_id as id_of
+from tweezer.webhooks.delivery_log import (
     DeliveryFilter,
     DeliveryStatus,
     find_delivery,
@@ -33,7 +38,7 @@ from tweezer.ledger.delivery_log import (
     resend,
     resend_since,
 )
-from tweezer.ledger.endpoints import (
+from tweezer.webhooks.endpoints import (
     ENDPOINTS_MAX,
     URL_MAX,
     Endpoint,
@@ -51,11 +56,6 @@ from tweezer.ledger.endpoints import (
     note_failing,
     note_working,
 )
-from tweezer.ledger.projects import create_project, find_project
-from tweezer.ledger.schema import deliveries, endpoints
-from tweezer.model.addresses import WebhookPolicy
-from tweezer.model.errors import Conflict, InvalidInput, NotFound
-from tweezer.model.webhooks import USUAL_TYPES
 
 PUBLIC = WebhookPolicy()
 URL = "https://hooks.example.org/tweezer?key=1"

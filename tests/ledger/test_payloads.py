@@ -18,7 +18,6 @@ from tests.support.api_rig import HOST, SECRETS_KEY, ApiRig
 from tests.support.ledger_rig import LedgerRig
 from tests.support.store_rig import DEVICE
 
-from tweezer.events.payloads import Payloads
 from tweezer.ledger.database import Database
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.vault import Vault
@@ -31,6 +30,7 @@ from tweezer.model.webhooks import BODY_MAX_BYTES, BatchData, EventType, JobData
 from tweezer.settings import Settings
 from tweezer.store.keys import Key
 from tweezer.store.results import Results, ResultsFolder
+from tweezer.webhooks.payloads import Payloads
 
 Data = JobData | BatchData
 BASE = "https://tweezer.test"
@@ -272,8 +272,8 @@ async def test_the_facts_of_a_batch_are_read_once(teller: Teller, settled: Settl
 
 
 async def test_only_so_many_batches_are_remembered(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.events.payloads._FACTS_MAX", 2)
-    monkeypatch.setattr("tweezer.events.payloads._PAGE", 1)
+    monkeypatch.setattr("tweezer.webhooks.payloads._FACTS_MAX", 2)
+    monkeypatch.setattr("tweezer.webhooks.payloads._PAGE", 1)
     ids = [await teller.submit() for _ in range(3)]
     assert list(await teller.payloads.batches(ids)) == ids
     await teller.rig.redis.flushall()

@@ -11,12 +11,14 @@ from sqlalchemy import insert, text, update
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
-from tweezer.ledger.endpoints import Endpoint, create_endpoint, disable_endpoint
 from tweezer.ledger.projects import create_project
 from tweezer.ledger.schema import couriers, deliveries, endpoints
 from tweezer.ledger.vault import KEY_FILE, Vault
-from tweezer.ledger.webhook_health import (
+from tweezer.model.addresses import WebhookPolicy
+from tweezer.store.feed import START, position_number
+from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
+from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint
+from tweezer.webhooks.health import (
     OVERDUE_S,
     Receivers,
     Secrets,
@@ -25,9 +27,7 @@ from tweezer.ledger.webhook_health import (
     look_at_secrets,
     look_at_webhooks,
 )
-from tweezer.ledger.webhook_secrets import secrets_of
-from tweezer.model.addresses import WebhookPolicy
-from tweezer.store.feed import START, position_number
+from tweezer.webhooks.secrets import secrets_of
 
 KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
 

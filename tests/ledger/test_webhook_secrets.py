@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, update
 
-from tweezer.events.signing import headers
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import endpoints, webhook_secrets
 from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import (
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, signed_headers, verify_webhook
+from tweezer.webhooks.secrets import (
     OVERLAP_MAX_S,
     SIGNING_MAX,
     add_ed25519,
@@ -33,8 +34,6 @@ from tweezer.ledger.webhook_secrets import (
     rotate,
     secrets_of,
 )
-from tweezer.model.errors import InvalidInput, NotFound, TweezerError
-from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, verify_webhook
 
 KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
 BODY = b'{"type":"ping","timestamp":"2026-05-01T10:00:00Z","data":{}}'
@@ -122,7 +121,7 @@ def test_a_rotated_secret_signs_until_it_expires(database: Database, vault: Vaul
     assert [it.text for it in now] == [new, former.text]
     assert now[1].expires is not None
     assert 3500 < (now[1].expires - datetime.now(UTC)).total_seconds() <= 3600
-    signed = headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
+    signed = signed_headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
     for receivers in (new, former.text):
         assert verify_webhook(BODY, signed, receivers).id == "evt_1"
     with database.write() as connection:
@@ -161,7 +160,7 @@ def test_ed25519_signs_beside_hmac_and_is_rotated(database: Database, vault: Vau
         public = add_ed25519(connection, vault, project, None)
     now = signing(database, vault, project)
     assert sorted(it.algorithm for it in now) == ["v1", "v1a", "v1a"]
-    signed = headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
+    signed = signed_headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
     for key in (public, former, next(it.text for it in now if it.algorithm is Algorithm.HMAC_SHA256)):
         assert verify_webhook(BODY, signed, key).id == "evt_1"
 

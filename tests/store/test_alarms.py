@@ -11,8 +11,8 @@ import fakeredis
 import pytest
 
 from tweezer.model.errors import Unavailable
-from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
+from tweezer.webhooks.alarms import Alarms
 
 
 def now_ms() -> int:

@@ -166,9 +166,9 @@ def _harm_a_duty(how: str, name: str) -> None:
     """In this process the first step of a background task raises, or its task is cancelled in it; the log tells when
     the task is at work again."""
     from tweezer import duties
-    from tweezer.events import courier, desk
     from tweezer.ledger import recorder
     from tweezer.processes import runtime
+    from tweezer.webhooks import attempts, courier
     from tweezer.worker import worker
 
     repeat, harmed = duties.repeat, structlog.get_logger("harm")
@@ -188,7 +188,7 @@ def _harm_a_duty(how: str, name: str) -> None:
 
         await repeat(duty, harmed_step if duty == name else step, **options)
 
-    for module in (duties, runtime, courier, desk, recorder, worker):
+    for module in (duties, runtime, courier, attempts, recorder, worker):
         module.repeat = repeat_harmed  # type: ignore[attr-defined]
 
 
@@ -462,11 +462,11 @@ def _be(arguments: Sequence[str]) -> None:
         case ["recorder"]:
             run_recorder(settings)
         case ["courier"]:
-            from tweezer.events import breaker
-            from tweezer.events.courier import Pace
             from tweezer.processes.courier import run_courier
+            from tweezer.webhooks import circuit_breaker
+            from tweezer.webhooks.courier import Pace
 
-            breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
+            circuit_breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
             run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
         case ["api"]:
             from tweezer.api.app import run_api

@@ -17,7 +17,16 @@ from tweezer.api.app import create_app
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import (
+from tweezer.ledger.keys import create_session
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.users import add_to_project, create_user
+from tweezer.ledger.vault import SECRETS_FRESH_S
+from tweezer.model.errors import InvalidInput
+from tweezer.model.signatures import sign, verify_webhook
+from tweezer.model.webhooks import USUAL_TYPES
+from tweezer.settings import Settings
+from tweezer.store.connection import Store
+from tweezer.webhooks.deliveries import (
     DELIVERED,
     EXHAUSTED,
     Attempt,
@@ -27,15 +36,7 @@ from tweezer.ledger.deliveries import (
     delivery_id,
     write_log,
 )
-from tweezer.ledger.endpoints import SECRETS_FRESH_S, batch_endpoints
-from tweezer.ledger.keys import create_session
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.users import add_to_project, create_user
-from tweezer.model.errors import InvalidInput
-from tweezer.model.signatures import sign, verify_webhook
-from tweezer.model.webhooks import USUAL_TYPES
-from tweezer.settings import Settings
-from tweezer.store.connection import Store
+from tweezer.webhooks.endpoints import batch_endpoints
 
 HOOKS, DELIVERIES = "/api/v2/webhooks", "/api/v2/deliveries"
 URL = "https://hooks.example.org/tweezer?key=1"

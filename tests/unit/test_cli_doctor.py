@@ -14,11 +14,11 @@ from tweezer import __version__
 from tweezer.cli import doctor, ledger_checks, webhook_checks
 from tweezer.cli.findings import Finding, Level
 from tweezer.ledger.health import Health
-from tweezer.ledger.webhook_health import Receivers, Secrets, WebhookHealth
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
+from tweezer.webhooks.health import Receivers, Secrets, WebhookHealth
 
 MIB = 1 << 20
 

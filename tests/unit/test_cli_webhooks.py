@@ -26,7 +26,11 @@ from tweezer.cli import main
 from tweezer.cli.deliveries import moment
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import (
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.vault import KEY_FILE
+from tweezer.model.signatures import check_secret
+from tweezer.model.webhooks import EventType
+from tweezer.webhooks.deliveries import (
     DELIVERED,
     EXHAUSTED,
     Attempt,
@@ -36,11 +40,7 @@ from tweezer.ledger.deliveries import (
     delivery_id,
     write_log,
 )
-from tweezer.ledger.endpoints import batch_endpoints, find_endpoint
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.vault import KEY_FILE
-from tweezer.model.signatures import check_secret
-from tweezer.model.webhooks import EventType
+from tweezer.webhooks.endpoints import batch_endpoints, find_endpoint
 
 NOWHERE = "redis://127.0.0.1:1/0"
 URL = "https://hooks.example.org/tweezer?key=1"

@@ -20,8 +20,6 @@ from tweezer.api.metrics import AnswerTimes, Metrics
 from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, NewLetter, park
-from tweezer.ledger.deliveries import Deliveries, NewDelivery, delivery_id
-from tweezer.ledger.endpoints import create_endpoint, disable_endpoint
 from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.projects import create_project
@@ -34,6 +32,8 @@ from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.feed import position_number
 from tweezer.store.tickets import Grant, Settlement
+from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
+from tweezer.webhooks.endpoints import create_endpoint, disable_endpoint
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

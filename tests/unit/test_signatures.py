@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tweezer
-from tweezer.events.signing import headers as signed_headers
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import (
     Algorithm,
@@ -27,6 +26,7 @@ from tweezer.model.signatures import (
     new_secret,
     public_key,
     sign,
+    signed_headers,
     verify_webhook,
 )
 

@@ -21,7 +21,6 @@ from tweezer.model.events import read_events
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER
 from tweezer.model.messages import Fault
-from tweezer.model.webhook_samples import sample
 from tweezer.model.webhooks import (
     BODY_MAX_BYTES,
     USUAL_TYPES,
@@ -41,6 +40,7 @@ from tweezer.model.webhooks import (
 )
 from tweezer.settings import Settings
 from tweezer.store.feed import Notice
+from tweezer.webhooks.samples import sample
 
 DOCS = Path(__file__).parents[2] / "docs"
 BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Parked
 from tweezer.ledger.health import parked, recorded
-from tweezer.ledger.webhook_health import WebhookHealth, look_at_webhooks
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.feed import START
 from tweezer.store.measures import Measures, measure
+from tweezer.webhooks.health import WebhookHealth, look_at_webhooks
 
 log = structlog.get_logger(__name__)
 

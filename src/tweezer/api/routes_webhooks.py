@@ -32,8 +32,8 @@ from tweezer.api.schemas_webhooks import (
 from tweezer.api.submissions import project_of
 from tweezer.api.webhooks import Hooks, Webhooks, malformed, seen_by
 from tweezer.ledger.credentials import Principal
-from tweezer.ledger.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
-from tweezer.ledger.endpoints import (
+from tweezer.webhooks.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
+from tweezer.webhooks.endpoints import (
     Endpoint,
     change_endpoint,
     count_endpoints,
@@ -44,7 +44,7 @@ from tweezer.ledger.endpoints import (
     find_endpoint,
     list_endpoints,
 )
-from tweezer.ledger.webhook_secrets import OVERLAP_MAX_S, OVERLAP_S
+from tweezer.webhooks.secrets import OVERLAP_MAX_S, OVERLAP_S
 
 router = APIRouter(tags=["webhooks"], responses=failure_docs(403, 422, 503))
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.parameters import Number, Text, Time
 from tweezer.api.schemas import Count, Schema
-from tweezer.ledger import deliveries, delivery_log
 from tweezer.ledger.clock import moment_of
-from tweezer.ledger.delivery_log import DeliveryFilter, DeliveryStatus
-from tweezer.ledger.endpoints import DESCRIPTION_MAX, URL_MAX, Endpoint, EndpointKind
-from tweezer.ledger.shown_secrets import ShownSecret
 from tweezer.model.webhooks import EventType
+from tweezer.webhooks import deliveries, delivery_log
+from tweezer.webhooks.delivery_log import DeliveryFilter, DeliveryStatus
+from tweezer.webhooks.endpoints import DESCRIPTION_MAX, URL_MAX, Endpoint, EndpointKind
+from tweezer.webhooks.shown_secrets import ShownSecret
 
 _ID = "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21"
 _DELIVERY = "a1c7e0d4-91b2-5d0c-8f0e-2f3b6c5d4e10"

@@ -15,16 +15,16 @@ from fastapi.exceptions import RequestValidationError
 
 from tweezer.ledger.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.endpoints import SECRETS_SURE_S, Endpoint
 from tweezer.ledger.projects import find_project
-from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
-from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import add_ed25519
+from tweezer.ledger.vault import SECRETS_SURE_S, Vault
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
 from tweezer.settings import Settings
-from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
+from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.endpoints import Endpoint
+from tweezer.webhooks.secrets import add_ed25519
+from tweezer.webhooks.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
 
 log = structlog.get_logger(__name__)
 

@@ -18,18 +18,18 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.times import seconds
 from tweezer.cli.wake import wake
-from tweezer.ledger import delivery_log
 from tweezer.ledger.clock import moment_of
-from tweezer.ledger.deliveries import Attempt
-from tweezer.ledger.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
-from tweezer.ledger.endpoints import find_endpoint
 from tweezer.ledger.projects import find_project
-from tweezer.ledger.shown_secrets import secret_of, secret_of_owner
 from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
-from tweezer.model.webhook_samples import sample as sample_of
 from tweezer.model.webhooks import EventType, envelope, schemas
+from tweezer.webhooks import delivery_log
+from tweezer.webhooks.deliveries import Attempt
+from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
+from tweezer.webhooks.endpoints import find_endpoint
+from tweezer.webhooks.samples import sample as sample_of
+from tweezer.webhooks.shown_secrets import secret_of, secret_of_owner
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database

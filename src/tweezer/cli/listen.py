@@ -271,11 +271,11 @@ def listen(
 
 def known_secrets(access: Access) -> Callable[[], Collection[str]]:
     """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
-    from tweezer.ledger.endpoints import list_endpoints
     from tweezer.ledger.projects import find_project
     from tweezer.ledger.vault import Vault
-    from tweezer.ledger.webhook_secrets import secrets_of
     from tweezer.model.signatures import Algorithm
+    from tweezer.webhooks.endpoints import list_endpoints
+    from tweezer.webhooks.secrets import secrets_of
 
     settings = access.settings()
     vault = Vault.of(settings.secrets_key, settings.data_dir)

@@ -71,7 +71,7 @@ class Mailbox:
         from tweezer.ledger.database import Database
         from tweezer.ledger.projects import find_project
         from tweezer.ledger.vault import Vault
-        from tweezer.ledger.webhook_secrets import secrets_of
+        from tweezer.webhooks.secrets import secrets_of
 
         vault = Vault.of(self._settings.secrets_key, self._settings.data_dir)
         database = Database.open(self._settings.database())

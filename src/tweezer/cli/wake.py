@@ -9,8 +9,8 @@ from uuid import UUID
 from tweezer.cli import show
 from tweezer.cli.access import Access
 from tweezer.model.errors import Unavailable
-from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
+from tweezer.webhooks.alarms import Alarms
 
 
 def wake(access: Access, endpoint: UUID) -> None:

@@ -15,7 +15,7 @@ from tweezer.store.connection import Store
 from tweezer.store.measures import measure
 
 if TYPE_CHECKING:
-    from tweezer.ledger.webhook_health import Receivers, Secrets, WebhookHealth
+    from tweezer.webhooks.health import Receivers, Secrets, WebhookHealth
 
 _SILENT_S = 30.0
 _SLOW_S = 30.0
@@ -36,7 +36,7 @@ class Webhooks(msgspec.Struct, frozen=True):
 def look_at_ledger_of_webhooks(settings: Settings) -> Webhooks:
     """Asks the database, whose tables must be as they should be. Raises TweezerError."""
     from tweezer.ledger.database import Database
-    from tweezer.ledger.webhook_health import look_at_receivers, look_at_secrets, look_at_webhooks
+    from tweezer.webhooks.health import look_at_receivers, look_at_secrets, look_at_webhooks
 
     database = Database.open(settings.database())
     try:
@@ -59,7 +59,7 @@ def check_webhooks(found: Webhooks) -> Iterator[Finding]:
 
 async def examine_couriers(store: Store, found: Webhooks) -> Finding:
     """Who of them lives, and how far behind they are. Raises TweezerError."""
-    from tweezer.events.courier import GROUP
+    from tweezer.webhooks.courier import GROUP
 
     measures = await measure(store.scripts, None, found.health.position)
     behind_s = measures.undelivered_s if measures.undelivered else None

@@ -18,8 +18,12 @@ from tweezer.cli.deliveries import COMMANDS, describe, lines_of
 from tweezer.cli.listen import listen
 from tweezer.cli.times import overlap
 from tweezer.cli.wake import tell_changed, wake
-from tweezer.ledger import endpoints as ledger_endpoints
-from tweezer.ledger.delivery_log import (
+from tweezer.ledger.link_keys import encrypt_link_keys_anew
+from tweezer.ledger.projects import find_project
+from tweezer.ledger.vault import SECRETS_SURE_S, Vault
+from tweezer.model.webhooks import EventType
+from tweezer.webhooks import endpoints as ledger_endpoints
+from tweezer.webhooks.delivery_log import (
     Delivery,
     DeliveryFilter,
     DeliveryStatus,
@@ -27,13 +31,9 @@ from tweezer.ledger.delivery_log import (
     list_deliveries,
     ping,
 )
-from tweezer.ledger.endpoints import SECRETS_SURE_S, Endpoint, EndpointKind, find_endpoint
-from tweezer.ledger.link_keys import encrypt_link_keys_anew
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
-from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import add_ed25519, encrypt_anew
-from tweezer.model.webhooks import EventType
+from tweezer.webhooks.endpoints import Endpoint, EndpointKind, find_endpoint
+from tweezer.webhooks.secrets import add_ed25519, encrypt_anew
+from tweezer.webhooks.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -19,6 +19,12 @@ from tweezer.model.errors import InvalidInput, TweezerError
 KEY_FILE = "secrets.key"
 VARIABLE = "TWEEZER_SECRETS_KEY"
 
+SECRETS_FRESH_S = 1.0
+"""How long a process may use secrets, and what it knows of endpoints, before it reads them again."""
+
+SECRETS_SURE_S = 1.5 * SECRETS_FRESH_S
+"""After so long every process signs with a new secret: show it no earlier."""
+
 _KEY_BYTES, _MARK_BYTES, _NONCE_BYTES = 32, 4, 12
 _VERSION = b"\x01"
 _ROTATE = "rotate it with --overlap 0 (`tweezer webhooks rotate`, or `tweezer keys rotate-links` for links)"

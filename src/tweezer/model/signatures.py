@@ -13,7 +13,7 @@ import binascii
 import functools
 import hmac
 import secrets as randomness
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,22 @@ def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
     if secret.startswith(PRIVATE_PREFIX):
         return _written(Algorithm.ED25519, _private_key(secret).sign(content))
     return _written(Algorithm.HMAC_SHA256, _hmac(secret).digest(content))
+
+
+def signed_headers(secrets: Sequence[SigningSecret], id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """Return the headers of a webhook, signed with each of the secrets that is valid at ``timestamp`` (unix seconds).
+
+    While a secret is rotated the receiver finds the signature of the one that it has.
+    """
+    moment: datetime | None = None
+    signatures: list[str] = []
+    for secret in secrets:
+        if secret.expires is not None:
+            moment = moment or datetime.fromtimestamp(timestamp, UTC)
+            if secret.expires <= moment:
+                continue
+        signatures.append(sign(secret.text, id, timestamp, body))
+    return {ID_HEADER: id, TIMESTAMP_HEADER: str(timestamp), SIGNATURE_HEADER: " ".join(signatures)}
 
 
 def verify_webhook(

@@ -11,14 +11,7 @@ import structlog
 from arq.worker import Worker, func
 
 from tweezer.duties import DUTY_BACKOFF, Duties
-from tweezer.events.courier import Courier, Pace
-from tweezer.events.desk import Desk
-from tweezer.events.keyring import Keyring
-from tweezer.events.payloads import Payloads
-from tweezer.events.schedule import Schedule
-from tweezer.events.sender import Sender
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import Deliveries
 from tweezer.ledger.installation import wait_for_ledger
 from tweezer.ledger.links import ResultLinks
 from tweezer.ledger.vault import Vault
@@ -34,9 +27,16 @@ from tweezer.processes.runtime import (
 )
 from tweezer.processes.watchdog import watching_loop
 from tweezer.settings import Settings
-from tweezer.store.alarms import DELIVER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
+from tweezer.webhooks.alarms import DELIVER
+from tweezer.webhooks.attempts import Desk
+from tweezer.webhooks.courier import Courier, Pace
+from tweezer.webhooks.deliveries import Deliveries
+from tweezer.webhooks.payloads import Payloads
+from tweezer.webhooks.retry_schedule import Schedule
+from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.sender import Sender
 
 log = structlog.get_logger(__name__)
 

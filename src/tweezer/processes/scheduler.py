@@ -103,8 +103,8 @@ class Chores:
 async def retention_chore(context: dict[Any, Any]) -> None:
     """Each hour: deletes what projects keep no longer, old deliveries, and secrets and keys that have expired."""
     from tweezer.ledger.database import Database
-    from tweezer.ledger.deliveries import delete_old_deliveries
     from tweezer.ledger.retention import expire
+    from tweezer.webhooks.deliveries import delete_old_deliveries
 
     settings: Settings = context["settings"]
     database = Database.open(settings.database())
@@ -118,7 +118,7 @@ async def retention_chore(context: dict[Any, Any]) -> None:
 
 def _forget_expired(database: Database, settings: Settings) -> None:
     from tweezer.ledger.dead_letters import expire_letters
-    from tweezer.ledger.webhook_secrets import forget_expired
+    from tweezer.webhooks.secrets import forget_expired
 
     with database.write() as connection:
         forget_expired(connection)

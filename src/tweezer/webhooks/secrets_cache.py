@@ -7,10 +7,10 @@ import time
 from uuid import UUID
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.endpoints import SECRETS_FRESH_S, Endpoint
-from tweezer.ledger.vault import Vault
-from tweezer.ledger.webhook_secrets import existing_secrets, secrets_of
+from tweezer.ledger.vault import SECRETS_FRESH_S, Vault
 from tweezer.model.signatures import SigningSecret
+from tweezer.webhooks.endpoints import Endpoint
+from tweezer.webhooks.secrets import existing_secrets, secrets_of
 
 _KEPT_MAX = 10_000
 

@@ -11,14 +11,14 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tweezer.events.breaker import Breaker
-from tweezer.events.desk import Desk, Hold
-from tweezer.events.schedule import Schedule
-from tweezer.events.sender import Answer
 from tweezer.ledger.clock import now_ms
-from tweezer.ledger.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, Attempt, Due, Outcome, read_log, write_log
-from tweezer.ledger.endpoints import Endpoint
 from tweezer.model.errors import NotFound, TweezerError
+from tweezer.webhooks.attempts import Desk, Hold
+from tweezer.webhooks.circuit_breaker import Breaker
+from tweezer.webhooks.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, Attempt, Due, Outcome, read_log, write_log
+from tweezer.webhooks.endpoints import Endpoint
+from tweezer.webhooks.retry_schedule import Schedule
+from tweezer.webhooks.sender import Answer
 
 log = structlog.get_logger(__name__)
 

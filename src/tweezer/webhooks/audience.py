@@ -8,9 +8,9 @@ import msgspec
 from sqlalchemy import Connection, bindparam, select
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.endpoints import Endpoint, batch_endpoints, endpoints_of, find_batch_endpoints
 from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import projects
+from tweezer.webhooks.endpoints import Endpoint, batch_endpoints, endpoints_of, find_batch_endpoints
 
 _NUMBERS = select(projects.c.id, projects.c.no).where(projects.c.id.in_(bindparam("ids", expanding=True)))
 

@@ -12,25 +12,19 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.deliveries import HELD, PENDING
 from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import deliveries, endpoints, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import USUAL_TYPES, EventType
+from tweezer.webhooks.deliveries import HELD, PENDING
 
 ENDPOINTS_MAX = 50
 """Endpoints registered for one project."""
 
 URL_MAX = 2000
 DESCRIPTION_MAX = 200
-
-SECRETS_FRESH_S = 1.0
-"""How old what couriers know of endpoints and their secrets may be."""
-
-SECRETS_SURE_S = 1.5 * SECRETS_FRESH_S
-"""After so long all couriers sign with a new secret: show it no earlier."""
 
 _WHY_MAX = 200
 _AT_ONCE = 500  # ids in one statement

@@ -13,11 +13,11 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select, tuple_, update
 
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.deliveries import PENDING, Attempt, delivery_id, read_log
-from tweezer.ledger.endpoints import Endpoint
 from tweezer.ledger.schema import deliveries, endpoints, projects
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import EventType, PingData, envelope, timestamp
+from tweezer.webhooks.deliveries import PENDING, Attempt, delivery_id, read_log
+from tweezer.webhooks.endpoints import Endpoint
 
 LIMIT_MAX = 100
 """Rows of a page at most."""

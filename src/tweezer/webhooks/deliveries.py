@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import couriers, deliveries, endpoints
+from tweezer.ledger.positions import courier_position
+from tweezer.ledger.schema import deliveries, endpoints
 
 PENDING, DELIVERED, EXHAUSTED, HELD = "P", "D", "E", "H"
 
@@ -243,12 +244,6 @@ def _existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]
 def _id(found: UUID | bytes) -> UUID:
     """An id as the driver gives it."""
     return found if isinstance(found, UUID) else UUID(bytes=found)
-
-
-def courier_position(connection: Connection, namespace: str) -> int:
-    """Number of the last entry of the stream whose deliveries are all written; 0: none."""
-    query = select(couriers.c.position).where(couriers.c.namespace == namespace)
-    return connection.execute(query).scalar() or 0
 
 
 def delete_old_deliveries(database: Database, *, kept_s: int) -> int:

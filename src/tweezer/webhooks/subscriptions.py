@@ -9,12 +9,13 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.events.payloads import BatchFacts, Payloads
-from tweezer.ledger.audience import Audience, read_registered, read_webhooks
 from tweezer.ledger.database import Database
-from tweezer.ledger.endpoints import SECRETS_FRESH_S, Endpoint
+from tweezer.ledger.vault import SECRETS_FRESH_S
 from tweezer.model.tasks import end_tasks
 from tweezer.store.feed import Entry
+from tweezer.webhooks.audience import Audience, read_registered, read_webhooks
+from tweezer.webhooks.endpoints import Endpoint
+from tweezer.webhooks.payloads import BatchFacts, Payloads
 
 _FEW = 500  # registered endpoints that are kept, all of them
 _KEPT_MAX = 10_000

@@ -14,18 +14,18 @@ import msgspec
 import structlog
 
 from tweezer.duties import repeat
-from tweezer.events import signing
-from tweezer.events.keyring import Keyring
-from tweezer.events.sender import Answer, Sender
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import PENDING, Deliveries, Due, Outcome
-from tweezer.ledger.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working
 from tweezer.model.errors import NotFound, TweezerError
+from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
-from tweezer.store.alarms import Alarms
 from tweezer.store.connection import Store
 from tweezer.store.feed import Notice
+from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.deliveries import PENDING, Deliveries, Due, Outcome
+from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working
+from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.sender import Answer, Sender
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +92,7 @@ class Desk:
         try:
             secrets = await self._keyring.of(endpoint)  # now: while it waited they may have been rotated
             body = due.body.encode()
-            headers = signing.headers(secrets, due.event, int(time.time()), body)
+            headers = signed_headers(secrets, due.event, int(time.time()), body)
             return await self._sender.post(endpoint.url, body, headers)
         finally:
             self._slots.release()

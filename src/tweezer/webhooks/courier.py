@@ -19,18 +19,9 @@ import msgspec
 import structlog
 
 from tweezer.duties import repeat
-from tweezer.events.desk import HOLD_S, Desk
-from tweezer.events.listeners import Listeners
-from tweezer.events.outbox import Outbox, unused
-from tweezer.events.payloads import BatchFacts, Payloads
-from tweezer.events.schedule import Schedule
-from tweezer.ledger.audience import Audience
 from tweezer.ledger.clock import now_ms
-from tweezer.ledger.courier_letters import CourierLetters
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
-from tweezer.ledger.deliveries import Deliveries, Due, NewDelivery, delivery_id
-from tweezer.ledger.endpoints import Endpoint
 from tweezer.ledger.installation import require_same
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import NotFound, TweezerError
@@ -40,6 +31,15 @@ from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope
 from tweezer.store.connection import Store
 from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
 from tweezer.store.restoring import Gate
+from tweezer.webhooks.attempts import HOLD_S, Desk
+from tweezer.webhooks.audience import Audience
+from tweezer.webhooks.dead_letters import CourierLetters
+from tweezer.webhooks.deliveries import Deliveries, Due, NewDelivery, delivery_id
+from tweezer.webhooks.endpoints import Endpoint
+from tweezer.webhooks.outbox import Outbox, unused
+from tweezer.webhooks.payloads import BatchFacts, Payloads
+from tweezer.webhooks.retry_schedule import Schedule
+from tweezer.webhooks.subscriptions import Listeners
 
 log = structlog.get_logger(__name__)
 

@@ -10,12 +10,13 @@ from sqlalchemy import Connection, Select, case, func, select
 
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.deliveries import EXHAUSTED, HELD, courier_position
 from tweezer.ledger.link_keys import count_sealed_link_keys
+from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
 from tweezer.ledger.vault import KEY_FILE, Vault
-from tweezer.ledger.webhook_secrets import count_sealed
 from tweezer.store.feed import START, position_id
+from tweezer.webhooks.deliveries import EXHAUSTED, HELD
+from tweezer.webhooks.secrets import count_sealed
 
 COUNTED_MOST = 100_000
 OVERDUE_S = 60.0

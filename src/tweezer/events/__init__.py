@@ -1,1 +1,0 @@
-"""Webhooks: events to signed requests, and their delivery."""

@@ -1,0 +1,1 @@
+"""Webhooks: from an event to a signed request, and its delivery"""
