@@ -9,12 +9,12 @@ from pathlib import Path
 import harness
 from asking import free_port, serving
 
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
 from tweezer.ledger.health import look
-from tweezer.ledger.keys import create_key
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import project_no
-from tweezer.ledger.upkeep import upgrade
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 

@@ -28,15 +28,15 @@ from sqlalchemy import bindparam, select
 from tests.support.ledger_filling import Filled, Plan, fill
 from tests.support.postgres import PostgresServer
 
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder
-from tweezer.ledger.keys import create_key
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import project_no
-from tweezer.ledger.queries import Queries
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder
+from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.schema import batches, jobs
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store

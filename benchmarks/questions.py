@@ -10,8 +10,8 @@ from uuid import UUID
 
 from tests.support.ledger_filling import DEVICES, TAGS, Filled
 
-from tweezer.ledger.credentials import Principal, Role
-from tweezer.ledger.filters import Window
+from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.queries.filters import Window
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority

@@ -29,7 +29,7 @@ from harness import Broken, Figure, figure, median, note, percentile, ratio
 from receiving import Receipt
 from recording import ledger_urls, opened
 
-from tweezer.ledger.projects import project_no
+from tweezer.ledger.access.projects import project_no
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc

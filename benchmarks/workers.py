@@ -107,7 +107,7 @@ def recorder(url: str, ledger: str) -> None:
     """The recorder, as its process runs it."""
     from tweezer.ledger.database import Database
     from tweezer.ledger.place import OpenDatabase
-    from tweezer.ledger.recorder import NICENESS, Recorder
+    from tweezer.ledger.recorder.recorder import NICENESS, Recorder
 
     os.nice(NICENESS)
     store, database = Store.open(Connect(url=url)), Database.open(OpenDatabase(ledger))

@@ -23,8 +23,8 @@ from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
 
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
 from tweezer.store.server import ServerKind, find_server
 

@@ -47,7 +47,7 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRe
 if TYPE_CHECKING:
     from pulser.backend.results import Results
 
-    from tweezer.ledger.history import History
+    from tweezer.ledger.queries.history import History
 
 T = TypeVar("T")
 
@@ -447,7 +447,7 @@ class AsyncQueue:
         self._require_home()
         if self._history is None and self._ledger is not None:
             try:
-                from tweezer.ledger.history import History
+                from tweezer.ledger.queries.history import History
             except ModuleNotFoundError as error:
                 raise TweezerError(
                     f"reading the ledger needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"

@@ -16,11 +16,11 @@ from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Receiver
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import transitions
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.events import Event, read_events
 from tweezer.webhooks.endpoints import create_endpoint

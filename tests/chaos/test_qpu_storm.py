@@ -34,9 +34,9 @@ from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import transitions
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc

@@ -23,12 +23,12 @@ from tests.support.waiting import until
 from tests.support.webhook_receiver import Received, Receiver
 
 from tweezer import AsyncBatch
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import deliveries, projects, transitions
-from tweezer.ledger.upkeep import upgrade
-from tweezer.ledger.vault import Vault
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import NotFound
 from tweezer.model.events import Event, read_events

@@ -19,10 +19,10 @@ import pytest
 from tests.support.processes import NULL, Process, Site
 from tests.support.waiting import PATIENCE_S, until
 
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import create_project
 from tweezer.store.keys import Key
 
 PATH = "/api/v1/batches"

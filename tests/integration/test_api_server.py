@@ -24,11 +24,11 @@ from tests.support.waiting import until
 
 from tweezer.adapters.registry import adapter_for
 from tweezer.client import AsyncBatch, AsyncQueue, connect_async
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
 from tweezer.store.acl import RedisUser

@@ -26,10 +26,10 @@ from tweezer.api import heads
 from tweezer.api.heads import HEAD_MAX
 from tweezer.api.outflow import Outflow
 from tweezer.api.routes_account import FORM_MAX
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import create_project
 from tweezer.store.keys import Key
 
 MIB = 1 << 20

@@ -22,13 +22,13 @@ from tests.support.store_rig import StoreRig
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Received, Receiver
 
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Letter, ask_for_retry, list_letters
-from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.projects import project_no
-from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.ledger.schema import deliveries, endpoints
-from tweezer.ledger.vault import Vault
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id

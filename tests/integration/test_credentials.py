@@ -22,7 +22,7 @@ from tests.support.waiting import PATIENCE_S, until, wait_until
 
 from tweezer.cli import main
 from tweezer.data_folder import running_environment
-from tweezer.ledger.credentials import new_key
+from tweezer.ledger.access.credentials import new_key
 from tweezer.store.acl import RedisUser
 from tweezer.store.attempts import FAILURES_MAX, By
 

@@ -16,8 +16,8 @@ from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.store.keys import Key
 

@@ -20,11 +20,11 @@ from tests.support.waiting import PATIENCE_S, until
 
 import tweezer
 from tweezer.cli import main
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import project_no
-from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.store.acl import RedisUser
 
 

@@ -20,10 +20,10 @@ from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer.client import AsyncBatch
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.projects import create_project
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -22,10 +22,10 @@ from tests.support.effort import FULL
 from tests.support.hostile_values import LARGE, NUMBERS, TEXTS, TYPES, json_with
 from tests.support.waiting import PATIENCE_S
 
+from tweezer.ledger.access.keys import create_session
+from tweezer.ledger.access.users import create_user
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_session
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.users import create_user
 from tweezer.model.ids import job_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.settings import Settings

@@ -24,10 +24,10 @@ from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Report
 from tweezer.api.app import create_app
 from tweezer.cli import main
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key
-from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
 from tweezer.settings import Settings, load

@@ -11,10 +11,10 @@ from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Receiver
 
 from tweezer import BatchStatus
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Letter, list_letters
-from tweezer.ledger.queries import Queries
+from tweezer.ledger.queries.queries import Queries
 from tweezer.model.wire import serialize
 from tweezer.store.keys import Key
 

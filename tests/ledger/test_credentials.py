@@ -10,10 +10,8 @@ import argon2
 import pytest
 from sqlalchemy import select, update
 
-from tweezer.ledger.clock import now_ms
-from tweezer.ledger.credentials import Role, check_key, key_digest, key_id, new_key, read_key_id
-from tweezer.ledger.database import Database
-from tweezer.ledger.keys import (
+from tweezer.ledger.access.credentials import Role, check_key, key_digest, key_id, new_key, read_key_id
+from tweezer.ledger.access.keys import (
     USED_S,
     Found,
     KeyKind,
@@ -30,16 +28,15 @@ from tweezer.ledger.keys import (
     revoke_key,
     rotate_key,
 )
-from tweezer.ledger.passwords import check_password, hash_password, is_password, needs_rehash
-from tweezer.ledger.projects import (
+from tweezer.ledger.access.passwords import check_password, hash_password, is_password, needs_rehash
+from tweezer.ledger.access.projects import (
     create_project,
     find_project,
     list_projects,
     project_no,
     set_retention,
 )
-from tweezer.ledger.schema import keys, users
-from tweezer.ledger.users import (
+from tweezer.ledger.access.users import (
     Login,
     add_to_project,
     create_user,
@@ -52,6 +49,9 @@ from tweezer.ledger.users import (
     set_disabled,
     set_password,
 )
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import keys, users
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
 PASSWORD = "correct horse battery"

@@ -15,9 +15,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.database import Database, load, parse_url, sharing
+from tweezer.ledger.migrate import place, upgrade
 from tweezer.ledger.place import OpenDatabase, sqlite_file, sqlite_url
 from tweezer.ledger.schema import batches, endpoints, projects, secrets, sequences
-from tweezer.ledger.upkeep import place, upgrade
 from tweezer.model.errors import InvalidInput, Unavailable
 
 

@@ -165,7 +165,7 @@ async def test_a_recorder_of_another_version_tries_again_by_itself(bench: Ledger
 async def test_a_parked_batch_is_not_forgotten_and_keeps_no_other_from_it(
     bench: LedgerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tweezer.ledger.forgetting._PAGE", 1)
+    monkeypatch.setattr("tweezer.ledger.recorder.forgetting._PAGE", 1)
     rig = bench.rig
     bad, good = await rig.submit(1), await rig.submit(1)
     doc = await get(bench, bad, "doc")
@@ -236,7 +236,7 @@ async def test_a_disk_that_fails_parks_nothing(bench: LedgerRig, monkeypatch: py
         raise OSError("the disk is on fire")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tweezer.ledger.writing.Writer._write", broken)
+        patched.setattr("tweezer.ledger.recorder.writing.Writer._write", broken)
         with pytest.raises(OSError, match="fire"):
             await bench.record()
     assert letters(bench) == []

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from sqlalchemy import update
 
+from tweezer.ledger.access.projects import create_project, find_project
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.projects import create_project, find_project
 from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Conflict, InvalidInput, NotFound

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import update
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
-from tweezer.ledger import feed as feed_module
-from tweezer.ledger.cursors import Cursor, read_cursor
-from tweezer.ledger.feed import Feed, Page, Selection
+from tweezer.ledger.queries import feed as feed_module
+from tweezer.ledger.queries.cursors import Cursor, read_cursor
+from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.ledger.retention import delete_batches
 from tweezer.ledger.schema import recorder
 from tweezer.model.errors import InvalidInput
@@ -269,8 +269,8 @@ async def test_an_entry_of_many_events_is_told_in_pages(bench: LedgerRig, feed: 
 async def test_one_page_looks_through_so_much_and_no_more(
     bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tweezer.ledger.feed.SCANNED_MAX", 10)
-    monkeypatch.setattr("tweezer.ledger.feed._STEP", 4)
+    monkeypatch.setattr("tweezer.ledger.queries.feed.SCANNED_MAX", 10)
+    monkeypatch.setattr("tweezer.ledger.queries.feed._STEP", 4)
     for _ in range(6):
         await run_a_batch(bench)
     last = await bench.rig.submit(1, project="b")
@@ -290,7 +290,7 @@ async def test_one_type_is_found_as_among_all(
     bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
     """Whatever the database picks by itself, in windows of any size, of all projects or some."""
-    monkeypatch.setattr("tweezer.ledger.feed._STEP", 4)
+    monkeypatch.setattr("tweezer.ledger.queries.feed._STEP", 4)
     for project in ("a", "b", "a"):
         await run_a_batch(bench, 3, project=project)
     await bench.rig.submit(25, project="b")
@@ -313,8 +313,8 @@ async def test_one_type_is_found_as_among_all(
         seen = {event.type for event in events}
         assert selection.batch_id or {"job.done", "batch.created", "device.paused", "batch.resumed"} <= seen
         for scanned, merged in ((3, 50), (20_000, 50), (3, 1)):
-            monkeypatch.setattr("tweezer.ledger.feed.SCANNED_MAX", scanned)
-            monkeypatch.setattr("tweezer.ledger.feed._MERGED_MAX", merged)
+            monkeypatch.setattr("tweezer.ledger.queries.feed.SCANNED_MAX", scanned)
+            monkeypatch.setattr("tweezer.ledger.queries.feed._MERGED_MAX", merged)
             for kind in EventType:
                 wanted = [event.id for event in events if event.type == kind]
                 assert await Reader(feed, selection).read_all(types=[kind]) == wanted, (kind, selection)

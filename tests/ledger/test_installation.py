@@ -18,9 +18,9 @@ from tweezer.api.app import run_api
 from tweezer.cli import main
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import installation_id, join, require_same
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.recorder import Recorder
-from tweezer.ledger.upkeep import upgrade
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks
 from tweezer.settings import Settings

@@ -14,11 +14,8 @@ import pytest
 from sqlalchemy import insert, select, update
 from tests.support.api_rig import SECRETS_KEY
 
-from tweezer.ledger import links
-from tweezer.ledger.clock import now_ms
-from tweezer.ledger.database import Database
-from tweezer.ledger.installation import installation_id
-from tweezer.ledger.link_keys import (
+from tweezer.ledger.access import links
+from tweezer.ledger.access.link_keys import (
     KEYS_MAX,
     NAME,
     OVERLAP_MAX_S,
@@ -30,9 +27,12 @@ from tweezer.ledger.link_keys import (
     link_keys,
     rotate_link_keys,
 )
-from tweezer.ledger.links import ResultLinks
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database
+from tweezer.ledger.installation import installation_id
 from tweezer.ledger.schema import secrets
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput, TweezerError
 
 OTHER_KEY = base64.b64encode(b"\1" * 32).decode()

@@ -11,14 +11,14 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import insert, text
 
-from tweezer.ledger import migrations, upkeep
-from tweezer.ledger.credentials import Role
+from tweezer.ledger import migrate, migrations
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import list_keys
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import list_keys
+from tweezer.ledger.migrate import differences, require_schema, schema_version, upgrade
 from tweezer.ledger.migrations import HEAD
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import keys, metadata, secrets
-from tweezer.ledger.upkeep import differences, require_schema, schema_version, upgrade
 from tweezer.model.errors import TweezerError
 
 _SQLITE = "SELECT type, name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version' ORDER BY type, name"
@@ -94,8 +94,8 @@ def next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         (steps / "versions" / "9999_next.py").write_text(
             f"from alembic import op\nrevision, down_revision = '9999', '{HEAD}'\ndef upgrade():\n    {body}\n"
         )
-        monkeypatch.setattr(upkeep, "_STEPS", steps)
-        monkeypatch.setattr(upkeep, "HEAD", "9999")
+        monkeypatch.setattr(migrate, "_STEPS", steps)
+        monkeypatch.setattr(migrate, "HEAD", "9999")
 
     return add
 
@@ -118,7 +118,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, blank: Database) -> Callable[[str],
 
     def bring(step: str) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(upkeep, "HEAD", step)
+            patched.setattr(migrate, "HEAD", step)
             upgrade(blank)
 
     return bring

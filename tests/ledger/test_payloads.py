@@ -18,9 +18,9 @@ from tests.support.api_rig import HOST, SECRETS_KEY, ApiRig
 from tests.support.ledger_rig import LedgerRig
 from tests.support.store_rig import DEVICE
 
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import FaultKind
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id, new_batch_id

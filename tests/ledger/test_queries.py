@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy import func, select, update
 from tests.support.ledger_filling import DEVICES, SEQUENCE, TAGS, Filled, Plan, fill
 
-from tweezer.ledger import lists, statistics
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database, load
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window, job_key
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.queries import Queries
+from tweezer.ledger.queries import lists, statistics
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window, job_key
+from tweezer.ledger.queries.queries import Queries
+from tweezer.ledger.queries.statistics import Span
 from tweezer.ledger.schema import projects
-from tweezer.ledger.statistics import Span
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority, decode_result

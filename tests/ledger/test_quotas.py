@@ -9,7 +9,7 @@ from tests.support.ledger_rig import LedgerRig
 from tests.support.power_loss import checkpoint, fall_back
 from tests.support.usage import expected_counts, found_counts
 
-from tweezer.ledger.projects import find_project, set_limits
+from tweezer.ledger.access.projects import find_project, set_limits
 from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.retention import delete_batch, delete_project
 from tweezer.model.errors import InvalidInput, NotFound

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from tests.support.ledger_rig import OPERATOR, LedgerRig
 from tests.support.waiting import until
 
-from tweezer.ledger.filters import JobFilter
-from tweezer.ledger.writing import Superseded
+from tweezer.ledger.queries.filters import JobFilter
+from tweezer.ledger.recorder.writing import Superseded
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import job_id, new_batch_id
@@ -114,7 +114,7 @@ async def test_a_write_that_fails_leaves_nothing_and_is_done_again(
         raise OSError("the disk is on fire")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tweezer.ledger.writing.Writer._upsert", broken)
+        patched.setattr("tweezer.ledger.recorder.writing.Writer._upsert", broken)
         with pytest.raises(OSError, match="fire"):
             await bench.record()
     assert bench.rows("SELECT count(*) FROM transitions") == [(0,)]

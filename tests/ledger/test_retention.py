@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from tests.support.ledger_rig import LedgerRig
 
-from tweezer.ledger.projects import create_project, set_retention
+from tweezer.ledger.access.projects import create_project, set_retention
 from tweezer.ledger.retention import delete_batch, delete_project, expire
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.ids import new_batch_id

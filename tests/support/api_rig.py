@@ -14,11 +14,11 @@ from fastapi import FastAPI
 from tests.support.waiting import until
 
 from tweezer.api.app import create_app
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_key, create_session
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.access.users import add_to_project, create_user, find_user
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key, create_session
-from tweezer.ledger.projects import project_no
-from tweezer.ledger.users import add_to_project, create_user, find_user
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Provenance, Result

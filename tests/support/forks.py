@@ -18,7 +18,7 @@ _context.set_forkserver_preload(
         "tests.support.processes",
         "tweezer.api.app",
         "tweezer.processes.courier",
-        "tweezer.ledger.recorder",
+        "tweezer.ledger.recorder.recorder",
         "tweezer.qpu_sim.serve",
     ]
 )

@@ -15,8 +15,8 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, update
 
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database, load
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import metadata, projects
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (

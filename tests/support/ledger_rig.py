@@ -8,10 +8,10 @@ from uuid import UUID
 from sqlalchemy import text
 from tests.support.store_rig import StoreRig
 
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries import Queries
-from tweezer.ledger.recorder import Pace, Recorder
+from tweezer.ledger.queries.queries import Queries
+from tweezer.ledger.recorder.recorder import Pace, Recorder
 from tweezer.store.records import BatchRecord, JobRecord
 
 NAMESPACE = "test"

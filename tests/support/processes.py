@@ -166,7 +166,7 @@ def _harm_a_duty(how: str, name: str) -> None:
     """In this process the first step of a background task raises, or its task is cancelled in it; the log tells when
     the task is at work again."""
     from tweezer import duties
-    from tweezer.ledger import recorder
+    from tweezer.ledger.recorder import recorder
     from tweezer.processes import runtime
     from tweezer.webhooks import attempts, courier
     from tweezer.worker import worker

@@ -24,19 +24,26 @@ from tweezer.api import auth, logins
 from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
 from tweezer.api.dependencies import Caller, Scraper, Submitter
 from tweezer.api.logins import network_of
-from tweezer.ledger import links
+from tweezer.ledger.access import links
+from tweezer.ledger.access.credentials import Principal, Role, key_id, new_key
+from tweezer.ledger.access.keys import create_key, find_key, list_keys, revoke_key
+from tweezer.ledger.access.link_keys import NAME, OVERLAP_S, existing_link_keys, rotate_link_keys
+from tweezer.ledger.access.links import Signer
+from tweezer.ledger.access.passwords import hash_password
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.access.users import (
+    add_to_project,
+    create_user,
+    find_login,
+    open_session,
+    set_disabled,
+    set_password,
+)
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.clock import now_ms
-from tweezer.ledger.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_key, find_key, list_keys, revoke_key
-from tweezer.ledger.link_keys import NAME, OVERLAP_S, existing_link_keys, rotate_link_keys
-from tweezer.ledger.links import Signer
-from tweezer.ledger.passwords import hash_password
 from tweezer.ledger.place import LINK_MAX_S
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import keys, secrets, users
-from tweezer.ledger.users import add_to_project, create_user, find_login, open_session, set_disabled, set_password
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import Settings
@@ -515,7 +522,7 @@ async def test_a_link_expires(rig: ApiRig, link: str, monkeypatch: pytest.Monkey
     (expires,) = parse_qs(urlsplit(link).query)["expires"]
     assert 95 <= int(expires) - time.time() <= 100
     for later, status in ((int(expires) - 1, 200), (int(expires), 403), (int(expires) + 10_000, 403)):
-        monkeypatch.setattr("tweezer.ledger.links.time", SimpleNamespace(time=lambda at=later: at))
+        monkeypatch.setattr("tweezer.ledger.access.links.time", SimpleNamespace(time=lambda at=later: at))
         answer = await rig.stranger.get(link)
         assert answer.status_code == status
         if status == 403:

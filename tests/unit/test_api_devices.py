@@ -15,7 +15,7 @@ from tests.support.api_rig import DEVICE, ApiRig, bearer
 
 from tweezer.adapters import specs
 from tweezer.adapters.specs import virtual_specs
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import device_id
 from tweezer.model.specs import read_specs

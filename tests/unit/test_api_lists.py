@@ -19,10 +19,10 @@ from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 from tweezer.api.envelope import Envelope
 from tweezer.api.live import Live
 from tweezer.api.schemas import Batch, Job, ListedBatch, Page
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.filters import BatchOrder, JobOrder
-from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.queries.filters import BatchOrder, JobOrder
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -12,7 +12,7 @@ from starlette.types import Scope
 from tests.support.api_rig import ApiRig
 
 from tweezer.api.quick import QuickRoute, quick_routes
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import Settings

@@ -12,10 +12,10 @@ from tests.support.api_rig import DEVICE, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.api import longpoll
+from tweezer.ledger.access.keys import create_session
+from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.access.users import create_user
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_session
-from tweezer.ledger.projects import create_project
-from tweezer.ledger.users import create_user
 from tweezer.settings import Settings
 from tweezer.store.scripts import StoreConfig
 

@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 from tests.support.api_rig import DEVICE, DONE, FAILED, ApiRig, bearer
 
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.recorder import Recorder
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
 from tweezer.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support.api_rig import DONE, FAILED, LEASE_S, ApiRig, bearer
 
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import Settings

@@ -14,13 +14,13 @@ import pytest
 from tests.support.api_rig import DEVICE, PROJECT, ApiRig, bearer
 
 from tweezer.api.app import create_app
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_session
+from tweezer.ledger.access.projects import find_project
+from tweezer.ledger.access.users import add_to_project, create_user
+from tweezer.ledger.access.vault import SECRETS_FRESH_S
 from tweezer.ledger.clock import now_ms
-from tweezer.ledger.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_session
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.users import add_to_project, create_user
-from tweezer.ledger.vault import SECRETS_FRESH_S
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import sign, verify_webhook
 from tweezer.model.webhooks import USUAL_TYPES

@@ -18,12 +18,12 @@ from tests.support.api_rig import DEVICE, ApiRig, bearer
 from tests.support.effort import effort
 
 from tweezer.api.submissions import BatchBody
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_session
+from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.access.users import add_to_project, create_user
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_session
-from tweezer.ledger.projects import create_project
-from tweezer.ledger.recorder import Recorder
-from tweezer.ledger.users import add_to_project, create_user
+from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import JobStatus

@@ -16,12 +16,12 @@ from tests.support.api_rig import SECRETS_KEY
 
 from tweezer.cli import main
 from tweezer.cli.own_key import check_given_key, own_key
-from tweezer.ledger.credentials import key_id, new_key
+from tweezer.ledger.access.credentials import key_id, new_key
+from tweezer.ledger.access.keys import create_session, list_keys, revoke_key
+from tweezer.ledger.access.link_keys import link_keys
+from tweezer.ledger.access.users import find_login, find_user
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import create_session, list_keys, revoke_key
-from tweezer.ledger.link_keys import link_keys
-from tweezer.ledger.users import find_login, find_user
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import Conflict, InvalidInput
 from tweezer.settings import Settings
 

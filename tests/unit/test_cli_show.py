@@ -14,9 +14,9 @@ from tweezer.cli import antiferromagnet, main, show
 from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import View, progress_line, read_progress
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import projects
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -11,7 +11,7 @@ import pytest
 from starlette.routing import Route
 from tests.support.api_rig import ApiRig, bearer
 
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.settings import Settings
 

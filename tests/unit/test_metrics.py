@@ -17,14 +17,14 @@ from sqlalchemy import insert
 
 from tweezer.api.app import create_app
 from tweezer.api.metrics import AnswerTimes, Metrics
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, NewLetter, park
-from tweezer.ledger.keys import create_key
+from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
-from tweezer.ledger.projects import create_project
 from tweezer.ledger.schema import recorder
-from tweezer.ledger.upkeep import upgrade
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind

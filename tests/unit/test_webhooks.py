@@ -15,7 +15,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from tweezer.ledger.links import SKEW_S, Signer
+from tweezer.ledger.access.links import SKEW_S, Signer
 from tweezer.ledger.place import LINK_MAX_S
 from tweezer.model.events import read_events
 from tweezer.model.ids import job_id

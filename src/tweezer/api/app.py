@@ -50,8 +50,8 @@ from tweezer.api.serve import serve
 from tweezer.api.webhooks import Webhooks
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
-from tweezer.ledger.feed import Feed
 from tweezer.ledger.installation import wait_for_ledger
+from tweezer.ledger.queries.feed import Feed
 from tweezer.processes.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store

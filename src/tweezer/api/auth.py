@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tweezer.api.envelope import Refused, failure_of
 from tweezer.api.rates import Rates
 from tweezer.duties import Duties
-from tweezer.ledger.credentials import Principal, key_digest, key_id
+from tweezer.ledger.access.credentials import Principal, key_digest, key_id
+from tweezer.ledger.access.keys import USED_S, Found, look_up, note_used
 from tweezer.ledger.database import Database, sharing
-from tweezer.ledger.keys import USED_S, Found, look_up, note_used
 from tweezer.model.errors import TweezerError, Unavailable
 
 REMEMBERED_S = 1.0

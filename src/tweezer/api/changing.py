@@ -15,7 +15,7 @@ from tweezer.api.live import Live
 from tweezer.api.parameters import NO_CONTROLS
 from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
 from tweezer.api.schemas import Batch
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import MAX_KEY_LENGTH
 from tweezer.model.errors import Conflict, NotFound, Unavailable
 from tweezer.store.connection import Store

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tweezer.api.envelope import Refused
 from tweezer.api.live import Live
-from tweezer.ledger.credentials import Principal
-from tweezer.ledger.filters import JobFilter
+from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.ids import split_job_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.records import BatchRecord, JobRecord

@@ -15,7 +15,7 @@ from tweezer.api.envelope import Refused
 from tweezer.api.links import Links
 from tweezer.api.live import Live
 from tweezer.api.longpoll import Holds
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
 
 WAIT_MAX_S = 20.0

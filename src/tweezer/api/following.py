@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope
 from tweezer.api.auth import Authenticator
 from tweezer.api.envelope import Refused
 from tweezer.api.longpoll import Holds, disconnect
-from tweezer.ledger.cursors import Cursor
-from tweezer.ledger.feed import Feed, Page, Selection
+from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told

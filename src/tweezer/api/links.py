@@ -13,9 +13,9 @@ import structlog
 from starlette.requests import Request
 
 from tweezer.api.edge import origin_of
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import TweezerError
 
 log = structlog.get_logger(__name__)

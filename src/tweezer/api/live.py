@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from typing import Any, TypeVar
 from uuid import UUID
 
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window, job_key
-from tweezer.ledger.lists import Found
-from tweezer.ledger.queries import Queries
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window, job_key
+from tweezer.ledger.queries.lists import Found
+from tweezer.ledger.queries.queries import Queries
 from tweezer.model import windows
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.events import Event

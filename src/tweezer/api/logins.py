@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from tweezer.ledger.credentials import Role
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import NewKey
+from tweezer.ledger.access.passwords import hash_password, is_password, needs_rehash
+from tweezer.ledger.access.users import Login, find_login, open_session
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import NewKey
-from tweezer.ledger.passwords import hash_password, is_password, needs_rehash
-from tweezer.ledger.users import Login, find_login, open_session
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.attempts import Attempts, By, Suspect
 from tweezer.store.connection import Store

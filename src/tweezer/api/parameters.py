@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tweezer.ledger.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
+from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
 

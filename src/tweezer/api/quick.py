@@ -17,7 +17,7 @@ from tweezer.api.dependencies import READERS, caller_with
 from tweezer.api.live import Live
 from tweezer.api.routes_batches import get_batch
 from tweezer.api.routes_jobs import get_job
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 
 Getter = Callable[[UUID, Principal, Live], Awaitable[Response]]
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tweezer.api.bodies import body_digest
 from tweezer.api.lines import Line, line_of
 from tweezer.duties import repeat
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import TweezerError
 from tweezer.store.calls import LEASE_S, Attempt, Calls, Stand
 

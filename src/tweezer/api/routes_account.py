@@ -15,10 +15,10 @@ from tweezer.api.envelope import RETRY_AFTER_S, Envelope, Refused, failure_docs,
 from tweezer.api.logins import Logins, TooManyAttempts
 from tweezer.api.parameters import Text
 from tweezer.api.schemas_account import AccountProject, AccountSession, OAuthError, Token
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.access.keys import ApiKey, end_sessions, list_sessions
+from tweezer.ledger.access.projects import Project, list_projects
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import ApiKey, end_sessions, list_sessions
-from tweezer.ledger.projects import Project, list_projects
 from tweezer.model.errors import QueueFull, Unavailable
 
 log = structlog.get_logger(__name__)

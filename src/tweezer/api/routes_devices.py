@@ -31,8 +31,8 @@ from tweezer.api.schemas_devices import (
     StatusesBody,
 )
 from tweezer.api.schemas_statistics import QueueSize, QueueTime
-from tweezer.ledger import statistics
 from tweezer.ledger.database import Database
+from tweezer.ledger.queries import statistics
 from tweezer.model import specs as model
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError

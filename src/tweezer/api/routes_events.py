@@ -18,8 +18,8 @@ from tweezer.api.envelope import failure_docs
 from tweezer.api.following import Following, Watched
 from tweezer.api.parameters import VALUES_MAX, Text
 from tweezer.api.schemas_events import EventPage
-from tweezer.ledger.cursors import Cursor
-from tweezer.ledger.feed import LIMIT_MAX, Feed, Selection
+from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.queries.feed import LIMIT_MAX, Feed, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType
 

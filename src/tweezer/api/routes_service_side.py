@@ -18,7 +18,7 @@ from tweezer.api.dependencies import BatchId, JobId, LiveStore, Operator
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.live import Live
 from tweezer.api.schemas import Batch, Job
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import check_characters
 from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -20,8 +20,8 @@ from tweezer.api.parameters import VALUES_MAX, JobsAsked, Time
 from tweezer.api.repeats import key_of
 from tweezer.api.schemas import Batch, CanceledBatches, CanceledJobs, EmbeddedJob, ListedBatch, ResultsLinksOfBatch
 from tweezer.api.submissions import in_words_of_the_body, repetition_of
-from tweezer.ledger.credentials import Principal
-from tweezer.ledger.filters import JobFilter
+from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus

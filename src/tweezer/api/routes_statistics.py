@@ -11,8 +11,8 @@ from tweezer.api.dependencies import Caller, Ledger
 from tweezer.api.envelope import Envelope, failure_docs
 from tweezer.api.parameters import VALUES_MAX, Text, Time
 from tweezer.api.schemas_statistics import JobFrequency, LastActivity
-from tweezer.ledger import statistics
-from tweezer.ledger.statistics import Span
+from tweezer.ledger.queries import statistics
+from tweezer.ledger.queries.statistics import Span
 
 _SHOWN = {Span.HOUR: timedelta(days=1), Span.DAY: timedelta(days=30), Span.MONTH: timedelta(days=365)}
 

@@ -31,7 +31,7 @@ from tweezer.api.schemas_webhooks import (
 )
 from tweezer.api.submissions import project_of
 from tweezer.api.webhooks import Hooks, Webhooks, malformed, seen_by
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.webhooks.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
 from tweezer.webhooks.endpoints import (
     Endpoint,

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tweezer.ledger.credentials import Role
-from tweezer.ledger.keys import ApiKey
-from tweezer.ledger.projects import Project
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import ApiKey
+from tweezer.ledger.access.projects import Project
 
 
 class Token(BaseModel):

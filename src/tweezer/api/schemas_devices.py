@@ -13,7 +13,7 @@ from pydantic import Field
 
 from tweezer.api.parameters import DeviceOrder
 from tweezer.api.schemas import Count, Schema
-from tweezer.ledger.statistics import QueueTime
+from tweezer.ledger.queries.statistics import QueueTime
 from tweezer.model.ids import device_id
 from tweezer.model.webhooks import written
 from tweezer.model.windows import Window

@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import Field
 
 from tweezer.api.schemas import Count, Schema, Seconds
-from tweezer.ledger import statistics
+from tweezer.ledger.queries import statistics
 from tweezer.model.messages import Priority
 
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from tweezer.api.envelope import Refused
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Priority

@@ -13,10 +13,10 @@ import structlog
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.access.projects import find_project
+from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.vault import SECRETS_SURE_S, Vault
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
 from tweezer.settings import Settings

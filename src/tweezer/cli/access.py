@@ -65,7 +65,7 @@ class Access(NamedTuple):
         """
         require(command, "server", "sqlalchemy", "alembic", "psycopg")
         from tweezer.ledger.database import Database
-        from tweezer.ledger.upkeep import require_schema
+        from tweezer.ledger.migrate import require_schema
 
         database = Database.open(self.settings().database(), create=at_any_step)
         try:

@@ -17,17 +17,17 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.times import overlap, seconds
-from tweezer.ledger import keys as ledger_keys
-from tweezer.ledger import projects as ledger_projects
-from tweezer.ledger import users as ledger_users
-from tweezer.ledger.credentials import Role, read_key_id
-from tweezer.ledger.keys import ApiKey, KeyKind, NewKey
-from tweezer.ledger.link_keys import rotate_link_keys
-from tweezer.ledger.passwords import check_password, hash_password
-from tweezer.ledger.projects import Project
+from tweezer.ledger.access import keys as ledger_keys
+from tweezer.ledger.access import projects as ledger_projects
+from tweezer.ledger.access import users as ledger_users
+from tweezer.ledger.access.credentials import Role, read_key_id
+from tweezer.ledger.access.keys import ApiKey, KeyKind, NewKey
+from tweezer.ledger.access.link_keys import rotate_link_keys
+from tweezer.ledger.access.passwords import check_password, hash_password
+from tweezer.ledger.access.projects import Project
+from tweezer.ledger.access.users import User
+from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.ledger.retention import delete_project
-from tweezer.ledger.users import User
-from tweezer.ledger.vault import SECRETS_SURE_S, Vault
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.quotas import BY_NAME, Usage
 from tweezer.store.connection import Store

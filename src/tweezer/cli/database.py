@@ -30,10 +30,10 @@ def upgrade(access: Access) -> None:
     from tweezer.ledger.migrations import HEAD
 
     with access.ledger("db upgrade", at_any_step=True) as database:
-        from tweezer.ledger import upkeep
+        from tweezer.ledger import migrate
 
-        found = upkeep.upgrade(database)
-        place = upkeep.place(database)
+        found = migrate.upgrade(database)
+        place = migrate.place(database)
     if found == HEAD:
         show.echo(f"{place} is up to date (step {HEAD})")
     else:
@@ -63,7 +63,7 @@ def join(access: Access) -> None:
     """
     with access.ledger("db join") as database:
         from tweezer.ledger.installation import join as join_on_purpose
-        from tweezer.ledger.upkeep import place
+        from tweezer.ledger.migrate import place
 
         async def run() -> None:
             async with access.queue() as queue:
@@ -99,7 +99,7 @@ def restore(access: Access, *, file: Path, force: bool) -> None:
 
     with access.ledger("db restore", at_any_step=True) as database:
         from tweezer.ledger.backup import restore as bring_back
-        from tweezer.ledger.upkeep import place
+        from tweezer.ledger.migrate import place
 
         step = bring_back(database, file, force=force)
         show.echo(f"{place(database)} is what {file} says")

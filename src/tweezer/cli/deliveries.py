@@ -18,9 +18,9 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.times import seconds
 from tweezer.cli.wake import wake
+from tweezer.ledger.access.projects import find_project
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.clock import moment_of
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
 from tweezer.model.webhooks import EventType, envelope, schemas

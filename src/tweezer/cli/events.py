@@ -18,7 +18,7 @@ from tweezer.model.webhooks import EventType, Told, told
 from tweezer.store.tail import Tail
 
 if TYPE_CHECKING:
-    from tweezer.ledger.feed import Feed
+    from tweezer.ledger.queries.feed import Feed
 
 
 @click.command()
@@ -48,7 +48,7 @@ def events(
                 await tell(_of_batch(queue, batch, after, follow=follow))
             return
         with access.ledger("events") as database:
-            from tweezer.ledger.feed import Feed
+            from tweezer.ledger.queries.feed import Feed
 
             async with access.queue(patient=follow) as queue:
                 feed = Feed(queue.store, database, namespace=access.settings().namespace)
@@ -64,7 +64,7 @@ async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow:
 
 
 async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
-    from tweezer.ledger.feed import Selection
+    from tweezer.ledger.queries.feed import Selection
 
     tail = Tail(queue.store.scripts)
     selection = Selection(frozenset({queue.project}))

@@ -271,8 +271,8 @@ def listen(
 
 def known_secrets(access: Access) -> Callable[[], Collection[str]]:
     """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
-    from tweezer.ledger.projects import find_project
-    from tweezer.ledger.vault import Vault
+    from tweezer.ledger.access.projects import find_project
+    from tweezer.ledger.access.vault import Vault
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
     from tweezer.webhooks.secrets import secrets_of

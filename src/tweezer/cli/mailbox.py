@@ -68,9 +68,9 @@ class Mailbox:
             self._came.notify_all()
 
     def _secrets(self) -> list[str]:
+        from tweezer.ledger.access.projects import find_project
+        from tweezer.ledger.access.vault import Vault
         from tweezer.ledger.database import Database
-        from tweezer.ledger.projects import find_project
-        from tweezer.ledger.vault import Vault
         from tweezer.webhooks.secrets import secrets_of
 
         vault = Vault.of(self._settings.secrets_key, self._settings.data_dir)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tweezer.ledger.credentials import check_key
+from tweezer.ledger.access.credentials import check_key
+from tweezer.ledger.access.keys import adopt_key, create_key
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
-from tweezer.ledger.keys import adopt_key, create_key
-from tweezer.ledger.projects import project_no
 from tweezer.model.errors import Conflict, InvalidInput
 from tweezer.settings import PREFIX, Settings
 

@@ -188,7 +188,7 @@ class Stack:
     def _prepare_ledger(self) -> None:
         """Makes the tables of a SQLite ledger; another database is its operator's to upgrade."""
         from tweezer.ledger.database import Database
-        from tweezer.ledger.upkeep import require_schema, upgrade
+        from tweezer.ledger.migrate import require_schema, upgrade
 
         database = Database.open(self._settings.database(), create=True)
         try:
@@ -203,7 +203,7 @@ class Stack:
     async def _require_same_installation(self, database: Database) -> None:
         from tweezer.ledger.health import recorded
         from tweezer.ledger.installation import require_same
-        from tweezer.ledger.upkeep import place
+        from tweezer.ledger.migrate import place
 
         async with Store.open(msgspec.structs.replace(self._settings.connect(), url=self.redis_url)) as store:
             await require_same(store, database)

@@ -18,9 +18,9 @@ from tweezer.cli.deliveries import COMMANDS, describe, lines_of
 from tweezer.cli.listen import listen
 from tweezer.cli.times import overlap
 from tweezer.cli.wake import tell_changed, wake
-from tweezer.ledger.link_keys import encrypt_link_keys_anew
-from tweezer.ledger.projects import find_project
-from tweezer.ledger.vault import SECRETS_SURE_S, Vault
+from tweezer.ledger.access.link_keys import encrypt_link_keys_anew
+from tweezer.ledger.access.projects import find_project
+from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import endpoints as ledger_endpoints
 from tweezer.webhooks.delivery_log import (

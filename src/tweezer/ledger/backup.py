@@ -18,9 +18,9 @@ from sqlalchemy import inspect, literal, select, table
 from sqlalchemy.engine import URL
 
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import VERSION_TABLE, schema_version
 from tweezer.ledger.migrations import HEAD
 from tweezer.ledger.schema import metadata
-from tweezer.ledger.upkeep import VERSION_TABLE, schema_version
 from tweezer.model.errors import TweezerError
 
 _DUMP = ("pg_dump", "--format=custom", "--no-owner", "--no-privileges")

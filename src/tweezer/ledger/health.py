@@ -10,8 +10,8 @@ from sqlalchemy import Connection, exc, select, text, update
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, Parked, count_letters, count_newer
 from tweezer.ledger.installation import kept_id
+from tweezer.ledger.migrate import differences, place, require_schema
 from tweezer.ledger.schema import recorder
-from tweezer.ledger.upkeep import differences, place, require_schema
 from tweezer.model.errors import TweezerError
 
 _OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commit", "full_page_writes")

@@ -10,8 +10,8 @@ from uuid import UUID
 import structlog
 from sqlalchemy import func, select
 
+from tweezer.ledger.access.projects import Project, list_projects
 from tweezer.ledger.database import Database
-from tweezer.ledger.projects import Project, list_projects
 from tweezer.ledger.schema import projects, result_sizes
 from tweezer.store.connection import Store
 

@@ -9,9 +9,9 @@ from uuid import UUID
 import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
+from tweezer.ledger.access.projects import find_project, list_projects
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.projects import find_project, list_projects
 from tweezer.ledger.schema import (
     batches,
     counters,

@@ -11,10 +11,10 @@ import structlog
 from arq.worker import Worker, func
 
 from tweezer.duties import DUTY_BACKOFF, Duties
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import wait_for_ledger
-from tweezer.ledger.links import ResultLinks
-from tweezer.ledger.vault import Vault
 from tweezer.model.ids import new_worker_id
 from tweezer.processes.runtime import (
     Parker,

@@ -8,8 +8,8 @@ import structlog
 
 from tweezer.duties import DUTY_BACKOFF, Duties
 from tweezer.ledger.database import Database
-from tweezer.ledger.recorder import NICENESS, Recorder
-from tweezer.ledger.upkeep import wait_for_schema
+from tweezer.ledger.migrate import wait_for_schema
+from tweezer.ledger.recorder.recorder import NICENESS, Recorder
 from tweezer.processes.runtime import done_before, require_access, run_on_a_loop, stopped_by_signals
 from tweezer.settings import Settings
 from tweezer.store.connection import Store

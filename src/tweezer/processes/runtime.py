@@ -102,7 +102,7 @@ class Parker:
     def _park(self, message_id: str, payload: bytes, problem: str) -> None:
         from tweezer.ledger.database import Database
         from tweezer.ledger.dead_letters import Consumer, NewLetter, park
-        from tweezer.ledger.upkeep import require_schema
+        from tweezer.ledger.migrate import require_schema
 
         database = Database.open(self._settings.database())
         try:

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import msgspec
 from sqlalchemy import Connection, bindparam, select
 
+from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import projects
 from tweezer.webhooks.endpoints import Endpoint, batch_endpoints, endpoints_of, find_batch_endpoints
 

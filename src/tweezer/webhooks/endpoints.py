@@ -11,8 +11,8 @@ from uuid import UUID, uuid4, uuid5
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
+from tweezer.ledger.access.projects import find_project, insert_unless_there
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import deliveries, endpoints, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text

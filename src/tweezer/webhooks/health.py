@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
+from tweezer.ledger.access.link_keys import count_sealed_link_keys
+from tweezer.ledger.access.vault import KEY_FILE, Vault
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.link_keys import count_sealed_link_keys
 from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
-from tweezer.ledger.vault import KEY_FILE, Vault
 from tweezer.store.feed import START, position_id
 from tweezer.webhooks.deliveries import EXHAUSTED, HELD
 from tweezer.webhooks.secrets import count_sealed

@@ -13,9 +13,9 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.access.links import ResultLinks, Signer
 from tweezer.ledger.database import Database
-from tweezer.ledger.links import ResultLinks, Signer
-from tweezer.ledger.snapshots import recorded_snapshots
+from tweezer.ledger.recorder.snapshots import recorded_snapshots
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

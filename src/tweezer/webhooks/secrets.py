@@ -13,9 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
 
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.clock import moment_of, now_ms
 from tweezer.ledger.schema import endpoints, projects, webhook_secrets
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, new_secret, public_key
 

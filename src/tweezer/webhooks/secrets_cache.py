@@ -6,8 +6,8 @@ import asyncio
 import time
 from uuid import UUID
 
+from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.vault import SECRETS_FRESH_S, Vault
 from tweezer.model.signatures import SigningSecret
 from tweezer.webhooks.endpoints import Endpoint
 from tweezer.webhooks.secrets import existing_secrets, secrets_of

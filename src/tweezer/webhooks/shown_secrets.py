@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection
 
-from tweezer.ledger.vault import Vault
+from tweezer.ledger.access.vault import Vault
 from tweezer.model.signatures import Algorithm, SigningSecret, public_key
 from tweezer.webhooks.endpoints import Endpoint
 from tweezer.webhooks.secrets import OVERLAP_S, add_ed25519, rotate, secrets_of

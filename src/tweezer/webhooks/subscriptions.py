@@ -9,8 +9,8 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.ledger.access.vault import SECRETS_FRESH_S
 from tweezer.ledger.database import Database
-from tweezer.ledger.vault import SECRETS_FRESH_S
 from tweezer.model.tasks import end_tasks
 from tweezer.store.feed import Entry
 from tweezer.webhooks.audience import Audience, read_registered, read_webhooks

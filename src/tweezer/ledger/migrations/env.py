@@ -1,4 +1,4 @@
-"""Run by Alembic, within the transaction that :func:`tweezer.ledger.upkeep.upgrade` began."""
+"""Run by Alembic, within the transaction that :func:`tweezer.ledger.migrate.upgrade` began."""
 
 from __future__ import annotations
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from tweezer.ledger.changes import (
+from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.clock import now_ms
+from tweezer.ledger.database import Database, load
+from tweezer.ledger.dead_letters import Consumer, hold_back, park
+from tweezer.ledger.place import DeadLetterBounds
+from tweezer.ledger.recorder.changes import (
     BATCH_COLUMNS,
     DURATION,
     JOB_COLUMNS,
@@ -17,11 +22,6 @@ from tweezer.ledger.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.clock import now_ms
-from tweezer.ledger.database import Database, load
-from tweezer.ledger.dead_letters import Consumer, hold_back, park
-from tweezer.ledger.place import DeadLetterBounds
-from tweezer.ledger.projects import project_no
 from tweezer.ledger.schema import counters, hours
 from tweezer.ledger.tagging import replace_tags
 from tweezer.model.errors import TweezerError

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import Connection, select, update
 
+from tweezer.ledger.access.projects import insert_unless_there
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.place import LINK_MAX_S
-from tweezer.ledger.projects import insert_unless_there
 from tweezer.ledger.schema import secrets
-from tweezer.ledger.vault import Vault
 from tweezer.model.errors import InvalidInput, TweezerError
 
 NAME = "results_links"

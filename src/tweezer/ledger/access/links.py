@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from tweezer.ledger.access.link_keys import LinkKey, existing_link_keys, link_keys
+from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.link_keys import LinkKey, existing_link_keys, link_keys
 from tweezer.ledger.place import LINK_MAX_S
-from tweezer.ledger.vault import SECRETS_FRESH_S, Vault
 from tweezer.model.digests import KeyedHash
 
 RESULTS_PATH = "/api/v1/jobs/{job_id}/results"

@@ -9,10 +9,10 @@ from uuid import uuid4
 import msgspec
 from sqlalchemy import Connection, Row, delete, or_, select, update
 
+from tweezer.ledger.access.credentials import Role
+from tweezer.ledger.access.keys import SESSIONS_MAX, KeyKind, NewKey, create_session, revoke_keys
+from tweezer.ledger.access.projects import find_project, insert_unless_there
 from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.credentials import Role
-from tweezer.ledger.keys import SESSIONS_MAX, KeyKind, NewKey, create_session, revoke_keys
-from tweezer.ledger.projects import find_project, insert_unless_there
 from tweezer.ledger.schema import keys, members, projects, users
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 

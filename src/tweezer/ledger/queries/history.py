@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from tweezer.ledger.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import require_schema
 from tweezer.ledger.place import OpenDatabase
-from tweezer.ledger.queries import Queries
-from tweezer.ledger.upkeep import require_schema
+from tweezer.ledger.queries.queries import Queries
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import Result

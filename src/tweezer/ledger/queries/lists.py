@@ -12,8 +12,16 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, Select, Table, func, select, union_all
 
-from tweezer.ledger.conditions import Condition, Scope, batch_conditions, in_any, in_direction, job_conditions, keys_of
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
+from tweezer.ledger.queries.conditions import (
+    Condition,
+    Scope,
+    batch_conditions,
+    in_any,
+    in_direction,
+    job_conditions,
+    keys_of,
+)
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
 from tweezer.ledger.schema import batches, counters, jobs
 
 T = TypeVar("T")

@@ -12,7 +12,6 @@ import structlog
 from sqlalchemy import select
 
 from tweezer.duties import repeat
-from tweezer.ledger.changes import Changes, JobIds, KnownBatch, make_changes, touched
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import (
     Behind,
@@ -27,13 +26,14 @@ from tweezer.ledger.dead_letters import (
     parked_batches,
     retry_of_older,
 )
-from tweezer.ledger.forgetting import Forgetter
 from tweezer.ledger.installation import join
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.quotas import QuotaPublisher
-from tweezer.ledger.restore import restore, tell_again
+from tweezer.ledger.recorder.changes import Changes, JobIds, KnownBatch, make_changes, touched
+from tweezer.ledger.recorder.forgetting import Forgetter
+from tweezer.ledger.recorder.restore import restore, tell_again
+from tweezer.ledger.recorder.writing import Writer
 from tweezer.ledger.schema import batches, projects
-from tweezer.ledger.writing import Writer
 from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of
 from tweezer.model.ids import is_project_id, new_worker_id

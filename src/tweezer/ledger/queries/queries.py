@@ -9,11 +9,11 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, select
 
-from tweezer.ledger.conditions import Scope
-from tweezer.ledger.credentials import Principal
+from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
-from tweezer.ledger.lists import Found, Listing
+from tweezer.ledger.queries.conditions import Scope
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
+from tweezer.ledger.queries.lists import Found, Listing
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
 from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events

@@ -21,8 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 
-from tweezer.ledger.credentials import Principal
-from tweezer.ledger.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
+from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
 from tweezer.ledger.schema import Id, batches, jobs, projects, tags
 from tweezer.model.ids import last_job_id
 from tweezer.model.messages import Priority

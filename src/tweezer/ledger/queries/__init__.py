@@ -1,0 +1,1 @@
+"""Reading the ledger: batches, jobs, events and statistics"""
