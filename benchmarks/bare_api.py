@@ -12,9 +12,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI, Response
 
-from tweezer.api.auth import Authentication, Authenticator
-from tweezer.api.dependencies import Caller
-from tweezer.api.rates import Rates
+from tweezer.api.access.auth import Authentication, Authenticator
+from tweezer.api.access.dependencies import Caller
+from tweezer.api.http.rate_limit import Rates
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
 

@@ -22,10 +22,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.support.processes import FILES_MAX, NULL, Process, Site
 from tests.support.waiting import PATIENCE_S, until
 
-from tweezer.api import heads
-from tweezer.api.heads import HEAD_MAX
-from tweezer.api.outflow import Outflow
-from tweezer.api.routes_account import FORM_MAX
+from tweezer.api.access.routes import FORM_MAX
+from tweezer.api.http import header_limits
+from tweezer.api.http.header_limits import HEAD_MAX
+from tweezer.api.http.write_timeout import Outflow
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.database import Database
@@ -265,9 +265,11 @@ async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
 
 
 @contextlib.asynccontextmanager
-async def bare_server(app: ASGIApp, connected: heads.Connections | None = None) -> AsyncIterator[tuple[str, int]]:
+async def bare_server(
+    app: ASGIApp, connected: header_limits.Connections | None = None
+) -> AsyncIterator[tuple[str, int]]:
     """A server in this process."""
-    protocol: Any = functools.partial(heads.BoundedHead, connected=connected)
+    protocol: Any = functools.partial(header_limits.BoundedHead, connected=connected)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
@@ -282,11 +284,11 @@ async def bare_server(app: ASGIApp, connected: heads.Connections | None = None) 
 
 
 async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "HEAD_S", 0.2)
+    monkeypatch.setattr(header_limits, "HEAD_S", 0.2)
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
     async def late(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(2 * heads.HEAD_S)
+        await asyncio.sleep(2 * header_limits.HEAD_S)
         await Response("late")(scope, receive, send)
 
     async with bare_server(late) as address:
@@ -307,8 +309,8 @@ async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
 @pytest.mark.parametrize("size", [16 * MIB, 8192])
 async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes, size: int) -> None:
-    monkeypatch.setattr(heads, "WRITE_S", 0.2)
-    connected = heads.Connections()
+    monkeypatch.setattr(header_limits, "WRITE_S", 0.2)
+    connected = header_limits.Connections()
     held = []
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, within
 from tests.support.waiting import until
 
-from tweezer.api.auth import OPEN_PATHS
-from tweezer.api.live import Live
-from tweezer.api.routes_batches import EMBEDDED_JOBS_MAX
+from tweezer.api.access.auth import OPEN_PATHS
+from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
+from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.ids import job_id

@@ -20,10 +20,10 @@ from sqlalchemy import insert, select, update
 from tests.support.api_rig import HOST, PROJECT, SECRETS_KEY, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
-from tweezer.api import auth, logins
-from tweezer.api.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
-from tweezer.api.dependencies import Caller, Scraper, Submitter
-from tweezer.api.logins import network_of
+from tweezer.api.access import auth, logins
+from tweezer.api.access.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
+from tweezer.api.access.dependencies import Caller, Scraper, Submitter
+from tweezer.api.access.logins import network_of
 from tweezer.ledger.access import links
 from tweezer.ledger.access.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.access.keys import create_key, find_key, list_keys, revoke_key

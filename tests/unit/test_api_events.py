@@ -17,7 +17,7 @@ from sqlalchemy import text
 from tests.support.api_rig import DONE, FAILED, PROJECT, SOON_S, ApiRig, bearer, within
 from tests.support.waiting import PATIENCE_S, until
 
-from tweezer.api import following
+from tweezer.api.events import streams
 from tweezer.ledger.access.credentials import Role, key_id
 from tweezer.ledger.access.keys import revoke_key
 from tweezer.ledger.database import Database
@@ -233,7 +233,7 @@ async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: 
 async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
     rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("tweezer.api.auth.REMEMBERED_S", 0.0)
+    monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)
     monkeypatch.setattr(rig.app.state.following._authenticator, "_remembered_s", 0.0)
     batch_id, key = await rig.submit(1), rig.key()
     path = place.format(batch_id)
@@ -419,8 +419,8 @@ async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: ApiR
 
 
 async def test_a_silent_stream_says_that_it_is_there(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "BEAT_S", 0.02)
-    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    monkeypatch.setattr(streams, "BEAT_S", 0.02)
+    monkeypatch.setattr(streams, "_LOOK_S", 0.01)
     async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
         await until(lambda: stream.text.count(": still here\n") >= 2)
         await rig.submit(1)
@@ -428,7 +428,7 @@ async def test_a_silent_stream_says_that_it_is_there(rig: ApiRig, monkeypatch: p
 
 
 async def test_a_stream_ends_when_its_key_is_revoked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    monkeypatch.setattr(streams, "_LOOK_S", 0.01)
     async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
         await until(lambda: rig.holding() == 1)
         with rig.database.write() as connection:
@@ -472,7 +472,7 @@ async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, mon
 async def test_all_keys_of_a_project_have_so_many_streams_and_no_more(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "STREAMS_MAX", 2)
+    monkeypatch.setattr(streams, "STREAMS_MAX", 2)
     key, path = rig.key(), "/api/v2/events/stream?after=now"
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(2):
@@ -489,8 +489,8 @@ async def test_all_keys_of_a_project_have_so_many_streams_and_no_more(
 
 
 async def test_a_deleted_batch_ends_its_stream(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "BEAT_S", 0.02)
-    monkeypatch.setattr(following, "_LOOK_S", 0.01)
+    monkeypatch.setattr(streams, "BEAT_S", 0.02)
+    monkeypatch.setattr(streams, "_LOOK_S", 0.01)
     batch_id: UUID = await rig.submit(1)
     async with Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key()) as stream:
         await stream.until(1)
@@ -500,7 +500,7 @@ async def test_a_deleted_batch_ends_its_stream(rig: ApiRig, monkeypatch: pytest.
 
 
 async def test_a_stream_that_is_disturbed_misses_nothing(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "Backoff", lambda: Backoff(base_s=0.001, cap_s=0.001))
+    monkeypatch.setattr(streams, "Backoff", lambda: Backoff(base_s=0.001, cap_s=0.001))
     turns = itertools.count()
 
     def disturb(owner: Any, name: str) -> None:

@@ -22,8 +22,9 @@ from starlette.types import Message, Scope
 from tests.support.costs import cpu_time_below
 from tests.support.waiting import until
 
-from tweezer.api import bodies
-from tweezer.api.bodies import (
+from tweezer.api.access.routes import FORM_MAX
+from tweezer.api.http import bodies
+from tweezer.api.http.bodies import (
     BODY_SCHEMAS,
     MAX_DEPTH,
     MAX_NUMBER_LENGTH,
@@ -34,11 +35,10 @@ from tweezer.api.bodies import (
     body_docs,
     read_json,
 )
-from tweezer.api.envelope import Refused, install_failures
-from tweezer.api.heads import HEAD_MAX, HEAD_S
-from tweezer.api.limits import _DRAIN_BYTES, Limits, RequestLimits
-from tweezer.api.rates import Rates
-from tweezer.api.routes_account import FORM_MAX
+from tweezer.api.http.envelope import Refused, install_failures
+from tweezer.api.http.header_limits import HEAD_MAX, HEAD_S
+from tweezer.api.http.rate_limit import Rates
+from tweezer.api.http.request_limits import _DRAIN_BYTES, Limits, RequestLimits
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
@@ -261,14 +261,14 @@ async def exchange(
 
 
 async def test_a_body_that_does_not_come_times_out(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.limits._LINGER_S", 0.01)
+    monkeypatch.setattr("tweezer.api.http.request_limits._LINGER_S", 0.01)
     sent = await exchange(app, [b"{"], ends="never")
     assert (sent.status, sent.reason) == (408, "body_too_slow")
     assert (b"connection", b"close") in sent.headers
 
 
 async def test_a_body_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.limits._LINGER_S", 0.01)
+    monkeypatch.setattr("tweezer.api.http.request_limits._LINGER_S", 0.01)
     app = create(RequestLimits(BODY_MAX, patience_s=0.1, least_rate=KIB))
     pieces = iter([b" "] * 1000)
     sent = await exchange(app, pieces, pause_s=0.02)
@@ -343,7 +343,7 @@ async def test_a_large_body_is_not_packed_too_well() -> None:
 
 
 def test_a_key_is_not_looked_for_among_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.bodies._first_repeated_key", None)  # seconds of the processor
+    monkeypatch.setattr("tweezer.api.http.bodies._first_repeated_key", None)  # seconds of the processor
     keys = b",".join(b'"%d":1' % number for number in range(100_000))
     with pytest.raises(Refused, match="has a key that is given twice") as caught:
         read(b'{"inner":[],"other":{' + keys + b',"5":2}}')

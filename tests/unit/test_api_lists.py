@@ -16,9 +16,9 @@ import pytest
 from tests.support.api_rig import DEVICE, DONE, FAILED, PROJECT, ApiRig
 from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 
-from tweezer.api.envelope import Envelope
-from tweezer.api.live import Live
-from tweezer.api.schemas import Batch, Job, ListedBatch, Page
+from tweezer.api.batches.schemas import Batch, Job, ListedBatch, Page
+from tweezer.api.http.envelope import Envelope
+from tweezer.api.read_model import Live
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.filters import BatchOrder, JobOrder
@@ -358,7 +358,7 @@ async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
         return jobs
 
     monkeypatch.setattr(Live, "jobs", counted)
-    monkeypatch.setattr("tweezer.api.live._PAGE", 2)
+    monkeypatch.setattr("tweezer.api.read_model._PAGE", 2)
     batch_id, other_id = await rig.submit(9), await rig.submit(1, project="another")
     first, second, other = rig.key(), rig.key(), rig.key(project="another")
     path = f"/api/v2/jobs?order_by=status&limit=1&batch_id={batch_id}"

@@ -12,8 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.api import longpoll
-from tweezer.api.longpoll import Holds, may_change_job, may_end_batch
+from tweezer.api.http import longpoll
+from tweezer.api.http.longpoll import Holds, may_change_job, may_end_batch
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -11,7 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from tests.support.api_rig import ApiRig
 
-from tweezer.api.quick import QuickRoute, quick_routes
+from tweezer.api.batches.fast_path import QuickRoute, quick_routes
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id

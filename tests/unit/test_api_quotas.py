@@ -11,7 +11,7 @@ import pytest
 from tests.support.api_rig import DEVICE, SOON_S, ApiRig, bearer
 from tests.support.waiting import until
 
-from tweezer.api import longpoll
+from tweezer.api.http import longpoll
 from tweezer.ledger.access.keys import create_session
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import create_user

@@ -15,9 +15,9 @@ from starlette.types import Receive, Scope, Send
 from tests.support.api_rig import DEVICE, HOST, PROJECT, ApiRig, bearer
 from tests.support.waiting import until
 
-from tweezer.api import repeats
-from tweezer.api.lines import EXTENSION
-from tweezer.api.live import Live
+from tweezer.api.access import replay_guard
+from tweezer.api.http.connection import EXTENSION
+from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
 from tweezer.settings import Settings
@@ -124,7 +124,7 @@ async def test_an_answer_may_take_its_time_to_arrive(rig: Ours) -> None:
 
 
 async def test_an_answer_that_never_arrives_is_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(replay_guard, "PATIENCE_S", 0.05)
     first = await rig.id_of(wire=Wire(arrived=None))
     assert await rig.id_of() == first
 
@@ -208,7 +208,7 @@ async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(r
 
 
 async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "_RENEW_S", 0.001)
+    monkeypatch.setattr(replay_guard, "_RENEW_S", 0.001)
     marked: list[Stand] = []
     mark = rig.store.calls.mark
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Message
 
-from tweezer.api.results import accepts_gzip, result_response
+from tweezer.api.batches.results import accepts_gzip, result_response
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import Provenance, Result, encode_result_file, result_file

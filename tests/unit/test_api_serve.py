@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from tests.support.waiting import PATIENCE_S
 
-from tweezer.api import serve
 from tweezer.api.app import create_app, run_api
-from tweezer.api.serve import is_loopback, listen
+from tweezer.api.http import server as http_server
+from tweezer.api.http.server import is_loopback, listen
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.model.errors import InvalidInput, TweezerError
@@ -124,7 +124,7 @@ async def test_what_the_application_opened_it_closes(ledger: Database, monkeypat
 def test_a_signal_ends_the_server_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_TICK_S", 600.0)
     holds: Any = None  # nothing is held
-    server = serve._Server(uvicorn.Config(FastAPI(), log_config=None), holds, Duties(), "http://here")
+    server = http_server._Server(uvicorn.Config(FastAPI(), log_config=None), holds, Duties(), "http://here")
 
     async def end_by_signal() -> None:
         looping = asyncio.create_task(server.main_loop())

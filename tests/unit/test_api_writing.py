@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.api_rig import DEVICE, ApiRig, bearer
 from tests.support.effort import effort
 
-from tweezer.api.submissions import BatchBody
+from tweezer.api.batches.bodies import BatchBody
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_session
 from tweezer.ledger.access.projects import create_project

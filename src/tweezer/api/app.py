@@ -11,43 +11,34 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from tweezer.api import (
-    routes_account,
-    routes_aliases,
-    routes_batches,
-    routes_devices,
-    routes_events,
-    routes_jobs,
-    routes_lists,
-    routes_metrics,
-    routes_service,
-    routes_service_side,
-    routes_several,
-    routes_statistics,
-    routes_webhooks,
-    routes_workloads,
-    routes_writing,
-)
-from tweezer.api.auth import Authentication, Authenticator
-from tweezer.api.bodies import Bodies
-from tweezer.api.document import DescribedAPI
-from tweezer.api.edge import Edge
-from tweezer.api.envelope import install_failures
-from tweezer.api.following import Following
-from tweezer.api.limits import Limits, RequestLimits
-from tweezer.api.links import Links
-from tweezer.api.live import Live
-from tweezer.api.logins import Logins
-from tweezer.api.longpoll import Holds
-from tweezer.api.metrics import AnswerTimes, Metrics, Timing
-from tweezer.api.outflow import Outflow
-from tweezer.api.parameters import CheckedParameters
-from tweezer.api.prefix import Unprefixed
-from tweezer.api.quick import quick_routes
-from tweezer.api.rates import Rates
-from tweezer.api.repeats import Answers, Repeats
-from tweezer.api.serve import serve
-from tweezer.api.webhooks import Webhooks
+from tweezer.api.access import routes as access_routes
+from tweezer.api.access.auth import Authentication, Authenticator
+from tweezer.api.access.logins import Logins
+from tweezer.api.access.replay_guard import Answers, Repeats
+from tweezer.api.access.signed_links import Links
+from tweezer.api.batches import bulk, jobs, lists, read, service_side, write
+from tweezer.api.batches.fast_path import quick_routes
+from tweezer.api.batches.filters import CheckedParameters
+from tweezer.api.devices import routes as devices_routes
+from tweezer.api.devices import statistics
+from tweezer.api.events import routes as events_routes
+from tweezer.api.events.streams import Following
+from tweezer.api.http.bodies import Bodies
+from tweezer.api.http.envelope import install_failures
+from tweezer.api.http.longpoll import Holds
+from tweezer.api.http.openapi import DescribedAPI
+from tweezer.api.http.path_prefix import Unprefixed
+from tweezer.api.http.rate_limit import Rates
+from tweezer.api.http.request_limits import Limits, RequestLimits
+from tweezer.api.http.security_headers import Edge
+from tweezer.api.http.server import serve
+from tweezer.api.http.write_timeout import Outflow
+from tweezer.api.pasqal import aliases
+from tweezer.api.read_model import Live
+from tweezer.api.service import health, metrics_route, workloads
+from tweezer.api.service.metrics import AnswerTimes, Metrics, Timing
+from tweezer.api.webhooks import routes as webhooks_routes
+from tweezer.api.webhooks.service import Webhooks
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import wait_for_ledger
@@ -128,7 +119,7 @@ def create_app(
     rates = Rates(settings.requests_per_s, settings.requests_burst)
     app.add_middleware(Outflow)
     app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
-    limits = RequestLimits(settings.body_max_kb << 10, small_bodies={"/oauth/token": routes_account.FORM_MAX})
+    limits = RequestLimits(settings.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
     app.add_middleware(Limits, limits=limits)
     app.add_middleware(Edge)
     app.add_middleware(Timing, times=times)
@@ -146,21 +137,21 @@ def _routes() -> list[BaseRoute]:
     application, which takes a quarter of a second.
     """
     ordered = (
-        routes_account,
-        routes_lists,  # before the routes with an id where these have a word
-        routes_statistics,
-        routes_devices,
-        routes_batches,
-        routes_events,
-        routes_jobs,
-        routes_metrics,
-        routes_service,
-        routes_writing,
-        routes_several,
-        routes_service_side,
-        routes_aliases,
-        routes_webhooks,
-        routes_workloads,
+        access_routes,
+        lists,  # before the routes with an id where these have a word
+        statistics,
+        devices_routes,
+        read,
+        events_routes,
+        jobs,
+        metrics_route,
+        health,
+        write,
+        bulk,
+        service_side,
+        aliases,
+        webhooks_routes,
+        workloads,
     )
     found = [route for module in ordered for route in module.router.routes]
     for route in found:

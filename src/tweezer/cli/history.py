@@ -12,7 +12,7 @@ from typing import BinaryIO
 import click
 import msgspec
 
-from tweezer.api.schemas import Batch, Job
+from tweezer.api.batches.schemas import Batch, Job
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.client import AsyncBatch, as_uuid

@@ -1,0 +1,138 @@
+"""What routes are given: who is asking, the live store, the holds, and the parameters that several of them take."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+from uuid import UUID
+
+from fastapi import Depends, Path, Query, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+from pydantic import Field
+
+from tweezer.api.access.auth import caller_of, unauthorized
+from tweezer.api.access.signed_links import Links
+from tweezer.api.http.envelope import Refused
+from tweezer.api.http.longpoll import Holds
+from tweezer.api.read_model import Live
+from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.database import Database
+
+WAIT_MAX_S = 20.0
+"""The longest hold: Pasqal's clients give a request up after 30 s."""
+
+READERS = frozenset({Role.USER, Role.READ, Role.OPERATOR})
+"""Roles that read results, batches and devices."""
+
+_WRITERS = frozenset({Role.USER, Role.OPERATOR})
+_SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
+_LINK = Principal("link", Role.OPERATOR)  # a link says which job may be read, whoever's it is
+
+
+_KEY_MODEL = HTTPBearer(
+    description="A key (`twz_…`) that an operator made, or a token of /oauth/token. Keys of the role `user` submit and "
+    "read, those of `read` only read, those of `metrics` only read /metrics, and those of `operator` do everything."
+)
+_KEY_SCHEME = "key"
+
+
+class _BearerKey(SecurityBase):
+    """Return the caller, who must have one of the roles, and note in the OpenAPI document that a key is needed."""
+
+    def __init__(self, roles: frozenset[Role]) -> None:
+        self.model = _KEY_MODEL
+        self.scheme_name = _KEY_SCHEME
+        self._roles = roles
+
+    async def __call__(self, request: Request) -> Principal:
+        return caller_with(request, self._roles)
+
+
+def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
+    """Return the caller. Raises Refused, a 401 without a key and a 403 where the key's role is not one of these."""
+    caller = caller_of(request.scope)
+    if caller is None:  # cannot happen: the middleware lets nobody through
+        raise unauthorized()
+    if caller.role not in roles:
+        allowed = " or ".join(role for role in Role if role in roles)
+        raise Refused(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
+    return caller
+
+
+async def _live(request: Request) -> Live:
+    return cast(Live, request.app.state.live)
+
+
+async def _holds(request: Request) -> Holds:
+    return cast(Holds, request.app.state.holds)
+
+
+async def _ledger(request: Request) -> Database:
+    return cast(Database, request.app.state.database)
+
+
+async def _links(request: Request) -> Links:
+    return cast(Links, request.app.state.links)
+
+
+async def _wait_s(
+    request: Request,
+    wait_s: Annotated[
+        Annotated[float, Field(ge=0, le=WAIT_MAX_S, allow_inf_nan=False)] | None,
+        Query(description="How long to hold the request, in seconds; 0 answers at once. Default: the server's."),
+    ] = None,
+) -> float:
+    return cast(float, request.app.state.longpoll_s) if wait_s is None else wait_s
+
+
+Caller = Annotated[Principal, Depends(_BearerKey(READERS))]
+Submitter = Annotated[Principal, Depends(_BearerKey(_WRITERS))]
+Scraper = Annotated[Principal, Depends(_BearerKey(_SCRAPERS))]
+Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
+
+
+async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Role)))]) -> Principal:
+    if not caller.is_session:
+        problem = "this needs a session, not a key; log in at /oauth/token with name and password"
+        raise Refused(403, "not_a_session", problem)
+    return caller
+
+
+Session = Annotated[Principal, Depends(_session)]
+LiveStore = Annotated[Live, Depends(_live)]
+HeldRequests = Annotated[Holds, Depends(_holds)]
+Ledger = Annotated[Database, Depends(_ledger)]
+ResultsLinks = Annotated[Links, Depends(_links)]
+WaitSeconds = Annotated[float, Depends(_wait_s)]
+BatchId = Annotated[UUID, Path(description="Id of a batch.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"])]
+JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"])]
+
+
+class _LinkOrKey(SecurityBase):
+    """Gives the caller of a request for results, or who a signed link stands for."""
+
+    def __init__(self) -> None:
+        self.model = _KEY_MODEL
+        self.scheme_name = _KEY_SCHEME
+
+    async def __call__(
+        self,
+        request: Request,
+        links: ResultsLinks,
+        issued: Annotated[str, Query(description="Of a link: since when it is valid, in seconds since 1970.")] = "",
+        expires: Annotated[str, Query(description="Of a link: until when it is valid, in seconds since 1970.")] = "",
+        signature: Annotated[str | None, Query(description="Of a link: what makes it valid without a key.")] = None,
+    ) -> Principal:
+        if signature is None:
+            return caller_with(request, READERS)
+        job_id: str = request.path_params["job_id"]  # the route checks it
+        if not await links.are_valid(job_id, issued, expires, signature):
+            problem = (
+                "this link has expired, was changed, or its key was rotated; get a new one from "
+                "/api/v1/jobs/{job_id}/results_link"
+            )
+            raise Refused(403, "link_expired", problem)
+        return _LINK
+
+
+ResultsReader = Annotated[Principal, Depends(_LinkOrKey())]

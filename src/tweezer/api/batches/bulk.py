@@ -1,0 +1,185 @@
+"""What is asked of several batches at once, or of those jobs of a batch that a filter means."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+from msgspec import Meta
+
+from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, ResultsLinks, Submitter
+from tweezer.api.access.replay_guard import key_of
+from tweezer.api.batches.bodies import in_words_of_the_body, repetition_of
+from tweezer.api.batches.commands import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
+from tweezer.api.batches.filters import VALUES_MAX, JobsAsked, Time
+from tweezer.api.batches.job_selection import chosen_jobs
+from tweezer.api.batches.schemas import (
+    Batch,
+    CanceledBatches,
+    CanceledJobs,
+    EmbeddedJob,
+    ListedBatch,
+    ResultsLinksOfBatch,
+)
+from tweezer.api.http.bodies import body_docs
+from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.http.responses import success
+from tweezer.api.read_model import Live
+from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.queries.filters import JobFilter
+from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
+from tweezer.model.ids import split_job_id
+from tweezer.model.lifecycle import JobStatus
+from tweezer.store.commands import CancelAnswer
+from tweezer.store.connection import Store
+from tweezer.store.records import BatchRecord, JobRecord
+
+BATCHES_MAX = 1000
+"""Batches that one call cancels."""
+
+router = APIRouter(responses=failure_docs(422, 503))
+
+
+class BatchesBody(msgspec.Struct, frozen=True):
+    """Which batches are meant."""
+
+    batch_ids: Annotated[
+        list[UUID], Meta(max_length=BATCHES_MAX, description="Ids of batches.", extra_json_schema={"minItems": 0})
+    ]
+
+
+@router.patch(
+    "/api/v1/batches/cancel",
+    tags=["batches"],
+    summary="Cancel several batches",
+    response_model=Envelope[CanceledBatches],
+    responses=failure_docs(400, 403, 408, 413, 415),
+    openapi_extra=body_docs(BatchesBody),
+)
+async def cancel_batches(
+    request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
+) -> Response:
+    """Each as by itself: one that cannot be cancelled is among the errors, and the others are."""
+    body = await bodies.read(request, BatchesBody, account=caller.account)
+    canceled: list[BatchRecord] = []
+    errors: dict[UUID, str] = {}
+    for batch_id in dict.fromkeys(body.batch_ids):
+        try:
+            canceled.append(await _cancel(queue, live, caller, batch_id))
+        except (NotFound, Conflict, NewerRecord, Unreadable) as error:
+            errors[batch_id] = error.message
+    return success({"batches": [ListedBatch.fields_of(batch) for batch in canceled], "errors": errors})
+
+
+@router.patch(
+    "/api/v2/batches/{batch_id}/cancel/jobs",
+    tags=["batches"],
+    summary="Cancel jobs of a batch",
+    response_model=Envelope[CanceledJobs],
+    responses=failure_docs(403, 404, 409, 413),
+)
+async def cancel_jobs(
+    batch_id: BatchId, asked: JobsAsked, caller: Submitter, queue: Queue, live: LiveStore
+) -> Response:
+    """Those that the parameters mean; all of them without any. Pending ones are cancelled, and those that run are asked
+    to stop, which their status shows when they have. Those that have ended are among the errors."""
+    batch = await live.batch(caller, batch_id)
+    jobs = await chosen_jobs(live, caller, batch, asked.filter)
+    errors = _strangers(batch, asked.filter)
+    errors |= {job.id: ended("job", job.id).message for job in jobs if job.status.terminal}
+    indices = [job.index for job in jobs if not job.status.terminal]
+    canceled: list[JobRecord] = []
+    if indices:
+        async with unless_forgotten(batch):
+            answers = await queue.commands.cancel_jobs(batch_id, indices, project=batch.project, by=asker(caller))
+        taken = (CancelAnswer.CANCELED, CancelAnswer.REQUESTED)
+        done = [index for index, answer in zip(indices, answers, strict=True) if answer in taken]
+        canceled = await live.jobs(batch, done)
+        late = {job.id for job in jobs if job.index in indices} - {job.id for job in canceled}
+        errors |= {identity: ended("job", identity).message for identity in sorted(late)}
+    return success({"jobs": [EmbeddedJob.fields_of(job) for job in canceled], "errors": errors})
+
+
+@router.post(
+    "/api/v1/batches/{batch_id}/rebatch",
+    tags=["batches"],
+    summary="Run jobs of a batch again, in a new one",
+    response_model=Envelope[Batch],
+    responses=failure_docs(400, 403, 404, 409, 413),
+)
+async def rebatch(
+    request: Request,
+    batch_id: BatchId,
+    asked: JobsAsked,
+    caller: Submitter,
+    queue: Queue,
+    live: LiveStore,
+    idempotency_key: IdempotencyKey = "",
+) -> Response:
+    """Submits the jobs that the parameters mean, all of them without any, for the same device and project.
+
+    The batch must be closed. The new one has it as its `parent_id`, and each job the one that it repeats.
+    """
+    batch = await live.batch(caller, batch_id)
+    if batch.open:
+        raise Conflict(f"batch {batch_id} is open: add the jobs to it, or close it first", code="open")
+    jobs = await chosen_jobs(live, caller, batch, asked.filter)
+    if not jobs:
+        raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
+    idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
+    try:
+        submission = repetition_of(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+        child = await queue.admission.submit(submission, project=batch.project)
+    except InvalidInput as error:
+        raise in_words_of_the_body(error) from error
+    await queue.commands.note_child(batch_id, child)
+    return await answer_batch(live, caller, child)
+
+
+@router.get(
+    "/api/v1/batches/{batch_id}/results_link",
+    tags=["batches"],
+    summary="Where the results of the jobs of a batch are",
+    responses=failure_docs(404, 413),
+)
+async def get_batch_results_links(
+    batch_id: BatchId,
+    caller: Caller,
+    live: LiveStore,
+    links: ResultsLinks,
+    request: Request,
+    id: Annotated[tuple[UUID, ...], Query(max_length=VALUES_MAX, description="Jobs; may be repeated.")] = (),
+    start_date: Annotated[Time | None, Query(description="Started then or later.")] = None,
+    end_date: Annotated[Time | None, Query(description="Ended then or earlier.")] = None,
+) -> Envelope[ResultsLinksOfBatch]:
+    """A link for each job that has a result, as the job's own route gives it; why there is none for each other one."""
+    batch = await live.batch(caller, batch_id)
+    wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
+    jobs = await chosen_jobs(live, caller, batch, wanted)
+    errors = _strangers(batch, wanted)
+    found: dict[UUID, str] = {}
+    for job in jobs:
+        if job.status is JobStatus.DONE or await live.packed_result(job) is not None:
+            found[job.id] = await links.results(request, job.id)
+        else:
+            errors[job.id] = f"there is no result: it is {job.status}"
+    return Envelope(data=ResultsLinksOfBatch(results_links=found, errors=errors))
+
+
+async def _cancel(queue: Store, live: Live, caller: Principal, batch_id: UUID) -> BatchRecord:
+    batch = await live.batch(caller, batch_id)
+    async with unless_forgotten(batch):
+        await queue.commands.cancel(batch_id, project=batch.project, by=asker(caller))
+    return await live.batch(caller, batch_id)
+
+
+def _strangers(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
+    """Why nothing is done with ids that name no job of the batch."""
+    strangers = {}
+    for identity in wanted.ids:
+        batch_id, index = split_job_id(identity)
+        if batch_id != batch.id or index >= batch.jobs:
+            strangers[identity] = NotFound("job", f"{identity} in batch {batch.id}").message
+    return strangers

@@ -1,0 +1,283 @@
+"""The devices: what they are like, whether they work, how long their queues are; and what operators change of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from tweezer.adapters.specs import checked_specs
+from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Operator
+from tweezer.api.batches.commands import Queue, ReadBodies
+from tweezer.api.batches.filters import DevicePageAsked, Direction, Text
+from tweezer.api.batches.lists import PAGE_DOCS
+from tweezer.api.batches.schemas import Page
+from tweezer.api.devices.schemas import (
+    Device,
+    DeviceSpecs,
+    DeviceStatus,
+    Maintenance,
+    MaintenanceBody,
+    NewDevice,
+    SpecsBody,
+    StatusBody,
+    StatusesBody,
+)
+from tweezer.api.devices.statistics_schemas import QueueSize, QueueTime
+from tweezer.api.http.bodies import body_docs
+from tweezer.api.http.envelope import Envelope, Refused, failure_docs
+from tweezer.api.http.responses import page
+from tweezer.api.read_model import Live
+from tweezer.ledger.database import Database
+from tweezer.ledger.queries import statistics
+from tweezer.model import specs as model
+from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
+from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.store.connection import Store
+from tweezer.store.devices import planned
+from tweezer.store.records import DeviceRecord
+
+router = APIRouter(tags=["devices"])
+
+_HELD_BY_API = "set DOWN through the API"
+_LATELY = timedelta(days=1)
+_BODY_FAILURES = failure_docs(400, 403, 408, 413, 415, 422, 503)
+
+WindowId = Annotated[Text, Path(description="Id of the maintenance.", examples=["5f3a90c1"])]
+DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
+
+
+@router.get(
+    "/api/v1/devices", summary="Devices", response_model=Page[Device], responses=PAGE_DOCS | failure_docs(422, 503)
+)
+@router.get(
+    "/api/v2/devices",
+    name="list_devices_v2",
+    summary="The same",
+    response_model=Page[Device],
+    responses=PAGE_DOCS | failure_docs(422, 503),
+)
+async def list_devices(asked: DevicePageAsked, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
+    """Those that workers have announced or operators created; the newest first, unless asked for otherwise."""
+    records = [record for record in await live.devices() if record.active or asked.include_legacy]
+    found = await _devices(records, ledger)
+    found.sort(key=lambda device: device.name)
+    with_place = [device for device in found if device.place(asked.order_by) is not None]
+    with_place.sort(
+        key=lambda device: device.place(asked.order_by),
+        reverse=asked.order_by_direction is Direction.DESCENDING,
+    )
+    found = with_place + [device for device in found if device.place(asked.order_by) is None]
+    rows = found[asked.offset : asked.offset + asked.limit]
+    return page([row.model_dump(mode="json") for row in rows], offset=asked.offset, total=len(found))
+
+
+@router.post(
+    "/api/v1/devices",
+    summary="Create a device",
+    responses=_BODY_FAILURES | failure_docs(409),
+    openapi_extra=body_docs(NewDevice),
+)
+async def create_device(
+    request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
+) -> Envelope[Device]:
+    """Clients are told of it, and batches for it are taken and wait, until a worker serves a device of this name. What
+    serves it is the worker's configuration; a device that workers have announced needs no creating."""
+    body = await bodies.read(request, NewDevice, account=caller.account)
+    specs = await _checked(body.specs)
+    held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
+    await queue.devices.create(body.device_type, body.about() | held, specs)
+    return Envelope(data=await _device(live, ledger, body.device_type))
+
+
+_STATUSES_DOCS: dict[str, Any] = {
+    "responses": _BODY_FAILURES | failure_docs(404),
+    "openapi_extra": body_docs(StatusesBody),
+}
+_STATUS_DOCS: dict[str, Any] = {"responses": _BODY_FAILURES | failure_docs(404), "openapi_extra": body_docs(StatusBody)}
+_SPECS_DOCS: dict[str, Any] = {"responses": _BODY_FAILURES | failure_docs(404), "openapi_extra": body_docs(SpecsBody)}
+
+
+@router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES_DOCS)
+@router.patch("/api/v1/devices/status", name="patch_statuses", summary="The same", **_STATUSES_DOCS)
+async def set_statuses(
+    request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
+) -> Envelope[list[Device]]:
+    """`DOWN` holds them: running jobs finish, and no more begin, until somebody sets them `UP`, or until the time that
+    is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
+    changes."""
+    body = await bodies.read(request, StatusesBody, account=caller.account)
+    for place, name in enumerate(body.device_type_names):
+        check_text(f"device_type_names[{place}]", name, MAX_DEVICE_LENGTH)
+    names = [(await live.device(name)).name for name in body.device_type_names]
+    for name in names:
+        await _set_status(queue, name, body)
+    return Envelope(data=await _devices([await live.device(name) for name in names], ledger))
+
+
+@router.put("/api/v1/devices/{device}/status", summary="Set the status of a device", **_STATUS_DOCS)
+@router.patch("/api/v1/devices/{device}/status", name="patch_status", summary="The same", **_STATUS_DOCS)
+async def set_status(
+    device: DeviceName,
+    request: Request,
+    caller: Operator,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    ledger: Ledger,
+) -> Envelope[Device]:
+    """`DOWN` holds it: running jobs finish, and no more begin, until somebody sets it `UP`, or until the time that is
+    given; doing it again changes reason and time. `UP` lets it go on; if no worker serves it, or it is under
+    maintenance, it stays `DOWN`."""
+    name = (await live.device(device)).name
+    body = await bodies.read(request, StatusBody, account=caller.account)
+    await _set_status(queue, name, body)
+    return Envelope(data=await _device(live, ledger, name))
+
+
+@router.get(
+    "/api/v1/devices/{device}/maintenance", summary="Planned maintenance", responses=failure_docs(404, 422, 503)
+)
+async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Envelope[list[Maintenance]]:
+    """What is under way or planned, in order."""
+    windows = await live.windows((await live.device(device)).name)
+    return Envelope(data=[Maintenance.of(window) for window in windows])
+
+
+@router.post(
+    "/api/v1/devices/{device}/maintenance",
+    summary="Plan maintenance",
+    responses=_BODY_FAILURES | failure_docs(404, 409),
+    openapi_extra=body_docs(MaintenanceBody),
+)
+async def plan_maintenance(
+    device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
+) -> Envelope[Maintenance]:
+    """From its begin to its end the device begins nothing, and before it no batch that would not end in time. Running
+    jobs finish. It must not overlap with other maintenance of the device."""
+    name = (await live.device(device)).name
+    body = await bodies.read(request, MaintenanceBody, account=caller.account)
+    window = planned(body.begins_at, body.ends_at, body.reason)
+    await queue.devices.plan(name, window)
+    return Envelope(data=Maintenance.of(window))
+
+
+@router.delete(
+    "/api/v1/devices/{device}/maintenance/{window}",
+    summary="Take maintenance back",
+    responses=failure_docs(403, 404, 422, 503),
+)
+async def drop_maintenance(
+    device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
+) -> Envelope[None]:
+    """If it is under way it ends now."""
+    await queue.devices.drop((await live.device(device)).name, window)
+    return Envelope(data=None)
+
+
+@router.get("/api/v1/devices/specs", summary="Specs of all devices", responses=failure_docs(503))
+async def get_all_specs(caller: Caller, live: LiveStore) -> Envelope[dict[str, str]]:
+    """Of each device by its name: Pulser's abstract representation, as a string, valid for the Pulser of here."""
+    return Envelope(data=await live.device_specs())
+
+
+@router.get(
+    "/api/v1/devices/public-specs", summary="The same, without a key", responses=failure_docs(503, keyless=True)
+)
+async def get_public_specs(live: LiveStore) -> Envelope[list[DeviceSpecs]]:
+    """What anybody may know of the devices: what they are like, not whether they work."""
+    specs = await live.device_specs()
+    return Envelope(data=[DeviceSpecs(device_type=name, specs=text) for name, text in specs.items()])
+
+
+@router.get("/api/v1/devices/{device}/specs", summary="Specs of a device", responses=failure_docs(404, 422, 503))
+async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Envelope[DeviceSpecs]:
+    """Those that an operator gave, else those that its workers announce."""
+    name = (await live.device(device)).name
+    specs = (await live.device_specs()).get(name)
+    if specs is None:
+        raise NotFound("specs of the device", name)
+    return Envelope(data=DeviceSpecs(device_type=name, specs=specs))
+
+
+@router.put("/api/v1/devices/{device}/specs", summary="Give a device other specs", **_SPECS_DOCS)
+async def set_specs(
+    device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
+) -> Envelope[DeviceSpecs]:
+    """Clients are told these instead of what workers announce, and submits are checked against them. Pulser must be
+    able to read them, and their name must be no other device's."""
+    name = (await live.device(device)).name
+    body = await bodies.read(request, SpecsBody, account=caller.account)
+    specs = await _checked(body.specs)
+    await queue.devices.give_specs(name, specs)
+    return Envelope(data=DeviceSpecs(device_type=name, specs=specs.text))
+
+
+@router.delete(
+    "/api/v1/devices/{device}/specs",
+    summary="Take an operator's specs back",
+    responses=failure_docs(403, 404, 409, 422, 503),
+)
+async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Envelope[None]:
+    """Those that its workers announce count again, from their next heartbeat on."""
+    await queue.devices.forget_specs((await live.device(device)).name)
+    return Envelope(data=None)
+
+
+@router.get(
+    "/api/v1/devices/{device}/queue_size", summary="What waits for a device", responses=failure_docs(404, 422, 503)
+)
+async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Envelope[QueueSize]:
+    """Batches, jobs and shots of all projects, by priority, as they are recorded."""
+    name = (await live.device(device)).name
+    return Envelope(data=QueueSize.of(await ledger.run(statistics.queue_sizes, ledger, name)))
+
+
+@router.get(
+    "/api/v1/devices/{device}/average_queue_time",
+    summary="How long jobs wait for a device",
+    responses=failure_docs(404, 422, 503),
+)
+async def get_average_queue_time(
+    device: DeviceName,
+    caller: Caller,
+    ledger: Ledger,
+    live: LiveStore,
+    hours: Annotated[int, Query(ge=1, le=8784, description="Of the jobs that ended in so many last hours.")] = 24,
+) -> Envelope[QueueTime]:
+    """From submit to start, of jobs of all projects."""
+    name = (await live.device(device)).name
+    since = datetime.now(UTC) - timedelta(hours=hours)
+    found = (await ledger.run(statistics.queue_times, ledger, since)).get(name, statistics.QueueTime())
+    return Envelope(data=QueueTime(device_type=name, average_queue_time=found.seconds, jobs_count=found.jobs))
+
+
+async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) -> None:
+    match body.status:
+        case DeviceStatus.UP:
+            await queue.commands.resume_device(name)
+        case DeviceStatus.DOWN:
+            await queue.commands.pause_device(name, body.reason or _HELD_BY_API, until=body.until)
+
+
+async def _device(live: Live, ledger: Database, name: str) -> Device:
+    (found,) = await _devices([await live.device(name)], ledger)
+    return found
+
+
+async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[Device]:
+    waited = await ledger.run(statistics.queue_times, ledger, datetime.now(UTC) - _LATELY)
+    return [Device.of(record, waited.get(record.name)) for record in records]
+
+
+async def _checked(text: str) -> model.DeviceSpecs:
+    """The specs, if Pulser takes them. Raises InvalidInput, and Refused where nobody can say."""
+    try:
+        return await asyncio.to_thread(checked_specs, text)
+    except InvalidInput:
+        raise
+    except TweezerError as error:
+        raise Refused(503, error.code, error.message) from error

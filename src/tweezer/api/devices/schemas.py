@@ -1,0 +1,176 @@
+"""What the routes of devices take and answer with."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+from pydantic import Field
+
+from tweezer.api.batches.filters import DeviceOrder
+from tweezer.api.batches.schemas import Count, Schema
+from tweezer.ledger.queries.statistics import QueueTime
+from tweezer.model.ids import device_id
+from tweezer.model.webhooks import written
+from tweezer.model.windows import Window
+from tweezer.store.records import DeviceRecord
+
+_NAME = Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its name.", examples=["EMU_FREE"])
+_SPECS = Meta(description="Pulser's `device.to_abstract_repr()`, as a string.")
+
+
+_AWARE = Meta(tz=True)
+_REASON = Annotated[str, Meta(max_length=500, description="Shown to all.", examples=["new lens"])]
+
+
+class DeviceStatus(StrEnum):
+    """Whether a device works: ``UP`` while workers serve it, its machine runs jobs, and no operator holds it."""
+
+    UP = "UP"
+    DOWN = "DOWN"
+
+
+class StatusBody(msgspec.Struct, frozen=True):
+    """The status that a device is to have; reason and until are of DOWN."""
+
+    status: DeviceStatus
+    reason: _REASON = ""
+    until: Annotated[datetime, _AWARE, Meta(description="When it is UP again by itself.")] | None = None
+
+
+class StatusesBody(msgspec.Struct, frozen=True):
+    """The status that some devices are to have."""
+
+    device_type_names: Annotated[list[str], Meta(min_length=1, max_length=100, examples=[["EMU_FREE"]])]
+    status: DeviceStatus
+    reason: _REASON = ""
+    until: Annotated[datetime, _AWARE, Meta(description="When they are UP again by themselves.")] | None = None
+
+
+class MaintenanceBody(msgspec.Struct, frozen=True):
+    """Planned maintenance of a device."""
+
+    begins_at: Annotated[datetime, _AWARE, Meta(examples=["2026-11-22T10:00:00Z"])]
+    ends_at: Annotated[datetime, _AWARE, Meta(examples=["2026-11-22T14:00:00Z"])]
+    reason: Annotated[str, Meta(min_length=1, max_length=500, description="Shown to all.", examples=["new lens"])]
+
+
+class SpecsBody(msgspec.Struct, frozen=True):
+    """Specs of a device."""
+
+    specs: Annotated[str, _SPECS]
+
+
+class NewDevice(msgspec.Struct, frozen=True):
+    """A device that no worker serves yet. What else Pasqal's reference has of it is passed over."""
+
+    device_type: Annotated[str, _NAME]
+    specs: Annotated[str, _SPECS]
+    status: DeviceStatus = DeviceStatus.UP
+    is_emulator: bool = True
+    active: Annotated[bool, Meta(description="If not, it is listed with `include_legacy` only.")] = True
+
+    def about(self) -> dict[str, Any]:
+        """What the queue goes by until a worker says better: a machine is one batch's at a time."""
+        return {
+            "is_emulator": int(self.is_emulator),
+            "exclusive": int(not self.is_emulator),
+            "checks_sequence": 1,
+            "max_runs": 1_000_000,
+            **({} if self.active else {"inactive": 1}),
+        }
+
+
+class Maintenance(Schema):
+    """When a device is not to be used."""
+
+    id: str = Field(examples=["5f3a90c1"])
+    begins_at: datetime = Field(examples=["2026-11-22T10:00:00Z"])
+    ends_at: datetime = Field(examples=["2026-11-22T14:00:00Z"])
+    reason: str = Field(examples=["new lens"])
+
+    @classmethod
+    def of(cls, window: Window) -> Maintenance:
+        return cls(id=window.id, begins_at=window.begins, ends_at=window.ends, reason=window.reason)
+
+
+class Device(Schema):
+    """A device: workers serve it, or did, or an operator has created it."""
+
+    id: UUID = Field(examples=["a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90"])
+    name: str = Field(examples=["EMU_FREE"])
+    device_type: str = Field(description="The same.", examples=["EMU_FREE"])
+    status: DeviceStatus = Field(
+        description="`DOWN` while an operator holds it, it is under maintenance, its machine is down, or no worker "
+        "serves it; jobs wait then.",
+        examples=["UP"],
+    )
+    status_reason: str | None = Field(
+        description="Why it is `DOWN`, for people; null while it is `UP`.", examples=[None]
+    )
+    status_until: datetime | None = Field(
+        description="When that is planned to be over; null where nobody has said.", examples=[None]
+    )
+    status_unknown: str | None = Field(
+        description="Why it is not known how its machine is, which changes nothing but this; null while it is known.",
+        examples=[None],
+    )
+    average_queue_time: Count | None = Field(
+        description="Seconds from submit to start, of the jobs that ended in the last day; null when none did.",
+        examples=[12],
+    )
+    max_atom_num: Count | None = Field(description="Null without limit, and without specs.", examples=[25])
+    max_runs: Count | None = Field(description="The most shots of a job; null while no worker says.", examples=[1000])
+    is_emulator: bool = Field(examples=[True])
+    created_at: datetime | None = Field(
+        description="When it was first announced.", examples=["2026-11-22T10:00:00.250000Z"]
+    )
+    paused_because: str | None = Field(description="The operator's reason.", examples=[None])
+    maintenance: Maintenance | None = Field(
+        description="What is under way or planned next; `/api/v1/devices/{device}/maintenance` has all.",
+        examples=[None],
+    )
+    lanes: Count = Field(description="Execution slots of its live workers.", examples=[2])
+    pending: Count = Field(description="Its pending jobs.", examples=[16])
+    running: Count = Field(description="Its running jobs.", examples=[2])
+
+    @classmethod
+    def of(cls, record: DeviceRecord, waited: QueueTime | None) -> Device:
+        now = datetime.now(UTC)
+        hold, window = record.hold(now), record.window
+        return cls(
+            id=device_id(record.name),
+            name=record.name,
+            device_type=record.name,
+            status=DeviceStatus.UP if hold is None else DeviceStatus.DOWN,
+            status_reason=None if hold is None else hold.told(written),
+            status_until=None if hold is None else hold.until,
+            status_unknown=record.unsure,
+            average_queue_time=None if waited is None or waited.seconds is None else round(waited.seconds),
+            max_atom_num=record.max_atom_num,
+            max_runs=record.max_runs or None,
+            is_emulator=record.is_emulator,
+            created_at=record.created,
+            paused_because=record.paused or None,
+            maintenance=None if window is None or window.ends <= now else Maintenance.of(window),
+            lanes=record.lanes,
+            pending=record.pending,
+            running=record.running,
+        )
+
+    def place(self, order: DeviceOrder) -> Any:
+        """Where it stands in a list; None has no place of its own."""
+        return self.created_at if order is DeviceOrder.CREATED else getattr(self, order.value)
+
+
+class DeviceSpecs(Schema):
+    """What clients are told that a device is like."""
+
+    device_type: str = Field(examples=["EMU_FREE"])
+    specs: str = Field(
+        description="Pulser's abstract representation of the device, as a string.", examples=['{"name": "EMU_FREE"}']
+    )

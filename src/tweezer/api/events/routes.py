@@ -1,0 +1,236 @@
+"""The feed of events: pages of it, held until there is something to tell, and streams."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds
+from tweezer.api.batches.filters import VALUES_MAX, Text
+from tweezer.api.events.schemas import EventPage
+from tweezer.api.events.streams import Following, Watched
+from tweezer.api.http.envelope import failure_docs
+from tweezer.api.http.responses import success
+from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.queries.feed import LIMIT_MAX, Feed, Selection
+from tweezer.model.errors import InvalidInput
+from tweezer.model.webhooks import EventType
+
+router = APIRouter(tags=["events"], responses=failure_docs(422, 503))
+
+_OF_A_BATCH = failure_docs(404)
+_STREAM_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    },
+}
+_ENDED_DOCS: dict[int | str, dict[str, Any]] = {204: {"description": "The batch has ended, and all of it was told."}}
+
+
+class _Followed(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    after: str | None = Field(
+        None,
+        max_length=200,
+        description="The id of an event, or the `next` of an answer: what comes behind it. `now`: what comes from now "
+        "on. Without it: from the beginning.",
+    )
+    type: tuple[EventType, ...] = Field(
+        (), max_length=VALUES_MAX, description="Types. May be repeated: any of them. Without it: all."
+    )
+
+    @property
+    def types(self) -> frozenset[str]:
+        return frozenset(self.type)
+
+
+class _OfProjects(_Followed):
+    project_id: tuple[Text, ...] = Field(
+        (), max_length=VALUES_MAX, description="Projects. May be repeated. One that is not the caller's has nothing."
+    )
+
+
+class _Page(BaseModel):
+    limit: int = Field(100, ge=1, le=LIMIT_MAX)
+
+
+class OfProjects(_OfProjects):
+    """Events of projects to follow."""
+
+
+class OfBatch(_Followed):
+    """Events of a batch to follow."""
+
+
+class PageOfProjects(_OfProjects, _Page):
+    """A page of events of projects."""
+
+
+class PageOfBatch(_Followed, _Page):
+    """A page of events of a batch."""
+
+
+async def _feed(request: Request) -> Feed:
+    return cast(Feed, request.app.state.feed)
+
+
+async def _following(request: Request) -> Following:
+    return cast(Following, request.app.state.following)
+
+
+EventFeed = Annotated[Feed, Depends(_feed)]
+Followers = Annotated[Following, Depends(_following)]
+LastEventId = Annotated[
+    str | None,
+    Header(description="The last id that came, when a stream is taken up again; goes before `after`.", max_length=200),
+]
+
+
+@router.get("/api/v2/events", summary="Events", response_model=EventPage)
+async def list_events(
+    asked: Annotated[PageOfProjects, Query()],
+    caller: Caller,
+    feed: EventFeed,
+    following: Followers,
+    wait_s: WaitSeconds,
+    request: Request,
+) -> Response:
+    """What happened in the caller's projects, and to the devices, oldest first. Held until there is something to tell,
+    20 s at most; `next` goes on from there even if nothing is told."""
+    watched = _of_projects(caller, asked.project_id)
+    cursor = await _cursor(feed, watched, asked.after)
+    page = await following.page(
+        watched,
+        cursor,
+        asked.types,
+        limit=asked.limit,
+        wait_s=wait_s,
+        account=caller.account,
+        receive=request.receive,
+    )
+    return success(page.events, next=str(page.next))
+
+
+@router.get(
+    "/api/v2/batches/{batch_id}/events",
+    summary="The events of a batch",
+    response_model=EventPage,
+    responses=_OF_A_BATCH,
+)
+async def list_batch_events(
+    batch_id: BatchId,
+    asked: Annotated[PageOfBatch, Query()],
+    caller: Caller,
+    live: LiveStore,
+    feed: EventFeed,
+    following: Followers,
+    wait_s: WaitSeconds,
+    request: Request,
+) -> Response:
+    """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
+    watched = await _of_batch(live, caller, batch_id)
+    cursor = await _cursor(feed, watched, asked.after)
+    page = await following.page(
+        watched,
+        cursor,
+        asked.types,
+        limit=asked.limit,
+        wait_s=wait_s,
+        account=caller.account,
+        receive=request.receive,
+    )
+    return success(page.events, next=str(page.next))
+
+
+@router.get("/api/v2/events/stream", summary="Events as they happen", response_class=Response, responses=_STREAM_DOCS)
+async def stream_events(
+    asked: Annotated[OfProjects, Query()],
+    caller: Caller,
+    feed: EventFeed,
+    following: Followers,
+    request: Request,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """The same as server-sent events, until the client goes, or its key is revoked."""
+
+    async def watch() -> Watched:
+        return _of_projects(caller, asked.project_id)
+
+    cursor = await _cursor(feed, await watch(), asked.after, last_event_id)
+    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
+
+
+@router.get(
+    "/api/v2/batches/{batch_id}/events/stream",
+    summary="The events of a batch as they happen",
+    response_class=Response,
+    responses={**_STREAM_DOCS, **_ENDED_DOCS, **_OF_A_BATCH},
+)
+async def stream_batch_events(
+    batch_id: BatchId,
+    asked: Annotated[OfBatch, Query()],
+    caller: Caller,
+    live: LiveStore,
+    feed: EventFeed,
+    following: Followers,
+    request: Request,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """The same as server-sent events. Behind the end of the batch comes an event `end`, and the stream ends; whoever
+    takes it up again after that is answered 204, which tells a browser not to try again."""
+
+    async def watch() -> Watched:
+        return await _of_batch(live, caller, batch_id)
+
+    watched = await watch()
+    cursor = await _cursor(feed, watched, asked.after, last_event_id)
+    if await following.is_over(watched, cursor, asked.types):
+        return Response(status_code=204)
+    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
+
+
+class _EventStream(StreamingResponse):
+    """A stream, which counts among those of its account until it ends. Raises Refused, a 429."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, following: Following, account: str, frames: AsyncIterator[bytes]) -> None:
+        self._leave: Callable[[], None] = following.enter(account)
+        self._frames = frames
+        super().__init__(frames, headers={"X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(cast(Any, self._frames)):
+                await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+def _of_projects(caller: Caller, wanted: tuple[str, ...]) -> Watched:
+    if wanted:
+        return Watched(Selection(frozenset(it for it in wanted if caller.sees(it))))
+    return Watched(Selection(None if caller.sees_all else caller.projects))
+
+
+async def _of_batch(live: LiveStore, caller: Caller, batch_id: BatchId) -> Watched:
+    record = await live.batch(caller, batch_id)
+    since_us = round(record.created.timestamp() * 1_000_000)
+    return Watched(Selection(frozenset({record.project}), batch_id, since_us), record.status.terminal)
+
+
+async def _cursor(feed: Feed, watched: Watched, after: str | None, last_event_id: str | None = None) -> Cursor:
+    try:
+        return await feed.cursor(last_event_id or after, watched.selection)
+    except InvalidInput as error:
+        place = ("header", "last-event-id") if last_event_id else ("query", error.field)
+        raise RequestValidationError([{"type": "invalid", "loc": place, "msg": error.problem}]) from error

@@ -1,0 +1,208 @@
+"""Follows the feed of events for requests: held until there is something to tell, or as a stream that does not end.
+
+No events are queued for anybody: a place in the feed is all that is kept, and whoever reads slowly reads on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from tweezer.api.access.auth import Authenticator
+from tweezer.api.http.envelope import Refused
+from tweezer.api.http.longpoll import Holds, disconnect
+from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.queries.feed import Feed, Page, Selection
+from tweezer.model.backoff import Backoff
+from tweezer.model.errors import NotFound, Unavailable
+from tweezer.model.webhooks import Told
+from tweezer.store.tail import Listener, Tail
+
+STREAMS_MAX = 100
+"""Streams of one user, or of one project without users, in one process of the API."""
+
+BEAT_S = 15.0
+"""How often a stream says that it is still there; proxies close what is silent for a minute."""
+
+RETRY_MS = 2000
+"""How long a client of a stream is asked to wait before it connects again."""
+
+_LOOK_S = 5.0  # how often the key of a stream is looked at
+_REST = 4.0  # after a read that found nothing a request rests so many times as long as that took
+_PAGE = 100
+
+_encoder = msgspec.json.Encoder()
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """What is followed. over: it is a batch that has ended, so that nothing can come any more."""
+
+    selection: Selection
+    over: bool = False
+
+
+Watch = Callable[[], Awaitable[Watched]]
+"""Reads what is followed as it stands; raises NotFound, Unavailable."""
+
+
+class Following:
+    """All who follow the feed in this process."""
+
+    def __init__(self, feed: Feed, tail: Tail, holds: Holds, authenticator: Authenticator) -> None:
+        self._feed = feed
+        self._tail = tail
+        self._holds = holds
+        self._authenticator = authenticator
+        self._streams: Counter[str] = Counter()
+
+    async def page(
+        self,
+        watched: Watched,
+        cursor: Cursor,
+        types: frozenset[str],
+        *,
+        limit: int,
+        wait_s: float,
+        account: str,
+        receive: Receive,
+    ) -> Page:
+        """A page, at once if there is something to tell, or nothing can come; else when there is, or after ``wait_s``.
+
+        account: whose request it is; with too many held it is answered at once.
+        receive: of the request, which tells when the client has gone; what is returned then is of no use.
+        Raises Unavailable.
+        """
+        deadline = time.monotonic() + wait_s
+        page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
+        cursor = page.next
+        if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
+            return page
+        async with self._tail.listen(batch_id=watched.selection.batch_id, projects=watched.selection.projects) as heard:
+            gone = asyncio.create_task(disconnect(receive))
+            gone.add_done_callback(lambda _: heard.put(None))
+            try:
+                with self._holds.holding(heard, account):
+                    while True:
+                        began = time.monotonic()
+                        page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
+                        left_s = deadline - time.monotonic()
+                        if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
+                            return page
+                        rest_until = time.monotonic() + _REST * (time.monotonic() - began)
+                        cursor = _moved(page.next, await heard.next(left_s))
+                        if not self._holds.is_ending():
+                            await asyncio.sleep(min(rest_until, deadline) - time.monotonic())
+            finally:
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+
+    async def is_over(self, watched: Watched, cursor: Cursor, types: frozenset[str]) -> bool:
+        """Whether there is nothing to tell and nothing can come. Raises Unavailable."""
+        if not watched.over:
+            return False
+        page = await self._feed.read(watched.selection, cursor, types=types, limit=1)
+        return not page.events and not page.more
+
+    def enter(self, account: str) -> Callable[[], None]:
+        """Count a stream of the account; what it returns ends that. Raises Refused, a 429."""
+        if self._streams[account] >= STREAMS_MAX:
+            raise Refused(
+                429,
+                "too_many_streams",
+                f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",
+                headers={"Retry-After": str(RETRY_MS // 1000)},
+            )
+        self._streams[account] += 1
+
+        def leave() -> None:
+            self._streams[account] -= 1
+            if not self._streams[account]:
+                del self._streams[account]
+
+        return leave
+
+    async def stream(self, watch: Watch, cursor: Cursor, types: frozenset[str], scope: Scope) -> AsyncIterator[bytes]:
+        """The frames of a stream of server-sent events. It ends when the server does, when the key of the request no
+        longer opens the same, and behind the end of the batch that is followed."""
+        stream = _Stream(self._feed, watch, cursor, types)
+        yield f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
+        backoff, failures = Backoff(), 0
+        while not (self._holds.is_ending() or stream.is_over):
+            try:
+                place = (await watch()).selection
+                async with self._tail.listen(batch_id=place.batch_id, projects=place.projects) as heard:
+                    with self._holds.holding(heard, None):
+                        stream.has_read_all = False  # who begins to listen reads what there is, and then waits
+                        while not (self._holds.is_ending() or stream.is_over):
+                            if stream.has_read_all:
+                                await stream.wait(heard)
+                            if not await self._authenticator.still_knows(scope):
+                                return
+                            if frames := await stream.read():
+                                yield frames
+                            failures = 0
+            except NotFound:  # it was deleted
+                return
+            except Unavailable:
+                failures += 1
+                yield b": Redis or the ledger does not answer\n\n"
+                await asyncio.sleep(backoff.delay_s(failures))
+
+
+class _Stream:
+    """Where one stream is."""
+
+    def __init__(self, feed: Feed, watch: Watch, cursor: Cursor, types: frozenset[str]) -> None:
+        self._feed = feed
+        self._watch = watch
+        self._cursor = cursor
+        self._types = types
+        self._watched: Watched | None = None
+        self._rest_until = 0.0
+        self._said = time.monotonic()
+        self.has_read_all = False
+        self.is_over = False
+
+    async def wait(self, heard: Listener) -> None:
+        """Waits for something new, but not for long: its key must be looked at now and then."""
+        quiet_to = await heard.next(_LOOK_S)
+        self._cursor = _moved(self._cursor, quiet_to)
+        await asyncio.sleep(self._rest_until - time.monotonic())
+
+    async def read(self) -> bytes:
+        """The next frames; none when there is nothing new."""
+        began = time.monotonic()
+        beats = began - self._said >= BEAT_S
+        if self._watched is None or beats:
+            self._watched = await self._watch()
+        page = await self._feed.read(self._watched.selection, self._cursor, types=self._types, limit=_PAGE)
+        self._rest_until = time.monotonic() + _REST * (time.monotonic() - began)
+        self._cursor, self.has_read_all = page.next, not page.more
+        self.is_over = page.ended or (self._watched.over and not page.more)
+        frames = [*map(frame, page.events)]
+        if beats and not frames:
+            frames.append(f": still here\nid: {self._cursor}\n\n".encode())
+        if self.is_over:
+            frames.append(b"event: end\ndata: {}\n\n")
+        if frames:
+            self._said = time.monotonic()
+        return b"".join(frames)
+
+
+def frame(event: Told) -> bytes:
+    """An event as one of a stream."""
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.type.encode(), _encoder.encode(event))
+
+
+def _has_news(page: Page) -> bool:
+    return bool(page.events) or page.more or page.ended
+
+
+def _moved(cursor: Cursor, quiet_to: int) -> Cursor:
+    """The place, or the one up to which there is nothing new behind it."""
+    return Cursor(quiet_to) if cursor.told is None and quiet_to > cursor.position else cursor

@@ -1,0 +1,1 @@
+"""What every route needs: envelope, bodies, limits, and the server"""

@@ -1,0 +1,343 @@
+"""Reads bodies of requests: unpacks them, bounds what they may hold, and turns their JSON into frozen structs.
+
+Whatever is wrong raises an error that names its field, before the queue is asked for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import reprlib
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, TypeVar, cast
+
+import msgspec
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import Scope
+
+from tweezer.api.http.envelope import Refused
+from tweezer.model.arguments import conversion_error
+from tweezer.model.json_schemas import schema_components
+
+T = TypeVar("T")
+
+MAX_DEPTH = 32
+MAX_VALUES = 2_000_000
+MAX_NUMBER_LENGTH = 100
+UNPACKED_FREE = 16 << 20
+"""Bytes that a packed body may unpack to, however well it was packed."""
+MAX_RATIO = 200
+"""How many times as large as it was sent a body may be that unpacks to more."""
+
+_STEP = 1 << 18  # unpacked or decoded at once, while all others wait
+_EXPLAINED = 1 << 20  # up to this size, the field that makes a body no JSON is looked for
+_SHOWN_LENGTH = 100
+_PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
+_RETRY_AFTER = {"Retry-After": "1"}
+_DIGEST = "tweezer.body"
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+BODY_SCHEMAS = "x-body-schemas"
+
+
+def body_digest(scope: Scope) -> str:
+    """SHA-256 of the request's body, unpacked, once it was read; '' of one that was not."""
+    return cast(str, scope.get(_DIGEST, ""))
+
+
+class Bodies:
+    """The bodies that a process reads. ``unpacked_max``: size of one, without its compression, in bytes."""
+
+    def __init__(self, unpacked_max: int) -> None:
+        self._max = unpacked_max
+        self._held: Counter[str] = Counter()
+        self._large = asyncio.Lock()
+
+    async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
+        """The body as a value of this type. ``root`` is what errors call it where it has no field to name.
+
+        Raises Refused and InvalidInput.
+        """
+        _check_content_type(request.headers)
+        unpack = _unpacker(request.headers)
+        data, digest, came = bytearray(), hashlib.sha256(), 0
+        try:
+            async for chunk in request.stream():
+                came += len(chunk)
+                for piece in unpack.pieces(chunk):
+                    data += piece
+                    digest.update(piece)
+                    self._hold(account, len(piece), len(data), came)
+                    if len(piece) == _STEP:
+                        await asyncio.sleep(0)
+            unpack.finish()
+            request.scope[_DIGEST] = digest.hexdigest()
+            if len(data) <= _STEP:
+                return read_json(data, kind, root=root)
+            async with self._large:  # one at a time: what becomes of it is several times as large
+                return await asyncio.to_thread(read_json, data, kind, root=root)
+        finally:
+            self._let_go(account, len(data))
+
+    def _hold(self, account: str, more: int, size: int, came: int) -> None:
+        self._held[account] += more
+        if size > self._max:
+            problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
+            raise Refused(413, "unpacked_too_large", problem, field="body")
+        if size > UNPACKED_FREE and size > MAX_RATIO * came:
+            problem = f"unpacks to more than {MAX_RATIO} times its size as it is sent; send fewer jobs a call"
+            raise Refused(413, "unpacked_too_large", problem, field="body")
+        if self._held[account] > _PER_ACCOUNT * self._max:
+            problem = f"{account} sends too many large bodies at once; send them one after the other"
+            raise Refused(429, "too_many_bodies", problem, headers=_RETRY_AFTER)
+        if self._held.total() > _IN_ALL * self._max:
+            problem = "too many large bodies are being sent at once; try again"
+            raise Refused(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
+
+    def _let_go(self, account: str, size: int) -> None:
+        self._held[account] -= size
+        if not self._held[account]:
+            del self._held[account]
+
+
+# --- packing
+
+
+class _Plain:
+    """A body that is sent as it is."""
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        yield chunk
+
+    def finish(self) -> None:
+        """Nothing can be missing: the server counts."""
+
+
+class _Gzip:
+    """A body that was packed by gzip (RFC 1952), in one member."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(wbits=31)
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        """What a part of it unpacks to, in pieces of a bounded size, however well it was packed."""
+        piece = b""
+        while chunk or (len(piece) == _STEP and not self._inflate.eof):
+            if self._inflate.eof:
+                raise _broken("something follows its end")
+            try:
+                piece = self._inflate.decompress(chunk, _STEP)
+            except zlib.error as error:
+                raise _broken(str(error)) from error
+            chunk = self._inflate.unconsumed_tail or self._inflate.unused_data
+            yield piece
+
+    def finish(self) -> None:
+        if not self._inflate.eof:
+            raise _broken("its end is missing")
+
+
+def _broken(problem: str) -> Refused:
+    return Refused(400, "broken_gzip", f"is no gzip data: {problem}", field="body")
+
+
+def _unpacker(headers: Headers) -> _Plain | _Gzip:
+    match ", ".join(headers.getlist("content-encoding")).strip().lower():
+        case "" | "identity":
+            return _Plain()
+        case "gzip" | "x-gzip":
+            return _Gzip()
+        case _:
+            raise Refused(
+                415,
+                "content_encoding",
+                "is not known here; send the body as it is, or with gzip, once",
+                field="Content-Encoding",
+                headers={"Accept-Encoding": "gzip"},
+            )
+
+
+def _check_content_type(headers: Headers) -> None:
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Refused(
+            415,
+            "content_type",
+            "is not application/json; send JSON, and say so",
+            field="Content-Type",
+            headers={"Accept": "application/json"},
+        )
+
+
+# --- JSON
+
+
+def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
+    """JSON text as a value of this type; fields that the type does not know are passed over.
+
+    Raises InvalidInput, and Refused where it goes beyond a limit.
+    """
+    keys = _check_size(data)
+    if not data:
+        raise Refused(400, "not_json", "is empty; it is to be JSON", field="body")
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _not_json(data, str(error), root) from error
+    if keys != _count_keys(document):
+        if len(data) > _STEP:  # to find it takes several times as long as all the rest, and nobody else runs meanwhile
+            problem = "has a key that is given twice in one object"
+            raise Refused(400, "repeated_key", problem, field="body")
+        raise Refused(400, "repeated_key", "is given twice in one object", field=_first_repeated_key(data))
+    try:
+        return msgspec.convert(document, kind)
+    except msgspec.ValidationError as error:
+        raise conversion_error(error, root) from error
+
+
+_KEPT = b'"[]{},:'
+_DIGITS = b"+-.0123456789eE"
+_KINDS = bytes.maketrans(_DIGITS + b"{}", b"0" * len(_DIGITS) + b"[]")
+_OTHERS = bytes(sorted(set(range(256)) - set(_KEPT + _DIGITS)))
+_STEPS = bytes.maketrans(b"[]", b"\x01\xff")
+
+
+def _check_size(data: bytes | bytearray) -> int:
+    """Checks that the JSON text is not built to be slow or huge as values; returns the number of its keys.
+
+    Looks at the text outside of strings, in a few passes of C: for text that is JSON, the numbers are exact.
+    """
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_KINDS, _OTHERS)
+    outside = b"".join(_outside_strings(plain))
+    if outside.count(b",") + outside.count(b"[") > MAX_VALUES:
+        problem = f"has more than {MAX_VALUES} values; send fewer jobs a call"
+        raise Refused(
+            400, "too_many_values", f"has more than {MAX_VALUES} values; send fewer jobs a call", field="body"
+        )
+    if b"0" * (MAX_NUMBER_LENGTH + 1) in outside:
+        problem = f"has a number of more than {MAX_NUMBER_LENGTH} characters"
+        raise Refused(400, "number_too_long", problem, field="body")
+    steps = outside.translate(_STEPS, b"0,:")
+    if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH:
+        raise Refused(400, "nested_too_deeply", f"is nested more than {MAX_DEPTH} levels deep", field="body")
+    return outside.count(b":")
+
+
+def _outside_strings(plain: bytes | bytearray) -> Iterator[bytes | bytearray]:
+    """The parts between strings of a text that has no escaped quotes."""
+    plain = plain.replace(b'""', b"")  # what is not between them stays where it is, outside of strings or inside
+    inside = False
+    for start in range(0, len(plain), _STEP):
+        parts = plain[start : start + _STEP].split(b'"')
+        yield from parts[inside::2]
+        inside ^= len(parts) % 2 == 0
+
+
+def _count_keys(document: Any) -> int:
+    keys, left = 0, [document]
+    while left:
+        value = left.pop()
+        if type(value) is dict:
+            keys += len(value)
+            left.extend(value.values())
+        elif type(value) is list:
+            left.extend(value)
+    return keys
+
+
+def _first_repeated_key(data: bytes | bytearray) -> str:
+    repeated: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        if not repeated and len(dict(pairs)) < len(pairs):
+            repeated.append(Counter(name for name, _ in pairs).most_common(1)[0][0])
+
+    json.loads(data, object_pairs_hook=look)
+    (name,) = repeated
+    return _name(name)
+
+
+def body_docs(kind: Any) -> dict[str, Any]:
+    """The body of a route, for the OpenAPI document: the schema of a struct, or of a list of them.
+
+    The named schemas that it refers to are moved to the components of the document by :mod:`tweezer.api.http.openapi`.
+    """
+    (schema,), structs = schema_components([kind], ref_template="#/components/schemas/{name}")
+    content = {"application/json": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}, BODY_SCHEMAS: structs}
+
+
+def _not_json(data: bytes | bytearray, problem: str, root: str) -> Refused:
+    """Return the error for a text that msgspec cannot read; it names the field where Python's JSON can find it."""
+    field, problem = "body", f"is not JSON: {problem.removeprefix('JSON is malformed: ')}"
+    if len(data) <= _EXPLAINED:
+        try:
+            document = _lenient(bytes(data).decode("utf-8", "surrogatepass"))
+        except UnicodeDecodeError:
+            problem = "is not UTF-8 text; encode it as UTF-8"
+        except ValueError:
+            pass  # broken in a way that no field can be found in
+        else:
+            found = next(_unsendable(document), None)
+            if found is not None:
+                place, problem = found
+                field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
+    return Refused(400, "not_json", problem, field=field)
+
+
+class _Constant(str):
+    """``NaN``, ``Infinity`` or ``-Infinity``, which Python writes and JSON does not have."""
+
+    __slots__ = ()
+
+
+_BARE = "Invalid control character at"  # as Python's JSON says it
+_MARK = "\udcff"
+
+
+def _lenient(text: str) -> Any:
+    """Decode what is JSON but for such constants, and halves of surrogate pairs. Raises ValueError.
+
+    The first control character that is not escaped is replaced by a mark, and others are let through.
+    """
+    try:
+        return json.loads(text, parse_constant=_Constant)
+    except json.JSONDecodeError as error:
+        if error.msg != _BARE:
+            raise
+        marked = f"{text[: error.pos]}{_MARK}{text[error.pos + 1 :]}"
+        return json.loads(marked, parse_constant=_Constant, strict=False)
+
+
+def _unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each place with a value that JSON or UTF-8 cannot hold, and what is wrong with it."""
+    match value:
+        case _Constant():
+            yield place, f"is {value}, which JSON does not have; send a finite number"
+        case float() if math.isinf(value):
+            yield place, "is a number that does not fit into 64 bits; send a smaller one"
+        case str() if _MARK in value:
+            yield place, "has a control character that is not escaped; remove it"
+        case str() if _HALF.search(value):
+            yield place, "has characters that are not Unicode text (half of a surrogate pair); remove them"
+        case dict():
+            for name, item in value.items():
+                inner = f"{place}.{_name(name)}"
+                yield from _unsendable(name, inner)
+                yield from _unsendable(item, inner)
+        case list():
+            for index, item in enumerate(value):
+                yield from _unsendable(item, f"{place}[{index}]")
+
+
+def _name(key: str) -> str:
+    """Return a key as part of a field's name; quoted and cut where it could be misread."""
+    return key if key.isprintable() and 0 < len(key) <= _SHOWN_LENGTH else reprlib.repr(key)

@@ -1,0 +1,166 @@
+"""Limits on requests before anything of them is parsed: the URL, the size of the body, and how slowly it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tweezer.api.http.envelope import Refused, failure_of
+
+_DRAIN_S = 1.0
+_DRAIN_BYTES = 65_536
+_LINGER_S = 5.0
+_LINGER_BYTES = 64 << 20
+
+
+class RequestLimits(msgspec.Struct, frozen=True):
+    """What a request may be. Sizes in bytes.
+
+    body_max: of a body as it is sent. small_bodies: the same for paths that need less. A body may take
+    ``patience_s``, and a second more for each ``least_rate`` that has come.
+    """
+
+    body_max: int
+    small_bodies: dict[str, int] = {}
+    url_max: int = 16_384
+    parameters_max: int = 400
+    patience_s: float = 20.0
+    least_rate: int = 16_384
+
+
+class Limits:
+    """ASGI middleware: refuses what is beyond the limits, by its headers if they tell, else as the body comes."""
+
+    def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http":
+            most = self._limits.small_bodies.get(scope["path"], self._limits.body_max)
+            length, chunked, waits = b"", False, False
+            for name, value in scope["headers"]:
+                if name == b"content-length":
+                    length = value
+                elif name == b"transfer-encoding":
+                    chunked = True
+                elif name == b"expect":
+                    waits = True  # the body comes once it is asked for, and so not at all
+            if chunked or length not in (b"", b"0"):
+                may_drain = not waits and (chunked or (length.isdigit() and int(length[:15]) <= _DRAIN_BYTES))
+                body = _Body(receive, send, most, self._limits, may_drain=may_drain)
+                receive, send = body.receive, body.send
+            try:
+                self._check_url(len(scope["path"]), scope["query_string"])
+                _check_length(length or b"0", most)
+            except Refused as refusal:
+                app = failure_of(refusal)
+        await app(scope, receive, send)
+
+    def _check_url(self, path_length: int, query: bytes) -> None:
+        if path_length + len(query) > self._limits.url_max:
+            raise Refused(414, "url_too_long", f"is longer than {self._limits.url_max} characters", field="url")
+        if query.count(b"&") >= self._limits.parameters_max:
+            problem = f"has more than {self._limits.parameters_max} parameters; ask in several requests"
+            raise Refused(400, "too_many_parameters", problem, field="url")
+
+
+def _check_length(text: bytes, most: int) -> None:
+    if not text.isdigit():
+        raise Refused(400, "bad_length", "is no number of bytes", field="Content-Length")
+    if len(text) > 15 or int(text) > most:
+        raise _too_large(most)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(
+        413,
+        "body_too_large",
+        f"is larger than {most >> 10} KiB as it is sent; send less in one call, or pack it (Content-Encoding: gzip)",
+        field="body",
+    )
+
+
+class _Body:
+    """A body on its way, and the answer to its request.
+
+    An answer that is given before the body was read waits for a short rest of it. If more is to come it closes the
+    connection, or the rest would be read as the next request at the sender's leisure. It waits for a while before,
+    because who still sends does not read yet.
+    """
+
+    def __init__(self, receive: Receive, send: Send, most: int, limits: RequestLimits, *, may_drain: bool) -> None:
+        self._receive = receive
+        self._may_drain = may_drain
+        self._send = send
+        self._most = most
+        self._limits = limits
+        self._came = 0
+        self._complete = False
+        self._deadline: float | None = None
+
+    async def receive(self) -> Message:
+        """The next part. Raises Refused when there is too much, or it does not come."""
+        if self._complete:
+            return await self._receive()
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._limits.patience_s
+        left_s = self._deadline + self._came / self._limits.least_rate - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                message = await self._next()
+        except TimeoutError:
+            raise Refused(
+                408, "body_too_slow", "came too slowly; send it again over a better connection", field="body"
+            ) from None
+        if self._came > self._most:
+            raise _too_large(self._most)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Sends a part of the answer."""
+        if self._complete:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            await self._drain()
+            if not self._complete:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await self._send(message)
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _drain(self) -> None:
+        """Read a short rest of the body, so that the connection can be used again: it is here, or on its way."""
+        if not self._may_drain:
+            return
+        most = self._came + _DRAIN_BYTES
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while not self._complete and self._came < most:
+                    await self._next()
+        except TimeoutError:
+            pass
+
+    async def _linger(self) -> None:
+        most = self._came + _LINGER_BYTES
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while not self._complete and self._came < most:
+                    await self._next()
+        except TimeoutError:
+            pass
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._came += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        return message

@@ -1,0 +1,75 @@
+"""What stands before every route: what a browser may do with the answer, and a line of log.
+
+Credentials are bearer tokens, which no browser sends by itself, so a page of another origin can ask nothing in its
+reader's name. Answers still may not be embedded in, guessed at or kept by anybody: no CORS headers are sent.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tweezer.api.http.envelope import failure
+from tweezer.model.errors import InvalidInput
+
+log = structlog.get_logger(__name__)
+
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII
+)
+_HOST_MAX = 260
+_PATH_LOGGED = 200
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Edge:
+    """ASGI middleware: the headers above, one Host, and ``api.answered`` in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        answer = self._app
+        if scope["http_version"] == "1.1" and len(_hosts(scope)) != 1:
+            answer = failure(400, "Host: a request has one Host header (RFC 9112)", "invalid", field="Host")
+        await answer(scope, receive, send_guarded)
+        log.debug(
+            "api.answered",
+            method=scope["method"],
+            path=scope["path"][:_PATH_LOGGED],
+            status=status,
+            wall_s=round(time.monotonic() - began, 6),
+        )
+
+
+def origin_of(scope: Scope) -> str:
+    """``http://host:port`` as the caller reached us. Raises InvalidInput("Host", …)."""
+    host = b"".join(_hosts(scope)[:1]).decode("latin-1")
+    if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:
+        raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_PUBLIC_URL")
+    return f"{scope['scheme']}://{host.lower()}"
+
+
+def _hosts(scope: Scope) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == b"host"]

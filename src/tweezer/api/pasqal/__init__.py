@@ -1,0 +1,1 @@
+"""Paths and names that exist only for Pasqal's clients"""

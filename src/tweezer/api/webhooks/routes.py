@@ -1,0 +1,276 @@
+"""Webhooks: where they go, their secrets, what became of them, and sending them again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from tweezer.api.access.dependencies import Caller, Submitter
+from tweezer.api.batches.bodies import project_of
+from tweezer.api.batches.commands import ReadBodies
+from tweezer.api.batches.filters import Text
+from tweezer.api.batches.lists import PAGE_DOCS
+from tweezer.api.batches.schemas import Page
+from tweezer.api.http.bodies import body_docs
+from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.http.responses import page
+from tweezer.api.webhooks.schemas import (
+    Delivery,
+    DeliveryPage,
+    DeliveryWithBody,
+    ListedDeliveries,
+    ListedWebhooks,
+    MadeWebhook,
+    NewWebhook,
+    ResendBody,
+    Resent,
+    Webhook,
+    WebhookChange,
+    WebhookSecret,
+)
+from tweezer.api.webhooks.service import Hooks, Webhooks, malformed, seen_by
+from tweezer.ledger.access.credentials import Principal
+from tweezer.webhooks.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
+from tweezer.webhooks.endpoints import (
+    Endpoint,
+    change_endpoint,
+    count_endpoints,
+    create_endpoint,
+    delete_endpoint,
+    disable_endpoint,
+    enable_endpoint,
+    find_endpoint,
+    list_endpoints,
+)
+from tweezer.webhooks.secrets import OVERLAP_MAX_S, OVERLAP_S
+
+router = APIRouter(tags=["webhooks"], responses=failure_docs(403, 422, 503))
+
+_BY_HAND = "disabled by hand"
+_OF_ONE = failure_docs(404)
+_BODY_FAILURES = failure_docs(400, 408, 413, 415)
+
+
+async def _endpoint(
+    caller: Caller,
+    webhooks: Hooks,
+    webhook_id: Annotated[UUID, Path(description="Id of an endpoint.")],
+) -> Endpoint:
+    return await webhooks.read(find_endpoint, webhook_id, seen_by(caller))
+
+
+Found = Annotated[Endpoint, Depends(_endpoint)]
+
+
+async def _endpoint_to_change(caller: Submitter, endpoint: Found) -> Endpoint:
+    return endpoint
+
+
+FoundToChange = Annotated[Endpoint, Depends(_endpoint_to_change)]
+WebhooksAsked = Annotated[ListedWebhooks, Query()]
+DeliveriesAsked = Annotated[ListedDeliveries, Query()]
+DeliveryId = Annotated[UUID, Path(description="Id of a delivery.")]
+ProjectId = Annotated[
+    Text | None, Query(description="A project of the caller's; needless with a key that belongs to one project.")
+]
+Overlap = Annotated[
+    float, Query(ge=0, le=OVERLAP_MAX_S, allow_inf_nan=False, description="How long the one before signs, too, in s.")
+]
+Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the first one, instead of a new secret.")]
+
+
+# -- endpoints ----------------------------------------------------------------------------------------------
+
+
+@router.get("/api/v2/webhooks", summary="Endpoints", response_model=Page[Webhook], responses=PAGE_DOCS)
+async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -> Response:
+    """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
+    newest first."""
+    projects = seen_by(caller)
+    if asked.project_id:
+        projects = {it for it in asked.project_id if caller.sees(it)}
+    found = await webhooks.read(list_endpoints, projects, kind=asked.kind, limit=asked.limit, offset=asked.offset)
+    total = await webhooks.read(count_endpoints, projects, kind=asked.kind)
+    return page([Webhook.of(it).model_dump(mode="json") for it in found], offset=asked.offset, total=total)
+
+
+@router.post(
+    "/api/v2/webhooks",
+    summary="Register an endpoint",
+    responses=_BODY_FAILURES | failure_docs(404, 409),
+    openapi_extra=body_docs(NewWebhook),
+)
+async def create_webhook(
+    request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+) -> Envelope[MadeWebhook]:
+    """It is sent what happens in its project from now on, and the answer has the secret that its receiver verifies
+    with."""
+    body = await bodies.read(request, NewWebhook, account=caller.account)
+    project = project_of(caller, body.project_id)
+    with malformed():
+        made = await webhooks.change(
+            create_endpoint,
+            webhooks.policy,
+            project_id=project,
+            url=body.url,
+            types=body.types,
+            description=body.description,
+        )
+    secret = await webhooks.first_secret(made, ed25519=body.ed25519)
+    return Envelope(data=MadeWebhook(webhook=Webhook.of(made), secret=WebhookSecret.of(secret)))
+
+
+@router.get("/api/v2/webhooks/secret", summary="The secret of a project", responses=failure_docs(400, 404))
+async def get_project_secret(
+    caller: Submitter, webhooks: Hooks, project_id: ProjectId = None
+) -> Envelope[WebhookSecret]:
+    """What is sent to the `webhook` of its batches is signed with it."""
+    shown = await webhooks.secret_of_project(project_of(caller, project_id))
+    return Envelope(data=WebhookSecret.of(shown))
+
+
+@router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", responses=failure_docs(400, 404))
+async def rotate_project_secret(
+    caller: Submitter,
+    webhooks: Hooks,
+    project_id: ProjectId = None,
+    overlap_s: Overlap = OVERLAP_S,
+    ed25519: Ed25519 = False,
+) -> Envelope[WebhookSecret]:
+    """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
+    project = project_of(caller, project_id)
+    shown = await webhooks.rotate_of_project(project, overlap_s=overlap_s, ed25519=ed25519)
+    return Envelope(data=WebhookSecret.of(shown))
+
+
+@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", responses=_OF_ONE)
+async def get_webhook(endpoint: Found) -> Envelope[Webhook]:
+    """As it stands, without its secret."""
+    return Envelope(data=Webhook.of(endpoint))
+
+
+@router.patch(
+    "/api/v2/webhooks/{webhook_id}",
+    summary="Change an endpoint",
+    responses=_OF_ONE | _BODY_FAILURES | failure_docs(409),
+    openapi_extra=body_docs(WebhookChange),
+)
+async def change_webhook(
+    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+) -> Envelope[Webhook]:
+    """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
+    body = await bodies.read(request, WebhookChange, account=caller.account)
+    with malformed():
+        changed = await webhooks.change(
+            change_endpoint,
+            webhooks.policy,
+            endpoint.id,
+            url=body.url,
+            types=body.types,
+            description=body.description,
+        )
+    return Envelope(data=Webhook.of(changed))
+
+
+@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", responses=_OF_ONE)
+async def delete_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[None]:
+    """For good, with its secrets and the log of its deliveries. The `webhook` of batches comes back with the next
+    event of one: disable it instead."""
+    await webhooks.change(delete_endpoint, endpoint.id)
+    return Envelope(data=None)
+
+
+@router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", responses=_OF_ONE)
+async def enable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
+    """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
+    return Envelope(data=Webhook.of(await webhooks.change(enable_endpoint, endpoint.id)))
+
+
+@router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", responses=_OF_ONE)
+async def disable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
+    """Nothing is sent there any more; deliveries are written down, and held."""
+    await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
+    return Envelope(data=Webhook.of(await webhooks.read(find_endpoint, endpoint.id)))
+
+
+@router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", responses=_OF_ONE | failure_docs(409))
+async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Delivery]:
+    """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
+    identity = await webhooks.change(ping, endpoint)
+    await webhooks.arm(endpoint.id)
+    return Envelope(data=Delivery.of(await webhooks.read(find_delivery, identity)))
+
+
+@router.get("/api/v2/webhooks/{webhook_id}/secret", summary="The secret of an endpoint", responses=_OF_ONE)
+async def get_secret(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[WebhookSecret]:
+    """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
+    return Envelope(data=WebhookSecret.of(await webhooks.secret(endpoint)))
+
+
+@router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", responses=_OF_ONE)
+async def rotate_secret(
+    endpoint: FoundToChange, webhooks: Hooks, overlap_s: Overlap = OVERLAP_S, ed25519: Ed25519 = False
+) -> Envelope[WebhookSecret]:
+    """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
+    return Envelope(data=WebhookSecret.of(await webhooks.rotate(endpoint, overlap_s=overlap_s, ed25519=ed25519)))
+
+
+# -- deliveries ---------------------------------------------------------------------------------------------
+
+
+@router.get("/api/v2/webhooks/{webhook_id}/deliveries", summary="Deliveries to an endpoint", responses=_OF_ONE)
+async def list_endpoint_deliveries(
+    endpoint: Found, asked: DeliveriesAsked, caller: Caller, webhooks: Hooks
+) -> Envelope[DeliveryPage]:
+    """Newest first, each with every attempt."""
+    return Envelope(data=await _deliveries(webhooks, caller, asked, endpoint.id))
+
+
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/resend",
+    summary="Send again since a time",
+    responses=_OF_ONE | _BODY_FAILURES | failure_docs(409),
+    openapi_extra=body_docs(ResendBody),
+)
+async def resend_all(
+    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+) -> Envelope[Resent]:
+    """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
+    body = await bodies.read(request, ResendBody, account=caller.account)
+    count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
+    if count:
+        await webhooks.arm(endpoint.id)
+    return Envelope(data=Resent(count=count))
+
+
+@router.get("/api/v2/deliveries", summary="Deliveries")
+async def list_all_deliveries(asked: DeliveriesAsked, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryPage]:
+    """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
+    return Envelope(data=await _deliveries(webhooks, caller, asked, None))
+
+
+@router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", responses=_OF_ONE)
+async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryWithBody]:
+    """With every attempt, and the body that is sent."""
+    return Envelope(data=DeliveryWithBody.of(await webhooks.read(find_delivery, delivery_id, seen_by(caller))))
+
+
+@router.post("/api/v2/deliveries/{delivery_id}/resend", summary="Send one again", responses=_OF_ONE | failure_docs(409))
+async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Envelope[Delivery]:
+    """Whatever became of it: with the same id and body, signed anew, by a schedule from its beginning."""
+    await webhooks.read(find_delivery, delivery_id, seen_by(caller))
+    found = await webhooks.change(resend, delivery_id)
+    await webhooks.arm(found.endpoint)
+    return Envelope(data=Delivery.of(found))
+
+
+async def _deliveries(
+    webhooks: Webhooks, caller: Principal, asked: ListedDeliveries, endpoint: UUID | None
+) -> DeliveryPage:
+    with malformed("query"):
+        found = await webhooks.read(
+            list_deliveries, seen_by(caller), asked.filter(endpoint), limit=asked.limit, after=asked.after or None
+        )
+    return DeliveryPage(deliveries=[Delivery.of(it) for it in found.rows], after=found.after)
