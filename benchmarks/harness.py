@@ -21,7 +21,7 @@ import redis
 import uvloop
 from redis.asyncio import Redis
 
-from tweezer.store.server import RedisServer
+from tweezer.cli.local.redis_server import RedisServer
 
 T = TypeVar("T")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import tweezer
 from tweezer import logs, settings
+from tweezer.cli.local.redis_server import RedisServer
 from tweezer.model.errors import InvalidInput
 from tweezer.store.connection import Connect, Store
-from tweezer.store.server import RedisServer
 
 EXTRAS = (
     "fastapi",

@@ -22,11 +22,11 @@ from tests.support.postgres import NoPostgres, PostgresServer
 from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
 
+from tweezer.cli.local.redis_server import ServerKind, find_server
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import TweezerError
-from tweezer.store.server import ServerKind, find_server
 
 _numbers = itertools.count()
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.support.redis_users import RedisServer, as_user
 
 from tweezer.cli import main
+from tweezer.cli.local.redis_server import ServerKind
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import join
 from tweezer.ledger.place import OpenDatabase
@@ -26,7 +27,6 @@ from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.feed import START, EntryGroup
 from tweezer.store.keys import Key
-from tweezer.store.server import ServerKind
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from tests.support.waiting import wait_until
 
-from tweezer.cli import antiferromagnet
+from tweezer.cli.local import antiferromagnet
 
 PATIENCE_S = 100.0
 ROOT = Path(__file__).parents[2]

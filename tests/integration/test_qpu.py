@@ -17,12 +17,12 @@ from tests.support.qpu_process import QpuProcess
 from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
+from tweezer.cli.local.redis_server import ServerKind
 from tweezer.client import AsyncBatch
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits
-from tweezer.store.server import ServerKind
 
 pytestmark = [pytest.mark.emulator, pytest.mark.slow]
 

@@ -20,9 +20,9 @@ import pytest
 import redis
 from tests.support.waiting import wait_until
 
+from tweezer.cli.local import redis_server as server_module
+from tweezer.cli.local.redis_server import HOST, RedisServer, ServerKind
 from tweezer.model.errors import TweezerError
-from tweezer.store import server as server_module
-from tweezer.store.server import HOST, RedisServer, ServerKind
 
 
 @pytest.fixture(
@@ -197,7 +197,7 @@ def test_it_dies_with_its_owner(kind: ServerKind, tmp_path: Path, mechanism: str
         from pathlib import Path
         if {mechanism == "pipe"}:
             sys.platform = "other"
-        from tweezer.store.server import RedisServer
+        from tweezer.cli.local.redis_server import RedisServer
         server = RedisServer(Path({str(tmp_path)!r}), kind={kind!r}).start()
         print(server.pid, flush=True)
         signal.pause()

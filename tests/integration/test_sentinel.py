@@ -14,10 +14,10 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from tests.support.waiting import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
+from tweezer.cli.local.redis_server import RedisServer, find_server
 from tweezer.processes.worker import make_worker
 from tweezer.settings import load
 from tweezer.store.connection import SentinelUrl
-from tweezer.store.server import RedisServer, find_server
 
 pytestmark = pytest.mark.redis
 

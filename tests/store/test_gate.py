@@ -18,6 +18,7 @@ from tests.support.power_loss import recorded
 from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
+from tweezer.cli.local.redis_server import ServerKind
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
@@ -25,7 +26,6 @@ from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.server import ServerKind
 from tweezer.store.tickets import Grant, JobProgress
 
 if TYPE_CHECKING:

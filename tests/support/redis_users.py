@@ -17,7 +17,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tweezer.store import server
+from tweezer.cli.local import redis_server
 from tweezer.store.acl import EACH_CALLS, SCRIPTS, RedisUser, acl_lines, hashed, user_name, with_credentials
 from tweezer.store.connection import Store
 from tweezer.store.keys import Keys
@@ -29,7 +29,7 @@ STORE_NAMESPACE = "test"
 _PASSWORD = "of-the-tests"
 
 
-class RedisServer(server.RedisServer):
+class RedisServer(redis_server.RedisServer):
     """A server with these users.
 
     workers_read_settings: let them, as operators do for machines on a Redis before 7.2.

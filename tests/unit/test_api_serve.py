@@ -122,7 +122,7 @@ async def test_what_the_application_opened_it_closes(ledger: Database, monkeypat
 
 
 def test_a_signal_ends_the_server_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "_TICK_S", 600.0)
+    monkeypatch.setattr(http_server, "_TICK_S", 600.0)
     holds: Any = None  # nothing is held
     server = http_server._Server(uvicorn.Config(FastAPI(), log_config=None), holds, Duties(), "http://here")
 

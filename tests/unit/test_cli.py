@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 from tweezer import __version__
 from tweezer.cli import group, main
 from tweezer.cli.access import require
-from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.local.interrupts import Interrupts
+from tweezer.cli.local.stack import Stack, why_not_free
 from tweezer.cli.processes import _has_own_ledger, usage
-from tweezer.cli.stack import Stack, why_not_free
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, load

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import insert
 
-from tweezer.cli import antiferromagnet, main, show
+from tweezer.cli import main, show
 from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import View, progress_line, read_progress
+from tweezer.cli.local import antiferromagnet
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase

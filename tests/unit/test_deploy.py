@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from tweezer.cli import main
+from tweezer.cli.local.redis_server import RedisServer, find_server
 from tweezer.settings import PREFIX, Settings, load
 from tweezer.store.acl import RedisUser
-from tweezer.store.server import RedisServer, find_server
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -26,6 +26,7 @@ from tweezer.cli.ledger_checks import (
     check_results_folder,
     look_at_ledger,
 )
+from tweezer.cli.local.redis_server import OLDEST
 from tweezer.cli.times import clock
 from tweezer.cli.webhook_checks import Webhooks, check_webhooks, examine_couriers, look_at_ledger_of_webhooks
 from tweezer.client import AsyncQueue
@@ -37,7 +38,6 @@ from tweezer.store.feed import START
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
-from tweezer.store.server import OLDEST
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0

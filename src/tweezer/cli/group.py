@@ -23,7 +23,7 @@ _MESSAGE_LENGTH = 2000
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
-        "demo": ("demo", "Run a real sequence through a queue of its own, and show what it found."),
+        "demo": ("local.demo", "Run a real sequence through a queue of its own, and show what it found."),
         "up": ("processes", "Start everything on this machine, for development."),
     },
     "Batches": {

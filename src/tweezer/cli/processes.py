@@ -12,9 +12,9 @@ import click
 from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
-from tweezer.cli.interrupts import Interrupts
-from tweezer.cli.several import keep_several
-from tweezer.cli.stack import Stack, is_free
+from tweezer.cli.local.interrupts import Interrupts
+from tweezer.cli.local.stack import Stack, is_free
+from tweezer.cli.local.supervisor import keep_several
 from tweezer.ledger.place import sqlite_file
 from tweezer.settings import PREFIX, SECRET_FILES, Settings
 
@@ -123,7 +123,7 @@ def up(
     )
     require_server("up")
     require_emulator("up", settings.binding(settings.device).adapter)
-    from tweezer.cli.own_key import check_given_key, own_key
+    from tweezer.cli.local.own_key import check_given_key, own_key
 
     check_given_key(settings)
     if redis_port is None:

@@ -1,4 +1,4 @@
-"""``python -m tweezer.cli.owned PID command …``: a command of ours that dies with the process that started it."""
+"""``python -m tweezer.cli.local.owned PID command …``: a command of ours that dies with the process that started it."""
 
 from __future__ import annotations
 

@@ -14,15 +14,16 @@ from uuid import UUID
 import click
 import msgspec
 
-from tweezer.cli import antiferromagnet as ring
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.cli.batches import must_be_done
 from tweezer.cli.follow import Meter, follow
-from tweezer.cli.interrupts import Interrupts
-from tweezer.cli.mailbox import Mailbox
+from tweezer.cli.local import antiferromagnet as ring
+from tweezer.cli.local.interrupts import Interrupts
+from tweezer.cli.local.mailbox import Mailbox
+from tweezer.cli.local.redis_server import HOST
+from tweezer.cli.local.stack import QPU_JOURNAL, Stack, free_port
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage
-from tweezer.cli.stack import QPU_JOURNAL, Stack, free_port
 from tweezer.client import Finished, connect_async
 from tweezer.model.signatures import Webhook
 from tweezer.model.webhooks import USUAL_TYPES
@@ -30,7 +31,6 @@ from tweezer.qpu_sim.journal import read_journal, tally
 from tweezer.qpu_sim.serve import device_specs
 from tweezer.settings import Settings
 from tweezer.store.records import BatchRecord
-from tweezer.store.server import HOST
 from tweezer.sync import connect
 
 DEVICE = "EMU_FREE"
@@ -249,7 +249,7 @@ def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | 
         yield "  tweezer up            # a queue to work with, on this machine"
         yield "  tweezer --help        # submit, watch, results, doctor and all others"
         return
-    from tweezer.cli.own_key import own_key
+    from tweezer.cli.local.own_key import own_key
 
     yield "It keeps running until Ctrl-C, then all of it is removed."
     yield from usage(stack, own_key(settings))

@@ -78,7 +78,7 @@ class Child:
             self._process.send_signal(number)
 
     def _keep(self) -> None:
-        """Runs in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.owned`."""
+        """Runs in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.local.owned`."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -106,7 +106,7 @@ class Child:
         output = None if self._log is None else os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "tweezer.cli.owned", str(os.getpid()), *self._arguments],
+                [sys.executable, "-P", "-m", "tweezer.cli.local.owned", str(os.getpid()), *self._arguments],
                 stdin=subprocess.DEVNULL if sys.platform == "linux" else subprocess.PIPE,
                 stdout=2 if output is None else output,
                 stderr=output,

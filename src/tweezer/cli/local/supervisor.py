@@ -6,8 +6,8 @@ import os
 import threading
 from collections.abc import Callable
 
-from tweezer.cli.child import Child
-from tweezer.cli.interrupts import Interrupts
+from tweezer.cli.local.child import Child
+from tweezer.cli.local.interrupts import Interrupts
 from tweezer.model.errors import TweezerError
 from tweezer.settings import PREFIX, Settings
 

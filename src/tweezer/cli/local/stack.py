@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from tweezer.cli.child import Child
+from tweezer.cli.local.child import Child
+from tweezer.cli.local.redis_server import HOST, RedisServer
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import PREFIX, Settings
 from tweezer.store.connection import Store
 from tweezer.store.records import WorkerRecord
-from tweezer.store.server import HOST, RedisServer
 from tweezer.sync import connect
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Tweezer on one machine: up, demo, and the Redis that they start"""
