@@ -37,12 +37,12 @@ from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority
 from tweezer.model.tasks import heeding_cancel
 from tweezer.model.windows import Window, check_time
 from tweezer.store.admission import Submission
-from tweezer.store.batch_events import BatchEvents, Last
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
 from tweezer.store.devices import planned
-from tweezer.store.feed import Entry, Heard
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
+from tweezer.store.streams.batch_events import BatchEvents, Last
+from tweezer.store.streams.feed import Entry, Heard
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results

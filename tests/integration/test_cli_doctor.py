@@ -25,8 +25,8 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
-from tweezer.store.feed import START, EntryGroup
 from tweezer.store.keys import Key
+from tweezer.store.streams.feed import START, EntryGroup
 
 
 @pytest.fixture(autouse=True)

@@ -36,8 +36,8 @@ from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.model.tasks import end_tasks
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
-from tweezer.store.feed import START, EntryGroup, position_number
 from tweezer.store.keys import Key
+from tweezer.store.streams.feed import START, EntryGroup, position_number
 from tweezer.webhooks import circuit_breaker as breakers
 from tweezer.webhooks import courier as couriers
 from tweezer.webhooks.alarms import Alarms

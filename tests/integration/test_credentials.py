@@ -24,7 +24,7 @@ from tweezer.cli import main
 from tweezer.data_folder import running_environment
 from tweezer.ledger.access.credentials import new_key
 from tweezer.store.acl import RedisUser
-from tweezer.store.attempts import FAILURES_MAX, By
+from tweezer.store.login_attempts import FAILURES_MAX, By
 
 ROOT = Path(__file__).parents[2]
 DEVICES = "/api/v1/devices"

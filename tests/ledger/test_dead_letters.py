@@ -18,7 +18,7 @@ from tweezer.ledger.health import look
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.messages import OutcomeKind
-from tweezer.store.feed import position_id
+from tweezer.store.streams.feed import position_id
 
 
 def letters(bench: LedgerRig) -> list[Letter]:

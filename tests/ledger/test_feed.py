@@ -19,8 +19,8 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import OutcomeKind
 from tweezer.model.webhooks import EventType
-from tweezer.store.feed import Notice
 from tweezer.store.keys import Key
+from tweezer.store.streams.feed import Notice
 
 ALL = Selection()
 TIME_US = 1_700_000_000_000_017

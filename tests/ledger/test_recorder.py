@@ -17,7 +17,7 @@ from tweezer.model.errors import NotFound
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, OutcomeKind, decode_result
-from tweezer.store.feed import position_id, position_number
+from tweezer.store.streams.feed import position_id, position_number
 
 DONE, ERROR, RETRY = OutcomeKind.DONE, OutcomeKind.ERROR, OutcomeKind.RETRY
 

@@ -15,7 +15,7 @@ from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import couriers, deliveries, endpoints
 from tweezer.model.addresses import WebhookPolicy
-from tweezer.store.feed import START, position_number
+from tweezer.store.streams.feed import START, position_number
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint
 from tweezer.webhooks.health import (

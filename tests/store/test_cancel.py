@@ -12,7 +12,7 @@ from tweezer.model.errors import Conflict, FaultKind, InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, Outcome, OutcomeKind, Result
 from tweezer.store.commands import CancelAnswer
-from tweezer.store.feed import read_cancel
+from tweezer.store.streams.feed import read_cancel
 from tweezer.store.tickets import Next
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tweezer.model.messages import OutcomeKind
-from tweezer.store.feed import START, EntryGroup
 from tweezer.store.keys import Key
 from tweezer.store.measures import DeviceMeasures, Measures, measure
+from tweezer.store.streams.feed import START, EntryGroup
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

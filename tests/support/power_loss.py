@@ -13,7 +13,7 @@ from tests.support.redis_users import RedisServer
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.restoring import RestoredBatch, RestoredJob
+from tweezer.store.recovery import RestoredBatch, RestoredJob
 
 Checkpoint = dict[bytes, tuple[bytes, int]]
 Recorded = tuple[RestoredBatch, list[RestoredJob]]

@@ -47,7 +47,7 @@ from tweezer.ledger.schema import keys, secrets, users
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import Settings
-from tweezer.store.attempts import FAILURES_MAX, WINDOW_S, By
+from tweezer.store.login_attempts import FAILURES_MAX, WINDOW_S, By
 
 ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 DEVICES = "/api/v1/devices"

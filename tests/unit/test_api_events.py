@@ -28,7 +28,7 @@ from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Unavailable
 from tweezer.model.webhooks import EventType
 from tweezer.settings import Settings
-from tweezer.store.feed import Notice
+from tweezer.store.streams.feed import Notice
 
 CREATED = ["batch.created"]
 NOW_US = 1_795_341_602_000_000

@@ -21,10 +21,10 @@ from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
 from tweezer.settings import Settings
-from tweezer.store import calls
-from tweezer.store.calls import Calls, Stand
+from tweezer.store import replay_guard as calls
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
+from tweezer.store.replay_guard import Calls, Stand
 
 BATCHES = "/api/v1/batches"
 JOBS = [{"runs": 5}]

@@ -30,7 +30,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
-from tweezer.store.feed import position_number
+from tweezer.store.streams.feed import position_number
 from tweezer.store.tickets import Grant, Settlement
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import create_endpoint, disable_endpoint

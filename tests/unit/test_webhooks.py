@@ -39,7 +39,7 @@ from tweezer.model.webhooks import (
     told_notice,
 )
 from tweezer.settings import Settings
-from tweezer.store.feed import Notice
+from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.samples import sample
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -46,7 +46,7 @@ from tweezer.ledger.queries.feed import Feed
 from tweezer.processes.runtime import raise_file_limit
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
-from tweezer.store.tail import Tail
+from tweezer.store.streams.tail import Tail
 
 _ABOUT = """The state of batches and jobs, in the words of Pasqal's cloud.
 

@@ -34,10 +34,10 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.windows import HoldKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, Settings
-from tweezer.store.feed import START
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
+from tweezer.store.streams.feed import START
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0

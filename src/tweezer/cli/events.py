@@ -15,7 +15,7 @@ from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.client import AsyncQueue
 from tweezer.model.webhooks import EventType, Told, told
-from tweezer.store.tail import Tail
+from tweezer.store.streams.tail import Tail
 
 if TYPE_CHECKING:
     from tweezer.ledger.queries.feed import Feed

@@ -180,7 +180,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Noticed(Protocol):
-    """As much of a notice (:class:`tweezer.store.feed.Notice`) as is told. data: a JSON object, as text."""
+    """As much of a notice (:class:`tweezer.store.streams.feed.Notice`) as is told. data: a JSON object, as text."""
 
     @property
     def id(self) -> str: ...

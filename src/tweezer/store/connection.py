@@ -19,19 +19,19 @@ from redis.utils import str_if_bytes
 
 from tweezer.model.errors import InvalidInput
 from tweezer.store.admission import Admission
-from tweezer.store.attempts import Attempts
-from tweezer.store.calls import Calls
 from tweezer.store.commands import Commands
 from tweezer.store.devices import Devices
-from tweezer.store.feed import EventStream, News
 from tweezer.store.keys import Keys
+from tweezer.store.login_attempts import Attempts
 from tweezer.store.quotas import Quotas
 from tweezer.store.reader import Reader
+from tweezer.store.recovery import Restoring
 from tweezer.store.remote import Remote
-from tweezer.store.restoring import Restoring
+from tweezer.store.replay_guard import Calls
 from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
 from tweezer.store.scripts import Scripts, script_text
 from tweezer.store.snapshots import Snapshots
+from tweezer.store.streams.feed import EventStream, News
 from tweezer.store.tickets import Tickets
 
 SENTINEL_SCHEME = "redis+sentinel"

@@ -20,7 +20,7 @@ from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
 from tweezer.store.connection import Store
-from tweezer.store.feed import Notice
+from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.alarms import Alarms
 from tweezer.webhooks.deliveries import PENDING, Deliveries, Due, Outcome
 from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working

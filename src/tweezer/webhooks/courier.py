@@ -29,8 +29,8 @@ from tweezer.model.events import Event
 from tweezer.model.tasks import end_tasks, heeding_cancel, run_to_end
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
-from tweezer.store.feed import START, Entry, EntryGroup, Notice, position_id, position_number
-from tweezer.store.restoring import Gate
+from tweezer.store.recovery import Gate
+from tweezer.store.streams.feed import START, Entry, EntryGroup, Notice, position_id, position_number
 from tweezer.webhooks.attempts import HOLD_S, Desk
 from tweezer.webhooks.audience import Audience
 from tweezer.webhooks.dead_letters import CourierLetters

@@ -14,7 +14,7 @@ from tweezer.ledger.dead_letters import Behind, Consumer, Letter, NewLetter
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.schema import recorder, transitions
 from tweezer.model.errors import NotFound, Unreadable
-from tweezer.store.feed import START, Entry, pack_entry, position_id, position_number, unpack_entry
+from tweezer.store.streams.feed import START, Entry, pack_entry, position_id, position_number, unpack_entry
 
 
 class CourierLetters:

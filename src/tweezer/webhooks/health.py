@@ -14,7 +14,7 @@ from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
-from tweezer.store.feed import START, position_id
+from tweezer.store.streams.feed import START, position_id
 from tweezer.webhooks.deliveries import EXHAUSTED, HELD
 from tweezer.webhooks.secrets import count_sealed
 

@@ -12,7 +12,7 @@ import msgspec
 from tweezer.ledger.access.vault import SECRETS_FRESH_S
 from tweezer.ledger.database import Database
 from tweezer.model.tasks import end_tasks
-from tweezer.store.feed import Entry
+from tweezer.store.streams.feed import Entry
 from tweezer.webhooks.audience import Audience, read_registered, read_webhooks
 from tweezer.webhooks.endpoints import Endpoint
 from tweezer.webhooks.payloads import BatchFacts, Payloads

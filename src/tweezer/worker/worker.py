@@ -23,9 +23,9 @@ from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.tasks import heeding_cancel, is_cancelled
 from tweezer.store.connection import Store
-from tweezer.store.feed import read_cancel
 from tweezer.store.keys import Key
 from tweezer.store.scripts import translating
+from tweezer.store.streams.feed import read_cancel
 from tweezer.store.tickets import Grant, Taken
 from tweezer.worker.config import Policy
 from tweezer.worker.device_probe import MachineWatch

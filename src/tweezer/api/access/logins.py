@@ -16,8 +16,8 @@ from tweezer.ledger.access.passwords import hash_password, is_password, needs_re
 from tweezer.ledger.access.users import Login, find_login, open_session
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.store.attempts import Attempts, By, Suspect
 from tweezer.store.connection import Store
+from tweezer.store.login_attempts import Attempts, By, Suspect
 
 log = structlog.get_logger(__name__)
 

@@ -25,7 +25,7 @@ from tweezer.api.http.connection import Line, line_of
 from tweezer.duties import repeat
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import TweezerError
-from tweezer.store.calls import LEASE_S, Attempt, Calls, Stand
+from tweezer.store.replay_guard import LEASE_S, Attempt, Calls, Stand
 
 log = structlog.get_logger(__name__)
 

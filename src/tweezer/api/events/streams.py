@@ -21,7 +21,7 @@ from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told
-from tweezer.store.tail import Listener, Tail
+from tweezer.store.streams.tail import Listener, Tail
 
 STREAMS_MAX = 100
 """Streams of one user, or of one project without users, in one process of the API."""

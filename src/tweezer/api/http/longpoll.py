@@ -16,8 +16,8 @@ from starlette.types import Receive
 from tweezer.model.errors import Unavailable
 from tweezer.model.events import read_events
 from tweezer.store.connection import Store
-from tweezer.store.feed import Heard, News
 from tweezer.store.records import BatchRecord
+from tweezer.store.streams.feed import Heard, News
 
 T = TypeVar("T")
 

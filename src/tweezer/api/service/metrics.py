@@ -24,8 +24,8 @@ from tweezer.ledger.dead_letters import Consumer, Parked
 from tweezer.ledger.health import parked, recorded
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
-from tweezer.store.feed import START
 from tweezer.store.measures import Measures, measure
+from tweezer.store.streams.feed import START
 from tweezer.webhooks.health import WebhookHealth, look_at_webhooks
 
 log = structlog.get_logger(__name__)

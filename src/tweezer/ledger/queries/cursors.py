@@ -13,7 +13,7 @@ from tweezer.ledger.schema import notices, transitions
 from tweezer.model.errors import InvalidInput
 from tweezer.model.events import jobs_of
 from tweezer.store.connection import Store
-from tweezer.store.feed import Entry, position_id, position_number
+from tweezer.store.streams.feed import Entry, position_id, position_number
 
 NOW = ("now", "$")
 """What stands for the end of the stream."""

@@ -13,9 +13,9 @@ from tweezer.ledger.queries.queries import Queries
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import Result
-from tweezer.store.feed import Entry
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.results import Results
+from tweezer.store.streams.feed import Entry
 
 
 class History:

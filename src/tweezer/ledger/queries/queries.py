@@ -20,8 +20,8 @@ from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import Fault, decode_fault
-from tweezer.store.feed import Entry, position_id
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
+from tweezer.store.streams.feed import Entry, position_id
 
 _PAGE = 500  # ids in one statement
 _CHILDREN_MAX = 1000

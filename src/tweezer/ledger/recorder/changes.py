@@ -15,9 +15,9 @@ import msgspec
 from tweezer.ledger.dead_letters import Behind, NewLetter
 from tweezer.model.events import jobs_of
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
-from tweezer.store.feed import Entry, position_number
 from tweezer.store.records import STATE_FIELDS
 from tweezer.store.snapshots import Snapshot
+from tweezer.store.streams.feed import Entry, position_number
 
 DriverId = UUID | bytes | str
 

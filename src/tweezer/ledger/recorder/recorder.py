@@ -38,9 +38,9 @@ from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of
 from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
-from tweezer.store.feed import START, Entry, pack_entry, position_number, unpack_entry
 from tweezer.store.owners import Owners
 from tweezer.store.snapshots import Wanted
+from tweezer.store.streams.feed import START, Entry, pack_entry, position_number, unpack_entry
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
 from tweezer.store.connection import Store
-from tweezer.store.feed import NO_BATCH, START, Entry, Notice, position_id, position_number
-from tweezer.store.restoring import RestoredBatch, RestoredJob
+from tweezer.store.recovery import RestoredBatch, RestoredJob
+from tweezer.store.streams.feed import NO_BATCH, START, Entry, Notice, position_id, position_number
 
 log = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ import msgspec
 
 from tweezer.model.errors import EventsTrimmed
 from tweezer.model.events import Event
-from tweezer.store.feed import Entry, EventStream, position_id, position_number
 from tweezer.store.records import BatchRecord
+from tweezer.store.streams.feed import Entry, EventStream, position_id, position_number
 
 _SLACK_MS = 1000  # by which the place of an entry and the time of its events may differ
 _PAGE, _PAGE_MAX = 100, 2000

@@ -14,10 +14,10 @@ from uuid import UUID
 
 from tweezer.duties import Duty
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.store.feed import EventStream, batch_id_of, position_id, position_number, read_entry
 from tweezer.store.keys import Key
 from tweezer.store.owners import Owners
 from tweezer.store.scripts import Scripts, translating
+from tweezer.store.streams.feed import EventStream, batch_id_of, position_id, position_number, read_entry
 
 _PAGE = 1000  # entries of one read
 _BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
@@ -81,7 +81,7 @@ class Tail:
         self._is_sure = True
         self.reader = Duty("tail", self._read, is_needed=lambda: self._count > 0, ended=self._reader_ended)
         self.position = 0
-        """Up to which it has read, as a number; see :func:`~tweezer.store.feed.position_number`."""
+        """Up to which it has read, as a number; see :func:`~tweezer.store.streams.feed.position_number`."""
 
     @contextlib.asynccontextmanager
     async def listen(

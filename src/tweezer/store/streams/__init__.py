@@ -1,0 +1,1 @@
+"""The stream of events, and messages to those who wait"""
