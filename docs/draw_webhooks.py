@@ -5,7 +5,7 @@
     python docs/draw_webhooks.py --check    exits with 1 when one is out of date
 
 What stands between ``<!-- sample: type -->`` and ``<!-- end -->`` is replaced; all else is written by hand.
-A test (tests/unit/test_webhooks.py) checks that the committed files are what this makes.
+A test (tests/unit/webhooks/test_webhooks.py) checks that the committed files are what this makes.
 """
 
 from __future__ import annotations

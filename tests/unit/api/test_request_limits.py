@@ -710,7 +710,7 @@ def test_keys_that_rest_are_forgotten() -> None:
 
 
 def test_every_reason_to_refuse_is_on_the_page() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     sources = "\n".join(file.read_text() for file in (root / "src/tweezer/api").glob("*.py"))
     reasons = set(re.findall(r'(?:Refused|_refuse|failure)\(\s*\d{3},\s*"(\w+)"', sources))
     assert {"too_many_jobs", "body_too_slow", "head_too_large", "unauthorized"} <= reasons
@@ -719,7 +719,7 @@ def test_every_reason_to_refuse_is_on_the_page() -> None:
 
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:
-    page = (Path(__file__).parents[2] / "docs/api.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/api.md").read_text()
     limits = RequestLimits(0)
     for row in (
         f"| {HEAD_MAX >> 10} KiB | 431",

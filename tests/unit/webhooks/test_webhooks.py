@@ -42,7 +42,7 @@ from tweezer.settings import Settings
 from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.samples import sample
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
 INTERNAL = {"job.pending", "batch.pending"}
 

@@ -26,7 +26,7 @@ from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, load
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOWHERE = "redis://127.0.0.1:1/0"
 COMMANDS = [name for section in group.SECTIONS.values() for name in section]
 

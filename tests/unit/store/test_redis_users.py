@@ -15,7 +15,7 @@ from tweezer.cli import main
 from tweezer.store.acl import SCRIPTS, RedisUser, acl_lines, hashed, with_credentials
 from tweezer.store.scripts import script_names
 
-DEPLOYED = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
+DEPLOYED = Path(__file__).parents[3] / "deploy" / "redis-users.acl"
 SERVER = "redis://127.0.0.1:6390/2"
 
 
