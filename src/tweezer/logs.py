@@ -87,7 +87,7 @@ def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: T
         routed = logging.getLogger(name)
         routed.handlers.clear()
         routed.propagate = True
-    logging.getLogger("arq.worker").setLevel("WARNING")  # it tells twice of each chore, each second
+    logging.getLogger("arq.worker").setLevel("WARNING")  # it logs each cron job twice
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -327,7 +327,7 @@ def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(PATIENCE_S) == 0
         assert all(map(gone, family))
-        assert up.said.index("api.stopped") < up.said.index("worker.stopped") < up.said.index("chores.stopped")
+        assert up.said.index("api.stopped") < up.said.index("worker.stopped") < up.said.index("scheduler.stopped")
     with Up(tmp_path) as up:
         up.wait_ready()
         up.call("resume", "--device", "NULL")
@@ -355,7 +355,9 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         children = up.children()
         worker = children.pop("worker")
         worker.kill()
-        (server,) = (child for name, child in children.items() if name not in ("api", "chores", "courier", "recorder"))
+        (server,) = (
+            child for name, child in children.items() if name not in ("api", "scheduler", "courier", "recorder")
+        )
         server.kill()
         wait_until(
             lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said,

@@ -66,7 +66,7 @@ def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.F
     assert "OK    persistence: append-only file, synced everysec" in result.stdout
 
 
-@pytest.mark.parametrize("key", ["intake", "chores", "courier", "devices", "events"])
+@pytest.mark.parametrize("key", ["intake", "scheduler", "courier", "devices", "events"])
 def test_a_key_of_another_type_is_named_with_what_to_do(real_redis_url: str, key: str) -> None:
     """The processes that read it wait until it is gone, and say so in their logs only."""
     client = redis.Redis.from_url(real_redis_url)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("_any_server")
 
 DUTIES = [
     *(("worker", duty) for duty in ("heartbeat", "sweep", "leases", "cancels")),
-    ("chores", "sweep"),
+    ("scheduler", "sweep"),
     ("recorder", "recorder"),
     *(("courier", duty) for duty in ("courier", "outcomes", "sweep")),
     ("api", "keys"),
@@ -52,7 +52,7 @@ async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIt
         yield site
 
 
-@pytest.mark.parametrize("process", ["worker", "chores", "recorder", "courier"])
+@pytest.mark.parametrize("process", ["worker", "scheduler", "recorder", "courier"])
 async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str) -> None:
     started = site.spawn(process, device="NULL", lanes=1)
     await started.says(f"{process}.started")
@@ -110,7 +110,7 @@ async def test_foreign_messages_on_the_channel_of_cancels_are_skipped(site: Site
 @pytest.mark.slow
 async def test_processes_outlive_cut_connections_failovers_and_a_full_redis(frail: Site) -> None:
     redis: Any = frail.store.redis
-    started = [frail.spawn(name, device="NULL", lanes=2) for name in ("worker", "chores", "recorder", "courier")]
+    started = [frail.spawn(name, device="NULL", lanes=2) for name in ("worker", "scheduler", "recorder", "courier")]
     for process in started:
         await frail.serves(process)
     batch = await frail.submit([{"sleep_s": 0.05}] * 100)
@@ -166,7 +166,7 @@ async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_
 
 async def test_processes_that_start_while_redis_is_away_wait_for_it(frail: Site, server: RedisServer) -> None:
     await asyncio.to_thread(server.kill)
-    started = [frail.spawn(name, device="NULL", lanes=1) for name in ("worker", "chores", "recorder", "courier")]
+    started = [frail.spawn(name, device="NULL", lanes=1) for name in ("worker", "scheduler", "recorder", "courier")]
     for process in started:
         await until(lambda it=process: bool(it.said("store.unavailable") or it.said("duty.failed")))  # type: ignore[misc]
     await asyncio.to_thread(server.start)

@@ -47,7 +47,7 @@ VALUES = {
     "a negative number": "-7",
 }
 NEVER_TAKEN = ("NUL", "ESC", "half a surrogate pair")
-ENDLESS = {"demo", "up", "worker", "recorder", "courier", "chores", "api", "qpu-sim", "webhooks listen"}
+ENDLESS = {"demo", "up", "worker", "recorder", "courier", "scheduler", "api", "qpu-sim", "webhooks listen"}
 """Commands that serve until they are told to stop, if they take what they are given."""
 
 NO_QUESTIONS = {"delete", "projects delete", "webhooks remove", "dead-letters drop"}

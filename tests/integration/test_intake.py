@@ -43,18 +43,18 @@ MAXMEMORY_MB = 20
 
 @pytest.fixture
 async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
-    """With the chores, which take messages in, and a worker of the null device."""
+    """With the scheduler, which takes messages in, and a worker of the null device."""
     place = f"sqlite:///{tmp_path / 'ledger.db'}"
     database = Database.open(OpenDatabase(place), create=True)
     upgrade(database)
     database.close()
     async with Site(real_redis_url, tmp_path, database_url=place) as site:
-        chores = site.spawn("chores")
+        scheduler = site.spawn("scheduler")
         await site.workers(1)
-        await site.serves(chores)
+        await site.serves(scheduler)
         yield site
         await site.idle()
-        assert chores.alive
+        assert scheduler.alive
 
 
 @pytest.fixture
@@ -127,14 +127,14 @@ async def test_a_message_may_say_when_to_start_and_what_the_limits_are(site: Sit
     assert (await site.starts(batch))[0] >= start.timestamp() * 1_000_000 - 1000
 
 
-async def test_messages_that_wait_for_the_chores_are_taken_in_when_they_come(
+async def test_messages_that_wait_for_the_scheduler_are_taken_in_when_they_come(
     real_redis_url: str, tmp_path: Path
 ) -> None:
     async with Site(real_redis_url, tmp_path) as site, await pool_of(site.url) as pool:
         await site.workers(1)
         message = await pool.enqueue_job("submit_batch", submission())
         assert message is not None
-        site.spawn("chores")
+        site.spawn("scheduler")
         batch = site.queue.batch(await message.result(timeout=PATIENCE_S, poll_delay=0.02))
         assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
 
@@ -369,9 +369,9 @@ async def test_while_redis_is_full_a_message_waits_and_is_taken_in_later(
     small_server: RedisServer, tmp_path: Path
 ) -> None:
     async with Site(small_server.url, tmp_path) as site, await pool_of(site.url) as pool:
-        chores = site.spawn("chores")
+        scheduler = site.spawn("scheduler")
         await site.workers(1)
-        await site.serves(chores)
+        await site.serves(scheduler)
         redis: Any = site.store.redis
         number = 0
 

@@ -42,7 +42,7 @@ async def test_poison_of_every_kind_stops_nobody_elses_work(
         Site(real_redis_url, tmp_path, **settings) as site,
         site.door("theirs") as theirs,
     ):
-        processes = [site.spawn(name) for name in ("recorder", "courier", "chores")]
+        processes = [site.spawn(name) for name in ("recorder", "courier", "scheduler")]
         for process in (*processes, *await site.workers(1)):
             await site.serves(process)
         redis: Any = site.store.redis
@@ -60,7 +60,7 @@ async def test_poison_of_every_kind_stops_nobody_elses_work(
             message = serialize({"t": None, "f": function, "a": [], "k": {}, "et": 1})
             await redis.set(f"arq:job:poison-{number}", message)
             await redis.zadd(key(Key.INTAKE), {f"poison-{number}": 1})
-        await redis.zadd(key(Key.CHORES), {b"\xff": 1})
+        await redis.zadd(key(Key.SCHEDULER), {b"\xff": 1})
         await redis.zadd(key(Key.COURIER), {b"\xff": 1})
 
         for number in range(3):

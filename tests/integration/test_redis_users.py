@@ -34,7 +34,7 @@ FORBIDDEN: list[tuple[Any, ...]] = [
 ]
 
 OF_OTHERS = {
-    RedisUser.API: ("tweezer:intake", "tweezer:chores", "arq:job:message", "tweezer:counted"),
+    RedisUser.API: ("tweezer:intake", "tweezer:scheduler", "arq:job:message", "tweezer:counted"),
     RedisUser.WORKER: (
         "tweezer:intake",
         "arq:job:message",
@@ -106,7 +106,7 @@ async def test_a_right_that_a_script_lacks_is_reported_as_such(own_server: Redis
     assert not refusal.value.retryable
 
 
-@pytest.mark.parametrize("process", ["worker", "chores", "recorder", "courier", "api"])
+@pytest.mark.parametrize("process", ["worker", "scheduler", "recorder", "courier", "api"])
 async def test_a_process_with_the_user_of_another_ends_with_the_reason(process: str, site: Site) -> None:
     started = site.spawn(process, device="NULL", redis_url=as_user(site.url, RedisUser.SENDER))
     assert await started.ended() == 1

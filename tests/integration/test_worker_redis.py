@@ -125,13 +125,13 @@ async def test_a_worker_told_to_stop_while_redis_is_away_ends(site: Site, server
     await site.audit(batch)
 
 
-async def test_the_chores_outlive_a_restart_of_redis(site: Site, server: RedisServer) -> None:
+async def test_the_scheduler_outlives_a_restart_of_redis(site: Site, server: RedisServer) -> None:
     """Only they are there to see that an open batch has waited too long for its jobs."""
-    chores = site.spawn("chores")
+    scheduler = site.spawn("scheduler")
     await site.workers(1)
-    await site.serves(chores)
+    await site.serves(scheduler)
     await asyncio.to_thread(server.kill)
-    await chores.says("duty.failed")
+    await scheduler.says("duty.failed")
     await asyncio.to_thread(server.start)
     batch = await site.queue.submit(None, device="NULL", open=True, limits=Limits(open_timeout_s=0.5))
     for worker in site.processes[1:]:
@@ -142,7 +142,7 @@ async def test_the_chores_outlive_a_restart_of_redis(site: Site, server: RedisSe
         return (await batch.record()).status is BatchStatus.TIMED_OUT
 
     await until(timed_out)
-    assert chores.alive
+    assert scheduler.alive
     await site.audit(batch)
 
 

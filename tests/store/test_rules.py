@@ -1,6 +1,6 @@
 """The interleavings that ``docs/protocol.md`` names, one test (or a few) for each, named after its rule.
 
-Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21) and chores (27) are tested where those
+Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21) and scheduler (27) are tested where those
 live; those about what the ledger puts back (24) in ``test_restore.py``.
 """
 

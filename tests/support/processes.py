@@ -41,7 +41,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
 from tweezer.model.specs import DeviceSpecs, read_specs
 from tweezer.processes.recorder import run_recorder
-from tweezer.processes.scheduler import run_chores
+from tweezer.processes.scheduler import run_scheduler
 from tweezer.processes.worker import run_worker
 from tweezer.settings import load
 from tweezer.store.acl import RedisUser
@@ -63,14 +63,14 @@ HARM = "TWEEZER_TEST_HARM"
 """``raise:duty`` or ``cancel:duty``; see :func:`_harm_a_duty`."""
 
 OWNED = (
-    *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:chores", "tweezer:intake", "arq:"),
+    *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:scheduler", "tweezer:intake", "arq:"),
     *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:installation", "tweezer:project:"),
 )
 """Keys that stay when all work is done begin with one of these."""
 
 REDIS_USERS = {
     **{user.value: user for user in (RedisUser.API, RedisUser.WORKER, RedisUser.RECORDER, RedisUser.COURIER)},
-    "chores": RedisUser.SCHEDULER,
+    "scheduler": RedisUser.SCHEDULER,
 }
 """The users of Redis as which processes connect."""
 
@@ -200,7 +200,7 @@ FILES = min(1024, FILES_MAX)
 
 
 class Process(Fork):
-    """A worker, the chores, the API, a recorder or a courier, as a process of its own that logs into a file."""
+    """A worker, the scheduler, the API, a recorder or a courier, as a process of its own that logs into a file."""
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
@@ -310,7 +310,7 @@ class Site:
 
         def started() -> bool:
             assert process.alive, f"the process ended at its start:\n{process.text}"
-            return any(process.said(f"{what}.started") for what in ("worker", "chores", "recorder", "courier"))
+            return any(process.said(f"{what}.started") for what in ("worker", "scheduler", "recorder", "courier"))
 
         await until(started, "the start of a process")
 
@@ -457,8 +457,8 @@ def _be(arguments: Sequence[str]) -> None:
     if harm := os.environ.get(HARM):
         _harm_a_duty(*harm.split(":"))
     match arguments:
-        case ["chores"]:
-            run_chores(settings)
+        case ["scheduler"]:
+            run_scheduler(settings)
         case ["recorder"]:
             run_recorder(settings)
         case ["courier"]:

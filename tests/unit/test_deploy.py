@@ -33,7 +33,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 OPTIONS = {
     "api": {"--host", "--port"},
     "worker": {"--device", "--lanes"},
-    "chores": set[str](),
+    "scheduler": set[str](),
     "recorder": set[str](),
     "courier": set[str](),
     "db": set[str](),
@@ -44,7 +44,7 @@ OPTIONS = {
 USERS = {
     "api": RedisUser.API,
     "worker": RedisUser.WORKER,
-    "chores": RedisUser.SCHEDULER,
+    "scheduler": RedisUser.SCHEDULER,
     "recorder": RedisUser.RECORDER,
     "courier": RedisUser.COURIER,
 }
@@ -93,7 +93,7 @@ def test_the_procfile_starts_commands_that_exist() -> None:
         "worker": "worker",
         "recorder": "recorder",
         "courier": "courier",
-        "chores": "chores",
+        "scheduler": "scheduler",
     }
 
 
@@ -194,9 +194,9 @@ def test_workers_get_credentials_of_redis_only_and_share_the_folder_of_results()
 def test_there_is_a_unit_for_each_process() -> None:
     assert [path.stem for path in UNITS] == [
         "tweezer-api",
-        "tweezer-chores",
         "tweezer-courier",
         "tweezer-recorder",
+        "tweezer-scheduler",
         "tweezer-worker@",
     ]
 
@@ -257,10 +257,10 @@ def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> 
 def test_compose_starts_the_servers_and_a_service_for_each_process() -> None:
     services = compose()["services"]
     assert set(services) == {
-        *("redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "chores", "operator"),
+        *("redis", "postgres", "upgrade", "recorder", "courier", "api", "worker", "scheduler", "operator"),
     }
     assert services["operator"]["profiles"] == ["operator"], "no service that runs"
-    for name in ("recorder", "courier", "api", "worker", "chores"):
+    for name in ("recorder", "courier", "api", "worker", "scheduler"):
         assert check_command(services[name]["command"]) == name
         assert services[name]["depends_on"]["redis"]["condition"] == "service_healthy"
         assert services[name]["init"] is True
@@ -274,7 +274,7 @@ def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
     assert services["upgrade"]["command"] == ["tweezer", "db", "upgrade"]
     assert services["upgrade"]["restart"] == "no"
     assert services["upgrade"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    for name in ("recorder", "courier", "api", "chores"):
+    for name in ("recorder", "courier", "api", "scheduler"):
         assert services[name]["depends_on"]["upgrade"]["condition"] == "service_completed_successfully"
 
 
@@ -354,7 +354,7 @@ def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert settings.database().url == "postgresql://tweezer:hush@postgres/tweezer"
     postgres = services["postgres"]["environment"]
     assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == ("tweezer", "tweezer")
-    for name in ("api", "worker", "recorder", "chores"):
+    for name in ("api", "worker", "recorder", "scheduler"):
         assert services[name]["volumes"] == [f"results:{settings.results_dir}"]
 
 
@@ -382,7 +382,7 @@ def test_the_redis_of_compose_starts_and_lets_users_in(redis_server: RedisServer
 
 
 def test_compose_gives_workers_time_to_drain() -> None:
-    for name in ("worker", "chores"):
+    for name in ("worker", "scheduler"):
         service = compose()["services"][name]
         assert seconds(service["stop_grace_period"]) > float(service["environment"]["TWEEZER_DRAIN_S"])
 

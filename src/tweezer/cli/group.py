@@ -58,7 +58,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "worker": ("processes", "Serve a device until told to stop."),
         "recorder": ("processes", "Record what happens in the ledger, the SQL database."),
         "courier": ("processes", "Deliver webhooks."),
-        "chores": ("processes", "Take in arq messages and do periodic duties."),
+        "scheduler": ("processes", "Take in arq messages and do periodic duties."),
         "api": ("processes", "Serve the HTTP API."),
         "qpu-sim": ("qpu_sim", "Be a QPU: its API in front of an emulator, for rehearsals."),
     },

@@ -1,4 +1,4 @@
-"""The commands that keep running: worker, chores, api, and all of them at once."""
+"""The commands that keep running: worker, scheduler, recorder, courier, api, and all of them at once."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool
 
 @click.command()
 @pass_access
-def chores(access: Access) -> None:
+def scheduler(access: Access) -> None:
     """Take in plain arq messages and do periodic duties, until told to stop."""
     settings = access.settings()
-    from tweezer.processes.scheduler import run_chores
+    from tweezer.processes.scheduler import run_scheduler
 
     logs.configure(settings.log_format, settings.log_level)
-    run_chores(settings)
+    run_scheduler(settings)
 
 
 @click.command()
@@ -113,7 +113,7 @@ def up(
     device: str | None,
     lanes: int | None,
 ) -> None:
-    """Start everything on this machine, for development: a Redis and a ledger of its own, a worker, the chores, the
+    """Start everything on this machine, for development: a Redis and a ledger of its own, a worker, the scheduler, the
     recorder, the courier and the API.
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.

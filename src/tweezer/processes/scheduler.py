@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _POLL_S = 1.0  # between looks for messages of arq, while none come
-_CHORES_POLL_S = 10.0  # the same for the chores, which are hourly
+_HOURLY_POLL_S = 10.0  # the same for jobs that are due each hour
 
 
-def run_chores(settings: Settings) -> None:
-    """Takes in arq messages and does the chores until SIGTERM or SIGINT."""
-    run_on_a_loop(lambda: Chores(settings))
+def run_scheduler(settings: Settings) -> None:
+    """Take in arq messages, sweep, and do what is due each hour, until SIGTERM or SIGINT."""
+    run_on_a_loop(lambda: Scheduler(settings))
 
 
-class Chores:
-    """Intake and chores in one process: two workers of plain arq."""
+class Scheduler:
+    """Two plain arq workers in one process: one for messages, one for the hourly jobs; and the sweep."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -54,18 +54,18 @@ class Chores:
         stopping = stopped_by_signals()
         if not await require_access(self.store, stopping, backoff):
             return
-        log.info("chores.started")
+        log.info("scheduler.started")
         async with Duties() as duties:
             duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
-            await work(self._workers, stopping, doing="chores", drain_s=self._policy.drain_s, backoff=backoff)
+            await work(self._workers, stopping, doing="scheduler", drain_s=self._policy.drain_s, backoff=backoff)
 
     async def close(self) -> None:
         await self.store.close()
-        log.info("chores.stopped")
+        log.info("scheduler.stopped")
 
     async def _workers(self) -> tuple[Worker, Worker]:
         await self.store.tickets.publish_settings(self._policy.store)
-        return self._intake_worker(), self._chores_worker()
+        return self._intake_worker(), self._hourly_worker()
 
     def _intake_worker(self) -> Worker:
         return ParkingWorker(
@@ -86,13 +86,13 @@ class Chores:
             | {"job_serializer": arq_messages.write_answer, "job_deserializer": arq_messages.read_message},
         )
 
-    def _chores_worker(self) -> Worker:
-        queue_name = self.store.keys(Key.CHORES)
+    def _hourly_worker(self) -> Worker:
+        queue_name = self.store.keys(Key.SCHEDULER)
         return ParkingWorker(
             parker=Parker(self._settings, "scheduler"),
             cron_jobs=cron_jobs(queue_name),
             queue_name=queue_name,
-            poll_delay=_CHORES_POLL_S,
+            poll_delay=_HOURLY_POLL_S,
             **self._common(),
         )
 
@@ -100,8 +100,8 @@ class Chores:
         return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})
 
 
-async def retention_chore(context: dict[Any, Any]) -> None:
-    """Each hour: deletes what projects keep no longer, old deliveries, and secrets and keys that have expired."""
+async def delete_expired(context: dict[Any, Any]) -> None:
+    """Delete what projects keep no longer, old deliveries, and secrets and keys that have expired."""
     from tweezer.ledger.database import Database
     from tweezer.ledger.retention import expire
     from tweezer.webhooks.deliveries import delete_old_deliveries
@@ -126,14 +126,17 @@ def _forget_expired(database: Database, settings: Settings) -> None:
 
 
 def cron_jobs(queue_name: str) -> list[CronJob]:
-    """What is done when.
+    """Return the hourly jobs.
 
     arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
     """
-    chores: dict[str, tuple[Any, dict[str, Any]]] = {
-        "retention": (retention_chore, {"minute": 17, "timeout": 3000}),
-    }
     return [
-        cron(chore, name=f"{queue_name}:{name}", keep_result=0, max_tries=1, **when)
-        for name, (chore, when) in chores.items()
+        cron(
+            delete_expired,  # type: ignore[arg-type]
+            name=f"{queue_name}:retention",
+            minute=17,
+            timeout=3000,
+            keep_result=0,
+            max_tries=1,
+        )
     ]

@@ -165,7 +165,7 @@ def _rights(user: RedisUser) -> Rights:
             waits = _direct("blpop wait", Key.BATCH, Key.DEVICE)
             return rights | _connection() | _reads() | waits | _direct("dbsize del psetex zcard")
         case RedisUser.SCHEDULER:
-            return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.CHORES)
+            return rights | _connection() | _reads() | _arq_worker(Key.INTAKE, Key.SCHEDULER)
         case RedisUser.RECORDER:
             upkeep = _direct("del scan xadd zrangebyscore zrem", Key.EVENTS, Key.ENDED, Key.COUNTED)
             return rights | _connection() | _reads() | upkeep

@@ -38,7 +38,7 @@ class Key(StrEnum):
     # of a project: it goes with the last of its fields; a counter that is 0 has none
     PROJECT = "project:%s"  # hash: counters of its quotas, and limits of its own (``max:<name>``); see model.quotas
     # of everything
-    SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and chores
+    SETTINGS = "settings"  # hash: what operators set and scripts need, published by workers and the scheduler
     IDLE = "idle"  # sorted set: open batch without work → deadline (ms)
     ENDED = "ended"  # sorted set: batch that ended and is not forgotten → when (ms)
     EVENTS = "events"  # stream of transitions
@@ -59,13 +59,13 @@ class Key(StrEnum):
     POOL = "pool:%s"  # of a device: cancels of running work
     # queues of arq
     INTAKE = "intake"
-    CHORES = "chores"
+    SCHEDULER = "scheduler"
     ENDPOINTS = "endpoints"  # string: counts the changes of endpoints, so that couriers read them again
     COURIER = "courier"  # alarms of deliveries
 
 
 KINDS = {
-    **dict.fromkeys((Key.INTAKE, Key.CHORES, Key.COURIER, Key.IDLE, Key.ENDED), "zset"),
+    **dict.fromkeys((Key.INTAKE, Key.SCHEDULER, Key.COURIER, Key.IDLE, Key.ENDED), "zset"),
     Key.DEVICES: "set",
     Key.SETTINGS: "hash",
     Key.EVENTS: "stream",

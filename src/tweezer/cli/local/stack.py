@@ -117,7 +117,7 @@ class Stack:
         lines += (
             (["api"], _API_STOP_S),
             (["worker", "--device", self._device, "--lanes", str(self._lanes)], drain_s),
-            (["chores"], drain_s),
+            (["scheduler"], drain_s),
             (["courier", "--processes", "1"], _COURIER_STOP_S),
             (["recorder"], _RECORDER_STOP_S),
         )
@@ -151,7 +151,7 @@ class Stack:
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Ends the API, the worker, which drains, the chores, the courier, the recorder, and Redis, in this
+        """Ends the API, the worker, which drains, the scheduler, the courier, the recorder, and Redis, in this
         order."""
         machine = [child for child in self._children if child.name == "qpu-sim"]
         for child in (*(it for it in self._children if it not in machine), *machine):
