@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
+from tweezer.model.lru import Recent
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
 
@@ -16,24 +17,20 @@ class Owners:
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
-        self._known: dict[UUID, str] = {}
+        self._known: Recent[UUID, str] = Recent(_REMEMBERED_MAX)
 
     async def projects(self, batch_ids: Iterable[UUID]) -> dict[UUID, str]:
         """The project of each batch; those that Redis does not have are left out. Raises Unavailable."""
         wanted = set(batch_ids)
-        found = {batch_id: self._known[batch_id] for batch_id in wanted if batch_id in self._known}
+        found = {batch_id: project for batch_id in wanted if (project := self._known.get(batch_id)) is not None}
         if unknown := [batch_id for batch_id in wanted if batch_id not in found]:
             pipeline = self._scripts.redis.pipeline(transaction=False)
             for batch_id in unknown:
                 pipeline.hget(self._scripts.keys(Key.BATCH, batch_id), "project")
             with translating():
                 answers = await pipeline.execute()
-            asked = {batch_id: raw.decode() for batch_id, raw in zip(unknown, answers, strict=True) if raw is not None}
-            found |= asked
-            self._remember(asked)
+            for batch_id, raw in zip(unknown, answers, strict=True):
+                if raw is not None:
+                    found[batch_id] = raw.decode()
+                    self._known.put(batch_id, found[batch_id])
         return found
-
-    def _remember(self, projects: dict[UUID, str]) -> None:
-        self._known |= projects
-        for oldest in list(self._known)[: max(len(self._known) - _REMEMBERED_MAX, 0)]:
-            del self._known[oldest]

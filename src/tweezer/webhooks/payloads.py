@@ -19,6 +19,7 @@ from tweezer.ledger.recorder.snapshots import recorded_snapshots
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.lru import Recent
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
     Fault,
@@ -62,7 +63,7 @@ class Payloads:
         self._store = store
         self._database = database
         self._links = links
-        self._facts: dict[UUID, BatchFacts] = {}
+        self._facts: Recent[UUID, BatchFacts] = Recent(_FACTS_MAX)
         self._just_read: dict[UUID, Snapshot] = {}
 
     async def batches(self, batch_ids: Collection[UUID]) -> dict[UUID, BatchFacts]:
@@ -70,20 +71,19 @@ class Payloads:
         found: dict[UUID, BatchFacts] = {}
         unknown: list[UUID] = []
         for batch_id in batch_ids:
-            facts = self._facts.pop(batch_id, None)
+            facts = self._facts.get(batch_id)
             if facts is None:
                 unknown.append(batch_id)
             else:
-                found[batch_id] = self._facts[batch_id] = facts
+                found[batch_id] = facts
         if unknown:
             self._just_read.clear()
         for page in _pages(unknown):
             wanted = [Wanted(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
             for batch_id, snapshot in (await self._take(wanted)).items():
-                found[batch_id] = self._facts[batch_id] = _facts(snapshot)
+                found[batch_id] = _facts(snapshot)
+                self._facts.put(batch_id, found[batch_id])
                 self._just_read[batch_id] = snapshot
-        for batch_id in list(self._facts)[: max(len(self._facts) - _FACTS_MAX, 0)]:
-            del self._facts[batch_id]
         return found
 
     async def describe(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
@@ -96,7 +96,7 @@ class Payloads:
             facts = await self.batches({event.batch_id for event in page})
             snapshots = await self._of_events(page)
             for gone in facts.keys() - snapshots.keys():
-                self._facts.pop(gone, None)
+                self._facts.pop(gone)
             writing = _Writing(facts, snapshots, signer, self._links.base_url)
             if sum(len(packed) for it in snapshots.values() for packed in it.results.values()) <= _QUICK_BYTES:
                 told += writing.write(page)

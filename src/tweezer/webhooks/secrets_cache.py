@@ -8,6 +8,7 @@ from uuid import UUID
 
 from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
+from tweezer.model.lru import Recent
 from tweezer.model.signatures import SigningSecret
 from tweezer.webhooks.endpoints import Endpoint
 from tweezer.webhooks.secrets import existing_secrets, secrets_of
@@ -23,7 +24,7 @@ class Keyring:
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
         self._vault = vault
-        self._kept: dict[_Owner, tuple[float, list[SigningSecret]]] = {}
+        self._kept: Recent[_Owner, list[SigningSecret]] = Recent(_KEPT_MAX, kept_s=SECRETS_FRESH_S)
         self._loading: dict[_Owner, asyncio.Task[list[SigningSecret]]] = {}
 
     async def of(self, endpoint: Endpoint) -> list[SigningSecret]:
@@ -41,8 +42,8 @@ class Keyring:
     def _find(self, endpoint: Endpoint) -> list[SigningSecret] | asyncio.Task[list[SigningSecret]]:
         owner = (endpoint.project_no, endpoint.id if endpoint.kind == "project" else None)
         kept = self._kept.get(owner)
-        if kept is not None and time.monotonic() - kept[0] < SECRETS_FRESH_S:
-            return kept[1]
+        if kept is not None:
+            return kept
         if owner not in self._loading:
             self._loading[owner] = asyncio.create_task(self._load(owner))
         return self._loading[owner]
@@ -51,9 +52,7 @@ class Keyring:
         try:
             began = time.monotonic()
             found = await self._database.run(self._read, owner)
-            if len(self._kept) >= _KEPT_MAX:
-                self._kept.clear()
-            self._kept[owner] = (began, found)
+            self._kept.put(owner, found, since=began)
             return found
         finally:
             del self._loading[owner]

@@ -11,6 +11,7 @@ import msgspec
 
 from tweezer.ledger.access.vault import SECRETS_FRESH_S
 from tweezer.ledger.database import Database
+from tweezer.model.lru import Recent
 from tweezer.model.tasks import end_tasks
 from tweezer.store.streams.feed import Entry
 from tweezer.webhooks.audience import Audience, read_registered, read_webhooks
@@ -39,7 +40,7 @@ class Listeners:
         self._payloads = payloads
         self._kept: _Kept | None = None
         self._are_few = True
-        self._webhooks: dict[_Webhook, tuple[float, Endpoint]] = {}
+        self._webhooks: Recent[_Webhook, Endpoint] = Recent(_KEPT_MAX, kept_s=SECRETS_FRESH_S)
         self._changes: bytes | None = None
         self.changes: bytes | None = None
         """The count of changes, which came with the entries or after them."""
@@ -75,17 +76,11 @@ class Listeners:
         return found
 
     async def _of_batches(self, wanted: Collection[_Webhook]) -> dict[_Webhook, Endpoint]:
-        fresh_since = time.monotonic() - SECRETS_FRESH_S
-        found = {
-            webhook: kept[1]
-            for webhook in wanted
-            if (kept := self._webhooks.get(webhook)) is not None and kept[0] > fresh_since
-        }
+        found = {webhook: kept for webhook in wanted if (kept := self._webhooks.get(webhook)) is not None}
         if len(found) < len(wanted):
-            now = time.monotonic()
+            began = time.monotonic()
             read = await self._database.run(read_webhooks, self._database, wanted - found.keys())
-            if len(self._webhooks) > _KEPT_MAX:
-                self._webhooks.clear()
-            self._webhooks.update((webhook, (now, endpoint)) for webhook, endpoint in read.items())
+            for webhook, endpoint in read.items():
+                self._webhooks.put(webhook, endpoint, since=began)
             found |= read
         return found

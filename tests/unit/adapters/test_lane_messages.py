@@ -24,7 +24,6 @@ from tweezer.adapters.lane.messages import (
 )
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.model.lru import Recent
 from tweezer.model.messages import (
     BatchDoc,
     BatchWork,
@@ -78,21 +77,3 @@ def test_junk_is_refused(junk: bytes) -> None:
 def test_a_header_that_asks_for_too_much_is_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
         body_bytes((MAX_BODY_BYTES + 1).to_bytes(HEADER_BYTES, "big"))
-
-
-def test_recent_forgets_what_was_used_longest_ago() -> None:
-    recent: Recent[str, int] = Recent(budget=10)
-    recent.put("a", 1, weight=4)
-    recent.put("b", 2, weight=4)
-    assert recent.get("a") == 1
-    recent.put("c", 3, weight=4)
-    assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
-
-
-def test_recent_does_not_keep_what_exceeds_its_budget_alone() -> None:
-    recent: Recent[str, int] = Recent(budget=10)
-    recent.put("small", 1, weight=9)
-    recent.put("large", 2, weight=11)
-    assert (recent.get("small"), recent.get("large")) == (1, None)
-    recent.put("small", 3, weight=11)
-    assert len(recent) == 0

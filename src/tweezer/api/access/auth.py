@@ -22,6 +22,7 @@ from tweezer.ledger.access.credentials import Principal, key_digest, key_id
 from tweezer.ledger.access.keys import USED_S, Found, look_up, note_used
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.lru import Recent
 
 REMEMBERED_S = 1.0
 """How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
@@ -55,7 +56,7 @@ class Authenticator:
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
         self._remembered_s = remembered_s
-        self._known: dict[str, _Known] = {}
+        self._known: Recent[str, _Known] = Recent(_REMEMBERED_MAX)
         self._looking: dict[str, tuple[float, asyncio.Task[_Known]]] = {}
         self._used: set[str] = set()
 
@@ -74,7 +75,7 @@ class Authenticator:
 
     def forget(self, identity: str) -> None:
         """Look the key of this id up again at its next use, because it was revoked."""
-        self._known.pop(identity, None)
+        self._known.pop(identity)
 
     async def still_knows(self, scope: Scope) -> bool:
         """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
@@ -124,16 +125,8 @@ class Authenticator:
             known = _Known(_NOBODY, None, until)
         else:
             known = _Known(found.digest, found.principal, min(until, time.monotonic() + found.left_s))
-        self._remember(identity, known)
+        self._known.put(identity, known)
         return known
-
-    def _remember(self, identity: str, known: _Known) -> None:
-        if len(self._known) >= _REMEMBERED_MAX:
-            now = time.monotonic()
-            self._known = {name: known for name, known in self._known.items() if known.until >= now}
-            if len(self._known) >= _REMEMBERED_MAX:
-                self._known.clear()
-        self._known[identity] = known
 
 
 class Authentication:
