@@ -19,7 +19,7 @@ from pulser.json.abstract_repr.deserializer import deserialize_device
 from pulser.register.register_layout import RegisterLayout
 
 from tweezer.adapters.lane.lane import ChildLane
-from tweezer.adapters.registry import Binding, adapter_for, adapter_of, specs_of
+from tweezer.adapters.registry import Binding, adapter_of, specs_of
 from tweezer.model.errors import FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, Fault, JobSpec, JobWork, Outcome, OutcomeKind, Progress
@@ -78,7 +78,7 @@ async def refusal(lane: ChildLane, work: JobWork) -> Fault:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lane() -> AsyncIterator[ChildLane]:
     """Of EMU_FRESNEL as it is without configuration."""
-    lane = await adapter_for("EMU_FRESNEL").open_lane()
+    lane = await adapter_of(Binding("machine")).open_lane()
     assert isinstance(lane, ChildLane)
     yield lane
     await lane.close()

@@ -32,7 +32,7 @@ from pulser.devices import MockDevice
 from pulser_simulation import QutipBackendV2, QutipConfig
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
-from tweezer.adapters.registry import Binding, adapter_for, adapter_of
+from tweezer.adapters.registry import DEVICE_KINDS, Binding, adapter_of
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Limits, Outcome, OutcomeKind, Progress
@@ -89,7 +89,7 @@ def ignore(progress: Progress) -> None:
 
 
 async def open_lane(device: str, options: LaneOptions | None = None) -> ChildLane:
-    lane = await adapter_for(device, options).open_lane()
+    lane = await adapter_of(Binding(DEVICE_KINDS[device]), options).open_lane()
     assert isinstance(lane, ChildLane)
     return lane
 

@@ -152,7 +152,9 @@ def _specs_of_simulator(device: str) -> DeviceSpecs:
 def serve_devices_of_the_tests() -> None:
     """Registers the adapters above, each for the device of the same name."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
-        cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind.plain(factory)
+        cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind(
+            lambda lanes, options, make=factory: make(lanes), registry.NoOptions
+        )
         cast(dict[str, str], registry.DEVICE_KINDS)[device] = device
     cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[QUICK_QPU] = registry.AdapterKind(
         _quick_qpu, QpuOptions, specs=_specs_of_simulator, reattaches=True

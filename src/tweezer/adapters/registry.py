@@ -26,8 +26,6 @@ from tweezer.adapters.specs import analog_specs, specs_of_file, text_of_file, vi
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
 
-AdapterFactory = Callable[[LaneOptions], Adapter]
-
 _Positive = Annotated[int, Meta(ge=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
 _TORCH_START_S = 120.0
@@ -116,11 +114,6 @@ class AdapterKind(msgspec.Struct, frozen=True):
     reattaches: bool = False
     specs: Callable[[str], DeviceSpecs] | None = virtual_specs
 
-    @classmethod
-    def plain(cls, make: AdapterFactory) -> AdapterKind:
-        """One without options."""
-        return cls(lambda lanes, options: make(lanes), NoOptions)
-
 
 ADAPTERS: Mapping[str, AdapterKind] = {
     "qutip": AdapterKind(_qutip, EmulatorOptions),
@@ -156,14 +149,6 @@ def usual_binding(device: str) -> Binding | None:
     """What serves a device that nobody configured; None when nothing does."""
     kind = DEVICE_KINDS.get(device)
     return None if kind is None else Binding(kind)
-
-
-def adapter_for(device: str, lanes: LaneOptions | None = None) -> Adapter:
-    """The usual adapter of a device. Raises InvalidInput naming ``device``."""
-    binding = usual_binding(device)
-    if binding is None:
-        raise unknown_device(device, DEVICE_KINDS)
-    return adapter_of(binding, lanes)
 
 
 def unknown_device(device: str, known: Iterable[str]) -> InvalidInput:

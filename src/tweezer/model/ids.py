@@ -46,11 +46,6 @@ def last_job_id(batch_id: UUID) -> UUID:
     return UUID(int=batch_id.int | _INDEX_MASK)
 
 
-def is_batch_id(candidate: UUID) -> bool:
-    """Whether the id has the form of a batch id of ours."""
-    return candidate.version == 8 and candidate.int & _INDEX_MASK == 0
-
-
 def device_id(name: str) -> UUID:
     """The id of a device: made of its name, so that it is the same for ever and everywhere."""
     return uuid5(_DEVICES, name)

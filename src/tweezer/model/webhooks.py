@@ -284,12 +284,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def data_type(type_: str) -> type[Data]:
-    """The struct of ``data`` of events of a type. Raises KeyError for a type that there is not."""
-    return _DATA[type_.partition(".")[0]]
-
-
-_DATA: dict[str, type[Data]] = {
+DATA: dict[str, type[Data]] = {
     "job": JobData,
     "batch": BatchData,
     "device": DeviceData,
@@ -308,8 +303,8 @@ def schema(type_: str) -> dict[str, Any]:
 
 def schemas() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of all bodies: a definition for each type of event, and of what they are made of."""
-    references, components = schema_components(_DATA.values(), ref_template="#/$defs/{name}")
-    of_data = dict(zip(_DATA, references, strict=True))
+    references, components = schema_components(DATA.values(), ref_template="#/$defs/{name}")
+    of_data = dict(zip(DATA, references, strict=True))
     bodies = {
         str(type_): {
             "type": "object",

@@ -12,21 +12,25 @@ from tweezer.adapters.lane.emulator import EmulatorAdapter
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.registry import Binding, EmulatorOptions, adapter_for, adapter_of, check_binding
+from tweezer.adapters.registry import Binding, EmulatorOptions, adapter_of, check_binding, usual_binding
 from tweezer.model.errors import InvalidInput
+from tweezer.settings import Settings
 
 
 def test_a_device_has_a_usual_adapter() -> None:
-    emulator: Adapter = adapter_for("EMU_FREE", LaneOptions(memory_limit_mb=512))
+    binding = usual_binding("EMU_FREE")
+    assert binding is not None
+    emulator: Adapter = adapter_of(binding, LaneOptions(memory_limit_mb=512))
     assert isinstance(emulator, EmulatorAdapter)
     assert emulator.traits.checks_sequence
     assert not emulator.traits.exclusive
-    assert isinstance(adapter_for("NULL"), NullAdapter)
+    assert usual_binding("NULL") == Binding("null")
+    assert isinstance(adapter_of(Binding("null")), NullAdapter)
 
 
 def test_an_unknown_device_or_kind_is_named() -> None:
     with pytest.raises(InvalidInput, match="no adapter serves NOWHERE; known devices are EMU_FREE") as device:
-        adapter_for("NOWHERE")
+        Settings().binding("NOWHERE")
     assert device.value.field == "device"
     with pytest.raises(InvalidInput, match="there is no adapter abacus") as kind:
         adapter_of(Binding("abacus"))
@@ -62,8 +66,8 @@ def test_options_that_an_adapter_does_not_have_are_named(
 def test_the_workers_process_imports_no_emulator() -> None:
     program = """
 import sys
-from tweezer.adapters.registry import adapter_for
-adapter_for("EMU_FREE")
+from tweezer.adapters.registry import Binding, adapter_of
+adapter_of(Binding("qutip"))
 heavy = {"pulser", "pulser_simulation", "qutip", "numpy", "scipy", "torch"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

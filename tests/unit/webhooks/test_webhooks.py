@@ -23,13 +23,14 @@ from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER
 from tweezer.model.messages import Fault
 from tweezer.model.webhooks import (
     BODY_MAX_BYTES,
+    DATA,
     USUAL_TYPES,
     VERSION,
     BatchData,
+    Data,
     EventType,
     JobData,
     body,
-    data_type,
     envelope,
     fitted,
     schema,
@@ -86,6 +87,10 @@ def test_the_schemas_that_are_kept_are_those_of_the_code(generator: ModuleType) 
 def test_the_schemas_are_schemas() -> None:
     jsonschema.Draft202012Validator.check_schema(schemas())
     assert schemas()["$id"] == f"urn:tweezer:webhooks:v{VERSION}"
+
+
+def data_type(type_: str) -> type[Data]:
+    return DATA[type_.partition(".")[0]]
 
 
 @every_type
