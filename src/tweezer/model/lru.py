@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -67,3 +68,54 @@ class Recent(Generic[Key, Value]):
     def clear(self) -> None:
         self._entries.clear()
         self._spent = 0
+
+
+class CachedCalls(Generic[Key, Value]):
+    """The results of an asynchronous call by key, each kept for ``kept_s`` from the begin of its call.
+
+    Callers that ask while a call is under way share it, unless it began that long ago. A caller that is cancelled stops
+    nothing. An error is raised to everyone who waits for the call, and is not kept.
+    """
+
+    def __init__(self, call: Callable[[Key], Awaitable[Value]], budget: int, *, kept_s: float) -> None:
+        self._call = call
+        self._kept_s = kept_s
+        self._results: Recent[Key, Value] = Recent(budget, kept_s=kept_s)
+        self._calls: dict[Key, tuple[float, asyncio.Task[Value]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._results) + len(self._calls)
+
+    async def get(self, key: Key) -> Value:
+        result = self._results.get(key)
+        return await asyncio.shield(self._begin(key)) if result is None else result
+
+    def expect(self, key: Key) -> None:
+        """Begin the call, unless its result is there or it is under way: the result will be asked for soon."""
+        if self._results.get(key) is None:
+            self._begin(key)
+
+    def forget(self, key: Key) -> None:
+        """Make the call again when the key is asked for next."""
+        self._results.pop(key)
+        self._calls.pop(key, None)
+
+    def _begin(self, key: Key) -> asyncio.Task[Value]:
+        began, call = self._calls.get(key, (0.0, None))
+        if call is None or time.monotonic() - began >= self._kept_s:
+            call = asyncio.create_task(self._make(key))
+            self._calls[key] = time.monotonic(), call
+            call.add_done_callback(lambda done: done.cancelled() or done.exception())  # the callers get it
+        return call
+
+    async def _make(self, key: Key) -> Value:
+        own, began = asyncio.current_task(), time.monotonic()
+        try:
+            result = await self._call(key)
+        finally:
+            is_newest = self._calls.get(key, (0.0, None))[1] is own
+            if is_newest:
+                del self._calls[key]
+        if is_newest:
+            self._results.put(key, result, since=began)
+        return result

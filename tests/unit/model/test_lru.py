@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from tweezer.model.lru import Recent
+from tweezer.model.lru import CachedCalls, Recent
 
 
 def test_recent_forgets_what_was_used_longest_ago() -> None:
@@ -42,3 +43,64 @@ def test_what_recent_was_told_to_forget_takes_no_room() -> None:
     recent.clear()
     recent.put("d", 4, weight=10)
     assert (len(recent), recent.get("d")) == (1, 4)
+
+
+class Source:
+    """A call that is made by key, counted, and answered when it may be."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, key: str) -> int:
+        self.calls.append(key)
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+        return len(self.calls)
+
+
+async def test_callers_share_a_call_that_is_under_way() -> None:
+    source = Source()
+    cached = CachedCalls(source, 10, kept_s=1000)
+    asking = [asyncio.create_task(cached.get("a")) for _ in range(3)]
+    cached.expect("a")
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    source.may_answer.set()
+    assert await asyncio.gather(*asking[1:]) == [1, 1]
+    assert (await cached.get("a"), source.calls, len(cached)) == (1, ["a"], 1)
+    assert asking[0].cancelled()
+
+
+async def test_an_error_is_raised_to_all_and_not_kept() -> None:
+    source = Source()
+    cached = CachedCalls(source, 10, kept_s=1000)
+    source.error = OSError("away")
+    source.may_answer.set()
+    found = await asyncio.gather(cached.get("a"), cached.get("a"), return_exceptions=True)
+    assert [str(error) for error in found] == ["away", "away"]
+    source.error = None
+    assert (await cached.get("a"), source.calls) == (2, ["a", "a"])
+
+
+async def test_a_call_that_began_long_ago_is_not_joined() -> None:
+    source = Source()
+    cached = CachedCalls(source, 10, kept_s=0)
+    asking = [asyncio.create_task(cached.get("a")) for _ in range(2)]
+    await asyncio.sleep(0)
+    source.may_answer.set()
+    await asyncio.gather(*asking)
+    assert source.calls == ["a", "a"]
+
+
+async def test_what_was_forgotten_while_it_was_asked_for_is_asked_for_again() -> None:
+    source = Source()
+    cached = CachedCalls(source, 10, kept_s=1000)
+    early = asyncio.create_task(cached.get("a"))
+    await asyncio.sleep(0)
+    cached.forget("a")
+    source.may_answer.set()
+    assert await early == 1
+    assert (await cached.get("a"), await cached.get("a"), source.calls) == (2, 2, ["a", "a"])

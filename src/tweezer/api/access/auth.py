@@ -6,7 +6,7 @@ one, or one that has expired or was revoked, hears the same.
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +22,7 @@ from tweezer.ledger.access.credentials import Principal, key_digest, key_id
 from tweezer.ledger.access.keys import USED_S, Found, look_up, note_used
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.model.lru import Recent
+from tweezer.model.lru import CachedCalls
 
 REMEMBERED_S = 1.0
 """How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
@@ -56,8 +56,7 @@ class Authenticator:
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
         self._remembered_s = remembered_s
-        self._known: Recent[str, _Known] = Recent(_REMEMBERED_MAX)
-        self._looking: dict[str, tuple[float, asyncio.Task[_Known]]] = {}
+        self._known = CachedCalls(self._look_up, _REMEMBERED_MAX, kept_s=remembered_s)
         self._used: set[str] = set()
 
     async def principal(self, key: str) -> Principal | None:
@@ -65,9 +64,10 @@ class Authenticator:
         identity = key_id(key)
         if identity is None:
             return None
-        known = self._known.get(identity)
-        if known is None or known.until < time.monotonic():
-            known = await self._look_up(identity)
+        known = await self._known.get(identity)
+        if known.until < time.monotonic():
+            self._known.forget(identity)
+            known = await self._known.get(identity)
         if known.principal is None or not compare_digest(key_digest(key), known.digest):
             return None
         self._used.add(identity)
@@ -75,7 +75,7 @@ class Authenticator:
 
     def forget(self, identity: str) -> None:
         """Look the key of this id up again at its next use, because it was revoked."""
-        self._known.pop(identity)
+        self._known.forget(identity)
 
     async def still_knows(self, scope: Scope) -> bool:
         """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
@@ -103,30 +103,10 @@ class Authenticator:
                 await self.write_used()
 
     async def _look_up(self, identity: str) -> _Known:
-        """Requests that come up together share one look-up, if that began less than a memory's time ago."""
-        began, looking = self._looking.get(identity, (0.0, None))
-        if looking is None or time.monotonic() - began > self._remembered_s:
-            looking = asyncio.create_task(self._ask(identity))
-            self._looking[identity] = (time.monotonic(), looking)
-            looking.add_done_callback(lambda task: self._looked(identity, task))
-        return await asyncio.shield(looking)
-
-    def _looked(self, identity: str, task: asyncio.Task[_Known]) -> None:
-        if self._looking.get(identity, (0.0, None))[1] is task:
-            del self._looking[identity]
-        if not task.cancelled():
-            task.exception()  # told to who waits; if nobody does any more, it is no news
-
-    async def _ask(self, identity: str) -> _Known:
-        began = time.monotonic()
         found = await self._database.run(_look_up, self._database, identity)
-        until = began + self._remembered_s
         if found is None or found.principal is None:
-            known = _Known(_NOBODY, None, until)
-        else:
-            known = _Known(found.digest, found.principal, min(until, time.monotonic() + found.left_s))
-        self._known.put(identity, known)
-        return known
+            return _Known(_NOBODY, None, math.inf)
+        return _Known(found.digest, found.principal, time.monotonic() + found.left_s)
 
 
 class Authentication:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import LINK_MAX_S
 from tweezer.model.digests import KeyedHash
+from tweezer.model.lru import CachedCalls
 
 RESULTS_PATH = "/api/v1/jobs/{job_id}/results"
 
@@ -74,30 +74,18 @@ class ResultLinks:
         self._database = database
         self._open_vault = open_vault
         self._link_s = link_s
-        self._signer: tuple[Signer, float] | None = None
-        self._loading: asyncio.Task[Signer] | None = None
+        self._signers = CachedCalls(self._load, 1, kept_s=SECRETS_FRESH_S)
 
     async def signer(self) -> Signer:
         """Return the signer; its keys are read again each second, so that a rotation is soon in force everywhere.
 
         Raises Unavailable; TweezerError where the keys were encrypted with another secrets key.
         """
-        if self._signer is not None and asyncio.get_running_loop().time() - self._signer[1] < SECRETS_FRESH_S:
-            return self._signer[0]
-        if self._loading is None:
-            self._loading = asyncio.create_task(self._load())
-            self._loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # the caller gets it
-        return await asyncio.shield(self._loading)
+        return await self._signers.get(None)
 
-    async def _load(self) -> Signer:
-        began = asyncio.get_running_loop().time()
-        try:
-            keys = await self._database.run(self._read)
-            signer = Signer([key.secret for key in keys], self._link_s)
-            self._signer = signer, began
-            return signer
-        finally:
-            self._loading = None
+    async def _load(self, _: None) -> Signer:
+        keys = await self._database.run(self._read)
+        return Signer([key.secret for key in keys], self._link_s)
 
     def _read(self) -> list[LinkKey]:
         vault = self._open_vault()
