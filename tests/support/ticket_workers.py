@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from tweezer.queue.worker import TicketWorker
+from tweezer.worker.worker import TicketWorker
 
 
 @contextlib.asynccontextmanager

@@ -45,13 +45,13 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 def test_a_json_line_has_time_level_logger_event_and_what_is_bound(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     batch = UUID("0193b4a0-0000-7000-8000-000000000001")
-    structlog.get_logger("tweezer.queue").bind(batch=batch, token=7).info("ticket.taken", jobs=12)
+    structlog.get_logger("tweezer.worker").bind(batch=batch, token=7).info("ticket.taken", jobs=12)
     (line,) = lines(stream)
     stamped = datetime.fromisoformat(line.pop("timestamp"))
     assert stamped.tzinfo == UTC
     assert line == {
         "level": "info",
-        "logger": "tweezer.queue",
+        "logger": "tweezer.worker",
         "event": "ticket.taken",
         "batch": str(batch),
         "token": 7,

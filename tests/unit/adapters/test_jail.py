@@ -190,9 +190,9 @@ def test_the_environment_is_passed_by_a_list_and_without_urls(tmp_path: Path) ->
 def test_a_worker_closes_its_process_to_others_of_its_user() -> None:
     program = """
 import ctypes
-from tweezer.queue import run
-run.run_on_a_loop = lambda make: print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
-run.run_worker(None, device="NULL", lanes=1, version="1")
+from tweezer.processes import worker
+worker.run_on_a_loop = lambda make: print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+worker.run_worker(None, device="NULL", lanes=1, version="1")
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "0"

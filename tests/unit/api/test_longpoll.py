@@ -18,8 +18,8 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Priority
-from tweezer.store.feed import Heard
 from tweezer.store.records import BatchRecord
+from tweezer.store.streams.feed import Heard
 
 BATCH = new_batch_id()
 
