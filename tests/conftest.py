@@ -18,6 +18,7 @@ import pytest
 import redis
 import redis.asyncio
 import structlog
+from tests.support.effort import load_hypothesis_profile
 from tests.support.postgres import NoPostgres, PostgresServer
 from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
@@ -27,6 +28,8 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import TweezerError
+
+load_hypothesis_profile()
 
 _numbers = itertools.count()
 
