@@ -147,7 +147,7 @@ def test_what_a_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @LINUX
 def test_a_lane_without_landlock_starts_and_says_so() -> None:
     program = """
-from tweezer.adapters import jail
+from tweezer.adapters.lane import jail
 from tweezer.adapters.lane.jail import landlock
 landlock.version = lambda: 0
 print(jail.enter(jail.Jail()))

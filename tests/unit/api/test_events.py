@@ -233,8 +233,7 @@ async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: 
 async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
     rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)
-    monkeypatch.setattr(rig.app.state.following._authenticator, "_remembered_s", 0.0)
+    monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)  # the request trusts its key for so long
     batch_id, key = await rig.submit(1), rig.key()
     path = place.format(batch_id)
     if "events" in place:
@@ -244,6 +243,7 @@ async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
     await until(lambda: rig.holding() > before)
     with ledger.write() as connection:
         revoke_key(connection, key_id(key) or "")
+    rig.app.state.following._authenticator._known.forget(key_id(key))  # as after a second
     await rig.run(DONE)
     answer = await within(request)
     assert (answer.status_code, answer.json()["data"]["reason"]) == (401, "unauthorized")

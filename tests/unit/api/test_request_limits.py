@@ -711,7 +711,7 @@ def test_keys_that_rest_are_forgotten() -> None:
 
 def test_every_reason_to_refuse_is_on_the_page() -> None:
     root = Path(__file__).parents[3]
-    sources = "\n".join(file.read_text() for file in (root / "src/tweezer/api").glob("*.py"))
+    sources = "\n".join(file.read_text() for file in (root / "src/tweezer/api").rglob("*.py"))
     reasons = set(re.findall(r'(?:Refused|_refuse|failure)\(\s*\d{3},\s*"(\w+)"', sources))
     assert {"too_many_jobs", "body_too_slow", "head_too_large", "unauthorized"} <= reasons
     page = (root / "docs/api.md").read_text()

@@ -55,7 +55,6 @@ class Authenticator:
 
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
-        self._remembered_s = remembered_s
         self._known = CachedCalls(self._look_up, _REMEMBERED_MAX, kept_s=remembered_s)
         self._used: set[str] = set()
 
