@@ -13,6 +13,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 _PATIENCE_S = 30.0
+_MORE = getattr(socket, "MSG_MORE", 0)  # Linux
 _BAD_GATEWAY = b'{"status": "error", "message": "Bad Gateway", "code": "502"}'
 
 
@@ -22,7 +23,7 @@ class Fault(StrEnum):
     IN_THE_BODY = auto()
     """Half of its body arrives; then both connections are cut."""
     BEFORE_THE_ANSWER = auto()
-    """All of it arrives; then both connections are cut, before anything of the answer is read."""
+    """All of it arrives, together with the end of the connection; the client is cut off, too."""
     AT_THE_GATEWAY = auto()
     """As before, but the client hears of a bad gateway, which makes it try again by itself."""
 
@@ -90,8 +91,11 @@ class _Exchange(socketserver.StreamRequestHandler):
 
     def _pass_on(self, head: bytes, body: bytes, *, fault: Fault | None) -> None:
         with socket.create_connection(self.server.upstream, timeout=_PATIENCE_S) as upstream:
-            upstream.sendall(head + (body[: len(body) // 2] if fault is Fault.IN_THE_BODY else body))
-            if fault is None:
+            if fault is not None:
+                # MSG_MORE: the kernel sends the rest along with the end of the connection, so no answer comes between
+                upstream.sendall(head + (body[: len(body) // 2] if fault is Fault.IN_THE_BODY else body), _MORE)
+            else:
+                upstream.sendall(head + body)
                 while more := upstream.recv(65_536):
                     self.wfile.write(more)
         if fault is Fault.AT_THE_GATEWAY:

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 from tweezer.api.access import routes as access_routes
 from tweezer.api.access.auth import Authentication, Authenticator
 from tweezer.api.access.logins import Logins
-from tweezer.api.access.replay_guard import Answers, Repeats
+from tweezer.api.access.replay_guard import ReplayGuard, ReplayGuardMiddleware
 from tweezer.api.access.signed_links import Links
 from tweezer.api.batches import bulk, jobs, lists, read, service_side, write
 from tweezer.api.batches.fast_path import quick_routes
@@ -113,7 +113,7 @@ def create_app(
     links = Links(doorway, lambda: webhooks.vault, public_url=settings.public_url, link_s=settings.link_s)
     app.state.links = links
     times = AnswerTimes()
-    app.state.repeats = Repeats(store.calls)
+    app.state.replay_guard = ReplayGuard(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
     rates = Rates(settings.requests_per_s, settings.requests_burst)
@@ -123,7 +123,7 @@ def create_app(
     app.add_middleware(Limits, limits=limits)
     app.add_middleware(Edge)
     app.add_middleware(Timing, times=times)
-    app.add_middleware(Answers, repeats=app.state.repeats)
+    app.add_middleware(ReplayGuardMiddleware, guard=app.state.replay_guard)
     app.add_middleware(Unprefixed)
     install_failures(app)
     app.router.routes += _routes()

@@ -27,7 +27,7 @@ from tweezer.store.quotas import Quotas
 from tweezer.store.reader import Reader
 from tweezer.store.recovery import Restoring
 from tweezer.store.remote import Remote
-from tweezer.store.replay_guard import Calls
+from tweezer.store.replay_guard import RecentCalls
 from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
 from tweezer.store.scripts import Scripts, script_text
 from tweezer.store.snapshots import Snapshots
@@ -259,7 +259,7 @@ class Store:
         self.devices = Devices(scripts)
         self.quotas = Quotas(scripts)
         self.attempts = Attempts(scripts)
-        self.calls = Calls(scripts)
+        self.calls = RecentCalls(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)

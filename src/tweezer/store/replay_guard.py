@@ -1,7 +1,7 @@
-"""Calls that carry no idempotency key, so that one which is repeated because its answer was lost counts once.
+"""Calls without an idempotency key: one that is repeated because its answer was lost counts once.
 
-A call gets a key of ours, and may have several attempts with it: the next equal one, if the last was abandoned. What
-counts as abandoned is for the API to say; one that nobody speaks of for a lease was, too.
+A call gets a generated key. If it is abandoned, the next equal call is another attempt with the same key. The API
+decides what counts as abandoned; an attempt whose lease was not renewed counts as abandoned, too.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ RETRY_S = 61.0
 """How long an abandoned call may be repeated: Pasqal's clients pause for 31 s in all, and a request may take 30 s."""
 
 
-class Stand(StrEnum):
-    """How an attempt stands: its answer arrived (``over``), or did not, or was an error of the server's."""
+class CallState(StrEnum):
+    """The state of an attempt. ABANDONED: its answer was not written, or was a server error."""
 
     RUNNING = "running"
     OVER = "over"
     ABANDONED = "abandoned"
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class CallAttempt(msgspec.Struct, frozen=True):
     """An attempt at a call. ``key`` is the idempotency key of the call, ``again`` says that it is not the first."""
 
     digest: str
@@ -39,25 +39,25 @@ class Attempt(msgspec.Struct, frozen=True):
     again: bool
 
 
-class Calls:
+class RecentCalls:
     """The calls that run, and those that were abandoned."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
 
-    async def begin(self, digest: str, *, project: str, running: Iterable[str] = ()) -> Attempt:
-        """An attempt at the call of this digest. running: keys of calls that are not abandoned, whatever Redis knows.
+    async def begin(self, digest: str, *, project: str, running: Iterable[str] = ()) -> CallAttempt:
+        """Begin an attempt at the call of this digest. running: keys of calls that are certainly not abandoned.
 
         Raises Unavailable, QueueFull.
         """
         identity = secrets.token_hex(16)
         word, key = await self._scripts.call("begin_call", digest, identity, _ms(LEASE_S), _ms(RETRY_S), *running)
-        return Attempt(digest, project, key.decode(), identity, again=word == b"again")
+        return CallAttempt(digest, project, key.decode(), identity, again=word == b"again")
 
-    async def mark(self, attempt: Attempt, stand: Stand) -> bool:
-        """Whether that is noted; not if another attempt has taken the call over. Raises Unavailable."""
+    async def mark(self, attempt: CallAttempt, state: CallState) -> bool:
+        """Store the state; return False if another attempt has taken the call over. Raises Unavailable."""
         named = (attempt.digest, attempt.key, attempt.id)
-        reply = await self._scripts.call("mark_call", *named, stand, _ms(LEASE_S), _ms(RETRY_S), attempt.project)
+        reply = await self._scripts.call("mark_call", *named, state, _ms(LEASE_S), _ms(RETRY_S), attempt.project)
         return bool(reply[0] == b"ok")
 
 

@@ -16,7 +16,7 @@ from tests.support.api_rig import DEVICE, HOST, PROJECT, ApiRig, bearer
 from tests.support.waiting import until
 
 from tweezer.api.access import replay_guard
-from tweezer.api.http.connection import EXTENSION
+from tweezer.api.http.header_limits import CONNECTION
 from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
@@ -24,7 +24,7 @@ from tweezer.settings import Settings
 from tweezer.store import replay_guard as calls
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.replay_guard import Calls, Stand
+from tweezer.store.replay_guard import CallState, RecentCalls
 
 BATCHES = "/api/v1/batches"
 JOBS = [{"runs": 5}]
@@ -32,20 +32,14 @@ BODY = {"sequence_builder": None, "device_type": DEVICE, "jobs": JOBS, "open": T
 
 
 class Wire:
-    """A connection whose other end has gone (``cut``), or does not have all yet (``arrived`` is None)."""
+    """A connection that the client has closed: ``cut`` before its answer, ``is_lost`` while the answer was written."""
 
-    def __init__(self, *, cut: bool = False, arrived: bool | None = True) -> None:
+    def __init__(self, *, cut: bool = False, is_lost: bool = False) -> None:
         self.cut = cut
-        self.arrived = arrived
-        self.lost = False
-        self.looks = 0
+        self.is_lost = is_lost
 
-    def is_cut(self) -> bool:
+    def is_closing(self) -> bool:
         return self.cut
-
-    def has_all(self) -> bool | None:
-        self.looks += 1
-        return self.arrived
 
 
 class Ours(ApiRig):
@@ -60,7 +54,7 @@ class Ours(ApiRig):
     ) -> httpx.Response:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if wire is not None:
-                scope["extensions"] = {EXTENSION: {"line": wire}}
+                scope[CONNECTION] = wire
             await self.app(scope, receive, send)
 
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -101,32 +95,17 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 # ------------------------------------------------------------------------------------------------- over the API
 
 
-async def test_an_equal_call_after_an_answer_that_arrived_is_a_call_of_its_own(rig: Ours) -> None:
+async def test_an_equal_call_after_an_answer_that_was_written_is_a_call_of_its_own(rig: Ours) -> None:
     assert len({await rig.id_of(wire=Wire()) for _ in range(3)}) == 3
     assert await rig.left() == []
 
 
-@pytest.mark.parametrize("wire", [Wire(cut=True), Wire(arrived=False)])
+@pytest.mark.parametrize("wire", [Wire(cut=True), Wire(is_lost=True)])
 async def test_an_equal_call_after_an_answer_that_was_lost_is_a_retry(rig: Ours, wire: Wire) -> None:
     first = await rig.id_of(wire=wire)
     assert await rig.id_of(wire=wire) == first
     assert await rig.id_of(wire=Wire()) == first
     assert await rig.id_of(wire=Wire()) != first
-
-
-async def test_an_answer_may_take_its_time_to_arrive(rig: Ours) -> None:
-    wire = Wire(arrived=None)
-    sending = asyncio.create_task(rig.id_of(wire=wire))
-    await until(lambda: wire.looks > 2)
-    wire.arrived = True
-    first = await sending
-    assert await rig.id_of() != first
-
-
-async def test_an_answer_that_never_arrives_is_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_guard, "PATIENCE_S", 0.05)
-    first = await rig.id_of(wire=Wire(arrived=None))
-    assert await rig.id_of() == first
 
 
 async def test_an_equal_call_after_a_failure_of_the_servers_is_a_retry(
@@ -209,37 +188,37 @@ async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(r
 
 async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_guard, "_RENEW_S", 0.001)
-    marked: list[Stand] = []
+    marked: list[CallState] = []
     mark = rig.store.calls.mark
 
-    async def noting(attempt: Any, stand: Stand) -> bool:
-        marked.append(stand)
-        return await mark(attempt, stand)
+    async def noting(attempt: Any, state: CallState) -> bool:
+        marked.append(state)
+        return await mark(attempt, state)
 
     monkeypatch.setattr(rig.store.calls, "mark", noting)
     submit = rig.store.commands.submit
 
     async def slow(*args: Any, **options: Any) -> Any:
-        await until(lambda: marked.count(Stand.RUNNING) > 2)
+        await until(lambda: marked.count(CallState.RUNNING) > 2)
         return await submit(*args, **options)
 
     monkeypatch.setattr(rig.store.commands, "submit", slow)
     await rig.id_of(wire=Wire())
-    assert marked[-1] is Stand.OVER
+    assert marked[-1] is CallState.OVER
 
 
 # ------------------------------------------------------------------------------------------------- in the store
 
 
 @pytest.fixture
-async def known() -> AsyncIterator[Calls]:
+async def known() -> AsyncIterator[RecentCalls]:
     store = Store(fakeredis.FakeAsyncRedis())
     yield store.calls
     await store.close()
 
 
 async def test_an_attempt_of_which_nobody_speaks_is_lost_after_its_lease(
-    known: Calls, monkeypatch: pytest.MonkeyPatch
+    known: RecentCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await known.begin("d", project="p")
     assert not (await known.begin("d", project="p")).again
@@ -250,19 +229,19 @@ async def test_an_attempt_of_which_nobody_speaks_is_lost_after_its_lease(
     assert (found.again, found.key) == (True, dead.key)
 
 
-async def test_an_attempt_that_was_taken_over_is_not_spoken_for_by_its_former_owner(known: Calls) -> None:
+async def test_an_attempt_that_was_taken_over_is_not_spoken_for_by_its_former_owner(known: RecentCalls) -> None:
     first = await known.begin("d", project="p")
-    await known.mark(first, Stand.ABANDONED)
+    await known.mark(first, CallState.ABANDONED)
     second = await known.begin("d", project="p")
     assert (second.key, second.again) == (first.key, True)
-    assert not await known.mark(first, Stand.OVER)
-    assert await known.mark(second, Stand.ABANDONED)
+    assert not await known.mark(first, CallState.OVER)
+    assert await known.mark(second, CallState.ABANDONED)
     assert (await known.begin("d", project="p")).key == first.key
 
 
-async def test_a_lost_call_is_not_waited_for_for_ever(known: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_call_is_not_waited_for_for_ever(known: RecentCalls, monkeypatch: pytest.MonkeyPatch) -> None:
     first = await known.begin("d", project="p")
-    await known.mark(first, Stand.ABANDONED)
+    await known.mark(first, CallState.ABANDONED)
     redis: Any = known._scripts.redis
     assert 0 < await redis.pttl("tweezer:calls:d") <= 1000 * (calls.LEASE_S + calls.RETRY_S)
     monkeypatch.setattr(calls, "RETRY_S", -1.0)

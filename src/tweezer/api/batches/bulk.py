@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, ResultsLinks, Submitter
-from tweezer.api.access.replay_guard import key_of
+from tweezer.api.access.replay_guard import get_call_key
 from tweezer.api.batches.bodies import in_words_of_the_body, repetition_of
 from tweezer.api.batches.commands import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
 from tweezer.api.batches.filters import VALUES_MAX, JobsAsked, Time
@@ -128,7 +128,7 @@ async def rebatch(
     jobs = await chosen_jobs(live, caller, batch, asked.filter)
     if not jobs:
         raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
-    idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
+    idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     try:
         submission = repetition_of(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
         child = await queue.admission.submit(submission, project=batch.project)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, Ledger, LiveStore, Submitter
-from tweezer.api.access.replay_guard import key_of
+from tweezer.api.access.replay_guard import get_call_key
 from tweezer.api.batches.bodies import (
     BatchBody,
     Jobs,
@@ -70,7 +70,7 @@ async def create_batch(
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = project_of(caller, body.project_id)
     check_webhook(body.webhook, webhooks.policy)
-    idempotency_key = idempotency_key or await key_of(request, caller, project)
+    idempotency_key = idempotency_key or await get_call_key(request, caller, project)
     try:
         agent = request.headers.get("User-Agent", "")
         submission = submission_of(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
@@ -101,7 +101,7 @@ async def add_jobs(
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
-    idempotency_key = idempotency_key or await key_of(request, caller, batch.project)
+    idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     agent = request.headers.get("User-Agent", "")
     sent = plain_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
     async with unless_forgotten(batch):

@@ -9,12 +9,12 @@ import asyncio
 import ipaddress
 from collections import Counter
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tweezer.api.access.logins import network_of
-from tweezer.api.http.connection import EXTENSION, Line
 from tweezer.api.http.envelope import failure
 
 HEAD_MAX = 65_536
@@ -28,8 +28,25 @@ HEAD_S = 20.0
 WRITE_S = 20.0
 """How long a client may read nothing of an answer that waits for it."""
 
+CONNECTION = "tweezer.connection"
+"""Key of the :class:`Connection` in the ASGI scope of a request."""
+
 _WRITE_BUFFER = 16_384
 _MOST = 1000
+
+
+class Connection(Protocol):
+    """The connection of a request."""
+
+    is_lost: bool
+
+    def is_closing(self) -> bool:
+        """Return whether either end has closed the connection."""
+
+
+def find_connection(scope: Scope) -> Connection | None:
+    """Return the connection of a request; None where the server does not expose it."""
+    return cast("Connection | None", scope.get(CONNECTION))
 
 
 class Connections:
@@ -62,12 +79,12 @@ class Connections:
 
 
 class BoundedHead(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors. It shows requests their line.
+    """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors.
 
     Trailers are dropped: uvicorn would add them to the headers of a request that is being answered already.
     """
 
-    _line: Line
+    is_lost = False
     _size = 0  # bytes since the last that were neither of a head nor of a trailer
     _in_body = False
     _timeout: asyncio.TimerHandle | None = None  # while a head is on its way
@@ -81,7 +98,6 @@ class BoundedHead(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(_WRITE_BUFFER, 0)
-        self._line = Line(transport)
         self._place = self._connected.enter(self.client[0] if self.client else None)
         if self._place is None:
             self._refuse(429, "too_many_connections", "too many connections from this address; close some of them")
@@ -94,16 +110,16 @@ class BoundedHead(HttpToolsProtocol):
         self._has_reader()
         if self._place is not None:
             self._connected.leave(self._place)
-        self._line.lose(exc)
+        self.is_lost = True
         super().connection_lost(exc)
 
-    def eof_received(self) -> None:
-        self._line.end()
-        super().eof_received()
+    def is_closing(self) -> bool:
+        """Return whether either end has closed the connection."""
+        return self.is_lost or self.transport.is_closing()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: {"line": self._line}}
+        cast("dict[str, Any]", self.scope)[CONNECTION] = self
         self._wait_for_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
