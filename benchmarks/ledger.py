@@ -222,8 +222,7 @@ async def measure_api(redis_url: str, folder: Path, asked: argparse.Namespace) -
     ours, bare = free_port(), free_port()
     environment = {"TWEEZER_REDIS_URL": redis_url, "TWEEZER_DATABASE_URL": url, "TWEEZER_API_PORT": str(ours)}
     environment |= {
-        "TWEEZER_REQUESTS_PER_S": "1e9",
-        "TWEEZER_REQUESTS_BURST": str(10**9),
+        "TWEEZER_API_REQUESTS_PER_S": "1e9",
         "TWEEZER_LOG_LEVEL": "WARNING",
     }
     answers = folder / "answers"

@@ -33,7 +33,7 @@ from tweezer.ledger.access.projects import project_no
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc
-from tweezer.settings import Settings
+from tweezer.settings import SETTINGS
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.webhooks.courier import GROUP
@@ -41,9 +41,7 @@ from tweezer.webhooks.endpoints import create_endpoint
 
 JOBS, LANES = 10, 32
 OF_A_BATCH = 3 + JOBS  # created, running, done, and each job's end
-CONNECTIONS: int = (
-    Settings.model_fields["webhook_endpoint_connections"].default * Settings.model_fields["courier_processes"].default
-)
+CONNECTIONS: int = SETTINGS["webhook.endpoint_connections"].field.default * SETTINGS["webhook.processes"].field.default
 WARM_UPS, QUIET_S = 5, 0.03  # single events that do not count, and the pause between them
 CUT_EVERY, TOGETHER = 5, 20  # events between two cuts, and while one cuts
 BEATS_PER_S, WELL, OTHERS = 4, 3, len(receiving.MISBEHAVING)
@@ -146,7 +144,7 @@ class Bench:
         """``tweezer courier`` on this ledger."""
         settings = {"redis_url": self.url, "database_url": ledger, "data_dir": str(self._folder)}
         if processes is not None:
-            settings["courier_processes"] = str(processes)
+            settings["webhook_processes"] = str(processes)
         return await _start(
             *("-m", "tweezer.cli", "courier"), **settings, webhook_allow="127.0.0.0/8", log_level="WARNING"
         )

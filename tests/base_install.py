@@ -74,16 +74,16 @@ def main() -> None:
     assert list((folder / "ledger" / "migrations" / "versions").glob("0*.py")), "the ledger's steps are not in it"
 
     logs.configure("json")
-    assert settings.load().redis_url
-    os.environ["TWEEZER_LANES"] = "none"
+    assert settings.load().redis.url
+    os.environ["TWEEZER_WORKER_LANES"] = "none"
     problem = ""
     try:
         settings.load()
     except InvalidInput as error:
         problem = error.message
-    assert problem.startswith("TWEEZER_LANES: "), f"a wrong setting gave {problem!r}"
+    assert problem.startswith("TWEEZER_WORKER_LANES: "), f"a wrong setting gave {problem!r}"
 
-    del os.environ["TWEEZER_LANES"]
+    del os.environ["TWEEZER_WORKER_LANES"]
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="tweezer")
     assert command.value == "tweezer.cli:main"
     assert callable(command.load())

@@ -1,10 +1,12 @@
-"""Settings: from the environment (prefix ``TWEEZER_``), then an optional ``tweezer.toml``, then defaults.
+"""Settings: from ``TWEEZER_…`` variables, then an optional ``tweezer.toml``, then defaults.
 
-Where neither names a Redis, a ``tweezer up`` that runs in the data folder is used (:mod:`tweezer.data_folder`).
+Settings are in groups, one for each process or subject. ``worker.lanes`` is the key ``lanes`` of the table ``[worker]``
+in the file, and the variable ``TWEEZER_WORKER_LANES``: the prefix, the group and the name.
 
-A secret may be in a file that the variable with ``_FILE`` behind its name names, as container platforms mount it. The
-file is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it is there; its keys are the
-field names below, in lower case. Durations carry their unit in the name.
+A variable with ``_FILE`` at its end names a file that has the secret, as container platforms mount it. The file of
+settings is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it exists. Where nothing names a Redis, a
+``tweezer up`` that runs in the data folder is used (:mod:`tweezer.data_folder`). Durations carry their unit in the
+name. ``docs/draw_settings.py`` makes the table in the documentation from this module.
 """
 
 from __future__ import annotations
@@ -12,26 +14,20 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
 
 from tweezer.adapters.lane.jail import JailMode
+from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
 from tweezer.data_folder import default_data_dir, running_environment
-from tweezer.ledger.place import LINK_MAX_S, DeadLetterBounds, OpenDatabase, sqlite_file, sqlite_url
+from tweezer.ledger.place import LINK_MAX_S, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
@@ -45,11 +41,12 @@ DEFAULT_CONFIG = "tweezer.toml"
 
 _DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
 _PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
-_SECRET = ("redis_url", "redis_password", "database_url", "database_password", "api_key", "secrets_key")
-SECRET_FILES = {name: f"{PREFIX}{name.upper()}_FILE" for name in _SECRET}
-"""Setting → the variable that names a file with its value."""
 _SCHEDULE_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
+_DAY_S = 86_400
+_HEARTBEAT_S = 2.0
+_WEBHOOK_LINK_S = 7 * _DAY_S  # how long the link to a result in a webhook is valid at least
 
+_CONNECT, _STORE, _LANE = Connect(), StoreConfig(), LaneOptions()  # where several settings have their defaults
 
 DeviceName = Annotated[str, Field(pattern=_DEVICE_NAME)]
 _Wait = Annotated[float, Field(ge=0)]
@@ -70,10 +67,32 @@ def _public_url(url: str) -> str:
     return url
 
 
-class DeviceSettings(BaseModel):
-    """A device as its operator names it: a table ``[devices.NAME]``."""
+def _setting(default: Any, read_by: str, **constraints: Any) -> Any:
+    """Declare a setting. read_by: the processes that use it, for the documentation."""
+    return Field(default, json_schema_extra={"read_by": read_by}, **constraints)
 
+
+def _secret(default: str, read_by: str) -> Any:
+    """Declare a setting that never shows, and may be in a file of its own."""
+    return _setting(default, read_by, repr=False)
+
+
+class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _have_no_control_characters(cls, value: object) -> object:
+        """No text among the settings may have any, at any depth of a table."""
+        try:
+            _check_characters("", value)
+        except InvalidInput as error:
+            raise ValueError(error.problem) from error if error.field else None
+        return value
+
+
+class DeviceSettings(_Group):
+    """A device as its operator names it: a table ``[devices.NAME]``."""
 
     adapter: str
     """Kind of the adapter that serves it: ``qutip`` or ``null``."""
@@ -91,26 +110,347 @@ class DeviceSettings(BaseModel):
         return self
 
 
-class _TomlFile(TomlConfigSettingsSource):
-    """The file, which may begin with a byte order mark, as editors on Windows write it."""
+class RedisSettings(_Group):
+    """The Redis that holds live work."""
 
-    def _read_file(self, file_path: Any) -> dict[str, Any]:
-        text: str = file_path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text)
+    url: Annotated[str, AfterValidator(_redis_url)] = _secret(_CONNECT.url, "all")
+    """Redis, with its credentials: ``redis://``, ``rediss://`` (TLS), ``unix://``, or
+    ``redis+sentinel://host:26379,host:26379/service/0`` to ask Sentinels for the primary."""
+    password: str = _secret("", "all")
+    """Password for that URL, if it has none."""
+    grace_s: int = _setting(_DAY_S, "recorder", ge=0)
+    """How long a finished batch stays in Redis once the ledger has it; less when Redis runs full."""
+    restore_wait_s: float = _setting(_STORE.restore_wait_s, "worker, scheduler", ge=0, le=3600)
+    """After a restart of Redis: how long no work is handed out and no older batch changes (workers wait, cancels and
+    adds get ``503``), at most, until the recorder has put back what Redis lost."""
 
 
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Secrets that are in files of their own; the variable of a secret itself goes before its file."""
+class DatabaseSettings(_Group):
+    """The database of the ledger."""
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Raises InvalidInput, naming the variable."""
-        variable = SECRET_FILES.get(field_name, "")
-        path = os.environ.get(variable)
-        return read_secret(variable, Path(path)) if path else None, field_name, False
+    url: str = _secret("", "api, recorder, courier, scheduler, commands")
+    """The [ledger](#the-ledger)'s database: ``sqlite:///file`` (in its path, ``%25``, ``%3F`` and ``%23`` stand for
+    ``%``, ``?`` and ``#``) or ``postgresql://user:password@host/database``. Empty: ``ledger.db`` in the data folder."""
+    password: str = _secret("", "api, recorder, courier, scheduler, commands")
+    """Password for the URL of a PostgreSQL database, if it has none."""
+    connections: int = _setting(OpenDatabase("").connections_max, "api, recorder, courier, scheduler", ge=1, le=256)
+    """Connections to the database that a process opens at most. In a process of the API the requests of one user, or of
+    one project without users, use 3/8 of them at once."""
+    retention_s: int = _setting(0, "scheduler", ge=0)
+    """How long the ledger keeps finished batches and their results, where a project has no other limit; 0: for ever."""
 
-    def __call__(self) -> dict[str, Any]:
-        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in found.items() if value is not None}
+
+class SecretsSettings(_Group):
+    """How secrets are encrypted in the ledger."""
+
+    key: str = _secret("", "api, courier, commands")
+    """Encrypts the secrets of [webhooks](#webhooks) and links: 32 bytes in base64. Several with commas between: the
+    first encrypts, all decrypt. Empty: the file ``secrets.key`` in the data folder, made when needed."""
+
+
+class WorkerSettings(_Group):
+    """Workers and their lanes."""
+
+    device: str = _setting("EMU_FREE", "worker", pattern=_DEVICE_NAME)
+    """The device that a worker serves."""
+    lanes: int = _setting(2, "worker", ge=1, le=256)
+    """Execution slots of a worker: emulator processes side by side, each on one core."""
+    memory_limit_mb: int = _setting(_LANE.memory_limit_mb, "worker", ge=0)
+    """Memory of one lane; a job that needs more ends in ERROR. 0: no limit."""
+    jail: JailMode = _setting(_LANE.jail, "worker")
+    """Whether lanes are [jailed](security.md#the-jail-of-lanes), as far as the kernel can: ``on``, or ``off``: they
+    reach what their worker's user reaches."""
+    lease_s: float = _setting(15.0, "worker, scheduler", ge=1, le=3600)
+    """How long a worker owns a ticket without renewal; the work of a dead worker restarts after it, plus a second. A
+    heartbeat comes every 2 s, or every quarter of a lease if that is shorter."""
+    drain_s: float = _setting(4.0, "worker, scheduler", ge=0, le=86_400)
+    """How long jobs may go on after SIGTERM; whoever stops a worker must wait longer."""
+    quantum_s: float = _setting(_STORE.quantum_s, "worker, scheduler", ge=0.01, le=60)
+    """Lane time after which a batch yields its lane when another project's, or a more urgent one, waits."""
+    prepare_timeout_s: float = _setting(_LANE.prepare_timeout_s, "worker", gt=0, le=3600)
+    """How long preparing a batch on a lane may take (reading, checking and building its sequence); then the batch ends
+    in ERROR."""
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a worker reports that it lives and what it does."""
+        return min(_HEARTBEAT_S, self.lease_s / 4)
+
+
+class QuotaSettings(_Group):
+    """What a [project](#quotas) may queue and keep; ``tweezer projects limit`` gives one project other limits."""
+
+    queued_jobs: int = _setting(_STORE.queued_jobs, "worker, scheduler", ge=0)
+    """Pending jobs of a [project](#quotas); 0: no limit."""
+    queued_mb: int = _setting(_STORE.queued_bytes >> 20, "worker, scheduler", ge=0)
+    """Memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. At most a
+    quarter of what Redis may fill with work (80 % of ``maxmemory``)."""
+    results_mb: int = _setting(_STORE.result_bytes >> 20, "worker, scheduler", ge=0)
+    """Size of all results that are kept of a project, those in the results folder included; 0: no limit."""
+
+
+class ApiSettings(_Group):
+    """The HTTP API."""
+
+    host: str = _setting("127.0.0.1", "api", min_length=1)
+    """Address or name that the API listens on; ``0.0.0.0`` is all, and needs
+    [a proxy with TLS](credentials.md#encryption-and-proxies) before it."""
+    port: int = _setting(8000, "api", ge=0, le=65_535)
+    """Its port; 0 picks a free one."""
+    key: str = _secret("", "tweezer up")
+    """The key that ``tweezer up`` and ``tweezer demo`` make, if they are not to make one up."""
+    public_url: Annotated[str, AfterValidator(_public_url)] = _setting("", "api, courier")
+    """URL by which clients reach the API, for links to results; empty: as the request came."""
+    trusted_proxies: str = _setting("", "api")
+    """Addresses or networks of proxies before the API, with commas between, whose ``X-Forwarded-For`` and
+    ``X-Forwarded-Proto`` are believed; ``*`` believes everybody."""
+    connections_per_address: int = _setting(1000, "api", ge=1, le=65_536)
+    """Connections from one address (of IPv6: from one /64 network) to a process of the API at once; trusted proxies
+    have no limit. At most half of the files that the process may open, which it raises at its start as far as the
+    system allows."""
+    requests_per_s: float = _setting(200.0, "api", gt=0)
+    """Requests a second of one user or key, over time, and twice as many at once; more get 429. Counted by each API
+    process."""
+    body_max_kb: int = _setting(16_384, "api", ge=1)
+    """Size of a request's body as it is sent. Unpacked, one that was sent compressed may have 64 MiB, or four times
+    this."""
+    longpoll_s: float = _setting(20.0, "api", ge=0, le=20)
+    """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
+    session_s: int = _setting(_DAY_S, "api", ge=60)
+    """How long a token is valid that was got with a user's name and password."""
+    link_s: int = _setting(3600, "api", ge=10, le=LINK_MAX_S)
+    """How long a link to results is valid; 30 days at most."""
+
+
+class WebhookSettings(_Group):
+    """Delivery of webhooks."""
+
+    allow: str = _setting("", "api, courier, commands")
+    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
+    [webhooks](webhooks.md#safety) may go although they are not public; there plain http and any port are fine too, for
+    a URL with a name if the name is among them."""
+    ports: str = _setting("443,8443", "api, courier, commands")
+    """Ports to which webhooks may go elsewhere, with commas between."""
+    processes: int = _setting(2, "courier", ge=1, le=64)
+    """Processes of one ``tweezer courier``, which share the work."""
+    endpoint_connections: int = _setting(16, "courier", ge=1, le=1024)
+    """Attempts at once of one process of a courier to one receiver."""
+    timeout_s: float = _setting(15.0, "courier, commands", gt=0, le=120)
+    """How long a receiver may take for one attempt, from the connection to the end of its answer."""
+    schedule_s: tuple[_Wait, ...] = _setting(_SCHEDULE_S, "courier", min_length=1, max_length=50)
+    """How long after the one before each attempt is made; the first number is 0. As a variable: JSON (``[0, 5,
+    60]``)."""
+    kept_s: int = _setting(30 * _DAY_S, "scheduler", ge=0)
+    """How long deliveries that are over are kept, with every attempt; 0: as long as their batch."""
+
+    @property
+    def link_s(self) -> int:
+        """How long the link to a result in a webhook is valid: a week, or twice as long as the attempts last."""
+        return min(LINK_MAX_S, max(_WEBHOOK_LINK_S, 2 * round(sum(self.schedule_s))))
+
+
+class LogSettings(_Group):
+    """Logs, on stderr."""
+
+    format: LogFormat = _setting("auto", "all")
+    """``json``, ``console``, or ``auto``: console in a terminal."""
+    level: LogLevel = _setting("INFO", "all")
+    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
+
+
+class Settings(_Group):
+    """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
+
+    data_dir: Path = Field(default_factory=default_data_dir, json_schema_extra={"read_by": "all"})
+    """Folder of [`tweezer up`](#tweezer-up), and where commands look for one that runs (``$XDG_DATA_HOME/tweezer``
+    where that is set); made when needed."""
+    results_dir: Path | None = _setting(None, "worker, api, recorder, scheduler")
+    """Folder of [results](#results) that are too large for Redis; workers, API and recorder must all see it. Empty:
+    ``results`` in the data folder."""
+    namespace: str = _setting(_CONNECT.namespace, "all", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
+    """First part of every key. For a second installation on one server give it a database of its own as well: arq's own
+    keys do not carry the namespace."""
+    project_id: str = _setting("default", "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """The project of ``tweezer up`` and of the commands that submit and read."""
+    devices: dict[DeviceName, DeviceSettings] = _setting({}, "worker")
+    """Devices that you [name](devices.md), beside ``EMU_FREE`` and ``NULL`` or instead of them: the tables
+    ``[devices.NAME]``, or the variable as one JSON object."""
+    redis: RedisSettings = RedisSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    secrets: SecretsSettings = SecretsSettings()
+    worker: WorkerSettings = WorkerSettings()
+    quota: QuotaSettings = QuotaSettings()
+    api: ApiSettings = ApiSettings()
+    webhook: WebhookSettings = WebhookSettings()
+    log: LogSettings = LogSettings()
+
+    def binding(self, device: str) -> Binding:
+        """Return what serves a device. Raises InvalidInput("device", …) when nothing does."""
+        given = self.devices.get(device)
+        if given is not None:
+            return Binding(given.adapter, given.options, given.specs)
+        usual = usual_binding(device)
+        if usual is None:
+            raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
+        return usual
+
+    def machines(self) -> list[str]:
+        """Return those of the named devices whose jobs run on when their worker ends."""
+        return [name for name, given in self.devices.items() if kind_of(given.adapter).reattaches]
+
+    def devices_text(self) -> str:
+        """Return the named devices as the variable ``TWEEZER_DEVICES`` holds them."""
+        return json.dumps({name: given.model_dump(mode="json") for name, given in self.devices.items()})
+
+    def connect(self) -> Connect:
+        """Return how to reach Redis."""
+        return Connect(
+            url=_with_password(self.redis.url, self.redis.password),
+            namespace=self.namespace,
+            results_dir=self.results_folder(),
+        )
+
+    def locate_ledger(self) -> OpenDatabase:
+        """Return how to reach the ledger's database."""
+        url = self.database.url or sqlite_url(self.data_dir.absolute() / "ledger.db")
+        most = self.database.connections
+        return OpenDatabase(
+            url=url if sqlite_file(url) else _with_password(url, self.database.password),
+            connections_max=most,
+            share=max(1, most * 3 // 8),
+        )
+
+    def public_base(self) -> str:
+        """Return the URL of the API for links that are made without a request, without a slash at its end."""
+        if self.api.public_url:
+            return self.api.public_url.rstrip("/")
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api.host, self.api.host)  # noqa: S104  # not listened on
+        return f"http://[{host}]:{self.api.port}" if ":" in host else f"http://{host}:{self.api.port}"
+
+    def webhook_policy(self) -> WebhookPolicy:
+        """Return where webhooks may go. Raises InvalidInput."""
+        return WebhookPolicy.parse(self.webhook.allow, self.webhook.ports)
+
+    def results_folder(self) -> Path:
+        """Return where large results are kept."""
+        return (self.results_dir or self.data_dir / "results").absolute()
+
+    def store_config(self) -> StoreConfig:
+        """Return what the scripts in Redis use."""
+        return StoreConfig(
+            quantum_s=self.worker.quantum_s,
+            restore_wait_s=self.redis.restore_wait_s,
+            queued_jobs=self.quota.queued_jobs,
+            queued_bytes=self.quota.queued_mb << 20,
+            result_bytes=self.quota.results_mb << 20,
+        )
+
+
+class Setting(NamedTuple):
+    """One setting, by the names that it has."""
+
+    group: str
+    """Name of its table in the file; empty: outside of all tables."""
+    name: str
+    field: FieldInfo
+
+    @property
+    def key(self) -> str:
+        """The name in the file, such as ``api.port``."""
+        return f"{self.group}.{self.name}" if self.group else self.name
+
+    @property
+    def variable(self) -> str:
+        return variable_name(self.key)
+
+    @property
+    def is_secret(self) -> bool:
+        return not self.field.repr
+
+
+def variable_name(key: str) -> str:
+    """Return the variable of a setting: ``TWEEZER_API_PORT`` for ``api.port``."""
+    return PREFIX + key.replace(".", "_").upper()
+
+
+def _find_settings() -> Iterator[Setting]:
+    for name, field in Settings.model_fields.items():
+        match field.default:
+            case _Group() as group:
+                yield from (Setting(name, inner, found) for inner, found in type(group).model_fields.items())
+            case _:
+                yield Setting("", name, field)
+
+
+SETTINGS: Mapping[str, Setting] = {setting.key: setting for setting in _find_settings()}
+"""Key → setting."""
+
+SECRET_FILES = {key: f"{setting.variable}_FILE" for key, setting in SETTINGS.items() if setting.is_secret}
+"""Key of a secret → the variable that names a file with its value."""
+
+
+def environment_of(values: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that give settings these values, by their keys."""
+    return {variable_name(key): value for key, value in values.items()}
+
+
+def load(given: Mapping[str, object] | None = None) -> Settings:
+    """Read the settings; ``given`` (key to value, as from the command line) goes before everything.
+
+    Raises :class:`InvalidInput` whose ``field`` is the variable, or the key and file, that is wrong.
+    """
+    given = given or {}
+    path = _config_path()
+    values = _merge(_nest(given), _merge(_read_environment(), _read_file(path)))
+    if not _has_redis(values):
+        folder = values.get("data_dir")
+        running = running_environment(Path(str(folder)) if folder else None)
+        values = _merge(
+            values, _nest({k: running[it.variable] for k, it in SETTINGS.items() if it.variable in running})
+        )
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error, given, path) from error
+
+
+def _config_path() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read the file, which may begin with a byte order mark, as editors on Windows write it."""
+    if not path.is_file():
+        if CONFIG_VARIABLE in os.environ:
+            raise InvalidInput(CONFIG_VARIABLE, f"there is no file {path}")
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(str(path), f"is not a text in UTF-8: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InvalidInput(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def _read_environment() -> dict[str, Any]:
+    """Read the variables, and the files of secrets whose own variable is not set; what is empty counts as unset."""
+    found: dict[str, object] = {}
+    for key, setting in SETTINGS.items():
+        file_variable = SECRET_FILES.get(key, "")
+        if text := os.environ.get(setting.variable):
+            found[key] = _read_json(setting, text) if isinstance(setting.field.default, dict | tuple) else text
+        elif file := os.environ.get(file_variable):
+            found[key] = read_secret(file_variable, Path(file))
+    return _nest(found)
+
+
+def _read_json(setting: Setting, text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(setting.variable, f"is not JSON: {error}") from error
 
 
 def read_secret(variable: str, path: Path) -> str:
@@ -126,6 +466,29 @@ def read_secret(variable: str, path: Path) -> str:
     return text
 
 
+def _nest(values: Mapping[str, object]) -> dict[str, Any]:
+    """Turn keys such as ``api.port`` into tables."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = value
+    return nested
+
+
+def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Merge tables, at every depth; the values of the first win."""
+    merged = second | first
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], dict) and isinstance(second[name], dict):
+            merged[name] = _merge(first[name], second[name])
+    return merged
+
+
+def _has_redis(values: dict[str, Any]) -> bool:
+    redis = values.get("redis")
+    return bool(redis.get("url")) if isinstance(redis, dict) else False
+
+
 def _with_password(url: str, password: str) -> str:
     """Return the URL with the password, unless it has one."""
     scheme, _, rest = url.partition("://")
@@ -134,284 +497,6 @@ def _with_password(url: str, password: str) -> str:
     if not password or ":" in user:
         return url
     return f"{scheme}://{user}:{quote(password, safe='')}@{place}{slash}{path}"
-
-
-class _RunningUp(PydanticBaseSettingsSource):
-    """What the ``tweezer up`` that runs in the data folder holds ready, unless something else names a Redis."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError("all fields come from one file")
-
-    def __call__(self) -> dict[str, Any]:
-        if self.current_state.get("redis_url"):
-            return {}
-        folder = self.current_state.get("data_dir")
-        found = running_environment(Path(folder) if folder else None)
-        fields = {PREFIX + name.upper(): name for name in self.settings_cls.model_fields}
-        return {fields[variable]: value for variable, value in found.items() if variable in fields}
-
-
-class Settings(BaseSettings):
-    """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
-
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
-    )
-
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("redis://127.0.0.1:6379/0", repr=False)
-    """The Redis that holds live work, with its credentials: ``redis://``, ``rediss://``, ``unix://``, or
-    ``redis+sentinel://host:26379,host:26379/service/0`` to ask Sentinels for the primary."""
-    redis_password: str = Field("", repr=False)
-    """Password for that URL, if it has none."""
-    namespace: str = Field("tweezer", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
-    """First part of every key in Redis: two installations can share one server."""
-    connect_timeout_s: float = Field(5.0, gt=0, le=60)
-    """How long to wait for a connection to Redis."""
-    command_timeout_s: float = Field(10.0, gt=0, le=300)
-    """How long to wait for Redis to answer a command; waits for work come on top."""
-
-    lease_s: float = Field(15.0, ge=1, le=3600)
-    """How long a ticket is a worker's without renewal; the work of a dead worker restarts after it, plus a second."""
-    heartbeat_s: float = Field(2.0, ge=0.1, le=600)
-    """How often a worker says that it lives and what it does; at most half a lease."""
-    drain_s: float = Field(4.0, ge=0, le=86_400)
-    """How long a worker that was told to stop lets its jobs go on; whoever stops it must wait longer."""
-    quantum_s: float = Field(1.0, ge=0.01, le=60)
-    """Lane time after which a batch yields its lane when another project's, or a more urgent one, waits."""
-    ticket_failures_max: int = Field(10, ge=1, le=1000)
-    """Failures in a row to prepare or run a batch after which it ends in ERROR."""
-    soft_cancel_s: float = Field(1.0, ge=0, le=60)
-    """How long a cancelled job may take to stop by itself before its lane is killed."""
-    prepare_timeout_s: float = Field(20.0, gt=0, le=3600)
-    """How long preparing a batch on a lane may take (reading, checking and building its sequence); then the batch ends
-    in ERROR."""
-    lanes: int = Field(2, ge=1, le=256)
-    """Execution slots of a worker: emulator processes side by side, each on one core."""
-    device: str = Field("EMU_FREE", pattern=_DEVICE_NAME)
-    """The device that a worker serves."""
-    devices: dict[DeviceName, DeviceSettings] = {}
-    """Devices beside ``EMU_FREE`` and ``NULL``, or instead of them, by name; in the environment as one JSON object."""
-    memory_limit_mb: int = Field(4096, ge=0)
-    """Memory of one lane, in MiB; a job that needs more ends in ERROR. 0: no limit."""
-    lane_jail: JailMode = JailMode.ON
-    """Whether the processes of lanes are kept from files, the network and other processes: ``on``, as far as the
-    kernel can, or ``off``."""
-
-    grace_s: int = Field(86_400, ge=0)
-    """How long a finished batch stays in Redis once the ledger has it; less when Redis runs full."""
-    idempotency_s: int = Field(86_400, ge=60)
-    """How long an idempotency key is remembered."""
-    restore_wait_s: float = Field(30.0, ge=0, le=3600)
-    """After a restart of Redis: how long no work is handed out and no older batch changes, at most, until the recorder
-    has put back what Redis lost and the ledger has."""
-    max_backlog: int = Field(1_000_000, ge=1)
-    """Pending jobs of one device, from which on submits are refused."""
-    full_at: float = Field(0.8, gt=0, le=1)
-    """Share of Redis' maxmemory from which on submits are refused."""
-    quota_queued_jobs: int = Field(250_000, ge=0)
-    """Pending jobs that a project may have; 0: no limit. Of this and the next two ``tweezer projects limit`` gives one
-    project another limit."""
-    quota_queued_mb: int = Field(256, ge=0)
-    """Memory in Redis, in MiB, for the sequences and jobs of a project's batches that have not ended; 0: no limit. At
-    most a quarter of what Redis may fill with work (``maxmemory`` times ``full_at``)."""
-    quota_results_mb: int = Field(10_240, ge=0)
-    """Size of all results that are kept of a project, in MiB, those in the results folder included; 0: no limit."""
-    sessions_max: int = Field(100, ge=1)
-    """Sessions that a user may have at once; a log-in beyond that ends the oldest."""
-
-    database_url: str = Field("", repr=False)
-    """The ledger's database: ``sqlite:///file`` or ``postgresql://user:password@host/database``. Empty: a SQLite file
-    ``ledger.db`` in the data folder."""
-    database_password: str = Field("", repr=False)
-    """Password for the URL of a PostgreSQL database, if it has none."""
-    database_connections: int = Field(8, ge=1, le=256)
-    """Connections to the database that a process opens at most."""
-    database_connections_per_project: int = Field(3, ge=1, le=256)
-    """Those that requests of one user, or of one project without users, use at once in a process of the API."""
-    database_timeout_s: float = Field(10.0, gt=0, le=300)
-    """How long to wait for a connection to the database, and for another writer of a SQLite file."""
-    statement_timeout_s: float = Field(60.0, gt=0, le=3600)
-    """How long PostgreSQL may take for one statement."""
-    retention_s: int = Field(0, ge=0)
-    """How long the ledger keeps finished batches and their results, where a project says nothing else; 0: for ever."""
-    dead_letters_max: int = Field(10_000, ge=1)
-    """Entries and messages that could not be processed and are kept for operators; the oldest go first."""
-    dead_letters_max_mb: int = Field(64, ge=1)
-    """Their size all together, in MiB."""
-    dead_letters_kept_s: int = Field(2_592_000, ge=60)
-    """How long they are kept."""
-    results_dir: Path | None = None
-    """Folder for results that are too large for Redis; workers, API and recorder must all see it. Default: ``results``
-    in the data folder."""
-    result_inline_kb: int = Field(64, ge=1, le=512)
-    """Size of a packed result, in KiB, above which it goes to the results folder."""
-
-    api_host: str = Field("127.0.0.1", min_length=1)
-    """Address that the HTTP API listens on."""
-    api_port: int = Field(8000, ge=0, le=65_535)
-    """Its port; 0 picks a free one."""
-    trusted_proxies: str = ""
-    """Addresses or networks of proxies before the API, with commas between, whose ``X-Forwarded-For`` and
-    ``X-Forwarded-Proto`` are believed; ``*`` believes everybody."""
-    connections_per_address: int = Field(1000, ge=1, le=65_536)
-    """Connections from one address (of IPv6: from one /64 network) to a process of the API at once; proxies that are
-    trusted have no limit. At most half of the files that the process may open."""
-    public_url: Annotated[str, AfterValidator(_public_url)] = ""
-    """URL by which clients reach the API, for links to results; empty: as the request came."""
-    link_s: int = Field(3600, ge=10, le=LINK_MAX_S)
-    """How long a link to results is valid; 30 days at most."""
-    session_s: int = Field(86_400, ge=60)
-    """How long a token is valid that was got with a user's name and password."""
-    api_key: str = Field("", repr=False)
-    """The key that ``tweezer up`` makes, if it is not to make one up."""
-    project_id: str = Field("default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    """The project of ``tweezer up`` and of the commands that submit and read."""
-    body_max_kb: int = Field(16_384, ge=1)
-    """Size of a request's body as it is sent, in KiB."""
-    unpacked_max_kb: int = Field(65_536, ge=1)
-    """Size of a body that was sent compressed, unpacked, in KiB."""
-    requests_per_s: float = Field(200.0, gt=0)
-    """Requests a second of one key, over time; more get 429."""
-    requests_burst: int = Field(400, ge=1)
-    """Requests of one key that may come at once."""
-    longpoll_s: float = Field(20.0, ge=0, le=20)
-    """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
-
-    webhook_allow: str = ""
-    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
-    webhooks may go although they are not public; there plain http and any port are fine too, for a URL with a name if
-    the name is among them."""
-    webhook_ports: str = "443,8443"
-    """Ports to which webhooks may go elsewhere, with commas between."""
-    webhook_timeout_s: float = Field(15.0, gt=0, le=120)
-    """How long a receiver may take for one attempt, from the connection to the end of its answer."""
-    webhook_answer_max_kb: int = Field(64, ge=1)
-    """How much of a receiver's answer is read, in KiB."""
-    webhook_schedule_s: Annotated[tuple[_Wait, ...], Field(min_length=1, max_length=50)] = _SCHEDULE_S
-    """How long after the one before each attempt is made, in seconds; the first number is 0. As a variable: JSON."""
-    courier_processes: int = Field(2, ge=1, le=64)
-    """Processes of one ``tweezer courier``, which share the work."""
-    webhook_connections: int = Field(256, ge=1, le=4096)
-    """Attempts of one courier's process at once."""
-    webhook_endpoint_connections: int = Field(16, ge=1, le=1024)
-    """Those to one receiver."""
-    webhook_disable_s: float = Field(432_000.0, gt=0)
-    """An endpoint of which every attempt has failed for so long is disabled; its project is told."""
-    webhook_kept_s: int = Field(2_592_000, ge=0)
-    """How long deliveries that are over are kept, with every attempt; 0 is as long as their batch."""
-    webhook_link_s: int = Field(604_800, ge=10, le=LINK_MAX_S)
-    """How long the link to a result in a webhook is valid; longer than the schedule lasts, and 30 days at most."""
-    secrets_key: str = Field("", repr=False)
-    """With it the secrets of webhooks and links are encrypted in the ledger: 32 bytes in base64. Several with commas
-    between: the first encrypts, all decrypt. Empty: a file ``secrets.key`` in the data folder, made when needed."""
-
-    data_dir: Path = Field(default_factory=default_data_dir)
-    """Folder for what ``tweezer up`` keeps; made when needed."""
-    log_format: LogFormat = "auto"
-    """``json``, ``console``, or ``auto``: console in a terminal."""
-    log_level: LogLevel = "INFO"
-    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
-
-    @model_validator(mode="after")
-    def _heartbeat_fits_the_lease(self) -> Self:
-        if self.heartbeat_s > self.lease_s / 2:
-            raise ValueError(
-                f"{PREFIX}HEARTBEAT_S ({self.heartbeat_s:g}) must be at most half of {PREFIX}LEASE_S ({self.lease_s:g})"
-            )
-        return self
-
-    def binding(self, device: str) -> Binding:
-        """What serves a device. Raises InvalidInput("device", …) when nothing does."""
-        given = self.devices.get(device)
-        if given is not None:
-            return Binding(given.adapter, given.options, given.specs)
-        usual = usual_binding(device)
-        if usual is None:
-            raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
-        return usual
-
-    def machines(self) -> list[str]:
-        """Those of the devices that are named here whose jobs run on, whatever becomes of a worker."""
-        return [name for name, given in self.devices.items() if kind_of(given.adapter).reattaches]
-
-    def devices_text(self) -> str:
-        """The devices that are named here, as the variable ``TWEEZER_DEVICES`` holds them."""
-        return json.dumps({name: given.model_dump(mode="json") for name, given in self.devices.items()})
-
-    def connect(self) -> Connect:
-        """How to reach Redis."""
-        return Connect(
-            url=_with_password(self.redis_url, self.redis_password),
-            namespace=self.namespace,
-            connect_s=self.connect_timeout_s,
-            command_s=self.command_timeout_s,
-            results_dir=self.results_folder(),
-            result_inline_kb=self.result_inline_kb,
-        )
-
-    def database(self) -> OpenDatabase:
-        """How to reach the ledger."""
-        url = self.database_url or sqlite_url(self.data_dir.absolute() / "ledger.db")
-        return OpenDatabase(
-            url=url if sqlite_file(url) else _with_password(url, self.database_password),
-            connections_max=self.database_connections,
-            share=self.database_connections_per_project,
-            patience_s=self.database_timeout_s,
-            statement_s=self.statement_timeout_s,
-        )
-
-    def dead_letters(self) -> DeadLetterBounds:
-        """How much is kept of what could not be processed."""
-        return DeadLetterBounds(self.dead_letters_max, self.dead_letters_max_mb << 20, self.dead_letters_kept_s)
-
-    def public_base(self) -> str:
-        """The URL of the API for links that are made without a request, without a slash at its end."""
-        if self.public_url:
-            return self.public_url.rstrip("/")
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api_host, self.api_host)  # noqa: S104  # not listened on
-        return f"http://[{host}]:{self.api_port}" if ":" in host else f"http://{host}:{self.api_port}"
-
-    def webhook_policy(self) -> WebhookPolicy:
-        """Where webhooks may go. Raises InvalidInput."""
-        return WebhookPolicy.parse(self.webhook_allow, self.webhook_ports)
-
-    def results_folder(self) -> Path:
-        """Where large results are kept."""
-        return (self.results_dir or self.data_dir / "results").absolute()
-
-    def store_config(self) -> StoreConfig:
-        """What the scripts in Redis go by."""
-        return StoreConfig(
-            idempotency_s=self.idempotency_s,
-            quantum_s=self.quantum_s,
-            restore_wait_s=self.restore_wait_s,
-            queued_jobs=self.quota_queued_jobs,
-            queued_bytes=self.quota_queued_mb << 20,
-            result_bytes=self.quota_results_mb << 20,
-        )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _have_no_control_characters(cls, value: object) -> object:
-        """No text among the settings may have any, wherever it stands in a table."""
-        try:
-            _check_characters("", value)
-        except InvalidInput as error:
-            raise ValueError(error.problem) from error if error.field else None
-        return value
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources: code, the environment, files of secrets, the file of settings, a running `tweezer up`."""
-        file = _TomlFile(settings_cls, toml_file=_config_path())
-        return init_settings, env_settings, _SecretFiles(settings_cls), file, _RunningUp(settings_cls)
 
 
 def _check_characters(field: str, value: object) -> None:
@@ -428,56 +513,31 @@ def _check_characters(field: str, value: object) -> None:
                 _check_characters(field, item)
 
 
-def load(given: Mapping[str, object] | None = None) -> Settings:
-    """Read the settings; ``given`` (field name to value, as from the command line) goes before everything.
-
-    Raises :class:`InvalidInput` whose ``field`` is the variable, or the key and file, that is wrong.
-    """
-    given = given or {}
-    path = _config_path()
-    if CONFIG_VARIABLE in os.environ and not path.is_file():
-        raise InvalidInput(CONFIG_VARIABLE, f"there is no file {path}")
-    try:
-        return Settings(**given)  # type: ignore[arg-type]  # checked by pydantic, which is the point
-    except UnicodeDecodeError as error:
-        raise InvalidInput(str(path), f"is not a text in UTF-8: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
-    except OSError as error:
-        raise InvalidInput(str(path), f"cannot be read: {error.strerror}") from error
-    except SettingsError as error:
-        raise InvalidInput(f"{PREFIX}DEVICES", f"is not JSON: {error.__cause__ or error}") from error
-    except ValidationError as error:
-        raise _first_problem(error, given, path) from error
-
-
-def _config_path() -> Path:
-    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
-
-
 def _first_problem(error: ValidationError, given: Mapping[str, object], path: Path) -> InvalidInput:
     details = error.errors(include_url=False)[0]
-    if not details["loc"]:
-        return InvalidInput("settings", _sentence(details))
-    name = str(details["loc"][0])
-    within = "".join(f".{step}" for step in details["loc"][1:] if step != "[key]")
-    ours = getattr(details.get("ctx", {}).get("error"), "__cause__", None)
-    if isinstance(ours, InvalidInput):
-        within = f"{within}.{ours.field}"
-    variable = PREFIX + name.upper()
-    if name in given:
-        source = f"{name}{within}"
-    elif os.environ.get(variable) is not None:
-        source = f"{variable}{within}"
-    else:
-        source = f"{name}{within} in {path}"
-    return InvalidInput(source, ours.problem if isinstance(ours, InvalidInput) else _sentence(details))
+    cause = getattr(details.get("ctx", {}).get("error"), "__cause__", None)
+    steps = [str(step) for step in details["loc"] if step != "[key]"]
+    if isinstance(cause, InvalidInput):
+        steps += cause.field.split(".")
+    setting = SETTINGS.get(".".join(steps[:2])) or SETTINGS.get(steps[0])
+    source = f"{'.'.join(steps)} in {path}"
+    if setting is not None:
+        within = ".".join(steps)[len(setting.key) :]
+        variables = (setting.variable, SECRET_FILES.get(setting.key, ""))
+        variable = next((name for name in variables if os.environ.get(name)), None)
+        if setting.key in given:
+            source = f"{setting.key}{within}"
+        elif variable is not None:
+            source = f"{variable}{within}"
+    is_secret = setting is None or setting.is_secret
+    return InvalidInput(
+        source, cause.problem if isinstance(cause, InvalidInput) else _sentence(details, shows_value=not is_secret)
+    )
 
 
-def _sentence(details: ErrorDetails) -> str:
-    """Pydantic's words, with the value that was given, unless that may hold a password."""
+def _sentence(details: ErrorDetails, *, shows_value: bool) -> str:
+    """Return pydantic's words, with the value that was given, unless that may hold a password."""
     if details["type"] in _PLAIN:
         return _PLAIN[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    secret = bool(details["loc"]) and details["loc"][0] in _SECRET
-    return message if secret or not details["loc"] else f"{message}, not {details['input']!r}"
+    return f"{message}, not {details['input']!r}" if shows_value else message

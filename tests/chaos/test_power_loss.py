@@ -127,7 +127,7 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
     async with Receiver() as receiver:
         plant.register(receiver.url("/"))
         recorder, courier = await plant.start("recorder"), await plant.start("courier")
-        await site.workers(1, NULL, restore_wait_s=wait_s)
+        await site.workers(1, NULL, redis_restore_wait_s=wait_s)
 
         def told(batch: AsyncBatch) -> set[str]:
             about = [it for it in receiver.received if it.data.get("batch_id") == str(batch.id)]

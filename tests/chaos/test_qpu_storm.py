@@ -275,7 +275,7 @@ class Storm:
         }
         devices = {DEVICE: {"adapter": QUICK_QPU, "options": options}}
         return self._site.spawn(
-            "worker", device=DEVICE, devices=json.dumps(devices), test_witness=self.witness, test_stops=STOPS
+            "worker", worker_device=DEVICE, devices=json.dumps(devices), test_witness=self.witness, test_stops=STOPS
         )
 
 

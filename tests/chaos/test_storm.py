@@ -87,7 +87,7 @@ async def test_a_storm_loses_nothing_and_ends_every_job_once(server: RedisServer
     print("seed of the storm:", seed)  # noqa: T201  # shown when the test fails
     draw = random.Random(seed)
     witness = tmp_path / "witness"
-    async with Site(server.url, tmp_path, drain_s=1) as site:
+    async with Site(server.url, tmp_path, worker_drain_s=1) as site:
         storm = Storm(site, witness, seed)
         for worker in storm.workers:
             await site.serves(worker)

@@ -107,7 +107,7 @@ async def service(real_redis_url: str, tmp_path: Path, sqlite_template: Path) ->
         create_project(connection, "Ours", "ours")
         key = create_key(connection, name="test", project_id="ours").text
     database.close()
-    async with Site(real_redis_url, tmp_path, database_url=url, data_dir=tmp_path, requests_burst=4000) as site:
+    async with Site(real_redis_url, tmp_path, database_url=url, data_dir=tmp_path, api_requests_per_s=2000) as site:
         await site.store.tickets.heartbeat(
             "w",
             NULL,

@@ -101,7 +101,7 @@ async def serving(redis_url: str, folder: Path) -> AsyncIterator[Server]:
             "TWEEZER_REDIS_URL": as_user(redis_url, RedisUser.API),
             "TWEEZER_DATA_DIR": str(folder),
             "TWEEZER_API_PORT": "0",
-            "TWEEZER_LONGPOLL_S": str(HOLD_S),
+            "TWEEZER_API_LONGPOLL_S": str(HOLD_S),
         },
         cwd=folder,
         stdin=DEVNULL,

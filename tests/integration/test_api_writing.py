@@ -33,7 +33,7 @@ from tweezer.ledger.place import OpenDatabase
 from tweezer.store.keys import Key
 
 MIB = 1 << 20
-BODY_MAX_KB, UNPACKED_MAX_KB = 512, 65_536
+BODY_MAX_KB = 512
 
 
 class Setting:
@@ -110,7 +110,7 @@ def key(database_url: str) -> Iterator[str]:
 
 @pytest.fixture
 async def setting(real_redis_url: str, tmp_path: Path, database_url: str, key: str) -> AsyncIterator[Setting]:
-    limits = {"body_max_kb": BODY_MAX_KB, "unpacked_max_kb": UNPACKED_MAX_KB}
+    limits = {"api_body_max_kb": BODY_MAX_KB}
     async with Site(real_redis_url, tmp_path, database_url=database_url, data_dir=tmp_path, **limits) as site:
         await site.store.tickets.heartbeat(
             "w",
@@ -338,7 +338,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
 async def test_one_address_has_so_many_connections_and_others_come_in(
     real_redis_url: str, tmp_path: Path, database_url: str, key: str
 ) -> None:
-    settings = {"database_url": database_url, "data_dir": tmp_path, "connections_per_address": 5}
+    settings = {"database_url": database_url, "data_dir": tmp_path, "api_connections_per_address": 5}
     async with Site(real_redis_url, tmp_path, **settings) as site:
         api, url = await site.api()
         assert psutil.Process(api.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
@@ -373,7 +373,7 @@ async def test_one_address_has_so_many_connections_and_others_come_in(
 async def test_a_request_too_many_leaves_the_connection_open(
     real_redis_url: str, tmp_path: Path, database_url: str, key: str
 ) -> None:
-    settings = {"database_url": database_url, "data_dir": tmp_path, "requests_per_s": 0.001, "requests_burst": 1}
+    settings = {"database_url": database_url, "data_dir": tmp_path, "api_requests_per_s": 0.001}
     async with Site(real_redis_url, tmp_path, **settings) as site:
         _, url = await site.api()
         headers = {"Authorization": f"Bearer {key}"}

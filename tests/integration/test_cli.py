@@ -27,7 +27,7 @@ from tweezer.model.ids import new_batch_id
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[2]
-QUICK = {"TWEEZER_LEASE_S": "2", "TWEEZER_HEARTBEAT_S": "0.5"}
+QUICK = {"TWEEZER_WORKER_LEASE_S": "2"}
 
 
 def environment() -> dict[str, str]:

@@ -158,11 +158,11 @@ def test_a_wrong_password_fails() -> None:
 
 def test_misspelt_and_wrong_settings_are_findings(real_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_LANE", "3")
-    assert findings(real_redis_url)["environment"]["change"] == "rename it to TWEEZER_LANES"
-    monkeypatch.setenv("TWEEZER_LANES", "none")
+    assert findings(real_redis_url)["environment"]["change"] == "rename it to TWEEZER_WORKER_LANES"
+    monkeypatch.setenv("TWEEZER_WORKER_LANES", "none")
     result = doctor(real_redis_url)
     assert result.exit_code == 1
-    assert "FAIL  settings: TWEEZER_LANES" in result.stdout
+    assert "FAIL  settings: TWEEZER_WORKER_LANES" in result.stdout
 
 
 # --- the ledger

@@ -392,7 +392,7 @@ async def reads(site: Site) -> int:
 
 
 async def test_a_wait_is_woken_and_does_not_poll(site: Site) -> None:
-    await site.workers(1, lease_s=60)  # which tells progress once a second
+    await site.workers(1, worker_lease_s=60)  # which tells progress once a second
     batch = await site.submit([{"sleep_s": 2.0}])
     await cast(Any, site.store.redis).config_resetstat()
     await batch.wait(PATIENCE_S)

@@ -30,7 +30,12 @@ PROGRAM_S = 60
 
 @pytest.fixture
 def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
-    settings = {**QUICK, "redis_url": as_user(real_redis_url, RedisUser.WORKER), "device": NULL, "lanes": 2}
+    settings = {
+        **QUICK,
+        "redis_url": as_user(real_redis_url, RedisUser.WORKER),
+        "worker_device": NULL,
+        "worker_lanes": 2,
+    }
     process = Process(["worker"], settings, tmp_path / "worker.log")
     wait_until(lambda: bool(process.said("worker.started")) or not process.alive)
     yield process

@@ -54,14 +54,14 @@ async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIt
 
 @pytest.mark.parametrize("process", ["worker", "scheduler", "recorder", "courier"])
 async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str) -> None:
-    started = site.spawn(process, device="NULL", lanes=1)
+    started = site.spawn(process, worker_device="NULL", worker_lanes=1)
     await started.says(f"{process}.started")
     assert psutil.Process(started.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
 
 
 @pytest.mark.parametrize(("process", "duty"), DUTIES)
 async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) -> None:
-    harmed = site.spawn(process, test_harm=f"raise:{duty}", device="NULL", lanes=1)
+    harmed = site.spawn(process, test_harm=f"raise:{duty}", worker_device="NULL", worker_lanes=1)
     await harmed.says("harm.survived")
     (failed, *_) = harmed.said("duty.failed")
     assert (failed["duty"], failed["error"]) == (duty, "harmed")
@@ -71,7 +71,7 @@ async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) ->
 
 @pytest.mark.parametrize(("process", "duty"), DUTIES)
 async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, process: str, duty: str) -> None:
-    harmed = site.spawn(process, test_harm=f"cancel:{duty}", device="NULL", lanes=1)
+    harmed = site.spawn(process, test_harm=f"cancel:{duty}", worker_device="NULL", worker_lanes=1)
     assert await harmed.ended() == 1
     (ended, *_) = harmed.said("duty.ended")
     assert (ended["duty"], ended["error"], ended["level"]) == (duty, "it was cancelled", "error")
@@ -80,7 +80,7 @@ async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, pro
 
 @pytest.mark.parametrize("how", ["raise", "cancel"])
 async def test_a_worker_whose_reader_of_news_fails_still_hears_cancels(site: Site, how: str) -> None:
-    worker = site.spawn("worker", test_harm=f"{how}:news", device="NULL", lanes=1)
+    worker = site.spawn("worker", test_harm=f"{how}:news", worker_device="NULL", worker_lanes=1)
     await worker.says("harm.survived")
     batch = await site.submit([{"sleep_s": 600}])
     await site.held(batch)
@@ -110,7 +110,10 @@ async def test_foreign_messages_on_the_channel_of_cancels_are_skipped(site: Site
 @pytest.mark.slow
 async def test_processes_outlive_cut_connections_failovers_and_a_full_redis(frail: Site) -> None:
     redis: Any = frail.store.redis
-    started = [frail.spawn(name, device="NULL", lanes=2) for name in ("worker", "scheduler", "recorder", "courier")]
+    started = [
+        frail.spawn(name, worker_device="NULL", worker_lanes=2)
+        for name in ("worker", "scheduler", "recorder", "courier")
+    ]
     for process in started:
         await frail.serves(process)
     batch = await frail.submit([{"sleep_s": 0.05}] * 100)
@@ -123,7 +126,7 @@ async def test_processes_outlive_cut_connections_failovers_and_a_full_redis(frai
     await until(lambda: all(refused(process) for process in started[:2]), "writes that a replica refuses")
     await redis.execute_command("REPLICAOF", "NO", "ONE")
     await redis.config_set("maxmemory", 1)
-    late = frail.spawn("worker", device="NULL", lanes=2)
+    late = frail.spawn("worker", worker_device="NULL", worker_lanes=2)
     await frail.serves(late)
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     await redis.config_set("maxmemory", 0)
@@ -166,7 +169,10 @@ async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_
 
 async def test_processes_that_start_while_redis_is_away_wait_for_it(frail: Site, server: RedisServer) -> None:
     await asyncio.to_thread(server.kill)
-    started = [frail.spawn(name, device="NULL", lanes=1) for name in ("worker", "scheduler", "recorder", "courier")]
+    started = [
+        frail.spawn(name, worker_device="NULL", worker_lanes=1)
+        for name in ("worker", "scheduler", "recorder", "courier")
+    ]
     for process in started:
         await until(lambda it=process: bool(it.said("store.unavailable") or it.said("duty.failed")))  # type: ignore[misc]
     await asyncio.to_thread(server.start)

@@ -58,7 +58,7 @@ class Pair:
         given = {"base_url": base_url or self.url, "device": to, "api_key": self._key, "idempotency_s": 86_400}
         quick = {"poll_s": 0.1, "probe_s": 0.2, "retry_s": 0.3, "ask_again_s": 0.3, "lag_s": 5.0, "submit_timeout_s": 5}
         devices = {DEVICE: {"adapter": "forward", "options": given | quick | options}}
-        process = self.near.spawn("worker", device=DEVICE, lanes=lanes, devices=json.dumps(devices))
+        process = self.near.spawn("worker", worker_device=DEVICE, worker_lanes=lanes, devices=json.dumps(devices))
         await self.near.serves(process)
         return process
 

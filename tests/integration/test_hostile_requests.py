@@ -28,7 +28,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import job_id
 from tweezer.model.messages import BatchDoc, JobSpec
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 
 LATER, LATEST = "2030-11-01T09:00:00Z", "2030-11-01T19:00:00Z"
 VALUES = {**TEXTS, **NUMBERS, **TYPES, **LARGE}
@@ -250,7 +250,7 @@ class Rig(ApiRig):
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sqlite_template: Path) -> AsyncIterator[Rig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
     database = Database.open(OpenDatabase(f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'ledger.db')}"))
-    settings = Settings(data_dir=tmp_path, requests_per_s=100_000, requests_burst=100_000, longpoll_s=0)
+    settings = Settings(data_dir=tmp_path, api=ApiSettings(requests_per_s=100_000, longpoll_s=0))
     rig = Rig(settings, database)
     rig.key()
     await rig.furnish()

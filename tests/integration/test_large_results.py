@@ -28,9 +28,8 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
-from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_SETTLE_BYTES, JobWork, Outcome, Result
-from tweezer.settings import Settings, load
+from tweezer.settings import SecretsSettings, Settings, load
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
@@ -91,11 +90,10 @@ class Setting:
 
 @contextlib.asynccontextmanager
 async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None]:
-    given = Settings(
-        redis_url=as_user(url, RedisUser.WORKER), results_dir=folder, result_inline_kb=INLINE_KB, **settings
-    )
     worker = TicketWorker(
-        Store.open(given.connect()),
+        Store.open(
+            Connect(url=as_user(url, RedisUser.WORKER), results_dir=folder, result_inline_kb=INLINE_KB, **settings)
+        ),
         DEVICE,
         BulkyAdapter(),
         adapter_name="null",
@@ -254,7 +252,9 @@ async def asking(setting: Setting, database: Database, role: Role) -> AsyncItera
         key = create_key(connection, name="test", role=role).text
     headers = {"Authorization": f"Bearer {key}"}
     async with setting.store(RedisUser.API) as store:
-        app = create_app(Settings(results_dir=setting.folder, secrets_key=SECRETS_KEY), store, database)
+        app = create_app(
+            Settings(results_dir=setting.folder, secrets=SecretsSettings(key=SECRETS_KEY)), store, database
+        )
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
             yield http
@@ -293,10 +293,5 @@ async def test_the_api_sends_them_from_redis_and_when_that_forgot_from_the_ledge
 async def test_the_folder_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWEEZER_RESULTS_DIR", "here")
-    monkeypatch.setenv("TWEEZER_RESULT_INLINE_KB", "7")
     connecting: Connect = load().connect()
     assert connecting.results_dir == tmp_path / "here"
-    assert connecting.result_inline_kb == 7
-    monkeypatch.setenv("TWEEZER_RESULT_INLINE_KB", "513")
-    with pytest.raises(InvalidInput, match="TWEEZER_RESULT_INLINE_KB"):
-        load()

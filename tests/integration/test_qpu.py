@@ -54,7 +54,7 @@ class Laboratory:
         device: dict[str, Any] = {"adapter": "qpu", "options": {**given, "ask_again_s": 0.3, **options}}
         if specs is not None:
             device["specs"] = str(specs)
-        return self.site.spawn("worker", device=DEVICE, devices=json.dumps({DEVICE: device}))
+        return self.site.spawn("worker", worker_device=DEVICE, devices=json.dumps({DEVICE: device}))
 
     async def serving(self, **options: Any) -> Process:
         process = self.worker(**options)

@@ -33,7 +33,7 @@ class Laboratory:
         given = {"base_url": self.qpu.url, "poll_s": 0.03, "probe_s": 0.5, "submit_timeout_s": 1.0, "retry_s": 0.5}
         devices = {DEVICE: {"adapter": QUICK_QPU, "options": {**given, **options}}}
         process = self.site.spawn(
-            "worker", device=DEVICE, devices=json.dumps(devices), test_stops=stops, test_witness=self.witness
+            "worker", worker_device=DEVICE, devices=json.dumps(devices), test_stops=stops, test_witness=self.witness
         )
         await self.site.serves(process)
         return process

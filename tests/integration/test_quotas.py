@@ -18,7 +18,7 @@ from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Report
 from tweezer.model.messages import JobWork, Outcome, Result
 from tweezer.processes.worker import worker_policy
-from tweezer.settings import Settings
+from tweezer.settings import QuotaSettings, RedisSettings, Settings
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.worker.worker import TicketWorker
@@ -67,7 +67,9 @@ async def test_results_fill_the_results_folder_up_to_the_quota_and_no_further(
 ) -> None:
     folder = tmp_path / "results"
     settings = Settings(
-        redis_url=as_user(real_redis_url, RedisUser.WORKER), results_dir=folder, quota_results_mb=QUOTA_MB
+        redis=RedisSettings(url=as_user(real_redis_url, RedisUser.WORKER)),
+        results_dir=folder,
+        quota=QuotaSettings(results_mb=QUOTA_MB),
     )
     async with working(settings), connect_async(as_user(real_redis_url, RedisUser.PRODUCER), project="lab") as queue:
         await until(lambda: has_device(queue))

@@ -108,7 +108,7 @@ async def test_a_right_that_a_script_lacks_is_reported_as_such(own_server: Redis
 
 @pytest.mark.parametrize("process", ["worker", "scheduler", "recorder", "courier", "api"])
 async def test_a_process_with_the_user_of_another_ends_with_the_reason(process: str, site: Site) -> None:
-    started = site.spawn(process, device="NULL", redis_url=as_user(site.url, RedisUser.SENDER))
+    started = site.spawn(process, worker_device="NULL", redis_url=as_user(site.url, RedisUser.SENDER))
     assert await started.ended() == 1
     assert "the user of TWEEZER_REDIS_URL lacks a right in Redis" in started.text
 

@@ -75,7 +75,7 @@ def sentinel_url(primary: RedisServer, replica: RedisServer, tmp_path: Path) -> 
 
 
 async def test_work_goes_on_at_the_replica_when_the_primary_dies(primary: RedisServer, sentinel_url: str) -> None:
-    settings = load({"redis_url": sentinel_url, "drain_s": 1})
+    settings = load({"redis.url": sentinel_url, "worker.drain_s": 1})
     worker = make_worker(settings, device="NULL", lanes=2, version="test", handle_signals=False)
     async with asyncio.timeout(90), connect_async(sentinel_url, retry_s=60) as queue:
         await until(lambda: has_replica(queue), "a replica that Sentinel knows")

@@ -176,7 +176,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 def our_worker(site: Site, *, lanes: int = 2, burst: bool = False, **settings: object) -> TicketWorker:
     """A worker in this process, which minds no signals."""
-    given = {**QUICK, "redis_url": as_user(site.url, RedisUser.WORKER), **settings}
+    given = {**QUICK, "redis.url": as_user(site.url, RedisUser.WORKER), **settings}
     return make_worker(load(given), device="NULL", lanes=lanes, version="test", burst=burst, handle_signals=False)
 
 

@@ -20,7 +20,7 @@ DRAIN_S = 1.0
 
 @pytest.fixture
 async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
-    async with Site(real_redis_url, tmp_path, drain_s=DRAIN_S) as site:
+    async with Site(real_redis_url, tmp_path, worker_drain_s=DRAIN_S) as site:
         yield site
         await site.idle()
 
@@ -66,7 +66,7 @@ async def test_a_killed_worker_leaves_the_list_of_workers(site: Site) -> None:
 
 
 async def test_sigterm_lets_a_job_that_fits_finish(site: Site) -> None:
-    await site.workers(2, drain_s=10)
+    await site.workers(2, worker_drain_s=10)
     batch = await site.submit([{"sleep_s": 1.0}])
     leaving = await site.holder(batch)
     leaving.terminate()
@@ -96,7 +96,7 @@ async def test_sigterm_gives_back_a_job_that_does_not_fit_and_burns_no_attempt(s
 
 
 async def test_a_worker_that_drains_takes_nothing_more(site: Site) -> None:
-    (leaving,) = await site.workers(1, drain_s=3)
+    (leaving,) = await site.workers(1, worker_drain_s=3)
     batch = await site.submit([{"sleep_s": 0.6}] * 3)
     await site.held(batch)
     leaving.terminate()
@@ -171,7 +171,7 @@ async def test_a_worker_that_stood_still_works_on(site: Site) -> None:
 
 
 async def test_a_worker_that_stood_still_for_less_than_its_lease_loses_nothing(site: Site) -> None:
-    await site.workers(2, lease_s=10)
+    await site.workers(2, worker_lease_s=10)
     batch = await site.submit([{"sleep_s": 0.4}])
     sleeper = await site.holder(batch)
     began = await site.now_us()
@@ -189,7 +189,7 @@ async def test_a_worker_that_stood_still_for_less_than_its_lease_loses_nothing(s
 
 async def test_a_worker_that_gets_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
     """The lane that had it is still being stopped, for its solver does not look up, while another has it."""
-    (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, soft_cancel_s=2)
+    (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, test_soft_cancel_s=2)
     batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
 
     await site.running(batch)

@@ -44,7 +44,7 @@ async def stopped_after_us(site: Site, batch: AsyncBatch, index: int = 0) -> int
 @pytest.mark.parametrize("lease_s", [LEASE_S, 60.0])
 async def test_a_running_job_is_cancelled_within_two_seconds(site: Site, lease_s: float) -> None:
     """Told at once, however long it is until the lease is renewed; the lane goes on with the next job."""
-    await site.workers(1, lease_s=lease_s)
+    await site.workers(1, worker_lease_s=lease_s)
     batch = await site.submit([{"sleep_s": 60}, {}, {"sleep_s": 60}, {}])
     await site.running(batch)
     assert await batch.cancel_jobs([0, 2, 0]) == [CancelAnswer.REQUESTED, CancelAnswer.CANCELED, CancelAnswer.REQUESTED]
@@ -78,7 +78,7 @@ async def test_a_cancelled_batch_frees_its_lanes_within_two_seconds(site: Site) 
 
 
 async def test_a_solver_that_never_looks_up_is_cancelled_too(site: Site) -> None:
-    (worker,) = await site.workers(1, MISBEHAVING, soft_cancel_s=0.5)
+    (worker,) = await site.workers(1, MISBEHAVING, test_soft_cancel_s=0.5)
     batch = await site.submit([{"act": "deaf"}, {"act": "echo"}], device=MISBEHAVING)
     await site.renewed(batch)
     await batch.cancel_jobs([0])
@@ -121,7 +121,7 @@ async def test_a_job_cannot_reach_the_worker_its_folders_or_the_network(site: Si
 
 
 async def test_a_worker_reports_lanes_without_a_jail(site: Site) -> None:
-    (worker,) = await site.workers(1, MISBEHAVING, lane_jail="off")
+    (worker,) = await site.workers(1, MISBEHAVING, worker_jail="off")
     assert [it.jail for it in await site.queue.workers()] == ["off"]
     assert await worker.says("lane.not_jailed")
 
@@ -130,7 +130,7 @@ async def test_a_worker_reports_lanes_without_a_jail(site: Site) -> None:
 
 
 async def test_a_job_out_of_memory_ends_in_error_and_its_neighbours_finish(site: Site) -> None:
-    await site.workers(1, MISBEHAVING, lanes=2, memory_limit_mb=400)
+    await site.workers(1, MISBEHAVING, lanes=2, worker_memory_limit_mb=400)
     hungry = await site.submit([{"act": "echo"}, {"act": "hog"}, {"act": "echo"}], device=MISBEHAVING)
     beside = await site.submit([{"act": "echo"}] * 5, device=MISBEHAVING)
     for batch in (hungry, beside):
@@ -212,7 +212,7 @@ async def test_a_batch_that_cannot_be_prepared_ends_in_error_and_names_the_field
 
 
 async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later_and_then_ends(site: Site) -> None:
-    (worker,) = await site.workers(1, ticket_failures_max=3)
+    (worker,) = await site.workers(1, test_failures_max=3)
     batch = await site.submit_doc(2, configuration={"prepare": "transient"})
     record = await batch.wait(PATIENCE_S)
     assert record.status is BatchStatus.ERROR
@@ -227,7 +227,7 @@ async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later
 
 
 async def test_preparing_has_a_limit_of_its_own_and_its_time_is_charged(site: Site) -> None:
-    await site.workers(1, MISBEHAVING, prepare_timeout_s=1)
+    await site.workers(1, MISBEHAVING, worker_prepare_timeout_s=1)
     batch = await site.submit_doc(1, device=MISBEHAVING, sequence="hang")
     record = await batch.wait(PATIENCE_S)
     assert record.status is BatchStatus.ERROR

@@ -95,7 +95,7 @@ async def test_after_a_long_absence_of_redis_each_job_has_one_outcome(site: Site
 
 
 async def test_a_cancel_is_heard_after_redis_was_restarted(site: Site, server: RedisServer) -> None:
-    (worker,) = await site.workers(1, lease_s=30)  # no renewal comes early enough to bring the news
+    (worker,) = await site.workers(1, worker_lease_s=30)  # no renewal comes early enough to bring the news
     await asyncio.to_thread(server.restart)
     batch = await site.submit([{"sleep_s": 60}])
     await site.running(batch)

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_check_finds_what_the_tables_lack(database: Database, ledger_url: str) -
 def test_check_says_why_nothing_can_be_written(
     database: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TWEEZER_DATABASE_TIMEOUT_S", "0.1")
+    monkeypatch.setattr("tweezer.settings.OpenDatabase", partial(OpenDatabase, patience_s=0.1))
     with database.write() as connection:
         if database.is_sqlite:
             found = findings(ledger_url)

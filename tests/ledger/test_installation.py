@@ -23,7 +23,7 @@ from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import TweezerError
 from tweezer.model.tasks import end_tasks
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
@@ -102,7 +102,13 @@ def test_the_api_refuses_to_start_and_the_command_joins(
     asyncio.run(belong_to_another())
     place = f"sqlite:///{tmp_path / 'stranger.db'}"
     with pytest.raises(TweezerError, match="Redis belongs to the installation 0123456789abcdef"):
-        run_api(Settings(redis_url=as_user(real_redis_url, RedisUser.API), database_url=place, api_port=0))
+        run_api(
+            Settings(
+                redis=RedisSettings(url=as_user(real_redis_url, RedisUser.API)),
+                database=DatabaseSettings(url=place),
+                api=ApiSettings(port=0),
+            )
+        )
     monkeypatch.setenv("TWEEZER_DATABASE_URL", place)
     joined = CliRunner().invoke(main, ["--redis", as_user(real_redis_url, RedisUser.OPERATOR), "db", "join"])
     assert (joined.exit_code, joined.stdout) == (0, f"{place} records this Redis from now on\n")

@@ -27,7 +27,7 @@ from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Result, result_file, result_json
 from tweezer.model.webhooks import BODY_MAX_BYTES, BatchData, EventType, JobData, body, schema, timestamp
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.keys import Key
 from tweezer.store.results import Results, ResultsFolder
 from tweezer.webhooks.payloads import Payloads
@@ -318,7 +318,7 @@ async def test_a_body_is_short_whatever_it_is_about(teller: Teller, letter: str)
 
 
 async def test_a_link_in_a_webhook_is_good_at_the_api(database: Database) -> None:
-    rig = ApiRig(Settings(longpoll_s=0), database)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), database)
     await rig.announce()
     batch_id = await rig.submit()
     await rig.run()

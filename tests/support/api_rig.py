@@ -22,7 +22,7 @@ from tweezer.ledger.database import Database
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Provenance, Result
-from tweezer.settings import Settings
+from tweezer.settings import SecretsSettings, Settings
 from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, Settlement
 
@@ -53,8 +53,8 @@ class ApiRig:
         self.server = fakeredis.FakeServer()
         self.store = Store(fakeredis.FakeAsyncRedis(server=self.server))
         self.database = database
-        if not {"secrets_key", "data_dir"} & settings.model_fields_set:
-            settings = settings.model_copy(update={"secrets_key": SECRETS_KEY})
+        if not {"secrets", "data_dir"} & settings.model_fields_set:
+            settings = settings.model_copy(update={"secrets": SecretsSettings(key=SECRETS_KEY)})
         self.app: FastAPI = create_app(settings, self.store, database)
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         operator = bearer(self.key(Role.OPERATOR, project=None))

@@ -56,7 +56,7 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
             "theirs": create_key(connection, name="theirs", project_id=THEIRS).text,
             "operator": create_key(connection, name="operator", role=Role.OPERATOR).text,
         }
-    rates = {"requests_per_s": 10_000, "requests_burst": 10_000, "longpoll_s": 0}
+    rates = {"api_requests_per_s": 10_000, "api_longpoll_s": 0}
     async with Site(redis_url, folder, database_url=database_url, data_dir=folder, **rates) as site:
         await site.workers(1)
         _, url = await site.api()

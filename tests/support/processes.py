@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -40,18 +41,20 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobWork, Outcome, OutcomeKind
 from tweezer.model.specs import DeviceSpecs, read_specs
+from tweezer.processes import worker as worker_process
 from tweezer.processes.recorder import run_recorder
 from tweezer.processes.scheduler import run_scheduler
 from tweezer.processes.worker import run_worker
-from tweezer.settings import load
+from tweezer.settings import environment_of, load
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.records import JobRecord
+from tweezer.worker.config import Policy
 
 LEASE_S = 1.0
-QUICK = {"lease_s": LEASE_S, "heartbeat_s": 0.3, "drain_s": 1.0, "log_format": "json", "log_level": "INFO"}
-"""Settings that make everything happen soon."""
+QUICK = {"worker.lease_s": LEASE_S, "worker.drain_s": 1.0, "log.format": "json", "log.level": "INFO"}
+"""Settings, by their keys, that make everything happen soon."""
 
 NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
 QUICK_QPU = "quick-qpu"
@@ -60,6 +63,8 @@ QUICK_QPU = "quick-qpu"
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 STOPS = "TWEEZER_TEST_STOPS"
 HARM = "TWEEZER_TEST_HARM"
+FAILURES_MAX = "TWEEZER_TEST_FAILURES_MAX"
+SOFT_CANCEL_S = "TWEEZER_TEST_SOFT_CANCEL_S"
 """``raise:duty`` or ``cancel:duty``; see :func:`_harm_a_duty`."""
 
 OWNED = (
@@ -206,7 +211,7 @@ class Process(Fork):
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-        environment |= {f"TWEEZER_{name.upper()}": str(value) for name, value in settings.items()}
+        environment |= environment_of({name: str(value) for name, value in settings.items()})
         path = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
         super().__init__(_be, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 
@@ -287,7 +292,7 @@ class Site:
     def worker(self, device: str = NULL, *, lanes: int = 1, burst: bool = False, **settings: object) -> Process:
         """Starts a worker, without waiting for it."""
         options = ["--burst"] if burst else []
-        return self.spawn("worker", *options, device=device, lanes=lanes, **settings)
+        return self.spawn("worker", *options, worker_device=device, worker_lanes=lanes, **settings)
 
     async def workers(self, count: int, device: str = NULL, *, lanes: int = 1, **settings: Any) -> list[Process]:
         """Starts workers and waits until they serve."""
@@ -450,12 +455,20 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
     return [job.status for job in jobs]
 
 
+def _tune_worker() -> None:
+    """Change what a worker has no settings for, as the environment says."""
+    if text := os.environ.get(FAILURES_MAX):
+        worker_process.Policy = partial(Policy, failures_max=int(text))  # type: ignore[attr-defined, assignment]
+    if text := os.environ.get(SOFT_CANCEL_S):
+        worker_process.LaneOptions = partial(LaneOptions, soft_cancel_s=float(text))  # type: ignore[attr-defined, assignment]
+
+
 def _be(arguments: Sequence[str]) -> None:
     """Be a process of the queue until a signal ends it, with no more files than systemd lets a service open."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES_MAX))
     serve_devices_of_the_tests()
     settings = load()
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log.format, settings.log.level)
     if harm := os.environ.get(HARM):
         _harm_a_duty(*harm.split(":"))
     match arguments:
@@ -475,7 +488,10 @@ def _be(arguments: Sequence[str]) -> None:
 
             run_api(settings)
         case ["worker", *options]:
+            _tune_worker()
             burst = "--burst" in options
-            run_worker(settings, device=settings.device, lanes=settings.lanes, version="test", burst=burst)
+            run_worker(
+                settings, device=settings.worker.device, lanes=settings.worker.lanes, version="test", burst=burst
+            )
         case _:
             raise ValueError(arguments)

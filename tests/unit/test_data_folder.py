@@ -54,22 +54,22 @@ def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
 @pytest.mark.usefixtures("_is_up")
 def test_settings_are_those_of_the_one_that_runs(folder: Path) -> None:
     settings = load()
-    assert settings.redis_url == VARIABLES["TWEEZER_REDIS_URL"]
+    assert settings.redis.url == VARIABLES["TWEEZER_REDIS_URL"]
     assert (settings.namespace, settings.project_id) == ("lab", "physics")
-    assert settings.database().url == VARIABLES["TWEEZER_DATABASE_URL"]
-    assert load({"data_dir": folder}).redis_url == settings.redis_url
-    assert load({"data_dir": folder.parent}).redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.locate_ledger().url == VARIABLES["TWEEZER_DATABASE_URL"]
+    assert load({"data_dir": folder}).redis.url == settings.redis.url
+    assert load({"data_dir": folder.parent}).redis.url == "redis://127.0.0.1:6379/0"
 
 
 @pytest.mark.usefixtures("_is_up")
 def test_a_variable_an_option_or_the_file_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_PROJECT_ID", "mine")
     assert (load().project_id, load().namespace) == ("mine", "lab")
-    assert (load({"redis_url": "redis://other"}).namespace, load({"namespace": "n"}).namespace) == ("tweezer", "n")
-    Path("tweezer.toml").write_text('redis_url = "redis://third"\n', encoding="utf-8")
-    assert (load().redis_url, load().namespace) == ("redis://third", "tweezer")
+    assert (load({"redis.url": "redis://other"}).namespace, load({"namespace": "n"}).namespace) == ("tweezer", "n")
+    Path("tweezer.toml").write_text('[redis]\nurl = "redis://third"\n', encoding="utf-8")
+    assert (load().redis.url, load().namespace) == ("redis://third", "tweezer")
     monkeypatch.setenv("TWEEZER_REDIS_URL", "redis://other")
-    assert (load().redis_url, load().namespace) == ("redis://other", "tweezer")
+    assert (load().redis.url, load().namespace) == ("redis://other", "tweezer")
 
 
 @pytest.mark.usefixtures("_is_up")
@@ -101,8 +101,8 @@ def test_processes_of_a_courier_use_the_one_that_runs(monkeypatch: pytest.Monkey
     settings = load()
     with pytest.raises(TweezerError, match="far enough"):
         keep_several(["courier"], settings, 2, say=print)
-    assert (found[0].redis_url, found[0].namespace) == (settings.redis_url, "lab")
-    assert found[0].database().url == VARIABLES["TWEEZER_DATABASE_URL"]
+    assert (found[0].redis.url, found[0].namespace) == (settings.redis.url, "lab")
+    assert found[0].locate_ledger().url == VARIABLES["TWEEZER_DATABASE_URL"]
 
 
 @pytest.mark.usefixtures("_is_up")
@@ -124,7 +124,7 @@ def test_what_one_that_was_killed_left_behind_means_nothing(folder: Path) -> Non
     assert not published.file.exists()
     published.file.write_bytes(left)
     assert running_environment() == {}
-    assert load().redis_url == "redis://127.0.0.1:6379/0"
+    assert load().redis.url == "redis://127.0.0.1:6379/0"
     again = PublishedEnvironment(folder, VARIABLES)
     assert running_environment() == VARIABLES
     again.close()

@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 from tweezer.cli import main
 from tweezer.cli.local.redis_server import RedisServer, find_server
-from tweezer.settings import PREFIX, Settings, load
+from tweezer.settings import SETTINGS, load
 from tweezer.store.acl import RedisUser
 
 ROOT = Path(__file__).parents[2]
@@ -172,13 +172,13 @@ def config_of(url: str, server: subprocess.Popen[bytes]) -> dict[str, str]:
 @pytest.mark.parametrize("file", ["tweezer", "worker"])
 def test_an_example_environment_loads(file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    example = example_environment(file)
+    example, variables = example_environment(file), {setting.variable for setting in SETTINGS.values()}
     for name, value in example.items():
-        assert name.removeprefix(PREFIX).lower() in Settings.model_fields
+        assert name in variables
         monkeypatch.setenv(name, value)
     settings = load()
-    assert settings.drain_s == 300
-    assert settings.log_format == "json"
+    assert settings.worker.drain_s == 300
+    assert settings.log.format == "json"
 
 
 def test_workers_get_credentials_of_redis_only_and_share_the_folder_of_results() -> None:
@@ -218,7 +218,7 @@ def test_a_unit_starts_a_command_that_exists_unprivileged(path: Path) -> None:
 def test_a_worker_serves_the_device_of_its_instance_and_has_time_to_drain() -> None:
     service = unit_of(DEPLOY / "systemd" / "tweezer-worker@.service")["Service"]
     assert "--device %i" in service["ExecStart"]
-    assert seconds(service["TimeoutStopSec"]) > float(example_environment("worker")["TWEEZER_DRAIN_S"])
+    assert seconds(service["TimeoutStopSec"]) > float(example_environment("worker")["TWEEZER_WORKER_DRAIN_S"])
     assert service["KillMode"] == "mixed"  # lanes are the worker's to stop
 
 
@@ -301,7 +301,7 @@ def test_services_of_compose_have_no_privileges_and_limits() -> None:
 def test_the_limits_of_compose_leave_lanes_and_redis_their_memory() -> None:
     services = compose()["services"]
     environment = services["worker"]["environment"]
-    lanes_mb = int(environment["TWEEZER_LANES"]) * int(environment["TWEEZER_MEMORY_LIMIT_MB"])
+    lanes_mb = int(environment["TWEEZER_WORKER_LANES"]) * int(environment["TWEEZER_WORKER_MEMORY_LIMIT_MB"])
     assert gigabytes(services["worker"]) * 1024 >= lanes_mb + 1024
     (maxmemory,) = re.findall(r"(?m)^maxmemory (\d+)gb$", (DEPLOY / "redis.conf").read_text())
     assert gigabytes(services["redis"]) >= 2 * int(maxmemory)
@@ -351,7 +351,7 @@ def test_settings_of_compose_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         monkeypatch.setenv(name, value.replace("/run/secrets", str(tmp_path)))
     settings = load()
     assert settings.connect().url == "redis://tweezer-api:hush@redis:6379/0"
-    assert settings.database().url == "postgresql://tweezer:hush@postgres/tweezer"
+    assert settings.locate_ledger().url == "postgresql://tweezer:hush@postgres/tweezer"
     postgres = services["postgres"]["environment"]
     assert (postgres["POSTGRES_USER"], postgres["POSTGRES_DB"]) == ("tweezer", "tweezer")
     for name in ("api", "worker", "recorder", "scheduler"):
@@ -384,7 +384,7 @@ def test_the_redis_of_compose_starts_and_lets_users_in(redis_server: RedisServer
 def test_compose_gives_workers_time_to_drain() -> None:
     for name in ("worker", "scheduler"):
         service = compose()["services"][name]
-        assert seconds(service["stop_grace_period"]) > float(service["environment"]["TWEEZER_DRAIN_S"])
+        assert seconds(service["stop_grace_period"]) > float(service["environment"]["TWEEZER_WORKER_DRAIN_S"])
 
 
 def test_compose_names_files_that_exist() -> None:

@@ -13,7 +13,7 @@ from tests.support.api_rig import ApiRig, bearer
 
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 SEEDS = {"001", "002", "client", "ours"}
@@ -32,7 +32,7 @@ _ROW = re.compile(r"\| (GET|POST|PUT|PATCH|DELETE) \| `(\S+)` \| ([^|]+) \| ([^|
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(requests_per_s=10_000, requests_burst=10_000, longpoll_s=0), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(requests_per_s=10_000, longpoll_s=0)), ledger)
     yield rig
     await rig.close()
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from pathlib import Path
 
 import pytest
 
 from tweezer.adapters.registry import Binding
-from tweezer.ledger.place import sqlite_file
+from tweezer.ledger.place import LINK_MAX_S, sqlite_file
 from tweezer.model.errors import InvalidInput
-from tweezer.settings import Settings, load
+from tweezer.settings import SECRET_FILES, SETTINGS, WebhookSettings, WorkerSettings, load
 
 
 @pytest.fixture(autouse=True)
@@ -22,58 +23,71 @@ def _bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_with_nothing_set_there_are_defaults() -> None:
     settings = load()
-    assert settings.redis_url == "redis://127.0.0.1:6379/0"
-    assert settings.drain_s == 4  # honcho kills five seconds after SIGTERM
-    assert settings.grace_s == 24 * 3600
-    assert settings.retention_s == 0  # for ever
-    assert settings.memory_limit_mb == 4096
+    assert settings.redis.url == "redis://127.0.0.1:6379/0"
+    assert settings.worker.drain_s == 4  # honcho kills five seconds after SIGTERM
+    assert settings.redis.grace_s == 24 * 3600
+    assert settings.database.retention_s == 0  # for ever
+    assert settings.worker.memory_limit_mb == 4096
 
 
 def test_every_setting_says_what_it_is() -> None:
-    source = Path(str(load.__code__.co_filename)).read_text(encoding="utf-8")
-    for name in Settings.model_fields:
-        declared = source.index(f"\n    {name}: ")
-        following = source.index("\n", declared + 1) + 1
-        assert source[following:].lstrip().startswith('"""'), f"{name} has no docstring"
+    tree = ast.parse(Path(str(load.__code__.co_filename)).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for setting in SETTINGS.values():
+        body = classes[f"{setting.group.capitalize()}Settings" if setting.group else "Settings"].body
+        (at,) = [
+            at for at, it in enumerate(body) if isinstance(it, ast.AnnAssign) and ast.unparse(it.target) == setting.name
+        ]
+        following = body[at + 1]
+        assert isinstance(following, ast.Expr), f"{setting.key} has no docstring"
+        assert isinstance(following.value, ast.Constant), f"{setting.key} has no docstring"
+
+
+def test_there_are_at_most_45_settings() -> None:
+    assert len(SETTINGS) <= 45
+
+
+def test_no_two_settings_have_the_same_variable() -> None:
+    variables = [setting.variable for setting in SETTINGS.values()] + list(SECRET_FILES.values())
+    assert len(set(variables)) == len(variables)
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("tweezer.toml").write_text("lanes = 3\nlease_s = 30\n", encoding="utf-8")
-    monkeypatch.setenv("TWEEZER_LANES", "4")
+    Path("tweezer.toml").write_text("[worker]\nlanes = 3\nlease_s = 30\n", encoding="utf-8")
+    monkeypatch.setenv("TWEEZER_WORKER_LANES", "4")
     settings = load()
-    assert (settings.lanes, settings.lease_s, settings.drain_s) == (4, 30, 4)
+    assert (settings.worker.lanes, settings.worker.lease_s, settings.worker.drain_s) == (4, 30, 4)
 
 
 def test_what_is_given_in_code_wins_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWEEZER_LANES", "4")
-    assert load({"lanes": 5}).lanes == 5
+    monkeypatch.setenv("TWEEZER_WORKER_LANES", "4")
+    assert load({"worker.lanes": 5}).worker.lanes == 5
 
 
 def test_another_file_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Path("tweezer.toml").write_text("lanes = 3\n", encoding="utf-8")
+    Path("tweezer.toml").write_text("[worker]\nlanes = 3\n", encoding="utf-8")
     other = tmp_path / "lab.toml"
-    other.write_text('device = "EMU_SV"\n')
+    other.write_text('[worker]\ndevice = "EMU_SV"\n')
     monkeypatch.setenv("TWEEZER_CONFIG", str(other))
     settings = load()
-    assert (settings.device, settings.lanes) == ("EMU_SV", 2)
+    assert (settings.worker.device, settings.worker.lanes) == ("EMU_SV", 2)
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWEEZER_MEMORY_LIMIT_MB", "")
-    assert load().memory_limit_mb == 4096
+    monkeypatch.setenv("TWEEZER_WORKER_MEMORY_LIMIT_MB", "")
+    assert load().worker.memory_limit_mb == 4096
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("TWEEZER_LEASE_S", "soon", "should be a valid number"),
-        ("TWEEZER_LEASE_S", "0.1", "should be greater than or equal to 1, not '0.1'"),
-        ("TWEEZER_DRAIN_S", "-1", "greater than or equal to 0"),
-        ("TWEEZER_DRAIN_S", "nan", "should be"),
-        ("TWEEZER_LONGPOLL_S", "21", "less than or equal to 20"),
-        ("TWEEZER_FULL_AT", "1.5", "less than or equal to 1"),
-        ("TWEEZER_LANES", "0", "greater than or equal to 1"),
-        ("TWEEZER_LANES", "2.5", "valid integer"),
+        ("TWEEZER_WORKER_LEASE_S", "soon", "should be a valid number"),
+        ("TWEEZER_WORKER_LEASE_S", "0.1", "should be greater than or equal to 1, not '0.1'"),
+        ("TWEEZER_WORKER_DRAIN_S", "-1", "greater than or equal to 0"),
+        ("TWEEZER_WORKER_DRAIN_S", "nan", "should be"),
+        ("TWEEZER_API_LONGPOLL_S", "21", "less than or equal to 20"),
+        ("TWEEZER_WORKER_LANES", "0", "greater than or equal to 1"),
+        ("TWEEZER_WORKER_LANES", "2.5", "valid integer"),
         ("TWEEZER_API_PORT", "70000", "less than or equal to 65535"),
         ("TWEEZER_REDIS_URL", "http://localhost", "must start with redis://"),
         ("TWEEZER_REDIS_URL", "redis://localhost/x", "database 'x', which must be a number"),
@@ -95,23 +109,29 @@ def test_a_wrong_value_gives_one_sentence_with_its_variable(
     assert "\n" not in raised.value.message
 
 
-def test_a_heartbeat_must_fit_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWEEZER_HEARTBEAT_S", "10")
+@pytest.mark.parametrize(("lease_s", "heartbeat_s"), [(15, 2), (4, 1), (3600, 2)])
+def test_a_heartbeat_fits_the_lease(lease_s: float, heartbeat_s: float) -> None:
+    assert WorkerSettings(lease_s=lease_s).heartbeat_s == heartbeat_s
+
+
+@pytest.mark.parametrize(
+    ("schedule_s", "link_s"), [((0,), 7 * 86_400), ((0, 5 * 86_400), 10 * 86_400), ((0, 20 * 86_400), LINK_MAX_S)]
+)
+def test_links_in_webhooks_are_valid_for_longer_than_attempts_last(schedule_s: tuple[float, ...], link_s: int) -> None:
+    assert WebhookSettings(schedule_s=schedule_s).link_s == link_s
+
+
+def test_an_error_in_the_file_names_key_and_file() -> None:
+    Path("tweezer.toml").write_text("[worker]\nlanes = 0\n", encoding="utf-8")
     with pytest.raises(
-        InvalidInput, match=r"TWEEZER_HEARTBEAT_S \(10\) must be at most half of TWEEZER_LEASE_S \(15\)"
+        InvalidInput, match=r"^worker\.lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"
     ):
         load()
 
 
-def test_an_error_in_the_file_names_key_and_file() -> None:
-    Path("tweezer.toml").write_text("lanes = 0\n", encoding="utf-8")
-    with pytest.raises(InvalidInput, match=r"^lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"):
-        load()
-
-
 def test_the_file_may_begin_with_a_byte_order_mark() -> None:
-    Path("tweezer.toml").write_text("lanes = 7\n", encoding="utf-8-sig")
-    assert load().lanes == 7
+    Path("tweezer.toml").write_text("[worker]\nlanes = 7\n", encoding="utf-8-sig")
+    assert load().worker.lanes == 7
 
 
 def test_a_file_in_another_encoding_is_an_error() -> None:
@@ -121,8 +141,15 @@ def test_a_file_in_another_encoding_is_an_error() -> None:
 
 
 def test_an_unknown_key_in_the_file_is_an_error() -> None:
-    Path("tweezer.toml").write_text("lane = 2\n", encoding="utf-8")
-    with pytest.raises(InvalidInput, match=r"^lane in tweezer\.toml: there is no such setting$"):
+    for text, key in (("lane = 2", "lane"), ("[worker]\nlane = 2", r"worker\.lane"), ("[work]\nlanes = 2", "work")):
+        Path("tweezer.toml").write_text(text, encoding="utf-8")
+        with pytest.raises(InvalidInput, match=rf"^{key} in tweezer\.toml: there is no such setting$"):
+            load()
+
+
+def test_a_group_that_is_no_table_is_an_error() -> None:
+    Path("tweezer.toml").write_text("worker = 2\n", encoding="utf-8")
+    with pytest.raises(InvalidInput, match=r"^worker in tweezer\.toml: should be a valid dictionary"):
         load()
 
 
@@ -167,13 +194,13 @@ def test_passwords_of_the_database_and_the_secrets_key_may_be_in_files(
     for name, text in (("DATABASE_PASSWORD", "hush"), ("SECRETS_KEY", "key")):
         (tmp_path / name).write_text(f"{text}\n")
         monkeypatch.setenv(f"TWEEZER_{name}_FILE", str(tmp_path / name))
-    assert load().database().url.startswith("sqlite:///"), "SQLite has no passwords"
+    assert load().locate_ledger().url.startswith("sqlite:///"), "SQLite has no passwords"
     monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://tweezer@/tweezer?host=/run/postgresql")
     settings = load()
-    assert settings.database().url == "postgresql://tweezer:hush@/tweezer?host=/run/postgresql"
-    assert settings.secrets_key == "key"
+    assert settings.locate_ledger().url == "postgresql://tweezer:hush@/tweezer?host=/run/postgresql"
+    assert settings.secrets.key == "key"
     monkeypatch.setenv("TWEEZER_SECRETS_KEY", "the variable wins")
-    assert load().secrets_key == "the variable wins"
+    assert load().secrets.key == "the variable wins"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +218,7 @@ def test_a_file_of_a_secret_that_cannot_be_used_is_named(
 
 @pytest.mark.parametrize("name", ["100%", "what?", "no#1", "d ä"])
 def test_the_ledger_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
-    assert sqlite_file(load({"data_dir": tmp_path / name}).database().url) == tmp_path / name / "ledger.db"
+    assert sqlite_file(load({"data_dir": tmp_path / name}).locate_ledger().url) == tmp_path / name / "ledger.db"
 
 
 def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +273,7 @@ def test_devices_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ('api_host = "a\\u0000"', "api_host in"),
+        ('[api]\nhost = "a\\u0000"', "api.host in"),
         ('[devices.A]\nadapter = "null"\noptions = { url = "a\\u001b" }', "devices.A.options.url in"),
     ],
 )

@@ -55,6 +55,11 @@ everything else does not exist for it. Answers are in a JSend envelope, errors t
 they are. The status routes hold a request until there is something to say.
 """
 
+BURST_S = 2.0
+"""Seconds of its rate of requests that a caller may use at once."""
+
+_UNPACKED_MAX_KB = 65_536  # size of an unpacked body; four times that of a body as it is sent, if that is more
+
 
 def create_app(
     settings: Settings, store: Store | None = None, database: Database | None = None, *, version: str = "0"
@@ -69,11 +74,11 @@ def create_app(
         store = Store.open(settings.connect())
         closing.push_async_callback(store.close)
     if database is None:
-        database = Database.open(settings.database())
+        database = Database.open(settings.locate_ledger())
         closing.callback(database.close)
         # Whose a key is must be known while lists and statistics have all other connections; two, for one may wait
         # for another writer of the database.
-        doorway = Database.open(msgspec.structs.replace(settings.database(), connections_max=2))
+        doorway = Database.open(msgspec.structs.replace(settings.locate_ledger(), connections_max=2))
         closing.callback(doorway.close)
     else:
         doorway = database
@@ -101,25 +106,25 @@ def create_app(
     app.state.duties = duties
     app.state.store = store
     app.state.database = database
-    app.state.bodies = Bodies(settings.unpacked_max_kb << 10)
-    app.state.live = Live(store, database, patience_s=settings.command_timeout_s)
+    app.state.bodies = Bodies(max(_UNPACKED_MAX_KB, 4 * settings.api.body_max_kb) << 10)
+    app.state.live = Live(store, database, patience_s=settings.connect().command_s)
     app.state.holds = Holds(store)
     app.state.feed = Feed(store, database, namespace=settings.namespace)
     app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
-    app.state.logins = Logins(store, database, session_s=settings.session_s, sessions_max=settings.sessions_max)
-    app.state.longpoll_s = settings.longpoll_s
+    app.state.logins = Logins(store, database, session_s=settings.api.session_s)
+    app.state.longpoll_s = settings.api.longpoll_s
     app.state.webhooks = webhooks = Webhooks(settings, store, database)
-    links = Links(doorway, lambda: webhooks.vault, public_url=settings.public_url, link_s=settings.link_s)
+    links = Links(doorway, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s)
     app.state.links = links
     times = AnswerTimes()
     app.state.replay_guard = ReplayGuard(store.calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
-    rates = Rates(settings.requests_per_s, settings.requests_burst)
+    rates = Rates(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))
     app.add_middleware(Outflow)
     app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
-    limits = RequestLimits(settings.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
+    limits = RequestLimits(settings.api.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
     app.add_middleware(Limits, limits=limits)
     app.add_middleware(Edge)
     app.add_middleware(Timing, times=times)
@@ -168,15 +173,15 @@ def run_api(settings: Settings, *, version: str = "0") -> None:
     ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date. A database
     that does not answer is waited for.
     """
-    asyncio.run(wait_for_ledger(settings.database(), settings.connect()))
+    asyncio.run(wait_for_ledger(settings.locate_ledger(), settings.connect()))
     app = create_app(settings, version=version)
     raise_file_limit()
     serve(
         app,
         app.state.holds,
         app.state.duties,
-        host=settings.api_host,
-        port=settings.api_port,
-        proxies=settings.trusted_proxies,
-        connections_per_address=settings.connections_per_address,
+        host=settings.api.host,
+        port=settings.api.port,
+        proxies=settings.api.trusted_proxies,
+        connections_per_address=settings.api.connections_per_address,
     )

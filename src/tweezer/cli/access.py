@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,12 +28,15 @@ class Access(NamedTuple):
     project: str | None = None
     namespace: str | None = None
 
-    def settings(self, **given: object) -> Settings:
-        """The settings, where the options of the command line (None: not given) go first. Raises InvalidInput."""
+    def settings(self, given: Mapping[str, object] | None = None) -> Settings:
+        """Load the settings; these options, and those of the command line, go first (key to value; None: not given).
+
+        Raises InvalidInput.
+        """
         from tweezer.settings import load
 
-        options = {"redis_url": self.redis, "namespace": self.namespace, "project_id": self.project, **given}
-        return load({name: value for name, value in options.items() if value is not None})
+        options = {"redis.url": self.redis, "namespace": self.namespace, "project_id": self.project, **(given or {})}
+        return load({key: value for key, value in options.items() if value is not None})
 
     @asynccontextmanager
     async def queue(self, *, patient: bool = False) -> AsyncIterator[AsyncQueue]:
@@ -67,7 +70,7 @@ class Access(NamedTuple):
         from tweezer.ledger.database import Database
         from tweezer.ledger.migrate import require_schema
 
-        database = Database.open(self.settings().database(), create=at_any_step)
+        database = Database.open(self.settings().locate_ledger(), create=at_any_step)
         try:
             if not at_any_step:
                 require_schema(database)
@@ -80,7 +83,7 @@ def _ledger(settings: Settings) -> OpenDatabase | None:
     """Where the ledger is, if there is one: a command that reads must not make the file of its default."""
     from tweezer.ledger.place import sqlite_file
 
-    place = settings.database()
+    place = settings.locate_ledger()
     file = sqlite_file(place.url)
     return place if file is None or file.exists() else None
 

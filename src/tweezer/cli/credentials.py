@@ -93,7 +93,7 @@ def list_projects(access: Access, *, as_json: bool) -> None:
 def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: bool) -> None:
     """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
 
-    The default is TWEEZER_RETENTION_S of the recorder. What is older is deleted for good.
+    The default is TWEEZER_DATABASE_RETENTION_S of the recorder. What is older is deleted for good.
     """
     with _writing(access, "projects retention") as connection:
         changed = ledger_projects.set_retention(connection, project, kept_s)
@@ -329,7 +329,7 @@ def rotate_links(access: Access, *, overlap_s: int) -> None:
     """
     settings = access.settings()
     with _writing(access, "keys rotate-links") as connection:
-        rotate_link_keys(connection, Vault.of(settings.secrets_key, settings.data_dir), overlap_s=overlap_s)
+        rotate_link_keys(connection, Vault.of(settings.secrets.key, settings.data_dir), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
     former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
     show.echo(f"links are signed with a new key; those that were made before {former}")

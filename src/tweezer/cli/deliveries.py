@@ -174,8 +174,8 @@ def replay(
     settings = access.settings()
     with access.ledger("webhooks replay") as database:
         found = _newest_first(database, projects, wanted, limit)
-        posts = list(_signed(database, Vault.of(settings.secrets_key, settings.data_dir), found[::-1]))
-    failed = asyncio.run(_post_all(url, posts, settings.webhook_timeout_s, as_json=as_json))
+        posts = list(_signed(database, Vault.of(settings.secrets.key, settings.data_dir), found[::-1]))
+    failed = asyncio.run(_post_all(url, posts, settings.webhook.timeout_s, as_json=as_json))
     if not as_json:
         show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
     context.exit(_FAILED if failed else 0)
@@ -198,11 +198,11 @@ def sample(access: Access, context: click.Context, /, *, type_: str, url: str | 
     settings = access.settings()
     if secret is None:
         with access.ledger("webhooks sample") as database, database.write() as connection:
-            vault = Vault.of(settings.secrets_key, settings.data_dir)
+            vault = Vault.of(settings.secrets.key, settings.data_dir)
             secret = secret_of_owner(connection, vault, find_project(connection, settings.project_id).no, None).secret
     check_secret(secret)
     failed = asyncio.run(
-        _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook_timeout_s, as_json=False)
+        _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)
     )
     context.exit(_FAILED if failed else 0)
 

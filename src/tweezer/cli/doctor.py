@@ -33,11 +33,12 @@ from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.windows import HoldKind
-from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, Settings
+from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS, Settings
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.streams.feed import START
+from tweezer.worker.config import Policy
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0
@@ -70,7 +71,7 @@ async def examine(access: Access) -> list[Finding]:
             began = time.perf_counter()
             await queue.store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))
-            findings.append(check_access(settings.redis_url))
+            findings.append(check_access(settings.redis.url))
             foreign = await queue.store.reader.foreign_keys()
             if foreign:  # the other checks need these keys
                 return [*findings, check_keys(foreign)]
@@ -112,7 +113,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     for finding in check_persistence(info, appendfsync):
         yield finding
     yield check_eviction(info)
-    yield check_memory(info, settings.full_at)
+    yield check_memory(info, Policy().full_at)
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
     yield await check_durability(queue.store.remote, devices, settings.machines())
@@ -147,7 +148,7 @@ async def _config(queue: AsyncQueue, name: str) -> str | None:
 
 def check_environment(environment: Iterable[str]) -> Iterator[Finding]:
     """Variables with our prefix that mean nothing: most likely misspelt."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    known = {setting.variable for setting in SETTINGS.values()} | _OTHER_VARIABLES
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             near = difflib.get_close_matches(name.upper(), known, n=1)
@@ -318,7 +319,7 @@ def check_memory(info: dict[str, Any], full_at: float) -> Finding:
             "memory",
             Level.FAIL,
             f"{says}: submits are refused from {full_at:.0%} on",
-            "let work finish, forget finished batches, shorten TWEEZER_GRACE_S, or raise maxmemory",
+            "let work finish, forget finished batches, shorten TWEEZER_REDIS_GRACE_S, or raise maxmemory",
         )
     if used >= 0.75 * full_at * limit:
         return Finding("memory", Level.WARN, f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
@@ -377,7 +378,7 @@ def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settin
     The last heartbeat of a worker that died is forgotten after two to three intervals: its leases are then older.
     """
     live = {worker.id for worker in workers}
-    renewed_s = settings.lease_s - 2 * settings.heartbeat_s
+    renewed_s = settings.worker.lease_s - 2 * settings.worker.heartbeat_s
     return sorted({lease.worker for lease in leases if lease.left_s > renewed_s} - live)
 
 
@@ -400,7 +401,7 @@ def check_jails(workers: list[WorkerRecord], offered: str) -> Finding:
             "lane jail",
             Level.WARN,
             f"not complete: {', '.join(unjailed)}; a lane that is taken over there reaches what its worker reaches",
-            "run workers on Linux 5.13 or newer with Landlock and seccomp, without TWEEZER_LANE_JAIL=off",
+            "run workers on Linux 5.13 or newer with Landlock and seccomp, without TWEEZER_WORKER_JAIL=off",
         )
     says = f"complete on {len(reported)} of {len(workers)} workers; " if workers else ""
     return Finding("lane jail", Level.OK, f"{says}this host has {offered}. With a GPU it is untested")

@@ -33,7 +33,7 @@ def look_at_ledger(settings: Settings) -> Health | Finding:
     from tweezer.ledger.database import Database
     from tweezer.ledger.health import look
 
-    given = settings.database()
+    given = settings.locate_ledger()
     file = sqlite_file(given.url)
     if file is not None and not file.is_file():
         return Finding("ledger", Level.FAIL, f"there is no file {file}", "run `tweezer db upgrade`")
@@ -171,15 +171,15 @@ def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
 
 def check_keeping(settings: Settings) -> Finding:
     """For how long Redis and the ledger keep what has ended."""
-    redis, ledger = show.duration(settings.grace_s), show.duration(settings.retention_s)
-    if settings.retention_s and settings.retention_s < settings.grace_s:
+    redis, ledger = show.duration(settings.redis.grace_s), show.duration(settings.database.retention_s)
+    if settings.database.retention_s and settings.database.retention_s < settings.redis.grace_s:
         return Finding(
             "retention",
             Level.WARN,
             f"the ledger deletes what has ended after {ledger}, before Redis lets go of it after {redis}",
-            "set TWEEZER_RETENTION_S, which is the ledger's, to more than TWEEZER_GRACE_S, which is Redis'",
+            "set TWEEZER_DATABASE_RETENTION_S (the ledger's) to more than TWEEZER_REDIS_GRACE_S (Redis')",
         )
-    kept = f"for {ledger}" if settings.retention_s else "for ever"
+    kept = f"for {ledger}" if settings.database.retention_s else "for ever"
     return Finding(
         "retention",
         Level.OK,

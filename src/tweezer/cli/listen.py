@@ -278,7 +278,7 @@ def known_secrets(access: Access) -> Callable[[], Collection[str]]:
     from tweezer.webhooks.secrets import secrets_of
 
     settings = access.settings()
-    vault = Vault.of(settings.secrets_key, settings.data_dir)
+    vault = Vault.of(settings.secrets.key, settings.data_dir)
 
     def ask() -> Collection[str]:
         with access.ledger("webhooks listen") as database, database.write() as connection:

@@ -15,26 +15,29 @@ from tweezer.cli.access import Access, pass_access, require
 from tweezer.cli.local.interrupts import Interrupts
 from tweezer.cli.local.stack import Stack, is_free
 from tweezer.cli.local.supervisor import keep_several
+from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.place import sqlite_file
-from tweezer.settings import PREFIX, SECRET_FILES, Settings
+from tweezer.settings import SECRET_FILES, Settings, variable_name
 
 USUAL_REDIS_PORT = 6379
 _PORT = click.IntRange(0, 65_535)
 
 
 @click.command()
-@click.option("--device", help="The device to serve  [default: TWEEZER_DEVICE, else EMU_FREE].")
-@click.option("--lanes", type=int, help="Jobs at once, each in a process of its own  [default: TWEEZER_LANES, else 2].")
+@click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
+@click.option(
+    "--lanes", type=int, help="Jobs at once, each in a process of its own  [default: TWEEZER_WORKER_LANES, else 2]."
+)
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
 @pass_access
 def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool) -> None:
-    """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_DRAIN_S."""
-    settings = access.settings(device=device, lanes=lanes)
-    require_emulator("worker", settings.binding(settings.device).adapter)
+    """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_WORKER_DRAIN_S."""
+    settings = access.settings({"worker.device": device, "worker.lanes": lanes})
+    require_emulator("worker", settings.binding(settings.worker.device).adapter)
     from tweezer.processes.worker import run_worker
 
-    logs.configure(settings.log_format, settings.log_level)
-    run_worker(settings, device=settings.device, lanes=settings.lanes, version=__version__, burst=burst)
+    logs.configure(settings.log.format, settings.log.level)
+    run_worker(settings, device=settings.worker.device, lanes=settings.worker.lanes, version=__version__, burst=burst)
 
 
 @click.command()
@@ -44,7 +47,7 @@ def scheduler(access: Access) -> None:
     settings = access.settings()
     from tweezer.processes.scheduler import run_scheduler
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log.format, settings.log.level)
     run_scheduler(settings)
 
 
@@ -56,24 +59,24 @@ def recorder(access: Access) -> None:
     require("recorder", "server", "sqlalchemy", "psycopg")
     from tweezer.processes.recorder import run_recorder
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log.format, settings.log.level)
     run_recorder(settings)
 
 
 @click.command()
-@click.option("--processes", type=int, help="That share the work  [default: TWEEZER_COURIER_PROCESSES, else 2].")
+@click.option("--processes", type=int, help="That share the work  [default: TWEEZER_WEBHOOK_PROCESSES, else 2].")
 @pass_access
 def courier(access: Access, *, processes: int | None) -> None:
     """Deliver webhooks, until told to stop. Several couriers share the work, on one host or on many."""
-    settings = access.settings(courier_processes=processes)
+    settings = access.settings({"webhook.processes": processes})
     require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
     from tweezer.processes.courier import run_courier
 
-    logs.configure(settings.log_format, settings.log_level)
-    if settings.courier_processes == 1:
+    logs.configure(settings.log.format, settings.log.level)
+    if settings.webhook.processes == 1:
         run_courier(settings)
     else:
-        keep_several(["courier", "--processes", "1"], settings, settings.courier_processes, say=tell)
+        keep_several(["courier", "--processes", "1"], settings, settings.webhook.processes, say=tell)
 
 
 @click.command()
@@ -82,11 +85,11 @@ def courier(access: Access, *, processes: int | None) -> None:
 @pass_access
 def api(access: Access, *, host: str | None, port: int | None) -> None:
     """Serve the HTTP API until told to stop."""
-    settings = access.settings(api_host=host, api_port=port)
+    settings = access.settings({"api.host": host, "api.port": port})
     require_server("api")
     from tweezer.api.app import run_api
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log.format, settings.log.level)
     run_api(settings, version=__version__)
 
 
@@ -98,8 +101,8 @@ def api(access: Access, *, host: str | None, port: int | None) -> None:
     help="Folder to keep things in  [default: TWEEZER_DATA_DIR].",
 )
 @click.option("--redis-port", type=_PORT, help="0 takes any free one  [default: 6379 if it is free, else any].")
-@click.option("--device", help="The device to serve  [default: TWEEZER_DEVICE, else EMU_FREE].")
-@click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_LANES, else 2].")
+@click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
+@click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_WORKER_LANES, else 2].")
 @click.pass_context
 @pass_access
 def up(
@@ -118,11 +121,10 @@ def up(
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
     """
-    settings = access.settings(
-        api_port=port, data_dir=data, device=device, lanes=lanes, **_instead_of_anothers_variables(data)
-    )
+    options = {"api.port": port, "data_dir": data, "worker.device": device, "worker.lanes": lanes}
+    settings = access.settings(options | _instead_of_anothers_variables(data))
     require_server("up")
-    require_emulator("up", settings.binding(settings.device).adapter)
+    require_emulator("up", settings.binding(settings.worker.device).adapter)
     from tweezer.cli.local.own_key import check_given_key, own_key
 
     check_given_key(settings)
@@ -131,9 +133,9 @@ def up(
     stack = Stack(
         settings,
         settings.data_dir.absolute(),
-        device=settings.device,
-        lanes=settings.lanes,
-        api_port=settings.api_port,
+        device=settings.worker.device,
+        lanes=settings.worker.lanes,
+        api_port=settings.api.port,
         redis_port=redis_port,
         has_own_ledger=_has_own_ledger(settings, data),
         say=tell,
@@ -151,7 +153,7 @@ def up(
             stack.stop(hurry=lambda: interrupts.count > 1)
 
 
-_OF_THE_INSTALLATION = ("database_url", "results_dir", "api_key", "secrets_key")
+_OF_THE_INSTALLATION = ("database.url", "results_dir", "api.key", "secrets.key")
 """Settings that belong to the installation in one data folder, and never to that in another."""
 
 
@@ -161,29 +163,29 @@ def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
     They are its own when TWEEZER_DATA_DIR names another folder: with them the ledger of one would get the batches of
     the other.
     """
-    others = os.environ.get(f"{PREFIX}DATA_DIR")
+    others = os.environ.get(DATA_DIR)
     if data is None or not others or Path(others).resolve() == data.resolve():
         return {}
-    given = {name: _given(name) for name in _OF_THE_INSTALLATION}
-    set_aside = {name: variable for name, variable in given.items() if variable}
+    given = {key: _variable_in_use(key) for key in _OF_THE_INSTALLATION}
+    set_aside = {key: variable for key, variable in given.items() if variable}
     if set_aside:
         variables = ", ".join(set_aside.values())
         tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
-    return {name: data.absolute() / "results" if name == "results_dir" else "" for name in set_aside}
+    return {key: data.absolute() / "results" if key == "results_dir" else "" for key in set_aside}
 
 
-def _given(name: str) -> str | None:
-    """The variable that gives this setting, or names the file that has it; None if neither is set."""
-    variables = (PREFIX + name.upper(), SECRET_FILES.get(name, ""))
+def _variable_in_use(key: str) -> str | None:
+    """Return the variable that gives this setting, or names the file that has it; None if neither is set."""
+    variables = (variable_name(key), SECRET_FILES.get(key, ""))
     return next((variable for variable in variables if os.environ.get(variable)), None)
 
 
 def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
     """Whether the ledger lies in the data folder, or the environment or the file of settings names both."""
-    file = sqlite_file(settings.database().url)
+    file = sqlite_file(settings.locate_ledger().url)
     if file is not None and file.resolve().parent == settings.data_dir.resolve():
         return True
-    return bool(os.environ.get(f"{PREFIX}DATA_DIR")) or (data is None and "data_dir" in settings.model_fields_set)
+    return bool(os.environ.get(DATA_DIR)) or (data is None and "data_dir" in settings.model_fields_set)
 
 
 def require_server(command: str) -> None:
@@ -233,10 +235,10 @@ def usage(stack: Stack, key: str) -> list[str]:
 
 
 def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
-    lanes = f"{settings.lanes} lane{'s' if settings.lanes > 1 else ''}"
+    lanes = f"{settings.worker.lanes} lane{'s' if settings.worker.lanes > 1 else ''}"
     return [
         "",
-        show.style(f"Tweezer is up: {settings.device} with {lanes}, data in {settings.data_dir}", bold=True),
+        show.style(f"Tweezer is up: {settings.worker.device} with {lanes}, data in {settings.data_dir}", bold=True),
         *usage(stack, key),
         "  tweezer devices",
         "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",

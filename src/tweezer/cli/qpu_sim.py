@@ -79,7 +79,7 @@ def qpu_sim(
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
     from tweezer.qpu_sim.tokens import Client
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log.format, settings.log.level)
     given = {name: value for name, value in habits.items() if value is not None}
     options = QpuSimOptions(
         host=host,
@@ -89,7 +89,7 @@ def qpu_sim(
         journal=journal,
         client=None if token_auth is None else Client.read(token_auth, token_seconds),
         tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
-        memory_limit_mb=settings.memory_limit_mb or None,
+        memory_limit_mb=settings.worker.memory_limit_mb or None,
         habits=Habits(down=tuple(read_window(each) for each in down), **given),
     )
     run_qpu_sim(options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))

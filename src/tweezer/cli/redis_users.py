@@ -39,7 +39,7 @@ def redis_users(access: Access, folder: Path | None) -> None:
         click.echo("\n".join(acl_lines(settings.namespace, dict.fromkeys(RedisUser, PLACEHOLDER))))
         return
     try:
-        _write(folder, settings.redis_url, settings.namespace)
+        _write(folder, settings.redis.url, settings.namespace)
     except OSError as error:
         raise TweezerError(f"{error.filename or folder}: cannot be written: {error.strerror}", code="file") from error
     acl = (folder / ACL_FILE).absolute()

@@ -38,11 +38,11 @@ def look_at_ledger_of_webhooks(settings: Settings) -> Webhooks:
     from tweezer.ledger.database import Database
     from tweezer.webhooks.health import look_at_receivers, look_at_secrets, look_at_webhooks
 
-    database = Database.open(settings.database())
+    database = Database.open(settings.locate_ledger())
     try:
         secrets: Secrets | InvalidInput
         try:
-            secrets = look_at_secrets(database, settings.secrets_key, settings.data_dir)
+            secrets = look_at_secrets(database, settings.secrets.key, settings.data_dir)
         except InvalidInput as error:
             secrets = error
         return Webhooks(look_at_webhooks(database, settings.namespace), look_at_receivers(database), secrets)

@@ -294,7 +294,7 @@ def _writing(access: Access, command: str) -> Iterator[Connection]:
 
 def _vault(access: Access) -> Vault:
     settings = access.settings()
-    return Vault.of(settings.secrets_key, settings.data_dir)
+    return Vault.of(settings.secrets.key, settings.data_dir)
 
 
 def _owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> tuple[int, UUID | None]:

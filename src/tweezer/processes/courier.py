@@ -43,6 +43,8 @@ log = structlog.get_logger(__name__)
 _NICENESS = 19  # how far it stands back behind workers and Redis for a core
 _SWEEP_S = 10.0
 _DRAIN_S = 5.0
+_CONNECTIONS = 256  # attempts at once
+_DISABLE_S = 5 * 86_400.0  # after so long without a success an endpoint is disabled
 _POLL_S = 1.0  # between looks for alarms, while none ring
 
 
@@ -65,21 +67,20 @@ class CourierProcess:
         self._settings = settings
         self._pace = pace or Pace()
         self._store = Store.open(settings.connect())
-        self._database = Database.open(settings.database())
-        self._vault = Vault.of(settings.secrets_key, settings.data_dir)
+        self._database = Database.open(settings.locate_ledger())
+        self._vault = Vault.of(settings.secrets.key, settings.data_dir)
 
     async def async_run(self) -> None:
         """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date, or when
         Redis belongs to another ledger."""
         stopping = stopped_by_signals()
         settings = self._settings
-        if not await done_before(stopping, wait_for_ledger(settings.database(), settings.connect())):
+        if not await done_before(stopping, wait_for_ledger(settings.locate_ledger(), settings.connect())):
             return
         sender = Sender(
             settings.webhook_policy(),
-            timeout_s=settings.webhook_timeout_s,
-            answer_max=settings.webhook_answer_max_kb << 10,
-            limit=settings.webhook_connections,
+            timeout_s=settings.webhook.timeout_s,
+            limit=_CONNECTIONS,
         )
         desk = Desk(
             self._store,
@@ -87,12 +88,12 @@ class CourierProcess:
             Deliveries(self._database, settings.namespace),
             sender,
             Keyring(self._database, self._vault),
-            connections=settings.webhook_connections,
-            disable_s=settings.webhook_disable_s,
+            connections=_CONNECTIONS,
+            disable_s=_DISABLE_S,
             hold_s=self._pace.hold_s,
         )
         links = ResultLinks(
-            self._database, lambda: self._vault, base_url=settings.public_base(), link_s=settings.webhook_link_s
+            self._database, lambda: self._vault, base_url=settings.public_base(), link_s=settings.webhook.link_s
         )
         courier = Courier(
             self._store,
@@ -101,10 +102,9 @@ class CourierProcess:
             desk,
             namespace=settings.namespace,
             reader=new_worker_id(),
-            schedule=Schedule(settings.webhook_schedule_s),
-            connections=settings.webhook_endpoint_connections,
+            schedule=Schedule(settings.webhook.schedule_s),
+            connections=settings.webhook.endpoint_connections,
             pace=self._pace,
-            bounds=settings.dead_letters(),
         )
         gc.freeze()  # what is there now stays, and need not be looked through again and again
         log.info("courier.started")

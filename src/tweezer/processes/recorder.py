@@ -29,19 +29,18 @@ class RecorderProcess:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._store = Store.open(settings.connect())
-        self._database = Database.open(settings.database())
+        self._database = Database.open(settings.locate_ledger())
         self._recorder = Recorder(
             self._store,
             self._database,
             namespace=settings.namespace,
-            grace_s=settings.grace_s,
-            bounds=settings.dead_letters(),
+            grace_s=settings.redis.grace_s,
         )
 
     async def async_run(self) -> None:
         """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
         stopping = stopped_by_signals()
-        if not await done_before(stopping, wait_for_schema(self._settings.database())):
+        if not await done_before(stopping, wait_for_schema(self._settings.locate_ledger())):
             return
         if not await require_access(self._store, stopping, DUTY_BACKOFF):
             return

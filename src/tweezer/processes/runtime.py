@@ -103,13 +103,14 @@ class Parker:
         from tweezer.ledger.database import Database
         from tweezer.ledger.dead_letters import Consumer, NewLetter, park
         from tweezer.ledger.migrate import require_schema
+        from tweezer.ledger.place import DeadLetterBounds
 
-        database = Database.open(self._settings.database())
+        database = Database.open(self._settings.locate_ledger())
         try:
             require_schema(database)
             letters = [NewLetter(message_id, problem, payload)]
             with database.write() as connection:
-                park(connection, Consumer(self._consumer), letters, self._settings.dead_letters())
+                park(connection, Consumer(self._consumer), letters, DeadLetterBounds())
         finally:
             database.close()
 

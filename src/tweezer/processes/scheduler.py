@@ -107,22 +107,23 @@ async def delete_expired(context: dict[Any, Any]) -> None:
     from tweezer.webhooks.deliveries import delete_old_deliveries
 
     settings: Settings = context["settings"]
-    database = Database.open(settings.database())
+    database = Database.open(settings.locate_ledger())
     try:
-        await expire(context["store"], database, retention_s=settings.retention_s)
-        await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook_kept_s))
-        await database.run(_forget_expired, database, settings)
+        await expire(context["store"], database, retention_s=settings.database.retention_s)
+        await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook.kept_s))
+        await database.run(_forget_expired, database)
     finally:
         database.close()
 
 
-def _forget_expired(database: Database, settings: Settings) -> None:
+def _forget_expired(database: Database) -> None:
     from tweezer.ledger.dead_letters import expire_letters
+    from tweezer.ledger.place import DeadLetterBounds
     from tweezer.webhooks.secrets import forget_expired
 
     with database.write() as connection:
         forget_expired(connection)
-        expire_letters(connection, settings.dead_letters())
+        expire_letters(connection, DeadLetterBounds())
 
 
 def cron_jobs(queue_name: str) -> list[CronJob]:

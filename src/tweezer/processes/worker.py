@@ -17,12 +17,9 @@ from tweezer.worker.worker import TicketWorker
 def worker_policy(settings: Settings) -> Policy:
     """Return the settings of a worker, which the scheduler shares."""
     return Policy(
-        lease_s=settings.lease_s,
-        beat_s=settings.heartbeat_s,
-        drain_s=settings.drain_s,
-        failures_max=settings.ticket_failures_max,
-        max_backlog=settings.max_backlog,
-        full_at=settings.full_at,
+        lease_s=settings.worker.lease_s,
+        beat_s=settings.worker.heartbeat_s,
+        drain_s=settings.worker.drain_s,
         store=settings.store_config(),
     )
 
@@ -33,11 +30,10 @@ def make_worker(
     """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
     binding = settings.binding(device)
     options = LaneOptions(
-        memory_limit_mb=settings.memory_limit_mb or None,
-        soft_cancel_s=settings.soft_cancel_s,
-        jail=settings.lane_jail,
+        memory_limit_mb=settings.worker.memory_limit_mb or None,
+        jail=settings.worker.jail,
         private=(str(settings.data_dir.absolute()), str(settings.results_folder())),
-        prepare_timeout_s=settings.prepare_timeout_s,
+        prepare_timeout_s=settings.worker.prepare_timeout_s,
     )
     adapter = adapter_of(binding, options)
     if adapter.traits.exclusive:

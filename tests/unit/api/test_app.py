@@ -32,13 +32,13 @@ from tweezer.model.messages import (
     Priority,
     Result,
 )
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=20), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=20)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

@@ -23,7 +23,7 @@ from tests.support.waiting import until
 from tweezer.api.access import auth, logins
 from tweezer.api.access.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
 from tweezer.api.access.dependencies import Caller, Scraper, Submitter
-from tweezer.api.access.logins import network_of
+from tweezer.api.access.logins import Logins, network_of
 from tweezer.ledger.access.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.access.keys import create_key, find_key, list_keys, revoke_key
 from tweezer.ledger.access.link_keys import NAME, OVERLAP_S, existing_link_keys, rotate_link_keys
@@ -46,7 +46,7 @@ from tweezer.ledger.schema import keys, secrets, users
 from tweezer.model import lru
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, SecretsSettings, Settings
 from tweezer.store.login_attempts import FAILURES_MAX, WINDOW_S, By
 
 ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
@@ -58,7 +58,7 @@ QUICK_HASH = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=0, link_s=100, session_s=500), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0, link_s=100, session_s=500)), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -602,14 +602,14 @@ async def test_an_api_takes_the_key_of_an_older_version_over_when_it_starts(rig:
 
 
 async def test_an_api_starts_without_the_key_that_signs_links(ledger: Database) -> None:
-    rig = ApiRig(Settings(secrets_key="none"), ledger)
+    rig = ApiRig(Settings(secrets=SecretsSettings(key="none")), ledger)
     async with rig.app.router.lifespan_context(rig.app):
         assert (await rig.get(DEVICES)).status_code == 200
     await rig.close()
 
 
 async def test_links_that_cannot_be_signed_are_the_servers_fault(ledger: Database) -> None:
-    rig = ApiRig(Settings(secrets_key="none"), ledger)
+    rig = ApiRig(Settings(secrets=SecretsSettings(key="none")), ledger)
     await rig.announce()
     job = job_id(await rig.submit(1), 0)
     await rig.run()
@@ -639,13 +639,13 @@ async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig
     path = urlsplit(link).path.replace("/results", "/results_link")
     answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
     assert (answer.status_code, answer.json()["data"]["field"]) == (400, "Host")
-    assert "TWEEZER_PUBLIC_URL" in answer.json()["data"]["description"]
+    assert "TWEEZER_API_PUBLIC_URL" in answer.json()["data"]["description"]
     assert len(answer.content) < 1000
 
 
 @pytest.mark.parametrize("url", ["https://q.example.org", "https://q.example.org/tweezer/"])
 async def test_a_link_leads_to_the_public_url_if_there_is_one(ledger: Database, url: str) -> None:
-    rig = ApiRig(Settings(public_url=url), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(public_url=url)), ledger)
     await rig.announce()
     job = job_id(await rig.submit(1), 0)
     await rig.run()
@@ -988,7 +988,8 @@ async def test_a_session_may_be_one_that_only_reads(rig: ApiRig, ledger: Databas
 
 
 async def test_as_many_sessions_are_listed_as_a_user_may_have(ledger: Database) -> None:
-    rig = ApiRig(Settings(sessions_max=2), ledger)
+    rig = ApiRig(Settings(), ledger)
+    rig.app.state.logins = Logins(rig.store, ledger, session_s=500, sessions_max=2)
     make_user(ledger)
     tokens = [(await log_in(rig)).json()["access_token"] for _ in range(4)]
     listed = [it["id"] for it in await rig.data(SESSIONS, key=tokens[-1])]

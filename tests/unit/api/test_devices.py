@@ -20,7 +20,7 @@ from tweezer.ledger.database import Database
 from tweezer.model.ids import device_id
 from tweezer.model.specs import read_specs
 from tweezer.model.webhooks import written
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.keys import Key
 
 DEVICES = "/api/v1/devices"
@@ -39,7 +39,7 @@ def _ask_pulser_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     """EMU_FREE is served; TWIN, of 25 atoms, was announced later and is not."""
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), ledger)
     await rig.store.devices.announce(DEVICE, ABOUT, virtual_specs(DEVICE))
     await rig.announce()
     await rig.store.devices.announce(TWIN, ABOUT, read_specs(specs_text("FRESNEL", max_atom_num=25, max_runs=500)))

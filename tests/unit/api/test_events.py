@@ -27,7 +27,7 @@ from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Unavailable
 from tweezer.model.webhooks import EventType
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.streams.feed import Notice
 
 CREATED = ["batch.created"]
@@ -38,7 +38,7 @@ RAN = ["batch.running", "job.running", "job.done", "batch.done"]
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=20), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=20)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

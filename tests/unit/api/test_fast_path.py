@@ -15,7 +15,7 @@ from tweezer.api.batches.fast_path import QuickRoute, quick_routes
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 
 ROUTES = ["/api/v2/jobs/{}", "/api/v2/batches/{}"]
 
@@ -23,7 +23,7 @@ ROUTES = ["/api/v2/jobs/{}", "/api/v2/batches/{}"]
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

@@ -27,7 +27,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Priority
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.records import BatchRecord, JobRecord
 from tweezer.store.scripts import Scripts
 
@@ -38,7 +38,7 @@ OWN, OTHER = PLAN.project(1), PLAN.project(0)
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = ApiRig(Settings(longpoll_s=0), ledger)
+    rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

@@ -28,7 +28,7 @@ from tweezer.ledger.schema import recorder
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.connection import Store
 from tweezer.store.streams.feed import position_number
 from tweezer.store.tickets import Grant, Settlement
@@ -55,7 +55,9 @@ class MeasuredApi:
                 role: create_key(connection, role=role, project_id="ours" if role.of_projects else None, name="k").text
                 for role in Role
             }
-        self.app: FastAPI = create_app(Settings(requests_burst=40, requests_per_s=0.001), self.store, self.database)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tweezer.api.app.BURST_S", 40_000)
+            self.app: FastAPI = create_app(Settings(api=ApiSettings(requests_per_s=0.001)), self.store, self.database)
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=self.app, raise_app_exceptions=False), base_url="http://127.0.0.1"
         )

@@ -16,13 +16,13 @@ from tweezer.ledger.access.keys import create_session
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import create_user
 from tweezer.ledger.database import Database
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.scripts import StoreConfig
 
 
 @pytest.fixture
 async def rig(ledger: Database, tmp_path: Path) -> AsyncIterator[ApiRig]:
-    rig = ApiRig(Settings(data_dir=tmp_path, longpoll_s=0), ledger)
+    rig = ApiRig(Settings(data_dir=tmp_path, api=ApiSettings(longpoll_s=0)), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -76,8 +76,11 @@ async def test_a_limit_of_the_project_goes_before_the_default(rig: ApiRig) -> No
     assert (await submit(rig, key, 8)).status_code == 200
 
 
-async def test_all_log_ins_of_a_user_share_one_rate(ledger: Database, tmp_path: Path) -> None:
-    rig = ApiRig(Settings(data_dir=tmp_path, requests_per_s=0.001, requests_burst=3), ledger)
+async def test_all_log_ins_of_a_user_share_one_rate(
+    ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tweezer.api.app.BURST_S", 3000)
+    rig = ApiRig(Settings(data_dir=tmp_path, api=ApiSettings(requests_per_s=0.001)), ledger)
     with ledger.write() as connection:
         users = [create_user(connection, name, None).id for name in ("ada", "bob")]
         sessions = [create_session(connection, users[0], session_s=60).text for _ in range(4)]
@@ -89,7 +92,7 @@ async def test_all_log_ins_of_a_user_share_one_rate(ledger: Database, tmp_path: 
 
 
 async def test_all_keys_of_a_project_share_one_rate(ledger: Database, tmp_path: Path) -> None:
-    rig = ApiRig(Settings(data_dir=tmp_path, requests_per_s=0.001, requests_burst=1), ledger)
+    rig = ApiRig(Settings(data_dir=tmp_path, api=ApiSettings(requests_per_s=0.001)), ledger)
     first, second, other = keys_of(rig, "lab", "lab", "other")
     statuses = [(await rig.get("/api/v1/batches", key=key)).status_code for key in (first, second, other)]
     assert statuses == [200, 429, 200]

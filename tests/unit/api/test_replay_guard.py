@@ -20,7 +20,7 @@ from tweezer.api.http.header_limits import CONNECTION
 from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store import replay_guard as calls
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -80,7 +80,7 @@ class Ours(ApiRig):
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Ours]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Ours(Settings(requests_per_s=10_000, requests_burst=10_000), ledger)
+    rig = Ours(Settings(api=ApiSettings(requests_per_s=10_000)), ledger)
     await rig.store.tickets.heartbeat(
         "w",
         DEVICE,

@@ -16,7 +16,7 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, Priority
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 
 UNKNOWN = new_batch_id()
 OLD, NEW = "PasqalCloudSDK/0.22.0", "PasqalCloudSDK/0.23.1"
@@ -69,7 +69,7 @@ class Routes(ApiRig):
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Routes]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Routes(Settings(requests_per_s=10_000, requests_burst=10_000), ledger)
+    rig = Routes(Settings(api=ApiSettings(requests_per_s=10_000)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

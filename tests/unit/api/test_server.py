@@ -20,7 +20,7 @@ from tweezer.api.http.server import is_loopback, listen
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.model.errors import InvalidInput, TweezerError
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "LocalHost"])
@@ -70,34 +70,34 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_a_url_that_redis_does_not_take_is_named() -> None:
-    with pytest.raises(ValidationError, match="redis_url") as caught:
-        Settings(redis_url="redis://u:secret@127.0.0.1:x/0")
+    with pytest.raises(ValidationError, match=r"RedisSettings\nurl") as caught:
+        Settings(redis=RedisSettings(url="redis://u:secret@127.0.0.1:x/0"))
     assert "secret" not in str(caught.value)
 
 
 def test_a_url_that_is_of_no_database_is_named() -> None:
     with pytest.raises(InvalidInput) as caught:
-        create_app(Settings(database_url="mysql://u:secret@h/x"))
+        create_app(Settings(database=DatabaseSettings(url="mysql://u:secret@h/x")))
     assert caught.value.field == "database_url"
     assert "secret" not in caught.value.message
 
 
 def test_the_api_does_not_start_on_a_ledger_without_tables(tmp_path: Path) -> None:
     with pytest.raises(TweezerError) as caught:
-        run_api(Settings(data_dir=tmp_path, api_port=0))
+        run_api(Settings(data_dir=tmp_path, api=ApiSettings(port=0)))
     assert caught.value.code == "schema"
     assert "tweezer db upgrade" in caught.value.message
 
 
 @pytest.mark.parametrize("url", ["", "http://h", "https://q.example.org:8443/tweezer"])
 def test_a_public_url_is_taken(url: str) -> None:
-    assert Settings(public_url=url).public_url == url
+    assert Settings(api=ApiSettings(public_url=url)).api.public_url == url
 
 
 @pytest.mark.parametrize("url", ["q.example.org", "ftp://h", "https://", "https://h/?a=b", "https://h/#x"])
 def test_what_is_no_public_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="must be a URL"):
-        Settings(public_url=url)
+        Settings(api=ApiSettings(public_url=url))
 
 
 async def test_what_the_application_opened_it_closes(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ async def test_what_the_application_opened_it_closes(ledger: Database, monkeypat
         close(database)
 
     monkeypatch.setattr(Database, "close", note)
-    own = create_app(Settings(database_url=str(ledger.engine.url)))
+    own = create_app(Settings(database=DatabaseSettings(url=str(ledger.engine.url))))
     async with own.router.lifespan_context(own):
         assert own.state.database not in closed
     assert own.state.database in closed

@@ -13,7 +13,7 @@ from tests.support.api_rig import DONE, FAILED, LEASE_S, ApiRig, bearer
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.tickets import Next, Settlement
 
 REASON = "the laser is out of lock"
@@ -41,7 +41,7 @@ class Service(ApiRig):
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Service]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Service(Settings(requests_per_s=10_000, requests_burst=10_000), ledger)
+    rig = Service(Settings(api=ApiSettings(requests_per_s=10_000)), ledger)
     await rig.announce()
     yield rig
     await rig.close()

@@ -24,7 +24,7 @@ from tweezer.ledger.database import Database
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import sign, verify_webhook
 from tweezer.model.webhooks import USUAL_TYPES
-from tweezer.settings import Settings
+from tweezer.settings import Settings, WebhookSettings
 from tweezer.store.connection import Store
 from tweezer.webhooks.deliveries import (
     DELIVERED,
@@ -93,7 +93,7 @@ class Hooked(ApiRig):
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Hooked]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Hooked(Settings(data_dir=tmp_path, webhook_allow="10.0.0.0/8,*.lab"), ledger)
+    rig = Hooked(Settings(data_dir=tmp_path, webhook=WebhookSettings(allow="10.0.0.0/8,*.lab")), ledger)
     await rig.announce()
     yield rig
     await rig.close()
@@ -385,5 +385,5 @@ async def test_a_batch_may_have_a_webhook_where_the_policy_lets_it_go(rig: Hooke
 async def test_a_policy_that_is_none_is_said_at_the_start(ledger: Database, tmp_path: Path) -> None:
     store = Store(fakeredis.FakeAsyncRedis())
     with pytest.raises(InvalidInput, match="webhook_ports"):
-        create_app(Settings(data_dir=tmp_path, webhook_ports="http"), store, ledger)
+        create_app(Settings(data_dir=tmp_path, webhook=WebhookSettings(ports="http")), store, ledger)
     await store.close()

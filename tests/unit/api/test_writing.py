@@ -29,7 +29,7 @@ from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_CALL, Outcome, OutcomeKind, Result
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.records import BatchRecord
 from tweezer.store.tickets import Settlement
 
@@ -149,9 +149,7 @@ class Doors(ApiRig):
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[Doors]:
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
-    rig = Doors(
-        Settings(body_max_kb=1024, unpacked_max_kb=20_480, requests_per_s=10_000, requests_burst=10_000), ledger
-    )
+    rig = Doors(Settings(api=ApiSettings(body_max_kb=1024, requests_per_s=10_000)), ledger)
     for device, checks in ((DEVICE, 1), (LOOSE, 0)):
         await rig.store.tickets.heartbeat(
             f"w-{device}",
@@ -710,8 +708,11 @@ async def test_redis_away_is_said_and_may_be_tried_again(rig: Doors, monkeypatch
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-async def test_who_asks_too_often_is_refused_before_the_body_is_read(ledger: Database, tmp_path: Path) -> None:
-    rig = Doors(Settings(requests_per_s=0.1, requests_burst=2, data_dir=tmp_path), ledger)
+async def test_who_asks_too_often_is_refused_before_the_body_is_read(
+    ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tweezer.api.app.BURST_S", 20)
+    rig = Doors(Settings(api=ApiSettings(requests_per_s=0.1), data_dir=tmp_path), ledger)
     for key in ("ours", "both"):
         answers = [await rig.ask("POST", "/api/v1/batches", b"{", key=key) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [400, 400, 429]

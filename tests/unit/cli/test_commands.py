@@ -112,11 +112,11 @@ def test_a_ledger_belongs_to_a_data_folder_that_it_lies_in_or_that_is_named_with
     monkeypatch.delenv("TWEEZER_DATA_DIR", raising=False)
     data, elsewhere = tmp_path / "data", f"sqlite:///{tmp_path}/ledger.db"
     assert _has_own_ledger(load({"data_dir": data}), data)
-    assert _has_own_ledger(load({"data_dir": data, "database_url": f"sqlite:///{data}/ledger.db"}), data)
-    assert not _has_own_ledger(load({"data_dir": data, "database_url": elsewhere}), data)
-    assert not _has_own_ledger(load({"database_url": elsewhere}), None)
+    assert _has_own_ledger(load({"data_dir": data, "database.url": f"sqlite:///{data}/ledger.db"}), data)
+    assert not _has_own_ledger(load({"data_dir": data, "database.url": elsewhere}), data)
+    assert not _has_own_ledger(load({"database.url": elsewhere}), None)
     monkeypatch.setenv("TWEEZER_DATA_DIR", str(data))
-    assert _has_own_ledger(load({"database_url": elsewhere}), None)
+    assert _has_own_ledger(load({"database.url": elsewhere}), None)
 
 
 def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(
@@ -135,8 +135,8 @@ def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(
     result = call("up", "--data", str(other), "--device", "NULL")
     assert "TWEEZER_DATABASE_URL, TWEEZER_RESULTS_DIR, TWEEZER_API_KEY of this shell belong" in result.stderr
     (settings,) = brought_up
-    assert settings.database().url == f"sqlite:///{other}/ledger.db"
-    assert (settings.results_folder(), settings.api_key, settings.project_id) == (other / "results", "", "lab")
+    assert settings.locate_ledger().url == f"sqlite:///{other}/ledger.db"
+    assert (settings.results_folder(), settings.api.key, settings.project_id) == (other / "results", "", "lab")
 
 
 def test_up_uses_the_variables_of_its_own_folder_and_those_that_name_no_folder(
@@ -147,7 +147,7 @@ def test_up_uses_the_variables_of_its_own_folder_and_those_that_name_no_folder(
     monkeypatch.setenv("TWEEZER_DATA_DIR", str(tmp_path))
     call("up", "--data", f"{tmp_path}/../{tmp_path.name}", "--device", "NULL")
     call("up", "--device", "NULL")
-    assert [settings.database().url for settings in brought_up] == ["postgresql://lab@db/tweezer"] * 3
+    assert [settings.locate_ledger().url for settings in brought_up] == ["postgresql://lab@db/tweezer"] * 3
 
 
 def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatc
 
 
 HEAVY = {
-    "aiohttp", "arq", "asyncio", "fastapi", "hiredis", "msgspec", "numpy", "pulser", "pydantic", "pydantic_settings",
+    "aiohttp", "arq", "asyncio", "fastapi", "hiredis", "msgspec", "numpy", "pulser", "pydantic",
     "redis", "sqlalchemy", "structlog", "uvicorn",
 }  # fmt: skip
 """Libraries that take longer to import than all that the list of commands needs."""
@@ -251,8 +251,8 @@ def test_a_wrong_redis_url_is_refused_without_showing_it() -> None:
 
 
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TWEEZER_LEASE_S", "soon")
-    assert "TWEEZER_LEASE_S" in refused(call("devices"), 1)
+    monkeypatch.setenv("TWEEZER_WORKER_LEASE_S", "soon")
+    assert "TWEEZER_WORKER_LEASE_S" in refused(call("devices"), 1)
 
 
 def test_a_sequence_file_that_is_not_there_is_a_wrong_call() -> None:

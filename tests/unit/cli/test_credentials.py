@@ -23,7 +23,7 @@ from tweezer.ledger.access.users import find_login, find_user
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Conflict, InvalidInput
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, DatabaseSettings, Settings
 
 NOWHERE = "redis://127.0.0.1:1/0"
 PASSWORD = "correct horse battery"
@@ -288,7 +288,7 @@ def test_the_base_install_is_told_what_to_install(group: str) -> None:
 
 @pytest.fixture
 def settings(ledger: Database, tmp_path: Path) -> Settings:
-    return Settings(database_url=str(ledger.engine.url), data_dir=tmp_path)
+    return Settings(database=DatabaseSettings(url=str(ledger.engine.url)), data_dir=tmp_path)
 
 
 def test_the_key_is_kept_in_a_file_that_only_its_owner_reads(settings: Settings, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_a_key_in_the_file_that_is_over_or_broken_is_replaced(
     assert second != first
     (tmp_path / "api-key").write_text("nonsense")
     assert own_key(settings) not in (first, second)
-    other = Settings(database_url=settings.database_url, data_dir=tmp_path, project_id="other")
+    other = Settings(database=DatabaseSettings(url=settings.database.url), data_dir=tmp_path, project_id="other")
     third = own_key(other)
     with ledger.read() as connection:
         assert {key.project for key in list_keys(connection) if key.id == key_id(third)} == {"other"}
@@ -324,11 +324,11 @@ def test_a_key_in_the_file_that_is_over_or_broken_is_replaced(
 def test_a_given_key_is_taken_as_it_is_and_stays_out_of_the_file(
     settings: Settings, tmp_path: Path, ledger: Database
 ) -> None:
-    given = settings.model_copy(update={"api_key": new_key(), "project_id": "mine"})
-    assert own_key(given) == own_key(given) == given.api_key
+    given = settings.model_copy(update={"api": ApiSettings(key=new_key()), "project_id": "mine"})
+    assert own_key(given) == own_key(given) == given.api.key
     assert not (tmp_path / "api-key").exists()
     with ledger.write() as connection:
-        revoke_key(connection, key_id(given.api_key) or "")
+        revoke_key(connection, key_id(given.api.key) or "")
     with pytest.raises(Conflict):
         own_key(given)
 
@@ -336,6 +336,6 @@ def test_a_given_key_is_taken_as_it_is_and_stays_out_of_the_file(
 def test_what_is_wrong_with_a_given_key_is_said(settings: Settings) -> None:
     check_given_key(settings)
     with pytest.raises(InvalidInput) as caught:
-        check_given_key(settings.model_copy(update={"api_key": "hunter2"}))
+        check_given_key(settings.model_copy(update={"api": ApiSettings(key="hunter2")}))
     assert caught.value.field == "TWEEZER_API_KEY"
     assert "hunter2" not in caught.value.message

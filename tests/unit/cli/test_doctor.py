@@ -52,7 +52,7 @@ def device(*, lanes: int = 2, pending: int = 0, paused: str | None = None, exclu
 
 
 def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
-    settings = load({"lease_s": 15.0, "heartbeat_s": 2.0})
+    settings = load({"worker.lease_s": 15.0})
     leases = [
         Lease("host:1:abc:0", 14.0),  # of the live worker
         Lease("host:2:def:0", 12.0),
@@ -66,7 +66,7 @@ def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
 
 def test_a_misspelt_variable_is_told_with_its_right_name() -> None:
     (found,) = doctor.check_environment(
-        ["TWEEZER_REDISURL", "TWEEZER_LANES", "TWEEZER_CONFIG", "TWEEZER_SECRETS_KEY_FILE", "PATH"]
+        ["TWEEZER_REDISURL", "TWEEZER_WORKER_LANES", "TWEEZER_CONFIG", "TWEEZER_SECRETS_KEY_FILE", "PATH"]
     )
     assert found.level is Level.WARN
     assert "TWEEZER_REDISURL" in found.says
@@ -222,12 +222,12 @@ def test_a_recorder_that_is_missing_or_slow_is_told() -> None:
 
 
 def test_a_ledger_that_forgets_before_redis_does_is_told() -> None:
-    def found(**given: object) -> Finding:
+    def found(given: dict[str, object] | None = None) -> Finding:
         return ledger_checks.check_keeping(load(given))
 
     assert found().says.startswith("what has ended stays in Redis for 1 d and in the ledger for ever")
-    assert found(retention_s=90 * 86_400).level is Level.OK
-    assert found(retention_s=3600).level is Level.WARN
+    assert found({"database.retention_s": 90 * 86_400}).level is Level.OK
+    assert found({"database.retention_s": 3600}).level is Level.WARN
 
 
 def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from tweezer.model.webhooks import (
     told,
     told_notice,
 )
-from tweezer.settings import Settings
+from tweezer.settings import ApiSettings, Settings
 from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.samples import sample
 
@@ -248,15 +248,15 @@ def test_of_very_many_errors_the_first_is_kept() -> None:
     ("given", "base"),
     [
         ({}, "http://127.0.0.1:8000"),
-        ({"public_url": "https://t.example.org/q/", "api_port": 1}, "https://t.example.org/q"),
-        ({"api_host": "0.0.0.0", "api_port": 80}, "http://127.0.0.1:80"),  # noqa: S104  # nothing listens
-        ({"api_host": "::"}, "http://[::1]:8000"),
-        ({"api_host": "fd00::1"}, "http://[fd00::1]:8000"),
-        ({"api_host": "lab"}, "http://lab:8000"),
+        ({"public_url": "https://t.example.org/q/", "port": 1}, "https://t.example.org/q"),
+        ({"host": "0.0.0.0", "port": 80}, "http://127.0.0.1:80"),  # noqa: S104  # nothing listens
+        ({"host": "::"}, "http://[::1]:8000"),
+        ({"host": "fd00::1"}, "http://[fd00::1]:8000"),
+        ({"host": "lab"}, "http://lab:8000"),
     ],
 )
 def test_links_without_a_request_lead_to_the_public_url_or_to_the_api_itself(given: dict[str, Any], base: str) -> None:
-    assert Settings(**given).public_base() == base
+    assert Settings(api=ApiSettings(**given)).public_base() == base
 
 
 def parts(link: str) -> tuple[str, str, str]:

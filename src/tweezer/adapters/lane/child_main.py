@@ -78,7 +78,7 @@ class LaneProcess:
             entered = jail.enter(start.jail)  # before there is a second thread: Landlock binds the one that calls it
         except (jail.Exposed, OSError) as error:
             traceback.print_exc()
-            message = f"cannot jail the lane: {_short(error)}; TWEEZER_LANE_JAIL=off runs lanes without a jail"
+            message = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
             self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()

@@ -172,7 +172,7 @@ class ChildLane:
         limit_s = self._options.prepare_timeout_s
         late = (
             f"preparing the batch took longer than {limit_s:g} s; make its sequence smaller, or ask the operator to "
-            "raise TWEEZER_PREPARE_TIMEOUT_S"
+            "raise TWEEZER_WORKER_PREPARE_TIMEOUT_S"
         )
         answer = await self._await_answer(child, serial, limit_s, late)
         match answer:

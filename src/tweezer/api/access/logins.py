@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from tweezer.ledger.access.credentials import Role
-from tweezer.ledger.access.keys import NewKey
+from tweezer.ledger.access.keys import SESSIONS_MAX, NewKey
 from tweezer.ledger.access.passwords import hash_password, is_password, needs_rehash
 from tweezer.ledger.access.users import Login, find_login, open_session
 from tweezer.ledger.database import Database
@@ -43,7 +43,7 @@ class TooManyAttempts(TweezerError):
 class Logins:
     """Opens sessions. session_s: how long they last. sessions_max: of a user at once; one more ends the oldest."""
 
-    def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int) -> None:
+    def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int = SESSIONS_MAX) -> None:
         self.session_s = session_s
         self._sessions_max = sessions_max
         self._attempts: Attempts = store.attempts

@@ -67,7 +67,7 @@ def origin_of(scope: Scope) -> str:
     """``http://host:port`` as the caller reached us. Raises InvalidInput("Host", …)."""
     host = b"".join(_hosts(scope)[:1]).decode("latin-1")
     if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:
-        raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_PUBLIC_URL")
+        raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_API_PUBLIC_URL")
     return f"{scope['scheme']}://{host.lower()}"
 
 

@@ -45,7 +45,7 @@ class Webhooks:
     def vault(self) -> Vault:
         """The vault; it may make a file, when it is first needed. Raises TweezerError ("secrets_key")."""
         try:
-            return Vault.of(self._settings.secrets_key, self._settings.data_dir)
+            return Vault.of(self._settings.secrets.key, self._settings.data_dir)
         except InvalidInput as error:  # of the operator, not of the caller
             raise TweezerError(error.message, code="secrets_key") from error
 

@@ -102,16 +102,16 @@ def demo(
 
     with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="tweezer-demo-") as folder:
         data = Path(folder)
-        own: dict[str, object] = {"data_dir": data, "database_url": "", "results_dir": data / "results"}
+        own: dict[str, object] = {"data_dir": data, "database.url": "", "results_dir": data / "results"}
         device = DEVICE
         if qpu_port is not None:
             device, own["devices"] = MACHINE, _machine(qpu_port)
-        settings = access.settings(**own, lanes=1 if qpu else lanes, device=device)
+        settings = access.settings({**own, "worker.lanes": 1 if qpu else lanes, "worker.device": device})
         stack = Stack(
             settings,
             data,
             device=device,
-            lanes=settings.lanes,
+            lanes=settings.worker.lanes,
             api_port=port,
             redis_port=0,
             qpu_port=qpu_port,
@@ -169,14 +169,14 @@ def _run(
     settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say, interrupts: Interrupts
 ) -> Outcome:
     """Submits the batch, follows it, reads its results, and waits for its webhooks. Raises TweezerError."""
-    ledger = settings.database().url  # it may have events that Redis has no longer
+    ledger = settings.locate_ledger().url  # it may have events that Redis has no longer
     opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
     with Mailbox(settings) as mailbox, opened as queue:
         began = time.monotonic()
         batch = queue.submit(
             sequence,
             [{"runs": RUNS, "variables": {"delta_final": detuning}} for detuning in detunings],
-            device=settings.device,
+            device=settings.worker.device,
             name="antiferromagnetic order in a ring",
             tags=["demo"],
             webhook=mailbox.url,

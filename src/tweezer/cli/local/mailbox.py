@@ -73,8 +73,8 @@ class Mailbox:
         from tweezer.ledger.database import Database
         from tweezer.webhooks.secrets import secrets_of
 
-        vault = Vault.of(self._settings.secrets_key, self._settings.data_dir)
-        database = Database.open(self._settings.database())
+        vault = Vault.of(self._settings.secrets.key, self._settings.data_dir)
+        database = Database.open(self._settings.locate_ledger())
         try:
             with database.write() as connection:
                 project = find_project(connection, self._settings.project_id)

@@ -11,21 +11,21 @@ from tweezer.ledger.access.keys import adopt_key, create_key
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Conflict, InvalidInput
-from tweezer.settings import PREFIX, Settings
+from tweezer.settings import Settings, variable_name
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _FILE = "api-key"
 _NAME = "tweezer up"
-_VARIABLE = f"{PREFIX}API_KEY"
+_VARIABLE = variable_name("api.key")
 
 
 def check_given_key(settings: Settings) -> None:
     """Raises InvalidInput("TWEEZER_API_KEY", …) unless the key that was given, if one was, can be one."""
-    if settings.api_key:
+    if settings.api.key:
         try:
-            check_key(settings.api_key)
+            check_key(settings.api.key)
         except InvalidInput as error:
             raise InvalidInput(_VARIABLE, error.problem) from error
 
@@ -36,13 +36,13 @@ def own_key(settings: Settings) -> str:
 
     Raises Conflict when the one that was given is over or of another project.
     """
-    database = Database.open(settings.database())
+    database = Database.open(settings.locate_ledger())
     try:
         with database.write() as connection:
             project_no(connection, settings.project_id)
-            if settings.api_key:
-                adopt_key(connection, settings.api_key, name=_NAME, project_id=settings.project_id)
-                return settings.api_key
+            if settings.api.key:
+                adopt_key(connection, settings.api.key, name=_NAME, project_id=settings.project_id)
+                return settings.api.key
             return _kept_key(connection, settings.data_dir / _FILE, settings.project_id)
     finally:
         database.close()

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,7 @@ from tweezer.cli.local.child import Child
 from tweezer.cli.local.redis_server import HOST, RedisServer
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
-from tweezer.settings import PREFIX, Settings
+from tweezer.settings import PREFIX, Settings, environment_of
 from tweezer.store.connection import Store
 from tweezer.store.records import WorkerRecord
 from tweezer.sync import connect
@@ -98,7 +98,7 @@ class Stack:
     @property
     def webhook_allow(self) -> str:
         """Where webhooks may go beside the public: receivers under development live on this machine."""
-        return self._settings.webhook_allow or _LOOPBACK
+        return self._settings.webhook.allow or _LOOPBACK
 
     def start(self) -> None:
         """Starts all processes and does not wait for them, except for Redis and the ledger. Raises TweezerError."""
@@ -109,7 +109,7 @@ class Stack:
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()
-        drain_s = self._settings.drain_s + _SPARE_S
+        drain_s = self._settings.worker.drain_s + _SPARE_S
         lines: list[tuple[list[str], float]] = []
         if self._qpu_port is not None:
             journal = str(self._data / QPU_JOURNAL)
@@ -168,20 +168,20 @@ class Stack:
         variables = {
             **self._of_installation(),
             "project_id": settings.project_id,
-            "api_key": key,
-            "api_url": self.api_url,
-            "webhook_allow": self.webhook_allow,
+            "api.key": key,
+            "api.url": self.api_url,
+            "webhook.allow": self.webhook_allow,
         }
-        self._published = PublishedEnvironment(self._data, _with_prefix(variables))
+        self._published = PublishedEnvironment(self._data, environment_of(variables))
         return self._published.file
 
     def _of_installation(self) -> dict[str, str]:
         settings = self._settings
         return {
-            "redis_url": self.redis_url,
+            "redis.url": self.redis_url,
             "namespace": settings.namespace,
             "data_dir": str(self._data),
-            "database_url": settings.database().url,
+            "database.url": settings.locate_ledger().url,
             "results_dir": str(settings.results_folder()),
         }
 
@@ -190,7 +190,7 @@ class Stack:
         from tweezer.ledger.database import Database
         from tweezer.ledger.migrate import require_schema, upgrade
 
-        database = Database.open(self._settings.database(), create=True)
+        database = Database.open(self._settings.locate_ledger(), create=True)
         try:
             if database.is_sqlite:
                 upgrade(database)
@@ -232,18 +232,18 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         settings = self._settings
-        formatted = "console" if settings.log_format == "auto" else settings.log_format
+        formatted = "console" if settings.log.format == "auto" else settings.log.format
         given = {
             **self._of_installation(),
-            "webhook_allow": self.webhook_allow,
-            "secrets_key": settings.secrets_key,
+            "webhook.allow": self.webhook_allow,
+            "secrets.key": settings.secrets.key,
             "devices": settings.devices_text(),
-            "api_host": HOST,
-            "api_port": str(self._api_port),
-            "log_format": formatted,
-            "log_level": settings.log_level,
+            "api.host": HOST,
+            "api.port": str(self._api_port),
+            "log.format": formatted,
+            "log.level": settings.log.level,
         }
-        return _with_prefix(given)
+        return environment_of(given)
 
     def _api_is_ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self._api_port, timeout=2.0)
@@ -254,10 +254,6 @@ class Stack:
             return False
         finally:
             connection.close()
-
-
-def _with_prefix(variables: Mapping[str, str]) -> dict[str, str]:
-    return {PREFIX + name.upper(): value for name, value in variables.items()}
 
 
 def is_free(port: int) -> bool:

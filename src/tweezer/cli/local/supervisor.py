@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tweezer.cli.local.child import Child
 from tweezer.cli.local.interrupts import Interrupts
 from tweezer.model.errors import TweezerError
-from tweezer.settings import PREFIX, Settings
+from tweezer.settings import Settings, environment_of
 
 _LOOK_S = 0.2
 _READY_S = 5.0  # a process that has lived for so long has started
@@ -20,14 +20,14 @@ def keep_several(arguments: list[str], settings: Settings, count: int, *, say: C
     """Keeps so many processes of a command running until told to stop. Raises TweezerError when one dies at its start,
     or again and again."""
     given = {
-        "redis_url": settings.redis_url,
+        "redis.url": settings.redis.url,
         "namespace": settings.namespace,
         "project_id": settings.project_id,
         "data_dir": str(settings.data_dir.absolute()),
-        "database_url": settings.database().url,
-        "webhook_allow": settings.webhook_allow,
+        "database.url": settings.locate_ledger().url,
+        "webhook.allow": settings.webhook.allow,
     }
-    environment = os.environ | {PREFIX + name.upper(): value for name, value in given.items()}
+    environment = os.environ | environment_of(given)
     children = [Child(arguments, environment, stop_s=_STOP_S, log=None, say=say) for _ in range(count)]
     with Interrupts() as interrupts:
         try:
