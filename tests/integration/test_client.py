@@ -484,8 +484,8 @@ async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(wo
         call = scripts.call
         lost: list[Any] = []
 
-        async def loses_the_first(name: str, *arguments: Any) -> Any:
-            answer = await call(name, *arguments)
+        async def loses_the_first(name: str, **arguments: Any) -> Any:
+            answer = await call(name, **arguments)
             if not lost:
                 lost.append(answer)
                 raise tweezer.Unavailable("the answer was lost")

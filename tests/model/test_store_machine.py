@@ -750,7 +750,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.open_gate()
 
     def arrive(self) -> None:
-        self.do(self.store.scripts.call("arrive", f"run {next(_runs)}"))
+        self.do(self.store.scripts.call("arrive", run_id=f"run {next(_runs)}"))
         self.world.shut, self.world.newer = True, set()
 
     def open_gate(self) -> None:

@@ -83,10 +83,10 @@ async def test_a_crowd_gets_each_its_own_job(rig: StoreRig, lookups: Lookups, mo
     calls = 0
     call = Scripts.call
 
-    async def counting(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+    async def counting(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
         nonlocal calls
         calls += 1
-        return await call(self, name, *arguments)
+        return await call(self, name, **arguments)
 
     monkeypatch.setattr(Scripts, "call", counting)
     asked = [(index, MINE if index % 3 else THEIRS) for index in range(300)]
@@ -115,7 +115,7 @@ async def test_a_failure_is_told_to_all_who_asked_and_is_over_then(
 ) -> None:
     batch_id = await rig.submit(1)
 
-    async def fail(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+    async def fail(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
         raise Unavailable("Redis cannot be reached: gone")
 
     with monkeypatch.context() as patch:

@@ -14,7 +14,9 @@ UID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 async def intend(rig: StoreRig, grant: Grant) -> bytes:
     """Says that the granted job is to be sent on; what the script answers, without the wait for the disk."""
     (job,) = grant.jobs
-    word, *_ = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, grant.token, "1")
+    word, *_ = await rig.store.scripts.call(
+        "intend", ticket=str(grant.ticket), token=grant.token, index=job.index, name=grant.token, sent="1"
+    )
     assert isinstance(word, bytes)
     return word
 

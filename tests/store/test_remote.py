@@ -32,7 +32,9 @@ async def machine(rig: StoreRig) -> StoreRig:
 async def intend(rig: StoreRig, grant: Grant, name: str = "a", *, sent: bool = True) -> str:
     """Says that the grant's job is to be submitted; what the script answers."""
     (job,) = grant.jobs
-    reply: Any = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, job.index, name, int(sent))
+    reply: Any = await rig.store.scripts.call(
+        "intend", ticket=str(grant.ticket), token=grant.token, index=job.index, name=name, sent=str(int(sent))
+    )
     return str(reply[0].decode())
 
 
@@ -186,7 +188,9 @@ async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(mac
     grant = await rig.take()
 
     async def since_loss(name: str) -> bytes:
-        reply: Any = await rig.store.scripts.call("intend", str(grant.ticket), grant.token, 0, name, 0)
+        reply: Any = await rig.store.scripts.call(
+            "intend", ticket=str(grant.ticket), token=grant.token, index=0, name=name, sent="0"
+        )
         await rig.store.remote.withdraw(batch_id, 0, name)
         return bytes(reply[2])
 

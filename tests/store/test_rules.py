@@ -114,7 +114,7 @@ async def test_rule_4_the_doorbell_holds_at_most_one_element(rig: StoreRig) -> N
     for _ in range(5):
         await rig.submit(1)
     assert await rig.bell() == 1
-    await rig.store.scripts.call("ring", "EMU")
+    await rig.store.scripts.call("ring", device="EMU")
     assert await rig.bell() == 1
 
 

@@ -365,7 +365,7 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
     batch_id = await rig.submit(2, device=QPU)
     other = await rig.submit(1, device=QPU)
     grant = await rig.take(device=QPU)
-    await rig.store.scripts.call("intend", str(grant.ticket), grant.token, 0, "try")
+    await rig.store.scripts.call("intend", ticket=str(grant.ticket), token=grant.token, index=0, name="try", sent="1")
     match held:
         case "pause":
             await rig.commands.pause_device(QPU, "coffee")

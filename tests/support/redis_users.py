@@ -122,8 +122,8 @@ class _ScriptsOfUsers(Scripts):
                 if name not in own:
                     self._elsewhere.setdefault(name, Scripts(clients[other], keys))
 
-    async def call(self, name: str, *arguments: Any) -> list[Any]:
+    async def call(self, name: str, /, **arguments: Any) -> list[Any]:
         elsewhere = self._elsewhere.get(name)
         if elsewhere is None:
-            return await super().call(name, *arguments)
-        return await elsewhere.call(name, *arguments)
+            return await super().call(name, **arguments)
+        return await elsewhere.call(name, **arguments)

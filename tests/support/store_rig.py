@@ -124,7 +124,7 @@ class StoreRig:
 
     async def start_again(self, run: str = "another run") -> bytes:
         """Redis came back, and somebody reached it; what ``arrive.lua`` answered."""
-        reply = await self.store.scripts.call("arrive", run)
+        reply = await self.store.scripts.call("arrive", run_id=run)
         return cast(bytes, reply[0])
 
     async def make_due(self, batch_id: UUID, *, device: str = DEVICE) -> None:

@@ -72,7 +72,7 @@ from pathlib import Path
 import tweezer.store
 from tweezer.store.scripts import script_text
 def _files():
-    return [it for it in (Path(tweezer.store.__file__).parent / "lua").glob("*.lua") if it.stem != "prelude"]
+    return (Path(tweezer.store.__file__).parent / "lua").glob("*.lua")
 assert any(not script_text(path.stem).isascii() for path in _files()), "something that ASCII cannot hold"
 """
     ran = run("-X", "warn_default_encoding", "-c", program)

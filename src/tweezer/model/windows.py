@@ -65,7 +65,7 @@ def remaining_s(
 
     That is what it must have before the maintenance of its device. job_s, batch_job_s: how long jobs of the device, and
     of the batch, take; without either nothing is known and nothing is kept from beginning. limit_s: the most that a job
-    may take. The scripts reckon the same (``ends_in_time`` in ``prelude.lua``).
+    may take. The scripts reckon the same (``ends_in_time.lua``).
     """
     each_s = min(batch_job_s or job_s or 0.0, limit_s)
     return each_s * (1 if begun else math.ceil(pending / max(lanes, 1)))

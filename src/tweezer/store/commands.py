@@ -150,16 +150,24 @@ class Commands:
         check_key(idempotency_key)
         packed_doc, packed = _packed("batch", pack_doc, doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
-        head = (doc.device, priority.value, int(open))
-        digest = _digest([*map(str, head), packed_doc, str(due_ms), *packed]) if idempotency_key else ""
+        head = (doc.device, priority.value, str(int(open)))
+        digest = _digest([*head, packed_doc, str(due_ms), *packed]) if idempotency_key else ""
         stored_doc, *stored = await _compressed([packed_doc, *packed])
-        limits = (
-            round(doc.limits.open_timeout_s * 1000),
-            doc.limits.transient_retries,
-            round(doc.limits.job_timeout_s * 1000),
-        )
         reply = await self._scripts.call(
-            "submit", str(batch_id), project, *head, stored_doc, due_ms, *limits, idempotency_key, digest, *stored
+            "submit",
+            batch_id=str(batch_id),
+            project=project,
+            device=doc.device,
+            priority=priority.value,
+            open=int(open),
+            doc=stored_doc,
+            not_before_ms=due_ms,
+            idle_ms=round(doc.limits.open_timeout_s * 1000),
+            retries=doc.limits.transient_retries,
+            timeout_ms=round(doc.limits.job_timeout_s * 1000),
+            idempotency_key=idempotency_key,
+            digest=digest,
+            specs=stored,
         )
         match reply[0]:
             case b"ok" | b"repeated":
@@ -180,7 +188,13 @@ class Commands:
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
         stored = await _compressed(packed)
         reply = await self._scripts.call(
-            "add_jobs", str(batch_id), project or "", idempotency_key, digest, MAX_JOBS_PER_BATCH, *stored
+            "add_jobs",
+            batch_id=str(batch_id),
+            project=project or "",
+            idempotency_key=idempotency_key,
+            digest=digest,
+            jobs_max=MAX_JOBS_PER_BATCH,
+            specs=stored,
         )
         if reply[0] in (b"ok", b"repeated"):
             return int(reply[1])
@@ -195,7 +209,8 @@ class Commands:
     ) -> None:
         """Ends a batch: pending jobs at once, running ones as their workers stop them. by: who asks, which is noted."""
         digest = _digest(["cancel", str(batch_id)])
-        await self._command("cancel_batch", batch_id, project, check_key(idempotency_key), digest, check_by(by))
+        key = check_key(idempotency_key)
+        await self._command("cancel_batch", batch_id, project, idempotency_key=key, digest=digest, by=check_by(by))
 
     async def pause(self, batch_id: UUID, *, project: str | None) -> None:
         """Hands out no more jobs of the batch; what runs finishes."""
@@ -215,17 +230,25 @@ class Commands:
     ) -> list[CancelAnswer]:
         """Cancels some jobs of a batch; one answer a job, in the order given. by: who asks, which is noted."""
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
-        reply = await self._command("cancel_jobs", batch_id, project, idempotency_key, digest, check_by(by), *indices)
+        reply = await self._command(
+            "cancel_jobs",
+            batch_id,
+            project,
+            idempotency_key=idempotency_key,
+            digest=digest,
+            by=check_by(by),
+            indices=indices,
+        )
         return [CancelAnswer(word) for word in reply[1].decode().split()]
 
     async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
         """Replaces the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
         check_tags(tags)
-        await self._command("set_tags", batch_id, project, msgspec.json.encode(tags))
+        await self._command("set_tags", batch_id, project, tags=msgspec.json.encode(tags))
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
         """Notes that another batch repeats this one; False when it is not here any more."""
-        (word,) = await self._scripts.call("note_child", str(batch_id), str(child))
+        (word,) = await self._scripts.call("note_child", batch_id=str(batch_id), child=str(child))
         return bool(word == b"ok")
 
     async def end(
@@ -235,8 +258,13 @@ class Commands:
         work in TIMED_OUT."""
         if fault is not None:
             check_characters("reason", fault.message, lines=True)
-        written = b"" if fault is None else encode_fault(fault)
-        reply = await self._scripts.call("end_batch", str(batch_id), project or "", status.letter, written)
+        reply = await self._scripts.call(
+            "end_batch",
+            batch_id=str(batch_id),
+            project=project or "",
+            to=status.letter,
+            fault=b"" if fault is None else encode_fault(fault),
+        )
         if reply[0] == b"forbidden":
             has = BATCH_BY_LETTER[reply[1].decode()]
             raise Conflict(
@@ -263,12 +291,12 @@ class Commands:
             check_characters("errors", fault.message, lines=True)
         reply = await self._scripts.call(
             "report",
-            str(batch_id),
-            project or "",
-            index,
-            "" if status is None else status.letter,
-            "" if percent is None else percent,
-            b"" if fault is None else encode_fault(fault),
+            batch_id=str(batch_id),
+            project=project or "",
+            index=index,
+            to="" if status is None else status.letter,
+            percent="" if percent is None else str(percent),
+            fault=b"" if fault is None else encode_fault(fault),
         )
         match reply[0]:
             case b"ok":
@@ -300,14 +328,14 @@ class Commands:
         ``recorded``: the number of the last event of each that is. Returns those that are not here any more; one that
         is live, or has a later event, stays.
         """
-        pairs = [part for batch_id, number in recorded.items() for part in (str(batch_id), number)]
-        words = await self._scripts.call("forget", round(least_age_s * 1000), *pairs)
+        batches = [(str(batch_id), number) for batch_id, number in recorded.items()]
+        words = await self._scripts.call("forget", least_age_ms=round(least_age_s * 1000), batches=batches)
         return [batch_id for batch_id, word in zip(recorded, words, strict=True) if word in (b"ok", b"unknown")]
 
     async def discard(self, batch_id: UUID) -> None:
         """Removes a batch whatever its status, and even if it cannot be read. Raises Conflict while a lane works on it,
         and NewerRecord."""
-        (word,) = await self._scripts.call("discard", str(batch_id))
+        (word,) = await self._scripts.call("discard", batch_id=str(batch_id))
         if word == b"held":
             raise Conflict(f"a worker is at work on batch {batch_id}: `tweezer cancel {batch_id}` first", code="live")
         if word == b"version":
@@ -334,7 +362,7 @@ class Commands:
             check_time("until", until)
         data = _device_data(device, HoldKind.PAUSED, reason, until)
         until_ms = 0 if until is None else round(until.timestamp() * 1000)
-        await self._device_command("pause_device", device, reason, until_ms, data)
+        await self._device_command("pause_device", device, reason=reason, until_ms=until_ms, data=data)
 
     async def resume_device(self, device: str) -> None:
         """Ends a pause; maintenance that is under way goes on."""
@@ -343,18 +371,18 @@ class Commands:
     async def set_condition(self, device: str, state: str, reason: str) -> None:
         """Whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes nothing but what is shown."""
         data = _device_data(device, state, reason or None)
-        await self._device_command("set_condition", device, state, reason, data)
+        await self._device_command("set_condition", device, condition=state, reason=reason, data=data)
 
     async def _command(
-        self, script: str, batch_id: UUID, project: str | None, *arguments: Any, fine: tuple[bytes, ...] = ()
+        self, script: str, batch_id: UUID, project: str | None, *, fine: tuple[bytes, ...] = (), **arguments: Any
     ) -> list[Any]:
-        reply = await self._scripts.call(script, str(batch_id), project or "", *arguments)
+        reply = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
         if reply[0] not in (b"ok", b"repeated", *fine):
             _refuse(reply[0], batch_id)
         return reply
 
-    async def _device_command(self, script: str, device: str, *arguments: str | bytes | int) -> None:
-        (word,) = await self._scripts.call(script, device, *arguments)
+    async def _device_command(self, script: str, device: str, **arguments: Any) -> None:
+        (word,) = await self._scripts.call(script, device=device, **arguments)
         if word == b"past":
             raise InvalidInput("until", "is not to come; give a later time, or none to pause until somebody resumes it")
         if word != b"ok":

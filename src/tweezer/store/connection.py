@@ -29,7 +29,7 @@ from tweezer.store.recovery import Restoring
 from tweezer.store.remote import Remote
 from tweezer.store.replay_guard import RecentCalls
 from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
-from tweezer.store.scripts import Scripts, script_text
+from tweezer.store.scripts import Scripts, eval_command
 from tweezer.store.snapshots import Snapshots
 from tweezer.store.streams.feed import EventStream, News
 from tweezer.store.tickets import Tickets
@@ -208,7 +208,7 @@ class _Arrives(AbstractConnection):
             raise redis_errors.ConnectionError("the connection was used before it was made")
         if run := re.search(r"run_id:(\w+)", about):
             with contextlib.suppress(redis_errors.ReadOnlyError):  # a replica hands out nothing
-                await self._ask("EVAL", script_text("arrive"), 1, self.keys.prefix, run[1])
+                await self._ask(*eval_command(self.keys, "arrive", run_id=run[1]))
 
     async def _ask(self, *command: Any) -> Any:
         await self.send_command(*command, check_health=False)

@@ -38,7 +38,7 @@ class Devices:
 
     async def forget_specs(self, device: str) -> None:
         """Clients are told again what workers announce. Raises NotFound, and Conflict if that is so already."""
-        match (await self._scripts.call("forget_specs", device))[0]:
+        match (await self._scripts.call("forget_specs", device=device))[0]:
             case b"ok":
                 return
             case b"none":
@@ -51,7 +51,15 @@ class Devices:
         same window again changes nothing. Raises InvalidInput, Conflict when it overlaps with another one, NotFound."""
         begins, ends = (round(at.timestamp() * 1000) for at in (window.begins, window.ends))
         data = msgspec.json.encode(window_data(device, window))
-        word, *rest = await self._scripts.call("plan_window", device, window.id, begins, ends, data, WINDOWS_MAX)
+        word, *rest = await self._scripts.call(
+            "plan_window",
+            device=device,
+            window_id=window.id,
+            begins_ms=begins,
+            ends_ms=ends,
+            data=data,
+            windows_max=WINDOWS_MAX,
+        )
         match word:
             case b"ok":
                 return
@@ -70,13 +78,13 @@ class Devices:
 
     async def drop(self, device: str, window_id: str) -> None:
         """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
-        (word,) = await self._scripts.call("drop_window", device, window_id)
+        (word,) = await self._scripts.call("drop_window", device=device, window_id=window_id)
         if word == b"none":
             raise NotFound("maintenance", window_id)
         if word != b"ok":
             _refuse(word, device)
 
-    async def _set(self, device: str, by: str, known: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
+    async def _set(self, device: str, by: str, must_exist: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
         row = {**about, "specs": specs.text, "specs_name": specs.name}
         limits = {
             "max_atom_num": specs.max_atom_num,
@@ -85,8 +93,9 @@ class Devices:
             "max_radial_distance": specs.max_radial_distance,
         }
         row |= {field: limit for field, limit in limits.items() if limit is not None}
-        pairs = [part for pair in row.items() for part in pair]
-        reply = await self._scripts.call("set_specs", device, by, known, specs.name, *pairs)
+        reply = await self._scripts.call(
+            "set_specs", device=device, by=by, must_exist=must_exist, name=specs.name, about=row.items()
+        )
         match reply[0]:
             case b"ok" | b"kept":
                 return

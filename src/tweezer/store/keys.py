@@ -1,11 +1,12 @@
 """The only place where a key of Redis is spelled.
 
-Scripts get the same patterns: the loader turns :class:`Key` into the table ``KEY`` that is prepended to
-each of them, because a script such as *take* learns which batch it touches only while it runs.
+Scripts get the same patterns, as a table ``KEY`` that the loader makes of :class:`Key`, because a script such as
+*take* learns which batch it touches only while it runs.
 """
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 
@@ -74,6 +75,9 @@ KINDS = {
 """What Redis calls the type of each key that all processes share."""
 
 
+_NAME = re.compile(r"\bKEY\.(\w+)")
+
+
 class Keys:
     """Spells keys below a namespace."""
 
@@ -84,7 +88,7 @@ class Keys:
         return self.prefix + key.value % parts
 
 
-def lua_table() -> str:
-    """The patterns as a Lua table ``KEY`` with the names in lower case."""
-    fields = ", ".join(f"{key.name.lower()} = '{key.value}'" for key in Key)
+def lua_table(text: str) -> str:
+    """Return a Lua table ``KEY`` with the patterns that a script names: a call makes it anew, so it is short."""
+    fields = ", ".join(f"{name} = '{Key[name.upper()].value}'" for name in sorted(set(_NAME.findall(text))))
     return f"local KEY = {{ {fields} }}"

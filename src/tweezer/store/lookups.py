@@ -34,7 +34,13 @@ class Lookups:
         self, batch_id: UUID, *, projects: Collection[str] | None, jobs_max: int = -1
     ) -> tuple[BatchRecord, list[JobRecord]] | None:
         """The batch and, if there are at most ``jobs_max`` (1,000), its jobs, all of one moment. Raises Unavailable."""
-        found = await self._scripts.call("look_up_batch", str(batch_id), jobs_max, *_allowed(projects))
+        found = await self._scripts.call(
+            "look_up_batch",
+            batch_id=str(batch_id),
+            jobs_max=jobs_max,
+            project_count=-1 if projects is None else len(projects),
+            projects=projects or (),
+        )
         if not found:
             return None
         flat, *columns = found
@@ -47,7 +53,7 @@ class Lookups:
         """The job. Raises Unavailable."""
         batch_id, index = split_job_id(job_id)
         answer: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Ask((str(batch_id), index, *_allowed(projects)), answer))
+        self._asked.append(_Ask(str(batch_id), index, projects, answer))
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
         row = await answer
@@ -70,7 +76,11 @@ class Lookups:
 
     async def _answer(self, asked: list[_Ask]) -> None:
         try:
-            rows = await self._scripts.call("look_up_jobs", *(word for ask in asked for word in ask.arguments))
+            rows = await self._scripts.call(
+                "look_up_jobs",
+                jobs=[(it.batch_id, it.index, -1 if it.projects is None else len(it.projects)) for it in asked],
+                projects=[project for it in asked for project in it.projects or ()],
+            )
         except BaseException as error:
             for ask in asked:
                 if not ask.answer.done():
@@ -84,11 +94,9 @@ class Lookups:
 
 
 class _Ask(msgspec.Struct, frozen=True):
-    """What the script is given for one job, and who waits for what it says."""
+    """A job to read, for somebody who may see these projects, and waits for the answer."""
 
-    arguments: tuple[Any, ...]
+    batch_id: str
+    index: int
+    projects: Collection[str] | None
     answer: asyncio.Future[list[Any] | None]
-
-
-def _allowed(projects: Collection[str] | None) -> tuple[Any, ...]:
-    return (-1,) if projects is None else (len(projects), *projects)

@@ -19,7 +19,7 @@ class Quotas:
 
     async def usage(self, project: str) -> list[Usage]:
         """What the project uses of each quota, and its limits as the scripts apply them."""
-        rows = await self._scripts.call("usage", project)
+        rows = await self._scripts.call("usage", project=project)
         return [
             Usage(quota=name.decode(), used=int(used), limit=int(limit), own=own == b"1")
             for name, used, limit, own in rows
@@ -30,7 +30,7 @@ class Quotas:
         rows = [(project, *(own.get(quota.name, "") for quota in QUOTAS)) for project, own in limits.items()]
         for first in range(0, len(rows), _PROJECTS_MAX):
             page = rows[first : first + _PROJECTS_MAX]
-            await self._scripts.call("set_limits", *(part for row in page for part in row))
+            await self._scripts.call("set_limits", limits=[part for row in page for part in row])
 
     async def is_counted(self) -> bool:
         """Whether the results of which only the ledger knows were counted, and this Redis has the count."""
@@ -44,10 +44,8 @@ class Quotas:
 
     async def set_kept(self, kept: Mapping[str, int], *, counted_s: float) -> None:
         """Set for each project the bytes of results that only the ledger has; the count holds for that long."""
-        pairs = [part for pair in kept.items() for part in pair]
-        await self._scripts.call("set_kept", round(counted_s * 1000), *pairs)
+        await self._scripts.call("set_kept", counted_ms=round(counted_s * 1000), kept=kept.items())
 
     async def drop_kept(self, dropped: Mapping[str, int]) -> None:
         """Take off the bytes of results that were deleted from the ledger."""
-        pairs = [part for pair in dropped.items() for part in pair]
-        await self._scripts.call("drop_kept", *pairs)
+        await self._scripts.call("drop_kept", dropped=dropped.items())

@@ -61,11 +61,16 @@ class Restoring:
 
         ``jobs``: all of the batch, by index, in as many calls as one likes. May be repeated: what is there stays.
         """
-        fields = [part for pair in batch.fields.items() for part in pair]
-        head = (str(batch.batch_id), batch.sequence_number, batch.status.letter, len(batch.fields), *fields)
         lacking = 0
         for page in _pages(jobs):
-            word, *rest = await self._scripts.call("restore", *head, *page)
+            word, *rest = await self._scripts.call(
+                "restore",
+                batch_id=str(batch.batch_id),
+                recorded=batch.sequence_number,
+                status=batch.status.letter,
+                fields=batch.fields.items(),
+                jobs=page,
+            )
             lacking = int(rest[0]) if word == b"ok" else 0
         return lacking
 
@@ -88,7 +93,7 @@ class Restoring:
 
         False, and the gate stays shut: Redis has restarted since.
         """
-        word, *_ = await self._scripts.call("open_gate", b"*" if seen is None else seen.server)
+        word, *_ = await self._scripts.call("open_gate", server=b"*" if seen is None else seen.server)
         return bool(word == b"ok")
 
     async def mark_ledger(self) -> str:
@@ -102,7 +107,7 @@ class Restoring:
 
     async def join_ledger(self, installation: str, *, force: bool = False) -> str | None:
         """Note which ledger records this Redis; the id of another installation that it belongs to, else None."""
-        word, *rest = await self._scripts.call("join_ledger", installation, int(force))
+        word, *rest = await self._scripts.call("join_ledger", installation=installation, force=str(int(force)))
         return None if word == b"ok" else str(rest[0].decode())
 
     async def installation(self) -> str | None:
@@ -113,24 +118,23 @@ class Restoring:
 
     async def claim_recorder(self, owner: str, ttl_s: float) -> bool:
         """Makes this the active recorder, or keeps it so, for that long; False while another is."""
-        word, *_ = await self._scripts.call("claim_recorder", owner, round(ttl_s * 1000))
+        word, *_ = await self._scripts.call("claim_recorder", recorder=owner, ttl_ms=round(ttl_s * 1000))
         return bool(word == b"ok")
 
     async def release_recorder(self, owner: str) -> None:
         """Lets another recorder be active; nothing if this one is not."""
-        await self._scripts.call("claim_recorder", owner, 0)
+        await self._scripts.call("claim_recorder", recorder=owner, ttl_ms=0)
 
 
-def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[Any]]:
-    """The arguments for the jobs, cut into calls of a bearable size; at least one, for a batch without jobs."""
-    page: list[Any] = []
+def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of the jobs, cut into calls of a bearable size; at least one, for a batch without jobs."""
+    page: list[tuple[Any, ...]] = []
     size = 0
     for job in jobs:
         result = job.result or b""
-        row = (job.index, job.spec, job.state or b"", result, stored_size(result), job.fault or b"")
-        page += row
+        page.append((job.index, job.spec, job.state or b"", result, stored_size(result), job.fault or b""))
         size += len(job.spec) + len(result)
-        if len(page) == len(row) * _JOBS_MAX or size > _BYTES_MAX:
+        if len(page) == _JOBS_MAX or size > _BYTES_MAX:
             yield page
             page, size = [], 0
     if page or not jobs:

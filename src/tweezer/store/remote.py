@@ -13,7 +13,7 @@ from tweezer.model.ids import job_id
 from tweezer.model.remote import Intent, Mark
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
-from tweezer.store.scripts import Scripts, script_text, translating
+from tweezer.store.scripts import Scripts, eval_command, translating
 
 _BARRIER_MS = 5000
 _MARK = ("last_uid", "last_job", "has_names", "set_back")
@@ -85,7 +85,9 @@ class Remote:
         name: of this intent, without spaces. unsent: nothing is submitted before :meth:`set_out`. Raises NotDurable
         when it is written and not known to be on the disk; Unavailable.
         """
-        word, *rest = await self._call_durably("intend", str(ticket), token, index, name, "0" if unsent else "1")
+        word, *rest = await self._call_durably(
+            "intend", ticket=str(ticket), token=token, index=index, name=name, sent="0" if unsent else "1"
+        )
         if word == b"known":
             return await self.known(ticket.batch_id, index)
         if word != b"new":
@@ -108,7 +110,7 @@ class Remote:
 
     async def set_out(self, ticket: TicketRef, token: str, index: int, intent: str) -> bool:
         """Says that the job is submitted now; whether it may be. Raises Unavailable."""
-        word, *_ = await self._scripts.call("set_out", str(ticket), token, index, intent)
+        word, *_ = await self._scripts.call("set_out", ticket=str(ticket), token=token, index=index, name=intent)
         return bool(word == b"ok")
 
     async def note(self, batch_id: UUID, index: int, intent: str, uid: str, *, named: bool | None = None) -> None:
@@ -116,9 +118,15 @@ class Remote:
 
         named: whether the machine returned the id that we gave the job; None where machines do not count their jobs.
         """
-        job = str(job_id(batch_id, index))
-        word = "" if named is None else str(int(named))
-        await self._scripts.call("note_remote", str(batch_id), index, intent, uid, job, word)
+        await self._scripts.call(
+            "note_remote",
+            batch_id=str(batch_id),
+            index=index,
+            name=intent,
+            uid=uid,
+            job_id=str(job_id(batch_id, index)),
+            has_names="" if named is None else str(int(named)),
+        )
 
     async def mark(self, device: str) -> Mark:
         """Return the last known job of a machine. Raises Unavailable."""
@@ -133,19 +141,20 @@ class Remote:
         uid: the last known job, by which that was noticed. since: a job of the machine that is older than any of ours
         submitted after the set-back.
         """
-        await self._scripts.call("note_set_back", device, "-" if uid is None else uid, since)
+        last_uid = "-" if uid is None else str(uid)
+        await self._scripts.call("note_set_back", device=device, last_uid=last_uid, since=since)
 
     async def withdraw(self, batch_id: UUID, index: int, intent: str) -> bool:
         """Takes the intent of this name back: nothing was submitted; whether it could be. Raises Unavailable."""
-        word, *_ = await self._scripts.call("withdraw_intent", str(batch_id), index, intent)
+        word, *_ = await self._scripts.call("withdraw_intent", batch_id=str(batch_id), index=index, name=intent)
         return bool(word == b"ok")
 
-    async def _call_durably(self, name: str, *arguments: Any) -> list[Any]:
+    async def _call_durably(self, name: str, /, **arguments: Any) -> list[Any]:
         """Calls a script and waits for the disk, on one connection: Redis waits for what that has written."""
         if self._durability is None:
             await self.require_durability()
         pipeline = self._scripts.redis.pipeline(transaction=False)
-        pipeline.execute_command("EVAL", script_text(name), 1, self._scripts.keys.prefix, *arguments)
+        pipeline.execute_command(*eval_command(self._scripts.keys, name, **arguments))
         if self._durability is Durability.WAIT:
             pipeline.execute_command("WAITAOF", 1, 0, _BARRIER_MS)
         if self._replicas:

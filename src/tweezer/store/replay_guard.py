@@ -51,13 +51,28 @@ class RecentCalls:
         Raises Unavailable, QueueFull.
         """
         identity = secrets.token_hex(16)
-        word, key = await self._scripts.call("begin_call", digest, identity, _ms(LEASE_S), _ms(RETRY_S), *running)
+        word, key = await self._scripts.call(
+            "begin_call",
+            digest=digest,
+            new_id=identity,
+            lease_ms=_ms(LEASE_S),
+            retry_ms=_ms(RETRY_S),
+            running=running,
+        )
         return CallAttempt(digest, project, key.decode(), identity, again=word == b"again")
 
     async def mark(self, attempt: CallAttempt, state: CallState) -> bool:
         """Store the state; return False if another attempt has taken the call over. Raises Unavailable."""
-        named = (attempt.digest, attempt.key, attempt.id)
-        reply = await self._scripts.call("mark_call", *named, state, _ms(LEASE_S), _ms(RETRY_S), attempt.project)
+        reply = await self._scripts.call(
+            "mark_call",
+            digest=attempt.digest,
+            call=attempt.key,
+            attempt=attempt.id,
+            state=state,
+            lease_ms=_ms(LEASE_S),
+            retry_ms=_ms(RETRY_S),
+            project=attempt.project,
+        )
         return bool(reply[0] == b"ok")
 
 

@@ -1,7 +1,7 @@
 """Loads the Lua scripts and calls them.
 
-A script is one file of ``lua/``, named by its verb; its header is its contract. Before each goes what
-is generated here (keys, fields, the lifecycle table, limits) and ``prelude.lua``.
+A script is one file of ``lua/``, named by its verb; its header is its contract, and declares its arguments. It names
+what it includes: files of ``lua/include/``, and what is generated here (keys, fields, the lifecycle table, limits).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, cast
 
@@ -74,11 +75,19 @@ class StoreConfig(msgspec.Struct, frozen=True):
         }
 
 
-def _strings(names: tuple[str, ...]) -> str:
+def _strings(names: Iterable[str]) -> str:
     return "{ " + ", ".join(f"'{name}'" for name in names) + " }"
 
 
-def _batch_reader() -> str:
+def _flags(words: Iterable[str]) -> str:
+    return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
+
+
+def _places(names: Iterable[str]) -> str:
+    return "{ " + ", ".join(f"{name} = {at}" for at, name in enumerate(names, 1)) + " }"
+
+
+def _record() -> str:
     """FIELDS and the function that makes a batch of their values: written out, since Lua makes a table at once
     when it can see its fields. Before the fields comes a ticket's; see ``load_batch``."""
     text = [f"{name} = raw[{at}] or nil" for at, name in enumerate(TEXT_FIELDS, 3)]
@@ -88,13 +97,9 @@ def _batch_reader() -> str:
     before.append(f"was_open = raw[{place['open']}] == '1'")
     fields = ", ".join(("id = id, was = raw, events = {}, asked = {}, tickets = {}", *text, *numbers, *before))
     return (
-        f"local FIELDS = {_strings(('v', *TEXT_FIELDS, *NUMBER_FIELDS))}\n"
+        f"local VERSION, FIELDS = '{RECORD_VERSION}', {_strings(('v', *TEXT_FIELDS, *NUMBER_FIELDS))}\n"
         f"local function read_batch(id, raw) return {{ {fields} }} end"
     )
-
-
-def _flags(words: set[str]) -> str:
-    return "{ " + ", ".join(f"['{word}'] = true" for word in sorted(words)) + " }"
 
 
 def _quotas() -> str:
@@ -106,77 +111,174 @@ def _quotas() -> str:
         f"counters = {{ {', '.join(str(places[counter]) for counter in quota.counters)} }} }}"
         for quota in QUOTAS
     )
-    return (
-        f"local QUOTA_FIELDS, QUOTAS = {fields}, {{ {rows} }}\n"
-        f"local BATCH_BYTES, JOB_BYTES, MEMORY_SHARES = {BATCH_BYTES}, {JOB_BYTES}, {MEMORY_SHARES}"
-    )
+    return f"local QUOTA_FIELDS, QUOTAS, MEMORY_SHARES = {fields}, {{ {rows} }}, {MEMORY_SHARES}"
 
 
-def _generated() -> str:
+def generated_includes() -> dict[str, str]:
+    """Make the includes that are not written by hand, so that Python and Lua agree."""
     job_moves = {before.letter + after.letter for (before, _), after in JOB_TABLE.items() if before is not after}
     job_moves.add("RC")  # a retry, reclaim or give-back of a job whose cancel was requested
     batch_moves = {before.letter + after.letter for (before, _), after in BATCH_TABLE.items()}
     batch_moves.add(BatchStatus.PAUSED.letter + BatchStatus.PENDING.letter)  # RESUME when no job ever began
     assert (BatchStatus.PAUSED, BatchEvent.RESUME) in BATCH_TABLE
-    positions = ", ".join(f"{name} = {at}" for at, name in enumerate(STATE_FIELDS, 1))
     defaults = {**StoreConfig().stored(), MEMORY: 0}
-    numbers = ", ".join(f"{name} = {at}" for at, name in enumerate(defaults, 1))
     values = ", ".join(f"{name} = {value}" for name, value in defaults.items())
     penalties = ", ".join(f"{priority.value} = {round(s * 1000)}" for priority, s in PENALTIES_S.items())
-    return "\n".join(
-        (
-            lua_table(),
-            f"local S, STATE_SIZE = {{ {positions} }}, {len(STATE_FIELDS)}",
-            f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
-            _batch_reader(),
-            f"local JOB_MOVES, BATCH_MOVES = {_flags(job_moves)}, {_flags(batch_moves)}",
-            f"local JOB_OVER = {_flags({status.letter for status in TERMINAL_JOB})}",
-            f"local VERSION, PENALTY = '{RECORD_VERSION}', {{ {penalties} }}",
-            f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
-            f"local SETTINGS = {_strings(tuple(defaults))}",
-            f"local SETTING, DEFAULT = {{ {numbers} }}, {{ {values} }}",
-            _quotas(),
-            f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}",
-            f"local LOST_FAULT = [==[{encode_fault(_LOST).decode()}]==]",
-        )
-    )
+    fresh = _strings(("P", "0", *("-" for _ in STATE_FIELDS[2:])))
+    return {
+        "state": f"local S, FRESH = {_places(STATE_FIELDS)}, {fresh}",
+        "record": _record(),
+        "record_fields": f"local TEXT, NUMBER = {_strings(TEXT_FIELDS)}, {_strings(NUMBER_FIELDS)}",
+        "job_moves": f"local JOB_MOVES = {_flags(job_moves)}",
+        "batch_moves": f"local BATCH_MOVES = {_flags(batch_moves)}",
+        "job_over": f"local JOB_OVER = {_flags(status.letter for status in TERMINAL_JOB)}",
+        "priorities": f"local PENALTY = {{ {penalties} }}",
+        "specs": f"local SPECS_FIELDS = {_strings(SPECS_FIELDS)}",
+        "settings": f"local SETTINGS, SETTING, DEFAULT = {_strings(defaults)}, {_places(defaults)}, {{ {values} }}",
+        "quotas": _quotas(),
+        "sizes": f"local BATCH_BYTES, JOB_BYTES = {BATCH_BYTES}, {JOB_BYTES}",
+        "attempts": f"local CRASH_MAX, LOST_MAX = {CRASHES_MAX}, {LOST_MAX}\n"
+        f"local LOST_FAULT = [==[{encode_fault(_LOST).decode()}]==]",
+    }
 
 
-_WORD = re.compile(r"\w+")
-_STATEMENT = re.compile(r"(?m)^(?=local )")
-_NAMES = re.compile(r"local (?:function )?([\w, ]+)")
+_INCLUDE = re.compile(r"(?m)^-- include: (.+)\n")
+_ARGUMENTS = re.compile(r"(?m)^-- ARGV (.*(?:\n--     .*)*)")
+_ARGUMENT = re.compile(r"(\w+):(str|bytes|int|digits|any|\{[^}]*\})(\.\.\.|\[\])?")
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "bytes": (bytes,),
+    "int": (int,),  # a number in Lua
+    "digits": (int,),  # stays text in Lua
+    "any": (str, bytes, int, float),
+}
 
 
-class _Script(msgspec.Struct, frozen=True):
+def resolve_includes(text: str, read: Callable[[str], str]) -> list[str]:
+    """Return the includes of a script in the order in which Lua needs them, each once.
+
+    Args:
+        text: The script, whose line ``-- include: a, b`` names them.
+        read: Returns the text of an include, which may include others.
+
+    Raises:
+        ValueError: An include that does not exist, or that includes itself.
+    """
+    found: dict[str, str] = {}
+
+    def add(text: str, path: tuple[str, ...]) -> None:
+        for name in included_names(text):
+            if name in path:
+                raise ValueError(f"includes go in a circle: {' -> '.join((*path, name))}")
+            if name not in found:
+                try:
+                    include = read(name)
+                except (OSError, KeyError) as error:
+                    by = f" (included by {path[-1]})" if path else ""
+                    raise ValueError(f"there is no include {name!r}{by}") from error
+                add(include, (*path, name))
+                found[name] = include
+
+    add(text, ())
+    return list(found.values())
+
+
+def included_names(text: str) -> list[str]:
+    """Return the includes that a script or an include names."""
+    return [name for line in _INCLUDE.findall(text) for name in line.split(", ")]
+
+
+class _Argument(msgspec.Struct, frozen=True):
+    """A name in a script's ARGV. A list has rows of these columns; one that others follow goes behind its length."""
+
+    name: str
+    columns: tuple[str, ...]
+    is_list: bool
+    is_counted: bool
+
+    @classmethod
+    def parse(cls, name: str, kind: str, many: str) -> _Argument:
+        columns = tuple(column.partition(":")[2] for column in kind[1:-1].split()) if kind[0] == "{" else (kind,)
+        return cls(name, columns, is_list=many != "", is_counted=many == "[]")
+
+    def put(self, value: Any, bound: list[Any]) -> None:
+        """Append the value to ARGV. Of a list only the first row's types are checked: it may be long."""
+        if not self.is_list:
+            self._check((value,))
+            bound.append(value)
+            return
+        rows = list(value)
+        values = rows if len(self.columns) == 1 else list(itertools.chain.from_iterable(rows))
+        if len(values) != len(rows) * len(self.columns):
+            raise TypeError(f"{self.name} takes rows of {len(self.columns)} values")
+        self._check(values[: len(self.columns)])
+        if self.is_counted:
+            bound.append(len(values))
+        bound += values
+
+    def _check(self, values: Sequence[Any]) -> None:
+        for value, column in zip(values, self.columns, strict=False):
+            if not isinstance(value, _TYPES[column]):
+                raise TypeError(f"{self.name} must be {column}, not {type(value).__name__}")
+
+
+class Script(msgspec.Struct, frozen=True):
+    """A script with its includes, and what its ARGV has."""
+
+    name: str
     text: str
     sha: str
+    arguments: tuple[_Argument, ...]
+
+    def bind(self, values: Mapping[str, Any]) -> list[Any]:
+        """Return ARGV with these values. Raises TypeError for a name or type that the header does not have."""
+        if len(values) != len(self.arguments) or any(argument.name not in values for argument in self.arguments):
+            raise TypeError(f"{self.name} takes {', '.join(it.name for it in self.arguments)}; got {', '.join(values)}")
+        bound: list[Any] = []
+        for argument in self.arguments:
+            argument.put(values[argument.name], bound)
+        return bound
 
 
-def _with_what_it_uses(prelude: str, script: str) -> str:
-    """The script behind those statements of the prelude that it needs: each call makes what is there anew.
+def read_arguments(text: str) -> tuple[_Argument, ...]:
+    """Read the arguments that a header declares, as in ``-- ARGV ticket:str   jobs:{index:int stage:str}...``."""
+    found = _ARGUMENTS.search(text)
+    return tuple(_Argument.parse(*parts) for parts in _ARGUMENT.findall(found[1])) if found else ()
 
-    A statement of the prelude begins with ``local`` at the start of a line, and is needed when a word of
-    what comes after it is one of its names.
-    """
-    kept, words = script, set(_WORD.findall(script))
-    for statement in reversed(_STATEMENT.split(prelude)):
-        names = _NAMES.match(statement)
-        if names is None or words.intersection(_WORD.findall(names[1])):
-            kept = statement + kept
-            words.update(_WORD.findall(statement))
-    return kept
+
+def name_arguments(arguments: Sequence[_Argument]) -> Iterator[str]:
+    """Yield the lines of Lua that name what is in ARGV; of a list, the places of its first and last value."""
+    plain = [it for it in arguments if not it.is_list]
+    if plain:
+        values = (
+            f"tonumber(ARGV[{at}])" if it.columns == ("int",) else f"ARGV[{at}]" for at, it in enumerate(plain, 1)
+        )
+        yield f"local {', '.join(it.name for it in plain)} = {', '.join(values)}"
+    place = f"{len(plain) + 1}"
+    for it in arguments[len(plain) :]:
+        ends = f"{place} + 1, {place} + tonumber(ARGV[{place}])" if it.is_counted else f"{place}, #ARGV"
+        yield f"local {it.name}_first, {it.name}_last = {ends}"
+        place = f"{it.name}_last + 1"
 
 
 @functools.cache
-def _load() -> dict[str, _Script]:
+def _load() -> dict[str, Script]:
     folder = resources.files("tweezer.store") / "lua"
-    prelude = _generated() + "\n" + (folder / "prelude.lua").read_text("utf-8")
+    generated = generated_includes()
+
+    def read(name: str) -> str:
+        kind, _, rest = name.rpartition("/")
+        return generated[rest] if kind else (folder / "include" / f"{name}.lua").read_text("utf-8")
+
     scripts = {}
     for file in folder.iterdir():
-        if file.name.endswith(".lua") and file.name != "prelude.lua":
-            text = _with_what_it_uses(prelude, file.read_text("utf-8"))
-            sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-            scripts[file.name.removesuffix(".lua")] = _Script(text, sha)
+        if file.name.endswith(".lua"):
+            name, text = file.name.removesuffix(".lua"), file.read_text("utf-8")
+            arguments = read_arguments(text)
+            parts = (*resolve_includes(text, read), *name_arguments(arguments), text)
+            whole = "\n".join((lua_table("".join(parts)), *parts))
+            sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
+            scripts[name] = Script(name, whole, sha, arguments)
     return scripts
 
 
@@ -186,8 +288,19 @@ def script_names() -> list[str]:
 
 
 def script_text(name: str) -> str:
-    """The whole script, as EVAL takes it."""
+    """Return the whole script, with what it includes."""
     return _load()[name].text
+
+
+def eval_command(keys: Keys, name: str, /, **arguments: Any) -> tuple[Any, ...]:
+    """Return the EVAL command that runs a script, for a connection that does not know it."""
+    script = _load()[name]
+    return ("EVAL", script.text, 1, keys.prefix, *script.bind(arguments))
+
+
+def script_arguments(name: str) -> tuple[str, ...]:
+    """Return the names of a script's arguments."""
+    return tuple(argument.name for argument in _load()[name].arguments)
 
 
 _REFUSED = re.compile(
@@ -224,7 +337,7 @@ def translated(error: redis_errors.RedisError) -> TweezerError:
             return Unavailable(f"Redis cannot be reached: {text}")
         case _ if _FORBIDDEN_IN_SCRIPT.search(text):
             return _forbidden(text)
-        case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut in prelude.lua
+        case _ if "GATE_SHUT" in text:  # raised by refuse_while_shut
             return Unavailable(
                 "Redis has restarted, and work that it lost is being restored from the ledger; try again"
             )
@@ -261,28 +374,30 @@ class Scripts:
         self.keys = keys
         self._scripts = _load()
 
-    async def call_after(self, command: tuple[Any, ...], name: str, *arguments: Any) -> list[Any]:
-        """Sends a command and a script together, and gives the script's reply. Raises as :meth:`call`."""
+    async def call_after(self, command: tuple[Any, ...], name: str, /, **arguments: Any) -> list[Any]:
+        """Send a command and a script together, and return the script's reply. Raises as :meth:`call`."""
+        script = self._scripts[name]
         pipeline = self.redis.pipeline(transaction=False)
         pipeline.execute_command(*command)
-        pipeline.execute_command("EVALSHA", self._scripts[name].sha, 1, self.keys.prefix, *arguments)
+        pipeline.execute_command("EVALSHA", script.sha, 1, self.keys.prefix, *script.bind(arguments))
         with translating():
             try:
                 _, reply = await pipeline.execute()
             except redis_errors.NoScriptError:
-                return await self.call(name, *arguments)
+                return await self.call(name, **arguments)
         return cast(list[Any], reply)
 
-    async def call(self, name: str, *arguments: Any) -> list[Any]:
-        """Runs a script; its reply as Redis gives it (bytes, integers, lists).
+    async def call(self, name: str, /, **arguments: Any) -> list[Any]:
+        """Run a script with the arguments that its header declares, and return its reply (bytes, integers, lists).
 
         Raises Unavailable when Redis does not answer: whether the script ran is then unknown. Also while the gate is
-        shut, where the header of the script says so: nothing was changed.
+        shut, where the header of the script says so: nothing was changed. Raises TypeError for wrong arguments.
         """
         script = self._scripts[name]
+        call = (1, self.keys.prefix, *script.bind(arguments))
         with translating():
             try:
-                reply = await self.redis.execute_command("EVALSHA", script.sha, 1, self.keys.prefix, *arguments)
+                reply = await self.redis.execute_command("EVALSHA", script.sha, *call)
             except redis_errors.NoScriptError:
-                reply = await self.redis.execute_command("EVAL", script.text, 1, self.keys.prefix, *arguments)
+                reply = await self.redis.execute_command("EVAL", script.text, *call)
         return cast(list[Any], reply)

@@ -241,7 +241,8 @@ class Beat(msgspec.Struct, frozen=True):
 class _Settle(msgspec.Struct, frozen=True):
     """One ticket's part of a call of settle."""
 
-    group: list[Any]
+    ticket: tuple[str | int, ...]
+    outcomes: list[tuple[Any, ...]]
     size: int
 
 
@@ -273,9 +274,10 @@ class _Settles:
     async def _send_all(self) -> None:
         while self._waiting:
             together = self._next()
-            groups = [part for settle, _ in together for part in settle.group]
+            tickets = [settle.ticket for settle, _ in together]
+            outcomes = [outcome for settle, _ in together for outcome in settle.outcomes]
             try:
-                replies = await self._scripts.call("settle", *groups)
+                replies = await self._scripts.call("settle", tickets=tickets, outcomes=outcomes)
             except BaseException as error:
                 for _, answer in together:
                     if not answer.done():
@@ -313,13 +315,13 @@ class Tickets:
         together: Redis runs the take as the bell rings. A cancelled wait rings the bell again, for the
         server may have heard it for a reply that nobody reads.
         """
-        arguments = (device, round(lease_s * 1000), *lanes)
+        arguments = {"device": device, "lease_ms": round(lease_s * 1000), "lanes": lanes}
         asked_at = time.monotonic()
         if not wait_s:
-            return _taken(await self._scripts.call("take", *arguments), asked_at)
+            return _taken(await self._scripts.call("take", **arguments), asked_at)
         bell = ("BLPOP", self._scripts.keys(Key.BELL, device), max(wait_s, 0.01))
         try:
-            return _taken(await self._scripts.call_after(bell, "take", *arguments), asked_at)
+            return _taken(await self._scripts.call_after(bell, "take", **arguments), asked_at)
         except asyncio.CancelledError:
             with contextlib.suppress(TweezerError):
                 await self.ring(device)
@@ -327,7 +329,7 @@ class Tickets:
 
     async def ring(self, device: str) -> None:
         """Rings the doorbell of a device: whoever waits for it takes now."""
-        await self._scripts.call("ring", device)
+        await self._scripts.call("ring", device=device)
 
     async def settle(
         self,
@@ -343,21 +345,15 @@ class Tickets:
 
         Settles of several tickets that come together, or while others are under way, go out in one call.
         """
-        group: list[Any] = [
-            str(ticket),
-            token,
-            round(lease_s * 1000),
-            want,
-            round(used_s * 1000),
-            len(settlements) + sum(1 for s in settlements if s.partial),
-        ]
+        outcomes: list[tuple[Any, ...]] = []
         for s in settlements:
             if s.partial:
-                group += (s.index, "partial", s.partial, 0, 0, 0, stored_size(s.partial))
+                outcomes.append((s.index, "partial", s.partial, 0, 0, 0, stored_size(s.partial)))
             result_bytes = 0 if s.partial else stored_size(s.result)
-            group += (s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms, result_bytes)
+            outcomes.append((s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms, result_bytes))
+        row = (str(ticket), token, round(lease_s * 1000), want, round(used_s * 1000), len(outcomes))
         size = sum(s.size for s in settlements)
-        reply = await self._settles.call(_Settle(group, size))
+        reply = await self._settles.call(_Settle(row, outcomes, size))
         word, refused, jobs, over = [*reply, [], []][:4]
         return Turn(Next(word.decode()), int(refused), _jobs(jobs), frozenset(map(int, over)))
 
@@ -372,17 +368,18 @@ class Tickets:
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
     ) -> Renewal | None:
         """Keep the lease, and report what the jobs are doing. None: the ticket is lost."""
-        arguments: list[Any] = []
-        for job in progress:
-            percent = "-" if job.fraction is None else str(round(100 * job.fraction, 1))
-            arguments += (job.index, job.stage.value, percent)
-        word, *stop = await self._scripts.call("renew", str(ticket), token, round(lease_s * 1000), *arguments)
+        rows = [
+            (job.index, job.stage.value, "-" if job.fraction is None else str(round(100 * job.fraction, 1)))
+            for job in progress
+        ]
+        word, *stop = await self._scripts.call(
+            "renew", ticket=str(ticket), token=token, lease_ms=round(lease_s * 1000), progress=rows
+        )
         return None if word == b"stale" else Renewal(frozenset(map(int, stop)), is_reported=word != b"shut")
 
     async def drain(self, ticket: TicketRef, token: str) -> bool:
         """Gives the ticket and its jobs back at once, no attempt burnt. False when it was lost."""
-        reply = await self._scripts.call("release", str(ticket), token, "drain", 0, 0, 0, "", 0)
-        return bool(reply[0] != b"stale")
+        return await self._release(ticket, token, "drain") != b"stale"
 
     async def release(
         self,
@@ -400,53 +397,76 @@ class Tickets:
         ``is_crash``: the lane's process died of it; then fewer are allowed. ``used_s``: lane time since the last
         call. True when the batch ended in ERROR by it.
         """
-        delays = (round(backoff.base_s * 1000), round(backoff.cap_s * 1000))
+        why = "crash" if is_crash else "fail"
+        delays_s = (backoff.base_s, backoff.cap_s)
+        word = await self._release(ticket, token, why, encode_fault(fault), failures_max, delays_s, used_s)
+        return word == b"doomed"
+
+    async def _release(
+        self,
+        ticket: TicketRef,
+        token: str,
+        why: str,
+        fault: bytes = b"",
+        failures_max: int = 0,
+        delays_s: tuple[float, float] = (0.0, 0.0),
+        used_s: float = 0.0,
+    ) -> bytes:
         reply = await self._scripts.call(
             "release",
-            str(ticket),
-            token,
-            "crash" if is_crash else "fail",
-            failures_max,
-            *delays,
-            encode_fault(fault),
-            round(used_s * 1000),
+            ticket=str(ticket),
+            token=token,
+            why=why,
+            failures_max=failures_max,
+            delay_ms=round(delays_s[0] * 1000),
+            delay_max_ms=round(delays_s[1] * 1000),
+            fault=fault,
+            used_ms=round(used_s * 1000),
         )
-        return bool(reply[0] == b"doomed")
+        return bytes(reply[0])
 
     async def note_timeout(self, ticket: TicketRef, token: str, index: int) -> None:
         """The job takes longer than its limit and is asked to stop: noted as a request; nothing when it is not held."""
-        await self._scripts.call("note_timeout", str(ticket), token, index, TIMEOUT)
+        await self._scripts.call("note_timeout", ticket=str(ticket), token=token, index=index, by=TIMEOUT)
 
     async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault, *, used_s: float = 0.0) -> bool:
         """The batch cannot run: ends it in ERROR; ``used_s`` is the lane time since the last call. False when the
         ticket was lost."""
-        reply = await self._scripts.call("fail", str(ticket), token, encode_fault(fault), round(used_s * 1000))
+        reply = await self._scripts.call(
+            "fail", ticket=str(ticket), token=token, fault=encode_fault(fault), used_ms=round(used_s * 1000)
+        )
         return bool(reply[0] == b"ok")
 
     async def heartbeat(
         self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
     ) -> Beat:
         """Says that the worker lives; a ``ttl_s`` of 0 is goodbye."""
-        pairs = [part for row in (about_device, about_worker) for pair in row.items() for part in pair]
-        reply = await self._scripts.call("heartbeat", worker, device, round(ttl_s * 1000), len(about_device), *pairs)
+        reply = await self._scripts.call(
+            "heartbeat",
+            worker=worker,
+            device=device,
+            ttl_ms=round(ttl_s * 1000),
+            about_device=about_device.items(),
+            about_worker=about_worker.items(),
+        )
         return Beat(paused=reply[1].decode(), has_specs=bool(reply[2]))
 
     async def publish_settings(self, config: StoreConfig) -> None:
         """Writes what operators set to where scripts read it."""
-        await self._scripts.call("set_settings", *(part for pair in config.stored().items() for part in pair))
+        await self._scripts.call("set_settings", values=config.stored().items())
 
     async def sweep(self, *, most: int = 100, memory: int | None = None) -> tuple[int, int, int]:
         """What time brings about; returns how many batches timed out, leases expired, tickets became ready.
 
         ``memory``: bytes that Redis may fill with work, 0 where it has no limit; None: not known.
         """
-        found = await self._scripts.call("sweep", most, "" if memory is None else memory)
+        found = await self._scripts.call("sweep", most=most, memory="" if memory is None else str(memory))
         _, timed_out, reclaimed, readied = found
         return int(timed_out), int(reclaimed), int(readied)
 
     async def trim(self, before: str) -> int:
         """Drops events that nobody needs any more, at most up to this entry, which stays."""
-        return int((await self._scripts.call("trim", before))[1])
+        return int((await self._scripts.call("trim", recorded=before))[1])
 
     async def is_full(self) -> bool:
         """Whether new work is refused because Redis runs full."""
@@ -455,4 +475,4 @@ class Tickets:
 
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
         """Refuses new work for a while, with the reason; None takes that back."""
-        await self._scripts.call("set_full", reason or "", round(ttl_s * 1000))
+        await self._scripts.call("set_full", reason=reason or "", ttl_ms=round(ttl_s * 1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -15,20 +16,20 @@ from tweezer.store.tickets import Next, Tickets
 
 
 class Answering:
-    """Scripts that answer at once: one reply a ticket, six arguments each."""
+    """Scripts that answer at once: one reply a ticket."""
 
     def __init__(self, pause: bool) -> None:
         self.calls: list[int] = []
         self._pause = pause
         self.down = False
 
-    async def call(self, name: str, *arguments: Any) -> list[Any]:
-        self.calls.append(len(arguments) // 6)
+    async def call(self, name: str, *, tickets: Sequence[Any], outcomes: Sequence[Any]) -> list[Any]:
+        self.calls.append(len(tickets))
         if self._pause:
             await asyncio.sleep(0)
         if self.down:
             raise Unavailable("gone")
-        return [[b"retired", 0]] * (len(arguments) // 6)
+        return [[b"retired", 0]] * len(tickets)
 
 
 async def settle(tickets: Tickets) -> Next:

@@ -2,22 +2,23 @@
 -- CANCELED when that has ended.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
+-- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, who asks
 -- Returns {'ok'} | {'repeated'} | {'conflict'} | {'unknown'} | {'newer'} | {'over'}
 -- Events  job.canceled (ranges), batch.canceled when nothing runs; an entry for running jobs too
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
+-- include: own_batch, idempotency, end_pending, cancel, conclude, maxmemory
 
 exempt_from_maxmemory()
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
-local before = answered(b.project, ARGV[3], ARGV[4])
+local before = answered(b.project, idempotency_key, digest)
 if before then return before end
 if is_over(b) then return { 'over' } end
 b.open = 0
 b.fate = b.fate or 'C'
 for _, job in ipairs(end_pending(b, 'C')) do request_cancel(b, job[1], job[2]) end
-note_attempt(b.id, '*', ARGV[5])
+note_attempt(b.id, '*', by)
 finish(b)
-remember(b.project, ARGV[3], ARGV[4], '')
+remember(b.project, idempotency_key, digest, '')
 return { 'ok' }

@@ -1,21 +1,22 @@
 -- cancel_jobs: cancels jobs that are pending, requests the end of those that run.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] idempotency key or ''   [4] digest of the call   [5] who asks
---     [6…] indices
+-- ARGV batch_id:str   project:str or ''   idempotency_key:str or ''   digest:str of the call   by:str, who asks
+--     indices:digits...
 -- Returns {'ok', words} | {'repeated', words} | {'conflict'} | {'unknown'} | {'newer'}; words, apart by spaces, one a job:
 --     canceled | requested | over | unknown
 -- Events  job.canceled; batch.done when that was the last of a closed batch; an entry for running jobs too
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>,…" on the pool's channel for running jobs
+-- include: own_batch, idempotency, cancel, ranges, job_ends, conclude, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
-local before = answered(b.project, ARGV[3], ARGV[4])
+local before = answered(b.project, idempotency_key, digest)
 if before then return before end
 local words, heeded = {}, {}
-for at = 6, #ARGV do
+for at = indices_first, indices_last do
   local index, word = ARGV[at], 'canceled'
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
   if tonumber(index) < 0 or tonumber(index) >= b.jobs then
@@ -37,9 +38,9 @@ end
 if #heeded > 0 then
   local ranges = {}
   for i, range in ipairs(heeded) do ranges[i] = range_word(range) end
-  note_attempt(b.id, table.concat(ranges, ','), ARGV[5])
+  note_attempt(b.id, table.concat(ranges, ','), by)
 end
 finish(b)
 local reply = table.concat(words, ' ')
-remember(b.project, ARGV[3], ARGV[4], reply)
+remember(b.project, idempotency_key, digest, reply)
 return { 'ok', reply }

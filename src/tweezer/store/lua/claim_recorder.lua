@@ -1,15 +1,16 @@
 -- claim_recorder: makes a recorder the active one, or keeps it so. With a time to live of 0 it steps down.
 --
 -- KEYS[1] namespace
--- ARGV[1] recorder   [2] time to live (ms)
+-- ARGV recorder:str   ttl_ms:int
 -- Returns {'ok'} | {'taken', the active one}
 -- Events  none
+-- include: keys, maxmemory
 
 exempt_from_maxmemory()
 local active = redis.call('GET', key(KEY.recorder))
-if active and active ~= ARGV[1] then return { 'taken', active } end
-if tonumber(ARGV[2]) > 0 then
-  redis.call('SET', key(KEY.recorder), ARGV[1], 'PX', ARGV[2])
+if active and active ~= recorder then return { 'taken', active } end
+if ttl_ms > 0 then
+  redis.call('SET', key(KEY.recorder), recorder, 'PX', int(ttl_ms))
 else
   redis.call('DEL', key(KEY.recorder))
 end

@@ -1,13 +1,14 @@
 -- close: no more jobs will be added. Closing a closed batch changes nothing.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''
+-- ARGV batch_id:str   project:str or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
 -- Events  batch.done when nothing is pending or running, else an entry without a word
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- include: own_batch, holder, conclude, maxmemory
 
 exempt_from_maxmemory()
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
 if is_over(b) then return { 'over' } end
 if b.open == 1 then touch(b) end

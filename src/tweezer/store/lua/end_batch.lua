@@ -1,17 +1,18 @@
 -- end_batch: ends a batch in ERROR, where what runs may finish, or an open one that is without work in TIMED_OUT.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] 'E'|'T'   [4] Fault (JSON) of an ERROR, or ''
+-- ARGV batch_id:str   project:str or ''   to:str 'E'|'T'   fault:bytes, Fault (JSON) of an ERROR, or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of its status}
 -- Events  job.error (ranges), batch.error when nothing runs; batch.timed_out
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- include: own_batch, doom, conclude, maxmemory
 
 exempt_from_maxmemory()
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
 if is_over(b) then return { 'over' } end
-if ARGV[3] == 'E' then
-  doom(b, ARGV[4])
+if to == 'E' then
+  doom(b, fault)
 elseif b.open == 1 and b.pending == 0 and b.running == 0 and b.status ~= 'S' then
   b.open, b.fate = 0, 'T'
 else

@@ -2,15 +2,16 @@
 -- once nothing runs any more.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] Fault (JSON)   [4] lane time since the last call (ms)
+-- ARGV ticket:str   token:str   fault:bytes, Fault (JSON)   used_ms:int, lane time since the last call
 -- Returns {'ok'} | {'stale'}
 -- Events  job.error (ranges), batch.error
 -- Gate    while it is shut: unavailable
+-- include: held_ticket, give_back, doom, maxmemory
 
 exempt_from_maxmemory()
-local b, t = load_held_ticket(ARGV[1], ARGV[2])
+local b, t = load_held_ticket(ticket, token)
 if not b then return { 'stale' } end
-t.used = t.used + tonumber(ARGV[4])
+t.used = t.used + used_ms
 local held = key(KEY.held, b.id, t.n)
 for _, index in ipairs(redis.call('SMEMBERS', held)) do
   local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
@@ -19,7 +20,7 @@ for _, index in ipairs(redis.call('SMEMBERS', held)) do
     write_state(b, index, st)
   end
 end
-doom(b, ARGV[3])
+doom(b, fault)
 redis.call('DEL', held)
 retire(b, t)
 finish(b)

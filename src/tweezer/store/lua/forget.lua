@@ -1,11 +1,12 @@
 -- forget: removes batches that have ended and that the ledger has to their last event. Their results are kept.
 --
 -- KEYS[1] namespace
--- ARGV[1] least age of their end (ms)   [2…] two a batch: batch id, number of its last recorded event
+-- ARGV least_age_ms:int of their end   batches:{batch_id:str recorded:int}...: number of its last recorded event
 -- Returns a word a batch: 'ok' | 'unknown' | 'live' (not terminal, not for long enough, or of
 --     another version) | 'unrecorded' (it has events after that one)
 -- Events  none
 -- Gate    open or shut: a batch goes only if it has the very events that the ledger has
+-- include: clock, batch, ticket, counts, batch_keys
 
 local function forget(id, recorded)
   local b, problem = load_batch(id)
@@ -14,17 +15,13 @@ local function forget(id, recorded)
     redis.call('ZREM', key(KEY.ended), id)
     return 'unknown'
   end
-  if not is_over(b) or NOW - b.ended < tonumber(ARGV[1]) then return 'live' end
+  if not is_over(b) or NOW - b.ended < least_age_ms then return 'live' end
   if b.seq ~= tonumber(recorded) then return 'unrecorded' end
   for n = 0, b.slots - 1 do
     redis.call('ZREM', key(KEY.leases, b.device), ticket_name(b, int(n)))
     redis.call('DEL', key(KEY.held, id, int(n)))
   end
-  local patterns = { KEY.batch, KEY.spec, KEY.state, KEY.result, KEY.fault, KEY.back, KEY.delay, KEY.remote, KEY.call }
-  for _, pattern in ipairs(patterns) do
-    redis.call('UNLINK', key(pattern, id))
-  end
-  redis.call('ZREM', key(KEY.ended), id)
+  unlink_batch(id)
   count_use(b.project, 'jobs', -b.charged)
   count_use(b.project, 'bytes', -b.bytes)
   count_use(b.project, 'results', -b.results)
@@ -33,6 +30,6 @@ local function forget(id, recorded)
 end
 
 local words = {}
-for at = 2, #ARGV, 2 do words[#words + 1] = forget(ARGV[at], ARGV[at + 1]) end
+for at = batches_first, batches_last, 2 do words[#words + 1] = forget(ARGV[at], ARGV[at + 1]) end
 save_counts()
 return words

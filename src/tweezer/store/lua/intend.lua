@@ -3,18 +3,18 @@
 -- worker; until then another holder's intent takes the place of this one.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] index   [4] name of this try, of its own: who repeats a call gives another
---     [5] '1': it may be submitted from now on   '0': not before set_out
+-- ARGV ticket:str   token:str   index:digits   name:str of this try, of its own: who repeats a call gives another
+--     sent:str '1': it may be submitted from now on, '0': not before set_out
 -- Returns {'new', record, since} | {'known'}: another one, and it may have been submitted | {'cancel'}: its cancel was
 --     requested | {'stale'}; since: ms since this Redis may lack the last writes, or ''; record: microseconds of the
 --     intent, its name, a job of the machine's that is older than any submit of this one or '-', the job's own or '-',
 --     '1' if it may have been sent, 'T' if it was asked to stop because it took too long, else '0'
 -- Events  batch.running and job.running for a job that was not begun
 -- Gate    while it is shut: unavailable
+-- include: held_ticket, intent, returns, job_moves, conclude, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
-local token, index = ARGV[2], ARGV[3]
-local b, t = load_held_ticket(ARGV[1], token)
+local b, t = load_held_ticket(ticket, token)
 if not b then return { 'stale' } end
 local id = b.id
 if redis.call('SISMEMBER', key(KEY.held, id, t.n), index) == 0 then return { 'stale' } end
@@ -34,7 +34,7 @@ if is_new or b.reattaches == 0 then
 end
 local created_us = tonumber(string.match(redis.call('HGET', key(KEY.spec, id), index), '^%d+'))
 local last = last_before(key(KEY.device, b.device), created_us)
-record = table.concat({ NOW_US, ARGV[4], last, '-', ARGV[5] }, ' ')
+record = table.concat({ NOW_US, name, last, '-', sent }, ' ')
 redis.call('HSET', key(KEY.remote, id), index, record)
 local since = came_back()
 return { 'new', record, since > 0 and int(math.max(NOW - since, 0)) or '' }

@@ -1,30 +1,29 @@
 -- mark_call: says how an attempt at a call stands, unless another one has taken it over.
 --
 -- KEYS[1] namespace
--- ARGV[1] digest of the call   [2] id of the call   [3] id of the attempt, the same if it is the first
---     [4] 'running' | 'over' | 'abandoned'   [5] lease (ms)   [6] how long an abandoned call is waited for (ms)
---     [7] project
+-- ARGV digest:str of the call   call:str, its id   attempt:str, its id, the same if it is the first
+--     state:str 'running'|'over'|'abandoned'   lease_ms:int   retry_ms:int, how long an abandoned call is waited for
+--     project:str
 -- Returns {'ok'} | {'superseded'}
 -- Events  none
+-- include: clock, maxmemory
 
 exempt_from_maxmemory()
-local name = key(KEY.calls, ARGV[1])
-local idempotency = key(KEY.idempotency, ARGV[7], ARGV[2])
-local attempt = string.match(redis.call('HGET', name, ARGV[2]) or '', '%S*$')
-if attempt ~= ARGV[3] then return { 'superseded' } end
+local name, idempotency = key(KEY.calls, digest), key(KEY.idempotency, project, call)
+if string.match(redis.call('HGET', name, call) or '', '%S*$') ~= attempt then return { 'superseded' } end
 
-if ARGV[4] == 'over' then
-  redis.call('HDEL', name, ARGV[2])
+if state == 'over' then
+  redis.call('HDEL', name, call)
   -- an earlier attempt may still be on its way to write
-  if ARGV[3] == ARGV[2] then redis.call('DEL', idempotency) else redis.call('PEXPIRE', idempotency, ARGV[6]) end
+  if attempt == call then redis.call('DEL', idempotency) else redis.call('PEXPIRE', idempotency, int(retry_ms)) end
   return { 'ok' }
 end
 local since = NOW
-if ARGV[4] == 'running' then
-  since = NOW + tonumber(ARGV[5])
+if state == 'running' then
+  since = NOW + lease_ms
 else
-  redis.call('PEXPIRE', idempotency, ARGV[6])
+  redis.call('PEXPIRE', idempotency, int(retry_ms))
 end
-redis.call('HSET', name, ARGV[2], int(since) .. ' ' .. attempt)
-redis.call('PEXPIRE', name, int(tonumber(ARGV[5]) + tonumber(ARGV[6])))
+redis.call('HSET', name, call, int(since) .. ' ' .. attempt)
+redis.call('PEXPIRE', name, int(lease_ms + retry_ms))
 return { 'ok' }

@@ -2,18 +2,19 @@
 -- much waits.
 --
 -- KEYS[1] namespace
--- ARGV[1] id of the last entry of the stream that is recorded, or ''
---     [2] id of the last entry whose deliveries are written, or ''; entries that the couriers have acknowledged are not
---     counted after it (the ledger that says so may be a restored backup)   [3] most entries after each of these to count
---     [4] most tickets to look at, of those that are ready and of those that are leased
+-- ARGV recorded:str, id of the last entry of the stream that is recorded, or ''
+--     delivered:str, id of the last entry whose deliveries are written, or ''; entries that the couriers have acknowledged
+--     are not counted after it (the ledger that says so may be a restored backup)   entries_max:digits to count after each
+--     tickets_max:int to look at, of those that are ready and of those that are leased
 -- Returns {time (ms), entries of the stream, entries after the recorded one, id of the first of these or '', the same
 --     two of deliveries, ended batches that are not forgotten, '1' if the gate is shut, '1' if a recorder is active,
 --     {device, '1' if it is paused, pending, running, leases lost, stale settles, ready tickets, tickets that wait for a
 --     time, leased tickets, live workers, lanes, busy lanes, free lanes of workers that drain, longest wait (ms) or -1},
 --     …}
 -- Events  none
+-- include: clock, ticket, streams
 
-local events, most = key(KEY.events), tonumber(ARGV[4])
+local events = key(KEY.events)
 
 -- Since when the job waits that the batch hands out next (ms); nil when none waits.
 local function since(id)
@@ -28,7 +29,7 @@ end
 local function longest_wait(device)
   local first, seen = nil, {}
   for _, pattern in ipairs({ KEY.ready, KEY.leases }) do
-    for _, name in ipairs(redis.call('ZRANGE', key(pattern, device), 0, most - 1)) do
+    for _, name in ipairs(redis.call('ZRANGE', key(pattern, device), 0, tickets_max - 1)) do
       local id = split_ticket(name)
       if not seen[id] then
         seen[id] = true
@@ -59,7 +60,7 @@ end
 
 -- How many entries there are from this bound on, and the id of the first.
 local function count_from(bound)
-  local entries = redis.call('XRANGE', events, bound, '+', 'COUNT', ARGV[3])
+  local entries = redis.call('XRANGE', events, bound, '+', 'COUNT', entries_max)
   return #entries, entries[1] and entries[1][1] or ''
 end
 
@@ -72,9 +73,9 @@ local function count_undelivered(delivered)
 end
 
 local unrecorded, first_unrecorded = 0, ''
-if ARGV[1] ~= '' then unrecorded, first_unrecorded = count_from('(' .. ARGV[1]) end
+if recorded ~= '' then unrecorded, first_unrecorded = count_from('(' .. recorded) end
 local undelivered, first_undelivered = 0, ''
-if ARGV[2] ~= '' then undelivered, first_undelivered = count_undelivered(ARGV[2]) end
+if delivered ~= '' then undelivered, first_undelivered = count_undelivered(delivered) end
 local devices = redis.call('SMEMBERS', key(KEY.devices))
 table.sort(devices)
 local reply = {

@@ -1,16 +1,18 @@
 -- note_remote: the machine has the job, under this id. Whoever learns it says so, also one whose ticket is lost.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] index   [3] name of the intent   [4] the machine's id of the job, without spaces; a number where the
---     machine counts its jobs   [5] the id that we gave the job   [6] '1'|'0': whether the machine returns that id, or ''
+-- ARGV batch_id:str   index:digits   name:str of the intent   uid:str, the machine's id of the job, without spaces; a number
+--     where the machine counts its jobs   job_id:str that we gave the job   has_names:str '1'|'0': whether the machine
+--     returns that id, or ''
 -- Returns {'ok'} | {'unknown'}: there is no such intent
 -- Events  none
 -- Gate    open or shut: what a machine has, or will not get, is a fact that must not be lost
+-- include: batch, returns, maxmemory
 
 exempt_from_maxmemory()
-local b = load_batch(ARGV[1])
+local b = load_batch(batch_id)
 if not b then return { 'unknown' } end
-local remote, index, name, uid = key(KEY.remote, b.id), ARGV[2], ARGV[3], ARGV[4]
+local remote = key(KEY.remote, b.id)
 local at, own, after = string.match(redis.call('HGET', remote, index) or '', '^(%S+) (%S+) (%S+) ')
 if own ~= name then return { 'unknown' } end
 redis.call('HSET', remote, index, table.concat({ at, own, after, uid, '1' }, ' '))
@@ -18,7 +20,7 @@ local device = key(KEY.device, b.device)
 returns_of(device) -- noted while last_uid is still that of before
 local number = tonumber(uid)
 if number and number > tonumber(redis.call('HGET', device, 'last_uid') or -1) then
-  redis.call('HSET', device, 'last_uid', uid, 'last_job', uid .. ' ' .. ARGV[5])
+  redis.call('HSET', device, 'last_uid', uid, 'last_job', uid .. ' ' .. job_id)
 end
-if ARGV[6] ~= '' then redis.call('HSET', device, 'has_names', ARGV[6]) end
+if has_names ~= '' then redis.call('HSET', device, 'has_names', has_names) end
 return { 'ok' }

@@ -3,21 +3,22 @@
 -- takes it up then knows.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] index   [4] who asks, as it is noted
+-- ARGV ticket:str   token:str   index:digits   by:str, who asks, as it is noted
 -- Returns {'ok'} | {'stale'}: the job is not this holder's, or has ended
 -- Events  none
 -- Gate    while it is shut: unavailable
+-- include: held_ticket, intent, job, cancel, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
-local b, t = load_held_ticket(ARGV[1], ARGV[2])
+local b, t = load_held_ticket(ticket, token)
 if not b then return { 'stale' } end
 local id = b.id
-if redis.call('SISMEMBER', key(KEY.held, id, t.n), ARGV[3]) == 0 then return { 'stale' } end
-local st = read_state(redis.call('HGET', key(KEY.state, id), ARGV[3]))
+if redis.call('SISMEMBER', key(KEY.held, id, t.n), index) == 0 then return { 'stale' } end
+local st = read_state(redis.call('HGET', key(KEY.state, id), index))
 if JOB_OVER[st[S.status]] then return { 'stale' } end
 st[S.cancels] = int(number_of(st, S.cancels) + 1)
-write_state(b, ARGV[3], st)
-note_attempt(id, ARGV[3], ARGV[4])
-local record = is_remote(b, ARGV[3])
-if record then redis.call('HSET', key(KEY.remote, id), ARGV[3], (string.gsub(record, '%S+$', 'T'))) end
+write_state(b, index, st)
+note_attempt(id, index, by)
+local record = is_remote(b, index)
+if record then redis.call('HSET', key(KEY.remote, id), index, (string.gsub(record, '%S+$', 'T'))) end
 return { 'ok' }

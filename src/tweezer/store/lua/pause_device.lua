@@ -2,22 +2,23 @@
 -- jobs finish. Pausing it again changes why and until when.
 --
 -- KEYS[1] namespace
--- ARGV[1] device   [2] the reason, for people   [3] until when (ms since 1970), 0: until an operator resumes it
---     [4] data of the notice (JSON)
+-- ARGV device:str   reason:str for people   until_ms:int since 1970, 0: until an operator resumes it
+--     data:bytes of the notice (JSON)
 -- Returns {'ok'} | {'unknown'} | {'past'}: that is not to come
 -- Events  the notice device.paused, unless it was paused like this before
+-- include: notices, maxmemory
 
 exempt_from_maxmemory()
-local device, ends = key(KEY.device, ARGV[1]), tonumber(ARGV[3])
-if redis.call('EXISTS', device) == 0 then return { 'unknown' } end
-if ends > 0 and ends <= NOW then return { 'past' } end
-local before = redis.call('HMGET', device, 'paused', 'paused_until')
-redis.call('HSET', device, 'paused', ARGV[2], 'paused_at', NOW_MS)
-if ends > 0 then
-  redis.call('HSET', device, 'paused_until', int(ends))
+local record = key(KEY.device, device)
+if redis.call('EXISTS', record) == 0 then return { 'unknown' } end
+if until_ms > 0 and until_ms <= NOW then return { 'past' } end
+local before = redis.call('HMGET', record, 'paused', 'paused_until')
+redis.call('HSET', record, 'paused', reason, 'paused_at', NOW_MS)
+if until_ms > 0 then
+  redis.call('HSET', record, 'paused_until', int(until_ms))
 else
-  redis.call('HDEL', device, 'paused_until')
+  redis.call('HDEL', record, 'paused_until')
 end
-local same = before[1] == ARGV[2] and tonumber(before[2] or 0) == ends
-if not same then notify('device.paused', ARGV[1], ARGV[4]) end
+local same = before[1] == reason and tonumber(before[2] or 0) == until_ms
+if not same then notify('device.paused', device, data) end
 return { 'ok' }

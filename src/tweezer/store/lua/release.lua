@@ -2,28 +2,28 @@
 -- After too many failures in a row the batch ends in ERROR; after three crashes, as a job does.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] 'drain'|'fail'|'crash': the lane's process died while it prepared the batch
---     [4] most failures in a row
---     [5] delay after the first failure (ms), doubled with each further one   [6] longest delay (ms)
---     [7] Fault (JSON)   [8] lane time since the last call (ms)
+-- ARGV ticket:str   token:str   why:str 'drain'|'fail'|'crash': the lane's process died while it prepared the batch
+--     failures_max:int in a row   delay_ms:int after the first failure, doubled with each further one   delay_max_ms:int
+--     fault:bytes, Fault (JSON)   used_ms:int, lane time since the last call
 -- Returns {'ok'} | {'doomed'} | {'stale'}
 -- Events  job.pending of jobs that ran; job.error and batch.error when doomed; job.canceled of a job whose
 --     cancel was requested
 -- Gate    while it is shut: unavailable
+-- include: held_ticket, give_back, doom, maxmemory
 
 exempt_from_maxmemory()
-local b, t = load_held_ticket(ARGV[1], ARGV[2])
+local b, t = load_held_ticket(ticket, token)
 if not b then return { 'stale' } end
-t.used = t.used + tonumber(ARGV[8])
-local has_failed = ARGV[3] ~= 'drain'
+t.used = t.used + used_ms
+local has_failed = why ~= 'drain'
 take_back(b, t, has_failed and 'fail' or 'drain')
 local word, due = 'ok', nil
 if has_failed then
   b.failures = b.failures + 1
-  b.crashes = ARGV[3] == 'crash' and b.crashes + 1 or 0
-  due = NOW + math.min(tonumber(ARGV[5]) * 2 ^ (b.failures - 1), tonumber(ARGV[6]))
-  if (b.failures >= tonumber(ARGV[4]) or b.crashes >= CRASH_MAX) and not is_over(b) then
-    doom(b, ARGV[7])
+  b.crashes = why == 'crash' and b.crashes + 1 or 0
+  due = NOW + math.min(delay_ms * 2 ^ (b.failures - 1), delay_max_ms)
+  if (b.failures >= failures_max or b.crashes >= CRASH_MAX) and not is_over(b) then
+    doom(b, fault)
     word = 'doomed'
   end
 end

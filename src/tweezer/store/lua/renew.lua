@@ -1,17 +1,17 @@
 -- renew: keeps the lease of a ticket, tells what its jobs are doing, and hears which are to be cancelled.
 --
 -- KEYS[1] namespace
--- ARGV[1] ticket   [2] token   [3] lease (ms)   [4…] three a job: index, stage, percent or '-'
+-- ARGV ticket:str   token:str   lease_ms:int   progress:{index:digits stage:str percent:str}...: a number or '-'
 -- Returns {'ok', index of a job whose cancel is requested or that is over, …} | {'stale'} | {'shut'}
 -- Events  batch.running and job.running for a held job that was not begun; progress is published, no event
 -- Gate    while it is shut: the lease is kept and shut is returned; send what the jobs are doing again
+-- include: gate, batch, ticket, job_moves, conclude, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
-local id, n = split_ticket(ARGV[1])
-local token = ARGV[2]
+local id, n = split_ticket(ticket)
 local b, t = load_batch(id, n)
 if not b or not t or t.token ~= token then return { 'stale' } end
-redis.call('ZADD', key(KEY.leases, b.device), int(NOW + tonumber(ARGV[3])), t.name)
+redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease_ms), t.name)
 if is_shut() then return { 'shut' } end
 
 local held = redis.call('SMEMBERS', key(KEY.held, id, n))
@@ -19,7 +19,7 @@ if #held == 0 then return { 'ok' } end
 local raw, states, reply = redis.call('HMGET', key(KEY.state, id), unpack(held)), {}, { 'ok' }
 for i, index in ipairs(held) do states[index] = read_state(raw[i]) end
 local news = {}
-for at = 4, #ARGV, 3 do
+for at = progress_first, progress_last, 3 do
   local index, stage, percent = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local st = states[index]
   if st and not JOB_OVER[st[S.status]] then

@@ -2,13 +2,14 @@
 -- end or go back to wait; only a holder begins it, or has its result. A ticket loses its token with a job that ran.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] index   [4] letter of the status that it is to have, or ''
---     [5] percent, or ''   [6] Fault (JSON), or ''
+-- ARGV batch_id:str   project:str or ''   index:digits   to:str, letter of the status that it is to have, or ''
+--     percent:str or ''   fault:bytes, Fault (JSON), or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'} | {'forbidden', letter of the status that it has}
 -- Events  job.error|canceled|pending, and job.canceled where pending was asked of a job whose cancel was requested;
 --     job.pending of other jobs that the ticket ran; batch.*; an entry for a fault too
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
 -- Publishes  "<batch> <index>" on the pool's channel for a job that ran and ends; its progress
+-- include: own_batch, give_back, maxmemory, generated/job_over
 
 exempt_from_maxmemory()
 local REPORTED = { P = true, E = true, C = true }
@@ -41,8 +42,7 @@ local function take_away(b, index, st, to)
   end
 end
 
-local index, to, percent, fault = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b or tonumber(index) >= b.jobs then return { none } end
 local st = read_state(redis.call('HGET', key(KEY.state, b.id), index))
 local from = st[S.status]

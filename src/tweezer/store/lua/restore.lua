@@ -4,14 +4,15 @@
 -- has all its jobs. The gate is shut while somebody is at it.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] number of its last recorded event   [3] letter of its status in the ledger
---     [4] number of fields of its record in the ledger   [5…] these, name and value, doc among them; then six a
---     job, in the order of their indices: index, time of its submit and JobSpec, state or '', result or '', bytes of the
---     result, fault or ''
+-- ARGV batch_id:str   recorded:int, number of its last recorded event   status:str, its letter in the ledger
+--     fields:{name:str value:bytes}[] of its record in the ledger, doc among them
+--     jobs:{index:digits spec:bytes state:any result:bytes result_bytes:int fault:any}... in the order of their indices:
+--     spec with the time of its submit; state, result and fault or ''
 -- Returns {'ok', jobs of the ledger that it lacks yet} | {'unknown'}: of another version
 -- Events  none for what the ledger has; job.pending or job.canceled of a job that ran by a ticket that is lost; batch.*
 --     when nothing is left to do and the ledger did not know that
 -- Gate    kept shut by each call
+-- include: intent, job_ends, results, issue, conclude, maxmemory, generated/job_over, generated/sizes
 
 local PARTIAL = '0'
 local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
@@ -20,9 +21,8 @@ local ANEW = { -- of a batch that was gone; counted up from its jobs, or 0
   crashes = true, charged = true, bytes = true, results = true,
 }
 
-local id, recorded, status = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local record, first, ledger = key(KEY.batch, id), 5 + 2 * tonumber(ARGV[4]), {}
-for at = 5, first - 1, 2 do ledger[ARGV[at]] = ARGV[at + 1] end
+local id, record, ledger = batch_id, key(KEY.batch, batch_id), {}
+for at = fields_first, fields_last, 2 do ledger[ARGV[at]] = ARGV[at + 1] end
 
 -- Makes the record of a batch that is gone, without jobs.
 local function create()
@@ -67,11 +67,11 @@ end
 -- jobs of which the ledger knows more, as {index, state in the ledger, status here}.
 local function put_back_jobs(b)
   local indices, raw, ended = {}, {}, {}
-  for at = first, #ARGV, 6 do indices[#indices + 1] = ARGV[at] end
+  for at = jobs_first, jobs_last, 6 do indices[#indices + 1] = ARGV[at] end
   if #indices > 0 then raw = redis.call('HMGET', key(KEY.state, id), unpack(indices)) end
   local specs, states, results, faults, moved = {}, {}, {}, {}, {}
   for i, index in ipairs(indices) do
-    local at, number = first + 6 * (i - 1), tonumber(index)
+    local at, number = jobs_first + 6 * (i - 1), tonumber(index)
     if number == b.jobs and ARGV[at + 1] ~= '' and not is_over(b) then
       put(specs, index, ARGV[at + 1])
       b.jobs, b.pending, b.bytes = b.jobs + 1, b.pending + 1, b.bytes + JOB_BYTES + #ARGV[at + 1]

@@ -1,13 +1,14 @@
 -- resume_batch: a paused batch goes on: RUNNING if a job of it ever began, else PENDING.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''
+-- ARGV batch_id:str   project:str or ''
 -- Returns {'ok'} | {'unknown'} | {'newer'} | {'over'}
 -- Events  batch.resumed, unless it is not paused; batch.done when nothing is left to do
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- include: own_batch, issue, conclude, maxmemory
 
 exempt_from_maxmemory()
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
 if is_over(b) then return { 'over' } end
 if b.status == 'S' then

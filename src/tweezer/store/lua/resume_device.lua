@@ -1,13 +1,14 @@
 -- resume_device: the device's tickets are granted again, unless it is under maintenance, or down.
 --
 -- KEYS[1] namespace
--- ARGV[1] device
+-- ARGV device:str
 -- Returns {'ok'} | {'unknown'}
 -- Events  the notice device.up, if it was paused and nothing else holds it
+-- include: notices, bell, maxmemory
 
 exempt_from_maxmemory()
-local device = key(KEY.device, ARGV[1])
-if redis.call('EXISTS', device) == 0 then return { 'unknown' } end
-if redis.call('HDEL', device, 'paused', 'paused_at', 'paused_until') > 0 then notify_up(ARGV[1]) end
-ring(ARGV[1])
+local record = key(KEY.device, device)
+if redis.call('EXISTS', record) == 0 then return { 'unknown' } end
+if redis.call('HDEL', record, 'paused', 'paused_at', 'paused_until') > 0 then notify_up(device) end
+ring(device)
 return { 'ok' }

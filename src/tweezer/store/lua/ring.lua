@@ -1,10 +1,11 @@
 -- ring: rings the doorbell of a device; it holds at most one element.
 --
 -- KEYS[1] namespace
--- ARGV[1] device
+-- ARGV device:str
 -- Returns {'ok'}
 -- Events  none
+-- include: bell, maxmemory
 
 exempt_from_maxmemory()
-ring(ARGV[1])
+ring(device)
 return { 'ok' }

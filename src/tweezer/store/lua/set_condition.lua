@@ -1,26 +1,27 @@
 -- set_condition: says whether a machine can run jobs. While it is down nothing is handed out; what runs goes on.
 --
 -- KEYS[1] namespace
--- ARGV[1] device   [2] 'up'|'down'|'unknown' (what was known before holds)   [3] why, for people   [4] data of the
---     notice (JSON)
+-- ARGV device:str   condition:str 'up'|'down'|'unknown' (what was known before holds)   reason:str for people
+--     data:bytes of the notice (JSON)
 -- Returns {'ok'} | {'unknown'}: no such device
 -- Events  the notices device.down and device.up, when it changes; none for up while an operator holds it
+-- include: notices, bell, maxmemory
 
 exempt_from_maxmemory()
-local device, to = key(KEY.device, ARGV[1]), ARGV[2]
-if redis.call('EXISTS', device) == 0 then return { 'unknown' } end
-if to == 'unknown' then
-  redis.call('HSET', device, 'unsure', ARGV[3])
-  redis.call('HSETNX', device, 'unsure_since', NOW_MS)
+local record = key(KEY.device, device)
+if redis.call('EXISTS', record) == 0 then return { 'unknown' } end
+if condition == 'unknown' then
+  redis.call('HSET', record, 'unsure', reason)
+  redis.call('HSETNX', record, 'unsure_since', NOW_MS)
   return { 'ok' }
 end
-redis.call('HDEL', device, 'unsure', 'unsure_since')
-if to == 'down' then
-  local was_down = redis.call('HEXISTS', device, 'down') == 1
-  redis.call('HSET', device, 'down', ARGV[3])
-  if not was_down then notify('device.down', ARGV[1], ARGV[4]) end
-elseif redis.call('HDEL', device, 'down') == 1 then
-  notify_up(ARGV[1])
-  ring(ARGV[1])
+redis.call('HDEL', record, 'unsure', 'unsure_since')
+if condition == 'down' then
+  local was_down = redis.call('HEXISTS', record, 'down') == 1
+  redis.call('HSET', record, 'down', reason)
+  if not was_down then notify('device.down', device, data) end
+elseif redis.call('HDEL', record, 'down') == 1 then
+  notify_up(device)
+  ring(device)
 end
 return { 'ok' }

@@ -1,14 +1,15 @@
 -- set_full: refuses new work for a while, with the reason; an empty reason takes that back.
 --
 -- KEYS[1] namespace
--- ARGV[1] reason   [2] time to live (ms)
+-- ARGV reason:str or ''   ttl_ms:digits
 -- Returns {'ok'}
 -- Events  none
+-- include: keys, maxmemory
 
 exempt_from_maxmemory()
-if ARGV[1] == '' then
+if reason == '' then
   redis.call('DEL', key(KEY.full))
 else
-  redis.call('SET', key(KEY.full), ARGV[1], 'PX', ARGV[2])
+  redis.call('SET', key(KEY.full), reason, 'PX', ttl_ms)
 end
 return { 'ok' }

@@ -1,12 +1,13 @@
 -- set_kept: how many bytes the results take of batches that this Redis has forgotten and the ledger has, by project.
 --
 -- KEYS[1] namespace
--- ARGV[1] how long (ms) the count holds   [2…] two a project: its id, bytes
+-- ARGV counted_ms:digits, how long the count holds   kept:{project:str bytes:int}...
 -- Returns {'ok'}
 -- Events  none
+-- include: keys, maxmemory
 
 exempt_from_maxmemory()
-for at = 2, #ARGV, 2 do
+for at = kept_first, kept_last, 2 do
   local record = key(KEY.project, ARGV[at])
   if tonumber(ARGV[at + 1]) > 0 then
     redis.call('HSET', record, 'kept', ARGV[at + 1])
@@ -14,5 +15,5 @@ for at = 2, #ARGV, 2 do
     redis.call('HDEL', record, 'kept')
   end
 end
-redis.call('SET', key(KEY.counted), '1', 'PX', ARGV[1])
+redis.call('SET', key(KEY.counted), '1', 'PX', counted_ms)
 return { 'ok' }

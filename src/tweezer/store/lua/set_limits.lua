@@ -1,12 +1,13 @@
 -- set_limits: gives projects limits of their own, as the ledger has them.
 --
 -- KEYS[1] namespace
--- ARGV     a group a project: its id, its limit of each quota in the order of QUOTAS; '' is the default
+-- ARGV limits:any... a group a project: its id, its limit of each quota in the order of QUOTAS; '' is the default
 -- Returns {'ok'}
 -- Events  none
+-- include: keys, maxmemory, generated/quotas
 
 exempt_from_maxmemory()
-for first = 1, #ARGV, 1 + #QUOTAS do
+for first = limits_first, limits_last, 1 + #QUOTAS do
   local record = key(KEY.project, ARGV[first])
   for at, quota in ipairs(QUOTAS) do
     local field, limit = 'max:' .. quota.name, ARGV[first + at]

@@ -2,20 +2,20 @@
 -- is, so no two devices may have the same. A device that nobody serves, and for which nothing waits, gives its name up.
 --
 -- KEYS[1] namespace
--- ARGV[1] device   [2] whose specs they are ('worker'|'operator')   [3] whether there must be such a device already
---     ('yes'|'no'|'either')   [4] name in the specs
---     [5…] fields and values of the device, those of SPECS_FIELDS among them
+-- ARGV device:str   by:str, whose specs they are ('worker'|'operator')
+--     must_exist:str, whether there must be such a device already ('yes'|'no'|'either')   name:str in the specs
+--     about:{field:str value:any}... of the device, those of SPECS_FIELDS among them
 -- Returns {'ok'} | {'kept'}: an operator gave some, which those of workers do not replace | {'taken', its device}
 --     | {'unknown'} | {'exists'}
 -- Events  none
+-- include: lanes, maxmemory, generated/specs
 
 exempt_from_maxmemory()
-local device, by, name = ARGV[1], ARGV[2], ARGV[4]
 local SETTLED = 60000 -- ms after which a device without workers is no longer one whose worker is just starting
 local record = key(KEY.device, device)
 local known = redis.call('EXISTS', record) == 1
-if ARGV[3] == 'yes' and not known then return { 'unknown' } end
-if ARGV[3] == 'no' and known then return { 'exists' } end
+if must_exist == 'yes' and not known then return { 'unknown' } end
+if must_exist == 'no' and known then return { 'exists' } end
 if by == 'worker' and redis.call('HGET', record, 'specs_by') == 'operator' then return { 'kept' } end
 
 for _, other in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
@@ -32,6 +32,6 @@ for _, other in ipairs(redis.call('SMEMBERS', key(KEY.devices))) do
 end
 redis.call('SADD', key(KEY.devices), device)
 redis.call('HDEL', record, unpack(SPECS_FIELDS))
-redis.call('HSET', record, 'specs_by', by, 'specs_at', NOW_MS, unpack(ARGV, 5))
+redis.call('HSET', record, 'specs_by', by, 'specs_at', NOW_MS, unpack(ARGV, about_first))
 redis.call('HSETNX', record, 'created', NOW_MS)
 return { 'ok' }

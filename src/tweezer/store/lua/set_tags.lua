@@ -1,14 +1,15 @@
 -- set_tags: replaces the tags of a batch, whether or not it has ended. They stand beside its doc, whose own they hide.
 --
 -- KEYS[1] namespace
--- ARGV[1] batch id   [2] project or ''   [3] tags (JSON)
+-- ARGV batch_id:str   project:str or ''   tags:bytes (JSON)
 -- Returns {'ok'} | {'unknown'} | {'newer'}
 -- Events  none: an entry without a word
 -- Gate    while it is shut: unavailable, unless the batch was created since the restart
+-- include: own_batch, changes
 
-local b, none = load_own_batch(ARGV[1], ARGV[2])
+local b, none = load_own_batch(batch_id, project)
 if not b then return { none } end
-redis.call('HSET', key(KEY.batch, b.id), 'tags', ARGV[3])
+redis.call('HSET', key(KEY.batch, b.id), 'tags', tags)
 touch(b)
 save(b)
 save_counts()

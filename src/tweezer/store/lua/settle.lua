@@ -3,11 +3,12 @@
 -- It looks at the token, not at the clock: a lapsed lease that nobody took still settles.
 --
 -- KEYS[1] namespace
--- ARGV     a group a ticket: ticket, token, lease (ms), most jobs to hold (0 gives the ticket back: drain),
---     lane time since the last call (ms), number of outcomes, and seven an outcome: index,
---     done|error|canceled|prevented|retry|crash, Result (of done, and of canceled what was measured before) or Fault
---     (bytes), preparation (ms), execution (ms), delay before the retry (ms), bytes of the result; prevented: canceled before any of it ran;
---     partial, before an outcome of the same job: a Result of what was measured, of a job that ends in an error
+-- ARGV tickets:{ticket:str token:str lease_ms:int most:int used_ms:int outcomes:int}[]: most jobs to hold (0 gives the ticket
+--     back: drain), lane time since the last call, number of outcomes
+--     outcomes:{index:digits kind:str payload:bytes preparation_ms:int execution_ms:int retry_ms:int result_bytes:int}...
+--     of each ticket in turn: kind done|error|canceled|prevented|retry|crash, payload Result (of done, and of canceled what was
+--     measured before) or Fault; prevented: canceled before any of it ran; partial, before an outcome of the same job: a
+--     Result of what was measured, of a job that ends in an error
 -- Returns a reply a ticket: {'jobs', refused, {index, attempt, '1'|'0' cancel requested, spec, …}, over quota} — the
 --     whole held set | {'retired'|'yield'|'parked'|'reserved', refused, {}, over quota} | {'retired'|'stale', refused};
 --     refused: outcomes that were not this token's to write; over quota: indices of jobs whose result was not kept, since
@@ -15,9 +16,11 @@
 --     again when jobs may have come
 -- Events  per job job.running if it was not begun, then job.done|error|canceled|pending; batch.*
 -- Gate    while it is shut: unavailable
+-- include: gate, restart, quotas, results, job_moves, give_back, claim, ends_in_time, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then refuse_while_shut() end
+local HELD_MAX = 1000 -- jobs that a ticket holds: unpack fails near 8,000
 local ENDING = { done = 'D', error = 'E', canceled = 'C', prevented = 'C' }
 
 -- How long (ms) the jobs of a device take: a mean that halves the weight of a job with each five that come after it.
@@ -146,7 +149,7 @@ local function may_reserve(b, most)
     and waiting(b) + b.delayed == 0 and not is_withheld(b.device)
 end
 
-local function settle(name, token, lease, most, used, first, outcomes)
+local function settle(name, token, lease_ms, most, used_ms, first, outcomes)
   local id, n = split_ticket(name)
   local b, t = load_batch(id, n)
   local indices = {}
@@ -165,7 +168,7 @@ local function settle(name, token, lease, most, used, first, outcomes)
   local held = {}
   for _, index in ipairs(redis.call('SMEMBERS', key(KEY.held, id, n))) do held[index] = true end
   local refused, over = apply_outcomes(b, t, held, first, indices, raw)
-  t.used = t.used + used
+  t.used = t.used + used_ms
   local word, jobs = 'jobs', next_jobs(b, t, most, held)
   if #jobs > 0 then
     if t.used >= setting('quantum') then
@@ -175,12 +178,12 @@ local function settle(name, token, lease, most, used, first, outcomes)
     end
     stop_idling(b)
     write_ticket(b, t)
-    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
+    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease_ms), t.name)
   elseif may_reserve(b, most) then
     word = 'reserved'
     if b.reserved == 0 then b.reserved = NOW end
     write_ticket(b, t)
-    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease), t.name)
+    redis.call('ZADD', key(KEY.leases, b.device), int(NOW + lease_ms), t.name)
   else
     word = requeue_or_retire(b, t)
   end
@@ -189,12 +192,12 @@ local function settle(name, token, lease, most, used, first, outcomes)
   return { word, refused, jobs, over }
 end
 
-local replies, at = {}, 1
-while at <= #ARGV do
-  local lease, most, used = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+local replies, first = {}, outcomes_first
+for at = tickets_first, tickets_last, 6 do
+  local lease_ms, most, used_ms = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local outcomes = tonumber(ARGV[at + 5])
-  replies[#replies + 1] = settle(ARGV[at], ARGV[at + 1], lease, math.min(most, HELD_MAX), used, at + 6, outcomes)
-  at = at + 6 + 7 * outcomes
+  replies[#replies + 1] = settle(ARGV[at], ARGV[at + 1], lease_ms, math.min(most, HELD_MAX), used_ms, first, outcomes)
+  first = first + 7 * outcomes
 end
 save_counts()
 return replies

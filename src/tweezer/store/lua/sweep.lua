@@ -3,17 +3,18 @@
 -- deadlines and leases wait.
 --
 -- KEYS[1] namespace
--- ARGV[1] most things of a kind to treat in one call   [2] bytes that Redis may fill with work, or '' if unknown
+-- ARGV most:int things of a kind to treat in one call   memory:str, bytes that Redis may fill with work, or '' if unknown
 -- Returns {'ok', timed out, reclaimed, made ready}
 -- Events  the notices device.paused and device.up of planned maintenance, and device.up at the end of a pause;
 --     batch.idle: half its idle limit, at most a minute, before it times out; batch.timed_out; those of reclaims: job.pending, job.canceled, job.error, batch.*
 -- Gate    while it is shut no batch is warned or timed out, and no lease is reclaimed
+-- include: gate, lanes, maintenance, reclaim, maxmemory
 
 local WARN_MAX = 60000
 
 exempt_from_maxmemory()
-local most, timed_out, reclaimed, readied = tonumber(ARGV[1]), 0, 0, 0
-if ARGV[2] ~= '' and int(setting('memory')) ~= ARGV[2] then redis.call('HSET', key(KEY.settings), 'memory', ARGV[2]) end
+local timed_out, reclaimed, readied = 0, 0, 0
+if memory ~= '' and int(setting('memory')) ~= memory then redis.call('HSET', key(KEY.settings), 'memory', memory) end
 local idle = key(KEY.idle)
 local past = is_shut() and {} or redis.call('ZRANGEBYSCORE', idle, '-inf', NOW_MS, 'LIMIT', 0, most)
 for _, id in ipairs(past) do

@@ -5,16 +5,16 @@
 -- holds the device.
 --
 -- KEYS[1] namespace
--- ARGV[1] device   [2] lease (ms)   [3…] free lanes, one ticket each
+-- ARGV device:str   lease_ms:int   lanes:str... free lanes, one ticket each
 -- Returns {'ok'|'paused'|'shut', ms until something is due or -1, {ticket left alone (unknown version), …},
 --     {ticket, token, project, doc, exclusive, {index, attempt, '1'|'0' cancel requested, spec, …}}, …};
 --     shut: Redis started again, and nothing is granted until the gate opens, at the latest when it is due
 -- Events  batch.running, job.running; those of reclaims: job.pending, job.canceled, job.error, batch.*
 -- Gate    while it is shut nothing is granted, reclaimed or readied
+-- include: gate, reclaim, claim, ends_in_time, issue, maxmemory
 
 exempt_from_maxmemory()
 if is_shut() then return { 'shut', int(shut_for()), {} } end
-local device, lease = ARGV[1], tonumber(ARGV[2])
 local ready, due, leases = key(KEY.ready, device), key(KEY.due, device), key(KEY.leases, device)
 reclaim_expired(device, 20)
 ready_due(device, 200)
@@ -65,7 +65,7 @@ local function open_ticket(name, score, lane)
   else
     stop_idling(b)
     write_ticket(b, t)
-    redis.call('ZADD', leases, int(NOW + lease), name)
+    redis.call('ZADD', leases, int(NOW + lease_ms), name)
     if waiting(b) > 0 then issue_tickets(b) end
     grant = { name, t.token, b.project, redis.call('HGET', key(KEY.batch, id), 'doc'), int(b.exclusive), jobs }
   end
@@ -74,7 +74,7 @@ local function open_ticket(name, score, lane)
   return grant
 end
 
-for at = 3, #ARGV do
+for at = lanes_first, lanes_last do
   local grant
   while not grant and looked_at - passed < 100 and passed < PASS_MAX and not is_taken(device) do
     local best = redis.call('ZRANGE', ready, passed, passed, 'WITHSCORES')

@@ -3,12 +3,13 @@
 -- position stays: by it the recorder sees that Redis has lost nothing.
 --
 -- KEYS[1] namespace
--- ARGV[1] id of the last entry that is recorded
+-- ARGV recorded:str, id of the last entry that is recorded
 -- Returns {'ok', entries dropped}
 -- Events  none
+-- include: streams, maxmemory
 
 exempt_from_maxmemory()
-local events, least = key(KEY.events), ARGV[1]
+local events, least = key(KEY.events), recorded
 if redis.call('EXISTS', events) == 0 then return { 'ok', 0 } end
 for _, group in ipairs(group_positions()) do
   if is_earlier(group.position, least) then least = group.position end

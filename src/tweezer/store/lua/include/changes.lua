@@ -1,0 +1,47 @@
+-- Changes of a batch: its transitions and events, and writing it back.
+-- include: clock, counts, generated/record_fields, generated/batch_moves
+
+local function emit(b, word, count)
+  if #b.events == 0 then b.first_event = b.seq + 1 end
+  b.seq = b.seq + (count or 1)
+  b.events[#b.events + 1] = word
+end
+
+-- Notes a change that is no transition but that the ledger must see: it gets an entry without a word.
+local function touch(b) b.touched = true end
+
+local function move_batch(b, to)
+  if not BATCH_MOVES[b.status .. to] then
+    error('batch ' .. b.id .. ' cannot go from ' .. b.status .. ' to ' .. to)
+  end
+  emit(b, b.status .. to)
+  b.status = to
+end
+
+-- Writes what changed in the record, then the events of this call as one entry, then tells who listens.
+local function save(b)
+  count_use(b.project, 'jobs', b.pending - b.charged)
+  count_use(b.project, 'bytes', b.bytes - b.was_bytes)
+  b.charged = b.pending
+  local changed, was = b.tickets, b.was
+  changed[#changed + 1], changed[#changed + 2] = 'updated', NOW_MS
+  for at, name in ipairs(TEXT) do
+    if b[name] ~= (was[at + 2] or nil) then changed[#changed + 1], changed[#changed + 2] = name, b[name] end
+  end
+  for at, name in ipairs(NUMBER) do
+    if b[name] ~= tonumber(was[at + 2 + #TEXT] or 0) then
+      changed[#changed + 1], changed[#changed + 2] = name, int(b[name])
+    end
+  end
+  redis.call('HSET', key(KEY.batch, b.id), unpack(changed))
+  count(b.device, 'pending', b.pending - b.was_pending)
+  count(b.device, 'running', b.running - b.was_running)
+  if b.touched or #b.events > 0 then
+    local first, words = int(b.first_event or b.seq + 1), table.concat(b.events, ' ')
+    redis.call('XADD', key(KEY.events), '*', 'b', b.id, 's', first, 't', NOW_US, 'e', words)
+    if words ~= '' then redis.call('PUBLISH', key(KEY.news, b.id), words) end
+  end
+  if #b.asked > 0 then
+    redis.call('PUBLISH', key(KEY.pool, b.device), b.id .. ' ' .. table.concat(b.asked, ','))
+  end
+end

@@ -1,0 +1,29 @@
+-- include: clock
+
+-- Live lanes of a device, whether it is held (paused by an operator, under maintenance, or down), whether that is by an
+-- operator (not down), whether one batch has it to itself, how long its jobs take, and when its next maintenance begins,
+-- if any is planned; read once a script.
+local device_rows = {}
+
+local function device_row(device)
+  if not device_rows[device] then
+    local row = redis.call('HMGET', key(KEY.device, device), 'lanes', 'paused', 'down', 'exclusive', 'job_ms', 'window')
+    local it = { lanes = tonumber(row[1] or 0), paused = (row[2] or row[3]) and true, exclusive = row[4] == '1' }
+    it.withheld = row[2] and true
+    it.job_ms = tonumber(row[5])
+    if row[6] then
+      local begins, ends = string.match(row[6], '^(%d+) (%d+)')
+      if NOW < tonumber(begins) then
+        it.begins = tonumber(begins)
+      elseif NOW < tonumber(ends) then
+        it.paused, it.withheld = true, true
+      end
+    end
+    device_rows[device] = it
+  end
+  return device_rows[device]
+end
+
+local function is_paused(device) return device_row(device).paused end
+
+local function is_withheld(device) return device_row(device).withheld end

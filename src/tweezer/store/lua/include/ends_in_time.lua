@@ -1,0 +1,19 @@
+-- include: device
+
+-- How long (ms) a job of the batch is expected to take: as long as those of it did, else those of its device lately.
+local function job_takes(b)
+  local row = redis.call('HMGET', key(KEY.batch, b.id), 'timeout', 'worked')
+  local mean, limit, worked = device_row(b.device).job_ms or 0, tonumber(row[1] or 0), tonumber(row[2] or 0)
+  if worked > 0 and b.done > 0 then mean = worked / b.done end
+  return limit > 0 and math.min(mean, limit) or mean
+end
+
+-- Whether what the batch would begin now is expected to end before the next maintenance of its device: all its jobs
+-- if none ever began, else one more.
+local function ends_in_time(b)
+  local row = device_row(b.device)
+  if not row.begins then return true end
+  local turns = 1
+  if b.started == 0 then turns = math.ceil(b.pending / (b.exclusive == 1 and 1 or math.max(row.lanes, 1))) end
+  return NOW + turns * job_takes(b) <= row.begins
+end

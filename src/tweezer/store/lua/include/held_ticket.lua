@@ -1,0 +1,11 @@
+-- include: batch, ticket, gate, restart
+
+-- The batch and the ticket of this name, nil if the token is stale. For scripts by which its holder changes jobs: not
+-- while the gate is shut, since all tickets are then from before the restart.
+local function load_held_ticket(name, token)
+  if is_shut() then refuse_while_shut() end
+  local id, n = split_ticket(name)
+  local b, t = load_batch(id, n)
+  if not b or not t or t.token ~= token then return nil end
+  return b, t
+end

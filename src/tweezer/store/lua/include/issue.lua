@@ -1,0 +1,23 @@
+-- include: ticket, device, queue, bell
+
+-- Issues tickets up to min(jobs waiting, live lanes), one on an exclusive device, and rings. A ticket that
+-- is parked until a job may be retried has jobs to run now, and so has one that keeps a machine for its batch without a
+-- holder; one that waits after a failure stays.
+local function issue_tickets(b)
+  local retries_only = waiting(b) > 0 and b.failures == 0 and NOW >= b.not_before
+  local want = math.min(waiting(b) + b.delayed, math.max(device_row(b.device).lanes, 1))
+  if b.exclusive == 1 then want = math.min(want, 1) end
+  for n = 0, want - 1 do
+    local t = { n = int(n), name = ticket_name(b, int(n)) }
+    local record = n < b.slots and redis.call('HGET', key(KEY.batch, b.id), 't:' .. t.n)
+    if not record then
+      queue_ticket(b, t, b.not_before)
+    elseif b.reserved > 0 and string.sub(record, 1, 2) == '0 ' then
+      redis.call('ZADD', key(KEY.leases, b.device), 'XX', NOW_MS, t.name) -- whoever takes next readies it
+    elseif retries_only and redis.call('ZREM', key(KEY.due, b.device), t.name) == 1 then
+      queue_ticket(b, t)
+    end
+  end
+  b.slots = math.max(b.slots, want)
+  if want > 0 then ring(b.device) end
+end

@@ -1,0 +1,21 @@
+-- Ends of jobs, and of attempts at them.
+-- include: job_moves, lists
+
+local function end_job(b, index, st, to)
+  if to == 'C' and st[S.cancel] ~= '-' then st[S.outcome] = st[S.status] == 'P' and 'prevented' or 'stopped' end
+  move_job(b, index, st, to)
+  st[S.ended], st[S.stage], st[S.staged], st[S.progress] = NOW_MS, '-', '-', '-'
+end
+
+-- A job that ran goes back to wait for another attempt.
+local function requeue_job(b, index, st)
+  move_job(b, index, st, 'P')
+  st[S.stage], st[S.staged], st[S.progress] = '-', '-', '-'
+end
+
+local function come_back(b, indices)
+  each_thousand('RPUSH', key(KEY.back, b.id), indices)
+  b.back = b.back + #indices
+end
+
+local function note_fault(b, index, fault) redis.call('HSET', key(KEY.fault, b.id), index, fault) end

@@ -1,0 +1,25 @@
+-- Transitions of jobs.
+-- include: job, changes, generated/job_moves
+
+local COUNTER = { P = 'pending', R = 'running', D = 'done', E = 'error', C = 'canceled' }
+
+local function move_job(b, index, st, to)
+  local from = st[S.status]
+  if not JOB_MOVES[from .. to] then
+    error('job ' .. index .. ' of ' .. b.id .. ' cannot go from ' .. from .. ' to ' .. to)
+  end
+  st[S.status] = to
+  b[COUNTER[from]] = b[COUNTER[from]] - 1
+  b[COUNTER[to]] = b[COUNTER[to]] + 1
+  emit(b, index .. from .. to)
+end
+
+-- The execution of a job begins under a token: an attempt, and its clock runs from here.
+local function begin_job(b, index, st, token, stage)
+  if b.started == 0 then b.started = NOW end
+  if b.status == 'P' then move_batch(b, 'R') end
+  move_job(b, index, st, 'R')
+  st[S.attempt] = int(number_of(st, S.attempt) + 1)
+  st[S.token], st[S.begun], st[S.ended] = token, NOW_MS, '-'
+  st[S.stage], st[S.staged], st[S.progress] = stage, NOW_MS, '-'
+end

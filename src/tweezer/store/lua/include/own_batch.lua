@@ -1,0 +1,18 @@
+-- include: batch, restart
+
+-- The batch if it exists and belongs to the project ('' matches any: the caller is a worker or an operator). For scripts
+-- that change it: while the gate is shut, only one that was created since the restart is returned. Without a batch the
+-- second value is the word to answer: 'newer' of one that a newer Tweezer wrote, else 'unknown'.
+local function load_own_batch(id, project)
+  local b, problem = load_batch(id)
+  if problem == 'version' then
+    local row = redis.call('HMGET', key(KEY.batch, id), 'v', 'project')
+    if tonumber(row[1]) and tonumber(row[1]) > tonumber(VERSION) and (project == '' or row[2] == project) then
+      return nil, 'newer'
+    end
+  end
+  if b and project ~= '' and b.project ~= project then b = nil end
+  local shut_us = redis.call('GET', key(KEY.gate)) -- when Redis had restarted
+  if shut_us and not (b and tonumber(b.created) > (tonumber(shut_us) or came_back() * 1000)) then refuse_while_shut() end
+  return b, 'unknown'
+end

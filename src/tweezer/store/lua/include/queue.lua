@@ -1,0 +1,32 @@
+-- The queue of a device: tickets that may be taken, and those that wait for their time.
+-- include: clock, fair_share, remote, generated/priorities
+
+-- Notes a ticket's record: token ('0' while nobody holds it), milliseconds of service used, lane.
+local function write_ticket(b, t)
+  b.tickets[#b.tickets + 1] = 't:' .. t.n
+  b.tickets[#b.tickets + 1] = t.token .. ' ' .. int(t.used) .. ' ' .. t.lane
+end
+
+local BEFORE_ALL = -1e14 -- a rank
+
+local function waiting(b) return b.jobs - b.cursor + b.back end
+
+-- Puts a ticket among the ready ones, or among those that wait for their time. One whose batch has a job on a machine comes
+-- before all others, for a submit of theirs would displace that job; so does one whose batch had the machine to itself
+-- when its holder went. While it waits for its time, an exclusive device stays taken.
+local function queue_ticket(b, t, due)
+  t.token, t.used, t.lane = '0', 0, ''
+  write_ticket(b, t)
+  local comes_first, later = has_remote(b) or b.reserved > 0 or t.had_machine, due and due > NOW
+  if later and not (comes_first and b.exclusive == 1) then
+    redis.call('ZADD', key(KEY.due, b.device), int(due), t.name)
+    return
+  end
+  local start = rank(b)
+  charge(b, start, setting('quantum'))
+  if later then
+    redis.call('ZADD', key(KEY.leases, b.device), int(due), t.name)
+  else
+    redis.call('ZADD', key(KEY.ready, b.device), int(comes_first and BEFORE_ALL or start + PENALTY[b.priority]), t.name)
+  end
+end

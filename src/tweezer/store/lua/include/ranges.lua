@@ -1,0 +1,12 @@
+-- Ranges of indices, as in the words of events.
+-- include: keys
+
+-- Appends an index to a list of ranges, {first, last} each; those that follow each other make one.
+local function add_to_ranges(ranges, index)
+  local last = ranges[#ranges]
+  if last and last[2] == index - 1 then last[2] = index else ranges[#ranges + 1] = { index, index } end
+end
+
+local function range_word(range)
+  return range[1] == range[2] and int(range[1]) or int(range[1]) .. '-' .. int(range[2])
+end

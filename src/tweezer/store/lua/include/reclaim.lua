@@ -1,0 +1,47 @@
+-- What time alone brings about for a device's tickets.
+-- include: give_back
+
+local LEAVE_ALONE = 5000 -- before a batch of an unknown version is looked at again
+
+-- Whether a batch has the device to itself, now: the lease of its ticket is the lease of the device.
+local function is_taken(device)
+  return device_row(device).exclusive and redis.call('EXISTS', key(KEY.leases, device)) == 1
+end
+
+local function reclaim_expired(device, limit)
+  local leases = key(KEY.leases, device)
+  local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', NOW_MS, 'LIMIT', 0, limit)
+  for _, name in ipairs(expired) do
+    local id, n = split_ticket(name)
+    local b, t = load_batch(id, n)
+    if t == 'version' then
+      redis.call('ZADD', leases, int(NOW + LEAVE_ALONE), name)
+    elseif not t then
+      redis.call('ZREM', leases, name)
+      redis.call('DEL', key(KEY.held, id, n))
+    else
+      if t.token ~= '0' then count(device, 'lost', 1) end
+      take_back(b, t, 'lost')
+      requeue_or_retire(b, t)
+      finish(b)
+    end
+  end
+  return expired
+end
+
+-- Moves tickets whose time has come to the ready ones.
+local function ready_due(device, limit)
+  local due = key(KEY.due, device)
+  local names = redis.call('ZRANGEBYSCORE', due, '-inf', NOW_MS, 'LIMIT', 0, limit)
+  for _, name in ipairs(names) do
+    redis.call('ZREM', due, name)
+    local id, n = split_ticket(name)
+    local b, problem = load_batch(id)
+    if b then
+      queue_ticket(b, { n = n, name = name })
+    elseif problem == 'version' then
+      redis.call('ZADD', due, int(NOW + LEAVE_ALONE), name)
+    end
+  end
+  return #names
+end

@@ -1,0 +1,7 @@
+-- include: counts
+
+-- Counts a result that is stored now.
+local function keep_result(b, bytes)
+  b.results = b.results + bytes
+  count_use(b.project, 'results', bytes)
+end
