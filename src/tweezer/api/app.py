@@ -24,12 +24,12 @@ from tweezer.api.devices import statistics
 from tweezer.api.events import routes as events_routes
 from tweezer.api.events.streams import Following
 from tweezer.api.http.bodies import Bodies
-from tweezer.api.http.envelope import install_failures
 from tweezer.api.http.longpoll import Holds
 from tweezer.api.http.openapi import DescribedAPI
 from tweezer.api.http.path_prefix import Unprefixed
 from tweezer.api.http.rate_limit import Rates
 from tweezer.api.http.request_limits import Limits, RequestLimits
+from tweezer.api.http.responses import install_error_handlers
 from tweezer.api.http.security_headers import Edge
 from tweezer.api.http.server import serve
 from tweezer.api.http.write_timeout import Outflow
@@ -130,7 +130,7 @@ def create_app(
     app.add_middleware(Timing, times=times)
     app.add_middleware(ReplayGuardMiddleware, guard=app.state.replay_guard)
     app.add_middleware(Unprefixed)
-    install_failures(app)
+    install_error_handlers(app)
     app.router.routes += _routes()
     return app
 

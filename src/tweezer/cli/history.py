@@ -12,7 +12,7 @@ from typing import BinaryIO
 import click
 import msgspec
 
-from tweezer.api.batches.schemas import Batch, Job
+from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access
 from tweezer.client import AsyncBatch, as_uuid
@@ -72,7 +72,8 @@ def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
 
 async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:
     record = await batch.record()
-    about = Batch.of(record, []).model_dump(mode="json", exclude={"jobs"})
+    about = msgspec.to_builtins(BatchResponse.from_records(record, []))
+    del about["jobs"]
     yield msgspec.json.encode({"type": "batch", **about})
     for first in range(0, record.jobs, _PAGE):
         jobs = await batch.jobs_at(record, range(first, min(first + _PAGE, record.jobs)))
@@ -81,5 +82,5 @@ async def _lines(batch: AsyncBatch) -> AsyncIterator[bytes]:
             result = results.get(job.index)
             if isinstance(result, ResultUnavailable):
                 raise result  # an export without it would look complete
-            line = {"type": "job", **Job.of(job).model_dump(mode="json"), "result": result}
+            line = {"type": "job", **msgspec.to_builtins(JobResponse.from_record(job)), "result": result}
             yield msgspec.json.encode(line)

@@ -15,8 +15,8 @@ from typing import NamedTuple, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tweezer.api.http.envelope import Refused, failure_of
 from tweezer.api.http.rate_limit import Rates
+from tweezer.api.http.responses import RequestRefused, error_response
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
 from tweezer.ledger.access.keys import USED_S, Found, look_up, note_used
@@ -41,13 +41,13 @@ def caller_of(scope: Scope) -> Principal | None:
     return cast("Principal | None", scope.get(_CALLER))
 
 
-def unauthorized() -> Refused:
+def unauthorized() -> RequestRefused:
     """The answer to who has no key that is good."""
     problem = (
         "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
         "token that /oauth/token gave"
     )
-    return Refused(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
+    return RequestRefused(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
 
 
 class Authenticator:
@@ -128,7 +128,7 @@ class Authentication:
                 raise unauthorized()
             self._rates.spend(caller.account)
         except TweezerError as error:
-            await failure_of(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
             return
         scope[_CALLER] = caller
         if scope["method"] == "GET":  # whoever wrote something must be told, or would write it again
@@ -149,7 +149,7 @@ class Authentication:
                         raise unauthorized()
                 except TweezerError as error:
                     refused = True
-                    await failure_of(error)(scope, receive, send)
+                    await error_response(error)(scope, receive, send)
             if not refused:
                 await send(message)
 

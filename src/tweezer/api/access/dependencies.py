@@ -12,8 +12,8 @@ from pydantic import Field
 
 from tweezer.api.access.auth import caller_of, unauthorized
 from tweezer.api.access.signed_links import Links
-from tweezer.api.http.envelope import Refused
 from tweezer.api.http.longpoll import Holds
+from tweezer.api.http.responses import RequestRefused
 from tweezer.api.read_model import Live
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
@@ -49,13 +49,13 @@ class _BearerKey(SecurityBase):
 
 
 def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
-    """Return the caller. Raises Refused, a 401 without a key and a 403 where the key's role is not one of these."""
+    """Return the caller. Raises RequestRefused: 401 without a key, 403 where the key's role is not one of these."""
     caller = caller_of(request.scope)
     if caller is None:  # cannot happen: the middleware lets nobody through
         raise unauthorized()
     if caller.role not in roles:
         allowed = " or ".join(role for role in Role if role in roles)
-        raise Refused(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
+        raise RequestRefused(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
     return caller
 
 
@@ -94,7 +94,7 @@ Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
 async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Role)))]) -> Principal:
     if not caller.is_session:
         problem = "this needs a session, not a key; log in at /oauth/token with name and password"
-        raise Refused(403, "not_a_session", problem)
+        raise RequestRefused(403, "not_a_session", problem)
     return caller
 
 
@@ -131,7 +131,7 @@ class _LinkOrKey(SecurityBase):
                 "this link has expired, was changed, or its key was rotated; get a new one from "
                 "/api/v1/jobs/{job_id}/results_link"
             )
-            raise Refused(403, "link_expired", problem)
+            raise RequestRefused(403, "link_expired", problem)
         return _LINK
 
 

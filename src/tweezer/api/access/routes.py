@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import parse_qsl
 
+import msgspec
 import structlog
-from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Path, Query, Request, Response
+from msgspec import UNSET, Meta, UnsetType
 
 from tweezer.api.access.auth import Authenticator
 from tweezer.api.access.dependencies import Caller, Ledger, Session
 from tweezer.api.access.logins import Logins, TooManyAttempts
-from tweezer.api.access.schemas import AccountProject, AccountSession, OAuthError, Token
 from tweezer.api.batches.filters import Text
-from tweezer.api.http.envelope import RETRY_AFTER_S, Envelope, Refused, failure_docs, unavailable
+from tweezer.api.http.openapi import Responses, failure_docs, response_docs, success_docs
+from tweezer.api.http.responses import (
+    RETRY_AFTER_S,
+    Moment,
+    RequestRefused,
+    describe_outage,
+    doc,
+    json_response,
+    success,
+)
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.access.keys import ApiKey, end_sessions, list_sessions
 from tweezer.ledger.access.projects import Project, list_projects
@@ -66,21 +75,78 @@ _FORM = {
         },
     }
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": OAuthError, "description": "Name or password are wrong, or the form cannot be read."},
-    429: {"model": OAuthError, "description": "Too many log-ins have failed; `Retry-After` says when to try again."},
-    503: {"model": OAuthError, "description": "Redis or the database do not answer; try again later."},
+
+
+class TokenResponse(msgspec.Struct, frozen=True):
+    """A session, as RFC 6749 (5.1) has it."""
+
+    access_token: Annotated[str, doc("To be sent as `Authorization: Bearer …`.", "twz_…")]
+    token_type: Annotated[Literal["Bearer"], Meta(examples=["Bearer"])]
+    expires_in: Annotated[int, doc("How long it is valid, in seconds.", 86_400)]
+    scope: Annotated[Literal["read"] | UnsetType, doc("`read` where it only reads; else absent.", "read")] = UNSET
+
+
+class OAuthErrorResponse(msgspec.Struct, frozen=True):
+    """Why there is no session, as RFC 6749 (5.2) has it."""
+
+    error: Annotated[str, doc("A word for programs.", "invalid_grant")]
+    error_description: Annotated[str, Meta(examples=["name or password are wrong, or the user is disabled"])]
+
+
+class AccountSessionResponse(msgspec.Struct, frozen=True):
+    """A log-in that is still valid."""
+
+    id: Annotated[str, doc("What stands in the middle of its token.", "abcdefgh2345")]
+    created_at: Moment
+    expires_at: Moment
+    last_used_at: Annotated[Moment | None, doc("To within two minutes.")]
+    role: Annotated[Role, doc("`read` where it only reads.", "user")]
+    current: Annotated[bool, doc("Whether it is the one of this request.", True)]
+
+    @classmethod
+    def from_key(cls, session: ApiKey, current: str) -> AccountSessionResponse:
+        """current: id of the session that asks."""
+        assert session.expires is not None
+        return cls(
+            id=session.id,
+            created_at=session.created,
+            expires_at=session.expires,
+            last_used_at=session.used,
+            role=session.role,
+            current=session.id == current,
+        )
+
+
+class AccountProjectResponse(msgspec.Struct, frozen=True):
+    """A project of the caller's."""
+
+    id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
+    name: Annotated[str, Meta(examples=["Spin models"])]
+    status: Annotated[Literal["ACTIVE"], Meta(examples=["ACTIVE"])]
+    created_at: Moment
+
+    @classmethod
+    def from_project(cls, project: Project) -> AccountProjectResponse:
+        return cls(id=project.id, name=project.name, status="ACTIVE", created_at=project.created)
+
+
+_REFUSALS: Responses = {
+    status: response_docs(OAuthErrorResponse, description, status=status)[status]
+    for status, description in (
+        (400, "Name or password are wrong, or the form cannot be read."),
+        (429, "Too many log-ins have failed; `Retry-After` says when to try again."),
+        (503, "Redis or the database do not answer; try again later."),
+    )
 }
 
 
 @router.post(
     "/oauth/token",
     summary="A log-in with name and password",
-    response_model=Token,
-    responses=_REFUSALS,
+    responses=response_docs(TokenResponse) | _REFUSALS,
     openapi_extra=_FORM,
 )
-async def open_session(request: Request) -> JSONResponse:
+async def open_session(request: Request) -> Response:
     """A token for all projects of a user, as OAuth 2's password grant gives it (RFC 6749, 4.3): it is sent like a key.
 
     Errors are OAuth's, without the envelope.
@@ -104,41 +170,53 @@ async def open_session(request: Request) -> JSONResponse:
     except TooManyAttempts as error:
         return _refusal(429, error.code, error.message, retry_s=error.retry_s)
     except (Unavailable, QueueFull) as error:
-        return _refusal(503, "temporarily_unavailable", unavailable(error), retry_s=RETRY_AFTER_S)
+        return _refusal(503, "temporarily_unavailable", describe_outage(error), retry_s=RETRY_AFTER_S)
     if session is None:
         return _refusal(400, "invalid_grant", "name or password are wrong, or the user is disabled")
-    token = Token(
+    token = TokenResponse(
         access_token=session.text,
         token_type="Bearer",  # noqa: S106  # its type
         expires_in=logins.session_s,
-        scope=READ_SCOPE if role is Role.READ else None,
+        scope=READ_SCOPE if role is Role.READ else UNSET,
     )
-    return JSONResponse(token.model_dump(exclude_none=True), headers=_UNKEPT)
+    return json_response(token, headers=_UNKEPT)
 
 
-@router.get("/account/api/v1/projects", summary="The projects of the key", responses=failure_docs(422))
+@router.get(
+    "/account/api/v1/projects",
+    summary="The projects of the key",
+    responses=success_docs(list[AccountProjectResponse]) | failure_docs(422),
+)
 async def get_projects(
     caller: Caller,
     ledger: Ledger,
     project_status: Annotated[
         Text | None, Query(description="All projects are `ACTIVE`: no others are asked for.")
     ] = None,
-) -> Envelope[list[AccountProject]]:
+) -> Response:
     """The projects that the key sees: its own, and all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
-        return Envelope(data=[])
+        return success([])
     found = await ledger.run(_projects_of, ledger, caller)
-    return Envelope(data=[AccountProject.of(project) for project in found])
+    return success([AccountProjectResponse.from_project(project) for project in found])
 
 
-@router.get("/account/api/v1/sessions", summary="The sessions of the user", responses=failure_docs(403))
-async def get_sessions(caller: Session, ledger: Ledger) -> Envelope[list[AccountSession]]:
+@router.get(
+    "/account/api/v1/sessions",
+    summary="The sessions of the user",
+    responses=success_docs(list[AccountSessionResponse]) | failure_docs(403),
+)
+async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
     found = await ledger.run(_sessions_of, ledger, caller)
-    return Envelope(data=[AccountSession.of(session, caller.key) for session in found])
+    return success([AccountSessionResponse.from_key(session, caller.key) for session in found])
 
 
-@router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", responses=failure_docs(403, 404, 422))
+@router.delete(
+    "/account/api/v1/sessions/{session_id}",
+    summary="Log out",
+    responses=success_docs(None) | failure_docs(403, 404, 422),
+)
 async def end_session(
     request: Request,
     caller: Session,
@@ -146,17 +224,17 @@ async def end_session(
     session_id: Annotated[
         Text, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
     ],
-) -> Envelope[None]:
+) -> Response:
     """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key; one
     that only reads ends no other."""
     identity = caller.key if session_id == CURRENT else session_id
     if caller.role is Role.READ and identity != caller.key:
         problem = "role: read may end no other session; use a session of the role user"
-        raise Refused(403, "forbidden", problem)
+        raise RequestRefused(403, "forbidden", problem)
     await ledger.run(_end_session, ledger, caller, identity)
     authenticator: Authenticator = request.app.state.authenticator
     authenticator.forget(identity)
-    return Envelope(data=None)
+    return success(None)
 
 
 async def _form(request: Request) -> dict[str, str] | None:
@@ -174,9 +252,9 @@ async def _form(request: Request) -> dict[str, str] | None:
     return {name: value for name, value in pairs if names.count(name) == 1}
 
 
-def _refusal(status: int, error: str, description: str, *, retry_s: int | None = None) -> JSONResponse:
+def _refusal(status: int, error: str, description: str, *, retry_s: int | None = None) -> Response:
     headers = _UNKEPT | ({} if retry_s is None else {"Retry-After": str(retry_s)})
-    return JSONResponse({"error": error, "error_description": description}, status, headers)
+    return json_response(OAuthErrorResponse(error, description), status, headers)
 
 
 def _sessions_of(database: Database, caller: Principal) -> list[ApiKey]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tweezer.api.http.envelope import Refused
+from tweezer.api.http.responses import RequestRefused, doc
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
@@ -31,23 +31,19 @@ _OURS = {"sequence": "sequence_builder", "device": "device_type", "priority": "q
 class JobBody(msgspec.Struct, frozen=True):
     """A job."""
 
-    runs: Annotated[
-        int | None, Meta(description="Number of shots; null leaves it to the batch's `backend_configuration`.")
-    ] = None
+    runs: Annotated[int | None, doc("Number of shots; null leaves it to the batch's `backend_configuration`.")] = None
     variables: Annotated[
         dict[str, Any] | None,
-        Meta(
-            description="A number, or a list of numbers, for each variable of the sequence, and `qubits` (qubit id → "
+        doc(
+            "A number, or a list of numbers, for each variable of the sequence, and `qubits` (qubit id → "
             "trap id) where the register is mappable.",
-            examples=[{"omega": 6.0}],
+            {"omega": 6.0},
         ),
     ] = None
     seed: Annotated[
-        int | None, Meta(description="Of all random numbers of the job, 0 to 2³²−1; null derives it from the job's id.")
+        int | None, doc("Of all random numbers of the job, 0 to 2³²−1; null derives it from the job's id.")
     ] = None
-    sequence: Annotated[
-        str | None, Meta(description="A built sequence of the job's own, serialised; excludes `variables`.")
-    ] = None
+    sequence: Annotated[str | None, doc("A built sequence of the job's own, serialised; excludes `variables`.")] = None
 
 
 Jobs = Annotated[
@@ -62,50 +58,47 @@ class BatchBody(msgspec.Struct, frozen=True):
     jobs: Jobs = []
     sequence_builder: Annotated[
         str | None,
-        Meta(description="Pulser's `Sequence.to_abstract_repr()`; null when each job has a sequence of its own."),
+        doc("Pulser's `Sequence.to_abstract_repr()`; null when each job has a sequence of its own."),
     ] = None
     device_type: Annotated[
         str | None,
-        Meta(
-            description="Name of the device; null takes the one whose specs have the name that the sequence carries.",
-            examples=["EMU_FREE"],
-        ),
+        doc("Name of the device; null takes the one whose specs have the name that the sequence carries.", "EMU_FREE"),
     ] = None
     emulator: Annotated[
         str | None, Meta(description="The older name of `device_type`.", extra_json_schema={"deprecated": True})
     ] = None
     project_id: Annotated[
-        str | None, Meta(description="A project of the caller's; needless with a key that belongs to one project.")
+        str | None, doc("A project of the caller's; needless with a key that belongs to one project.")
     ] = None
-    open: Annotated[bool | None, Meta(description="Whether more jobs may come; null is false.")] = None
+    open: Annotated[bool | None, doc("Whether more jobs may come; null is false.")] = None
     complete: Annotated[
         bool | None, Meta(description="The opposite of `open`.", extra_json_schema={"deprecated": True})
     ] = None
-    tags: Annotated[list[str] | None, Meta(description="Up to 50, none twice.", examples=[["sweep"]])] = None
+    tags: Annotated[list[str] | None, doc("Up to 50, none twice.", ["sweep"])] = None
     webhook: Annotated[
         str | None,
-        Meta(description="A complete URL without credentials: `https://…`, public, unless the operator allows more."),
+        doc("A complete URL without credentials: `https://…`, public, unless the operator allows more."),
     ] = None
-    backend_configuration: Annotated[
-        str | None, Meta(description="Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")
-    ] = None
+    backend_configuration: Annotated[str | None, doc("Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")] = (
+        None
+    )
     configuration: Annotated[
         dict[str, Any] | None,
-        Meta(description="Options of the emulator, the older way: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
+        doc("Options of the emulator, the older way: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
-    queue_priority: Annotated[str | None, Meta(description="`HIGH`, `MEDIUM` or `LOW`; null is `MEDIUM`.")] = None
-    name: Annotated[str | None, Meta(description="For people.", examples=["antiferromagnet"])] = None
+    queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null is `MEDIUM`.")] = None
+    name: Annotated[str | None, doc("For people.", "antiferromagnet")] = None
 
 
 def project_of(caller: Principal, given: str | None) -> str:
-    """The project that a submit is for. Raises Refused (403) for one that is not the caller's, and InvalidInput."""
+    """Return the project that a submit is for. Raises InvalidInput, and RequestRefused (403) for a foreign project."""
     if not given:  # some clients of third parties send an empty one
         if len(caller.projects) == 1:
             return next(iter(caller.projects))
         mine = ", ".join(sorted(caller.projects)) or "none of their own"
         raise InvalidInput("project_id", f"is missing: these credentials are not for one project, but for {mine}")
     if not caller.sees(given):
-        raise Refused(403, "foreign_project", "is not a project of these credentials", field="project_id")
+        raise RequestRefused(403, "foreign_project", "is not a project of these credentials", field="project_id")
     if not is_project_id(given):
         raise InvalidInput("project_id", "is no id of a project: 1 to 64 letters, digits, dots, dashes and underscores")
     return given
@@ -118,7 +111,7 @@ def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bo
 
 
 def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
-    """The submission that the body asks for. Raises InvalidInput and Refused, naming the field of the body."""
+    """The submission that the body asks for. Raises InvalidInput and RequestRefused, naming the field of the body."""
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
     if body.open is not None and body.open is body.complete:
@@ -172,10 +165,10 @@ def repetition_of(
 
 
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
-    """Checks what is limited whatever the device. Raises Refused."""
+    """Checks what is limited whatever the device. Raises RequestRefused."""
     if len(jobs) > MAX_JOBS_PER_CALL:
         problem = f"has {len(jobs)} jobs, and a call at most {MAX_JOBS_PER_CALL}; add the rest to an open batch"
-        raise Refused(413, "too_many_jobs", problem, field="jobs")
+        raise RequestRefused(413, "too_many_jobs", problem, field="jobs")
     for index, job in enumerate(jobs):
         _check_length(f"jobs[{index}].sequence", job.sequence)
 
@@ -188,7 +181,7 @@ def in_words_of_the_body(error: InvalidInput) -> InvalidInput:
 def _check_length(field: str, sequence: str | None) -> None:
     if sequence is not None and len(sequence) > MAX_SEQUENCE_BYTES:
         problem = f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the most that is accepted"
-        raise Refused(413, "sequence_too_long", problem, field=field)
+        raise RequestRefused(413, "sequence_too_long", problem, field=field)
 
 
 def _device(body: BatchBody) -> str | None:

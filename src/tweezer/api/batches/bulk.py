@@ -16,15 +16,14 @@ from tweezer.api.batches.commands import IdempotencyKey, Queue, ReadBodies, answ
 from tweezer.api.batches.filters import VALUES_MAX, JobsAsked, Time
 from tweezer.api.batches.job_selection import chosen_jobs
 from tweezer.api.batches.schemas import (
-    Batch,
-    CanceledBatches,
-    CanceledJobs,
-    EmbeddedJob,
-    ListedBatch,
-    ResultsLinksOfBatch,
+    BatchResponse,
+    CanceledBatchesResponse,
+    CanceledJobsResponse,
+    EmbeddedJobResponse,
+    ListedBatchResponse,
+    ResultsLinksOfBatchResponse,
 )
-from tweezer.api.http.bodies import body_docs
-from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
 from tweezer.api.http.responses import success
 from tweezer.api.read_model import Live
 from tweezer.ledger.access.credentials import Principal
@@ -54,8 +53,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
     "/api/v1/batches/cancel",
     tags=["batches"],
     summary="Cancel several batches",
-    response_model=Envelope[CanceledBatches],
-    responses=failure_docs(400, 403, 408, 413, 415),
+    responses=success_docs(CanceledBatchesResponse) | failure_docs(400, 403, 408, 413, 415),
     openapi_extra=body_docs(BatchesBody),
 )
 async def cancel_batches(
@@ -70,15 +68,14 @@ async def cancel_batches(
             canceled.append(await _cancel(queue, live, caller, batch_id))
         except (NotFound, Conflict, NewerRecord, Unreadable) as error:
             errors[batch_id] = error.message
-    return success({"batches": [ListedBatch.fields_of(batch) for batch in canceled], "errors": errors})
+    return success({"batches": [ListedBatchResponse.from_record(batch) for batch in canceled], "errors": errors})
 
 
 @router.patch(
     "/api/v2/batches/{batch_id}/cancel/jobs",
     tags=["batches"],
     summary="Cancel jobs of a batch",
-    response_model=Envelope[CanceledJobs],
-    responses=failure_docs(403, 404, 409, 413),
+    responses=success_docs(CanceledJobsResponse) | failure_docs(403, 404, 409, 413),
 )
 async def cancel_jobs(
     batch_id: BatchId, asked: JobsAsked, caller: Submitter, queue: Queue, live: LiveStore
@@ -99,15 +96,14 @@ async def cancel_jobs(
         canceled = await live.jobs(batch, done)
         late = {job.id for job in jobs if job.index in indices} - {job.id for job in canceled}
         errors |= {identity: ended("job", identity).message for identity in sorted(late)}
-    return success({"jobs": [EmbeddedJob.fields_of(job) for job in canceled], "errors": errors})
+    return success({"jobs": [EmbeddedJobResponse.from_record(job) for job in canceled], "errors": errors})
 
 
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
     tags=["batches"],
     summary="Run jobs of a batch again, in a new one",
-    response_model=Envelope[Batch],
-    responses=failure_docs(400, 403, 404, 409, 413),
+    responses=success_docs(BatchResponse) | failure_docs(400, 403, 404, 409, 413),
 )
 async def rebatch(
     request: Request,
@@ -142,7 +138,7 @@ async def rebatch(
     "/api/v1/batches/{batch_id}/results_link",
     tags=["batches"],
     summary="Where the results of the jobs of a batch are",
-    responses=failure_docs(404, 413),
+    responses=success_docs(ResultsLinksOfBatchResponse) | failure_docs(404, 413),
 )
 async def get_batch_results_links(
     batch_id: BatchId,
@@ -153,7 +149,7 @@ async def get_batch_results_links(
     id: Annotated[tuple[UUID, ...], Query(max_length=VALUES_MAX, description="Jobs; may be repeated.")] = (),
     start_date: Annotated[Time | None, Query(description="Started then or later.")] = None,
     end_date: Annotated[Time | None, Query(description="Ended then or earlier.")] = None,
-) -> Envelope[ResultsLinksOfBatch]:
+) -> Response:
     """A link for each job that has a result, as the job's own route gives it; why there is none for each other one."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
@@ -165,7 +161,7 @@ async def get_batch_results_links(
             found[job.id] = await links.results(request, job.id)
         else:
             errors[job.id] = f"there is no result: it is {job.status}"
-    return Envelope(data=ResultsLinksOfBatch(results_links=found, errors=errors))
+    return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))
 
 
 async def _cancel(queue: Store, live: Live, caller: Principal, batch_id: UUID) -> BatchRecord:

@@ -11,7 +11,7 @@ from fastapi import Depends, Header, Request, Response
 
 from tweezer.api.batches.filters import NO_CONTROLS
 from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
-from tweezer.api.batches.schemas import Batch
+from tweezer.api.batches.schemas import BatchResponse
 from tweezer.api.http.bodies import Bodies
 from tweezer.api.http.responses import success
 from tweezer.api.read_model import Live
@@ -46,7 +46,7 @@ IdempotencyKey = Annotated[
 async def answer_batch(live: Live, caller: Principal, batch_id: UUID) -> Response:
     """The batch as it stands after a command."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(Batch.all_fields_of(record, jobs))
+    return success(BatchResponse.from_records(record, jobs))
 
 
 def asker(caller: Principal) -> str:

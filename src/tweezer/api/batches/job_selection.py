@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from tweezer.api.http.envelope import Refused
+from tweezer.api.http.responses import RequestRefused
 from tweezer.api.read_model import Live
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
@@ -15,7 +15,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 
 
 async def chosen_jobs(live: Live, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
-    """They, as they stand, in the order of their creation. Raises Refused when they are more than a call may touch."""
+    """Return the current jobs in creation order. Raises RequestRefused when there are more than a call may touch."""
     if not wanted.takes_from(batch):
         return []
     found: list[JobRecord] = []
@@ -26,7 +26,7 @@ async def chosen_jobs(live: Live, caller: Principal, batch: BatchRecord, wanted:
                 problem = (
                     f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
                 )
-                raise Refused(413, "too_many_jobs", problem, field="id")
+                raise RequestRefused(413, "too_many_jobs", problem, field="id")
     return found
 
 

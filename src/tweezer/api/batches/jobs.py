@@ -14,9 +14,15 @@ from tweezer.api.access.dependencies import (
     WaitSeconds,
 )
 from tweezer.api.batches.results import KeptResults, result_response
-from tweezer.api.batches.schemas import Job, JobResult, JobState, ResultsLink, Transition
-from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.batches.schemas import (
+    JobResponse,
+    JobResultResponse,
+    JobStateResponse,
+    ResultsLinkResponse,
+    TransitionResponse,
+)
 from tweezer.api.http.longpoll import may_change_job
+from tweezer.api.http.openapi import failure_docs, response_docs, success_docs
 from tweezer.api.http.responses import success
 from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
@@ -24,22 +30,30 @@ from tweezer.model.ids import split_job_id
 router = APIRouter(tags=["jobs"], responses=failure_docs(404, 422, 503))
 
 
-@router.get("/api/v2/jobs/{job_id}", summary="A job", response_model=Envelope[Job])
+@router.get("/api/v2/jobs/{job_id}", summary="A job", responses=success_docs(JobResponse))
 async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """The job as it stands now, with the sequence if it has one of its own."""
-    return success(Job.fields_of(await live.job(caller, job_id)))
+    return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
-@router.get("/api/v2/jobs/{job_id}/transitions", summary="The transitions of a job")
-async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Envelope[list[Transition]]:
+@router.get(
+    "/api/v2/jobs/{job_id}/transitions",
+    summary="The transitions of a job",
+    responses=success_docs(list[TransitionResponse]),
+)
+async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """What happened to the job, oldest first, as far as it is recorded: usually a fraction of a second behind."""
-    return Envelope(data=[Transition.of(event) for event in await live.transitions(caller, job_id)])
+    return success([TransitionResponse.from_event(event) for event in await live.transitions(caller, job_id)])
 
 
-@router.get("/api/v1/jobs/{job_id}/status", summary="The status of a job, waiting for its end")
+@router.get(
+    "/api/v1/jobs/{job_id}/status",
+    summary="The status of a job, waiting for its end",
+    responses=success_docs(JobStateResponse),
+)
 async def get_job_status(
     job_id: JobId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
-) -> Envelope[JobState]:
+) -> Response:
     """Held until the job has ended, at most 20 s; then the status as it stands.
 
     A job of a paused batch is `PENDING` until it begins, as any other.
@@ -54,13 +68,17 @@ async def get_job_status(
         account=caller.account,
         receive=request.receive,
     )
-    return Envelope(data=JobState.of(record))
+    return success(JobStateResponse.from_record(record))
 
 
-@router.get("/api/v1/jobs/{job_id}/results_link", summary="Where the results of a job are")
+@router.get(
+    "/api/v1/jobs/{job_id}/results_link",
+    summary="Where the results of a job are",
+    responses=success_docs(ResultsLinkResponse),
+)
 async def get_results_link(
     job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, request: Request
-) -> Envelope[ResultsLink]:
+) -> Response:
     """An absolute URL, or null while the job has no result (and for ever, if it ends without one).
 
     The URL is good for an hour (unless set otherwise), for whoever has it. It begins with the server's public URL, or
@@ -68,15 +86,15 @@ async def get_results_link(
     """
     record = await live.job(caller, job_id)
     if await live.packed_result(record) is None:
-        return Envelope(data=ResultsLink(results_link=None))
-    return Envelope(data=ResultsLink(results_link=await links.results(request, record.id)))
+        return success(ResultsLinkResponse(results_link=None))
+    return success(ResultsLinkResponse(results_link=await links.results(request, record.id)))
 
 
 @router.get(
     "/api/v1/jobs/{job_id}/results",
     summary="The results of a job",
     response_class=Response,
-    responses={200: {"model": JobResult, "description": "The result, as it is."}, **failure_docs(403)},
+    responses=response_docs(JobResultResponse, "The result, as it is.") | failure_docs(403),
 )
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request

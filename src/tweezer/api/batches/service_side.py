@@ -13,10 +13,9 @@ from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator
 from tweezer.api.batches.commands import Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
-from tweezer.api.batches.schemas import Batch, Job
-from tweezer.api.http.bodies import body_docs
-from tweezer.api.http.envelope import Envelope, failure_docs
-from tweezer.api.http.responses import success
+from tweezer.api.batches.schemas import BatchResponse, JobResponse
+from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
+from tweezer.api.http.responses import doc, success
 from tweezer.api.read_model import Live
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import check_characters
@@ -40,19 +39,15 @@ class BatchStatusBody(msgspec.Struct, frozen=True):
     """The status that a batch is to have. Times are those of Redis' clock, whatever is sent."""
 
     status: BatchStatus
-    reason: Annotated[
-        Text | None, Meta(description="Of an `ERROR`, for the user.", examples=["the laser is out of lock"])
-    ] = None
+    reason: Annotated[Text | None, doc("Of an `ERROR`, for the user.", "the laser is out of lock")] = None
 
 
 class JobStatusBody(msgspec.Struct, frozen=True):
     """The status that a job is to have, and how far it is. Times are those of Redis' clock, whatever is sent."""
 
-    status: Annotated[JobStatus | None, Meta(description="Null leaves it as it is.")] = None
-    progress: Annotated[Annotated[int, Meta(ge=0, le=100)] | None, Meta(description="Percent, of a job that runs.")] = (
-        None
-    )
-    errors: Annotated[Errors | None, Meta(description="Why it fails.")] = None
+    status: Annotated[JobStatus | None, doc("Null leaves it as it is.")] = None
+    progress: Annotated[Annotated[int, Meta(ge=0, le=100)] | None, doc("Percent, of a job that runs.")] = None
+    errors: Annotated[Errors | None, doc("Why it fails.")] = None
 
 
 class JobErrorsBody(msgspec.Struct, frozen=True):
@@ -65,8 +60,8 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
     "/api/v1/batches/{batch_id}/status",
     tags=["service side"],
     summary="Set the status of a batch",
-    response_model=Envelope[Batch],
     openapi_extra=body_docs(BatchStatusBody),
+    responses=success_docs(BatchResponse),
 )
 async def set_batch_status(
     request: Request, batch_id: BatchId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -88,16 +83,16 @@ async def set_batch_status(
     "/api/v1/jobs/{job_id}/status",
     tags=["service side"],
     summary="Set the status of a job",
-    response_model=Envelope[Job],
     openapi_extra=body_docs(JobStatusBody),
+    responses=success_docs(JobResponse),
 )
 @router.patch(
     "/api/v1/jobs/{job_id}",
     name="patch_job",
     tags=["service side"],
     summary="Set the status or the progress of a job",
-    response_model=Envelope[Job],
     openapi_extra=body_docs(JobStatusBody),
+    responses=success_docs(JobResponse),
 )
 async def set_job_status(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -106,15 +101,15 @@ async def set_job_status(
     lost it. `RUNNING` and `DONE` are its holder's to say."""
     job = await live.job(caller, job_id)
     await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
-    return success(Job.fields_of(await live.job(caller, job_id)))
+    return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
 @router.post(
     "/api/v1/jobs/{job_id}/errors",
     tags=["service side"],
     summary="Say why a job fails",
-    response_model=Envelope[Job],
     openapi_extra=body_docs(JobErrorsBody),
+    responses=success_docs(JobResponse),
 )
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -124,7 +119,7 @@ async def post_job_errors(
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
-    return success(Job.fields_of(await live.job(caller, job_id)))
+    return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
 async def _report(queue: Store, live: Live, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:

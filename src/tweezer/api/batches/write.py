@@ -20,9 +20,8 @@ from tweezer.api.batches.bodies import (
     submission_of,
 )
 from tweezer.api.batches.commands import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
-from tweezer.api.batches.schemas import Batch, Job
-from tweezer.api.http.bodies import body_docs
-from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.batches.schemas import BatchResponse, JobResponse
+from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
 from tweezer.api.http.responses import success
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.tagging import record_tags
@@ -50,8 +49,7 @@ Tags = Annotated[
     "/api/v1/batches",
     tags=["batches"],
     summary="Submit a batch",
-    response_model=Envelope[Batch],
-    responses=_BODY_FAILURES,
+    responses=success_docs(BatchResponse) | _BODY_FAILURES,
     openapi_extra=body_docs(BatchBody),
 )
 async def create_batch(
@@ -84,8 +82,7 @@ async def create_batch(
     "/api/v2/batches/{batch_id}/jobs",
     tags=["batches"],
     summary="Add jobs to an open batch",
-    response_model=Envelope[Batch],
-    responses=_BODY_FAILURES | _NAMES_A_THING,
+    responses=success_docs(BatchResponse) | _BODY_FAILURES | _NAMES_A_THING,
     openapi_extra=body_docs(Jobs),
 )
 async def add_jobs(
@@ -113,8 +110,7 @@ async def add_jobs(
     "/api/v2/batches/{batch_id}/complete",
     tags=["batches"],
     summary="Close a batch",
-    response_model=Envelope[Batch],
-    responses=_NAMES_A_THING,
+    responses=success_docs(BatchResponse) | _NAMES_A_THING,
 )
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """No more jobs will come: the batch ends with those it has. Nothing changes if that is so already."""
@@ -129,8 +125,7 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
     "/api/v2/batches/{batch_id}/cancel",
     tags=["batches"],
     summary="Cancel a batch",
-    response_model=Envelope[Batch],
-    responses=_NAMES_A_THING,
+    responses=success_docs(BatchResponse) | _NAMES_A_THING,
 )
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
@@ -144,8 +139,7 @@ async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live:
     "/api/v1/batches/{batch_id}/tags",
     tags=["batches"],
     summary="Replace the tags of a batch",
-    response_model=Envelope[Batch],
-    responses=_BODY_FAILURES | _NAMES_A_THING,
+    responses=success_docs(BatchResponse) | _BODY_FAILURES | _NAMES_A_THING,
     openapi_extra=body_docs(Tags),
 )
 async def set_tags(
@@ -174,8 +168,7 @@ async def set_tags(
     "/api/v2/jobs/{job_id}/cancel",
     tags=["jobs"],
     summary="Cancel a job",
-    response_model=Envelope[Job],
-    responses=_NAMES_A_THING,
+    responses=success_docs(JobResponse) | _NAMES_A_THING,
 )
 async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancels a pending job; asks one that runs to stop, which its status shows when it has."""
@@ -186,5 +179,5 @@ async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveS
             asked = queue.commands.cancel_jobs(batch_id, [index], project=job.project, by=asker(caller))
             (answer,) = await asked
         if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
-            return success(Job.fields_of(await live.job(caller, job_id)))
+            return success(JobResponse.from_record(await live.job(caller, job_id)))
     raise ended("job", job_id)

@@ -13,23 +13,20 @@ from tweezer.adapters.specs import checked_specs
 from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Operator
 from tweezer.api.batches.commands import Queue, ReadBodies
 from tweezer.api.batches.filters import DevicePageAsked, Direction, Text
-from tweezer.api.batches.lists import PAGE_DOCS
-from tweezer.api.batches.schemas import Page
 from tweezer.api.devices.schemas import (
-    Device,
-    DeviceSpecs,
+    DeviceResponse,
+    DeviceSpecsResponse,
     DeviceStatus,
-    Maintenance,
     MaintenanceBody,
+    MaintenanceResponse,
     NewDevice,
     SpecsBody,
     StatusBody,
     StatusesBody,
 )
-from tweezer.api.devices.statistics_schemas import QueueSize, QueueTime
-from tweezer.api.http.bodies import body_docs
-from tweezer.api.http.envelope import Envelope, Refused, failure_docs
-from tweezer.api.http.responses import page
+from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
+from tweezer.api.http.openapi import body_docs, failure_docs, page_docs, success_docs
+from tweezer.api.http.responses import RequestRefused, page, success
 from tweezer.api.read_model import Live
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries import statistics
@@ -50,15 +47,12 @@ WindowId = Annotated[Text, Path(description="Id of the maintenance.", examples=[
 DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
 
 
-@router.get(
-    "/api/v1/devices", summary="Devices", response_model=Page[Device], responses=PAGE_DOCS | failure_docs(422, 503)
-)
+@router.get("/api/v1/devices", summary="Devices", responses=page_docs(DeviceResponse) | failure_docs(422, 503))
 @router.get(
     "/api/v2/devices",
     name="list_devices_v2",
     summary="The same",
-    response_model=Page[Device],
-    responses=PAGE_DOCS | failure_docs(422, 503),
+    responses=page_docs(DeviceResponse) | failure_docs(422, 503),
 )
 async def list_devices(asked: DevicePageAsked, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
     """Those that workers have announced or operators created; the newest first, unless asked for otherwise."""
@@ -72,40 +66,42 @@ async def list_devices(asked: DevicePageAsked, caller: Caller, live: LiveStore, 
     )
     found = with_place + [device for device in found if device.place(asked.order_by) is None]
     rows = found[asked.offset : asked.offset + asked.limit]
-    return page([row.model_dump(mode="json") for row in rows], offset=asked.offset, total=len(found))
+    return page(rows, offset=asked.offset, total=len(found))
 
 
 @router.post(
     "/api/v1/devices",
     summary="Create a device",
-    responses=_BODY_FAILURES | failure_docs(409),
+    responses=success_docs(DeviceResponse) | _BODY_FAILURES | failure_docs(409),
     openapi_extra=body_docs(NewDevice),
 )
 async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
-) -> Envelope[Device]:
+) -> Response:
     """Clients are told of it, and batches for it are taken and wait, until a worker serves a device of this name. What
     serves it is the worker's configuration; a device that workers have announced needs no creating."""
     body = await bodies.read(request, NewDevice, account=caller.account)
     specs = await _checked(body.specs)
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
     await queue.devices.create(body.device_type, body.about() | held, specs)
-    return Envelope(data=await _device(live, ledger, body.device_type))
+    return success(await _device(live, ledger, body.device_type))
 
 
 _STATUSES_DOCS: dict[str, Any] = {
-    "responses": _BODY_FAILURES | failure_docs(404),
+    "responses": success_docs(list[DeviceResponse]) | _BODY_FAILURES | failure_docs(404),
     "openapi_extra": body_docs(StatusesBody),
 }
-_STATUS_DOCS: dict[str, Any] = {"responses": _BODY_FAILURES | failure_docs(404), "openapi_extra": body_docs(StatusBody)}
-_SPECS_DOCS: dict[str, Any] = {"responses": _BODY_FAILURES | failure_docs(404), "openapi_extra": body_docs(SpecsBody)}
+_STATUS_DOCS: dict[str, Any] = {
+    "responses": success_docs(DeviceResponse) | _BODY_FAILURES | failure_docs(404),
+    "openapi_extra": body_docs(StatusBody),
+}
 
 
 @router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES_DOCS)
 @router.patch("/api/v1/devices/status", name="patch_statuses", summary="The same", **_STATUSES_DOCS)
 async def set_statuses(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
-) -> Envelope[list[Device]]:
+) -> Response:
     """`DOWN` holds them: running jobs finish, and no more begin, until somebody sets them `UP`, or until the time that
     is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
     changes."""
@@ -115,7 +111,7 @@ async def set_statuses(
     names = [(await live.device(name)).name for name in body.device_type_names]
     for name in names:
         await _set_status(queue, name, body)
-    return Envelope(data=await _devices([await live.device(name) for name in names], ledger))
+    return success(await _devices([await live.device(name) for name in names], ledger))
 
 
 @router.put("/api/v1/devices/{device}/status", summary="Set the status of a device", **_STATUS_DOCS)
@@ -128,118 +124,135 @@ async def set_status(
     queue: Queue,
     live: LiveStore,
     ledger: Ledger,
-) -> Envelope[Device]:
+) -> Response:
     """`DOWN` holds it: running jobs finish, and no more begin, until somebody sets it `UP`, or until the time that is
     given; doing it again changes reason and time. `UP` lets it go on; if no worker serves it, or it is under
     maintenance, it stays `DOWN`."""
     name = (await live.device(device)).name
     body = await bodies.read(request, StatusBody, account=caller.account)
     await _set_status(queue, name, body)
-    return Envelope(data=await _device(live, ledger, name))
+    return success(await _device(live, ledger, name))
 
 
 @router.get(
-    "/api/v1/devices/{device}/maintenance", summary="Planned maintenance", responses=failure_docs(404, 422, 503)
+    "/api/v1/devices/{device}/maintenance",
+    summary="Planned maintenance",
+    responses=success_docs(list[MaintenanceResponse]) | failure_docs(404, 422, 503),
 )
-async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Envelope[list[Maintenance]]:
+async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """What is under way or planned, in order."""
     windows = await live.windows((await live.device(device)).name)
-    return Envelope(data=[Maintenance.of(window) for window in windows])
+    return success([MaintenanceResponse.from_window(window) for window in windows])
 
 
 @router.post(
     "/api/v1/devices/{device}/maintenance",
     summary="Plan maintenance",
-    responses=_BODY_FAILURES | failure_docs(404, 409),
+    responses=success_docs(MaintenanceResponse) | _BODY_FAILURES | failure_docs(404, 409),
     openapi_extra=body_docs(MaintenanceBody),
 )
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
-) -> Envelope[Maintenance]:
+) -> Response:
     """From its begin to its end the device begins nothing, and before it no batch that would not end in time. Running
     jobs finish. It must not overlap with other maintenance of the device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = planned(body.begins_at, body.ends_at, body.reason)
     await queue.devices.plan(name, window)
-    return Envelope(data=Maintenance.of(window))
+    return success(MaintenanceResponse.from_window(window))
 
 
 @router.delete(
     "/api/v1/devices/{device}/maintenance/{window}",
     summary="Take maintenance back",
-    responses=failure_docs(403, 404, 422, 503),
+    responses=success_docs(None) | failure_docs(403, 404, 422, 503),
 )
 async def drop_maintenance(
     device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
-) -> Envelope[None]:
+) -> Response:
     """If it is under way it ends now."""
     await queue.devices.drop((await live.device(device)).name, window)
-    return Envelope(data=None)
-
-
-@router.get("/api/v1/devices/specs", summary="Specs of all devices", responses=failure_docs(503))
-async def get_all_specs(caller: Caller, live: LiveStore) -> Envelope[dict[str, str]]:
-    """Of each device by its name: Pulser's abstract representation, as a string, valid for the Pulser of here."""
-    return Envelope(data=await live.device_specs())
+    return success(None)
 
 
 @router.get(
-    "/api/v1/devices/public-specs", summary="The same, without a key", responses=failure_docs(503, keyless=True)
+    "/api/v1/devices/specs", summary="Specs of all devices", responses=success_docs(dict[str, str]) | failure_docs(503)
 )
-async def get_public_specs(live: LiveStore) -> Envelope[list[DeviceSpecs]]:
+async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
+    """Of each device by its name: Pulser's abstract representation, as a string, valid for the Pulser of here."""
+    return success(await live.device_specs())
+
+
+@router.get(
+    "/api/v1/devices/public-specs",
+    summary="The same, without a key",
+    responses=success_docs(list[DeviceSpecsResponse]) | failure_docs(503, keyless=True),
+)
+async def get_public_specs(live: LiveStore) -> Response:
     """What anybody may know of the devices: what they are like, not whether they work."""
     specs = await live.device_specs()
-    return Envelope(data=[DeviceSpecs(device_type=name, specs=text) for name, text in specs.items()])
+    return success([DeviceSpecsResponse(device_type=name, specs=text) for name, text in specs.items()])
 
 
-@router.get("/api/v1/devices/{device}/specs", summary="Specs of a device", responses=failure_docs(404, 422, 503))
-async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Envelope[DeviceSpecs]:
+@router.get(
+    "/api/v1/devices/{device}/specs",
+    summary="Specs of a device",
+    responses=success_docs(DeviceSpecsResponse) | failure_docs(404, 422, 503),
+)
+async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """Those that an operator gave, else those that its workers announce."""
     name = (await live.device(device)).name
     specs = (await live.device_specs()).get(name)
     if specs is None:
         raise NotFound("specs of the device", name)
-    return Envelope(data=DeviceSpecs(device_type=name, specs=specs))
+    return success(DeviceSpecsResponse(device_type=name, specs=specs))
 
 
-@router.put("/api/v1/devices/{device}/specs", summary="Give a device other specs", **_SPECS_DOCS)
+@router.put(
+    "/api/v1/devices/{device}/specs",
+    summary="Give a device other specs",
+    responses=success_docs(DeviceSpecsResponse) | _BODY_FAILURES | failure_docs(404),
+    openapi_extra=body_docs(SpecsBody),
+)
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
-) -> Envelope[DeviceSpecs]:
+) -> Response:
     """Clients are told these instead of what workers announce, and submits are checked against them. Pulser must be
     able to read them, and their name must be no other device's."""
     name = (await live.device(device)).name
     body = await bodies.read(request, SpecsBody, account=caller.account)
     specs = await _checked(body.specs)
     await queue.devices.give_specs(name, specs)
-    return Envelope(data=DeviceSpecs(device_type=name, specs=specs.text))
+    return success(DeviceSpecsResponse(device_type=name, specs=specs.text))
 
 
 @router.delete(
     "/api/v1/devices/{device}/specs",
     summary="Take an operator's specs back",
-    responses=failure_docs(403, 404, 409, 422, 503),
+    responses=success_docs(None) | failure_docs(403, 404, 409, 422, 503),
 )
-async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Envelope[None]:
+async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
     """Those that its workers announce count again, from their next heartbeat on."""
     await queue.devices.forget_specs((await live.device(device)).name)
-    return Envelope(data=None)
+    return success(None)
 
 
 @router.get(
-    "/api/v1/devices/{device}/queue_size", summary="What waits for a device", responses=failure_docs(404, 422, 503)
+    "/api/v1/devices/{device}/queue_size",
+    summary="What waits for a device",
+    responses=success_docs(QueueSizeResponse) | failure_docs(404, 422, 503),
 )
-async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Envelope[QueueSize]:
+async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Response:
     """Batches, jobs and shots of all projects, by priority, as they are recorded."""
     name = (await live.device(device)).name
-    return Envelope(data=QueueSize.of(await ledger.run(statistics.queue_sizes, ledger, name)))
+    return success(QueueSizeResponse.from_sizes(await ledger.run(statistics.queue_sizes, ledger, name)))
 
 
 @router.get(
     "/api/v1/devices/{device}/average_queue_time",
     summary="How long jobs wait for a device",
-    responses=failure_docs(404, 422, 503),
+    responses=success_docs(QueueTimeResponse) | failure_docs(404, 422, 503),
 )
 async def get_average_queue_time(
     device: DeviceName,
@@ -247,12 +260,12 @@ async def get_average_queue_time(
     ledger: Ledger,
     live: LiveStore,
     hours: Annotated[int, Query(ge=1, le=8784, description="Of the jobs that ended in so many last hours.")] = 24,
-) -> Envelope[QueueTime]:
+) -> Response:
     """From submit to start, of jobs of all projects."""
     name = (await live.device(device)).name
     since = datetime.now(UTC) - timedelta(hours=hours)
     found = (await ledger.run(statistics.queue_times, ledger, since)).get(name, statistics.QueueTime())
-    return Envelope(data=QueueTime(device_type=name, average_queue_time=found.seconds, jobs_count=found.jobs))
+    return success(QueueTimeResponse(device_type=name, average_queue_time=found.seconds, jobs_count=found.jobs))
 
 
 async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) -> None:
@@ -263,21 +276,21 @@ async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) 
             await queue.commands.pause_device(name, body.reason or _HELD_BY_API, until=body.until)
 
 
-async def _device(live: Live, ledger: Database, name: str) -> Device:
+async def _device(live: Live, ledger: Database, name: str) -> DeviceResponse:
     (found,) = await _devices([await live.device(name)], ledger)
     return found
 
 
-async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[Device]:
+async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[DeviceResponse]:
     waited = await ledger.run(statistics.queue_times, ledger, datetime.now(UTC) - _LATELY)
-    return [Device.of(record, waited.get(record.name)) for record in records]
+    return [DeviceResponse.from_record(record, waited.get(record.name)) for record in records]
 
 
 async def _checked(text: str) -> model.DeviceSpecs:
-    """The specs, if Pulser takes them. Raises InvalidInput, and Refused where nobody can say."""
+    """The specs, if Pulser takes them. Raises InvalidInput, and RequestRefused where nobody can say."""
     try:
         return await asyncio.to_thread(checked_specs, text)
     except InvalidInput:
         raise
     except TweezerError as error:
-        raise Refused(503, error.code, error.message) from error
+        raise RequestRefused(503, error.code, error.message) from error

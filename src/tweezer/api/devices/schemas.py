@@ -9,10 +9,9 @@ from uuid import UUID
 
 import msgspec
 from msgspec import Meta
-from pydantic import Field
 
 from tweezer.api.batches.filters import DeviceOrder
-from tweezer.api.batches.schemas import Count, Schema
+from tweezer.api.http.responses import Count, Moment, doc
 from tweezer.ledger.queries.statistics import QueueTime
 from tweezer.model.ids import device_id
 from tweezer.model.webhooks import written
@@ -20,7 +19,7 @@ from tweezer.model.windows import Window
 from tweezer.store.records import DeviceRecord
 
 _NAME = Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its name.", examples=["EMU_FREE"])
-_SPECS = Meta(description="Pulser's `device.to_abstract_repr()`, as a string.")
+_SPECS = doc("Pulser's `device.to_abstract_repr()`, as a string.")
 
 
 _AWARE = Meta(tz=True)
@@ -39,7 +38,7 @@ class StatusBody(msgspec.Struct, frozen=True):
 
     status: DeviceStatus
     reason: _REASON = ""
-    until: Annotated[datetime, _AWARE, Meta(description="When it is UP again by itself.")] | None = None
+    until: Annotated[datetime, _AWARE, doc("When it is UP again by itself.")] | None = None
 
 
 class StatusesBody(msgspec.Struct, frozen=True):
@@ -48,7 +47,7 @@ class StatusesBody(msgspec.Struct, frozen=True):
     device_type_names: Annotated[list[str], Meta(min_length=1, max_length=100, examples=[["EMU_FREE"]])]
     status: DeviceStatus
     reason: _REASON = ""
-    until: Annotated[datetime, _AWARE, Meta(description="When they are UP again by themselves.")] | None = None
+    until: Annotated[datetime, _AWARE, doc("When they are UP again by themselves.")] | None = None
 
 
 class MaintenanceBody(msgspec.Struct, frozen=True):
@@ -72,7 +71,7 @@ class NewDevice(msgspec.Struct, frozen=True):
     specs: Annotated[str, _SPECS]
     status: DeviceStatus = DeviceStatus.UP
     is_emulator: bool = True
-    active: Annotated[bool, Meta(description="If not, it is listed with `include_legacy` only.")] = True
+    active: Annotated[bool, doc("If not, it is listed with `include_legacy` only.")] = True
 
     def about(self) -> dict[str, Any]:
         """What the queue goes by until a worker says better: a machine is one batch's at a time."""
@@ -85,61 +84,58 @@ class NewDevice(msgspec.Struct, frozen=True):
         }
 
 
-class Maintenance(Schema):
+class MaintenanceResponse(msgspec.Struct, frozen=True):
     """When a device is not to be used."""
 
-    id: str = Field(examples=["5f3a90c1"])
-    begins_at: datetime = Field(examples=["2026-11-22T10:00:00Z"])
-    ends_at: datetime = Field(examples=["2026-11-22T14:00:00Z"])
-    reason: str = Field(examples=["new lens"])
+    id: Annotated[str, Meta(examples=["5f3a90c1"])]
+    begins_at: Moment
+    ends_at: Moment
+    reason: Annotated[str, Meta(examples=["new lens"])]
 
     @classmethod
-    def of(cls, window: Window) -> Maintenance:
+    def from_window(cls, window: Window) -> MaintenanceResponse:
         return cls(id=window.id, begins_at=window.begins, ends_at=window.ends, reason=window.reason)
 
 
-class Device(Schema):
+class DeviceResponse(msgspec.Struct, frozen=True):
     """A device: workers serve it, or did, or an operator has created it."""
 
-    id: UUID = Field(examples=["a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90"])
-    name: str = Field(examples=["EMU_FREE"])
-    device_type: str = Field(description="The same.", examples=["EMU_FREE"])
-    status: DeviceStatus = Field(
-        description="`DOWN` while an operator holds it, it is under maintenance, its machine is down, or no worker "
-        "serves it; jobs wait then.",
-        examples=["UP"],
-    )
-    status_reason: str | None = Field(
-        description="Why it is `DOWN`, for people; null while it is `UP`.", examples=[None]
-    )
-    status_until: datetime | None = Field(
-        description="When that is planned to be over; null where nobody has said.", examples=[None]
-    )
-    status_unknown: str | None = Field(
-        description="Why it is not known how its machine is, which changes nothing but this; null while it is known.",
-        examples=[None],
-    )
-    average_queue_time: Count | None = Field(
-        description="Seconds from submit to start, of the jobs that ended in the last day; null when none did.",
-        examples=[12],
-    )
-    max_atom_num: Count | None = Field(description="Null without limit, and without specs.", examples=[25])
-    max_runs: Count | None = Field(description="The most shots of a job; null while no worker says.", examples=[1000])
-    is_emulator: bool = Field(examples=[True])
-    created_at: datetime | None = Field(
-        description="When it was first announced.", examples=["2026-11-22T10:00:00.250000Z"]
-    )
-    paused_because: str | None = Field(description="The operator's reason.", examples=[None])
-    maintenance: Maintenance | None = Field(
-        description="What is under way or planned next; `/api/v1/devices/{device}/maintenance` has all.",
-        examples=[None],
-    )
-    lanes: Count = Field(description="Execution slots of its live workers.", examples=[2])
-    pending: Count = Field(description="Its pending jobs.", examples=[16])
-    running: Count = Field(description="Its running jobs.", examples=[2])
+    id: Annotated[UUID, Meta(examples=["a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90"])]
+    name: Annotated[str, Meta(examples=["EMU_FREE"])]
+    device_type: Annotated[str, doc("The same.", "EMU_FREE")]
+    status: Annotated[
+        DeviceStatus,
+        doc(
+            "`DOWN` while an operator holds it, it is under maintenance, its machine is down, or no worker "
+            "serves it; jobs wait then.",
+            "UP",
+        ),
+    ]
+    status_reason: Annotated[str | None, doc("Why it is `DOWN`, for people; null while it is `UP`.", None)]
+    status_until: Annotated[Moment | None, doc("When that is planned to be over; null where nobody has said.", None)]
+    status_unknown: Annotated[
+        str | None,
+        doc("Why it is not known how its machine is, which changes nothing but this; null while it is known.", None),
+    ]
+    average_queue_time: Annotated[
+        Count | None,
+        doc("Seconds from submit to start, of the jobs that ended in the last day; null when none did.", 12),
+    ]
+    max_atom_num: Annotated[Count | None, doc("Null without limit, and without specs.", 25)]
+    max_runs: Annotated[Count | None, doc("The most shots of a job; null while no worker says.", 1000)]
+    is_emulator: Annotated[bool, Meta(examples=[True])]
+    created_at: Annotated[Moment | None, doc("When it was first announced.")]
+    paused_because: Annotated[str | None, doc("The operator's reason.", None)]
+    maintenance: Annotated[
+        MaintenanceResponse | None,
+        doc("What is under way or planned next; `/api/v1/devices/{device}/maintenance` has all.", None),
+    ]
+    lanes: Annotated[Count, doc("Execution slots of its live workers.", 2)]
+    pending: Annotated[Count, doc("Its pending jobs.", 16)]
+    running: Annotated[Count, doc("Its running jobs.", 2)]
 
     @classmethod
-    def of(cls, record: DeviceRecord, waited: QueueTime | None) -> Device:
+    def from_record(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
         now = datetime.now(UTC)
         hold, window = record.hold(now), record.window
         return cls(
@@ -156,7 +152,7 @@ class Device(Schema):
             is_emulator=record.is_emulator,
             created_at=record.created,
             paused_because=record.paused or None,
-            maintenance=None if window is None or window.ends <= now else Maintenance.of(window),
+            maintenance=None if window is None or window.ends <= now else MaintenanceResponse.from_window(window),
             lanes=record.lanes,
             pending=record.pending,
             running=record.running,
@@ -167,10 +163,8 @@ class Device(Schema):
         return self.created_at if order is DeviceOrder.CREATED else getattr(self, order.value)
 
 
-class DeviceSpecs(Schema):
+class DeviceSpecsResponse(msgspec.Struct, frozen=True):
     """What clients are told that a device is like."""
 
-    device_type: str = Field(examples=["EMU_FREE"])
-    specs: str = Field(
-        description="Pulser's abstract representation of the device, as a string.", examples=['{"name": "EMU_FREE"}']
-    )
+    device_type: Annotated[str, Meta(examples=["EMU_FREE"])]
+    specs: Annotated[str, doc("Pulser's abstract representation of the device, as a string.", '{"name": "EMU_FREE"}')]

@@ -2,21 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+import msgspec
+from fastapi import APIRouter, Query, Response
+from msgspec import Meta
 
 from tweezer.api.access.dependencies import Caller, Ledger
 from tweezer.api.batches.filters import VALUES_MAX, Text, Time
-from tweezer.api.devices.statistics_schemas import JobFrequency, LastActivity
-from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.http.openapi import failure_docs, success_docs
+from tweezer.api.http.responses import Count, Moment, Seconds, doc, success
 from tweezer.ledger.queries import statistics
 from tweezer.ledger.queries.statistics import Span
+from tweezer.model.messages import Priority
 
 _SHOWN = {Span.HOUR: timedelta(days=1), Span.DAY: timedelta(days=30), Span.MONTH: timedelta(days=365)}
 
 router = APIRouter()
+
+
+class LastActivityResponse(msgspec.Struct, frozen=True):
+    """When something last changed in a project."""
+
+    project_id: Annotated[str, Meta(examples=["default"])]
+    last_activity_date: Annotated[Moment | None, doc("Null while it has no history.")]
+
+
+class DeviceQueueResponse(msgspec.Struct, frozen=True):
+    """What waits for a device, of one priority."""
+
+    queue: Annotated[Priority, Meta(examples=["MEDIUM"])]
+    number_of_batches: Annotated[Count, doc("Batches with pending jobs.", 2)]
+    number_of_jobs: Annotated[Count, doc("Pending jobs.", 16)]
+    number_of_shots: Annotated[Count, doc("Their runs, where they say how many.", 1600)]
+
+
+class QueueSizeResponse(msgspec.Struct, frozen=True):
+    """What waits for a device."""
+
+    device_queues: Annotated[list[DeviceQueueResponse], doc("One of each priority.")]
+
+    @classmethod
+    def from_sizes(cls, sizes: Mapping[Priority, statistics.QueueSize]) -> QueueSizeResponse:
+        return cls(
+            device_queues=[
+                DeviceQueueResponse(
+                    queue=priority,
+                    number_of_batches=size.batches,
+                    number_of_jobs=size.jobs,
+                    number_of_shots=size.shots,
+                )
+                for priority, size in sizes.items()
+            ]
+        )
+
+
+class QueueTimeResponse(msgspec.Struct, frozen=True):
+    """How long jobs wait for a device."""
+
+    device_type: Annotated[str, Meta(examples=["EMU_FREE"])]
+    average_queue_time: Annotated[
+        Seconds | None, doc("Seconds from submit to start, on average; null when no job ended.", 12.5)
+    ]
+    jobs_count: Annotated[Count, doc("Over how many jobs: those that ended lately.", 340)]
+
+
+class DeviceCountsResponse(msgspec.Struct, frozen=True):
+    """Jobs that were submitted in a span of time."""
+
+    datetime: Annotated[str, doc("When the span begins, UTC.", "2026-11-22T10:00:00Z")]
+    devices: Annotated[dict[str, Count], Meta(examples=[{"EMU_FREE": 120, "EMU_MPS": 4}])]
+
+
+class JobFrequencyResponse(msgspec.Struct, frozen=True):
+    """Jobs that were submitted, by span of time and device."""
+
+    job_date_scope: Annotated[statistics.Span, Meta(examples=["DAY"])]
+    count: Annotated[list[DeviceCountsResponse], doc("Oldest first; spans without jobs are left out.")]
+
+    @classmethod
+    def from_counts(cls, span: statistics.Span, counts: Sequence[statistics.SpanCount]) -> JobFrequencyResponse:
+        return cls(
+            job_date_scope=span,
+            count=[
+                DeviceCountsResponse(datetime=f"{each.start:%Y-%m-%dT%H:%M:%SZ}", devices=each.devices)
+                for each in counts
+            ],
+        )
+
 
 Projects = Annotated[
     tuple[Text, ...],
@@ -28,19 +103,19 @@ Projects = Annotated[
     "/api/v1/batches/last_activity",
     tags=["batches"],
     summary="When something last happened in a project",
-    responses=failure_docs(422, 503),
+    responses=success_docs(list[LastActivityResponse]) | failure_docs(422, 503),
 )
-async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Envelope[list[LastActivity]]:
+async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
     """One entry a project that the caller sees, by id."""
     found = await ledger.run(statistics.last_activity, ledger, caller, project_id)
-    return Envelope(data=[LastActivity(project_id=each.project, last_activity_date=each.time) for each in found])
+    return success([LastActivityResponse(project_id=each.project, last_activity_date=each.time) for each in found])
 
 
 @router.get(
     "/api/v1/devices/job_counts",
     tags=["devices"],
     summary="How many jobs were submitted",
-    responses=failure_docs(422, 503),
+    responses=success_docs(JobFrequencyResponse) | failure_docs(422, 503),
 )
 async def get_job_counts(
     caller: Caller,
@@ -49,9 +124,9 @@ async def get_job_counts(
     project_id: Projects = (),
     start_date: Annotated[Time | None, Query(description="Default: a day, 30 days or a year before the end.")] = None,
     end_date: Annotated[Time | None, Query(description="Default: now.")] = None,
-) -> Envelope[JobFrequency]:
+) -> Response:
     """Jobs that were submitted to the caller's projects, by hour, day or month and device."""
     until = end_date or datetime.now(UTC)
     since = start_date or until - _SHOWN[scope]
     found = await ledger.run(statistics.job_counts, ledger, caller, project_id, scope, since, until)
-    return Envelope(data=JobFrequency.of(scope, found))
+    return success(JobFrequencyResponse.from_counts(scope, found))

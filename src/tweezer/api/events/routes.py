@@ -6,18 +6,19 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, cast
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds
 from tweezer.api.batches.filters import VALUES_MAX, Text
-from tweezer.api.events.schemas import EventPage
 from tweezer.api.events.streams import Following, Watched
-from tweezer.api.http.envelope import failure_docs
-from tweezer.api.http.responses import success
+from tweezer.api.http.openapi import failure_docs, success_docs
+from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.queries.cursors import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, Feed, Selection
 from tweezer.model.errors import InvalidInput
@@ -33,6 +34,25 @@ _STREAM_DOCS: dict[int | str, dict[str, Any]] = {
     },
 }
 _ENDED_DOCS: dict[int | str, dict[str, Any]] = {204: {"description": "The batch has ended, and all of it was told."}}
+
+
+_BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
+_ID = f"{_BATCH_ID}:5:1795341602000000"
+
+
+class EventResponse(msgspec.Struct, frozen=True):
+    """An event. What ``data`` has depends on its type; a webhook of the event has more."""
+
+    id: Annotated[str, doc("The same wherever the event is told.", _ID)]
+    type: Annotated[EventType, Meta(examples=["job.done"])]
+    timestamp: Moment
+    data: Annotated[dict[str, Any], Meta(examples=[{"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5}])]
+
+
+_PAGE_DOCS = success_docs(
+    list[EventResponse],
+    next=Annotated[str, doc("What to give as `after` for what comes behind these.", "1795341602000-0")],
+)
 
 
 class _Followed(BaseModel):
@@ -95,7 +115,7 @@ LastEventId = Annotated[
 ]
 
 
-@router.get("/api/v2/events", summary="Events", response_model=EventPage)
+@router.get("/api/v2/events", summary="Events", responses=_PAGE_DOCS)
 async def list_events(
     asked: Annotated[PageOfProjects, Query()],
     caller: Caller,
@@ -123,8 +143,7 @@ async def list_events(
 @router.get(
     "/api/v2/batches/{batch_id}/events",
     summary="The events of a batch",
-    response_model=EventPage,
-    responses=_OF_A_BATCH,
+    responses=_PAGE_DOCS | _OF_A_BATCH,
 )
 async def list_batch_events(
     batch_id: BatchId,
@@ -199,7 +218,7 @@ async def stream_batch_events(
 
 
 class _EventStream(StreamingResponse):
-    """A stream, which counts among those of its account until it ends. Raises Refused, a 429."""
+    """A stream, which counts among those of its account until it ends. Raises RequestRefused, a 429."""
 
     media_type = "text/event-stream"
 

@@ -14,8 +14,8 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
-from tweezer.api.http.envelope import Refused
 from tweezer.api.http.longpoll import Holds, disconnect
+from tweezer.api.http.responses import RequestRefused
 from tweezer.ledger.queries.cursors import Cursor
 from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.model.backoff import Backoff
@@ -109,9 +109,9 @@ class Following:
         return not page.events and not page.more
 
     def enter(self, account: str) -> Callable[[], None]:
-        """Count a stream of the account; what it returns ends that. Raises Refused, a 429."""
+        """Count a stream of the account; what it returns ends that. Raises RequestRefused, a 429."""
         if self._streams[account] >= STREAMS_MAX:
-            raise Refused(
+            raise RequestRefused(
                 429,
                 "too_many_streams",
                 f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",

@@ -15,7 +15,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tweezer.api.access.logins import network_of
-from tweezer.api.http.envelope import failure
+from tweezer.api.http.responses import failure
 
 HEAD_MAX = 65_536
 """The most bytes of a request line and its headers, to within what the network hands over at once; and of what stands

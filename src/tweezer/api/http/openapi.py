@@ -1,16 +1,36 @@
-"""The OpenAPI document: FastAPI's, with the bodies of requests and names that generators make good classes of."""
+"""The OpenAPI document: FastAPI's, with the msgspec types of bodies and answers."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
+import msgspec
 from fastapi import FastAPI
+from msgspec import Meta
 
-from tweezer.api.http.bodies import BODY_SCHEMAS
+from tweezer.api.http.responses import Failure, MalformedRequest, Pagination
+from tweezer.model.json_schemas import schema_components
 
-_REFERENCE = "#/components/schemas/"
-_GENERIC = re.compile(r"(Envelope|Page)_(list|dict)?_?(\w+?)_+")
+Responses = dict[int | str, dict[str, Any]]
+"""The answers of a route by status, as FastAPI takes them."""
+
+_REFERENCE = "#/components/schemas/{name}"
+_named: dict[str, dict[str, Any]] = {}
+"""All schemas that routes refer to, by name."""
+
+_DESCRIPTIONS = {
+    400: "The request is wrong; `field` says where. Nothing was written.",
+    401: "No key came with the request, or one that is unknown, expired or revoked.",
+    403: "The role of the key does not allow this, or the project is another's.",
+    404: "There is no such thing.",
+    408: "The body came too slowly.",
+    409: "It is there, but its state forbids this.",
+    413: "The body is too large, or more than a quota of the project allows; `field` names the quota.",
+    415: "The body is in a form that is not read here.",
+    422: "The request cannot be read.",
+    429: "Too much at once, or `field` names a quota that is used up; `Retry-After` says when to try again.",
+    503: "Redis or the database does not answer; try again later.",
+}
 
 
 class DescribedAPI(FastAPI):
@@ -19,44 +39,88 @@ class DescribedAPI(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the document, which is made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = _described(super().openapi())
+            document = super().openapi()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            for name, schema in _named.items():
+                known = schemas.setdefault(name, schema)  # an enum of parameters
+                if known != schema and set(known.get("enum", ())) != set(schema.get("enum", name)):
+                    raise RuntimeError(f"two schemas of the OpenAPI document are called {name}")
+            self.openapi_schema = document
         return self.openapi_schema
 
 
-def _described(document: dict[str, Any]) -> dict[str, Any]:
-    schemas: dict[str, Any] = document["components"]["schemas"]
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            for name, schema in operation.pop(BODY_SCHEMAS, {}).items():
-                known = schemas.setdefault(name, schema)
-                if known != schema and set(known.get("enum", ())) != set(schema.get("enum", name)):
-                    raise RuntimeError(f"two schemas of the OpenAPI document are called {name}")
-    names = {_REFERENCE + name: _REFERENCE + _plain(name) for name in schemas}
-    if len(set(names.values())) < len(names):
-        raise RuntimeError("two schemas of the OpenAPI document would have the same name")
-    document["components"]["schemas"] = {_plain(name): schema for name, schema in schemas.items()}
-    renamed: dict[str, Any] = _renamed(document, names)
-    return renamed
+def body_docs(kind: Any) -> dict[str, Any]:
+    """Describe the body of a route: a struct, or a list of them."""
+    return {"requestBody": {"required": True, "content": _json(_describe(kind))}}
 
 
-def _plain(name: str) -> str:
-    """``BatchEnvelope`` for ``Envelope_Batch_``, ``DeviceListEnvelope`` for ``Envelope_list_Device__``."""
-    match = _GENERIC.fullmatch(name)
-    if match is None:
-        return name
-    kind, collection, parts = match.groups()
-    words = "".join(part[:1].upper() + part[1:] for part in parts.split("_"))
-    return f"{words}{'' if collection is None else {'list': 'List', 'dict': 'Map'}[collection]}{kind}"
+def response_docs(kind: Any, description: str = "Successful response.", *, status: int = 200) -> Responses:
+    """Describe an answer that is not in an envelope."""
+    return {status: {"description": description, "content": _json(_describe(kind))}}
 
 
-def _renamed(part: Any, names: dict[str, str]) -> Any:
-    match part:
-        case dict():
-            return {
-                name: names.get(value, value) if name == "$ref" else _renamed(value, names)
-                for name, value in part.items()
-            }
-        case list():
-            return [_renamed(item, names) for item in part]
-        case _:
-            return part
+def success_docs(kind: Any, **beside: Any) -> Responses:
+    """Describe a success with data of this type, and with other members of the envelope."""
+    return {
+        200: {
+            "description": "Successful response.",
+            "content": _json(_envelope(f"{_name(kind)}Envelope", kind, **beside)),
+        }
+    }
+
+
+def page_docs(kind: Any) -> Responses:
+    """Describe a page of a list of this type."""
+    schema = _envelope(f"{_name(kind)}Page", list[kind], pagination=Pagination)
+    content_range = {
+        "description": "`first-last/total`, from 0; `*/total` for an empty page.",
+        "schema": {"type": "string", "examples": ["0-19/41"]},
+    }
+    return {200: {"description": "A page.", "content": _json(schema), "headers": {"Content-Range": content_range}}}
+
+
+def failure_docs(*statuses: int, keyless: bool = False) -> Responses:
+    """Describe the errors of a route. keyless: it needs no key."""
+    docs: Responses = {}
+    for status in (*statuses, *(() if keyless else (401, 403, 429, 503))):
+        docs |= response_docs(MalformedRequest if status == 422 else Failure, _DESCRIPTIONS[status], status=status)
+    return docs
+
+
+def _envelope(name: str, kind: Any, **beside: Any) -> dict[str, Any]:
+    if name not in _named:
+        fields: list[Any] = [
+            ("status", Literal["success"], "success"),
+            ("message", Annotated[str, Meta(examples=["OK."])], "OK."),
+            ("code", Annotated[str, Meta(examples=["200"])], "200"),
+            ("data", kind),
+            *beside.items(),
+        ]
+        _describe(msgspec.defstruct(name, fields, kw_only=True, namespace={"__doc__": "A success."}))
+    return {"$ref": _REFERENCE.format(name=name)}
+
+
+def _describe(kind: Any) -> dict[str, Any]:
+    """Return the schema of a type, and keep those that it refers to for the document."""
+    (schema,), named = schema_components([kind], ref_template=_REFERENCE)
+    for name, each in named.items():
+        if _named.setdefault(name, each) != each:
+            raise RuntimeError(f"two schemas of the OpenAPI document are called {name}")
+    return schema
+
+
+def _name(kind: Any) -> str:
+    """``Batch`` for ``BatchResponse``, ``DeviceList`` for ``list[DeviceResponse]``, ``StrStrMap`` for a mapping."""
+    if kind is None:
+        return "Empty"
+    parts = "".join(_name(part) for part in get_args(kind))
+    match get_origin(kind):
+        case None:
+            name: str = kind.__name__.removesuffix("Response")
+            return name[0].upper() + name[1:]
+        case origin:
+            return parts + ("Map" if origin is dict else "List")
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from tweezer.api.http.envelope import Refused
+from tweezer.api.http.responses import RequestRefused
 
 _ACCOUNTS_KEPT = 10_000
 _ROUNDING_S = 1e-9
@@ -23,12 +23,12 @@ class Rates:
         self._kept_most = _ACCOUNTS_KEPT
 
     def spend(self, account: str) -> None:
-        """Count a request of the account. Raises Refused, a 429, which counts nothing."""
+        """Count a request of the account. Raises RequestRefused, a 429, which counts nothing."""
         now = self._clock()
         full_at = max(self._full_at.get(account, now), now) + 1 / self._per_s
         wait_s = full_at - now - self._burst / self._per_s
         if wait_s > _ROUNDING_S:
-            raise Refused(
+            raise RequestRefused(
                 429,
                 "too_many_requests",
                 f"{account} has made more than {self._per_s:g} requests a second (and {self._burst} at once), all keys "

@@ -13,7 +13,7 @@ import structlog
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tweezer.api.http.envelope import failure
+from tweezer.api.http.responses import failure
 from tweezer.model.errors import InvalidInput
 
 log = structlog.get_logger(__name__)

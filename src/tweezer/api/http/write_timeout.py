@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.access.auth import caller_of
-from tweezer.api.http.envelope import failure
+from tweezer.api.http.responses import failure
 
 PIECE = 65_536
 """Bytes of an answer that are handed to a connection at once; an answer that is longer counts as large."""

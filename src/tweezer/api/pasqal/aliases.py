@@ -13,8 +13,8 @@ from tweezer.api.batches import bulk, lists, read, service_side, write
 from tweezer.api.batches import jobs as job_routes
 from tweezer.api.batches.commands import Queue
 from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
-from tweezer.api.batches.schemas import OlderBatch, OlderJob
-from tweezer.api.http.envelope import Envelope, failure_docs
+from tweezer.api.batches.schemas import OlderBatchResponse, OlderJobResponse
+from tweezer.api.http.openapi import failure_docs, success_docs
 from tweezer.api.http.responses import success
 from tweezer.model.messages import Result, result_file
 
@@ -27,21 +27,19 @@ router = APIRouter()
     "/api/v1/batches/{batch_id}",
     tags=["batches"],
     summary="A batch, its sequence and its jobs, the older way",
-    response_model=Envelope[OlderBatch],
-    responses=failure_docs(404, 422, 503),
+    responses=success_docs(OlderBatchResponse) | failure_docs(404, 422, 503),
 )
 async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
     """As version 2 has it. The results of jobs have routes of their own."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(OlderBatch.all_fields_of(record, jobs))
+    return success(OlderBatchResponse.from_records(record, jobs))
 
 
 @router.get(
     "/api/v1/jobs/{job_id}",
     tags=["jobs"],
     summary="A job with its result, the older way",
-    response_model=Envelope[OlderJob],
-    responses=failure_docs(404, 422, 503),
+    responses=success_docs(OlderJobResponse) | failure_docs(404, 422, 503),
 )
 async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
     """As version 2 has it, and its result, unless that is so large that it is kept in a file."""
@@ -50,7 +48,7 @@ async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queu
     result: Result | None = None
     if packed is not None and result_file(packed) is None:
         result = await queue.results.unpack(packed)
-    return success(OlderJob.fields_with_result(job, result))
+    return success(OlderJobResponse.with_result(job, result))
 
 
 def _known(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], APIRoute]:

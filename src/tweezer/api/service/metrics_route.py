@@ -7,7 +7,7 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Request, Response
 
 from tweezer.api.access.dependencies import Scraper
-from tweezer.api.http.envelope import failure_docs
+from tweezer.api.http.openapi import failure_docs
 from tweezer.api.service.metrics import CONTENT_TYPE, Metrics
 
 router = APIRouter(tags=["service"], responses=failure_docs(403))

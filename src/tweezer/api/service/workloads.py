@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter
 
 from tweezer.api.access.dependencies import Caller, Submitter
-from tweezer.api.http.envelope import Failure, Refused, failure_docs
+from tweezer.api.http.openapi import failure_docs, response_docs
+from tweezer.api.http.responses import Failure, RequestRefused
 
-_ANSWER: dict[int | str, dict[str, Any]] = {501: {"model": Failure, "description": "Not there yet."}}
-
-router = APIRouter(tags=["workloads"], responses=failure_docs() | _ANSWER)
+router = APIRouter(tags=["workloads"], responses=failure_docs() | response_docs(Failure, "Not there yet.", status=501))
 
 
 async def read_workload(caller: Caller) -> None:
     """Workloads are not served yet: submit batches."""
-    raise Refused(501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet")
+    raise RequestRefused(
+        501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet"
+    )
 
 
 async def change_workload(caller: Submitter) -> None:

@@ -11,24 +11,21 @@ from tweezer.api.access.dependencies import Caller, Submitter
 from tweezer.api.batches.bodies import project_of
 from tweezer.api.batches.commands import ReadBodies
 from tweezer.api.batches.filters import Text
-from tweezer.api.batches.lists import PAGE_DOCS
-from tweezer.api.batches.schemas import Page
-from tweezer.api.http.bodies import body_docs
-from tweezer.api.http.envelope import Envelope, failure_docs
-from tweezer.api.http.responses import page
+from tweezer.api.http.openapi import body_docs, failure_docs, page_docs, success_docs
+from tweezer.api.http.responses import page, success
 from tweezer.api.webhooks.schemas import (
-    Delivery,
-    DeliveryPage,
-    DeliveryWithBody,
+    DeliveryPageResponse,
+    DeliveryResponse,
+    DeliveryWithBodyResponse,
     ListedDeliveries,
     ListedWebhooks,
-    MadeWebhook,
+    MadeWebhookResponse,
     NewWebhook,
     ResendBody,
-    Resent,
-    Webhook,
+    ResentResponse,
     WebhookChange,
-    WebhookSecret,
+    WebhookResponse,
+    WebhookSecretResponse,
 )
 from tweezer.api.webhooks.service import Hooks, Webhooks, malformed, seen_by
 from tweezer.ledger.access.credentials import Principal
@@ -84,7 +81,7 @@ Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the fir
 # -- endpoints ----------------------------------------------------------------------------------------------
 
 
-@router.get("/api/v2/webhooks", summary="Endpoints", response_model=Page[Webhook], responses=PAGE_DOCS)
+@router.get("/api/v2/webhooks", summary="Endpoints", responses=page_docs(WebhookResponse))
 async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -> Response:
     """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
     newest first."""
@@ -93,18 +90,16 @@ async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -
         projects = {it for it in asked.project_id if caller.sees(it)}
     found = await webhooks.read(list_endpoints, projects, kind=asked.kind, limit=asked.limit, offset=asked.offset)
     total = await webhooks.read(count_endpoints, projects, kind=asked.kind)
-    return page([Webhook.of(it).model_dump(mode="json") for it in found], offset=asked.offset, total=total)
+    return page([WebhookResponse.from_endpoint(it) for it in found], offset=asked.offset, total=total)
 
 
 @router.post(
     "/api/v2/webhooks",
     summary="Register an endpoint",
-    responses=_BODY_FAILURES | failure_docs(404, 409),
+    responses=success_docs(MadeWebhookResponse) | _BODY_FAILURES | failure_docs(404, 409),
     openapi_extra=body_docs(NewWebhook),
 )
-async def create_webhook(
-    request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
-) -> Envelope[MadeWebhook]:
+async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
     """It is sent what happens in its project from now on, and the answer has the secret that its receiver verifies
     with."""
     body = await bodies.read(request, NewWebhook, account=caller.account)
@@ -119,47 +114,57 @@ async def create_webhook(
             description=body.description,
         )
     secret = await webhooks.first_secret(made, ed25519=body.ed25519)
-    return Envelope(data=MadeWebhook(webhook=Webhook.of(made), secret=WebhookSecret.of(secret)))
+    return success(
+        MadeWebhookResponse(
+            webhook=WebhookResponse.from_endpoint(made), secret=WebhookSecretResponse.from_secret(secret)
+        )
+    )
 
 
-@router.get("/api/v2/webhooks/secret", summary="The secret of a project", responses=failure_docs(400, 404))
-async def get_project_secret(
-    caller: Submitter, webhooks: Hooks, project_id: ProjectId = None
-) -> Envelope[WebhookSecret]:
+@router.get(
+    "/api/v2/webhooks/secret",
+    summary="The secret of a project",
+    responses=success_docs(WebhookSecretResponse) | failure_docs(400, 404),
+)
+async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """What is sent to the `webhook` of its batches is signed with it."""
     shown = await webhooks.secret_of_project(project_of(caller, project_id))
-    return Envelope(data=WebhookSecret.of(shown))
+    return success(WebhookSecretResponse.from_secret(shown))
 
 
-@router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", responses=failure_docs(400, 404))
+@router.post(
+    "/api/v2/webhooks/rotate_secret",
+    summary="Rotate it",
+    responses=success_docs(WebhookSecretResponse) | failure_docs(400, 404),
+)
 async def rotate_project_secret(
     caller: Submitter,
     webhooks: Hooks,
     project_id: ProjectId = None,
     overlap_s: Overlap = OVERLAP_S,
     ed25519: Ed25519 = False,
-) -> Envelope[WebhookSecret]:
+) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     project = project_of(caller, project_id)
     shown = await webhooks.rotate_of_project(project, overlap_s=overlap_s, ed25519=ed25519)
-    return Envelope(data=WebhookSecret.of(shown))
+    return success(WebhookSecretResponse.from_secret(shown))
 
 
-@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", responses=_OF_ONE)
-async def get_webhook(endpoint: Found) -> Envelope[Webhook]:
+@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", responses=success_docs(WebhookResponse) | _OF_ONE)
+async def get_webhook(endpoint: Found) -> Response:
     """As it stands, without its secret."""
-    return Envelope(data=Webhook.of(endpoint))
+    return success(WebhookResponse.from_endpoint(endpoint))
 
 
 @router.patch(
     "/api/v2/webhooks/{webhook_id}",
     summary="Change an endpoint",
-    responses=_OF_ONE | _BODY_FAILURES | failure_docs(409),
+    responses=success_docs(WebhookResponse) | _OF_ONE | _BODY_FAILURES | failure_docs(409),
     openapi_extra=body_docs(WebhookChange),
 )
 async def change_webhook(
     request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
-) -> Envelope[Webhook]:
+) -> Response:
     """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
     body = await bodies.read(request, WebhookChange, account=caller.account)
     with malformed():
@@ -171,106 +176,140 @@ async def change_webhook(
             types=body.types,
             description=body.description,
         )
-    return Envelope(data=Webhook.of(changed))
+    return success(WebhookResponse.from_endpoint(changed))
 
 
-@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", responses=_OF_ONE)
-async def delete_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[None]:
+@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", responses=success_docs(None) | _OF_ONE)
+async def delete_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
     """For good, with its secrets and the log of its deliveries. The `webhook` of batches comes back with the next
     event of one: disable it instead."""
     await webhooks.change(delete_endpoint, endpoint.id)
-    return Envelope(data=None)
+    return success(None)
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", responses=_OF_ONE)
-async def enable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/enable",
+    summary="Enable an endpoint",
+    responses=success_docs(WebhookResponse) | _OF_ONE,
+)
+async def enable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
     """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
-    return Envelope(data=Webhook.of(await webhooks.change(enable_endpoint, endpoint.id)))
+    return success(WebhookResponse.from_endpoint(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", responses=_OF_ONE)
-async def disable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Webhook]:
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/disable",
+    summary="Disable an endpoint",
+    responses=success_docs(WebhookResponse) | _OF_ONE,
+)
+async def disable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
     """Nothing is sent there any more; deliveries are written down, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
-    return Envelope(data=Webhook.of(await webhooks.read(find_endpoint, endpoint.id)))
+    return success(WebhookResponse.from_endpoint(await webhooks.read(find_endpoint, endpoint.id)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", responses=_OF_ONE | failure_docs(409))
-async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[Delivery]:
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/ping",
+    summary="Send a ping",
+    responses=success_docs(DeliveryResponse) | _OF_ONE | failure_docs(409),
+)
+async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
     """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
-    return Envelope(data=Delivery.of(await webhooks.read(find_delivery, identity)))
+    return success(DeliveryResponse.from_delivery(await webhooks.read(find_delivery, identity)))
 
 
-@router.get("/api/v2/webhooks/{webhook_id}/secret", summary="The secret of an endpoint", responses=_OF_ONE)
-async def get_secret(endpoint: FoundToChange, webhooks: Hooks) -> Envelope[WebhookSecret]:
+@router.get(
+    "/api/v2/webhooks/{webhook_id}/secret",
+    summary="The secret of an endpoint",
+    responses=success_docs(WebhookSecretResponse) | _OF_ONE,
+)
+async def get_secret(endpoint: FoundToChange, webhooks: Hooks) -> Response:
     """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
-    return Envelope(data=WebhookSecret.of(await webhooks.secret(endpoint)))
+    return success(WebhookSecretResponse.from_secret(await webhooks.secret(endpoint)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", responses=_OF_ONE)
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/rotate_secret",
+    summary="Rotate it",
+    responses=success_docs(WebhookSecretResponse) | _OF_ONE,
+)
 async def rotate_secret(
     endpoint: FoundToChange, webhooks: Hooks, overlap_s: Overlap = OVERLAP_S, ed25519: Ed25519 = False
-) -> Envelope[WebhookSecret]:
+) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
-    return Envelope(data=WebhookSecret.of(await webhooks.rotate(endpoint, overlap_s=overlap_s, ed25519=ed25519)))
+    return success(
+        WebhookSecretResponse.from_secret(await webhooks.rotate(endpoint, overlap_s=overlap_s, ed25519=ed25519))
+    )
 
 
 # -- deliveries ---------------------------------------------------------------------------------------------
 
 
-@router.get("/api/v2/webhooks/{webhook_id}/deliveries", summary="Deliveries to an endpoint", responses=_OF_ONE)
+@router.get(
+    "/api/v2/webhooks/{webhook_id}/deliveries",
+    summary="Deliveries to an endpoint",
+    responses=success_docs(DeliveryPageResponse) | _OF_ONE,
+)
 async def list_endpoint_deliveries(
     endpoint: Found, asked: DeliveriesAsked, caller: Caller, webhooks: Hooks
-) -> Envelope[DeliveryPage]:
+) -> Response:
     """Newest first, each with every attempt."""
-    return Envelope(data=await _deliveries(webhooks, caller, asked, endpoint.id))
+    return success(await _deliveries(webhooks, caller, asked, endpoint.id))
 
 
 @router.post(
     "/api/v2/webhooks/{webhook_id}/resend",
     summary="Send again since a time",
-    responses=_OF_ONE | _BODY_FAILURES | failure_docs(409),
+    responses=success_docs(ResentResponse) | _OF_ONE | _BODY_FAILURES | failure_docs(409),
     openapi_extra=body_docs(ResendBody),
 )
 async def resend_all(
     request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
-) -> Envelope[Resent]:
+) -> Response:
     """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
     body = await bodies.read(request, ResendBody, account=caller.account)
     count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
     if count:
         await webhooks.arm(endpoint.id)
-    return Envelope(data=Resent(count=count))
+    return success(ResentResponse(count=count))
 
 
-@router.get("/api/v2/deliveries", summary="Deliveries")
-async def list_all_deliveries(asked: DeliveriesAsked, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryPage]:
+@router.get("/api/v2/deliveries", summary="Deliveries", responses=success_docs(DeliveryPageResponse))
+async def list_all_deliveries(asked: DeliveriesAsked, caller: Caller, webhooks: Hooks) -> Response:
     """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
-    return Envelope(data=await _deliveries(webhooks, caller, asked, None))
+    return success(await _deliveries(webhooks, caller, asked, None))
 
 
-@router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", responses=_OF_ONE)
-async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Envelope[DeliveryWithBody]:
+@router.get(
+    "/api/v2/deliveries/{delivery_id}", summary="A delivery", responses=success_docs(DeliveryWithBodyResponse) | _OF_ONE
+)
+async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
     """With every attempt, and the body that is sent."""
-    return Envelope(data=DeliveryWithBody.of(await webhooks.read(find_delivery, delivery_id, seen_by(caller))))
+    return success(
+        DeliveryWithBodyResponse.from_delivery(await webhooks.read(find_delivery, delivery_id, seen_by(caller)))
+    )
 
 
-@router.post("/api/v2/deliveries/{delivery_id}/resend", summary="Send one again", responses=_OF_ONE | failure_docs(409))
-async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Envelope[Delivery]:
+@router.post(
+    "/api/v2/deliveries/{delivery_id}/resend",
+    summary="Send one again",
+    responses=success_docs(DeliveryResponse) | _OF_ONE | failure_docs(409),
+)
+async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Response:
     """Whatever became of it: with the same id and body, signed anew, by a schedule from its beginning."""
     await webhooks.read(find_delivery, delivery_id, seen_by(caller))
     found = await webhooks.change(resend, delivery_id)
     await webhooks.arm(found.endpoint)
-    return Envelope(data=Delivery.of(found))
+    return success(DeliveryResponse.from_delivery(found))
 
 
 async def _deliveries(
     webhooks: Webhooks, caller: Principal, asked: ListedDeliveries, endpoint: UUID | None
-) -> DeliveryPage:
+) -> DeliveryPageResponse:
     with malformed("query"):
         found = await webhooks.read(
             list_deliveries, seen_by(caller), asked.filter(endpoint), limit=asked.limit, after=asked.after or None
         )
-    return DeliveryPage(deliveries=[Delivery.of(it) for it in found.rows], after=found.after)
+    return DeliveryPageResponse(deliveries=[DeliveryResponse.from_delivery(it) for it in found.rows], after=found.after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import msgspec
@@ -11,7 +11,7 @@ from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.batches.filters import Number, Text, Time
-from tweezer.api.batches.schemas import Count, Schema
+from tweezer.api.http.responses import Count, Moment, doc
 from tweezer.ledger.clock import moment_of
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import deliveries, delivery_log
@@ -26,15 +26,11 @@ _EVENT = f"{_BATCH}:5:1795341602000000"
 _NOW, _SOON = "2026-11-22T10:00:00.250000Z", "2026-11-22T10:00:05.250000Z"
 _URL = "https://hooks.example.org/tweezer"
 
-_GIVEN_URL = Meta(
-    description=f"Where to: `https://…`, public, at most {URL_MAX} characters, unless the operator allows more.",
-    examples=[_URL],
+_GIVEN_URL = doc(f"Where to: `https://…`, public, at most {URL_MAX} characters, unless the operator allows more.", _URL)
+_GIVEN_TYPES = doc(
+    "Types of events. None: those of batches, the ends of jobs, and `endpoint.disabled`.", ["job.done", "job.error"]
 )
-_GIVEN_TYPES = Meta(
-    description="Types of events. None: those of batches, the ends of jobs, and `endpoint.disabled`.",
-    examples=[["job.done", "job.error"]],
-)
-_GIVEN_DESCRIPTION = Meta(description=f"For people; at most {DESCRIPTION_MAX} characters.", examples=["the lab's"])
+_GIVEN_DESCRIPTION = doc(f"For people; at most {DESCRIPTION_MAX} characters.", "the lab's")
 
 
 class NewWebhook(msgspec.Struct, frozen=True):
@@ -44,9 +40,9 @@ class NewWebhook(msgspec.Struct, frozen=True):
     types: Annotated[list[str], _GIVEN_TYPES] = []
     description: Annotated[str, _GIVEN_DESCRIPTION] = ""
     project_id: Annotated[
-        str | None, Meta(description="A project of the caller's; needless with a key that belongs to one project.")
+        str | None, doc("A project of the caller's; needless with a key that belongs to one project.")
     ] = None
-    ed25519: Annotated[bool, Meta(description="Whether it is signed with a private key, too (`v1a`).")] = False
+    ed25519: Annotated[bool, doc("Whether it is signed with a private key, too (`v1a`).")] = False
 
 
 class WebhookChange(msgspec.Struct, frozen=True):
@@ -60,8 +56,8 @@ class WebhookChange(msgspec.Struct, frozen=True):
 class ResendBody(msgspec.Struct, frozen=True):
     """Which deliveries of an endpoint are to be sent again."""
 
-    since: Annotated[datetime, Meta(description="Those of events since then; without an offset UTC.", examples=[_NOW])]
-    all: Annotated[bool, Meta(description="Those that were delivered, too.")] = False
+    since: Annotated[datetime, doc("Those of events since then; without an offset UTC.", _NOW)]
+    all: Annotated[bool, doc("Those that were delivered, too.")] = False
 
 
 class ListedWebhooks(BaseModel):
@@ -93,27 +89,24 @@ class ListedDeliveries(BaseModel):
         return DeliveryFilter(endpoint, self.batch_id, self.status, self.type, self.since)
 
 
-class Webhook(Schema):
+class WebhookResponse(msgspec.Struct, frozen=True):
     """An endpoint: where webhooks go."""
 
-    id: UUID = Field(examples=[_ID])
-    kind: EndpointKind = Field(
-        description="`project`: registered; `batch`: the `webhook` that batches were submitted with.",
-        examples=["project"],
-    )
-    project_id: str = Field(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])
-    url: str = Field(examples=[_URL])
-    types: list[str] = Field(description="The types of events that it is sent.", examples=[["job.done", "job.error"]])
-    description: str = Field(examples=["the lab's"])
-    created_at: datetime = Field(examples=[_NOW])
-    failing_since: datetime | None = Field(
-        description="Since when each attempt has failed; null while they do not.", examples=[None]
-    )
-    disabled_at: datetime | None = Field(description="Since when nothing is sent there.", examples=[None])
-    disabled_because: str | None = Field(description="Why, for people.", examples=[None])
+    id: Annotated[UUID, Meta(examples=[_ID])]
+    kind: Annotated[
+        EndpointKind, doc("`project`: registered; `batch`: the `webhook` that batches were submitted with.", "project")
+    ]
+    project_id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
+    url: Annotated[str, Meta(examples=[_URL])]
+    types: Annotated[list[str], doc("The types of events that it is sent.", ["job.done", "job.error"])]
+    description: Annotated[str, Meta(examples=["the lab's"])]
+    created_at: Moment
+    failing_since: Annotated[Moment | None, doc("Since when each attempt has failed; null while they do not.", None)]
+    disabled_at: Annotated[Moment | None, doc("Since when nothing is sent there.", None)]
+    disabled_because: Annotated[str | None, doc("Why, for people.", None)]
 
     @classmethod
-    def of(cls, endpoint: Endpoint) -> Webhook:
+    def from_endpoint(cls, endpoint: Endpoint) -> WebhookResponse:
         return cls(
             id=endpoint.id,
             kind=endpoint.kind,
@@ -128,40 +121,38 @@ class Webhook(Schema):
         )
 
 
-class WebhookSecret(Schema):
+class WebhookSecretResponse(msgspec.Struct, frozen=True):
     """With what a receiver verifies: HMAC-SHA256 by the secret, and ed25519 by the public key, if it has one."""
 
-    secret: str = Field(examples=["whsec_…"])
-    public_key: str | None = Field(examples=[None])
-    older_until: datetime | None = Field(
-        description="Until when older secrets sign beside it, after a rotation.", examples=[None]
-    )
+    secret: Annotated[str, Meta(examples=["whsec_…"])]
+    public_key: Annotated[str | None, Meta(examples=[None])]
+    older_until: Annotated[Moment | None, doc("Until when older secrets sign beside it, after a rotation.", None)]
 
     @classmethod
-    def of(cls, shown: ShownSecret) -> WebhookSecret:
+    def from_secret(cls, shown: ShownSecret) -> WebhookSecretResponse:
         return cls(secret=shown.secret, public_key=shown.public_key, older_until=shown.older_until)
 
 
-class MadeWebhook(Schema):
+class MadeWebhookResponse(msgspec.Struct, frozen=True):
     """A new endpoint, and its secret."""
 
-    webhook: Webhook
-    secret: WebhookSecret
+    webhook: WebhookResponse
+    secret: WebhookSecretResponse
 
 
-class Attempt(Schema):
+class DeliveryAttemptResponse(msgspec.Struct, frozen=True):
     """One attempt to deliver."""
 
-    number: Count = Field(examples=[1])
-    at: datetime = Field(examples=[_NOW])
-    status: int | None = Field(description="HTTP's; null when no answer came.", examples=[503])
-    milliseconds: Count = Field(examples=[37])
-    error: str | None = Field(description="Why no answer came.", examples=[None])
-    answer: str = Field(description="The first characters of the answer.", examples=["busy"])
-    next_at: datetime | None = Field(description="When the next was due; null: it was the last.", examples=[_SOON])
+    number: Annotated[Count, Meta(examples=[1])]
+    at: Moment
+    status: Annotated[int | None, doc("HTTP's; null when no answer came.", 503)]
+    milliseconds: Annotated[Count, Meta(examples=[37])]
+    error: Annotated[str | None, doc("Why no answer came.", None)]
+    answer: Annotated[str, doc("The first characters of the answer.", "busy")]
+    next_at: Annotated[Moment | None, doc("When the next was due; null: it was the last.")]
 
     @classmethod
-    def of(cls, attempt: deliveries.Attempt) -> Attempt:
+    def from_attempt(cls, attempt: deliveries.Attempt) -> DeliveryAttemptResponse:
         return cls(
             number=attempt.number,
             at=moment_of(attempt.at_ms),
@@ -173,66 +164,65 @@ class Attempt(Schema):
         )
 
 
-class Delivery(Schema):
+class DeliveryResponse(msgspec.Struct, frozen=True):
     """What became of one event for one endpoint."""
 
-    id: UUID = Field(examples=[_DELIVERY])
-    endpoint_id: UUID = Field(examples=[_ID])
-    project_id: str = Field(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])
-    batch_id: UUID | None = Field(examples=[_BATCH])
-    event_id: str = Field(description="What the receiver has as `webhook-id`.", examples=[_EVENT])
-    type: str = Field(examples=["job.done"])
-    sequence: int | None = Field(description="Number of the event in its batch.", examples=[5])
-    status: DeliveryStatus = Field(
-        description="`pending`: an attempt is to come; `delivered`; `exhausted`: all failed; `held`: the endpoint is "
-        "disabled.",
-        examples=["pending"],
-    )
-    attempts: Count = Field(description="Of the present schedule: sending again begins a new one.", examples=[1])
-    log: list[Attempt] = Field(description="All attempts there ever were, oldest first.")
-    created_at: datetime = Field(examples=[_NOW])
-    due_at: datetime | None = Field(description="When the next attempt is due.", examples=[_SOON])
+    id: Annotated[UUID, Meta(examples=[_DELIVERY])]
+    endpoint_id: Annotated[UUID, Meta(examples=[_ID])]
+    project_id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
+    batch_id: Annotated[UUID | None, Meta(examples=[_BATCH])]
+    event_id: Annotated[str, doc("What the receiver has as `webhook-id`.", _EVENT)]
+    type: Annotated[str, Meta(examples=["job.done"])]
+    sequence: Annotated[int | None, doc("Number of the event in its batch.", 5)]
+    status: Annotated[
+        DeliveryStatus,
+        doc(
+            "`pending`: an attempt is to come; `delivered`; `exhausted`: all failed; `held`: the endpoint is disabled.",
+            "pending",
+        ),
+    ]
+    attempts: Annotated[Count, doc("Of the present schedule: sending again begins a new one.", 1)]
+    log: Annotated[list[DeliveryAttemptResponse], doc("All attempts there ever were, oldest first.")]
+    created_at: Moment
+    due_at: Annotated[Moment | None, doc("When the next attempt is due.")]
 
     @classmethod
-    def of(cls, found: delivery_log.Delivery) -> Delivery:
-        return cls(**_fields(found))
+    def from_delivery(cls, found: delivery_log.Delivery, **more: Any) -> Self:
+        return cls(
+            id=found.id,
+            endpoint_id=found.endpoint,
+            project_id=found.project,
+            batch_id=found.batch,
+            event_id=found.event,
+            type=found.type,
+            sequence=found.sequence,
+            status=found.status,
+            attempts=found.attempts,
+            log=[DeliveryAttemptResponse.from_attempt(attempt) for attempt in found.log],
+            created_at=found.created,
+            due_at=found.due,
+            **more,
+        )
 
 
-class DeliveryWithBody(Delivery):
+class DeliveryWithBodyResponse(DeliveryResponse, frozen=True):
     """The same, and what is sent."""
 
-    body: str = Field(description="JSON, to the byte as it is signed.", examples=['{"type":"job.done"}'])
+    body: Annotated[str, doc("JSON, to the byte as it is signed.", '{"type":"job.done"}')]
 
     @classmethod
-    def of(cls, found: delivery_log.Delivery) -> DeliveryWithBody:
-        return cls(**_fields(found), body=found.body or "")
+    def from_delivery(cls, found: delivery_log.Delivery, **more: Any) -> Self:
+        return super().from_delivery(found, body=found.body or "", **more)
 
 
-class DeliveryPage(Schema):
+class DeliveryPageResponse(msgspec.Struct, frozen=True):
     """Deliveries, newest first."""
 
-    deliveries: list[Delivery]
-    after: str | None = Field(description="What gives the next page; null: this is the last.", examples=[None])
+    deliveries: list[DeliveryResponse]
+    after: Annotated[str | None, doc("What gives the next page; null: this is the last.", None)]
 
 
-class Resent(Schema):
+class ResentResponse(msgspec.Struct, frozen=True):
     """How many deliveries are sent again."""
 
-    count: Count = Field(examples=[12])
-
-
-def _fields(found: delivery_log.Delivery) -> dict[str, Any]:
-    return {
-        "id": found.id,
-        "endpoint_id": found.endpoint,
-        "project_id": found.project,
-        "batch_id": found.batch,
-        "event_id": found.event,
-        "type": found.type,
-        "sequence": found.sequence,
-        "status": found.status,
-        "attempts": found.attempts,
-        "log": [Attempt.of(attempt) for attempt in found.log],
-        "created_at": found.created,
-        "due_at": found.due,
-    }
+    count: Annotated[Count, Meta(examples=[12])]
