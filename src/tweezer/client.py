@@ -30,9 +30,9 @@ from tweezer.model.backoff import Backoff
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
-from tweezer.model.events import Event, read_events
+from tweezer.model.events import Event, words_of_news
 from tweezer.model.ids import is_namespace, is_project_id, new_batch_id, split_job_id
-from tweezer.model.lifecycle import JobStatus
+from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.tasks import heeding_cancel
 from tweezer.model.windows import Window, check_time
@@ -300,11 +300,11 @@ class AsyncBatch:
             yield await self._ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
 
     def _ended_in(self, messages: list[bytes]) -> list[int]:
-        words = " ".join(message.decode() for message in messages if not message.startswith(b"~"))
         return [
-            event.index
-            for event in read_events(self.id, 0, 0, words)
-            if event.index is not None and event.status.terminal
+            index
+            for word in words_of_news(messages)
+            if word.jobs and JOB_BY_LETTER[word.letters[1]].terminal
+            for index in word.jobs
         ]
 
     async def _finished(self, record: BatchRecord, indices: Sequence[int]) -> list[Finished]:

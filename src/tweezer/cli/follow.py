@@ -14,7 +14,7 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.waiting import why_it_waits
 from tweezer.client import AsyncQueue, is_settled
-from tweezer.model.events import read_events
+from tweezer.model.events import JobNews, read_news
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord
 
@@ -146,7 +146,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
                 if is_settled(record):
                     return record
                 words = await heard.next(meter.interval_s)
-                read_progress(batch_id, words, progress)
+                read_progress(words, progress)
                 if words or time.monotonic() - looked >= _LOOK_AGAIN_S:
                     record, looked = await batch.record(), time.monotonic()
                     await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
@@ -154,18 +154,18 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
         meter.end()
 
 
-def read_progress(batch_id: UUID, messages: list[bytes], progress: dict[int, float]) -> None:
+def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
     """Brings the fractions of running jobs up to date with a batch's news."""
     for message in messages:
-        text = message.decode()
-        if text.startswith("~"):
-            index, _, percent = text[1:].split()
-            if percent != "-":
-                progress[int(index)] = float(percent) / 100
+        news = read_news(message)
+        if isinstance(news, JobNews):
+            if news.percent is not None:
+                progress[news.index] = news.percent / 100
             continue
-        for event in read_events(batch_id, 0, 0, text):
-            if event.index is not None and event.status is not JobStatus.RUNNING:
-                progress.pop(event.index, None)
+        for word in news:
+            if word.letters[1] != JobStatus.RUNNING.letter:
+                for index in word.jobs:
+                    progress.pop(index, None)
 
 
 async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:

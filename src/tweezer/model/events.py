@@ -8,28 +8,19 @@ the statuses. Each transition has a sequence number; they count up by one within
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
 
-from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
+from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus, Stage
 
-_WORD = re.compile(r"(?:(\d+)(?:-(\d+))?)?([A-Z])([A-Z])(?::(\d+))?\Z")
-
-
-_KNOWN_WORD = re.compile(
-    r"\d{1,5}(?:-\d{1,5})?[PRDEC][PRDEC]|N[PRSDECT](?::\d{1,9})?|[PRSDECT][PRSDECTI]"  # indices below 100,000
+_WORD = re.compile(  # indices below 100,000
+    r"(\d{1,5})(?:-(\d{1,5}))?([PRDEC][PRDEC])|(N[PRSDECT])(?::(\d{1,9}))?|([PRSDECT][PRSDECTI])"
 )
-
-
-def check_words(words: str) -> None:
-    """Raise ValueError unless :func:`read_events` can read the words."""
-    for word in words.split():
-        if _KNOWN_WORD.fullmatch(word) is None:
-            raise ValueError(f"{word[:40]!r} is not a word of an event")
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -67,29 +58,99 @@ class Event(msgspec.Struct, frozen=True):
         return f"batch.{self.status.value.lower()}"
 
 
-def jobs_of(word: str) -> range:
-    """The indices of the jobs that a word is about; none where it is about the batch."""
-    if not word[0].isdigit():
-        return range(0)
-    first, _, last = word[:-2].partition("-")
-    return range(int(first), int(last or first) + 1)
+class Word(msgspec.Struct, frozen=True):
+    """A word of an entry: a transition of some jobs, one after the other, or of the batch.
+
+    jobs: indices of the jobs; empty for the batch. letters: of the statuses before and after; ``N`` before is a batch
+    that was created, ``I`` after one that is without work. submitted: number of jobs that a batch was created with.
+    """
+
+    letters: str
+    jobs: range = range(0)
+    submitted: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Word:
+        """Raises ValueError on junk."""
+        return _parse(text)
+
+    def __str__(self) -> str:
+        if self.submitted is not None:
+            return f"{self.letters}:{self.submitted}"
+        ends = (self.jobs.start, self.jobs.stop - 1)[: len(self.jobs)]
+        return "-".join(map(str, ends)) + self.letters
+
+    @property
+    def count(self) -> int:
+        """How many events it stands for."""
+        return len(self.jobs) or 1
+
+    def skip(self, count: int) -> Word:
+        """Return it without its first events, of which there are more than that."""
+        return Word(self.letters, self.jobs[count:], self.submitted) if count > 0 else self
+
+    def events(self, batch_id: UUID, sequence: int, time_us: int) -> Iterator[Event]:
+        """Yield its events, the first with this sequence number."""
+        before, after = self.letters[0], self.letters[1]
+        if self.jobs:
+            for number, index in enumerate(self.jobs, sequence):
+                yield Event(batch_id, number, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index)
+        else:
+            previous = None if before == "N" else BATCH_BY_LETTER[before]
+            status = BATCH_BY_LETTER[before if after == "I" else after]
+            yield Event(batch_id, sequence, time_us, status, previous, None, self.submitted)
+
+
+@functools.lru_cache(maxsize=8192)
+def _parse(text: str) -> Word:
+    match = _WORD.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is not a word of an event")
+    first, last, job, created, submitted, batch = match.groups()
+    if job is not None:
+        return Word(job, range(int(first), int(last or first) + 1))
+    return Word(created or batch, submitted=None if submitted is None else int(submitted))
+
+
+def read_words(words: str) -> list[Word]:
+    """Return the words of an entry. Raises ValueError on junk."""
+    return list(map(_parse, words.split()))
+
+
+def count_events(words: str) -> int:
+    """Return how many events the words of an entry stand for."""
+    return sum(word.count for word in read_words(words))
 
 
 def read_events(batch_id: UUID, first: int, time_us: int, words: str) -> Iterator[Event]:
-    """The events of one entry, whose first has sequence number ``first``. Raises ValueError on junk."""
+    """Yield the events of one entry, whose first has sequence number ``first``. Raises ValueError on junk."""
     sequence = first
-    for word in words.split():
-        match = _WORD.match(word)
-        if match is None:
-            raise ValueError(f"{word!r} is not a word of an event")
-        start, end, before, after, jobs = match.groups()
-        if start is None:
-            previous = None if before == "N" else BATCH_BY_LETTER[before]
-            count = None if jobs is None else int(jobs)
-            status = BATCH_BY_LETTER[before if after == "I" else after]
-            yield Event(batch_id, sequence, time_us, status, previous, None, count)
-            sequence += 1
-            continue
-        for index in range(int(start), int(end or start) + 1):
-            yield Event(batch_id, sequence, time_us, JOB_BY_LETTER[after], JOB_BY_LETTER[before], index)
-            sequence += 1
+    for word in read_words(words):
+        yield from word.events(batch_id, sequence, time_us)
+        sequence += word.count
+
+
+class JobNews(msgspec.Struct, frozen=True):
+    """What a running job is doing: news of its batch, published and not kept. percent: None if it is not known."""
+
+    index: int
+    stage: Stage
+    percent: float | None
+
+
+def read_news(message: bytes) -> JobNews | list[Word]:
+    """Return what is published on the channel of a batch: progress of a job, or the words of an entry."""
+    text = message.decode()
+    if not text.startswith("~"):
+        return read_words(text)
+    index, stage, percent = text[1:].split()
+    return JobNews(int(index), Stage(stage), None if percent == "-" else float(percent))
+
+
+def words_of_news(messages: Iterable[bytes]) -> list[Word]:
+    """Return the words among the news of a batch; progress is left out."""
+    return [word for message in messages if not message.startswith(b"~") for word in read_words(message.decode())]
+
+
+def jobs_of(word: str) -> range:
+    return _parse(word).jobs

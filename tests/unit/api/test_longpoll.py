@@ -73,7 +73,7 @@ def test_a_closed_batch_ends_with_an_event_of_its_own(messages: list[bytes], clo
     ],
 )
 def test_a_job_changes_by_events_about_itself_a_range_or_the_batch(messages: list[bytes], about: bool) -> None:
-    assert may_change_job(messages, BATCH, 3) is about
+    assert may_change_job(messages, 3) is about
 
 
 async def held(reads: Iterator[str | Exception], *, wait_s: float) -> str:

@@ -133,10 +133,9 @@ def test_an_empty_open_batch_has_a_line_too() -> None:
 
 def test_progress_is_heard_until_the_job_ends() -> None:
     progress: dict[int, float] = {}
-    identity = new_batch_id()
-    read_progress(identity, [b"0-1PR", b"~0 on_device 40", b"~1 preparing -"], progress)
+    read_progress([b"0-1PR", b"~0 on_device 40", b"~1 preparing -"], progress)
     assert progress == {0: 0.4}
-    read_progress(identity, [b"~1 on_device 7.5", b"0RD 2PR"], progress)
+    read_progress([b"~1 on_device 7.5", b"0RD 2PR"], progress)
     assert progress == {1: 0.075}
 
 

@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.model.events import Event, read_events
-from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.events import Event, JobNews, Word, count_events, read_events, read_news, words_of_news
+from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 
 BATCH = UUID("0190d1f4-9c3b-8000-8000-000000000000")
 TIME_US = 1_720_000_000_123_456
@@ -92,5 +92,39 @@ def test_junk_is_refused(junk: str) -> None:
 
 @pytest.mark.parametrize("unknown", ["PX", "0XR", "0PS"])
 def test_an_unknown_letter_is_refused(unknown: str) -> None:
-    with pytest.raises(LookupError):
+    with pytest.raises(ValueError, match="not a word"):
         read(unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("5PR", Word("PR", range(5, 6))),
+        ("0-99PC", Word("PC", range(100))),
+        ("PR", Word("PR")),
+        ("NP:20", Word("NP", submitted=20)),
+        ("RI", Word("RI")),
+    ],
+)
+def test_a_word_is_written_as_it_was_read(text: str, word: Word) -> None:
+    assert Word.parse(text) == word
+    assert str(word) == text
+
+
+def test_a_word_goes_on_behind_its_first_events() -> None:
+    word = Word.parse("3-9PC")
+    assert str(word.skip(0)) == "3-9PC"
+    assert str(word.skip(2)) == "5-9PC"
+    assert str(word.skip(6)) == "9PC"
+
+
+def test_events_are_counted_without_being_made() -> None:
+    assert count_events("PR 0PR 0RD 1-3PC RD") == 7
+    assert count_events("") == 0
+
+
+def test_news_are_words_or_what_a_job_is_doing() -> None:
+    assert read_news(b"~3 on_device 40") == JobNews(3, Stage.ON_DEVICE, 40.0)
+    assert read_news(b"~12 preparing -") == JobNews(12, Stage.PREPARING, None)
+    assert read_news(b"3RD RD") == [Word("RD", range(3, 4)), Word("RD")]
+    assert words_of_news([b"~3 on_device 40", b"3RD RD", b"", b"4PR"]) == [*map(Word.parse, ("3RD", "RD", "4PR"))]

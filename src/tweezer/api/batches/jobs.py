@@ -63,7 +63,7 @@ async def get_job_status(
         lambda job: job.status.terminal,
         lambda: live.job(caller, job_id),
         batch_id=batch_id,
-        matters=lambda messages, _: may_change_job(messages, batch_id, index),
+        matters=lambda messages, _: may_change_job(messages, index),
         wait_s=wait_s,
         account=caller.account,
         receive=request.receive,

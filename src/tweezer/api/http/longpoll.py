@@ -14,7 +14,7 @@ from uuid import UUID
 from starlette.types import Receive
 
 from tweezer.model.errors import Unavailable
-from tweezer.model.events import read_events
+from tweezer.model.events import words_of_news
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord
 from tweezer.store.streams.feed import Heard, News
@@ -155,21 +155,12 @@ def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
 
     A closed batch ends with its last job and says so; an open one may be without work after any event.
     """
-    words = _words(messages)
+    words = words_of_news(messages)
     if record.open:
         return bool(words)
-    own = " ".join(word for word in words if not word[0].isdigit())
-    return any(event.status.terminal for event in read_events(record.id, 0, 0, own))
+    return any(event.status.terminal for word in words if not word.jobs for event in word.events(record.id, 0, 0))
 
 
-def may_change_job(messages: Iterable[bytes], batch_id: UUID, index: int) -> bool:
+def may_change_job(messages: Iterable[bytes], index: int) -> bool:
     """Whether the events are about the job, or about a range of jobs or the batch."""
-    return any(
-        "-" in word or any(event.index in (None, index) for event in read_events(batch_id, 0, 0, word))
-        for word in _words(messages)
-    )
-
-
-def _words(messages: Iterable[bytes]) -> list[str]:
-    """The words of events; news of progress begin with ``~`` and are passed over."""
-    return [word for message in messages if not message.startswith(b"~") for word in message.decode().split()]
+    return any(not word.jobs or word.count > 1 or index in word.jobs for word in words_of_news(messages))

@@ -16,7 +16,7 @@ from redis import exceptions as redis_errors
 from tweezer.duties import Duty
 from tweezer.model.checks import MAX_INTEGER
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailable, Unreadable
-from tweezer.model.events import Event, check_words, read_events
+from tweezer.model.events import Event, read_events, read_words
 from tweezer.model.ids import is_project_id
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
@@ -448,7 +448,7 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
         _check_notice(notice)
         return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, told_before)
     words = fields[b"e"].decode()
-    check_words(words)
+    read_words(words)  # raises on junk
     batch_id, first = batch_id_of(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
     return Entry(entry_id, batch_id, first, time_us, words, None, told_before)
 
