@@ -460,7 +460,7 @@ class AsyncQueue:
         sequence: object,
         jobs: Iterable[JobSpec | dict[str, Any]] = (),
         *,
-        device: str = "EMU_FREE",
+        device: str | None = None,
         priority: Priority | str = Priority.MEDIUM,
         open: bool = False,
         name: str | None = None,
@@ -475,6 +475,7 @@ class AsyncQueue:
 
         sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
         jobs: ``Job(runs, variables, …)`` or dictionaries of the same; at most 10,000.
+        device: name of one that a worker has announced; by default the one that the (first) sequence was built for.
         open: more jobs may be added until ``close``. not_before: an aware time to start at, at the earliest.
         idempotency_key: calls with the same key within a day make one batch; one is made up if none is given.
 

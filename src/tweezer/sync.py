@@ -345,7 +345,7 @@ class Queue:
         sequence: object,
         jobs: Iterable[JobSpec | dict[str, Any]] = (),
         *,
-        device: str = "EMU_FREE",
+        device: str | None = None,
         priority: Priority | str = Priority.MEDIUM,
         open: bool = False,
         name: str | None = None,

@@ -321,9 +321,24 @@ async def test_an_unknown_device_is_answered_with_those_there_are(unserved: Site
         await unserved.queue.submit(None, [{"runs": 1}], device="NULLL")
 
 
+async def test_the_device_is_the_one_that_the_sequence_was_built_for(site: Site) -> None:
+    jobs = [{"runs": 1}]
+    for known, there in ((None, "none, for no worker has announced one"), ("NULL", "NULL: name one")):
+        if known is not None:
+            await announce(site, known)
+        with pytest.raises(tweezer.InvalidInput, match=rf"^device: .* for 'MockDevice'; there are {there}"):
+            await site.queue.submit(HEADER, jobs)
+    with pytest.raises(tweezer.InvalidInput, match=r"^device: is missing, and there is no sequence that names one"):
+        await site.queue.submit(None, jobs)
+    await announce(site, "MockDevice")
+    by_default, named = await site.queue.submit(HEADER, jobs), await site.queue.submit(HEADER, jobs, device="NULL")
+    assert [(await batch.record()).device for batch in (by_default, named)] == ["MockDevice", "NULL"]
+    await site.queue.cancel_many([by_default.id, named.id])
+
+
 async def test_jobs_that_are_added_are_checked_too(site: Site) -> None:
     await announce(site, "EMU_FREE", checks_sequence=1)
-    batch = await site.queue.submit(HEADER, open=True)
+    batch = await site.queue.submit(HEADER, device="EMU_FREE", open=True)
     for field, jobs in (("jobs[1].runs", [{"runs": 1}, {"runs": 0}]), ("jobs", [])):
         with pytest.raises(tweezer.InvalidInput) as raised:
             await site.queue.batch(batch.id).add_jobs(cast(Any, jobs))
@@ -558,7 +573,7 @@ async def test_a_pulser_sequence_comes_back_as_pulser_results(site: Site) -> Non
     sequence.add(Pulse.ConstantPulse(400, omega, 0.0, 0.0), "rydberg")
     await site.workers(1, "EMU_FREE")
     jobs = [{"runs": 50, "variables": {"omega": 3.0}, "seed": 7}] * 2
-    batch = await site.queue.submit(sequence, jobs)
+    batch = await site.queue.submit(sequence, jobs, device="EMU_FREE")
     first, second = await batch.results(PATIENCE_S)
     assert sum(first.counter.values()) == 50
     assert first.counter == second.counter, "equal seeds, equal counters"
@@ -567,6 +582,6 @@ async def test_a_pulser_sequence_comes_back_as_pulser_results(site: Site) -> Non
     assert isinstance(results, Results)
     assert dict(results.final_bitstrings) == first.counter
     with pytest.raises(tweezer.InvalidInput, match=r"jobs\[0\]\.variables\.omega"):
-        await site.queue.submit(sequence, [{"runs": 1}])
+        await site.queue.submit(sequence, [{"runs": 1}], device="EMU_FREE")
     assert first.result.provenance is not None
     assert first.result.provenance.seed == 7

@@ -203,7 +203,7 @@ async def test_connecting_refuses_wrong_arguments(open_queue: Any) -> None:
 async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
     await announce(real_redis_url)
     async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
-        batch = await queue.submit(HEADER, open=True)
+        batch = await queue.submit(HEADER, device=DEVICE, open=True)
         written = await events(real_redis_url)
         wrong = [
             complaint(await outcome(getattr(target, name), given), name, argument, given)
@@ -220,7 +220,7 @@ async def test_asynchronous_calls_refuse_wrong_arguments(real_redis_url: str) ->
 def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
     asyncio.run(announce(real_redis_url))
     with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
-        batch = queue.submit(HEADER, open=True)
+        batch = queue.submit(HEADER, device=DEVICE, open=True)
         wrong = [
             complaint(asyncio.run(outcome(getattr(target, name), given)), name, argument, given)
             for target, functions in ((queue, QUEUE), (batch, BATCH))

@@ -184,6 +184,7 @@ MALFORMED: list[tuple[str, Any, str]] = [
     ("submit_batch", {"device": "NULL", "jobs": [JOB], "limits": {"patience_s": 1}}, "patience_s"),
     ("submit_batch", {"device": "NULL", "jobs": [JOB], "not_before": "2026-01-01T00:00:00"}, "not_before"),
     ("submit_batch", {"device": "NONE", "jobs": [JOB]}, "device"),
+    ("submit_batch", {"jobs": [JOB]}, "device"),
     ("submit_batch", [1, 2], "SubmitBatch"),
     ("submit_batch", None, "SubmitBatch"),
     ("add_jobs", {"batch_id": "seven", "jobs": [JOB]}, "batch_id"),

@@ -268,14 +268,14 @@ def chain(atoms: int, duration_ns: int) -> str:
 @pytest.mark.emulator
 async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_goes_on(site: Site) -> None:
     await site.workers(1, "EMU_FREE")
-    long = await site.queue.submit(chain(14, 40_000), [{"runs": 100}])
+    long = await site.queue.submit(chain(14, 40_000), [{"runs": 100}], device="EMU_FREE")
 
     async def on_device() -> bool:
         (job,) = await long.jobs()
         return job.stage is Stage.ON_DEVICE and job.progress is not None
 
     await until(on_device)
-    short = await site.queue.submit(chain(2, 400), [{"runs": 100}])
+    short = await site.queue.submit(chain(2, 400), [{"runs": 100}], device="EMU_FREE")
     cancelled_us = await site.now_us()
     await long.cancel()
     assert (await long.wait(PATIENCE_S)).status is BatchStatus.CANCELED
@@ -292,7 +292,7 @@ async def test_a_fault_that_only_pulser_sees_ends_the_batch_and_names_the_field(
     """The header is in order, so producers let it through; the pulses are not."""
     await site.workers(1, "EMU_FREE")
     text = chain(2, 400).replace('"kind": "constant"', '"kind": "no_such_waveform"')
-    batch = await site.queue.submit(text, [{"runs": 10}] * 2)
+    batch = await site.queue.submit(text, [{"runs": 10}] * 2, device="EMU_FREE")
     record = await batch.wait(PATIENCE_S)
     assert record.status is BatchStatus.ERROR
     assert record.fault is not None

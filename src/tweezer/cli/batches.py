@@ -38,7 +38,7 @@ _ANSWERS = {
 @click.command()
 @click.argument("sequence_file", type=click.File("r", encoding="utf-8-sig"))
 @job_options
-@click.option("--device", help="Where to run it  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
+@click.option("--device", help="Where to run it  [default: the device that the sequence was built for].")
 @click.option("--priority", type=click.Choice(list(Priority), case_sensitive=False), default=Priority.MEDIUM.value)
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
 @click.option("--name", help="A name for people.")
@@ -93,14 +93,13 @@ def submit(
             "there are no jobs: give --runs and --var, --job or --jobs (or --open to add them later)"
         )
     configuration = None if backend_configuration is None else _text(backend_configuration)
-    target = device or access.settings().worker.device
 
     async def run() -> None:
         async with access.queue(patient=wait) as queue:
             batch = await queue.submit(
                 sequence,
                 jobs,
-                device=target,
+                device=device,
                 priority=Priority(priority.upper()),
                 open=stays_open,
                 name=name,

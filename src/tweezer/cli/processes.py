@@ -241,7 +241,10 @@ def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
         show.style(f"Tweezer is up: {settings.worker.device} with {lanes}, data in {settings.data_dir}", bold=True),
         *usage(stack, key),
         "  tweezer devices",
-        "  tweezer submit sequence.json --runs 500 --wait   # Sequence.to_abstract_repr() in a file",
+        (
+            f"  tweezer submit sequence.json --device {settings.worker.device} --runs 500 --wait"
+            "   # Sequence.to_abstract_repr() in a file"
+        ),
         *CURL,
         "",
         "Ctrl-C stops it all; what is queued stays in the data folder.",

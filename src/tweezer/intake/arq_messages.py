@@ -54,7 +54,7 @@ class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     jobs: list[IntakeJob]
     sequence: str | None = None
-    device: str = "EMU_FREE"
+    device: str | None = None
     project: str = "default"
     priority: Priority = Priority.MEDIUM
     open: bool = False

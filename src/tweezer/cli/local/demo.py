@@ -254,7 +254,7 @@ def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | 
     yield "It keeps running until Ctrl-C, then all of it is removed."
     yield from usage(stack, own_key(settings))
     yield f"  tweezer results {outcome.batch.id} --sum"
-    yield f"  tweezer submit {kept} \\"
+    yield f"  tweezer submit {kept} --device {settings.worker.device} \\"
     yield "    --runs 500 --var delta_final=18 --wait"
     yield "  tweezer devices"
     yield "  tweezer doctor"
