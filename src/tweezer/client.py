@@ -24,9 +24,9 @@ from uuid import UUID
 import msgspec
 
 from tweezer.data_folder import DATA_DIR, REDIS_URL, running_environment
+from tweezer.duties import Backoff, heeding_cancel
 from tweezer.ledger.place import OpenDatabase
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
-from tweezer.model.backoff import Backoff
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
@@ -34,7 +34,6 @@ from tweezer.model.events import Event, words_of_news
 from tweezer.model.ids import is_namespace, is_project_id, new_batch_id, split_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
-from tweezer.model.tasks import heeding_cancel
 from tweezer.model.windows import Window, check_time
 from tweezer.store.admission import Submission
 from tweezer.store.commands import CancelAnswer

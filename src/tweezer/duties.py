@@ -1,23 +1,44 @@
-"""Supervised background loops ("duties"): one that fails is logged, waits, and goes on; none ends silently."""
+"""Supervised background loops ("duties"): one that fails is logged, waits, and goes on; none ends silently.
+
+And what such loops need: backoff between tries, and cancelling for sure. In Python 3.11 a cancellation that meets an
+arriving answer is swallowed on its way up: in ``asyncio.wait_for``, with which redis-py sends commands; fixed in 3.12.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import msgspec
 import structlog
 
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import TweezerError
-from tweezer.model.tasks import end_tasks, is_cancelled
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Step = Callable[[], Awaitable[object]]
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """Exponential backoff with full jitter, in seconds.
+
+    The delay before try *n* (1-based) is uniform between half and all of
+    ``min(cap_s, base_s * 2 ** (n - 1))``, so that many waiters do not come back together.
+    """
+
+    base_s: float = 0.1
+    cap_s: float = 5.0
+
+    def delay_s(self, attempt: int) -> float:
+        ceiling = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 30))
+        return ceiling * random.uniform(0.5, 1.0)
+
 
 DUTY_BACKOFF = Backoff(base_s=0.1, cap_s=5.0)
 """The pause after a failed step, unless the duty has its own."""
@@ -191,3 +212,46 @@ def _reason(task: asyncio.Task[None]) -> str:
         return "it was cancelled"
     error = task.exception()
     return "it returned" if error is None else f"{type(error).__name__}: {error}"
+
+
+def is_cancelled() -> bool:
+    """Whether somebody asked the current task to end.
+
+    Loops that run until they are cancelled look here each time around: the cancellation itself may have been
+    swallowed (seen in one shutdown of fifty).
+    """
+    return _requests() > 0
+
+
+@contextlib.contextmanager
+def heeding_cancel() -> Iterator[None]:
+    """Raises CancelledError at the end if the current task was cancelled within, even if that was swallowed."""
+    before = _requests()
+    try:
+        yield
+    finally:
+        if _requests() > before:
+            raise asyncio.CancelledError
+
+
+async def run_to_end(work: Awaitable[T]) -> T:
+    """Await something to its end, also when the current task is cancelled meanwhile: within ``heeding_cancel``."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels tasks, again and again, until they have ended; how they ended is of no interest."""
+    while live := [task for task in tasks if not task.done()]:
+        for task in live:
+            task.cancel()
+        await asyncio.wait(live, timeout=0.1)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _requests() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

@@ -18,10 +18,10 @@ from uuid import UUID
 from weakref import WeakSet
 
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, connect_async
+from tweezer.duties import end_tasks
 from tweezer.model.errors import TweezerError
 from tweezer.model.events import Event
 from tweezer.model.messages import JobSpec, Limits, Priority
-from tweezer.model.tasks import end_tasks
 from tweezer.model.windows import Window
 from tweezer.store.commands import CancelAnswer
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord

@@ -22,6 +22,7 @@ from tests.support.store_rig import StoreRig
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.webhook_receiver import Received, Receiver
 
+from tweezer.duties import end_tasks
 from tweezer.ledger.access.links import ResultLinks
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.access.vault import Vault
@@ -33,7 +34,6 @@ from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
-from tweezer.model.tasks import end_tasks
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key

@@ -36,7 +36,7 @@ from tests.support.effort import effort
 from tests.support.power_loss import Checkpoint, Recorded, checkpoint, fall_back, recorded
 from tests.support.usage import expected_counts, found_counts
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import Conflict, FaultKind, Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import (

@@ -10,7 +10,7 @@ from tests.support.store_rig import StoreRig
 from tweezer.model.errors import NewerRecord, NotFound, Unreadable
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.lookups import Lookups
+from tweezer.store.reader import Lookups
 
 
 async def put(rig: StoreRig, name: str, field: str, value: bytes) -> bytes:

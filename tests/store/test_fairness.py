@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
 from tweezer.store.tickets import Next

@@ -13,7 +13,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind
-from tweezer.store.lookups import Lookups
+from tweezer.store.reader import Lookups
 from tweezer.store.scripts import Scripts
 
 MINE, THEIRS = ("a", "b"), ("c", "b")

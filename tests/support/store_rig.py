@@ -11,7 +11,7 @@ from uuid import UUID
 
 from redis.asyncio import Redis
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id

@@ -11,8 +11,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 from tests.support.waiting import until
 
-from tweezer.duties import Duties, Duty, DutyEnded, repeat, until_answered
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff, Duties, Duty, DutyEnded, repeat, until_answered
 from tweezer.model.errors import InvalidInput, QueueFull, TweezerError, Unavailable
 from tweezer.store.connection import Connect, Store
 from tweezer.store.scripts import translated

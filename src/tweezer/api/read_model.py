@@ -24,7 +24,7 @@ from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Result
 from tweezer.store.connection import Store
-from tweezer.store.lookups import Lookups
+from tweezer.store.reader import Lookups
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
 
 T = TypeVar("T")

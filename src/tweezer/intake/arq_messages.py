@@ -16,8 +16,8 @@ import structlog
 from arq import Retry
 from arq.jobs import DeserializationError
 
+from tweezer.duties import Backoff
 from tweezer.model.arguments import conversion_error
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.wire import deserialize, serialize

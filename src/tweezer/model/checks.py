@@ -20,12 +20,14 @@ import msgspec
 from tweezer.model.arguments import shown as _shown
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL, BatchDoc, JobSpec, Limits
-from tweezer.model.register import ANYWHERE, Room, check_register
 from tweezer.model.sequence import (
+    ANYWHERE,
     MAX_SEQUENCE_BYTES,
     DeclaredVariable,
+    Geometry,
     SequenceHeader,
     VariableType,
+    check_register,
     read_sequence,
     sequence_text,
 )
@@ -118,12 +120,12 @@ def check_jobs(
     *,
     max_runs: int,
     needs_runs: bool,
-    room: Room = ANYWHERE,
+    geometry: Geometry = ANYWHERE,
     checks_sequence: bool = True,
 ) -> None:
     """Check the jobs of one call against the header of their batch's sequence.
 
-    header: None means that the batch has no sequence, so that each job brings its own. max_runs, room: of
+    header: None means that the batch has no sequence, so that each job brings its own. max_runs, geometry: of
     the device. needs_runs: whether ``runs`` must be given (there is no ``backend_configuration`` to say it).
     checks_sequence: False for a device that takes any sequence and variables; only their types are checked then.
     """
@@ -134,7 +136,7 @@ def check_jobs(
             "jobs", f"expects at most {MAX_JOBS_PER_CALL} jobs in one call, got {len(jobs)}; add the rest afterwards"
         )
     if header is not None:
-        check_register(header, room)
+        check_register(header, geometry)
     values = None if header is None else _ExpectedValues(header)
     own_sequences: set[str] = set()
     for index, job in enumerate(jobs):
@@ -148,7 +150,7 @@ def check_jobs(
             _check_any_sequence(f"jobs[{index}].sequence", job.sequence)
             _check_any_variables(index, job.variables)
         elif job.sequence is not None:
-            _check_own_sequence(index, job, own_sequences, room)
+            _check_own_sequence(index, job, own_sequences, geometry)
         elif values is not None:
             values.check(index, job.variables)
         else:
@@ -325,7 +327,7 @@ def _check_seed(index: int, seed: object) -> None:
         raise InvalidInput(f"jobs[{index}].seed", f"expects a whole number from 0 to {MAX_SEED}, got {_shown(seed)}")
 
 
-def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], room: Room) -> None:
+def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], geometry: Geometry) -> None:
     variables: object = job.variables
     if not isinstance(variables, dict) or variables:
         raise InvalidInput(
@@ -343,7 +345,7 @@ def _check_own_sequence(index: int, job: JobSpec, read_before: set[str], room: R
                 "sequence",
                 f"needs values of {_listed(list(header.variables))}; a job's own sequence has to be built",
             )
-        check_register(header, room)
+        check_register(header, geometry)
     read_before.add(str(text))
 
 

@@ -7,8 +7,10 @@ what producers and the API check before a submit is read; the rest is the adapte
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -291,4 +293,53 @@ def _first_repeated(names: list[str]) -> str | None:
         if name in seen:
             return name
         seen.add(name)
+    return None
+
+
+_PRECISION = 1e-6  # micrometres; Pulser's own (COORD_PRECISION)
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """What a device has for atoms; None: no limit. min_distance: of two atoms, and max_radius: from the middle, in
+    micrometres."""
+
+    max_atoms: int | None = None
+    min_distance: float | None = None
+    max_radius: float | None = None
+
+
+ANYWHERE = Geometry()
+
+
+def check_register(header: SequenceHeader, geometry: Geometry) -> None:
+    """Raises InvalidInput("sequence", …). Of a mappable register, how many atoms there are and where is known when it
+    is built; the device judges that."""
+    if header.mappable:
+        return
+    if geometry.max_atoms is not None and header.qubits > geometry.max_atoms:
+        raise InvalidInput("sequence", f"has {header.qubits} atoms; the device takes at most {geometry.max_atoms}")
+    if geometry.max_radius is not None:
+        farthest = max(math.hypot(*place) for place in header.places)
+        if farthest > geometry.max_radius + _PRECISION:
+            raise InvalidInput(
+                "sequence",
+                f"has an atom {farthest:.6g} µm from the middle; the device takes at most {geometry.max_radius:g} µm",
+            )
+    if geometry.min_distance is not None:
+        near = _closer_than(geometry.min_distance - _PRECISION, header.places)
+        if near is not None:
+            raise InvalidInput(
+                "sequence", f"has atoms {near:.6g} µm apart; the device takes at least {geometry.min_distance:g} µm"
+            )
+
+
+def _closer_than(least: float, places: Sequence[tuple[float, float, float]]) -> float | None:
+    """The distance of two places that are closer than that, if there are any."""
+    ordered = sorted(places)
+    for first, place in enumerate(ordered):
+        for second in range(first + 1, len(ordered)):
+            if ordered[second][0] - place[0] >= least:
+                break
+            if (distance := math.dist(place, ordered[second])) < least:
+                return distance
     return None

@@ -18,10 +18,8 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from arq.worker import Worker
 from redis import exceptions as redis_errors
 
-from tweezer.duties import DutyEnded, repeat, until_answered
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff, DutyEnded, end_tasks, heeding_cancel, repeat, until_answered
 from tweezer.model.errors import TweezerError, Unavailable
-from tweezer.model.tasks import end_tasks, heeding_cancel
 from tweezer.model.wire import check_message, deserialize, serialize
 from tweezer.settings import Settings
 from tweezer.store.connection import Store

@@ -172,7 +172,7 @@ def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: Bat
         header,
         max_runs=device.max_runs,
         needs_runs=device.checks_sequence and doc.backend_configuration is None,
-        room=device.room,
+        geometry=device.geometry,
         checks_sequence=device.checks_sequence,
     )
 

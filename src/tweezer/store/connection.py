@@ -23,7 +23,7 @@ from tweezer.store.commands import Commands
 from tweezer.store.devices import Devices
 from tweezer.store.keys import Keys
 from tweezer.store.login_attempts import Attempts
-from tweezer.store.quotas import Quotas
+from tweezer.store.measures import Quotas
 from tweezer.store.reader import Reader
 from tweezer.store.recovery import Restoring
 from tweezer.store.remote import Remote

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
+import msgspec
 from redis import exceptions as redis_errors
 
-from tweezer.model.errors import NotFound, ResultUnavailable
+from tweezer.model.cancels import read_attempts
+from tweezer.model.errors import NotFound, ResultUnavailable, Unavailable
 from tweezer.model.ids import split_job_id
-from tweezer.model.messages import Result
+from tweezer.model.lru import Recent
+from tweezer.model.messages import Result, decode_fault
 from tweezer.model.windows import Window
 from tweezer.store.keys import KINDS, Key
 from tweezer.store.records import (
     DEVICE_FIELDS,
     BatchRecord,
     DeviceRecord,
+    JobOwner,
     JobRecord,
     Lease,
     TicketRef,
     WorkerRecord,
     batch_record,
+    check_version,
     device_record,
     job_record,
     moment,
@@ -217,3 +223,116 @@ def _worker(name: str, row: dict[str, str]) -> WorkerRecord:
         started=started,
         jail=row.get("jail", ""),
     )
+
+
+_REMEMBERED_MAX = 20_000
+
+
+class Owners:
+    """The projects of batches, as far as Redis has them."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._known: Recent[UUID, str] = Recent(_REMEMBERED_MAX)
+
+    async def projects(self, batch_ids: Iterable[UUID]) -> dict[UUID, str]:
+        """The project of each batch; those that Redis does not have are left out. Raises Unavailable."""
+        wanted = set(batch_ids)
+        found = {batch_id: project for batch_id in wanted if (project := self._known.get(batch_id)) is not None}
+        if unknown := [batch_id for batch_id in wanted if batch_id not in found]:
+            pipeline = self._scripts.redis.pipeline(transaction=False)
+            for batch_id in unknown:
+                pipeline.hget(self._scripts.keys(Key.BATCH, batch_id), "project")
+            with translating():
+                answers = await pipeline.execute()
+            for batch_id, raw in zip(unknown, answers, strict=True):
+                if raw is not None:
+                    found[batch_id] = raw.decode()
+                    self._known.put(batch_id, found[batch_id])
+        return found
+
+
+_TOGETHER_MAX = 64  # jobs that one call of the script reads
+
+
+class Lookups:
+    """Reads for requests that come in crowds: those for jobs that meet are answered by one round trip.
+
+    projects: ids of those whose things are shown; None for all.
+    """
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._asked: list[_Ask] = []
+        self._reading: asyncio.Task[None] | None = None
+
+    async def batch(
+        self, batch_id: UUID, *, projects: Collection[str] | None, jobs_max: int = -1
+    ) -> tuple[BatchRecord, list[JobRecord]] | None:
+        """The batch and, if there are at most ``jobs_max`` (1,000), its jobs, all of one moment. Raises Unavailable."""
+        found = await self._scripts.call(
+            "look_up_batch",
+            batch_id=str(batch_id),
+            jobs_max=jobs_max,
+            project_count=-1 if projects is None else len(projects),
+            projects=projects or (),
+        )
+        if not found:
+            return None
+        flat, *columns = found
+        fields = dict(zip((name.decode() for name in flat[::2]), flat[1::2], strict=True))
+        batch = batch_record(batch_id, fields)
+        rows = enumerate(zip(*columns, strict=True))
+        return batch, [job_record(batch, index, spec, state, fault) for index, (spec, state, fault) in rows]
+
+    async def job(self, job_id: UUID, *, projects: Collection[str] | None) -> JobRecord | None:
+        """The job. Raises Unavailable."""
+        batch_id, index = split_job_id(job_id)
+        answer: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
+        self._asked.append(_Ask(str(batch_id), index, projects, answer))
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        row = await answer
+        if row is None:
+            return None
+        project, doom, cancels, spec, state, fault, version = row
+        check_version(batch_id, version or b"")
+        fault_of_batch = None if doom is None else decode_fault(doom)
+        owner = JobOwner(batch_id, project.decode(), fault_of_batch, read_attempts((cancels or b"").decode()))
+        return job_record(owner, index, spec, state, fault)
+
+    async def _read(self) -> None:
+        """Answers until nobody asks; what is asked during one round trip goes into the next."""
+        try:
+            while self._asked:
+                asked, self._asked = self._asked[:_TOGETHER_MAX], self._asked[_TOGETHER_MAX:]
+                await self._answer([ask for ask in asked if not ask.answer.done()])
+        finally:
+            self._reading = None
+
+    async def _answer(self, asked: list[_Ask]) -> None:
+        try:
+            rows = await self._scripts.call(
+                "look_up_jobs",
+                jobs=[(it.batch_id, it.index, -1 if it.projects is None else len(it.projects)) for it in asked],
+                projects=[project for it in asked for project in it.projects or ()],
+            )
+        except BaseException as error:
+            for ask in asked:
+                if not ask.answer.done():
+                    ask.answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
+            if not isinstance(error, Exception):
+                raise
+            return
+        for ask, row in zip(asked, rows, strict=True):
+            if not ask.answer.done():  # whoever asked may have gone meanwhile
+                ask.answer.set_result(row)
+
+
+class _Ask(msgspec.Struct, frozen=True):
+    """A job to read, for somebody who may see these projects, and waits for the answer."""
+
+    batch_id: str
+    index: int
+    projects: Collection[str] | None
+    answer: asyncio.Future[list[Any] | None]

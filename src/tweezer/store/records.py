@@ -22,7 +22,7 @@ from tweezer.model.messages import (
     decode_fault,
     decode_spec,
 )
-from tweezer.model.register import ANYWHERE, Room
+from tweezer.model.sequence import ANYWHERE, Geometry
 from tweezer.model.webhooks import DeviceData
 from tweezer.model.windows import Hold, HoldKind, Window, remaining_s
 
@@ -209,7 +209,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     paused: the operator's reason, or None; paused_until: when it goes on by itself, if ever. window: the maintenance
     that is under way, or the next one. down: why the machine runs no jobs, or None. unsure: why it is not known how it
     is, and since when. job_s: how long its jobs took lately, on average. specs_name: the name that sequences for it
-    carry; None without specs. max_atom_num: None without limit. room: what the atoms of a sequence are checked
+    carry; None without specs. max_atom_num: None without limit. geometry: what the atoms of a sequence are checked
     against; of an emulator their number alone. active: whether it is more than a name of former days.
     reattaches: whether its jobs run on, whatever becomes of the worker. set_back: when it was last noticed that the job
     ids of its machine began anew.
@@ -233,7 +233,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     is_emulator: bool = True
     specs_name: str | None = None
     max_atom_num: int | None = None
-    room: Room = ANYWHERE
+    geometry: Geometry = ANYWHERE
     active: bool = True
     created: datetime | None = None
     reattaches: bool = False
@@ -329,7 +329,7 @@ def device_record(name: str, row: Sequence[bytes | None]) -> DeviceRecord | None
         is_emulator=is_emulator,
         specs_name=text.get("specs_name"),
         max_atom_num=max_atoms,
-        room=Room(max_atoms, *space),
+        geometry=Geometry(max_atoms, *space),
         active="inactive" not in text,
         created=moment(text.get("created")),
         reattaches=text.get("reattaches") == "1",

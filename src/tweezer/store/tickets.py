@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.cancels import TIMEOUT
 from tweezer.model.errors import FaultKind, TweezerError, Unavailable
 from tweezer.model.lifecycle import Stage

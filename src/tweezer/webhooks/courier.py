@@ -18,7 +18,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tweezer.duties import repeat
+from tweezer.duties import end_tasks, heeding_cancel, repeat, run_to_end
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
@@ -26,7 +26,6 @@ from tweezer.ledger.installation import require_same
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
-from tweezer.model.tasks import end_tasks, heeding_cancel, run_to_end
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.recovery import Gate

@@ -9,10 +9,10 @@ from uuid import UUID
 
 import msgspec
 
+from tweezer.duties import end_tasks
 from tweezer.ledger.access.vault import SECRETS_FRESH_S
 from tweezer.ledger.database import Database
 from tweezer.model.lru import Recent
-from tweezer.model.tasks import end_tasks
 from tweezer.store.streams.feed import Entry
 from tweezer.webhooks.audience import Audience, read_registered, read_webhooks
 from tweezer.webhooks.endpoints import Endpoint

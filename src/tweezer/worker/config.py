@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.store.scripts import StoreConfig
 
 

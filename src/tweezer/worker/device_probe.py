@@ -9,7 +9,7 @@ import structlog
 
 from tweezer.adapters.protocol import Machine, MachineState
 from tweezer.adapters.specs import checked_specs
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.store.connection import Store
 from tweezer.worker.heartbeat import Presence

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from tweezer.adapters.protocol import Away, Lane
-from tweezer.duties import until_answered
+from tweezer.duties import is_cancelled, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
@@ -23,7 +23,6 @@ from tweezer.model.messages import (
     OutcomeKind,
     derived_seed,
 )
-from tweezer.model.tasks import is_cancelled
 from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
 from tweezer.worker.config import Policy

@@ -17,11 +17,10 @@ from redis import exceptions as redis_errors
 
 from tweezer.adapters.lane.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, Machine
-from tweezer.duties import Duties, repeat, until_answered
+from tweezer.duties import Duties, heeding_cancel, is_cancelled, repeat, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
-from tweezer.model.tasks import heeding_cancel, is_cancelled
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import translating

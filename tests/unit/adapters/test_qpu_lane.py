@@ -15,7 +15,7 @@ from tweezer.adapters.remote.qpu.api import QpuApi
 from tweezer.adapters.remote.qpu.errors import QpuUnreachable, SubmitRefused, SubmitTurnedAway, UnknownJob
 from tweezer.adapters.remote.qpu.lane import QpuLane
 from tweezer.adapters.remote.qpu.options import QpuOptions
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Result

@@ -18,13 +18,13 @@ from tests.support.api_rig import DONE, FAILED, PROJECT, SOON_S, ApiRig, bearer,
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.api.events import streams
+from tweezer.duties import Backoff
 from tweezer.ledger.access.credentials import Role, key_id
 from tweezer.ledger.access.keys import revoke_key
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries.feed import Feed, Selection
 from tweezer.ledger.recorder.recorder import Recorder
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import Unavailable
 from tweezer.model.webhooks import EventType
 from tweezer.settings import ApiSettings, Settings

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import aiohttp
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import InvalidInput, TweezerError
 
 A = TypeVar("A")

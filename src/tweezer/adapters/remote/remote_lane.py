@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
 from tweezer.adapters.protocol import Custody, Report
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind, TweezerError
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind
 

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope
 from tweezer.api.access.auth import Authenticator
 from tweezer.api.http.longpoll import Holds, disconnect
 from tweezer.api.http.responses import RequestRefused
+from tweezer.duties import Backoff
 from tweezer.ledger.queries.cursors import Cursor
 from tweezer.ledger.queries.feed import Feed, Page, Selection
-from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told
 from tweezer.store.streams.tail import Listener, Tail

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 
 _RESTARTS = Backoff(base_s=0.5, cap_s=10.0)
 _RESTARTS_MAX = 5

@@ -12,8 +12,8 @@ from tweezer.ledger.access.link_keys import LinkKey, existing_link_keys, link_ke
 from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.place import LINK_MAX_S
-from tweezer.model.digests import KeyedHash
 from tweezer.model.lru import CachedCalls
+from tweezer.model.signatures import KeyedHash
 
 RESULTS_PATH = "/api/v1/jobs/{job_id}/results"
 

@@ -25,7 +25,7 @@ from tweezer.model.events import jobs_of, read_events
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.webhooks import EventType, Told, told, told_notice
 from tweezer.store.connection import Store
-from tweezer.store.owners import Owners
+from tweezer.store.reader import Owners
 from tweezer.store.streams.feed import START, Entry, Notice, position_id, position_number
 
 LIMIT_MAX = 1000

@@ -38,7 +38,7 @@ from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of
 from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
-from tweezer.store.owners import Owners
+from tweezer.store.reader import Owners
 from tweezer.store.snapshots import Wanted
 from tweezer.store.streams.feed import START, Entry, pack_entry, position_number, unpack_entry
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from tweezer.duties import Duty
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.keys import Key
-from tweezer.store.owners import Owners
+from tweezer.store.reader import Owners
 from tweezer.store.scripts import Scripts, translating
 from tweezer.store.streams.feed import EventStream, batch_id_of, position_id, position_number, read_entry
 

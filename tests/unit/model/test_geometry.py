@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tweezer.model.errors import InvalidInput
-from tweezer.model.register import Room, check_register
-from tweezer.model.sequence import SequenceHeader
+from tweezer.model.sequence import Geometry, SequenceHeader, check_register
 
-MACHINE = Room(max_atoms=4, min_distance=5.0, max_radius=20.0)
+MACHINE = Geometry(max_atoms=4, min_distance=5.0, max_radius=20.0)
 Place = tuple[float, float, float]
 
 
@@ -59,7 +58,7 @@ def test_what_is_placed_later_is_judged_later() -> None:
 def test_the_closest_atoms_are_found_wherever_they_are(places: list[Place], least: float) -> None:
     closest = min((math.dist(a, b) for i, a in enumerate(places) for b in places[i + 1 :]), default=math.inf)
     try:
-        check_register(header(*places), Room(min_distance=least))
+        check_register(header(*places), Geometry(min_distance=least))
         assert closest >= least - 1e-6
     except InvalidInput:
         assert closest < least
