@@ -14,7 +14,6 @@ import pytest
 from sqlalchemy import insert, select, update
 from tests.support.api_rig import SECRETS_KEY
 
-from tweezer.ledger.access import links
 from tweezer.ledger.access.link_keys import (
     KEYS_MAX,
     NAME,
@@ -191,14 +190,14 @@ def test_the_id_of_the_installation_stays_when_keys_are_made_and_rotated(databas
 
 
 async def test_a_process_signs_and_accepts_by_the_new_key_as_soon_as_its_keys_are_old(
-    database: Database, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    database: Database, vault: Vault
 ) -> None:
     here = ResultLinks(database, lambda: vault, link_s=100)
     there = ResultLinks(database, lambda: vault, link_s=100)
     old = await here.signer()
     assert await here.signer() is old
-    monkeypatch.setattr(links, "SECRETS_FRESH_S", 0)
     rotate(database, vault, overlap_s=0)
+    here._signers.forget(None)  # as after a second
     new, other = await asyncio.gather(here.signer(), there.signer())
     for made, valid in ((old, False), (new, True)):
         query = made.link("http://h", JOB).url.partition("?")[2]

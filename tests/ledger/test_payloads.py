@@ -25,6 +25,7 @@ from tweezer.model.errors import FaultKind
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Result, result_file, result_json
 from tweezer.model.webhooks import BODY_MAX_BYTES, BatchData, EventType, JobData, body, schema, timestamp
 from tweezer.settings import ApiSettings, Settings
@@ -272,7 +273,7 @@ async def test_the_facts_of_a_batch_are_read_once(teller: Teller, settled: Settl
 
 
 async def test_only_so_many_batches_are_remembered(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.webhooks.payloads._FACTS_MAX", 2)
+    monkeypatch.setattr(teller.payloads, "_facts", Recent(2))
     monkeypatch.setattr("tweezer.webhooks.payloads._PAGE", 1)
     ids = [await teller.submit() for _ in range(3)]
     assert list(await teller.payloads.batches(ids)) == ids
