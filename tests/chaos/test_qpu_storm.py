@@ -299,7 +299,7 @@ class Oracle:
                 self._check_job(str(job.id), job)
         self._check_submits()
         self._check_displaced()
-        uncertain = sum(len(worker.said("qpu.submit_uncertain")) for worker in self._site.processes)
+        uncertain = sum(len(worker.said("remote.submit_uncertain")) for worker in self._site.processes)
         self.figures["submits without an answer that tells"] = uncertain
         self.figures["submits caught without an id"] = len(self._storm.caught)
         stops = len(self._witness.read_text().splitlines()) if self._witness.exists() else 0

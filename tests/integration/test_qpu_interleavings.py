@@ -156,10 +156,10 @@ async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await second.says("qpu.intent_without_a_job")
+    await second.says("remote.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert await second.says("qpu.submitted")
+    assert await second.says("remote.submitted")
     assert lab.submits() == [1]
 
 
@@ -168,10 +168,10 @@ async def test_a_submit_that_arrives_while_the_next_holder_looks_for_it_is_found
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await second.says("qpu.intent_without_a_job")
+    await second.says("remote.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert not second.said("qpu.submitted")
+    assert not second.said("remote.submitted")
     assert lab.submits() == [1]
 
 
@@ -310,7 +310,7 @@ async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laborator
     worker = await lab.worker()
     lab.qpu.habits(turn_away=1.0)
     batch = await lab.submit(2)
-    await until(lambda: len(worker.said("qpu.submit_deferred")) >= 2, "submits that are turned away")
+    await until(lambda: len(worker.said("remote.not_submitted")) >= 2, "submits that are turned away")
     lab.qpu.habits(turn_away=0.0)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
     assert lab.submits() == [1, 1]
@@ -384,10 +384,10 @@ async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is
     lab.qpu.habits(read_errors=1.0)
     set_back(lab)
     assert stranger(lab) == 1
-    await worker.says("qpu.not_polled")
+    await worker.says("remote.not_polled")
     await batch.cancel_jobs([0])
-    failed = len(worker.said("qpu.not_polled"))
-    await until(lambda: len(worker.said("qpu.not_polled")) >= failed + 3, "reads after the cancel")
+    failed = len(worker.said("remote.not_polled"))
+    await until(lambda: len(worker.said("remote.not_polled")) >= failed + 3, "reads after the cancel")
     lab.qpu.habits(read_errors=0.0)
     await batch.wait(60)
     (job,) = await batch.jobs()

@@ -19,19 +19,20 @@ from pulser.devices import MockDevice
 from tests.support.qpu_process import QpuProcess, some_context, submitted
 from tests.support.waiting import until
 
-from tweezer.adapters.remote.qpu.answers import Operational, RemoteJob, RemoteStatus
-from tweezer.adapters.remote.qpu.api import QpuApi
-from tweezer.adapters.remote.qpu.errors import (
-    QpuRefused,
-    QpuUnreachable,
+from tweezer.adapters.remote.errors import (
+    RemoteRefused,
+    RemoteUnreachable,
     SubmitDeferred,
     SubmitRefused,
     SubmitUncertain,
     TooLate,
-    UnknownJob,
+    UnknownRemoteJob,
 )
-from tweezer.adapters.remote.qpu.options import KeycloakOptions
+from tweezer.adapters.remote.options import KeycloakOptions
+from tweezer.adapters.remote.qpu.answers import Operational, QpuJob
+from tweezer.adapters.remote.qpu.api import QpuApi
 from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.lifecycle import JobStatus
 from tweezer.qpu_sim.journal import Happening, read_journal
 
 SECRET = "known-to-few"
@@ -71,7 +72,7 @@ async def api(qpu: QpuProcess) -> AsyncIterator[QpuApi]:
         yield client
 
 
-async def ended(api: QpuApi, uid: int) -> RemoteJob:
+async def ended(api: QpuApi, uid: int) -> QpuJob:
     """Polls a job to its end."""
 
     async def is_terminal() -> bool:
@@ -83,7 +84,7 @@ async def ended(api: QpuApi, uid: int) -> RemoteJob:
 
 async def begun(api: QpuApi, uid: int) -> None:
     async def runs() -> bool:
-        return (await api.job(uid)).status is RemoteStatus.RUNNING
+        return (await api.job(uid)).status is JobStatus.RUNNING
 
     await until(runs, f"the begin of job {uid}")
 
@@ -101,13 +102,13 @@ async def test_a_job_runs_to_its_end_and_has_a_bitstring_for_each_run(qpu: QpuPr
     context = some_context()
     job = await submitted(api, SEQUENCE, nb_run=250, context=context)
     assert (job.status, job.pasqman_job_id, job.batch_id) == (
-        RemoteStatus.PENDING,
+        JobStatus.PENDING,
         context.pasqman_job_id,
         context.batch_id,
     )
     done = await ended(api, job.uid)
     counter = done.counter()
-    assert done.status is RemoteStatus.DONE
+    assert done.status is JobStatus.DONE
     assert counter is not None
     assert sum(counter.values()) == 250
     assert {len(bits) for bits in counter} == {3}
@@ -138,15 +139,15 @@ async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path
         async with emulated.api() as api:
             first = await submitted(api, SEQUENCE, nb_run=500)
             done = await ended(api, first.uid)
-            assert done.status is RemoteStatus.DONE
+            assert done.status is JobStatus.DONE
             counter = done.counter()
             assert counter is not None
             assert sum(counter.values()) == 500
             assert not any("11" in bits for bits in counter)  # 7 µm apart: the blockade
             stopped = await submitted(api, sequence(11))
             displacing = await submitted(api, SEQUENCE, nb_run=10)
-            assert (await ended(api, displacing.uid)).status is RemoteStatus.DONE
-            assert (await api.job(stopped.uid)).status is RemoteStatus.CANCELED
+            assert (await ended(api, displacing.uid)).status is JobStatus.DONE
+            assert (await api.job(stopped.uid)).status is JobStatus.CANCELED
 
 
 async def test_it_listens_and_stops_when_it_is_told(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ async def test_sequences_that_cannot_run_are_refused_and_not_counted(
 
 async def test_a_job_that_is_not_there_is_unknown(api: QpuApi) -> None:
     for call in (api.job, api.cancel, api.program):
-        with pytest.raises(UnknownJob):
+        with pytest.raises(UnknownRemoteJob):
             await call(4711)
 
 
@@ -199,7 +200,7 @@ async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuA
     displaced = await submitted(api, SEQUENCE, context=first)
     await begun(api, displaced.uid)
     running = await submitted(api, SEQUENCE, context=second)
-    assert (await api.job(displaced.uid)).status is RemoteStatus.CANCELED
+    assert (await api.job(displaced.uid)).status is JobStatus.CANCELED
     await begun(api, running.uid)
     counts = qpu.counts()
     assert (counts[first.pasqman_job_id].displaced, counts[first.pasqman_job_id].cancels) == (1, 0)
@@ -217,7 +218,7 @@ async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: Qpu
     await until(measured, "some bitstrings")
     stopped = await api.cancel(job.uid)
     kept = sum((stopped.counter() or {}).values())
-    assert stopped.status is RemoteStatus.CANCELED
+    assert stopped.status is JobStatus.CANCELED
     assert 20 <= kept < 2000
     assert (await api.job(job.uid)).counter() == stopped.counter()
     assert qpu.counts()[job.pasqman_job_id or ""].cancels == 1
@@ -232,7 +233,7 @@ async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi
     job = await submitted(api, SEQUENCE, nb_run=500)
     with pytest.raises(TooLate):
         await api.cancel(job.uid)
-    assert (await ended(api, job.uid)).status is RemoteStatus.DONE
+    assert (await ended(api, job.uid)).status is JobStatus.DONE
     count = qpu.counts()[job.pasqman_job_id or ""]
     assert (count.cancels, count.late_cancels, count.ended) == (1, 1, {"DONE": 1})
 
@@ -243,12 +244,12 @@ async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi
 async def test_jobs_fail_and_hang_as_often_as_is_asked_for(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.habits(fail=0.5)
     ends = [(await ended(api, (await submitted(api, SEQUENCE)).uid)).status for _ in range(40)]
-    assert 8 <= ends.count(RemoteStatus.ERROR) <= 32
-    assert set(ends) == {RemoteStatus.ERROR, RemoteStatus.DONE}
+    assert 8 <= ends.count(JobStatus.ERROR) <= 32
+    assert set(ends) == {JobStatus.ERROR, JobStatus.DONE}
     qpu.habits(fail=0, hang=1)
     hanging = await submitted(api, SEQUENCE)
     await begun(api, hanging.uid)
-    assert (await api.cancel(hanging.uid)).status is RemoteStatus.CANCELED
+    assert (await api.cancel(hanging.uid)).status is JobStatus.CANCELED
 
 
 async def test_while_it_is_down_it_refuses_jobs(qpu: QpuProcess, api: QpuApi) -> None:
@@ -295,7 +296,7 @@ async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> 
     async with qpu.api(submit_timeout_s=0.5, read_timeout_s=0.3, retry_s=0) as api:
         with pytest.raises(SubmitUncertain, match="did not answer the submit"):
             await submitted(api, SEQUENCE, context=context)
-        with pytest.raises(QpuUnreachable, match="no answer from"):
+        with pytest.raises(RemoteUnreachable, match="no answer from"):
             await api.operational()
     assert qpu.counts()[context.pasqman_job_id].submits == 1
 
@@ -307,7 +308,7 @@ async def test_reads_are_tried_again_and_submits_are_not(qpu: QpuProcess, api: Q
         assert (await api.job(job.uid)).uid == job.uid
     qpu.habits(read_errors=1)
     async with qpu.api(retry_s=0.5) as hasty:
-        with pytest.raises(QpuUnreachable, match="GET /jobs/1: the QPU's API answers 500"):
+        with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API answers 500"):
             await hasty.job(job.uid)
     assert qpu.counts()[job.pasqman_job_id or ""].submits == 1
 
@@ -317,10 +318,10 @@ async def test_nothing_is_sent_when_the_last_look_says_no(qpu: QpuProcess, api: 
         raise TweezerError("the lease is lost")
 
     with pytest.raises(TweezerError, match="the lease is lost"):
-        await api.submit(nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), last_look=lost)
+        await api.submit(nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), before_send=lost)
     looks: list[bool] = []
     job = await api.submit(
-        nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), last_look=lambda: looks.append(True)
+        nb_run=1, pulser_sequence=SEQUENCE, context=some_context(), before_send=lambda: looks.append(True)
     )
     assert (job.uid, looks) == (1, [True])
 
@@ -332,7 +333,7 @@ async def test_where_nobody_listens_a_submit_may_be_sent_again(tmp_path: Path) -
             with pytest.raises(SubmitDeferred, match="cannot be reached") as raised:
                 await submitted(api, SEQUENCE)
             assert raised.value.retryable
-            with pytest.raises(QpuUnreachable):
+            with pytest.raises(RemoteUnreachable):
                 await api.operational()
 
 
@@ -351,12 +352,12 @@ async def test_jobs_are_still_there_after_a_restart_and_the_one_that_ran_has_fai
             process.start()
             again = await api.job(done.uid)
             assert (again.status, again.counter(), again.end_datetime) == (
-                RemoteStatus.DONE,
+                JobStatus.DONE,
                 done.counter(),
                 done.end_datetime,
             )
             assert again.context == done.context
-            assert (await api.job(running.uid)).status is RemoteStatus.ERROR
+            assert (await api.job(running.uid)).status is JobStatus.ERROR
             assert (await submitted(api, SEQUENCE)).uid == running.uid + 1
             job = running.pasqman_job_id or ""
             assert (before[job].ended, process.witnessed()[job].ended) == ({}, {"ERROR": 1})
@@ -390,7 +391,7 @@ def keycloak(process: QpuProcess, secret: str = SECRET) -> KeycloakOptions:
 
 async def test_without_a_token_nothing_is_answered(guarded: QpuProcess) -> None:
     async with guarded.api() as api:
-        with pytest.raises(QpuRefused, match="401"):
+        with pytest.raises(RemoteRefused, match="401"):
             await api.operational()
         with pytest.raises(SubmitDeferred, match="401"):
             await submitted(api, SEQUENCE)
@@ -413,9 +414,9 @@ async def test_tokens_are_fetched_anew_when_they_expire_or_are_revoked(guarded: 
 
 async def test_wrong_credentials_are_told_without_the_secret(guarded: QpuProcess) -> None:
     async with guarded.api(keycloak=keycloak(guarded, "guessed-secret")) as api:
-        with pytest.raises(QpuRefused, match=r"no token for the client tweezer .* check realm") as read:
+        with pytest.raises(RemoteRefused, match=r"no token for the client tweezer .* check realm") as read:
             await api.operational()
-        with pytest.raises(SubmitRefused, match="no token for the client tweezer") as submit:
+        with pytest.raises(SubmitDeferred, match="no token for the client tweezer") as submit:
             await submitted(api, SEQUENCE)
     assert "guessed" not in f"{read.value!r}{submit.value!r}{api._options!r}"
 
@@ -458,7 +459,7 @@ async def test_a_certificate_is_checked_against_a_file_or_not_at_all(
                 assert await api.operational() is Operational.UP
                 await submitted(api, SEQUENCE)
         async with process.api(retry_s=0) as api:
-            with pytest.raises(QpuUnreachable, match="certificate"):
+            with pytest.raises(RemoteUnreachable, match="certificate"):
                 await api.operational()
             with pytest.raises(SubmitDeferred, match="certificate"):
                 await submitted(api, SEQUENCE)

@@ -18,11 +18,11 @@ from tests.support.processes import STOPS, WITNESS_FILE
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.protocol import Report
-from tweezer.adapters.remote.qpu.adapter import QpuAdapter
-from tweezer.adapters.remote.qpu.answers import RemoteJob
-from tweezer.adapters.remote.qpu.api import Context, QpuApi
-from tweezer.adapters.remote.qpu.lane import QpuLane
-from tweezer.adapters.remote.qpu.options import QpuOptions
+from tweezer.adapters.remote.lane import RemoteLane
+from tweezer.adapters.remote.options import QpuOptions
+from tweezer.adapters.remote.qpu.adapter import QpuAdapter, QpuService
+from tweezer.adapters.remote.qpu.answers import QpuJob
+from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext
 from tweezer.model.ids import new_worker_id
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Provenance, Result
 
@@ -31,8 +31,13 @@ class StoppingApi(QpuApi):
     """Stands still before or after the last look of one submit in a few, until somebody lets it go on."""
 
     async def submit(
-        self, *, nb_run: int, pulser_sequence: str, context: Context, last_look: Callable[[], None] | None = None
-    ) -> RemoteJob:
+        self,
+        *,
+        nb_run: int,
+        pulser_sequence: str,
+        context: SubmitContext,
+        before_send: Callable[[], None] | None = None,
+    ) -> QpuJob:
         stops = dict(part.split(":") for part in os.environ.get(STOPS, "").split(",") if part)
 
         def may_stop(when: str) -> None:
@@ -41,14 +46,14 @@ class StoppingApi(QpuApi):
 
         def look() -> None:
             may_stop("before")
-            if last_look is not None:
-                last_look()
+            if before_send is not None:
+                before_send()
             may_stop("after")
 
-        return await super().submit(nb_run=nb_run, pulser_sequence=pulser_sequence, context=context, last_look=look)
+        return await super().submit(nb_run=nb_run, pulser_sequence=pulser_sequence, context=context, before_send=look)
 
     @staticmethod
-    def _stop(when: str, context: Context) -> None:
+    def _stop(when: str, context: SubmitContext) -> None:
         with Path(os.environ[WITNESS_FILE]).open("a", encoding="utf-8") as file:
             file.write(f"{time.monotonic()} {os.getpid()} {when} {context.pasqman_job_id}\n")
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -81,5 +86,5 @@ class QuickQpuAdapter(QpuAdapter):
         super().__init__(options, lanes)
         self._api = StoppingApi(options, agent=f"tweezer {new_worker_id()}")
 
-    async def open_lane(self) -> QpuLane:
-        return QpuLane(self._api, cast(ChildLane, Texts()), self._options)
+    async def open_lane(self) -> RemoteLane:
+        return RemoteLane(QpuService(self._api, cast(ChildLane, Texts()), self._options))

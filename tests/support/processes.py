@@ -34,8 +34,8 @@ from tweezer.adapters import registry
 from tweezer.adapters.lane.emulator import EmulatorAdapter
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter, NullLane
-from tweezer.adapters.protocol import Adapter, Report, Traits
-from tweezer.adapters.remote.qpu.options import QpuOptions
+from tweezer.adapters.protocol import Adapter, Capabilities, Report
+from tweezer.adapters.remote.options import QpuOptions
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -90,7 +90,7 @@ class MisbehavingAdapter(EmulatorAdapter):
 
     def __init__(self, options: LaneOptions) -> None:
         super().__init__("tests.support.misbehaving_backend:MisbehavingBackend", options)
-        self.traits = Traits(checks_sequence=False)
+        self.capabilities = Capabilities(checks_sequence=False)
 
 
 def hold_file(witness: Path) -> Path:

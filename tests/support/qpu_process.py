@@ -16,9 +16,9 @@ import msgspec
 from tests.support.forks import Fork
 from tests.support.waiting import PATIENCE_S, wait_until
 
-from tweezer.adapters.remote.qpu.answers import RemoteJob
-from tweezer.adapters.remote.qpu.api import Context, QpuApi
-from tweezer.adapters.remote.qpu.options import ApiOptions
+from tweezer.adapters.remote.options import QpuOptions
+from tweezer.adapters.remote.qpu.answers import QpuJob
+from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext
 from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally
@@ -98,17 +98,17 @@ class QpuProcess:
 
     def api(self, **options: Any) -> QpuApi:
         """A client of it; the test closes it."""
-        return QpuApi(ApiOptions(base_url=self.url, **options), agent="test")
+        return QpuApi(QpuOptions(base_url=self.url, **options), agent="test")
 
 
 def _be(arguments: Sequence[str]) -> None:
     main(arguments)
 
 
-def some_context() -> Context:
+def some_context() -> SubmitContext:
     """Of a job that was never submitted."""
-    return Context(str(new_batch_id()), str(new_batch_id()))
+    return SubmitContext(str(new_batch_id()), str(new_batch_id()))
 
 
-async def submitted(api: QpuApi, sequence: str, *, nb_run: int = 100, context: Context | None = None) -> RemoteJob:
+async def submitted(api: QpuApi, sequence: str, *, nb_run: int = 100, context: SubmitContext | None = None) -> QpuJob:
     return await api.submit(nb_run=nb_run, pulser_sequence=sequence, context=context or some_context())

@@ -23,7 +23,7 @@ import functools
 import os
 import time
 
-from tweezer.adapters.protocol import Report, Traits
+from tweezer.adapters.protocol import Capabilities, Report
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Provenance, Result
@@ -103,7 +103,7 @@ class NullAdapter:
     """Lanes that do nothing. checks_sequence: whether batches must carry sequences all the same."""
 
     def __init__(self, *, checks_sequence: bool = False) -> None:
-        self.traits = Traits(checks_sequence=checks_sequence)
+        self.capabilities = Capabilities(checks_sequence=checks_sequence)
 
     async def open_lane(self) -> NullLane:
         return NullLane()

@@ -20,7 +20,7 @@ Report = Callable[[Progress], None]
 """Called by a lane, in the worker's event loop, as a job moves on; must not block."""
 
 
-class Traits(msgspec.Struct, frozen=True):
+class Capabilities(msgspec.Struct, frozen=True):
     """What a device of this kind is like.
 
     exclusive: a batch holds the device until it is closed and its jobs are terminal (a QPU).
@@ -28,7 +28,7 @@ class Traits(msgspec.Struct, frozen=True):
     max_runs: the most shots of one job.
     is_emulator: whether it computes what a machine would measure.
     reattaches: its jobs run on, whatever becomes of the worker: they are never submitted twice, and its lanes are
-    :class:`~tweezer.adapters.remote.remote_lane.RemoteLane`. probe_s: between looks at how a machine is.
+    :class:`~tweezer.adapters.remote.lane.RemoteLane`. probe_s: between looks at how a machine is.
     """
 
     exclusive: bool = False
@@ -67,17 +67,17 @@ class Lane(Protocol):
 class Adapter(Protocol):
     """Executes jobs on one kind of device."""
 
-    traits: Traits
+    capabilities: Capabilities
 
     async def open_lane(self) -> Lane:
         """A new lane, warm: what it imports is imported. Raises ``ExecutionError`` when it cannot start."""
 
 
-class Away(Exception):
+class DeviceUnavailable(Exception):
     """The machine takes no jobs now; the one that it was to have was surely not submitted, and goes back unharmed."""
 
 
-class Custody(Protocol):
+class SubmitGuard(Protocol):
     """What the holder of a job says of its submit to a machine. Its methods raise ``Unavailable`` of the store's."""
 
     async def known(self) -> Intent | None:

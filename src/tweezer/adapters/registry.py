@@ -20,8 +20,7 @@ from tweezer.adapters.lane.emulator import (
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.remote.forward.options import ForwardOptions
-from tweezer.adapters.remote.qpu.options import QpuOptions
+from tweezer.adapters.remote.options import ForwardOptions, QpuOptions, RemoteOptions
 from tweezer.adapters.specs import analog_specs, specs_of_file, text_of_file, virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
@@ -105,7 +104,7 @@ class AdapterKind(msgspec.Struct, frozen=True):
 
     make: makes one of the options of lanes and those of its own, and of the file of specs, or None, if it needs_specs.
     options: the type of its own. specs: what clients are told, by the device's name, without a file; None: the machine
-    is asked. reattaches: its jobs run on, whatever becomes of a worker (see ``Traits``).
+    is asked. reattaches: its jobs run on, whatever becomes of a worker (see ``Capabilities``).
     """
 
     make: Callable[..., Adapter]
@@ -195,7 +194,7 @@ def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
             problem = str(error).partition(" - at ")[0].replace("`", "")
             raise InvalidInput(f"options.{field.name}", problem[:1].lower() + problem[1:]) from error
     typed = msgspec.convert(dict(options), kind.options)
-    if isinstance(typed, QpuOptions | ForwardOptions):
+    if isinstance(typed, RemoteOptions):
         try:
             typed.check()
         except InvalidInput as error:

@@ -36,7 +36,7 @@ def make_worker(
         prepare_timeout_s=settings.worker.prepare_timeout_s,
     )
     adapter = adapter_of(binding, options)
-    if adapter.traits.exclusive:
+    if adapter.capabilities.exclusive:
         lanes = 1
     return TicketWorker(
         Store.open(settings.connect()),

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from tweezer.adapters.remote.qpu.answers import Operational, RemoteStatus
+from tweezer.adapters.remote.qpu.answers import Operational
 from tweezer.model.errors import InvalidInput
+from tweezer.model.lifecycle import JobStatus
 from tweezer.model.sequence import read_sequence
 from tweezer.model.specs import DeviceSpecs
 from tweezer.qpu_sim.counters import CannotRun, Counters, part
@@ -47,7 +48,7 @@ class Job(msgspec.Struct):
     asked: Submission
     digest: str
     qubits: int
-    status: RemoteStatus = RemoteStatus.PENDING
+    status: JobStatus = JobStatus.PENDING
     created: str = ""
     started: str | None = None
     ended: str | None = None
@@ -59,7 +60,7 @@ class Job(msgspec.Struct):
     @property
     def runs_made(self) -> int:
         """How many runs were made by now."""
-        if self.status is not RemoteStatus.RUNNING or self.measured is None or self.lasts_s <= 0:
+        if self.status is not JobStatus.RUNNING or self.measured is None or self.lasts_s <= 0:
             return 0
         return min(int(self.asked.nb_run * (time.monotonic() - self.began_s) / self.lasts_s), self.asked.nb_run)
 
@@ -102,7 +103,7 @@ class Machine:
         _Restored(self._jobs, self._sequences).read(journal.past)
         for job in self._jobs.values():
             if not job.status.terminal:
-                self._end(job, RemoteStatus.ERROR, "the machine was started anew while it ran")
+                self._end(job, JobStatus.ERROR, "the machine was started anew while it ran")
 
     @property
     def operational(self) -> Operational:
@@ -156,7 +157,7 @@ class Machine:
 
     async def _execute(self, job: Job) -> None:
         await asyncio.sleep(0)  # it is PENDING for whoever submitted it
-        job.status, job.began_s = RemoteStatus.RUNNING, time.monotonic()
+        job.status, job.began_s = JobStatus.RUNNING, time.monotonic()
         job.started = self._write(Happening.BEGIN, job)
         habits, uid = self.habits, job.uid
         if habits.happens(habits.hang, "hang", uid):
@@ -167,16 +168,16 @@ class Machine:
         try:
             job.measured = await self._counters.measure(uid, text, job.qubits, job.asked.nb_run)
         except CannotRun as error:
-            self._end(job, RemoteStatus.ERROR, str(error))
+            self._end(job, JobStatus.ERROR, str(error))
             return
         job.lasts_s = max(lasts_s, time.monotonic() - job.began_s)
         if lasts_s:
             left_s = lasts_s * (_FAILS_AT if fails else 1.0) - (time.monotonic() - job.began_s)
             await asyncio.sleep(max(left_s, 0.0))
         if fails:
-            self._end(job, RemoteStatus.ERROR, "it failed, as such machines do")
+            self._end(job, JobStatus.ERROR, "it failed, as such machines do")
         else:
-            self._end(job, RemoteStatus.DONE)
+            self._end(job, JobStatus.DONE)
 
     def _stop(self, job: Job) -> None:
         """Stops the execution of a job that has not ended; what it measured so far is kept."""
@@ -185,10 +186,10 @@ class Machine:
             running.cancel()
             self._stopped.add(running)
             running.add_done_callback(self._stopped.discard)
-        self._end(job, RemoteStatus.CANCELED)
+        self._end(job, JobStatus.CANCELED)
 
-    def _end(self, job: Job, status: RemoteStatus, reason: str | None = None) -> None:
-        job.counter = job.measured if status is RemoteStatus.DONE else job.so_far()
+    def _end(self, job: Job, status: JobStatus, reason: str | None = None) -> None:
+        job.counter = job.measured if status is JobStatus.DONE else job.so_far()
         job.status, job.measured = status, None
         if self._current is job:
             self._current = None
@@ -246,21 +247,21 @@ class _Restored:
 
     def _change(self, job: Job, line: Line) -> None:
         if line.event is Happening.BEGIN:
-            job.status, job.started = RemoteStatus.RUNNING, line.at
+            job.status, job.started = JobStatus.RUNNING, line.at
         elif line.event is Happening.END and line.status is not None:
-            job.status, job.ended, job.counter = RemoteStatus(line.status), line.at, line.counter
+            job.status, job.ended, job.counter = JobStatus(line.status), line.at, line.counter
 
 
 def program_status(job: Job) -> str:
     """The word for the program behind a job."""
-    words: dict[RemoteStatus, str] = {RemoteStatus.PENDING: "CREATED", RemoteStatus.ERROR: "DONE"}
+    words: dict[JobStatus, str] = {JobStatus.PENDING: "CREATED", JobStatus.ERROR: "DONE"}
     return words.get(job.status, job.status.value)
 
 
 def wire(job: Job, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
     """The job as the API shows it."""
     asked, counter = job.asked, job.so_far()
-    running = job.status is RemoteStatus.RUNNING
+    running = job.status is JobStatus.RUNNING
     return {
         "uid": job.uid,
         "batch_id": asked.batch,

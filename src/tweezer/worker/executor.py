@@ -10,8 +10,8 @@ from enum import StrEnum
 import msgspec
 import structlog
 
-from tweezer.adapters.protocol import Away, Lane
-from tweezer.duties import is_cancelled, until_answered
+from tweezer.adapters.protocol import DeviceUnavailable, Lane
+from tweezer.duties import until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (
@@ -27,7 +27,7 @@ from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
 from tweezer.worker.config import Policy
 from tweezer.worker.leases import Holding, Keeper
-from tweezer.worker.submit_guard import TicketCustody
+from tweezer.worker.submit_guard import TicketSubmitGuard
 
 log = structlog.get_logger(__name__)
 
@@ -87,9 +87,9 @@ class Driver:
                 if turn.next is not Next.JOBS:
                     return _END_OF_TURN[turn.next]
                 jobs = turn.jobs
-        except Away as away:
-            log.warning("machine.away", reason=str(away))
-            await self._tell_away(grant, away)
+        except DeviceUnavailable as unavailable:
+            log.warning("machine.away", reason=str(unavailable))
+            await self._report_unavailable(grant, unavailable)
             await self._give_back(grant)
             return End.DRAINED
         except ExecutionError as error:
@@ -187,8 +187,8 @@ class Driver:
         holding.begin(job.index)
         try:
             if holding.remote is not None:
-                custody = TicketCustody(self._remote, self._tickets, holding, job.index, self._policy)
-                outcome = await holding.remote.run_remotely(work, holding.report, custody, cancel=stop)
+                guard = TicketSubmitGuard(self._remote, self._tickets, holding, job.index, self._policy)
+                outcome = await holding.remote.run_remotely(work, holding.report, guard, cancel=stop)
             else:
                 outcome = await holding.lane.run(work, holding.report)
                 if outcome.cause is FaultKind.TIMEOUT:
@@ -275,10 +275,10 @@ class Driver:
         log.warning("ticket.released", fault=str(fault), batch_ended=doomed)
         return End.BATCH_FAILED if doomed else End.RELEASED
 
-    async def _tell_away(self, grant: Grant, away: Away) -> None:
+    async def _report_unavailable(self, grant: Grant, unavailable: DeviceUnavailable) -> None:
         """The machine is down until it is asked again and says otherwise: else the ticket would come right back."""
         try:
-            await self._commands.set_condition(grant.doc.device, "down", str(away))
+            await self._commands.set_condition(grant.doc.device, "down", str(unavailable))
         except TweezerError as error:
             log.warning("machine.not_told_away", error=error.message)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from tweezer.adapters.protocol import Traits
+from tweezer.adapters.protocol import Capabilities
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs
 from tweezer.store.connection import Store
@@ -29,7 +29,7 @@ class Presence:
         worker: str,
         device: str,
         adapter: str,
-        traits: Traits,
+        capabilities: Capabilities,
         specs: DeviceSpecs | None,
         policy: Policy,
         version: str,
@@ -42,11 +42,11 @@ class Presence:
         self._policy = policy
         self._about_device: dict[str, Any] = {
             "adapter": adapter,
-            "exclusive": int(traits.exclusive),
-            "reattaches": int(traits.reattaches),
-            "checks_sequence": int(traits.checks_sequence),
-            "is_emulator": int(traits.is_emulator),
-            "max_runs": traits.max_runs,
+            "exclusive": int(capabilities.exclusive),
+            "reattaches": int(capabilities.reattaches),
+            "checks_sequence": int(capabilities.checks_sequence),
+            "is_emulator": int(capabilities.is_emulator),
+            "max_runs": capabilities.max_runs,
             "max_backlog": policy.max_backlog,
         }
         self._about_worker: dict[str, Any] = {

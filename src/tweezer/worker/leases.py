@@ -8,7 +8,7 @@ import time
 import structlog
 
 from tweezer.adapters.protocol import Lane
-from tweezer.adapters.remote.remote_lane import RemoteLane
+from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress

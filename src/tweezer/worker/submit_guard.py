@@ -25,8 +25,8 @@ T = TypeVar("T")
 _tries = itertools.count(1)
 
 
-class TicketCustody:
-    """A :class:`~tweezer.adapters.protocol.Custody` by a ticket; calls are repeated while Redis does not answer.
+class TicketSubmitGuard:
+    """A :class:`~tweezer.adapters.protocol.SubmitGuard` by a ticket; calls are repeated while Redis does not answer.
 
     Each intent has a name of its own. A call that got no answer may be heard late: what it writes or takes back then is
     no other intent, and one of ours that was taken back before it was there is known by its name.

@@ -88,7 +88,7 @@ class TicketWorker(Worker):
         self._driver = Driver(store, self._keeper, policy, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._is_done = False
-        self._presence = Presence(store, self.id, device, adapter_name, adapter.traits, specs, policy, version)
+        self._presence = Presence(store, self.id, device, adapter_name, adapter.capabilities, specs, policy, version)
         self.duties = Duties()
         self._watch: MachineWatch | None = None
 
@@ -96,7 +96,7 @@ class TicketWorker(Worker):
 
     async def _start(self) -> None:
         structlog.contextvars.bind_contextvars(device=self.device)
-        if self._adapter.traits.reattaches:
+        if self._adapter.capabilities.reattaches:
             durability = await until_answered(
                 self.store.remote.require_durability, self._policy.redis_backoff, "looking how Redis keeps what it has"
             )
@@ -113,7 +113,7 @@ class TicketWorker(Worker):
         self.duties.start("leases", self._keeper.keep, every_s=self._keeper.tick_s, backoff=backoff)
         self.duties.start("cancels", self._hear_cancels, backoff=backoff)
         if self._watch is not None:
-            self.duties.start("probe", self._watch.look, every_s=self._adapter.traits.probe_s)
+            self.duties.start("probe", self._watch.look, every_s=self._adapter.capabilities.probe_s)
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:

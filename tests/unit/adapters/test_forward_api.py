@@ -17,18 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tweezer.adapters.registry import check_binding
-from tweezer.adapters.remote.forward.answers import Answer, RemoteJob, data_of, result_of
-from tweezer.adapters.remote.forward.api import ForwardApi, _submitted
-from tweezer.adapters.remote.forward.errors import (
-    ServerRefused,
-    ServerUnreachable,
+from tweezer.adapters.remote.errors import (
+    RemoteRefused,
+    RemoteUnreachable,
     SubmitDeferred,
     SubmitRefused,
     SubmitTurnedAway,
     SubmitUncertain,
-    UnknownBatch,
+    UnknownRemoteJob,
 )
-from tweezer.adapters.remote.forward.options import ForwardOptions, LoginOptions
+from tweezer.adapters.remote.forward.answers import ServerJob, read_data, read_result
+from tweezer.adapters.remote.forward.api import ForwardApi, _read_submitted
+from tweezer.adapters.remote.http import HttpAnswer
+from tweezer.adapters.remote.options import ForwardOptions, LoginOptions
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import JobStatus
 
@@ -42,8 +43,8 @@ bodies = st.binary(max_size=100) | st.dictionaries(
 ).map(lambda value: json.dumps(value).encode())
 
 
-def answer(status: int, **document: Any) -> Answer:
-    return Answer("GET /x", status, json.dumps(document).encode())
+def answer(status: int, **document: Any) -> HttpAnswer:
+    return HttpAnswer("GET /x", status, json.dumps(document).encode())
 
 
 # --- answers
@@ -51,16 +52,16 @@ def answer(status: int, **document: Any) -> Answer:
 
 @given(status=st.integers(100, 599), body=bodies)
 def test_whatever_is_answered_is_read_or_told_as_an_error(status: int, body: bytes) -> None:
-    for read in (lambda it: data_of(it, RemoteJob), result_of):
-        with contextlib.suppress(ServerUnreachable, ServerRefused):
-            read(Answer("GET /x", status, body))
+    for read in (lambda it: read_data(it, ServerJob), read_result):
+        with contextlib.suppress(RemoteUnreachable, RemoteRefused):
+            read(HttpAnswer("GET /x", status, body))
             assert 200 <= status < 300
 
 
 @given(status=st.integers(100, 599), body=bodies)
 def test_an_answer_to_a_submit_is_a_batch_a_refusal_or_open(status: int, body: bytes) -> None:
     try:
-        batch_id = _submitted(Answer("POST /x", status, body))
+        batch_id = _read_submitted(HttpAnswer("POST /x", status, body))
     except (SubmitRefused, SubmitDeferred):
         assert 400 <= status < 500 or status == 503
     except SubmitUncertain:
@@ -86,21 +87,21 @@ def test_an_answer_to_a_submit_is_a_batch_a_refusal_or_open(status: int, body: b
 )
 def test_each_way_in_which_a_submit_fails_is_told(status: int, data: Any, error: type[TweezerError]) -> None:
     with pytest.raises(error):
-        _submitted(answer(status, data=data))
+        _read_submitted(answer(status, data=data))
 
 
 def test_a_refusal_names_the_field_and_says_its_problem_once() -> None:
     with pytest.raises(SubmitRefused) as raised:
-        _submitted(answer(400, data={"description": "jobs[0].runs: must be more", "field": "jobs[0].runs"}))
+        _read_submitted(answer(400, data={"description": "jobs[0].runs: must be more", "field": "jobs[0].runs"}))
     assert (raised.value.field, raised.value.message) == ("jobs[0].runs", "must be more")
 
 
 def test_a_result_keeps_what_the_server_says_of_where_it_comes_from() -> None:
-    made = result_of(answer(200, counter={"01": 3}, raw=["01"], provenance={"backend": "qutip", "seed": 5}))
+    made = read_result(answer(200, counter={"01": 3}, raw=["01"], provenance={"backend": "qutip", "seed": 5}))
     assert made.counter == {"01": 3}
     assert made.provenance is not None
     assert made.provenance.seed == 5
-    assert result_of(answer(200, counter={"1": 1})).provenance is None
+    assert read_result(answer(200, counter={"1": 1})).provenance is None
 
 
 # --- a server
@@ -163,9 +164,9 @@ LOGIN = {"client_id": "local", "username": "ada", "password": "pw", "realm": "r"
 
 def test_what_a_proxy_turns_away_may_be_tried_again_unless_it_is_too_large() -> None:
     with pytest.raises(SubmitTurnedAway, match="404"):
-        _submitted(Answer("POST /x", 404, b"<html>Not Found</html>"))
+        _read_submitted(HttpAnswer("POST /x", 404, b"<html>Not Found</html>"))
     with pytest.raises(SubmitRefused):
-        _submitted(Answer("POST /x", 413, b"<html>Request Entity Too Large</html>"))
+        _read_submitted(HttpAnswer("POST /x", 413, b"<html>Request Entity Too Large</html>"))
 
 
 async def test_a_submit_carries_its_key_and_its_idempotency_key(far: FarServer) -> None:
@@ -181,7 +182,7 @@ async def test_what_the_last_look_raises_keeps_everything_from_being_sent(far: F
 
     async with client(far) as api:
         with pytest.raises(TweezerError, match="the lease is over"):
-            await api.submit({}, idempotency_key="k", last_look=look)
+            await api.submit({}, idempotency_key="k", before_send=look)
     assert not far.asked
 
 
@@ -191,7 +192,7 @@ async def test_nothing_was_sent_to_a_server_that_cannot_be_reached() -> None:
     async with client(far) as api:
         with pytest.raises(SubmitDeferred, match="cannot be reached"):
             await api.submit({}, idempotency_key="k")
-        with pytest.raises(ServerUnreachable):
+        with pytest.raises(RemoteUnreachable):
             await api.job("b")
 
 
@@ -221,7 +222,7 @@ async def test_wrong_credentials_are_told_without_the_secret_and_defer_the_submi
     far.answers_with("POST /oauth/token", refusal)
     login = LoginOptions(token_url=f"{far.url}/oauth/token", client_id="us", client_secret=SECRET)
     async with client(far, login=login) as api:
-        with pytest.raises(ServerRefused, match="invalid_grant; check the option login") as raised:
+        with pytest.raises(RemoteRefused, match="invalid_grant; check the option login") as raised:
             await api.job("b")
         assert SECRET not in raised.value.message
         with pytest.raises(SubmitDeferred):
@@ -232,7 +233,7 @@ async def test_wrong_credentials_are_told_without_the_secret_and_defer_the_submi
 async def test_a_token_that_is_echoed_is_in_no_error(far: FarServer) -> None:
     far.answers_with("GET /api/v2/jobs", web.json_response({"message": f"bad key {SECRET}"}, status=401))
     async with client(far) as api:
-        with pytest.raises(ServerRefused, match=r"bad key \*\*\*"):
+        with pytest.raises(RemoteRefused, match=r"bad key \*\*\*"):
             await api.job("b")
 
 
@@ -268,7 +269,7 @@ async def test_a_link_to_results_leads_nowhere_else_within_the_network(
     link = elsewhere if how == "link" else f"{far.url}/results"
     far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": link}))
     async with client(far) as api:
-        with pytest.raises(ServerRefused, match="the link") as refused:
+        with pytest.raises(RemoteRefused, match="the link") as refused:
             await api.result("j")
     assert refused.value.field == "results_link"
 
@@ -286,7 +287,7 @@ async def test_a_name_is_judged_by_what_it_leads_to(far: FarServer, monkeypatch:
     monkeypatch.setattr("aiohttp.connector.DefaultResolver", lambda **_: Resolver())
     far.answers_with("GET /api/v1/jobs/j/results_link", data({"results_link": "https://results.example.org/x"}))
     async with client(far) as api:
-        with pytest.raises(ServerRefused, match="an address that is not public"):
+        with pytest.raises(RemoteRefused, match="an address that is not public"):
             await api.result("j")
 
 
@@ -313,9 +314,9 @@ async def test_an_unknown_batch_and_an_unknown_device_are_told(far: FarServer) -
     far.answers_with("GET /api/v1/devices/specs", data({"FRESNEL": "{}"}))
     far.answers_with("GET /api/v1/devices", data([{"device_type": "FRESNEL", "status": "UP"}]))
     async with client(far) as api:
-        with pytest.raises(UnknownBatch):
+        with pytest.raises(UnknownRemoteJob):
             await api.job("b")
-        with pytest.raises(ServerRefused, match="no specs of EMU_FREE; it has those of FRESNEL"):
+        with pytest.raises(RemoteRefused, match="no specs of EMU_FREE; it has those of FRESNEL"):
             await api.specs()
         assert await api.device() is None
 

@@ -33,7 +33,7 @@ async def prepared_lane(doc: BatchDoc = BATCH.doc) -> NullLane:
 
 
 async def test_a_null_batch_needs_no_sequence() -> None:
-    assert not NullAdapter().traits.checks_sequence
+    assert not NullAdapter().capabilities.checks_sequence
 
 
 async def test_a_plain_job_ends_without_giving_way_to_other_tasks() -> None:

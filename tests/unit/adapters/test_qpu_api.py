@@ -14,36 +14,34 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.effort import effort
 
-from tweezer.adapters.remote.qpu import api as module
-from tweezer.adapters.remote.qpu.answers import (
-    Answer,
-    RemoteJob,
-    RemoteStatus,
-    data_of,
-    excerpt,
-    job_of,
-    operational_of,
-    program_of,
-    specs_of_system,
-)
-from tweezer.adapters.remote.qpu.api import Context, QpuApi, _submitted
-from tweezer.adapters.remote.qpu.errors import (
-    QpuError,
-    QpuRefused,
-    QpuUnreachable,
+from tweezer.adapters.remote.errors import (
+    RemoteError,
+    RemoteRefused,
+    RemoteUnreachable,
     SubmitDeferred,
     SubmitRefused,
     SubmitTurnedAway,
     SubmitUncertain,
     TooLate,
-    UnknownJob,
+    UnknownRemoteJob,
 )
-from tweezer.adapters.remote.qpu.options import ApiOptions, KeycloakOptions
+from tweezer.adapters.remote.http import HttpAnswer, excerpt
+from tweezer.adapters.remote.options import KeycloakOptions, QpuOptions
+from tweezer.adapters.remote.qpu.answers import (
+    QpuJob,
+    read_data,
+    read_job,
+    read_operational,
+    read_program,
+    read_system,
+)
+from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext, _read_submitted
 from tweezer.model.errors import InvalidInput
+from tweezer.model.lifecycle import JobStatus
 
-CONTEXT = Context("batch", "job")
+CONTEXT = SubmitContext("batch", "job")
 SECRET = "s3cr3t-of-ours"
-READERS = (job_of, program_of, operational_of, specs_of_system, data_of)
+READERS = (read_job, read_program, read_operational, read_system, read_data)
 
 JOB = {"uid": 7, "status": "PENDING", "context": {"pasqman_job_id": "job"}}
 
@@ -60,8 +58,8 @@ bodies = st.binary(max_size=200) | (anything | near).map(lambda value: json.dump
 statuses = st.integers(100, 599)
 
 
-def answer(status: int, /, **envelope: Any) -> Answer:
-    return Answer("GET /x", status, json.dumps(envelope).encode())
+def answer(status: int, /, **envelope: Any) -> HttpAnswer:
+    return HttpAnswer("GET /x", status, json.dumps(envelope).encode())
 
 
 # --- reading answers
@@ -72,16 +70,16 @@ def answer(status: int, /, **envelope: Any) -> Answer:
 @example(status=200, body=b'{"data": ' + b"9" * 5000 + b"}")
 def test_whatever_is_answered_is_read_or_told_as_an_error_of_the_qpu(status: int, body: bytes) -> None:
     for read in READERS:
-        with contextlib.suppress(QpuUnreachable, QpuRefused):
-            read(Answer("GET /x", status, body))
+        with contextlib.suppress(RemoteUnreachable, RemoteRefused):
+            read(HttpAnswer("GET /x", status, body))
             assert 200 <= status < 300
 
 
 @given(status=statuses, body=bodies)
 def test_an_answer_to_a_submit_is_a_job_a_refusal_or_open(status: int, body: bytes) -> None:
     try:
-        job = _submitted(Answer("POST /jobs", status, body), CONTEXT)
-    except SubmitRefused:
+        job = _read_submitted(HttpAnswer("POST /jobs", status, body), CONTEXT)
+    except (SubmitRefused, SubmitDeferred):
         assert 400 <= status < 500 or (200 <= status < 300 and 400 <= json.loads(body)["code"] < 500)
     except SubmitUncertain as error:
         assert not error.retryable
@@ -93,8 +91,8 @@ def test_an_answer_to_a_submit_is_a_job_a_refusal_or_open(status: int, body: byt
 @given(result=st.text() | anything.map(json.dumps) | near.map(lambda value: json.dumps({"counter": value})))
 def test_a_result_is_a_counter_or_junk(result: str) -> None:
     try:
-        counter = RemoteJob(1, RemoteStatus.DONE, result=result).counter()
-    except QpuUnreachable:
+        counter = QpuJob(1, JobStatus.DONE, result=result).counter()
+    except RemoteUnreachable:
         return
     assert counter is not None
     assert all(count >= 0 for count in counter.values())
@@ -111,29 +109,29 @@ def test_a_result_is_a_counter_or_junk(result: str) -> None:
     ],
 )
 def test_a_counter_that_is_none_is_told(result: str, problem: str) -> None:
-    with pytest.raises(QpuUnreachable, match=problem):
-        RemoteJob(1, RemoteStatus.DONE, result=result).counter()
+    with pytest.raises(RemoteUnreachable, match=problem):
+        QpuJob(1, JobStatus.DONE, result=result).counter()
 
 
 def test_a_job_without_a_result_has_no_counter() -> None:
-    assert RemoteJob(1, RemoteStatus.RUNNING).counter() is None
-    assert RemoteJob(1, RemoteStatus.DONE, result='{"counter": {"01": 3, "10": 4}}').counter() == {"01": 3, "10": 4}
+    assert QpuJob(1, JobStatus.RUNNING).counter() is None
+    assert QpuJob(1, JobStatus.DONE, result='{"counter": {"01": 3, "10": 4}}').counter() == {"01": 3, "10": 4}
 
 
 def test_specs_keep_numbers_that_only_pulser_writes() -> None:
     body = b'{"status": "success", "code": 200, "data": {"specs": {"name": "X", "max": Infinity}}}'
-    assert json.loads(specs_of_system(Answer("GET /system", 200, body)))["max"] == float("inf")
+    assert json.loads(read_system(HttpAnswer("GET /system", 200, body)))["max"] == float("inf")
 
 
 def test_a_status_that_is_unknown_is_told_with_what_was_received() -> None:
-    with pytest.raises(QpuUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
-        job_of(answer(200, status="success", data={"uid": 1, "status": "MELTED"}))
+    with pytest.raises(RemoteUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
+        read_job(answer(200, status="success", data={"uid": 1, "status": "MELTED"}))
 
 
 def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
     page = b"<html>\n" + b"<p>Welcome to the gateway</p>\n" * 100
-    with pytest.raises(QpuUnreachable, match="is base_url right") as raised:
-        job_of(Answer("GET /jobs/1", 200, page))
+    with pytest.raises(RemoteUnreachable, match="is base_url right") as raised:
+        read_job(HttpAnswer("GET /jobs/1", 200, page))
     assert len(raised.value.message) < 400
     assert "\n" not in raised.value.message
     assert excerpt(b"\x1b[31m\x00") == "�[31m�"
@@ -142,8 +140,8 @@ def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
 
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_refusal_within_a_200_is_one(status: int) -> None:
-    with pytest.raises(QpuRefused) as raised:
-        data_of(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}))
+    with pytest.raises(RemoteRefused) as raised:
+        read_data(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}))
     assert (raised.value.status, raised.value.remote_code) == (400, "PRG-3003")
 
 
@@ -161,31 +159,31 @@ def test_a_refusal_within_a_200_is_one(status: int) -> None:
         (204, SubmitUncertain),
     ],
 )
-def test_the_status_tells_whether_a_submit_was_executed(status: int, kind: type[QpuError]) -> None:
+def test_the_status_tells_whether_a_submit_was_executed(status: int, kind: type[RemoteError]) -> None:
     with pytest.raises(kind) as raised:
-        _submitted(answer(status, status="fail"), CONTEXT)
+        _read_submitted(answer(status, status="fail"), CONTEXT)
     assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 422])
 def test_a_refusal_without_the_envelope_of_the_api_is_a_proxys_and_may_be_tried_again(status: int) -> None:
     with pytest.raises(SubmitTurnedAway, match=str(status)):
-        _submitted(Answer("POST /jobs", status, b"<html>Not Found</html>"), CONTEXT)
+        _read_submitted(HttpAnswer("POST /jobs", status, b"<html>Not Found</html>"), CONTEXT)
     with pytest.raises(SubmitRefused) as raised:
-        _submitted(answer(status, status="fail", message="no"), CONTEXT)
+        _read_submitted(answer(status, status="fail", message="no"), CONTEXT)
     assert type(raised.value) is SubmitRefused
 
 
 def test_a_job_that_is_too_large_for_a_proxy_is_refused() -> None:
     with pytest.raises(SubmitRefused) as raised:
-        _submitted(Answer("POST /jobs", 413, b"<html>Request Entity Too Large</html>"), CONTEXT)
+        _read_submitted(HttpAnswer("POST /jobs", 413, b"<html>Request Entity Too Large</html>"), CONTEXT)
     assert type(raised.value) is SubmitRefused
 
 
 def test_another_job_than_the_submitted_one_leaves_it_open() -> None:
     job = {**JOB, "context": {"pasqman_job_id": "somebody else's"}}
     with pytest.raises(SubmitUncertain, match="another job, somebody else's instead of job"):
-        _submitted(answer(200, status="success", data=job), CONTEXT)
+        _read_submitted(answer(200, status="success", data=job), CONTEXT)
 
 
 # --- over a socket
@@ -222,7 +220,7 @@ def http(status: int, body: bytes) -> bytes:
     return b"HTTP/1.1 %d X\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(body), body)
 
 
-async def submit(api: QpuApi) -> RemoteJob:
+async def submit(api: QpuApi) -> QpuJob:
     return await api.submit(nb_run=1, pulser_sequence="{}", context=CONTEXT)
 
 
@@ -235,10 +233,10 @@ def test_junk_on_the_wire_is_an_error_of_the_qpu_and_leaves_a_submit_open(receiv
 
     async def scene() -> None:
         options = {"retry_s": 0.0, "read_timeout_s": 2.0, "submit_timeout_s": 2.0}
-        async with served(answering) as url, QpuApi(ApiOptions(base_url=url, **options)) as api:  # type: ignore[arg-type]
-            with contextlib.suppress(QpuUnreachable, QpuRefused):
+        async with served(answering) as url, QpuApi(QpuOptions(base_url=url, **options)) as api:  # type: ignore[arg-type]
+            with contextlib.suppress(RemoteUnreachable, RemoteRefused):
                 await api.job(1)
-            with contextlib.suppress(SubmitUncertain, SubmitRefused):
+            with contextlib.suppress(SubmitUncertain, SubmitRefused, SubmitDeferred):
                 await submit(api)
 
     asyncio.run(scene())
@@ -250,7 +248,7 @@ async def test_a_submit_is_sent_once_whatever_comes_back() -> None:
     async def answering(request: bytes, writer: asyncio.StreamWriter) -> None:
         requests.append(request)
 
-    async with served(answering) as url, QpuApi(ApiOptions(base_url=url)) as api:
+    async with served(answering) as url, QpuApi(QpuOptions(base_url=url)) as api:
         with pytest.raises(SubmitUncertain, match="did not answer the submit"):
             await submit(api)
     (request,) = requests
@@ -274,8 +272,8 @@ async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(next(answers))
 
-    async with served(answering) as url, QpuApi(ApiOptions(base_url=url)) as api:
-        for kind in (TooLate, TooLate, UnknownJob, QpuRefused, UnknownJob):
+    async with served(answering) as url, QpuApi(QpuOptions(base_url=url)) as api:
+        for kind in (TooLate, TooLate, UnknownRemoteJob, RemoteRefused, UnknownRemoteJob):
             with pytest.raises(kind) as raised:
                 await api.cancel(1)
             assert type(raised.value) is kind
@@ -286,14 +284,14 @@ async def test_a_proxys_404_says_nothing_of_a_job(page: bytes) -> None:
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(http(404, page))
 
-    async with served(answering) as url, QpuApi(ApiOptions(base_url=url, retry_s=0)) as api:
+    async with served(answering) as url, QpuApi(QpuOptions(base_url=url, retry_s=0)) as api:
         for call in (api.job(1), api.job(1, patient=False), api.cancel(1)):
-            with pytest.raises(QpuUnreachable):
+            with pytest.raises(RemoteUnreachable):
                 await call
 
 
 async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(QpuApi, "max_answer_bytes", 1 << 20)
 
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
@@ -301,8 +299,8 @@ async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.Monk
             writer.write(b"x" * 65_536)
             await writer.drain()
 
-    async with served(answering) as url, QpuApi(ApiOptions(base_url=url, retry_s=0)) as api:
-        with pytest.raises(QpuUnreachable, match="longer than"):
+    async with served(answering) as url, QpuApi(QpuOptions(base_url=url, retry_s=0)) as api:
+        with pytest.raises(RemoteUnreachable, match="longer than"):
             await api.job(1)
 
 
@@ -321,9 +319,9 @@ async def test_a_server_that_echoes_everything_gets_no_secret_into_an_error() ->
         keycloak = KeycloakOptions(url, "r", "id", client_secret=SECRET)
         for refuse in (False, True):
             answers = [refuse] * 3
-            async with QpuApi(ApiOptions(base_url=url, keycloak=keycloak), agent="") as api:
+            async with QpuApi(QpuOptions(base_url=url, keycloak=keycloak), agent="") as api:
                 for call in (api.operational(), submit(api)):
-                    with pytest.raises(QpuError) as raised:
+                    with pytest.raises(RemoteError) as raised:
                         await call
                     shown = f"{raised.value!r} {raised.value.__cause__!r} {api._options!r}"
                     assert token not in shown
@@ -346,18 +344,18 @@ def _json(value: object) -> bytes:
     ],
 )
 def test_the_base_url_may_be_given_with_its_path_or_without(url: str, expected: str) -> None:
-    assert ApiOptions(base_url=url).api_url == expected
+    assert QpuOptions(base_url=url).api_url == expected
 
 
 @pytest.mark.parametrize("url", ["", "qpu:4300", "ftp://qpu", "http://", "http://qpu:port", "http://qpu/?x=1"])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="base_url: "):
-        QpuApi(ApiOptions(base_url=url))
+        QpuApi(QpuOptions(base_url=url))
 
 
 def test_credentials_in_the_url_are_refused_without_showing_them() -> None:
     with pytest.raises(InvalidInput, match="base_url: must not carry a user or a password") as raised:
-        QpuApi(ApiOptions(base_url=f"http://me:{SECRET}@qpu"))
+        QpuApi(QpuOptions(base_url=f"http://me:{SECRET}@qpu"))
     assert SECRET not in str(raised.value)
 
 
@@ -366,11 +364,11 @@ def test_a_secret_comes_from_a_file_or_from_the_option_and_must_come(tmp_path: P
     file.write_text(f"{SECRET}\n")
     assert KeycloakOptions("http://k", "r", "id", client_secret_file=str(file)).secret() == SECRET
     with pytest.raises(InvalidInput, match=r"keycloak\.client_secret: is missing"):
-        QpuApi(ApiOptions(base_url="http://qpu", keycloak=KeycloakOptions("http://k", "r", "id")))
+        QpuApi(QpuOptions(base_url="http://qpu", keycloak=KeycloakOptions("http://k", "r", "id")))
     with pytest.raises(InvalidInput, match=r"keycloak.client_secret_file: cannot be read: .*No such file"):
         KeycloakOptions("http://k", "r", "id", client_secret_file=str(tmp_path / "none")).secret()
 
 
 def test_a_certificate_that_nobody_checks_is_a_contradiction() -> None:
     with pytest.raises(InvalidInput, match="tls_ca_file: is given, but tls_verify is false"):
-        QpuApi(ApiOptions(base_url="https://qpu", tls_verify=False, tls_ca_file="/x.pem"))
+        QpuApi(QpuOptions(base_url="https://qpu", tls_verify=False, tls_ca_file="/x.pem"))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 from uuid import UUID
 
 import pytest
 
 from tweezer.adapters.lane.lane import ChildLane
-from tweezer.adapters.protocol import Away, Custody, Report
-from tweezer.adapters.remote.qpu import lane as module
-from tweezer.adapters.remote.qpu.answers import Operational, RemoteJob, RemoteStatus
+from tweezer.adapters.protocol import DeviceUnavailable, Report, SubmitGuard
+from tweezer.adapters.remote import service as module
+from tweezer.adapters.remote.errors import RemoteUnreachable, SubmitRefused, SubmitTurnedAway, UnknownRemoteJob
+from tweezer.adapters.remote.lane import RemoteLane
+from tweezer.adapters.remote.options import QpuOptions
+from tweezer.adapters.remote.qpu.adapter import QpuService
+from tweezer.adapters.remote.qpu.answers import Operational, QpuJob
 from tweezer.adapters.remote.qpu.api import QpuApi
-from tweezer.adapters.remote.qpu.errors import QpuUnreachable, SubmitRefused, SubmitTurnedAway, UnknownJob
-from tweezer.adapters.remote.qpu.lane import QpuLane
-from tweezer.adapters.remote.qpu.options import QpuOptions
-from tweezer.duties import Backoff
+from tweezer.adapters.remote.service import JobContext
+from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Result
 from tweezer.model.remote import Intent, Mark
 
@@ -37,7 +41,7 @@ class History:
         ours: UUID | None = None,
         at: int = 0,
         gaps: tuple[int, ...] = (),
-        status: RemoteStatus = RemoteStatus.DONE,
+        status: JobStatus = JobStatus.DONE,
         names: bool = True,
         nb_run: int | None = None,
         bad: int = 0,
@@ -52,15 +56,15 @@ class History:
         self._status = status
         self.asked: list[int] = []
 
-    async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
+    async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
         self.asked.append(uid)
         if len(self.asked) % (self._bad + 1):
-            raise QpuUnreachable("junk")
+            raise RemoteUnreachable("junk")
         if not 1 <= uid <= self._jobs or uid in self._gaps:
-            raise UnknownJob("unknown", status=400, remote_code="400")
+            raise UnknownRemoteJob("unknown", status=400, remote_code="400")
         name = str(self._ours) if uid == self._at else f"somebody's {uid}"
         context = {"pasqman_job_id": name} if self._names else {}
-        return RemoteJob(uid, self._status, nb_run=self._nb_run, context=context)
+        return QpuJob(uid, self._status, nb_run=self._nb_run, context=context)
 
 
 def work() -> JobWork:
@@ -68,7 +72,7 @@ def work() -> JobWork:
 
 
 class Holder:
-    """In place of the custody: what another holder has noted, and what is known of the machine."""
+    """In place of the submit guard: what another holder has noted, and what is known of the machine."""
 
     def __init__(self, intent: Intent, mark: Mark = NOTHING) -> None:
         self._intent = intent
@@ -92,14 +96,19 @@ class Holder:
 
 async def find(history: History, job: JobWork, after: int | None, holder: Holder | None = None) -> int | None:
     """What it finds, asked again as long as it has not looked through all."""
-    lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
+    service = QpuService(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
     intent = Intent("a", after, None, written_us=1)
     holder = holder or Holder(intent)
     while True:
-        try:
-            return await lane._find(job, intent, cast(Custody, holder))
-        except QpuUnreachable:
-            pass
+        with contextlib.suppress(RemoteUnreachable):
+            return await found(service, job, intent, holder)
+
+
+async def found(service: QpuService, job: JobWork, intent: Intent, holder: Holder) -> int | None:
+    batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
+    context = JobContext(job, batch, lambda _: None, cast(SubmitGuard, holder), cancel=False)
+    remote = await service.find(context, intent)
+    return None if remote is None else int(remote.uid)
 
 
 @pytest.mark.parametrize("after", [0, 3, 6])
@@ -148,8 +157,8 @@ async def test_behind_a_last_known_job_that_is_still_there_nothing_began_anew() 
 async def test_a_job_is_found_among_the_newest_where_the_last_known_one_is_unknown_or_anothers(jobs: int) -> None:
     job = work()
     history = History(jobs, job.job_id, at=jobs)
-    found = await set_back_from(history, job, Mark(6, str(work().job_id), has_names=True))
-    assert found == (jobs, [(6, max(jobs - 200, 0))])
+    searched = await set_back_from(history, job, Mark(6, str(work().job_id), has_names=True))
+    assert searched == (jobs, [(6, max(jobs - 200, 0))])
     assert await set_back_from(History(5), job, Mark(6)) == (None, [(6, 0)])
 
 
@@ -163,12 +172,12 @@ async def test_a_nameless_job_is_not_the_last_known_one_of_a_machine_that_return
 async def test_names_that_were_read_before_a_set_back_hide_no_job_after_it() -> None:
     first, second = work(), work()
     before, after = History(9, first.job_id, at=9), History(9, second.job_id, at=7)
-    lane = QpuLane(cast(QpuApi, before), cast(ChildLane, None), OPTIONS)
+    service = QpuService(cast(QpuApi, before), cast(ChildLane, None), OPTIONS)
     intent = Intent("a", 5, None, written_us=1)
     holder = Holder(intent)
-    assert await lane._find(first, intent, cast(Custody, holder)) == 9
-    lane._api = cast(QpuApi, after)
-    assert await lane._find(second, intent, cast(Custody, holder)) == 7
+    assert await found(service, first, intent, holder) == 9
+    service._api = cast(QpuApi, after)
+    assert await found(service, second, intent, holder) == 7
     assert holder.set_backs == [(None, 0)]
 
 
@@ -190,9 +199,9 @@ async def follow(
     forgotten_s: float = 30,
 ) -> Outcome:
     options = QpuOptions(base_url="http://qpu.example.org", poll_s=0.01, forgotten_s=forgotten_s)
-    lane = QpuLane(cast(QpuApi, history), cast(ChildLane, None), options)
+    lane = RemoteLane(QpuService(cast(QpuApi, history), cast(ChildLane, None), options))
     lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
-    return await lane.run_remotely(job, lambda _: None, cast(Custody, Holder(intent, mark)), cancel=cancel)
+    return await lane.run_remotely(job, lambda _: None, cast(SubmitGuard, Holder(intent, mark)), cancel=cancel)
 
 
 async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_cancelled() -> None:
@@ -215,7 +224,7 @@ async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_canc
 async def test_a_nameless_job_is_ours_only_on_a_machine_without_names_and_with_our_shots(
     mark: Mark, nb_run: int | None, code: str
 ) -> None:
-    history = History(3, names=False, nb_run=nb_run, status=RemoteStatus.ERROR)
+    history = History(3, names=False, nb_run=nb_run, status=JobStatus.ERROR)
     outcome = await follow(history, work(), Intent("a", 1, "2"), mark=mark)
     assert outcome.fault is not None
     assert outcome.fault.code == code
@@ -231,7 +240,7 @@ async def test_reads_that_fail_do_not_make_a_forgotten_job_last_longer(impatient
 
 async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() -> None:
     job = work()
-    history = History(3, job.job_id, at=2, status=RemoteStatus.CANCELED)
+    history = History(3, job.job_id, at=2, status=JobStatus.CANCELED)
     outcome = await follow(history, job, Intent("a", 1, "2", timed_out=True, age_s=40.0))
     assert outcome.fault is not None
     assert (outcome.fault.code, outcome.cause) == ("timeout", FaultKind.TIMEOUT)
@@ -239,7 +248,7 @@ async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() 
 
 
 class Door:
-    """In place of the API, the builder and the custody: a machine without jobs, where a submit meets what a test says.
+    """In place of the API, the builder and the submit guard: a machine without jobs; submits meet what a test says.
 
     meets: what submits meet in turn, None for a job. statuses: what it says of itself after a submit that was refused.
     """
@@ -252,23 +261,23 @@ class Door:
         self._asked_before = True
         self.withdrawn = 0
 
-    async def submit(self, **_: object) -> RemoteJob:
+    async def submit(self, **_: object) -> QpuJob:
         self._asked_before = False
         if (met := self._meets.pop(0)) is not None:
             raise met
-        return RemoteJob(1, RemoteStatus.PENDING)
+        return QpuJob(1, JobStatus.PENDING)
 
     async def operational(self) -> Operational:
         before, self._asked_before = self._asked_before, True
         status = Operational.UP if before or not self._statuses else self._statuses.pop(0)
         if status is None:
-            raise QpuUnreachable("a gateway's page")
+            raise RemoteUnreachable("a gateway's page")
         return status
 
-    async def job(self, uid: int, *, patient: bool = True) -> RemoteJob:
+    async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
         if uid == 1 and not self._meets:
-            return RemoteJob(1, RemoteStatus.ERROR)
-        raise UnknownJob("unknown", status=400, remote_code="400")
+            return QpuJob(1, JobStatus.ERROR)
+        raise UnknownRemoteJob("unknown", status=400, remote_code="400")
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
         return Outcome(OutcomeKind.DONE, result=Result(serialised_results="{}"))
@@ -294,20 +303,20 @@ class Door:
     async def code(self, *, turned_away_s: float = 60.0) -> str:
         """How a job ends at this door: the code of its error; ``machine`` for one that came through."""
         options = QpuOptions(base_url="http://qpu.example.org", poll_s=0.01, turned_away_s=turned_away_s)
-        lane = QpuLane(cast(QpuApi, self), cast(ChildLane, self), options)
+        lane = RemoteLane(QpuService(cast(QpuApi, self), cast(ChildLane, self), options))
         lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
-        outcome = await lane.run_remotely(work(), lambda _: None, cast(Custody, self), cancel=False)
+        outcome = await lane.run_remotely(work(), lambda _: None, cast(SubmitGuard, self), cancel=False)
         assert outcome.fault is not None
         return outcome.fault.code
 
 
-REFUSED, TURNED_AWAY = SubmitRefused("no"), SubmitTurnedAway("a proxy's 404")
+REFUSED, TURNED_AWAY = SubmitRefused("no", status=400), SubmitTurnedAway("a proxy's 404")
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries follow each other quickly."""
-    monkeypatch.setattr(module, "AWAY", Backoff(base_s=0.01, cap_s=0.01))
+    monkeypatch.setattr(module, "BACKOFF", Backoff(base_s=0.01, cap_s=0.01))
 
 
 @pytest.mark.usefixtures("impatient")
@@ -324,7 +333,7 @@ async def test_a_machine_that_refuses_and_does_not_say_that_it_is_up_takes_no_jo
     status: Operational | None,
 ) -> None:
     for door in (Door(REFUSED, statuses=(status,)), Door(REFUSED, REFUSED, statuses=(Operational.UP, status))):
-        with pytest.raises(Away):
+        with pytest.raises(DeviceUnavailable):
             await door.code()
         assert door.withdrawn
 

@@ -22,8 +22,8 @@ def test_a_device_has_a_usual_adapter() -> None:
     assert binding is not None
     emulator: Adapter = adapter_of(binding, LaneOptions(memory_limit_mb=512))
     assert isinstance(emulator, EmulatorAdapter)
-    assert emulator.traits.checks_sequence
-    assert not emulator.traits.exclusive
+    assert emulator.capabilities.checks_sequence
+    assert not emulator.capabilities.exclusive
     assert usual_binding("NULL") == Binding("null")
     assert isinstance(adapter_of(Binding("null")), NullAdapter)
 
@@ -42,7 +42,7 @@ def test_options_of_a_device_go_before_those_of_all() -> None:
     options = check_binding("qutip", {"threads": 4, "prepare_timeout_s": 5})
     assert isinstance(options, EmulatorOptions)
     assert options.over(lanes) == LaneOptions(memory_limit_mb=512, threads=4, prepare_timeout_s=5.0)
-    assert adapter_of(Binding("null", {"checks_sequence": True})).traits.checks_sequence
+    assert adapter_of(Binding("null", {"checks_sequence": True})).capabilities.checks_sequence
 
 
 @pytest.mark.parametrize(

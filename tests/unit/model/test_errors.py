@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import tweezer
-from tweezer.adapters.remote.qpu.errors import QpuRefused
+from tweezer.adapters.remote.errors import RemoteRefused
 from tweezer.model.errors import (
     Conflict,
     ExecutionError,
@@ -32,7 +32,7 @@ ERRORS = [
     ExecutionError(FaultKind.USER, "cannot be played", field="operations[0]"),
     tweezer.WaitTimeout("batch 7 still has jobs to run"),
     tweezer.WebhookInvalid("the webhook was sent 900 s ago", code="too_old"),
-    QpuRefused("no", status=409, remote_code="JOB1", by_api=False),
+    RemoteRefused("no", status=409, remote_code="JOB1", by_api=False),
 ]
 
 

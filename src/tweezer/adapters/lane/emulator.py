@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.lane.process import GPU_VARIABLE
-from tweezer.adapters.protocol import Traits
+from tweezer.adapters.protocol import Capabilities
 from tweezer.model.errors import InvalidInput
 
 QUTIP_BACKEND = "tweezer.adapters.emulators.qutip_backend:open_backend"
@@ -37,7 +37,7 @@ class EmulatorAdapter:
         arguments: tuple[str, ...] = (),
         gpus: Sequence[str] = (),
     ) -> None:
-        self.traits = Traits()
+        self.capabilities = Capabilities()
         self._backend = backend
         self._options = options or LaneOptions()
         self._arguments = arguments

@@ -1,14 +1,42 @@
-"""The adapter of a device whose jobs another server runs: any number of lanes, jobs that survive their worker."""
+"""A device whose jobs another server runs: any number of lanes, and jobs that survive their worker.
+
+Each job is sent on as a batch of its own. A batch carries the job's id as a tag, by which it is found again when the
+answer to its submit was lost; a server that heeds idempotency keys is asked again with the same key, which makes no
+second batch.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
 from tweezer.adapters.lane.lane import LaneOptions
-from tweezer.adapters.protocol import Condition, MachineState, Traits
+from tweezer.adapters.protocol import Capabilities, Condition, MachineState
+from tweezer.adapters.remote.errors import RemoteError, SubmitRefused
+from tweezer.adapters.remote.forward.answers import ServerJob
 from tweezer.adapters.remote.forward.api import ForwardApi
-from tweezer.adapters.remote.forward.errors import ForwardError
-from tweezer.adapters.remote.forward.lane import ForwardLane
-from tweezer.adapters.remote.forward.options import ForwardOptions
+from tweezer.adapters.remote.lane import RemoteLane
+from tweezer.adapters.remote.options import ForwardOptions
+from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, RemoteService, fail
+from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_worker_id
+from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import JobWork, Outcome, OutcomeKind, Provenance, Result
+from tweezer.model.remote import Intent
+
+log = structlog.get_logger(__name__)
+
+_MARGIN = 0.9  # of the time that the server knows an idempotency key
+_ENDS = frozenset({"DONE", "ERROR", "CANCELED", "TIMED_OUT"})
+_HELD = 5  # times as rarely a job is polled while the server holds the question for the status of its batch
+_STRANDED = 5  # polls of a job without an end in a batch that has one, before that is believed
+_OUR_FIELDS = {"sequence_builder": "sequence", "device_type": "device"}
 
 
 class ForwardAdapter:
@@ -18,23 +46,24 @@ class ForwardAdapter:
     """
 
     def __init__(self, options: ForwardOptions, lanes: LaneOptions) -> None:
-        self.traits = Traits(
+        self.capabilities = Capabilities(
             is_emulator=options.is_emulator, max_runs=options.max_runs, reattaches=True, probe_s=options.probe_s
         )
         self._options = options
         self._api = ForwardApi(options, agent=f"tweezer {new_worker_id()}")
 
-    async def open_lane(self) -> ForwardLane:
-        return ForwardLane(self._api, self._options)
+    async def open_lane(self) -> RemoteLane:
+        return RemoteLane(ForwardService(self._api, self._options))
 
     async def specs_text(self) -> str:
         return await self._api.specs()
 
     async def probe(self) -> Condition:
-        """How the device is there. While it is down jobs wait here, where they can still be cancelled unsent."""
+        """Return the device's condition there. While it is down jobs wait here, where they can still be cancelled
+        unsent."""
         try:
             device = await self._api.device()
-        except ForwardError as error:
+        except RemoteError as error:
             return Condition(MachineState.UNKNOWN, error.message)
         if device is None:
             return Condition(MachineState.DOWN, f"the server has no device {self._options.device}")
@@ -44,3 +73,140 @@ class ForwardAdapter:
 
     async def close(self) -> None:
         await self._api.close()
+
+
+class ForwardService(RemoteService[ServerJob]):
+    """Has nothing of its own to stop: what was sent on runs elsewhere."""
+
+    name = "the server"
+    unit = "batch"
+
+    def __init__(self, api: ForwardApi, options: ForwardOptions) -> None:
+        self._api = api
+        self._options = options
+        self.turned_away_s = options.turned_away_s
+        self.ask_again_s = options.ask_again_s
+        self.arrives_s = options.submit_timeout_s + options.lag_s
+        self.recognises_s = _MARGIN * options.idempotency_s
+        self.forgotten_s = options.lag_s
+        self._held: asyncio.Task[str] | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        self._stranded = 0
+
+    # -- submit -------------------------------------------------------------------------------------
+
+    async def find(self, context: JobContext, intent: Intent) -> RemoteId | None:
+        batch_id = await self._api.find(_tag(context.job))
+        return None if batch_id is None else RemoteId(batch_id)
+
+    async def send(self, context: JobContext, before_send: Callable[[], None]) -> RemoteId:
+        key = _tag(context.job)
+        return RemoteId(await self._api.submit(self._body(context), idempotency_key=key, before_send=before_send))
+
+    def _body(self, context: JobContext) -> dict[str, Any]:
+        """The batch of this one job; the same each time, so that it has one idempotency key."""
+        doc, spec = context.batch.doc, context.job.spec
+        one = {"runs": spec.runs, "variables": spec.variables or None, "sequence": spec.sequence, "seed": spec.seed}
+        body: dict[str, Any] = {
+            "sequence_builder": None if spec.sequence is not None else doc.sequence,
+            "device_type": self._options.device,
+            "project_id": self._options.project_id,
+            "jobs": [{name: value for name, value in one.items() if value is not None}],
+            "open": False,
+            "tags": [_tag(context.job), f"tweezer-batch:{context.batch.batch_id}"],
+            "backend_configuration": doc.backend_configuration,
+            "configuration": doc.configuration,
+        }
+        return {name: value for name, value in body.items() if value is not None or name == "sequence_builder"}
+
+    async def decide_refused(self, context: JobContext, error: SubmitRefused) -> Outcome:
+        """Name the field as it is called here."""
+        field = error.field
+        if field is not None:
+            field = _OUR_FIELDS.get(field, field).replace("jobs[0]", f"jobs[{context.job.index}]", 1)
+        message = f"the server refuses it with {error.status}: {error.message}"
+        return fail("refused", message, FaultKind.USER, field)
+
+    # -- follow -------------------------------------------------------------------------------------
+
+    async def poll(self, context: JobContext, uid: str) -> Observed[ServerJob]:
+        job = await self._api.job(uid)
+        return Observed(
+            job,
+            job.status,
+            job.reported(),
+            running_s=job.started_s_ago() if job.status is JobStatus.RUNNING else None,
+            device_s=job.device_s,
+            has_begun=job.start_timestamp is not None,
+        )
+
+    async def cancel(self, uid: str) -> None:
+        await self._api.cancel(uid)
+
+    async def rest(self, context: JobContext, uid: str, *, through_cancel: bool) -> Outcome | None:
+        """Wait until there may be something new of the job. Meanwhile the server is asked for the status of the batch:
+        a Tweezer holds that question until the end."""
+        began, poll_s = time.monotonic(), self._options.poll_s
+        if self._held is None or self._held.done():
+            self._held = asyncio.create_task(self._api.status(uid))
+            self._held.add_done_callback(lambda _: context.wake())
+        held_s = poll_s if through_cancel else _HELD * poll_s
+        await context.sleep(held_s, through_cancel=through_cancel, until=self._held.done)
+        if self._held.done():
+            with contextlib.suppress(RemoteError):
+                if self._held.result() in _ENDS:
+                    self._stranded += 1
+                    if self._stranded < _STRANDED:
+                        return None
+                    message = f"the server ended batch {uid} and not its job; it is not submitted again"
+                    return fail("displaced", message, FaultKind.INTERNAL)
+        await context.sleep(poll_s - (time.monotonic() - began), through_cancel=through_cancel)
+        return None
+
+    async def end_following(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.cancel()
+            await asyncio.gather(held, return_exceptions=True)
+
+    async def collect(self, context: JobContext, job: ServerJob) -> Outcome:
+        """Wait for the result while the server cannot be asked, and a little longer than its lists may be behind."""
+        deadline, tries = time.monotonic() + self._options.lag_s, 0
+        while True:
+            try:
+                result = await self._result(job)
+                if result is not None:
+                    return Outcome(OutcomeKind.DONE, result=result)
+                if time.monotonic() >= deadline:
+                    message = f"the server says that job {job.id} is done, and has no result"
+                    return fail("server", message, FaultKind.INTERNAL)
+            except RemoteError as error:
+                log.warning("forward.not_collected", remote_job=job.id, error=error.message, tries=tries)
+            tries += 1
+            await context.back_off(tries, through_cancel=True)
+
+    async def collect_part(self, context: JobContext, job: ServerJob) -> Result | None:
+        with contextlib.suppress(RemoteError):
+            return await self._result(job)
+        return None
+
+    async def _result(self, job: ServerJob) -> Result | None:
+        result = await self._api.result(job.id)
+        if result is None:
+            return None
+        made = result.provenance or Provenance(backend=self._options.device)
+        where = msgspec.structs.replace(made, remote_id=job.id, server=self._options.url)
+        return msgspec.structs.replace(result, provenance=where)
+
+    def decide_failed(self, uid: str, job: ServerJob) -> Outcome:
+        message = "; ".join(job.errors or ()) or f"the server ended job {job.id} in an error"
+        return fail("server", message, FaultKind.USER)
+
+    def explain_displaced(self, uid: str) -> str:
+        return f"somebody else cancelled batch {uid} on the server; it is not submitted again"
+
+
+def _tag(job: JobWork) -> str:
+    return f"tweezer:{job.job_id}"

@@ -8,16 +8,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tweezer.adapters.remote.forward.errors import ServerRefused, ServerUnreachable
-from tweezer.model.lifecycle import JobStatus
-from tweezer.model.messages import Result
+from tweezer.adapters.remote.errors import RemoteRefused, RemoteUnreachable
+from tweezer.adapters.remote.http import HttpAnswer, excerpt
+from tweezer.model.lifecycle import JobStatus, Stage
+from tweezer.model.messages import Progress, Result
 
-_EXCERPT = 200
+_STAGES = {stage.value: stage for stage in Stage}
 
 T = TypeVar("T")
 
 
-class RemoteBatch(msgspec.Struct, frozen=True):
+class ServerBatch(msgspec.Struct, frozen=True):
     """A batch there. parent_id: of one that repeats another, and has its tags."""
 
     id: str
@@ -26,8 +27,8 @@ class RemoteBatch(msgspec.Struct, frozen=True):
     parent_id: str | None = None
 
 
-class RemoteJob(msgspec.Struct, frozen=True):
-    """A job there. errors: for people. progress (percent), stage and device_s (seconds): where the server tells.
+class ServerJob(msgspec.Struct, frozen=True):
+    """A job there. errors: for people. progress (percent), stage and device_s (seconds): where the server reports them.
     start_timestamp: None while it has not begun."""
 
     id: str
@@ -39,7 +40,7 @@ class RemoteJob(msgspec.Struct, frozen=True):
     start_timestamp: str | None = None
 
     def started_s_ago(self) -> float:
-        """For how long it has run, by the server's clock and ours; 0 where it does not tell."""
+        """Return for how long it has run, by the server's clock and ours; 0 where the server does not report it."""
         try:
             began = datetime.fromisoformat(self.start_timestamp or "")
         except ValueError:
@@ -47,32 +48,30 @@ class RemoteJob(msgspec.Struct, frozen=True):
         aware = began if began.tzinfo else began.replace(tzinfo=UTC)
         return max((datetime.now(UTC) - aware).total_seconds(), 0.0)
 
+    def reported(self) -> Progress:
+        """Return how far it is: by the server's own stage where it reports one."""
+        waits = self.status is JobStatus.PENDING
+        stage = _STAGES.get(self.stage or "", Stage.QUEUED if waits else Stage.ON_DEVICE)
+        return Progress(stage, None if self.progress is None else min(max(self.progress / 100, 0.0), 1.0))
 
-class RemoteDevice(msgspec.Struct, frozen=True):
+
+class ServerDevice(msgspec.Struct, frozen=True):
     """A device there. status: ``UP``, ``DOWN``."""
 
     device_type: str
     status: str | None = None
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """How a batch stands, in short."""
+class ServerBatchStatus(msgspec.Struct, frozen=True):
+    """The status of a batch, without the rest of it."""
 
     status: str
 
 
-class ResultsLink(msgspec.Struct, frozen=True):
+class ServerResultsLink(msgspec.Struct, frozen=True):
     """Where the results of a job are; None while there are none."""
 
     results_link: str | None = None
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """An answer of HTTP, not yet looked into. what: the request, for errors."""
-
-    what: str
-    status: int
-    body: bytes
 
 
 class _FailureData(msgspec.Struct):
@@ -86,43 +85,44 @@ class _Failure(msgspec.Struct):
     data: _FailureData | None = None
 
 
-def data_of(answer: Answer, kind: type[T]) -> T:
-    """What is in the envelope.
+def read_data(answer: HttpAnswer, kind: type[T]) -> T:
+    """Return what is in the envelope.
 
-    Raises ServerRefused when the server says no, ServerUnreachable when it says to come back, or what no such API says.
+    Raises RemoteRefused when the server says no, and RemoteUnreachable when it says to come back, or for what no such
+    API says.
     """
-    check(answer)
+    _check(answer)
     try:
         return msgspec.convert(msgspec.json.decode(answer.body)["data"], kind)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _junk(answer, str(error)) from error
 
 
-def result_of(answer: Answer) -> Result:
-    """The results of a job: counter, Pulser's serialised results, and of a Tweezer where they come from."""
-    check(answer)
+def read_result(answer: HttpAnswer) -> Result:
+    """Return the results of a job: counter, Pulser's serialised results, and of a Tweezer where they come from."""
+    _check(answer)
     try:  # by Python's JSON, which takes the NaN that results may hold
         return msgspec.convert(json.loads(answer.body), Result)
     except (ValueError, RecursionError) as error:
         raise _junk(answer, str(error)) from error
 
 
-def check(answer: Answer) -> None:
-    """Raises as :func:`data_of` for what is no success."""
+def _check(answer: HttpAnswer) -> None:
+    """Raise as :func:`read_data` for what is no success."""
     if answer.status >= 500 or answer.status in (408, 425, 429):
-        raise ServerUnreachable(f"{answer.what}: the server answers {answer.status}: {excerpt(answer.body)}")
+        raise RemoteUnreachable(f"{answer.what}: the server answers {answer.status}: {answer.excerpt}")
     if answer.status >= 400:
-        field, problem = complaint(answer.body)
+        field, problem = read_complaint(answer.body)
         shown = f"{field}: {problem}" if field else problem
-        raise ServerRefused(
+        raise RemoteRefused(
             f"{answer.what}: the server refuses with {answer.status}: {shown}", status=answer.status, field=field
         )
     if not 200 <= answer.status < 300:
         raise _junk(answer, f"its status is {answer.status}; is base_url right?")
 
 
-def complaint(body: bytes) -> tuple[str | None, str]:
-    """The part of the request that is wrong, if the server names it, and what is wrong with it."""
+def read_complaint(body: bytes) -> tuple[str | None, str]:
+    """Return the part of the request that is wrong, if the server names it, and what is wrong with it."""
     failure = _failure(body)
     data = failure.data if failure is not None else None
     if data is None or not data.description:
@@ -135,17 +135,10 @@ def is_by_api(body: bytes) -> bool:
     return _failure(body) is not None
 
 
-def reason(body: bytes) -> str | None:
-    """A Tweezer's word for why."""
+def read_reason(body: bytes) -> str | None:
+    """Return a Tweezer's word for why."""
     failure = _failure(body)
     return None if failure is None or failure.data is None else failure.data.reason
-
-
-def excerpt(body: bytes) -> str:
-    """The beginning of what was received, fit for a sentence."""
-    text = " ".join(body[: 4 * _EXCERPT].decode(errors="replace").split())
-    shown = "".join(sign if sign.isprintable() else "�" for sign in text[:_EXCERPT])
-    return f"{shown}…" if len(text) > _EXCERPT or len(body) > 4 * _EXCERPT else shown or "(nothing)"
 
 
 def _failure(body: bytes) -> _Failure | None:
@@ -159,5 +152,5 @@ def _failure(body: bytes) -> _Failure | None:
         return None
 
 
-def _junk(answer: Answer, problem: str) -> ServerUnreachable:
-    return ServerUnreachable(f"{answer.what}: the server answers something else ({problem}): {excerpt(answer.body)}")
+def _junk(answer: HttpAnswer, problem: str) -> RemoteUnreachable:
+    return RemoteUnreachable(f"{answer.what}: the server answers something else ({problem}): {answer.excerpt}")

@@ -8,27 +8,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tweezer.adapters.remote.qpu.errors import QpuRefused, QpuUnreachable
+from tweezer.adapters.remote.errors import RemoteRefused, RemoteUnreachable
+from tweezer.adapters.remote.http import HttpAnswer, excerpt
+from tweezer.model.lifecycle import JobStatus
 
-_EXCERPT = 200
 _OF_APIS = (400, 422)  # no proxy answers these with JSON
 _BITS = frozenset("01")
 
 T = TypeVar("T")
-
-
-class RemoteStatus(StrEnum):
-    """Where a job of the QPU stands."""
-
-    PENDING = "PENDING"
-    RUNNING = "RUNNING"
-    ERROR = "ERROR"
-    CANCELED = "CANCELED"
-    DONE = "DONE"
-
-    @property
-    def terminal(self) -> bool:
-        return self not in (RemoteStatus.PENDING, RemoteStatus.RUNNING)
 
 
 class Operational(StrEnum):
@@ -38,15 +25,15 @@ class Operational(StrEnum):
     DOWN = "DOWN"
 
 
-class RemoteJob(msgspec.Struct, frozen=True):
-    """A job as the QPU tells of it. Dates and times are as it wrote them.
+class QpuJob(msgspec.Struct, frozen=True):
+    """A job as the QPU reports it. Dates and times are as it wrote them.
 
     result: JSON, see :meth:`counter`; also of a job that was stopped, as far as it was measured. context: what its
     submitter sent along.
     """
 
     uid: int
-    status: RemoteStatus
+    status: JobStatus
     batch_id: str | None = None
     nb_run: int | None = None
     program_id: int | str | None = None
@@ -63,8 +50,18 @@ class RemoteJob(msgspec.Struct, frozen=True):
         found = (self.context or {}).get("pasqman_job_id")
         return found if isinstance(found, str) else None
 
+    def fraction(self) -> float | None:
+        """Return how far the job is, where the machine reports it: runs of how many, or a number of percent."""
+        match self.progress:
+            case {"completed_runs": int(done), "total_runs": int(total)} if total > 0:
+                return min(max(done / total, 0.0), 1.0)
+            case int(percent) | float(percent) if 0 <= percent <= 100:
+                return percent / 100
+            case _:
+                return None
+
     def counter(self) -> dict[str, int] | None:
-        """Bitstring → how often it was measured; None without a result. Raises QpuUnreachable for junk."""
+        """Bitstring → how often it was measured; None without a result. Raises RemoteUnreachable for junk."""
         if self.result is None:
             return None
         what, text = f"the result of job {self.uid}", self.result.encode(errors="replace")
@@ -79,26 +76,18 @@ class RemoteJob(msgspec.Struct, frozen=True):
         return counter
 
 
-class RemoteProgram(msgspec.Struct, frozen=True):
+class QpuProgram(msgspec.Struct, frozen=True):
     """The program behind a job. status: ``CREATED``, ``RUNNING``, ``DONE``, ``CANCELED``."""
 
     uid: int | str
     status: str
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """An answer of HTTP, not yet looked into. what: the request, for errors."""
-
-    what: str
-    status: int
-    body: bytes
-
-
 class _Measured(msgspec.Struct):
     counter: dict[str, int]
 
 
-class _Envelope(msgspec.Struct):
+class _JSend(msgspec.Struct):
     data: Any = None
     status: Any = None
     code: Any = None
@@ -112,37 +101,37 @@ class _OperationalStatus(msgspec.Struct):
     operational_status: Operational
 
 
-def job_of(answer: Answer) -> RemoteJob:
-    """The job that was asked for. Raises as :func:`data_of`."""
-    return _typed(answer, RemoteJob)
+def read_job(answer: HttpAnswer) -> QpuJob:
+    """Return the job that was asked for. Raises as :func:`read_data`."""
+    return _read(answer, QpuJob)
 
 
-def program_of(answer: Answer) -> RemoteProgram:
-    return _typed(answer, RemoteProgram)
+def read_program(answer: HttpAnswer) -> QpuProgram:
+    return _read(answer, QpuProgram)
 
 
-def operational_of(answer: Answer) -> Operational:
-    return _typed(answer, _OperationalStatus).operational_status
+def read_operational(answer: HttpAnswer) -> Operational:
+    return _read(answer, _OperationalStatus).operational_status
 
 
-def specs_of_system(answer: Answer) -> str:
-    """The device's specs as text: Pulser's abstract representation of it."""
-    return json.dumps(_typed(answer, _System).specs)
+def read_system(answer: HttpAnswer) -> str:
+    """Return the device's specs as text: Pulser's abstract representation of it."""
+    return json.dumps(_read(answer, _System).specs)
 
 
-def data_of(answer: Answer) -> Any:
-    """What is in the envelope.
+def read_data(answer: HttpAnswer) -> Any:
+    """Return what is in the envelope.
 
-    Raises QpuRefused when the API says no, by the status of HTTP or by the envelope's code, and QpuUnreachable when it
-    says to come back, or what no such API says.
+    Raises RemoteRefused when the API says no, by the status of HTTP or by the envelope's code, and RemoteUnreachable
+    when it says to come back, or for what no such API says.
     """
     envelope = _envelope(answer.body)
-    status = status_of(answer)
+    status = read_status(answer)
     if status >= 500 or status == 429:
-        raise QpuUnreachable(f"{answer.what}: the QPU's API answers {status}: {excerpt(answer.body)}")
+        raise RemoteUnreachable(f"{answer.what}: the QPU's API answers {status}: {answer.excerpt}")
     if status >= 400:
-        raise QpuRefused(
-            f"{answer.what}: the QPU's API refuses with {status}: {excerpt(answer.body)}",
+        raise RemoteRefused(
+            f"{answer.what}: the QPU's API refuses with {status}: {answer.excerpt}",
             status=status,
             remote_code=_code(envelope) or str(status),
             by_api=is_by_api(answer),
@@ -156,35 +145,28 @@ def data_of(answer: Answer) -> Any:
     return envelope.data
 
 
-def status_of(answer: Answer) -> int:
-    """The status of HTTP, or the envelope's where that says an error within a 200, as some versions answer."""
+def read_status(answer: HttpAnswer) -> int:
+    """Return the status of HTTP, or the envelope's where that says an error within a 200, as some versions answer."""
     envelope = _envelope(answer.body)
     code = None if envelope is None else envelope.code
     within = 200 <= answer.status < 300 and isinstance(code, int) and 400 <= code < 600
     return int(code) if within and code is not None else answer.status
 
 
-def is_by_api(answer: Answer) -> bool:
+def is_by_api(answer: HttpAnswer) -> bool:
     """Whether a refusal surely comes from the API, and not from a proxy before it: it is in the API's envelope."""
     envelope = _envelope(answer.body)
-    return envelope is not None and (status_of(answer) in _OF_APIS or envelope.status in ("fail", "error"))
+    return envelope is not None and (read_status(answer) in _OF_APIS or envelope.status in ("fail", "error"))
 
 
-def excerpt(body: bytes) -> str:
-    """The beginning of what was received, fit for a sentence."""
-    text = " ".join(body[: 4 * _EXCERPT].decode(errors="replace").split())
-    shown = "".join(sign if sign.isprintable() else "�" for sign in text[:_EXCERPT])
-    return f"{shown}…" if len(text) > _EXCERPT or len(body) > 4 * _EXCERPT else shown or "(nothing)"
-
-
-def _envelope(body: bytes) -> _Envelope | None:
+def _envelope(body: bytes) -> _JSend | None:
     try:  # by Python's JSON, which takes the Infinity that Pulser may write into specs
-        return msgspec.convert(json.loads(body), _Envelope)
+        return msgspec.convert(json.loads(body), _JSend)
     except (ValueError, RecursionError):
         return None
 
 
-def _code(envelope: _Envelope | None) -> str | None:
+def _code(envelope: _JSend | None) -> str | None:
     """The API's own code: in the data, or in the envelope."""
     if envelope is None:
         return None
@@ -192,13 +174,13 @@ def _code(envelope: _Envelope | None) -> str | None:
     return next((str(code) for code in (inner, envelope.code) if isinstance(code, int | str)), None)
 
 
-def _typed(answer: Answer, kind: type[T]) -> T:
-    data = data_of(answer)
+def _read(answer: HttpAnswer, kind: type[T]) -> T:
+    data = read_data(answer)
     try:
         return msgspec.convert(data, kind)
     except (ValueError, RecursionError) as error:
         raise _junk(answer.what, answer.body, str(error)) from error
 
 
-def _junk(what: str, body: bytes, problem: str) -> QpuUnreachable:
-    return QpuUnreachable(f"{what}: the QPU's API answers something else ({problem}): {excerpt(body)}")
+def _junk(what: str, body: bytes, problem: str) -> RemoteUnreachable:
+    return RemoteUnreachable(f"{what}: the QPU's API answers something else ({problem}): {excerpt(body)}")
