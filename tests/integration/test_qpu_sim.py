@@ -29,8 +29,7 @@ from tweezer.adapters.remote.errors import (
     UnknownRemoteJob,
 )
 from tweezer.adapters.remote.options import KeycloakOptions
-from tweezer.adapters.remote.qpu.answers import Operational, QpuJob
-from tweezer.adapters.remote.qpu.api import QpuApi
+from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import JobStatus
 from tweezer.qpu_sim.journal import Happening, read_journal

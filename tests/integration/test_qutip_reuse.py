@@ -16,7 +16,7 @@ from pulser_simulation.simulation import QutipEmulator
 from qutip.solver.integrator.scipy_integrator import IntegratorScipyAdams
 from qutip.solver.solver_base import Solver
 
-from tweezer.adapters.emulators import qutip_reuse, qutip_solver
+from tweezer.adapters.emulators import qutip_patches
 from tweezer.adapters.emulators.pulser_backend import PulserBackend, seed_generators
 from tweezer.adapters.emulators.qutip_backend import Qutip
 from tweezer.adapters.lane.backend import Watch
@@ -73,7 +73,7 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """QuTiP as in a lane, without reuse; the libraries are put back at the end."""
     for owner, name in (*_NAMES, (qutip, "mcsolve")):
         monkeypatch.setattr(owner, name, owner.__dict__[name])
-    qutip_solver.install()
+    qutip_patches.install_solver()
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -83,7 +83,7 @@ def test_counters_are_the_same_with_and_without_reuse(as_it_was: None, basis: st
         pytest.skip("Pulser has no such noise in this basis")
     text = pulsed(basis)
     before = counters(text, NOISES[noise])
-    qutip_reuse.install()
+    qutip_patches.install_reuse()
     assert counters(text, NOISES[noise]) == before
     assert before[0] == before[1]
 
@@ -93,7 +93,7 @@ def test_a_library_that_has_changed_is_left_alone(as_it_was: None, monkeypatch: 
 
     monkeypatch.delattr(Hamiltonian, "_get_basis_op_matrices")
     monkeypatch.setattr(QutipEmulator, "_get_noiseless_hamiltonian", other)
-    qutip_reuse.install()
+    qutip_patches.install_reuse()
     assert not hasattr(Hamiltonian, "_get_basis_op_matrices")
     assert QutipEmulator.__dict__["_get_noiseless_hamiltonian"] is other
 
@@ -121,7 +121,7 @@ def test_a_million_shots_are_those_of_pulser_alone(as_it_was: None, pulses: str,
     seed_generators(seed)
     expected = [dict(state.sample(num_shots=shots)) for state in states]
 
-    qutip_solver.install()
+    qutip_patches.install_solver()
     backend = PulserBackend(Qutip(), Watch(lambda _: None, 1.0), memo_bytes=1 << 20)
     wanted = [BitStrings(evaluation_times=times)]
     text = QutipConfig(observables=wanted, noise_model=noise).to_abstract_repr()

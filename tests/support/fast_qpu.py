@@ -21,8 +21,7 @@ from tweezer.adapters.protocol import Report
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.adapters.remote.options import QpuOptions
 from tweezer.adapters.remote.qpu.adapter import QpuAdapter, QpuService
-from tweezer.adapters.remote.qpu.answers import QpuJob
-from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext
+from tweezer.adapters.remote.qpu.api import QpuApi, QpuJob, SubmitContext
 from tweezer.model.ids import new_worker_id
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Provenance, Result
 

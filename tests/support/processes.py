@@ -31,10 +31,10 @@ from tests.support.waiting import PATIENCE_S, until, wait_until
 import tweezer
 from tweezer import logs
 from tweezer.adapters import registry
-from tweezer.adapters.lane.emulator import EmulatorAdapter
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Capabilities, Report
+from tweezer.adapters.registry import EmulatorAdapter
 from tweezer.adapters.remote.options import QpuOptions
 from tweezer.model.events import Event
 from tweezer.model.ids import new_batch_id

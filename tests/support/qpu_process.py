@@ -17,8 +17,7 @@ from tests.support.forks import Fork
 from tests.support.waiting import PATIENCE_S, wait_until
 
 from tweezer.adapters.remote.options import QpuOptions
-from tweezer.adapters.remote.qpu.answers import QpuJob
-from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext
+from tweezer.adapters.remote.qpu.api import QpuApi, QpuJob, SubmitContext
 from tweezer.cli import main
 from tweezer.model.ids import new_batch_id
 from tweezer.qpu_sim.journal import Tally, read_journal, tally

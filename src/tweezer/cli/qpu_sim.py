@@ -76,8 +76,8 @@ def qpu_sim(
     if not fake:
         require("qpu-sim", "emulators", "pulser", "pulser_simulation")
     settings = access.settings()
+    from tweezer.qpu_sim.app import Client
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
-    from tweezer.qpu_sim.tokens import Client
 
     logs.configure(settings.log.format, settings.log.level)
     given = {name: value for name, value in habits.items() if value is not None}

@@ -8,9 +8,8 @@ import zlib
 from collections import Counter
 from typing import Protocol
 
-from tweezer.adapters.lane.emulator import QUTIP_BACKEND
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
-from tweezer.duties import end_tasks
+from tweezer.adapters.registry import QUTIP_BACKEND
 from tweezer.model.errors import ExecutionError
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, OutcomeKind

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tweezer.adapters.remote.qpu.answers import Operational
+from tweezer.adapters.remote.qpu.api import Operational
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.sequence import read_sequence

@@ -17,12 +17,11 @@ from aiohttp import web
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs, read_specs
-from tweezer.qpu_sim.app import Api
+from tweezer.qpu_sim.app import Api, Client, TokenDesk
 from tweezer.qpu_sim.counters import Counters, Emulated, MadeUp
 from tweezer.qpu_sim.habits import Habits
 from tweezer.qpu_sim.journal import Journal
 from tweezer.qpu_sim.machine import Machine
-from tweezer.qpu_sim.tokens import Client, TokenDesk
 
 log = structlog.get_logger(__name__)
 

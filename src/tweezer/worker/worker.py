@@ -27,9 +27,8 @@ from tweezer.store.scripts import translating
 from tweezer.store.streams.feed import read_cancel
 from tweezer.store.tickets import Grant, Taken
 from tweezer.worker.config import Policy
-from tweezer.worker.device_probe import MachineWatch
 from tweezer.worker.executor import Driver
-from tweezer.worker.heartbeat import SWEEP_S, Presence, Sweeper
+from tweezer.worker.heartbeat import SWEEP_S, MachineWatch, Presence, Sweeper
 from tweezer.worker.leases import Keeper
 
 log = structlog.get_logger(__name__)

@@ -26,8 +26,7 @@ from tweezer.adapters.remote.errors import (
     SubmitUncertain,
     UnknownRemoteJob,
 )
-from tweezer.adapters.remote.forward.answers import ServerJob, read_data, read_result
-from tweezer.adapters.remote.forward.api import ForwardApi, _read_submitted
+from tweezer.adapters.remote.forward.api import ForwardApi, ServerJob, _read_submitted, read_data, read_result
 from tweezer.adapters.remote.http import HttpAnswer
 from tweezer.adapters.remote.options import ForwardOptions, LoginOptions
 from tweezer.model.errors import InvalidInput, TweezerError

@@ -27,15 +27,17 @@ from tweezer.adapters.remote.errors import (
 )
 from tweezer.adapters.remote.http import HttpAnswer, excerpt
 from tweezer.adapters.remote.options import KeycloakOptions, QpuOptions
-from tweezer.adapters.remote.qpu.answers import (
+from tweezer.adapters.remote.qpu.api import (
+    QpuApi,
     QpuJob,
+    SubmitContext,
+    _read_submitted,
     read_data,
     read_job,
     read_operational,
     read_program,
     read_system,
 )
-from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext, _read_submitted
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus
 

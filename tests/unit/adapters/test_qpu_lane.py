@@ -15,8 +15,7 @@ from tweezer.adapters.remote.errors import RemoteUnreachable, SubmitRefused, Sub
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.adapters.remote.options import QpuOptions
 from tweezer.adapters.remote.qpu.adapter import QpuService
-from tweezer.adapters.remote.qpu.answers import Operational, QpuJob
-from tweezer.adapters.remote.qpu.api import QpuApi
+from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob
 from tweezer.adapters.remote.service import JobContext
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import FaultKind

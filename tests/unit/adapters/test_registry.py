@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from tweezer.adapters.lane.emulator import EmulatorAdapter
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter
-from tweezer.adapters.registry import Binding, EmulatorOptions, adapter_of, check_binding, usual_binding
+from tweezer.adapters.registry import (
+    Binding,
+    EmulatorAdapter,
+    EmulatorOptions,
+    adapter_of,
+    check_binding,
+    usual_binding,
+)
 from tweezer.model.errors import InvalidInput
 from tweezer.settings import Settings
 

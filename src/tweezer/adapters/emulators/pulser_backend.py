@@ -20,6 +20,8 @@ from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
 
+_LOOKS = 100
+
 _SEQUENCES_KEPT = 16
 _CONFIGURATIONS_KEPT = 16
 _EVOLUTION_SEED = 0  # of one that is shared: emu-mps tries random orders of the qubits, and takes the best
@@ -227,3 +229,26 @@ def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+class Course:
+    """Where the present evolution is.
+
+    length: of one evolution, in the solver's own unit of time. evolutions: how many the job is expected to take.
+    """
+
+    def __init__(self, watch: Watch, length: float, evolutions: int) -> None:
+        self._watch = watch
+        self._length = length
+        self._evolutions = evolutions
+        self._begun = 0
+        self.step = length / _LOOKS
+        """How far a solver that can choose goes between two looks."""
+
+    def begin_evolution(self) -> None:
+        self._begun += 1
+
+    def reach(self, t: float) -> None:
+        """The evolution got here. Raises ``Aborted`` when it is to stop."""
+        done = max(self._begun - 1, 0) + min(t / self._length, 1.0)
+        self._watch.advance(done / self._evolutions)

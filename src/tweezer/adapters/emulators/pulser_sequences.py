@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import jsonschema
 import numpy as np
+from jsonschema import ValidationError
 from pulser import Sequence
 from pulser.register.mappable_reg import MappableRegister
 from pulser.sampler import sample
 
-from tweezer.adapters.emulators.schema_errors import explain
 from tweezer.adapters.lane.backend import Refusal
 from tweezer.model.messages import Fault
+
+_CHOICES_SHOWN = 12
 
 FIELD = "sequence"
 _LONGEST_TEXT = 240
@@ -73,12 +77,12 @@ class ParsedSequence:
 def brief(error: BaseException) -> str:
     """Return what a library says, with its causes, short enough for a sentence; the place first for a JSON Schema."""
     if isinstance(error, jsonschema.ValidationError):
-        text = explain(error)
+        text = explain_schema_error(error)
     else:
         said: list[str] = []
         cause: BaseException | None = error
         while cause is not None:
-            words = explain(cause) if isinstance(cause, jsonschema.ValidationError) else str(cause)
+            words = explain_schema_error(cause) if isinstance(cause, ValidationError) else str(cause)
             if words not in said:
                 said.append(words or type(cause).__name__)
             cause = cause.__cause__
@@ -146,3 +150,86 @@ def _qubits(sequence: Sequence[Any], variables: dict[str, Any]) -> dict[str, int
     except (ValueError, TypeError, IndexError) as error:
         raise Refusal(Fault("user", f"cannot be used: {brief(error)}", field)) from error
     return qubits
+
+
+def explain_schema_error(error: ValidationError) -> str:
+    """Return the place and the problem: ``operations[0].op: 'teleport' is not one of 'target', 'delay', …``.
+
+    Pulser's schemas are alternatives within alternatives (``anyOf``): the library's own message then quotes the whole
+    document. Here the alternative that the document was most likely meant to be is followed down to its error.
+    """
+    while error.context:
+        branches = _branches(error)
+        chosen = min(branches, key=_distance)
+        if words := _choices(branches):
+            return f"{_place(chosen[0])}{_mismatch(chosen[0].instance, words)}"
+        error = min(chosen, key=lambda one: -len(one.absolute_path))
+    return f"{_place(error)}{_problem(error)}"
+
+
+def _branches(error: ValidationError) -> list[list[ValidationError]]:
+    """The errors of each alternative that failed; those that tell alternatives apart first."""
+    found: dict[object, list[ValidationError]] = defaultdict(list)
+    for one in error.context or ():
+        found[one.schema_path[0]].append(one)
+    return [sorted(errors, key=lambda one: not _is_tag(one)) for errors in found.values()]
+
+
+def _is_tag(error: ValidationError) -> bool:
+    return error.validator in {"const", "enum"}
+
+
+def _distance(errors: list[ValidationError]) -> tuple[bool, bool, int]:
+    """How far the document is from this alternative."""
+    at = len(errors[0].parent.absolute_path) if errors[0].parent is not None else 0
+    return (
+        any(_is_tag(one) and len(one.absolute_path) <= at + 1 for one in errors),
+        any(one.validator == "type" and len(one.absolute_path) == at for one in errors),
+        len(errors),
+    )
+
+
+def _choices(branches: list[list[ValidationError]]) -> list[object]:
+    """The values that would be right, where all alternatives want another one at the same place."""
+    tags = [next((one for one in errors if _is_tag(one)), None) for errors in branches]
+    if len({tuple(tag.absolute_path) if tag is not None else None for tag in tags}) != 1 or tags[0] is None:
+        return []
+    words: list[object] = []
+    for tag in tags:
+        assert tag is not None
+        words += _wanted(tag)
+    return words
+
+
+def _wanted(tag: ValidationError) -> list[object]:
+    value: Any = tag.validator_value
+    return list(value) if tag.validator == "enum" else [value]
+
+
+def _problem(error: ValidationError) -> str:
+    match error.validator:
+        case "const" | "enum":
+            return _mismatch(error.instance, _wanted(error))
+        case "type":
+            wanted: Any = error.validator_value
+            kinds = wanted if isinstance(wanted, str) else " or ".join(wanted)
+            return f"{_short(repr(error.instance))} is not of type {kinds}"
+        case _:
+            return str(error.message)
+
+
+def _place(error: ValidationError) -> str:
+    text = ""
+    for step in error.absolute_path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return f"{text.removeprefix('.')}: " if text else ""
+
+
+def _mismatch(value: object, wanted: Iterable[object]) -> str:
+    words = list(dict.fromkeys(map(repr, wanted)))
+    shown = ", ".join([*words[:_CHOICES_SHOWN], *(["…"] if len(words) > _CHOICES_SHOWN else [])])
+    return f"{_short(repr(value))} is not {'one of ' if len(words) > 1 else ''}{shown}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -19,8 +19,7 @@ import structlog
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.protocol import Capabilities, Condition, MachineState
 from tweezer.adapters.remote.errors import RemoteError, SubmitRefused
-from tweezer.adapters.remote.forward.answers import ServerJob
-from tweezer.adapters.remote.forward.api import ForwardApi
+from tweezer.adapters.remote.forward.api import ForwardApi, ServerJob
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.adapters.remote.options import ForwardOptions
 from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, RemoteService, fail

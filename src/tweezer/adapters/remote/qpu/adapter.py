@@ -18,8 +18,7 @@ from tweezer.adapters.protocol import Capabilities, Condition, DeviceUnavailable
 from tweezer.adapters.remote.errors import RemoteError, RemoteUnreachable, SubmitRefused, UnknownRemoteJob
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.adapters.remote.options import QpuOptions
-from tweezer.adapters.remote.qpu.answers import Operational, QpuJob
-from tweezer.adapters.remote.qpu.api import QpuApi, SubmitContext
+from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob, SubmitContext
 from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, RemoteService, fail
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import new_worker_id
