@@ -28,7 +28,7 @@ from tweezer.adapters.protocol import Adapter, Report
 from tweezer.adapters.registry import adapter_for
 from tweezer.model.messages import JobWork, Outcome
 from tweezer.store.connection import Connect, Store
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 from tweezer.worker.worker import TicketWorker
 
 
@@ -64,7 +64,7 @@ def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
         adapter,
         adapter_name="benchmark",
         lanes=lanes,
-        policy=Policy(),
+        config=WorkerConfig(),
         version=__version__,
     )
     _say_ready()

@@ -40,7 +40,7 @@ from tweezer.ledger.schema import transitions
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc
-from tweezer.qpu_sim.journal import Happening, Line, read_journal
+from tweezer.qpu_sim.journal import JournalEntry, JournalEvent, read_journal
 from tweezer.store.keys import Key
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
@@ -341,9 +341,9 @@ class Oracle:
 
     def _check_displaced(self) -> None:
         """Each displacement is of or by a submit of a process that had stood still, or was forgotten by Redis."""
-        submits: dict[int | None, Line] = {}  # since the ids began anew
+        submits: dict[int | None, JournalEntry] = {}  # since the ids began anew
         for line in self._lines:
-            if line.event is Happening.SUBMIT:
+            if line.event is JournalEvent.SUBMIT:
                 submits[line.uid] = line
             if line.displaced_by is None:
                 continue
@@ -353,7 +353,7 @@ class Oracle:
             self.figures["displaced by who had stood still" if late else "displaced after a loss"] += 1
             assert late or lost, f"{line.job} was displaced by {by}"
 
-    def _is_late(self, submit: Line) -> bool:
+    def _is_late(self, submit: JournalEntry) -> bool:
         """Whether it was sent by a process that had just stood still, and may have lost its lease meanwhile."""
         by = submit.by or ""
         return any(f":{pid}:" in by and 0 <= submit.t - at < LATE_S for at, pid in self._storm.thawed)
@@ -375,8 +375,8 @@ class Oracle:
             assert {job.index: job.status for job in await batch.jobs()} == statuses
             self.figures["events"] += len(events)
 
-    def _ends(self, name: str) -> list[Line]:
-        return [line for line in self._lines if line.event is Happening.END and line.job == name]
+    def _ends(self, name: str) -> list[JournalEntry]:
+        return [line for line in self._lines if line.event is JournalEvent.END and line.job == name]
 
     def _events(self, batch_id: UUID) -> list[Event]:
         table = transitions.c

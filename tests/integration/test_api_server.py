@@ -33,7 +33,7 @@ from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
@@ -123,7 +123,7 @@ async def working(redis_url: str) -> AsyncIterator[None]:
         adapter_of(Binding("null")),
         adapter_name="null",
         lanes=2,
-        policy=Policy(),
+        config=WorkerConfig(),
         version="0",
         handle_signals=False,
     )

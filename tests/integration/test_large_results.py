@@ -34,7 +34,7 @@ from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 from tweezer.worker.worker import TicketWorker
 
 DEVICE = "NULL"
@@ -98,7 +98,7 @@ async def working(url: str, folder: Path, **settings: Any) -> AsyncIterator[None
         BulkyAdapter(),
         adapter_name="null",
         lanes=2,
-        policy=Policy(results_s=0.2),
+        config=WorkerConfig(results_s=0.2),
         version="0",
         handle_signals=False,
     )

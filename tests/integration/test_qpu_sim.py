@@ -32,7 +32,7 @@ from tweezer.adapters.remote.options import KeycloakOptions
 from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.lifecycle import JobStatus
-from tweezer.qpu_sim.journal import Happening, read_journal
+from tweezer.qpu_sim.journal import JournalEvent, read_journal
 
 SECRET = "known-to-few"
 
@@ -204,7 +204,7 @@ async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuA
     counts = qpu.counts()
     assert (counts[first.pasqman_job_id].displaced, counts[first.pasqman_job_id].cancels) == (1, 0)
     (line,) = [line for line in read_journal(qpu.journal) if line.displaced_by == running.uid]
-    assert (line.event, line.job) == (Happening.CANCEL, first.pasqman_job_id)
+    assert (line.event, line.job) == (JournalEvent.CANCEL, first.pasqman_job_id)
 
 
 async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: QpuApi) -> None:

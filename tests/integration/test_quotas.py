@@ -17,7 +17,7 @@ from tweezer import AsyncQueue, JobStatus, QuotaExceeded, connect_async
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Report
 from tweezer.model.messages import JobWork, Outcome, Result
-from tweezer.processes.worker import worker_policy
+from tweezer.processes.worker import worker_config
 from tweezer.settings import QuotaSettings, RedisSettings, Settings
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
@@ -50,7 +50,7 @@ async def working(settings: Settings) -> AsyncIterator[None]:
         BulkyAdapter(),
         adapter_name="null",
         lanes=2,
-        policy=worker_policy(settings),
+        config=worker_config(settings),
         version="0",
         handle_signals=False,
     )

@@ -259,7 +259,7 @@ async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_the_others(s
 
     for turn in range(20):
         worker = our_worker(site)
-        worker._policy = msgspec.structs.replace(worker._policy, bell_s=60)  # so that it stays in its wait
+        worker._config = msgspec.structs.replace(worker._config, bell_s=60)  # so that it stays in its wait
         running = asyncio.create_task(run_until_cancelled(worker))
         await until(waits)
         submitting = asyncio.create_task(site.submit([{"sleep_s": 60}]))

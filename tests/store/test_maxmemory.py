@@ -16,7 +16,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
 from tweezer.store.tickets import JobProgress
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 from tweezer.worker.heartbeat import Sweeper
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:
 
 
 async def test_a_sweep_refuses_work_while_redis_runs_full_and_takes_that_back(rig: StoreRig) -> None:
-    sweeper = Sweeper(Store(rig.redis, namespace=rig.keys.prefix.removesuffix(":")), Policy(full_at=0.8))
+    sweeper = Sweeper(Store(rig.redis, namespace=rig.keys.prefix.removesuffix(":")), WorkerConfig(full_at=0.8))
     await rig.tickets.set_full("a process that died found it full", ttl_s=60)
     await sweeper.sweep()
     assert not await rig.tickets.is_full()

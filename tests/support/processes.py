@@ -50,7 +50,7 @@ from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.records import JobRecord
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 
 LEASE_S = 1.0
 QUICK = {"worker.lease_s": LEASE_S, "worker.drain_s": 1.0, "log.format": "json", "log.level": "INFO"}
@@ -458,7 +458,7 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
 def _tune_worker() -> None:
     """Change what a worker has no settings for, as the environment says."""
     if text := os.environ.get(FAILURES_MAX):
-        worker_process.Policy = partial(Policy, failures_max=int(text))  # type: ignore[attr-defined, assignment]
+        worker_process.WorkerConfig = partial(WorkerConfig, failures_max=int(text))  # type: ignore[attr-defined, assignment]
     if text := os.environ.get(SOFT_CANCEL_S):
         worker_process.LaneOptions = partial(LaneOptions, soft_cancel_s=float(text))  # type: ignore[attr-defined, assignment]
 

@@ -132,7 +132,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 @runtime_checkable
-class Machine(Protocol):
+class MachineAdapter(Protocol):
     """An adapter of a machine, which can be asked how it is."""
 
     async def probe(self) -> Condition:

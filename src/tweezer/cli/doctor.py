@@ -38,7 +38,7 @@ from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
 from tweezer.store.remote import Durability, NotDurable, Remote
 from tweezer.store.streams.feed import START
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUIRE_SERVERS", *SECRET_FILES.values()})
 _SLOW_MS = 20.0
@@ -113,7 +113,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     for finding in check_persistence(info, appendfsync):
         yield finding
     yield check_eviction(info)
-    yield check_memory(info, Policy().full_at)
+    yield check_memory(info, WorkerConfig().full_at)
     yield check_idle_timeout(await _config(queue, "timeout"))
     devices = await queue.devices()
     yield await check_durability(queue.store.remote, devices, settings.machines())

@@ -11,7 +11,7 @@ import click
 from tweezer import logs
 from tweezer.cli import show
 from tweezer.cli.access import Access, pass_access, require
-from tweezer.qpu_sim.habits import Habits, read_window
+from tweezer.qpu_sim.misbehaviours import Misbehaviours, read_window
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _PROBABILITY = click.FloatRange(0, 1)
@@ -19,7 +19,7 @@ _AT_LEAST_0 = click.FloatRange(min=0)
 
 
 def _habit(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
-    """An option for a habit; left out, it is as :class:`Habits` has it."""
+    """An option for a habit; left out, it is as :class:`Misbehaviours` has it."""
     return click.option(f"--{name}", default=None, help=help, **given)
 
 
@@ -76,7 +76,7 @@ def qpu_sim(
     if not fake:
         require("qpu-sim", "emulators", "pulser", "pulser_simulation")
     settings = access.settings()
-    from tweezer.qpu_sim.app import Client
+    from tweezer.qpu_sim.app import TokenClient
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
 
     logs.configure(settings.log.format, settings.log.level)
@@ -87,9 +87,9 @@ def qpu_sim(
         specs=device_specs,
         fake=fake,
         journal=journal,
-        client=None if token_auth is None else Client.read(token_auth, token_seconds),
+        client=None if token_auth is None else TokenClient.read(token_auth, token_seconds),
         tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
         memory_limit_mb=settings.worker.memory_limit_mb or None,
-        habits=Habits(down=tuple(read_window(each) for each in down), **given),
+        habits=Misbehaviours(down=tuple(read_window(each) for each in down), **given),
     )
     run_qpu_sim(options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))

@@ -20,7 +20,7 @@ from tweezer.processes.runtime import (
     stopped_by_signals,
     work,
 )
-from tweezer.processes.worker import worker_policy
+from tweezer.processes.worker import worker_config
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
@@ -45,26 +45,26 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._policy = worker_policy(settings)
+        self._config = worker_config(settings)
         self.store = Store.open(settings.connect())
 
     async def async_run(self) -> None:
         """Ends with a signal."""
-        backoff = self._policy.redis_backoff
+        backoff = self._config.redis_backoff
         stopping = stopped_by_signals()
         if not await require_access(self.store, stopping, backoff):
             return
         log.info("scheduler.started")
         async with Duties() as duties:
-            duties.start("sweep", Sweeper(self.store, self._policy).sweep, every_s=SWEEP_S, backoff=backoff)
-            await work(self._workers, stopping, doing="scheduler", drain_s=self._policy.drain_s, backoff=backoff)
+            duties.start("sweep", Sweeper(self.store, self._config).sweep, every_s=SWEEP_S, backoff=backoff)
+            await work(self._workers, stopping, doing="scheduler", drain_s=self._config.drain_s, backoff=backoff)
 
     async def close(self) -> None:
         await self.store.close()
         log.info("scheduler.stopped")
 
     async def _workers(self) -> tuple[Worker, Worker]:
-        await self.store.tickets.publish_settings(self._policy.store)
+        await self.store.tickets.publish_settings(self._config.store)
         return self._intake_worker(), self._hourly_worker()
 
     def _intake_worker(self) -> Worker:
@@ -97,7 +97,7 @@ class Scheduler:
         )
 
     def _common(self) -> dict[str, Any]:
-        return arq_options(self.store, {"store": self.store, "policy": self._policy, "settings": self._settings})
+        return arq_options(self.store, {"store": self.store, "policy": self._config, "settings": self._settings})
 
 
 async def delete_expired(context: dict[Any, Any]) -> None:

@@ -10,13 +10,13 @@ from tweezer.adapters.registry import adapter_of, specs_of
 from tweezer.processes.runtime import run_on_a_loop
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 from tweezer.worker.worker import TicketWorker
 
 
-def worker_policy(settings: Settings) -> Policy:
+def worker_config(settings: Settings) -> WorkerConfig:
     """Return the settings of a worker, which the scheduler shares."""
-    return Policy(
+    return WorkerConfig(
         lease_s=settings.worker.lease_s,
         beat_s=settings.worker.heartbeat_s,
         drain_s=settings.worker.drain_s,
@@ -45,7 +45,7 @@ def make_worker(
         adapter_name=binding.adapter,
         specs=specs_of(device, binding),
         lanes=lanes,
-        policy=worker_policy(settings),
+        config=worker_config(settings),
         version=version,
         burst=burst,
         handle_signals=handle_signals,

@@ -15,9 +15,17 @@ from aiohttp import web
 
 from tweezer.adapters.remote.qpu.api import Operational
 from tweezer.model.errors import InvalidInput
-from tweezer.qpu_sim.habits import Habits
-from tweezer.qpu_sim.journal import Happening
-from tweezer.qpu_sim.machine import Job, Machine, NotAccepted, NotCancellable, Submission, program_status, wire
+from tweezer.qpu_sim.journal import JournalEvent
+from tweezer.qpu_sim.machine import (
+    NotAccepted,
+    NotCancellable,
+    SimulatedJob,
+    SimulatedQpu,
+    SubmitRequest,
+    program_status,
+    wire,
+)
+from tweezer.qpu_sim.misbehaviours import Misbehaviours
 
 REALM = "qpu"
 API = "/api/v1"
@@ -27,7 +35,7 @@ _CANNOT_BE_ABORTED = "3003"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Client(msgspec.Struct, frozen=True):
+class TokenClient(msgspec.Struct, frozen=True):
     """Who may ask for tokens. token_s: how long one is good."""
 
     client_id: str
@@ -35,10 +43,10 @@ class Client(msgspec.Struct, frozen=True):
     token_s: float = 60.0
 
     def __repr__(self) -> str:
-        return f"Client(client_id={self.client_id!r}, token_s={self.token_s!r})"
+        return f"TokenClient(client_id={self.client_id!r}, token_s={self.token_s!r})"
 
     @classmethod
-    def read(cls, text: str, token_s: float) -> Client:
+    def read(cls, text: str, token_s: float) -> TokenClient:
         """``ID:SECRET``. Raises InvalidInput."""
         client_id, _, client_secret = text.partition(":")
         if not client_id or not client_secret:
@@ -46,10 +54,10 @@ class Client(msgspec.Struct, frozen=True):
         return cls(client_id, client_secret, token_s)
 
 
-class TokenDesk:
+class TokenIssuer:
     """Gives tokens out, and knows those that are good. client: None lets everybody in."""
 
-    def __init__(self, client: Client | None) -> None:
+    def __init__(self, client: TokenClient | None) -> None:
         self._client = client
         self._good_until: dict[str, float] = {}
 
@@ -88,7 +96,7 @@ class _Status(msgspec.Struct, forbid_unknown_fields=True):
 class Api:
     """The routes on one machine."""
 
-    def __init__(self, machine: Machine, desk: TokenDesk) -> None:
+    def __init__(self, machine: SimulatedQpu, desk: TokenIssuer) -> None:
         self._machine = machine
         self._desk = desk
         self._requests = 0
@@ -130,7 +138,7 @@ class Api:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         try:
-            asked = msgspec.json.decode(await request.read(), type=Submission)
+            asked = msgspec.json.decode(await request.read(), type=SubmitRequest)
         except msgspec.DecodeError as error:
             return _failure(400, str(error))
         try:
@@ -185,11 +193,11 @@ class Api:
         return _json(msgspec.json.encode(self._machine.habits))
 
     async def change_habits(self, request: web.Request) -> web.Response:
-        """Some of the fields of :class:`tweezer.qpu_sim.habits.Habits`."""
+        """Some of the fields of :class:`tweezer.qpu_sim.misbehaviours.Misbehaviours`."""
         try:
             changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
             former = msgspec.to_builtins(self._machine.habits)
-            self._machine.habits = msgspec.convert({**former, **changes}, Habits)
+            self._machine.habits = msgspec.convert({**former, **changes}, Misbehaviours)
         except (msgspec.DecodeError, InvalidInput) as error:
             return _failure(400, str(error))
         return await self.habits(request)
@@ -223,17 +231,17 @@ class Api:
             await asyncio.sleep(wait_s)
         return answer
 
-    def _unless_lost(self, request: web.Request, job: Job) -> web.StreamResponse:
+    def _unless_lost(self, request: web.Request, job: SimulatedJob) -> web.StreamResponse:
         """The job, unless the connection is cut before."""
         habits = self._machine.habits
         if not habits.happens(habits.lose_replies, "lose", self._requests):
             return _json(_success(wire(job)))
-        self._machine.journal.write(Happening.CUT, uid=job.uid, job=job.asked.job)
+        self._machine.journal.write(JournalEvent.CUT, uid=job.uid, job=job.asked.job)
         if request.transport is not None:
             request.transport.abort()
         return web.Response(status=500)  # to nobody
 
-    def _job(self, request: web.Request) -> Job | None:
+    def _job(self, request: web.Request) -> SimulatedJob | None:
         uid = request.match_info["uid"]
         return self._machine.find(int(uid)) if uid.isascii() and uid.isdigit() and len(uid) < 16 else None
 

@@ -19,7 +19,7 @@ import msgspec
 from tweezer.model.errors import TweezerError
 
 
-class Happening(StrEnum):
+class JournalEvent(StrEnum):
     """What a line tells of.
 
     open: the simulator started. reset: it forgot everything. sequence: the text behind a digest, once. submit: a job
@@ -37,11 +37,11 @@ class Happening(StrEnum):
     CUT = "cut"
 
 
-class Line(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class JournalEntry(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One line. job: its ``pasqman_job_id``. by: who asked, as they presented themselves. late: a cancel that changed
     nothing. reason: why a job ended in ``ERROR``."""
 
-    event: Happening
+    event: JournalEvent
     t: float
     at: str
     uid: int | None = None
@@ -77,25 +77,25 @@ class Tally(msgspec.Struct):
     ended: dict[str, int] = {}
     asked_by: list[str] = []
 
-    def add(self, line: Line) -> None:
+    def add(self, line: JournalEntry) -> None:
         match line.event:
-            case Happening.SUBMIT:
+            case JournalEvent.SUBMIT:
                 self.submits += 1
                 self.uids.append(line.uid or 0)
                 self.asked_by.append(line.by or "")
-            case Happening.BEGIN:
+            case JournalEvent.BEGIN:
                 self.begins += 1
-            case Happening.CANCEL if line.displaced_by is not None:
+            case JournalEvent.CANCEL if line.displaced_by is not None:
                 self.displaced += 1
-            case Happening.CANCEL:
+            case JournalEvent.CANCEL:
                 self.cancels += 1
                 self.late_cancels += line.late
                 self.asked_by.append(line.by or "")
-            case Happening.CUT:
+            case JournalEvent.CUT:
                 self.lost_replies += 1
-            case Happening.END:
+            case JournalEvent.END:
                 self.ended[line.status or ""] = self.ended.get(line.status or "", 0) + 1
-            case Happening.OPEN | Happening.RESET | Happening.SEQUENCE:
+            case JournalEvent.OPEN | JournalEvent.RESET | JournalEvent.SEQUENCE:
                 pass
 
 
@@ -113,10 +113,10 @@ class Journal:
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._encoder = msgspec.json.Encoder()
 
-    def write(self, event: Happening, **told: Any) -> str:
+    def write(self, event: JournalEvent, **told: Any) -> str:
         """Writes a line; when, as the line says."""
-        line = Line(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **told)
-        if event is Happening.RESET:
+        line = JournalEntry(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **told)
+        if event is JournalEvent.RESET:
             self.tallies.clear()
         _count(self.tallies, line)
         if self._file is not None:
@@ -129,19 +129,19 @@ class Journal:
             self._file = None
 
 
-def read_journal(path: Path) -> list[Line]:
+def read_journal(path: Path) -> list[JournalEntry]:
     """All lines of a file; one that is not whole, because its writer was killed, is left out if it is the last.
 
     Raises TweezerError for what is no journal.
     """
     *whole, _ = path.read_bytes().split(b"\n")
     try:
-        return [msgspec.json.decode(line, type=Line) for line in whole]
+        return [msgspec.json.decode(line, type=JournalEntry) for line in whole]
     except msgspec.DecodeError as error:
         raise TweezerError(f"journal: {path} is no journal of tweezer qpu-sim: {error}; name another file") from error
 
 
-def tally(lines: Iterable[Line]) -> dict[str, Tally]:
+def tally(lines: Iterable[JournalEntry]) -> dict[str, Tally]:
     """What the lines say of each ``pasqman_job_id``."""
     tallies: dict[str, Tally] = {}
     for line in lines:
@@ -149,12 +149,12 @@ def tally(lines: Iterable[Line]) -> dict[str, Tally]:
     return tallies
 
 
-def since_reset(lines: list[Line]) -> list[Line]:
-    last = max((place for place, line in enumerate(lines) if line.event is Happening.RESET), default=-1)
+def since_reset(lines: list[JournalEntry]) -> list[JournalEntry]:
+    last = max((place for place, line in enumerate(lines) if line.event is JournalEvent.RESET), default=-1)
     return lines[last + 1 :]
 
 
-def _count(tallies: dict[str, Tally], line: Line) -> None:
+def _count(tallies: dict[str, Tally], line: JournalEntry) -> None:
     if line.job is not None:
         found = tallies.get(line.job)
         if found is None:

@@ -17,14 +17,14 @@ from tweezer.model.lifecycle import JobStatus
 from tweezer.model.sequence import read_sequence
 from tweezer.model.specs import DeviceSpecs
 from tweezer.qpu_sim.counters import CannotRun, Counters, part
-from tweezer.qpu_sim.habits import Habits
-from tweezer.qpu_sim.journal import Happening, Journal, Line
+from tweezer.qpu_sim.journal import Journal, JournalEntry, JournalEvent
+from tweezer.qpu_sim.misbehaviours import Misbehaviours
 
 _FAILS_AT = 0.5
 """How far a job comes that fails."""
 
 
-class Submission(msgspec.Struct, frozen=True):
+class SubmitRequest(msgspec.Struct, frozen=True):
     """The body of a submit."""
 
     nb_run: int
@@ -40,12 +40,12 @@ class Submission(msgspec.Struct, frozen=True):
         return _text(self.context.get("batch_id"))
 
 
-class Job(msgspec.Struct):
+class SimulatedJob(msgspec.Struct):
     """A job of the machine. digest: of its sequence. measured: all its bitstrings, once they are known; counter: those
     of the runs that were made when it ended."""
 
     uid: int
-    asked: Submission
+    asked: SubmitRequest
     digest: str
     qubits: int
     status: JobStatus = JobStatus.PENDING
@@ -83,10 +83,10 @@ class NotCancellable(Exception):
         self.status = status
 
 
-class Machine:
+class SimulatedQpu:
     """Jobs, in memory and in the journal, from which a new simulator takes them over; what ran then ends in ERROR."""
 
-    def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, habits: Habits) -> None:
+    def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, habits: Misbehaviours) -> None:
         self.specs = specs
         self.habits = habits
         self.forced: Operational | None = None
@@ -94,12 +94,12 @@ class Machine:
         self.journal = journal
         self._counters = counters
         self._started_s = time.monotonic()
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, SimulatedJob] = {}
         self._sequences: dict[str, tuple[str, int]] = {}
-        self._current: Job | None = None
+        self._current: SimulatedJob | None = None
         self._running: asyncio.Task[None] | None = None
         self._stopped: set[asyncio.Task[None]] = set()
-        journal.write(Happening.OPEN)
+        journal.write(JournalEvent.OPEN)
         _Restored(self._jobs, self._sequences).read(journal.past)
         for job in self._jobs.values():
             if not job.status.terminal:
@@ -112,30 +112,36 @@ class Machine:
         down = self.habits.is_down(time.monotonic() - self._started_s)
         return Operational.DOWN if down else Operational.UP
 
-    def find(self, uid: int) -> Job | None:
+    def find(self, uid: int) -> SimulatedJob | None:
         return self._jobs.get(uid)
 
-    def submit(self, asked: Submission, by: str) -> Job:
+    def submit(self, asked: SubmitRequest, by: str) -> SimulatedJob:
         """Accepts a job, which displaces the one before it. Raises NotAccepted."""
         digest, qubits = self._check(asked)
         if self.operational is Operational.DOWN:
             raise NotAccepted("the operational status is DOWN")
-        job = Job(len(self._jobs) + 1, asked, digest, qubits)
+        job = SimulatedJob(len(self._jobs) + 1, asked, digest, qubits)
         self._jobs[job.uid] = job
         job.created = self._write(
-            Happening.SUBMIT, job, batch=asked.batch, by=by, nb_run=asked.nb_run, context=asked.context, sequence=digest
+            JournalEvent.SUBMIT,
+            job,
+            batch=asked.batch,
+            by=by,
+            nb_run=asked.nb_run,
+            context=asked.context,
+            sequence=digest,
         )
         if self._current is not None:
-            self._write(Happening.CANCEL, self._current, displaced_by=job.uid)
+            self._write(JournalEvent.CANCEL, self._current, displaced_by=job.uid)
             self._stop(self._current)
         self._current = job
         self._running = asyncio.create_task(self._execute(job))
         return job
 
-    def cancel(self, job: Job, by: str) -> None:
+    def cancel(self, job: SimulatedJob, by: str) -> None:
         """Stops a job. Raises NotCancellable."""
         late = job.status.terminal or self.habits.happens(self.habits.late_cancels, "late", job.uid)
-        self._write(Happening.CANCEL, job, by=by, late=late)
+        self._write(JournalEvent.CANCEL, job, by=by, late=late)
         if late:
             raise NotCancellable(program_status(job))
         self._stop(job)
@@ -148,17 +154,17 @@ class Machine:
         self._current = None
         self.forced = None
         self._started_s = time.monotonic()
-        self.journal.write(Happening.RESET)
+        self.journal.write(JournalEvent.RESET)
 
     async def close(self) -> None:
         await self._halt()
         await self._counters.close()
         self.journal.close()
 
-    async def _execute(self, job: Job) -> None:
+    async def _execute(self, job: SimulatedJob) -> None:
         await asyncio.sleep(0)  # it is PENDING for whoever submitted it
         job.status, job.began_s = JobStatus.RUNNING, time.monotonic()
-        job.started = self._write(Happening.BEGIN, job)
+        job.started = self._write(JournalEvent.BEGIN, job)
         habits, uid = self.habits, job.uid
         if habits.happens(habits.hang, "hang", uid):
             await asyncio.Event().wait()
@@ -179,7 +185,7 @@ class Machine:
         else:
             self._end(job, JobStatus.DONE)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job: SimulatedJob) -> None:
         """Stops the execution of a job that has not ended; what it measured so far is kept."""
         running, self._running = self._running, None
         if running is not None:
@@ -188,12 +194,12 @@ class Machine:
             running.add_done_callback(self._stopped.discard)
         self._end(job, JobStatus.CANCELED)
 
-    def _end(self, job: Job, status: JobStatus, reason: str | None = None) -> None:
+    def _end(self, job: SimulatedJob, status: JobStatus, reason: str | None = None) -> None:
         job.counter = job.measured if status is JobStatus.DONE else job.so_far()
         job.status, job.measured = status, None
         if self._current is job:
             self._current = None
-        job.ended = self._write(Happening.END, job, status=status.value, counter=job.counter, reason=reason)
+        job.ended = self._write(JournalEvent.END, job, status=status.value, counter=job.counter, reason=reason)
 
     async def _halt(self) -> None:
         tasks = [task for task in (self._running, *self._stopped) if task is not None]
@@ -202,7 +208,7 @@ class Machine:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _check(self, asked: Submission) -> tuple[str, int]:
+    def _check(self, asked: SubmitRequest) -> tuple[str, int]:
         """The digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
         limits = self.specs
         if not 1 <= asked.nb_run <= (limits.max_runs or asked.nb_run):
@@ -220,45 +226,45 @@ class Machine:
         if limits.max_atom_num is not None and header.qubits > limits.max_atom_num:
             raise NotAccepted(f"pulser_sequence: has {header.qubits} atoms; the device takes {limits.max_atom_num}")
         self._sequences[digest] = asked.pulser_sequence, header.qubits
-        self.journal.write(Happening.SEQUENCE, sequence=digest, text=asked.pulser_sequence)
+        self.journal.write(JournalEvent.SEQUENCE, sequence=digest, text=asked.pulser_sequence)
         return digest, header.qubits
 
-    def _write(self, event: Happening, job: Job, **told: Any) -> str:
+    def _write(self, event: JournalEvent, job: SimulatedJob, **told: Any) -> str:
         return self.journal.write(event, uid=job.uid, job=job.asked.job, **told)
 
 
 class _Restored:
     """Jobs as the journal of a former simulator tells of them."""
 
-    def __init__(self, jobs: dict[int, Job], sequences: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, jobs: dict[int, SimulatedJob], sequences: dict[str, tuple[str, int]]) -> None:
         self._jobs = jobs
         self._sequences = sequences
 
-    def read(self, lines: list[Line]) -> None:
+    def read(self, lines: list[JournalEntry]) -> None:
         for line in lines:
-            if line.event is Happening.SEQUENCE and line.sequence is not None and line.text is not None:
+            if line.event is JournalEvent.SEQUENCE and line.sequence is not None and line.text is not None:
                 self._sequences[line.sequence] = line.text, read_sequence(line.text).qubits
-            elif line.event is Happening.SUBMIT and line.uid is not None and line.sequence is not None:
+            elif line.event is JournalEvent.SUBMIT and line.uid is not None and line.sequence is not None:
                 text, qubits = self._sequences[line.sequence]
-                asked = Submission(line.nb_run or 1, text, line.context or {})
-                self._jobs[line.uid] = Job(line.uid, asked, line.sequence, qubits, created=line.at)
+                asked = SubmitRequest(line.nb_run or 1, text, line.context or {})
+                self._jobs[line.uid] = SimulatedJob(line.uid, asked, line.sequence, qubits, created=line.at)
             elif line.uid is not None:
                 self._change(self._jobs[line.uid], line)
 
-    def _change(self, job: Job, line: Line) -> None:
-        if line.event is Happening.BEGIN:
+    def _change(self, job: SimulatedJob, line: JournalEntry) -> None:
+        if line.event is JournalEvent.BEGIN:
             job.status, job.started = JobStatus.RUNNING, line.at
-        elif line.event is Happening.END and line.status is not None:
+        elif line.event is JournalEvent.END and line.status is not None:
             job.status, job.ended, job.counter = JobStatus(line.status), line.at, line.counter
 
 
-def program_status(job: Job) -> str:
+def program_status(job: SimulatedJob) -> str:
     """The word for the program behind a job."""
     words: dict[JobStatus, str] = {JobStatus.PENDING: "CREATED", JobStatus.ERROR: "DONE"}
     return words.get(job.status, job.status.value)
 
 
-def wire(job: Job, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
+def wire(job: SimulatedJob, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
     """The job as the API shows it."""
     asked, counter = job.asked, job.so_far()
     running = job.status is JobStatus.RUNNING

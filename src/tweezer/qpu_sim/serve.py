@@ -17,11 +17,11 @@ from aiohttp import web
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs, read_specs
-from tweezer.qpu_sim.app import Api, Client, TokenDesk
+from tweezer.qpu_sim.app import Api, TokenClient, TokenIssuer
 from tweezer.qpu_sim.counters import Counters, Emulated, MadeUp
-from tweezer.qpu_sim.habits import Habits
 from tweezer.qpu_sim.journal import Journal
-from tweezer.qpu_sim.machine import Machine
+from tweezer.qpu_sim.machine import SimulatedQpu
+from tweezer.qpu_sim.misbehaviours import Misbehaviours
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +39,10 @@ class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
     specs: Path | None = None
     fake: bool = False
     journal: Path | None = None
-    client: Client | None = None
+    client: TokenClient | None = None
     tls: tuple[Path, Path] | None = None
     memory_limit_mb: int | None = None
-    habits: Habits = Habits()
+    habits: Misbehaviours = Misbehaviours()
 
 
 def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
@@ -58,10 +58,10 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
         url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
 
         async def make() -> web.Application:
-            machine = Machine(specs, _counters(options), journal, options.habits)
+            machine = SimulatedQpu(specs, _counters(options), journal, options.habits)
             log.info("qpu_sim.listening", url=url, device=specs.name)
             say(url)
-            return Api(machine, TokenDesk(options.client)).application()
+            return Api(machine, TokenIssuer(options.client)).application()
 
         web.run_app(
             make(),

@@ -8,7 +8,7 @@ from tweezer.duties import Backoff
 from tweezer.store.scripts import StoreConfig
 
 
-class Policy(msgspec.Struct, frozen=True):
+class WorkerConfig(msgspec.Struct, frozen=True):
     """Times in seconds.
 
     lease_s: how long a ticket stays a silent worker's. beat_s: between heartbeats; a worker is gone after

@@ -25,14 +25,14 @@ from tweezer.model.messages import (
 )
 from tweezer.store.connection import Store
 from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
-from tweezer.worker.config import Policy
-from tweezer.worker.leases import Holding, Keeper
+from tweezer.worker.config import WorkerConfig
+from tweezer.worker.leases import HeldTicket, LeaseKeeper
 from tweezer.worker.submit_guard import TicketSubmitGuard
 
 log = structlog.get_logger(__name__)
 
 
-class End(StrEnum):
+class TicketEnd(StrEnum):
     """How the work on a ticket ended, for the log."""
 
     RETIRED = "retired"
@@ -45,10 +45,10 @@ class End(StrEnum):
 
 
 _END_OF_TURN = {
-    Next.RETIRED: End.RETIRED,
-    Next.YIELD: End.YIELDED,
-    Next.PARKED: End.PARKED,
-    Next.STALE: End.LOST,
+    Next.RETIRED: TicketEnd.RETIRED,
+    Next.YIELD: TicketEnd.YIELDED,
+    Next.PARKED: TicketEnd.PARKED,
+    Next.STALE: TicketEnd.LOST,
 }
 
 
@@ -56,34 +56,34 @@ _WORTH_ANOTHER_TRY = frozenset({FaultKind.TRANSIENT, FaultKind.CRASH, FaultKind.
 """Why a batch could not be prepared this time; for the other kinds it never can."""
 
 
-class Driver:
-    """Works on tickets, one call of :meth:`drive` each."""
+class Executor:
+    """Works on tickets, one call of :meth:`execute` each."""
 
-    def __init__(self, store: Store, keeper: Keeper, policy: Policy, draining: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, keeper: LeaseKeeper, config: WorkerConfig, draining: Callable[[], bool]) -> None:
         self._tickets = store.tickets
         self._results = store.results
         self._remote = store.remote
         self._commands = store.commands
         self._keeper = keeper
-        self._policy = policy
+        self._config = config
         self._draining = draining
 
-    async def drive(self, grant: Grant, lane: Lane) -> End:
+    async def execute(self, grant: Grant, lane: Lane) -> TicketEnd:
         """Prepares the batch, runs its jobs turn by turn, and leaves the ticket to Redis again.
 
         Whatever happens, the ticket ends by a script: retired, yielded, released, or lost to its lease.
         """
-        holding = Holding(grant, lane)
-        self._keeper.add(holding)
+        held = HeldTicket(grant, lane)
+        self._keeper.add(held)
         try:
             if grant.problem is not None:
                 raise ExecutionError(FaultKind.USER, f"its record in Redis cannot be read: {grant.problem}")
-            await self._prepare(holding)
+            await self._prepare(held)
             jobs = grant.jobs
             while True:
-                turn = await self._turn(holding, jobs)
+                turn = await self._turn(held, jobs)
                 while turn.next is Next.RESERVED:
-                    turn = await self._wait_for_jobs(holding)
+                    turn = await self._wait_for_jobs(held)
                 if turn.next is not Next.JOBS:
                     return _END_OF_TURN[turn.next]
                 jobs = turn.jobs
@@ -91,63 +91,63 @@ class Driver:
             log.warning("machine.away", reason=str(unavailable))
             await self._report_unavailable(grant, unavailable)
             await self._give_back(grant)
-            return End.DRAINED
+            return TicketEnd.DRAINED
         except ExecutionError as error:
-            return await self._prepare_failed(holding, error)
+            return await self._prepare_failed(held, error)
         except asyncio.CancelledError:
             await self._give_back(grant)
-            return End.DRAINED
+            return TicketEnd.DRAINED
         except Exception as error:
             log.exception("ticket.failed", error=str(error))
             fault = Fault("internal", f"Tweezer failed to run the batch: {type(error).__name__}: {error}")
-            return await self._release(holding, fault)
+            return await self._release(held, fault)
         finally:
-            self._keeper.remove(holding)
+            self._keeper.remove(held)
 
-    async def _prepare(self, holding: Holding) -> None:
+    async def _prepare(self, held: HeldTicket) -> None:
         """Prepares the batch. Its project is charged for the time with the next call, also if it fails."""
         began = time.monotonic()
         try:
-            await holding.lane.prepare(BatchWork(holding.grant.batch_id, holding.grant.doc))
+            await held.lane.prepare(BatchWork(held.grant.batch_id, held.grant.doc))
         finally:
-            holding.unpaid_s = time.monotonic() - began
+            held.unpaid_s = time.monotonic() - began
 
-    async def _turn(self, holding: Holding, jobs: list[HeldJob]) -> Turn:
+    async def _turn(self, held: HeldTicket, jobs: list[HeldJob]) -> Turn:
         """Runs held jobs, then settles them and claims the next."""
         began = time.monotonic()
         settlements: list[Settlement] = []
         size = 0
         for job in jobs:
-            settlements.append(settlement := await self._pack(holding, job, await self._run(holding, job)))
+            settlements.append(settlement := await self._pack(held, job, await self._run(held, job)))
             size += settlement.size
             full = size + self._results.inline_max >= MAX_SETTLE_BYTES
-            if full or self._leaving() or time.monotonic() - began >= self._policy.turn_s:
+            if full or self._leaving() or time.monotonic() - began >= self._config.turn_s:
                 break
         used_s = time.monotonic() - began
-        return await self._settle(holding, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
+        return await self._settle(held, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
 
-    async def _wait_for_jobs(self, holding: Holding) -> Turn:
+    async def _wait_for_jobs(self, held: HeldTicket) -> Turn:
         """The device is held for an open batch without work: asks again when it is called, and each second."""
         await until_answered(
-            lambda: self._tickets.wait_for_call(holding.grant.batch_id, wait_s=self._policy.bell_s),
-            self._policy.redis_backoff,
+            lambda: self._tickets.wait_for_call(held.grant.batch_id, wait_s=self._config.bell_s),
+            self._config.redis_backoff,
             "waiting for jobs",
         )
-        return await self._settle(holding, (), want=0 if self._leaving() else 1, used_s=0.0)
+        return await self._settle(held, (), want=0 if self._leaving() else 1, used_s=0.0)
 
-    async def _settle(self, holding: Holding, settlements: Sequence[Settlement], *, want: int, used_s: float) -> Turn:
-        grant = holding.grant
-        if holding.lost:
+    async def _settle(self, held: HeldTicket, settlements: Sequence[Settlement], *, want: int, used_s: float) -> Turn:
+        grant = held.grant
+        if held.lost:
             return Turn(Next.STALE, len(settlements))
-        used_s += holding.unpaid_s
+        used_s += held.unpaid_s
         turn = await until_answered(
             lambda: self._tickets.settle(
-                grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._policy.lease_s
+                grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._config.lease_s
             ),
-            self._policy.redis_backoff,
+            self._config.redis_backoff,
             "settling jobs",
         )
-        holding.unpaid_s = 0.0
+        held.unpaid_s = 0.0
         if turn.refused:
             log.warning("settle.refused", outcomes=turn.refused, next=turn.next.value)
         if turn.over_quota:
@@ -170,33 +170,33 @@ class Driver:
         """How many jobs to claim next: twice as many while turns are short, one when they are long."""
         if self._leaving():
             return 0
-        if used_s >= self._policy.turn_s:
+        if used_s >= self._config.turn_s:
             return 1
-        return min(2 * held, self._policy.claim_max)
+        return min(2 * held, self._config.claim_max)
 
-    async def _run(self, holding: Holding, job: HeldJob) -> Outcome:
-        stop = holding.must_stop(job.index) or job.cancel_requested
-        if holding.lost or (stop and holding.remote is None):  # if lost, what is said is of no interest
+    async def _run(self, held: HeldTicket, job: HeldJob) -> Outcome:
+        stop = held.must_stop(job.index) or job.cancel_requested
+        if held.lost or (stop and held.remote is None):  # if lost, what is said is of no interest
             return Outcome(OutcomeKind.CANCELED, began=False)
         if job.problem is not None:
             fault = Fault("unreadable", f"the job's record in Redis cannot be read: {job.problem}")
             return Outcome(OutcomeKind.ERROR, fault=fault, cause=FaultKind.INTERNAL)
-        identity = job_id(holding.grant.batch_id, job.index)
+        identity = job_id(held.grant.batch_id, job.index)
         seed = job.spec.seed if job.spec.seed is not None else derived_seed(identity)
         work = JobWork(identity, job.index, job.spec, seed, max(job.attempt, 1))
-        holding.begin(job.index)
+        held.begin(job.index)
         try:
-            if holding.remote is not None:
-                guard = TicketSubmitGuard(self._remote, self._tickets, holding, job.index, self._policy)
-                outcome = await holding.remote.run_remotely(work, holding.report, guard, cancel=stop)
+            if held.remote is not None:
+                guard = TicketSubmitGuard(self._remote, self._tickets, held, job.index, self._config)
+                outcome = await held.remote.run_remotely(work, held.report, guard, cancel=stop)
             else:
-                outcome = await holding.lane.run(work, holding.report)
+                outcome = await held.lane.run(work, held.report)
                 if outcome.cause is FaultKind.TIMEOUT:
-                    await self._note_timeout(holding, job.index)
+                    await self._note_timeout(held, job.index)
         finally:
-            holding.end(job.index)
+            held.end(job.index)
         if outcome.cause is FaultKind.TRANSIENT and outcome.retry_in_s == 0:
-            delay_s = self._policy.job_backoff.delay_s(max(job.attempt, 1))
+            delay_s = self._config.job_backoff.delay_s(max(job.attempt, 1))
             outcome = msgspec.structs.replace(outcome, retry_in_s=delay_s)
         if outcome.kind is OutcomeKind.ERROR or outcome.kind is OutcomeKind.RETRY:
             log.warning(
@@ -208,20 +208,20 @@ class Driver:
             )
         return outcome
 
-    async def _note_timeout(self, holding: Holding, index: int) -> None:
+    async def _note_timeout(self, held: HeldTicket, index: int) -> None:
         """A job that took too long was asked to stop, as by a cancel."""
-        if not holding.lost:
-            grant = holding.grant
+        if not held.lost:
+            grant = held.grant
             await until_answered(
                 lambda: self._tickets.note_timeout(grant.ticket, grant.token, index),
-                self._policy.redis_backoff,
+                self._config.redis_backoff,
                 "noting a timeout",
             )
 
-    async def _pack(self, holding: Holding, job: HeldJob, outcome: Outcome) -> Settlement:
+    async def _pack(self, held: HeldTicket, job: HeldJob, outcome: Outcome) -> Settlement:
         """The outcome for settle. A result that the results folder does not take asks for another attempt; one of a
         machine, which runs no job twice, waits until it does."""
-        grant = holding.grant
+        grant = held.grant
         if outcome.result is None:
             return Settlement.of(job.index, outcome)
         try:
@@ -230,9 +230,9 @@ class Driver:
             )
         except ResultUnavailable as error:
             log.warning("result.not_kept", job=str(job_id(grant.batch_id, job.index)), error=error.message)
-            if holding.remote is not None and not holding.lost:
-                await asyncio.sleep(self._policy.results_s)
-                return await self._pack(holding, job, outcome)
+            if held.remote is not None and not held.lost:
+                await asyncio.sleep(self._config.results_s)
+                return await self._pack(held, job, outcome)
             fault = Fault(error.code, error.message)
             retry = msgspec.structs.replace(
                 outcome,
@@ -240,40 +240,40 @@ class Driver:
                 result=None,
                 fault=fault,
                 cause=FaultKind.TRANSIENT,
-                retry_in_s=self._policy.results_s,
+                retry_in_s=self._config.results_s,
             )
             return Settlement.of(job.index, retry)
 
-    async def _prepare_failed(self, holding: Holding, error: ExecutionError) -> End:
-        grant = holding.grant
+    async def _prepare_failed(self, held: HeldTicket, error: ExecutionError) -> TicketEnd:
+        grant = held.grant
         fault = Fault(error.code, error.problem, error.field)
         if error.kind in _WORTH_ANOTHER_TRY:
-            return await self._release(holding, fault, is_crash=error.kind is FaultKind.CRASH)
+            return await self._release(held, fault, is_crash=error.kind is FaultKind.CRASH)
         log.warning("batch.cannot_run", fault=str(fault))
         await until_answered(
-            lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault, used_s=holding.unpaid_s),
-            self._policy.redis_backoff,
+            lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault, used_s=held.unpaid_s),
+            self._config.redis_backoff,
             "ending a batch that cannot run",
         )
-        return End.BATCH_FAILED
+        return TicketEnd.BATCH_FAILED
 
-    async def _release(self, holding: Holding, fault: Fault, *, is_crash: bool = False) -> End:
-        grant = holding.grant
+    async def _release(self, held: HeldTicket, fault: Fault, *, is_crash: bool = False) -> TicketEnd:
+        grant = held.grant
         doomed = await until_answered(
             lambda: self._tickets.release(
                 grant.ticket,
                 grant.token,
                 fault,
-                backoff=self._policy.ticket_backoff,
-                failures_max=self._policy.failures_max,
-                used_s=holding.unpaid_s,
+                backoff=self._config.ticket_backoff,
+                failures_max=self._config.failures_max,
+                used_s=held.unpaid_s,
                 is_crash=is_crash,
             ),
-            self._policy.redis_backoff,
+            self._config.redis_backoff,
             "releasing a ticket",
         )
         log.warning("ticket.released", fault=str(fault), batch_ended=doomed)
-        return End.BATCH_FAILED if doomed else End.RELEASED
+        return TicketEnd.BATCH_FAILED if doomed else TicketEnd.RELEASED
 
     async def _report_unavailable(self, grant: Grant, unavailable: DeviceUnavailable) -> None:
         """The machine is down until it is asked again and says otherwise: else the ticket would come right back."""
@@ -287,4 +287,4 @@ class Driver:
         try:
             await self._tickets.drain(grant.ticket, grant.token)
         except Unavailable as error:
-            log.warning("ticket.not_given_back", error=error.message, returns_after_s=self._policy.lease_s)
+            log.warning("ticket.not_given_back", error=error.message, returns_after_s=self._config.lease_s)

@@ -10,14 +10,14 @@ from typing import Any
 
 import structlog
 
-from tweezer.adapters.protocol import Capabilities, Machine, MachineState
+from tweezer.adapters.protocol import Capabilities, MachineAdapter, MachineState
 from tweezer.adapters.specs import checked_specs
 from tweezer.model.backoff import Backoff
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs
 from tweezer.store.connection import Store
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 
 _PATIENT = Backoff(base_s=1.0, cap_s=30.0)
 
@@ -38,7 +38,7 @@ class Presence:
         adapter: str,
         capabilities: Capabilities,
         specs: DeviceSpecs | None,
-        policy: Policy,
+        config: WorkerConfig,
         version: str,
     ) -> None:
         self._tickets = store.tickets
@@ -46,7 +46,7 @@ class Presence:
         self.specs = specs
         self._worker = worker
         self._device = device
-        self._policy = policy
+        self._config = config
         self._about_device: dict[str, Any] = {
             "adapter": adapter,
             "exclusive": int(capabilities.exclusive),
@@ -54,7 +54,7 @@ class Presence:
             "checks_sequence": int(capabilities.checks_sequence),
             "is_emulator": int(capabilities.is_emulator),
             "max_runs": capabilities.max_runs,
-            "max_backlog": policy.max_backlog,
+            "max_backlog": config.max_backlog,
         }
         self._about_worker: dict[str, Any] = {
             "host": socket.gethostname(),
@@ -76,7 +76,7 @@ class Presence:
         beat = await self._tickets.heartbeat(
             self._worker,
             self._device,
-            ttl_s=3 * self._policy.beat_s,
+            ttl_s=3 * self._config.beat_s,
             about_device=self._about_device,
             about_worker=about,
         )
@@ -91,40 +91,40 @@ class Presence:
 class Sweeper:
     """Sees to what time brings about, and whether Redis is full. Any number of processes may do this."""
 
-    def __init__(self, store: Store, policy: Policy) -> None:
+    def __init__(self, store: Store, config: WorkerConfig) -> None:
         self._store = store
-        self._policy = policy
+        self._config = config
         self._may_be_full = True
 
     async def sweep(self) -> None:
-        policy = self._policy
+        config = self._config
         info = await self._store.reader.server_info("memory")
         limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-        timed_out, reclaimed, _ = await self._store.tickets.sweep(memory=round(policy.full_at * limit))
+        timed_out, reclaimed, _ = await self._store.tickets.sweep(memory=round(config.full_at * limit))
         if timed_out or reclaimed:
             log.info("sweep.found", batches_timed_out=timed_out, leases_expired=reclaimed)
         full = None
-        if limit and used > policy.full_at * limit:
-            full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {policy.full_at:.0%}"
+        if limit and used > config.full_at * limit:
+            full = f"Redis uses {used >> 20} of its {limit >> 20} MiB, more than {config.full_at:.0%}"
         if full or self._may_be_full:
-            await self._store.tickets.set_full(full, ttl_s=5 * policy.bell_s)
+            await self._store.tickets.set_full(full, ttl_s=5 * config.bell_s)
         self._may_be_full = full is not None
 
 
 log = structlog.get_logger(__name__)
 
 
-class MachineWatch:
+class MachineProbe:
     """Tells the store how the machine is, and clients what it is like."""
 
-    def __init__(self, store: Store, device: str, machine: Machine, presence: Presence) -> None:
+    def __init__(self, store: Store, device: str, machine: MachineAdapter, presence: Presence) -> None:
         self._store = store
         self._device = device
         self._machine = machine
         self._presence = presence
-        self._told: MachineState | None = None
+        self._reported: MachineState | None = None
 
-    async def meet(self) -> None:
+    async def handshake(self) -> None:
         """Waits until the machine has said what it is like, unless its operator did. Raises InvalidInput where Pulser
         cannot read it."""
         tries = 0
@@ -144,13 +144,13 @@ class MachineWatch:
             await self._store.commands.set_condition(self._device, MachineState.UNKNOWN.value, why)
         await asyncio.sleep(_PATIENT.delay_s(tries))
 
-    async def look(self) -> None:
+    async def probe(self) -> None:
         """Asks how it is, and passes that on: nothing is handed out while it is down."""
         condition = await self._machine.probe()
         try:
             await self._store.commands.set_condition(self._device, condition.state.value, condition.reason)
         except NotFound:
             return  # not announced yet
-        if condition.state is not self._told:
-            self._told = condition.state
+        if condition.state is not self._reported:
+            self._reported = condition.state
             log.info("machine.condition", state=condition.state.value, reason=condition.reason)

@@ -13,14 +13,14 @@ from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
 from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
-from tweezer.worker.config import Policy
+from tweezer.worker.config import WorkerConfig
 
 log = structlog.get_logger(__name__)
 
 _TICK_S = 1.0
 
 
-class Holding:
+class HeldTicket:
     """What the worker knows of a ticket that it holds: which job runs, what is to be told, what is to stop."""
 
     def __init__(self, grant: Grant, lane: Lane) -> None:
@@ -92,38 +92,38 @@ def _note_failure(stopping: asyncio.Task[None]) -> None:
         log.error("lane.not_stopped", error=str(error), exc_info=error)
 
 
-class Keeper:
+class LeaseKeeper:
     """Renews the leases of all tickets of this worker, and passes on what the answers ask for."""
 
-    def __init__(self, tickets: Tickets, policy: Policy) -> None:
+    def __init__(self, tickets: Tickets, config: WorkerConfig) -> None:
         self._tickets = tickets
-        self._policy = policy
-        self._holdings: set[Holding] = set()  # a ticket that was lost may be ours again while the first still ends
+        self._config = config
+        self._held: set[HeldTicket] = set()  # a ticket that was lost may be ours again while the first still ends
 
-    def add(self, holding: Holding) -> None:
-        self._holdings.add(holding)
+    def add(self, held: HeldTicket) -> None:
+        self._held.add(held)
 
-    def remove(self, holding: Holding) -> None:
-        self._holdings.discard(holding)
+    def remove(self, held: HeldTicket) -> None:
+        self._held.discard(held)
 
     def cancel(self, request: CancelRequest) -> None:
         """Stops running jobs of a batch, whichever of our tickets holds them."""
-        for holding in self._holdings:
-            if holding.grant.batch_id == request.batch_id:
-                holding.stop(request.indices)
+        for held in self._held:
+            if held.grant.batch_id == request.batch_id:
+                held.stop(request.indices)
 
     @property
     def tick_s(self) -> float:
         """How often :meth:`keep` is to be called."""
-        return min(_TICK_S, self._policy.lease_s / 5)
+        return min(_TICK_S, self._config.lease_s / 5)
 
     async def keep(self) -> None:
         """Renews what is due for it, or has something to tell."""
         now = time.monotonic()
         due = [
-            holding
-            for holding in self._holdings
-            if not holding.lost and (holding.has_news or now - holding.renewed >= self._policy.lease_s / 3)
+            held
+            for held in self._held
+            if not held.lost and (held.has_news or now - held.renewed >= self._config.lease_s / 3)
         ]
         await asyncio.gather(*map(self._renew, due))
 
@@ -133,33 +133,31 @@ class Keeper:
         Raises Unavailable while Redis does not answer.
         """
         now = time.monotonic()
-        lapsed = [
-            holding for holding in self._holdings if not holding.lost and now - holding.renewed >= self._policy.lease_s
-        ]
+        lapsed = [held for held in self._held if not held.lost and now - held.renewed >= self._config.lease_s]
         await asyncio.gather(*map(self._tell, lapsed))
 
-    async def _renew(self, holding: Holding) -> None:
+    async def _renew(self, held: HeldTicket) -> None:
         try:
-            await self._tell(holding)
+            await self._tell(held)
         except TweezerError as error:
-            log.warning("lease.not_renewed", ticket=str(holding.grant.ticket), error=error.message)
+            log.warning("lease.not_renewed", ticket=str(held.grant.ticket), error=error.message)
         except Exception as error:  # the other leases are renewed all the same
-            log.exception("lease.not_renewed", ticket=str(holding.grant.ticket), error=str(error))
+            log.exception("lease.not_renewed", ticket=str(held.grant.ticket), error=str(error))
 
-    async def _tell(self, holding: Holding) -> None:
-        grant, untold, before = holding.grant, holding.take_untold(), time.monotonic()
+    async def _tell(self, held: HeldTicket) -> None:
+        grant, untold, before = held.grant, held.take_untold(), time.monotonic()
         try:
-            renewal = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._policy.lease_s)
+            renewal = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._config.lease_s)
         except BaseException:
-            holding.put_back(untold)
+            held.put_back(untold)
             raise
-        holding.renewed = before
+        held.renewed = before
         if renewal is None:
-            if holding in self._holdings:
+            if held in self._held:
                 log.warning("lease.lost", ticket=str(grant.ticket), token=grant.token)
-                holding.lose()
+                held.lose()
             return
         if not renewal.is_reported:
-            holding.put_back(untold)
+            held.put_back(untold)
         if renewal.stop:
-            holding.stop(renewal.stop)
+            held.stop(renewal.stop)

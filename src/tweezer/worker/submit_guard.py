@@ -15,8 +15,8 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.remote import Intent, Mark
 from tweezer.store.remote import NotDurable, Remote
 from tweezer.store.tickets import Tickets
-from tweezer.worker.config import Policy
-from tweezer.worker.leases import Holding
+from tweezer.worker.config import WorkerConfig
+from tweezer.worker.leases import HeldTicket
 
 log = structlog.get_logger(__name__)
 
@@ -32,18 +32,18 @@ class TicketSubmitGuard:
     no other intent, and one of ours that was taken back before it was there is known by its name.
     """
 
-    def __init__(self, remote: Remote, tickets: Tickets, holding: Holding, index: int, policy: Policy) -> None:
+    def __init__(self, remote: Remote, tickets: Tickets, held: HeldTicket, index: int, config: WorkerConfig) -> None:
         self._remote = remote
         self._tickets = tickets
-        self._holding = holding
+        self._held = held
         self._index = index
-        self._policy = policy
+        self._config = config
         self._intent: Intent | None = None
         self._own: set[str] = set()
         self._taken_back: set[str] = set()
 
     async def known(self) -> Intent | None:
-        batch_id = self._holding.grant.batch_id
+        batch_id = self._held.grant.batch_id
         found = await self._ask(lambda: self._remote.known(batch_id, self._index), "looking for an intent")
         if found is not None and found.name in self._taken_back:
             await self._take_back(found.name)
@@ -52,9 +52,9 @@ class TicketSubmitGuard:
         return found
 
     async def intend(self, *, unsent: bool = False) -> Intent | None:
-        grant = self._holding.grant
+        grant = self._held.grant
         tries = 0
-        while not self._holding.lost:
+        while not self._held.lost:
             self._own.add(name := f"{grant.token}.{next(_tries)}")
             try:
                 intent = await self._remote.intend(grant.ticket, grant.token, self._index, name, unsent=unsent)
@@ -64,7 +64,7 @@ class TicketSubmitGuard:
             except (Unavailable, NotDurable) as error:  # whether it is there, and on the disk, is not known
                 tries += 1
                 log.warning("intent.unsure", index=self._index, error=error.message, tries=tries)
-                await asyncio.sleep(self._policy.redis_backoff.delay_s(tries))
+                await asyncio.sleep(self._config.redis_backoff.delay_s(tries))
                 await self.withdraw()
             else:
                 self._intent = intent
@@ -73,24 +73,24 @@ class TicketSubmitGuard:
 
     async def set_out(self) -> bool:
         assert self._intent is not None
-        grant, name = self._holding.grant, self._intent.name
+        grant, name = self._held.grant, self._intent.name
         return await self._ask(
             lambda: self._remote.set_out(grant.ticket, grant.token, self._index, name), "setting out to submit"
         )
 
     async def note(self, uid: str, *, named: bool | None = None) -> None:
         assert self._intent is not None
-        batch_id, name = self._holding.grant.batch_id, self._intent.name
+        batch_id, name = self._held.grant.batch_id, self._intent.name
         await self._ask(
             lambda: self._remote.note(batch_id, self._index, name, uid, named=named), "noting a job of the machine"
         )
 
     async def mark(self) -> Mark:
-        device = self._holding.grant.doc.device
+        device = self._held.grant.doc.device
         return await self._ask(lambda: self._remote.mark(device), "reading the machine's last known job")
 
     async def note_set_back(self, uid: int | None, since: int) -> None:
-        device = self._holding.grant.doc.device
+        device = self._held.grant.doc.device
         await self._ask(lambda: self._remote.note_set_back(device, uid, since), "noting a set-back of the machine")
 
     async def withdraw(self) -> None:
@@ -98,23 +98,23 @@ class TicketSubmitGuard:
             await self._take_back(name)
 
     async def note_timeout(self) -> None:
-        grant, tickets = self._holding.grant, self._tickets
+        grant, tickets = self._held.grant, self._tickets
         await self._ask(lambda: tickets.note_timeout(grant.ticket, grant.token, self._index), "noting a timeout")
 
     async def _take_back(self, name: str) -> None:
-        batch_id = self._holding.grant.batch_id
+        batch_id = self._held.grant.batch_id
         self._taken_back.add(name)
         await self._ask(lambda: self._remote.withdraw(batch_id, self._index, name), "withdrawing an intent")
         self._own.discard(name)
 
     def left_s(self) -> float:
-        if self._holding.lost:
+        if self._held.lost:
             return 0.0
-        return self._holding.renewed + self._policy.lease_s - time.monotonic()
+        return self._held.renewed + self._config.lease_s - time.monotonic()
 
     @property
     def lease_s(self) -> float:
-        return self._policy.lease_s
+        return self._config.lease_s
 
     async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
-        return await until_answered(call, self._policy.redis_backoff, what)
+        return await until_answered(call, self._config.redis_backoff, what)

@@ -16,8 +16,8 @@ from arq.worker import Worker
 from redis import exceptions as redis_errors
 
 from tweezer.adapters.lane.jail import COMPLETE
-from tweezer.adapters.protocol import Adapter, Lane, Machine
-from tweezer.duties import Duties, heeding_cancel, is_cancelled, repeat, until_answered
+from tweezer.adapters.protocol import Adapter, Lane, MachineAdapter
+from tweezer.duties import Duties, repeat, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs
@@ -26,10 +26,10 @@ from tweezer.store.keys import Key
 from tweezer.store.scripts import translating
 from tweezer.store.streams.feed import read_cancel
 from tweezer.store.tickets import Grant, Taken
-from tweezer.worker.config import Policy
-from tweezer.worker.executor import Driver
-from tweezer.worker.heartbeat import SWEEP_S, MachineWatch, Presence, Sweeper
-from tweezer.worker.leases import Keeper
+from tweezer.worker.config import WorkerConfig
+from tweezer.worker.executor import Executor
+from tweezer.worker.heartbeat import SWEEP_S, MachineProbe, Presence, Sweeper
+from tweezer.worker.leases import LeaseKeeper
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class TicketWorker(Worker):
         adapter_name: str,
         specs: DeviceSpecs | None = None,
         lanes: int,
-        policy: Policy,
+        config: WorkerConfig,
         version: str,
         burst: bool = False,
         handle_signals: bool = True,
@@ -69,7 +69,7 @@ class TicketWorker(Worker):
             redis_pool=ArqRedis(store.redis.connection_pool),
             burst=burst,
             handle_signals=handle_signals,
-            job_completion_wait=max(1, round(policy.drain_s)),
+            job_completion_wait=max(1, round(config.drain_s)),
             max_jobs=lanes,
         )
         self.id = new_worker_id()
@@ -77,19 +77,19 @@ class TicketWorker(Worker):
         self.device = device
         self._adapter = adapter
         self._lane_count = lanes
-        self._policy = policy
+        self._config = config
         self._lanes: list[Lane] = []
         self._free: deque[int] = deque()
         self._dropped: list[Grant] = []  # taken, but cancelled before anybody worked on them
         self._freed = asyncio.Event()
-        self._keeper = Keeper(store.tickets, policy)
-        self._sweeper = Sweeper(store, policy)
-        self._driver = Driver(store, self._keeper, policy, lambda: not self.allow_pick_jobs)
+        self._keeper = LeaseKeeper(store.tickets, config)
+        self._sweeper = Sweeper(store, config)
+        self._executor = Executor(store, self._keeper, config, lambda: not self.allow_pick_jobs)
         self._wait_s = 0.0
         self._is_done = False
-        self._presence = Presence(store, self.id, device, adapter_name, adapter.capabilities, specs, policy, version)
+        self._presence = Presence(store, self.id, device, adapter_name, adapter.capabilities, specs, config, version)
         self.duties = Duties()
-        self._watch: MachineWatch | None = None
+        self._probe: MachineProbe | None = None
 
     # -- start and stop -----------------------------------------------------------------------------
 
@@ -97,22 +97,22 @@ class TicketWorker(Worker):
         structlog.contextvars.bind_contextvars(device=self.device)
         if self._adapter.capabilities.reattaches:
             durability = await until_answered(
-                self.store.remote.require_durability, self._policy.redis_backoff, "looking how Redis keeps what it has"
+                self.store.remote.require_durability, self._config.redis_backoff, "looking how Redis keeps what it has"
             )
             log.info("worker.durability", by=durability.value)
-        if isinstance(self._adapter, Machine):
-            self._watch = MachineWatch(self.store, self.device, self._adapter, self._presence)
-            await self._watch.meet()
+        if isinstance(self._adapter, MachineAdapter):
+            self._probe = MachineProbe(self.store, self.device, self._adapter, self._presence)
+            await self._probe.handshake()
         self._lanes = list(await asyncio.gather(*(self._open_lane() for _ in range(self._lane_count))))
         self._free.extend(range(self._lane_count))
-        await until_answered(self._announce, self._policy.redis_backoff, "announcing the worker")
-        backoff = self._policy.redis_backoff
-        self.duties.start("heartbeat", self._beat, every_s=self._policy.beat_s, backoff=backoff)
+        await until_answered(self._announce, self._config.redis_backoff, "announcing the worker")
+        backoff = self._config.redis_backoff
+        self.duties.start("heartbeat", self._beat, every_s=self._config.beat_s, backoff=backoff)
         self.duties.start("sweep", self._sweep, every_s=SWEEP_S, backoff=backoff)
         self.duties.start("leases", self._keeper.keep, every_s=self._keeper.tick_s, backoff=backoff)
         self.duties.start("cancels", self._hear_cancels, backoff=backoff)
-        if self._watch is not None:
-            self.duties.start("probe", self._watch.look, every_s=self._adapter.capabilities.probe_s)
+        if self._probe is not None:
+            self.duties.start("probe", self._probe.probe, every_s=self._adapter.capabilities.probe_s)
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:
@@ -122,10 +122,10 @@ class TicketWorker(Worker):
             try:
                 return await self._adapter.open_lane()
             except ExecutionError as error:
-                if self._watch is None or error.kind is not FaultKind.TRANSIENT:
+                if self._probe is None or error.kind is not FaultKind.TRANSIENT:
                     raise
                 tries += 1
-                await self._watch.wait(error.message, tries)
+                await self._probe.wait(error.message, tries)
 
     async def close(self) -> None:
         """Gives back what runs, and ends lanes and connections; Redis need not answer for that."""
@@ -135,7 +135,7 @@ class TicketWorker(Worker):
         with contextlib.suppress(Unavailable):
             await self._give_back_dropped()
         await asyncio.gather(*(lane.close() for lane in self._lanes))
-        if isinstance(self._adapter, Machine):
+        if isinstance(self._adapter, MachineAdapter):
             await self._adapter.close()
         with contextlib.suppress(Unavailable, redis_errors.RedisError, OSError):
             await self._presence.leave()
@@ -150,7 +150,7 @@ class TicketWorker(Worker):
             await self.store.tickets.drain(grant.ticket, grant.token)
 
     async def _announce(self) -> None:
-        await self.store.tickets.publish_settings(self._policy.store)
+        await self.store.tickets.publish_settings(self._config.store)
         await self._presence.announce()
         await self._beat()
 
@@ -188,7 +188,7 @@ class TicketWorker(Worker):
                 with heeding_cancel():
                     await self._start()
                 await repeat(
-                    "take", self._poll_iteration, backoff=self._policy.redis_backoff, while_=lambda: not self._is_done
+                    "take", self._poll_iteration, backoff=self._config.redis_backoff, while_=lambda: not self._is_done
                 )
             finally:  # leases are renewed and cancels heard until the last lane is free
                 await self._end_tasks()
@@ -210,7 +210,7 @@ class TicketWorker(Worker):
             else:
                 self._freed.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._policy.bell_s):
+                    async with asyncio.timeout(self._config.bell_s):
                         await self._freed.wait()
             await self.heart_beat()
 
@@ -225,8 +225,8 @@ class TicketWorker(Worker):
         else:  # told to drain while it waited
             self._dropped += taken.grants
             await self._give_back_dropped()
-        due_s = self._policy.bell_s if taken.due_s is None else max(taken.due_s, 0.01)
-        self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._policy.bell_s)
+        due_s = self._config.bell_s if taken.due_s is None else max(taken.due_s, 0.01)
+        self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._config.bell_s)
 
     async def _take(self) -> Taken:
         """Takes tickets for the free lanes, when the bell rings if there was none last time.
@@ -235,7 +235,7 @@ class TicketWorker(Worker):
         """
         lanes = [f"{self.id}:{number}" for number in islice(self._free, _TAKE_MAX)]
         taking = asyncio.ensure_future(
-            self.store.tickets.take(self.device, lanes, lease_s=self._policy.lease_s, wait_s=self._wait_s)
+            self.store.tickets.take(self.device, lanes, lease_s=self._config.lease_s, wait_s=self._wait_s)
         )
         try:
             return await asyncio.shield(taking)
@@ -265,5 +265,5 @@ class TicketWorker(Worker):
 
     async def _work(self, grant: Grant, lane: Lane) -> None:
         structlog.contextvars.bind_contextvars(batch=str(grant.batch_id), ticket=grant.ticket.number, token=grant.token)
-        end = await self._driver.drive(grant, lane)
+        end = await self._executor.execute(grant, lane)
         log.debug("ticket.ended", end=end.value)

@@ -21,7 +21,7 @@ from tweezer.adapters.lane.jail.seccomp import (
     NEWEST,
     ON_ITSELF,
     ON_ITSELF_OR_ZERO,
-    Numbers,
+    SystemCall,
 )
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -59,7 +59,7 @@ def verdict(architecture: str, number: int, *arguments: int, under: int | None =
         step += 1 + (program[step].if_true if passed else program[step].if_false)
 
 
-def of(numbers: Numbers, architecture: str) -> int:
+def of(numbers: SystemCall, architecture: str) -> int:
     number: int = getattr(numbers, architecture)
     return number
 

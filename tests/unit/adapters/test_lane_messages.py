@@ -10,10 +10,10 @@ from tweezer.adapters.lane.messages import (
     MAX_BODY_BYTES,
     Abort,
     Advanced,
-    Finished,
     Prepare,
-    Refused,
+    RequestRefused,
     Run,
+    RunFinished,
     Start,
     ToChild,
     ToWorker,
@@ -44,9 +44,9 @@ TO_CHILD: list[ToChild] = [
     Abort(2),
 ]
 TO_WORKER: list[ToWorker] = [
-    Refused(1, FaultKind.USER, Fault("user", "no", "sequence")),
+    RequestRefused(1, FaultKind.USER, Fault("user", "no", "sequence")),
     Advanced(2, 0.5),
-    Finished(2, Outcome(OutcomeKind.DONE, Result({"01": 5}, "{}", Provenance("qutip", seed=9)), device_s=0.1), 4),
+    RunFinished(2, Outcome(OutcomeKind.DONE, Result({"01": 5}, "{}", Provenance("qutip", seed=9)), device_s=0.1), 4),
 ]
 
 

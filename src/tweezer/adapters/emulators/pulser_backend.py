@@ -231,7 +231,7 @@ def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
     return versions
 
 
-class Course:
+class EvolutionProgress:
     """Where the present evolution is.
 
     length: of one evolution, in the solver's own unit of time. evolutions: how many the job is expected to take.

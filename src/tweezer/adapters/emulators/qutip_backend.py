@@ -16,7 +16,7 @@ from pulser_simulation import QutipBackendV2, QutipConfig, QutipState
 from qutip.solver.integrator import IntegratorException
 
 from tweezer.adapters.emulators import qutip_patches
-from tweezer.adapters.emulators.pulser_backend import Course, Emulation, PulserBackend
+from tweezer.adapters.emulators.pulser_backend import Emulation, EvolutionProgress, PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, QutipKeys
 from tweezer.adapters.emulators.pulser_sampling import (
     Evolution,
@@ -147,7 +147,7 @@ class Qutip:
             raise Refusal(Fault("user", message, "sequence"))
         total_us = duration_ns / 1000
         evolutions = 1 if self.is_deterministic(config, sequence) else config.n_trajectories
-        qutip_patches.WatchedAdams.course = Course(watch, max(total_us, 1e-3), evolutions)
+        qutip_patches.WatchedAdams.progress = EvolutionProgress(watch, max(total_us, 1e-3), evolutions)
         return QutipBackendV2(sequence, config=config)
 
     def seed(self, seed: int) -> None:

@@ -27,7 +27,7 @@ from pulser_simulation.simulation import QutipEmulator
 from qutip.solver.integrator.scipy_integrator import IntegratorScipyAdams
 from qutip.solver.solver_base import Solver
 
-from tweezer.adapters.emulators.pulser_backend import Course
+from tweezer.adapters.emulators.pulser_backend import EvolutionProgress
 
 _BASES_KEPT = 32
 _NO_NOISE = NoiseModel()
@@ -36,30 +36,30 @@ _NO_NOISE = NoiseModel()
 class WatchedAdams(IntegratorScipyAdams):  # type: ignore[misc]  # QuTiP has no types
     """QuTiP's default integrator, looking up as it goes."""
 
-    course: Course | None = None
+    progress: EvolutionProgress | None = None
     """Of the running job, in microseconds as in Pulser; there is one job at a time in a process."""
 
     def set_state(self, t: float, state0: Any) -> None:
-        if t == 0 and self.course is not None:
-            self.course.begin_evolution()
+        if t == 0 and self.progress is not None:
+            self.progress.begin_evolution()
         super().set_state(t, state0)
         self._is_at_start = True
 
     def integrate(self, t: float, copy: bool = True) -> Any:
-        if self.course is not None:
+        if self.progress is not None:
             start = self.get_state(copy=False)[0]
-            looks = math.ceil((t - start) / self.course.step)
+            looks = math.ceil((t - start) / self.progress.step)
             if self._is_at_start and looks > 1:
                 super().mcstep(t, copy=False)  # one step of its own, as long as it would be without us
             for look in range(1, looks):
                 super().integrate(start + (t - start) * look / looks, copy=False)
-                self.course.reach(start + (t - start) * look / looks)
+                self.progress.reach(start + (t - start) * look / looks)
         self._is_at_start = False
         return super().integrate(t, copy)
 
     def mcstep(self, t: float, copy: bool = True) -> Any:
-        if self.course is not None:
-            self.course.reach(self.get_state(copy=False)[0])
+        if self.progress is not None:
+            self.progress.reach(self.get_state(copy=False)[0])
         return super().mcstep(t, copy)
 
 

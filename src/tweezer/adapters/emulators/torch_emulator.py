@@ -23,7 +23,7 @@ from pulser import Sequence
 from pulser.backend import BitStrings, EmulationConfig, EmulatorBackend, Observable, Results
 from pulser.backend.observable import AggregationMethod
 
-from tweezer.adapters.emulators.pulser_backend import Course
+from tweezer.adapters.emulators.pulser_backend import EvolutionProgress
 from tweezer.adapters.emulators.pulser_configuration import FIELD, Dialect
 from tweezer.adapters.emulators.pulser_sampling import Evolution, Measurable, Step, steps_of
 from tweezer.adapters.emulators.pulser_sequences import FIELD as SEQUENCE
@@ -41,7 +41,7 @@ QUIET_TAG = "statistics"
 """The tag with which emu-mps keeps its ordering of the qubits, whatever the observable does."""
 
 
-class Bystander(Observable):
+class SilentObserver(Observable):
     """An observable that is called at its times, and leaves nothing in the results."""
 
     def __init__(self, evaluation_times: Any, tag_suffix: str) -> None:
@@ -55,14 +55,14 @@ class Bystander(Observable):
     def _base_tag(self) -> str:
         return QUIET_TAG
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Bystander:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SilentObserver:
         return self  # configurations are copied over and over, and this one is to be heard
 
     def apply(self, **_: Any) -> None:
         """What it leaves: nothing."""
 
 
-class Keeper(Bystander):
+class StateObserver(SilentObserver):
     """Keeps the states at the times of one observable. kept: time, state, and the order of its atoms."""
 
     def __init__(self, evaluation_times: Any, place: int) -> None:
@@ -105,22 +105,24 @@ class KeptInstead:
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
         self._asked = config
-        self._keepers = {
-            place: Keeper(observable.evaluation_times, place)
+        self._observers = {
+            place: StateObserver(observable.evaluation_times, place)
             for place, observable in enumerate(config.observables)
             if isinstance(observable, BitStrings)
         }
-        observables = tuple(self._keepers.get(place, observable) for place, observable in enumerate(config.observables))
+        observables = tuple(
+            self._observers.get(place, observable) for place, observable in enumerate(config.observables)
+        )
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
     def evolution(self, results: Results) -> Evolution:
         """What this configuration's results and the kept states leave."""
         steps: list[Step] = [
             (t, place, KeptState(state, [order.index(atom) for atom in results.atom_order]))
-            for place, keeper in self._keepers.items()
-            for t, state, order in keeper.kept
+            for place, observer in self._observers.items()
+            for t, state, order in observer.kept
         ]
-        others = (step for step in steps_of(self._asked, results) if step[1] not in self._keepers)
+        others = (step for step in steps_of(self._asked, results) if step[1] not in self._observers)
         return Evolution(results, [*steps, *others])
 
 
@@ -148,22 +150,22 @@ def chosen_hardware() -> dict[str, Any]:
     return {"gpu": gpu, "log_level": logging.WARNING}
 
 
-class Listener(Bystander):
-    """Tells the course of an evolution, and hears there that it is to stop.
+class ProgressObserver(SilentObserver):
+    """Tells the progress of an evolution, and hears there that it is to stop.
 
     It looks at times that the emulator goes through anyway, so that the steps are what they would be without.
     """
 
-    def __init__(self, course: Course, duration_ns: float, dt: float) -> None:
+    def __init__(self, progress: EvolutionProgress, duration_ns: float, dt: float) -> None:
         steps = min(math.floor(duration_ns / dt), _LONGEST_GRID)
         grid = sorted({min(step * dt / duration_ns, 1.0) for step in range(steps + 1)})
         super().__init__(grid, "heard")
-        self._course = course
+        self._progress = progress
 
     def __call__(self, config: Any, t: float, state: Any, hamiltonian: Any, result: Results) -> None:
         if t == 0:
-            self._course.begin_evolution()
-        self._course.reach(t)
+            self._progress.begin_evolution()
+        self._progress.reach(t)
 
 
 class TorchEmulation:
@@ -235,12 +237,14 @@ class TorchEmulator:
         return KeptInstead(config)
 
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> TorchEmulation:
-        course = Course(watch, 1.0, 1 if self.is_deterministic(config, sequence) else config.n_trajectories)
+        progress = EvolutionProgress(
+            watch, 1.0, 1 if self.is_deterministic(config, sequence) else config.n_trajectories
+        )
         duration_ns = sequence.get_duration(include_fall_time=config.with_modulation)
         if duration_ns < _SHORTEST_NS:
             message = f"lasts {duration_ns} ns; {self.name} needs at least {_SHORTEST_NS} ns"
             raise Refusal(Fault("user", message, SEQUENCE))
-        listener = Listener(course, max(float(duration_ns), 1.0), config.dt)
+        listener = ProgressObserver(progress, max(float(duration_ns), 1.0), config.dt)
         heard: EmulationConfig[Any] = config.with_changes(observables=(*config.observables, listener))
         return TorchEmulation(self.library(sequence, config=heard), config)
 

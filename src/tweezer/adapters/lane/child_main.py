@@ -27,12 +27,12 @@ from tweezer.adapters.lane.messages import (
     HEADER_BYTES,
     Abort,
     Advanced,
-    Finished,
     Prepare,
     Prepared,
     Ready,
-    Refused,
+    RequestRefused,
     Run,
+    RunFinished,
     Start,
     ToChild,
     ToWorker,
@@ -79,7 +79,7 @@ class LaneProcess:
         except (jail.Exposed, OSError) as error:
             traceback.print_exc()
             message = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
-            self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
+            self._send(RequestRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
         self._watch = watch = Watch(self._tell, start.progress_interval_s)
@@ -88,7 +88,7 @@ class LaneProcess:
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             traceback.print_exc()
             message = f"cannot load the emulator: {_short(error)}{_remedy(error)}"
-            self._send(Refused(0, FaultKind.INTERNAL, Fault("internal", message)))
+            self._send(RequestRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         self._send(Ready(jail=entered))
         while True:
@@ -101,22 +101,22 @@ class LaneProcess:
                 case Prepare():
                     self._send(self._prepare(backend, request))
                 case Run():
-                    self._send(Finished(request.serial, _run(backend, watch, request), backend.evolutions))
+                    self._send(RunFinished(request.serial, _run(backend, watch, request), backend.evolutions))
                 case Start():
                     raise TypeError("a lane starts once")
                 case _:
                     assert_never(request)
 
-    def _prepare(self, backend: Backend, request: Prepare) -> Prepared | Refused:
+    def _prepare(self, backend: Backend, request: Prepare) -> Prepared | RequestRefused:
         try:
             backend.prepare(request.batch)
         except Refusal as refusal:
-            return Refused(request.serial, refusal.kind, refusal.fault)
+            return RequestRefused(request.serial, refusal.kind, refusal.fault)
         except Aborted:
-            return Refused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
+            return RequestRefused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
         except Exception as error:  # noqa: BLE001  # as above
             kind, fault = _blame(error)
-            return Refused(request.serial, kind, fault)
+            return RequestRefused(request.serial, kind, fault)
         return Prepared(request.serial)
 
     def _tell(self, fraction: float) -> None:

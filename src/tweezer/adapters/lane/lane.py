@@ -15,7 +15,17 @@ import msgspec
 import structlog
 
 from tweezer.adapters.lane.jail import COMPLETE, JailMode
-from tweezer.adapters.lane.messages import Abort, Advanced, Finished, Prepare, Prepared, Ready, Refused, Run, Start
+from tweezer.adapters.lane.messages import (
+    Abort,
+    Advanced,
+    Prepare,
+    Prepared,
+    Ready,
+    RequestRefused,
+    Run,
+    RunFinished,
+    Start,
+)
 from tweezer.adapters.lane.process import ChildProcess, Died, Nothing
 from tweezer.adapters.protocol import Report
 from tweezer.model.errors import ExecutionError, FaultKind
@@ -179,7 +189,7 @@ class ChildLane:
             case Prepared():
                 self._prepared = batch
                 return child
-            case Refused():
+            case RequestRefused():
                 raise ExecutionError(answer.kind, answer.fault.message, field=answer.fault.field)
             case _Broken():
                 raise ExecutionError(_kind_of(answer.end), answer.message)
@@ -212,7 +222,7 @@ class ChildLane:
                 self.jail = entered
                 log.info("lane.started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
                 return child
-            case Refused():
+            case RequestRefused():
                 await self._drop_child()
                 raise ExecutionError(answer.kind, answer.fault.message)
             case _Broken():
@@ -226,7 +236,7 @@ class ChildLane:
 
     async def _await_answer(
         self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
-    ) -> Ready | Prepared | Refused | Finished | _Broken:
+    ) -> Ready | Prepared | RequestRefused | RunFinished | _Broken:
         """The answer to a request, or why there is none; in that case the process is dead.
 
         A request that is cancelled or late is asked to stop, and killed when it does not.
@@ -250,10 +260,10 @@ class ChildLane:
                     return await self._break(stopping)
                 message = await child.receive(min(self._options.watch_interval_s, deadline - now))
                 match message:
-                    case Ready() | Prepared() | Refused():
+                    case Ready() | Prepared() | RequestRefused():
                         if message.serial == serial:
                             return message
-                    case Finished():
+                    case RunFinished():
                         if message.serial == serial:
                             self.evolutions = message.evolutions
                             if stopping is not None and message.outcome.kind is OutcomeKind.CANCELED:
@@ -278,11 +288,11 @@ class ChildLane:
             raise
 
     async def _outcome(
-        self, answer: Ready | Prepared | Refused | Finished | _Broken, warming_s: float, took_s: float
+        self, answer: Ready | Prepared | RequestRefused | RunFinished | _Broken, warming_s: float, took_s: float
     ) -> Outcome:
         """What became of a job; the time of one that got no answer counts as time on the device."""
         match answer:
-            case Finished(outcome=outcome):
+            case RunFinished(outcome=outcome):
                 if outcome.cause is FaultKind.OUT_OF_MEMORY:
                     await self._drop_child()
                 return msgspec.structs.replace(outcome, preparation_s=outcome.preparation_s + warming_s)

@@ -22,7 +22,8 @@ _header = struct.Struct(">I")
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """The first message: enter the jail, then load this backend. Answered by ``Ready`` or ``Refused``, with serial 0.
+    """The first message: enter the jail, then load this backend. Answered, with serial 0, by ``Ready`` or
+    ``RequestRefused``.
 
     backend: ``module:factory``, see :mod:`tweezer.adapters.lane.backend`. memo_mb: how much memory
     evolved states may keep for jobs that are equal. progress_interval_s: the least time between reports.
@@ -37,14 +38,14 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Get ready for jobs of this batch. Answered by ``Prepared`` or ``Refused``."""
+    """Get ready for jobs of this batch. Answered by ``Prepared`` or ``RequestRefused``."""
 
     serial: int
     batch: BatchWork
 
 
 class Run(msgspec.Struct, frozen=True, tag=True):
-    """Run one job of the batch prepared last. Answered by any number of ``Advanced``, then ``Finished``.
+    """Run one job of the batch prepared last. Answered by any number of ``Advanced``, then ``RunFinished``.
 
     measured: the bitstrings that a machine measured; then the job is not run, but its result made of them.
     """
@@ -73,7 +74,7 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
     serial: int
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
+class RequestRefused(msgspec.Struct, frozen=True, tag=True):
     """The request cannot be met, for this reason."""
 
     serial: int
@@ -88,7 +89,7 @@ class Advanced(msgspec.Struct, frozen=True, tag=True):
     fraction: float
 
 
-class Finished(msgspec.Struct, frozen=True, tag=True):
+class RunFinished(msgspec.Struct, frozen=True, tag=True):
     """The job ended; kind ``canceled`` says that it was aborted.
 
     evolutions: how many times this process solved an evolution since it started (a diagnostic: jobs that
@@ -101,7 +102,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 ToChild = Start | Prepare | Run | Abort
-ToWorker = Ready | Prepared | Refused | Advanced | Finished
+ToWorker = Ready | Prepared | RequestRefused | Advanced | RunFinished
 
 _encoder = msgspec.msgpack.Encoder()
 _child_decoder = msgspec.msgpack.Decoder(ToChild)

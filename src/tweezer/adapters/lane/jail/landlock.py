@@ -21,7 +21,7 @@ _NO_TCP = 0b11  # bind, connect
 _SCOPED = 0b11  # abstract sockets, signals
 
 
-class Access(IntFlag):
+class FileAccess(IntFlag):
     """``LANDLOCK_ACCESS_FS_*``."""
 
     EXECUTE = 1 << 0
@@ -42,21 +42,21 @@ class Access(IntFlag):
     IOCTL_DEV = 1 << 15
 
 
-READ = Access.READ_FILE | Access.READ_DIR
-DEVICE = Access.READ_FILE | Access.WRITE_FILE | Access.TRUNCATE | Access.IOCTL_DEV
+READ = FileAccess.READ_FILE | FileAccess.READ_DIR
+DEVICE = FileAccess.READ_FILE | FileAccess.WRITE_FILE | FileAccess.TRUNCATE | FileAccess.IOCTL_DEV
 WRITE = (
     READ
-    | Access.WRITE_FILE
-    | Access.REMOVE_DIR
-    | Access.REMOVE_FILE
-    | Access.MAKE_DIR
-    | Access.MAKE_REG
-    | Access.MAKE_SYM
-    | Access.REFER
-    | Access.TRUNCATE
+    | FileAccess.WRITE_FILE
+    | FileAccess.REMOVE_DIR
+    | FileAccess.REMOVE_FILE
+    | FileAccess.MAKE_DIR
+    | FileAccess.MAKE_REG
+    | FileAccess.MAKE_SYM
+    | FileAccess.REFER
+    | FileAccess.TRUNCATE
 )
-_OF_FILES = Access.EXECUTE | Access.WRITE_FILE | Access.READ_FILE | Access.TRUNCATE | Access.IOCTL_DEV
-_SINCE = {Access.REFER: 2, Access.TRUNCATE: 3, Access.IOCTL_DEV: 5}
+_OF_FILES = FileAccess.EXECUTE | DEVICE
+_SINCE = {FileAccess.REFER: 2, FileAccess.TRUNCATE: 3, FileAccess.IOCTL_DEV: 5}
 _TCP_SINCE, _SCOPES_SINCE = 4, 6
 
 
@@ -81,13 +81,13 @@ def version() -> int:
     return max(result, 0)
 
 
-def restrict(rules: Mapping[Access, Iterable[str]], abi: int) -> None:
+def restrict(rules: Mapping[FileAccess, Iterable[str]], abi: int) -> None:
     """Let this thread, and those it starts, open only what the rules allow: access → files and folders.
 
     Paths that do not exist are left out. Raises ``OSError``.
     """
-    handled = Access(0)
-    for access in Access:
+    handled = FileAccess(0)
+    for access in FileAccess:
         if abi >= _SINCE.get(access, 1):
             handled |= access
     ruleset = _Ruleset(handled, _NO_TCP if abi >= _TCP_SINCE else 0, _SCOPED if abi >= _SCOPES_SINCE else 0)
@@ -102,7 +102,7 @@ def restrict(rules: Mapping[Access, Iterable[str]], abi: int) -> None:
         os.close(descriptor)
 
 
-def _allow(ruleset: int, path: str, access: Access) -> None:
+def _allow(ruleset: int, path: str, access: FileAccess) -> None:
     try:
         found = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

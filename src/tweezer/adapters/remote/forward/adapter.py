@@ -39,7 +39,7 @@ _OUR_FIELDS = {"sequence_builder": "sequence", "device_type": "device"}
 
 
 class ForwardAdapter:
-    """An :class:`~tweezer.adapters.protocol.Adapter`, and a :class:`~tweezer.adapters.protocol.Machine`.
+    """An :class:`~tweezer.adapters.protocol.Adapter`, and a :class:`~tweezer.adapters.protocol.MachineAdapter`.
 
     Its lanes are no processes: each is a job that is followed.
     """

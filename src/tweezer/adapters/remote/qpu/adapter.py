@@ -40,7 +40,7 @@ _OLDER = 200  # jobs before those that are known that are searched, too, to be s
 
 
 class QpuAdapter:
-    """An :class:`~tweezer.adapters.protocol.Adapter`, and a :class:`~tweezer.adapters.protocol.Machine`."""
+    """An :class:`~tweezer.adapters.protocol.Adapter`, and a :class:`~tweezer.adapters.protocol.MachineAdapter`."""
 
     def __init__(self, options: QpuOptions, lanes: LaneOptions) -> None:
         self.capabilities = Capabilities(exclusive=True, is_emulator=False, reattaches=True, probe_s=options.probe_s)

@@ -27,7 +27,7 @@ class Spread(msgspec.Struct, frozen=True):
         return chance.uniform(self.low_s, self.high_s) if self.mean_s is None else chance.expovariate(1 / self.mean_s)
 
 
-class Habits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The habits, all off.
 
     job_seconds: how long jobs run, as :func:`read_spread` has it; shot_seconds is added for each run; time_scale
