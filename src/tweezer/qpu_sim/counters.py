@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
 from tweezer.adapters.registry import QUTIP_BACKEND
+from tweezer.duties import end_tasks
 from tweezer.model.errors import ExecutionError
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, OutcomeKind

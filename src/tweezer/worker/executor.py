@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from tweezer.adapters.protocol import DeviceUnavailable, Lane
-from tweezer.duties import until_answered
+from tweezer.duties import is_cancelled, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.ids import job_id
 from tweezer.model.messages import (

@@ -12,7 +12,7 @@ import structlog
 
 from tweezer.adapters.protocol import Capabilities, MachineAdapter, MachineState
 from tweezer.adapters.specs import checked_specs
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.model.specs import DeviceSpecs

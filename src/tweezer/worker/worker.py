@@ -17,7 +17,7 @@ from redis import exceptions as redis_errors
 
 from tweezer.adapters.lane.jail import COMPLETE
 from tweezer.adapters.protocol import Adapter, Lane, MachineAdapter
-from tweezer.duties import Duties, repeat, until_answered
+from tweezer.duties import Duties, heeding_cancel, is_cancelled, repeat, until_answered
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput, Unavailable
 from tweezer.model.ids import new_worker_id
 from tweezer.model.specs import DeviceSpecs

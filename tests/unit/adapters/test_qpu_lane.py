@@ -17,7 +17,7 @@ from tweezer.adapters.remote.options import QpuOptions
 from tweezer.adapters.remote.qpu.adapter import QpuService
 from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob
 from tweezer.adapters.remote.service import JobContext
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import JobStatus

@@ -27,7 +27,7 @@ from tweezer.adapters.remote.errors import (
     SubmitUncertain,
 )
 from tweezer.adapters.remote.options import RemoteOptions
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import InvalidInput
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.adapters.protocol import Report, SubmitGuard
 from tweezer.adapters.remote.errors import SubmitRefused
-from tweezer.model.backoff import Backoff
+from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Result
