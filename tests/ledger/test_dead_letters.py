@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
 from tweezer.cli import main
-from tweezer.cli.findings import Level
-from tweezer.cli.ledger_checks import check_health
+from tweezer.cli.ledger_checks import Level, check_health
 from tweezer.ledger import dead_letters, retention
 from tweezer.ledger.dead_letters import Consumer, Letter, NewLetter
 from tweezer.ledger.health import look

@@ -69,7 +69,7 @@ async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: LedgerRig)
 
 
 async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: LedgerRig, tmp_path: Path) -> None:
-    from tweezer.cli.history import _lines
+    from tweezer.cli.results import _lines
 
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()

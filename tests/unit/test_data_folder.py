@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tweezer import connect
-from tweezer.cli.local.supervisor import keep_several
+from tweezer.cli.local.children import keep_several
 from tweezer.client import AsyncQueue
 from tweezer.data_folder import PublishedEnvironment, running_environment
 from tweezer.model.errors import TweezerError
@@ -97,7 +97,7 @@ def test_processes_of_a_courier_use_the_one_that_runs(monkeypatch: pytest.Monkey
             found.append(load())
         raise TweezerError("this is far enough")
 
-    monkeypatch.setattr("tweezer.cli.local.supervisor.Child", child)
+    monkeypatch.setattr("tweezer.cli.local.children.Child", child)
     settings = load()
     with pytest.raises(TweezerError, match="far enough"):
         keep_several(["courier"], settings, 2, say=print)

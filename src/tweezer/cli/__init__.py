@@ -7,8 +7,8 @@ import os
 import click
 
 from tweezer import __version__
-from tweezer.cli.access import Access
 from tweezer.cli.group import CommandGroup
+from tweezer.cli.options import Access
 
 __all__ = ["main"]
 

@@ -5,28 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
-import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
-from tweezer.cli.cancels import attempt_json, cancel_lines, cancel_note, was_stopped
-from tweezer.cli.follow import Meter, follow
 from tweezer.cli.jobs import job_options, read_jobs
-from tweezer.cli.times import clock, seconds, time
-from tweezer.cli.waiting import why_it_waits
+from tweezer.cli.options import Access, clock, parse_duration, parse_time, pass_access
+from tweezer.cli.status import Meter, follow, must_be_done
 from tweezer.client import AsyncBatch, as_uuid
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
-from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.windows import Hold, HoldKind
 from tweezer.store.commands import CancelAnswer
-from tweezer.store.records import BatchRecord, JobRecord
 
-_LISTED_JOBS = 10
 _ANSWERS = {
     CancelAnswer.CANCELED: "canceled",
     CancelAnswer.REQUESTED: "is being stopped",
@@ -52,7 +45,10 @@ _ANSWERS = {
 )
 @click.option("--job-timeout-s", type=float, help=f"Wall time of one job  [default: {Limits().job_timeout_s:g}].")
 @click.option(
-    "--not-before", type=time, metavar="TIME", help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00."
+    "--not-before",
+    type=parse_time,
+    metavar="TIME",
+    help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00.",
 )
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day make one batch.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 unless all jobs are DONE.")
@@ -153,53 +149,6 @@ def close(access: Access, *, batch: str) -> None:
 
 
 @click.command()
-@click.argument("batch")
-@click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all jobs.")
-@pass_access
-def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
-    """Show how a batch stands."""
-
-    async def run() -> tuple[BatchRecord, list[JobRecord], str | None]:
-        async with access.queue() as queue:
-            record = await queue.batch(batch).record()
-            counts = record.counts
-            needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
-            jobs = await queue.batch(batch).jobs() if needs_jobs else []
-            device = None if record.status.terminal else await queue.store.reader.device(record.device)
-            return record, jobs, why_it_waits(record, device)
-
-    record, jobs, why = asyncio.run(run())
-    if as_json:
-        click.echo(msgspec.json.encode({**_as_json(record, jobs), "waits_for": why}))
-        return
-    show.echo("\n".join(_description(record, why)))
-    if cancels := cancel_lines(record, jobs):
-        show.echo()
-        show.echo("\n".join(cancels))
-    listed = jobs if all_jobs else _interesting(jobs)
-    if listed:
-        show.echo()
-        show.echo("\n".join(_job_table(listed)))
-
-
-@click.command()
-@click.argument("batch")
-@pass_access
-def watch(access: Access, *, batch: str) -> None:
-    """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
-
-    async def run() -> BatchRecord:
-        async with access.queue(patient=True) as queue:
-            return await follow(queue, as_uuid("batch", batch), Meter(err=False))
-
-    record = asyncio.run(run())
-    if record.open:
-        show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
-    must_be_done(record)
-
-
-@click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--by", metavar="NAME", help="Who asks, which is noted  [default: user@host].")
@@ -230,8 +179,8 @@ def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]
 @click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
 @click.option("--device", help="The device, where its name could be the id of a batch.")
 @click.option("--reason", help="Why the device is paused; it is shown to all.")
-@click.option("--until", type=time, metavar="TIME", help="When the device goes on by itself: 2027-01-31T08:00.")
-@click.option("--for", "for_s", type=seconds, metavar="TIME", help="After which time it does: 30min, 2h.")
+@click.option("--until", type=parse_time, metavar="TIME", help="When the device goes on by itself: 2027-01-31T08:00.")
+@click.option("--for", "for_s", type=parse_duration, metavar="TIME", help="After which time it does: 30min, 2h.")
 @pass_access
 def pause(
     access: Access,
@@ -291,22 +240,6 @@ def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> N
     show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.told(clock)}'}")
 
 
-def must_be_done(record: BatchRecord) -> None:
-    """Raises TweezerError that says why unless every job of the batch is DONE."""
-    counts = record.counts
-    if record.fault is not None:
-        raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
-    if record.status.terminal and record.status is not BatchStatus.DONE:
-        raise TweezerError(f"batch {record.id} ended in {record.status}", code="not_done")
-    missed = [f"{counts[bad]} {bad}" for bad in (JobStatus.ERROR, JobStatus.CANCELED) if counts[bad]]
-    if missed:
-        raise TweezerError(
-            f"not all jobs of batch {record.id} are DONE: {' and '.join(missed)} of {record.jobs}; "
-            f"`tweezer status {record.id}` says why",
-            code="not_done",
-        )
-
-
 def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
     """Does the same to each batch, also after an error; raises an error when there was one."""
 
@@ -354,98 +287,3 @@ def _text(file: TextIO) -> str:
         return file.read()
     except UnicodeDecodeError as error:
         raise InvalidInput(file.name, f"is not a text in UTF-8: {error}") from error
-
-
-def _description(record: BatchRecord, why: str | None) -> list[str]:
-    now = datetime.now(UTC)
-    counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
-    rows = [
-        ("batch", str(record.id)),
-        ("name", record.doc.name),
-        ("tags", ", ".join(record.doc.tags)),
-        ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
-        ("error", record.fault and str(record.fault)),
-        ("device", record.device),
-        ("waits for", why),
-        ("held idle", record.idle_s and f"{show.duration(record.idle_s)} on {record.device} without work"),
-        ("priority", record.priority.value),
-        ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
-        ("submitted", f"{_clock(record.created)} ({_ago(now, record.created)})"),
-        ("started", record.started and f"{_clock(record.started)} ({_ago(now, record.started)})"),
-        ("ended", record.ended and f"{_clock(record.ended)} ({_ago(now, record.ended)})"),
-    ]
-    return [f"{show.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
-
-
-def _clock(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _ago(now: datetime, moment: datetime) -> str:
-    return f"{show.duration(max((now - moment).total_seconds(), 0.0))} ago"
-
-
-def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
-    """The jobs that run, failed, or were cancelled when they had begun, if not too many."""
-    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or was_stopped(job)][
-        :_LISTED_JOBS
-    ]
-
-
-def _job_table(jobs: list[JobRecord]) -> list[str]:
-    rows = []
-    for job in jobs:
-        doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
-        if doing and job.progress is not None:
-            doing += f" {job.progress:.0%}"
-        said = doing or "; ".join(filter(None, (cancel_note(job), *map(str, job.faults))))
-        took = "" if job.device_s is None else show.duration(job.device_s)
-        runs = "" if job.spec.runs is None else job.spec.runs
-        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
-    return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
-
-
-def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
-    return {
-        "batch": record.id,
-        "status": record.status,
-        "open": record.open,
-        "project": record.project,
-        "device": record.device,
-        "priority": record.priority,
-        "name": record.doc.name,
-        "tags": record.doc.tags,
-        "counts": {status.value: count for status, count in record.counts.items()},
-        "created": record.created,
-        "updated": record.updated,
-        "started": record.started,
-        "ended": record.ended,
-        "idle_s": record.idle_s,
-        "error": record.fault and str(record.fault),
-        "cancels": list(map(attempt_json, record.cancels)),
-        "jobs": [_job_as_json(job) for job in jobs],
-    }
-
-
-def _job_as_json(job: JobRecord) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "index": job.index,
-        "status": job.status,
-        "stage": job.stage,
-        "progress": job.progress,
-        "runs": job.spec.runs,
-        "variables": job.spec.variables,
-        "seed": job.spec.seed,
-        "attempt": job.attempt,
-        "created": job.created,
-        "started": job.started,
-        "ended": job.ended,
-        "cancel_requested": job.cancel_requested,
-        "cancel_outcome": job.cancel_outcome,
-        "cancel_attempts": list(map(attempt_json, job.cancels)),
-        "queue_s": job.queue_s,
-        "preparation_s": job.preparation_s,
-        "device_s": job.device_s,
-        "errors": [str(fault) for fault in job.faults],
-    }

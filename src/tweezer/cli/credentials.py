@@ -15,8 +15,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
-from tweezer.cli.times import overlap, seconds
+from tweezer.cli.options import Access, parse_duration, parse_overlap, pass_access
 from tweezer.ledger.access import keys as ledger_keys
 from tweezer.ledger.access import projects as ledger_projects
 from tweezer.ledger.access import users as ledger_users
@@ -38,9 +37,9 @@ if TYPE_CHECKING:
 _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 
 
-def retention(text: str) -> int | None:
+def parse_retention(text: str) -> int | None:
     """The same, or ``forever``, or ``default``."""
-    return {"forever": 0, "default": None}[text] if text in ("forever", "default") else seconds(text)
+    return {"forever": 0, "default": None}[text] if text in ("forever", "default") else parse_duration(text)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -87,7 +86,7 @@ def list_projects(access: Access, *, as_json: bool) -> None:
 
 @projects.command(name="retention")
 @click.argument("project")
-@click.argument("kept_s", type=retention, metavar="TIME|forever|default")
+@click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
 @_json
 @pass_access
 def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: bool) -> None:
@@ -229,7 +228,7 @@ def keys() -> None:
     help="What it is for.",
 )
 @click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
-@click.option("--expires", "expires_s", type=seconds, metavar="TIME", help="Ends after this time: 90d, 12h.")
+@click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Ends after this time: 90d, 12h.")
 @_json
 @pass_access
 def create_key(
@@ -296,7 +295,7 @@ def revoke(access: Access, *, key: str, as_json: bool) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=overlap,
+    type=parse_overlap,
     default="24h",
     show_default=True,
     metavar="TIME",
@@ -315,7 +314,7 @@ def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=overlap,
+    type=parse_overlap,
     default="7d",
     show_default=True,
     metavar="TIME",

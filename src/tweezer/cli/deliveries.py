@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,16 +15,16 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
-from tweezer.cli.times import seconds
-from tweezer.cli.wake import wake
+from tweezer.cli.options import Access, parse_duration, pass_access
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.clock import moment_of
-from tweezer.model.errors import InvalidInput
+from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
 from tweezer.model.webhooks import EventType, envelope, schemas
+from tweezer.store.connection import Store
 from tweezer.webhooks import delivery_log
+from tweezer.webhooks.alarms import Alarms
 from tweezer.webhooks.deliveries import Attempt
 from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
 from tweezer.webhooks.endpoints import find_endpoint
@@ -33,6 +33,7 @@ from tweezer.webhooks.shown_secrets import secret_of, secret_of_owner
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
+
 
 _FAILED = 1
 _ANSWER_SHOWN = 200
@@ -46,7 +47,7 @@ def moment(text: str) -> datetime:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
         try:
-            return datetime.now(UTC) - timedelta(seconds=seconds(text))
+            return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
         except click.BadParameter:
             raise click.BadParameter(f"{text!r} is no time such as 2h (ago), 30min or 2026-11-22T10:00:00") from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
@@ -353,3 +354,25 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
             else:
                 show.echo(f"{post.type:<16}  {post.id}  {error or f'HTTP {status}'} after {milliseconds} ms")
     return failed
+
+
+def wake(access: Access, endpoint: UUID) -> None:
+    """Sets an alarm for now; says so when Redis is not there: the couriers' sweep finds it later."""
+
+    _tell(access, lambda alarms: alarms.arm(endpoint, None))
+
+
+def tell_changed(access: Access) -> None:
+    """Says that endpoints were changed; couriers see it within a second where Redis is not there."""
+    _tell(access, lambda alarms: alarms.changed())
+
+
+def _tell(access: Access, what: Callable[[Alarms], Awaitable[None]]) -> None:
+    async def tell() -> None:
+        async with Store.open(access.settings().connect()) as store:
+            await what(Alarms(store))
+
+    try:
+        asyncio.run(tell())
+    except Unavailable as error:
+        show.echo(f"No courier was told, they find it by themselves, later: {error.message}", err=True)

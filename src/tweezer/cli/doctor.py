@@ -11,24 +11,29 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+import click
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from tweezer import __version__
 from tweezer.adapters.lane import jail
-from tweezer.cli.access import Access
-from tweezer.cli.findings import Finding, Level
 from tweezer.cli.ledger_checks import (
+    Finding,
+    Level,
+    WebhookState,
     check_health,
     check_installation,
     check_keeping,
     check_recorder,
     check_results_folder,
+    check_webhooks,
+    examine_couriers,
     look_at_ledger,
+    look_at_ledger_of_webhooks,
+    tell,
 )
 from tweezer.cli.local.redis_server import OLDEST
-from tweezer.cli.times import clock
-from tweezer.cli.webhook_checks import Webhooks, check_webhooks, examine_couriers, look_at_ledger_of_webhooks
+from tweezer.cli.options import Access, clock, pass_access
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
@@ -53,6 +58,18 @@ _DURABLE = {
     Durability.ALWAYS: "a write is on the disk when it is answered (appendfsync always)",
 }
 _PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis.conf; deploy/redis.conf has all of it"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.pass_context
+@pass_access
+def doctor(access: Access, context: click.Context, /, *, as_json: bool) -> None:
+    """Check Redis, the ledger, the processes and the settings; say what each finding means and what to change.
+
+    The exit code is 1 when something FAILs.
+    """
+    tell(context, asyncio.run(examine(access)), as_json=as_json)
 
 
 async def examine(access: Access) -> list[Finding]:
@@ -94,7 +111,7 @@ async def examine(access: Access) -> list[Finding]:
     return findings
 
 
-async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> Webhooks | None:
+async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> WebhookState | None:
     """What the ledger knows of them, and adds what can be said of that."""
     try:
         webhooks = await asyncio.to_thread(look_at_ledger_of_webhooks, settings)

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
+from tweezer.cli.options import Access, pass_access
 from tweezer.client import AsyncQueue
 from tweezer.model.webhooks import EventType, Told, told
 from tweezer.store.streams.tail import Tail

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
+from tweezer.cli.options import Access, pass_access
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.signatures import ID_HEADER, Webhook, WebhookInvalid, verify_webhook
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
+from tweezer.cli.options import Access, pass_access
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.store.acl import RedisUser, acl_lines, hashed, user_name, with_credentials
 

@@ -13,11 +13,9 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.access import Access, pass_access
-from tweezer.cli.deliveries import COMMANDS, describe, lines_of
+from tweezer.cli.deliveries import COMMANDS, describe, lines_of, tell_changed, wake
 from tweezer.cli.listen import listen
-from tweezer.cli.times import overlap
-from tweezer.cli.wake import tell_changed, wake
+from tweezer.cli.options import Access, parse_overlap, pass_access
 from tweezer.ledger.access.link_keys import encrypt_link_keys_anew
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
@@ -248,7 +246,7 @@ def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
 @click.option(
     "--overlap",
     "overlap_s",
-    type=overlap,
+    type=parse_overlap,
     default="24h",
     show_default=True,
     metavar="TIME",

@@ -23,9 +23,9 @@ from tweezer.processes.runtime import (
     done_before,
     run_on_a_loop,
     stopped_by_signals,
+    watching_loop,
     work,
 )
-from tweezer.processes.watchdog import watching_loop
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key

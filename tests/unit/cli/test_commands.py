@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 
 from tweezer import __version__
 from tweezer.cli import group, main
-from tweezer.cli.access import require
-from tweezer.cli.local.interrupts import Interrupts
+from tweezer.cli.local.children import Interrupts
 from tweezer.cli.local.stack import Stack, why_not_free
+from tweezer.cli.options import require
 from tweezer.cli.processes import _has_own_ledger, usage
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import TweezerError
@@ -184,7 +184,7 @@ finally:
     heavy = {{name.split(".")[0] for name in sys.modules}} & {HEAVY!r}
     ours = {{name for name in sys.modules if name.startswith("tweezer.")}}
     assert not heavy, heavy
-    modules = ["cli", "cli.access", "cli.group", "cli.show", "model", "model.errors"]
+    modules = ["cli", "cli.group", "cli.options", "cli.show", "model", "model.errors"]
     assert ours == {{f"tweezer.{{name}}" for name in modules}}
 """
     ran = run_python("-c", program)

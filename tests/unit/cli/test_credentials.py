@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from tests.support.api_rig import SECRETS_KEY
 
 from tweezer.cli import main
-from tweezer.cli.local.own_key import check_given_key, own_key
+from tweezer.cli.local.stack import check_given_key, own_key
 from tweezer.ledger.access.credentials import key_id, new_key
 from tweezer.ledger.access.keys import create_session, list_keys, revoke_key
 from tweezer.ledger.access.link_keys import link_keys

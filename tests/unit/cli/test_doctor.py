@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from tweezer import __version__
-from tweezer.cli import doctor, ledger_checks, webhook_checks
-from tweezer.cli.findings import Finding, Level
+from tweezer.cli import doctor, ledger_checks
+from tweezer.cli.ledger_checks import Finding, Level
 from tweezer.ledger.health import Health
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
@@ -245,7 +245,7 @@ def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None
 
 def test_a_courier_that_is_missing_or_slow_is_told() -> None:
     def level(idle_s: list[float] | None, behind_s: float | None = None, *, wanted: bool = False) -> Level:
-        found = webhook_checks.check_couriers(idle_s, behind_s=behind_s, wanted=wanted)
+        found = ledger_checks.check_couriers(idle_s, behind_s=behind_s, wanted=wanted)
         assert (found.change is None) is (found.level is Level.OK)
         return found.level
 
@@ -259,16 +259,16 @@ def test_a_courier_that_is_missing_or_slow_is_told() -> None:
 
 def test_deliveries_that_are_overdue_are_told() -> None:
     health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0)
-    found = webhook_checks.check_deliveries(health)
+    found = ledger_checks.check_deliveries(health)
     assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held back")
-    found = webhook_checks.check_deliveries(msgspec.structs.replace(health, overdue=4))
+    found = ledger_checks.check_deliveries(msgspec.structs.replace(health, overdue=4))
     assert found.level is Level.WARN
     assert found.says.startswith("4 of 7")
 
 
 def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
-    assert webhook_checks.check_receivers(Receivers(3, 0, []), disabled=0).level is Level.OK
-    found = webhook_checks.check_receivers(Receivers(3, 2, ["1a of project ours"]), disabled=1)
+    assert ledger_checks.check_receivers(Receivers(3, 0, []), disabled=0).level is Level.OK
+    found = ledger_checks.check_receivers(Receivers(3, 2, ["1a of project ours"]), disabled=1)
     assert found.level is Level.WARN
     assert "1a of project ours, …" in found.says
     assert "1 are disabled" in found.says
@@ -287,7 +287,7 @@ def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
     ],
 )
 def test_a_key_that_does_not_open_the_secrets_is_told(secrets: Secrets | InvalidInput, level: Level, said: str) -> None:
-    found = webhook_checks.check_secrets(secrets)
+    found = ledger_checks.check_secrets(secrets)
     assert (found.level, said in found.says) == (level, True)
     assert (found.change is None) is (level is Level.OK)
 

@@ -11,9 +11,8 @@ from click.testing import CliRunner
 from sqlalchemy import insert
 
 from tweezer.cli import main, show
-from tweezer.cli.batches import must_be_done
-from tweezer.cli.follow import View, progress_line, read_progress
 from tweezer.cli.local import antiferromagnet
+from tweezer.cli.status import View, must_be_done, progress_line, read_progress
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.place import OpenDatabase

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 from tests.support.waiting import until, wait_until
 
-from tweezer.processes.watchdog import watching_loop
+from tweezer.processes.runtime import watching_loop
 
 
 def found(logged: list[EventDict], event: str) -> list[EventDict]:

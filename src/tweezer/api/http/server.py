@@ -22,7 +22,7 @@ from tweezer.api.http.header_limits import BoundedHead, Connections
 from tweezer.api.http.longpoll import Holds
 from tweezer.duties import Duties
 from tweezer.model.errors import InvalidInput
-from tweezer.processes.watchdog import watching_loop
+from tweezer.processes.runtime import watching_loop
 
 log = structlog.get_logger(__name__)
 

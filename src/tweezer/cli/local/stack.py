@@ -15,17 +15,20 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from tweezer.cli.local.child import Child
+from tweezer.cli.local.children import Child
 from tweezer.cli.local.redis_server import HOST, RedisServer
 from tweezer.data_folder import PublishedEnvironment
-from tweezer.model.errors import TweezerError
-from tweezer.settings import PREFIX, Settings, environment_of
+from tweezer.model.errors import Conflict, InvalidInput, TweezerError
+from tweezer.settings import PREFIX, Settings, environment_of, variable_name
 from tweezer.store.connection import Store
 from tweezer.store.records import WorkerRecord
 from tweezer.sync import connect
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from tweezer.ledger.database import Database
+
 
 _READY_WITHIN_S = 120.0
 _LOOK_S = 0.1  # while it starts
@@ -41,6 +44,8 @@ QPU_JOURNAL = "qpu.jsonl"
 _LOOPBACK = "127.0.0.0/8,::1"
 _SPARE_S = 10.0
 _REDIS_RESTARTS_MAX = 5
+
+_KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # of the key that is made for it
 
 
 class Stack:
@@ -285,3 +290,53 @@ def free_port() -> int:
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
     """Whether the worker with this process is among them: its id is ``host:pid:random``."""
     return any(worker.id.split(":")[-2] == str(pid) for worker in workers)
+
+
+def check_given_key(settings: Settings) -> None:
+    """Raises InvalidInput("TWEEZER_API_KEY", …) unless the key that was given, if one was, can be one."""
+    if settings.api.key:
+        from tweezer.ledger.access.credentials import check_key
+
+        try:
+            check_key(settings.api.key)
+        except InvalidInput as error:
+            raise InvalidInput(variable_name("api.key"), error.problem) from error
+
+
+def own_key(settings: Settings) -> str:
+    """Return a key of the settings' project, made if need be: the given one, else one in a file of the data folder that
+    only its owner reads.
+
+    Raises Conflict when the given one is over or of another project.
+    """
+    from tweezer.ledger.access.keys import adopt_key
+    from tweezer.ledger.access.projects import project_no
+    from tweezer.ledger.database import Database
+
+    database = Database.open(settings.locate_ledger())
+    try:
+        with database.write() as connection:
+            project_no(connection, settings.project_id)
+            if settings.api.key:
+                adopt_key(connection, settings.api.key, name=_KEY_NAME, project_id=settings.project_id)
+                return settings.api.key
+            return _kept_key(connection, settings.data_dir / _KEY_FILE, settings.project_id)
+    finally:
+        database.close()
+
+
+def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
+    from tweezer.ledger.access.keys import adopt_key, create_key
+
+    if file.exists():
+        kept = file.read_text("ascii", "replace").strip()
+        try:
+            adopt_key(connection, kept, name=_KEY_NAME, project_id=project_id)
+        except (Conflict, InvalidInput):
+            pass  # revoked, of another project, or no key any more: a new one takes its place
+        else:
+            return kept
+    made = create_key(connection, name=_KEY_NAME, project_id=project_id)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as output:
+        output.write(f"{made.text}\n")
+    return made.text

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import click
 import pytest
 
-from tweezer.cli.times import time
+from tweezer.cli.options import parse_time
 from tweezer.model.errors import InvalidInput
 from tweezer.model.windows import check_time
 
@@ -39,19 +39,19 @@ def _berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_a_time_that_there_is_once_is_taken(text: str, hour: str) -> None:
-    assert time(text) == datetime.fromisoformat(f"{hour}+00:00")
+    assert parse_time(text) == datetime.fromisoformat(f"{hour}+00:00")
 
 
 def test_a_time_that_the_clocks_skip_is_refused() -> None:
     with pytest.raises(click.BadParameter, match=r"does not exist here.*T02:30.*or") as raised:
-        time("2027-03-28T02:30")
+        parse_time("2027-03-28T02:30")
     assert "2027-03-28T02:30+02:00" in raised.value.message
     assert "2027-03-28T02:30+01:00" in raised.value.message
 
 
 def test_a_time_that_comes_twice_asks_which_is_meant() -> None:
     with pytest.raises(click.BadParameter, match="comes twice here") as raised:
-        time("2027-10-31T02:30")
+        parse_time("2027-10-31T02:30")
     first, second = (datetime.fromisoformat(f"2027-10-31T02:30{offset}") for offset in ("+02:00", "+01:00"))
     assert f"{first.isoformat(timespec='minutes')} or {second.isoformat(timespec='minutes')}" in raised.value.message
 
@@ -59,7 +59,7 @@ def test_a_time_that_comes_twice_asks_which_is_meant() -> None:
 @pytest.mark.parametrize("text", ["", "soon", "2027", "0001-01-01", "9999-12-31T23:59-10:00", "2027-13-01", "1e9"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        time(text)
+        parse_time(text)
 
 
 def test_a_datetime_that_its_zone_skips_is_refused() -> None:

@@ -1,0 +1,253 @@
+"""Child processes that are kept running, and how Ctrl-C ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from tweezer.duties import Backoff
+from tweezer.model.errors import TweezerError
+from tweezer.settings import Settings, environment_of
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_S = 0.1
+
+
+class Interrupts:
+    """Takes note of signals instead of dying; a context manager, for the main thread.
+
+    They interrupt only what runs within :meth:`allowed`, so that starting and stopping are never cut in half.
+    """
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+        self.count = 0
+        self._first: int | None = None
+        self._allowed = False
+        self._cancel: Callable[[], object] | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that the first signal ended."""
+        return 128 + (self._first or signal.SIGINT)
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """Raises KeyboardInterrupt at a signal, or at once if one came before."""
+        self._allowed = True
+        try:
+            if self.came.is_set():
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._allowed = False
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine within :meth:`allowed`. A signal cancels it; then KeyboardInterrupt is raised.
+
+        Raised in the middle of a loop, KeyboardInterrupt could end any task in place of the right one.
+        """
+
+        async def cancellable() -> None:
+            loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+
+            def cancel() -> None:  # more than once: Python 3.11 may lose a cancellation
+                if not task.done():
+                    task.cancel()
+                    loop.call_later(_AGAIN_S, cancel)
+
+            self._cancel = lambda: loop.call_soon_threadsafe(cancel)
+            if self.came.is_set():
+                cancel()
+            await task
+
+        try:
+            asyncio.run(cancellable())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            self._cancel = None
+        if self.came.is_set():
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._first = self._first or number
+        self.count += 1
+        self.came.set()
+        if self._cancel is not None:
+            self._cancel()
+        elif self._allowed:
+            self._allowed = False
+            raise KeyboardInterrupt
+
+
+_RESTARTS = Backoff(base_s=0.5, cap_s=10.0)
+_RESTARTS_MAX = 5
+_STEADY_S = 60.0
+_LOG_LINES = 10
+
+
+class Child:
+    """A ``tweezer`` command as a child: started again when it dies, and never longer alive than we are.
+
+    It is given up, with the reason in ``failure``, when it dies before :attr:`ready` was set, or more than five
+    times without a minute between. log: where its output goes; None leaves it to ours.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        stop_s: float,
+        log: Path | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.name = arguments[0]
+        self.ready = False
+        self.failure: str | None = None
+        self._arguments = arguments
+        self._environment = environment
+        self._stop_s = stop_s
+        self._log = log
+        self._say = say
+        self._process: subprocess.Popen[bytes] | None = None
+        self._spawning = threading.Lock()
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name=f"keeper-{self.name}", daemon=True)
+
+    def start(self) -> None:
+        self._keeper.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Its process now; it changes with a restart."""
+        return None if self._process is None else self._process.pid
+
+    def stop(self, hurry: Callable[[], bool]) -> None:
+        """SIGTERM, and SIGKILL when it does not end in time or ``hurry`` says so."""
+        with self._spawning:
+            self._stopping.set()
+        if self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            deadline = time.monotonic() + self._stop_s
+            while self._process.poll() is None:
+                if hurry() or time.monotonic() > deadline:
+                    self._signal(signal.SIGKILL)
+                    self._process.wait()
+                time.sleep(0.02)
+        if self._keeper.ident is not None:
+            self._keeper.join()
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def _keep(self) -> None:
+        """Runs in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.local.owned`."""
+        deaths = 0
+        while True:
+            began = time.monotonic()
+            with self._spawning:
+                if self._stopping.is_set():
+                    return
+                try:
+                    self._process = self._spawn()
+                except OSError as error:
+                    self.failure = f"{self.name} cannot be started: {error}"
+                    return
+            status = self._process.wait()
+            if self._stopping.is_set():
+                return
+            deaths = 1 if time.monotonic() - began >= _STEADY_S else deaths + 1
+            ended = f"{self.name} (process {self._process.pid}) {_ended(status)}"
+            if not self.ready or deaths > _RESTARTS_MAX:
+                self.failure = ended + self._last_words()
+                return
+            delay_s = _RESTARTS.delay_s(deaths)
+            self._say(f"{ended}; starting it again in {delay_s:.1f} s")
+            self._stopping.wait(delay_s)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        output = None if self._log is None else os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "tweezer.cli.local.owned", str(os.getpid()), *self._arguments],
+                stdin=subprocess.DEVNULL if sys.platform == "linux" else subprocess.PIPE,
+                stdout=2 if output is None else output,
+                stderr=output,
+                env=dict(self._environment),
+                process_group=0,  # Ctrl-C in a terminal is for us, who end the children in order
+            )
+        finally:
+            if output is not None:
+                os.close(output)
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return "; its log is above"
+        said = self._log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
+        return "; the end of its log:\n" + "\n".join(said) if said else ""
+
+
+def _ended(status: int) -> str:
+    return f"ended with exit code {status}" if status >= 0 else f"was killed by {signal.Signals(-status).name}"
+
+
+_LOOK_S = 0.2
+_READY_S = 5.0  # a process that has lived for so long has started
+_STOP_S = 25.0
+
+
+def keep_several(arguments: list[str], settings: Settings, count: int, *, say: Callable[[str], None]) -> None:
+    """Keeps so many processes of a command running until told to stop. Raises TweezerError when one dies at its start,
+    or again and again."""
+    given = {
+        "redis.url": settings.redis.url,
+        "namespace": settings.namespace,
+        "project_id": settings.project_id,
+        "data_dir": str(settings.data_dir.absolute()),
+        "database.url": settings.locate_ledger().url,
+        "webhook.allow": settings.webhook.allow,
+    }
+    environment = os.environ | environment_of(given)
+    children = [Child(arguments, environment, stop_s=_STOP_S, log=None, say=say) for _ in range(count)]
+    with Interrupts() as interrupts:
+        try:
+            for child in children:
+                child.start()
+            looked_s = 0.0
+            while not interrupts.came.wait(_LOOK_S):
+                looked_s += _LOOK_S
+                for child in children:
+                    child.ready = looked_s >= _READY_S
+                    if child.failure is not None:
+                        raise TweezerError(child.failure, code="child_died")
+        finally:
+            stopping = [threading.Thread(target=child.stop, args=(lambda: interrupts.count > 1,)) for child in children]
+            for thread in stopping:
+                thread.start()
+            for thread in stopping:
+                thread.join()

@@ -1,0 +1,402 @@
+"""``tweezer status`` and ``watch``: how a batch stands, why it waits, and following it live."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import click
+import msgspec
+
+from tweezer.cli import show
+from tweezer.cli.options import Access, clock, pass_access
+from tweezer.client import AsyncQueue, as_uuid, is_settled
+from tweezer.model.cancels import CancelAttempt, CancelOutcome
+from tweezer.model.errors import TweezerError
+from tweezer.model.events import JobNews, read_news
+from tweezer.model.lifecycle import BatchStatus, JobStatus
+from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
+
+_LISTED_JOBS = 10
+
+
+def availability(device: DeviceRecord, now: datetime) -> str:
+    """``available``, or why not, and what is to come or not known."""
+    hold, window = device.hold(now), device.window
+    parts = ["available" if hold is None else hold.told(clock)]
+    if device.unsure is not None:
+        since = "" if device.unsure_since is None else f" since {clock(device.unsure_since)}"
+        parts.append(f"status unknown{since}: {device.unsure}")
+    if window is not None and now < window.begins:
+        parts.append(f"maintenance from {clock(window.begins)} to {clock(window.ends)}: {window.reason}")
+    return "; ".join(parts)
+
+
+def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime | None = None) -> str | None:
+    """Why a batch that has pending jobs begins none, where its device is the reason; None where it is not."""
+    idle = batch.counts[JobStatus.PENDING] and not batch.counts[JobStatus.RUNNING]
+    if device is None or not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
+        return None
+    now = now or datetime.now(UTC)
+    if (hold := device.hold(now)) is not None:
+        return f"{device.name}: {hold.told(clock)}"
+    if (window := device.waits_for_window(batch, now)) is not None:
+        when = f"{clock(window.begins)} to {clock(window.ends)}"
+        return f"{device.name}: would not end before the maintenance from {when}: {window.reason}"
+    return None
+
+
+_LISTED = 10
+
+
+def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
+    """The last attempts to cancel jobs of the batch, and the sum of their outcomes; none where nobody tried."""
+    if not record.cancels:
+        return []
+    last = record.cancels[-_LISTED:]
+    rows = [(f"{it.at.astimezone():%Y-%m-%d %H:%M:%S}", "all" if it.ranges is None else it.jobs, it.by) for it in last]
+    lines = show.table(("cancel asked", "jobs", "by"), rows)
+    if len(record.cancels) > len(last):
+        lines.append(f"and {len(record.cancels) - len(last)} before")
+    outcomes = Counter(job.cancel_outcome for job in jobs)
+    if came := [f"{outcomes[outcome]} {_words(outcome)}" for outcome in CancelOutcome if outcomes[outcome]]:
+        lines.append(f"outcome: {', '.join(came)}")
+    return lines
+
+
+def cancel_note(job: JobRecord) -> str:
+    """What the cancel of a job came to, in a few words; empty without one, and before it ended."""
+    return "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
+
+
+def was_stopped(job: JobRecord) -> bool:
+    """Whether a cancel met more than a job that waited."""
+    return job.cancel_outcome not in (None, CancelOutcome.PREVENTED)
+
+
+def attempt_json(attempt: CancelAttempt) -> dict[str, Any]:
+    """The attempt for ``--json``."""
+    return {"at": attempt.at, "by": attempt.by, "jobs": attempt.jobs}
+
+
+def _words(outcome: CancelOutcome) -> str:
+    return outcome.value.replace("_", " ")
+
+
+_LOOK_AGAIN_S = 2.0
+_STALLED_S = 2.0
+_WINDOW_S = 15.0
+_BAR = 20
+_FEW = 4
+
+
+class View(msgspec.Struct, frozen=True):
+    """What one line of progress says.
+
+    progress: job index → fraction, of running jobs that told theirs. rate: jobs that ended per second.
+    hint: why nothing moves.
+    """
+
+    record: BatchRecord
+    progress: dict[int, float]
+    rate: float | None = None
+    hint: str | None = None
+
+
+def progress_line(view: View, columns: int) -> str:
+    """One line, of the parts that fit."""
+    record, counts = view.record, view.record.counts
+    ended = sum(count for status, count in counts.items() if status.terminal)
+    share = (ended + sum(view.progress.values())) / record.jobs if record.jobs else 0.0
+    filled = show.bar(share, _BAR)
+    parts = [f"{ended}/{record.jobs} jobs"]
+    if counts[JobStatus.ERROR]:
+        parts.append(f"{counts[JobStatus.ERROR]} failed")
+    if counts[JobStatus.CANCELED]:
+        parts.append(f"{counts[JobStatus.CANCELED]} canceled")
+    if record.status is BatchStatus.PAUSED:
+        parts.append("paused")
+    if counts[JobStatus.RUNNING]:
+        parts.append(f"{counts[JobStatus.RUNNING]} running{_percentages(view.progress)}")
+    if view.hint:
+        parts.append(view.hint)
+    if counts[JobStatus.PENDING]:
+        parts.append(f"{counts[JobStatus.PENDING]} pending")
+    if record.status.terminal:
+        parts.append(record.status.value)
+    elif view.rate:
+        left = counts[JobStatus.PENDING] + counts[JobStatus.RUNNING]
+        parts += [f"{view.rate:.{1 if view.rate < 100 else 0}f}/s", f"{show.duration(left / view.rate)} left"]
+    line = f"{filled}{'░' * (_BAR - len(filled))}  {parts[0]}"
+    for part in parts[1:]:
+        if len(line) + len(part) + 3 < columns:
+            line += f" · {part}"
+    return line
+
+
+def _percentages(progress: dict[int, float]) -> str:
+    told = [fraction for _, fraction in sorted(progress.items())]
+    if not told:
+        return ""
+    if len(told) > _FEW:
+        return f" ({sum(told) / len(told):.0%} on average)"
+    return f" ({', '.join(f'{fraction:.0%}' for fraction in told)})"
+
+
+class Meter:
+    """Shows views: on a terminal in one line that renews itself, elsewhere as a line now and then."""
+
+    def __init__(self, *, err: bool) -> None:
+        self._err = err
+        self._live = (sys.stderr if err else sys.stdout).isatty()
+        self.interval_s = 0.1 if self._live else 0.5
+        self._said = ""
+        self._said_at = 0.0
+
+    def show(self, view: View) -> None:
+        line = progress_line(view, show.width() if self._live else show.MAX_WIDTH + 20)
+        if self._live:
+            click.echo("\r\x1b[K", err=self._err, nl=False)
+            show.echo(f"{show.style(line[:_BAR], fg='green')}{line[_BAR:]}", err=self._err, nl=False)
+        elif self._is_news(view, line):
+            show.echo(line, err=self._err)
+        else:
+            return
+        self._said, self._said_at = line, time.monotonic()
+
+    def end(self) -> None:
+        """Leaves the last line where it is."""
+        if self._live and self._said:
+            show.echo(err=self._err)
+
+    def _is_news(self, view: View, line: str) -> bool:
+        return line != self._said and (is_settled(view.record) or time.monotonic() - self._said_at >= _LOOK_AGAIN_S)
+
+
+class _Rate:
+    """Jobs that ended per second, over the last while."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def now(self, ended: int) -> float | None:
+        now = time.monotonic()
+        if not self._seen or self._seen[-1][1] != ended:
+            self._seen.append((now, ended))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _WINDOW_S:
+            self._seen.popleft()
+        (began, before), (_, latest) = self._seen[0], self._seen[-1]
+        return (latest - before) / (now - began) if latest > before and now > began else None
+
+    @property
+    def still_for_s(self) -> float:
+        return time.monotonic() - self._seen[-1][0] if self._seen else 0.0
+
+
+async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord:
+    """Shows the batch until nothing of it is pending or running, and returns it. Raises NotFound."""
+    batch = queue.batch(batch_id)
+    rate, progress = _Rate(), dict[int, float]()
+    await batch.record()
+    try:
+        async with queue.store.news.batch(batch_id) as heard:
+            record, looked = await batch.record(), time.monotonic()
+            while True:
+                ended = sum(count for status, count in record.counts.items() if status.terminal)
+                per_s = rate.now(ended)
+                hint = await _hint(queue, record) if rate.still_for_s > _STALLED_S else None
+                if record.counts[JobStatus.RUNNING] == 0:
+                    progress.clear()
+                meter.show(View(record, dict(progress), per_s, hint))
+                if is_settled(record):
+                    return record
+                words = await heard.next(meter.interval_s)
+                read_progress(words, progress)
+                if words or time.monotonic() - looked >= _LOOK_AGAIN_S:
+                    record, looked = await batch.record(), time.monotonic()
+                    await asyncio.sleep(0 if is_settled(record) else meter.interval_s)  # news may come by the thousand
+    finally:
+        meter.end()
+
+
+def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
+    """Brings the fractions of running jobs up to date with a batch's news."""
+    for message in messages:
+        news = read_news(message)
+        if isinstance(news, JobNews):
+            if news.percent is not None:
+                progress[news.index] = news.percent / 100
+            continue
+        for word in news:
+            if word.letters[1] != JobStatus.RUNNING.letter:
+                for index in word.jobs:
+                    progress.pop(index, None)
+
+
+async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
+    """Why a batch that does not move may stand still."""
+    return why_it_waits(record, await queue.store.admission.device(record.device))
+
+
+@click.command()
+@click.argument("batch")
+@click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all jobs.")
+@pass_access
+def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
+    """Show how a batch stands."""
+
+    async def run() -> tuple[BatchRecord, list[JobRecord], str | None]:
+        async with access.queue() as queue:
+            record = await queue.batch(batch).record()
+            counts = record.counts
+            needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
+            jobs = await queue.batch(batch).jobs() if needs_jobs else []
+            device = None if record.status.terminal else await queue.store.reader.device(record.device)
+            return record, jobs, why_it_waits(record, device)
+
+    record, jobs, why = asyncio.run(run())
+    if as_json:
+        click.echo(msgspec.json.encode({**_as_json(record, jobs), "waits_for": why}))
+        return
+    show.echo("\n".join(_description(record, why)))
+    if cancels := cancel_lines(record, jobs):
+        show.echo()
+        show.echo("\n".join(cancels))
+    listed = jobs if all_jobs else _interesting(jobs)
+    if listed:
+        show.echo()
+        show.echo("\n".join(_job_table(listed)))
+
+
+@click.command()
+@click.argument("batch")
+@pass_access
+def watch(access: Access, *, batch: str) -> None:
+    """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
+
+    async def run() -> BatchRecord:
+        async with access.queue(patient=True) as queue:
+            return await follow(queue, as_uuid("batch", batch), Meter(err=False))
+
+    record = asyncio.run(run())
+    if record.open:
+        show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
+    must_be_done(record)
+
+
+def must_be_done(record: BatchRecord) -> None:
+    """Raises TweezerError that says why unless every job of the batch is DONE."""
+    counts = record.counts
+    if record.fault is not None:
+        raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
+    if record.status.terminal and record.status is not BatchStatus.DONE:
+        raise TweezerError(f"batch {record.id} ended in {record.status}", code="not_done")
+    missed = [f"{counts[bad]} {bad}" for bad in (JobStatus.ERROR, JobStatus.CANCELED) if counts[bad]]
+    if missed:
+        raise TweezerError(
+            f"not all jobs of batch {record.id} are DONE: {' and '.join(missed)} of {record.jobs}; "
+            f"`tweezer status {record.id}` says why",
+            code="not_done",
+        )
+
+
+def _description(record: BatchRecord, why: str | None) -> list[str]:
+    now = datetime.now(UTC)
+    counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
+    rows = [
+        ("batch", str(record.id)),
+        ("name", record.doc.name),
+        ("tags", ", ".join(record.doc.tags)),
+        ("status", f"{record.status.value}{', open for more jobs' if record.open else ''}"),
+        ("error", record.fault and str(record.fault)),
+        ("device", record.device),
+        ("waits for", why),
+        ("held idle", record.idle_s and f"{show.duration(record.idle_s)} on {record.device} without work"),
+        ("priority", record.priority.value),
+        ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
+        ("submitted", f"{_clock(record.created)} ({_ago(now, record.created)})"),
+        ("started", record.started and f"{_clock(record.started)} ({_ago(now, record.started)})"),
+        ("ended", record.ended and f"{_clock(record.ended)} ({_ago(now, record.ended)})"),
+    ]
+    return [f"{show.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _ago(now: datetime, moment: datetime) -> str:
+    return f"{show.duration(max((now - moment).total_seconds(), 0.0))} ago"
+
+
+def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
+    """The jobs that run, failed, or were cancelled when they had begun, if not too many."""
+    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or was_stopped(job)][
+        :_LISTED_JOBS
+    ]
+
+
+def _job_table(jobs: list[JobRecord]) -> list[str]:
+    rows = []
+    for job in jobs:
+        doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
+        if doing and job.progress is not None:
+            doing += f" {job.progress:.0%}"
+        said = doing or "; ".join(filter(None, (cancel_note(job), *map(str, job.faults))))
+        took = "" if job.device_s is None else show.duration(job.device_s)
+        runs = "" if job.spec.runs is None else job.spec.runs
+        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
+    return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
+
+
+def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
+    return {
+        "batch": record.id,
+        "status": record.status,
+        "open": record.open,
+        "project": record.project,
+        "device": record.device,
+        "priority": record.priority,
+        "name": record.doc.name,
+        "tags": record.doc.tags,
+        "counts": {status.value: count for status, count in record.counts.items()},
+        "created": record.created,
+        "updated": record.updated,
+        "started": record.started,
+        "ended": record.ended,
+        "idle_s": record.idle_s,
+        "error": record.fault and str(record.fault),
+        "cancels": list(map(attempt_json, record.cancels)),
+        "jobs": [_job_as_json(job) for job in jobs],
+    }
+
+
+def _job_as_json(job: JobRecord) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "index": job.index,
+        "status": job.status,
+        "stage": job.stage,
+        "progress": job.progress,
+        "runs": job.spec.runs,
+        "variables": job.spec.variables,
+        "seed": job.spec.seed,
+        "attempt": job.attempt,
+        "created": job.created,
+        "started": job.started,
+        "ended": job.ended,
+        "cancel_requested": job.cancel_requested,
+        "cancel_outcome": job.cancel_outcome,
+        "cancel_attempts": list(map(attempt_json, job.cancels)),
+        "queue_s": job.queue_s,
+        "preparation_s": job.preparation_s,
+        "device_s": job.device_s,
+        "errors": [str(fault) for fault in job.faults],
+    }
