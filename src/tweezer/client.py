@@ -202,6 +202,7 @@ class AsyncBatch:
         await self._command(lambda: self._store.commands.pause(self.id, project=self._queue.project))
 
     async def resume(self) -> None:
+        """Hand out jobs again."""
         await self._command(lambda: self._store.commands.resume(self.id, project=self._queue.project))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
@@ -543,9 +544,11 @@ class AsyncQueue:
         return errors
 
     async def devices(self) -> list[DeviceRecord]:
+        """Return all devices, by name."""
         return await self.ask(self.store.reader.devices)
 
     async def workers(self) -> list[WorkerRecord]:
+        """Return all live workers."""
         return await self.ask(self.store.reader.workers)
 
     async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
@@ -639,10 +642,11 @@ def connect_async(
     results_dir: str | Path | None = None,
     database_url: str | None = None,
 ) -> AsyncQueue:
-    """Opens the queue for asyncio. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
+    """Open the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
     ``tweezer up``, else this machine's). ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else
     ``default``). ``namespace``: first part of all keys (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
 
+    ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
     ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
     ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
     ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:

@@ -1,31 +1,30 @@
-"""The producers' API for code without asyncio: the calls of :mod:`tweezer.client`, run on a thread."""
+"""The producers' API for code without asyncio: the calls of :mod:`tweezer.client`, run on a thread.
+
+A call has the arguments, the outcome and the errors of the one of the same name there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
+import inspect
 import os
 import sys
 import threading
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from datetime import datetime
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 from weakref import WeakSet
 
-from tweezer.client import AsyncBatch, AsyncQueue, Finished, connect_async
+from tweezer.client import AsyncBatch, AsyncQueue, connect_async
 from tweezer.duties import end_tasks
 from tweezer.model.errors import TweezerError
-from tweezer.model.events import Event
-from tweezer.model.messages import JobSpec, Limits, Priority
-from tweezer.model.windows import Window
-from tweezer.store.commands import CancelAnswer
-from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _thread = threading.local()
@@ -227,11 +226,57 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Batch:
-    """A handle on a batch; see :class:`tweezer.client.AsyncBatch`, whose calls these are."""
+class _Handle:
+    """What calls an asynchronous object and waits for the outcome."""
+
+    def __init__(self, runner: _Runner) -> None:
+        self._runner = runner
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def _caller(self, queue: AsyncQueue) -> Any:
+        """Return the asynchronous object whose calls these are."""
+        return queue
+
+
+def _present(function: Any, asynchronous: Callable[..., Any]) -> None:
+    """Show the function as the asynchronous one, with what it returns here."""
+    signature = inspect.signature(asynchronous)
+    returned = str(signature.return_annotation).replace("Async", "")
+    function.__signature__ = signature.replace(return_annotation=returned)
+
+
+def _blocking(call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method of a handle that runs this one of the asynchronous class, and returns its outcome."""
+
+    @functools.wraps(call)
+    def run(self: _Handle, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._runner.run(lambda queue: call(self._caller(queue), *args, **kwargs))
+
+    _present(run, call)
+    return run
+
+
+def _iterating(call: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Callable[Concatenate[Any, P], Iterator[T]]:
+    """Return the same for a method whose items come one by one."""
+
+    @functools.wraps(call)
+    def iterate(self: _Handle, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._runner.iterate(lambda queue: call(self._caller(queue), *args, **kwargs))
+
+    _present(iterate, call)
+    return iterate
+
+
+class Batch(_Handle):
+    """A handle on a batch: the calls of :class:`tweezer.client.AsyncBatch`, without ``await``."""
 
     def __init__(self, runner: _Runner, batch_id: UUID) -> None:
-        self._runner = runner
+        super().__init__(runner)
         self.id = batch_id
 
     @property
@@ -242,80 +287,45 @@ class Batch:
     def __repr__(self) -> str:
         return f"<batch {self.id}>"
 
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
     def __reduce__(self) -> tuple[type[Batch], tuple[_Runner, UUID]]:
         return Batch, (self._runner, self.id)
 
-    def _run(self, call: Callable[[AsyncBatch], Coroutine[Any, Any, T]]) -> T:
-        return self._runner.run(lambda queue: call(AsyncBatch(queue, self.id)))
+    def _caller(self, queue: AsyncQueue) -> AsyncBatch:
+        return AsyncBatch(queue, self.id)
 
-    def _iterate(self, call: Callable[[AsyncBatch], AsyncIterator[T]]) -> Iterator[T]:
-        return self._runner.iterate(lambda queue: call(AsyncBatch(queue, self.id)))
-
-    def record(self) -> BatchRecord:
-        """The batch as it stands now. Raises NotFound."""
-        return self._run(lambda batch: batch.record())
-
-    def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
-        """Adds jobs to the open batch; returns the index of the first."""
-        return self._run(lambda batch: batch.add_jobs(jobs, idempotency_key=idempotency_key))
-
-    def close(self) -> None:
-        """No more jobs will come."""
-        self._run(lambda batch: batch.close())
-
-    def cancel(self, *, by: str | None = None) -> None:
-        """Cancels what is pending and stops what runs. by: who asks, which is noted (default: ``user@host``)."""
-        self._run(lambda batch: batch.cancel(by=by))
-
-    def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
-        """Cancels some of the jobs; one answer each. by: as of :meth:`cancel`."""
-        return self._run(lambda batch: batch.cancel_jobs(indices, by=by))
-
-    def pause(self) -> None:
-        """Hands out no more jobs; what runs finishes."""
-        self._run(lambda batch: batch.pause())
-
-    def resume(self) -> None:
-        self._run(lambda batch: batch.resume())
-
-    def changes(self, timeout_s: float | None = None) -> Iterator[BatchRecord]:
-        """The batch now and after each change, until nothing of it is pending or running."""
-        return self._iterate(lambda batch: batch.changes(timeout_s))
-
-    def wait(self, timeout_s: float | None = None) -> BatchRecord:
-        """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
-        return self._run(lambda batch: batch.wait(timeout_s))
-
-    def jobs(self) -> list[JobRecord]:
-        """All jobs as they stand now, in the order of their indices."""
-        return self._run(lambda batch: batch.jobs())
-
-    def finished(self, timeout_s: float | None = None) -> Iterator[Finished]:
-        """Each job as it ends, once."""
-        return self._iterate(lambda batch: batch.finished(timeout_s))
-
-    def events(
-        self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
-    ) -> Iterator[Event]:
-        """All events of the batch in order, each once; see :meth:`tweezer.client.AsyncBatch.events`."""
-        return self._iterate(lambda batch: batch.events(after, follow=follow, timeout_s=timeout_s))
-
-    def results(self, timeout_s: float | None = None) -> list[Finished]:
-        """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
-        return self._run(lambda batch: batch.results(timeout_s))
+    record = _blocking(AsyncBatch.record)
+    add_jobs = _blocking(AsyncBatch.add_jobs)
+    close = _blocking(AsyncBatch.close)
+    cancel = _blocking(AsyncBatch.cancel)
+    cancel_jobs = _blocking(AsyncBatch.cancel_jobs)
+    pause = _blocking(AsyncBatch.pause)
+    resume = _blocking(AsyncBatch.resume)
+    wait = _blocking(AsyncBatch.wait)
+    jobs = _blocking(AsyncBatch.jobs)
+    results = _blocking(AsyncBatch.results)
+    changes = _iterating(AsyncBatch.changes)
+    finished = _iterating(AsyncBatch.finished)
+    events = _iterating(AsyncBatch.events)
 
 
-class Queue:
-    """A project's door to the queue; see :class:`tweezer.client.AsyncQueue`, whose calls these are."""
+def _returning_batch(
+    call: Callable[Concatenate[AsyncQueue, P], Coroutine[Any, Any, AsyncBatch]],
+) -> Callable[Concatenate[Queue, P], Batch]:
+    run = _blocking(call)
+
+    @functools.wraps(call)
+    def run_for_handle(self: Queue, /, *args: P.args, **kwargs: P.kwargs) -> Batch:
+        return Batch(self._runner, run(self, *args, **kwargs).id)
+
+    _present(run_for_handle, call)
+    return run_for_handle
+
+
+class Queue(_Handle):
+    """The batches of a project: the calls of :class:`tweezer.client.AsyncQueue`, without ``await``."""
 
     def __init__(self, runner: _Runner) -> None:
-        self._runner = runner
+        super().__init__(runner)
         self.project = runner.queue.project
 
     def __enter__(self) -> Self:
@@ -326,12 +336,6 @@ class Queue:
     ) -> None:
         self.close()
 
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
-
     def __reduce__(self) -> tuple[type[Queue], tuple[_Runner]]:
         """Pickle as a queue that is opened anew: with the same URL, and the password in it."""
         return Queue, (self._runner,)
@@ -340,114 +344,31 @@ class Queue:
         """Close the connections; a closed queue answers no more calls. Closing it again changes nothing."""
         self._runner.close()
 
-    def submit(
-        self,
-        sequence: object,
-        jobs: Iterable[JobSpec | dict[str, Any]] = (),
-        *,
-        device: str | None = None,
-        priority: Priority | str = Priority.MEDIUM,
-        open: bool = False,
-        name: str | None = None,
-        tags: Iterable[str] = (),
-        webhook: str | None = None,
-        backend_configuration: str | None = None,
-        limits: Limits | None = None,
-        not_before: datetime | None = None,
-        idempotency_key: str | None = None,
-    ) -> Batch:
-        """Submits a batch and returns its handle; :meth:`tweezer.client.AsyncQueue.submit` says what it takes."""
-        batch = self._runner.run(
-            lambda queue: queue.submit(
-                sequence,
-                jobs,
-                device=device,
-                priority=priority,
-                open=open,
-                name=name,
-                tags=tags,
-                webhook=webhook,
-                backend_configuration=backend_configuration,
-                limits=limits,
-                not_before=not_before,
-                idempotency_key=idempotency_key,
-            )
-        )
-        return Batch(self._runner, batch.id)
-
     def batch(self, batch_id: UUID | str) -> Batch:
-        """A handle on a batch that was submitted before."""
+        """Return a handle on a batch that was submitted before."""
         return Batch(self._runner, self._runner.queue.batch(batch_id).id)
 
-    def job(self, job_id: UUID | str) -> JobRecord:
-        """A job as it stands. Raises NotFound."""
-        return self._runner.run(lambda queue: queue.job(job_id))
-
-    def result(self, job_id: UUID | str) -> Finished:
-        """A job with its result. Raises NotFound."""
-        return self._runner.run(lambda queue: queue.result(job_id))
-
-    def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
-        """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""
-        return self._runner.run(lambda queue: queue.cancel_many(batch_ids, by=by))
-
-    def devices(self) -> list[DeviceRecord]:
-        return self._runner.run(lambda queue: queue.devices())
-
-    def workers(self) -> list[WorkerRecord]:
-        return self._runner.run(lambda queue: queue.workers())
-
-    def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
-        """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
-        by itself."""
-        self._runner.run(lambda queue: queue.pause_device(name, reason, until=until))
-
-    def resume_device(self, name: str) -> None:
-        """Ends a pause; maintenance that is under way goes on."""
-        self._runner.run(lambda queue: queue.resume_device(name))
-
-    def maintenance(self, name: str) -> list[Window]:
-        """What maintenance of the device is planned, or under way, in order."""
-        return self._runner.run(lambda queue: queue.maintenance(name))
-
-    def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
-        """Starts nothing on the device from one aware time to another, and before that no batch that would not end in
-        time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
-        return self._runner.run(lambda queue: queue.plan_maintenance(name, begins, ends, reason))
-
-    def drop_maintenance(self, name: str, window_id: str) -> None:
-        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
-        self._runner.run(lambda queue: queue.drop_maintenance(name, window_id))
+    submit = _returning_batch(AsyncQueue.submit)
+    job = _blocking(AsyncQueue.job)
+    result = _blocking(AsyncQueue.result)
+    cancel_many = _blocking(AsyncQueue.cancel_many)
+    devices = _blocking(AsyncQueue.devices)
+    workers = _blocking(AsyncQueue.workers)
+    pause_device = _blocking(AsyncQueue.pause_device)
+    resume_device = _blocking(AsyncQueue.resume_device)
+    maintenance = _blocking(AsyncQueue.maintenance)
+    plan_maintenance = _blocking(AsyncQueue.plan_maintenance)
+    drop_maintenance = _blocking(AsyncQueue.drop_maintenance)
 
 
-def connect(
-    url: str | None = None,
-    *,
-    project: str | None = None,
-    namespace: str | None = None,
-    retry_s: float = 10.0,
-    results_dir: str | Path | None = None,
-    database_url: str | None = None,
-) -> Queue:
-    """Opens the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
-    ``tweezer up``, else this machine's). ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else
-    ``default``). ``namespace``: first part of all keys (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
+def _opening(open_async: Callable[P, AsyncQueue]) -> Callable[P, Queue]:
+    @functools.wraps(open_async, assigned=("__doc__",))
+    def connect(*args: P.args, **kwargs: P.kwargs) -> Queue:
+        return Queue(_Runner(open_async(*args, **kwargs)))
 
-    ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
-    ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
-    ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
-    ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:
-    ``TWEEZER_DATABASE_URL``; needs the extra ``server``). Raises InvalidInput, naming the argument.
+    connect.__qualname__ = "connect"  # so that it can be pickled
+    _present(connect, open_async)
+    return connect
 
-    Where neither ``url`` nor ``TWEEZER_REDIS_URL`` names a Redis, a ``tweezer up`` that runs in the data folder
-    (``TWEEZER_DATA_DIR``, else the default one) gives what no argument and no variable does.
-    """
-    queue = connect_async(
-        url,
-        project=project,
-        namespace=namespace,
-        retry_s=retry_s,
-        results_dir=results_dir,
-        database_url=database_url,
-    )
-    return Queue(_Runner(queue))
+
+connect = _opening(connect_async)
