@@ -36,7 +36,7 @@ from tweezer.model.webhooks import EventType
 from tweezer.store.keys import Key
 from tweezer.webhooks.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, read_log
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, list_endpoints
-from tweezer.webhooks.secrets import secrets_of
+from tweezer.webhooks.secrets import ensure_secrets
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mark.timeout(900)]
 
@@ -392,7 +392,7 @@ class Oracle:
         """Of each path one that signs; two projects' batches never share one."""
         with self._database.write() as connection:
             return {
-                self._path(it): secrets_of(connection, self._vault, it.project_no, it.secrets_owner)[0].text
+                self._path(it): ensure_secrets(connection, self._vault, it.secret_owner)[0].text
                 for it in list_endpoints(connection)
             }
 

@@ -38,20 +38,17 @@ from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.streams.feed import START, EntryGroup, position_number
-from tweezer.webhooks import circuit_breaker as breakers
 from tweezer.webhooks import courier as couriers
-from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks import outbox as outboxes
 from tweezer.webhooks.attempts import Desk
-from tweezer.webhooks.audience import read_registered
 from tweezer.webhooks.courier import GROUP, Courier, Pace
-from tweezer.webhooks.deliveries import Deliveries, Due, NewDelivery, Outcome, read_log
+from tweezer.webhooks.deliveries import Alarms, Deliveries, Due, NewDelivery, Outcome, read_log
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
-from tweezer.webhooks.outbox import Outbox
+from tweezer.webhooks.outbox import Outbox, Schedule
 from tweezer.webhooks.payloads import Payloads
-from tweezer.webhooks.retry_schedule import Schedule
-from tweezer.webhooks.secrets import rotate, secrets_of
-from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.secrets import SecretCache, SecretOwner, ensure_secrets, rotate_secret
 from tweezer.webhooks.sender import Sender
+from tweezer.webhooks.subscriptions import read_registered
 
 NAMESPACE = "test"
 POLICY = WebhookPolicy.parse("127.0.0.0/8", "443")
@@ -106,7 +103,7 @@ class Post:
             self.database,
             Deliveries(self.database, NAMESPACE),
             Sender(POLICY, timeout_s=timeout_s),
-            Keyring(self.database, self.vault),
+            SecretCache(self.database, self.vault),
             connections=attempts,
             disable_s=NEVER_S,
         )
@@ -131,7 +128,8 @@ class Post:
     def secret(self, endpoint: Endpoint | None = None, project: str = "a") -> str:
         with self.database.write() as connection:
             no = project_no(connection, project)
-            return secrets_of(connection, self.vault, no, None if endpoint is None else endpoint.id)[0].text
+            owner = SecretOwner(no, None if endpoint is None else endpoint.id)
+            return ensure_secrets(connection, self.vault, owner)[0].text
 
     def rows(self) -> list[Any]:
         with self.database.read() as connection:
@@ -310,7 +308,7 @@ async def test_a_receiver_that_is_gone_for_good_is_disabled_and_others_are_told(
 async def test_nothing_is_sent_to_a_dead_receiver_for_a_while_and_others_do_not_wait(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breakers, "_COOL_S", 600.0)
+    monkeypatch.setattr(outboxes, "_COOL_S", 600.0)
     async with Receiver(lambda it: None if it.path == "/dead" else 200) as receiver:
         post.endpoint(receiver.url("/dead"), "job.done")
         post.endpoint(receiver.url("/well"), "job.done")
@@ -426,7 +424,7 @@ async def test_both_secrets_sign_while_one_is_rotated(post: Post) -> None:
         endpoint = post.endpoint(receiver.url(), "batch.created")
         old = post.secret(endpoint)
         with post.database.write() as connection:
-            new = rotate(connection, post.vault, endpoint.project_no, endpoint.id)
+            new = rotate_secret(connection, post.vault, endpoint.secret_owner).secret
         await post.start()
         await post.batch(1)
         await until(lambda: len(receiver.received) == 1)
@@ -563,7 +561,7 @@ async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(
 async def test_dead_receivers_are_forgotten_when_they_may_be_tried_again(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breakers, "_COOL_S", 0.0)
+    monkeypatch.setattr(outboxes, "_COOL_S", 0.0)
     outbox = Outbox(post.endpoint("http://127.0.0.1:1/"), desk := post.desk(), connections=1, schedule=Schedule((0.0,)))
     outbox.offer([ping(f"e:{number}") for number in range(10)], desk.hold())
     assert not outbox.is_idle

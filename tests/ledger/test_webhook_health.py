@@ -27,7 +27,7 @@ from tweezer.webhooks.health import (
     look_at_secrets,
     look_at_webhooks,
 )
-from tweezer.webhooks.secrets import secrets_of
+from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
 KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
 
@@ -101,7 +101,7 @@ def test_secrets_that_the_key_does_not_open_are_counted(database: Database, endp
     assert look_at_secrets(database, "", tmp_path) == Secrets(0, 0, place, missing=True)
     for owner, key in ((None, KEY), (endpoint.id, OTHER_KEY)):
         with database.write() as connection:
-            secrets_of(connection, Vault.of(key, tmp_path), endpoint.project_no, owner)
+            ensure_secrets(connection, Vault.of(key, tmp_path), SecretOwner(endpoint.project_no, owner))
     assert look_at_secrets(database, KEY, tmp_path) == Secrets(2, 1, "TWEEZER_SECRETS_KEY", missing=False)
     assert look_at_secrets(database, f"{KEY},{OTHER_KEY}", tmp_path).sealed == 0
     assert look_at_secrets(database, "", tmp_path) == Secrets(2, 2, place, missing=True)

@@ -6,7 +6,6 @@ import base64
 import os
 import stat
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,12 +26,12 @@ from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, sig
 from tweezer.webhooks.secrets import (
     OVERLAP_MAX_S,
     SIGNING_MAX,
-    add_ed25519,
-    encrypt_anew,
-    existing_secrets,
-    forget_expired,
-    rotate,
-    secrets_of,
+    SecretOwner,
+    delete_expired_secrets,
+    ensure_secrets,
+    read_secrets,
+    reencrypt_secrets,
+    rotate_secret,
 )
 
 KEY, OTHER_KEY = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2))
@@ -61,12 +60,12 @@ def endpoint(database: Database, project: int) -> UUID:
 
 def signing(database: Database, vault: Vault, project: int, endpoint: UUID | None = None) -> list[SigningSecret]:
     with database.write() as connection:
-        return secrets_of(connection, vault, project, endpoint)
+        return ensure_secrets(connection, vault, SecretOwner(project, endpoint))
 
 
 def rotated(database: Database, vault: Vault, project: int, overlap_s: float = 60, endpoint: UUID | None = None) -> str:
     with database.write() as connection:
-        return rotate(connection, vault, project, endpoint, overlap_s)
+        return rotate_secret(connection, vault, SecretOwner(project, endpoint), overlap_s=overlap_s).secret
 
 
 def test_a_projects_secret_is_made_at_first_need_and_stays(database: Database, vault: Vault, project: int) -> None:
@@ -156,8 +155,10 @@ def test_an_overlap_that_makes_no_sense_is_named(
 
 def test_ed25519_signs_beside_hmac_and_is_rotated(database: Database, vault: Vault, project: int) -> None:
     with database.write() as connection:
-        former = add_ed25519(connection, vault, project, None)
-        public = add_ed25519(connection, vault, project, None)
+        former = rotate_secret(connection, vault, SecretOwner(project), ed25519=True).public_key
+        public = rotate_secret(connection, vault, SecretOwner(project), ed25519=True).public_key
+    assert former is not None
+    assert public is not None
     now = signing(database, vault, project)
     assert sorted(it.algorithm for it in now) == ["v1", "v1a", "v1a"]
     signed = signed_headers(now, "evt_1", int(datetime.now(UTC).timestamp()), BODY)
@@ -165,18 +166,21 @@ def test_ed25519_signs_beside_hmac_and_is_rotated(database: Database, vault: Vau
         assert verify_webhook(BODY, signed, key).id == "evt_1"
 
 
-@pytest.mark.parametrize("renew", [rotate, add_ed25519])
+@pytest.mark.parametrize("ed25519", [False, True])
 def test_where_the_key_is_lost_all_is_made_anew(
-    database: Database, vault: Vault, project: int, tmp_path: Path, renew: Callable[..., str]
+    database: Database, vault: Vault, project: int, tmp_path: Path, ed25519: bool
 ) -> None:
+    owner, other = SecretOwner(project), Vault.of(OTHER_KEY, tmp_path)
     with database.write() as connection:
-        lost = {rotate(connection, vault, project, None), add_ed25519(connection, vault, project, None)}
-    other = Vault.of(OTHER_KEY, tmp_path)
+        rotate_secret(connection, vault, owner)
+        rotate_secret(connection, vault, owner, ed25519=True)
+    lost = {it.text for it in signing(database, vault, project)}
+    with pytest.raises(TweezerError), database.write() as connection:
+        rotate_secret(connection, other, owner, overlap_s=60, ed25519=ed25519)
+    with pytest.raises(TweezerError), database.read() as connection:
+        read_secrets(connection, other, owner)
     with database.write() as connection:
-        renew(connection, other, project, None, 60)
-        with pytest.raises(TweezerError):
-            existing_secrets(connection, other, project, None)
-        renew(connection, other, project, None, 0)
+        rotate_secret(connection, other, owner, overlap_s=0, ed25519=ed25519)
     now = {it.text for it in signing(database, other, project)}
     assert now
     assert not now & lost
@@ -185,7 +189,7 @@ def test_where_the_key_is_lost_all_is_made_anew(
 def test_nothing_is_made_for_who_is_no_more(database: Database, vault: Vault, project: int) -> None:
     for number, endpoint in ((project, uuid4()), (project + 1, None)):
         with pytest.raises(NotFound), database.write() as connection:
-            secrets_of(connection, vault, number, endpoint)
+            ensure_secrets(connection, vault, SecretOwner(number, endpoint))
 
 
 def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vault: Vault, project: int) -> None:
@@ -194,8 +198,8 @@ def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vaul
     rotated(database, vault, project, overlap_s=0)
     before = signing(database, vault, project)
     with database.write() as connection:
-        assert forget_expired(connection) == 1
-        assert forget_expired(connection) == 0
+        assert delete_expired_secrets(connection) == 1
+        assert delete_expired_secrets(connection) == 0
     assert signing(database, vault, project) == before
     assert len(before) == 2
 
@@ -203,7 +207,7 @@ def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vaul
 def test_who_only_reads_gets_what_is_there_and_makes_nothing(database: Database, vault: Vault, project: int) -> None:
     def existing() -> list[SigningSecret]:
         with database.read() as connection:
-            return existing_secrets(connection, vault, project, None)
+            return read_secrets(connection, vault, SecretOwner(project))
 
     assert existing() == []
     made = signing(database, vault, project)
@@ -236,8 +240,8 @@ def test_the_operators_key_can_be_changed(database: Database, vault: Vault, proj
     both = Vault.of(f"{OTHER_KEY}, {KEY}", tmp_path)
     assert signing(database, both, project) == before
     with database.write() as connection:
-        assert encrypt_anew(connection, both) == 1
-        assert encrypt_anew(connection, both) == 0
+        assert reencrypt_secrets(connection, both) == 1
+        assert reencrypt_secrets(connection, both) == 0
     assert signing(database, Vault.of(OTHER_KEY, tmp_path), project) == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tweezer.model.errors import Unavailable
 from tweezer.store.connection import Store
-from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.deliveries import Alarms
 
 
 def now_ms() -> int:

@@ -478,10 +478,10 @@ def _be(arguments: Sequence[str]) -> None:
             run_recorder(settings)
         case ["courier"]:
             from tweezer.processes.courier import run_courier
-            from tweezer.webhooks import circuit_breaker
+            from tweezer.webhooks import outbox
             from tweezer.webhooks.courier import Pace
 
-            circuit_breaker.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
+            outbox.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
             run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
         case ["api"]:
             from tweezer.api.app import run_api

@@ -29,7 +29,7 @@ from tweezer.webhooks.deliveries import Attempt
 from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
 from tweezer.webhooks.endpoints import find_endpoint
 from tweezer.webhooks.samples import sample as sample_of
-from tweezer.webhooks.shown_secrets import secret_of, secret_of_owner
+from tweezer.webhooks.secrets import SecretOwner, show_secret
 
 if TYPE_CHECKING:
     from tweezer.ledger.database import Database
@@ -200,7 +200,8 @@ def sample(access: Access, context: click.Context, /, *, type_: str, url: str | 
     if secret is None:
         with access.ledger("webhooks sample") as database, database.write() as connection:
             vault = Vault.of(settings.secrets.key, settings.data_dir)
-            secret = secret_of_owner(connection, vault, find_project(connection, settings.project_id).no, None).secret
+            owner = SecretOwner(find_project(connection, settings.project_id).no)
+            secret = show_secret(connection, vault, owner).secret
     check_secret(secret)
     failed = asyncio.run(
         _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)
@@ -323,7 +324,8 @@ def _signed(database: Database, vault: Vault, found: Sequence[Delivery]) -> Iter
     for it in found:
         with database.write() as connection:
             if it.endpoint not in secrets:
-                secrets[it.endpoint] = secret_of(connection, vault, find_endpoint(connection, it.endpoint)).secret
+                owner = find_endpoint(connection, it.endpoint).secret_owner
+                secrets[it.endpoint] = show_secret(connection, vault, owner).secret
             body = find_delivery(connection, it.id).body or ""
         yield _Post(it.event, it.type, body.encode(), secrets[it.endpoint])
 

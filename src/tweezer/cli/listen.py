@@ -275,19 +275,19 @@ def known_secrets(access: Access) -> Callable[[], Collection[str]]:
     from tweezer.ledger.access.vault import Vault
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
-    from tweezer.webhooks.secrets import secrets_of
+    from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
     settings = access.settings()
     vault = Vault.of(settings.secrets.key, settings.data_dir)
 
     def ask() -> Collection[str]:
         with access.ledger("webhooks listen") as database, database.write() as connection:
-            no = find_project(connection, settings.project_id).no
-            owners = [None, *(it.secrets_owner for it in list_endpoints(connection, [settings.project_id]))]
+            project = SecretOwner(find_project(connection, settings.project_id).no)
+            owners = [project, *(it.secret_owner for it in list_endpoints(connection, [settings.project_id]))]
             return {
                 secret.text
                 for owner in dict.fromkeys(owners)
-                for secret in secrets_of(connection, vault, no, owner)
+                for secret in ensure_secrets(connection, vault, owner)
                 if secret.algorithm is Algorithm.HMAC_SHA256
             }
 

@@ -30,8 +30,7 @@ from tweezer.webhooks.delivery_log import (
     ping,
 )
 from tweezer.webhooks.endpoints import Endpoint, EndpointKind, find_endpoint
-from tweezer.webhooks.secrets import add_ed25519, encrypt_anew
-from tweezer.webhooks.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
+from tweezer.webhooks.secrets import SecretOwner, ShownSecret, reencrypt_secrets, rotate_secret, show_secret
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -90,9 +89,10 @@ def add(access: Access, *, url: str, types: Sequence[str], description: str, ed2
             types=types,
             description=description,
         )
-        if ed25519:
-            add_ed25519(connection, _vault(access), made.project_no, made.id)
-        secret = secret_of(connection, _vault(access), made)
+        vault, owner = _vault(access), made.secret_owner
+        secret = (
+            rotate_secret(connection, vault, owner, ed25519=True) if ed25519 else show_secret(connection, vault, owner)
+        )
     if as_json:
         click.echo(msgspec.json.encode(_about(made) | _of_secret(secret)))
         return
@@ -237,7 +237,7 @@ def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
 def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
     """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
     with _writing(access, "webhooks secret") as connection:
-        shown = secret_of_owner(connection, _vault(access), *_owner(access, connection, endpoint_id))
+        shown = show_secret(connection, _vault(access), _find_owner(access, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
 
 
@@ -261,8 +261,8 @@ def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519:
     It is printed once everything is signed with it.
     """
     with _writing(access, "webhooks rotate") as connection:
-        owner = _owner(access, connection, endpoint_id)
-        shown = rotate_secret(connection, _vault(access), *owner, overlap_s=overlap_s, ed25519=ed25519)
+        owner = _find_owner(access, connection, endpoint_id)
+        shown = rotate_secret(connection, _vault(access), owner, overlap_s=overlap_s, ed25519=ed25519)
     time.sleep(SECRETS_SURE_S)
     _show_secret(shown, as_json=as_json)
 
@@ -276,7 +276,7 @@ def reseal(access: Access) -> None:
     """
     with _writing(access, "webhooks reseal") as connection:
         vault = _vault(access)
-        changed = encrypt_anew(connection, vault) + encrypt_link_keys_anew(connection, vault)
+        changed = reencrypt_secrets(connection, vault) + encrypt_link_keys_anew(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 
 
@@ -295,12 +295,11 @@ def _vault(access: Access) -> Vault:
     return Vault.of(settings.secrets.key, settings.data_dir)
 
 
-def _owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> tuple[int, UUID | None]:
-    """Whose secret is meant: the number of the project, and the endpoint."""
+def _find_owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:
+    """Return the owner of an endpoint's secret, or without an id the project."""
     if endpoint_id is None:
-        return find_project(connection, access.settings().project_id).no, None
-    found = find_endpoint(connection, endpoint_id)
-    return found.project_no, found.secrets_owner
+        return SecretOwner(find_project(connection, access.settings().project_id).no)
+    return find_endpoint(connection, endpoint_id).secret_owner
 
 
 def _outcome(database: Database, delivery_id: UUID, wait_s: float) -> Delivery:

@@ -29,13 +29,12 @@ from tweezer.processes.runtime import (
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.webhooks.alarms import DELIVER
 from tweezer.webhooks.attempts import Desk
 from tweezer.webhooks.courier import Courier, Pace
-from tweezer.webhooks.deliveries import Deliveries
+from tweezer.webhooks.deliveries import DELIVER, Deliveries
+from tweezer.webhooks.outbox import Schedule
 from tweezer.webhooks.payloads import Payloads
-from tweezer.webhooks.retry_schedule import Schedule
-from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.secrets import SecretCache
 from tweezer.webhooks.sender import Sender
 
 log = structlog.get_logger(__name__)
@@ -87,7 +86,7 @@ class CourierProcess:
             self._database,
             Deliveries(self._database, settings.namespace),
             sender,
-            Keyring(self._database, self._vault),
+            SecretCache(self._database, self._vault),
             connections=_CONNECTIONS,
             disable_s=_DISABLE_S,
             hold_s=self._pace.hold_s,

@@ -21,10 +21,9 @@ from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.streams.feed import Notice
-from tweezer.webhooks.alarms import Alarms
-from tweezer.webhooks.deliveries import PENDING, Deliveries, Due, Outcome
+from tweezer.webhooks.deliveries import PENDING, Alarms, Deliveries, Due, Outcome
 from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working
-from tweezer.webhooks.secrets_cache import Keyring
+from tweezer.webhooks.secrets import SecretCache
 from tweezer.webhooks.sender import Answer, Sender
 
 log = structlog.get_logger(__name__)
@@ -54,7 +53,7 @@ class Desk:
         database: Database,
         deliveries: Deliveries,
         sender: Sender,
-        keyring: Keyring,
+        secrets: SecretCache,
         *,
         connections: int,
         disable_s: float,
@@ -65,7 +64,7 @@ class Desk:
         self._database = database
         self._deliveries = deliveries
         self._sender = sender
-        self._keyring = keyring
+        self._secrets = secrets
         self._slots = asyncio.Semaphore(connections)
         self._share = max(connections // 2, 1)
         self._shares: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()  # of projects with attempts
@@ -82,7 +81,7 @@ class Desk:
 
     def expect(self, endpoint: Endpoint) -> None:
         """Something is about to be sent there."""
-        self._keyring.expect(endpoint)
+        self._secrets.expect(endpoint.secret_owner)
 
     async def post(self, endpoint: Endpoint, due: Due, begin_by: float) -> Answer | None:
         """One attempt; None when it could not begin by then. Never raises for what the receiver does."""
@@ -90,7 +89,7 @@ class Desk:
         if not await self._enter(share, begin_by):
             return None
         try:
-            secrets = await self._keyring.of(endpoint)  # now: while it waited they may have been rotated
+            secrets = await self._secrets.get(endpoint.secret_owner)  # now: while it waited they may have been rotated
             body = due.body.encode()
             headers = signed_headers(secrets, due.event, int(time.time()), body)
             return await self._sender.post(endpoint.url, body, headers)

@@ -31,14 +31,12 @@ from tweezer.store.connection import Store
 from tweezer.store.recovery import Gate
 from tweezer.store.streams.feed import START, Entry, EntryGroup, Notice, position_id, position_number
 from tweezer.webhooks.attempts import HOLD_S, Desk
-from tweezer.webhooks.audience import Audience
 from tweezer.webhooks.dead_letters import CourierLetters
 from tweezer.webhooks.deliveries import Deliveries, Due, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint
-from tweezer.webhooks.outbox import Outbox, unused
+from tweezer.webhooks.outbox import Outbox, Schedule, unused
 from tweezer.webhooks.payloads import BatchFacts, Payloads
-from tweezer.webhooks.retry_schedule import Schedule
-from tweezer.webhooks.subscriptions import Listeners
+from tweezer.webhooks.subscriptions import Audience, Listeners
 
 log = structlog.get_logger(__name__)
 

@@ -19,6 +19,7 @@ from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import USUAL_TYPES, EventType
 from tweezer.webhooks.deliveries import HELD, PENDING
+from tweezer.webhooks.secrets import SecretOwner
 
 ENDPOINTS_MAX = 50
 """Endpoints registered for one project."""
@@ -63,9 +64,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     disabled_why: str | None = None
 
     @property
-    def secrets_owner(self) -> UUID | None:
-        """Whose secrets sign what goes there: its own, or (None) those of the project."""
-        return self.id if self.kind is EndpointKind.PROJECT else None
+    def secret_owner(self) -> SecretOwner:
+        """The owner of the secrets that sign what is sent to it: itself, or of one of batches the project."""
+        return SecretOwner(self.project_no, self.id if self.kind is EndpointKind.PROJECT else None)
 
     @property
     def subscribed(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
 from tweezer.store.streams.feed import START, position_id
 from tweezer.webhooks.deliveries import EXHAUSTED, HELD
-from tweezer.webhooks.secrets import count_sealed
+from tweezer.webhooks.secrets import count_sealed_secrets
 
 COUNTED_MOST = 100_000
 OVERDUE_S = 60.0
@@ -95,7 +95,7 @@ def look_at_secrets(database: Database, keys_text: str, data_dir: Path) -> Secre
     missing = not keys_text.strip() and not file.exists()
     vault = None if missing else Vault.of(keys_text, data_dir)
     with database.read() as connection:
-        counts = count_sealed(connection, vault), count_sealed_link_keys(connection, vault)
+        counts = count_sealed_secrets(connection, vault), count_sealed_link_keys(connection, vault)
     total, sealed = map(sum, zip(*counts, strict=True))
     return Secrets(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
 

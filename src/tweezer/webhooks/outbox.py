@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,11 +15,64 @@ import structlog
 from tweezer.ledger.clock import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.webhooks.attempts import Desk, Hold
-from tweezer.webhooks.circuit_breaker import Breaker
 from tweezer.webhooks.deliveries import DELIVERED, EXHAUSTED, HELD, PENDING, Attempt, Due, Outcome, read_log, write_log
 from tweezer.webhooks.endpoints import Endpoint
-from tweezer.webhooks.retry_schedule import Schedule
 from tweezer.webhooks.sender import Answer
+
+_RETRY_AFTER_MAX_S = 86_400.0
+_JITTER = 0.2
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """delays_s: before each attempt, the first one's among them."""
+
+    delays_s: Sequence[float]
+
+    def next_s(self, attempts: int, retry_after_s: float | None = None) -> float | None:
+        """How long to wait after so many attempts; None: that was the last. Up to a fifth longer than said, so that
+        what failed together does not come back together; never sooner than the receiver asked for."""
+        if attempts >= len(self.delays_s):
+            return None
+        delay_s = self.delays_s[attempts] * random.uniform(1.0, 1.0 + _JITTER)
+        return max(delay_s, min(retry_after_s or 0.0, _RETRY_AFTER_MAX_S))
+
+
+_FAILURES = 5
+_COOL_S = 5.0
+COOL_MAX_S = 300.0
+"""The longest that nothing is sent to a receiver without a try."""
+
+
+class Breaker:
+    """``now`` is monotonic time in seconds. Closed at first."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the last attempts went well enough: nothing holds back."""
+        return self._failures < _FAILURES
+
+    def shut_s(self, now: float) -> float:
+        """How long nothing is to be sent yet; 0: now."""
+        return max(self._open_until - now, 0.0)
+
+    def worked(self) -> None:
+        self._failures = 0
+        self._open_until = 0.0
+
+    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+        """An attempt failed; the receiver may have said for how long it wants none."""
+        if not self.shut_s(now):  # else it was under way when others failed, and says nothing new
+            self._failures += 1
+            if self._failures >= _FAILURES:
+                cool_s = min(_COOL_S * 2.0 ** (self._failures - _FAILURES), COOL_MAX_S)
+                self._open_until = now + cool_s * random.uniform(0.5, 1.0)
+        if retry_after_s is not None:
+            self._open_until = max(self._open_until, now + min(retry_after_s, COOL_MAX_S))
+
 
 log = structlog.get_logger(__name__)
 

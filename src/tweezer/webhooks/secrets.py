@@ -1,22 +1,25 @@
 """The secrets with which webhooks are signed: a project's own, and those of its endpoints.
 
-One HMAC secret of each owner is in use, and beside it an ed25519 key if somebody wants one; those that were rotated
-sign too until they expire. An owner is a project's number and, unless the secret is the project's own, an endpoint.
-Where nothing else is said they are to be called in a transaction that may write.
+Each owner has one HMAC secret in use and, if wanted, one ed25519 key; rotated ones keep signing until they expire.
+Functions need a transaction that may write, unless they say otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
 
-from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.database import Database
 from tweezer.ledger.schema import endpoints, projects, webhook_secrets
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
+from tweezer.model.lru import CachedCalls
 from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, new_secret, public_key
 
 OVERLAP_S = 86_400.0
@@ -24,148 +27,207 @@ OVERLAP_MAX_S = 30 * 86_400.0
 SIGNING_MAX = 5
 """Secrets of one owner that sign at a time: with more the oldest of the rotated ones stop early."""
 
+_CACHED_MAX = 10_000  # owners whose secrets a courier remembers
 _LETTERS = {Algorithm.HMAC_SHA256: "H", Algorithm.ED25519: "E"}
 _ALGORITHMS = {letter: algorithm for algorithm, letter in _LETTERS.items()}
 _table = webhook_secrets.c
 
 
-def existing_secrets(
-    connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None
-) -> list[SigningSecret]:
-    """As :func:`secrets_of`, and empty when the first is not made yet. A transaction that reads is enough."""
-    rows = _signing(connection, project_no, endpoint_id)
-    return _decrypted(rows, vault, project_no, endpoint_id) if _has_hmac(rows) else []
+class SecretOwner(msgspec.Struct, frozen=True):
+    """A project, by its number, or one of its endpoints."""
+
+    project_no: int
+    endpoint_id: UUID | None = None
+
+    def __str__(self) -> str:
+        """Return what the vault binds the secrets of this owner to."""
+        return f"{self.project_no}/{self.endpoint_id or ''}"
+
+    def conditions(self) -> tuple[Any, Any]:
+        """Return what selects the owner's rows."""
+        no_endpoint = self.endpoint_id is None
+        return _table.project == self.project_no, (
+            _table.endpoint.is_(None) if no_endpoint else _table.endpoint == self.endpoint_id
+        )
 
 
-def secrets_of(connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None) -> list[SigningSecret]:
-    """All that sign now, the newest first; the first HMAC secret is made when there is none.
+class ShownSecret(msgspec.Struct, frozen=True):
+    """What a receiver verifies with. public_key: of the ed25519 key, if there is one. older_until: until when rotated
+    secrets keep signing."""
+
+    secret: str
+    public_key: str | None
+    older_until: datetime | None
+
+    @classmethod
+    def choose(cls, signing: Sequence[SigningSecret]) -> ShownSecret:
+        """Choose the secrets in use among all that sign now."""
+        in_use = {it.algorithm: it.text for it in signing if it.expires is None}
+        private = in_use.get(Algorithm.ED25519)
+        return cls(
+            secret=in_use[Algorithm.HMAC_SHA256],
+            public_key=None if private is None else public_key(private),
+            older_until=max((it.expires for it in signing if it.expires is not None), default=None),
+        )
+
+    def __repr__(self) -> str:
+        return f"ShownSecret(***, public_key={self.public_key!r}, older_until={self.older_until!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("secret", "***"), ("public_key", self.public_key), ("older_until", self.older_until)]
+
+
+def read_secrets(connection: Connection, vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
+    """Return the secrets as :func:`ensure_secrets` does; none if the first one does not exist yet.
+
+    A transaction that reads is enough.
+    """
+    rows = _select_signing(connection, owner)
+    return _decrypt(rows, vault, owner) if _has_hmac(rows) else []
+
+
+def ensure_secrets(connection: Connection, vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
+    """Return all secrets that sign now, newest first; create the first HMAC secret if there is none.
 
     Safe while others do the same. Raises TweezerError where they were encrypted with another key; NotFound where the
-    first one is to be made, and its owner is no more.
+    first one is missing and its owner is gone.
     """
-    rows = _signing(connection, project_no, endpoint_id)
+    rows = _select_signing(connection, owner)
     if not _has_hmac(rows):
-        _lock(connection, project_no)
-        _lock_endpoint(connection, endpoint_id)
-        rows = _signing(connection, project_no, endpoint_id)
+        _lock(connection, owner.project_no)
+        _lock_endpoint(connection, owner.endpoint_id)
+        rows = _select_signing(connection, owner)
         if not _has_hmac(rows):  # nobody made it meanwhile
-            _insert(connection, vault, project_no, endpoint_id, Algorithm.HMAC_SHA256, new_secret())
-            rows = _signing(connection, project_no, endpoint_id)
-    return _decrypted(rows, vault, project_no, endpoint_id)
+            _insert(connection, vault, owner, Algorithm.HMAC_SHA256, new_secret())
+            rows = _select_signing(connection, owner)
+    return _decrypt(rows, vault, owner)
 
 
-def rotate(
-    connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None, overlap_s: float = OVERLAP_S
-) -> str:
-    """A new HMAC secret, in use from now on; the one before it signs too for ``overlap_s``. With 0 whatever of the
-    owner's the vault does not open is dropped as well: its key is lost, and nothing could be signed beside it.
+def show_secret(connection: Connection, vault: Vault, owner: SecretOwner) -> ShownSecret:
+    """Return what the owner's receivers verify with. Raises as :func:`ensure_secrets`."""
+    return ShownSecret.choose(ensure_secrets(connection, vault, owner))
 
-    Raises InvalidInput("overlap_s", …).
+
+def rotate_secret(
+    connection: Connection,
+    vault: Vault,
+    owner: SecretOwner,
+    *,
+    overlap_s: float = OVERLAP_S,
+    ed25519: bool = False,
+) -> ShownSecret:
+    """Replace the HMAC secret, or with ``ed25519`` the ed25519 key, which is created if there is none.
+
+    The one before it keeps signing for ``overlap_s``. With 0, secrets of the owner that the vault cannot decrypt are
+    dropped as well: their key is lost, and nothing could be signed beside them. Wait SECRETS_SURE_S before you show
+    the new one: then all couriers sign with it.
+
+    Raises InvalidInput("overlap_s", …), and as :func:`ensure_secrets`.
     """
-    text = new_secret()
-    _replace(connection, vault, project_no, endpoint_id, Algorithm.HMAC_SHA256, text, overlap_s)
-    return text
+    if not 0 <= overlap_s <= OVERLAP_MAX_S:
+        raise InvalidInput("overlap_s", f"is 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), not {overlap_s:g}")
+    algorithm = Algorithm.ED25519 if ed25519 else Algorithm.HMAC_SHA256
+    _lock(connection, owner.project_no)
+    until = now_ms() + round(overlap_s * 1000)
+    in_use = (*owner.conditions(), _table.algorithm == _LETTERS[algorithm], _table.expires_ms.is_(None))
+    connection.execute(update(webhook_secrets).where(*in_use).values(expires_ms=until))
+    _insert(connection, vault, owner, algorithm, new_private_key() if ed25519 else new_secret())
+    rows = _select_signing(connection, owner)
+    if not overlap_s:
+        sealed = [row.id for row in rows if not _can_decrypt(vault, row)]
+        connection.execute(delete(webhook_secrets).where(_table.id.in_(sealed)))
+    rotated = [row.id for row in rows if row.expires_ms is not None]
+    surplus = rotated[len(rotated) - max(len(rows) - SIGNING_MAX, 0) :]
+    if surplus:
+        connection.execute(delete(webhook_secrets).where(_table.id.in_(surplus)))
+    return show_secret(connection, vault, owner)
 
 
-def add_ed25519(
-    connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None, overlap_s: float = OVERLAP_S
-) -> str:
-    """Signs with ed25519 too from now on; returns the public key (``whpk_…``) for the receiver.
-
-    A key that is there is rotated: it signs too for ``overlap_s``. Raises InvalidInput("overlap_s", …).
-    """
-    text = new_private_key()
-    _replace(connection, vault, project_no, endpoint_id, Algorithm.ED25519, text, overlap_s)
-    return public_key(text)
-
-
-def forget_expired(connection: Connection) -> int:
-    """Deletes the secrets that sign no more, of everybody; how many."""
+def delete_expired_secrets(connection: Connection) -> int:
+    """Delete the secrets of all owners that sign no more; return how many."""
     return connection.execute(delete(webhook_secrets).where(_table.expires_ms <= now_ms())).rowcount
 
 
-def count_sealed(connection: Connection, vault: Vault | None) -> tuple[int, int]:
-    """How many secrets there are, of everybody, and how many of these the vault does not open; without one: all."""
+def count_sealed_secrets(connection: Connection, vault: Vault | None) -> tuple[int, int]:
+    """Count the secrets of all owners, and those of them that the vault cannot decrypt; without a vault: all."""
     rows = connection.execute(select(webhook_secrets)).all()
-    return len(rows), sum(vault is None or not _opens(vault, row) for row in rows)
+    return len(rows), sum(vault is None or not _can_decrypt(vault, row) for row in rows)
 
 
-def encrypt_anew(connection: Connection, vault: Vault) -> int:
-    """Encrypts with the vault's first key what another of its keys encrypted, so that the others can be dropped.
+def reencrypt_secrets(connection: Connection, vault: Vault) -> int:
+    """Encrypt with the vault's first key what another of its keys encrypted, so that the others can be dropped.
 
     Returns how many secrets. Raises TweezerError where one was encrypted with none of the keys.
     """
     changed = 0
     for row in connection.execute(select(webhook_secrets).with_for_update()).all():
         if not vault.is_current(row.value):
-            owner = _owner(row.project, row.endpoint)
+            owner = str(SecretOwner(row.project, row.endpoint))
             value = vault.encrypt(vault.decrypt(row.value, owner), owner)
             connection.execute(update(webhook_secrets).where(_table.id == row.id).values(value=value))
             changed += 1
     return changed
 
 
-def _replace(
-    connection: Connection,
-    vault: Vault,
-    project_no: int,
-    endpoint_id: UUID | None,
-    algorithm: Algorithm,
-    text: str,
-    overlap_s: float,
-) -> None:
-    if not 0 <= overlap_s <= OVERLAP_MAX_S:
-        raise InvalidInput("overlap_s", f"is 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), not {overlap_s:g}")
-    _lock(connection, project_no)
-    until = now_ms() + round(overlap_s * 1000)
-    in_use = (*_of(project_no, endpoint_id), _table.algorithm == _LETTERS[algorithm], _table.expires_ms.is_(None))
-    connection.execute(update(webhook_secrets).where(*in_use).values(expires_ms=until))
-    _insert(connection, vault, project_no, endpoint_id, algorithm, text)
-    rows = _signing(connection, project_no, endpoint_id)
-    if not overlap_s:
-        sealed = [row.id for row in rows if not _opens(vault, row)]
-        connection.execute(delete(webhook_secrets).where(_table.id.in_(sealed)))
-    rotated = [row.id for row in rows if row.expires_ms is not None]
-    surplus = rotated[len(rotated) - max(len(rows) - SIGNING_MAX, 0) :]
-    if surplus:
-        connection.execute(delete(webhook_secrets).where(_table.id.in_(surplus)))
+class SecretCache:
+    """A courier's cache of secrets; they are read again each second, so that a rotation is in force everywhere before
+    anyone is shown the new secret."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database = database
+        self._vault = vault
+        self._secrets = CachedCalls(self._load, _CACHED_MAX, kept_s=SECRETS_FRESH_S)
+
+    async def get(self, owner: SecretOwner) -> list[SigningSecret]:
+        """Return the secrets as :func:`ensure_secrets` does. Raises Unavailable and the same."""
+        return await self._secrets.get(owner)
+
+    def expect(self, owner: SecretOwner) -> None:
+        """Read the secrets, unless they are fresh: they will be needed soon."""
+        self._secrets.expect(owner)
+
+    async def _load(self, owner: SecretOwner) -> list[SigningSecret]:
+        return await self._database.run(self._read, owner)
+
+    def _read(self, owner: SecretOwner) -> list[SigningSecret]:
+        with self._database.read() as connection:
+            found = read_secrets(connection, self._vault, owner)
+        if found:
+            return found
+        with self._database.write() as connection:  # nobody has signed for them yet
+            return ensure_secrets(connection, self._vault, owner)
 
 
-def _insert(
-    connection: Connection, vault: Vault, project_no: int, endpoint_id: UUID | None, algorithm: Algorithm, text: str
-) -> None:
+def _insert(connection: Connection, vault: Vault, owner: SecretOwner, algorithm: Algorithm, text: str) -> None:
     row = {
-        "project": project_no,
-        "endpoint": endpoint_id,
+        "project": owner.project_no,
+        "endpoint": owner.endpoint_id,
         "algorithm": _LETTERS[algorithm],
-        "value": vault.encrypt(text, _owner(project_no, endpoint_id)),
+        "value": vault.encrypt(text, str(owner)),
         "created_ms": now_ms(),
     }
     connection.execute(insert(webhook_secrets).values(row))
 
 
-def _signing(connection: Connection, project_no: int, endpoint_id: UUID | None) -> Sequence[Row[Any]]:
+def _select_signing(connection: Connection, owner: SecretOwner) -> Sequence[Row[Any]]:
     statement: Select[Any] = (
         select(webhook_secrets)
-        .where(*_of(project_no, endpoint_id), or_(_table.expires_ms.is_(None), _table.expires_ms > now_ms()))
+        .where(*owner.conditions(), or_(_table.expires_ms.is_(None), _table.expires_ms > now_ms()))
         .order_by(_table.expires_ms.is_(None).desc(), _table.created_ms.desc(), _table.id.desc())
     )
     return connection.execute(statement).all()
 
 
-def _decrypted(
-    rows: Sequence[Row[Any]], vault: Vault, project_no: int, endpoint_id: UUID | None
-) -> list[SigningSecret]:
-    owner = _owner(project_no, endpoint_id)
+def _decrypt(rows: Sequence[Row[Any]], vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
     return [
-        SigningSecret(vault.decrypt(row.value, owner), _ALGORITHMS[row.algorithm], moment_of(row.expires_ms))
+        SigningSecret(vault.decrypt(row.value, str(owner)), _ALGORITHMS[row.algorithm], moment_of(row.expires_ms))
         for row in rows
     ]
 
 
-def _opens(vault: Vault, row: Row[Any]) -> bool:
+def _can_decrypt(vault: Vault, row: Row[Any]) -> bool:
     try:
-        vault.decrypt(row.value, _owner(row.project, row.endpoint))
+        vault.decrypt(row.value, str(SecretOwner(row.project, row.endpoint)))
     except TweezerError:
         return False
     return True
@@ -176,7 +238,7 @@ def _has_hmac(rows: Sequence[Row[Any]]) -> bool:
 
 
 def _lock(connection: Connection, project_no: int) -> None:
-    """Others who change secrets of the project wait; who inserts batches of it does not (SQLite: all writers do).
+    """Make others wait who change secrets of the project; those who insert its batches do not (on SQLite all do).
 
     Raises NotFound.
     """
@@ -186,17 +248,7 @@ def _lock(connection: Connection, project_no: int) -> None:
 
 
 def _lock_endpoint(connection: Connection, endpoint_id: UUID | None) -> None:
-    """Nobody removes it before this transaction ends. Raises NotFound."""
+    """Keep the endpoint from being removed before this transaction ends. Raises NotFound."""
     locking = select(endpoints.c.id).where(endpoints.c.id == endpoint_id).with_for_update(read=True, key_share=True)
     if endpoint_id is not None and connection.execute(locking).first() is None:
         raise NotFound("endpoint", str(endpoint_id))
-
-
-def _of(project_no: int, endpoint_id: UUID | None) -> tuple[Any, Any]:
-    return _table.project == project_no, _table.endpoint.is_(None) if endpoint_id is None else (
-        _table.endpoint == endpoint_id
-    )
-
-
-def _owner(project_no: int, endpoint_id: UUID | None) -> str:
-    return f"{project_no}/{endpoint_id or ''}"

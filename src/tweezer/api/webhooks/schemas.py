@@ -17,7 +17,7 @@ from tweezer.model.webhooks import EventType
 from tweezer.webhooks import deliveries, delivery_log
 from tweezer.webhooks.delivery_log import DeliveryFilter, DeliveryStatus
 from tweezer.webhooks.endpoints import DESCRIPTION_MAX, URL_MAX, Endpoint, EndpointKind
-from tweezer.webhooks.shown_secrets import ShownSecret
+from tweezer.webhooks.secrets import ShownSecret
 
 _ID = "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21"
 _DELIVERY = "a1c7e0d4-91b2-5d0c-8f0e-2f3b6c5d4e10"

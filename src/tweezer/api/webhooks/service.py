@@ -21,10 +21,9 @@ from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.errors import InvalidInput, TweezerError, Unavailable
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
-from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.deliveries import Alarms
 from tweezer.webhooks.endpoints import Endpoint
-from tweezer.webhooks.secrets import add_ed25519
-from tweezer.webhooks.shown_secrets import ShownSecret, rotate_secret, secret_of, secret_of_owner
+from tweezer.webhooks.secrets import SecretOwner, ShownSecret, rotate_secret, show_secret
 
 log = structlog.get_logger(__name__)
 
@@ -80,28 +79,29 @@ class Webhooks:
     async def first_secret(self, endpoint: Endpoint, *, ed25519: bool) -> ShownSecret:
         """That of a new endpoint, which no courier knows yet."""
         if ed25519:
-            await self.change(add_ed25519, self.vault, endpoint.project_no, endpoint.id)
+            return await self.change(rotate_secret, self.vault, endpoint.secret_owner, ed25519=True)
         return await self.secret(endpoint)
 
     async def secret(self, endpoint: Endpoint) -> ShownSecret:
-        return await self.change(secret_of, self.vault, endpoint)
+        return await self.change(show_secret, self.vault, endpoint.secret_owner)
 
     async def secret_of_project(self, project: str) -> ShownSecret:
         """Raises NotFound."""
-        no = (await self.read(find_project, project)).no
-        return await self.change(secret_of_owner, self.vault, no, None)
+        return await self.change(show_secret, self.vault, await self._find_owner(project))
 
     async def rotate(self, endpoint: Endpoint, *, overlap_s: float, ed25519: bool) -> ShownSecret:
         """A new secret, once all couriers surely sign with it."""
-        return await self._rotate(endpoint.project_no, endpoint.secrets_owner, overlap_s=overlap_s, ed25519=ed25519)
+        return await self._rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
 
     async def rotate_of_project(self, project: str, *, overlap_s: float, ed25519: bool) -> ShownSecret:
         """The same for a project's own. Raises NotFound."""
-        no = (await self.read(find_project, project)).no
-        return await self._rotate(no, None, overlap_s=overlap_s, ed25519=ed25519)
+        return await self._rotate(await self._find_owner(project), overlap_s=overlap_s, ed25519=ed25519)
 
-    async def _rotate(self, no: int, endpoint: UUID | None, *, overlap_s: float, ed25519: bool) -> ShownSecret:
-        shown = await self.change(rotate_secret, self.vault, no, endpoint, overlap_s=overlap_s, ed25519=ed25519)
+    async def _find_owner(self, project: str) -> SecretOwner:
+        return SecretOwner((await self.read(find_project, project)).no)
+
+    async def _rotate(self, owner: SecretOwner, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        shown = await self.change(rotate_secret, self.vault, owner, overlap_s=overlap_s, ed25519=ed25519)
         await asyncio.sleep(SECRETS_SURE_S)
         return shown
 
