@@ -27,7 +27,7 @@ from tweezer.ledger.access.links import ResultLinks
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Consumer, Letter, ask_for_retry, list_letters
+from tweezer.ledger.dead_letters import Consumer, Letter, list_letters, request_retry
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.ledger.schema import deliveries, endpoints
 from tweezer.model.addresses import WebhookPolicy
@@ -40,11 +40,11 @@ from tweezer.store.keys import Key
 from tweezer.store.streams.feed import START, EntryGroup, position_number
 from tweezer.webhooks import courier as couriers
 from tweezer.webhooks import outbox as outboxes
-from tweezer.webhooks.attempts import Desk
-from tweezer.webhooks.courier import GROUP, Courier, Pace
-from tweezer.webhooks.deliveries import Alarms, Deliveries, Due, NewDelivery, Outcome, read_log
+from tweezer.webhooks.attempts import Deliverer
+from tweezer.webhooks.courier import GROUP, Courier, CourierTuning
+from tweezer.webhooks.deliveries import Alarms, AttemptOutcome, ClaimedDelivery, Deliveries, NewDelivery, read_log
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint, enable_endpoint, find_endpoint
-from tweezer.webhooks.outbox import Outbox, Schedule
+from tweezer.webhooks.outbox import Outbox, RetrySchedule
 from tweezer.webhooks.payloads import Payloads
 from tweezer.webhooks.secrets import SecretCache, SecretOwner, ensure_secrets, rotate_secret
 from tweezer.webhooks.sender import Sender
@@ -73,32 +73,32 @@ class Post:
         connections: int = 4,
         timeout_s: float = 5.0,
         attempts: int = 64,
-        **pace: Any,
+        **tuning: Any,
     ) -> Courier:
-        desk = self.desk(attempts=attempts, timeout_s=timeout_s)
-        courier = self.courier(desk, delays_s=delays_s, connections=connections, **pace)
-        tasks = [asyncio.create_task(courier.run()), asyncio.create_task(desk.write())]
+        deliverer = self.deliverer(attempts=attempts, timeout_s=timeout_s)
+        courier = self.courier(deliverer, delays_s=delays_s, connections=connections, **tuning)
+        tasks = [asyncio.create_task(courier.run()), asyncio.create_task(deliverer.write_outcomes())]
         self.running.append((courier, tasks))
         return courier
 
     def courier(
-        self, desk: Desk, *, delays_s: tuple[float, ...] = (0.0,), connections: int = 4, **pace: Any
+        self, deliverer: Deliverer, *, delays_s: tuple[float, ...] = (0.0,), connections: int = 4, **tuning: Any
     ) -> Courier:
         links = ResultLinks(self.database, lambda: self.vault, base_url="http://api.test", link_s=3600)
         return Courier(
             self.store,
             self.database,
             Payloads(self.store, self.database, links),
-            desk,
+            deliverer,
             namespace=NAMESPACE,
             reader=f"courier-{len(self.running)}",
-            schedule=Schedule(delays_s),
+            schedule=RetrySchedule(delays_s),
             connections=connections,
-            pace=Pace(**{"wait_s": 0.05, **pace}),
+            tuning=CourierTuning(**{"wait_s": 0.05, **tuning}),
         )
 
-    def desk(self, *, attempts: int = 64, timeout_s: float = 5.0) -> Desk:
-        return Desk(
+    def deliverer(self, *, attempts: int = 64, timeout_s: float = 5.0) -> Deliverer:
+        return Deliverer(
             self.store,
             self.database,
             Deliveries(self.database, NAMESPACE),
@@ -161,8 +161,8 @@ async def post(real_redis_url: str, database: Database, tmp_path: Path) -> Async
     await client.aclose()
 
 
-def ping(event: str) -> Due:
-    return Due(uuid4(), event, "ping", '{"type":"ping","data":{}}')
+def ping(event: str) -> ClaimedDelivery:
+    return ClaimedDelivery(uuid4(), event, "ping", '{"type":"ping","data":{}}')
 
 
 def all_delivered(post: Post, count: int) -> Callable[[], bool]:
@@ -225,9 +225,9 @@ async def test_a_courier_rests_while_events_are_fresh_and_reads_on_once_they_are
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "batch.created")
 
-        async def step(**pace: Any) -> asyncio.Task[int]:
+        async def step(**tuning: Any) -> asyncio.Task[int]:
             """Begins a step about one new batch, and returns once that is taken care of."""
-            courier = post.courier(post.desk(), **pace)
+            courier = post.courier(post.deliverer(), **tuning)
             post.running.append((courier, []))
             await courier.join()
             await post.batch(1)
@@ -459,7 +459,7 @@ async def test_an_enabled_endpoint_is_told_of_what_comes(post: Post) -> None:
         await until(lambda: post.statuses() == ["H"])
         with post.database.write() as connection:
             enable_endpoint(connection, endpoint.id)
-        await Alarms(post.rig.store).changed()
+        await Alarms(post.rig.store).note_change()
         await post.batch(1)
         await until(lambda: sorted(post.statuses()) == ["D", "H"])
 
@@ -467,41 +467,41 @@ async def test_an_enabled_endpoint_is_told_of_what_comes(post: Post) -> None:
 async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> None:
     async with Receiver(lambda _: None) as receiver:
         endpoint = post.endpoint(receiver.url())
-        desk = post.desk(attempts=1)
-        first = asyncio.create_task(desk.post(endpoint, ping("e:1"), time.monotonic() + 60))
+        deliverer = post.deliverer(attempts=1)
+        first = asyncio.create_task(deliverer.send(endpoint, ping("e:1"), time.monotonic() + 60))
         try:
             await until(lambda: len(receiver.received) == 1, "the first attempt")
-            assert await desk.post(endpoint, ping("e:2"), time.monotonic() + 0.05) is None
+            assert await deliverer.send(endpoint, ping("e:2"), time.monotonic() + 0.05) is None
         finally:
             await end_tasks(first)
-            await desk.close()
+            await deliverer.close()
     assert receiver.ids == {"e:1": 1}
 
 
 async def test_nothing_is_claimed_once_an_endpoint_is_given_up_and_it_is_disabled_when_that_is_told(post: Post) -> None:
-    endpoint, desk = post.endpoint("http://127.0.0.1:1/"), post.desk()
+    endpoint, deliverer = post.endpoint("http://127.0.0.1:1/"), post.deliverer()
     events = post.rig.store.events
-    assert await desk.claim(endpoint.id, 1, desk.hold()) is not None
-    await asyncio.gather(*(desk.give_up(endpoint.id, "410") for _ in range(3)))
-    assert await desk.claim(endpoint.id, 1, desk.hold()) is None
+    assert await deliverer.claim(endpoint.id, 1, deliverer.new_claim()) is not None
+    await asyncio.gather(*(deliverer.give_up(endpoint.id, "410") for _ in range(3)))
+    assert await deliverer.claim(endpoint.id, 1, deliverer.new_claim()) is None
     assert post.find(endpoint).disabled is None
     (notice,) = [entry.notice for entry in await events.read() if entry.notice is not None]
-    await desk.disable(notice)
+    await deliverer.disable(notice)
     disabled = post.find(endpoint)
     assert (disabled.disabled is not None, disabled.disabled_why) == (True, "410")
     with post.database.write() as connection:
         enable_endpoint(connection, endpoint.id)
-    await desk.disable(notice)  # by a courier that was given it again
+    await deliverer.disable(notice)  # by a courier that was given it again
     assert post.find(endpoint).disabled is None
-    await desk.close()
+    await deliverer.close()
 
 
 async def test_what_is_told_of_a_disabled_endpoint_is_told_again_when_redis_lost_it(post: Post) -> None:
     endpoint, events = post.endpoint("http://127.0.0.1:1/"), post.rig.store.events
     for _ in range(2):  # of two couriers, or of one after a while
-        desk = post.desk()
-        await desk.give_up(endpoint.id, "410")
-        await desk.close()
+        deliverer = post.deliverer()
+        await deliverer.give_up(endpoint.id, "410")
+        await deliverer.close()
     first, again = [entry.notice for entry in await events.read() if entry.notice is not None]
     assert first.id == again.id
     assert post.find(endpoint).disabled is None
@@ -542,14 +542,14 @@ async def test_more_receivers_than_are_remembered_are_all_told(post: Post, monke
 async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, errors = Deliveries.finish, [RuntimeError("a bug"), RuntimeError("another")]
+    finish, errors = Deliveries.record, [RuntimeError("a bug"), RuntimeError("another")]
 
-    def fail_at_first(self: Deliveries, outcomes: Sequence[Outcome]) -> None:
+    def fail_at_first(self: Deliveries, outcomes: Sequence[AttemptOutcome]) -> None:
         if errors:
             raise errors.pop()
         finish(self, outcomes)
 
-    monkeypatch.setattr(Deliveries, "finish", fail_at_first)
+    monkeypatch.setattr(Deliveries, "record", fail_at_first)
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "batch.created")
         await post.start()
@@ -562,12 +562,17 @@ async def test_dead_receivers_are_forgotten_when_they_may_be_tried_again(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outboxes, "_COOL_S", 0.0)
-    outbox = Outbox(post.endpoint("http://127.0.0.1:1/"), desk := post.desk(), connections=1, schedule=Schedule((0.0,)))
-    outbox.offer([ping(f"e:{number}") for number in range(10)], desk.hold())
+    outbox = Outbox(
+        post.endpoint("http://127.0.0.1:1/"),
+        deliverer := post.deliverer(),
+        connections=1,
+        schedule=RetrySchedule((0.0,)),
+    )
+    outbox.offer([ping(f"e:{number}") for number in range(10)], deliverer.new_claim())
     assert not outbox.is_idle
     await until(lambda: outbox.is_idle, "the end of all attempts")
     await outbox.close()
-    await desk.close()
+    await deliverer.close()
 
 
 async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) -> None:
@@ -612,7 +617,7 @@ async def test_what_cannot_be_told_is_parked_and_others_are_told_meanwhile(post:
         assert [letter.batch for letter in parked()] == [bad, None, None]
         await until(lambda: parked()[0].waiting == 2, "later events wait")
         with post.database.write() as connection:
-            ask_for_retry(connection, [letter.id for letter in parked()])
+            request_retry(connection, [letter.id for letter in parked()])
         await post.rig.redis.hset(name, "doc", doc)
         courier = post.running[0][0]
         await courier.retry_letters()
@@ -665,7 +670,10 @@ async def test_what_a_cut_connection_held_is_sent_at_once(post: Post) -> None:
 async def test_two_couriers_whose_entries_alternate_take_them_up_in_order(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url("/all"), "batch.created")
-        one, other = post.courier(post.desk(), abandoned_s=NEVER_S), post.courier(post.desk(), abandoned_s=NEVER_S)
+        one, other = (
+            post.courier(post.deliverer(), abandoned_s=NEVER_S),
+            post.courier(post.deliverer(), abandoned_s=NEVER_S),
+        )
         one._group._reader, other._group._reader = "one", "other"
         await one.join()
         for turn in range(4):
@@ -673,7 +681,7 @@ async def test_two_couriers_whose_entries_alternate_take_them_up_in_order(post: 
             await (one if turn % 2 else other)._group.read(most=1, wait_s=0.01)
         for courier in (one, other):
             courier._may_hold = True
-            tasks = [asyncio.create_task(courier.run()), asyncio.create_task(courier._desk.write())]
+            tasks = [asyncio.create_task(courier.run()), asyncio.create_task(courier._deliverer.write_outcomes())]
             post.running.append((courier, tasks))
         await until(all_delivered(post, 4), "what both held", SOON_S)
 

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from tweezer import __version__
 from tweezer.model.addresses import PUBLIC_ONLY, Target, WebhookPolicy
 from tweezer.webhooks import sender as sender_module
-from tweezer.webhooks.sender import Answer, Sender
+from tweezer.webhooks.sender import Sender, SendResult
 
 FAR = f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"
 BODY = b'{"type":"ping","timestamp":"2026-05-01T10:00:00Z","data":{}}'
@@ -112,7 +112,7 @@ async def never_called(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[
     assert not seen
 
 
-async def once(url: str, policy: WebhookPolicy = HERE, *, timeout_s: float = 20, **options: object) -> Answer:
+async def once(url: str, policy: WebhookPolicy = HERE, *, timeout_s: float = 20, **options: object) -> SendResult:
     async with Sender(policy, timeout_s=timeout_s, **options) as sender:  # type: ignore[arg-type]
         return await sender.post(url, BODY, {"webhook-id": "evt_1"})
 
@@ -164,8 +164,8 @@ async def test_a_webhook_arrives_as_it_was_given() -> None:
     async with receiving() as receiver:
         answer = await once(receiver.url("/a%2Fb?token=%2Fx+y&z"))
         (request,) = receiver.requests
-        assert answer == Answer(204, answer.milliseconds)
-        assert answer.ok
+        assert answer == SendResult(204, answer.milliseconds)
+        assert answer.is_success
         assert request.method == "POST"
         assert request.raw_path == "/a%2Fb?token=%2Fx+y&z"
         assert receiver.bodies == [BODY]
@@ -182,7 +182,7 @@ async def test_the_status_decides(status: int) -> None:
 
     async with receiving(handle) as receiver:
         answer = await once(receiver.url())
-    assert (answer.status, answer.ok, answer.error, answer.text) == (status, status < 300, None, "said ä")
+    assert (answer.status, answer.is_success, answer.error, answer.text) == (status, status < 300, None, "said ä")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ async def test_a_receiver_says_when_to_come_again(header: str, least: float, mos
         answer = await once(receiver.url())
     assert answer.retry_after_s is not None
     assert least <= answer.retry_after_s <= most
-    assert not answer.ok
+    assert not answer.is_success
 
 
 async def test_a_date_to_come_again_is_so_many_seconds_from_now() -> None:
@@ -236,7 +236,7 @@ async def test_a_redirect_is_a_failure_and_not_followed(status: int) -> None:
         async with receiving(handle) as receiver:
             answer = await once(receiver.url())
     assert answer.status == status
-    assert not answer.ok
+    assert not answer.is_success
     assert answer.error is not None
     assert "redirects are not followed" in answer.error
 
@@ -254,7 +254,7 @@ async def test_no_cookie_is_kept() -> None:
 async def test_a_connection_serves_again() -> None:
     async with receiving() as receiver, Sender(HERE) as sender:
         for _ in range(3):
-            assert (await sender.post(receiver.url(), BODY, {})).ok
+            assert (await sender.post(receiver.url(), BODY, {})).is_success
         assert len({id(request.transport) for request in receiver.requests}) == 1
 
 
@@ -263,7 +263,7 @@ async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.Monkey
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
         async with receiving() as receiver:
-            assert (await once(receiver.url())).ok
+            assert (await once(receiver.url())).is_success
 
 
 # What receivers do instead of answering.
@@ -286,7 +286,7 @@ async def test_an_answer_that_does_not_end_times_out() -> None:
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url(), timeout_s=0.2)
-    assert (answer.status, answer.ok, answer.error) == (200, False, "the answer did not end within 0.2 s")
+    assert (answer.status, answer.is_success, answer.error) == (200, False, "the answer did not end within 0.2 s")
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun"])
@@ -299,7 +299,7 @@ async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> 
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url())
-    assert not answer.ok
+    assert not answer.is_success
     assert answer.error in ("the receiver closed the connection without an answer", "the answer broke off")
 
 
@@ -323,7 +323,7 @@ async def test_junk_is_told_in_a_sentence(said: bytes) -> None:
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url())
-    assert not answer.ok or answer.text.startswith("(")
+    assert not answer.is_success or answer.text.startswith("(")
     assert answer.error is None or len(answer.error) < 100
 
 
@@ -367,7 +367,7 @@ async def test_an_endless_answer_is_cut() -> None:
 
     async with receiving(handle) as receiver:
         answer = await once(receiver.url(), answer_max=10_000)
-    assert answer.ok
+    assert answer.is_success
     assert answer.text == "x" * 500
     assert sent < 16 << 20  # what the kernel holds between both
 
@@ -381,7 +381,7 @@ async def test_a_bomb_is_not_unpacked() -> None:
 
     async with receiving(handle) as receiver:
         answer = await once(receiver.url())
-    assert answer.ok
+    assert answer.is_success
     assert answer.text == "(an answer that is compressed, which was not asked for)"
 
 
@@ -390,7 +390,7 @@ async def test_nobody_there_is_told() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = await once(f"http://127.0.0.1:{port}/?token=T0P")
-    assert answer == Answer(None, answer.milliseconds, "no connection to the receiver: connection refused")
+    assert answer == SendResult(None, answer.milliseconds, "no connection to the receiver: connection refused")
 
 
 async def test_a_name_without_an_address_is_told() -> None:
@@ -398,7 +398,7 @@ async def test_a_name_without_an_address_is_told() -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     answer = await once(f"https://{HOST}/", lookup=lookup)
-    assert answer == Answer(None, answer.milliseconds, "the name of the receiver cannot be resolved")
+    assert answer == SendResult(None, answer.milliseconds, "the name of the receiver cannot be resolved")
     empty = await once(f"https://{HOST}/", lookup=finds([]))
     assert empty.error == answer.error
 
@@ -406,7 +406,7 @@ async def test_a_name_without_an_address_is_told() -> None:
 async def test_the_systems_resolver_finds_this_machine() -> None:
     async with receiving() as receiver:
         policy = WebhookPolicy.parse("localhost", "443")
-        assert (await once(receiver.url(host="localhost"), policy)).ok
+        assert (await once(receiver.url(host="localhost"), policy)).is_success
         assert "this machine" in ((await once(receiver.url(host="localhost"))).error or "")
 
 
@@ -422,7 +422,7 @@ async def test_closing_ends_attempts_with_an_error() -> None:
         attempt = asyncio.create_task(sender.post(receiver.url(), BODY, {}))
         await heard.wait()
         await sender.close()
-        assert not (await attempt).ok
+        assert not (await attempt).is_success
 
 
 # TLS.
@@ -438,7 +438,7 @@ async def test_the_checked_address_is_called_by_its_name(authority: Contexts) ->
         answer = await once(
             receiver.url(host=HOST, scheme="https"), LAB, lookup=finds(["127.0.0.1"]), ssl_context=client
         )
-        assert answer.ok, answer
+        assert answer.is_success, answer
         assert names == [HOST]
         assert receiver.requests[0].headers["Host"] == f"{HOST}:{receiver.port}"
 
@@ -474,7 +474,7 @@ async def test_a_refused_address_is_not_connected_to(url: str) -> None:
         policy = WebhookPolicy.parse("", f"443,{port}")
         answer = await once(url.format(port) + "?token=T0P", policy)
     assert answer.refused
-    assert not answer.ok
+    assert not answer.is_success
     assert answer.error
     assert "T0P" not in answer.error
 
@@ -510,8 +510,8 @@ async def test_a_name_that_is_bound_anew_is_connected_to_as_it_was_checked(autho
         url = receiver.url(host=HOST, scheme="https")
         lookup = finds(["127.0.0.2"], ["127.0.0.1"])
         async with Sender(policy, lookup=lookup, ssl_context=client) as sender:
-            assert (await sender.post(url, BODY, {})).ok
-            assert (await sender.post(url, BODY, {})).ok  # on the connection that is there
+            assert (await sender.post(url, BODY, {})).is_success
+            assert (await sender.post(url, BODY, {})).is_success  # on the connection that is there
             connector = sender._session.connector
             assert isinstance(connector, aiohttp.TCPConnector)
             connector.clear_dns_cache()
@@ -548,7 +548,7 @@ async def test_what_would_pass_the_first_check_is_stopped_before_the_connection(
     monkeypatch.setattr(sender_module, "check_url", blind)
     async with never_called() as port:
         answer = await once(url.format(port), PUBLIC_ONLY)
-    assert not answer.ok
+    assert not answer.is_success
     assert answer.status is None
 
 

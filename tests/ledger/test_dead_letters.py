@@ -27,7 +27,7 @@ def letters(bench: LedgerRig) -> list[Letter]:
 
 def retry(bench: LedgerRig, *parked: Letter) -> None:
     with bench.database.write() as connection:
-        dead_letters.ask_for_retry(connection, [letter.id for letter in parked])
+        dead_letters.request_retry(connection, [letter.id for letter in parked])
 
 
 async def put(bench: LedgerRig, batch_id: UUID, field: str, value: bytes | str) -> None:

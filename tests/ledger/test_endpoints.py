@@ -22,9 +22,9 @@ from tweezer.webhooks.deliveries import (
     EXHAUSTED,
     PENDING,
     Attempt,
+    AttemptOutcome,
     Deliveries,
     NewDelivery,
-    Outcome,
     delete_old_deliveries,
     write_log,
 )
@@ -43,18 +43,18 @@ from tweezer.webhooks.endpoints import (
     URL_MAX,
     Endpoint,
     EndpointKind,
-    batch_endpoints,
     change_endpoint,
     count_endpoints,
     create_endpoint,
     delete_endpoint,
     disable_endpoint,
     enable_endpoint,
-    endpoints_of,
+    ensure_batch_endpoints,
     find_endpoint,
     list_endpoints,
-    note_failing,
-    note_working,
+    list_registered,
+    note_failure,
+    note_success,
 )
 
 PUBLIC = WebhookPolicy()
@@ -101,7 +101,7 @@ def deliver(database: Database, endpoint: Endpoint, *events: str, type_: str = "
 
 def end(database: Database, identity: UUID, status: str, code: int = 204) -> None:
     attempt = Attempt(1, now_ms(), code, 12, None, "", None)
-    Deliveries(database, "test").finish([Outcome(identity, status, 1, write_log([attempt]), None)])
+    Deliveries(database, "test").record([AttemptOutcome(identity, status, 1, write_log([attempt]), None)])
 
 
 # --- endpoints
@@ -172,7 +172,7 @@ def test_a_project_has_so_many_endpoints_and_no_more(database: Database) -> None
         new(database)
     new(database, "theirs")
     ours = find_project_no(database, "ours")
-    call(database, batch_endpoints, [(ours, URL)])  # does not count
+    call(database, ensure_batch_endpoints, [(ours, URL)])  # does not count
 
 
 def find_project_no(database: Database, project: str) -> int:
@@ -191,7 +191,7 @@ def test_what_is_given_is_changed_and_the_rest_stays(database: Database) -> None
 
 def test_disabling_counts_once_and_enabling_forgets_the_failures(database: Database) -> None:
     made = new(database)
-    call(database, note_failing, made.id, now_ms())
+    call(database, note_failure, made.id, now_ms())
     disabled = call(database, disable_endpoint, made.id, "its receiver answered 410 Gone" + "." * 300)
     assert disabled.disabled is not None
     assert disabled.disabled_why.startswith("its receiver answered 410 Gone")
@@ -221,24 +221,24 @@ def test_an_endpoint_is_removed_with_its_deliveries(database: Database) -> None:
 
 def test_failures_are_noted_from_the_first_on_until_it_works(database: Database) -> None:
     made, other = new(database), new(database)
-    assert call(database, note_failing, made.id, 1_000) == 1_000
-    assert call(database, note_failing, made.id, 2_000) == 1_000
-    assert call(database, note_failing, uuid4(), 3_000) == 3_000  # it was removed meanwhile
+    assert call(database, note_failure, made.id, 1_000) == 1_000
+    assert call(database, note_failure, made.id, 2_000) == 1_000
+    assert call(database, note_failure, uuid4(), 3_000) == 3_000  # it was removed meanwhile
     assert call(database, find_endpoint, made.id).failing == datetime.fromtimestamp(1, UTC)
-    call(database, note_working, [made.id, other.id])
+    call(database, note_success, [made.id, other.id])
     assert call(database, find_endpoint, made.id).failing is None
 
 
 def test_the_webhooks_of_batches_are_endpoints_of_their_own(database: Database) -> None:
     ours, theirs = find_project_no(database, "ours"), find_project_no(database, "theirs")
     registered = new(database)
-    first = call(database, batch_endpoints, [(ours, URL), (theirs, URL)])
-    again = call(database, batch_endpoints, [(ours, URL), (ours, "http://not.checked/"), (999, URL)])
+    first = call(database, ensure_batch_endpoints, [(ours, URL), (theirs, URL)])
+    again = call(database, ensure_batch_endpoints, [(ours, URL), (ours, "http://not.checked/"), (999, URL)])
     assert set(first) == {(ours, URL), (theirs, URL)}
     assert set(again) == {(ours, URL), (ours, "http://not.checked/")}
     assert again[ours, URL] == first[ours, URL]
     assert (again[ours, URL].kind, again[ours, URL].subscribed) == (EndpointKind.BATCH, USUAL_TYPES)
-    assert call(database, endpoints_of) == [registered]
+    assert call(database, list_registered) == [registered]
     assert [it.kind for it in call(database, list_endpoints, {"ours"})] == ["project", "batch", "batch"]
     with pytest.raises(Conflict, match="submitted with"):
         call(database, change_endpoint, PUBLIC, again[ours, URL].id, url="https://example.com/")
@@ -247,8 +247,8 @@ def test_the_webhooks_of_batches_are_endpoints_of_their_own(database: Database) 
 def test_very_many_webhooks_of_batches_are_found_at_once(database: Database) -> None:
     ours = find_project_no(database, "ours")
     wanted = [(ours, f"{URL}&batch={number}") for number in range(1_200)]
-    assert set(call(database, batch_endpoints, wanted)) == set(wanted)
-    assert set(call(database, batch_endpoints, wanted)) == set(wanted)
+    assert set(call(database, ensure_batch_endpoints, wanted)) == set(wanted)
+    assert set(call(database, ensure_batch_endpoints, wanted)) == set(wanted)
 
 
 # --- what couriers note, and what is forgotten
@@ -258,7 +258,7 @@ def test_what_was_delivered_stays_so_when_a_courier_tells_late_of_its_failure(da
     (identity,) = deliver(database, new(database), "e:1")
     end(database, identity, DELIVERED)
     late = write_log([Attempt(1, now_ms(), None, 15_000, "no answer came within 15 s", "", now_ms())])
-    Deliveries(database, "test").finish([Outcome(identity, PENDING, 1, late, now_ms())])
+    Deliveries(database, "test").record([AttemptOutcome(identity, PENDING, 1, late, now_ms())])
     found = call(database, find_delivery, identity)
     assert (found.status, found.due) == (DeliveryStatus.DELIVERED, None)
     assert [attempt.status for attempt in found.log] == [204]
@@ -295,7 +295,7 @@ def test_the_webhooks_of_batches_are_forgotten_with_their_last_delivery(database
     ours = find_project_no(database, "ours")
     registered = new(database)
     used, unused, disabled = (f"{URL}&{what}" for what in ("used", "unused", "disabled"))
-    made = call(database, batch_endpoints, [(ours, used), (ours, unused), (ours, disabled)])
+    made = call(database, ensure_batch_endpoints, [(ours, used), (ours, unused), (ours, disabled)])
     deliver(database, made[ours, used], "e:1")
     call(database, disable_endpoint, made[ours, disabled].id, "by hand")
     delete_old_deliveries(database, kept_s=kept_s)

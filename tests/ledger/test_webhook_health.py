@@ -20,12 +20,12 @@ from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint, create_endpoint, disable_endpoint
 from tweezer.webhooks.health import (
     OVERDUE_S,
-    Receivers,
-    Secrets,
+    ReceiverHealth,
+    SecretHealth,
     WebhookHealth,
-    look_at_receivers,
-    look_at_secrets,
-    look_at_webhooks,
+    read_receiver_health,
+    read_secret_health,
+    read_webhook_health,
 )
 from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
@@ -48,8 +48,8 @@ def write(database: Database, endpoint: Endpoint, due_ms: int | None) -> None:
 
 
 def test_without_couriers_and_webhooks_all_is_nought(database: Database) -> None:
-    assert look_at_webhooks(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0)
-    assert look_at_receivers(database) == Receivers(0, 0, [])
+    assert read_webhook_health(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0)
+    assert read_receiver_health(database) == ReceiverHealth(0, 0, [])
 
 
 def test_deliveries_are_counted_by_what_is_to_become_of_them(database: Database, endpoint: Endpoint) -> None:
@@ -64,10 +64,10 @@ def test_deliveries_are_counted_by_what_is_to_become_of_them(database: Database,
         connection.execute(update(deliveries).where(exhausted).values(status="E", due_ms=None))
         connection.execute(insert(couriers).values(namespace="test", position=position_number("7-1"), updated_ms=1))
         disable_endpoint(connection, other.id, "for a test")
-    assert look_at_webhooks(database, "test") == WebhookHealth(
+    assert read_webhook_health(database, "test") == WebhookHealth(
         "7-1", pending=2, overdue=1, exhausted=1, held=1, disabled=1
     )
-    assert look_at_webhooks(database, "other").position == START
+    assert read_webhook_health(database, "other").position == START
 
 
 def test_what_is_counted_is_found_by_indexes(database: Database) -> None:
@@ -84,25 +84,25 @@ def test_what_is_counted_is_found_by_indexes(database: Database) -> None:
 
 
 def test_receivers_that_have_failed_for_long_are_named(database: Database, endpoint: Endpoint) -> None:
-    def failing_since(ms: int) -> Receivers:
+    def failing_since(ms: int) -> ReceiverHealth:
         with database.write() as connection:
             connection.execute(update(endpoints).values(failing_ms=ms))
-        return look_at_receivers(database)
+        return read_receiver_health(database)
 
-    assert failing_since(now_ms() - 60_000) == Receivers(1, 0, [])
-    assert failing_since(now_ms() - 3_600_000) == Receivers(1, 1, [f"{endpoint.id} of project ours"])
+    assert failing_since(now_ms() - 60_000) == ReceiverHealth(1, 0, [])
+    assert failing_since(now_ms() - 3_600_000) == ReceiverHealth(1, 1, [f"{endpoint.id} of project ours"])
     with database.write() as connection:
         disable_endpoint(connection, endpoint.id, "for a test")
-    assert look_at_receivers(database).failing == 0
+    assert read_receiver_health(database).failing == 0
 
 
 def test_secrets_that_the_key_does_not_open_are_counted(database: Database, endpoint: Endpoint, tmp_path: Path) -> None:
     place = str(tmp_path / KEY_FILE)
-    assert look_at_secrets(database, "", tmp_path) == Secrets(0, 0, place, missing=True)
+    assert read_secret_health(database, "", tmp_path) == SecretHealth(0, 0, place, missing=True)
     for owner, key in ((None, KEY), (endpoint.id, OTHER_KEY)):
         with database.write() as connection:
             ensure_secrets(connection, Vault.of(key, tmp_path), SecretOwner(endpoint.project_no, owner))
-    assert look_at_secrets(database, KEY, tmp_path) == Secrets(2, 1, "TWEEZER_SECRETS_KEY", missing=False)
-    assert look_at_secrets(database, f"{KEY},{OTHER_KEY}", tmp_path).sealed == 0
-    assert look_at_secrets(database, "", tmp_path) == Secrets(2, 2, place, missing=True)
+    assert read_secret_health(database, KEY, tmp_path) == SecretHealth(2, 1, "TWEEZER_SECRETS_KEY", missing=False)
+    assert read_secret_health(database, f"{KEY},{OTHER_KEY}", tmp_path).sealed == 0
+    assert read_secret_health(database, "", tmp_path) == SecretHealth(2, 2, place, missing=True)
     assert list(tmp_path.glob("*.key")) == []

@@ -479,10 +479,10 @@ def _be(arguments: Sequence[str]) -> None:
         case ["courier"]:
             from tweezer.processes.courier import run_courier
             from tweezer.webhooks import outbox
-            from tweezer.webhooks.courier import Pace
+            from tweezer.webhooks.courier import CourierTuning
 
             outbox.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
-            run_courier(settings, pace=Pace(abandoned_s=2.0, late_s=0.5, hold_s=3.0))
+            run_courier(settings, tuning=CourierTuning(abandoned_s=2.0, late_s=0.5, claim_s=3.0))
         case ["api"]:
             from tweezer.api.app import run_api
 

@@ -172,10 +172,10 @@ def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None
         if messages:
             asyncio.run(_send_again(access, messages))
         with database.write() as connection:
-            from tweezer.ledger.dead_letters import ask_for_retry, drop_letters
+            from tweezer.ledger.dead_letters import drop_letters, request_retry
 
             drop_letters(connection, [it.id for it in messages])
-            ask_for_retry(connection, [it.id for it in found if it.consumer != "intake"])
+            request_retry(connection, [it.id for it in found if it.consumer != "intake"])
     show.echo(f"{_count(found)} will be tried again; see `tweezer dead-letters list`")
 
 

@@ -21,7 +21,7 @@ from tweezer.store.connection import Store
 from tweezer.store.measures import measure
 
 if TYPE_CHECKING:
-    from tweezer.ledger.dead_letters import Consumer, Parked
+    from tweezer.ledger.dead_letters import Consumer, LetterCounts
     from tweezer.ledger.health import Health
     from tweezer.webhooks.health import Receivers, Secrets, WebhookHealth
 
@@ -165,7 +165,7 @@ def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
         yield Finding("ledger durability", Level.OK, "what is recorded is on the disk")
 
 
-def check_letters(letters: Mapping[Consumer, Parked]) -> Finding:
+def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
     """What could not be processed, and what was lost of it."""
     there = {consumer: it for consumer, it in letters.items() if it.letters}
     evicted = sum(it.evicted for it in letters.values())

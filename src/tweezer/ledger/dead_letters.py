@@ -20,9 +20,12 @@ from sqlalchemy import ColumnElement, Connection, delete, exc, func, insert, sel
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.database import Database
 from tweezer.ledger.place import DeadLetterBounds
-from tweezer.ledger.schema import dead_letter_totals, dead_letters
+from tweezer.ledger.positions import recorder_position
+from tweezer.ledger.schema import dead_letter_totals, dead_letters, transitions
 from tweezer.model.errors import NotFound, TweezerError, Unreadable
+from tweezer.store.streams.feed import Entry, pack_entry, position_id, position_number, unpack_entry
 
 log = structlog.get_logger(__name__)
 
@@ -75,14 +78,19 @@ class Letter(msgspec.Struct, frozen=True):
     retry: datetime | None
 
 
-class Behind(msgspec.Struct, frozen=True):
-    """Entries of a batch that wait: how many, and the number of the last one."""
+class WaitingEntries(msgspec.Struct, frozen=True):
+    """Entries of a batch that wait behind a letter: how many, and the number of the last one."""
 
     entries: int
     last: int
 
+    @classmethod
+    def append(cls, before: WaitingEntries | None, entry: Entry) -> WaitingEntries:
+        """Return those before with one more."""
+        return cls(1 + (before.entries if before else 0), position_number(entry.id))
 
-class Parked(msgspec.Struct, frozen=True):
+
+class LetterCounts(msgspec.Struct, frozen=True):
     """How many letters of a consumer there are, since when, and how many there ever were."""
 
     letters: int = 0
@@ -102,14 +110,27 @@ def is_unusable(error: Exception) -> bool:
             return True
 
 
-def in_words(error: Exception) -> str:
-    """An error as a letter keeps it."""
+def describe_error(error: Exception) -> str:
+    """Return an error as a letter keeps it."""
     text = error.message if isinstance(error, TweezerError) else f"{type(error).__name__}: {error}"
     return _plain(text, _ERROR_MAX)
 
 
+def pack_letter(entry: Entry, error: str, project: str | None = None) -> NewLetter:
+    """Return the letter of an entry of the stream; one of a batch if that can be read from it."""
+    batch_id = entry.batch_id if entry.notice is None and entry.problem is None else None
+    return NewLetter(entry.id, error, pack_entry(entry), batch_id, project, position_number(entry.id))
+
+
+def unpack_letter(letter: Letter) -> Entry:
+    """Return the entry that was parked. Raises Unreadable."""
+    if letter.payload is None or not letter.position:
+        raise Unreadable("it was too large to be kept, and cannot be tried again: drop it")
+    return unpack_entry(letter.origin, letter.payload)
+
+
 def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter], bounds: DeadLetterBounds) -> None:
-    """Keeps the letters; the oldest go where there is no room."""
+    """Keep the letters; the oldest go where there is no room."""
     if not letters:
         return
     now = now_ms()
@@ -144,9 +165,9 @@ def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter
     _evict(connection, bounds)
 
 
-def hold_back(connection: Connection, consumer: Consumer, entries: Mapping[UUID, Behind]) -> set[UUID]:
-    """Those of the batches that are parked: their entries are noted as waiting behind the letter."""
-    held = set()
+def add_waiting(connection: Connection, consumer: Consumer, entries: Mapping[UUID, WaitingEntries]) -> set[UUID]:
+    """Note entries as waiting behind the letter of their batch; return the batches that are still parked."""
+    parked = set()
     for batch_id, behind in entries.items():
         first = select(func.min(dead_letters.c.id)).where(_of(consumer), dead_letters.c.batch == batch_id)
         statement = (
@@ -155,12 +176,12 @@ def hold_back(connection: Connection, consumer: Consumer, entries: Mapping[UUID,
             .values(waiting=dead_letters.c.waiting + behind.entries, last_position=behind.last)
         )
         if connection.execute(statement).rowcount:
-            held.add(batch_id)
-    return held
+            parked.add(batch_id)
+    return parked
 
 
 def parked_batches(connection: Connection, consumer: Consumer) -> dict[UUID, str | None]:
-    """The batches of which something is parked, with their projects."""
+    """Return the batches of which something is parked, with their projects."""
     query = select(dead_letters.c.batch, dead_letters.c.project).where(_of(consumer), dead_letters.c.batch.is_not(None))
     found: dict[UUID, str | None] = {}
     for batch_id, project in connection.execute(query):
@@ -169,29 +190,93 @@ def parked_batches(connection: Connection, consumer: Consumer) -> dict[UUID, str
 
 
 def due_letters(connection: Connection, consumer: Consumer) -> list[Letter]:
-    """Those that are to be tried again, in the order in which they were parked."""
+    """Return the letters that are to be tried again, in the order in which they were parked."""
     query = select(dead_letters).where(_of(consumer), dead_letters.c.retry_ms.is_not(None))
     return [_letter(row) for row in connection.execute(query.order_by(dead_letters.c.id).limit(100))]
 
 
-def retry_of_older(connection: Connection, consumer: Consumer) -> None:
-    """Tries again what another version of Tweezer could not use."""
+def retry_other_versions(connection: Connection, consumer: Consumer) -> None:
+    """Have everything tried again that another version of Tweezer could not use."""
     older = dead_letters.c.version != _VERSION
     connection.execute(update(dead_letters).where(_of(consumer), older).values(retry_ms=now_ms(), version=_VERSION))
 
 
-def failed_again(connection: Connection, identity: int, error: Exception) -> None:
-    """It was tried again, in vain."""
-    values = {"error": in_words(error), "retry_ms": None, "version": _VERSION}
-    connection.execute(update(dead_letters).where(dead_letters.c.id == identity).values(**values))
+class DeadLetterQueue:
+    """The dead letters of one consumer. All methods block, and raise Unavailable."""
 
+    def __init__(self, database: Database, consumer: Consumer, bounds: DeadLetterBounds) -> None:
+        self._database = database
+        self._consumer = consumer
+        self._bounds = bounds
 
-def finish(connection: Connection, letter: Letter) -> bool:
-    """Removes a letter that has been made good, unless more waits behind it by now; whether it is gone."""
-    same = (dead_letters.c.id == letter.id, dead_letters.c.last_position == letter.last_position)
-    connection.execute(delete(dead_letters).where(*same))
-    left = select(func.count()).where(dead_letters.c.id == letter.id)
-    return connection.execute(left).scalar_one() == 0
+    def park(self, letters: Sequence[NewLetter]) -> None:
+        """Keep the letters; the oldest go where there is no room."""
+        with self._database.write() as connection:
+            park(connection, self._consumer, letters, self._bounds)
+
+    def hold_back(self, entries: Iterable[Entry]) -> frozenset[UUID]:
+        """Return the batches that are parked; note those of the entries that are of one as waiting behind it."""
+        with self._database.read() as connection:
+            parked = parked_batches(connection, self._consumer).keys()
+        behind: dict[UUID, WaitingEntries] = {}
+        for entry in entries:
+            if entry.batch_id in parked and entry.notice is None:
+                behind[entry.batch_id] = WaitingEntries.append(behind.get(entry.batch_id), entry)
+        if not behind:
+            return frozenset(parked)
+        with self._database.write() as connection:
+            still_parked = add_waiting(connection, self._consumer, behind)
+        return frozenset(parked - behind.keys() | still_parked)
+
+    def read(self, *, retry_others: bool = False) -> tuple[dict[UUID, str | None], list[Letter]]:
+        """Return the batches that are parked, with their projects, and the letters that are to be tried again.
+
+        retry_others: first have everything tried again that another version of Tweezer could not use.
+        """
+        with self._database.write() if retry_others else self._database.read() as connection:
+            if retry_others:
+                retry_other_versions(connection, self._consumer)
+            return parked_batches(connection, self._consumer), due_letters(connection, self._consumer)
+
+    def read_entries(self, letter: Letter, namespace: str) -> list[Entry] | None:
+        """Return the entry that was parked and those behind it; None while the recorder lacks some.
+
+        Raises Unreadable.
+        """
+        first = unpack_letter(letter)
+        if letter.last_position == letter.position:
+            return [first]
+        found = {letter.position: first}
+        behind = select(transitions).where(
+            transitions.c.batch == letter.batch,
+            transitions.c.position.between(letter.position, letter.last_position),
+        )
+        with self._database.read() as connection:
+            if recorder_position(connection, namespace) < letter.last_position:
+                return None
+            for row in connection.execute(behind.order_by(transitions.c.position)):
+                identity = position_id(row.position)
+                found.setdefault(row.position, Entry(identity, row.batch, row.sequence_number, row.time_us, row.words))
+        return [found[at] for at in sorted(found)]
+
+    def note_failure(self, letter: Letter, error: Exception) -> None:
+        """Note that the letter was tried again in vain."""
+        values = {"error": describe_error(error), "retry_ms": None, "version": _VERSION}
+        with self._database.write() as connection:
+            connection.execute(update(dead_letters).where(dead_letters.c.id == letter.id).values(**values))
+
+    def drop(self, letter: Letter) -> None:
+        """Remove a letter that was tried again with success."""
+        with self._database.write() as connection:
+            drop_letters(connection, [letter.id])
+
+    def resolve(self, letter: Letter) -> Letter | None:
+        """Remove a letter that was tried again with success, unless more waits behind it by now: return it then."""
+        unchanged = (dead_letters.c.id == letter.id, dead_letters.c.last_position == letter.last_position)
+        with self._database.write() as connection:
+            connection.execute(delete(dead_letters).where(*unchanged))
+            row = connection.execute(select(dead_letters).where(dead_letters.c.id == letter.id)).one_or_none()
+        return None if row is None else _letter(row)
 
 
 # -- for operators ------------------------------------------------------------------------------------------
@@ -204,7 +289,7 @@ def list_letters(
     batch: UUID | None = None,
     limit: int | None = None,
 ) -> list[Letter]:
-    """The letters, oldest first."""
+    """Return the letters, oldest first."""
     which: list[ColumnElement[bool]] = []
     if consumer is not None:
         which.append(_of(consumer))
@@ -215,7 +300,7 @@ def list_letters(
 
 
 def find_letters(connection: Connection, ids: Collection[int]) -> list[Letter]:
-    """The letters of these ids, oldest first. Raises NotFound."""
+    """Return the letters of these ids, oldest first. Raises NotFound."""
     query = select(dead_letters).where(dead_letters.c.id.in_(sorted(ids))).order_by(dead_letters.c.id)
     found = [_letter(row) for row in connection.execute(query)]
     for identity in sorted(set(ids) - {letter.id for letter in found}):
@@ -223,41 +308,41 @@ def find_letters(connection: Connection, ids: Collection[int]) -> list[Letter]:
     return found
 
 
-def ask_for_retry(connection: Connection, ids: Iterable[int]) -> None:
-    """Has the letters tried again by their consumers."""
+def request_retry(connection: Connection, ids: Iterable[int]) -> None:
+    """Have the letters tried again by their consumers."""
     which = dead_letters.c.id.in_(sorted(ids))
     connection.execute(update(dead_letters).where(which).values(retry_ms=now_ms()))
 
 
 def drop_letters(connection: Connection, ids: Iterable[int]) -> None:
-    """Removes the letters for good."""
+    """Remove the letters for good."""
     connection.execute(delete(dead_letters).where(dead_letters.c.id.in_(sorted(ids))))
 
 
-def count_letters(connection: Connection) -> dict[Consumer, Parked]:
-    """What is parked, by consumer."""
+def count_letters(connection: Connection) -> dict[Consumer, LetterCounts]:
+    """Count the letters by consumer."""
     columns = (dead_letters.c.consumer, func.count(), func.min(dead_letters.c.created_ms))
     now = {row[0]: (row[1], row[2]) for row in connection.execute(select(*columns).group_by(dead_letters.c.consumer))}
     ever = {row.consumer: (row.parked, row.evicted) for row in connection.execute(select(dead_letter_totals))}
     return {
-        it: Parked(now.get(it, (0,))[0], moment_of(now[it][1]) if it in now else None, *ever.get(it, (0, 0)))
+        it: LetterCounts(now.get(it, (0,))[0], moment_of(now[it][1]) if it in now else None, *ever.get(it, (0, 0)))
         for it in Consumer
     }
 
 
 def count_newer(connection: Connection) -> int:
-    """How many batches are parked because a newer Tweezer wrote them."""
+    """Return how many batches are parked because a newer Tweezer wrote them."""
     newer = dead_letters.c.error.like("batch % was written by a newer Tweezer%")
     return connection.execute(select(func.count(dead_letters.c.batch.distinct())).where(newer)).scalar_one()
 
 
 def expire_letters(connection: Connection, bounds: DeadLetterBounds) -> None:
-    """Drops letters that are older than they are kept."""
+    """Drop letters that are older than they are kept."""
     _drop_for_room(connection, dead_letters.c.created_ms < now_ms() - bounds.kept_s * 1000)
 
 
 def _evict(connection: Connection, bounds: DeadLetterBounds) -> None:
-    """Drops the oldest letters beyond the bounds."""
+    """Drop the oldest letters beyond the bounds."""
     count, size = connection.execute(select(func.count(), func.sum(dead_letters.c.size))).one()
     if count <= bounds.count and (size or 0) <= bounds.size:
         return
@@ -294,7 +379,7 @@ def _of(consumer: Consumer) -> ColumnElement[bool]:
 
 
 def _plain(text: str, most: int) -> str:
-    """A text in characters that every database takes."""
+    """Return a text in characters that every database takes."""
     shown = "".join(it if it.isprintable() else it.encode("unicode_escape").decode() for it in text[:most])
     return shown[:most]
 

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection, exc, select, text, update
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Consumer, Parked, count_letters, count_newer
+from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters, count_newer
 from tweezer.ledger.installation import kept_id
 from tweezer.ledger.migrate import differences, place, require_schema
 from tweezer.ledger.schema import recorder
@@ -30,7 +30,7 @@ class Health(msgspec.Struct, frozen=True):
     unfit: str | None = None
     refusal: str | None = None
     positions: dict[str, str] = {}
-    letters: dict[Consumer, Parked] = {}
+    letters: dict[Consumer, LetterCounts] = {}
     newer: int = 0
     installation: str | None = None
 
@@ -62,7 +62,7 @@ def look(database: Database) -> Health:
     )
 
 
-def parked(database: Database) -> dict[Consumer, Parked]:
+def parked(database: Database) -> dict[Consumer, LetterCounts]:
     """What is parked, by consumer. Raises Unavailable."""
     with database.read() as connection:
         return count_letters(connection)

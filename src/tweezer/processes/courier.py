@@ -29,10 +29,10 @@ from tweezer.processes.runtime import (
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.webhooks.attempts import Desk
-from tweezer.webhooks.courier import Courier, Pace
+from tweezer.webhooks.attempts import Deliverer
+from tweezer.webhooks.courier import Courier, CourierTuning
 from tweezer.webhooks.deliveries import DELIVER, Deliveries
-from tweezer.webhooks.outbox import Schedule
+from tweezer.webhooks.outbox import RetrySchedule
 from tweezer.webhooks.payloads import Payloads
 from tweezer.webhooks.secrets import SecretCache
 from tweezer.webhooks.sender import Sender
@@ -53,18 +53,18 @@ async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
     await courier.fetch(UUID(endpoint_id))
 
 
-def run_courier(settings: Settings, *, pace: Pace | None = None) -> None:
+def run_courier(settings: Settings, *, tuning: CourierTuning | None = None) -> None:
     """Delivers webhooks until SIGTERM or SIGINT; others may do the same beside it."""
     os.nice(_NICENESS)
-    run_on_a_loop(lambda: CourierProcess(settings, pace))
+    run_on_a_loop(lambda: CourierProcess(settings, tuning))
 
 
 class CourierProcess:
     """A courier with a store, a database and connections of its own."""
 
-    def __init__(self, settings: Settings, pace: Pace | None = None) -> None:
+    def __init__(self, settings: Settings, tuning: CourierTuning | None = None) -> None:
         self._settings = settings
-        self._pace = pace or Pace()
+        self._tuning = tuning or CourierTuning()
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.locate_ledger())
         self._vault = Vault.of(settings.secrets.key, settings.data_dir)
@@ -81,7 +81,7 @@ class CourierProcess:
             timeout_s=settings.webhook.timeout_s,
             limit=_CONNECTIONS,
         )
-        desk = Desk(
+        deliverer = Deliverer(
             self._store,
             self._database,
             Deliveries(self._database, settings.namespace),
@@ -89,7 +89,7 @@ class CourierProcess:
             SecretCache(self._database, self._vault),
             connections=_CONNECTIONS,
             disable_s=_DISABLE_S,
-            hold_s=self._pace.hold_s,
+            claim_s=self._tuning.claim_s,
         )
         links = ResultLinks(
             self._database, lambda: self._vault, base_url=settings.public_base(), link_s=settings.webhook.link_s
@@ -98,12 +98,12 @@ class CourierProcess:
             self._store,
             self._database,
             Payloads(self._store, self._database, links),
-            desk,
+            deliverer,
             namespace=settings.namespace,
             reader=new_worker_id(),
-            schedule=Schedule(settings.webhook.schedule_s),
+            schedule=RetrySchedule(settings.webhook.schedule_s),
             connections=settings.webhook.endpoint_connections,
-            pace=self._pace,
+            tuning=self._tuning,
         )
         gc.freeze()  # what is there now stays, and need not be looked through again and again
         log.info("courier.started")
@@ -111,7 +111,7 @@ class CourierProcess:
             with watching_loop():
                 async with Duties() as duties:
                     duties.watch("courier", courier.run())
-                    duties.watch("outcomes", desk.write())
+                    duties.watch("outcomes", deliverer.write_outcomes())
                     duties.start("sweep", courier.sweep, every_s=_SWEEP_S)
                     await work(
                         lambda: self._workers(courier), stopping, doing="alarms", drain_s=_DRAIN_S, backoff=DUTY_BACKOFF

@@ -1,4 +1,4 @@
-"""What all outboxes of a courier share: the sender, the rows in the ledger, the alarms."""
+"""Attempts to deliver webhooks: what all outboxes of a courier share to send, and to record the outcomes."""
 
 from __future__ import annotations
 
@@ -21,31 +21,36 @@ from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.streams.feed import Notice
-from tweezer.webhooks.deliveries import PENDING, Alarms, Deliveries, Due, Outcome
-from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failing, note_working
+from tweezer.webhooks.deliveries import PENDING, Alarms, AttemptOutcome, ClaimedDelivery, Deliveries
+from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failure, note_success
 from tweezer.webhooks.secrets import SecretCache
-from tweezer.webhooks.sender import Answer, Sender
+from tweezer.webhooks.sender import Sender, SendResult
 
 log = structlog.get_logger(__name__)
 
-HOLD_S = 30.0
+CLAIM_S = 30.0
 
-_GATHER_S = 0.05  # how long outcomes come together before they are written
+_GATHER_S = 0.05  # how long outcomes are collected before they are written
 _WRITTEN_AT_ONCE = 1000
-_GIVEN_UP_S = 10.0  # how long nothing is claimed for an endpoint after it was told that it is disabled
+_GIVEN_UP_S = 10.0  # how long nothing is claimed for an endpoint after the notice that it is disabled
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """begin_by: until when (monotonic) what a courier holds is to be attempted. until_ms: when, since 1970, it is due
-    for others; an attempt that was begun in time is over by then."""
+class Claim(msgspec.Struct, frozen=True):
+    """How long a courier may keep deliveries that it has claimed.
+
+    begin_by: until when (monotonic) it may begin an attempt. until_ms: from when (since 1970) they are due for other
+    couriers; an attempt that was begun in time is over by then.
+    """
 
     begin_by: float
     until_ms: int
 
 
-class Desk:
-    """Sends, and writes down what became of it. ``connections``: attempts at once, of all outboxes together.
-    ``hold_s``: how long deliveries may wait here."""
+class Deliverer:
+    """Makes attempts and records their outcomes.
+
+    connections: attempts at once, of all outboxes together. claim_s: how long deliveries may wait in this courier.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class Desk:
         *,
         connections: int,
         disable_s: float,
-        hold_s: float = HOLD_S,
+        claim_s: float = CLAIM_S,
     ) -> None:
         self._store = store
         self._alarms = Alarms(store)
@@ -69,23 +74,23 @@ class Desk:
         self._share = max(connections // 2, 1)
         self._shares: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()  # of projects with attempts
         self._disable_ms = round(disable_s * 1000)
-        self._hold_s = hold_s
+        self._claim_s = claim_s
         self._given_up: dict[UUID, float] = {}
-        self._outcomes: list[tuple[UUID, Outcome]] = []
+        self._outcomes: list[tuple[UUID, AttemptOutcome]] = []
         self._came = asyncio.Event()
 
-    def hold(self) -> Hold:
-        """Of what is taken now."""
-        held_s = self._hold_s + self._sender.timeout_s + 1.0
-        return Hold(time.monotonic() + self._hold_s, now_ms() + round(held_s * 1000))
+    def new_claim(self) -> Claim:
+        """Return the claim on deliveries that are taken now."""
+        claim_s = self._claim_s + self._sender.timeout_s + 1.0
+        return Claim(time.monotonic() + self._claim_s, now_ms() + round(claim_s * 1000))
 
     def expect(self, endpoint: Endpoint) -> None:
-        """Something is about to be sent there."""
+        """Prepare for something that is about to be sent to the endpoint."""
         self._secrets.expect(endpoint.secret_owner)
 
-    async def post(self, endpoint: Endpoint, due: Due, begin_by: float) -> Answer | None:
-        """One attempt; None when it could not begin by then. Never raises for what the receiver does."""
-        share = self._share_of(endpoint.project_no)
+    async def send(self, endpoint: Endpoint, due: ClaimedDelivery, begin_by: float) -> SendResult | None:
+        """Make one attempt; return None if it could not begin by then. Never raises for what the receiver does."""
+        share = self._get_share(endpoint.project_no)
         if not await self._enter(share, begin_by):
             return None
         try:
@@ -98,7 +103,7 @@ class Desk:
             share.release()
 
     async def _enter(self, share: asyncio.Semaphore, begin_by: float) -> bool:
-        """Takes a slot and one of the project's share; whether that was possible by then."""
+        """Take a slot and one of the project's share; return whether that was possible by then."""
         if not (share.locked() or self._slots.locked()):  # then neither waits, and there is nothing to time
             await share.acquire()
             await self._slots.acquire()
@@ -115,20 +120,20 @@ class Desk:
             return False
         return True
 
-    def _share_of(self, project_no: int) -> asyncio.Semaphore:
-        """Half of the attempts at once are the most that one project has: its dead receivers delay nobody else's."""
+    def _get_share(self, project_no: int) -> asyncio.Semaphore:
+        """Return a project's share: half of the attempts at once, so that its dead receivers delay nobody else's."""
         share = self._shares.get(project_no)
         if share is None:
             share = self._shares[project_no] = asyncio.Semaphore(self._share)
         return share
 
-    def finish(self, endpoint_id: UUID, outcome: Outcome) -> None:
-        """To be written down soon. If this process dies before, the attempt is made again."""
+    def record(self, endpoint_id: UUID, outcome: AttemptOutcome) -> None:
+        """Write the outcome soon. If this process dies before, the attempt is made again."""
         self._outcomes.append((endpoint_id, outcome))
         self._came.set()
 
-    async def write(self) -> None:
-        """Writes outcomes down until cancelled, many at once."""
+    async def write_outcomes(self) -> None:
+        """Write outcomes until cancelled, many at once."""
         await repeat("outcomes", self._write_some)
 
     async def _write_some(self) -> None:
@@ -143,9 +148,9 @@ class Desk:
             raise
 
     async def flush(self) -> None:
-        """Writes down what there is, and arms the alarms of what is to be tried again. Raises TweezerError."""
+        """Write the outcomes so far, and arm alarms for further attempts. Raises TweezerError."""
         outcomes = self._outcomes[:_WRITTEN_AT_ONCE]
-        await self._database.run(self._deliveries.finish, [outcome for _, outcome in outcomes])
+        await self._database.run(self._deliveries.record, [outcome for _, outcome in outcomes])
         del self._outcomes[: len(outcomes)]
         if self._outcomes:
             self._came.set()
@@ -158,81 +163,85 @@ class Desk:
             await self._arm(endpoint_id, due_ms)
 
     async def close(self) -> None:
-        """Writes down what is left, and closes the connections to receivers."""
+        """Write the remaining outcomes, and close the connections to receivers."""
         try:
             while self._outcomes:
                 await self.flush()
         finally:
             await self._sender.close()
 
-    async def claim(self, endpoint_id: UUID, most: int, hold: Hold) -> tuple[Endpoint, list[Due]] | None:
-        """The endpoint, and deliveries to it that are due and this courier's now. None if it is gone, or was just given
-        up, or is disabled: what was pending is then held back."""
-        endpoint = await self.find(endpoint_id)
+    async def claim(self, endpoint_id: UUID, most: int, claim: Claim) -> tuple[Endpoint, list[ClaimedDelivery]] | None:
+        """Claim deliveries to an endpoint that are due; return them with the endpoint.
+
+        Returns None if the endpoint is gone, was just given up, or is disabled: what was pending is then held back.
+        """
+        endpoint = await self.find_endpoint(endpoint_id)
         if endpoint is None:
             return None
         if endpoint.disabled is not None:
             self._given_up.pop(endpoint_id, None)
-            await self._database.run(self._deliveries.hold, endpoint_id)
+            await self._database.run(self._deliveries.hold_pending, endpoint_id)
             return None
         if self._is_given_up(endpoint_id):
             return None
-        return endpoint, await self._database.run(_claim, self._deliveries, endpoint_id, most, hold.until_ms)
+        return endpoint, await self._database.run(self._deliveries.claim, endpoint_id, most, claim.until_ms)
 
     async def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
-        """Lets go of what is held and was not attempted."""
+        """Release claimed deliveries that were not attempted; they are due then."""
         if ids:
             await self._database.run(self._deliveries.postpone, ids, due_ms)
 
     async def postpone_and_arm(self, endpoint_id: UUID, ids: Sequence[UUID], due_ms: int) -> None:
-        """The same, and somebody looks at the endpoint again then."""
+        """Do the same, and have a courier look at the endpoint then."""
         await self.postpone(ids, due_ms)
         await self._arm(endpoint_id, due_ms)
 
     async def _arm(self, endpoint_id: UUID, due_ms: int) -> None:
-        """Sets an alarm; without one the couriers' sweep finds what is due."""
+        """Set an alarm; without one the couriers' sweep finds what is due."""
         try:
             await self._alarms.arm(endpoint_id, due_ms)
         except TweezerError as error:
             log.warning("alarm.not_armed", endpoint=str(endpoint_id), error=error.message)
 
-    async def failed(self, endpoint_id: UUID, at_ms: int) -> None:
-        """An attempt failed; an endpoint of which all have for too long is disabled."""
-        since = await self._database.run(self._note_failing, endpoint_id, at_ms)
+    async def note_failure(self, endpoint_id: UUID, at_ms: int) -> None:
+        """Note that an attempt failed; disable an endpoint of which all have failed for too long."""
+        since = await self._database.run(self._note_failure, endpoint_id, at_ms)
         if at_ms - since > self._disable_ms:
             days = self._disable_ms / 86_400_000
             await self.give_up(endpoint_id, f"every attempt has failed for {days:.3g} days")
 
-    async def worked(self, endpoint_id: UUID) -> None:
-        """An attempt worked after some that failed."""
-        await self._database.run(self._note_working, endpoint_id)
+    async def note_success(self, endpoint_id: UUID) -> None:
+        """Note that an attempt succeeded after some that failed."""
+        await self._database.run(self._note_success, endpoint_id)
 
     async def give_up(self, endpoint_id: UUID, why: str) -> None:
-        """Tells the project that nothing more is sent there; :meth:`disable` makes it so when that is on its way.
+        """Publish the notice that the endpoint is disabled; :meth:`disable` does it once that notice is on its way.
 
-        Until then this courier claims nothing for it. If Redis loses what was told, the next failure tells it again,
-        by the same id.
+        Until then this courier claims nothing for it. If Redis loses the notice, the next failure publishes it again
+        with the same id.
         """
         if self._is_given_up(endpoint_id):
             return
         self._given_up[endpoint_id] = time.monotonic() + _GIVEN_UP_S
         try:
-            endpoint = await self.find(endpoint_id)
+            endpoint = await self.find_endpoint(endpoint_id)
             if endpoint is not None and endpoint.disabled is None:
-                since_ms = await self._database.run(self._note_failing, endpoint_id, now_ms())
-                await self._store.events.tell(_notice(endpoint, why, since_ms))
+                since_ms = await self._database.run(self._note_failure, endpoint_id, now_ms())
+                await self._store.events.tell(_make_notice(endpoint, why, since_ms))
         except BaseException:
             self._given_up.pop(endpoint_id, None)
             raise
 
     async def disable(self, notice: Notice) -> None:
-        """What was told of an endpoint is in the ledger for all who are told: now it is so. May be repeated: since it
-        was enabled again, another notice is needed."""
-        told = msgspec.json.decode(notice.data, type=EndpointData)
-        endpoint_id, since_ms = UUID(told.endpoint_id), _since_ms(notice)
-        if await self._database.run(self._disable, endpoint_id, told.reason, since_ms):
-            log.warning("endpoint.disabled", endpoint=str(endpoint_id), project=notice.project, reason=told.reason)
-        await self._alarms.changed()
+        """Disable the endpoint of a notice whose deliveries are in the ledger.
+
+        May be repeated: an endpoint that was enabled since is disabled by another notice only.
+        """
+        data = msgspec.json.decode(notice.data, type=EndpointData)
+        endpoint_id, since_ms = UUID(data.endpoint_id), _parse_since_ms(notice)
+        if await self._database.run(self._disable, endpoint_id, data.reason, since_ms):
+            log.warning("endpoint.disabled", endpoint=str(endpoint_id), project=notice.project, reason=data.reason)
+        await self._alarms.note_change()
 
     def _is_given_up(self, endpoint_id: UUID) -> bool:
         if time.monotonic() < self._given_up.get(endpoint_id, 0.0):
@@ -240,8 +249,8 @@ class Desk:
         self._given_up.pop(endpoint_id, None)
         return False
 
-    async def find(self, endpoint_id: UUID) -> Endpoint | None:
-        """The endpoint as it stands."""
+    async def find_endpoint(self, endpoint_id: UUID) -> Endpoint | None:
+        """Return the current endpoint, if it is still there."""
 
         def find() -> Endpoint | None:
             with self._database.read() as connection:
@@ -252,13 +261,13 @@ class Desk:
 
         return await self._database.run(find)
 
-    def _note_failing(self, endpoint_id: UUID, at_ms: int) -> int:
+    def _note_failure(self, endpoint_id: UUID, at_ms: int) -> int:
         with self._database.write() as connection:
-            return note_failing(connection, endpoint_id, at_ms)
+            return note_failure(connection, endpoint_id, at_ms)
 
-    def _note_working(self, endpoint_id: UUID) -> None:
+    def _note_success(self, endpoint_id: UUID) -> None:
         with self._database.write() as connection:
-            note_working(connection, [endpoint_id])
+            note_success(connection, [endpoint_id])
 
     def _disable(self, endpoint_id: UUID, why: str, since_ms: int) -> bool:
         with self._database.write() as connection, contextlib.suppress(NotFound):
@@ -266,7 +275,7 @@ class Desk:
         return False
 
 
-def _notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
+def _make_notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
     now_us = time.time_ns() // 1000
     data = EndpointData(str(endpoint.id), without_query(endpoint.url), why, timestamp(now_us))
     return Notice(
@@ -278,15 +287,11 @@ def _notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
     )
 
 
-def _since_ms(notice: Notice) -> int:
-    """Since when all attempts at the endpoint have failed: the last part of the notice's id."""
+def _parse_since_ms(notice: Notice) -> int:
+    """Return since when all attempts at the endpoint have failed: the last part of the notice's id."""
     return int(notice.id.rpartition(":")[2]) // 1000
 
 
 def without_query(url: str) -> str:
-    """What may be shown of a URL: its query may be a secret."""
+    """Return what may be shown of a URL: its query may be a secret."""
     return urlunsplit(urlsplit(url)._replace(query="", fragment=""))
-
-
-def _claim(deliveries: Deliveries, endpoint_id: UUID, most: int, until_ms: int) -> list[Due]:
-    return deliveries.claim(endpoint_id, most=most, until_ms=until_ms)

@@ -21,7 +21,7 @@ import structlog
 from tweezer.duties import end_tasks, heeding_cancel, repeat, run_to_end
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Letter, in_words, is_unusable
+from tweezer.ledger.dead_letters import Consumer, DeadLetterQueue, Letter, describe_error, is_unusable, pack_letter
 from tweezer.ledger.installation import require_same
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import NotFound, TweezerError
@@ -30,13 +30,12 @@ from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope
 from tweezer.store.connection import Store
 from tweezer.store.recovery import Gate
 from tweezer.store.streams.feed import START, Entry, EntryGroup, Notice, position_id, position_number
-from tweezer.webhooks.attempts import HOLD_S, Desk
-from tweezer.webhooks.dead_letters import CourierLetters
-from tweezer.webhooks.deliveries import Deliveries, Due, NewDelivery, delivery_id
+from tweezer.webhooks.attempts import CLAIM_S, Deliverer
+from tweezer.webhooks.deliveries import ClaimedDelivery, Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint
-from tweezer.webhooks.outbox import Outbox, Schedule, unused
+from tweezer.webhooks.outbox import Outbox, RetrySchedule
 from tweezer.webhooks.payloads import BatchFacts, Payloads
-from tweezer.webhooks.subscriptions import Audience, Listeners
+from tweezer.webhooks.subscriptions import Subscribers, Subscriptions
 
 log = structlog.get_logger(__name__)
 
@@ -49,9 +48,9 @@ _CLOSE_S = 5.0  # for what it was given last, when it stops
 _LOOK_S = 0.005  # between looks whether it is our turn
 
 
-class Pace(msgspec.Struct, frozen=True):
+class CourierTuning(msgspec.Struct, frozen=True):
     """entries: read at once. wait_s: for new ones. abandoned_s: after so long entries of a silent courier are taken
-    over. late_s: how late something may be before the sweep fetches it. hold_s: how long a delivery may wait in this
+    over. late_s: how late something may be before the sweep fetches it. claim_s: how long a delivery may wait in this
     courier until it is attempted; only then do others look at it. rest_s: for each delivery of events that are younger
     than fresh_s it rests so long before it reads on. gate_s: between looks whether the gate is open again."""
 
@@ -59,13 +58,13 @@ class Pace(msgspec.Struct, frozen=True):
     wait_s: float = 3.0
     abandoned_s: float = 15.0
     late_s: float = 5.0
-    hold_s: float = HOLD_S
+    claim_s: float = CLAIM_S
     rest_s: float = 0.0005
     fresh_s: float = 1.0
     gate_s: float = 0.1
 
 
-class _Letter(msgspec.Struct, frozen=True):
+class _Message(msgspec.Struct, frozen=True):
     """An event for one endpoint. ``text``: the body."""
 
     endpoint: Endpoint
@@ -84,7 +83,7 @@ class _Part(msgspec.Struct, frozen=True):
     told: list[tuple[Event, str, list[Endpoint]]]
     described: list[JobData | BatchData | None]
     pairs: set[tuple[UUID, UUID]]
-    notices: list[_Letter]
+    notices: list[_Message]
 
 
 class _Plan(msgspec.Struct):
@@ -93,7 +92,7 @@ class _Plan(msgspec.Struct):
 
     parked: frozenset[UUID]
     facts: dict[UUID, BatchFacts]
-    audience: Audience
+    subscribers: Subscribers
     parts: Iterator[list[Event | Notice]]
     first: _Part
 
@@ -106,28 +105,28 @@ class Courier:
         store: Store,
         database: Database,
         payloads: Payloads,
-        desk: Desk,
+        deliverer: Deliverer,
         *,
         namespace: str,
         reader: str,
-        schedule: Schedule,
+        schedule: RetrySchedule,
         connections: int,
-        pace: Pace | None = None,
+        tuning: CourierTuning | None = None,
         bounds: DeadLetterBounds | None = None,
     ) -> None:
         self._store = store
         self._database = database
         self._namespace = namespace
         self._deliveries = Deliveries(database, namespace)
-        self._letters_kept = CourierLetters(database, bounds or DeadLetterBounds())
+        self._dead_letters = DeadLetterQueue(database, Consumer.COURIER, bounds or DeadLetterBounds())
         self._parked: frozenset[UUID] = frozenset()
         """Batches that were parked when it last looked: nothing is described of them."""
         self._payloads = payloads
-        self._listeners = Listeners(database, payloads)
-        self._desk = desk
+        self._subscriptions = Subscriptions(database, payloads)
+        self._deliverer = deliverer
         self._schedule = schedule
         self._connections = connections
-        self._pace = pace or Pace()
+        self._tuning = tuning or CourierTuning()
         self._group = EntryGroup(store.scripts, GROUP, reader)
         self._joined = False
         self._may_hold = False
@@ -179,7 +178,7 @@ class Courier:
 
     async def _take_up(self) -> int:
         """Takes care of entries that this courier was given and did not acknowledge; how many."""
-        entries, is_alone = await self._group.read_own(most=self._pace.entries)
+        entries, is_alone = await self._group.read_own(most=self._tuning.entries)
         await self._wait_for_gate()  # behind the read: Redis may have restarted in between
         for part in [entries] if is_alone and entries else [[entry] for entry in entries]:
             await self._serve(part)
@@ -191,9 +190,9 @@ class Courier:
             await self._serve([entry])
         if claimed:
             return len(claimed)
-        given = await self._group.read(most=self._pace.entries, wait_s=self._pace.wait_s)
+        given = await self._group.read(most=self._tuning.entries, wait_s=self._tuning.wait_s)
         entries = given.entries
-        self._listeners.changes = given.endpoints
+        self._subscriptions.changes = given.endpoints
         if given.is_shut:
             await self._wait_for_gate()
         if entries:
@@ -206,23 +205,23 @@ class Courier:
         while True:
             if is_open(await self._store.restoring.gate()):
                 return
-            await asyncio.sleep(self._pace.gate_s)
+            await asyncio.sleep(self._tuning.gate_s)
 
     async def _claim_abandoned(self) -> list[Entry]:
         """Looks for them now and then, and again at once where there were some."""
         now = time.monotonic()
         if now < self._claim_at:
             return []
-        claimed = await self._group.claim(idle_s=self._pace.abandoned_s, most=self._pace.entries)
-        self._claim_at = now if claimed else now + self._pace.abandoned_s / 5
+        claimed = await self._group.claim(idle_s=self._tuning.abandoned_s, most=self._tuning.entries)
+        self._claim_at = now if claimed else now + self._tuning.abandoned_s / 5
         return claimed
 
     async def _rest(self, entries: Sequence[Entry], told: int) -> None:
         """Rests for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
         core free now and then, which being niced alone does not give them, and webhooks come a little later."""
         late_s = time.time() - entries[0].time_us / 1e6
-        if abs(late_s) < self._pace.fresh_s:  # before: the clocks differ, and nothing is known
-            await asyncio.sleep(min(told * self._pace.rest_s, self._pace.fresh_s - late_s))
+        if abs(late_s) < self._tuning.fresh_s:  # before: the clocks differ, and nothing is known
+            await asyncio.sleep(min(told * self._tuning.rest_s, self._tuning.fresh_s - late_s))
 
     async def take_care(self, entries: Sequence[Entry]) -> None:
         """Writes the deliveries of the entries, acknowledges those, and begins to send. May be repeated."""
@@ -238,7 +237,7 @@ class Courier:
         except Exception as error:
             if not is_unusable(error):
                 raise
-            log.warning("courier.looks_for_culprit", error=in_words(error))
+            log.warning("courier.looks_for_culprit", error=describe_error(error))
         await self._serve_apart(entries)
         return 0
 
@@ -246,7 +245,7 @@ class Courier:
         """Takes care of entries of which some cannot be delivered; halves are tried until the culprits stand alone."""
         try:
             await self._wait_for_turn(entries)
-            self._parked = await self._database.run(self._letters_kept.hold_back, ())  # by others, perhaps
+            self._parked = await self._database.run(self._dead_letters.hold_back, ())  # by others, perhaps
             await self.take_care(entries)
         except Exception as error:
             if not is_unusable(error):
@@ -256,11 +255,11 @@ class Courier:
                 await self._serve_apart(entries[:half])
                 await self._serve_apart(entries[half:])
             else:
-                await self._park(entries, in_words(error))
+                await self._park(entries, describe_error(error))
 
     async def _park(self, entries: Sequence[Entry], problem: str) -> None:
-        await self._database.run(self._letters_kept.park, entries, problem)
-        self._parked = await self._database.run(self._letters_kept.hold_back, ())
+        await self._database.run(self._dead_letters.park, [pack_letter(entry, problem) for entry in entries])
+        self._parked = await self._database.run(self._dead_letters.hold_back, ())
         await self._database.run(self._deliveries.write, [], position_number(entries[-1].id))
         await self._group.acknowledge([entry.id for entry in entries])
 
@@ -278,26 +277,27 @@ class Courier:
         """What can be done before it is their turn: whose the entries are, who is told, and of what."""
         parked = self._parked
         wanted = [it for it in entries if it.problem is None and it.batch_id not in parked]
-        facts, audience = await self._listeners.look_up(wanted)
+        facts, subscribers = await self._subscriptions.find(wanted)
         parts = _parts(wanted)
-        return _Plan(parked, facts, audience, parts, await self._describe(next(parts, []), facts, audience))
+        return _Plan(parked, facts, subscribers, parts, await self._describe(next(parts, []), facts, subscribers))
 
     async def _take_care(self, entries: Sequence[Entry], plan: _Plan) -> int:
         told = 0
         if unreadable := [entry for entry in entries if entry.problem is not None]:
-            await self._database.run(self._letters_kept.park_unreadable, unreadable)
-        self._parked = await self._database.run(self._letters_kept.hold_back, entries)
+            unread = [pack_letter(entry, entry.problem or "") for entry in unreadable]
+            await self._database.run(self._dead_letters.park, unread)
+        self._parked = await self._database.run(self._dead_letters.hold_back, entries)
         if self._parked != plan.parked:  # since it was prepared, others parked something or made it good
             plan = await self._prepare(entries)
         try:
             part: _Part | None = plan.first
             while part is not None:
                 following = next(plan.parts, None)
-                letters = [*part.notices, *await self._letters(part)]
+                letters = [*part.notices, *await self._make_messages(part)]
                 position = position_number(entries[-1].id) if following is None else None
                 await self._write(letters, position)
                 told += len(letters)
-                part = None if following is None else await self._describe(following, plan.facts, plan.audience)
+                part = None if following is None else await self._describe(following, plan.facts, plan.subscribers)
         except BaseException:
             self._last.clear()
             self._told.clear()
@@ -310,45 +310,46 @@ class Courier:
         """Disables the endpoints of which it was told that nothing is sent there any more."""
         for entry in entries:
             if entry.notice is not None and entry.notice.type == EventType.ENDPOINT_DISABLED:
-                await self._desk.disable(entry.notice)
+                await self._deliverer.disable(entry.notice)
 
     async def fetch(self, endpoint_id: UUID) -> None:
         """Something may be due for this endpoint."""
-        endpoint = await self._desk.find(endpoint_id)
+        endpoint = await self._deliverer.find_endpoint(endpoint_id)
         if endpoint is not None:
             self._outbox(endpoint).fetch()
 
     async def sweep(self) -> None:
         """Fetches what is overdue: its alarm was lost, or the courier that held it; and tries dead letters again."""
         await self.retry_letters()
-        late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._pace.late_s * 1000))
+        late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._tuning.late_s * 1000))
         for endpoint_id in late:
             await self.fetch(endpoint_id)
 
     async def retry_letters(self) -> None:
         """Tries again what operators want to be tried again."""
-        for letter in await self._database.run(self._letters_kept.due):
+        _, due = await self._database.run(self._dead_letters.read)
+        for letter in due:
             try:
                 await self._redeliver(letter)
             except Exception as error:
                 if not is_unusable(error):
                     raise
-                await self._database.run(self._letters_kept.failed_again, letter, error)
-                log.warning("dead_letter.failed_again", letter=letter.id, error=in_words(error))
+                await self._database.run(self._dead_letters.note_failure, letter, error)
+                log.warning("dead_letter.failed_again", letter=letter.id, error=describe_error(error))
 
     async def _redeliver(self, letter: Letter) -> None:
         """Delivers what was parked, and the events of its batch that wait behind it, in their order."""
         while True:
-            entries = await self._database.run(self._letters_kept.entries, letter, self._namespace)
+            entries = await self._database.run(self._dead_letters.read_entries, letter, self._namespace)
             if entries is None:  # the recorder does not have them all yet
                 return
-            facts, audience = await self._listeners.look_up(entries)
+            facts, subscribers = await self._subscriptions.find(entries)
             for part in _parts(entries):
-                described = await self._describe(part, facts, audience)
-                letters = [*described.notices, *await self._letters(described)]
+                described = await self._describe(part, facts, subscribers)
+                letters = [*described.notices, *await self._make_messages(described)]
                 await self._write(letters, None)
             await self._disable(entries)
-            left = await self._database.run(self._letters_kept.finish, letter)
+            left = await self._database.run(self._dead_letters.resolve, letter)
             if left is None:
                 log.info("dead_letter.delivered", letter=letter.id)
                 return
@@ -363,7 +364,7 @@ class Courier:
         except (TweezerError, TimeoutError) as error:  # others take it over once it is abandoned
             log.warning("courier.left_entries", error=str(error))
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()), return_exceptions=True)
-        await self._desk.close()
+        await self._deliverer.close()
         await self._group.leave()
 
     async def _wait_for_turn(self, entries: Sequence[Entry]) -> None:
@@ -373,14 +374,14 @@ class Courier:
         looked = loop.time()
         while (oldest := await self._group.oldest_pending()) is not None and position_number(oldest) < first:
             await asyncio.sleep(_LOOK_S)
-            if loop.time() - looked > self._pace.abandoned_s / 3:
+            if loop.time() - looked > self._tuning.abandoned_s / 3:
                 looked = loop.time()
-                if claimed := await self._group.claim_one(oldest, idle_s=self._pace.abandoned_s):
+                if claimed := await self._group.claim_one(oldest, idle_s=self._tuning.abandoned_s):
                     looked = 0.0  # there may be more of the same courier
                     await self.take_care(claimed)
 
     async def _describe(
-        self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], audience: Audience
+        self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], subscribers: Subscribers
     ) -> _Part:
         """Who is told of these, and what, but for what they were told before."""
         events = [it for it in part if isinstance(it, Event)]
@@ -388,7 +389,7 @@ class Courier:
         pairs: set[tuple[UUID, UUID]] = set()
         for batch_id, group in _by_batch(events):
             about = facts.get(batch_id)
-            listening = [] if about is None else audience.of_batch(about.project, about.webhook)
+            listening = [] if about is None else subscribers.for_batch(about.project, about.webhook)
             if not listening:
                 continue
             to: dict[str, list[Endpoint]] = {}
@@ -399,10 +400,10 @@ class Courier:
                 if to[type_]:
                     told.append((event, type_, to[type_]))
             pairs.update((batch_id, endpoint.id) for endpoints in to.values() for endpoint in endpoints)
-        notices = _notices([it for it in part if isinstance(it, Notice)], audience)
+        notices = _notices([it for it in part if isinstance(it, Notice)], subscribers)
         return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), pairs, notices)
 
-    async def _letters(self, part: _Part) -> list[_Letter]:
+    async def _make_messages(self, part: _Part) -> list[_Message]:
         """What is to be sent of a part's events. To be called in the order of the stream."""
         await self._recall(part.events, part.pairs)
         letters = []
@@ -415,11 +416,11 @@ class Courier:
                 before = told_of.get(endpoint.id)
                 if before is not None and before >= event.sequence:
                     pair = (event.batch_id, endpoint.id)
-                    before = await self._database.run(self._deliveries.previous_of, *pair, event.sequence)
+                    before = await self._database.run(self._deliveries.previous_before, *pair, event.sequence)
                 else:
                     told_of[endpoint.id] = event.sequence
                 text = body(type_, when, data, before)
-                letters.append(_Letter(endpoint, identity, type_, text, event.batch_id, event.sequence))
+                letters.append(_Message(endpoint, identity, type_, text, event.batch_id, event.sequence))
         return letters
 
     async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
@@ -443,14 +444,14 @@ class Courier:
             for (batch, endpoint), number in found.items():
                 self._told.setdefault(batch, {})[endpoint] = number
 
-    async def _write(self, letters: Sequence[_Letter], position: int | None) -> None:
+    async def _write(self, letters: Sequence[_Message], position: int | None) -> None:
         """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room.
 
         Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
         anew of a batch that has gone on. What is written is handed over, also when this courier is stopped meanwhile:
         an outbox that is closed gives it back, but nobody else looks at it before its hold is over.
         """
-        hold = self._desk.hold()
+        claim = self._deliverer.new_claim()
         rows: list[NewDelivery] = []
         held: list[tuple[Endpoint, list[NewDelivery]]] = []
         waiting: list[Endpoint] = []
@@ -459,17 +460,17 @@ class Courier:
                 rows += _rows(theirs, None)
                 continue
             outbox = self._outbox(endpoint)
-            room = outbox.room
-            if taken := _rows(theirs[:room], hold.until_ms):
+            room = outbox.capacity
+            if taken := _rows(theirs[:room], claim.until_ms):
                 rows += taken
                 held.append((endpoint, taken))
             if room < len(theirs):
-                rows += _rows(theirs[room:], outbox.shut_ms())
+                rows += _rows(theirs[room:], outbox.next_ms())
                 waiting.append(endpoint)
         with heeding_cancel():
             not_ours = await run_to_end(self._database.run(self._deliveries.write, rows, position))
             for endpoint, taken in held:
-                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], hold)
+                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], claim)
             for endpoint in waiting:
                 self._outbox(endpoint).fetch()
 
@@ -478,34 +479,33 @@ class Courier:
         outbox = self._outboxes.get(endpoint.id)
         if outbox is None:
             if len(self._outboxes) >= _OUTBOXES_KEPT:
-                for identity in unused(self._outboxes):
-                    del self._outboxes[identity]
-            outbox = Outbox(endpoint, self._desk, connections=self._connections, schedule=self._schedule)
+                self._outboxes = {identity: it for identity, it in self._outboxes.items() if not it.is_idle}
+            outbox = Outbox(endpoint, self._deliverer, connections=self._connections, schedule=self._schedule)
             self._outboxes[endpoint.id] = outbox
         outbox.endpoint = endpoint
         return outbox
 
 
-def _notices(notices: Sequence[Notice], audience: Audience) -> list[_Letter]:
+def _notices(notices: Sequence[Notice], subscribers: Subscribers) -> list[_Message]:
     return [
-        _Letter(
+        _Message(
             endpoint, it.id, it.type, envelope(it.type, timestamp(it.time_us), msgspec.Raw(it.data.encode())).decode()
         )
         for it in notices
-        for endpoint in audience.of_notice(it.project)
+        for endpoint in subscribers.for_notice(it.project)
         if it.type in endpoint.subscribed and not it.id.startswith(str(endpoint.id))  # it is not told of its own end
     ]
 
 
-def _by_endpoint(letters: Sequence[_Letter]) -> Iterator[tuple[Endpoint, list[_Letter]]]:
-    to: dict[UUID, tuple[Endpoint, list[_Letter]]] = {}
+def _by_endpoint(letters: Sequence[_Message]) -> Iterator[tuple[Endpoint, list[_Message]]]:
+    to: dict[UUID, tuple[Endpoint, list[_Message]]] = {}
     for letter in letters:
         endpoint = letter.endpoint
         to.setdefault(endpoint.id, (endpoint, []))[1].append(letter)
     yield from to.values()
 
 
-def _rows(letters: Sequence[_Letter], due_ms: int | None) -> list[NewDelivery]:
+def _rows(letters: Sequence[_Message], due_ms: int | None) -> list[NewDelivery]:
     return [
         NewDelivery(
             delivery_id(it.endpoint.id, it.event),
@@ -522,8 +522,8 @@ def _rows(letters: Sequence[_Letter], due_ms: int | None) -> list[NewDelivery]:
     ]
 
 
-def _due(row: NewDelivery) -> Due:
-    return Due(row.id, row.event, row.type, row.body)
+def _due(row: NewDelivery) -> ClaimedDelivery:
+    return ClaimedDelivery(row.id, row.event, row.type, row.body)
 
 
 def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:

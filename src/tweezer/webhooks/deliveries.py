@@ -67,8 +67,8 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NewDelivery(msgspec.Struct, frozen=True):
-    """What is to be delivered. due_ms: of the first attempt, or until when the courier that writes the row holds it;
-    None: held back."""
+    """A delivery to write. due_ms: when the first attempt is due, or until when the courier that writes the row has
+    claimed it; None: held back."""
 
     id: UUID
     endpoint: UUID
@@ -81,8 +81,8 @@ class NewDelivery(msgspec.Struct, frozen=True):
     due_ms: int | None
 
 
-class Due(msgspec.Struct, frozen=True):
-    """A delivery that somebody holds, to attempt it."""
+class ClaimedDelivery(msgspec.Struct, frozen=True):
+    """A delivery that a courier has claimed, to attempt it."""
 
     id: UUID
     event: str
@@ -92,8 +92,8 @@ class Due(msgspec.Struct, frozen=True):
     log: bytes | None = None
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of an attempt: the row's new state."""
+class AttemptOutcome(msgspec.Struct, frozen=True):
+    """The state of a delivery after an attempt."""
 
     id: UUID
     status: str
@@ -103,12 +103,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def delivery_id(endpoint: UUID, event: str) -> UUID:
-    """The id of the delivery of an event to an endpoint: the same whoever writes it, so that it is there once."""
+    """Return the id of the delivery of an event to an endpoint: always the same, so that it is there once."""
     return uuid5(endpoint, event)
 
 
 def read_log(log: bytes | None) -> list[Attempt]:
-    """All attempts, oldest first."""
+    """Return all attempts, oldest first."""
     return [] if log is None else msgspec.msgpack.decode(log, type=list[Attempt])
 
 
@@ -117,19 +117,19 @@ def write_log(attempts: Iterable[Attempt]) -> bytes:
 
 
 class Deliveries:
-    """The couriers' hand in the database. All methods block, and raise Unavailable."""
+    """The rows of deliveries, as couriers write and claim them. All methods block, and raise Unavailable."""
 
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
         self._namespace = namespace
 
     def position(self) -> int:
-        """Number of the last entry of the stream whose deliveries are all here."""
+        """Return the number of the last entry of the stream whose deliveries are all written."""
         with self._database.read() as connection:
             return courier_position(connection, self._namespace)
 
     def previous(self, wanted: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], int]:
-        """For pairs of a batch and an endpoint: the number of the last event that is to be delivered there."""
+        """Return for pairs of a batch and an endpoint the number of the last event that is delivered there."""
         found = {}
         pairs = list(wanted)
         with self._database.read() as connection:
@@ -142,17 +142,19 @@ class Deliveries:
                 found.update({(batch, endpoint): last for batch, endpoint, last in connection.execute(query)})
         return found
 
-    def previous_of(self, batch: UUID, endpoint: UUID, sequence: int) -> int | None:
-        """The number of the last event before that one which is to be delivered there."""
+    def previous_before(self, batch: UUID, endpoint: UUID, sequence: int) -> int | None:
+        """Return the number of the last event before that one which is delivered there."""
         table = deliveries.c
         before = (table.batch == batch, table.endpoint == endpoint, table.sequence_number < sequence)
         with self._database.read() as connection:
             return connection.execute(select(func.max(table.sequence_number)).where(*before)).scalar()
 
     def write(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Inserts those that are not there, and notes the position up to which all are; the ids of those that were
-        there, which somebody else sends. What was for endpoints that somebody has removed meanwhile is left out, and
-        counts as these."""
+        """Insert the rows that are missing, and note the position up to which all are written.
+
+        Returns the ids of rows that were there, which somebody else sends, and of those that are left out since their
+        endpoint was removed meanwhile.
+        """
         try:
             return self._write(rows, position)
         except IntegrityError:
@@ -163,14 +165,14 @@ class Deliveries:
         with self._database.write() as connection:
             wanted = rows
             if looking:
-                there = _existing(connection, {row.endpoint for row in rows})
+                there = _lock_existing(connection, {row.endpoint for row in rows})
                 wanted = [row for row in rows if row.endpoint in there]
-            written = _values(connection, _INSERT, [self._row(row, now) for row in wanted], _IF_NEW)
+            written = _execute_values(connection, _INSERT, [self._row(row, now) for row in wanted], _IF_NEW)
             if position is not None:
                 connection.execute(_MOVE, {"namespace": self._namespace, "position": position, "now": now})
         if len(written) == len(rows):
             return set()
-        return {row.id for row in rows} - {_id(identity) for (identity,) in written}
+        return {row.id for row in rows} - {_as_uuid(identity) for (identity,) in written}
 
     def _row(self, new: NewDelivery, now: int) -> tuple[Any, ...]:
         id_of = self._database.id
@@ -189,8 +191,8 @@ class Deliveries:
             new.due_ms,
         )
 
-    def claim(self, endpoint: UUID, *, most: int, until_ms: int) -> list[Due]:
-        """Takes deliveries to the endpoint that are due, and holds them until that time: nobody else takes them."""
+    def claim(self, endpoint: UUID, most: int, until_ms: int) -> list[ClaimedDelivery]:
+        """Claim deliveries to the endpoint that are due: until that time nobody else claims them."""
         table = deliveries.c
         now = now_ms()
         due = (
@@ -207,39 +209,39 @@ class Deliveries:
             .returning(table.id, table.event, table.type, table.body, table.attempts, table.log)
         )
         with self._database.write() as connection:
-            return [Due(*row) for row in connection.execute(statement)]
+            return [ClaimedDelivery(*row) for row in connection.execute(statement)]
 
-    def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Writes what became of attempts; what was delivered stays so."""
+    def record(self, outcomes: Sequence[AttemptOutcome]) -> None:
+        """Write the outcomes of attempts; what was delivered stays so."""
         if not outcomes:
             return
         id_of = self._database.id
         rows = [(id_of(it.id), it.status, it.attempts, it.log, it.due_ms) for it in outcomes]
         with self._database.write() as connection:
-            _values(connection, _FINISH, rows, _THESE)
+            _execute_values(connection, _FINISH, rows, _THESE)
 
     def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
-        """Lets go of deliveries that are held and were not attempted; they are due then."""
+        """Release claimed deliveries that were not attempted; they are due then."""
         with self._database.write() as connection:
             for first in range(0, len(ids), _PAGE):
                 which = (deliveries.c.id.in_(ids[first : first + _PAGE]), deliveries.c.status == PENDING)
                 connection.execute(update(deliveries).where(*which).values(due_ms=due_ms))
 
     def overdue(self, before_ms: int) -> list[UUID]:
-        """The endpoints to which something was due before that time."""
+        """Return the endpoints with deliveries that were due before that time."""
         query = select(deliveries.c.endpoint).where(deliveries.c.due_ms < before_ms).distinct()
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
-    def hold(self, endpoint: UUID) -> int:
-        """Holds back all that is pending, for the endpoint is disabled; how many."""
+    def hold_pending(self, endpoint: UUID) -> int:
+        """Hold back all pending deliveries, since the endpoint is disabled; return how many."""
         which = (deliveries.c.endpoint == endpoint, deliveries.c.status == PENDING)
         with self._database.write() as connection:
             return connection.execute(update(deliveries).where(*which).values(status=HELD, due_ms=None)).rowcount
 
 
-def _existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]:
-    """Those of the endpoints that nobody has removed, and nobody removes before this transaction ends."""
+def _lock_existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]:
+    """Return the endpoints that still exist, and keep them from being removed before this transaction ends."""
     found: set[UUID] = set()
     wanted = list(identities)
     for first in range(0, len(wanted), _PAGE):
@@ -248,14 +250,16 @@ def _existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]
     return found
 
 
-def _id(found: UUID | bytes) -> UUID:
-    """An id as the driver gives it."""
+def _as_uuid(found: UUID | bytes) -> UUID:
+    """Convert an id as the driver returns it."""
     return found if isinstance(found, UUID) else UUID(bytes=found)
 
 
 def delete_old_deliveries(database: Database, *, kept_s: int) -> int:
-    """Deletes deliveries that are over and older than that (0: none), and endpoints of batches that have none left; how
-    many deliveries."""
+    """Delete deliveries that are over and older than that (0: none), and endpoints of batches that have none left.
+
+    Returns how many deliveries.
+    """
     total = _delete_over(database, now_ms() - kept_s * 1000) if kept_s else 0
     with database.write() as connection:
         before = now_ms() - max(kept_s, _UNUSED_S) * 1000
@@ -279,8 +283,8 @@ def _delete_over(database: Database, before: int) -> int:
     return total
 
 
-def _values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> list[Any]:
-    """Executes a statement about many rows in few calls; what it returns.
+def _execute_values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> list[Any]:
+    """Execute a statement about many rows in few calls; return the rows that it returns.
 
     Between calls the driver competes for the interpreter with the loop that sends, which both would pay for.
     """
@@ -300,27 +304,31 @@ def _values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]]
 DELIVER = "deliver"
 """The function that an alarm calls, with the id of the endpoint as text."""
 
-_KEPT_S = 7 * 86_400  # how late an alarm may be: no courier may have run for a weekend
+_ALARM_KEPT_S = 7 * 86_400  # how late an alarm may be: no courier may have run for a weekend
 
 
 class Alarms:
-    """Sets alarms. Raises Unavailable."""
+    """Wakes the couriers when a delivery is due: a deferred arq job on their queue. Raises Unavailable.
+
+    The row in the ledger is the truth of a delivery: a lost alarm costs time, until the couriers' sweep, and a
+    superfluous one nothing.
+    """
 
     def __init__(self, store: Store) -> None:
         self._queue = store.keys(Key.COURIER)
         self._endpoints = store.keys(Key.ENDPOINTS)
         self._arq = ArqRedis(store.redis.connection_pool, serialize, deserialize)
 
-    async def changed(self) -> None:
-        """Endpoints were made, changed or removed: couriers read them again before they tell of what happens next."""
+    async def note_change(self) -> None:
+        """Note that endpoints changed: couriers read them again before they deliver what happens next."""
         with translating():
             await self._arq.incr(self._endpoints)
 
     async def arm(self, endpoint: UUID, due_ms: int | None) -> None:
-        """Something is due for the endpoint at that time (milliseconds since 1970), or now.
+        """Wake a courier for the endpoint at that time (milliseconds since 1970), or now.
 
-        Those of one endpoint and second are one. An alarm never rings before its time, and one for now is always a
-        job of its own: who is woken by another one may have looked already.
+        Alarms of one endpoint and second are one. An alarm never fires before its time, and one for now is always a
+        job of its own: whoever another one wakes may have looked already.
         """
         now = time.time()
         due_s = 0 if due_ms is None else -(-due_ms // 1000)
@@ -334,5 +342,5 @@ class Alarms:
                 _job_id=job,
                 _queue_name=self._queue,
                 _defer_until=datetime.fromtimestamp(due_s, UTC) if wait_s else None,
-                _expires=wait_s + _KEPT_S,
+                _expires=wait_s + _ALARM_KEPT_S,
             )

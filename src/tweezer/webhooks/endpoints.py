@@ -153,7 +153,7 @@ def disable_endpoint(
     """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound, and
     InvalidInput("why", …).
 
-    failing_since_ms: only if all attempts have failed since then, as :func:`note_failing` gave it; None otherwise.
+    failing_since_ms: only if all attempts have failed since then, as :func:`note_failure` gave it; None otherwise.
     """
     check_characters("why", why)
     working = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_(None)
@@ -186,8 +186,8 @@ def delete_endpoint(connection: Connection, identity: UUID) -> None:
 # -- for couriers -------------------------------------------------------------------------------------------
 
 
-def endpoints_of(connection: Connection, project_nos: Collection[int] | None = None) -> list[Endpoint]:
-    """All that are registered for these projects (their numbers), or for any, enabled or not."""
+def list_registered(connection: Connection, project_nos: Collection[int] | None = None) -> list[Endpoint]:
+    """Return the endpoints registered for these projects (their numbers), or for any, enabled or not."""
     if project_nos is None:
         return [_endpoint(row) for row in connection.execute(_REGISTERED)]
     return [_endpoint(row) for row in connection.execute(_REGISTERED_FOR, {"nos": sorted(project_nos)})]
@@ -196,15 +196,17 @@ def endpoints_of(connection: Connection, project_nos: Collection[int] | None = N
 def find_batch_endpoints(
     connection: Connection, wanted: Collection[tuple[int, str]]
 ) -> dict[tuple[int, str], Endpoint]:
-    """Those that are there of these projects (their numbers) and URLs."""
+    """Return the endpoints that exist of projects (their numbers) and URLs."""
     ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
     return {ids[identity]: it for identity, it in _by_id(connection, ids).items()}
 
 
-def batch_endpoints(connection: Connection, wanted: Collection[tuple[int, str]]) -> dict[tuple[int, str], Endpoint]:
-    """Those of these projects (their numbers) and URLs, which are inserted unless they are there.
+def ensure_batch_endpoints(
+    connection: Connection, wanted: Collection[tuple[int, str]]
+) -> dict[tuple[int, str], Endpoint]:
+    """Return the endpoints of projects (their numbers) and URLs; insert those that are missing.
 
-    Whose project is gone is left out. Safe while others do the same.
+    Those whose project is gone are left out. Safe while others do the same.
     """
     ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
     found = _by_id(connection, ids)
@@ -221,7 +223,7 @@ def batch_endpoints(connection: Connection, wanted: Collection[tuple[int, str]])
     return {ids[identity]: it for identity, it in found.items()}
 
 
-def note_failing(connection: Connection, identity: UUID, at_ms: int) -> int:
+def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
     """An attempt has failed; returns since when each one has: the time of the first after one that worked."""
     unknown = (endpoints.c.id == identity) & endpoints.c.failing_ms.is_(None)
     connection.execute(update(endpoints).where(unknown).values(failing_ms=at_ms))
@@ -229,7 +231,7 @@ def note_failing(connection: Connection, identity: UUID, at_ms: int) -> int:
     return at_ms if since is None else since
 
 
-def note_working(connection: Connection, identities: Collection[UUID]) -> None:
+def note_success(connection: Connection, identities: Collection[UUID]) -> None:
     """An attempt at each of these was successful."""
     for some in _in_parts(identities):
         failing = endpoints.c.id.in_(some) & endpoints.c.failing_ms.is_not(None)

@@ -38,7 +38,7 @@ class WebhookHealth(msgspec.Struct, frozen=True):
     disabled: int
 
 
-class Receivers(msgspec.Struct, frozen=True):
+class ReceiverHealth(msgspec.Struct, frozen=True):
     """endpoints: how many there are. failing: those at which every attempt of the last ten minutes has failed;
     named: some of these."""
 
@@ -47,7 +47,7 @@ class Receivers(msgspec.Struct, frozen=True):
     named: list[str]
 
 
-class Secrets(msgspec.Struct, frozen=True):
+class SecretHealth(msgspec.Struct, frozen=True):
     """total: secrets that sign webhooks. sealed: those that the key does not open. place: of the key. missing: there
     is none yet."""
 
@@ -57,7 +57,7 @@ class Secrets(msgspec.Struct, frozen=True):
     missing: bool
 
 
-def look_at_webhooks(database: Database, namespace: str) -> WebhookHealth:
+def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
     """Asks the database. Raises Unavailable."""
     disabled = select(endpoints.c.disabled_ms).where(endpoints.c.disabled_ms.is_not(None)).limit(COUNTED_MOST)
     with database.read() as connection:
@@ -74,21 +74,21 @@ def look_at_webhooks(database: Database, namespace: str) -> WebhookHealth:
         )
 
 
-def look_at_receivers(database: Database) -> Receivers:
+def read_receiver_health(database: Database) -> ReceiverHealth:
     """Asks the database. Raises Unavailable."""
     failing = (endpoints.c.failing_ms < now_ms() - FAILING_S * 1000) & endpoints.c.disabled_ms.is_(None)
     named = select(endpoints.c.id, projects.c.id).join(projects, endpoints.c.project == projects.c.no)
     count = select(func.count()).select_from(endpoints)
     with database.read() as connection:
         rows = connection.execute(named.where(failing).order_by(endpoints.c.failing_ms).limit(_NAMED_MOST))
-        return Receivers(
+        return ReceiverHealth(
             connection.execute(count).scalar_one(),
             connection.execute(count.where(failing)).scalar_one(),
             [f"{identity} of project {project}" for identity, project in rows],
         )
 
 
-def look_at_secrets(database: Database, keys_text: str, data_dir: Path) -> Secrets:
+def read_secret_health(database: Database, keys_text: str, data_dir: Path) -> SecretHealth:
     """Tries the key of the settings on every secret; makes no file. Raises Unavailable; InvalidInput where the key is
     none."""
     file = data_dir.absolute() / KEY_FILE
@@ -97,7 +97,7 @@ def look_at_secrets(database: Database, keys_text: str, data_dir: Path) -> Secre
     with database.read() as connection:
         counts = count_sealed_secrets(connection, vault), count_sealed_link_keys(connection, vault)
     total, sealed = map(sum, zip(*counts, strict=True))
-    return Secrets(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
+    return SecretHealth(total, sealed, "TWEEZER_SECRETS_KEY" if keys_text.strip() else str(file), missing)
 
 
 def _pending(connection: Connection) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Sends one webhook once, to nobody but who may be called, and tells what came of it."""
+"""Make one delivery attempt to an allowed address and return its result."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ _HEADERS = {
 _trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trusted", default=False)
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What came of one attempt.
+class SendResult(msgspec.Struct, frozen=True):
+    """The result of one attempt.
 
     status: None when there was no answer. error: what went wrong, in a sentence that holds neither the URL nor a
     secret; None when there was a whole answer, whatever its status. text: the first characters of the answer's body.
@@ -71,8 +71,8 @@ class Answer(msgspec.Struct, frozen=True):
     refused: bool = False
 
     @property
-    def ok(self) -> bool:
-        """Whether the receiver has it: 2xx, and the answer came to its end or was cut by us."""
+    def is_success(self) -> bool:
+        """Whether the receiver has it: 2xx, and the response ended or was cut off by us."""
         return self.error is None and self.status is not None and 200 <= self.status < 300
 
 
@@ -117,7 +117,7 @@ class Sender:
             trust_env=False,
         )
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendResult:
         """Makes one attempt. Nothing that a receiver does is raised: it is in the answer."""
         began = time.monotonic()
         status: int | None = None
@@ -129,12 +129,12 @@ class Sender:
                 retry_after = response.headers.get("Retry-After")
                 text = await self._read(response)
         except InvalidInput as error:
-            return Answer(None, _milliseconds(began), f"the URL {error.problem}", refused=True)
+            return SendResult(None, _milliseconds(began), f"the URL {error.problem}", refused=True)
         except (aiohttp.ClientError, OSError, ValueError, EOFError, RuntimeError) as error:  # uvloop's may be the last
             refusal = _refusal(error)
             problem = self._problem(error, status) if refusal is None else refusal.reason
-            return Answer(status, _milliseconds(began), problem, refused=refusal is not None)
-        return Answer(
+            return SendResult(status, _milliseconds(began), problem, refused=refusal is not None)
+        return SendResult(
             status,
             _milliseconds(began),
             "redirects are not followed: give the URL to which it leads" if 300 <= status < 400 else None,

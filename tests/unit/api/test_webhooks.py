@@ -30,13 +30,13 @@ from tweezer.webhooks.deliveries import (
     DELIVERED,
     EXHAUSTED,
     Attempt,
+    AttemptOutcome,
     Deliveries,
     NewDelivery,
-    Outcome,
     delivery_id,
     write_log,
 )
-from tweezer.webhooks.endpoints import batch_endpoints
+from tweezer.webhooks.endpoints import ensure_batch_endpoints
 
 HOOKS, DELIVERIES = "/api/v2/webhooks", "/api/v2/deliveries"
 URL = "https://hooks.example.org/tweezer?key=1"
@@ -82,7 +82,7 @@ class Hooked(ApiRig):
         rows.write([row], None)
         if status is not None:
             attempt = Attempt(1, now_ms(), 503, 40, None, "busy", now_ms() + 5000)
-            rows.finish([Outcome(identity, status, 1, write_log([attempt]), None)])
+            rows.record([AttemptOutcome(identity, status, 1, write_log([attempt]), None)])
         return identity
 
     async def alarms(self) -> int:
@@ -209,7 +209,7 @@ async def test_the_webhooks_of_batches_are_listed_apart_and_stay_as_they_are(rig
     made = await rig.made()
     with rig.database.write() as connection:
         no = find_project(connection, PROJECT).no
-        (found,) = batch_endpoints(connection, [(no, URL)]).values()
+        (found,) = ensure_batch_endpoints(connection, [(no, URL)]).values()
     assert [it["id"] for it in await rig.ask("GET", HOOKS)] == [made["id"], str(found.id)]
     assert [it["kind"] for it in await rig.ask("GET", HOOKS, kind="batch")] == ["batch"]
     assert [it["id"] for it in await rig.ask("GET", HOOKS, limit=1, offset=1)] == [str(found.id)]

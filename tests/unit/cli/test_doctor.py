@@ -18,7 +18,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
-from tweezer.webhooks.health import Receivers, Secrets, WebhookHealth
+from tweezer.webhooks.health import ReceiverHealth, SecretHealth, WebhookHealth
 
 MIB = 1 << 20
 
@@ -267,8 +267,8 @@ def test_deliveries_that_are_overdue_are_told() -> None:
 
 
 def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
-    assert ledger_checks.check_receivers(Receivers(3, 0, []), disabled=0).level is Level.OK
-    found = ledger_checks.check_receivers(Receivers(3, 2, ["1a of project ours"]), disabled=1)
+    assert ledger_checks.check_receivers(ReceiverHealth(3, 0, []), disabled=0).level is Level.OK
+    found = ledger_checks.check_receivers(ReceiverHealth(3, 2, ["1a of project ours"]), disabled=1)
     assert found.level is Level.WARN
     assert "1a of project ours, …" in found.says
     assert "1 are disabled" in found.says
@@ -279,14 +279,16 @@ def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("secrets", "level", "said"),
     [
-        (Secrets(0, 0, "/d/secrets.key", missing=True), Level.OK, "none is needed yet"),
-        (Secrets(2, 0, "/d/secrets.key", missing=False), Level.OK, "keep a backup"),
-        (Secrets(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "there is no /d/secrets.key"),
-        (Secrets(2, 1, "TWEEZER_SECRETS_KEY", missing=False), Level.FAIL, "1 of 2"),
+        (SecretHealth(0, 0, "/d/secrets.key", missing=True), Level.OK, "none is needed yet"),
+        (SecretHealth(2, 0, "/d/secrets.key", missing=False), Level.OK, "keep a backup"),
+        (SecretHealth(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "there is no /d/secrets.key"),
+        (SecretHealth(2, 1, "TWEEZER_SECRETS_KEY", missing=False), Level.FAIL, "1 of 2"),
         (InvalidInput("TWEEZER_SECRETS_KEY", "holds a key that is no base64"), Level.FAIL, "no base64"),
     ],
 )
-def test_a_key_that_does_not_open_the_secrets_is_told(secrets: Secrets | InvalidInput, level: Level, said: str) -> None:
+def test_a_key_that_does_not_open_the_secrets_is_told(
+    secrets: SecretHealth | InvalidInput, level: Level, said: str
+) -> None:
     found = ledger_checks.check_secrets(secrets)
     assert (found.level, said in found.says) == (level, True)
     assert (found.change is None) is (level is Level.OK)

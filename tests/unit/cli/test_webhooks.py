@@ -34,13 +34,13 @@ from tweezer.webhooks.deliveries import (
     DELIVERED,
     EXHAUSTED,
     Attempt,
+    AttemptOutcome,
     Deliveries,
     NewDelivery,
-    Outcome,
     delivery_id,
     write_log,
 )
-from tweezer.webhooks.endpoints import batch_endpoints, find_endpoint
+from tweezer.webhooks.endpoints import ensure_batch_endpoints, find_endpoint
 
 NOWHERE = "redis://127.0.0.1:1/0"
 URL = "https://hooks.example.org/tweezer?key=1"
@@ -89,7 +89,7 @@ class Line:
         rows.write([NewDelivery(identity, endpoint, no, None, None, event, "job.done", '{"a":1}', now_ms())], None)
         if status is not None:
             attempt = Attempt(1, now_ms(), code, 40, None, "busy\x1b[2J", None)
-            rows.finish([Outcome(identity, status, 1, write_log([attempt]), None)])
+            rows.record([AttemptOutcome(identity, status, 1, write_log([attempt]), None)])
         return identity
 
 
@@ -138,7 +138,7 @@ def test_endpoints_of_other_projects_and_of_batches_are_listed_when_asked_for(li
     identity = line.json("add", URL)["id"]
     with line.database.write() as connection:
         no = find_project(connection, "lab").no
-        (of_batch,) = batch_endpoints(connection, [(no, URL)]).values()
+        (of_batch,) = ensure_batch_endpoints(connection, [(no, URL)]).values()
     assert line.json("list", project="other") == []
     assert [it["id"] for it in line.json("list", "--all-projects", project="other")] == [identity]
     assert [it["id"] for it in line.json("list", "--batches")] == [identity, str(of_batch.id)]
@@ -203,7 +203,7 @@ def couriers(line: Line, status: str, code: int) -> Iterator[None]:
             for endpoint in rows.overdue(now_ms() + 1):
                 for due in rows.claim(endpoint, most=10, until_ms=now_ms() + 60_000):
                     attempt = Attempt(1, now_ms(), code, 7, None, "", None)
-                    rows.finish([Outcome(due.id, status, 1, write_log([attempt]), None)])
+                    rows.record([AttemptOutcome(due.id, status, 1, write_log([attempt]), None)])
 
     worker = threading.Thread(target=work)
     worker.start()

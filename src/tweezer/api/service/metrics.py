@@ -20,13 +20,13 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Consumer, Parked
+from tweezer.ledger.dead_letters import Consumer, LetterCounts
 from tweezer.ledger.health import parked, recorded
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.measures import Measures, measure
 from tweezer.store.streams.feed import START
-from tweezer.webhooks.health import WebhookHealth, look_at_webhooks
+from tweezer.webhooks.health import WebhookHealth, read_webhook_health
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +118,7 @@ class Metrics:
         delivered: str | None = None
         async with _trying("the ledger"):
             position = await self._database.run(recorded, self._database, self._namespace) or START
-            webhooks = await self._database.run(look_at_webhooks, self._database, self._namespace)
+            webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
             families.extend(_of_webhooks(webhooks))
             families.extend(_of_letters(await self._database.run(parked, self._database)))
             delivered = webhooks.position
@@ -165,7 +165,7 @@ def _of_webhooks(webhooks: WebhookHealth) -> Iterator[Metric]:
     yield _gauge("endpoints_disabled", "Endpoints that are sent no webhooks", webhooks.disabled)
 
 
-def _of_letters(letters: Mapping[Consumer, Parked]) -> Iterator[Metric]:
+def _of_letters(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
     there = GaugeMetricFamily("tweezer_dead_letters", "Entries and messages that are parked", labels=("consumer",))
     ever = CounterMetricFamily(
         "tweezer_dead_letters_parked", "Entries and messages that could not be processed", labels=("consumer",)

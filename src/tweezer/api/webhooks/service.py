@@ -57,7 +57,7 @@ class Webhooks:
 
         done = await self._database.run(change)
         with contextlib.suppress(Unavailable):  # couriers see it within a second all the same
-            await self._alarms.changed()
+            await self._alarms.note_change()
         return done
 
     async def read(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:

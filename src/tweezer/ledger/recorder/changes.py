@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from tweezer.ledger.dead_letters import Behind, NewLetter
+from tweezer.ledger.dead_letters import NewLetter, WaitingEntries
 from tweezer.model.events import jobs_of
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
 from tweezer.store.records import STATE_FIELDS
@@ -77,7 +77,7 @@ class Changes(msgspec.Struct):
     notices: list[list[Any]] = []
     activity_ms: dict[str, int] = {}
     letters: list[NewLetter] = []
-    behind: dict[UUID, Behind] = {}
+    behind: dict[UUID, WaitingEntries] = {}
 
 
 class JobIds:

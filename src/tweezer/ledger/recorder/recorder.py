@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -14,17 +15,15 @@ from sqlalchemy import select
 from tweezer.duties import repeat
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import (
-    Behind,
     Consumer,
+    DeadLetterQueue,
     Letter,
     NewLetter,
-    drop_letters,
-    due_letters,
-    failed_again,
-    in_words,
+    WaitingEntries,
+    describe_error,
     is_unusable,
-    parked_batches,
-    retry_of_older,
+    pack_letter,
+    unpack_letter,
 )
 from tweezer.ledger.installation import join
 from tweezer.ledger.place import DeadLetterBounds
@@ -40,7 +39,7 @@ from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
 from tweezer.store.snapshots import Wanted
-from tweezer.store.streams.feed import START, Entry, pack_entry, position_number, unpack_entry
+from tweezer.store.streams.feed import START, Entry, position_number
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +84,9 @@ class Recorder:
         self._store = store
         self._database = database
         self._namespace = namespace
-        self._writer = Writer(database, namespace, bounds or DeadLetterBounds())
+        bounds = bounds or DeadLetterBounds()
+        self._writer = Writer(database, namespace, bounds)
+        self._dead_letters = DeadLetterQueue(database, Consumer.RECORDER, bounds)
         self._owners = Owners(store.scripts)
         self._parked: dict[UUID, str | None] = {}
         self._tended = 0.0
@@ -137,7 +138,7 @@ class Recorder:
         await self._abandon()
         self._known.clear()
         position = await self._database.run(self._writer.position, START)
-        self._parked = await self._database.run(self._read_parked, True)
+        self._parked, _ = await self._database.run(partial(self._dead_letters.read, retry_others=True))
         await join(self._store, self._database)
         trimmed = await self._store.restoring.mark_ledger()
         if position_number(trimmed) > position_number(position):
@@ -165,7 +166,7 @@ class Recorder:
         except Exception as error:
             if not is_unusable(error):
                 raise
-            log.warning("recorder.looks_for_culprit", error=in_words(error))
+            log.warning("recorder.looks_for_culprit", error=describe_error(error))
         await self.resume()
         entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
         if entries:
@@ -278,17 +279,17 @@ class Recorder:
     async def _read(self, part: Sequence[Entry]) -> Changes:
         """What the entries change. Those that cannot be read are parked; of a batch that is parked, what there is to
         be recorded of it waits, but for its transitions."""
-        letters = [NewLetter(it.id, it.problem, pack_entry(it), None, None, _at(it)) for it in part if it.problem]
+        letters = [pack_letter(entry, entry.problem) for entry in part if entry.problem]
         entries = [entry for entry in part if not entry.told_before and entry.problem is None]
         looked_at = touched(entry for entry in entries if entry.batch_id not in self._parked)
         await self._recall([batch for batch in looked_at if batch not in self._known])
         changes = await self._changes(entries, looked_at)
         for entry in entries:
             if entry.batch_id in self._parked:
-                behind = changes.behind.get(entry.batch_id)
-                changes.behind[entry.batch_id] = Behind(1 + (behind.entries if behind else 0), _at(entry))
+                before = changes.behind.get(entry.batch_id)
+                changes.behind[entry.batch_id] = WaitingEntries.append(before, entry)
                 if self._parked[entry.batch_id] is None:  # nobody can tell whose it is: not even its transitions
-                    letters.append(_letter(entry, "waits behind what was parked of its batch before", None))
+                    letters.append(pack_letter(entry, "waits behind what was parked of its batch before"))
         changes.letters.extend(letters)
         return changes
 
@@ -312,7 +313,7 @@ class Recorder:
         """Parks an entry, and its batch with it; its transitions are recorded if that is possible."""
         batch_id = entry.batch_id
         project = None if entry.notice is not None else await self._project_of(batch_id)
-        letter = _letter(entry, in_words(error), project)
+        letter = pack_letter(entry, describe_error(error), project)
         if entry.notice is None:
             self._parked[batch_id] = project
         changes = await self._changes([entry] if project is not None else [], {})
@@ -330,16 +331,10 @@ class Recorder:
             return None
         return project if is_project_id(project) else None
 
-    def _read_parked(self, retry_older: bool = False) -> dict[UUID, str | None]:
-        with self._database.write() as connection:
-            if retry_older:
-                retry_of_older(connection, Consumer.RECORDER)
-            return parked_batches(connection, Consumer.RECORDER)
-
     async def tend_letters(self) -> None:
         """Looks which batches are parked, and tries again what operators want to be tried again."""
         await self._written()
-        self._parked, due = await self._database.run(self._read_letters)
+        self._parked, due = await self._database.run(self._dead_letters.read)
         for letter in due:
             try:
                 await self._retry(letter)
@@ -347,20 +342,16 @@ class Recorder:
                 if not is_unusable(error):
                     raise
                 self._known.clear()
-                await self._database.run(self._note_failed, letter, error)
-                log.warning("dead_letter.failed_again", letter=letter.id, error=in_words(error))
+                await self._database.run(self._dead_letters.note_failure, letter, error)
+                log.warning("dead_letter.failed_again", letter=letter.id, error=describe_error(error))
             else:
                 log.info("dead_letter.recorded", letter=letter.id)
         if due:
-            self._parked = await self._database.run(self._read_parked)
+            self._parked, _ = await self._database.run(self._dead_letters.read)
 
     async def _retry(self, letter: Letter) -> None:
         """Records what was parked: its entry, and the batch as it stands now."""
-        entries = []
-        if letter.payload is not None and letter.position:
-            entries = [unpack_entry(letter.origin, letter.payload)]
-        elif letter.position:
-            raise Unreadable("it was too large to be kept, and cannot be tried again: drop it")
+        entries = [unpack_letter(letter)] if letter.position else []
         ids = {letter.batch} if letter.batch is not None else {it.batch_id for it in entries if it.notice is None}
         for batch_id in ids:
             self._parked.pop(batch_id, None)
@@ -368,19 +359,7 @@ class Recorder:
         await self._write(await self._read(entries), self.position, self.position)
         for batch_id in ids:
             await self._adopt_at_once([batch_id], self.position)
-        await self._database.run(self._finish, letter)
-
-    def _read_letters(self) -> tuple[dict[UUID, str | None], list[Letter]]:
-        with self._database.read() as connection:
-            return parked_batches(connection, Consumer.RECORDER), due_letters(connection, Consumer.RECORDER)
-
-    def _note_failed(self, letter: Letter, error: Exception) -> None:
-        with self._database.write() as connection:
-            failed_again(connection, letter.id, error)
-
-    def _finish(self, letter: Letter) -> None:
-        with self._database.write() as connection:
-            drop_letters(connection, [letter.id])
+        await self._database.run(self._dead_letters.drop, letter)
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
         """Records batches as they stand; those that cannot be are parked."""
@@ -398,7 +377,7 @@ class Recorder:
                 return
             (batch_id,) = wanted
             project = self._parked[batch_id] = await self._project_of(batch_id)
-            letter = NewLetter(f"batch {batch_id}", in_words(error), b"", batch_id, project)
+            letter = NewLetter(f"batch {batch_id}", describe_error(error), b"", batch_id, project)
             await self._database.run(self._writer.write, Changes(letters=[letter]), position, position)
 
     async def _adopt_at_once(self, batch_ids: Sequence[UUID], position: str) -> None:
@@ -434,15 +413,6 @@ class Recorder:
         query = select(*columns).join(projects).where(batches.c.id.in_(batch_ids))
         with self._database.read() as connection:
             return {row[0]: KnownBatch(*row[1:]) for row in connection.execute(query)}
-
-
-def _at(entry: Entry) -> int:
-    return position_number(entry.id)
-
-
-def _letter(entry: Entry, error: str, project: str | None) -> NewLetter:
-    batch_id = None if entry.notice is not None else entry.batch_id
-    return NewLetter(entry.id, error, pack_entry(entry), batch_id, project, _at(entry))
 
 
 def _cut(entries: list[Entry], most: int) -> list[Entry]:

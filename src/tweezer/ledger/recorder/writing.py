@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database, load
-from tweezer.ledger.dead_letters import Consumer, hold_back, park
+from tweezer.ledger.dead_letters import Consumer, add_waiting, park
 from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.recorder.changes import (
     BATCH_COLUMNS,
@@ -151,7 +151,7 @@ class Writer:
                 {"no": self._projects[project], "time": activity_ms},
             )
 
-        hold_back(connection, Consumer.RECORDER, changes.behind)
+        add_waiting(connection, Consumer.RECORDER, changes.behind)
         park(connection, Consumer.RECORDER, changes.letters, self._bounds)
 
     def _project(self, connection: Connection, project: str) -> int:
