@@ -15,8 +15,8 @@ from fastapi import FastAPI, Response
 from tweezer.api.access.auth import Authentication, Authenticator
 from tweezer.api.access.dependencies import Caller
 from tweezer.api.http.rate_limit import Rates
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 
 UNLIMITED = 10**9
 

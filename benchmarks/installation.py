@@ -11,10 +11,10 @@ from asking import free_port, serving
 
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.health import look
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 

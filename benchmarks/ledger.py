@@ -31,9 +31,9 @@ from tests.support.postgres import PostgresServer
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.schema import batches, jobs

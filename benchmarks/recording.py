@@ -22,9 +22,9 @@ import harness
 from harness import Broken, Figure, figure, median, note, ratio
 from tests.support.postgres import PostgresServer
 
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.store.connection import Connect, Store
 

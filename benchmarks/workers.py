@@ -105,8 +105,8 @@ async def _echo(url: str) -> None:
 
 def recorder(url: str, ledger: str) -> None:
     """The recorder, as its process runs it."""
+    from tweezer.ledger.config import OpenDatabase
     from tweezer.ledger.database import Database
-    from tweezer.ledger.place import OpenDatabase
     from tweezer.ledger.recorder.recorder import NICENESS, Recorder
 
     os.nice(NICENESS)

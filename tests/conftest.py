@@ -24,9 +24,9 @@ from tests.support.redis_users import RedisServer
 from tests.support.requirements import give_up
 
 from tweezer.cli.local.redis_server import ServerKind, find_server
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import TweezerError
 
 load_hypothesis_profile()

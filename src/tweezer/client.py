@@ -25,7 +25,7 @@ import msgspec
 
 from tweezer.data_folder import DATA_DIR, REDIS_URL, running_environment
 from tweezer.duties import Backoff, heeding_cancel
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.config import OpenDatabase
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
 from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text

@@ -27,7 +27,7 @@ from tweezer.adapters.lane.jail import JailMode
 from tweezer.adapters.lane.lane import LaneOptions
 from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
 from tweezer.data_folder import default_data_dir, running_environment
-from tweezer.ledger.place import LINK_MAX_S, OpenDatabase, sqlite_file, sqlite_url
+from tweezer.ledger.config import LINK_MAX_S, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters

@@ -17,9 +17,9 @@ from tests.support.webhook_receiver import Receiver
 
 from tweezer import AsyncBatch, BatchStatus, JobStatus
 from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import transitions
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.events import Event, read_events

@@ -33,9 +33,9 @@ from tests.support.redis_users import RedisServer
 from tests.support.waiting import until
 
 from tweezer import AsyncBatch, BatchStatus, Job, JobStatus
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import transitions
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, new_batch_id

@@ -25,9 +25,9 @@ from tests.support.webhook_receiver import Received, Receiver
 from tweezer import AsyncBatch
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import deliveries, projects, transitions
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import NotFound

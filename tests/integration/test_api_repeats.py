@@ -21,8 +21,8 @@ from tests.support.waiting import PATIENCE_S, until
 
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.store.keys import Key
 
 PATH = "/api/v1/batches"

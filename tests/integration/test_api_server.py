@@ -26,9 +26,9 @@ from tweezer.adapters.registry import Binding, adapter_of
 from tweezer.client import AsyncBatch, AsyncQueue, connect_async
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import job_id
 from tweezer.model.messages import JobSpec
 from tweezer.store.acl import RedisUser

@@ -28,8 +28,8 @@ from tweezer.api.http.header_limits import HEAD_MAX
 from tweezer.api.http.write_timeout import Outflow
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.store.keys import Key
 
 MIB = 1 << 20

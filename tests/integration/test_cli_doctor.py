@@ -18,9 +18,9 @@ from tests.support.redis_users import RedisServer, as_user
 
 from tweezer.cli import main
 from tweezer.cli.local.redis_server import ServerKind
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import join
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.acl import RedisUser

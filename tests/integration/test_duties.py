@@ -15,9 +15,9 @@ from tests.support.processes import FILES_MAX, Process, Site
 from tests.support.redis_users import RedisServer
 from tests.support.waiting import PATIENCE_S, until
 
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.store.keys import Key
 

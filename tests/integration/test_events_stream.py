@@ -22,8 +22,8 @@ import tweezer
 from tweezer.cli import main
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.store.acl import RedisUser
 

@@ -22,8 +22,8 @@ from tests.support.waiting import until
 from tweezer.client import AsyncBatch
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

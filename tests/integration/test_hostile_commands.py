@@ -26,8 +26,8 @@ from tests.support.hostile_values import DEPTH, TEXTS
 from tweezer.cli import main
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.users import create_user
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.store.connection import Connect, Store

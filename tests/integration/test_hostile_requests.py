@@ -24,8 +24,8 @@ from tests.support.waiting import PATIENCE_S
 
 from tweezer.ledger.access.keys import create_session
 from tweezer.ledger.access.users import create_user
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import job_id
 from tweezer.model.messages import BatchDoc, JobSpec
 from tweezer.settings import ApiSettings, Settings

@@ -25,10 +25,10 @@ from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, Conflict, JobStatus, NotFound, Priority
 from tweezer.intake.arq_messages import AddJobs, CancelBatch, SubmitBatch
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc
 from tweezer.model.wire import deserialize, serialize

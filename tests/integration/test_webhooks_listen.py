@@ -20,9 +20,9 @@ from tests.support.waiting import until
 
 from tweezer.cli import main
 from tweezer.cli.listen import Manner, Received, Receiver, json_of, line_of
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import new_secret, sign
 from tweezer.model.webhooks import envelope

@@ -28,7 +28,6 @@ from tweezer.ledger.access.keys import (
     revoke_key,
     rotate_key,
 )
-from tweezer.ledger.access.passwords import check_password, hash_password, is_password, needs_rehash
 from tweezer.ledger.access.projects import (
     create_project,
     find_project,
@@ -39,19 +38,22 @@ from tweezer.ledger.access.projects import (
 from tweezer.ledger.access.users import (
     Login,
     add_to_project,
+    check_password,
     create_user,
     find_login,
     find_user,
+    hash_password,
+    is_password,
     is_user_name,
     list_users,
+    needs_rehash,
     open_session,
     remove_from_project,
     set_disabled,
     set_password,
 )
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import keys, users
+from tweezer.ledger.schema import keys, now_ms, users
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
 PASSWORD = "correct horse battery"

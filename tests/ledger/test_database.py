@@ -14,9 +14,9 @@ from sqlalchemy import exc, func, insert, select, text, update
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import PATIENCE_S, until
 
+from tweezer.ledger.config import OpenDatabase, sqlite_file, sqlite_url
 from tweezer.ledger.database import Database, load, parse_url, sharing
 from tweezer.ledger.migrate import place, upgrade
-from tweezer.ledger.place import OpenDatabase, sqlite_file, sqlite_url
 from tweezer.ledger.schema import batches, endpoints, projects, secrets, sequences
 from tweezer.model.errors import InvalidInput, Unavailable
 

@@ -18,10 +18,10 @@ from sqlalchemy import func, insert, select, text
 
 from tweezer.cli import main
 from tweezer.ledger.backup import BackupFailed, backup, restore
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import require_schema
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import projects, secrets
 
 

@@ -12,9 +12,9 @@ from tests.support.ledger_rig import NAMESPACE, LedgerRig
 from tweezer.cli import main
 from tweezer.cli.ledger_checks import Level, check_health
 from tweezer.ledger import dead_letters, retention
+from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.dead_letters import Consumer, Letter, NewLetter
 from tweezer.ledger.health import look
-from tweezer.ledger.place import DeadLetterBounds
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.streams.feed import position_id

@@ -11,9 +11,8 @@ import pytest
 from sqlalchemy import update
 
 from tweezer.ledger.access.projects import create_project, find_project
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import deliveries, endpoints
+from tweezer.ledger.schema import deliveries, endpoints, now_ms
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import USUAL_TYPES

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import update
 from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
+from tweezer.ledger.positions import Cursor, read_cursor
 from tweezer.ledger.queries import feed as feed_module
-from tweezer.ledger.queries.cursors import Cursor, read_cursor
 from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.ledger.retention import delete_batches
 from tweezer.ledger.schema import recorder

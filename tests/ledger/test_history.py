@@ -10,7 +10,7 @@ import pytest
 from tests.support.ledger_rig import LedgerRig
 
 from tweezer.client import AsyncQueue
-from tweezer.ledger.place import OpenDatabase
+from tweezer.ledger.config import OpenDatabase
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus

@@ -17,10 +17,10 @@ from tests.support.waiting import until
 from tweezer.api.app import run_api
 from tweezer.cli import main
 from tweezer.duties import end_tasks
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import installation_id, join, require_same
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import TweezerError
 from tweezer.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings

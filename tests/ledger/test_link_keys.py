@@ -9,29 +9,29 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import insert, select, update
 from tests.support.api_rig import SECRETS_KEY
 
-from tweezer.ledger.access.link_keys import (
+from tweezer.ledger.access.links import (
     KEYS_MAX,
     NAME,
     OVERLAP_MAX_S,
     OVERLAP_S,
     LinkKey,
+    ResultLinks,
     count_sealed_link_keys,
-    encrypt_link_keys_anew,
-    existing_link_keys,
-    link_keys,
+    ensure_link_keys,
+    read_link_keys,
+    reencrypt_link_keys,
     rotate_link_keys,
 )
-from tweezer.ledger.access.links import ResultLinks
-from tweezer.ledger.access.vault import Vault
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import installation_id
-from tweezer.ledger.schema import secrets
+from tweezer.ledger.schema import now_ms, secrets
 from tweezer.model.errors import InvalidInput, TweezerError
 
 OTHER_KEY = base64.b64encode(b"\1" * 32).decode()
@@ -57,7 +57,7 @@ def kept(database: Database) -> bytes:
 
 def accepted(database: Database, vault: Vault) -> list[LinkKey]:
     with database.write() as connection:
-        return link_keys(connection, vault)
+        return ensure_link_keys(connection, vault)
 
 
 def rotate(database: Database, vault: Vault, overlap_s: float = OVERLAP_S) -> None:
@@ -84,10 +84,10 @@ def test_the_key_is_made_once_even_by_many_and_is_encrypted(database: Database, 
 
 def test_reading_makes_no_key(database: Database, vault: Vault) -> None:
     with database.read() as connection:
-        assert existing_link_keys(connection, vault) == []
+        assert read_link_keys(connection, vault) == []
     made = accepted(database, vault)
     with database.read() as connection:
-        assert existing_link_keys(connection, vault) == made
+        assert read_link_keys(connection, vault) == made
 
 
 def test_a_plain_key_of_an_older_version_signs_nothing_more_and_is_accepted_for_a_while(
@@ -166,7 +166,7 @@ def test_with_another_secrets_key_there_is_an_error_that_says_what_to_do(databas
 def test_the_secrets_key_is_changed_in_steps(database: Database, vault: Vault) -> None:
     other, both = Vault.of(OTHER_KEY, Path()), Vault.of(f"{OTHER_KEY},{SECRETS_KEY}", Path())
     with database.write() as connection:
-        assert encrypt_link_keys_anew(connection, both) == 0
+        assert reencrypt_link_keys(connection, both) == 0
     made = accepted(database, vault)
     with database.write() as connection:
         assert [count_sealed_link_keys(connection, it) for it in (vault, other, both, None)] == [
@@ -175,8 +175,8 @@ def test_the_secrets_key_is_changed_in_steps(database: Database, vault: Vault) -
             (1, 0),
             (1, 1),
         ]
-        assert encrypt_link_keys_anew(connection, both) == 1
-        assert encrypt_link_keys_anew(connection, both) == 0
+        assert reencrypt_link_keys(connection, both) == 1
+        assert reencrypt_link_keys(connection, both) == 0
     assert accepted(database, other) == made
 
 
@@ -185,7 +185,7 @@ def test_the_id_of_the_installation_stays_when_keys_are_made_and_rotated(databas
     accepted(database, vault)
     rotate(database, vault, overlap_s=0)
     with database.write() as connection:
-        encrypt_link_keys_anew(connection, Vault.of(f"{OTHER_KEY},{SECRETS_KEY}", Path()))
+        reencrypt_link_keys(connection, Vault.of(f"{OTHER_KEY},{SECRETS_KEY}", Path()))
     assert installation_id(database) == ours
 
 
@@ -232,4 +232,4 @@ def test_a_changed_row_is_noticed(database: Database, vault: Vault) -> None:
     with database.write() as connection:
         connection.execute(update(secrets).where(secrets.c.name == NAME).values(value=changed))
         with pytest.raises(TweezerError, match="was changed"):
-            existing_link_keys(connection, vault)
+            read_link_keys(connection, vault)

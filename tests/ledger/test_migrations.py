@@ -14,10 +14,10 @@ from sqlalchemy import insert, text
 from tweezer.ledger import migrate, migrations
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import list_keys
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import differences, require_schema, schema_version, upgrade
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import keys, metadata, secrets
 from tweezer.model.errors import TweezerError
 

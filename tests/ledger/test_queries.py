@@ -16,8 +16,8 @@ from sqlalchemy import func, select, update
 from tests.support.ledger_filling import DEVICES, SEQUENCE, TAGS, Filled, Plan, fill
 
 from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database, load
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries import lists, statistics
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window, job_key
 from tweezer.ledger.queries.queries import Queries

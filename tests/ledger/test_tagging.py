@@ -7,7 +7,7 @@ from uuid import UUID
 from tests.support.ledger_rig import OPERATOR, LedgerRig
 
 from tweezer.ledger.queries.filters import BatchFilter, JobFilter
-from tweezer.ledger.tagging import record_tags
+from tweezer.ledger.recorder.writing import record_tags
 from tweezer.model.ids import new_batch_id
 
 

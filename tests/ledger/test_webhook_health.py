@@ -11,9 +11,8 @@ from sqlalchemy import insert, text, update
 
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.access.vault import KEY_FILE, Vault
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import couriers, deliveries, endpoints
+from tweezer.ledger.schema import couriers, deliveries, endpoints, now_ms
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.store.streams.feed import START, position_number
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id

@@ -18,9 +18,8 @@ from sqlalchemy import insert, select, update
 
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.access.vault import Vault
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import endpoints, webhook_secrets
+from tweezer.ledger.schema import endpoints, now_ms, webhook_secrets
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.signatures import Algorithm, SigningSecret, check_secret, signed_headers, verify_webhook
 from tweezer.webhooks.secrets import (

@@ -20,8 +20,8 @@ from tests.support.waiting import PATIENCE_S
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.recorder.recorder import Recorder
 
 OURS, THEIRS = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c", "8b3e4d5c-2f6a-4b7c-8d8e-9f0a1b2c3d4e"

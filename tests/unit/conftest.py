@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 
 
 @pytest.fixture

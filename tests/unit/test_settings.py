@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tweezer.adapters.registry import Binding
-from tweezer.ledger.place import LINK_MAX_S, sqlite_file
+from tweezer.ledger.config import LINK_MAX_S, sqlite_file
 from tweezer.model.errors import InvalidInput
 from tweezer.settings import SECRET_FILES, SETTINGS, WebhookSettings, WorkerSettings, load
 

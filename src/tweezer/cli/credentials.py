@@ -21,10 +21,9 @@ from tweezer.ledger.access import projects as ledger_projects
 from tweezer.ledger.access import users as ledger_users
 from tweezer.ledger.access.credentials import Role, read_key_id
 from tweezer.ledger.access.keys import ApiKey, KeyKind, NewKey
-from tweezer.ledger.access.link_keys import rotate_link_keys
-from tweezer.ledger.access.passwords import check_password, hash_password
+from tweezer.ledger.access.links import rotate_link_keys
 from tweezer.ledger.access.projects import Project
-from tweezer.ledger.access.users import User
+from tweezer.ledger.access.users import User, check_password, hash_password
 from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.ledger.retention import delete_project
 from tweezer.model.errors import InvalidInput, Unavailable

@@ -18,7 +18,7 @@ from tweezer.cli import show
 from tweezer.cli.options import Access, parse_duration, pass_access
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
-from tweezer.ledger.clock import moment_of
+from tweezer.ledger.schema import moment_of
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
 from tweezer.model.webhooks import EventType, envelope, schemas

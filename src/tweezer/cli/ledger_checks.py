@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.ledger.place import sqlite_file
+from tweezer.ledger.config import sqlite_file
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import Settings

@@ -15,8 +15,8 @@ from tweezer.model.errors import TweezerError, Unavailable
 
 if TYPE_CHECKING:
     from tweezer.client import AsyncQueue
+    from tweezer.ledger.config import OpenDatabase
     from tweezer.ledger.database import Database
-    from tweezer.ledger.place import OpenDatabase
     from tweezer.settings import Settings
 
 
@@ -84,7 +84,7 @@ class Access(NamedTuple):
 
 def _ledger(settings: Settings) -> OpenDatabase | None:
     """Where the ledger is, if there is one: a command that reads must not make the file of its default."""
-    from tweezer.ledger.place import sqlite_file
+    from tweezer.ledger.config import sqlite_file
 
     place = settings.locate_ledger()
     file = sqlite_file(place.url)

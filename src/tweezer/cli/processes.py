@@ -16,7 +16,7 @@ from tweezer.cli.local.children import Interrupts, keep_several
 from tweezer.cli.local.stack import Stack, is_free
 from tweezer.cli.options import Access, pass_access, require
 from tweezer.data_folder import DATA_DIR
-from tweezer.ledger.place import sqlite_file
+from tweezer.ledger.config import sqlite_file
 from tweezer.qpu_sim.misbehaviours import Misbehaviours, read_window
 from tweezer.settings import SECRET_FILES, Settings, variable_name
 

@@ -16,7 +16,7 @@ from tweezer.cli import show
 from tweezer.cli.deliveries import COMMANDS, describe, lines_of, tell_changed, wake
 from tweezer.cli.listen import listen
 from tweezer.cli.options import Access, parse_overlap, pass_access
-from tweezer.ledger.access.link_keys import encrypt_link_keys_anew
+from tweezer.ledger.access.links import encrypt_link_keys_anew
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.model.webhooks import EventType
@@ -276,7 +276,7 @@ def reseal(access: Access) -> None:
     """
     with _writing(access, "webhooks reseal") as connection:
         vault = _vault(access)
-        changed = reencrypt_secrets(connection, vault) + encrypt_link_keys_anew(connection, vault)
+        changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 
-from tweezer.ledger.place import OpenDatabase, sqlite_file
+from tweezer.ledger.config import OpenDatabase, sqlite_file
 from tweezer.model.errors import InvalidInput, Unavailable
 
 T = TypeVar("T")

@@ -19,11 +19,10 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, delete, exc, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tweezer.ledger.clock import moment_of, now_ms
+from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.positions import recorder_position
-from tweezer.ledger.schema import dead_letter_totals, dead_letters, transitions
+from tweezer.ledger.schema import dead_letter_totals, dead_letters, moment_of, now_ms, transitions
 from tweezer.model.errors import NotFound, TweezerError, Unreadable
 from tweezer.store.streams.feed import Entry, pack_entry, position_id, position_number, unpack_entry
 

@@ -12,9 +12,9 @@ import secrets as randomness
 from sqlalchemy import select
 
 from tweezer.ledger.access.projects import insert_unless_there
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import wait_for_schema
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import secrets
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.connection import Connect, Store

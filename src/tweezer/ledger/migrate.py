@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, column, inspect, select, table, text
 
 from tweezer.duties import DUTY_BACKOFF, until_answered
+from tweezer.ledger.config import OpenDatabase, sqlite_url
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrations import HEAD
-from tweezer.ledger.place import OpenDatabase, sqlite_url
 from tweezer.ledger.schema import metadata
 from tweezer.model.errors import TweezerError
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from uuid import UUID
+
+import msgspec
 from sqlalchemy import Connection, select
 
-from tweezer.ledger.schema import couriers, recorder
-from tweezer.store.streams.feed import START, position_number
+from tweezer.ledger.database import Database
+from tweezer.ledger.schema import couriers, notices, recorder, transitions
+from tweezer.model.errors import InvalidInput
+from tweezer.model.events import jobs_of
+from tweezer.store.connection import Store
+from tweezer.store.streams.feed import START, Entry, position_id, position_number
 
 
 def courier_position(connection: Connection, namespace: str) -> int:
@@ -18,3 +26,126 @@ def recorder_position(connection: Connection, namespace: str) -> int:
     """Return the number of the last entry of the stream that is recorded; 0 if there is none."""
     query = select(recorder.c.position).where(recorder.c.namespace == namespace)
     return position_number(connection.execute(query).scalar() or START)
+
+
+NOW = ("now", "$")
+"""What stands for the end of the stream."""
+
+_PLACE = re.compile(r"(\d{1,13})-(\d{1,7})(?:\.(\d{1,9}))?", re.ASCII)
+_EVENT = re.compile(r"([0-9a-fA-F-]{32,36}):([1-9]\d{0,14}):(\d{16})", re.ASCII)
+_NOTICE = re.compile(r"[A-Za-z0-9_.-]{1,100}:(\d{16})", re.ASCII)  # of a device, or of an endpoint
+_NUMBERS = 1 << 20  # of entries of one millisecond
+_MILLISECONDS = 1 << 43
+_SLACK_MS = 1000  # by which the place of an entry and the time of its events may differ
+_PAGE = 1000
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """A place in the stream. position: of an entry. told: so many of its events come before the place; None: all."""
+
+    position: int = 0
+    told: int | None = None
+
+    def __str__(self) -> str:
+        return position_id(self.position) + ("" if self.told is None else f".{self.told}")
+
+    @property
+    def before(self) -> int:
+        """The position after which entries are still to be read."""
+        return self.position if self.told is None else self.position - 1
+
+
+def before_time(time_us: int) -> Cursor:
+    """A place before all events of this time and later."""
+    return Cursor(max(time_us // 1000 - _SLACK_MS, 0) << 20)
+
+
+class Named(msgspec.Struct, frozen=True):
+    """An event as its id names it; ``batch_id`` and ``sequence`` are None for a notice."""
+
+    id: str
+    time_us: int
+    batch_id: UUID | None = None
+    sequence: int | None = None
+
+    def is_in(self, entry: Entry) -> bool:
+        if entry.notice is not None:
+            return entry.notice.id == self.id
+        if entry.batch_id != self.batch_id or entry.time_us != self.time_us or self.sequence is None:
+            return False
+        return entry.first <= self.sequence < entry.first + count_events(entry.words)
+
+
+def read_cursor(after: str) -> Cursor | Named:
+    """The place that a text names. Raises InvalidInput("after", …)."""
+    if match := _PLACE.fullmatch(after):
+        milliseconds, number = int(match[1]), int(match[2])
+        if milliseconds < _MILLISECONDS and number < _NUMBERS:
+            return Cursor(milliseconds << 20 | number, None if match[3] is None else int(match[3]))
+    elif match := _EVENT.fullmatch(after):
+        batch_id = _uuid(match[1])
+        if batch_id is not None and int(match[3]) < _MILLISECONDS * 1000:
+            return Named(after, int(match[3]), batch_id, int(match[2]))
+    if (match := _NOTICE.fullmatch(after)) and int(match[1]) < _MILLISECONDS * 1000:
+        return Named(after, int(match[1]))
+    raise InvalidInput("after", "is neither the id of an event, nor the `next` of an answer, nor `now`")
+
+
+class Places:
+    """Finds events in the ledger, else in the stream."""
+
+    def __init__(self, store: Store, database: Database) -> None:
+        self._store = store
+        self._database = database
+
+    async def find(self, event: Named) -> tuple[Cursor, UUID | None]:
+        """The place behind the event, and its batch; where it is nowhere, before its time. Raises Unavailable."""
+        entry = await self._database.run(self._recorded, event) or await self._in_stream(event)
+        if entry is None:
+            return before_time(event.time_us), None
+        position = position_number(entry.id)
+        if event.sequence is None:
+            return Cursor(position), None
+        told = event.sequence - entry.first + 1
+        return Cursor(position, told if told < count_events(entry.words) else None), entry.batch_id
+
+    def _recorded(self, event: Named) -> Entry | None:
+        after = before_time(event.time_us).position
+        with self._database.read() as connection:
+            if event.batch_id is None:
+                found = select(notices.c.position).where(notices.c.position > after, notices.c.id == event.id)
+                position = connection.execute(found.limit(1)).scalar()
+                return None if position is None else Entry(position_id(position), UUID(int=0), 0, event.time_us, "")
+            columns = (transitions.c.position, transitions.c.sequence_number, transitions.c.words)
+            rows = connection.execute(
+                select(*columns)
+                .where(transitions.c.batch == event.batch_id, transitions.c.position > after)
+                .where(transitions.c.time_us == event.time_us, transitions.c.sequence_number <= event.sequence)
+                .order_by(transitions.c.position)
+            )
+            entries = (Entry(position_id(at), event.batch_id, first, event.time_us, words) for at, first, words in rows)
+            return next(filter(event.is_in, entries), None)
+
+    async def _in_stream(self, event: Named) -> Entry | None:
+        at, until = before_time(event.time_us).position, (event.time_us // 1000 + _SLACK_MS) << 20
+        while at < until:
+            entries = await self._store.events.read(position_id(at), most=_PAGE)
+            for entry in entries:
+                if event.is_in(entry) and not entry.told_before:
+                    return entry
+            if len(entries) < _PAGE:
+                break
+            at = position_number(entries[-1].id)
+        return None
+
+
+def count_events(words: str) -> int:
+    """How many events the words of an entry are."""
+    return sum(len(jobs_of(word)) or 1 for word in words.split())
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import (
     batches,
@@ -18,6 +18,7 @@ from tweezer.ledger.schema import (
     deliveries,
     hours,
     jobs,
+    now_ms,
     projects,
     result_sizes,
     results,
@@ -189,3 +190,38 @@ def _delete_project(database: Database, project_id: str) -> None:
         for table in (counters, hours, deliveries):
             connection.execute(delete(table).where(table.c.project == no))
         connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members
+
+
+_PAGE = 200
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """Batches that were forgotten, and those that could not be: the ledger does not have them to their end."""
+
+    gone: list[UUID]
+    unrecorded: list[UUID]
+
+
+class Forgetter:
+    """Forgets batches once they ended ``grace_s`` ago; at once when Redis runs full."""
+
+    def __init__(self, store: Store, database: Database, *, grace_s: float) -> None:
+        self._store = store
+        self._database = database
+        self._grace_s = grace_s
+
+    async def forget(self, kept: Collection[UUID] = ()) -> Forgotten:
+        """Forgets some, the oldest first, and none of those that are kept. Raises Unavailable."""
+        least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
+        ended = await self._store.commands.ended(least_age_s=least_age_s, most=_PAGE + len(kept))
+        found = [batch_id for batch_id in ended if batch_id not in kept][:_PAGE]
+        if not found:
+            return Forgotten([], [])
+        recorded = await self._database.run(self._recorded, found)
+        gone = await self._store.commands.forget(recorded, least_age_s=least_age_s)
+        return Forgotten(gone, [batch_id for batch_id in found if batch_id not in gone])
+
+    def _recorded(self, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
+        query = select(batches.c.id, batches.c.sequence_number).where(batches.c.id.in_(batch_ids))
+        with self._database.read() as connection:
+            return {row[0]: row[1] for row in connection.execute(query)}

@@ -8,7 +8,9 @@ with its batch's: the jobs of a batch are a range of ids.
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from datetime import UTC, datetime
+from typing import Any, overload
 from uuid import UUID
 
 from sqlalchemy import (
@@ -29,6 +31,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeEngine
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@overload
+def moment_of(milliseconds: int) -> datetime: ...
+@overload
+def moment_of(milliseconds: None) -> None: ...
+
+
+def moment_of(milliseconds: int | None) -> datetime | None:
+    """The UTC time of a column."""
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
 
 metadata = MetaData(
     naming_convention={

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from tweezer.duties import repeat
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
+from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp

@@ -19,11 +19,11 @@ import msgspec
 import structlog
 
 from tweezer.duties import end_tasks, heeding_cancel, repeat, run_to_end
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, DeadLetterQueue, Letter, describe_error, is_unusable, pack_letter
 from tweezer.ledger.installation import require_same
-from tweezer.ledger.place import DeadLetterBounds
+from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.model.events import Event
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp

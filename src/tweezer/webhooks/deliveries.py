@@ -14,10 +14,9 @@ from arq.connections import ArqRedis
 from sqlalchemy import Connection, delete, func, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
-from tweezer.ledger.schema import deliveries, endpoints
+from tweezer.ledger.schema import deliveries, endpoints, now_ms
 from tweezer.model.wire import deserialize, serialize
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key

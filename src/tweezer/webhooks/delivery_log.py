@@ -12,8 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select, tuple_, update
 
-from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import deliveries, endpoints, projects
+from tweezer.ledger.schema import deliveries, endpoints, moment_of, now_ms, projects
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import EventType, PingData, envelope, timestamp
 from tweezer.webhooks.deliveries import PENDING, Attempt, delivery_id, read_log

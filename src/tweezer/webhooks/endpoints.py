@@ -12,8 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import deliveries, endpoints, projects
+from tweezer.ledger.schema import deliveries, endpoints, moment_of, now_ms, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound

@@ -8,12 +8,11 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Select, case, func, select
 
-from tweezer.ledger.access.link_keys import count_sealed_link_keys
+from tweezer.ledger.access.links import count_sealed_link_keys
 from tweezer.ledger.access.vault import KEY_FILE, Vault
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
-from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, projects
+from tweezer.ledger.schema import GIVEN_UP, deliveries, endpoints, now_ms, projects
 from tweezer.store.streams.feed import START, position_id
 from tweezer.webhooks.deliveries import EXHAUSTED, HELD
 from tweezer.webhooks.secrets import count_sealed_secrets

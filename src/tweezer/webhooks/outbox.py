@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
 from tweezer.webhooks.attempts import Claim, Deliverer
 from tweezer.webhooks.deliveries import (

@@ -15,9 +15,8 @@ import msgspec
 from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, update
 
 from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
-from tweezer.ledger.clock import moment_of, now_ms
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import endpoints, projects, webhook_secrets
+from tweezer.ledger.schema import endpoints, moment_of, now_ms, projects, webhook_secrets
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.lru import CachedCalls
 from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, new_secret, public_key

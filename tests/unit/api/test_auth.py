@@ -26,23 +26,21 @@ from tweezer.api.access.dependencies import Caller, Scraper, Submitter
 from tweezer.api.access.logins import Logins, network_of
 from tweezer.ledger.access.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.access.keys import create_key, find_key, list_keys, revoke_key
-from tweezer.ledger.access.link_keys import NAME, OVERLAP_S, existing_link_keys, rotate_link_keys
-from tweezer.ledger.access.links import Signer
-from tweezer.ledger.access.passwords import hash_password
+from tweezer.ledger.access.links import NAME, OVERLAP_S, Signer, read_link_keys, rotate_link_keys
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.access.users import (
     add_to_project,
     create_user,
     find_login,
+    hash_password,
     open_session,
     set_disabled,
     set_password,
 )
 from tweezer.ledger.access.vault import Vault
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.config import LINK_MAX_S
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import LINK_MAX_S
-from tweezer.ledger.schema import keys, secrets, users
+from tweezer.ledger.schema import keys, now_ms, secrets, users
 from tweezer.model import lru
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
@@ -562,7 +560,7 @@ async def test_a_link_that_was_changed_opens_nothing(rig: ApiRig, link: str) -> 
 def forge(ledger: Database, job: str, link_s: int) -> str:
     """A link of somebody who has a backup of the ledger and the secrets key."""
     with ledger.read() as connection:
-        keys = existing_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
+        keys = read_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
     return Signer([key.secret for key in keys], link_s).link(HOST, job).url
 
 
@@ -596,7 +594,7 @@ async def test_an_api_takes_the_key_of_an_older_version_over_when_it_starts(rig:
         connection.execute(insert(secrets).values(name=NAME, value=plain))
     async with rig.app.router.lifespan_context(rig.app):
         with ledger.read() as connection:
-            found = existing_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
+            found = read_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
             assert plain not in connection.execute(select(secrets.c.value)).scalar_one()
     assert [key.secret == plain for key in found] == [False, True]
 

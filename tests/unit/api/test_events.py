@@ -21,8 +21,8 @@ from tweezer.api.events import streams
 from tweezer.duties import Backoff
 from tweezer.ledger.access.credentials import Role, key_id
 from tweezer.ledger.access.keys import revoke_key
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries.feed import Feed, Selection
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable

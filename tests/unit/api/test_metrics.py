@@ -20,10 +20,10 @@ from tweezer.api.service.metrics import AnswerTimes, Metrics
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
+from tweezer.ledger.config import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, NewLetter, park
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.schema import recorder
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.ids import new_batch_id

@@ -19,8 +19,8 @@ from tweezer.ledger.access.keys import create_session
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.users import add_to_project, create_user
 from tweezer.ledger.access.vault import SECRETS_FRESH_S
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
+from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import InvalidInput
 from tweezer.model.signatures import sign, verify_webhook
 from tweezer.model.webhooks import USUAL_TYPES

@@ -18,7 +18,7 @@ from tweezer.cli import main
 from tweezer.cli.local.stack import check_given_key, own_key
 from tweezer.ledger.access.credentials import key_id, new_key
 from tweezer.ledger.access.keys import create_session, list_keys, revoke_key
-from tweezer.ledger.access.link_keys import link_keys
+from tweezer.ledger.access.links import ensure_link_keys
 from tweezer.ledger.access.users import find_login, find_user
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
@@ -105,10 +105,10 @@ def test_the_key_that_signs_links_is_rotated(
     monkeypatch.setenv("TWEEZER_SECRETS_KEY", SECRETS_KEY)
     vault = Vault.of(SECRETS_KEY, Path())
     with ledger.write() as connection:
-        (before,) = link_keys(connection, vault)
+        (before,) = ensure_link_keys(connection, vault)
     assert said in line.says("keys", "rotate-links", *options)
     with ledger.write() as connection:
-        signing, *accepted = link_keys(connection, vault)
+        signing, *accepted = ensure_link_keys(connection, vault)
     assert signing.secret != before.secret
     assert [key.secret for key in accepted] == [before.secret] * former
 

@@ -15,7 +15,6 @@ from tweezer.cli.local import antiferromagnet
 from tweezer.cli.status import View, must_be_done, progress_line, read_progress
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.schema import projects
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import new_batch_id

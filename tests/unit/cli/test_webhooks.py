@@ -26,8 +26,8 @@ from tweezer.cli import main
 from tweezer.cli.deliveries import moment
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import KEY_FILE
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
+from tweezer.ledger.schema import now_ms
 from tweezer.model.signatures import check_secret
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks.deliveries import (

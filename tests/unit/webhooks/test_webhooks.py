@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tweezer.ledger.access.links import SKEW_S, Signer
-from tweezer.ledger.place import LINK_MAX_S
+from tweezer.ledger.config import LINK_MAX_S
 from tweezer.model.events import read_events
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER

@@ -12,8 +12,7 @@ import structlog
 
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import SESSIONS_MAX, NewKey
-from tweezer.ledger.access.passwords import hash_password, is_password, needs_rehash
-from tweezer.ledger.access.users import Login, find_login, open_session
+from tweezer.ledger.access.users import Login, find_login, hash_password, is_password, needs_rehash, open_session
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.connection import Store

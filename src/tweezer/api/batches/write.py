@@ -24,7 +24,7 @@ from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
 from tweezer.api.http.responses import success
 from tweezer.api.webhooks.service import Hooks, check_webhook
-from tweezer.ledger.tagging import record_tags
+from tweezer.ledger.recorder.writing import record_tags
 from tweezer.model.checks import MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id

@@ -19,7 +19,7 @@ from tweezer.api.batches.filters import VALUES_MAX, Text
 from tweezer.api.events.streams import Following, Watched
 from tweezer.api.http.openapi import failure_docs, success_docs
 from tweezer.api.http.responses import Moment, doc, success
-from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, Feed, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType

@@ -17,7 +17,7 @@ from tweezer.api.access.auth import Authenticator
 from tweezer.api.http.longpoll import Holds, disconnect
 from tweezer.api.http.responses import RequestRefused
 from tweezer.duties import Backoff
-from tweezer.ledger.queries.cursors import Cursor
+from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import Feed, Page, Selection
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told

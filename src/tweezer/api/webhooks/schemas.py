@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.batches.filters import Number, Text, Time
 from tweezer.api.http.responses import Count, Moment, doc
-from tweezer.ledger.clock import moment_of
+from tweezer.ledger.schema import moment_of
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import deliveries, delivery_log
 from tweezer.webhooks.delivery_log import DeliveryFilter, DeliveryStatus

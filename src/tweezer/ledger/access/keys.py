@@ -14,8 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, sele
 
 from tweezer.ledger.access.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import keys, members, projects, users
+from tweezer.ledger.schema import keys, members, moment_of, now_ms, projects, users
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 

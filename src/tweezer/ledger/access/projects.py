@@ -11,8 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tweezer.ledger.clock import moment_of, now_ms
-from tweezer.ledger.schema import limits, projects
+from tweezer.ledger.schema import limits, moment_of, now_ms, projects
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.ids import is_project_id

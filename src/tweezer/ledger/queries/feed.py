@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, union_all
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.cursors import NOW, Cursor, Places, before_time, count_events, read_cursor
+from tweezer.ledger.positions import NOW, Cursor, Places, before_time, count_events, read_cursor
 from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
 from tweezer.model.events import jobs_of, read_events
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import require_schema
-from tweezer.ledger.place import OpenDatabase
 from tweezer.ledger.queries.queries import Queries
 from tweezer.model.errors import ResultUnavailable
 from tweezer.model.ids import job_id

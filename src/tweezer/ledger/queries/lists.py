@@ -6,23 +6,227 @@ bounded by the size of the projects it is taken from, whatever is asked.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Connection, Select, Table, func, select, union_all
-
-from tweezer.ledger.queries.conditions import (
-    Condition,
-    Scope,
-    batch_conditions,
-    in_any,
-    in_direction,
-    job_conditions,
-    keys_of,
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    FunctionElement,
+    LargeBinary,
+    Select,
+    Table,
+    case,
+    func,
+    or_,
+    select,
+    union_all,
 )
+from sqlalchemy.ext.compiler import compiles
+
+from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
-from tweezer.ledger.schema import batches, counters, jobs
+from tweezer.ledger.schema import Id, batches, counters, jobs, projects, tags
+from tweezer.model.ids import last_job_id
+from tweezer.model.messages import Priority
+
+Condition = ColumnElement[bool]
+
+_EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
+_RANGES_MAX = 10  # batches that are looked for one by one; of more, each job's is looked up among them
+_RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
+
+_BATCH_COLUMNS = {
+    BatchOrder.CREATED: batches.c.created_ms,
+    BatchOrder.UPDATED: batches.c.updated_ms,
+    BatchOrder.STARTED: batches.c.started_ms,
+    BatchOrder.ENDED: batches.c.ended_ms,
+    BatchOrder.STATUS: batches.c.status,
+    BatchOrder.OPEN: batches.c.open,
+    BatchOrder.JOBS: batches.c.jobs,
+    BatchOrder.DEVICE: batches.c.device,
+    BatchOrder.USER: batches.c.user,
+    BatchOrder.PRIORITY: batches.c.priority,
+    BatchOrder.ORIGIN: batches.c.origin,
+    BatchOrder.ID: batches.c.id,
+}
+_JOB_COLUMNS = {
+    JobOrder.CREATED: jobs.c.created_ms,
+    JobOrder.UPDATED: jobs.c.updated_ms,
+    JobOrder.STARTED: jobs.c.started_ms,
+    JobOrder.ENDED: jobs.c.ended_ms,
+    JobOrder.STATUS: jobs.c.status,
+    JobOrder.RUNS: jobs.c.runs,
+    JobOrder.ERRORS: jobs.c.failed,
+    JobOrder.DEVICE: jobs.c.device,
+    JobOrder.USER: jobs.c.user,
+    JobOrder.PRIORITY: jobs.c.priority,
+    JobOrder.ORIGIN: jobs.c.origin,
+    JobOrder.BATCH: jobs.c.id,
+    JobOrder.CREATION: jobs.c.id,
+    JobOrder.ID: jobs.c.id,
+}
+
+
+class batch_part(FunctionElement[bytes]):  # noqa: N801  a function of SQL
+    """What the ids of a batch and of its jobs have in common: their first thirteen bytes."""
+
+    inherit_cache = True
+    type = LargeBinary()
+
+
+@compiles(batch_part, "sqlite")
+def _batch_part_in_sqlite(element: batch_part, compiler: Any, **options: Any) -> str:
+    return f"substr({compiler.process(element.clauses, **options)}, 1, 13)"
+
+
+@compiles(batch_part, "postgresql")
+def _batch_part_in_postgres(element: batch_part, compiler: Any, **options: Any) -> str:
+    return f"substring(uuid_send({compiler.process(element.clauses, **options)}) FROM 1 FOR 13)"
+
+
+class last_job_of(FunctionElement[UUID]):  # noqa: N801  a function of SQL
+    """The last id that a job of a batch may have."""
+
+    inherit_cache = True
+    type = Id()
+
+
+@compiles(last_job_of, "sqlite")
+def _last_job_of_in_sqlite(element: last_job_of, compiler: Any, **options: Any) -> str:
+    return f"CAST(substr({compiler.process(element.clauses, **options)}, 1, 13) || x'ffffff' AS BLOB)"
+
+
+@compiles(last_job_of, "postgresql")
+def _last_job_of_in_postgres(element: last_job_of, compiler: Any, **options: Any) -> str:
+    return f"CAST(substr(CAST({compiler.process(element.clauses, **options)} AS text), 1, 30) || 'ffffff' AS uuid)"
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """The projects that a query may look at: number → id. everything: they are all that there are."""
+
+    projects: dict[int, str]
+    everything: bool
+
+    @classmethod
+    def of(cls, connection: Connection, caller: Principal, wanted: tuple[str, ...] = ()) -> Scope:
+        """The wanted projects that the caller sees, or all of those."""
+        names = None if caller.sees_all else caller.projects
+        if wanted:
+            names = frozenset(wanted) if names is None else names.intersection(wanted)
+        statement = select(projects.c.no, projects.c.id)
+        if names is not None:
+            statement = statement.where(projects.c.id.in_(sorted(names)))
+        return cls({row.no: row.id for row in connection.execute(statement)}, names is None)
+
+    def condition(self, table: Table) -> list[Condition]:
+        """What restricts a table to these projects."""
+        if self.everything:
+            return []
+        return [in_any(table.c.project, self.projects)]
+
+
+def in_any(column: Column[Any], values: Any) -> Condition:
+    """That the column has one of the values; an equality where there is one, which keeps an index in order."""
+    found = list(values)
+    return column == found[0] if len(found) == 1 else column.in_(found)
+
+
+def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
+    """What the filter says of batches, the projects apart."""
+    found = _common_conditions(batches, wanted)
+    found += _tagged(batches.c.id, tags.c.batch, wanted, scope)
+    if wanted.open is not None:
+        found.append(batches.c.open == wanted.open)
+    return found + _bounds(batches.c.jobs, wanted.jobs_min, wanted.jobs_max)
+
+
+def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
+    """What the filter says of jobs, the projects apart."""
+    found = _common_conditions(jobs, wanted)
+    found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
+    if 0 < len(wanted.batches) <= _RANGES_MAX:
+        found.append(or_(*(jobs.c.id.between(first, last_job_id(first)) for first in wanted.batches)))
+    elif wanted.batches:
+        found.append(batch_part(jobs.c.id).in_([batch.bytes[:13] for batch in wanted.batches]))
+    if wanted.failed is not None:
+        found.append(jobs.c.failed == wanted.failed)
+    return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
+
+
+def keys_of(order: BatchOrder | JobOrder, window: Window, scope: Scope) -> list[ColumnElement[Any]]:
+    """What rows of a page are ordered by, ties by the id."""
+    column = _JOB_COLUMNS[order] if isinstance(order, JobOrder) else _BATCH_COLUMNS[order]
+    identity = column.table.c.id
+    if column is identity:
+        # Or PostgreSQL would walk all projects in the order of ids, to find the few rows of these.
+        return in_direction(window, identity if scope.everything else func.coalesce(identity, identity))
+    key: ColumnElement[Any] = column
+    if column.name == "priority":
+        key = case(*((column == priority[0], rank) for priority, rank in _RANK.items()))
+    keys = in_direction(window, key, identity)
+    return [keys[0].nulls_last(), keys[1]] if column.nullable else keys
+
+
+def in_direction(window: Window, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+    """The keys, ascending or descending as the page is."""
+    return [key.desc() if window.descending else key.asc() for key in keys]
+
+
+def _common_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
+    found: list[Condition] = []
+    if wanted.ids:
+        found.append(table.c.id.in_(wanted.ids))
+    if wanted.id_prefix:
+        found.append(table.c.id.between(*wanted.id_range()))
+    if wanted.users:
+        found.append(in_any(table.c.user, wanted.users))
+    if wanted.devices:
+        found.append(in_any(table.c.device, wanted.devices))
+    if wanted.statuses:
+        found.append(in_any(table.c.status, [status.letter for status in wanted.statuses]))
+    if wanted.priorities:
+        found.append(in_any(table.c.priority, [priority[0] for priority in wanted.priorities]))
+    if wanted.origins:
+        found.append(in_any(table.c.origin, [origin[0] for origin in wanted.origins]))
+    found += _bounds(table.c.started_ms, _at_least(wanted.started_from), None)
+    found += _bounds(table.c.ended_ms, None, _at_most(wanted.ended_to))
+    return found + _bounds(table.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to))
+
+
+def _tagged(
+    batch: ColumnElement[Any], tagged: ColumnElement[Any], wanted: BatchFilter | JobFilter, scope: Scope
+) -> list[Condition]:
+    names: list[tuple[str, ...]] = [(tag,) for tag in dict.fromkeys(wanted.tags_all)]
+    if wanted.tags_any:
+        names.append(wanted.tags_any)
+    if not names:
+        return []
+    first, *others = [select(tags.c.batch).where(*scope.condition(tags), in_any(tags.c.tag, each)) for each in names]
+    found = first.with_only_columns(tagged).where(*(tags.c.batch.in_(other) for other in others))
+    # IS TRUE keeps PostgreSQL from making a join of it, for which it may loop; so it fills a hash table.
+    return [batch.in_(found).is_(True)]
+
+
+def _bounds(column: Column[Any], least: int | None, most: int | None) -> list[Condition]:
+    found: list[Condition] = []
+    if least is not None:
+        found.append(column >= least)
+    if most is not None:
+        found.append(column <= most)
+    return found
+
+
+def _at_least(time: datetime | None) -> int | None:
+    return None if time is None else -((_EPOCH - time) // _MILLISECOND)
+
+
+def _at_most(time: datetime | None) -> int | None:
+    return None if time is None else (time - _EPOCH) // _MILLISECOND
+
 
 T = TypeVar("T")
 

@@ -11,9 +11,8 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, s
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.conditions import Scope
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
-from tweezer.ledger.queries.lists import Found, Listing
+from tweezer.ledger.queries.lists import Found, Listing, Scope
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
 from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events

@@ -11,10 +11,9 @@ import msgspec
 from sqlalchemy import Integer, Select, func, literal_column, select
 
 from tweezer.ledger.access.credentials import Principal
-from tweezer.ledger.clock import moment_of
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.conditions import Scope, last_job_of
-from tweezer.ledger.schema import batches, hours, jobs, projects
+from tweezer.ledger.queries.lists import Scope, last_job_of
+from tweezer.ledger.schema import batches, hours, jobs, moment_of, projects
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Priority
 

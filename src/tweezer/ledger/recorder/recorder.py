@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import select
 
 from tweezer.duties import repeat
+from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import (
     Consumer,
@@ -26,12 +27,11 @@ from tweezer.ledger.dead_letters import (
     unpack_letter,
 )
 from tweezer.ledger.installation import join
-from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.quotas import QuotaPublisher
 from tweezer.ledger.recorder.changes import Changes, JobIds, KnownBatch, make_changes, touched
-from tweezer.ledger.recorder.forgetting import Forgetter
 from tweezer.ledger.recorder.restore import restore, tell_again
 from tweezer.ledger.recorder.writing import Writer
+from tweezer.ledger.retention import Forgetter
 from tweezer.ledger.schema import batches, projects
 from tweezer.model.errors import TweezerError, Unavailable, Unreadable
 from tweezer.model.events import jobs_of

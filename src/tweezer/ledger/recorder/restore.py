@@ -9,10 +9,9 @@ import msgspec
 import structlog
 from sqlalchemy import Connection, or_, select
 
-from tweezer.ledger.clock import now_ms
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
-from tweezer.ledger.schema import batches, jobs, notices, results, sequences, transitions
+from tweezer.ledger.schema import batches, jobs, notices, now_ms, results, sequences, transitions
 from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc

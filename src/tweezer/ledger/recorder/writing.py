@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import Connection, text
+import msgspec
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from tweezer.ledger.access.projects import project_no
-from tweezer.ledger.clock import now_ms
+from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.dead_letters import Consumer, add_waiting, park
-from tweezer.ledger.place import DeadLetterBounds
 from tweezer.ledger.recorder.changes import (
     BATCH_COLUMNS,
     DURATION,
@@ -22,9 +23,9 @@ from tweezer.ledger.recorder.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.schema import counters, hours
-from tweezer.ledger.tagging import replace_tags
+from tweezer.ledger.schema import batches, counters, hours, now_ms, tags
 from tweezer.model.errors import TweezerError
+from tweezer.model.messages import decode_doc, encode_doc
 
 
 class Superseded(TweezerError):
@@ -254,3 +255,24 @@ def _add_up(
             text(f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {sets}"),  # noqa: S608
             rows,
         )
+
+
+def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]) -> bool:
+    """Whether the ledger has the batch; it has these tags then and no others, whatever its status."""
+    row = connection.execute(select(batches.c.project, batches.c.about).where(batches.c.id == batch_id)).one_or_none()
+    if row is None:
+        return False
+    about = encode_doc(msgspec.structs.replace(decode_doc(row.about), tags=tuple(replaced)))
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(about=about))
+    connection.execute(delete(tags).where(tags.c.batch == batch_id))
+    if replaced:
+        connection.execute(
+            insert(tags), [{"project": row.project, "tag": tag, "batch": batch_id} for tag in dict.fromkeys(replaced)]
+        )
+    return True
+
+
+def record_tags(database: Database, batch_id: UUID, replaced: Sequence[str]) -> bool:
+    """The same, in a transaction of its own: for a batch that Redis has forgotten. Raises Unavailable."""
+    with database.write() as connection:
+        return replace_tags(connection, batch_id, replaced)
