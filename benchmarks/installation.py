@@ -13,7 +13,7 @@ from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import project_no
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
-from tweezer.ledger.health import look
+from tweezer.ledger.health import read_health
 from tweezer.ledger.migrate import upgrade
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
@@ -67,6 +67,6 @@ class Installation:
 
             async def is_recorded() -> bool:
                 ((last, _),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
-                return bool(look(self._database).positions.get(NAMESPACE) == last.decode())
+                return bool(read_health(self._database).positions.get(NAMESPACE) == last.decode())
 
             await harness.until(is_recorded, "all is recorded", harness.WAIT_S)

@@ -101,11 +101,11 @@ def three_filters(queries: Queries, questions: Questions, times: int) -> Timings
     """The same of three filters together, in any order, on any page."""
     took: Timings = defaultdict(list)
     for _ in range(times):
-        caller, order, window = questions.next_caller(), questions.one_of(JobOrder), questions.window()
+        caller, order, paging = questions.next_caller(), questions.one_of(JobOrder), questions.paging()
         wanted = JobFilter(**questions.three(questions.job_parts()))
-        took["jobs"].append(took_ms(queries.jobs, caller, wanted, order, window))
+        took["jobs"].append(took_ms(queries.jobs, caller, wanted, order, paging))
         by, chosen = questions.one_of(BatchOrder), BatchFilter(**questions.three(questions.batch_parts()))
-        took["batches"].append(took_ms(queries.batches, caller, chosen, by, window))
+        took["batches"].append(took_ms(queries.batches, caller, chosen, by, paging))
     return took
 
 
@@ -114,11 +114,11 @@ def orders(queries: Queries, questions: Questions, times: int) -> Timings:
     took: Timings = defaultdict(list)
     for _ in range(times):
         for order in JobOrder:
-            caller, window = questions.next_caller(), questions.window()
-            took[f"jobs by {order}"].append(took_ms(queries.jobs, caller, JobFilter(), order, window))
+            caller, paging = questions.next_caller(), questions.paging()
+            took[f"jobs by {order}"].append(took_ms(queries.jobs, caller, JobFilter(), order, paging))
         for by in BatchOrder:
-            caller, window = questions.next_caller(), questions.window()
-            took[f"batches by {by}"].append(took_ms(queries.batches, caller, BatchFilter(), by, window))
+            caller, paging = questions.next_caller(), questions.paging()
+            took[f"batches by {by}"].append(took_ms(queries.batches, caller, BatchFilter(), by, paging))
     return took
 
 

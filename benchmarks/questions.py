@@ -11,7 +11,7 @@ from uuid import UUID
 from tests.support.ledger_filling import DEVICES, TAGS, Filled
 
 from tweezer.ledger.access.credentials import Principal, Role
-from tweezer.ledger.queries.filters import Window
+from tweezer.ledger.queries.filters import PageRequest
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
@@ -61,8 +61,8 @@ class Questions:
             together |= parts[name]()
         return together
 
-    def window(self) -> Window:
-        return Window(descending=self._random.random() < 0.5, offset=self._random.choice((0, 0, 100, 1000)))
+    def paging(self) -> PageRequest:
+        return PageRequest(descending=self._random.random() < 0.5, offset=self._random.choice((0, 0, 100, 1000)))
 
     def one_of(self, orders: Any) -> Any:
         return self._random.choice(list(orders))

@@ -13,8 +13,8 @@ from sqlalchemy import select, update
 from tweezer.ledger.access.credentials import Role, check_key, key_digest, key_id, new_key, read_key_id
 from tweezer.ledger.access.keys import (
     USED_S,
-    Found,
     KeyKind,
+    KeyLookup,
     NewKey,
     adopt_key,
     create_key,
@@ -23,7 +23,7 @@ from tweezer.ledger.access.keys import (
     find_key,
     list_keys,
     list_sessions,
-    look_up,
+    look_up_key,
     note_used,
     revoke_key,
     rotate_key,
@@ -68,9 +68,9 @@ def make_key(database: Database, **options: object) -> NewKey:
         return create_key(connection, **given)  # type: ignore[arg-type]
 
 
-def look(database: Database, identity: str) -> Found:
+def look(database: Database, identity: str) -> KeyLookup:
     with database.read() as connection:
-        found = look_up(connection, identity)
+        found = look_up_key(connection, identity)
     assert found is not None
     return found
 
@@ -203,7 +203,7 @@ def test_a_key_opens_its_project(database: Database) -> None:
 
 def test_a_key_that_nobody_made_is_not_found(database: Database) -> None:
     with database.write() as connection:
-        assert look_up(connection, "a" * 12) is None
+        assert look_up_key(connection, "a" * 12) is None
         for call in (find_key, revoke_key, rotate_key):
             with pytest.raises(NotFound):
                 call(connection, "a" * 12)

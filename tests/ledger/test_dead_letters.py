@@ -14,7 +14,7 @@ from tweezer.cli.ledger_checks import Level, check_health
 from tweezer.ledger import dead_letters, retention
 from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.dead_letters import Consumer, Letter, NewLetter
-from tweezer.ledger.health import look
+from tweezer.ledger.health import read_health
 from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.streams.feed import position_id
@@ -266,7 +266,7 @@ async def test_operators_list_retry_and_drop_letters(bench: LedgerRig) -> None:
     assert "to be tried again" in tweezer(bench, "list", "--consumer", "recorder")
     tweezer(bench, "drop", "--yes", str(second.id))
     assert [letter.id for letter in letters(bench)] == [first.id]
-    health = look(bench.database)
+    health = read_health(bench.database)
     assert (health.newer, health.letters[Consumer.RECORDER].letters) == (1, 1)
     told = {finding.name: finding for finding in check_health(health)}
     assert told["dead letters"].level is Level.FAIL

@@ -12,7 +12,7 @@ from tests.support.ledger_rig import NAMESPACE, LedgerRig
 
 from tweezer.ledger.positions import Cursor, read_cursor
 from tweezer.ledger.queries import feed as feed_module
-from tweezer.ledger.queries.feed import Feed, Page, Selection
+from tweezer.ledger.queries.feed import EventPage, Feed, Selection
 from tweezer.ledger.retention import delete_batches
 from tweezer.ledger.schema import recorder
 from tweezer.model.errors import InvalidInput
@@ -35,7 +35,7 @@ class Reader:
         self.cursor = cursor or Cursor()
         self.ids: list[str] = []
 
-    async def step(self, limit: int, **options: Any) -> Page:
+    async def step(self, limit: int, **options: Any) -> EventPage:
         page = await self._feed.read(self._selection, self.cursor, limit=limit, **options)
         assert len(page.events) <= limit
         self.ids += [event.id for event in page.events]
@@ -327,14 +327,14 @@ async def test_rows_of_other_types_stay_in_the_database(
         await run_a_batch(bench, 3)
     await bench.record()
     read = 0
-    tell = feed_module._Teller.tell
+    tell = feed_module._PageBuilder.tell
 
     def counting(teller: Any, item: Any, skipped: int) -> int | None:
         nonlocal read
         read += 1
         return tell(teller, item, skipped)
 
-    monkeypatch.setattr(feed_module._Teller, "tell", counting)
+    monkeypatch.setattr(feed_module._PageBuilder, "tell", counting)
     assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["batch.error"]) == []
     assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["endpoint.disabled"]) == []
     assert read == 0

@@ -19,7 +19,7 @@ from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.queries import lists, statistics
-from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window, job_key
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, PageRequest, job_key
 from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.queries.statistics import Span
 from tweezer.ledger.schema import projects
@@ -36,7 +36,7 @@ STRANGER = Principal("stranger", Role.USER, frozenset({"elsewhere"}))
 CALLERS = {"operator": OPERATOR, "user": USER, "member": MEMBER}
 NOW = datetime.fromtimestamp(PLAN.now_ms / 1000, UTC)
 SOME_TIME = NOW - timedelta(days=11, hours=5)
-ALL = Window(limit=100_000)
+ALL = PageRequest(limit=100_000)
 
 
 class Ledger:
@@ -52,7 +52,7 @@ class Ledger:
             batch = self.queries.batch(OPERATOR, batch_id)
             assert batch is not None
             self.batches[batch_id] = batch
-            self.jobs += self.queries.jobs_of(batch, range(batch.jobs))
+            self.jobs += self.queries.batch_jobs(batch, range(batch.jobs))
 
     def wanted_jobs(self, caller: Principal, wanted: JobFilter) -> list[JobRecord]:
         mine = (job for job in self.jobs if caller.sees(job.project))
@@ -142,7 +142,7 @@ def _combined(one: JobFilter, other: JobFilter) -> JobFilter:
 @pytest.mark.parametrize("who", CALLERS)
 def test_each_filter_finds_the_jobs_that_it_means(ledger: Ledger, who: str) -> None:
     for name, wanted in _job_filters(ledger).items():
-        found = ledger.queries.jobs(CALLERS[who], wanted, window=ALL)
+        found = ledger.queries.jobs(CALLERS[who], wanted, paging=ALL)
         expected = ledger.wanted_jobs(CALLERS[who], wanted)
         assert {job.id: job for job in found.rows} == {job.id: job for job in expected}, name
         assert found.total == len(found.rows) == len(expected), name
@@ -157,7 +157,7 @@ def test_filters_together_mean_what_all_of_them_mean(ledger: Ledger) -> None:
             wanted = _combined(wanted, one)
         caller = chance.choice(list(CALLERS.values()))
         expected = {job.id for job in ledger.wanted_jobs(caller, wanted)}
-        page = ledger.queries.jobs(caller, wanted, window=Window(limit=7))
+        page = ledger.queries.jobs(caller, wanted, paging=PageRequest(limit=7))
         assert page.total == len(expected), wanted
         assert len(page.rows) == min(7, len(expected)), wanted
         assert {job.id for job in page.rows} <= expected, wanted
@@ -191,7 +191,7 @@ def test_jobs_come_in_the_order_that_is_asked_for(ledger: Ledger, order: JobOrde
         return 0 if of_job is None else of_job(job)
 
     expected = _in_order({job.id: key(job) for job in ledger.jobs}, descending=descending)
-    found = ledger.queries.jobs(OPERATOR, JobFilter(), order, Window(descending=descending, limit=100_000))
+    found = ledger.queries.jobs(OPERATOR, JobFilter(), order, PageRequest(descending=descending, limit=100_000))
     assert [job.id for job in found.rows] == expected
 
 
@@ -213,14 +213,14 @@ def test_the_pages_of_a_list_are_the_list(
     expected = _in_order({job.id: job.created for job in ledger.wanted_jobs(caller, wanted)}, descending=descending)
     found: list[UUID] = []
     while True:
-        window = Window(descending=descending, limit=23, offset=len(found))
-        page = ledger.queries.jobs(caller, wanted, window=window)
+        paging = PageRequest(descending=descending, limit=23, offset=len(found))
+        page = ledger.queries.jobs(caller, wanted, paging=paging)
         assert page.total == len(expected)
         found += [job.id for job in page.rows]
         if len(found) >= page.total:
             break
     assert found == expected
-    beyond = ledger.queries.jobs(caller, wanted, window=Window(offset=len(expected) + 5))
+    beyond = ledger.queries.jobs(caller, wanted, paging=PageRequest(offset=len(expected) + 5))
     assert (beyond.rows, beyond.total) == ([], len(expected))
 
 
@@ -283,7 +283,7 @@ def _batch_filters(ledger: Ledger) -> dict[str, tuple[BatchFilter, Callable[[Bat
 @pytest.mark.parametrize("who", CALLERS)
 def test_each_filter_finds_the_batches_that_it_means(ledger: Ledger, who: str) -> None:
     for name, (wanted, takes) in _batch_filters(ledger).items():
-        found = ledger.queries.batches(CALLERS[who], wanted, window=ALL)
+        found = ledger.queries.batches(CALLERS[who], wanted, paging=ALL)
         expected = ledger.wanted_batches(CALLERS[who], takes)
         assert {batch.id for batch in found.rows} == expected, name
         assert found.total == len(found.rows) == len(expected), name
@@ -291,7 +291,7 @@ def test_each_filter_finds_the_batches_that_it_means(ledger: Ledger, who: str) -
 
 
 def test_a_listed_batch_is_the_batch_without_its_sequence(ledger: Ledger) -> None:
-    for batch in ledger.queries.batches(OPERATOR, BatchFilter(), window=ALL).rows:
+    for batch in ledger.queries.batches(OPERATOR, BatchFilter(), paging=ALL).rows:
         whole = ledger.batches[batch.id]
         assert whole.doc.sequence == SEQUENCE
         assert batch == msgspec.structs.replace(whole, doc=msgspec.structs.replace(whole.doc, sequence=None))
@@ -316,7 +316,7 @@ def test_batches_come_in_the_order_that_is_asked_for(ledger: Ledger, order: Batc
         BatchOrder.ID: lambda _: 0,
     }
     expected = _in_order({batch.id: keys[order](batch) for batch in ledger.batches.values()}, descending=descending)
-    found = ledger.queries.batches(OPERATOR, BatchFilter(), order, Window(descending=descending))
+    found = ledger.queries.batches(OPERATOR, BatchFilter(), order, PageRequest(descending=descending))
     assert [batch.id for batch in found.rows] == expected
 
 
@@ -324,7 +324,7 @@ def test_batches_come_in_the_order_that_is_asked_for(ledger: Ledger, order: Batc
 
 
 def test_a_job_is_the_same_by_its_id_and_in_a_list(ledger: Ledger) -> None:
-    listed = {job.id: job for job in ledger.queries.jobs(OPERATOR, JobFilter(), window=ALL).rows}
+    listed = {job.id: job for job in ledger.queries.jobs(OPERATOR, JobFilter(), paging=ALL).rows}
     for job in ledger.jobs[::13]:
         assert ledger.queries.job(OPERATOR, job.id) == listed[job.id] == job
 
@@ -332,7 +332,7 @@ def test_a_job_is_the_same_by_its_id_and_in_a_list(ledger: Ledger) -> None:
 def test_a_job_that_failed_because_of_its_batch_shows_why(ledger: Ledger) -> None:
     batch = next(each for each in ledger.batches.values() if each.status is BatchStatus.ERROR and each.jobs)
     assert batch.fault is not None
-    for job in (ledger.queries.job(OPERATOR, job_id(batch.id, 0)), *ledger.queries.jobs_of(batch, [0])):
+    for job in (ledger.queries.job(OPERATOR, job_id(batch.id, 0)), *ledger.queries.batch_jobs(batch, [0])):
         assert job is not None
         assert job.faults == (batch.fault,)
     assert ledger.queries.jobs(OPERATOR, JobFilter(batches=(batch.id,))).rows[0].faults == (batch.fault,)
@@ -340,9 +340,9 @@ def test_a_job_that_failed_because_of_its_batch_shows_why(ledger: Ledger) -> Non
 
 def test_jobs_of_a_batch_come_as_they_were_asked_for(ledger: Ledger) -> None:
     batch = max(ledger.batches.values(), key=lambda batch: batch.jobs)
-    found = ledger.queries.jobs_of(batch, [5, 0, batch.jobs - 1, batch.jobs])
+    found = ledger.queries.batch_jobs(batch, [5, 0, batch.jobs - 1, batch.jobs])
     assert [job.index for job in found] == [5, 0, batch.jobs - 1]
-    assert ledger.queries.jobs_of(batch, []) == []
+    assert ledger.queries.batch_jobs(batch, []) == []
 
 
 def test_a_result_is_what_was_recorded(ledger: Ledger) -> None:
@@ -360,10 +360,10 @@ def test_what_belongs_to_others_is_not_there(ledger: Ledger) -> None:
         assert queries.batch(caller, batch_id) is None
         assert queries.job(caller, job_id(batch_id, 0)) is None
         theirs = (PLAN.project(project),)
-        assert queries.jobs(caller, JobFilter(projects=theirs)) == lists.Found([], 0)
-        assert queries.batches(caller, BatchFilter(projects=theirs)) == lists.Found([], 0)
-        assert queries.jobs(caller, JobFilter(batches=(batch_id,))) == lists.Found([], 0)
-        assert queries.batches(caller, BatchFilter(ids=(batch_id,))) == lists.Found([], 0)
+        assert queries.jobs(caller, JobFilter(projects=theirs)) == lists.ListPage([], 0)
+        assert queries.batches(caller, BatchFilter(projects=theirs)) == lists.ListPage([], 0)
+        assert queries.jobs(caller, JobFilter(batches=(batch_id,))) == lists.ListPage([], 0)
+        assert queries.batches(caller, BatchFilter(ids=(batch_id,))) == lists.ListPage([], 0)
         assert not any(queries.job_counts(caller, JobFilter(projects=theirs)).values())
         assert not any(queries.batch_counts(caller, BatchFilter(projects=theirs)).values())
     assert ledger.queries.batch(OPERATOR, new_batch_id()) is None
@@ -372,7 +372,7 @@ def test_what_belongs_to_others_is_not_there(ledger: Ledger) -> None:
 
 def test_who_belongs_to_no_project_finds_nothing(ledger: Ledger) -> None:
     nobody = Principal("nobody", Role.USER)
-    assert ledger.queries.jobs(nobody, JobFilter()) == lists.Found([], 0)
+    assert ledger.queries.jobs(nobody, JobFilter()) == lists.ListPage([], 0)
     assert ledger.queries.job(nobody, ledger.jobs[0].id) is None
     assert not any(ledger.queries.job_counts(nobody, JobFilter()).values())
     assert statistics.last_activity(ledger.database, nobody) == []

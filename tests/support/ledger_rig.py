@@ -11,7 +11,7 @@ from tests.support.store_rig import StoreRig
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.queries import Queries
-from tweezer.ledger.recorder.recorder import Pace, Recorder
+from tweezer.ledger.recorder.recorder import Recorder, RecorderTuning
 from tweezer.store.records import BatchRecord, JobRecord
 
 NAMESPACE = "test"
@@ -28,9 +28,13 @@ class LedgerRig:
         self.queries = Queries(database)
         self.recorder = self.another_recorder()
 
-    def another_recorder(self, **pace: Any) -> Recorder:
+    def another_recorder(self, **tuning: Any) -> Recorder:
         return Recorder(
-            self.rig.store, self.database, namespace=NAMESPACE, grace_s=GRACE_S, pace=Pace(**pace) if pace else None
+            self.rig.store,
+            self.database,
+            namespace=NAMESPACE,
+            grace_s=GRACE_S,
+            tuning=RecorderTuning(**tuning) if tuning else None,
         )
 
     async def record(self) -> None:
@@ -47,7 +51,7 @@ class LedgerRig:
 
     def jobs(self, batch_id: UUID) -> list[JobRecord]:
         batch = self.batch(batch_id)
-        return [] if batch is None else self.queries.jobs_of(batch, range(batch.jobs))
+        return [] if batch is None else self.queries.batch_jobs(batch, range(batch.jobs))
 
     async def agree(self, batch_id: UUID) -> None:
         """The ledger says of the batch and its jobs what Redis says."""

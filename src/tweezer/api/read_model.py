@@ -14,8 +14,8 @@ from uuid import UUID
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window, job_key
-from tweezer.ledger.queries.lists import Found
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest, job_key
+from tweezer.ledger.queries.lists import ListPage
 from tweezer.ledger.queries.queries import Queries
 from tweezer.model import windows
 from tweezer.model.errors import NotFound, Unavailable
@@ -71,13 +71,13 @@ class Live:
             raise NotFound("batch", str(batch_id))
         if batch.jobs > jobs_max:
             return batch, []
-        return batch, await self._ask(self._queries.jobs_of, batch, range(batch.jobs))
+        return batch, await self._ask(self._queries.batch_jobs, batch, range(batch.jobs))
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Jobs of the batch; fewer when it was deleted meanwhile."""
         async with self._turn():
             found = await self._store.reader.jobs(batch, indices)
-        return found if len(found) == len(indices) else await self._ask(self._queries.jobs_of, batch, indices)
+        return found if len(found) == len(indices) else await self._ask(self._queries.batch_jobs, batch, indices)
 
     async def job(self, caller: Principal, job_id: UUID) -> JobRecord:
         """The job; raises NotFound."""
@@ -89,21 +89,21 @@ class Live:
         return job
 
     async def list_batches(
-        self, caller: Principal, wanted: BatchFilter, order: BatchOrder, window: Window
-    ) -> Found[BatchRecord]:
+        self, caller: Principal, wanted: BatchFilter, order: BatchOrder, paging: PageRequest
+    ) -> ListPage[BatchRecord]:
         """A page of batches as the ledger has them, without their sequences."""
-        return await self._ask(self._queries.batches, caller, wanted, order, window)
+        return await self._ask(self._queries.batches, caller, wanted, order, paging)
 
     async def list_jobs(
-        self, caller: Principal, wanted: JobFilter, order: JobOrder, window: Window
-    ) -> Found[JobRecord]:
+        self, caller: Principal, wanted: JobFilter, order: JobOrder, paging: PageRequest
+    ) -> ListPage[JobRecord]:
         """A page of jobs: those of one batch as they stand, others as the ledger has them."""
         if len(wanted.batches) == 1:
             async with self._turn():
                 found = await self._lookups.batch(wanted.batches[0], projects=_projects(caller))
             if found is not None:
-                return await self._jobs_of(caller, found[0], wanted, order, window)
-        return await self._ask(self._queries.jobs, caller, wanted, order, window)
+                return await self._jobs_of(caller, found[0], wanted, order, paging)
+        return await self._ask(self._queries.jobs, caller, wanted, order, paging)
 
     async def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
         """How many batches there are in each status, as the ledger has them."""
@@ -189,17 +189,17 @@ class Live:
                 del self._scans[caller.account]
 
     async def _jobs_of(
-        self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, window: Window
-    ) -> Found[JobRecord]:
+        self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, paging: PageRequest
+    ) -> ListPage[JobRecord]:
         if not wanted.takes_from(batch):
-            return Found([], 0)
+            return ListPage([], 0)
         indices: Sequence[int] = range(batch.jobs)
         if not wanted.takes_whole_batches or job_key(order) is not None:
-            indices = await self._sorted(caller, batch, wanted, order, descending=window.descending)
-        elif window.descending:
+            indices = await self._sorted(caller, batch, wanted, order, descending=paging.descending)
+        elif paging.descending:
             indices = indices[::-1]
-        page = indices[window.offset : window.offset + window.limit]
-        return Found(await self.jobs(batch, page), len(indices))
+        page = indices[paging.offset : paging.offset + paging.limit]
+        return ListPage(await self.jobs(batch, page), len(indices))
 
     async def _sorted(
         self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, *, descending: bool

@@ -18,13 +18,13 @@ from tweezer.cli import show
 from tweezer.cli.options import Access, parse_duration, pass_access
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
-from tweezer.ledger.schema import moment_of
+from tweezer.ledger.schema import as_datetime
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
 from tweezer.model.webhooks import EventType, envelope, schemas
 from tweezer.store.connection import Store
 from tweezer.webhooks import delivery_log
-from tweezer.webhooks.alarms import Alarms
+from tweezer.webhooks.deliveries import Alarms
 from tweezer.webhooks.deliveries import Attempt
 from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
 from tweezer.webhooks.endpoints import find_endpoint
@@ -236,7 +236,7 @@ def describe(delivery: Delivery) -> list[str]:
         f"  {delivery.status.value}" + ("" if delivery.due is None else f", next attempt {_second(delivery.due)}"),
     ]
     for attempt in delivery.log:
-        lines.append(f"  {attempt.number}. {_second(moment_of(attempt.at_ms))}  {_attempt(attempt)}")
+        lines.append(f"  {attempt.number}. {_second(as_datetime(attempt.at_ms))}  {_attempt(attempt)}")
         if attempt.answer:
             lines.append(f"     {_one_line(attempt.answer)}")
     return lines
@@ -248,7 +248,7 @@ def _last(delivery: Delivery) -> str:
 
 def _attempt(attempt: Attempt) -> str:
     said = attempt.error or f"HTTP {attempt.status}"
-    following = "" if attempt.next_ms is None else f", next {_second(moment_of(attempt.next_ms))}"
+    following = "" if attempt.next_ms is None else f", next {_second(as_datetime(attempt.next_ms))}"
     return f"{said} after {attempt.ms} ms{following}"
 
 

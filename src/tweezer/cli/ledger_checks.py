@@ -22,8 +22,8 @@ from tweezer.store.measures import measure
 
 if TYPE_CHECKING:
     from tweezer.ledger.dead_letters import Consumer, LetterCounts
-    from tweezer.ledger.health import Health
-    from tweezer.webhooks.health import Receivers, Secrets, WebhookHealth
+    from tweezer.ledger.health import LedgerHealth
+    from tweezer.webhooks.health import ReceiverHealth, SecretHealth, WebhookHealth
 
 
 class Level(StrEnum):
@@ -76,12 +76,12 @@ _SLOW_RECORDER_S = 30.0
 _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has how to set one up"
 
 
-def look_at_ledger(settings: Settings) -> Health | Finding:
+def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
     """How the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
     if importlib.util.find_spec("sqlalchemy") is None:
         return Finding("ledger", Level.OK, "not looked at: a host that only runs workers or producers does not need it")
     from tweezer.ledger.database import Database
-    from tweezer.ledger.health import look
+    from tweezer.ledger.health import read_health
 
     given = settings.locate_ledger()
     file = sqlite_file(given.url)
@@ -90,14 +90,14 @@ def look_at_ledger(settings: Settings) -> Health | Finding:
     try:
         database = Database.open(given)
         try:
-            return look(database)
+            return read_health(database)
         finally:
             database.close()
     except TweezerError as error:
         return Finding("ledger", Level.FAIL, error.message, _REACH)
 
 
-def check_health(health: Health) -> Iterator[Finding]:
+def check_health(health: LedgerHealth) -> Iterator[Finding]:
     """The tables, whether they can be written, and whether what is written stays."""
     kind = "SQLite" if health.is_sqlite else "PostgreSQL"
     version = health.settings["version" if health.is_sqlite else "server_version"].split()[0]

@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import recorder_position
-from tweezer.ledger.schema import dead_letter_totals, dead_letters, moment_of, now_ms, transitions
+from tweezer.ledger.schema import as_datetime, dead_letter_totals, dead_letters, now_ms, transitions
 from tweezer.model.errors import NotFound, TweezerError, Unreadable
 from tweezer.store.streams.feed import Entry, pack_entry, position_id, position_number, unpack_entry
 
@@ -324,7 +324,7 @@ def count_letters(connection: Connection) -> dict[Consumer, LetterCounts]:
     now = {row[0]: (row[1], row[2]) for row in connection.execute(select(*columns).group_by(dead_letters.c.consumer))}
     ever = {row.consumer: (row.parked, row.evicted) for row in connection.execute(select(dead_letter_totals))}
     return {
-        it: LetterCounts(now.get(it, (0,))[0], moment_of(now[it][1]) if it in now else None, *ever.get(it, (0, 0)))
+        it: LetterCounts(now.get(it, (0,))[0], as_datetime(now[it][1]) if it in now else None, *ever.get(it, (0, 0)))
         for it in Consumer
     }
 
@@ -397,6 +397,6 @@ def _letter(row: Any) -> Letter:
         payload=row.payload,
         size=row.size,
         version=row.version,
-        created=moment_of(row.created_ms),
-        retry=moment_of(row.retry_ms),
+        created=as_datetime(row.created_ms),
+        retry=as_datetime(row.retry_ms),
     )

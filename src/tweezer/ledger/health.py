@@ -17,7 +17,7 @@ from tweezer.model.errors import TweezerError
 _OF_POSTGRES = ("server_version", "server_encoding", "fsync", "synchronous_commit", "full_page_writes")
 
 
-class Health(msgspec.Struct, frozen=True):
+class LedgerHealth(msgspec.Struct, frozen=True):
     """place: its URL without the password. unfit: what is wrong with its tables and what to do, or None.
     refusal: why nothing can be written, or None. settings: of SQLite (``version``, ``journal_mode``) or PostgreSQL.
     positions: of the recorder, by namespace: id of the last entry of the stream that is recorded. letters: what is
@@ -35,11 +35,11 @@ class Health(msgspec.Struct, frozen=True):
     installation: str | None = None
 
 
-def look(database: Database) -> Health:
+def read_health(database: Database) -> LedgerHealth:
     """Asks the database; nothing is changed. Raises Unavailable when it does not answer."""
     with database.read() as connection:
         settings = _sqlite(connection) if database.is_sqlite else _postgres(connection)
-    health = Health(place(database), database.is_sqlite, settings)
+    health = LedgerHealth(place(database), database.is_sqlite, settings)
     try:
         require_schema(database)
         if lacks := differences(database):
@@ -62,13 +62,13 @@ def look(database: Database) -> Health:
     )
 
 
-def parked(database: Database) -> dict[Consumer, LetterCounts]:
+def read_dead_letters(database: Database) -> dict[Consumer, LetterCounts]:
     """What is parked, by consumer. Raises Unavailable."""
     with database.read() as connection:
         return count_letters(connection)
 
 
-def recorded(database: Database, namespace: str) -> str | None:
+def read_recorder_position(database: Database, namespace: str) -> str | None:
     """Id of the last entry of the stream that is recorded; None where none is. Raises Unavailable."""
     with database.read() as connection:
         position: str | None = connection.execute(

@@ -60,7 +60,7 @@ def before_time(time_us: int) -> Cursor:
     return Cursor(max(time_us // 1000 - _SLACK_MS, 0) << 20)
 
 
-class Named(msgspec.Struct, frozen=True):
+class EventName(msgspec.Struct, frozen=True):
     """An event as its id names it; ``batch_id`` and ``sequence`` are None for a notice."""
 
     id: str
@@ -76,7 +76,7 @@ class Named(msgspec.Struct, frozen=True):
         return entry.first <= self.sequence < entry.first + count_events(entry.words)
 
 
-def read_cursor(after: str) -> Cursor | Named:
+def read_cursor(after: str) -> Cursor | EventName:
     """The place that a text names. Raises InvalidInput("after", …)."""
     if match := _PLACE.fullmatch(after):
         milliseconds, number = int(match[1]), int(match[2])
@@ -85,20 +85,20 @@ def read_cursor(after: str) -> Cursor | Named:
     elif match := _EVENT.fullmatch(after):
         batch_id = _uuid(match[1])
         if batch_id is not None and int(match[3]) < _MILLISECONDS * 1000:
-            return Named(after, int(match[3]), batch_id, int(match[2]))
+            return EventName(after, int(match[3]), batch_id, int(match[2]))
     if (match := _NOTICE.fullmatch(after)) and int(match[1]) < _MILLISECONDS * 1000:
-        return Named(after, int(match[1]))
+        return EventName(after, int(match[1]))
     raise InvalidInput("after", "is neither the id of an event, nor the `next` of an answer, nor `now`")
 
 
-class Places:
+class EventFinder:
     """Finds events in the ledger, else in the stream."""
 
     def __init__(self, store: Store, database: Database) -> None:
         self._store = store
         self._database = database
 
-    async def find(self, event: Named) -> tuple[Cursor, UUID | None]:
+    async def find(self, event: EventName) -> tuple[Cursor, UUID | None]:
         """The place behind the event, and its batch; where it is nowhere, before its time. Raises Unavailable."""
         entry = await self._database.run(self._recorded, event) or await self._in_stream(event)
         if entry is None:
@@ -109,7 +109,7 @@ class Places:
         told = event.sequence - entry.first + 1
         return Cursor(position, told if told < count_events(entry.words) else None), entry.batch_id
 
-    def _recorded(self, event: Named) -> Entry | None:
+    def _recorded(self, event: EventName) -> Entry | None:
         after = before_time(event.time_us).position
         with self._database.read() as connection:
             if event.batch_id is None:
@@ -126,7 +126,7 @@ class Places:
             entries = (Entry(position_id(at), event.batch_id, first, event.time_us, words) for at, first, words in rows)
             return next(filter(event.is_in, entries), None)
 
-    async def _in_stream(self, event: Named) -> Entry | None:
+    async def _in_stream(self, event: EventName) -> Entry | None:
         at, until = before_time(event.time_us).position, (event.time_us // 1000 + _SLACK_MS) << 20
         while at < until:
             entries = await self._store.events.read(position_id(at), most=_PAGE)

@@ -195,7 +195,7 @@ def _delete_project(database: Database, project_id: str) -> None:
 _PAGE = 200
 
 
-class Forgotten(msgspec.Struct, frozen=True):
+class ForgottenBatches(msgspec.Struct, frozen=True):
     """Batches that were forgotten, and those that could not be: the ledger does not have them to their end."""
 
     gone: list[UUID]
@@ -210,16 +210,16 @@ class Forgetter:
         self._database = database
         self._grace_s = grace_s
 
-    async def forget(self, kept: Collection[UUID] = ()) -> Forgotten:
+    async def forget(self, kept: Collection[UUID] = ()) -> ForgottenBatches:
         """Forgets some, the oldest first, and none of those that are kept. Raises Unavailable."""
         least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
         ended = await self._store.commands.ended(least_age_s=least_age_s, most=_PAGE + len(kept))
         found = [batch_id for batch_id in ended if batch_id not in kept][:_PAGE]
         if not found:
-            return Forgotten([], [])
+            return ForgottenBatches([], [])
         recorded = await self._database.run(self._recorded, found)
         gone = await self._store.commands.forget(recorded, least_age_s=least_age_s)
-        return Forgotten(gone, [batch_id for batch_id in found if batch_id not in gone])
+        return ForgottenBatches(gone, [batch_id for batch_id in found if batch_id not in gone])
 
     def _recorded(self, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
         query = select(batches.c.id, batches.c.sequence_number).where(batches.c.id.in_(batch_ids))

@@ -38,12 +38,12 @@ def now_ms() -> int:
 
 
 @overload
-def moment_of(milliseconds: int) -> datetime: ...
+def as_datetime(milliseconds: int) -> datetime: ...
 @overload
-def moment_of(milliseconds: None) -> None: ...
+def as_datetime(milliseconds: None) -> None: ...
 
 
-def moment_of(milliseconds: int | None) -> datetime | None:
+def as_datetime(milliseconds: int | None) -> datetime | None:
     """The UTC time of a column."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select, tuple_, update
 
-from tweezer.ledger.schema import deliveries, endpoints, moment_of, now_ms, projects
+from tweezer.ledger.schema import as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import EventType, PingData, envelope, timestamp
 from tweezer.webhooks.deliveries import PENDING, Attempt, delivery_id, read_log
@@ -211,8 +211,8 @@ def _delivery(row: Row[Any], body: str | None = None) -> Delivery:
         status=_STATUSES[row.status],
         attempts=row.attempts,
         log=tuple(read_log(row.log)),
-        created=moment_of(row.created_ms),
-        due=moment_of(row.due_ms),
+        created=as_datetime(row.created_ms),
+        due=as_datetime(row.due_ms),
         sequence=row.sequence_number,
         body=body,
     )

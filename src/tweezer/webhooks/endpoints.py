@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import deliveries, endpoints, moment_of, now_ms, projects
+from tweezer.ledger.schema import as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
@@ -310,9 +310,9 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         url=row.url,
         types=tuple(map(EventType, row.types.split())),
         description=row.description,
-        created=moment_of(row.created_ms),
-        failing=moment_of(row.failing_ms),
-        disabled=moment_of(row.disabled_ms),
+        created=as_datetime(row.created_ms),
+        failing=as_datetime(row.failing_ms),
+        disabled=as_datetime(row.disabled_ms),
         disabled_why=row.disabled_why,
     )
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, upd
 
 from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
 from tweezer.ledger.database import Database
-from tweezer.ledger.schema import endpoints, moment_of, now_ms, projects, webhook_secrets
+from tweezer.ledger.schema import as_datetime, endpoints, now_ms, projects, webhook_secrets
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.model.lru import CachedCalls
 from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, new_secret, public_key
@@ -219,7 +219,7 @@ def _select_signing(connection: Connection, owner: SecretOwner) -> Sequence[Row[
 
 def _decrypt(rows: Sequence[Row[Any]], vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
     return [
-        SigningSecret(vault.decrypt(row.value, str(owner)), _ALGORITHMS[row.algorithm], moment_of(row.expires_ms))
+        SigningSecret(vault.decrypt(row.value, str(owner)), _ALGORITHMS[row.algorithm], as_datetime(row.expires_ms))
         for row in rows
     ]
 

@@ -13,7 +13,7 @@ import pytest
 from tweezer import __version__
 from tweezer.cli import doctor, ledger_checks
 from tweezer.cli.ledger_checks import Finding, Level
-from tweezer.ledger.health import Health
+from tweezer.ledger.health import LedgerHealth
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.settings import load
@@ -178,7 +178,7 @@ POSTGRES = {
 
 def of_ledger(*, unfit: str | None = None, refusal: str | None = None, **settings: str) -> dict[str, Finding]:
     base = POSTGRES if "server_version" in settings or settings.keys() & POSTGRES.keys() else SQLITE
-    health = Health("somewhere", base is SQLITE, {**base, **settings}, unfit=unfit, refusal=refusal)
+    health = LedgerHealth("somewhere", base is SQLITE, {**base, **settings}, unfit=unfit, refusal=refusal)
     return {found.name: found for found in ledger_checks.check_health(health)}
 
 

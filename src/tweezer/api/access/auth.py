@@ -19,7 +19,7 @@ from tweezer.api.http.rate_limit import Rates
 from tweezer.api.http.responses import RequestRefused, error_response
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
-from tweezer.ledger.access.keys import USED_S, Found, look_up, note_used
+from tweezer.ledger.access.keys import USED_S, KeyLookup, look_up_key, note_used
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lru import CachedCalls
@@ -179,9 +179,9 @@ def _bearer(scope: Scope) -> str | None:
     return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
 
 
-def _look_up(database: Database, identity: str) -> Found | None:
+def _look_up(database: Database, identity: str) -> KeyLookup | None:
     with database.read() as connection:
-        return look_up(connection, identity)
+        return look_up_key(connection, identity)
 
 
 def _write_used(database: Database, identities: set[str]) -> None:

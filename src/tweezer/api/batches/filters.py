@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, Window
+from tweezer.ledger.queries.filters import LIMIT_MAX, BatchFilter, BatchOrder, JobFilter, JobOrder, Origin, PageRequest
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
 
@@ -76,9 +76,9 @@ class _Listed(BaseModel):
     offset: Number = 0
 
     @property
-    def window(self) -> Window:
+    def paging(self) -> PageRequest:
         descending = self.order_by_direction is Direction.DESCENDING
-        return Window(descending=descending, limit=self.limit, offset=self.offset)
+        return PageRequest(descending=descending, limit=self.limit, offset=self.offset)
 
 
 class _Narrowed(BaseModel):

@@ -35,7 +35,7 @@ PAGE_DOCS: dict[int | str, dict[str, Any]] = {200: {"headers": _HEADERS, "descri
 async def list_batches(asked: BatchPageAsked, caller: Caller, live: LiveStore) -> Response:
     """Batches of the caller's projects, without their sequences and jobs, as they are recorded: usually a fraction of
     a second behind. Without parameters: the newest hundred."""
-    found = await live.list_batches(caller, asked.filter, asked.order_by, asked.window)
+    found = await live.list_batches(caller, asked.filter, asked.order_by, asked.paging)
     return page(
         [ListedBatchResponse.from_record(record) for record in found.rows], offset=asked.offset, total=found.total
     )
@@ -46,7 +46,7 @@ async def list_batches(asked: BatchPageAsked, caller: Caller, live: LiveStore) -
 async def list_jobs(asked: JobPageAsked, caller: Caller, live: LiveStore) -> Response:
     """Jobs of the caller's projects: those of one `batch_id` as they stand now, others as they are recorded, usually a
     fraction of a second behind. Without parameters: the newest hundred."""
-    found = await live.list_jobs(caller, asked.filter, asked.order_by, asked.window)
+    found = await live.list_jobs(caller, asked.filter, asked.order_by, asked.paging)
     return page([JobResponse.from_record(record) for record in found.rows], offset=asked.offset, total=found.total)
 
 

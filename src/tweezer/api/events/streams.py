@@ -18,7 +18,7 @@ from tweezer.api.http.longpoll import Holds, disconnect
 from tweezer.api.http.responses import RequestRefused
 from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
-from tweezer.ledger.queries.feed import Feed, Page, Selection
+from tweezer.ledger.queries.feed import EventPage, Feed, Selection
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told
 from tweezer.store.streams.tail import Listener, Tail
@@ -70,7 +70,7 @@ class Following:
         wait_s: float,
         account: str,
         receive: Receive,
-    ) -> Page:
+    ) -> EventPage:
         """A page, at once if there is something to tell, or nothing can come; else when there is, or after ``wait_s``.
 
         account: whose request it is; with too many held it is answered at once.
@@ -199,7 +199,7 @@ def frame(event: Told) -> bytes:
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.type.encode(), _encoder.encode(event))
 
 
-def _has_news(page: Page) -> bool:
+def _has_news(page: EventPage) -> bool:
     return bool(page.events) or page.more or page.ended
 
 

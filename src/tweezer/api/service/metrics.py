@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, LetterCounts
-from tweezer.ledger.health import parked, recorded
+from tweezer.ledger.health import read_dead_letters, read_recorder_position
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.measures import Measures, measure
@@ -117,10 +117,10 @@ class Metrics:
         position: str | None = None
         delivered: str | None = None
         async with _trying("the ledger"):
-            position = await self._database.run(recorded, self._database, self._namespace) or START
+            position = await self._database.run(read_recorder_position, self._database, self._namespace) or START
             webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
             families.extend(_of_webhooks(webhooks))
-            families.extend(_of_letters(await self._database.run(parked, self._database)))
+            families.extend(_of_letters(await self._database.run(read_dead_letters, self._database)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
         measures: Measures | None = None

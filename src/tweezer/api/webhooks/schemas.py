@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.batches.filters import Number, Text, Time
 from tweezer.api.http.responses import Count, Moment, doc
-from tweezer.ledger.schema import moment_of
+from tweezer.ledger.schema import as_datetime
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import deliveries, delivery_log
 from tweezer.webhooks.delivery_log import DeliveryFilter, DeliveryStatus
@@ -155,12 +155,12 @@ class DeliveryAttemptResponse(msgspec.Struct, frozen=True):
     def from_attempt(cls, attempt: deliveries.Attempt) -> DeliveryAttemptResponse:
         return cls(
             number=attempt.number,
-            at=moment_of(attempt.at_ms),
+            at=as_datetime(attempt.at_ms),
             status=attempt.status,
             milliseconds=attempt.ms,
             error=attempt.error,
             answer=attempt.answer,
-            next_at=moment_of(attempt.next_ms),
+            next_at=as_datetime(attempt.next_ms),
         )
 
 

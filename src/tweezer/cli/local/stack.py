@@ -206,14 +206,14 @@ class Stack:
             database.close()
 
     async def _require_same_installation(self, database: Database) -> None:
-        from tweezer.ledger.health import recorded
+        from tweezer.ledger.health import read_recorder_position
         from tweezer.ledger.installation import require_same
         from tweezer.ledger.migrate import place
 
         async with Store.open(msgspec.structs.replace(self._settings.connect(), url=self.redis_url)) as store:
             await require_same(store, database)
             is_new = await store.restoring.installation() is None
-        if is_new and not self._has_own_ledger and recorded(database, self._settings.namespace):
+        if is_new and not self._has_own_ledger and read_recorder_position(database, self._settings.namespace):
             raise TweezerError(
                 f"{PREFIX}DATABASE_URL: {place(database)} records another Redis than the new one in {self._data}; "
                 f"unset it to use the ledger in that folder, or set {PREFIX}DATA_DIR={self._data} if both belong "

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, sele
 
 from tweezer.ledger.access.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import keys, members, moment_of, now_ms, projects, users
+from tweezer.ledger.schema import as_datetime, keys, members, now_ms, projects, users
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
@@ -71,7 +71,7 @@ class NewKey(msgspec.Struct, frozen=True):
         return f"NewKey({self.about!r})"
 
 
-class Found(msgspec.Struct, frozen=True):
+class KeyLookup(msgspec.Struct, frozen=True):
     """What a look-up found. principal: None when the key is not good. left_s: how long it is yet, if it ends."""
 
     digest: bytes
@@ -235,7 +235,7 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
     )
 
 
-def look_up(connection: Connection, identity: str) -> Found | None:
+def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:
     """Whose key this is, as of now; None when there is no such key."""
     statement = (
         select(keys, projects.c.id.label("project_id"), users.c.disabled_ms)
@@ -249,7 +249,7 @@ def look_up(connection: Connection, identity: str) -> Found | None:
     now = now_ms()
     good = _is_good(row, now) and row.disabled_ms is None
     left_s = math.inf if row.expires_ms is None else (row.expires_ms - now) / 1000
-    return Found(row.digest, _principal(connection, row) if good else None, left_s)
+    return KeyLookup(row.digest, _principal(connection, row) if good else None, left_s)
 
 
 def note_used(connection: Connection, identities: Collection[str]) -> None:
@@ -292,8 +292,8 @@ def _key(row: Row[Any]) -> ApiKey:
         project=row.project_id,
         user=row.user,
         name=row.name,
-        created=moment_of(row.created_ms),
-        expires=moment_of(row.expires_ms),
-        revoked=moment_of(row.revoked_ms),
-        used=moment_of(row.used_ms),
+        created=as_datetime(row.created_ms),
+        expires=as_datetime(row.expires_ms),
+        revoked=as_datetime(row.revoked_ms),
+        used=as_datetime(row.used_ms),
     )

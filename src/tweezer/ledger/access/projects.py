@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Table, delete, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from tweezer.ledger.schema import limits, moment_of, now_ms, projects
+from tweezer.ledger.schema import as_datetime, limits, now_ms, projects
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.ids import is_project_id
@@ -118,8 +118,8 @@ def _project(row: Row[Any], own_limits: dict[str, int]) -> Project:
         no=row.no,
         id=row.id,
         name=row.name,
-        created=moment_of(row.created_ms),
+        created=as_datetime(row.created_ms),
         retention_s=row.retention_s,
-        last_activity=moment_of(row.last_activity_ms),
+        last_activity=as_datetime(row.last_activity_ms),
         limits=own_limits,
     )

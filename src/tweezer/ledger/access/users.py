@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, or_, select, update
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import SESSIONS_MAX, KeyKind, NewKey, create_session, revoke_keys
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import keys, members, moment_of, now_ms, projects, users
+from tweezer.ledger.schema import as_datetime, keys, members, now_ms, projects, users
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
 NAME_MAX = 200
@@ -136,7 +136,7 @@ def open_session(
 
 
 def _user(row: Row[Any], belongs: Any) -> User:
-    return User(row.id, row.name, moment_of(row.created_ms), moment_of(row.disabled_ms), tuple(belongs))
+    return User(row.id, row.name, as_datetime(row.created_ms), as_datetime(row.disabled_ms), tuple(belongs))
 
 
 PASSWORD_LEAST, PASSWORD_MOST = 12, 1024

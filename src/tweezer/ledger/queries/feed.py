@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, union_all
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.positions import NOW, Cursor, Places, before_time, count_events, read_cursor
+from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, count_events, read_cursor
 from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
 from tweezer.model.events import jobs_of, read_events
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
@@ -60,7 +60,7 @@ class Selection(msgspec.Struct, frozen=True):
         return self.projects is None or project is None or project in self.projects
 
 
-class Page(msgspec.Struct, frozen=True):
+class EventPage(msgspec.Struct, frozen=True):
     """Events, and the place behind what was looked through for them.
 
     more: there may be more right now. ended: the end of the batch that was selected was among what was looked through.
@@ -112,7 +112,7 @@ class Feed:
         self._database = database
         self._namespace = namespace
         self._owners = Owners(store.scripts)
-        self._places = Places(store, database)
+        self._finder = EventFinder(store, database)
 
     async def cursor(self, after: str | None, selection: Selection) -> Cursor:
         """The place behind ``after``: an event's id, what a page gave as next, or ``now``; None is the beginning of
@@ -128,7 +128,7 @@ class Feed:
         place = read_cursor(after)
         if isinstance(place, Cursor):
             return place
-        found, batch_id = await self._places.find(place)
+        found, batch_id = await self._finder.find(place)
         if batch_id is None or batch_id == selection.batch_id or selection.has(await self._owner(batch_id)):
             return found
         return before_time(place.time_us)  # a foreign one is as one that is not there
@@ -140,24 +140,24 @@ class Feed:
         *,
         types: Collection[str] = (),
         limit: int = 100,
-    ) -> Page:
+    ) -> EventPage:
         """The events behind the place, oldest first; of these types only, if any are named."""
-        teller = _Teller(frozenset(types) or _SHOWN, limit, selection.batch_id)
+        builder = _PageBuilder(frozenset(types) or _SHOWN, limit, selection.batch_id)
         wanted = frozenset(types)
         scanned, deadline = 0, time.monotonic() + PAGE_S
         while True:
             stretch = await self._stretch(selection, cursor.before, wanted)
             for item in stretch.items:
                 skipped = cursor.told or 0 if item.position == cursor.position else 0
-                left_at = teller.tell(item, skipped)
+                left_at = builder.tell(item, skipped)
                 cursor = Cursor(item.position, left_at)
-                if left_at is not None or teller.is_full:
-                    return Page(teller.events, cursor, True, teller.ended)
+                if left_at is not None or builder.is_full:
+                    return EventPage(builder.events, cursor, True, builder.ended)
             if stretch.end > cursor.position:
                 cursor = Cursor(stretch.end)
             scanned += stretch.scanned + 1
             if stretch.is_last or scanned >= SCANNED_MAX or time.monotonic() > deadline:
-                return Page(teller.events, cursor, not stretch.is_last, teller.ended)
+                return EventPage(builder.events, cursor, not stretch.is_last, builder.ended)
 
     async def _stretch(self, selection: Selection, after: int, types: frozenset[str]) -> _Stretch:
         rows = await self._database.run(self._rows, selection, after, types)
@@ -236,7 +236,7 @@ class Feed:
         return _Rows([item for item in items if item.position <= end], end, scanned, recorded)
 
 
-class _Teller:
+class _PageBuilder:
     """Collects events of some types, up to a limit."""
 
     def __init__(self, types: frozenset[str], limit: int, batch_id: UUID | None) -> None:

@@ -68,7 +68,7 @@ class JobOrder(StrEnum):
     ID = "id"
 
 
-class Window(msgspec.Struct, frozen=True):
+class PageRequest(msgspec.Struct, frozen=True):
     """A page of a list. Equal rows are ordered by their ids, in the same direction; rows without a value come last."""
 
     descending: bool = True

@@ -39,7 +39,7 @@ class History:
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Those jobs of the batch that the ledger has."""
-        return await self._database.run(self._queries.jobs_of, batch, indices)
+        return await self._database.run(self._queries.batch_jobs, batch, indices)
 
     async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
         """The results that there are, by index, or why one cannot be read."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 
 from tweezer.ledger.access.credentials import Principal
-from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.schema import Id, batches, counters, jobs, projects, tags
 from tweezer.model.ids import last_job_id
 from tweezer.model.messages import Priority
@@ -112,7 +112,7 @@ class Scope(msgspec.Struct, frozen=True):
     everything: bool
 
     @classmethod
-    def of(cls, connection: Connection, caller: Principal, wanted: tuple[str, ...] = ()) -> Scope:
+    def read(cls, connection: Connection, caller: Principal, wanted: tuple[str, ...] = ()) -> Scope:
         """The wanted projects that the caller sees, or all of those."""
         names = None if caller.sees_all else caller.projects
         if wanted:
@@ -126,10 +126,10 @@ class Scope(msgspec.Struct, frozen=True):
         """What restricts a table to these projects."""
         if self.everything:
             return []
-        return [in_any(table.c.project, self.projects)]
+        return [is_any_of(table.c.project, self.projects)]
 
 
-def in_any(column: Column[Any], values: Any) -> Condition:
+def is_any_of(column: Column[Any], values: Any) -> Condition:
     """That the column has one of the values; an equality where there is one, which keeps an index in order."""
     found = list(values)
     return column == found[0] if len(found) == 1 else column.in_(found)
@@ -157,23 +157,23 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
     return found + _bounds(jobs.c.runs, wanted.runs_min, wanted.runs_max)
 
 
-def keys_of(order: BatchOrder | JobOrder, window: Window, scope: Scope) -> list[ColumnElement[Any]]:
+def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) -> list[ColumnElement[Any]]:
     """What rows of a page are ordered by, ties by the id."""
     column = _JOB_COLUMNS[order] if isinstance(order, JobOrder) else _BATCH_COLUMNS[order]
     identity = column.table.c.id
     if column is identity:
         # Or PostgreSQL would walk all projects in the order of ids, to find the few rows of these.
-        return in_direction(window, identity if scope.everything else func.coalesce(identity, identity))
+        return in_direction(paging, identity if scope.everything else func.coalesce(identity, identity))
     key: ColumnElement[Any] = column
     if column.name == "priority":
         key = case(*((column == priority[0], rank) for priority, rank in _RANK.items()))
-    keys = in_direction(window, key, identity)
+    keys = in_direction(paging, key, identity)
     return [keys[0].nulls_last(), keys[1]] if column.nullable else keys
 
 
-def in_direction(window: Window, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+def in_direction(paging: PageRequest, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
     """The keys, ascending or descending as the page is."""
-    return [key.desc() if window.descending else key.asc() for key in keys]
+    return [key.desc() if paging.descending else key.asc() for key in keys]
 
 
 def _common_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Condition]:
@@ -183,15 +183,15 @@ def _common_conditions(table: Table, wanted: BatchFilter | JobFilter) -> list[Co
     if wanted.id_prefix:
         found.append(table.c.id.between(*wanted.id_range()))
     if wanted.users:
-        found.append(in_any(table.c.user, wanted.users))
+        found.append(is_any_of(table.c.user, wanted.users))
     if wanted.devices:
-        found.append(in_any(table.c.device, wanted.devices))
+        found.append(is_any_of(table.c.device, wanted.devices))
     if wanted.statuses:
-        found.append(in_any(table.c.status, [status.letter for status in wanted.statuses]))
+        found.append(is_any_of(table.c.status, [status.letter for status in wanted.statuses]))
     if wanted.priorities:
-        found.append(in_any(table.c.priority, [priority[0] for priority in wanted.priorities]))
+        found.append(is_any_of(table.c.priority, [priority[0] for priority in wanted.priorities]))
     if wanted.origins:
-        found.append(in_any(table.c.origin, [origin[0] for origin in wanted.origins]))
+        found.append(is_any_of(table.c.origin, [origin[0] for origin in wanted.origins]))
     found += _bounds(table.c.started_ms, _at_least(wanted.started_from), None)
     found += _bounds(table.c.ended_ms, None, _at_most(wanted.ended_to))
     return found + _bounds(table.c.created_ms, _at_least(wanted.created_from), _at_most(wanted.created_to))
@@ -205,7 +205,7 @@ def _tagged(
         names.append(wanted.tags_any)
     if not names:
         return []
-    first, *others = [select(tags.c.batch).where(*scope.condition(tags), in_any(tags.c.tag, each)) for each in names]
+    first, *others = [select(tags.c.batch).where(*scope.condition(tags), is_any_of(tags.c.tag, each)) for each in names]
     found = first.with_only_columns(tagged).where(*(tags.c.batch.in_(other) for other in others))
     # IS TRUE keeps PostgreSQL from making a join of it, for which it may loop; so it fills a hash table.
     return [batch.in_(found).is_(True)]
@@ -233,7 +233,7 @@ T = TypeVar("T")
 _MERGED_MAX = 50  # projects whose pages are merged; of more, all rows are sorted
 
 
-class Found(msgspec.Struct, Generic[T], frozen=True):
+class ListPage(msgspec.Struct, Generic[T], frozen=True):
     """A page, and how many rows there are on all pages."""
 
     rows: list[T]
@@ -252,12 +252,12 @@ class Listing:
             job_conditions(wanted, scope) if isinstance(wanted, JobFilter) else batch_conditions(wanted, scope)
         )
 
-    def page(self, order: BatchOrder | JobOrder, window: Window) -> Found[UUID]:
+    def page(self, order: BatchOrder | JobOrder, paging: PageRequest) -> ListPage[UUID]:
         """The ids of a page in their order, and the total."""
-        ids = list(self._connection.execute(self._page(order, window)).scalars())
-        if len(ids) < window.limit and (ids or not window.offset):
-            return Found(ids, window.offset + len(ids))
-        return Found(ids, self._total())
+        ids = list(self._connection.execute(self._page(order, paging)).scalars())
+        if len(ids) < paging.limit and (ids or not paging.offset):
+            return ListPage(ids, paging.offset + len(ids))
+        return ListPage(ids, self._total())
 
     def counts(self) -> dict[str, int]:
         """Rows by the letter of their status: one statement, so of one state."""
@@ -283,33 +283,33 @@ class Listing:
     def _of_counters(self) -> list[Condition]:
         found = [counters.c.kind == self._table.name[0].upper(), *self._scope.condition(counters)]
         if self._wanted.devices:
-            found.append(in_any(counters.c.device, self._wanted.devices))
+            found.append(is_any_of(counters.c.device, self._wanted.devices))
         if self._wanted.statuses:
-            found.append(in_any(counters.c.status, [status.letter for status in self._wanted.statuses]))
+            found.append(is_any_of(counters.c.status, [status.letter for status in self._wanted.statuses]))
         return found
 
     def _all_conditions(self) -> list[Condition]:
         return [*self._scope.condition(self._table), *self._conditions]
 
-    def _page(self, order: BatchOrder | JobOrder, window: Window) -> Select[Any]:
+    def _page(self, order: BatchOrder | JobOrder, paging: PageRequest) -> Select[Any]:
         several = 1 < len(self._scope.projects) <= _MERGED_MAX
         if several and order.value == BatchOrder.CREATED.value and not self._wanted.names_rows:
-            page = self._merged(window)
+            page = self._merged(paging)
         else:
-            keys = keys_of(order, window, self._scope)
+            keys = order_keys(order, paging, self._scope)
             page = select(self._table.c.id).where(*self._all_conditions()).order_by(*keys)
-        return page.limit(window.limit).offset(window.offset)
+        return page.limit(paging.limit).offset(paging.offset)
 
-    def _merged(self, window: Window) -> Select[Any]:
+    def _merged(self, paging: PageRequest) -> Select[Any]:
         """Rows in the order of their creation: each project's first ones stand together in the index."""
         table = self._table
         firsts = [
             select(table.c.id, table.c.created_ms)
             .where(table.c.project == no, *self._conditions)
-            .order_by(*in_direction(window, table.c.created_ms, table.c.id))
-            .limit(window.offset + window.limit)
+            .order_by(*in_direction(paging, table.c.created_ms, table.c.id))
+            .limit(paging.offset + paging.limit)
             .subquery()
             for no in self._scope.projects
         ]
         merged = union_all(*map(select, firsts)).subquery()
-        return select(merged.c.id).order_by(*in_direction(window, merged.c.created_ms, merged.c.id))
+        return select(merged.c.id).order_by(*in_direction(paging, merged.c.created_ms, merged.c.id))

@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, s
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, Window
-from tweezer.ledger.queries.lists import Found, Listing, Scope
+from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
+from tweezer.ledger.queries.lists import Listing, ListPage, Scope
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
 from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events
@@ -109,7 +109,7 @@ class Queries:
             return None
         return job_record(_owner(batch_id, fields), index, row.spec, _state(row), row.fault)
 
-    def jobs_of(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+    def batch_jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Those jobs of the batch that the ledger has, in the order of the indices."""
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
@@ -148,27 +148,31 @@ class Queries:
         caller: Principal,
         wanted: BatchFilter,
         order: BatchOrder = BatchOrder.CREATED,
-        window: Window | None = None,
-    ) -> Found[BatchRecord]:
+        paging: PageRequest | None = None,
+    ) -> ListPage[BatchRecord]:
         """A page of batches, without their sequences."""
-        window = window or Window()
+        paging = paging or PageRequest()
         with self._database.read() as connection:
-            scope = Scope.of(connection, caller, wanted.projects)
-            page = Listing(connection, scope, wanted).page(order, window)
+            scope = Scope.read(connection, caller, wanted.projects)
+            page = Listing(connection, scope, wanted).page(order, paging)
             rows = {row.id: row for row in connection.execute(_BATCHES, {"ids": page.rows})}
-        return Found([_batch(identity, rows[identity]) for identity in page.rows], page.total)
+        return ListPage([_batch(identity, rows[identity]) for identity in page.rows], page.total)
 
     def jobs(
-        self, caller: Principal, wanted: JobFilter, order: JobOrder = JobOrder.CREATED, window: Window | None = None
-    ) -> Found[JobRecord]:
+        self,
+        caller: Principal,
+        wanted: JobFilter,
+        order: JobOrder = JobOrder.CREATED,
+        paging: PageRequest | None = None,
+    ) -> ListPage[JobRecord]:
         """A page of jobs."""
-        window = window or Window()
+        paging = paging or PageRequest()
         with self._database.read() as connection:
-            scope = Scope.of(connection, caller, wanted.projects)
-            page = Listing(connection, scope, wanted).page(order, window)
+            scope = Scope.read(connection, caller, wanted.projects)
+            page = Listing(connection, scope, wanted).page(order, paging)
             rows = {row.id: row for row in connection.execute(_JOBS, {"ids": page.rows})}
             owners = _owners(connection, scope, rows.values())
-        return Found([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
+        return ListPage([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
 
     def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
         """How many batches there are in each status, of one state of the ledger."""
@@ -182,7 +186,7 @@ class Queries:
 
     def _counts(self, caller: Principal, wanted: BatchFilter | JobFilter) -> dict[str, int]:
         with self._database.read() as connection:
-            return Listing(connection, Scope.of(connection, caller, wanted.projects), wanted).counts()
+            return Listing(connection, Scope.read(connection, caller, wanted.projects), wanted).counts()
 
 
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:

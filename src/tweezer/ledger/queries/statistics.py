@@ -13,7 +13,7 @@ from sqlalchemy import Integer, Select, func, literal_column, select
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.lists import Scope, last_job_of
-from tweezer.ledger.schema import batches, hours, jobs, moment_of, projects
+from tweezer.ledger.schema import as_datetime, batches, hours, jobs, projects
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Priority
 
@@ -105,7 +105,7 @@ def job_counts(
     step = literal_column("1" if span is Span.HOUR else str(_DAY_H), Integer)
     period = (hours.c.hour // step).label("period")
     with database.read() as connection:
-        scope = Scope.of(connection, caller, wanted)
+        scope = Scope.read(connection, caller, wanted)
         sums: Select[Any] = (
             select(period, hours.c.device, func.sum(hours.c.created))
             .where(
@@ -126,10 +126,10 @@ def job_counts(
 def last_activity(database: Database, caller: Principal, wanted: tuple[str, ...] = ()) -> list[LastActivity]:
     """When something last changed in each of the caller's projects, or the wanted ones of these, by id."""
     with database.read() as connection:
-        scope = Scope.of(connection, caller, wanted)
+        scope = Scope.read(connection, caller, wanted)
         times: Select[Any] = select(projects.c.id, projects.c.last_activity_ms).where(projects.c.no.in_(scope.projects))
         rows = connection.execute(times.order_by(projects.c.id)).all()
-    return [LastActivity(row.id, moment_of(row.last_activity_ms)) for row in rows]
+    return [LastActivity(row.id, as_datetime(row.last_activity_ms)) for row in rows]
 
 
 def _hour(time: datetime) -> int:

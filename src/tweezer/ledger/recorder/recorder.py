@@ -50,7 +50,7 @@ _KNOWN_MAX = 20_000  # batches remembered
 _PAGE = 100  # batches recorded as they stand in one go
 
 
-class Pace(msgspec.Struct, frozen=True):
+class RecorderTuning(msgspec.Struct, frozen=True):
     """How the recorder goes about it.
 
     entries, jobs: of one transaction, about. gather_s: how long entries may come together once it is up to date.
@@ -78,7 +78,7 @@ class Recorder:
         *,
         namespace: str,
         grace_s: float = 86_400.0,
-        pace: Pace | None = None,
+        tuning: RecorderTuning | None = None,
         bounds: DeadLetterBounds | None = None,
     ) -> None:
         self._store = store
@@ -93,7 +93,7 @@ class Recorder:
         self._grace_s = grace_s
         self._forgetter = Forgetter(store, database, grace_s=grace_s)
         self._quotas = QuotaPublisher(store, database)
-        self._pace = pace or Pace()
+        self._tuning = tuning or RecorderTuning()
         self._id = new_worker_id()
         self._ids = JobIds(text=not database.is_sqlite)
         self._known: dict[UUID, KnownBatch] = {}
@@ -120,8 +120,8 @@ class Recorder:
         was, self._active = self._active, False  # after a failure it resumes
         if not was:  # before it keeps the one from recording that this Redis belongs to
             await join(self._store, self._database)
-        if not await self._store.restoring.claim_recorder(self._id, self._pace.lease_s):
-            await asyncio.sleep(self._pace.lease_s / 3)
+        if not await self._store.restoring.claim_recorder(self._id, self._tuning.lease_s):
+            await asyncio.sleep(self._tuning.lease_s / 3)
             return
         if not was:
             await self.resume()
@@ -168,18 +168,18 @@ class Recorder:
                 raise
             log.warning("recorder.looks_for_culprit", error=describe_error(error))
         await self.resume()
-        entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
+        entries = await self._store.events.follow(self._read_to, most=self._tuning.entries)
         if entries:
-            await self._record_apart(_cut(entries, self._pace.jobs))
+            await self._record_apart(_cut(entries, self._tuning.jobs))
         return None if entries is None else len(entries)
 
     async def _step(self) -> int | None:
-        entries = await self._store.events.follow(self._read_to, most=self._pace.entries)
+        entries = await self._store.events.follow(self._read_to, most=self._tuning.entries)
         if not entries:
             await self._written()
             return None if entries is None else 0
-        part = _cut(entries, self._pace.jobs)
-        self._behind = len(part) < len(entries) or len(part) == self._pace.entries
+        part = _cut(entries, self._tuning.jobs)
+        self._behind = len(part) < len(entries) or len(part) == self._tuning.entries
         changes = await self._read(part)
         await self._written()
         before, self._read_to = self._read_to, part[-1].id
@@ -195,10 +195,10 @@ class Recorder:
     async def _record(self) -> None:
         """Records for about a third of a lease."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._pace.lease_s / 3
+        until = loop.time() + self._tuning.lease_s / 3
         while loop.time() < until:
             began = loop.time()
-            if began - self._tended >= self._pace.look_s:
+            if began - self._tended >= self._tuning.look_s:
                 await self.tend_letters()
                 self._tended = began
             read = await self.step()
@@ -207,17 +207,17 @@ class Recorder:
             elif read == 0:
                 await self._look()
                 left = max(until - loop.time(), 0.001)
-                await self._store.events.wait(self._read_to, timeout_s=min(left, self._pace.look_s))
-                await asyncio.sleep(self._pace.gather_s)
+                await self._store.events.wait(self._read_to, timeout_s=min(left, self._tuning.look_s))
+                await asyncio.sleep(self._tuning.gather_s)
             elif self._behind and await self._should_give_way():
                 await self._written()
-                await asyncio.sleep(self._pace.rest * (loop.time() - began))
+                await asyncio.sleep(self._tuning.rest * (loop.time() - began))
 
     async def _should_give_way(self) -> bool:
         """Whether events are coming in, and it is not far behind them."""
         before, self._newest = self._newest, await self._store.events.last()
         behind_ms = (position_number(self._newest) - position_number(self._read_to)) >> 20
-        return self._newest != before and behind_ms < self._pace.give_way_s * 1000
+        return self._newest != before and behind_ms < self._tuning.give_way_s * 1000
 
     async def tidy(self) -> bool:
         """Once all is recorded: trims the stream and forgets some of what is over; whether there may be more."""
@@ -232,7 +232,7 @@ class Recorder:
     async def _look(self) -> None:
         """All is recorded: opens the gate that a restart of Redis shut, and tidies."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked < self._pace.look_s:
+        if now - self._looked < self._tuning.look_s:
             return
         gate = await self._store.restoring.gate()
         if gate.is_shut:
