@@ -25,6 +25,8 @@ import msgspec
 
 from tweezer.data_folder import DATA_DIR, REDIS_URL, running_environment
 from tweezer.duties import Backoff, heeding_cancel
+from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.config import OpenDatabase
 from tweezer.model.arguments import check_flag, check_indices, check_list, check_path, check_seconds, shown
 from tweezer.model.cancels import check_by, user_at_host
@@ -41,12 +43,12 @@ from tweezer.store.connection import Connect, Store
 from tweezer.store.devices import planned
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, Last
-from tweezer.store.streams.feed import Entry, Heard
+from tweezer.store.streams.feed import Heard
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results
 
-    from tweezer.ledger.queries.history import History
+    from tweezer.ledger.queries.queries import Queries
 
 T = TypeVar("T")
 
@@ -162,13 +164,7 @@ class AsyncBatch:
 
     async def record(self) -> BatchRecord:
         """The batch as it stands now. Raises NotFound."""
-        try:
-            return await self._ask(lambda: self._store.reader.batch(self.id, project=self._queue.project))
-        except NotFound:
-            forgotten = await self._forgotten()
-            if forgotten is None:
-                raise
-            return forgotten
+        return await self._queue.reader.batch(self._queue.caller, self.id)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
@@ -232,15 +228,12 @@ class AsyncBatch:
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Some jobs of the batch as they stand now, in the order of their indices."""
-        found = await self._ask(lambda: self._store.reader.jobs(record, indices))
-        if len(found) == len(indices) or (history := await self._queue.history()) is None:
-            return found
-        return await history.jobs(record, indices)
+        return await self._queue.reader.jobs(record, indices)
 
     async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
         """The results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
         project's."""
-        return await self._queue.results(self.id, indices)
+        return await self._queue.reader.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
@@ -279,7 +272,7 @@ class AsyncBatch:
                 self.record,
                 batch=batch,
                 last=_place(batch, after),
-                recorded=partial(self._recorded, batch) if self._queue.has_ledger else None,
+                recorded=partial(self._queue.reader.entries, batch) if self._queue.has_ledger else None,
             )
             while True:
                 while events := await self._ask(reading.read):
@@ -312,19 +305,11 @@ class AsyncBatch:
         results = await self.results_at([job.index for job in ended if job.may_have_result])
         return [Finished.of(job, results.get(job.index)) for job in ended]
 
-    async def _recorded(self, batch: BatchRecord, after: int) -> list[Entry]:
-        history = await self._queue.history()
-        return [] if history is None else await history.entries(batch, after)
-
-    async def _forgotten(self) -> BatchRecord | None:
-        history = await self._queue.history()
-        return None if history is None else await history.batch(self.id)
-
     async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await self._ask(call)
         except NotFound:
-            if await self._forgotten() is None:
+            if not await self._queue.reader.is_recorded(self._queue.caller, self.id):
                 raise
             raise Conflict(f"batch {self.id} has ended", code="terminal") from None
 
@@ -393,7 +378,8 @@ class AsyncQueue:
         self.project = project
         self._retry_s = retry_s
         self._ledger = ledger
-        self._history: History | None = None
+        self._queries: Queries | None = None
+        self.caller = Principal("", Role.USER, frozenset({project}))
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None  # process and event loop of its connections
         self._closed = False
 
@@ -434,26 +420,31 @@ class AsyncQueue:
         self._require_home()
         self._closed = True
         await self.store.close()
-        if self._history is not None:
-            self._history.close()
+        if self._queries is not None:
+            self._queries.close()
 
     @property
     def has_ledger(self) -> bool:
         """Whether there is a ledger to look into for what Redis has forgotten."""
         return self._ledger is not None
 
-    async def history(self) -> History | None:
-        """What the ledger has of the project; None where no ledger was named. Raises TweezerError."""
+    @property
+    def reader(self) -> BatchReader:
+        """What reads batches; made anew, since one that is kept would keep a queue alive that nobody closed."""
+        return BatchReader(self.store, self._open_ledger, ask=self.ask)
+
+    async def _open_ledger(self) -> Queries | None:
+        """Open the ledger at its first use; None where no ledger was named. Raises TweezerError."""
         self._require_home()
-        if self._history is None and self._ledger is not None:
+        if self._queries is None and self._ledger is not None:
             try:
-                from tweezer.ledger.queries.history import History
+                from tweezer.ledger.queries.queries import Queries
             except ModuleNotFoundError as error:
                 raise TweezerError(
                     f"reading the ledger needs {error.name}: pip install 'tweezer[server]'", code="missing_extra"
                 ) from error
-            self._history = await asyncio.to_thread(History, self._ledger, self.project, self.store.results)
-        return self._history
+            self._queries = await asyncio.to_thread(Queries.open, self._ledger)
+        return self._queries
 
     async def submit(
         self,
@@ -503,15 +494,7 @@ class AsyncQueue:
 
     async def job(self, job_id: UUID | str) -> JobRecord:
         """A job as it stands. Raises NotFound."""
-        identity = as_uuid("job", job_id)
-        try:
-            return await self.ask(lambda: self.store.reader.job(identity, project=self.project))
-        except NotFound:
-            history = await self.history()
-            forgotten = None if history is None else await history.job(identity)
-            if forgotten is None:
-                raise
-            return forgotten
+        return await self.reader.job(self.caller, as_uuid("job", job_id))
 
     async def result(self, job_id: UUID | str) -> Finished:
         """A job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
@@ -519,19 +502,8 @@ class AsyncQueue:
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
         batch_id, index = split_job_id(record.id)
-        results = await self.results(batch_id, [index] if record.may_have_result else [])
+        results = await self.reader.results(batch_id, [index] if record.may_have_result else [])
         return Finished.of(record, results.get(index))
-
-    async def results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """The results that jobs have, by index, or why one cannot be read; for batches that were found to be the
-        project's."""
-        found: dict[int, Result | ResultUnavailable] = await self.ask(
-            lambda: self.store.reader.each_result(batch_id, indices)
-        )
-        missing = [index for index in indices if index not in found]
-        if missing and (history := await self.history()) is not None:
-            found |= await history.results(batch_id, missing)
-        return found
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
         """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""

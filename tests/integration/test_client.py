@@ -362,7 +362,7 @@ async def test_a_live_batch_is_read_without_opening_the_ledger(
     unserved: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The base install cannot open it: it has no SQLAlchemy."""
-    monkeypatch.setitem(sys.modules, "tweezer.ledger.queries.history", None)
+    monkeypatch.setitem(sys.modules, "tweezer.ledger.queries.queries", None)
     monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     async with door(unserved) as queue:
         batch = await queue.submit(None, [Job(runs=1)], device="NULL")

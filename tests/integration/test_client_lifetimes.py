@@ -305,7 +305,7 @@ async def test_a_closed_asynchronous_queue_says_so(worker: Process, real_redis_u
         batch = await queue.submit(None, [Job(runs=1)], device=NULL)
         await batch.wait(PATIENCE_S)
     await queue.close()
-    for call in (queue.devices, batch.record, batch.results, queue.history):
+    for call in (queue.devices, batch.record, batch.results, queue._open_ledger):
         with pytest.raises(TweezerError, match="is closed") as raised:
             await call()
         assert raised.value.code == "queue_closed"

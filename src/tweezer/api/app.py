@@ -34,7 +34,7 @@ from tweezer.api.http.security_headers import Edge
 from tweezer.api.http.server import serve
 from tweezer.api.http.write_timeout import Outflow
 from tweezer.api.pasqal import aliases
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.api.service import health, metrics_route, workloads
 from tweezer.api.service.metrics import AnswerTimes, Metrics, Timing
 from tweezer.api.webhooks import routes as webhooks_routes
@@ -107,7 +107,7 @@ def create_app(
     app.state.store = store
     app.state.database = database
     app.state.bodies = Bodies(max(_UNPACKED_MAX_KB, 4 * settings.api.body_max_kb) << 10)
-    app.state.live = Live(store, database, patience_s=settings.connect().command_s)
+    app.state.live = ReadModel(store, database, patience_s=settings.connect().command_s)
     app.state.holds = Holds(store)
     app.state.feed = Feed(store, database, namespace=settings.namespace)
     app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)

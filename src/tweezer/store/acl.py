@@ -40,7 +40,7 @@ _USERS_CALL = (
 )
 
 SCRIPTS: Mapping[RedisUser, tuple[str, ...]] = {
-    RedisUser.PRODUCER: _USERS_CALL,
+    RedisUser.PRODUCER: (*_USERS_CALL, "look_up_jobs", "look_up_batch"),
     RedisUser.API: (
         *_USERS_CALL,
         *("look_up_jobs", "look_up_batch", "begin_call", "mark_call", "measure", "note_child", "end_batch", "report"),

@@ -12,7 +12,7 @@ import msgspec
 from redis import exceptions as redis_errors
 
 from tweezer.model.cancels import read_attempts
-from tweezer.model.errors import NotFound, ResultUnavailable, Unavailable
+from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lru import Recent
 from tweezer.model.messages import Result, decode_fault
@@ -87,11 +87,6 @@ class Reader:
         """The results that there are, by index; check first whose the batch is. Raises ResultUnavailable."""
         packed = await self.packed_results(batch_id, indices)
         return {index: await self._results.unpack(data) for index, data in packed.items()}
-
-    async def each_result(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """The same, with why it cannot be read for each result that cannot."""
-        packed = await self.packed_results(batch_id, indices)
-        return {index: await self._results.read(data) for index, data in packed.items()}
 
     async def packed_results(self, batch_id: UUID, indices: Sequence[int]) -> dict[int, bytes]:
         """The same, as Redis has them."""

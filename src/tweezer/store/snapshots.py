@@ -57,6 +57,11 @@ class Snapshot(msgspec.Struct):
     results: dict[int, bytes] = {}
     faults: dict[int, bytes] = {}
 
+    @property
+    def sequence_number(self) -> int:
+        """The number of the batch's last event."""
+        return int(self.fields["seq"])
+
 
 class Snapshots:
     """Takes snapshots of batches."""

@@ -1,4 +1,4 @@
-"""Says of events what receivers are told: from Redis, and from the ledger where Redis has forgotten the batch."""
+"""Writes the payloads of webhooks: the data of events, as batches are in Redis or in the ledger."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.access.links import ResultLinks, Signer
+from tweezer.ledger.batch_reader import BatchReader
 from tweezer.ledger.database import Database
-from tweezer.ledger.recorder.snapshots import recorded_snapshots
+from tweezer.ledger.queries.queries import Queries
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
-    """What never changes in a batch, of what is told. tags: those of its submit; they may have been replaced since."""
+    """What never changes in a batch. tags: those of its submit; they may have been replaced since."""
 
     project: str
     webhook: str | None
@@ -57,17 +58,16 @@ class BatchFacts(msgspec.Struct, frozen=True):
 
 
 class Payloads:
-    """Makes the data of events. All its methods raise Unavailable."""
+    """Makes the data of events. All methods raise Unavailable."""
 
     def __init__(self, store: Store, database: Database, links: ResultLinks) -> None:
-        self._store = store
-        self._database = database
+        self._reader = BatchReader(store, Queries(database))
         self._links = links
         self._facts: Recent[UUID, BatchFacts] = Recent(_FACTS_MAX)
         self._just_read: dict[UUID, Snapshot] = {}
 
     async def batches(self, batch_ids: Collection[UUID]) -> dict[UUID, BatchFacts]:
-        """The batches that there are; those that were deleted are left out, if it was not just now."""
+        """Return the facts of batches; those that were deleted are left out, unless it was just now."""
         found: dict[UUID, BatchFacts] = {}
         unknown: list[UUID] = []
         for batch_id in batch_ids:
@@ -80,32 +80,32 @@ class Payloads:
             self._just_read.clear()
         for page in _pages(unknown):
             wanted = [Wanted(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
-            for batch_id, snapshot in (await self._take(wanted)).items():
-                found[batch_id] = _facts(snapshot)
+            for batch_id, snapshot in (await self._reader.snapshots(wanted)).items():
+                found[batch_id] = _read_facts(snapshot)
                 self._facts.put(batch_id, found[batch_id])
                 self._just_read[batch_id] = snapshot
         return found
 
     async def describe(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
-        """The data of each event, with no previous sequence number; None where its batch or job was deleted."""
+        """Return the data of each event, with no previous sequence number; None where its batch or job was deleted."""
         if not events:
             return []
         signer = await self._links.signer()
         told: list[JobData | BatchData | None] = []
         for page in _pages(events):
             facts = await self.batches({event.batch_id for event in page})
-            snapshots = await self._of_events(page)
+            snapshots = await self._read_events(page)
             for gone in facts.keys() - snapshots.keys():
                 self._facts.pop(gone)
-            writing = _Writing(facts, snapshots, signer, self._links.base_url)
+            writer = _PayloadWriter(facts, snapshots, signer, self._links.base_url)
             if sum(len(packed) for it in snapshots.values() for packed in it.results.values()) <= _QUICK_BYTES:
-                told += writing.write(page)
+                told += writer.write(page)
             else:
-                told += await asyncio.to_thread(writing.write, page)
+                told += await asyncio.to_thread(writer.write, page)
         return told
 
-    async def _of_events(self, events: Sequence[Event]) -> dict[UUID, Snapshot]:
-        """The batches and jobs that the events are about, as they stand."""
+    async def _read_events(self, events: Sequence[Event]) -> dict[UUID, Snapshot]:
+        """Return the current batches and jobs of the events."""
         touched: dict[UUID, set[int]] = defaultdict(set)
         newest: dict[UUID, int] = {}
         for event in events:
@@ -115,7 +115,7 @@ class Payloads:
         known = {
             batch_id: snapshot
             for batch_id, snapshot in self._just_read.items()
-            if batch_id in newest and batch_id not in touched and _sequence_number(snapshot) >= newest[batch_id]
+            if batch_id in newest and batch_id not in touched and snapshot.sequence_number >= newest[batch_id]
         }
         wanted = [
             Wanted(batch_id, MAX_JOBS_PER_BATCH, sorted(touched.get(batch_id, ())), specs=True)
@@ -123,27 +123,11 @@ class Payloads:
             if batch_id not in known
         ]
         self._just_read.clear()
-        return known | await self._take(wanted, newest) if wanted else known
-
-    async def _take(self, wanted: Sequence[Wanted], newest: Mapping[UUID, int] | None = None) -> dict[UUID, Snapshot]:
-        """From Redis; from the ledger what is not there, or is there as it was before the newest event."""
-        newest = newest or {}
-        found = await self._store.snapshots.take(wanted)
-        lacking = []
-        for want in wanted:
-            snapshot = found.get(want.batch_id)
-            if snapshot is None or _sequence_number(snapshot) < newest.get(want.batch_id, 0):
-                lacking.append(want)
-        if lacking:
-            recorded = await self._database.run(recorded_snapshots, self._database, lacking)
-            for batch_id, snapshot in recorded.items():
-                if batch_id not in found or _sequence_number(found[batch_id]) < _sequence_number(snapshot):
-                    found[batch_id] = snapshot
-        return found
+        return known | await self._reader.snapshots(wanted, newest) if wanted else known
 
 
-class _Writing:
-    """Writes the data of some events, of what was read for them."""
+class _PayloadWriter:
+    """Writes the data of some events from what was read for them."""
 
     def __init__(
         self, facts: Mapping[UUID, BatchFacts], snapshots: Mapping[UUID, Snapshot], signer: Signer, base_url: str
@@ -153,7 +137,7 @@ class _Writing:
         self._base_url = base_url
 
     def write(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
-        """Of each event; None where its batch or job is gone."""
+        """Return the data of each event; None where its batch or job is gone."""
         told: list[JobData | BatchData | None] = []
         last: UUID | None = None
         batch: _Batch | None = None
@@ -193,7 +177,7 @@ class _Writing:
             created_at=_written_ms(int(created_us) // 1000),
             started_at=None if started_ms is None else _written_ms(started_ms),
             ended_at=_written_ms(ended_ms or happened_ms) if over else None,
-            errors=batch.faults_of(index, status) if over else (),
+            errors=batch.get_faults(index, status) if over else (),
             result=self._result(identity, of.results.get(index), event) if status is JobStatus.DONE else None,
         )
 
@@ -214,7 +198,7 @@ class _Writing:
 
 
 class _Batch:
-    """What the events of one batch share."""
+    """What the events of one batch have in common."""
 
     def __init__(self, facts: BatchFacts, snapshot: Snapshot) -> None:
         fields = snapshot.fields
@@ -228,7 +212,7 @@ class _Batch:
     def faults(self) -> tuple[Fault, ...]:
         return () if self.fault is None else (self.fault,)
 
-    def faults_of(self, index: int, status: JobStatus) -> tuple[Fault, ...]:
+    def get_faults(self, index: int, status: JobStatus) -> tuple[Fault, ...]:
         """Why a job failed: its own fault, or its batch's where it has none."""
         own = self.snapshot.faults.get(index)
         if own is not None:
@@ -243,7 +227,7 @@ class _Batch:
 
 
 def _batch_data(event: Event, batch: _Batch) -> BatchData:
-    status, happened = BatchStatus(event.status), _moment_of(event)
+    status, happened = BatchStatus(event.status), _event_time(event)
     started = batch.moment("started")
     over = status.terminal
     return BatchData(
@@ -280,7 +264,7 @@ def _written_ms(milliseconds: int) -> str:
     return timestamp(milliseconds * 1000)
 
 
-def _facts(snapshot: Snapshot) -> BatchFacts:
+def _read_facts(snapshot: Snapshot) -> BatchFacts:
     assert snapshot.doc is not None, "the doc was asked for"
     doc, fields = decode_doc(snapshot.doc), snapshot.fields
     return BatchFacts(
@@ -300,11 +284,7 @@ def _tags(snapshot: Snapshot, submitted: tuple[str, ...]) -> tuple[str, ...]:
     return submitted if snapshot.doc is None else decode_doc(snapshot.doc).tags
 
 
-def _sequence_number(snapshot: Snapshot) -> int:
-    return int(snapshot.fields["seq"])
-
-
-def _moment_of(event: Event) -> datetime:
+def _event_time(event: Event) -> datetime:
     """To the millisecond, as records have it."""
     return moment_us(str(event.time_us))
 

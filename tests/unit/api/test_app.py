@@ -18,7 +18,7 @@ from tests.support.waiting import until
 
 from tweezer.api.access.auth import OPEN_PATHS
 from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.ids import job_id
@@ -424,7 +424,7 @@ async def test_a_fault_of_ours_is_json_too(
     async def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Live, "batch_with_jobs", fail)
+    monkeypatch.setattr(ReadModel, "batch_with_jobs", fail)
     answer = await rig.get(f"/api/v2/batches/{ID}")
     assert_failure(answer, status)
     assert "secret" not in answer.text

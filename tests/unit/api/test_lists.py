@@ -19,7 +19,7 @@ from tests.support.ledger_filling import DEVICES, TAGS, Filled, Plan, fill
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse, ListedBatchResponse
 from tweezer.api.http.responses import Pagination
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.filters import BatchOrder, JobOrder
@@ -364,9 +364,9 @@ async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
 ) -> None:
     reading: Counter[UUID] = Counter()
     most: Counter[UUID] = Counter()
-    read_jobs = Live.jobs
+    read_jobs = ReadModel.jobs
 
-    async def counted(live: Live, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
+    async def counted(live: ReadModel, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         filters = len(indices) > 1  # else it is the page that is shown, or the last one
         reading[batch.id] += filters
         most[batch.id] = max(most[batch.id], reading[batch.id])
@@ -375,7 +375,7 @@ async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
         reading[batch.id] -= filters
         return jobs
 
-    monkeypatch.setattr(Live, "jobs", counted)
+    monkeypatch.setattr(ReadModel, "jobs", counted)
     monkeypatch.setattr("tweezer.api.read_model._PAGE", 2)
     batch_id, other_id = await rig.submit(9), await rig.submit(1, project="another")
     first, second, other = rig.key(), rig.key(), rig.key(project="another")

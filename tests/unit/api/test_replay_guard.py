@@ -17,7 +17,7 @@ from tests.support.waiting import until
 
 from tweezer.api.access import replay_guard
 from tweezer.api.http.header_limits import CONNECTION
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
 from tweezer.settings import ApiSettings, Settings
@@ -114,7 +114,7 @@ async def test_an_equal_call_after_a_failure_of_the_servers_is_a_retry(
     for failure in (Unavailable("Redis went away"), ZeroDivisionError("a defect")):
         before = await rig.written()
         with monkeypatch.context() as patch:
-            patch.setattr(Live, "batch_with_jobs", Mock(side_effect=failure))  # the batch is written by then
+            patch.setattr(ReadModel, "batch_with_jobs", Mock(side_effect=failure))  # the batch is written by then
             assert (await rig.send()).status_code in (500, 503)
             assert (await rig.send()).status_code in (500, 503)
         first = await rig.id_of()

@@ -14,7 +14,7 @@ from tweezer.api.access.auth import caller_of, unauthorized
 from tweezer.api.access.signed_links import Links
 from tweezer.api.http.longpoll import Holds
 from tweezer.api.http.responses import RequestRefused
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
 
@@ -59,8 +59,8 @@ def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
     return caller
 
 
-async def _live(request: Request) -> Live:
-    return cast(Live, request.app.state.live)
+async def _live(request: Request) -> ReadModel:
+    return cast(ReadModel, request.app.state.live)
 
 
 async def _holds(request: Request) -> Holds:
@@ -99,7 +99,7 @@ async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Rol
 
 
 Session = Annotated[Principal, Depends(_session)]
-LiveStore = Annotated[Live, Depends(_live)]
+LiveStore = Annotated[ReadModel, Depends(_live)]
 HeldRequests = Annotated[Holds, Depends(_holds)]
 Ledger = Annotated[Database, Depends(_ledger)]
 ResultsLinks = Annotated[Links, Depends(_links)]

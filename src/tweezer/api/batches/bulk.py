@@ -25,7 +25,7 @@ from tweezer.api.batches.schemas import (
 )
 from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
 from tweezer.api.http.responses import success
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
@@ -164,7 +164,7 @@ async def get_batch_results_links(
     return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))
 
 
-async def _cancel(queue: Store, live: Live, caller: Principal, batch_id: UUID) -> BatchRecord:
+async def _cancel(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
     batch = await live.batch(caller, batch_id)
     async with unless_forgotten(batch):
         await queue.commands.cancel(batch_id, project=batch.project, by=asker(caller))

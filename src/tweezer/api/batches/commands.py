@@ -14,7 +14,7 @@ from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
 from tweezer.api.batches.schemas import BatchResponse
 from tweezer.api.http.bodies import Bodies
 from tweezer.api.http.responses import success
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import MAX_KEY_LENGTH
 from tweezer.model.errors import Conflict, NotFound, Unavailable
@@ -43,7 +43,7 @@ IdempotencyKey = Annotated[
 ]
 
 
-async def answer_batch(live: Live, caller: Principal, batch_id: UUID) -> Response:
+async def answer_batch(live: ReadModel, caller: Principal, batch_id: UUID) -> Response:
     """The batch as it stands after a command."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(BatchResponse.from_records(record, jobs))

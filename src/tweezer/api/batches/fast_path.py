@@ -16,10 +16,10 @@ from starlette.types import Scope
 from tweezer.api.access.dependencies import READERS, caller_with
 from tweezer.api.batches.jobs import get_job
 from tweezer.api.batches.read import get_batch
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 
-Getter = Callable[[UUID, Principal, Live], Awaitable[Response]]
+Getter = Callable[[UUID, Principal, ReadModel], Awaitable[Response]]
 
 
 class QuickRoute(Route):

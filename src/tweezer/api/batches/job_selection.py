@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from tweezer.api.http.responses import RequestRefused
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.ids import split_job_id
@@ -14,7 +14,7 @@ from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.records import BatchRecord, JobRecord
 
 
-async def chosen_jobs(live: Live, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
+async def chosen_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
     """Return the current jobs in creation order. Raises RequestRefused when there are more than a call may touch."""
     if not wanted.takes_from(batch):
         return []

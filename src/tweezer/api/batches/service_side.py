@@ -16,7 +16,7 @@ from tweezer.api.batches.commands import Queue, ReadBodies, answer_batch, asker,
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
 from tweezer.api.http.responses import doc, success
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import check_characters
 from tweezer.model.errors import Conflict
@@ -122,7 +122,7 @@ async def post_job_errors(
     return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
-async def _report(queue: Store, live: Live, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:
+async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:
     """Raises Conflict where the lifecycle forbids it."""
     if body.progress is None and body.errors is None and body.status in (None, job.status):
         return

@@ -27,7 +27,7 @@ from tweezer.api.devices.schemas import (
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
 from tweezer.api.http.openapi import body_docs, failure_docs, page_docs, success_docs
 from tweezer.api.http.responses import RequestRefused, page, success
-from tweezer.api.read_model import Live
+from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries import statistics
 from tweezer.model import specs as model
@@ -276,7 +276,7 @@ async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) 
             await queue.commands.pause_device(name, body.reason or _HELD_BY_API, until=body.until)
 
 
-async def _device(live: Live, ledger: Database, name: str) -> DeviceResponse:
+async def _device(live: ReadModel, ledger: Database, name: str) -> DeviceResponse:
     (found,) = await _devices([await live.device(name)], ledger)
     return found
 

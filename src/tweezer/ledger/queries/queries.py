@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, select
 
 from tweezer.ledger.access.credentials import Principal
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
+from tweezer.ledger.migrate import require_schema
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
 from tweezer.ledger.schema import batches, jobs, results, sequences, transitions
@@ -20,7 +22,10 @@ from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import Fault, decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
+from tweezer.store.snapshots import Snapshot, Wanted
 from tweezer.store.streams.feed import Entry, position_id
+
+T = TypeVar("T")
 
 _PAGE = 500  # ids in one statement
 _CHILDREN_MAX = 1000
@@ -46,6 +51,14 @@ _BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about).
 _JOBS: Select[Any] = (
     select(jobs.c.id, jobs.c.project, jobs.c.status, jobs.c.spec, jobs.c.state, results.c.fault)
     .select_from(jobs.outerjoin(results, _FAULTS))
+    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+)
+_SNAPSHOTS: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about, batches.c.jobs).where(
+    batches.c.id.in_(bindparam("ids", expanding=True))
+)
+_JOB_SNAPSHOTS: Select[Any] = (
+    select(jobs.c.id, jobs.c.spec, jobs.c.state, results.c.result, results.c.fault)
+    .select_from(jobs.outerjoin(results, results.c.id == jobs.c.id))
     .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
 )
 _RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(bindparam("ids", expanding=True)))
@@ -79,6 +92,23 @@ class Queries:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @classmethod
+    def open(cls, place: OpenDatabase) -> Queries:
+        """Connect to a ledger, for a program that has no other use of it; :meth:`close` ends that.
+
+        Raises InvalidInput, and TweezerError where the tables are not those that this version needs.
+        """
+        database = Database.open(place)
+        require_schema(database)
+        return cls(database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    async def ask(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Call one of the methods in a thread of the database."""
+        return await self._database.run(question, *arguments)
 
     def ping(self) -> None:
         """Raises Unavailable when the database does not answer."""
@@ -114,8 +144,8 @@ class Queries:
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
         with self._database.read() as connection:
-            for first in range(0, len(ids), _PAGE):
-                rows = connection.execute(_JOBS, {"ids": ids[first : first + _PAGE]})
+            for page in _pages(ids):
+                rows = connection.execute(_JOBS, {"ids": page})
                 found.update((row.id, _job(batch, row)) for row in rows)
         return [found[identity] for identity in ids if identity in found]
 
@@ -140,6 +170,20 @@ class Queries:
         with self._database.read() as connection:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
         return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
+
+    def snapshots(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
+        """Return the batches that the ledger has, with their doc (but for the sequence) and the touched jobs."""
+        found: dict[UUID, Snapshot] = {}
+        with self._database.read() as connection:
+            for page in _pages([want.batch_id for want in wanted]):
+                for row in connection.execute(_SNAPSHOTS, {"ids": page}):
+                    found[row.id] = Snapshot(row.id, _fields_decoder.decode(row.record), row.jobs, row.about)
+            ids = [job_id(want.batch_id, index) for want in wanted if want.batch_id in found for index in want.touched]
+            for page in _pages(ids):
+                for row in connection.execute(_JOB_SNAPSHOTS, {"ids": page}):
+                    batch_id, index = split_job_id(row.id)
+                    _add_job(found[batch_id], index, row)
+        return found
 
     # -- lists ------------------------------------------------------------------------------------------
 
@@ -187,6 +231,18 @@ class Queries:
     def _counts(self, caller: Principal, wanted: BatchFilter | JobFilter) -> dict[str, int]:
         with self._database.read() as connection:
             return Listing(connection, Scope.read(connection, caller, wanted.projects), wanted).counts()
+
+
+def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
+    snapshot.specs[index] = row.spec
+    for column, value in ((snapshot.states, _state(row)), (snapshot.results, row.result), (snapshot.faults, row.fault)):
+        if value is not None:
+            column[index] = value
+
+
+def _pages(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    for first in range(0, len(ids), _PAGE):
+        yield ids[first : first + _PAGE]
 
 
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:

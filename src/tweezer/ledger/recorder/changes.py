@@ -129,7 +129,7 @@ def make_changes(
     for entry in entries:
         last[entry.batch_id] = entry.first + _count(entry.words) - 1
     for batch_id, snapshot in snapshots.items():
-        recorded = last.get(batch_id, int(snapshot.fields["seq"]))
+        recorded = last.get(batch_id, snapshot.sequence_number)
         _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
     for entry in entries:
         batch = known.get(entry.batch_id)
