@@ -164,7 +164,7 @@ async def test_a_recorder_of_another_version_tries_again_by_itself(bench: Ledger
 async def test_a_parked_batch_is_not_forgotten_and_keeps_no_other_from_it(
     bench: LedgerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tweezer.ledger.recorder.forgetting._PAGE", 1)
+    monkeypatch.setattr("tweezer.ledger.retention._FORGOTTEN_AT_ONCE", 1)
     rig = bench.rig
     bad, good = await rig.submit(1), await rig.submit(1)
     doc = await get(bench, bad, "doc")

@@ -16,22 +16,21 @@ from tests.support.ledger_rig import LedgerRig
 from tests.support.store_rig import DEVICE, StoreRig
 
 from tweezer.ledger.access.credentials import key_id
-from tweezer.ledger.access.keys import look_up
-from tweezer.ledger.access.link_keys import existing_link_keys
-from tweezer.ledger.access.passwords import is_password
+from tweezer.ledger.access.keys import look_up_key
+from tweezer.ledger.access.links import read_link_keys
 from tweezer.ledger.access.projects import find_project
-from tweezer.ledger.access.users import find_login
+from tweezer.ledger.access.users import find_login, is_password
 from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters
 from tweezer.ledger.migrate import differences, require_schema, upgrade
-from tweezer.ledger.place import OpenDatabase
 from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.keys import Key
 from tweezer.webhooks.deliveries import Deliveries
 from tweezer.webhooks.endpoints import find_endpoint
-from tweezer.webhooks.secrets import secrets_of
+from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
 FILES = sorted((Path(__file__).parents[1] / "data").glob("*.json"), key=lambda file: file.stem)
 
@@ -79,14 +78,14 @@ async def test_who_had_access_still_has_it(kept: tuple[LedgerRig, dict[str, Any]
         project = find_project(connection, PROJECT)
         assert (project.limits, project.retention_s) == ({"queued_jobs": 500}, 86_400)
         for key in expected["keys"].values():
-            found = look_up(connection, key_id(key) or "")
+            found = look_up_key(connection, key_id(key) or "")
             assert found is not None
             assert found.principal is not None
         assert is_password(PASSWORD, find_login(connection, "ada").password)
         endpoint = find_endpoint(connection, UUID(expected["endpoint"]))
-        secrets = secrets_of(connection, vault, project.no, endpoint.id)
+        secrets = ensure_secrets(connection, vault, SecretOwner(project.no, endpoint.id))
         assert [secret.text for secret in secrets] == expected["webhook_secrets"]
-        links = existing_link_keys(connection, vault)
+        links = read_link_keys(connection, vault)
         assert [base64.b64encode(key.secret).decode() for key in links] == expected["link_keys"]
         letters = list_letters(connection, consumer=Consumer.INTAKE)
         assert [letter.payload for letter in letters] == [b"\x00payload"]

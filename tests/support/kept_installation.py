@@ -26,15 +26,14 @@ from tests.support.store_rig import DEVICE, StoreRig
 from tweezer.ledger import migrate
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key, create_session
-from tweezer.ledger.access.link_keys import link_keys
-from tweezer.ledger.access.passwords import hash_password
+from tweezer.ledger.access.links import ensure_link_keys
 from tweezer.ledger.access.projects import create_project, set_limits, set_retention
-from tweezer.ledger.access.users import add_to_project, create_user
+from tweezer.ledger.access.users import add_to_project, create_user, hash_password
 from tweezer.ledger.access.vault import Vault
+from tweezer.ledger.config import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, NewLetter, park
 from tweezer.ledger.migrate import schema_version
-from tweezer.ledger.place import DeadLetterBounds, OpenDatabase
 from tweezer.ledger.schema import metadata
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.errors import NotFound
@@ -46,7 +45,7 @@ from tweezer.store.records import JobRecord
 from tweezer.store.tickets import JobProgress
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import create_endpoint
-from tweezer.webhooks.secrets import secrets_of
+from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
 SECRETS_KEY = base64.b64encode(bytes(32)).decode()
 PROJECT, PASSWORD, IDEMPOTENCY_KEY = "lab", "correct horse battery", "once"
@@ -69,8 +68,8 @@ async def furnish(bench: LedgerRig) -> dict[str, Any]:
         operator = create_key(connection, name="operator", role=Role.OPERATOR, project_id=None).text
         session = create_session(connection, user.id, session_s=10**9).text
         endpoint = create_endpoint(connection, WebhookPolicy(), project_id=PROJECT, url="https://hooks.example.org/")
-        secrets = secrets_of(connection, vault, project.no, endpoint.id)
-        links = link_keys(connection, vault)
+        secrets = ensure_secrets(connection, vault, SecretOwner(project.no, endpoint.id))
+        links = ensure_link_keys(connection, vault)
         letter = NewLetter("message-1", "it cannot be read", b"\x00payload")
         park(connection, Consumer.INTAKE, [letter], DeadLetterBounds())
     delivery = NewDelivery(

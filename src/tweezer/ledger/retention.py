@@ -1,4 +1,4 @@
-"""Deletes for good: what a project keeps no longer, single batches, a whole project."""
+"""Deletes batches: from Redis once the ledger has them (rule 25), and for good what a project keeps no longer."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tweezer.store.connection import Store
 log = structlog.get_logger(__name__)
 
 _PAGE = 50  # batches of one transaction
+_FORGOTTEN_AT_ONCE = 200
 _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
@@ -192,18 +193,15 @@ def _delete_project(database: Database, project_id: str) -> None:
         connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members
 
 
-_PAGE = 200
-
-
 class ForgottenBatches(msgspec.Struct, frozen=True):
-    """Batches that were forgotten, and those that could not be: the ledger does not have them to their end."""
+    """Batches that Redis has forgotten, and those that it could not: the ledger does not have them to their end."""
 
     gone: list[UUID]
     unrecorded: list[UUID]
 
 
 class Forgetter:
-    """Forgets batches once they ended ``grace_s`` ago; at once when Redis runs full."""
+    """Lets Redis forget batches once they ended ``grace_s`` ago and are recorded; at once when it runs full."""
 
     def __init__(self, store: Store, database: Database, *, grace_s: float) -> None:
         self._store = store
@@ -211,10 +209,10 @@ class Forgetter:
         self._grace_s = grace_s
 
     async def forget(self, kept: Collection[UUID] = ()) -> ForgottenBatches:
-        """Forgets some, the oldest first, and none of those that are kept. Raises Unavailable."""
+        """Forget some, the oldest first, and none of those that are kept. Raises Unavailable."""
         least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
-        ended = await self._store.commands.ended(least_age_s=least_age_s, most=_PAGE + len(kept))
-        found = [batch_id for batch_id in ended if batch_id not in kept][:_PAGE]
+        ended = await self._store.commands.ended(least_age_s=least_age_s, most=_FORGOTTEN_AT_ONCE + len(kept))
+        found = [batch_id for batch_id in ended if batch_id not in kept][:_FORGOTTEN_AT_ONCE]
         if not found:
             return ForgottenBatches([], [])
         recorded = await self._database.run(self._recorded, found)
@@ -224,4 +222,4 @@ class Forgetter:
     def _recorded(self, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
         query = select(batches.c.id, batches.c.sequence_number).where(batches.c.id.in_(batch_ids))
         with self._database.read() as connection:
-            return {row[0]: row[1] for row in connection.execute(query)}
+            return _pairs(connection, query)

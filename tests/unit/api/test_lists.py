@@ -23,6 +23,7 @@ from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries.filters import BatchOrder, JobOrder
+from tweezer.ledger.queries.queries import Queries
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
@@ -546,14 +547,13 @@ async def test_the_last_activity_of_each_project_is_told(rig: ApiRig, user: str)
 async def test_a_service_without_its_ledger_is_not_ready(rig: ApiRig) -> None:
     assert (await rig.get("/ready")).status_code == 200
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rig.app.state.live, "_queries", _Away())
+        patch.setattr(Queries, "ping", _fail)
         assert (await rig.get("/ready")).status_code == 503
     assert (await rig.get("/ready")).status_code == 200
 
 
-class _Away:
-    def ping(self) -> None:
-        raise Unavailable("the ledger's database cannot be used: gone")
+def _fail(_: Queries) -> None:
+    raise Unavailable("the ledger's database cannot be used: gone")
 
 
 async def test_operators_list_the_work_of_all(rig: ApiRig, filled: Filled) -> None:
