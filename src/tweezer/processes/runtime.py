@@ -105,7 +105,7 @@ class Parker:
         from tweezer.ledger.database import Database
         from tweezer.ledger.dead_letters import Consumer, NewLetter, park
         from tweezer.ledger.migrate import require_schema
-        from tweezer.ledger.place import DeadLetterBounds
+        from tweezer.ledger.config import DeadLetterBounds
 
         database = Database.open(self._settings.locate_ledger())
         try:
