@@ -102,10 +102,10 @@ class Parker:
         await asyncio.to_thread(self._park, message_id, payload, problem)
 
     def _park(self, message_id: str, payload: bytes, problem: str) -> None:
+        from tweezer.ledger.config import DeadLetterBounds
         from tweezer.ledger.database import Database
         from tweezer.ledger.dead_letters import Consumer, NewLetter, park
         from tweezer.ledger.migrate import require_schema
-        from tweezer.ledger.config import DeadLetterBounds
 
         database = Database.open(self._settings.locate_ledger())
         try:

@@ -117,8 +117,8 @@ async def delete_expired(context: dict[Any, Any]) -> None:
 
 
 def _forget_expired(database: Database) -> None:
-    from tweezer.ledger.dead_letters import expire_letters
     from tweezer.ledger.config import DeadLetterBounds
+    from tweezer.ledger.dead_letters import expire_letters
     from tweezer.webhooks.secrets import delete_expired_secrets
 
     with database.write() as connection:
