@@ -9,7 +9,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import insert, select, update
@@ -28,7 +27,7 @@ from tweezer.ledger.access.links import (
     reencrypt_link_keys,
     rotate_link_keys,
 )
-from tweezer.ledger.access.vault import SECRETS_FRESH_S, Vault
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import installation_id
 from tweezer.ledger.schema import now_ms, secrets
