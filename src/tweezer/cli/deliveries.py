@@ -24,8 +24,7 @@ from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEAD
 from tweezer.model.webhooks import EventType, envelope, schemas
 from tweezer.store.connection import Store
 from tweezer.webhooks import delivery_log
-from tweezer.webhooks.deliveries import Alarms
-from tweezer.webhooks.deliveries import Attempt
+from tweezer.webhooks.deliveries import Alarms, Attempt
 from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
 from tweezer.webhooks.endpoints import find_endpoint
 from tweezer.webhooks.samples import sample as sample_of
@@ -366,7 +365,7 @@ def wake(access: Access, endpoint: UUID) -> None:
 
 def tell_changed(access: Access) -> None:
     """Says that endpoints were changed; couriers see it within a second where Redis is not there."""
-    _tell(access, lambda alarms: alarms.changed())
+    _tell(access, lambda alarms: alarms.note_change())
 
 
 def _tell(access: Access, what: Callable[[Alarms], Awaitable[None]]) -> None:

@@ -271,23 +271,23 @@ class WebhookState(msgspec.Struct, frozen=True):
     """What the ledger knows."""
 
     health: WebhookHealth
-    receivers: Receivers
-    secrets: Secrets | InvalidInput
+    receivers: ReceiverHealth
+    secrets: SecretHealth | InvalidInput
 
 
 def look_at_ledger_of_webhooks(settings: Settings) -> WebhookState:
     """Asks the database, whose tables must be as they should be. Raises TweezerError."""
     from tweezer.ledger.database import Database
-    from tweezer.webhooks.health import look_at_receivers, look_at_secrets, look_at_webhooks
+    from tweezer.webhooks.health import read_receiver_health, read_secret_health, read_webhook_health
 
     database = Database.open(settings.locate_ledger())
     try:
-        secrets: Secrets | InvalidInput
+        secrets: SecretHealth | InvalidInput
         try:
-            secrets = look_at_secrets(database, settings.secrets.key, settings.data_dir)
+            secrets = read_secret_health(database, settings.secrets.key, settings.data_dir)
         except InvalidInput as error:
             secrets = error
-        return WebhookState(look_at_webhooks(database, settings.namespace), look_at_receivers(database), secrets)
+        return WebhookState(read_webhook_health(database, settings.namespace), read_receiver_health(database), secrets)
     finally:
         database.close()
 
@@ -341,7 +341,7 @@ def check_deliveries(health: WebhookHealth) -> Finding:
     )
 
 
-def check_receivers(receivers: Receivers, disabled: int) -> Finding:
+def check_receivers(receivers: ReceiverHealth, disabled: int) -> Finding:
     troubles = []
     if receivers.failing:
         more = ", …" if receivers.failing > len(receivers.named) else ""
@@ -360,7 +360,7 @@ def check_receivers(receivers: Receivers, disabled: int) -> Finding:
     return Finding("receivers", Level.OK, f"{receivers.endpoints}, none failing or disabled")
 
 
-def check_secrets(secrets: Secrets | TweezerError) -> Finding:
+def check_secrets(secrets: SecretHealth | TweezerError) -> Finding:
     """Whether what signs webhooks and links can be decrypted here."""
     name = "secrets key"
     if isinstance(secrets, TweezerError):

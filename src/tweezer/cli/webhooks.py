@@ -16,7 +16,7 @@ from tweezer.cli import show
 from tweezer.cli.deliveries import COMMANDS, describe, lines_of, tell_changed, wake
 from tweezer.cli.listen import listen
 from tweezer.cli.options import Access, parse_overlap, pass_access
-from tweezer.ledger.access.links import encrypt_link_keys_anew
+from tweezer.ledger.access.links import reencrypt_link_keys
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
 from tweezer.model.webhooks import EventType

@@ -287,8 +287,8 @@ async def test_nothing_of_a_foreign_job_or_batch_leaves_redis(rig: ApiRig, fille
     replies: list[Any] = []
     call = Scripts.call
 
-    async def noting(self: Scripts, name: str, *arguments: Any) -> list[Any]:
-        reply = await call(self, name, *arguments)
+    async def noting(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
+        reply = await call(self, name, **arguments)
         replies.append(reply)
         return reply
 
@@ -436,9 +436,9 @@ async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: ApiRig, monke
     calls: list[str] = []
     call = Scripts.call
 
-    async def counting(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+    async def counting(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
         calls.append(name)
-        return await call(self, name, *arguments)
+        return await call(self, name, **arguments)
 
     monkeypatch.setattr(Scripts, "call", counting)
     ids = [job_id(batch_id, index) for batch_id, index in itertools.product(batch_ids, range(3))]
@@ -450,7 +450,7 @@ async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: ApiRig, monke
 async def test_a_read_that_fails_fails_for_all_who_share_it(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await rig.submit(2)
 
-    async def fail(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+    async def fail(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
         raise Unavailable("Redis cannot be reached: gone")
 
     with monkeypatch.context() as patch:

@@ -13,6 +13,7 @@ from sqlalchemy import insert
 from tweezer.cli import main, show
 from tweezer.cli.local import antiferromagnet
 from tweezer.cli.status import View, must_be_done, progress_line, read_progress
+from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import upgrade
 from tweezer.ledger.schema import projects

@@ -334,14 +334,14 @@ class Mailbox:
         from tweezer.ledger.access.projects import find_project
         from tweezer.ledger.access.vault import Vault
         from tweezer.ledger.database import Database
-        from tweezer.webhooks.secrets import secrets_of
+        from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
         vault = Vault.of(self._settings.secrets.key, self._settings.data_dir)
         database = Database.open(self._settings.locate_ledger())
         try:
             with database.write() as connection:
                 project = find_project(connection, self._settings.project_id)
-                return [secret.text for secret in secrets_of(connection, vault, project.no, None)]
+                return [secret.text for secret in ensure_secrets(connection, vault, SecretOwner(project.no))]
         finally:
             database.close()
 
