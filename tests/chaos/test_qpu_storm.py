@@ -125,7 +125,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServ
 def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
     folder = tmp_path / "qpu"
     folder.mkdir()
-    habits = {
+    misbehaviours = {
         "job-seconds": "0.02:0.3",
         "lose-replies": 0.05,
         "submit-errors": 0.02,
@@ -133,7 +133,9 @@ def qpu(tmp_path: Path) -> Iterator[QpuProcess]:
         "late-cancels": 0.3,
         "seed": random.randrange(1_000_000),
     }
-    with QpuProcess(folder, *(part for name, value in habits.items() for part in (f"--{name}", str(value)))) as process:
+    with QpuProcess(
+        folder, *(part for name, value in misbehaviours.items() for part in (f"--{name}", str(value)))
+    ) as process:
         yield process
 
 

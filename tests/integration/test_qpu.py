@@ -126,7 +126,7 @@ async def test_a_job_is_built_submitted_once_and_its_counter_comes_back(lab: Lab
 
 @both_kinds
 async def test_a_killed_workers_job_is_taken_up_by_the_next_and_not_submitted_again(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="3")
+    lab.qpu.misbehave(job_seconds="3")
     first = await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -140,7 +140,7 @@ async def test_a_killed_workers_job_is_taken_up_by_the_next_and_not_submitted_ag
 
 
 async def test_a_drained_workers_job_goes_on_and_is_taken_up(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="4")
+    lab.qpu.misbehave(job_seconds="4")
     first = await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -157,7 +157,7 @@ async def test_a_drained_workers_job_goes_on_and_is_taken_up(lab: Laboratory) ->
 async def test_a_lost_reply_is_recovered_by_the_jobs_own_id(lab: Laboratory) -> None:
     await lab.serving()
     await (await lab.submit()).results(60)
-    lab.qpu.habits(lose_replies=1.0)
+    lab.qpu.misbehave(lose_replies=1.0)
     batch = await lab.submit()
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
@@ -165,7 +165,7 @@ async def test_a_lost_reply_is_recovered_by_the_jobs_own_id(lab: Laboratory) -> 
 
 
 async def test_two_workers_serve_a_machine_one_after_the_other(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="0.05")
+    lab.qpu.misbehave(job_seconds="0.05")
     await lab.serving()
     await lab.serving()
     batches = [await lab.submit(4) for _ in range(3)]
@@ -176,7 +176,7 @@ async def test_two_workers_serve_a_machine_one_after_the_other(lab: Laboratory) 
 
 
 async def test_a_cancel_reaches_the_machine_and_what_was_measured_is_kept(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="20")
+    lab.qpu.misbehave(job_seconds="20")
     await lab.serving()
     batch = await lab.submit()
 
@@ -200,7 +200,7 @@ async def test_a_cancel_reaches_the_machine_and_what_was_measured_is_kept(lab: L
 
 async def test_a_cancel_before_the_submit_prevents_it(lab: Laboratory) -> None:
     await lab.serving()
-    lab.qpu.habits(read_errors=1.0)  # so it is not known whether the machine is up
+    lab.qpu.misbehave(read_errors=1.0)  # so it is not known whether the machine is up
     batch = await lab.submit()
 
     async def prepares() -> bool:
@@ -215,11 +215,11 @@ async def test_a_cancel_before_the_submit_prevents_it(lab: Laboratory) -> None:
 
 
 async def test_a_cancel_that_the_machine_does_not_confirm_ends_as_unconfirmed(lab: Laboratory) -> None:
-    lab.qpu.habits(hang=1.0)
+    lab.qpu.misbehave(hang=1.0)
     await lab.serving(confirm_s=1.0)
     batch = await lab.submit()
     await lab.on_machine(batch)
-    lab.qpu.habits(submit_errors=1.0)  # of cancels too
+    lab.qpu.misbehave(submit_errors=1.0)  # of cancels too
     await batch.cancel()
     await batch.wait(60)
     (job,) = await batch.jobs()
@@ -229,20 +229,20 @@ async def test_a_cancel_that_the_machine_does_not_confirm_ends_as_unconfirmed(la
 
 
 async def test_a_stop_that_the_next_worker_finds_was_asked_for(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     first = await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
-    lab.qpu.habits(read_errors=0.8)  # a cancel goes out after a read that says "ours"; what became of it stays unknown
+    lab.qpu.misbehave(read_errors=0.8)  # a cancel goes out after a read that says "ours"; its result stays unknown
 
     async def stopped() -> bool:
         return any(tally.cancels for tally in lab.qpu.witnessed().values())
 
     await batch.cancel()
     await until(stopped, "a cancel that reached the machine")
-    lab.qpu.habits(read_errors=1.0)
+    lab.qpu.misbehave(read_errors=1.0)
     first.kill()
-    lab.qpu.habits(read_errors=0.0)
+    lab.qpu.misbehave(read_errors=0.0)
     await lab.serving()
     await batch.wait(60)
     (job,) = await batch.jobs()
@@ -250,7 +250,7 @@ async def test_a_stop_that_the_next_worker_finds_was_asked_for(lab: Laboratory) 
 
 
 async def test_a_cancel_that_comes_too_late_leaves_the_result(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="2", late_cancels=1.0)
+    lab.qpu.misbehave(job_seconds="2", late_cancels=1.0)
     await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -261,7 +261,7 @@ async def test_a_cancel_that_comes_too_late_leaves_the_result(lab: Laboratory) -
 
 
 async def test_a_job_that_a_stranger_stops_is_an_error_and_not_run_again(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     await lab.serving()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -277,7 +277,7 @@ async def test_a_job_that_a_stranger_stops_is_an_error_and_not_run_again(lab: La
 
 
 async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laboratory) -> None:
-    lab.qpu.habits(hang=1.0)
+    lab.qpu.misbehave(hang=1.0)
     await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=0.5))
     await batch.wait(60)
@@ -288,7 +288,7 @@ async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laborato
 
 
 async def test_what_was_measured_before_a_timeout_is_kept(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="20")
+    lab.qpu.misbehave(job_seconds="20")
     await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=4.0))
     (job,) = await batch.results(60)
@@ -298,11 +298,11 @@ async def test_what_was_measured_before_a_timeout_is_kept(lab: Laboratory) -> No
 
 
 async def test_a_timeout_that_the_next_worker_finds_was_one(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     first = await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=3.0))
     await lab.on_machine(batch)
-    lab.qpu.habits(read_errors=1.0)  # so who asks does not learn what became of it, if it came so far
+    lab.qpu.misbehave(read_errors=1.0)  # so who asks does not learn what became of it, if it came so far
 
     async def noted() -> bool:
         (job,) = await batch.jobs()
@@ -310,7 +310,7 @@ async def test_a_timeout_that_the_next_worker_finds_was_one(lab: Laboratory) -> 
 
     await until(noted, "a timeout")
     first.kill()
-    lab.qpu.habits(read_errors=0.0)
+    lab.qpu.misbehave(read_errors=0.0)
     await lab.serving()
     await batch.wait(60)
     (job,) = await batch.jobs()

@@ -99,7 +99,7 @@ async def lab(qpu: QpuProcess, valkey_server: RedisServer, tmp_path: Path) -> As
 
 
 async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="3")
+    lab.qpu.misbehave(job_seconds="3")
     worker = await lab.worker()
     batch = await lab.forgotten()
     await lab.site.store.commands.resume_device(DEVICE)
@@ -110,7 +110,7 @@ async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Labora
 
 
 async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_after_it(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="0.5")
+    lab.qpu.misbehave(job_seconds="0.5")
     worker = await lab.worker()
     batch = await lab.submit(4)
 
@@ -127,7 +127,7 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
 
 
 async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_was_looked_for(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="1")
+    lab.qpu.misbehave(job_seconds="1")
     worker = await lab.worker()
     batch = await lab.forgotten()
     urgent = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}] * 3, device=DEVICE, priority="HIGH")
@@ -140,7 +140,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
 
 @pytest.mark.slow
 async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="3")
+    lab.qpu.misbehave(job_seconds="3")
     worker = await lab.worker()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -190,20 +190,20 @@ async def test_a_submit_that_arrives_after_it_was_given_up_is_the_only_one(lab: 
 
 
 async def test_a_drain_while_a_submit_is_under_way_leaves_it_to_be_found(lab: Laboratory) -> None:
-    lab.qpu.habits(answer_seconds="0.8", job_seconds="2")
+    lab.qpu.misbehave(answer_seconds="0.8", job_seconds="2")
     first = await lab.worker()
     batch = await lab.submit()
     await until(lambda: lab.submits() == [1], "a submit")
     first.terminate()
     await first.ended()
-    lab.qpu.habits(answer_seconds="0")
+    lab.qpu.misbehave(answer_seconds="0")
     await lab.worker()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
 async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="8")
+    lab.qpu.misbehave(job_seconds="8")
     first = await lab.worker()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -221,7 +221,7 @@ async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: L
 
 
 async def test_the_job_of_a_dead_worker_is_taken_up_before_another_batch_could_displace_it(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="4")
+    lab.qpu.misbehave(job_seconds="4")
     first = await lab.worker()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -233,7 +233,7 @@ async def test_the_job_of_a_dead_worker_is_taken_up_before_another_batch_could_d
 
 
 async def test_a_batch_cancelled_while_its_job_has_no_worker_is_stopped_by_the_next(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     first = await lab.worker()
     batch = await lab.submit(3)
     await lab.on_machine(batch)
@@ -247,7 +247,7 @@ async def test_a_batch_cancelled_while_its_job_has_no_worker_is_stopped_by_the_n
 
 
 async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="4")
+    lab.qpu.misbehave(job_seconds="4")
     first = await lab.worker()
     batch = await lab.submit(2)
     await lab.on_machine(batch)
@@ -265,7 +265,7 @@ async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: La
 
 
 async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="4")
+    lab.qpu.misbehave(job_seconds="4")
     first = await lab.worker()
     batch = await lab.submit(2)
     await lab.on_machine(batch)
@@ -308,10 +308,10 @@ async def test_no_job_of_others_comes_between_two_of_an_open_batch_whose_worker_
 
 async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laboratory) -> None:
     worker = await lab.worker()
-    lab.qpu.habits(turn_away=1.0)
+    lab.qpu.misbehave(turn_away=1.0)
     batch = await lab.submit(2)
     await until(lambda: len(worker.said("remote.not_submitted")) >= 2, "submits that are turned away")
-    lab.qpu.habits(turn_away=0.0)
+    lab.qpu.misbehave(turn_away=0.0)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
     assert lab.submits() == [1, 1]
 
@@ -337,7 +337,7 @@ async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab:
     worker = await lab.worker()
     await (await lab.submit(6)).results(60)
     set_back(lab)
-    lab.qpu.habits(job_seconds="3")
+    lab.qpu.misbehave(job_seconds="3")
     batch = await lab.forgotten()
     worker.kill()
     await lab.site.store.commands.resume_device(DEVICE)
@@ -353,7 +353,7 @@ async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Labo
     worker = await lab.worker()
     await (await lab.submit(6)).results(60)
     set_back(lab)
-    lab.qpu.habits(lose_replies=1.0)
+    lab.qpu.misbehave(lose_replies=1.0)
     (job,) = await (await lab.submit()).results(60)
     assert job.status is JobStatus.DONE
     assert await worker.says("qpu.set_back")
@@ -361,7 +361,7 @@ async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Labo
 
 
 async def test_a_strangers_job_under_the_id_of_ours_is_neither_taken_for_it_nor_cancelled(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     first = await lab.worker()
     batch = await lab.submit()
     await lab.on_machine(batch)
@@ -377,18 +377,18 @@ async def test_a_strangers_job_under_the_id_of_ours_is_neither_taken_for_it_nor_
 
 
 async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is_ours(lab: Laboratory) -> None:
-    lab.qpu.habits(job_seconds="60")
+    lab.qpu.misbehave(job_seconds="60")
     worker = await lab.worker(ask_again_s=0.1)
     batch = await lab.submit()
     await lab.on_machine(batch)
-    lab.qpu.habits(read_errors=1.0)
+    lab.qpu.misbehave(read_errors=1.0)
     set_back(lab)
     assert stranger(lab) == 1
     await worker.says("remote.not_polled")
     await batch.cancel_jobs([0])
     failed = len(worker.said("remote.not_polled"))
     await until(lambda: len(worker.said("remote.not_polled")) >= failed + 3, "reads after the cancel")
-    lab.qpu.habits(read_errors=0.0)
+    lab.qpu.misbehave(read_errors=0.0)
     await batch.wait(60)
     (job,) = await batch.jobs()
     assert (job.status, job.faults[0].code) == (JobStatus.ERROR, "unknown")

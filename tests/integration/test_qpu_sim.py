@@ -1,4 +1,4 @@
-"""The client of a QPU's API against the simulated QPU, a process of its own, in each of its habits."""
+"""The client of a QPU's API against the simulated QPU, a process of its own, in each of its misbehaviours."""
 
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QpuProcess]:
 
 @pytest.fixture
 def qpu(_shared: QpuProcess) -> QpuProcess:
-    """A simulated QPU without habits and without a past."""
-    _shared.habits(job_seconds="0", shot_seconds=0, answer_seconds="0", down=[])
-    _shared.habits(**dict.fromkeys(("fail", "hang", "lose_replies", "submit_errors", "read_errors", "late_cancels"), 0))
+    """A simulated QPU without misbehaviours and without a past."""
+    _shared.misbehave(job_seconds="0", shot_seconds=0, answer_seconds="0", down=[])
+    _shared.misbehave(
+        **dict.fromkeys(("fail", "hang", "lose_replies", "submit_errors", "read_errors", "late_cancels"), 0)
+    )
     _shared.ask("POST", "/sim/reset")
     return _shared
 
@@ -111,7 +113,7 @@ async def test_a_job_runs_to_its_end_and_has_a_bitstring_for_each_run(qpu: QpuPr
     assert counter is not None
     assert sum(counter.values()) == 250
     assert {len(bits) for bits in counter} == {3}
-    assert (await api.program(done.program_id or 0)).status == "DONE"
+    assert qpu.ask("GET", f"/api/v1/programs/{done.program_id}")["data"]["status"] == "DONE"
     count = qpu.counts()[context.pasqman_job_id]
     assert (count.submits, count.begins, count.cancels, count.ended) == (1, 1, 0, {"DONE": 1})
     assert count.asked_by == ["test"]
@@ -184,17 +186,18 @@ async def test_sequences_that_cannot_run_are_refused_and_not_counted(
     assert qpu.counts() == {}
 
 
-async def test_a_job_that_is_not_there_is_unknown(api: QpuApi) -> None:
-    for call in (api.job, api.cancel, api.program):
+async def test_a_job_that_is_not_there_is_unknown(qpu: QpuProcess, api: QpuApi) -> None:
+    for call in (api.job, api.cancel):
         with pytest.raises(UnknownRemoteJob):
             await call(4711)
+    assert qpu.ask("GET", "/api/v1/programs/4711")["status"] == "fail"
 
 
 # --- one job at a time
 
 
 async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(job_seconds="60")
+    qpu.misbehave(job_seconds="60")
     first, second = some_context(), some_context()
     displaced = await submitted(api, SEQUENCE, context=first)
     await begun(api, displaced.uid)
@@ -208,7 +211,7 @@ async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuA
 
 
 async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(shot_seconds=0.002)
+    qpu.misbehave(shot_seconds=0.002)
     job = await submitted(api, SEQUENCE, nb_run=2000)
 
     async def measured() -> bool:
@@ -228,7 +231,7 @@ async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi
     await ended(api, job.uid)
     with pytest.raises(TooLate):
         await api.cancel(job.uid)
-    qpu.habits(late_cancels=1, shot_seconds=0.001)
+    qpu.misbehave(late_cancels=1, shot_seconds=0.001)
     job = await submitted(api, SEQUENCE, nb_run=500)
     with pytest.raises(TooLate):
         await api.cancel(job.uid)
@@ -237,15 +240,15 @@ async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi
     assert (count.cancels, count.late_cancels, count.ended) == (1, 1, {"DONE": 1})
 
 
-# --- habits
+# --- misbehaviours
 
 
 async def test_jobs_fail_and_hang_as_often_as_is_asked_for(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(fail=0.5)
+    qpu.misbehave(fail=0.5)
     ends = [(await ended(api, (await submitted(api, SEQUENCE)).uid)).status for _ in range(40)]
     assert 8 <= ends.count(JobStatus.ERROR) <= 32
     assert set(ends) == {JobStatus.ERROR, JobStatus.DONE}
-    qpu.habits(fail=0, hang=1)
+    qpu.misbehave(fail=0, hang=1)
     hanging = await submitted(api, SEQUENCE)
     await begun(api, hanging.uid)
     assert (await api.cancel(hanging.uid)).status is JobStatus.CANCELED
@@ -273,7 +276,7 @@ async def test_windows_of_being_down_begin_and_end(tmp_path: Path) -> None:
 
 
 async def test_a_lost_reply_leaves_it_open_whether_the_job_was_created_and_it_was(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(lose_replies=1)
+    qpu.misbehave(lose_replies=1)
     context = some_context()
     with pytest.raises(SubmitUncertain, match="may have been created"):
         await submitted(api, SEQUENCE, context=context)
@@ -283,14 +286,14 @@ async def test_a_lost_reply_leaves_it_open_whether_the_job_was_created_and_it_wa
 
 
 async def test_an_error_of_the_server_leaves_it_open_too_and_it_was_not(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(submit_errors=1)
+    qpu.misbehave(submit_errors=1)
     with pytest.raises(SubmitUncertain, match="answers 500"):
         await submitted(api, SEQUENCE)
     assert qpu.counts() == {}
 
 
 async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> None:
-    qpu.habits(answer_seconds="30")
+    qpu.misbehave(answer_seconds="30")
     context = some_context()
     async with qpu.api(submit_timeout_s=0.5, read_timeout_s=0.3, retry_s=0) as api:
         with pytest.raises(SubmitUncertain, match="did not answer the submit"):
@@ -301,11 +304,11 @@ async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> 
 
 
 async def test_reads_are_tried_again_and_submits_are_not(qpu: QpuProcess, api: QpuApi) -> None:
-    qpu.habits(read_errors=0.6)
+    qpu.misbehave(read_errors=0.6)
     job = await submitted(api, SEQUENCE)
     for _ in range(5):
         assert (await api.job(job.uid)).uid == job.uid
-    qpu.habits(read_errors=1)
+    qpu.misbehave(read_errors=1)
     async with qpu.api(retry_s=0.5) as hasty:
         with pytest.raises(RemoteUnreachable, match="GET /jobs/1: the QPU's API answers 500"):
             await hasty.job(job.uid)
@@ -343,7 +346,7 @@ async def test_jobs_are_still_there_after_a_restart_and_the_one_that_ran_has_fai
     with QpuProcess(tmp_path) as process:
         async with process.api() as api:
             done = await ended(api, (await submitted(api, SEQUENCE)).uid)
-            process.habits(hang=1)
+            process.misbehave(hang=1)
             running = await submitted(api, SEQUENCE)
             await begun(api, running.uid)
             process.kill()

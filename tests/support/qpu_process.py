@@ -84,8 +84,8 @@ class QpuProcess:
         answer = httpx.request(method, self.url + path, content=content, verify=self._verify, timeout=20)
         return answer.json()
 
-    def habits(self, **habits: object) -> None:
-        assert set(habits) <= set(self.ask("PATCH", "/sim/habits", habits))
+    def misbehave(self, **changes: object) -> None:
+        assert set(changes) <= set(self.ask("PATCH", "/sim/habits", changes))
 
     def counts(self) -> dict[str, Tally]:
         """What it counted, by ``pasqman_job_id``."""

@@ -258,8 +258,8 @@ _PROBABILITY = click.FloatRange(0, 1)
 _AT_LEAST_0 = click.FloatRange(min=0)
 
 
-def _habit(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
-    """An option for a habit; left out, it is as :class:`Misbehaviours` has it."""
+def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
+    """An option for a misbehaviour; left out, it is as :class:`Misbehaviours` has it."""
     return click.option(f"--{name}", default=None, help=help, **given)
 
 
@@ -275,19 +275,19 @@ def _habit(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 )
 @click.option("--tls-cert", type=_FILE, help="Certificate for https, a PEM file; with --tls-key.")
 @click.option("--tls-key", type=_FILE, help="Its private key.")
-@_habit("seed", "Of all that is random.", type=int)
-@_habit("job-seconds", "How long a job runs: 2, 0.5:3 (uniform) or exp:1.5 (its mean)  [default: 0].")
-@_habit("shot-seconds", "Added for each run  [default: 0].", type=_AT_LEAST_0)
-@_habit("time-scale", "Factor on both  [default: 1].", type=_AT_LEAST_0)
-@_habit("answer-seconds", "How long an answer takes, after what was asked is done  [default: 0].")
+@_misbehaviour("seed", "Of all that is random.", type=int)
+@_misbehaviour("job-seconds", "How long a job runs: 2, 0.5:3 (uniform) or exp:1.5 (its mean)  [default: 0].")
+@_misbehaviour("shot-seconds", "Added for each run  [default: 0].", type=_AT_LEAST_0)
+@_misbehaviour("time-scale", "Factor on both  [default: 1].", type=_AT_LEAST_0)
+@_misbehaviour("answer-seconds", "How long an answer takes, after what was asked is done  [default: 0].")
 @click.option("--down", multiple=True, metavar="FROM:TO", help="DOWN between these seconds after the start; several.")
-@_habit("fail", "Share of jobs that end in ERROR.", type=_PROBABILITY)
-@_habit("hang", "Share of jobs that run until they are cancelled.", type=_PROBABILITY)
-@_habit("lose-replies", "Share of submits and cancels that are done, but not answered.", type=_PROBABILITY)
-@_habit("submit-errors", "Share of submits and cancels that are answered 500 and not done.", type=_PROBABILITY)
-@_habit("turn-away", "Share of submits and cancels that get a proxy's 404 and are not done.", type=_PROBABILITY)
-@_habit("read-errors", "Share of reads that are answered 500.", type=_PROBABILITY)
-@_habit("late-cancels", "Share of jobs that can no longer be cancelled (3003).", type=_PROBABILITY)
+@_misbehaviour("fail", "Share of jobs that end in ERROR.", type=_PROBABILITY)
+@_misbehaviour("hang", "Share of jobs that run until they are cancelled.", type=_PROBABILITY)
+@_misbehaviour("lose-replies", "Share of submits and cancels that are done, but not answered.", type=_PROBABILITY)
+@_misbehaviour("submit-errors", "Share of submits and cancels that are answered 500 and not done.", type=_PROBABILITY)
+@_misbehaviour("turn-away", "Share of submits and cancels that get a proxy's 404 and are not done.", type=_PROBABILITY)
+@_misbehaviour("read-errors", "Share of reads that are answered 500.", type=_PROBABILITY)
+@_misbehaviour("late-cancels", "Share of jobs that can no longer be cancelled (3003).", type=_PROBABILITY)
 @pass_access
 def qpu_sim(
     access: Access,
@@ -303,7 +303,7 @@ def qpu_sim(
     tls_cert: Path | None,
     tls_key: Path | None,
     down: tuple[str, ...],
-    **habits: Any,
+    **misbehaviours: Any,
 ) -> None:
     """Serve Pasqal's on-premises QPU API in front of an emulator, with the habits of a real machine.
 
@@ -320,7 +320,7 @@ def qpu_sim(
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
 
     logs.configure(settings.log.format, settings.log.level)
-    given = {name: value for name, value in habits.items() if value is not None}
+    given = {name: value for name, value in misbehaviours.items() if value is not None}
     options = QpuSimOptions(
         host=host,
         port=port,
@@ -330,6 +330,6 @@ def qpu_sim(
         client=None if token_auth is None else TokenClient.read(token_auth, token_seconds),
         tls=None if tls_cert is None or tls_key is None else (tls_cert, tls_key),
         memory_limit_mb=settings.worker.memory_limit_mb or None,
-        habits=Misbehaviours(down=tuple(read_window(each) for each in down), **given),
+        misbehaviours=Misbehaviours(down=tuple(read_window(each) for each in down), **given),
     )
     run_qpu_sim(options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))

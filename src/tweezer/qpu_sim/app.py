@@ -105,7 +105,7 @@ class Api:
 
     def application(self) -> web.Application:
         """Closes the machine at its end."""
-        app = web.Application(middlewares=[self._habits], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[self._misbehave], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get(f"{API}/system", self.system),
@@ -117,8 +117,8 @@ class Api:
                 web.post(TOKEN_PATH, self.token),
                 web.get("/sim/counts", self.counts),
                 web.put("/sim/status", self.force),
-                web.get("/sim/habits", self.habits),
-                web.patch("/sim/habits", self.change_habits),
+                web.get("/sim/habits", self.misbehaviours),
+                web.patch("/sim/habits", self.change_misbehaviours),
                 web.post("/sim/revoke", self.revoke),
                 web.post("/sim/reset", self.reset),
             ]
@@ -189,18 +189,18 @@ class Api:
         self._machine.forced = status
         return await self.operational(request)
 
-    async def habits(self, request: web.Request) -> web.Response:
-        return _json(msgspec.json.encode(self._machine.habits))
+    async def misbehaviours(self, request: web.Request) -> web.Response:
+        return _json(msgspec.json.encode(self._machine.misbehaviours))
 
-    async def change_habits(self, request: web.Request) -> web.Response:
+    async def change_misbehaviours(self, request: web.Request) -> web.Response:
         """Some of the fields of :class:`tweezer.qpu_sim.misbehaviours.Misbehaviours`."""
         try:
             changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
-            former = msgspec.to_builtins(self._machine.habits)
-            self._machine.habits = msgspec.convert({**former, **changes}, Misbehaviours)
+            former = msgspec.to_builtins(self._machine.misbehaviours)
+            self._machine.misbehaviours = msgspec.convert({**former, **changes}, Misbehaviours)
         except (msgspec.DecodeError, InvalidInput) as error:
             return _failure(400, str(error))
-        return await self.habits(request)
+        return await self.misbehaviours(request)
 
     async def revoke(self, request: web.Request) -> web.Response:
         """All tokens that are out are no longer good."""
@@ -213,28 +213,28 @@ class Api:
         return _json(_success(None))
 
     @web.middleware
-    async def _habits(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def _misbehave(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """What a request may meet before it is heard, and how long it waits for its answer."""
         if not request.path.startswith(API):
             return await handler(request)
         self._requests += 1
-        number, habits = self._requests, self._machine.habits
+        number, misbehaviours = self._requests, self._machine.misbehaviours
         if not self._desk.admits(request.headers.get("Authorization", "")):
             return _failure(401, "a token is needed that has not expired")
         reads = request.method == "GET"
-        if habits.happens(habits.read_errors if reads else habits.submit_errors, "error", number):
+        if misbehaviours.happens(misbehaviours.read_errors if reads else misbehaviours.submit_errors, "error", number):
             return _failure(500, "the control system has a moment")
-        if not reads and habits.happens(habits.turn_away, "turn_away", number):
+        if not reads and misbehaviours.happens(misbehaviours.turn_away, "turn_away", number):
             return web.Response(status=404, text="<html><h1>404 Not Found</h1></html>", content_type="text/html")
         answer = await handler(request)
-        if wait_s := habits.answers_in_s(number):
+        if wait_s := misbehaviours.answers_in_s(number):
             await asyncio.sleep(wait_s)
         return answer
 
     def _unless_lost(self, request: web.Request, job: SimulatedJob) -> web.StreamResponse:
         """The job, unless the connection is cut before."""
-        habits = self._machine.habits
-        if not habits.happens(habits.lose_replies, "lose", self._requests):
+        misbehaviours = self._machine.misbehaviours
+        if not misbehaviours.happens(misbehaviours.lose_replies, "lose", self._requests):
             return _json(_success(wire(job)))
         self._machine.journal.write(JournalEvent.CUT, uid=job.uid, job=job.asked.job)
         if request.transport is not None:

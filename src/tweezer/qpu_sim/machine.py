@@ -86,9 +86,9 @@ class NotCancellable(Exception):
 class SimulatedQpu:
     """Jobs, in memory and in the journal, from which a new simulator takes them over; what ran then ends in ERROR."""
 
-    def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, habits: Misbehaviours) -> None:
+    def __init__(self, specs: DeviceSpecs, counters: Counters, journal: Journal, misbehaviours: Misbehaviours) -> None:
         self.specs = specs
-        self.habits = habits
+        self.misbehaviours = misbehaviours
         self.forced: Operational | None = None
         """What somebody says it is; None leaves it to the windows."""
         self.journal = journal
@@ -100,7 +100,7 @@ class SimulatedQpu:
         self._running: asyncio.Task[None] | None = None
         self._stopped: set[asyncio.Task[None]] = set()
         journal.write(JournalEvent.OPEN)
-        _Restored(self._jobs, self._sequences).read(journal.past)
+        self._restore(journal.past)
         for job in self._jobs.values():
             if not job.status.terminal:
                 self._end(job, JobStatus.ERROR, "the machine was started anew while it ran")
@@ -109,7 +109,7 @@ class SimulatedQpu:
     def operational(self) -> Operational:
         if self.forced is not None:
             return self.forced
-        down = self.habits.is_down(time.monotonic() - self._started_s)
+        down = self.misbehaviours.is_down(time.monotonic() - self._started_s)
         return Operational.DOWN if down else Operational.UP
 
     def find(self, uid: int) -> SimulatedJob | None:
@@ -140,7 +140,7 @@ class SimulatedQpu:
 
     def cancel(self, job: SimulatedJob, by: str) -> None:
         """Stops a job. Raises NotCancellable."""
-        late = job.status.terminal or self.habits.happens(self.habits.late_cancels, "late", job.uid)
+        late = job.status.terminal or self.misbehaviours.happens(self.misbehaviours.late_cancels, "late", job.uid)
         self._write(JournalEvent.CANCEL, job, by=by, late=late)
         if late:
             raise NotCancellable(program_status(job))
@@ -165,11 +165,11 @@ class SimulatedQpu:
         await asyncio.sleep(0)  # it is PENDING for whoever submitted it
         job.status, job.began_s = JobStatus.RUNNING, time.monotonic()
         job.started = self._write(JournalEvent.BEGIN, job)
-        habits, uid = self.habits, job.uid
-        if habits.happens(habits.hang, "hang", uid):
+        misbehaviours, uid = self.misbehaviours, job.uid
+        if misbehaviours.happens(misbehaviours.hang, "hang", uid):
             await asyncio.Event().wait()
-        fails = habits.happens(habits.fail, "fail", uid)
-        lasts_s = habits.lasts_s(job.asked.nb_run, uid)
+        fails = misbehaviours.happens(misbehaviours.fail, "fail", uid)
+        lasts_s = misbehaviours.lasts_s(job.asked.nb_run, uid)
         text = self._sequences[job.digest][0]
         try:
             job.measured = await self._counters.measure(uid, text, job.qubits, job.asked.nb_run)
@@ -229,33 +229,27 @@ class SimulatedQpu:
         self.journal.write(JournalEvent.SEQUENCE, sequence=digest, text=asked.pulser_sequence)
         return digest, header.qubits
 
+    def _restore(self, entries: list[JournalEntry]) -> None:
+        """Take over the jobs and sequences of a former simulator's journal."""
+        for entry in entries:
+            match entry.event:
+                case JournalEvent.SEQUENCE if entry.sequence is not None and entry.text is not None:
+                    self._sequences[entry.sequence] = entry.text, read_sequence(entry.text).qubits
+                case JournalEvent.SUBMIT if entry.uid is not None and entry.sequence is not None:
+                    text, qubits = self._sequences[entry.sequence]
+                    asked = SubmitRequest(entry.nb_run or 1, text, entry.context or {})
+                    self._jobs[entry.uid] = SimulatedJob(entry.uid, asked, entry.sequence, qubits, created=entry.at)
+                case JournalEvent.BEGIN if entry.uid is not None:
+                    job = self._jobs[entry.uid]
+                    job.status, job.started = JobStatus.RUNNING, entry.at
+                case JournalEvent.END if entry.uid is not None and entry.status is not None:
+                    job = self._jobs[entry.uid]
+                    job.status, job.ended, job.counter = JobStatus(entry.status), entry.at, entry.counter
+                case _:
+                    pass
+
     def _write(self, event: JournalEvent, job: SimulatedJob, **told: Any) -> str:
         return self.journal.write(event, uid=job.uid, job=job.asked.job, **told)
-
-
-class _Restored:
-    """Jobs as the journal of a former simulator tells of them."""
-
-    def __init__(self, jobs: dict[int, SimulatedJob], sequences: dict[str, tuple[str, int]]) -> None:
-        self._jobs = jobs
-        self._sequences = sequences
-
-    def read(self, lines: list[JournalEntry]) -> None:
-        for line in lines:
-            if line.event is JournalEvent.SEQUENCE and line.sequence is not None and line.text is not None:
-                self._sequences[line.sequence] = line.text, read_sequence(line.text).qubits
-            elif line.event is JournalEvent.SUBMIT and line.uid is not None and line.sequence is not None:
-                text, qubits = self._sequences[line.sequence]
-                asked = SubmitRequest(line.nb_run or 1, text, line.context or {})
-                self._jobs[line.uid] = SimulatedJob(line.uid, asked, line.sequence, qubits, created=line.at)
-            elif line.uid is not None:
-                self._change(self._jobs[line.uid], line)
-
-    def _change(self, job: SimulatedJob, line: JournalEntry) -> None:
-        if line.event is JournalEvent.BEGIN:
-            job.status, job.started = JobStatus.RUNNING, line.at
-        elif line.event is JournalEvent.END and line.status is not None:
-            job.status, job.ended, job.counter = JobStatus(line.status), line.at, line.counter
 
 
 def program_status(job: SimulatedJob) -> str:

@@ -28,7 +28,7 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The habits, all off.
+    """The misbehaviours, all off.
 
     job_seconds: how long jobs run, as :func:`read_spread` has it; shot_seconds is added for each run; time_scale
     multiplies both. answer_seconds: how long answers take, after what was asked is done. down: from when to when the
@@ -59,9 +59,9 @@ class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         read_spread(self.job_seconds, "job_seconds")
         read_spread(self.answer_seconds, "answer_seconds")
 
-    def happens(self, probability: float, habit: str, number: int) -> bool:
+    def happens(self, probability: float, kind: str, number: int) -> bool:
         """Whether it happens to the request or job of this number; for equal seeds the answer is the same."""
-        return probability > 0 and self._chance(habit, number).random() < probability
+        return probability > 0 and self._chance(kind, number).random() < probability
 
     def lasts_s(self, runs: int, uid: int) -> float:
         """How long a job runs."""
@@ -78,8 +78,8 @@ class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """Whether a window says so, so long after the start."""
         return any(begin <= after_s < end for begin, end in self.down)
 
-    def _chance(self, habit: str, number: int) -> random.Random:
-        return random.Random(f"{self.seed}:{habit}:{number}")
+    def _chance(self, kind: str, number: int) -> random.Random:
+        return random.Random(f"{self.seed}:{kind}:{number}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -42,7 +42,7 @@ class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
     client: TokenClient | None = None
     tls: tuple[Path, Path] | None = None
     memory_limit_mb: int | None = None
-    habits: Misbehaviours = Misbehaviours()
+    misbehaviours: Misbehaviours = Misbehaviours()
 
 
 def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
@@ -58,7 +58,7 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
         url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
 
         async def make() -> web.Application:
-            machine = SimulatedQpu(specs, _counters(options), journal, options.habits)
+            machine = SimulatedQpu(specs, _counters(options), journal, options.misbehaviours)
             log.info("qpu_sim.listening", url=url, device=specs.name)
             say(url)
             return Api(machine, TokenIssuer(options.client)).application()
@@ -84,7 +84,7 @@ def device_specs(path: Path | None) -> DeviceSpecs:
 
 
 def _counters(options: QpuSimOptions) -> Counters:
-    seed = options.habits.seed
+    seed = options.misbehaviours.seed
     if options.fake:
         return MadeUp(seed)
     return Emulated(seed, LaneOptions(memory_limit_mb=options.memory_limit_mb))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -30,6 +31,8 @@ from tweezer.worker.leases import HeldTicket, LeaseKeeper
 from tweezer.worker.submit_guard import TicketSubmitGuard
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class TicketEnd(StrEnum):
@@ -128,9 +131,8 @@ class Executor:
 
     async def _wait_for_jobs(self, held: HeldTicket) -> Turn:
         """The device is held for an open batch without work: asks again when it is called, and each second."""
-        await until_answered(
+        await self._ask(
             lambda: self._tickets.wait_for_call(held.grant.batch_id, wait_s=self._config.bell_s),
-            self._config.redis_backoff,
             "waiting for jobs",
         )
         return await self._settle(held, (), want=0 if self._leaving() else 1, used_s=0.0)
@@ -140,11 +142,10 @@ class Executor:
         if held.lost:
             return Turn(Next.STALE, len(settlements))
         used_s += held.unpaid_s
-        turn = await until_answered(
+        turn = await self._ask(
             lambda: self._tickets.settle(
                 grant.ticket, grant.token, settlements, want=want, used_s=used_s, lease_s=self._config.lease_s
             ),
-            self._config.redis_backoff,
             "settling jobs",
         )
         held.unpaid_s = 0.0
@@ -212,9 +213,8 @@ class Executor:
         """A job that took too long was asked to stop, as by a cancel."""
         if not held.lost:
             grant = held.grant
-            await until_answered(
+            await self._ask(
                 lambda: self._tickets.note_timeout(grant.ticket, grant.token, index),
-                self._config.redis_backoff,
                 "noting a timeout",
             )
 
@@ -250,16 +250,15 @@ class Executor:
         if error.kind in _WORTH_ANOTHER_TRY:
             return await self._release(held, fault, is_crash=error.kind is FaultKind.CRASH)
         log.warning("batch.cannot_run", fault=str(fault))
-        await until_answered(
+        await self._ask(
             lambda: self._tickets.fail_batch(grant.ticket, grant.token, fault, used_s=held.unpaid_s),
-            self._config.redis_backoff,
             "ending a batch that cannot run",
         )
         return TicketEnd.BATCH_FAILED
 
     async def _release(self, held: HeldTicket, fault: Fault, *, is_crash: bool = False) -> TicketEnd:
         grant = held.grant
-        doomed = await until_answered(
+        doomed = await self._ask(
             lambda: self._tickets.release(
                 grant.ticket,
                 grant.token,
@@ -269,7 +268,6 @@ class Executor:
                 used_s=held.unpaid_s,
                 is_crash=is_crash,
             ),
-            self._config.redis_backoff,
             "releasing a ticket",
         )
         log.warning("ticket.released", fault=str(fault), batch_ended=doomed)
@@ -281,6 +279,9 @@ class Executor:
             await self._commands.set_condition(grant.doc.device, "down", str(unavailable))
         except TweezerError as error:
             log.warning("machine.not_told_away", error=error.message)
+
+    async def _ask(self, call: Callable[[], Awaitable[T]], what: str) -> T:
+        return await until_answered(call, self._config.redis_backoff, what)
 
     async def _give_back(self, grant: Grant) -> None:
         """Drains: one try, for the worker is going; a lease that stays behind expires."""

@@ -35,7 +35,6 @@ from tweezer.adapters.remote.qpu.api import (
     read_data,
     read_job,
     read_operational,
-    read_program,
     read_system,
 )
 from tweezer.model.errors import InvalidInput
@@ -43,7 +42,7 @@ from tweezer.model.lifecycle import JobStatus
 
 CONTEXT = SubmitContext("batch", "job")
 SECRET = "s3cr3t-of-ours"
-READERS = (read_job, read_program, read_operational, read_system, read_data)
+READERS = (read_job, read_operational, read_system, read_data)
 
 JOB = {"uid": 7, "status": "PENDING", "context": {"pasqman_job_id": "job"}}
 

@@ -15,14 +15,12 @@ from pulser.exceptions.serialization import AbstractReprError
 
 from tweezer.adapters.emulators.pulser_configuration import FIELD, Configuration, Dialect, read_configuration
 from tweezer.adapters.emulators.pulser_sampling import Evolution
-from tweezer.adapters.emulators.pulser_sequences import ParsedSequence, brief, infinite_channel
+from tweezer.adapters.emulators.pulser_sequences import ParsedSequence, Sequences, brief, infinite_channel
 from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
 
 _LOOKS = 100
-
-_SEQUENCES_KEPT = 16
 _CONFIGURATIONS_KEPT = 16
 _EVOLUTION_SEED = 0  # of one that is shared: emu-mps tries random orders of the qubits, and takes the best
 USER_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError, NotImplementedError, AbstractReprError)
@@ -86,17 +84,16 @@ class PulserBackend:
         self.evolutions = 0
         self._emulator = emulator
         self._watch = watch
-        self._sequences: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
+        self._sequences = Sequences()
         self._configurations: Recent[tuple[str | None, str], Configuration] = Recent(_CONFIGURATIONS_KEPT)
         self._evolutions: Recent[tuple[str, str, str], Evolution] = Recent(memo_bytes)
         self._versions = versions_of(emulator.packages)
-        self._sequence: ParsedSequence | None = None
         self._configuration: Configuration | None = None
 
     def prepare(self, batch: BatchWork) -> None:
         doc = batch.doc
         self._configuration = self._configure(doc.backend_configuration, doc.configuration)
-        self._sequence = self._parse(doc.sequence) if doc.sequence is not None else None
+        self._sequences.prepare(batch)
 
     def run(self, job: JobWork) -> Execution:
         began = time.monotonic()
@@ -104,9 +101,7 @@ class PulserBackend:
             raise ValueError("run before prepare")
         if job.spec.runs is not None and job.spec.runs < 1:
             raise Refusal(Fault("invalid", f"must be at least 1, not {job.spec.runs}", "runs"))
-        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._sequence
-        if parsed is None:
-            raise Refusal(Fault("invalid", "neither the job nor its batch has one", "sequence"))
+        parsed = self._sequences.find(job)
         runs = job.spec.runs
         config = self._emulator.settle(self._configuration.with_runs(runs), parsed.sequence, runs)
         if self._emulator.is_deterministic(config, parsed.sequence):
@@ -120,13 +115,6 @@ class PulserBackend:
             results = self._solve(emulation)
         result = self._result(results, config, parsed, job.seed)
         return Execution(result, preparation_s=prepared - began, device_s=time.monotonic() - prepared)
-
-    def _parse(self, text: str) -> ParsedSequence:
-        parsed = self._sequences.get(text)
-        if parsed is None:
-            parsed = ParsedSequence(text)
-            self._sequences.put(text, parsed)
-        return parsed
 
     def _configure(self, text: str | None, older: dict[str, Any] | None) -> Configuration:
         key = text, json.dumps(older, sort_keys=True)

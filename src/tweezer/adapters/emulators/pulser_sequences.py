@@ -6,10 +6,9 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import jsonschema
 import numpy as np
 from jsonschema import ValidationError
 from pulser import Sequence
@@ -17,12 +16,14 @@ from pulser.register.mappable_reg import MappableRegister
 from pulser.sampler import sample
 
 from tweezer.adapters.lane.backend import Refusal
-from tweezer.model.messages import Fault
+from tweezer.model.lru import Recent
+from tweezer.model.messages import BatchWork, Fault, JobWork
 
 _CHOICES_SHOWN = 12
 
 FIELD = "sequence"
 _LONGEST_TEXT = 240
+_SEQUENCES_KEPT = 16
 
 
 class ParsedSequence:
@@ -74,9 +75,40 @@ class ParsedSequence:
             raise Refusal(Fault("user", message, "variables")) from error
 
 
+class Sequences:
+    """The sequence of the prepared batch, and those of jobs that have one of their own; equal texts are parsed once.
+
+    check: called with each that is parsed; it may change it, and raises ``Refusal`` for one that is not taken.
+    """
+
+    def __init__(self, check: Callable[[ParsedSequence], None] | None = None) -> None:
+        self._check = check
+        self._known: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
+        self._of_batch: ParsedSequence | None = None
+
+    def prepare(self, batch: BatchWork) -> None:
+        self._of_batch = self._parse(batch.doc.sequence) if batch.doc.sequence is not None else None
+
+    def find(self, job: JobWork) -> ParsedSequence:
+        """Return the sequence of a job. Raises ``Refusal``."""
+        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._of_batch
+        if parsed is None:
+            raise Refusal(Fault("invalid", "neither the job nor its batch has one", FIELD))
+        return parsed
+
+    def _parse(self, text: str) -> ParsedSequence:
+        parsed = self._known.get(text)
+        if parsed is None:
+            parsed = ParsedSequence(text)
+            if self._check is not None:
+                self._check(parsed)
+            self._known.put(text, parsed)
+        return parsed
+
+
 def brief(error: BaseException) -> str:
     """Return what a library says, with its causes, short enough for a sentence; the place first for a JSON Schema."""
-    if isinstance(error, jsonschema.ValidationError):
+    if isinstance(error, ValidationError):
         text = explain_schema_error(error)
     else:
         said: list[str] = []

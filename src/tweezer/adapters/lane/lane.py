@@ -34,6 +34,11 @@ from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKi
 
 log = structlog.get_logger(__name__)
 
+_MEMORY = (
+    "the job needed more than the {} MB of memory that a lane may use; use fewer qubits or evaluation times, or ask "
+    "the operator to raise the lanes' memory limit"
+)
+
 
 class LaneOptions(msgspec.Struct, frozen=True):
     """How a lane and its process behave. Every wait in a lane is bounded by one of these.
@@ -70,11 +75,32 @@ class _End(StrEnum):
     DIED = "died"
 
 
+_OUTCOMES = {
+    _End.CANCELED: (OutcomeKind.CANCELED, FaultKind.TRANSIENT),
+    _End.CLOSED: (OutcomeKind.RETRY, FaultKind.TRANSIENT),
+    _End.TIMEOUT: (OutcomeKind.ERROR, FaultKind.TIMEOUT),
+    _End.OUT_OF_MEMORY: (OutcomeKind.ERROR, FaultKind.OUT_OF_MEMORY),
+    _End.DIED: (OutcomeKind.RETRY, FaultKind.CRASH),
+}
+"""A user's cancel is no fault; time and memory are final; a lost process is worth another try."""
+
+
 class _Broken(msgspec.Struct, frozen=True):
     """A request that got no answer; ``message`` is for the user."""
 
     end: _End
     message: str
+
+    @property
+    def kind(self) -> FaultKind:
+        return _OUTCOMES[self.end][1]
+
+    def outcome(self, preparation_s: float, device_s: float) -> Outcome:
+        kind, cause = _OUTCOMES[self.end]
+        if kind is OutcomeKind.CANCELED:
+            return Outcome(kind, preparation_s=preparation_s, device_s=device_s)
+        fault = Fault(cause.value, self.message)
+        return Outcome(kind, fault=fault, cause=cause, preparation_s=preparation_s, device_s=device_s)
 
 
 class ChildLane:
@@ -192,7 +218,7 @@ class ChildLane:
             case RequestRefused():
                 raise ExecutionError(answer.kind, answer.fault.message, field=answer.fault.field)
             case _Broken():
-                raise ExecutionError(_kind_of(answer.end), answer.message)
+                raise ExecutionError(answer.kind, answer.message)
             case _:
                 raise await self._confused(answer)
 
@@ -203,7 +229,9 @@ class ChildLane:
         if self._child is not None and self._child.alive:
             return self._child
         if self._child is not None:
-            log.warning("lane.died", pid=self._child.pid, end=await self._child.describe_end(self._exit_timeout_s))
+            log.warning(
+                "lane.died", pid=self._child.pid, end=await self._child.describe_end(self._options.exit_timeout_s)
+            )
             await self._drop_child()
         began = time.monotonic()
         try:
@@ -227,9 +255,8 @@ class ChildLane:
                 raise ExecutionError(answer.kind, answer.fault.message)
             case _Broken():
                 await self._drop_child()
-                kind = _kind_of(answer.end)
-                if kind in (FaultKind.TIMEOUT, FaultKind.CRASH):  # the host's fault: it has not seen the batch yet
-                    kind = FaultKind.TRANSIENT
+                is_hosts = answer.kind in (FaultKind.TIMEOUT, FaultKind.CRASH)  # it has not seen the batch yet
+                kind = FaultKind.TRANSIENT if is_hosts else answer.kind
                 raise ExecutionError(kind, answer.message)
             case _:
                 raise await self._confused(answer)
@@ -249,11 +276,8 @@ class ChildLane:
                     return await self._break(_Broken(_End.CLOSED, "the lane was closed while the job ran"))
                 now = time.monotonic()
                 if stopping is None and (self._cancel_requested or now >= deadline):
-                    stopping = (
-                        _Broken(_End.CANCELED, "the job was cancelled")
-                        if self._cancel_requested
-                        else _Broken(_End.TIMEOUT, late)
-                    )
+                    canceled = _Broken(_End.CANCELED, "the job was cancelled")
+                    stopping = canceled if self._cancel_requested else _Broken(_End.TIMEOUT, late)
                     child.send(Abort(serial))
                     deadline = now + self._options.soft_cancel_s
                 elif stopping is not None and now >= deadline:
@@ -273,14 +297,15 @@ class ChildLane:
                         if report is not None and message.serial == serial:
                             report(Progress(Stage.ON_DEVICE, message.fraction))
                     case Nothing():
-                        if self._over_memory(child):
-                            return await self._break(_Broken(_End.OUT_OF_MEMORY, self._memory_message()))
+                        limit_mb = self._options.memory_limit_mb
+                        if limit_mb is not None and child.resident_mb() > limit_mb:
+                            return await self._break(_Broken(_End.OUT_OF_MEMORY, _MEMORY.format(limit_mb)))
                     case Died():
-                        if stopping is None and not self._closed:
-                            end = await child.describe_end(self._exit_timeout_s)
-                            return await self._break(_Broken(_End.DIED, f"the lane's process {end}"))
                         if stopping is not None:
                             return await self._break(stopping)
+                        if not self._closed:
+                            end = await child.describe_end(self._options.exit_timeout_s)
+                            return await self._break(_Broken(_End.DIED, f"the lane's process {end}"))
                     case _:
                         assert_never(message)
         except asyncio.CancelledError:
@@ -297,9 +322,7 @@ class ChildLane:
                     await self._drop_child()
                 return msgspec.structs.replace(outcome, preparation_s=outcome.preparation_s + warming_s)
             case _Broken():
-                return msgspec.structs.replace(
-                    _broken_outcome(answer), preparation_s=warming_s, device_s=took_s - warming_s
-                )
+                return answer.outcome(warming_s, took_s - warming_s)
             case _:
                 raise await self._confused(answer)
 
@@ -327,7 +350,7 @@ class ChildLane:
         child, self._child, self._prepared = self._child, None, None
         self.evolutions = 0
         if child is not None:
-            await child.stop(self._exit_timeout_s)
+            await child.stop(self._options.exit_timeout_s)
 
     def _wake(self) -> None:
         if self._child is not None:
@@ -336,46 +359,3 @@ class ChildLane:
     def _next_serial(self) -> int:
         self._serial += 1
         return self._serial
-
-    def _over_memory(self, child: ChildProcess) -> bool:
-        limit_mb = self._options.memory_limit_mb
-        return limit_mb is not None and child.resident_mb() > limit_mb
-
-    def _memory_message(self) -> str:
-        return (
-            f"the job needed more than the {self._options.memory_limit_mb} MB of memory that a lane may use; use fewer "
-            "qubits or evaluation times, or ask the operator to raise the lanes' memory limit"
-        )
-
-    @property
-    def _exit_timeout_s(self) -> float:
-        return self._options.exit_timeout_s
-
-
-def _kind_of(end: _End) -> FaultKind:
-    match end:
-        case _End.TIMEOUT:
-            return FaultKind.TIMEOUT
-        case _End.OUT_OF_MEMORY:
-            return FaultKind.OUT_OF_MEMORY
-        case _End.DIED:
-            return FaultKind.CRASH
-        case _End.CANCELED | _End.CLOSED:
-            return FaultKind.TRANSIENT
-        case _:
-            assert_never(end)
-
-
-def _broken_outcome(broken: _Broken) -> Outcome:
-    """A user's cancel is no fault; time and memory are final; a lost process is worth another try."""
-    kind = _kind_of(broken.end)
-    fault = Fault(kind.value, broken.message)
-    match broken.end:
-        case _End.CANCELED:
-            return Outcome(OutcomeKind.CANCELED)
-        case _End.TIMEOUT | _End.OUT_OF_MEMORY:
-            return Outcome(OutcomeKind.ERROR, fault=fault, cause=kind)
-        case _End.DIED | _End.CLOSED:
-            return Outcome(OutcomeKind.RETRY, fault=fault, cause=kind)
-        case _:
-            assert_never(broken.end)

@@ -18,6 +18,8 @@ Text = Annotated[str, Meta(min_length=1)]
 
 API_PATH = "/api/v1"
 
+_QPU_URL, _SERVER_URL = "http://qpu.example.org:4300", "https://tweezer.example.org"
+
 
 class RemoteOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a remote API is reached, and how its jobs are followed.
@@ -84,19 +86,15 @@ class QpuOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def api_url(self) -> str:
         """Where its paths begin. Raises InvalidInput for what is no such URL."""
-        url = self._check_url("base_url", self.base_url)
+        url = _check_url("base_url", self.base_url, _QPU_URL, "keycloak")
         return url if url.endswith(API_PATH) else url + API_PATH
 
     def check(self) -> None:
         _ = self.api_url
         super().check()
         if self.keycloak is not None:
-            self._check_url("keycloak.url", self.keycloak.url)
+            _check_url("keycloak.url", self.keycloak.url, _QPU_URL, "keycloak")
             self.keycloak.secret()
-
-    @staticmethod
-    def _check_url(field: str, url: str) -> str:
-        return _check_url(field, url, example="http://qpu.example.org:4300", credentials="keycloak")
 
 
 class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -178,7 +176,7 @@ class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_
     @property
     def url(self) -> str:
         """Where its paths begin. Raises InvalidInput for what is no such URL."""
-        return self._check_url("base_url", self.base_url).removesuffix(API_PATH)
+        return _check_url("base_url", self.base_url, _SERVER_URL, "login").removesuffix(API_PATH)
 
     @property
     def results_policy(self) -> WebhookPolicy:
@@ -202,12 +200,8 @@ class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_
             return
         if self.api_key is not None or self.api_key_file is not None:
             raise InvalidInput("login", "is given beside a key: leave one of them out")
-        self._check_url("login.token_url", self.login.token_url)
+        _check_url("login.token_url", self.login.token_url, _SERVER_URL, "login")
         self.login.form()
-
-    @staticmethod
-    def _check_url(field: str, url: str) -> str:
-        return _check_url(field, url, example="https://tweezer.example.org", credentials="login")
 
 
 def _read_secret(field: str, given: str | None, file: str | None) -> str:
@@ -225,7 +219,7 @@ def _read_secret(field: str, given: str | None, file: str | None) -> str:
     return text
 
 
-def _check_url(field: str, url: str, *, example: str, credentials: str) -> str:
+def _check_url(field: str, url: str, example: str, credentials: str) -> str:
     """Return the URL without a slash at its end. Raises InvalidInput naming the field. credentials: their option."""
     try:
         parts = urlsplit(url)

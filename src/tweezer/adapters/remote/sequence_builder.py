@@ -11,12 +11,9 @@ from pulser.backend import Results
 from pulser.json.abstract_repr.deserializer import deserialize_device
 
 from tweezer.adapters.emulators.pulser_backend import versions_of
-from tweezer.adapters.emulators.pulser_sequences import FIELD, ParsedSequence, brief
+from tweezer.adapters.emulators.pulser_sequences import FIELD, ParsedSequence, Sequences, brief
 from tweezer.adapters.lane.backend import Execution, Refusal, Watch
-from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
-
-_SEQUENCES_KEPT = 16
 
 
 class SequenceBuilder:
@@ -25,16 +22,15 @@ class SequenceBuilder:
     def __init__(self, specs: str) -> None:
         self.evolutions = 0
         self._machine = deserialize_device(specs) if specs else None
-        self._sequences: Recent[str, ParsedSequence] = Recent(_SEQUENCES_KEPT)
-        self._sequence: ParsedSequence | None = None
+        self._sequences = Sequences(self._check_device)
 
     def prepare(self, batch: BatchWork) -> None:
-        self._sequence = self._parse(batch.doc.sequence) if batch.doc.sequence is not None else None
+        self._sequences.prepare(batch)
 
     def run(self, job: JobWork) -> Execution:
         began = time.monotonic()
         self._check_runs(job.spec.runs)
-        sequence = self._parsed(job).build(job.spec.variables)
+        sequence = self._sequences.find(job).build(job.spec.variables)
         try:
             text = sequence.to_abstract_repr()
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -43,7 +39,7 @@ class SequenceBuilder:
 
     def collect(self, job: JobWork, measured: dict[str, int]) -> Execution:
         began = time.monotonic()
-        parsed = self._parsed(job)
+        parsed = self._sequences.find(job)
         sequence = parsed.build(job.spec.variables)
         atoms = [str(name) for name in sequence.register.qubit_ids]
         if any(len(bits) != len(atoms) for bits in measured):
@@ -57,14 +53,6 @@ class SequenceBuilder:
         )
         result = Result(measured, results.to_abstract_repr(), provenance)
         return Execution(result, preparation_s=time.monotonic() - began, device_s=0.0)
-
-    def _parse(self, text: str) -> ParsedSequence:
-        parsed = self._sequences.get(text)
-        if parsed is None:
-            parsed = ParsedSequence(text)
-            self._check_device(parsed)
-            self._sequences.put(text, parsed)
-        return parsed
 
     def _check_device(self, parsed: ParsedSequence) -> None:
         """The sequence must be made for this machine, or be one that fits it pulse for pulse."""
@@ -83,12 +71,6 @@ class SequenceBuilder:
         most = None if self._machine is None else self._machine.max_runs
         if most is not None and runs > most:
             raise Refusal(Fault("invalid", f"must be at most {most}, the limit of the machine, not {runs}", "runs"))
-
-    def _parsed(self, job: JobWork) -> ParsedSequence:
-        parsed = self._parse(job.spec.sequence) if job.spec.sequence is not None else self._sequence
-        if parsed is None:
-            raise Refusal(Fault("invalid", "neither the job nor its batch has one", FIELD))
-        return parsed
 
 
 def open_backend(watch: Watch, memo_bytes: int, specs: str = "") -> SequenceBuilder:

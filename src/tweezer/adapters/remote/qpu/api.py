@@ -88,13 +88,6 @@ class QpuJob(msgspec.Struct, frozen=True):
         return counter
 
 
-class QpuProgram(msgspec.Struct, frozen=True):
-    """The program behind a job. status: ``CREATED``, ``RUNNING``, ``DONE``, ``CANCELED``."""
-
-    uid: int | str
-    status: str
-
-
 class _Measured(msgspec.Struct):
     counter: dict[str, int]
 
@@ -116,10 +109,6 @@ class _OperationalStatus(msgspec.Struct):
 def read_job(answer: HttpAnswer) -> QpuJob:
     """Return the job that was asked for. Raises as :func:`read_data`."""
     return _read(answer, QpuJob)
-
-
-def read_program(answer: HttpAnswer) -> QpuProgram:
-    return _read(answer, QpuProgram)
 
 
 def read_operational(answer: HttpAnswer) -> Operational:
@@ -253,13 +242,6 @@ class QpuApi(RemoteClient):
             if not patient:
                 return read_job(await self._request("GET", f"/jobs/{uid}"))
             return await self._read("GET", f"/jobs/{uid}", read_job)
-        except RemoteRefused as error:
-            raise _about_a_job(error) from error
-
-    async def program(self, program: int | str) -> QpuProgram:
-        """Return the program behind a job. Raises UnknownRemoteJob and RemoteError."""
-        try:
-            return await self._read("GET", f"/programs/{program}", read_program)
         except RemoteRefused as error:
             raise _about_a_job(error) from error
 
