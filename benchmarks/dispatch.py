@@ -75,7 +75,7 @@ async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, f
     Returns the seconds of the submits and of the drain: by Redis' clock, from resume to the last event.
     """
     async with _pool(url, lanes) as (store, _):
-        await store.commands.pause_device(DEVICE, "benchmark")
+        await store.devices.pause(DEVICE, "benchmark")
         specs = _jobs(jobs)
         ids: list[UUID] = []
         began = time.perf_counter()
@@ -83,7 +83,7 @@ async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, f
             ids += await asyncio.gather(*(_submit(store, specs) for _ in range(min(50, batches - first))))
         submit_s = time.perf_counter() - began
         begin_us = await harness.server_time_us(store.redis)
-        await store.commands.resume_device(DEVICE)
+        await store.devices.resume(DEVICE)
         await harness.until(lambda: _is_drained(store), "the worker drained the queue", 2 * harness.WAIT_S)
         ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
         await _check_done(store, ids)
@@ -93,7 +93,7 @@ async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, f
 async def submit(url: str, jobs: int) -> float:
     """One call with that many jobs; returns its seconds."""
     async with _pool(url, 1) as (store, _):
-        await store.commands.pause_device(DEVICE, "benchmark")
+        await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))  # loads the script
         specs = _jobs(jobs)
         gc.collect()
@@ -130,7 +130,7 @@ async def _used_bytes(client: Redis) -> int:
 async def memory(url: str, jobs: int) -> tuple[float, float]:
     """Bytes that a queued job takes in Redis: by used_memory, and by the sum of MEMORY USAGE of all keys."""
     async with _pool(url, 1) as (store, _):
-        await store.commands.pause_device(DEVICE, "benchmark")
+        await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))
         await asyncio.sleep(0.5)
         watcher = Redis.from_url(url)

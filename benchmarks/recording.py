@@ -79,14 +79,14 @@ async def drain_beside(url: str, batches: int, lanes: int, ledger: str | None) -
         store = await stack.enter_async_context(Store.open(Connect(url=url)))
         worker = await stack.enter_async_context(harness.program("tickets", url, "--lanes", str(lanes)))
         del worker
-        await store.commands.pause_device(dispatch.DEVICE, "benchmark")
+        await store.devices.pause(dispatch.DEVICE, "benchmark")
         specs = dispatch._jobs(JOBS)  # noqa: SLF001  the same work as there
         for _ in range(batches):
             await dispatch._submit(store, specs)  # noqa: SLF001
         if ledger is not None:
             await stack.enter_async_context(harness.program("recorder", url, "--ledger", ledger))
         begin_us = await harness.server_time_us(store.redis)
-        await store.commands.resume_device(dispatch.DEVICE)
+        await store.devices.resume(dispatch.DEVICE)
         await harness.until(lambda: dispatch._is_drained(store), "the worker drained", 2 * harness.WAIT_S)  # noqa: SLF001
         ((_, last),) = await store.redis.xrevrange(store.keys(dispatch.Key.EVENTS), count=1)
         return (int(last[b"t"]) - begin_us) / 1e6

@@ -118,7 +118,7 @@ class Bench:
         async with dispatch._pool(self.url, 1) as (store, _):  # noqa: SLF001  the same worker as there
             pass
         async with Store.open(Connect(url=self.url)) as store:
-            await store.commands.pause_device(dispatch.DEVICE, "benchmark")
+            await store.devices.pause(dispatch.DEVICE, "benchmark")
             yield store
 
     @contextlib.asynccontextmanager
@@ -187,7 +187,7 @@ async def submit(store: Store, batches: int, webhook: str | None) -> list[UUID]:
 async def drain(store: Store) -> float:
     """Seconds from resume to the last event, by Redis' clock."""
     begin_us = await harness.server_time_us(store.redis)
-    await store.commands.resume_device(dispatch.DEVICE)
+    await store.devices.resume(dispatch.DEVICE)
     await harness.until(lambda: dispatch._is_drained(store), "the worker drained the queue")  # noqa: SLF001
     ((_, last),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
     return (int(last[b"t"]) - begin_us) / 1e6
@@ -343,7 +343,7 @@ async def beside(bench: Bench, others: Collection[str], seconds: float) -> float
         await harness.until(they_are, "all events at who is well")
 
     async with bench.store() as store, working(bench.url), bench.courier([*well, *map(bench.receiver.url, others)]):
-        await store.commands.resume_device(dispatch.DEVICE)
+        await store.devices.resume(dispatch.DEVICE)
         await submit(store, 1, None)
         await are_told(1)  # the courier is up
         receipts.clear()

@@ -37,10 +37,9 @@ from tweezer.model.ids import is_namespace, is_project_id, new_batch_id, split_j
 from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.windows import Window, check_time
-from tweezer.store.admission import Submission
-from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Connect, Store
 from tweezer.store.devices import planned
+from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, Last
 from tweezer.store.streams.feed import Heard
@@ -527,12 +526,12 @@ class AsyncQueue:
         """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
         by itself."""
         check_text("name", name, MAX_DEVICE_LENGTH)
-        await self.ask(lambda: self.store.commands.pause_device(name, reason, until=until))
+        await self.ask(lambda: self.store.devices.pause(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
         """Ends a pause; maintenance that is under way goes on."""
         check_text("name", name, MAX_DEVICE_LENGTH)
-        await self.ask(lambda: self.store.commands.resume_device(name))
+        await self.ask(lambda: self.store.devices.resume(name))
 
     async def maintenance(self, name: str) -> list[Window]:
         """What maintenance of the device is planned, or under way, in order."""

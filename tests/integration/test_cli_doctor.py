@@ -212,7 +212,7 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
         level, says = await recorder()
         assert level == "FAIL"
         assert says.startswith("none is active, and nothing was recorded for")
-        assert await store.restoring.claim_recorder("somebody", 60)
+        assert await store.recovery.claim_recorder("somebody", 60)
         assert await recorder() == ("OK", "one is active and up to date")
         with sqlite3.connect(ledger) as connection:
             position = (await store.events.last(),)
@@ -224,7 +224,7 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
 async def test_a_redis_of_another_installation_is_told(real_redis_url: str, ledger: Path) -> None:
     async with Store.open(Connect(url=real_redis_url)) as store:
         assert "installation" not in await asyncio.to_thread(findings, real_redis_url)
-        await store.restoring.join_ledger("0123456789abcdef")
+        await store.recovery.join_ledger("0123456789abcdef")
         found = (await asyncio.to_thread(findings, real_redis_url))["installation"]
         assert (found["level"], "0123456789abcdef" in found["says"]) == ("FAIL", True)
         database = Database.open(OpenDatabase(f"sqlite:///{ledger}"))

@@ -25,7 +25,7 @@ from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind, Resu
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant, Settlement
+from tweezer.store.workers import Grant, Settlement
 
 DEVICE, LEASE_S = "EMU", 60.0
 

@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_S
 
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus, Limits, Priority
-from tweezer.store.commands import CancelAnswer
+from tweezer.store.producers import CancelAnswer
 
 DONE, CANCELED = JobStatus.DONE, JobStatus.CANCELED
 HEADER = json.dumps(
@@ -182,7 +182,7 @@ async def test_a_forgotten_batch_is_gone(worked: Site) -> None:
     batch = await worked.submit([{}])
     record = await batch.wait(PATIENCE_S)
     job = (await batch.jobs())[0]
-    await worked.store.commands.forget({batch.id: record.sequence_number}, least_age_s=0)
+    await worked.store.recovery.forget({batch.id: record.sequence_number}, least_age_s=0)
     for gone in (batch.record(), batch.results(), worked.queue.job(job.id), batch.cancel()):
         with pytest.raises(tweezer.NotFound):
             await gone

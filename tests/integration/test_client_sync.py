@@ -21,7 +21,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 import tweezer
 from tweezer import BatchStatus, Job, JobStatus
 from tweezer.store.acl import RedisUser
-from tweezer.store.commands import CancelAnswer
+from tweezer.store.producers import CancelAnswer
 
 DONE = JobStatus.DONE
 

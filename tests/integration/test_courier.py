@@ -438,9 +438,9 @@ async def test_projects_are_told_of_their_own_batches_only_and_of_devices_all(po
             post.endpoint(receiver.url(f"/{project}"), "batch.created", "device.paused", "device.up", project=project)
         await post.start()
         await post.batch(1, project="a")
-        await post.rig.commands.pause_device("EMU", "the laser warms up")
-        await post.rig.commands.pause_device("EMU", "the laser warms up")
-        await post.rig.commands.resume_device("EMU")
+        await post.rig.devices.pause("EMU", "the laser warms up")
+        await post.rig.devices.pause("EMU", "the laser warms up")
+        await post.rig.devices.resume("EMU")
         await until(all_delivered(post, 5), "the deliveries")
     told = sorted((it.path, it.type) for it in receiver.received)
     both = [(path, type_) for path in ("/a", "/b") for type_ in ("device.paused", "device.up")]

@@ -24,7 +24,7 @@ from tweezer.cli import main
 from tweezer.data_folder import running_environment
 from tweezer.ledger.access.credentials import new_key
 from tweezer.store.acl import RedisUser
-from tweezer.store.login_attempts import FAILURES_MAX, By
+from tweezer.store.guards import FAILURES_MAX, CountedBy
 
 ROOT = Path(__file__).parents[2]
 DEVICES = "/api/v1/devices"
@@ -122,7 +122,7 @@ async def test_a_user_logs_in_as_pasqals_client_does(setting: Setting) -> None:
 
 async def test_failed_log_ins_are_counted_by_all_processes_together(setting: Setting) -> None:
     answers = [
-        await setting.log_in(number % 2, username="ada", password="x") for number in range(FAILURES_MAX[By.NAME])
+        await setting.log_in(number % 2, username="ada", password="x") for number in range(FAILURES_MAX[CountedBy.NAME])
     ]
     assert {answer.status_code for answer in answers} == {400}
     for at in range(2):

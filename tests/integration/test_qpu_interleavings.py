@@ -51,11 +51,11 @@ class Laboratory:
 
     async def forgotten(self) -> AsyncBatch:
         """A batch of one job, which the machine has and Redis forgot; its device is paused."""
-        commands = self.site.store.commands
-        await commands.pause_device(DEVICE, "for a moment")
+        devices = self.site.store.devices
+        await devices.pause(DEVICE, "for a moment")
         batch = await self.submit()
         await self.keep()
-        await commands.resume_device(DEVICE)
+        await devices.resume(DEVICE)
         await self.on_machine(batch)
         self.file.restart(losing_s=0.001)
         await batch.record()  # which asks until Redis answers
@@ -102,7 +102,7 @@ async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Labora
     lab.qpu.misbehave(job_seconds="3")
     worker = await lab.worker()
     batch = await lab.forgotten()
-    await lab.site.store.commands.resume_device(DEVICE)
+    await lab.site.store.devices.resume(DEVICE)
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
     assert await worker.says("qpu.found")
@@ -131,7 +131,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
     worker = await lab.worker()
     batch = await lab.forgotten()
     urgent = await lab.site.queue.submit(SEQUENCE, [{"runs": 20}] * 3, device=DEVICE, priority="HIGH")
-    await lab.site.store.commands.resume_device(DEVICE)
+    await lab.site.store.devices.resume(DEVICE)
     assert [job.status for job in await urgent.results(60)] == [JobStatus.DONE] * 3
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert await worker.says("qpu.found")
@@ -251,7 +251,7 @@ async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: La
     first = await lab.worker()
     batch = await lab.submit(2)
     await lab.on_machine(batch)
-    await lab.site.store.commands.pause_device(DEVICE, "maintenance")
+    await lab.site.store.devices.pause(DEVICE, "maintenance")
     first.kill()
     await lab.worker()
 
@@ -260,7 +260,7 @@ async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: La
 
     await until(first_is_done, "the end of the job")
     assert lab.submits() == [1]
-    await lab.site.store.commands.resume_device(DEVICE)
+    await lab.site.store.devices.resume(DEVICE)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
 
 
@@ -340,7 +340,7 @@ async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab:
     lab.qpu.misbehave(job_seconds="3")
     batch = await lab.forgotten()
     worker.kill()
-    await lab.site.store.commands.resume_device(DEVICE)
+    await lab.site.store.devices.resume(DEVICE)
     second = await lab.worker()
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE

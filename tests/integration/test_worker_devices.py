@@ -12,8 +12,8 @@ from tests.support.processes import Site
 from tests.support.waiting import until
 
 import tweezer
-from tweezer.store.admission import Submission
 from tweezer.store.keys import Key
+from tweezer.store.producers import Submission
 
 TWIN, OTHER = "TWIN", "OTHER"
 

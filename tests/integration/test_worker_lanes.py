@@ -16,8 +16,8 @@ from tests.support.waiting import PATIENCE_S, until
 from tweezer import AsyncBatch, BatchStatus, JobStatus, Limits
 from tweezer.model.cancels import CancelOutcome
 from tweezer.model.lifecycle import Stage
-from tweezer.store.commands import CancelAnswer
 from tweezer.store.keys import Key
+from tweezer.store.producers import CancelAnswer
 
 DONE, ERROR, CANCELED, RUNNING = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED, JobStatus.RUNNING
 CANCEL_US = 2_000_000

@@ -55,7 +55,7 @@ async def test_a_recorder_refuses_the_redis_of_another_installation(bench: Ledge
     with structlog.testing.capture_logs() as lines:
         running = asyncio.create_task(intruder.run())
         await until(lambda: any(line["event"] == "duty.failed" for line in lines))
-        assert await bench.rig.restoring.claim_recorder("the real one", 5.0), "the intruder does not take its place"
+        assert await bench.rig.recovery.claim_recorder("the real one", 5.0), "the intruder does not take its place"
         await end_tasks(running)
     await bench.agree(batch_id)
 
@@ -73,7 +73,7 @@ async def test_a_redis_that_lost_everything_is_joined_again(bench: LedgerRig) ->
     await bench.rig.store.redis.flushall()
     await bench.recorder.resume()
     await require_same(bench.rig.store, bench.database)
-    assert await bench.rig.restoring.installation() == installation_id(bench.database)
+    assert await bench.rig.recovery.installation() == installation_id(bench.database)
 
 
 async def test_a_courier_refuses_the_redis_of_another_installation(
@@ -83,7 +83,7 @@ async def test_a_courier_refuses_the_redis_of_another_installation(
     async with Site(real_redis_url, tmp_path, **settings) as site:
         courier = site.spawn("courier")
         await courier.says("courier.started")
-        await site.store.restoring.join_ledger("0123456789abcdef")
+        await site.store.recovery.join_ledger("0123456789abcdef")
         await site.store.redis.delete(site.store.keys(Key.EVENTS))  # it must join its group again
         (failed, *_) = await courier.says("duty.failed")
         assert (failed["duty"], "belongs to the installation 0123456789abcdef" in failed["error"]) == ("courier", True)
@@ -97,7 +97,7 @@ def test_the_api_refuses_to_start_and_the_command_joins(
 ) -> None:
     async def belong_to_another() -> None:
         async with Store.open(Connect(real_redis_url)) as store:
-            await store.restoring.join_ledger("0123456789abcdef")
+            await store.recovery.join_ledger("0123456789abcdef")
 
     asyncio.run(belong_to_another())
     place = f"sqlite:///{tmp_path / 'stranger.db'}"
@@ -115,6 +115,6 @@ def test_the_api_refuses_to_start_and_the_command_joins(
 
     async def belongs() -> str | None:
         async with Store.open(Connect(real_redis_url)) as store:
-            return await store.restoring.installation()
+            return await store.recovery.installation()
 
     assert asyncio.run(belongs()) == installation_id(stranger)

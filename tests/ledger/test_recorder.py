@@ -287,7 +287,7 @@ async def test_a_ledger_from_a_backup_catches_up_and_brings_nothing_back_to_redi
         connection.execute(text("DELETE FROM sequences WHERE id = :late"), {"late": bench.database.id(late)})
         connection.execute(text("DELETE FROM batches WHERE id = :late"), {"late": bench.database.id(late)})
     await rig.tickets.set_full("full", ttl_s=60)
-    await rig.commands.forget({early: bench.batch(early).sequence_number}, least_age_s=0)  # type: ignore[union-attr]
+    await rig.recovery.forget({early: bench.batch(early).sequence_number}, least_age_s=0)  # type: ignore[union-attr]
     await bench.record()
     await bench.agree(late)
     with pytest.raises(NotFound):

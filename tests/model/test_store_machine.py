@@ -50,11 +50,11 @@ from tweezer.model.lifecycle import (
     Stage,
 )
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, OutcomeKind, Priority, Result
-from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
+from tweezer.store.producers import CancelAnswer
 from tweezer.store.scripts import CRASHES_MAX, LOST_MAX, StoreConfig
-from tweezer.store.tickets import Grant, HeldJob, JobProgress, Next, Settlement
+from tweezer.store.workers import Grant, HeldJob, JobProgress, Next, Settlement
 
 T = TypeVar("T")
 
@@ -342,7 +342,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(jobs=st.integers(4, 16), open=st.booleans(), lanes=st.integers(1, 3))
     def begin(self, jobs: int, open: bool, lanes: int) -> None:
         self.do(self.store.tickets.publish_settings(StoreConfig(restore_wait_s=LEASE_S)))
-        self.do(self.store.restoring.mark_ledger())
+        self.do(self.store.recovery.mark_ledger())
         self.announce(lanes)
         self.submit(jobs, open, "a", Priority.MEDIUM, 1)
 
@@ -461,8 +461,8 @@ class StoreMachine(RuleBasedStateMachine):
     def forget(self, batch: Batch) -> None:
         ledger = self.do(recorded(self.store, batch.id))
         number = ledger[0].sequence_number
-        assert self.do(self.store.commands.forget({batch.id: number - 1}, least_age_s=0)) == []
-        gone = self.do(self.store.commands.forget({batch.id: number}, least_age_s=0))
+        assert self.do(self.store.recovery.forget({batch.id: number - 1}, least_age_s=0)) == []
+        gone = self.do(self.store.recovery.forget({batch.id: number}, least_age_s=0))
         assert gone == ([batch.id] if batch.status.terminal else [])
         if not gone:
             return
@@ -502,9 +502,9 @@ class StoreMachine(RuleBasedStateMachine):
     def change_device(self, lanes: int, paused: bool) -> None:
         self.announce(lanes)
         if paused:
-            self.do(self.store.commands.pause_device(DEVICE, "maintenance"))
+            self.do(self.store.devices.pause(DEVICE, "maintenance"))
         else:
-            self.do(self.store.commands.resume_device(DEVICE))
+            self.do(self.store.devices.resume(DEVICE))
         self.world.device_paused = paused
 
     def announce(self, lanes: int) -> None:
@@ -754,7 +754,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.world.shut, self.world.newer = True, set()
 
     def open_gate(self) -> None:
-        self.do(self.store.restoring.open_gate())
+        self.do(self.store.recovery.open_gate())
         self.world.shut = False
 
     @rule()
@@ -780,7 +780,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.position = self.do(self.store.events.last())
         for was in lost:
             batch = then.get(was.id) or Batch(was.id, was.project, was.retries, was.open, [])
-            assert self.do(self.store.restoring.restore(*ledger[was.id])) == 0
+            assert self.do(self.store.recovery.restore(*ledger[was.id])) == 0
             holders = [holder for holder in self.live if holder.batch is batch]
             ended = batch.follow(was, holders)
             for holder in holders:

@@ -11,9 +11,9 @@ from tweezer.model.cancels import CancelAttempt, CancelOutcome, read_attempts
 from tweezer.model.errors import Conflict, FaultKind, InvalidInput
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, Outcome, OutcomeKind, Result
-from tweezer.store.commands import CancelAnswer
+from tweezer.store.producers import CancelAnswer
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.tickets import Next
+from tweezer.store.workers import Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

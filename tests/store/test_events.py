@@ -10,7 +10,7 @@ import pytest
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant
+from tweezer.store.workers import Grant
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

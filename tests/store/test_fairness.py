@@ -10,7 +10,7 @@ import pytest
 from tweezer.duties import Backoff
 from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Next
+from tweezer.store.workers import Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

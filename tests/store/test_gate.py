@@ -26,7 +26,7 @@ from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.tickets import Grant, JobProgress
+from tweezer.store.workers import Grant, JobProgress
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -37,30 +37,30 @@ FAULT = Fault("internal", "it failed")
 @pytest.fixture
 async def shut(rig: StoreRig) -> StoreRig:
     """A rig whose Redis has started again, and of which there is a ledger."""
-    await rig.restoring.mark_ledger()
+    await rig.recovery.mark_ledger()
     assert await rig.start_again("the first") == b"shut"
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     await rig.silence()
     return rig
 
 
 async def test_a_server_that_is_new_shuts_the_gate_once(rig: StoreRig) -> None:
-    await rig.restoring.mark_ledger()
+    await rig.recovery.mark_ledger()
     assert [await rig.start_again(run) for run in ("one", "one", "two", "one")] == [b"shut", b"same", b"shut", b"shut"]
-    assert await rig.restoring.gate_is_shut()
+    assert await rig.recovery.gate_is_shut()
     assert 0 < await rig.redis.pttl(rig.keys(Key.GATE)) <= 30_000
 
 
 async def test_without_a_ledger_the_gate_stays_open(rig: StoreRig) -> None:
     assert await rig.start_again() == b"new"
-    assert not await rig.restoring.gate_is_shut()
+    assert not await rig.recovery.gate_is_shut()
 
 
 async def test_an_operator_may_do_without_the_gate(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(restore_wait_s=0))
-    await rig.restoring.mark_ledger()
+    await rig.recovery.mark_ledger()
     assert await rig.start_again() == b"new"
-    assert not await rig.restoring.gate_is_shut()
+    assert not await rig.recovery.gate_is_shut()
 
 
 async def test_nothing_is_granted_while_the_gate_is_shut(shut: StoreRig) -> None:
@@ -72,13 +72,13 @@ async def test_nothing_is_granted_while_the_gate_is_shut(shut: StoreRig) -> None
     assert taken.due_s is not None
     assert 0 < taken.due_s <= 30
     await rig.silence()
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     assert await rig.bell() == 1
     assert await rig.run_all() == [batch_id]
 
 
 async def is_open(rig: StoreRig) -> bool:
-    return not await rig.restoring.gate_is_shut()
+    return not await rig.recovery.gate_is_shut()
 
 
 async def test_the_gate_opens_by_itself(shut: StoreRig) -> None:
@@ -123,7 +123,7 @@ async def test_while_the_gate_is_shut_nothing_changes_a_batch_from_before(shut: 
     with pytest.raises(Unavailable, match="Redis has restarted"):
         await CHANGES[change](rig, batch_id, grant)
     assert await rig.snapshot() == before
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     await CHANGES[change](rig, batch_id, grant)
 
 
@@ -134,7 +134,7 @@ async def test_a_batch_that_redis_lost_is_unavailable_until_the_gate_opens(shut:
     await rig.start_again()
     with pytest.raises(Unavailable):
         await CHANGES[change](rig, batch_id, grant)
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     with pytest.raises(NotFound):
         await CHANGES[change](rig, batch_id, grant)
 
@@ -144,7 +144,7 @@ async def test_jobs_for_a_batch_that_redis_lost_are_not_admitted_until_the_gate_
     await shut.start_again()
     with pytest.raises(Unavailable, match="Redis has restarted"):
         await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
-    await shut.restoring.open_gate()
+    await shut.recovery.open_gate()
     with pytest.raises(NotFound):
         await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
 
@@ -171,7 +171,7 @@ async def test_a_holder_keeps_its_lease_and_reports_again_what_it_could_not_whil
     assert renewal is not None
     assert not renewal.is_reported
     assert (await rig.job(batch_id, 2)).status is JobStatus.PENDING
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     assert await rig.tickets.sweep() == (0, 0, 0), "the lease was kept"
     await rig.renew(grant, progress)
     assert (await rig.job(batch_id, 2)).status is JobStatus.RUNNING
@@ -198,7 +198,7 @@ async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: StoreRig) 
     assert await rig.grants() == []
     assert await rig.tickets.sweep() == (0, 0, 0)
     assert await rig.statuses(busy) == [JobStatus.RUNNING]
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     assert await rig.tickets.sweep() == (1, 1, 0)
 
 
@@ -206,16 +206,16 @@ async def test_the_gate_is_shut_while_somebody_restores(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     ledger = await recorded(rig.store, batch_id)
     for _ in range(2):
-        await rig.restoring.restore(*ledger)
+        await rig.recovery.restore(*ledger)
         assert await rig.grants() == []
         assert await rig.redis.pttl(rig.keys(Key.GATE)) > 25_000
         await rig.redis.pexpire(rig.keys(Key.GATE), 5_000)
-    await rig.restoring.open_gate()
+    await rig.recovery.open_gate()
     assert await rig.run_all() == [batch_id]
 
 
 async def test_one_recorder_is_active(rig: StoreRig) -> None:
-    claim, release = rig.restoring.claim_recorder, rig.restoring.release_recorder
+    claim, release = rig.recovery.claim_recorder, rig.recovery.release_recorder
     assert [await claim("a", 60), await claim("b", 60), await claim("a", 60)] == [True, False, True]
     assert 0 < await rig.redis.pttl(rig.keys(Key.RECORDER)) <= 60_000
     await release("b")
@@ -225,10 +225,10 @@ async def test_one_recorder_is_active(rig: StoreRig) -> None:
 
 
 async def test_a_recorder_that_is_silent_is_succeeded(rig: StoreRig) -> None:
-    await rig.restoring.claim_recorder("a", 60)
+    await rig.recovery.claim_recorder("a", 60)
     await rig.redis.pexpire(rig.keys(Key.RECORDER), 1)
-    await until(lambda: rig.restoring.claim_recorder("b", 60), "the successor")
-    assert not await rig.restoring.claim_recorder("a", 60)
+    await until(lambda: rig.recovery.claim_recorder("b", 60), "the successor")
+    assert not await rig.recovery.claim_recorder("a", 60)
 
 
 # ------------------------------------------------------------------------------------------------------- connections
@@ -253,19 +253,19 @@ async def reach(store: Store) -> None:
 
 async def test_whoever_first_reaches_a_server_that_started_again_shuts_the_gate(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as ours, Store.open(Connect(url=server.url)) as theirs:
-        await ours.restoring.mark_ledger()
-        assert not await theirs.restoring.gate_is_shut()
+        await ours.recovery.mark_ledger()
+        assert not await theirs.recovery.gate_is_shut()
         server.restart()
         await reach(theirs)
         assert (await theirs.tickets.take("EMU", ["lane"], lease_s=15)).paused
-        await theirs.restoring.open_gate()
+        await theirs.recovery.open_gate()
         await reach(ours)
-        assert not await ours.restoring.gate_is_shut()
+        assert not await ours.recovery.gate_is_shut()
 
 
 async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
-        await store.restoring.mark_ledger()
+        await store.recovery.mark_ledger()
         async with store.news.pool("EMU") as heard:
             await heard.next(5)
             server.restart()
@@ -275,16 +275,16 @@ async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: Redis
 
 async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store:
-        await store.restoring.mark_ledger()
+        await store.recovery.mark_ledger()
         server.restart()
         async with Redis.from_url(server.url) as plain:
             await plain.config_set("maxmemory", 1)
         await reach(store)
-        assert await store.restoring.gate_is_shut()
+        assert await store.recovery.gate_is_shut()
         with pytest.raises(OutOfMemoryError):
             await cast(Any, store.redis).set("a write", "that needs memory")
-        await store.restoring.open_gate()
-        assert not await store.restoring.gate_is_shut()
+        await store.recovery.open_gate()
+        assert not await store.recovery.gate_is_shut()
 
 
 @pytest.mark.parametrize("database", [0, 3])
@@ -294,7 +294,7 @@ async def test_a_user_without_info_connects(server: RedisServer, database: int) 
     url = f"redis://app:pw@127.0.0.1:{server.port}/{database}"
     async with Store.open(Connect(url=url)) as store:
         await store.reader.ping()
-        await store.restoring.mark_ledger()
+        await store.recovery.mark_ledger()
 
 
 async def test_a_wrong_password_is_told_as_such(server: RedisServer) -> None:
@@ -306,7 +306,7 @@ async def test_a_wrong_password_is_told_as_such(server: RedisServer) -> None:
 
 async def test_a_connection_that_was_cut_off_while_it_arrived_is_not_used(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
-        await store.restoring.mark_ledger()
+        await store.recovery.mark_ledger()
         server.restart()
         with contextlib.suppress(Unavailable):
             await store.reader.ping()  # the connection of before is found broken
@@ -319,13 +319,13 @@ async def test_a_connection_that_was_cut_off_while_it_arrived_is_not_used(server
 
 async def test_a_server_that_loads_its_file_is_unavailable_and_then_shuts_the_gate(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store:
-        await store.restoring.mark_ledger()
+        await store.recovery.mark_ledger()
         server.stop()
         with pytest.raises(Unavailable):
             await store.reader.ping()
         server.start()
         await reach(store)
-        assert await store.restoring.gate_is_shut()
+        assert await store.recovery.gate_is_shut()
 
 
 async def test_a_replica_is_read_and_refuses_writes(server: RedisServer) -> None:

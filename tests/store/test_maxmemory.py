@@ -15,7 +15,7 @@ from tweezer.model.messages import BatchDoc, JobSpec, OutcomeKind
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.tickets import JobProgress
+from tweezer.store.workers import JobProgress
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.heartbeat import Sweeper
 
@@ -88,8 +88,8 @@ async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: StoreRig) -> N
     await rig.commands.pause(batch_id, project="a")
     await rig.commands.resume(batch_id, project="a")
     await rig.announce(lanes=2)
-    await rig.commands.pause_device("EMU", "maintenance")
-    await rig.commands.resume_device("EMU")
+    await rig.devices.pause("EMU", "maintenance")
+    await rig.devices.resume("EMU")
     await rig.run_all()
     await rig.commands.close(batch_id, project="a")
     assert await rig.forget(batch_id)

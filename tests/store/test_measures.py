@@ -72,7 +72,7 @@ async def test_lanes_are_as_the_last_heartbeats_said(rig: StoreRig) -> None:
 
 async def test_a_pause_is_told(rig: StoreRig) -> None:
     await rig.announce("OTHER")
-    await rig.commands.pause_device("EMU", "for a test")
+    await rig.devices.pause("EMU", "for a test")
     assert {found.name: found.paused for found in (await measured(rig)).devices} == {"EMU": True, "OTHER": False}
 
 

@@ -10,7 +10,7 @@ from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import JobProgress, Next
+from tweezer.store.workers import JobProgress, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -57,7 +57,7 @@ async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: S
     if what == "batch":
         await rig.commands.pause(batch_id, project="a")
     else:
-        await rig.commands.pause_device("EMU", "maintenance")
+        await rig.devices.pause("EMU", "maintenance")
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
     assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [2])
     assert await rig.statuses(batch_id) == [DONE, DONE, RUNNING] + [PENDING] * 7
@@ -106,7 +106,7 @@ async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig
 
 
 async def test_a_paused_device_grants_nothing_and_takes_submits(rig: StoreRig) -> None:
-    await rig.commands.pause_device("EMU", "calibration")
+    await rig.devices.pause("EMU", "calibration")
     await rig.submit(1)
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert (taken.grants, taken.paused) == ([], True)
@@ -118,9 +118,9 @@ async def test_a_paused_device_grants_nothing_and_takes_submits(rig: StoreRig) -
 
 async def test_a_resumed_device_wakes_its_workers(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
-    await rig.commands.pause_device("EMU", "calibration")
+    await rig.devices.pause("EMU", "calibration")
     await rig.silence()
-    await rig.commands.resume_device("EMU")
+    await rig.devices.resume("EMU")
     assert await rig.bell() == 1
     assert (await rig.take()).batch_id == batch_id
 
@@ -129,24 +129,24 @@ async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
-    await rig.commands.pause_device("EMU", "calibration")
+    await rig.devices.pause("EMU", "calibration")
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
     assert (turn.next, turn.jobs) == (Next.YIELD, [])
     assert await rig.statuses(batch_id) == [DONE, DONE] + [PENDING] * 8
-    await rig.commands.resume_device("EMU")
+    await rig.devices.resume("EMU")
     assert await rig.run_all() == [batch_id]
 
 
 async def test_heartbeats_hear_why_the_device_is_paused(rig: StoreRig) -> None:
-    await rig.commands.pause_device("EMU", "calibration")
+    await rig.devices.pause("EMU", "calibration")
     assert await rig.announce() == "calibration"
-    await rig.commands.resume_device("EMU")
+    await rig.devices.resume("EMU")
     assert await rig.announce() == ""
 
 
-@pytest.mark.parametrize("call", ["pause_device", "resume_device"])
+@pytest.mark.parametrize("call", ["pause", "resume"])
 async def test_a_device_that_nobody_announced_is_not_found(rig: StoreRig, call: str) -> None:
     before = await rig.snapshot()
     with pytest.raises(NotFound, match="NO_SUCH"):
-        await getattr(rig.commands, call)("NO_SUCH", *(["why"] if call == "pause_device" else []))
+        await getattr(rig.devices, call)("NO_SUCH", *(["why"] if call == "pause" else []))
     assert await rig.snapshot() == before

@@ -14,7 +14,7 @@ from tweezer.model.messages import JobSpec, Outcome, OutcomeKind, Result, Result
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.tickets import Settlement
+from tweezer.store.workers import Settlement
 
 MIB = 1 << 20
 
@@ -200,7 +200,7 @@ async def test_counters_of_a_batch_that_the_ledger_puts_back_are_those_of_what_i
     ledger, counts = await recorded(rig.store, batch_id), await found_counts(rig.store)
     await fall_back(rig.store, before)
     assert await found_counts(rig.store) == {}
-    assert await rig.restoring.restore(*ledger) == 0
+    assert await rig.recovery.restore(*ledger) == 0
     assert await found_counts(rig.store) == await expected_counts(rig.store)
     assert (await found_counts(rig.store))["a"]["results"] == counts["a"]["results"]
 

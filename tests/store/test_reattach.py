@@ -6,7 +6,7 @@ from tests.support.store_rig import DEVICE, StoreRig
 
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import OutcomeKind
-from tweezer.store.tickets import Grant
+from tweezer.store.workers import Grant
 
 UID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 

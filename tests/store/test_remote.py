@@ -13,7 +13,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind, Priority
 from tweezer.model.remote import Mark
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant, Next
+from tweezer.store.workers import Grant, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -177,7 +177,7 @@ async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gon
     await intend(rig, grant, sent=False)
     await rig.tickets.drain(grant.ticket, grant.token)
     assert await rig.statuses(batch_id) == [JobStatus.PENDING]
-    await rig.commands.pause_device("EMU", "for a while")
+    await rig.devices.pause("EMU", "for a while")
     assert await rig.grants() == []
 
 
@@ -331,9 +331,9 @@ async def test_a_machine_that_is_kept_without_a_holder_is_given_up(machine: Stor
             await rig.commands.pause(batch_id, project=None)
             await look_again(rig, batch_id)
         case "pause of the machine":
-            await rig.commands.pause_device("EMU", "maintenance")
+            await rig.devices.pause("EMU", "maintenance")
             await look_again(rig, batch_id)
-            await rig.commands.resume_device("EMU")
+            await rig.devices.resume("EMU")
     assert (await rig.take()).batch_id == waits
 
 
@@ -343,12 +343,12 @@ async def test_a_machine_that_is_down_for_a_moment_stays_with_the_open_batch_tha
     grant = await rig.take()
     await rig.submit(1, project="another", priority=Priority.HIGH)
     await rig.settle(grant, {0: OutcomeKind.DONE})
-    await rig.commands.set_condition("EMU", DOWN, "it rests")
+    await rig.devices.set_condition("EMU", DOWN, "it rests")
     assert (await rig.settle(grant, {})).next is Next.RESERVED
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
     assert (await rig.settle(grant, {})).next is Next.YIELD
     assert await rig.grants() == []
-    await rig.commands.set_condition("EMU", UP, "")
+    await rig.devices.set_condition("EMU", UP, "")
     assert (await rig.take()).batch_id == batch_id
 
 
@@ -420,12 +420,12 @@ async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_n
 async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
-    await rig.commands.set_condition("EMU", DOWN, "it rests")
+    await rig.devices.set_condition("EMU", DOWN, "it rests")
     grant = await rig.take()
     assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [0])
     await rig.settle(grant, {0: OutcomeKind.DONE})
     assert await rig.grants() == []
-    await rig.commands.set_condition("EMU", UP, "")
+    await rig.devices.set_condition("EMU", UP, "")
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
 

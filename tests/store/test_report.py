@@ -12,7 +12,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import JOB_TABLE, BatchStatus, JobEvent, JobStatus, Stage
 from tweezer.model.messages import Fault, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant, JobProgress, Next
+from tweezer.store.workers import Grant, JobProgress, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

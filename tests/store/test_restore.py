@@ -16,7 +16,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Next
+from tweezer.store.workers import Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -28,8 +28,8 @@ FAULT = Fault("user", "it cannot run")
 
 async def restore(rig: StoreRig, ledger: Recorded) -> None:
     """Puts back all of a batch, as the recorder does; afterwards the device counts what there is."""
-    assert await rig.restoring.restore(*ledger) == 0
-    await rig.restoring.open_gate()
+    assert await rig.recovery.restore(*ledger) == 0
+    await rig.recovery.open_gate()
     await assert_counted(rig, ledger[0].batch_id)
 
 
@@ -289,12 +289,12 @@ async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_who
     batch, jobs = await recorded(rig.store, batch_id)
     await fall_back(rig.store, saved)
 
-    assert await rig.restoring.restore(batch, jobs[:1200]) == 1300
-    await rig.restoring.open_gate()
+    assert await rig.recovery.restore(batch, jobs[:1200]) == 1300
+    await rig.recovery.open_gate()
     assert await rig.grants() == []
     with pytest.raises(NotFound):
         await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
-    assert await rig.restoring.restore(batch, jobs[2000:]) == 1300, "what does not follow is not taken"
+    assert await rig.recovery.restore(batch, jobs[2000:]) == 1300, "what does not follow is not taken"
     await restore(rig, (batch, jobs))
     assert sorted(await run_the_rest(rig, batch_id)) == list(range(1, 2499, 2))
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
@@ -319,13 +319,13 @@ async def test_a_batch_of_another_version_is_left_alone(rig: StoreRig) -> None:
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "v", "999")
     gate = {rig.keys(Key.GATE)}
     before = await rig.snapshot(but=gate)
-    assert await rig.restoring.restore(replace(batch, sequence_number=7), jobs) == 0
+    assert await rig.recovery.restore(replace(batch, sequence_number=7), jobs) == 0
     assert await rig.snapshot(but=gate) == before
     await fall_back(rig.store, saved)
     await rig.forget(batch_id)
     newer = replace(batch, batch_id=new_batch_id(), fields={**batch.fields, "v": b"999"})
     before = await rig.snapshot(but=gate)
-    assert await rig.restoring.restore(newer, jobs) == 0
+    assert await rig.recovery.restore(newer, jobs) == 0
     assert await rig.snapshot(but=gate) == before
 
 
@@ -414,7 +414,7 @@ async def test_jobs_that_were_added_are_there_again(rig: StoreRig) -> None:
     unrun = [replace(job, state=None, result=None) if job.index % 3 else job for job in jobs]
     live = replace(batch, status=BatchStatus.RUNNING)
 
-    assert await rig.restoring.restore(live, unrun[:1000]) == 501
+    assert await rig.recovery.restore(live, unrun[:1000]) == 501
     await restore(rig, (live, unrun))
     assert (await rig.batch(batch_id)).open is False
     assert sorted(await run_the_rest(rig, batch_id)) == [index for index in range(1501) if index % 3]

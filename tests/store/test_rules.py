@@ -14,10 +14,10 @@ import pytest
 from tweezer.model.errors import Conflict, FaultKind, NotFound, QueueFull
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
-from tweezer.store.commands import CancelAnswer
 from tweezer.store.keys import Key
+from tweezer.store.producers import CancelAnswer
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.tickets import JobProgress, Next
+from tweezer.store.workers import JobProgress, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

@@ -13,7 +13,7 @@ from tweezer.model.errors import Conflict, InvalidInput, NotFound, QueueFull
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, OutcomeKind, Priority
-from tweezer.store import commands
+from tweezer.store import producers
 from tweezer.store.keys import Key
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ async def test_an_unknown_device_is_named_and_nothing_is_written(rig: StoreRig) 
 
 
 async def test_a_batch_may_have_no_more_jobs_than_the_limit(rig: StoreRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "MAX_JOBS_PER_BATCH", 3)
+    monkeypatch.setattr(producers, "MAX_JOBS_PER_BATCH", 3)
     batch_id = await rig.submit(2, open=True)
     before = await rig.snapshot()
     with pytest.raises(InvalidInput, match="2 jobs and may have 3") as refusal:

@@ -18,7 +18,7 @@ from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BATCH_TABLE, JOB_TABLE, BatchEvent, BatchStatus, JobEvent, JobStatus, Stage
 from tweezer.model.messages import Fault, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Grant, JobProgress
+from tweezer.store.workers import Grant, JobProgress
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

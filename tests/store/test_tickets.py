@@ -11,7 +11,7 @@ from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.tickets import JobProgress, Next
+from tweezer.store.workers import JobProgress, Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig

@@ -12,7 +12,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.tickets import Next
+from tweezer.store.workers import Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -36,9 +36,9 @@ async def test_batches_that_ended_are_listed_by_their_age(rig: StoreRig) -> None
     live = await rig.submit(1)
     for minutes, batch_id in enumerate(ended):
         await rig.redis.zincrby(rig.keys(Key.ENDED), -60_000 * minutes, str(batch_id))
-    assert await rig.commands.ended(least_age_s=0, most=10) == list(reversed(ended))
-    assert await rig.commands.ended(least_age_s=0, most=2) == [ended[3], ended[2]]
-    assert await rig.commands.ended(least_age_s=90, most=10) == [ended[3], ended[2]]
+    assert await rig.recovery.ended(least_age_s=0, most=10) == list(reversed(ended))
+    assert await rig.recovery.ended(least_age_s=0, most=2) == [ended[3], ended[2]]
+    assert await rig.recovery.ended(least_age_s=90, most=10) == [ended[3], ended[2]]
     assert live in [grant.batch_id for grant in await rig.grants()]
 
 
@@ -83,24 +83,24 @@ async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: S
     await rig.run_all()
     number = (await rig.batch(batch_id)).sequence_number
     before = await rig.snapshot()
-    assert await rig.commands.forget({batch_id: number - 1}, least_age_s=0) == []
+    assert await rig.recovery.forget({batch_id: number - 1}, least_age_s=0) == []
     assert await rig.snapshot() == before
-    assert await rig.commands.forget({batch_id: number}, least_age_s=0) == [batch_id]
+    assert await rig.recovery.forget({batch_id: number}, least_age_s=0) == [batch_id]
 
 
 async def test_batches_are_forgotten_together_each_for_itself(rig: StoreRig) -> None:
     ended, live, gone = await rig.submit(0), await rig.submit(1), new_batch_id()
     recorded = {live: 1, ended: 2, gone: 7}
-    assert await rig.commands.forget(recorded, least_age_s=0) == [ended, gone]
-    assert await rig.commands.forget({}, least_age_s=0) == []
+    assert await rig.recovery.forget(recorded, least_age_s=0) == [ended, gone]
+    assert await rig.recovery.forget({}, least_age_s=0) == []
 
 
 async def test_a_batch_that_is_gone_is_no_longer_listed(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     for name in await rig.redis.keys(f"*{batch_id}*"):
         await rig.redis.delete(name)
-    await rig.commands.forget({batch_id: 2}, least_age_s=0)
-    assert await rig.commands.ended(least_age_s=0, most=10) == []
+    await rig.recovery.forget({batch_id: 2}, least_age_s=0)
+    assert await rig.recovery.ended(least_age_s=0, most=10) == []
 
 
 async def test_a_project_leaves_nothing_behind(rig: StoreRig) -> None:
@@ -198,7 +198,7 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: StoreRig) 
     for call in (rig.commands.cancel, rig.commands.close, rig.commands.pause):
         with pytest.raises(NewerRecord):
             await call(newer, project="a")
-    assert await rig.commands.forget({newer: 1_000_000}, least_age_s=0) == []
+    assert await rig.recovery.forget({newer: 1_000_000}, least_age_s=0) == []
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
 
     await rig.make_due(newer)

@@ -14,7 +14,7 @@ from tweezer.model.messages import JobSpec, Limits, OutcomeKind
 from tweezer.model.windows import WINDOWS_MAX, HoldKind, Window
 from tweezer.store.devices import planned
 from tweezer.store.keys import Key
-from tweezer.store.tickets import Next
+from tweezer.store.workers import Next
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -75,7 +75,7 @@ async def learn(rig: StoreRig, job_s: float, *, device: str = DEVICE) -> None:
 
 async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
     until = after(3600)
-    await rig.commands.pause_device(DEVICE, "coffee", until=until)
+    await rig.devices.pause(DEVICE, "coffee", until=until)
     batch_id = await rig.submit(1)
     record = await record_of(rig)
     assert record.paused_until is not None
@@ -98,9 +98,9 @@ async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
 async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(rig: StoreRig) -> None:
     until = after(3600)
     for _ in range(2):
-        await rig.commands.pause_device(DEVICE, "coffee", until=until)
-    await rig.commands.pause_device(DEVICE, "lunch", until=until)
-    await rig.commands.pause_device(DEVICE, "lunch")
+        await rig.devices.pause(DEVICE, "coffee", until=until)
+    await rig.devices.pause(DEVICE, "lunch", until=until)
+    await rig.devices.pause(DEVICE, "lunch")
     record = await record_of(rig)
     assert (record.paused, record.paused_until) == ("lunch", None)
     told = [(data["reason"], data["until"] is not None) for _, data in await notices(rig)]
@@ -111,7 +111,7 @@ async def test_a_pause_ends_in_the_future(rig: StoreRig) -> None:
     before = await rig.snapshot()
     for until in (after(-1), datetime(2099, 1, 1)):  # noqa: DTZ001  # the second has no time zone
         with pytest.raises(InvalidInput) as refusal:
-            await rig.commands.pause_device(DEVICE, "coffee", until=until)
+            await rig.devices.pause(DEVICE, "coffee", until=until)
         assert refusal.value.field == "until"
     assert await rig.snapshot() == before
 
@@ -194,18 +194,18 @@ async def test_one_window_after_another_is_no_break(rig: StoreRig) -> None:
 @pytest.mark.parametrize("other", ["pause", "down"])
 async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: StoreRig, other: str) -> None:
     if other == "pause":
-        await rig.commands.pause_device(DEVICE, "coffee")
+        await rig.devices.pause(DEVICE, "coffee")
     else:
-        await rig.commands.set_condition(DEVICE, "down", "no light")
+        await rig.devices.set_condition(DEVICE, "down", "no light")
     window = await plan(rig, -1, 3600)
     await rig.devices.drop(DEVICE, window.id)
     window = await plan(rig, -1, 3600)
     before = [type_ for type_, _ in await notices(rig)]
     assert "device.up" not in before
     if other == "pause":
-        await rig.commands.resume_device(DEVICE)
+        await rig.devices.resume(DEVICE)
     else:
-        await rig.commands.set_condition(DEVICE, "up", "")
+        await rig.devices.set_condition(DEVICE, "up", "")
     assert [type_ for type_, _ in await notices(rig)] == before
     await rig.devices.drop(DEVICE, window.id)
     assert [type_ for type_, _ in await notices(rig)] == [*before, "device.up"]
@@ -368,9 +368,9 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
     await rig.store.scripts.call("intend", ticket=str(grant.ticket), token=grant.token, index=0, name="try", sent="1")
     match held:
         case "pause":
-            await rig.commands.pause_device(QPU, "coffee")
+            await rig.devices.pause(QPU, "coffee")
         case "down":
-            await rig.commands.set_condition(QPU, "down", "no light")
+            await rig.devices.set_condition(QPU, "down", "no light")
         case "window":
             await plan(rig, -1, 3600, device=QPU)
     await rig.tickets.drain(grant.ticket, grant.token)
@@ -386,10 +386,10 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
 async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machine: StoreRig) -> None:
     rig = machine
     for reason in ("no answer", "no answer, again"):
-        await rig.commands.set_condition(QPU, "unknown", reason)
+        await rig.devices.set_condition(QPU, "unknown", reason)
     record = await record_of(rig, QPU)
     assert (record.unsure, record.hold(after(0))) == ("no answer, again", None)
     assert record.unsure_since is not None
-    await rig.commands.set_condition(QPU, "up", "")
+    await rig.devices.set_condition(QPU, "up", "")
     record = await record_of(rig, QPU)
     assert (record.unsure, record.unsure_since) == (None, None)

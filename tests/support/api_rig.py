@@ -24,7 +24,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import BatchDoc, Fault, JobSpec, Outcome, OutcomeKind, Provenance, Result
 from tweezer.settings import SecretsSettings, Settings
 from tweezer.store.connection import Store
-from tweezer.store.tickets import Grant, Settlement
+from tweezer.store.workers import Grant, Settlement
 
 DEVICE = "EMU_FREE"
 PROJECT = "p"

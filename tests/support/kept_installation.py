@@ -42,7 +42,7 @@ from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchDoc, JobSpec, Limits, OutcomeKind, Priority
 from tweezer.model.windows import Window
 from tweezer.store.records import JobRecord
-from tweezer.store.tickets import JobProgress
+from tweezer.store.workers import JobProgress
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import create_endpoint
 from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
@@ -76,10 +76,10 @@ async def furnish(bench: LedgerRig) -> dict[str, Any]:
         *(delivery_id(endpoint.id, "event-1"), endpoint.id, project.no, None, None, "event-1", "ping", "{}", 1)
     )
     Deliveries(database, "test").write([delivery], None)
-    await rig.commands.pause_device(DEVICE, "calibration", until=datetime(2100, 1, 1, tzinfo=UTC))
-    await rig.commands.resume_device(DEVICE)
+    await rig.devices.pause(DEVICE, "calibration", until=datetime(2100, 1, 1, tzinfo=UTC))
+    await rig.devices.resume(DEVICE)
     await rig.announce("QPU", worker="w2")
-    await rig.commands.pause_device("QPU", "the laser is off")
+    await rig.devices.pause("QPU", "the laser is off")
     begins = datetime(2100, 1, 1, tzinfo=UTC)
     await rig.devices.plan("QPU", Window("yearly", begins, begins + timedelta(days=2), "new atoms"))
 

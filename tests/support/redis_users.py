@@ -78,13 +78,13 @@ _USERS_OF_PARTS = {
     "reader": RedisUser.PRODUCER,
     "devices": RedisUser.API,
     "quotas": RedisUser.RECORDER,
-    "attempts": RedisUser.API,
-    "calls": RedisUser.API,
+    "failed_logins": RedisUser.API,
+    "recent_calls": RedisUser.API,
     "admission": RedisUser.PRODUCER,
     "news": RedisUser.WORKER,
     "events": RedisUser.RECORDER,
     "snapshots": RedisUser.RECORDER,
-    "restoring": RedisUser.RECORDER,
+    "recovery": RedisUser.RECORDER,
     "scripts": RedisUser.COURIER,
 }
 """Parts of a store, and the user as which each asks Redis what it does not ask by a script."""

@@ -20,7 +20,7 @@ from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, Ou
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.records import BatchRecord, JobRecord
-from tweezer.store.tickets import Grant, JobProgress, Settlement, Turn
+from tweezer.store.workers import Grant, JobProgress, Settlement, Turn
 
 DEVICE = "EMU"
 LEASE_S = 15.0
@@ -39,7 +39,7 @@ class StoreRig:
         self.tickets = self.store.tickets
         self.devices = self.store.devices
         self.reader = self.store.reader
-        self.restoring = self.store.restoring
+        self.recovery = self.store.recovery
 
     async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> str:
         """A worker of the device says that it lives; why the device is paused, or ''."""
@@ -116,7 +116,7 @@ class StoreRig:
     async def forget(self, batch_id: UUID, *, least_age_s: float = 0) -> bool:
         """Removes the batch as one that is recorded to its last event; whether it is gone."""
         recorded = (await self.batch(batch_id)).sequence_number
-        return await self.commands.forget({batch_id: recorded}, least_age_s=least_age_s) == [batch_id]
+        return await self.recovery.forget({batch_id: recorded}, least_age_s=least_age_s) == [batch_id]
 
     async def lapse(self, grant: Grant) -> None:
         """The lease of the grant is over."""

@@ -118,7 +118,7 @@ def create_app(
     links = Links(doorway, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s)
     app.state.links = links
     times = AnswerTimes()
-    app.state.replay_guard = ReplayGuard(store.calls)
+    app.state.replay_guard = ReplayGuard(store.recent_calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
     rates = Rates(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))

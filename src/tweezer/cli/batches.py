@@ -18,7 +18,7 @@ from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.windows import Hold, HoldKind
-from tweezer.store.commands import CancelAnswer
+from tweezer.store.producers import CancelAnswer
 
 _ANSWERS = {
     CancelAnswer.CANCELED: "canceled",

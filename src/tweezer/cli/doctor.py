@@ -94,7 +94,7 @@ async def examine(access: Access) -> list[Finding]:
                 return [*findings, check_keys(foreign)]
             findings.extend([finding async for finding in _examine_queue(queue, settings)])
             if not isinstance(health, Finding):
-                joined = None if health.unfit else await queue.store.restoring.installation()
+                joined = None if health.unfit else await queue.store.recovery.installation()
                 findings.extend(filter(None, [check_installation(health.installation, joined)]))
                 findings.append(await _examine_recorder(queue, health.positions.get(settings.namespace, START)))
             if webhooks is not None:

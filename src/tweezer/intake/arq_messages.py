@@ -21,8 +21,8 @@ from tweezer.model.arguments import conversion_error
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.wire import deserialize, serialize
-from tweezer.store.admission import Submission
 from tweezer.store.connection import Store
+from tweezer.store.producers import Submission
 
 log = structlog.get_logger(__name__)
 

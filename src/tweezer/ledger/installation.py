@@ -46,13 +46,13 @@ async def join(store: Store, database: Database, *, force: bool = False) -> None
     Raises TweezerError ("installation") when Redis belongs to another installation; Unavailable.
     """
     ours = await database.run(installation_id, database)
-    if (other := await store.restoring.join_ledger(ours, force=force)) is not None:
+    if (other := await store.recovery.join_ledger(ours, force=force)) is not None:
         raise _do_not_belong_together(ours, other)
 
 
 async def require_same(store: Store, database: Database) -> None:
     """Raise TweezerError ("installation") when Redis belongs to the installation of another ledger; Unavailable."""
-    other = await store.restoring.installation()
+    other = await store.recovery.installation()
     if other is not None and other != (ours := await database.run(installation_id, database)):
         raise _do_not_belong_together(ours, other)
 

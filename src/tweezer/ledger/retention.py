@@ -60,7 +60,7 @@ async def delete_batches(store: Store, database: Database, recorded: dict[UUID, 
     ``recorded``: the number of the last recorded event of each. One that Redis still works on, or has events of that
     are not recorded yet, stays. Returns the deleted ones; may be repeated. Raises Unavailable.
     """
-    gone = await store.commands.forget(recorded, least_age_s=0)
+    gone = await store.recovery.forget(recorded, least_age_s=0)
     for batch_id in gone:
         await store.results.delete_batch(batch_id)
     for first in range(0, len(gone), _PAGE):
@@ -211,12 +211,12 @@ class Forgetter:
     async def forget(self, kept: Collection[UUID] = ()) -> ForgottenBatches:
         """Forget some, the oldest first, and none of those that are kept. Raises Unavailable."""
         least_age_s = 0.0 if await self._store.tickets.is_full() else self._grace_s
-        ended = await self._store.commands.ended(least_age_s=least_age_s, most=_FORGOTTEN_AT_ONCE + len(kept))
+        ended = await self._store.recovery.ended(least_age_s=least_age_s, most=_FORGOTTEN_AT_ONCE + len(kept))
         found = [batch_id for batch_id in ended if batch_id not in kept][:_FORGOTTEN_AT_ONCE]
         if not found:
             return ForgottenBatches([], [])
         recorded = await self._database.run(self._recorded, found)
-        gone = await self._store.commands.forget(recorded, least_age_s=least_age_s)
+        gone = await self._store.recovery.forget(recorded, least_age_s=least_age_s)
         return ForgottenBatches(gone, [batch_id for batch_id in found if batch_id not in gone])
 
     def _recorded(self, batch_ids: Sequence[UUID]) -> dict[UUID, int]:

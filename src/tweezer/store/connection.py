@@ -18,21 +18,19 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import str_if_bytes
 
 from tweezer.model.errors import InvalidInput
-from tweezer.store.admission import Admission
-from tweezer.store.commands import Commands
 from tweezer.store.devices import Devices
+from tweezer.store.guards import FailedLogins, RecentCalls
 from tweezer.store.keys import Keys
-from tweezer.store.login_attempts import Attempts
 from tweezer.store.measures import Quotas
+from tweezer.store.producers import Admission, Commands
 from tweezer.store.reader import Reader
-from tweezer.store.recovery import Restoring
+from tweezer.store.recovery import Recovery
 from tweezer.store.remote import Remote
-from tweezer.store.replay_guard import RecentCalls
 from tweezer.store.results import INLINE_MAX_BYTES, Results, ResultsFolder
 from tweezer.store.scripts import Scripts, eval_command
 from tweezer.store.snapshots import Snapshots
 from tweezer.store.streams.feed import EventStream, News
-from tweezer.store.tickets import Tickets
+from tweezer.store.workers import Tickets
 
 SENTINEL_SCHEME = "redis+sentinel"
 
@@ -258,13 +256,13 @@ class Store:
         self.reader = Reader(scripts, self.results)
         self.devices = Devices(scripts)
         self.quotas = Quotas(scripts)
-        self.attempts = Attempts(scripts)
-        self.calls = RecentCalls(scripts)
+        self.failed_logins = FailedLogins(scripts)
+        self.recent_calls = RecentCalls(scripts)
         self.admission = Admission(self.commands, self.reader)
         self.news = News(scripts)
         self.events = EventStream(scripts)
         self.snapshots = Snapshots(scripts)
-        self.restoring = Restoring(scripts)
+        self.recovery = Recovery(scripts)
 
     @classmethod
     def open(cls, connect: Connect) -> Store:

@@ -12,8 +12,8 @@ import msgspec
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
-from tweezer.model.webhooks import written
-from tweezer.model.windows import WINDOWS_MAX, Window, check_time, new_window_id, window_data
+from tweezer.model.webhooks import DeviceData, written
+from tweezer.model.windows import WINDOWS_MAX, HoldKind, Window, check_time, new_window_id, window_data
 from tweezer.store.scripts import Scripts
 
 
@@ -84,6 +84,33 @@ class Devices:
         if word != b"ok":
             _refuse(word, device)
 
+    async def pause(self, device: str, reason: str, *, until: datetime | None = None) -> None:
+        """Grants no more tickets of a device, until a time, if one is given; what runs finishes. Doing it again changes
+        why and until when. Raises InvalidInput, and NotFound."""
+        if reason != "":
+            check_text("reason", reason, MAX_REASON_LENGTH)
+        if until is not None:
+            check_time("until", until)
+        data = _device_data(device, HoldKind.PAUSED, reason, until)
+        until_ms = 0 if until is None else round(until.timestamp() * 1000)
+        await self._call("pause_device", device, reason=reason, until_ms=until_ms, data=data)
+
+    async def resume(self, device: str) -> None:
+        """Ends a pause; maintenance that is under way goes on."""
+        await self._call("resume_device", device)
+
+    async def set_condition(self, device: str, state: str, reason: str) -> None:
+        """Whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes nothing but what is shown."""
+        data = _device_data(device, state, reason or None)
+        await self._call("set_condition", device, condition=state, reason=reason, data=data)
+
+    async def _call(self, script: str, device: str, **arguments: Any) -> None:
+        (word,) = await self._scripts.call(script, device=device, **arguments)
+        if word == b"past":
+            raise InvalidInput("until", "is not to come; give a later time, or none to pause until somebody resumes it")
+        if word != b"ok":
+            _refuse(word, device)
+
     async def _set(self, device: str, by: str, must_exist: str, about: Mapping[str, Any], specs: DeviceSpecs) -> None:
         row = {**about, "specs": specs.text, "specs_name": specs.name}
         limits = {
@@ -133,3 +160,7 @@ def _refuse(word: bytes, device: str) -> NoReturn:
             raise Conflict(f"there is a device {device} already: change its specs or its status instead", code="exists")
         case _:
             raise AssertionError(f"a script answered {word!r}")
+
+
+def _device_data(device: str, status: str, reason: str | None = None, until: datetime | None = None) -> bytes:
+    return msgspec.json.encode(DeviceData(device, status, reason, None if until is None else written(until)))

@@ -1,4 +1,4 @@
-"""What the ledger does for a Redis that lost its last writes: it holds work back, and puts back what it has.
+"""What the recorder does to Redis: puts back what it lost, and removes what the ledger has.
 
 Redis that comes back without the end of its file does not know it. So whoever first reaches a server that was not in
 use before shuts the gate (``arrive.lua``): no job is handed out, and no older batch changes, until the recorder has
@@ -7,17 +7,22 @@ looked, or for a while at most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.model.messages import stored_size
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
 
+log = structlog.get_logger(__name__)
+
+_BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _JOBS_MAX = 1000  # of one call
 _BYTES_MAX = 1 << 20
 
@@ -50,8 +55,8 @@ class Gate(msgspec.Struct, frozen=True):
     has_ledger: bool
 
 
-class Restoring:
-    """The recorder's side of the store."""
+class Recovery:
+    """The recorder's side of the store. Methods raise Unavailable."""
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -124,6 +129,29 @@ class Restoring:
     async def release_recorder(self, owner: str) -> None:
         """Lets another recorder be active; nothing if this one is not."""
         await self._scripts.call("claim_recorder", recorder=owner, ttl_ms=0)
+
+    async def ended(self, *, least_age_s: float, most: int) -> list[UUID]:
+        """Batches that ended at least that long ago and are still here, the oldest first."""
+        redis, name = self._scripts.redis, self._scripts.keys(Key.ENDED)
+        with translating():
+            seconds, microseconds = await redis.time()
+            until = seconds * 1000 + microseconds // 1000 - round(least_age_s * 1000)
+            found = await redis.zrangebyscore(name, "-inf", until, start=0, num=most)
+            ids = [UUID(batch_id.decode()) for batch_id in found if _BATCH_ID.fullmatch(batch_id)]
+            if len(ids) < len(found):
+                log.warning("ended.not_ids", members=len(found) - len(ids))
+                await redis.zrem(name, *(it for it in found if not _BATCH_ID.fullmatch(it)))
+        return ids
+
+    async def forget(self, recorded: Mapping[UUID, int], *, least_age_s: float) -> list[UUID]:
+        """Removes batches that ended at least that long ago and are recorded, with their jobs and results.
+
+        ``recorded``: the number of the last event of each that is. Returns those that are not here any more; one that
+        is live, or has a later event, stays.
+        """
+        batches = [(str(batch_id), number) for batch_id, number in recorded.items()]
+        words = await self._scripts.call("forget", least_age_ms=round(least_age_s * 1000), batches=batches)
+        return [batch_id for batch_id, word in zip(recorded, words, strict=True) if word in (b"ok", b"unknown")]
 
 
 def _pages(jobs: Sequence[RestoredJob]) -> Iterator[list[tuple[Any, ...]]]:

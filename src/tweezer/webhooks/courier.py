@@ -160,7 +160,7 @@ class Courier:
         await require_same(self._store, self._database)
         position = await self._database.run(self._deliveries.position)
         is_lost = bool(position) and await self._store.events.idle_s(GROUP) is None
-        if is_lost and not (await self._store.restoring.gate()).has_ledger:
+        if is_lost and not (await self._store.recovery.gate()).has_ledger:
             log.warning("courier.waits_for_recorder", reason="Redis has lost what it had; start `tweezer recorder`")
             await self._wait_for_gate(lambda gate: gate.has_ledger)
         await self._group.join(position_id(position) if position else START)
@@ -203,7 +203,7 @@ class Courier:
     async def _wait_for_gate(self, is_open: Callable[[Gate], bool] = lambda gate: not gate.is_shut) -> None:
         """After a restart of Redis, wait until the recorder has put back what it lost: those events come first."""
         while True:
-            if is_open(await self._store.restoring.gate()):
+            if is_open(await self._store.recovery.gate()):
                 return
             await asyncio.sleep(self._tuning.gate_s)
 

@@ -25,7 +25,7 @@ from tweezer.model.messages import (
     derived_seed,
 )
 from tweezer.store.connection import Store
-from tweezer.store.tickets import Grant, HeldJob, Next, Settlement, Turn
+from tweezer.store.workers import Grant, HeldJob, Next, Settlement, Turn
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.leases import HeldTicket, LeaseKeeper
 from tweezer.worker.submit_guard import TicketSubmitGuard
@@ -66,7 +66,7 @@ class Executor:
         self._tickets = store.tickets
         self._results = store.results
         self._remote = store.remote
-        self._commands = store.commands
+        self._devices = store.devices
         self._keeper = keeper
         self._config = config
         self._draining = draining
@@ -276,7 +276,7 @@ class Executor:
     async def _report_unavailable(self, grant: Grant, unavailable: DeviceUnavailable) -> None:
         """The machine is down until it is asked again and says otherwise: else the ticket would come right back."""
         try:
-            await self._commands.set_condition(grant.doc.device, "down", str(unavailable))
+            await self._devices.set_condition(grant.doc.device, "down", str(unavailable))
         except TweezerError as error:
             log.warning("machine.not_told_away", error=error.message)
 

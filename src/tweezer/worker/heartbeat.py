@@ -141,14 +141,14 @@ class MachineProbe:
         """Waits before the machine is asked again; meanwhile it is shown that nobody knows how it is."""
         log.warning("machine.not_met", error=why, tries=tries)
         with contextlib.suppress(NotFound, Unavailable):  # one that was never announced is shown nowhere yet
-            await self._store.commands.set_condition(self._device, MachineState.UNKNOWN.value, why)
+            await self._store.devices.set_condition(self._device, MachineState.UNKNOWN.value, why)
         await asyncio.sleep(_PATIENT.delay_s(tries))
 
     async def probe(self) -> None:
         """Asks how it is, and passes that on: nothing is handed out while it is down."""
         condition = await self._machine.probe()
         try:
-            await self._store.commands.set_condition(self._device, condition.state.value, condition.reason)
+            await self._store.devices.set_condition(self._device, condition.state.value, condition.reason)
         except NotFound:
             return  # not announced yet
         if condition.state is not self._reported:

@@ -12,7 +12,7 @@ from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.model.errors import TweezerError
 from tweezer.model.lifecycle import Stage
 from tweezer.model.messages import Progress
-from tweezer.store.tickets import CancelRequest, Grant, JobProgress, Tickets
+from tweezer.store.workers import CancelRequest, Grant, JobProgress, Tickets
 from tweezer.worker.config import WorkerConfig
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,7 @@ from tweezer.duties import until_answered
 from tweezer.model.errors import Unavailable
 from tweezer.model.remote import Intent, Mark
 from tweezer.store.remote import NotDurable, Remote
-from tweezer.store.tickets import Tickets
+from tweezer.store.workers import Tickets
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.leases import HeldTicket
 

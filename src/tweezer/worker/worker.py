@@ -25,7 +25,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import translating
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.tickets import Grant, Taken
+from tweezer.store.workers import Grant, Taken
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.executor import Executor
 from tweezer.worker.heartbeat import SWEEP_S, MachineProbe, Presence, Sweeper

@@ -12,7 +12,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.store.records import TicketRef
 from tweezer.store.scripts import Scripts
-from tweezer.store.tickets import Next, Tickets
+from tweezer.store.workers import Next, Tickets
 
 
 class Answering:

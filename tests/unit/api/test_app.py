@@ -159,7 +159,7 @@ async def test_devices_have_a_status(rig: ApiRig) -> None:
     (device,) = (await rig.get("/api/v1/devices")).json()["data"]
     assert (device["status"], device["paused_because"]) == ("UP", None)
     assert (device["lanes"], device["pending"], device["running"]) == (1, 2, 1)
-    await rig.store.commands.pause_device(DEVICE, "lasers")
+    await rig.store.devices.pause(DEVICE, "lasers")
     (device,) = (await rig.get("/api/v1/devices")).json()["data"]
     assert (device["status"], device["paused_because"]) == ("DOWN", "lasers")
 

@@ -45,7 +45,7 @@ from tweezer.model import lru
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import ApiSettings, SecretsSettings, Settings
-from tweezer.store.login_attempts import FAILURES_MAX, WINDOW_S, By
+from tweezer.store.guards import FAILURES_MAX, LOGIN_WINDOW_S, CountedBy
 
 ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 DEVICES = "/api/v1/devices"
@@ -772,25 +772,25 @@ async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_passwo
 ) -> None:
     make_user(ledger)
     make_user(ledger, "bob")
-    for _ in range(FAILURES_MAX[By.NAME]):
+    for _ in range(FAILURES_MAX[CountedBy.NAME]):
         assert_refused(await log_in(rig, password="x"), 400, "invalid_grant")
     for password in ("x", PASSWORD):
         answer = await log_in(rig, password=password)
         assert_refused(answer, 429, "too_many_attempts")
-        assert 0 < int(answer.headers["retry-after"]) <= WINDOW_S
+        assert 0 < int(answer.headers["retry-after"]) <= LOGIN_WINDOW_S
     assert (await log_in(rig, username="bob")).status_code == 200
 
 
 async def test_an_address_that_tries_many_names_must_wait(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
-    for number in range(FAILURES_MAX[By.ADDRESS]):
+    for number in range(FAILURES_MAX[CountedBy.ADDRESS]):
         assert_refused(await log_in(rig, username=f"user{number}"), 400, "invalid_grant")
     assert_refused(await log_in(rig), 429, "too_many_attempts")
 
 
 async def test_log_ins_that_succeed_are_not_counted(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
-    answers = await asyncio.gather(*(log_in(rig) for _ in range(FAILURES_MAX[By.ADDRESS] + 10)))
+    answers = await asyncio.gather(*(log_in(rig) for _ in range(FAILURES_MAX[CountedBy.ADDRESS] + 10)))
     assert {answer.status_code for answer in answers} == {200}
     assert not await rig.store.redis.keys("*logins*")
 
@@ -799,11 +799,11 @@ async def test_failures_are_counted_across_processes_and_forgotten_after_the_win
     rig: ApiRig, ledger: Database
 ) -> None:
     make_user(ledger)
-    for _ in range(FAILURES_MAX[By.NAME]):
+    for _ in range(FAILURES_MAX[CountedBy.NAME]):
         await log_in(rig, password="x")
     found = await rig.store.redis.keys("*logins*")
     assert len(found) == 2
-    assert all([0 < await rig.store.redis.ttl(name) <= WINDOW_S for name in found])
+    assert all([0 < await rig.store.redis.ttl(name) <= LOGIN_WINDOW_S for name in found])
     assert all(b"ada" not in name for name in found)
     for name in found:
         await rig.store.redis.delete(name)
@@ -814,7 +814,7 @@ async def test_many_failures_at_once_do_not_slip_through(rig: ApiRig, ledger: Da
     make_user(ledger)
     answers = await asyncio.gather(*(log_in(rig, password="x") for _ in range(60)))
     tried = sum(answer.status_code == 400 for answer in answers)
-    assert FAILURES_MAX[By.NAME] <= tried <= FAILURES_MAX[By.NAME] + logins.AT_ONCE
+    assert FAILURES_MAX[CountedBy.NAME] <= tried <= FAILURES_MAX[CountedBy.NAME] + logins.AT_ONCE
 
 
 async def test_two_passwords_are_checked_at_a_time(

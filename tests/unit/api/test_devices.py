@@ -168,7 +168,7 @@ async def test_it_is_said_why_a_device_is_down_or_not_known(
     rig: ApiRig, lanes: int, state: str, status: str, reason: str | None, unknown: str | None
 ) -> None:
     await rig.announce(lanes)
-    await rig.store.commands.set_condition(DEVICE, state, "no light")
+    await rig.store.devices.set_condition(DEVICE, state, "no light")
     (found,) = [each for each in (await rig.get(DEVICES)).json()["data"] if each["name"] == DEVICE]
     assert (found["status"], found["status_reason"], found["status_unknown"]) == (status, reason, unknown)
 

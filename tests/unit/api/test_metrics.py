@@ -31,7 +31,7 @@ from tweezer.model.messages import BatchDoc, JobSpec, Outcome, OutcomeKind
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.connection import Store
 from tweezer.store.streams.feed import position_number
-from tweezer.store.tickets import Grant, Settlement
+from tweezer.store.workers import Grant, Settlement
 from tweezer.webhooks.deliveries import Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import create_endpoint, disable_endpoint
 
@@ -131,7 +131,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
 async def test_the_queue_of_each_device_is_told(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.announce("OTHER", lanes=2, busy=0, draining=1)
-    await rig.store.commands.pause_device("OTHER", "for a test")
+    await rig.store.devices.pause("OTHER", "for a test")
     await rig.submit(3)
     grant = await rig.take()
     await rig.submit(1)

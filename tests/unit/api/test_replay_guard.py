@@ -21,10 +21,10 @@ from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.model.errors import Unavailable
 from tweezer.settings import ApiSettings, Settings
-from tweezer.store import replay_guard as calls
+from tweezer.store import guards as calls
 from tweezer.store.connection import Store
+from tweezer.store.guards import CallState, RecentCalls
 from tweezer.store.keys import Key
-from tweezer.store.replay_guard import CallState, RecentCalls
 
 BATCHES = "/api/v1/batches"
 JOBS = [{"runs": 5}]
@@ -189,13 +189,13 @@ async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(r
 async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_guard, "_RENEW_S", 0.001)
     marked: list[CallState] = []
-    mark = rig.store.calls.mark
+    mark = rig.store.recent_calls.mark
 
     async def noting(attempt: Any, state: CallState) -> bool:
         marked.append(state)
         return await mark(attempt, state)
 
-    monkeypatch.setattr(rig.store.calls, "mark", noting)
+    monkeypatch.setattr(rig.store.recent_calls, "mark", noting)
     submit = rig.store.commands.submit
 
     async def slow(*args: Any, **options: Any) -> Any:
@@ -213,7 +213,7 @@ async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatc
 @pytest.fixture
 async def known() -> AsyncIterator[RecentCalls]:
     store = Store(fakeredis.FakeAsyncRedis())
-    yield store.calls
+    yield store.recent_calls
     await store.close()
 
 

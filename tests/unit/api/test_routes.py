@@ -57,7 +57,7 @@ class Routes(ApiRig):
     async def forget(self, batch_id: UUID) -> None:
         await self.record()
         number = (await self.store.reader.batch(batch_id, project=None)).sequence_number
-        assert await self.store.commands.forget({batch_id: number}, least_age_s=0) == [batch_id]
+        assert await self.store.recovery.forget({batch_id: number}, least_age_s=0) == [batch_id]
 
     async def finished(self, *outcomes: Any) -> UUID:
         """A batch whose jobs ended so."""

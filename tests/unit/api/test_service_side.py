@@ -14,7 +14,7 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import ApiSettings, Settings
-from tweezer.store.tickets import Next, Settlement
+from tweezer.store.workers import Next, Settlement
 
 REASON = "the laser is out of lock"
 

@@ -31,7 +31,7 @@ from tweezer.model.messages import MAX_JOBS_PER_CALL, Outcome, OutcomeKind, Resu
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.records import BatchRecord
-from tweezer.store.tickets import Settlement
+from tweezer.store.workers import Settlement
 
 LOOSE = "NULL"  # a device that takes anything; the other one checks what it is given
 OURS, THEIRS = "ours", "0199f3a2-7c1e-4b1d-9f04-a1b2c3d4e5f6"
@@ -143,7 +143,7 @@ class Doors(ApiRig):
         await recorder.resume()
         await recorder.catch_up()
         number = (await self.record(batch_id)).sequence_number
-        await self.store.commands.forget({batch_id: number}, least_age_s=0)
+        await self.store.recovery.forget({batch_id: number}, least_age_s=0)
 
 
 @pytest.fixture

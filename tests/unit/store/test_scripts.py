@@ -156,7 +156,7 @@ def calls_of_scripts(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_every_call_of_a_script_names_its_arguments() -> None:
-    beside = {"_command": {"batch_id", "project"}, "_device_command": {"device"}}
+    beside = {"_command": {"batch_id", "project"}, "_call": {"device"}}
     called = set()
     for path in LUA.parent.rglob("*.py"):
         for script, call in calls_of_scripts(path):

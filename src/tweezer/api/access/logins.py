@@ -16,7 +16,7 @@ from tweezer.ledger.access.users import Login, find_login, hash_password, is_pas
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.store.connection import Store
-from tweezer.store.login_attempts import Attempts, By, Suspect
+from tweezer.store.guards import CountedBy, FailedLogins, LoginSource
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class Logins:
     def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int = SESSIONS_MAX) -> None:
         self.session_s = session_s
         self._sessions_max = sessions_max
-        self._attempts: Attempts = store.attempts
+        self._attempts: FailedLogins = store.failed_logins
         self._database = database
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
@@ -55,13 +55,13 @@ class Logins:
 
         It takes equally long for a name that nobody has.
         """
-        suspects = (Suspect(By.NAME, name), Suspect(By.ADDRESS, network_of(address)))
-        await self._refuse(*suspects)
+        sources = (LoginSource(CountedBy.NAME, name), LoginSource(CountedBy.ADDRESS, network_of(address)))
+        await self._refuse(*sources)
         async with self._turn():
-            await self._refuse(*suspects)  # those before us have failed meanwhile
+            await self._refuse(*sources)  # those before us have failed meanwhile
             session = await self._try(name, password, role)
             if session is None:
-                await self._attempts.count(*suspects)
+                await self._attempts.count(*sources)
                 log.warning("login.failed", address=address)
             else:
                 log.info("login.opened", user=session.about.user, key=session.about.id)
@@ -89,8 +89,8 @@ class Logins:
                 role=role,
             )
 
-    async def _refuse(self, *suspects: Suspect) -> None:
-        wait_s = await self._attempts.wait_s(*suspects)
+    async def _refuse(self, *sources: LoginSource) -> None:
+        wait_s = await self._attempts.wait_s(*sources)
         if wait_s > 0:
             raise TooManyAttempts(math.ceil(wait_s))
 

@@ -23,7 +23,7 @@ from tweezer.api.http.header_limits import find_connection
 from tweezer.duties import repeat
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import TweezerError
-from tweezer.store.replay_guard import LEASE_S, CallAttempt, CallState, RecentCalls
+from tweezer.store.guards import LEASE_S, CallAttempt, CallState, RecentCalls
 
 log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
 from tweezer.model.messages import MAX_JOBS_PER_CALL, JobSpec, Priority
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
-from tweezer.store.admission import Submission
+from tweezer.store.producers import Submission
 from tweezer.store.records import BatchRecord, JobRecord
 
 _OLD_CLIENT = re.compile(r"PasqalCloudSDK/0\.(\d{1,9})(?:\D|$)", re.ASCII)

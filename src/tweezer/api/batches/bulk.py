@@ -31,8 +31,8 @@ from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus
-from tweezer.store.commands import CancelAnswer
 from tweezer.store.connection import Store
+from tweezer.store.producers import CancelAnswer
 from tweezer.store.records import BatchRecord, JobRecord
 
 BATCHES_MAX = 1000

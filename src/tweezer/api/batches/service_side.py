@@ -22,8 +22,8 @@ from tweezer.model.checks import check_characters
 from tweezer.model.errors import Conflict
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault
-from tweezer.store.commands import Commands
 from tweezer.store.connection import Store
+from tweezer.store.producers import Commands
 from tweezer.store.records import BatchRecord, JobRecord
 
 _ERRORS_MAX = 20

@@ -28,7 +28,7 @@ from tweezer.ledger.recorder.writing import record_tags
 from tweezer.model.checks import MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
-from tweezer.store.commands import CancelAnswer
+from tweezer.store.producers import CancelAnswer
 
 router = APIRouter(responses=failure_docs(403, 409, 422, 503))
 

@@ -271,9 +271,9 @@ async def get_average_queue_time(
 async def _set_status(queue: Store, name: str, body: StatusBody | StatusesBody) -> None:
     match body.status:
         case DeviceStatus.UP:
-            await queue.commands.resume_device(name)
+            await queue.devices.resume(name)
         case DeviceStatus.DOWN:
-            await queue.commands.pause_device(name, body.reason or _HELD_BY_API, until=body.until)
+            await queue.devices.pause(name, body.reason or _HELD_BY_API, until=body.until)
 
 
 async def _device(live: ReadModel, ledger: Database, name: str) -> DeviceResponse:

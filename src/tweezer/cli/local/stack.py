@@ -212,7 +212,7 @@ class Stack:
 
         async with Store.open(msgspec.structs.replace(self._settings.connect(), url=self.redis_url)) as store:
             await require_same(store, database)
-            is_new = await store.restoring.installation() is None
+            is_new = await store.recovery.installation() is None
         if is_new and not self._has_own_ledger and read_recorder_position(database, self._settings.namespace):
             raise TweezerError(
                 f"{PREFIX}DATABASE_URL: {place(database)} records another Redis than the new one in {self._data}; "

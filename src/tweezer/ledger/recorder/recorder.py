@@ -113,14 +113,14 @@ class Recorder:
         finally:
             await self._abandon()
             with contextlib.suppress(TweezerError):
-                await self._store.restoring.release_recorder(self._id)
+                await self._store.recovery.release_recorder(self._id)
 
     async def _take_turn(self) -> None:
         """Records for a while, if this recorder is the active one."""
         was, self._active = self._active, False  # after a failure it resumes
         if not was:  # before it keeps the one from recording that this Redis belongs to
             await join(self._store, self._database)
-        if not await self._store.restoring.claim_recorder(self._id, self._tuning.lease_s):
+        if not await self._store.recovery.claim_recorder(self._id, self._tuning.lease_s):
             await asyncio.sleep(self._tuning.lease_s / 3)
             return
         if not was:
@@ -140,7 +140,7 @@ class Recorder:
         position = await self._database.run(self._writer.position, START)
         self._parked, _ = await self._database.run(partial(self._dead_letters.read, retry_others=True))
         await join(self._store, self._database)
-        trimmed = await self._store.restoring.mark_ledger()
+        trimmed = await self._store.recovery.mark_ledger()
         if position_number(trimmed) > position_number(position):
             log.warning("recorder.behind_the_stream", recorded=position, stream_begins=trimmed)
             page: list[UUID] = []
@@ -234,11 +234,11 @@ class Recorder:
         now = asyncio.get_running_loop().time()
         if now - self._looked < self._tuning.look_s:
             return
-        gate = await self._store.restoring.gate()
+        gate = await self._store.recovery.gate()
         if gate.is_shut:
             if await self._store.events.follow(self._read_to, most=1) is None:  # it started again since the last look
                 return
-            if await self._store.restoring.open_gate(gate):
+            if await self._store.recovery.open_gate(gate):
                 log.info("recorder.opened_gate")
         await self._quotas.look()
         if not await self.tidy():
@@ -246,7 +246,7 @@ class Recorder:
 
     async def _restore(self) -> None:
         """Redis came back without the end of its file: puts back what the ledger has, and goes on from what is left."""
-        gate = await self._store.restoring.gate()
+        gate = await self._store.recovery.gate()
         left = await self._store.events.last(self.position)
         log.warning("recorder.redis_lost_events", recorded=self.position, redis_has=left)
         # From a Redis that lost everything, what has ended long ago need not come back.
@@ -259,7 +259,7 @@ class Recorder:
         await self._database.run(self._writer.move, self.position, left)
         await self.resume()
         await self._store.quotas.forget_count()
-        await self._store.restoring.open_gate(gate)
+        await self._store.recovery.open_gate(gate)
         log.warning("recorder.restored", batches=restored, told_again=again)
 
     async def _write(self, changes: Changes, before: str, after: str) -> None:

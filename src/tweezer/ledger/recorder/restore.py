@@ -37,7 +37,7 @@ async def restore(store: Store, database: Database, *, after: str, ended_within_
     for batch_id in touched:
         pages = await database.run(_read, database, batch_id)
         for batch, page in pages:
-            await store.restoring.restore(batch, page)
+            await store.recovery.restore(batch, page)
         log.info("recorder.restored_batch", batch=str(batch_id))
     return len(touched)
 

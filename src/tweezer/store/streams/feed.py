@@ -20,7 +20,7 @@ from tweezer.model.events import Event, read_events, read_words
 from tweezer.model.ids import is_project_id
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, translating
-from tweezer.store.tickets import CancelRequest
+from tweezer.store.workers import CancelRequest
 
 log = structlog.get_logger(__name__)
 

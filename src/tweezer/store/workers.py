@@ -1,7 +1,6 @@
-"""What workers ask: take, settle, renew, release; and what they say of themselves.
+"""What workers ask: take, settle, renew, release; and what they report about themselves.
 
-All calls may be repeated after :class:`~tweezer.model.errors.Unavailable`; a stale token is answered,
-not raised.
+All calls may be repeated after :class:`~tweezer.model.errors.Unavailable`; a stale token is returned, not raised.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What producers ask of batches: submit, add, close, cancel, pause, resume; and what the ledger asks: forget.
+"""What producers ask: submit, add, close, cancel, pause, resume. Library, arq messages and HTTP all come through here.
 
 A method returns when the change is made, or raises and nothing has changed, except that
 :class:`~tweezer.model.errors.Unavailable` leaves it unknown: repeat the call, with the same idempotency
@@ -10,18 +10,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar, cast
 from uuid import UUID
 
 import msgspec
-import structlog
 
+from tweezer.model.arguments import shown
 from tweezer.model.cancels import UNKNOWN, check_by
-from tweezer.model.checks import MAX_REASON_LENGTH, check_characters, check_key, check_tags, check_text
+from tweezer.model.checks import (
+    MAX_DEVICE_LENGTH,
+    as_job_spec,
+    check_batch,
+    check_characters,
+    check_jobs,
+    check_key,
+    check_tags,
+    check_text,
+)
+from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull
+from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
@@ -29,6 +41,7 @@ from tweezer.model.messages import (
     BatchDoc,
     Fault,
     JobSpec,
+    Limits,
     Priority,
     compress,
     encode_fault,
@@ -36,15 +49,193 @@ from tweezer.model.messages import (
     pack_spec,
 )
 from tweezer.model.quotas import QuotaExceeded
-from tweezer.model.webhooks import DeviceData, written
-from tweezer.model.windows import HoldKind, check_time
+from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
+from tweezer.model.windows import check_time
 from tweezer.store.keys import Key
+from tweezer.store.reader import Reader
+from tweezer.store.records import DeviceRecord
 from tweezer.store.scripts import Scripts, translating
 
-log = structlog.get_logger(__name__)
+_DEVICE_AGE_S = 10.0
 
-_BATCH_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+class Submission(msgspec.Struct, frozen=True):
+    """A batch as its producer wants it, unchecked.
+
+    sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
+    jobs: ``JobSpec`` or dictionaries of its fields. device: None for the one that the (first) sequence is for.
+    not_before: an aware time to start at, at the earliest. idempotency_key: submissions with the same key within a day
+    make one batch; '' is no key. user: id of who submits it, where that is known. parent_id: the batch that it repeats.
+    """
+
+    sequence: Any
+    jobs: Sequence[Any]
+    device: str | None
+    priority: str = Priority.MEDIUM
+    open: bool = False
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    webhook: str | None = None
+    backend_configuration: str | None = None
+    configuration: dict[str, Any] | None = None
+    limits: Limits = Limits()
+    not_before: datetime | None = None
+    idempotency_key: str = ""
+    user: str | None = None
+    parent_id: str | None = None
+
+    def doc(self, device: str) -> BatchDoc:
+        """What is kept of it for good. Raises InvalidInput("sequence", …)."""
+        return BatchDoc(
+            device=device,
+            sequence=None if self.sequence is None else sequence_text(self.sequence),
+            name=self.name,
+            tags=self.tags,
+            webhook=self.webhook,
+            backend_configuration=self.backend_configuration,
+            configuration=self.configuration,
+            limits=self.limits,
+            user=self.user,
+            parent_id=self.parent_id,
+        )
+
+
+class Admission:
+    """Lets in what can run. What it refuses raises InvalidInput, naming the field, and nothing was written."""
+
+    def __init__(self, commands: Commands, reader: Reader) -> None:
+        self._commands = commands
+        self._reader = reader
+        self._devices: dict[str, tuple[float, DeviceRecord]] = {}
+        self._by_specs: dict[str, DeviceRecord] = {}
+        self._by_specs_since = 0.0
+
+    async def submit(self, submission: Submission, *, project: str) -> UUID:
+        """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
+        if not is_project_id(project):
+            raise InvalidInput("project", "an id has 1 to 64 letters, digits, dots, dashes and underscores")
+        specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
+        device = await self._device_of(submission, specs)
+        if not specs and not submission.open:
+            raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
+        if submission.not_before is not None:
+            check_time("not_before", submission.not_before)
+        doc = submission.doc(device.name)
+        header = check_batch(doc, checks_sequence=device.checks_sequence)
+        if doc.configuration is not None and device.is_emulator and device.checks_sequence and not device.reattaches:
+            check_older_options(doc.configuration, device.adapter)
+        _check_jobs(specs, header, doc, device)
+        return await self._commands.submit(
+            new_batch_id(),
+            project,
+            doc,
+            _with_runs_shown(specs, doc),
+            priority=_priority(submission.priority),
+            open=submission.open,
+            not_before=submission.not_before,
+            idempotency_key=submission.idempotency_key,
+        )
+
+    async def add_jobs(
+        self, batch_id: UUID, jobs: Sequence[Any], *, project: str | None, idempotency_key: str = ""
+    ) -> int:
+        """Appends jobs to an open batch, checked like those of a submit; returns the index of the first."""
+        try:
+            batch = await self._reader.batch(batch_id, project=project)
+        except NotFound:
+            # A script knows whether Redis may have lost the batch, and then raises Unavailable.
+            await self._commands.add_jobs(batch_id, [], project=project)
+            batch = await self._reader.batch(batch_id, project=project)
+        device = await self.device(batch.device)
+        specs = [as_job_spec(job, index) for index, job in enumerate(jobs)]
+        if not specs:
+            raise InvalidInput("jobs", "there is none; give at least one job")
+        reads = device.checks_sequence and batch.doc.sequence is not None
+        _check_jobs(specs, read_sequence(batch.doc.sequence or "") if reads else None, batch.doc, device)
+        specs = _with_runs_shown(specs, batch.doc)
+        return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
+
+    async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
+        """The device that is named, else the one that the (first) sequence is for."""
+        if submission.device is not None:
+            return await self.device(check_text("device", submission.device, MAX_DEVICE_LENGTH))
+        field, sequence = "sequence", submission.sequence
+        if sequence is None and jobs:
+            field, sequence = "jobs[0].sequence", jobs[0].sequence
+        if sequence is None:
+            raise InvalidInput("device", "is missing, and there is no sequence that names one")
+        try:
+            name = read_sequence(sequence_text(sequence)).device
+        except InvalidInput as error:
+            raise InvalidInput(field, error.problem) from error
+        return await self._device_for(name)
+
+    async def _device_for(self, name: str) -> DeviceRecord:
+        """The device of the sequences that carry this name: it is in its specs, or its own."""
+        device = self._by_specs.get(name)
+        if device is None or time.monotonic() - self._by_specs_since > _DEVICE_AGE_S:
+            devices = await self._reader.devices()
+            self._by_specs = {it.specs_name: it for it in devices if it.active and it.specs_name is not None}
+            self._by_specs_since = time.monotonic()
+            device = self._by_specs.get(name) or next((it for it in devices if it.name == name), None)
+            if device is None:
+                raise InvalidInput(
+                    "device",
+                    f"is missing, and the sequence is for {shown(name)}; there are {_listed(devices)}: name one, or "
+                    "build the sequence with its specs",
+                )
+        return device
+
+    async def device(self, name: str) -> DeviceRecord:
+        """The device of this name, as it was a few seconds ago. Raises InvalidInput that names those there are."""
+        known = self._devices.get(name)
+        if known and time.monotonic() - known[0] < _DEVICE_AGE_S:
+            return known[1]
+        device = await self._reader.device(name)
+        if device is None:
+            names = await self._reader.device_names()
+            there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
+            raise InvalidInput("device", f"there is no device {shown(name)}; {there}")
+        self._devices[name] = (time.monotonic(), device)
+        return device
+
+
+def _check_jobs(jobs: Sequence[JobSpec], header: SequenceHeader | None, doc: BatchDoc, device: DeviceRecord) -> None:
+    check_jobs(
+        jobs,
+        header,
+        max_runs=device.max_runs,
+        needs_runs=device.checks_sequence and doc.backend_configuration is None,
+        geometry=device.geometry,
+        checks_sequence=device.checks_sequence,
+    )
+
+
+def _with_runs_shown(jobs: list[JobSpec], doc: BatchDoc) -> list[JobSpec]:
+    """The jobs, with the number of shots that those get which leave it to the configuration: clients want a number."""
+    if doc.backend_configuration is None or all(job.runs or job.runs_shown for job in jobs):
+        return jobs
+    shots = configured_shots(doc.backend_configuration)
+    return [job if job.runs or job.runs_shown else msgspec.structs.replace(job, runs_shown=shots) for job in jobs]
+
+
+def _listed(devices: Sequence[DeviceRecord]) -> str:
+    """The devices by name, and by the name in their specs where that is another one."""
+    names = [
+        it.name if it.specs_name in (None, it.name) else f"{it.name} (in sequences: {it.specs_name})" for it in devices
+    ]
+    return ", ".join(names) or "none, for no worker has announced one yet"
+
+
+def _priority(priority: str) -> Priority:
+    try:
+        return Priority(priority)
+    except ValueError:
+        raise InvalidInput("priority", f"is {shown(priority)}; it is one of {', '.join(Priority)}") from None
+
+
 _QUICK_BYTES = 256 << 10  # are compressed in a few milliseconds: not worth a thread
+
 _GLOB = re.compile(r"([*?\[\]\\])")
 
 T = TypeVar("T")
@@ -309,29 +500,6 @@ class Commands:
             case word:
                 _refuse(word, batch_id)
 
-    async def ended(self, *, least_age_s: float, most: int) -> list[UUID]:
-        """Batches that ended at least that long ago and are still here, the oldest first."""
-        redis, name = self._scripts.redis, self._scripts.keys(Key.ENDED)
-        with translating():
-            seconds, microseconds = await redis.time()
-            until = seconds * 1000 + microseconds // 1000 - round(least_age_s * 1000)
-            found = await redis.zrangebyscore(name, "-inf", until, start=0, num=most)
-            ids = [UUID(batch_id.decode()) for batch_id in found if _BATCH_ID.fullmatch(batch_id)]
-            if len(ids) < len(found):
-                log.warning("ended.not_ids", members=len(found) - len(ids))
-                await redis.zrem(name, *(it for it in found if not _BATCH_ID.fullmatch(it)))
-        return ids
-
-    async def forget(self, recorded: Mapping[UUID, int], *, least_age_s: float) -> list[UUID]:
-        """Removes batches that ended at least that long ago and are recorded, with their jobs and results.
-
-        ``recorded``: the number of the last event of each that is. Returns those that are not here any more; one that
-        is live, or has a later event, stays.
-        """
-        batches = [(str(batch_id), number) for batch_id, number in recorded.items()]
-        words = await self._scripts.call("forget", least_age_ms=round(least_age_s * 1000), batches=batches)
-        return [batch_id for batch_id, word in zip(recorded, words, strict=True) if word in (b"ok", b"unknown")]
-
     async def discard(self, batch_id: UUID) -> None:
         """Removes a batch whatever its status, and even if it cannot be read. Raises Conflict while a lane works on it,
         and NewerRecord."""
@@ -353,26 +521,6 @@ class Commands:
             async for name in redis.scan_iter(pattern, count=1000):
                 await redis.unlink(name)
 
-    async def pause_device(self, device: str, reason: str, *, until: datetime | None = None) -> None:
-        """Grants no more tickets of a device, until a time, if one is given; what runs finishes. Doing it again changes
-        why and until when. Raises InvalidInput, and NotFound."""
-        if reason != "":
-            check_text("reason", reason, MAX_REASON_LENGTH)
-        if until is not None:
-            check_time("until", until)
-        data = _device_data(device, HoldKind.PAUSED, reason, until)
-        until_ms = 0 if until is None else round(until.timestamp() * 1000)
-        await self._device_command("pause_device", device, reason=reason, until_ms=until_ms, data=data)
-
-    async def resume_device(self, device: str) -> None:
-        """Ends a pause; maintenance that is under way goes on."""
-        await self._device_command("resume_device", device)
-
-    async def set_condition(self, device: str, state: str, reason: str) -> None:
-        """Whether a machine can run jobs: ``up``, ``down``, or ``unknown``, which changes nothing but what is shown."""
-        data = _device_data(device, state, reason or None)
-        await self._device_command("set_condition", device, condition=state, reason=reason, data=data)
-
     async def _command(
         self, script: str, batch_id: UUID, project: str | None, *, fine: tuple[bytes, ...] = (), **arguments: Any
     ) -> list[Any]:
@@ -380,14 +528,3 @@ class Commands:
         if reply[0] not in (b"ok", b"repeated", *fine):
             _refuse(reply[0], batch_id)
         return reply
-
-    async def _device_command(self, script: str, device: str, **arguments: Any) -> None:
-        (word,) = await self._scripts.call(script, device=device, **arguments)
-        if word == b"past":
-            raise InvalidInput("until", "is not to come; give a later time, or none to pause until somebody resumes it")
-        if word != b"ok":
-            raise NotFound("device", device)
-
-
-def _device_data(device: str, status: str, reason: str | None = None, until: datetime | None = None) -> bytes:
-    return msgspec.json.encode(DeviceData(device, status, reason, None if until is None else written(until)))
