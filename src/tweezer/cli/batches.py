@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TextIO
@@ -13,7 +12,7 @@ from tweezer.cli import show
 from tweezer.cli.jobs import job_options, read_jobs
 from tweezer.cli.options import Access, clock, parse_duration, parse_time, pass_access
 from tweezer.cli.status import Meter, follow, must_be_done
-from tweezer.client import AsyncBatch, as_uuid
+from tweezer.client import AsyncBatch, AsyncQueue, as_uuid
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
@@ -90,27 +89,26 @@ def submit(
         )
     configuration = None if backend_configuration is None else _text(backend_configuration)
 
-    async def run() -> None:
-        async with access.queue(patient=wait) as queue:
-            batch = await queue.submit(
-                sequence,
-                jobs,
-                device=device,
-                priority=Priority(priority.upper()),
-                open=stays_open,
-                name=name,
-                tags=tags,
-                webhook=webhook,
-                backend_configuration=configuration,
-                limits=None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
-                not_before=not_before,
-                idempotency_key=idempotency_key,
-            )
-            click.echo(str(batch.id))
-            if wait:
-                must_be_done(await follow(queue, batch.id, Meter(err=True)))
+    async def run(queue: AsyncQueue) -> None:
+        batch = await queue.submit(
+            sequence,
+            jobs,
+            device=device,
+            priority=Priority(priority.upper()),
+            open=stays_open,
+            name=name,
+            tags=tags,
+            webhook=webhook,
+            backend_configuration=configuration,
+            limits=None if job_timeout_s is None else Limits(job_timeout_s=job_timeout_s),
+            not_before=not_before,
+            idempotency_key=idempotency_key,
+        )
+        click.echo(str(batch.id))
+        if wait:
+            must_be_done(await follow(queue, batch.id, Meter(err=True)))
 
-    asyncio.run(run())
+    access.run(run, patient=wait)
 
 
 @click.command()
@@ -132,12 +130,7 @@ def add(
     jobs = read_jobs(flags, runs, variables, lines)
     if not jobs:
         raise click.UsageError("there are no jobs: give --runs and --var, --job or --jobs")
-
-    async def run() -> None:
-        async with access.queue() as queue:
-            click.echo(await queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key))
-
-    asyncio.run(run())
+    click.echo(access.run(lambda queue: queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key)))
 
 
 @click.command()
@@ -163,12 +156,7 @@ def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]
         return
     if len(batches) > 1:
         raise click.UsageError("--job needs exactly one batch")
-
-    async def run() -> list[CancelAnswer]:
-        async with access.queue() as queue:
-            return await queue.batch(batches[0]).cancel_jobs(indices, by=by)
-
-    answers = asyncio.run(run())
+    answers = access.run(lambda queue: queue.batch(batches[0]).cancel_jobs(indices, by=by))
     for index, answer in zip(indices, answers, strict=True):
         show.echo(f"job {index} {_ANSWERS[answer]}")
     if CancelAnswer.UNKNOWN in answers:
@@ -210,12 +198,7 @@ def pause(
     if until is not None and for_s is not None:
         raise click.UsageError("give either --until or --for")
     ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
-
-    async def run() -> None:
-        async with access.queue() as queue:
-            await queue.pause_device(name, reason, until=ends)
-
-    asyncio.run(run())
+    access.run(lambda queue: queue.pause_device(name, reason, until=ends))
     show.echo(f"{name} is {Hold(HoldKind.PAUSED, reason, ends).told(clock)}")
 
 
@@ -230,35 +213,33 @@ def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> N
         _each(access, batches, AsyncBatch.resume, "resumed")
         return
 
-    async def run() -> Hold | None:
-        async with access.queue() as queue:
-            await queue.resume_device(name)
-            found = await queue.ask(lambda: queue.store.reader.device(name))
-            return None if found is None else found.hold(datetime.now(UTC))
+    async def run(queue: AsyncQueue) -> Hold | None:
+        await queue.resume_device(name)
+        found = await queue.ask(lambda: queue.store.reader.device(name))
+        return None if found is None else found.hold(datetime.now(UTC))
 
-    hold = asyncio.run(run())
+    hold = access.run(run)
     show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.told(clock)}'}")
 
 
 def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
     """Does the same to each batch, also after an error; raises an error when there was one."""
 
-    async def run() -> int:
+    async def run(queue: AsyncQueue) -> int:
         failed = 0
-        async with access.queue() as queue:
-            handles = [queue.batch(text) for text in batches]
-            for batch in handles:
-                try:
-                    await act(batch)
-                    show.echo(f"{batch.id} {done}")
-                except TweezerError as error:
-                    if len(handles) == 1:
-                        raise
-                    failed += 1
-                    show.echo(f"{batch.id}: {error.message}", err=True)
+        handles = [queue.batch(text) for text in batches]
+        for batch in handles:
+            try:
+                await act(batch)
+                show.echo(f"{batch.id} {done}")
+            except TweezerError as error:
+                if len(handles) == 1:
+                    raise
+                failed += 1
+                show.echo(f"{batch.id}: {error.message}", err=True)
         return failed
 
-    failed = asyncio.run(run())
+    failed = access.run(run)
     if failed:
         raise TweezerError(f"{failed} of {len(batches)} batches could not be {done}", code="partly")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +13,17 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, parse_duration, parse_overlap, pass_access
+from tweezer.cli.options import (
+    Access,
+    json_option,
+    parse_duration,
+    parse_overlap,
+    pass_access,
+    print_json,
+    print_list,
+    print_result,
+    yes_option,
+)
 from tweezer.ledger.access import keys as ledger_keys
 from tweezer.ledger.access import projects as ledger_projects
 from tweezer.ledger.access import users as ledger_users
@@ -24,14 +32,13 @@ from tweezer.ledger.access.keys import ApiKey, KeyKind, NewKey
 from tweezer.ledger.access.links import rotate_link_keys
 from tweezer.ledger.access.projects import Project
 from tweezer.ledger.access.users import User, check_password, hash_password
-from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
+from tweezer.ledger.access.vault import SECRETS_SURE_S
 from tweezer.ledger.retention import delete_project
 from tweezer.model.errors import InvalidInput, Unavailable
-from tweezer.model.quotas import BY_NAME, Usage
-from tweezer.store.connection import Store
+from tweezer.model.quotas import BY_NAME
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    pass
 
 _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 
@@ -39,9 +46,6 @@ _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 def parse_retention(text: str) -> int | None:
     """The same, or ``forever``, or ``default``."""
     return {"forever": 0, "default": None}[text] if text in ("forever", "default") else parse_duration(text)
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 # ---------------------------------------------------------------------------------------------------- projects
@@ -55,50 +59,45 @@ def projects() -> None:
 @projects.command(name="create")
 @click.argument("name")
 @click.option("--id", "identity", help="Letters, digits, dots, dashes, underscores  [default: a UUID].")
-@_json
+@json_option
 @pass_access
 def create_project(access: Access, *, name: str, identity: str | None, as_json: bool) -> None:
     """Make a project; prints its id."""
-    with _writing(access, "projects create") as connection:
+    with access.writing("projects create") as connection:
         project = ledger_projects.create_project(connection, name, identity)
-    if as_json:
-        click.echo(msgspec.json.encode(_about(project)))
-    else:
-        click.echo(project.id)
+    print_result(_about(project), project.id, as_json=as_json)
 
 
 @projects.command(name="list")
-@_json
+@json_option
 @pass_access
 def list_projects(access: Access, *, as_json: bool) -> None:
     """List all projects."""
     with access.ledger("projects list") as database, database.read() as connection:
         found = ledger_projects.list_projects(connection)
-    if as_json:
-        click.echo(msgspec.json.encode([_about(project) for project in found]))
-    elif not found:
-        show.echo("There is no project yet; make one with `tweezer projects create NAME`.")
-    else:
-        rows = [(it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)) for it in found]
-        show.echo("\n".join(show.table(("id", "name", "batches are kept", "created", "last active"), rows)))
+    print_list(
+        found,
+        ("id", "name", "batches are kept", "created", "last active"),
+        lambda it: (it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)),
+        none="There is no project yet; make one with `tweezer projects create NAME`.",
+        as_json=as_json,
+        about=_about,
+    )
 
 
 @projects.command(name="retention")
 @click.argument("project")
 @click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
-@_json
+@json_option
 @pass_access
 def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: bool) -> None:
     """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
 
     The default is TWEEZER_DATABASE_RETENTION_S of the recorder. What is older is deleted for good.
     """
-    with _writing(access, "projects retention") as connection:
+    with access.writing("projects retention") as connection:
         changed = ledger_projects.set_retention(connection, project, kept_s)
-    if as_json:
-        click.echo(msgspec.json.encode(_about(changed)))
-    else:
-        show.echo(f"{changed.id}: finished batches are kept {_kept(changed)}")
+    print_result(_about(changed), f"{changed.id}: finished batches are kept {_kept(changed)}", as_json=as_json)
 
 
 def _limit(text: str) -> int | None:
@@ -120,7 +119,7 @@ def _limit_option(quota: str, flag: str, unit: str, what: str) -> Callable[[Call
 @_limit_option("queued_jobs", "queued-jobs", "N", "Pending jobs that it may have.")
 @_limit_option("queued_bytes", "queued-mb", "MIB", "Memory in Redis for its batches that have not ended.")
 @_limit_option("result_bytes", "results-mb", "MIB", "Size of all its results that are kept.")
-@_json
+@json_option
 @pass_access
 def limit(
     access: Access,
@@ -136,57 +135,37 @@ def limit(
     changes = {quota: _read_limit(quota, text) for quota, text in given.items() if text is not None}
     if not changes:
         raise click.UsageError("name a limit: --queued-jobs, --queued-mb or --results-mb")
-    with _writing(access, "projects limit") as connection:
+    with access.writing("projects limit") as connection:
         changed = ledger_projects.set_limits(connection, project, changes)
-
-    async def publish() -> None:
-        async with Store.open(access.settings().connect()) as store:
-            await store.quotas.set_limits({changed.id: changed.limits})
-
     try:
-        asyncio.run(publish())
+        access.run_store(lambda store: store.quotas.set_limits({changed.id: changed.limits}))
     except Unavailable as error:
         show.echo(f"{error.message}; the recorder tells Redis of the limits when it is back", err=True)
-    if as_json:
-        click.echo(msgspec.json.encode(_about(changed)))
-    else:
-        own = ", ".join(f"{quota} {_amount(quota, value)}" for quota, value in changed.limits.items())
-        show.echo(f"{changed.id}: {own or 'the default limits'}")
+    own = ", ".join(f"{quota} {_amount(quota, value)}" for quota, value in changed.limits.items())
+    print_result(_about(changed), f"{changed.id}: {own or 'the default limits'}", as_json=as_json)
 
 
 @projects.command(name="show")
 @click.argument("project")
-@_json
+@json_option
 @pass_access
 def show_project(access: Access, *, project: str, as_json: bool) -> None:
     """Show a project: what it uses of its quotas, and their limits."""
     with access.ledger("projects show") as database, database.read() as connection:
         found = ledger_projects.find_project(connection, project)
-
-    async def read() -> list[Usage]:
-        async with Store.open(access.settings().connect()) as store:
-            return await store.quotas.usage(found.id)
-
-    usage = asyncio.run(read())
+    usage = access.run_store(lambda store: store.quotas.usage(found.id))
     if as_json:
-        click.echo(msgspec.json.encode(_about(found) | {"quotas": msgspec.to_builtins(usage)}))
+        print_json(_about(found) | {"quotas": msgspec.to_builtins(usage)})
         return
     show.echo(f"{found.id} ({found.name}): finished batches are kept {_kept(found)}\n")
-    rows = [
-        (
-            it.quota,
-            BY_NAME[it.quota].amount(it.used),
-            _amount(it.quota, it.limit),
-            "its own" if it.own else "the default",
-        )
-        for it in usage
-    ]
-    show.echo("\n".join(show.table(("quota", "in use", "limit", ""), rows)))
+    whose = {True: "its own", False: "the default"}
+    rows = [(it.quota, BY_NAME[it.quota].amount(it.used), _amount(it.quota, it.limit), whose[it.own]) for it in usage]
+    show.print_table(("quota", "in use", "limit", ""), rows)
 
 
 @projects.command(name="delete")
 @click.argument("project")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_access
 def delete(access: Access, *, project: str, yes: bool) -> None:
     """Delete a project for good, with its keys, batches, results and statistics. Its batches must have ended."""
@@ -195,12 +174,7 @@ def delete(access: Access, *, project: str, yes: bool) -> None:
             found = ledger_projects.find_project(connection, project)
         if not yes:
             show.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?")
-
-        async def run() -> int:
-            async with Store.open(access.settings().connect()) as store:
-                return await delete_project(store, database, found.id)
-
-        batches = asyncio.run(run())
+        batches = access.run_store(lambda store: delete_project(store, database, found.id))
     show.echo(f"{found.id} is deleted, with {batches} batches")
 
 
@@ -228,7 +202,7 @@ def keys() -> None:
 )
 @click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
 @click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Ends after this time: 90d, 12h.")
-@_json
+@json_option
 @pass_access
 def create_key(
     access: Access, *, name: str, project: str | None, role: str, user: str | None, expires_s: int | None, as_json: bool
@@ -238,7 +212,7 @@ def create_key(
     user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
     Prometheus. operator: see and change everybody's work.
     """
-    with _writing(access, "keys create") as connection:
+    with access.writing("keys create") as connection:
         owner = None if user is None else ledger_users.find_user(connection, user)
         made = ledger_keys.create_key(
             connection,
@@ -254,7 +228,7 @@ def create_key(
 @keys.command(name="list")
 @click.option("--project", metavar="ID", help="Of this project only.")
 @click.option("--all", "everything", is_flag=True, help="Those that are over, and the sessions of users, too.")
-@_json
+@json_option
 @pass_access
 def list_keys(access: Access, *, project: str | None, everything: bool, as_json: bool) -> None:
     """List keys by their ids, youngest first."""
@@ -262,31 +236,24 @@ def list_keys(access: Access, *, project: str | None, everything: bool, as_json:
         found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
     now = datetime.now(UTC)
     found = [key for key in found if everything or not _is_over(key, now)]
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo("There is no key; make one with `tweezer keys create NAME --project ID`.")
-    else:
-        header = ("id", "name", "role", "project", "created", "ends", "last used")
-        rows = [
-            (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), show.minute(it.used))
-            for it in found
-        ]
-        show.echo("\n".join(show.table(header, rows)))
+    print_list(
+        found,
+        ("id", "name", "role", "project", "created", "ends", "last used"),
+        lambda it: (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), show.minute(it.used)),
+        none="There is no key; make one with `tweezer keys create NAME --project ID`.",
+        as_json=as_json,
+    )
 
 
 @keys.command(name="revoke")
 @click.argument("key")
-@_json
+@json_option
 @pass_access
 def revoke(access: Access, *, key: str, as_json: bool) -> None:
     """End a key, by its id, within a second. A session is a key, too."""
-    with _writing(access, "keys revoke") as connection:
+    with access.writing("keys revoke") as connection:
         revoked = ledger_keys.revoke_key(connection, read_key_id(key))
-    if as_json:
-        click.echo(msgspec.json.encode(revoked))
-    else:
-        show.echo(f"{revoked.id} ({revoked.name}) opens nothing any more")
+    print_result(revoked, f"{revoked.id} ({revoked.name}) opens nothing any more", as_json=as_json)
 
 
 @keys.command(name="rotate")
@@ -300,11 +267,11 @@ def revoke(access: Access, *, key: str, as_json: bool) -> None:
     metavar="TIME",
     help="How long the old one still works; 0: no more from now on.",
 )
-@_json
+@json_option
 @pass_access
 def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
     """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
-    with _writing(access, "keys rotate") as connection:
+    with access.writing("keys rotate") as connection:
         made = ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
     _show_once(made, as_json=as_json)
 
@@ -325,9 +292,8 @@ def rotate_links(access: Access, *, overlap_s: int) -> None:
 
     Processes read it again each second; the command returns when all of them have.
     """
-    settings = access.settings()
-    with _writing(access, "keys rotate-links") as connection:
-        rotate_link_keys(connection, Vault.of(settings.secrets.key, settings.data_dir), overlap_s=overlap_s)
+    with access.writing("keys rotate-links") as connection:
+        rotate_link_keys(connection, access.vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
     former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
     show.echo(f"links are signed with a new key; those that were made before {former}")
@@ -341,124 +307,119 @@ def users() -> None:
     """Users log in at /oauth/token with name and password, and see all projects that they belong to."""
 
 
-_password = (
-    click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line."),
-    click.option("--generate", is_flag=True, help="Make the password up, and show it once."),
-)
+def _password_options(command: Callable[..., None]) -> Callable[..., None]:
+    stdin = click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line.")
+    return stdin(click.option("--generate", is_flag=True, help="Make the password up, and show it once.")(command))
 
 
 @users.command(name="create")
 @click.argument("name")
-@_password[0]
-@_password[1]
-@_json
+@_password_options
+@json_option
 @pass_access
 def create_user(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
     """Make a user, of no project yet; asks for the password."""
     password = _choose_password(from_stdin=from_stdin, generate=generate)
     kept = hash_password(password)
-    with _writing(access, "users create") as connection:
+    with access.writing("users create") as connection:
         user = ledger_users.create_user(connection, name, kept)
     _show_user(user, password if generate else None, as_json=as_json)
 
 
 @users.command(name="password")
 @click.argument("name")
-@_password[0]
-@_password[1]
-@_json
+@_password_options
+@json_option
 @pass_access
 def change_password(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
     """Change a user's password, and end its sessions; asks for the password."""
     password = _choose_password(from_stdin=from_stdin, generate=generate)
     kept = hash_password(password)
-    with _writing(access, "users password") as connection:
+    with access.writing("users password") as connection:
         user = ledger_users.set_password(connection, name, kept)
     _show_user(user, password if generate else None, as_json=as_json)
 
 
 @users.command(name="disable")
 @click.argument("name")
-@_json
+@json_option
 @pass_access
 def disable(access: Access, *, name: str, as_json: bool) -> None:
     """Let a user in no more, nor its keys; its sessions end within a second."""
-    with _writing(access, "users disable") as connection:
+    with access.writing("users disable") as connection:
         user = ledger_users.set_disabled(connection, name, disabled=True)
     _show_user(user, as_json=as_json)
 
 
 @users.command(name="enable")
 @click.argument("name")
-@_json
+@json_option
 @pass_access
 def enable(access: Access, *, name: str, as_json: bool) -> None:
     """Let a user in again that was disabled."""
-    with _writing(access, "users enable") as connection:
+    with access.writing("users enable") as connection:
         user = ledger_users.set_disabled(connection, name, disabled=False)
     _show_user(user, as_json=as_json)
 
 
 @users.command(name="sessions")
 @click.argument("name")
-@_json
+@json_option
 @pass_access
 def list_sessions(access: Access, *, name: str, as_json: bool) -> None:
     """List the sessions by which a user is logged in, youngest first."""
     with access.ledger("users sessions") as database, database.read() as connection:
         found = ledger_keys.list_sessions(connection, ledger_users.find_user(connection, name).id)
     now = datetime.now(UTC)
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo(f"{name} is not logged in")
-    else:
-        rows = [(it.id, show.minute(it.created), _end(it, now), show.minute(it.used)) for it in found]
-        show.echo("\n".join(show.table(("id", "logged in", "ends", "last used"), rows)))
+    print_list(
+        found,
+        ("id", "logged in", "ends", "last used"),
+        lambda it: (it.id, show.minute(it.created), _end(it, now), show.minute(it.used)),
+        none=f"{name} is not logged in",
+        as_json=as_json,
+    )
 
 
 @users.command(name="log-out")
 @click.argument("name")
 @click.argument("session", required=False)
-@_json
+@json_option
 @pass_access
 def log_out(access: Access, *, name: str, session: str | None, as_json: bool) -> None:
     """End the sessions of a user, or the one of this id, within a second."""
-    with _writing(access, "users log-out") as connection:
+    with access.writing("users log-out") as connection:
         user = ledger_users.find_user(connection, name)
         ended = ledger_keys.end_sessions(
             connection, user.id, None if session is None else read_key_id(session, kind="session")
         )
-    if as_json:
-        click.echo(msgspec.json.encode(ended))
-    else:
-        show.echo(f"{len(ended)} session{'' if len(ended) == 1 else 's'} of {user.name} ended")
+    count = f"{len(ended)} session{'' if len(ended) == 1 else 's'}"
+    print_result(ended, f"{count} of {user.name} ended", as_json=as_json)
 
 
 @users.command(name="list")
-@_json
+@json_option
 @pass_access
 def list_users(access: Access, *, as_json: bool) -> None:
     """List all users."""
     with access.ledger("users list") as database, database.read() as connection:
         found = ledger_users.list_users(connection)
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo("There is no user; make one with `tweezer users create NAME`.")
-    else:
-        rows = [(it.name, it.id, " ".join(it.projects) or "-", _state(it)) for it in found]
-        show.echo("\n".join(show.table(("name", "id", "projects", ""), rows)))
+    print_list(
+        found,
+        ("name", "id", "projects", ""),
+        lambda it: (it.name, it.id, " ".join(it.projects) or "-", _state(it)),
+        none="There is no user; make one with `tweezer users create NAME`.",
+        as_json=as_json,
+    )
 
 
 @users.command(name="add-to")
 @click.argument("name")
 @click.argument("project")
-@_json
+@json_option
 @pass_access
 def add_to(access: Access, *, name: str, project: str, as_json: bool) -> None:
     """Make a user belong to a project."""
-    with _writing(access, "users add-to") as connection:
+    with access.writing("users add-to") as connection:
         user = ledger_users.add_to_project(connection, name, project)
     _show_user(user, as_json=as_json)
 
@@ -466,11 +427,11 @@ def add_to(access: Access, *, name: str, project: str, as_json: bool) -> None:
 @users.command(name="remove-from")
 @click.argument("name")
 @click.argument("project")
-@_json
+@json_option
 @pass_access
 def remove_from(access: Access, *, name: str, project: str, as_json: bool) -> None:
     """Make a user belong to a project no more; its keys of this project end."""
-    with _writing(access, "users remove-from") as connection:
+    with access.writing("users remove-from") as connection:
         user = ledger_users.remove_from_project(connection, name, project)
     _show_user(user, as_json=as_json)
 
@@ -478,15 +439,9 @@ def remove_from(access: Access, *, name: str, project: str, as_json: bool) -> No
 # -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _writing(access: Access, command: str) -> Iterator[Connection]:
-    with access.ledger(command) as database, database.write() as connection:
-        yield connection
-
-
 def _show_once(made: NewKey, *, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode({"key": made.text, **msgspec.to_builtins(made.about)}))
+        print_json({"key": made.text, **msgspec.to_builtins(made.about)})
         return
     key = made.about
     click.echo(made.text)
@@ -498,7 +453,7 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
 def _show_user(user: User, password: str | None = None, *, as_json: bool) -> None:
     if as_json:
         secret = {} if password is None else {"password": password}
-        click.echo(msgspec.json.encode(msgspec.to_builtins(user) | secret))
+        print_json(msgspec.to_builtins(user) | secret)
         return
     if password is not None:
         click.echo(password)

@@ -15,14 +15,13 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, parse_duration, pass_access
+from tweezer.cli.options import Access, json_option, parse_duration, pass_access, print_json, print_result
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.schema import as_datetime
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.signatures import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, check_secret, sign
 from tweezer.model.webhooks import EventType, envelope, schemas
-from tweezer.store.connection import Store
 from tweezer.webhooks import delivery_log
 from tweezer.webhooks.deliveries import Alarms, Attempt
 from tweezer.webhooks.delivery_log import Delivery, DeliveryFilter, DeliveryStatus, find_delivery, list_deliveries
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 _FAILED = 1
 _ANSWER_SHOWN = 200
-
-_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 def moment(text: str) -> datetime:
@@ -69,7 +66,7 @@ _since = click.option("--since", type=moment, metavar="TIME", help="Since then: 
 @_since
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 @click.option("--all-projects", is_flag=True, help="Of all projects.")
-@_json
+@json_option
 @pass_access
 def deliveries(
     access: Access,
@@ -107,7 +104,7 @@ def deliveries(
 @_endpoint
 @_since
 @click.option("--all", "everything", is_flag=True, help="Those that were delivered, too.")
-@_json
+@json_option
 @pass_access
 def resend(
     access: Access,
@@ -124,7 +121,7 @@ def resend(
     """
     if (delivery is None) == (endpoint is None) or (endpoint is None) != (since is None):
         raise click.UsageError("give the id of a delivery, or --endpoint ID and --since TIME")
-    with access.ledger("webhooks resend") as database, database.write() as connection:
+    with access.writing("webhooks resend") as connection:
         if delivery is not None:
             endpoint, count = delivery_log.resend(connection, delivery).endpoint, 1
         else:
@@ -134,10 +131,7 @@ def resend(
             count = delivery_log.resend_since(connection, endpoint, since, all=everything)
     if count:
         wake(access, endpoint)
-    if as_json:
-        click.echo(msgspec.json.encode({"count": count}))
-    else:
-        show.echo(f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again")
+    print_result({"count": count}, f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again", as_json=as_json)
 
 
 @click.command()
@@ -147,7 +141,7 @@ def resend(
 @_type
 @_since
 @click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most, the newest.")
-@_json
+@json_option
 @click.pass_context
 @pass_access
 def replay(
@@ -171,11 +165,10 @@ def replay(
     _check_local(url)
     wanted = DeliveryFilter(endpoint, batch, None, type_, since)
     projects = None if endpoint or batch else [access.settings().project_id]
-    settings = access.settings()
     with access.ledger("webhooks replay") as database:
         found = _newest_first(database, projects, wanted, limit)
-        posts = list(_signed(database, Vault.of(settings.secrets.key, settings.data_dir), found[::-1]))
-    failed = asyncio.run(_post_all(url, posts, settings.webhook.timeout_s, as_json=as_json))
+        posts = list(_signed(database, access.vault(), found[::-1]))
+    failed = asyncio.run(_post_all(url, posts, access.settings().webhook.timeout_s, as_json=as_json))
     if not as_json:
         show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
     context.exit(_FAILED if failed else 0)
@@ -197,10 +190,9 @@ def sample(access: Access, context: click.Context, /, *, type_: str, url: str | 
     _check_local(url)
     settings = access.settings()
     if secret is None:
-        with access.ledger("webhooks sample") as database, database.write() as connection:
-            vault = Vault.of(settings.secrets.key, settings.data_dir)
+        with access.writing("webhooks sample") as connection:
             owner = SecretOwner(find_project(connection, settings.project_id).no)
-            secret = show_secret(connection, vault, owner).secret
+            secret = show_secret(connection, access.vault(), owner).secret
     check_secret(secret)
     failed = asyncio.run(
         _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)
@@ -351,7 +343,7 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
             outcome = {"id": post.id, "type": post.type, "status": status, "error": error}
             milliseconds = round((time.monotonic() - began) * 1000)
             if as_json:
-                click.echo(msgspec.json.encode(outcome | {"ms": milliseconds}))
+                print_json(outcome | {"ms": milliseconds})
             else:
                 show.echo(f"{post.type:<16}  {post.id}  {error or f'HTTP {status}'} after {milliseconds} ms")
     return failed
@@ -369,11 +361,7 @@ def tell_changed(access: Access) -> None:
 
 
 def _tell(access: Access, what: Callable[[Alarms], Awaitable[None]]) -> None:
-    async def tell() -> None:
-        async with Store.open(access.settings().connect()) as store:
-            await what(Alarms(store))
-
     try:
-        asyncio.run(tell())
+        access.run_store(lambda store: what(Alarms(store)))
     except Unavailable as error:
         show.echo(f"No courier was told, they find it by themselves, later: {error.message}", err=True)

@@ -6,10 +6,9 @@ import asyncio
 from datetime import UTC, datetime
 
 import click
-import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, clock, parse_time, pass_access
+from tweezer.cli.options import Access, clock, parse_time, pass_access, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import NotFound
@@ -22,23 +21,14 @@ from tweezer.store.records import DeviceRecord, WorkerRecord
 @pass_access
 def devices(access: Access, *, as_json: bool) -> None:
     """List the devices that workers have announced."""
-
-    async def run() -> list[DeviceRecord]:
-        async with access.queue() as queue:
-            return await queue.devices()
-
-    found = asyncio.run(run())
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo("No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.")
-    else:
-        heads = ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status")
-        now = datetime.now(UTC)
-        rows = [
-            (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, availability(it, now)) for it in found
-        ]
-        show.echo("\n".join(show.table(heads, rows)))
+    now = datetime.now(UTC)
+    print_list(
+        access.run(lambda queue: queue.devices()),
+        ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status"),
+        lambda it: (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, availability(it, now)),
+        none="No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.",
+        as_json=as_json,
+    )
 
 
 @click.command()
@@ -47,29 +37,17 @@ def devices(access: Access, *, as_json: bool) -> None:
 def workers(access: Access, *, as_json: bool) -> None:
     """List the live workers of all devices."""
 
-    async def run() -> list[WorkerRecord]:
-        async with access.queue() as queue:
-            return await queue.workers()
+    def row(it: WorkerRecord) -> tuple[object, ...]:
+        up_s, state = (datetime.now(UTC) - it.started).total_seconds(), "draining" if it.draining else ""
+        return it.id, it.device, f"{it.busy}/{it.lanes} busy", it.version, show.duration(up_s), state
 
-    found = asyncio.run(run())
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo("No worker lives; start one with `tweezer worker --device EMU_FREE`.")
-    else:
-        now = datetime.now(UTC)
-        rows = [
-            (
-                it.id,
-                it.device,
-                f"{it.busy}/{it.lanes} busy",
-                it.version,
-                show.duration((now - it.started).total_seconds()),
-                "draining" if it.draining else "",
-            )
-            for it in found
-        ]
-        show.echo("\n".join(show.table(("worker", "device", "lanes", "version", "up for", ""), rows)))
+    print_list(
+        access.run(lambda queue: queue.workers()),
+        ("worker", "device", "lanes", "version", "up for", ""),
+        row,
+        none="No worker lives; start one with `tweezer worker --device EMU_FREE`.",
+        as_json=as_json,
+    )
 
 
 def _limits(device: DeviceRecord) -> tuple[str, str]:
@@ -107,12 +85,7 @@ def maintenance(context: click.Context, device: str) -> None:
 def add(access: Access, context: click.Context, /, *, begins: datetime, ends: datetime, reason: str) -> None:
     """Plan maintenance; prints its id."""
     device = context.meta["device"]
-
-    async def run() -> Window:
-        async with access.queue() as queue:
-            return await queue.plan_maintenance(device, begins, ends, reason)
-
-    click.echo(asyncio.run(run()).id)
+    click.echo(access.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
 
 
 @maintenance.command(name="list")
@@ -123,19 +96,17 @@ def list_windows(access: Access, context: click.Context, /, *, as_json: bool) ->
     """List what is planned or under way."""
     device = context.meta["device"]
 
-    async def run() -> list[Window]:
-        async with access.queue() as queue:
-            await _device(queue, device)
-            return await queue.maintenance(device)
+    async def find(queue: AsyncQueue) -> list[Window]:
+        await _device(queue, device)
+        return await queue.maintenance(device)
 
-    found = asyncio.run(run())
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo(f"No maintenance of {device} is planned.")
-    else:
-        rows = [(it.id, clock(it.begins), clock(it.ends), it.reason) for it in found]
-        show.echo("\n".join(show.table(("id", "from", "to", "reason"), rows)))
+    print_list(
+        access.run(find),
+        ("id", "from", "to", "reason"),
+        lambda it: (it.id, clock(it.begins), clock(it.ends), it.reason),
+        none=f"No maintenance of {device} is planned.",
+        as_json=as_json,
+    )
 
 
 @maintenance.command()
@@ -145,12 +116,7 @@ def list_windows(access: Access, context: click.Context, /, *, as_json: bool) ->
 def remove(access: Access, context: click.Context, /, *, window: str) -> None:
     """Take planned maintenance back, or end it now."""
     device = context.meta["device"]
-
-    async def run() -> None:
-        async with access.queue() as queue:
-            await queue.drop_maintenance(device, window)
-
-    asyncio.run(run())
+    access.run(lambda queue: queue.drop_maintenance(device, window))
     show.echo(f"maintenance {window} of {device} is removed")
 
 
@@ -161,21 +127,20 @@ def remove(access: Access, context: click.Context, /, *, window: str) -> None:
 def drain(access: Access, *, device: str, reason: str) -> None:
     """Pause a device and wait until nothing runs on it any more. Ctrl-C ends the waiting; the device stays paused."""
 
-    async def run() -> None:
-        async with access.queue(patient=True) as queue:
-            found = await _device(queue, device)
-            if found.paused is None or found.paused_until is not None:  # a pause that ends lets it go on by itself
-                await queue.pause_device(device, reason if found.paused is None else found.paused)
-            show.echo(f"{device} is paused; waiting until nothing runs", err=True)
-            said = None
-            while running := (await _device(queue, device)).running:
-                if running != said:
-                    show.echo(f"{running} {'job runs' if running == 1 else 'jobs run'}", err=True)
-                    said = running
-                await asyncio.sleep(_LOOK_S)
+    async def wait(queue: AsyncQueue) -> None:
+        found = await _device(queue, device)
+        if found.paused is None or found.paused_until is not None:  # a pause that ends lets it go on by itself
+            await queue.pause_device(device, reason if found.paused is None else found.paused)
+        show.echo(f"{device} is paused; waiting until nothing runs", err=True)
+        said = None
+        while running := (await _device(queue, device)).running:
+            if running != said:
+                show.echo(f"{running} {'job runs' if running == 1 else 'jobs run'}", err=True)
+                said = running
+            await asyncio.sleep(_LOOK_S)
 
     try:
-        asyncio.run(run())
+        access.run(wait, patient=True)
     except KeyboardInterrupt:
         show.echo(f"{device} stays paused; `tweezer resume {device}` lets it go on", err=True)
         raise

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
-import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.ledger_checks import Finding, check_health, look_at_ledger, tell
-from tweezer.cli.options import Access, pass_access, require
+from tweezer.cli.options import Access, json_option, pass_access, print_list, require, yes_option
 from tweezer.model.errors import Conflict
 
 if TYPE_CHECKING:
+    from tweezer.client import AsyncQueue
     from tweezer.ledger.database import Database
     from tweezer.ledger.dead_letters import Letter
 
@@ -74,11 +73,7 @@ def join(access: Access) -> None:
         from tweezer.ledger.installation import join as join_on_purpose
         from tweezer.ledger.migrate import place
 
-        async def run() -> None:
-            async with access.queue() as queue:
-                await join_on_purpose(queue.store, database, force=True)
-
-        asyncio.run(run())
+        access.run(lambda queue: join_on_purpose(queue.store, database, force=True))
         show.echo(f"{place(database)} records this Redis from now on")
 
 
@@ -121,7 +116,6 @@ _SHOWN = 90  # characters of an error in the table
 
 _ids = click.argument("letters", type=click.IntRange(1), nargs=-1, metavar="[ID]...")
 _all = click.option("--all", "everything", is_flag=True, help="All letters.")
-_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 @click.group(name="dead-letters")
@@ -137,7 +131,7 @@ def dead_letters() -> None:
 @click.option("--consumer", type=click.Choice(_CONSUMERS), help="Parked by this one only.")
 @click.option("--batch", type=click.UUID, metavar="ID", help="Of this batch only.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
-@_json
+@json_option
 @pass_access
 def list_(access: Access, *, consumer: str | None, batch: UUID | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first."""
@@ -146,14 +140,13 @@ def list_(access: Access, *, consumer: str | None, batch: UUID | None, limit: in
 
         kind = None if consumer is None else Consumer(consumer)
         found = list_letters(connection, consumer=kind, batch=batch, limit=limit)
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    elif not found:
-        show.echo("There are no dead letters.")
-    else:
-        rows = [(it.id, it.consumer.value, show.minute(it.created), *_about(it)) for it in found]
-        header = ("id", "consumer", "parked", "project", "batch", "", "error")
-        show.echo("\n".join(show.table(header, rows)))
+    print_list(
+        found,
+        ("id", "consumer", "parked", "project", "batch", "", "error"),
+        lambda it: (it.id, it.consumer.value, show.minute(it.created), *_about(it)),
+        none="There are no dead letters.",
+        as_json=as_json,
+    )
 
 
 @dead_letters.command()
@@ -170,7 +163,7 @@ def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None
         found = _find(database, letters, everything=everything)
         messages = [it for it in found if it.consumer == "intake"]
         if messages:
-            asyncio.run(_send_again(access, messages))
+            access.run(lambda queue: _send_again(queue, messages))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters, request_retry
 
@@ -182,7 +175,7 @@ def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None
 @dead_letters.command()
 @_ids
 @_all
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_access
 def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: bool) -> None:
     """Give dead letters up, for good.
@@ -197,7 +190,7 @@ def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: boo
             also = f", and delete {len(batches)} batches with their results" if batches else ""
             show.confirm(f"Drop {_count(found)}{also}?")
         if batches:
-            asyncio.run(_discard(access, database, batches))
+            access.run(lambda queue: _discard(queue, database, batches))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters
 
@@ -205,23 +198,21 @@ def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: boo
     show.echo(f"{_count(found)} dropped")
 
 
-async def _discard(access: Access, database: Database, batches: Collection[UUID]) -> None:
+async def _discard(queue: AsyncQueue, database: Database, batches: Collection[UUID]) -> None:
     from tweezer.ledger.retention import discard_batch
 
-    async with access.queue() as queue:
-        for batch_id in batches:
-            await discard_batch(queue.store, database, batch_id)
-            show.echo(f"deleted batch {batch_id}")
+    for batch_id in batches:
+        await discard_batch(queue.store, database, batch_id)
+        show.echo(f"deleted batch {batch_id}")
 
 
-async def _send_again(access: Access, found: Sequence[Letter]) -> None:
+async def _send_again(queue: AsyncQueue, found: Sequence[Letter]) -> None:
     from tweezer.processes.runtime import send_again
 
-    async with access.queue() as queue:
-        for letter in found:
-            if letter.payload is None:
-                raise Conflict(f"dead letter {letter.id} was too large to be kept: drop it", code="not_kept")
-            await send_again(queue.store, letter.origin, letter.payload)
+    for letter in found:
+        if letter.payload is None:
+            raise Conflict(f"dead letter {letter.id} was too large to be kept: drop it", code="not_kept")
+        await send_again(queue.store, letter.origin, letter.payload)
 
 
 def _find(database: Database, letters: Sequence[int], *, everything: bool) -> list[Letter]:

@@ -272,13 +272,11 @@ def listen(
 def known_secrets(access: Access) -> Callable[[], Collection[str]]:
     """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
     from tweezer.ledger.access.projects import find_project
-    from tweezer.ledger.access.vault import Vault
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
     from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
-    settings = access.settings()
-    vault = Vault.of(settings.secrets.key, settings.data_dir)
+    settings, vault = access.settings(), access.vault()
 
     def ask() -> Collection[str]:
         with access.ledger("webhooks listen") as database, database.write() as connection:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import click
 
+from tweezer.cli import show
 from tweezer.model.errors import TweezerError, Unavailable
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from tweezer.client import AsyncQueue
+    from tweezer.ledger.access.vault import Vault
     from tweezer.ledger.config import OpenDatabase
     from tweezer.ledger.database import Database
     from tweezer.settings import Settings
+    from tweezer.store.connection import Store
 
+T = TypeVar("T")
 
 _IMPATIENT_S = 2.0
 _PATIENT_S = 60.0
@@ -63,6 +69,42 @@ class Access(NamedTuple):
                 ) from error
             yield queue
 
+    def run(self, act: Callable[[AsyncQueue], Awaitable[T]], *, patient: bool = False) -> T:
+        """Do something with the project's queue, and return what it returns."""
+
+        import asyncio
+
+        async def run() -> T:
+            async with self.queue(patient=patient) as queue:
+                return await act(queue)
+
+        return asyncio.run(run())
+
+    def run_store(self, act: Callable[[Store], Awaitable[T]]) -> T:
+        """Do something with the store, whatever project it is about."""
+        import asyncio
+
+        from tweezer.store.connection import Store
+
+        async def run() -> T:
+            async with Store.open(self.settings().connect()) as store:
+                return await act(store)
+
+        return asyncio.run(run())
+
+    def vault(self) -> Vault:
+        """Return what encrypts secrets in the ledger. Raises InvalidInput."""
+        from tweezer.ledger.access.vault import Vault
+
+        settings = self.settings()
+        return Vault.of(settings.secrets.key, settings.data_dir)
+
+    @contextmanager
+    def writing(self, command: str) -> Iterator[Connection]:
+        """Open a transaction of the ledger, for this command. Raises TweezerError."""
+        with self.ledger(command) as database, database.write() as connection:
+            yield connection
+
     @contextmanager
     def ledger(self, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
         """The ledger's database, for this command. Raises TweezerError unless its tables are those that it needs.
@@ -92,6 +134,42 @@ def _ledger(settings: Settings) -> OpenDatabase | None:
 
 
 pass_access = click.make_pass_decorator(Access)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    import msgspec
+
+    click.echo(msgspec.json.encode(value))
+
+
+def print_result(value: object, text: str, *, as_json: bool) -> None:
+    """Print what a command did: as JSON for programs, else as a sentence."""
+    if as_json:
+        print_json(value)
+    else:
+        show.echo(text)
+
+
+def print_list(
+    found: Sequence[T],
+    header: Sequence[str],
+    row: Callable[[T], Sequence[object]],
+    *,
+    none: str,
+    as_json: bool,
+    about: Callable[[T], object] | None = None,
+) -> None:
+    """Print a list: as JSON (``about``: of each), as a table, or as the sentence ``none`` where it is empty."""
+    if as_json:
+        print_json(found if about is None else [about(it) for it in found])
+    elif not found:
+        show.echo(none)
+    else:
+        show.print_table(header, [row(it) for it in found])
 
 
 def require(command: str, extra: str, *modules: str) -> None:

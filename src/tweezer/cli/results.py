@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 import msgspec
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
-from tweezer.cli.options import Access, pass_access, require
-from tweezer.client import AsyncBatch, Finished, as_uuid
+from tweezer.cli.options import Access, pass_access, print_json, require, yes_option
+from tweezer.client import AsyncBatch, AsyncQueue, Finished, as_uuid
 from tweezer.model.errors import InvalidInput, NotFound, ResultUnavailable, TweezerError
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord
+
+if TYPE_CHECKING:
+    from tweezer.ledger.database import Database
 
 _TOP_OF_ONE = 10
 _TOP_OF_MANY = 5
@@ -47,7 +49,7 @@ def results(
 ) -> None:
     """Show the most frequent bitstrings of the jobs that have ended so far; of one that was stopped, those that its
     machine had measured before."""
-    record, jobs = asyncio.run(_read(access, batch, indices))
+    record, jobs = access.run(lambda queue: _read(queue, batch, indices))
     if not any(job.data for job in jobs) and not as_json:
         raise TweezerError(_why_nothing(record, jobs), code="no_results")
     total = sum((Counter(_counter(job)) for job in jobs), Counter[str]())
@@ -55,24 +57,23 @@ def results(
         _plot(plot, [("all jobs", total)] if summed else _plottable(jobs), top or _TOP_OF_ONE)
         show.echo(f"drawn into {plot}", err=True)
     if as_json:
-        click.echo(msgspec.json.encode(_as_json(record, jobs, total if summed else None)))
+        print_json(_as_json(record, jobs, total if summed else None))
     elif plot is None:
         _print(record, jobs, total if summed else None, top)
     if unread := [job.unavailable for job in jobs if job.unavailable is not None]:
         raise TweezerError(f"{len(unread)} of {len(jobs)} results cannot be read: {unread[0].message}", code="partly")
 
 
-async def _read(access: Access, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
-    async with access.queue() as queue:
-        batch = queue.batch(batch_id)
-        record = await batch.record()
-        jobs = await batch.jobs()
-        for index in indices:
-            if index >= len(jobs):
-                raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
-        chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
-        data = await batch.results_at([job.index for job in chosen if job.may_have_result])
-        return record, [Finished.of(job, data.get(job.index)) for job in chosen]
+async def _read(queue: AsyncQueue, batch_id: str, indices: tuple[int, ...]) -> tuple[BatchRecord, list[Finished]]:
+    batch = queue.batch(batch_id)
+    record = await batch.record()
+    jobs = await batch.jobs()
+    for index in indices:
+        if index >= len(jobs):
+            raise NotFound("job", f"{index} in batch {batch.id}, which has {len(jobs)}")
+    chosen = [job for job in jobs if job.status.terminal and (not indices or job.index in indices)]
+    data = await batch.results_at([job.index for job in chosen if job.may_have_result])
+    return record, [Finished.of(job, data.get(job.index)) for job in chosen]
 
 
 def _counter(job: Finished) -> dict[str, int]:
@@ -184,19 +185,19 @@ def export(access: Access, *, batches: tuple[str, ...], out: Path | None) -> Non
     A line is an object: `{"type": "batch", …}` or `{"type": "job", …, "result": {…}}`, with the fields of the API.
     """
 
-    async def run(file: BinaryIO) -> None:
-        async with access.queue() as queue:
-            for batch in [queue.batch(text) for text in batches]:
-                async for line in _lines(batch):
-                    file.write(line + b"\n")
+    async def write(queue: AsyncQueue, file: BinaryIO) -> None:
+        for batch in [queue.batch(text) for text in batches]:
+            async for line in _lines(batch):
+                file.write(line + b"\n")
 
     with contextlib.ExitStack() as stack:
-        asyncio.run(run(sys.stdout.buffer if out is None else stack.enter_context(out.open("xb"))))
+        file = sys.stdout.buffer if out is None else stack.enter_context(out.open("xb"))
+        access.run(lambda queue: write(queue, file))
 
 
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_access
 def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
     """Delete batches that have ended for good: from Redis, the results folder and the ledger."""
@@ -204,22 +205,22 @@ def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
     if not yes:
         show.confirm(f"Delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results for good?")
 
-    async def run() -> list[str]:
+    async def delete_all(queue: AsyncQueue, database: Database) -> list[str]:
         from tweezer.ledger.retention import delete_batch
 
         failures = []
-        with access.ledger("delete") as database:
-            async with access.queue() as queue:
-                for batch_id in ids:
-                    try:
-                        await delete_batch(queue.store, database, batch_id, project=queue.project)
-                    except TweezerError as error:
-                        failures.append(error.message)
-                    else:
-                        show.echo(f"deleted {batch_id}")
+        for batch_id in ids:
+            try:
+                await delete_batch(queue.store, database, batch_id, project=queue.project)
+            except TweezerError as error:
+                failures.append(error.message)
+            else:
+                show.echo(f"deleted {batch_id}")
         return failures
 
-    if failures := asyncio.run(run()):
+    with access.ledger("delete") as database:
+        failures = access.run(lambda queue: delete_all(queue, database))
+    if failures:
         raise TweezerError("\n       ".join(failures), code="not_deleted")
 
 

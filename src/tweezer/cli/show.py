@@ -150,6 +150,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     return [style(line(list(header)), bold=True), *map(line, cells)]
 
 
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a :func:`table`."""
+    echo("\n".join(table(header, rows)))
+
+
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
     if seconds < 10:

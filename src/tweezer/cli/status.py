@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, clock, pass_access
+from tweezer.cli.options import Access, clock, pass_access, print_json
 from tweezer.client import AsyncQueue, as_uuid, is_settled
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
 from tweezer.model.errors import TweezerError
@@ -252,18 +252,17 @@ async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
 def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
     """Show how a batch stands."""
 
-    async def run() -> tuple[BatchRecord, list[JobRecord], str | None]:
-        async with access.queue() as queue:
-            record = await queue.batch(batch).record()
-            counts = record.counts
-            needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
-            jobs = await queue.batch(batch).jobs() if needs_jobs else []
-            device = None if record.status.terminal else await queue.store.reader.device(record.device)
-            return record, jobs, why_it_waits(record, device)
+    async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], str | None]:
+        record = await queue.batch(batch).record()
+        counts = record.counts
+        needs_jobs = as_json or all_jobs or counts[JobStatus.RUNNING] or counts[JobStatus.ERROR] or record.cancels
+        jobs = await queue.batch(batch).jobs() if needs_jobs else []
+        device = None if record.status.terminal else await queue.store.reader.device(record.device)
+        return record, jobs, why_it_waits(record, device)
 
-    record, jobs, why = asyncio.run(run())
+    record, jobs, why = access.run(read)
     if as_json:
-        click.echo(msgspec.json.encode({**_as_json(record, jobs), "waits_for": why}))
+        print_json({**_as_json(record, jobs), "waits_for": why})
         return
     show.echo("\n".join(_description(record, why)))
     if cancels := cancel_lines(record, jobs):
@@ -280,12 +279,7 @@ def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None
 @pass_access
 def watch(access: Access, *, batch: str) -> None:
     """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
-
-    async def run() -> BatchRecord:
-        async with access.queue(patient=True) as queue:
-            return await follow(queue, as_uuid("batch", batch), Meter(err=False))
-
-    record = asyncio.run(run())
+    record = access.run(lambda queue: follow(queue, as_uuid("batch", batch), Meter(err=False)), patient=True)
     if record.open:
         show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
     must_be_done(record)

@@ -15,10 +15,19 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.deliveries import COMMANDS, describe, lines_of, tell_changed, wake
 from tweezer.cli.listen import listen
-from tweezer.cli.options import Access, parse_overlap, pass_access
+from tweezer.cli.options import (
+    Access,
+    json_option,
+    parse_overlap,
+    pass_access,
+    print_json,
+    print_list,
+    print_result,
+    yes_option,
+)
 from tweezer.ledger.access.links import reencrypt_link_keys
 from tweezer.ledger.access.projects import find_project
-from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
+from tweezer.ledger.access.vault import SECRETS_SURE_S
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import endpoints as ledger_endpoints
 from tweezer.webhooks.delivery_log import (
@@ -42,7 +51,6 @@ _LOOK_S = 0.1
 _SHOWN_DELIVERIES = 5
 _FAILED = 1
 
-_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 _id = click.argument("endpoint_id", metavar="ID", type=click.UUID)
 _perhaps_id = click.argument("endpoint_id", metavar="[ID]", type=click.UUID, required=False)
 _all_projects = click.option("--all-projects", is_flag=True, help="Of all projects.")
@@ -75,7 +83,7 @@ for command in (*COMMANDS, listen):
 )
 @click.option("--description", default="", help="For people.")
 @click.option("--ed25519", is_flag=True, help="Sign with a private key, too; its public key is printed.")
-@_json
+@json_option
 @pass_access
 def add(access: Access, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
     """Send the events of a project to URL from now on; prints the endpoint's id and its secret."""
@@ -89,12 +97,12 @@ def add(access: Access, *, url: str, types: Sequence[str], description: str, ed2
             types=types,
             description=description,
         )
-        vault, owner = _vault(access), made.secret_owner
+        vault, owner = access.vault(), made.secret_owner
         secret = (
             rotate_secret(connection, vault, owner, ed25519=True) if ed25519 else show_secret(connection, vault, owner)
         )
     if as_json:
-        click.echo(msgspec.json.encode(_about(made) | _of_secret(secret)))
+        print_json(_about(made) | msgspec.to_builtins(secret))
         return
     click.echo(made.id)
     _show_secret(secret)
@@ -108,7 +116,7 @@ def add(access: Access, *, url: str, types: Sequence[str], description: str, ed2
 @webhooks.command(name="list")
 @click.option("--batches", is_flag=True, help="Those, too, that batches were submitted with.")
 @_all_projects
-@_json
+@json_option
 @pass_access
 def list_(access: Access, *, batches: bool, all_projects: bool, as_json: bool) -> None:
     """List the endpoints of a project, newest first."""
@@ -116,18 +124,19 @@ def list_(access: Access, *, batches: bool, all_projects: bool, as_json: bool) -
     kind = None if batches else EndpointKind.PROJECT
     with access.ledger("webhooks list") as database, database.read() as connection:
         found = ledger_endpoints.list_endpoints(connection, projects, kind=kind)
-    if as_json:
-        click.echo(msgspec.json.encode([_about(it) for it in found]))
-    elif not found:
-        show.echo("There is no endpoint; make one with `tweezer webhooks add URL`.")
-    else:
-        rows = [(it.id, it.project, _short(it.url), _types(it), _state(it), it.description) for it in found]
-        show.echo("\n".join(show.table(("id", "project", "to", "types", "", ""), rows)))
+    print_list(
+        found,
+        ("id", "project", "to", "types", "", ""),
+        lambda it: (it.id, it.project, _short(it.url), _types(it), _state(it), it.description),
+        none="There is no endpoint; make one with `tweezer webhooks add URL`.",
+        as_json=as_json,
+        about=_about,
+    )
 
 
 @webhooks.command(name="show")
 @_id
-@_json
+@json_option
 @pass_access
 def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
     """Show an endpoint, and what became of the last deliveries to it."""
@@ -136,7 +145,7 @@ def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
         wanted = DeliveryFilter(endpoint=endpoint_id)
         last = list_deliveries(connection, None, wanted, limit=_SHOWN_DELIVERIES).rows
     if as_json:
-        click.echo(msgspec.json.encode(_about(found)))
+        print_json(_about(found))
         return
     about = {
         "project": found.project,
@@ -160,7 +169,7 @@ def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
 @click.option(
     "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S", help="How long to wait."
 )
-@_json
+@json_option
 @click.pass_context
 @pass_access
 def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
@@ -171,7 +180,7 @@ def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_
         wake(access, endpoint_id)
         found = _outcome(database, delivery_id, wait_s)
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        print_json(found)
     elif not found.log:
         show.echo(f"No courier has sent it within {wait_s:g} s: does `tweezer courier` run? It is sent when one does.")
     else:
@@ -181,7 +190,7 @@ def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_
 
 @webhooks.command(name="enable")
 @_id
-@_json
+@json_option
 @pass_access
 def enable(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
     """Send what happens from now on to an endpoint again that was disabled."""
@@ -200,7 +209,7 @@ def enable(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
 @webhooks.command(name="disable")
 @_id
 @click.option("--why", default=_BY_HAND, show_default=True, help="For people.")
-@_json
+@json_option
 @pass_access
 def disable(access: Access, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
     """Send nothing more to an endpoint; what happens is held until it is enabled and sent again."""
@@ -212,7 +221,7 @@ def disable(access: Access, *, endpoint_id: UUID, why: str, as_json: bool) -> No
 
 @webhooks.command(name="remove")
 @_id
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @pass_access
 def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
     """Remove an endpoint for good, with its secrets and the log of its deliveries."""
@@ -232,12 +241,12 @@ def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
 
 @webhooks.command(name="secret")
 @_perhaps_id
-@_json
+@json_option
 @pass_access
 def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
     """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
     with _writing(access, "webhooks secret") as connection:
-        shown = show_secret(connection, _vault(access), _find_owner(access, connection, endpoint_id))
+        shown = show_secret(connection, access.vault(), _find_owner(access, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
 
 
@@ -253,7 +262,7 @@ def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
     help="How long the old one signs, too; 0: no more from now on, and keys that cannot be decrypted are dropped.",
 )
 @click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
-@_json
+@json_option
 @pass_access
 def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519: bool, as_json: bool) -> None:
     """Make a new secret of an endpoint, or without ID of the project; everything is signed with both for a while.
@@ -262,7 +271,7 @@ def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519:
     """
     with _writing(access, "webhooks rotate") as connection:
         owner = _find_owner(access, connection, endpoint_id)
-        shown = rotate_secret(connection, _vault(access), owner, overlap_s=overlap_s, ed25519=ed25519)
+        shown = rotate_secret(connection, access.vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
     time.sleep(SECRETS_SURE_S)
     _show_secret(shown, as_json=as_json)
 
@@ -275,7 +284,7 @@ def reseal(access: Access) -> None:
     When every courier and API has that key, and this was done, the keys behind it can be dropped.
     """
     with _writing(access, "webhooks reseal") as connection:
-        vault = _vault(access)
+        vault = access.vault()
         changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 
@@ -285,14 +294,9 @@ def reseal(access: Access) -> None:
 
 @contextmanager
 def _writing(access: Access, command: str) -> Iterator[Connection]:
-    with access.ledger(command) as database, database.write() as connection:
+    with access.writing(command) as connection:
         yield connection
     tell_changed(access)
-
-
-def _vault(access: Access) -> Vault:
-    settings = access.settings()
-    return Vault.of(settings.secrets.key, settings.data_dir)
 
 
 def _find_owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:
@@ -319,13 +323,9 @@ def _about(endpoint: Endpoint) -> dict[str, Any]:
     return about | {"types": sorted(endpoint.subscribed)}
 
 
-def _of_secret(shown: ShownSecret) -> dict[str, Any]:
-    return dict(msgspec.to_builtins(shown))
-
-
 def _show_secret(shown: ShownSecret, *, as_json: bool = False) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(_of_secret(shown)))
+        print_json(shown)
         return
     click.echo(shown.secret)
     if shown.public_key is not None:
@@ -335,10 +335,7 @@ def _show_secret(shown: ShownSecret, *, as_json: bool = False) -> None:
 
 
 def _show_endpoint(endpoint: Endpoint, what: str, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(msgspec.json.encode(_about(endpoint)))
-    else:
-        show.echo(f"{endpoint.id} ({_short(endpoint.url)}) {what}")
+    print_result(_about(endpoint), f"{endpoint.id} ({_short(endpoint.url)}) {what}", as_json=as_json)
 
 
 def _short(url: str) -> str:
