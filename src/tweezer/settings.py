@@ -389,7 +389,7 @@ SECRET_FILES = {key: f"{setting.variable}_FILE" for key, setting in SETTINGS.ite
 """Key of a secret → the variable that names a file with its value."""
 
 
-def environment_of(values: Mapping[str, str]) -> dict[str, str]:
+def to_environment(values: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that give settings these values, by their keys."""
     return {variable_name(key): value for key, value in values.items()}
 

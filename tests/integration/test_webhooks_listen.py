@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from tests.support.waiting import until
 
 from tweezer.cli import main
-from tweezer.cli.listen import Manner, Received, Receiver, json_of, line_of
+from tweezer.cli.listen import Manner, Received, Receiver, format_line, to_json
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import now_ms
@@ -85,8 +85,10 @@ async def test_a_webhook_that_is_genuine_is_verified_and_taken(start: Start) -> 
     assert got.webhook is not None
     assert (got.id, got.webhook.type, got.webhook.data["sequence"]) == ("e1", "job.done", 5)
     assert (got.problem, got.repeated, got.remarks, got.status) == (None, False, (), 204)
-    assert all(word in line_of(got) for word in ("job.done", BATCH, "job 3", "DONE", "#5", "verified, answered 204"))
-    told = json.loads(json_of(got))
+    assert all(
+        word in format_line(got) for word in ("job.done", BATCH, "job 3", "DONE", "#5", "verified, answered 204")
+    )
+    told = json.loads(to_json(got))
     assert (told["verified"], told["data"]["index"], told["status"]) == (True, 3, 204)
 
 
@@ -100,15 +102,15 @@ async def test_what_is_not_genuine_is_refused_with_the_reason(start: Start) -> N
         assert answer.status == 405
     wrong, bare = bench.got
     assert (wrong.webhook, bare.webhook) == (None, None)
-    assert "NOT VERIFIED: the signature is another's" in line_of(wrong)
-    assert "webhook-id is missing" in line_of(bare)
-    assert json.loads(json_of(bare))["verified"] is False
+    assert "NOT VERIFIED: the signature is another's" in format_line(wrong)
+    assert "webhook-id is missing" in format_line(bare)
+    assert json.loads(to_json(bare))["verified"] is False
 
 
 async def test_what_a_stranger_sends_cannot_command_the_terminal(start: Start) -> None:
     bench = await start(SECRET)
     assert await bench.send("\x9b31mred", secret=new_secret()) == 401
-    assert line_of(bench.got[0]).isprintable()
+    assert format_line(bench.got[0]).isprintable()
 
 
 async def test_repetitions_gaps_and_what_comes_late_are_told(start: Start) -> None:
@@ -127,8 +129,8 @@ async def test_repetitions_gaps_and_what_comes_late_are_told(start: Start) -> No
         (False, ()),
         (False, ()),
     ]
-    assert line_of(bench.got[1]).endswith("(gap, 6 has not come yet)")
-    assert line_of(bench.got[2]).endswith("(repeated)")
+    assert format_line(bench.got[1]).endswith("(gap, 6 has not come yet)")
+    assert format_line(bench.got[2]).endswith("(repeated)")
 
 
 async def test_it_answers_as_it_is_told(start: Start) -> None:
@@ -147,7 +149,7 @@ async def test_it_hangs_up_on_demand(start: Start) -> None:
             await bench.send()
         assert time.monotonic() - began >= (manner.hang_s or 0)
         (got,) = bench.got
-        assert (got.status, "no answer" in line_of(got)) == (None, True)
+        assert (got.status, "no answer" in format_line(got)) == (None, True)
 
 
 async def test_it_is_slow_on_demand(start: Start) -> None:

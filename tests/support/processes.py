@@ -45,7 +45,7 @@ from tweezer.processes import worker as worker_process
 from tweezer.processes.recorder import run_recorder
 from tweezer.processes.scheduler import run_scheduler
 from tweezer.processes.worker import run_worker
-from tweezer.settings import environment_of, load
+from tweezer.settings import load, to_environment
 from tweezer.store.acl import RedisUser
 from tweezer.store.connection import Connect, Store
 from tweezer.store.keys import Key
@@ -211,7 +211,7 @@ class Process(Fork):
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
-        environment |= environment_of({name: str(value) for name, value in settings.items()})
+        environment |= to_environment({name: str(value) for name, value in settings.items()})
         path = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
         super().__init__(_be, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 

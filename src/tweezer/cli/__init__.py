@@ -8,7 +8,7 @@ import click
 
 from tweezer import __version__
 from tweezer.cli.group import CommandGroup
-from tweezer.cli.options import Access
+from tweezer.cli.options import Options
 
 __all__ = ["main"]
 
@@ -29,5 +29,5 @@ def main(context: click.Context, redis: str | None, project: str | None, namespa
 
     if os.environ.get("NO_COLOR"):
         context.color = False
-    context.obj = Access(redis=redis, project=project, namespace=namespace)
+    context.obj = Options(redis=redis, project=project, namespace=namespace)
     logs.configure("console", "ERROR")  # of a command; the processes choose for themselves

@@ -10,7 +10,7 @@ import click
 
 from tweezer.cli import show
 from tweezer.cli.jobs import job_options, read_jobs
-from tweezer.cli.options import Access, clock, parse_duration, parse_time, pass_access
+from tweezer.cli.options import Options, clock, parse_duration, parse_time, pass_options
 from tweezer.cli.status import Meter, follow, must_be_done
 from tweezer.client import AsyncBatch, AsyncQueue, as_uuid
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
@@ -51,9 +51,9 @@ _ANSWERS = {
 )
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day make one batch.")
 @click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 unless all jobs are DONE.")
-@pass_access
+@pass_options
 def submit(
-    access: Access,
+    options: Options,
     *,
     sequence_file: TextIO,
     flags: tuple[str, ...],
@@ -108,16 +108,16 @@ def submit(
         if wait:
             must_be_done(await follow(queue, batch.id, Meter(err=True)))
 
-    access.run(run, patient=wait)
+    options.run(run, patient=wait)
 
 
 @click.command()
 @click.argument("batch")
 @job_options
 @click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day add once.")
-@pass_access
+@pass_options
 def add(
-    access: Access,
+    options: Options,
     *,
     batch: str,
     flags: tuple[str, ...],
@@ -130,33 +130,33 @@ def add(
     jobs = read_jobs(flags, runs, variables, lines)
     if not jobs:
         raise click.UsageError("there are no jobs: give --runs and --var, --job or --jobs")
-    click.echo(access.run(lambda queue: queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key)))
+    click.echo(options.run(lambda queue: queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key)))
 
 
 @click.command()
 @click.argument("batch")
-@pass_access
-def close(access: Access, *, batch: str) -> None:
+@pass_options
+def close(options: Options, *, batch: str) -> None:
     """Say that no more jobs will come: the batch is DONE when its jobs have ended."""
-    _each(access, (batch,), AsyncBatch.close, "closed")
+    _each(options, (batch,), AsyncBatch.close, "closed")
 
 
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--by", metavar="NAME", help="Who asks, which is noted  [default: user@host].")
-@pass_access
-def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
+@pass_options
+def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
     """Cancel batches: what is pending at once, what runs as soon as its worker stops it.
 
     `tweezer status` shows who asked, and what came of it.
     """
     if not indices:
-        _each(access, batches, lambda batch: batch.cancel(by=by), "canceled")
+        _each(options, batches, lambda batch: batch.cancel(by=by), "canceled")
         return
     if len(batches) > 1:
         raise click.UsageError("--job needs exactly one batch")
-    answers = access.run(lambda queue: queue.batch(batches[0]).cancel_jobs(indices, by=by))
+    answers = options.run(lambda queue: queue.batch(batches[0]).cancel_jobs(indices, by=by))
     for index, answer in zip(indices, answers, strict=True):
         show.echo(f"job {index} {_ANSWERS[answer]}")
     if CancelAnswer.UNKNOWN in answers:
@@ -169,9 +169,9 @@ def cancel(access: Access, *, batches: tuple[str, ...], indices: tuple[int, ...]
 @click.option("--reason", help="Why the device is paused; it is shown to all.")
 @click.option("--until", type=parse_time, metavar="TIME", help="When the device goes on by itself: 2027-01-31T08:00.")
 @click.option("--for", "for_s", type=parse_duration, metavar="TIME", help="After which time it does: 30min, 2h.")
-@pass_access
+@pass_options
 def pause(
-    access: Access,
+    options: Options,
     *,
     batches: tuple[str, ...],
     device: str | None,
@@ -187,30 +187,30 @@ def pause(
     tweezer pause 01a2014a-10da-8070-b687-9a55ac000000
     tweezer pause FRESNEL --reason "new lens" --for 2h
     """
-    name = _device_of(batches, device)
+    name = _find_device(batches, device)
     if name is None:
         if reason is not None or until is not None or for_s is not None:
             raise click.UsageError("--reason, --until and --for go with a device")
-        _each(access, batches, AsyncBatch.pause, "paused")
+        _each(options, batches, AsyncBatch.pause, "paused")
         return
     if not reason:
         raise click.UsageError(f"say why the device {name} is paused with --reason: others will wonder")
     if until is not None and for_s is not None:
         raise click.UsageError("give either --until or --for")
     ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
-    access.run(lambda queue: queue.pause_device(name, reason, until=ends))
+    options.run(lambda queue: queue.pause_device(name, reason, until=ends))
     show.echo(f"{name} is {Hold(HoldKind.PAUSED, reason, ends).told(clock)}")
 
 
 @click.command()
 @click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
 @click.option("--device", help="The device, where its name could be the id of a batch.")
-@pass_access
-def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> None:
+@pass_options
+def resume(options: Options, *, batches: tuple[str, ...], device: str | None) -> None:
     """Go on with paused batches, or a paused device."""
-    name = _device_of(batches, device)
+    name = _find_device(batches, device)
     if name is None:
-        _each(access, batches, AsyncBatch.resume, "resumed")
+        _each(options, batches, AsyncBatch.resume, "resumed")
         return
 
     async def run(queue: AsyncQueue) -> Hold | None:
@@ -218,11 +218,11 @@ def resume(access: Access, *, batches: tuple[str, ...], device: str | None) -> N
         found = await queue.ask(lambda: queue.store.reader.device(name))
         return None if found is None else found.hold(datetime.now(UTC))
 
-    hold = access.run(run)
+    hold = options.run(run)
     show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.told(clock)}'}")
 
 
-def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
+def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
     """Does the same to each batch, also after an error; raises an error when there was one."""
 
     async def run(queue: AsyncQueue) -> int:
@@ -239,12 +239,12 @@ def _each(access: Access, batches: tuple[str, ...], act: Callable[[AsyncBatch], 
                 show.echo(f"{batch.id}: {error.message}", err=True)
         return failed
 
-    failed = access.run(run)
+    failed = options.run(run)
     if failed:
         raise TweezerError(f"{failed} of {len(batches)} batches could not be {done}", code="partly")
 
 
-def _device_of(targets: tuple[str, ...], device: str | None) -> str | None:
+def _find_device(targets: tuple[str, ...], device: str | None) -> str | None:
     """The device that is meant; None for batches. What is no id of a batch is the name of a device."""
     if bool(targets) is (device is not None):
         raise click.UsageError("name either batches or a device")

@@ -14,11 +14,11 @@ import msgspec
 
 from tweezer.cli import show
 from tweezer.cli.options import (
-    Access,
+    Options,
     json_option,
     parse_duration,
     parse_overlap,
-    pass_access,
+    pass_options,
     print_json,
     print_list,
     print_result,
@@ -60,20 +60,20 @@ def projects() -> None:
 @click.argument("name")
 @click.option("--id", "identity", help="Letters, digits, dots, dashes, underscores  [default: a UUID].")
 @json_option
-@pass_access
-def create_project(access: Access, *, name: str, identity: str | None, as_json: bool) -> None:
+@pass_options
+def create_project(options: Options, *, name: str, identity: str | None, as_json: bool) -> None:
     """Make a project; prints its id."""
-    with access.writing("projects create") as connection:
+    with options.writing("projects create") as connection:
         project = ledger_projects.create_project(connection, name, identity)
     print_result(_about(project), project.id, as_json=as_json)
 
 
 @projects.command(name="list")
 @json_option
-@pass_access
-def list_projects(access: Access, *, as_json: bool) -> None:
+@pass_options
+def list_projects(options: Options, *, as_json: bool) -> None:
     """List all projects."""
-    with access.ledger("projects list") as database, database.read() as connection:
+    with options.ledger("projects list") as database, database.read() as connection:
         found = ledger_projects.list_projects(connection)
     print_list(
         found,
@@ -89,13 +89,13 @@ def list_projects(access: Access, *, as_json: bool) -> None:
 @click.argument("project")
 @click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
 @json_option
-@pass_access
-def set_retention(access: Access, *, project: str, kept_s: int | None, as_json: bool) -> None:
+@pass_options
+def set_retention(options: Options, *, project: str, kept_s: int | None, as_json: bool) -> None:
     """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
 
     The default is TWEEZER_DATABASE_RETENTION_S of the recorder. What is older is deleted for good.
     """
-    with access.writing("projects retention") as connection:
+    with options.writing("projects retention") as connection:
         changed = ledger_projects.set_retention(connection, project, kept_s)
     print_result(_about(changed), f"{changed.id}: finished batches are kept {_kept(changed)}", as_json=as_json)
 
@@ -120,9 +120,9 @@ def _limit_option(quota: str, flag: str, unit: str, what: str) -> Callable[[Call
 @_limit_option("queued_bytes", "queued-mb", "MIB", "Memory in Redis for its batches that have not ended.")
 @_limit_option("result_bytes", "results-mb", "MIB", "Size of all its results that are kept.")
 @json_option
-@pass_access
+@pass_options
 def limit(
-    access: Access,
+    options: Options,
     *,
     project: str,
     queued_jobs: str | None,
@@ -135,10 +135,10 @@ def limit(
     changes = {quota: _read_limit(quota, text) for quota, text in given.items() if text is not None}
     if not changes:
         raise click.UsageError("name a limit: --queued-jobs, --queued-mb or --results-mb")
-    with access.writing("projects limit") as connection:
+    with options.writing("projects limit") as connection:
         changed = ledger_projects.set_limits(connection, project, changes)
     try:
-        access.run_store(lambda store: store.quotas.set_limits({changed.id: changed.limits}))
+        options.run_store(lambda store: store.quotas.set_limits({changed.id: changed.limits}))
     except Unavailable as error:
         show.echo(f"{error.message}; the recorder tells Redis of the limits when it is back", err=True)
     own = ", ".join(f"{quota} {_amount(quota, value)}" for quota, value in changed.limits.items())
@@ -148,12 +148,12 @@ def limit(
 @projects.command(name="show")
 @click.argument("project")
 @json_option
-@pass_access
-def show_project(access: Access, *, project: str, as_json: bool) -> None:
+@pass_options
+def show_project(options: Options, *, project: str, as_json: bool) -> None:
     """Show a project: what it uses of its quotas, and their limits."""
-    with access.ledger("projects show") as database, database.read() as connection:
+    with options.ledger("projects show") as database, database.read() as connection:
         found = ledger_projects.find_project(connection, project)
-    usage = access.run_store(lambda store: store.quotas.usage(found.id))
+    usage = options.run_store(lambda store: store.quotas.usage(found.id))
     if as_json:
         print_json(_about(found) | {"quotas": msgspec.to_builtins(usage)})
         return
@@ -166,15 +166,15 @@ def show_project(access: Access, *, project: str, as_json: bool) -> None:
 @projects.command(name="delete")
 @click.argument("project")
 @yes_option
-@pass_access
-def delete(access: Access, *, project: str, yes: bool) -> None:
+@pass_options
+def delete(options: Options, *, project: str, yes: bool) -> None:
     """Delete a project for good, with its keys, batches, results and statistics. Its batches must have ended."""
-    with access.ledger("projects delete") as database:
+    with options.ledger("projects delete") as database:
         with database.read() as connection:
             found = ledger_projects.find_project(connection, project)
         if not yes:
             show.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?")
-        batches = access.run_store(lambda store: delete_project(store, database, found.id))
+        batches = options.run_store(lambda store: delete_project(store, database, found.id))
     show.echo(f"{found.id} is deleted, with {batches} batches")
 
 
@@ -203,22 +203,29 @@ def keys() -> None:
 @click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
 @click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Ends after this time: 90d, 12h.")
 @json_option
-@pass_access
+@pass_options
 def create_key(
-    access: Access, *, name: str, project: str | None, role: str, user: str | None, expires_s: int | None, as_json: bool
+    options: Options,
+    *,
+    name: str,
+    project: str | None,
+    role: str,
+    user: str | None,
+    expires_s: int | None,
+    as_json: bool,
 ) -> None:
     """Make a key; prints it, once. NAME says what it is for.
 
     user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
     Prometheus. operator: see and change everybody's work.
     """
-    with access.writing("keys create") as connection:
+    with options.writing("keys create") as connection:
         owner = None if user is None else ledger_users.find_user(connection, user)
         made = ledger_keys.create_key(
             connection,
             name=name,
             role=Role(role),
-            project_id=access.settings().project_id if project is None and Role(role).of_projects else project,
+            project_id=options.settings().project_id if project is None and Role(role).of_projects else project,
             user_id=None if owner is None else owner.id,
             expires_s=expires_s,
         )
@@ -229,10 +236,10 @@ def create_key(
 @click.option("--project", metavar="ID", help="Of this project only.")
 @click.option("--all", "everything", is_flag=True, help="Those that are over, and the sessions of users, too.")
 @json_option
-@pass_access
-def list_keys(access: Access, *, project: str | None, everything: bool, as_json: bool) -> None:
+@pass_options
+def list_keys(options: Options, *, project: str | None, everything: bool, as_json: bool) -> None:
     """List keys by their ids, youngest first."""
-    with access.ledger("keys list") as database, database.read() as connection:
+    with options.ledger("keys list") as database, database.read() as connection:
         found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
     now = datetime.now(UTC)
     found = [key for key in found if everything or not _is_over(key, now)]
@@ -248,10 +255,10 @@ def list_keys(access: Access, *, project: str | None, everything: bool, as_json:
 @keys.command(name="revoke")
 @click.argument("key")
 @json_option
-@pass_access
-def revoke(access: Access, *, key: str, as_json: bool) -> None:
+@pass_options
+def revoke(options: Options, *, key: str, as_json: bool) -> None:
     """End a key, by its id, within a second. A session is a key, too."""
-    with access.writing("keys revoke") as connection:
+    with options.writing("keys revoke") as connection:
         revoked = ledger_keys.revoke_key(connection, read_key_id(key))
     print_result(revoked, f"{revoked.id} ({revoked.name}) opens nothing any more", as_json=as_json)
 
@@ -268,10 +275,10 @@ def revoke(access: Access, *, key: str, as_json: bool) -> None:
     help="How long the old one still works; 0: no more from now on.",
 )
 @json_option
-@pass_access
-def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
+@pass_options
+def rotate(options: Options, *, key: str, overlap_s: int, as_json: bool) -> None:
     """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
-    with access.writing("keys rotate") as connection:
+    with options.writing("keys rotate") as connection:
         made = ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
     _show_once(made, as_json=as_json)
 
@@ -286,14 +293,14 @@ def rotate(access: Access, *, key: str, overlap_s: int, as_json: bool) -> None:
     metavar="TIME",
     help="How long links that were made before still work, 30d at most; 0: they are refused from now on.",
 )
-@pass_access
-def rotate_links(access: Access, *, overlap_s: int) -> None:
+@pass_options
+def rotate_links(options: Options, *, overlap_s: int) -> None:
     """Make a new key that signs links to results, as if somebody had got the old one.
 
     Processes read it again each second; the command returns when all of them have.
     """
-    with access.writing("keys rotate-links") as connection:
-        rotate_link_keys(connection, access.vault(), overlap_s=overlap_s)
+    with options.writing("keys rotate-links") as connection:
+        rotate_link_keys(connection, options.vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
     former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
     show.echo(f"links are signed with a new key; those that were made before {former}")
@@ -316,12 +323,12 @@ def _password_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("name")
 @_password_options
 @json_option
-@pass_access
-def create_user(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+@pass_options
+def create_user(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
     """Make a user, of no project yet; asks for the password."""
     password = _choose_password(from_stdin=from_stdin, generate=generate)
     kept = hash_password(password)
-    with access.writing("users create") as connection:
+    with options.writing("users create") as connection:
         user = ledger_users.create_user(connection, name, kept)
     _show_user(user, password if generate else None, as_json=as_json)
 
@@ -330,12 +337,12 @@ def create_user(access: Access, *, name: str, from_stdin: bool, generate: bool, 
 @click.argument("name")
 @_password_options
 @json_option
-@pass_access
-def change_password(access: Access, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+@pass_options
+def change_password(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
     """Change a user's password, and end its sessions; asks for the password."""
     password = _choose_password(from_stdin=from_stdin, generate=generate)
     kept = hash_password(password)
-    with access.writing("users password") as connection:
+    with options.writing("users password") as connection:
         user = ledger_users.set_password(connection, name, kept)
     _show_user(user, password if generate else None, as_json=as_json)
 
@@ -343,10 +350,10 @@ def change_password(access: Access, *, name: str, from_stdin: bool, generate: bo
 @users.command(name="disable")
 @click.argument("name")
 @json_option
-@pass_access
-def disable(access: Access, *, name: str, as_json: bool) -> None:
+@pass_options
+def disable(options: Options, *, name: str, as_json: bool) -> None:
     """Let a user in no more, nor its keys; its sessions end within a second."""
-    with access.writing("users disable") as connection:
+    with options.writing("users disable") as connection:
         user = ledger_users.set_disabled(connection, name, disabled=True)
     _show_user(user, as_json=as_json)
 
@@ -354,10 +361,10 @@ def disable(access: Access, *, name: str, as_json: bool) -> None:
 @users.command(name="enable")
 @click.argument("name")
 @json_option
-@pass_access
-def enable(access: Access, *, name: str, as_json: bool) -> None:
+@pass_options
+def enable(options: Options, *, name: str, as_json: bool) -> None:
     """Let a user in again that was disabled."""
-    with access.writing("users enable") as connection:
+    with options.writing("users enable") as connection:
         user = ledger_users.set_disabled(connection, name, disabled=False)
     _show_user(user, as_json=as_json)
 
@@ -365,10 +372,10 @@ def enable(access: Access, *, name: str, as_json: bool) -> None:
 @users.command(name="sessions")
 @click.argument("name")
 @json_option
-@pass_access
-def list_sessions(access: Access, *, name: str, as_json: bool) -> None:
+@pass_options
+def list_sessions(options: Options, *, name: str, as_json: bool) -> None:
     """List the sessions by which a user is logged in, youngest first."""
-    with access.ledger("users sessions") as database, database.read() as connection:
+    with options.ledger("users sessions") as database, database.read() as connection:
         found = ledger_keys.list_sessions(connection, ledger_users.find_user(connection, name).id)
     now = datetime.now(UTC)
     print_list(
@@ -384,10 +391,10 @@ def list_sessions(access: Access, *, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("session", required=False)
 @json_option
-@pass_access
-def log_out(access: Access, *, name: str, session: str | None, as_json: bool) -> None:
+@pass_options
+def log_out(options: Options, *, name: str, session: str | None, as_json: bool) -> None:
     """End the sessions of a user, or the one of this id, within a second."""
-    with access.writing("users log-out") as connection:
+    with options.writing("users log-out") as connection:
         user = ledger_users.find_user(connection, name)
         ended = ledger_keys.end_sessions(
             connection, user.id, None if session is None else read_key_id(session, kind="session")
@@ -398,10 +405,10 @@ def log_out(access: Access, *, name: str, session: str | None, as_json: bool) ->
 
 @users.command(name="list")
 @json_option
-@pass_access
-def list_users(access: Access, *, as_json: bool) -> None:
+@pass_options
+def list_users(options: Options, *, as_json: bool) -> None:
     """List all users."""
-    with access.ledger("users list") as database, database.read() as connection:
+    with options.ledger("users list") as database, database.read() as connection:
         found = ledger_users.list_users(connection)
     print_list(
         found,
@@ -416,10 +423,10 @@ def list_users(access: Access, *, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("project")
 @json_option
-@pass_access
-def add_to(access: Access, *, name: str, project: str, as_json: bool) -> None:
+@pass_options
+def add_to(options: Options, *, name: str, project: str, as_json: bool) -> None:
     """Make a user belong to a project."""
-    with access.writing("users add-to") as connection:
+    with options.writing("users add-to") as connection:
         user = ledger_users.add_to_project(connection, name, project)
     _show_user(user, as_json=as_json)
 
@@ -428,10 +435,10 @@ def add_to(access: Access, *, name: str, project: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("project")
 @json_option
-@pass_access
-def remove_from(access: Access, *, name: str, project: str, as_json: bool) -> None:
+@pass_options
+def remove_from(options: Options, *, name: str, project: str, as_json: bool) -> None:
     """Make a user belong to a project no more; its keys of this project end."""
-    with access.writing("users remove-from") as connection:
+    with options.writing("users remove-from") as connection:
         user = ledger_users.remove_from_project(connection, name, project)
     _show_user(user, as_json=as_json)
 

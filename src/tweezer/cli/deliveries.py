@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, json_option, parse_duration, pass_access, print_json, print_result
+from tweezer.cli.options import Options, json_option, parse_duration, pass_options, print_json, print_result
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.schema import as_datetime
@@ -67,9 +67,9 @@ _since = click.option("--since", type=moment, metavar="TIME", help="Since then: 
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 @click.option("--all-projects", is_flag=True, help="Of all projects.")
 @json_option
-@pass_access
+@pass_options
 def deliveries(
-    access: Access,
+    options: Options,
     *,
     delivery: UUID | None,
     endpoint: UUID | None,
@@ -83,20 +83,20 @@ def deliveries(
 ) -> None:
     """List deliveries, newest first; or show one with every attempt and its body, by its id."""
     if delivery is not None:
-        with access.ledger("webhooks deliveries") as database, database.read() as connection:
+        with options.ledger("webhooks deliveries") as database, database.read() as connection:
             one = find_delivery(connection, delivery)
         click.echo(_plain([one])[0]) if as_json else show.echo("\n".join([*describe(one), "", one.body or ""]))
         return
     wanted = DeliveryFilter(endpoint, batch, None if status is None else DeliveryStatus(status), type_, since)
-    projects = None if all_projects or endpoint or batch else [access.settings().project_id]
-    with access.ledger("webhooks deliveries") as database:
+    projects = None if all_projects or endpoint or batch else [options.settings().project_id]
+    with options.ledger("webhooks deliveries") as database:
         found = _newest_first(database, projects, wanted, limit)
     if as_json:
         click.echo(b"[" + b",".join(_plain(found)) + b"]")
     elif not found:
         show.echo("There is no such delivery.")
     else:
-        show.echo("\n".join(lines_of(found)))
+        show.echo("\n".join(format_deliveries(found)))
 
 
 @click.command()
@@ -105,9 +105,9 @@ def deliveries(
 @_since
 @click.option("--all", "everything", is_flag=True, help="Those that were delivered, too.")
 @json_option
-@pass_access
+@pass_options
 def resend(
-    access: Access,
+    options: Options,
     *,
     delivery: UUID | None,
     endpoint: UUID | None,
@@ -121,7 +121,7 @@ def resend(
     """
     if (delivery is None) == (endpoint is None) or (endpoint is None) != (since is None):
         raise click.UsageError("give the id of a delivery, or --endpoint ID and --since TIME")
-    with access.writing("webhooks resend") as connection:
+    with options.writing("webhooks resend") as connection:
         if delivery is not None:
             endpoint, count = delivery_log.resend(connection, delivery).endpoint, 1
         else:
@@ -130,7 +130,7 @@ def resend(
             find_endpoint(connection, endpoint)
             count = delivery_log.resend_since(connection, endpoint, since, all=everything)
     if count:
-        wake(access, endpoint)
+        wake(options, endpoint)
     print_result({"count": count}, f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again", as_json=as_json)
 
 
@@ -143,9 +143,9 @@ def resend(
 @click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most, the newest.")
 @json_option
 @click.pass_context
-@pass_access
+@pass_options
 def replay(
-    access: Access,
+    options: Options,
     context: click.Context,
     /,
     *,
@@ -164,11 +164,11 @@ def replay(
     """
     _check_local(url)
     wanted = DeliveryFilter(endpoint, batch, None, type_, since)
-    projects = None if endpoint or batch else [access.settings().project_id]
-    with access.ledger("webhooks replay") as database:
+    projects = None if endpoint or batch else [options.settings().project_id]
+    with options.ledger("webhooks replay") as database:
         found = _newest_first(database, projects, wanted, limit)
-        posts = list(_signed(database, access.vault(), found[::-1]))
-    failed = asyncio.run(_post_all(url, posts, access.settings().webhook.timeout_s, as_json=as_json))
+        posts = list(_signed(database, options.vault(), found[::-1]))
+    failed = asyncio.run(_post_all(url, posts, options.settings().webhook.timeout_s, as_json=as_json))
     if not as_json:
         show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
     context.exit(_FAILED if failed else 0)
@@ -179,8 +179,8 @@ def replay(
 @click.option("--url", help="Post it there, signed.")
 @click.option("--secret", help="Sign with this one  [default: that of the project].")
 @click.pass_context
-@pass_access
-def sample(access: Access, context: click.Context, /, *, type_: str, url: str | None, secret: str | None) -> None:
+@pass_options
+def sample(options: Options, context: click.Context, /, *, type_: str, url: str | None, secret: str | None) -> None:
     """Print the body of a webhook as an example, job.done unless another type is given; or post it."""
     told = sample_of(type_)
     body = envelope(told.type, told.timestamp, told.data)
@@ -188,11 +188,11 @@ def sample(access: Access, context: click.Context, /, *, type_: str, url: str | 
         click.echo(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
         return
     _check_local(url)
-    settings = access.settings()
+    settings = options.settings()
     if secret is None:
-        with access.writing("webhooks sample") as connection:
+        with options.writing("webhooks sample") as connection:
             owner = SecretOwner(find_project(connection, settings.project_id).no)
-            secret = show_secret(connection, access.vault(), owner).secret
+            secret = show_secret(connection, options.vault(), owner).secret
     check_secret(secret)
     failed = asyncio.run(
         _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)
@@ -212,7 +212,7 @@ COMMANDS = (deliveries, resend, replay, sample, schema)
 # -- how deliveries are shown -------------------------------------------------------------------------------
 
 
-def lines_of(found: Sequence[Delivery]) -> list[str]:
+def format_deliveries(found: Sequence[Delivery]) -> list[str]:
     """A table of deliveries."""
     rows = [(it.id, show.minute(it.created), it.type, it.batch or "-", it.status.value, _last(it)) for it in found]
     return show.table(("delivery", "written", "type", "batch", "", "last attempt"), rows)
@@ -349,19 +349,19 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
     return failed
 
 
-def wake(access: Access, endpoint: UUID) -> None:
+def wake(options: Options, endpoint: UUID) -> None:
     """Sets an alarm for now; says so when Redis is not there: the couriers' sweep finds it later."""
 
-    _tell(access, lambda alarms: alarms.arm(endpoint, None))
+    _tell(options, lambda alarms: alarms.arm(endpoint, None))
 
 
-def tell_changed(access: Access) -> None:
+def tell_changed(options: Options) -> None:
     """Says that endpoints were changed; couriers see it within a second where Redis is not there."""
-    _tell(access, lambda alarms: alarms.note_change())
+    _tell(options, lambda alarms: alarms.note_change())
 
 
-def _tell(access: Access, what: Callable[[Alarms], Awaitable[None]]) -> None:
+def _tell(options: Options, what: Callable[[Alarms], Awaitable[None]]) -> None:
     try:
-        access.run_store(lambda store: what(Alarms(store)))
+        options.run_store(lambda store: what(Alarms(store)))
     except Unavailable as error:
         show.echo(f"No courier was told, they find it by themselves, later: {error.message}", err=True)

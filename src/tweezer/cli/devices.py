@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import click
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, clock, parse_time, pass_access, print_list
+from tweezer.cli.options import Options, clock, parse_time, pass_options, print_list
 from tweezer.cli.status import availability
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import NotFound
@@ -18,12 +18,12 @@ from tweezer.store.records import DeviceRecord, WorkerRecord
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@pass_access
-def devices(access: Access, *, as_json: bool) -> None:
+@pass_options
+def devices(options: Options, *, as_json: bool) -> None:
     """List the devices that workers have announced."""
     now = datetime.now(UTC)
     print_list(
-        access.run(lambda queue: queue.devices()),
+        options.run(lambda queue: queue.devices()),
         ("device", "adapter", "name in its specs", "atoms", "lanes", "pending", "running", "status"),
         lambda it: (it.name, it.adapter, *_limits(it), it.lanes, it.pending, it.running, availability(it, now)),
         none="No worker has announced a device yet; start one with `tweezer worker --device EMU_FREE`.",
@@ -33,8 +33,8 @@ def devices(access: Access, *, as_json: bool) -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@pass_access
-def workers(access: Access, *, as_json: bool) -> None:
+@pass_options
+def workers(options: Options, *, as_json: bool) -> None:
     """List the live workers of all devices."""
 
     def row(it: WorkerRecord) -> tuple[object, ...]:
@@ -42,7 +42,7 @@ def workers(access: Access, *, as_json: bool) -> None:
         return it.id, it.device, f"{it.busy}/{it.lanes} busy", it.version, show.duration(up_s), state
 
     print_list(
-        access.run(lambda queue: queue.workers()),
+        options.run(lambda queue: queue.workers()),
         ("worker", "device", "lanes", "version", "up for", ""),
         row,
         none="No worker lives; start one with `tweezer worker --device EMU_FREE`.",
@@ -81,18 +81,18 @@ def maintenance(context: click.Context, device: str) -> None:
 @click.option("--to", "ends", type=parse_time, required=True, metavar="TIME")
 @click.option("--reason", required=True, help="It is shown to all who wait.")
 @click.pass_context
-@pass_access
-def add(access: Access, context: click.Context, /, *, begins: datetime, ends: datetime, reason: str) -> None:
+@pass_options
+def add(options: Options, context: click.Context, /, *, begins: datetime, ends: datetime, reason: str) -> None:
     """Plan maintenance; prints its id."""
     device = context.meta["device"]
-    click.echo(access.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
+    click.echo(options.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
 
 
 @maintenance.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @click.pass_context
-@pass_access
-def list_windows(access: Access, context: click.Context, /, *, as_json: bool) -> None:
+@pass_options
+def list_windows(options: Options, context: click.Context, /, *, as_json: bool) -> None:
     """List what is planned or under way."""
     device = context.meta["device"]
 
@@ -101,7 +101,7 @@ def list_windows(access: Access, context: click.Context, /, *, as_json: bool) ->
         return await queue.maintenance(device)
 
     print_list(
-        access.run(find),
+        options.run(find),
         ("id", "from", "to", "reason"),
         lambda it: (it.id, clock(it.begins), clock(it.ends), it.reason),
         none=f"No maintenance of {device} is planned.",
@@ -112,19 +112,19 @@ def list_windows(access: Access, context: click.Context, /, *, as_json: bool) ->
 @maintenance.command()
 @click.argument("window", metavar="ID")
 @click.pass_context
-@pass_access
-def remove(access: Access, context: click.Context, /, *, window: str) -> None:
+@pass_options
+def remove(options: Options, context: click.Context, /, *, window: str) -> None:
     """Take planned maintenance back, or end it now."""
     device = context.meta["device"]
-    access.run(lambda queue: queue.drop_maintenance(device, window))
+    options.run(lambda queue: queue.drop_maintenance(device, window))
     show.echo(f"maintenance {window} of {device} is removed")
 
 
 @click.command()
 @click.argument("device")
 @click.option("--reason", default="draining", help="Why, for all who wait.", show_default=True)
-@pass_access
-def drain(access: Access, *, device: str, reason: str) -> None:
+@pass_options
+def drain(options: Options, *, device: str, reason: str) -> None:
     """Pause a device and wait until nothing runs on it any more. Ctrl-C ends the waiting; the device stays paused."""
 
     async def wait(queue: AsyncQueue) -> None:
@@ -140,7 +140,7 @@ def drain(access: Access, *, device: str, reason: str) -> None:
             await asyncio.sleep(_LOOK_S)
 
     try:
-        access.run(wait, patient=True)
+        options.run(wait, patient=True)
     except KeyboardInterrupt:
         show.echo(f"{device} stays paused; `tweezer resume {device}` lets it go on", err=True)
         raise

@@ -33,7 +33,7 @@ from tweezer.cli.ledger_checks import (
     tell,
 )
 from tweezer.cli.local.redis_server import OLDEST
-from tweezer.cli.options import Access, clock, pass_access
+from tweezer.cli.options import Options, clock, pass_options
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
@@ -63,20 +63,20 @@ _PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @click.pass_context
-@pass_access
-def doctor(access: Access, context: click.Context, /, *, as_json: bool) -> None:
+@pass_options
+def doctor(options: Options, context: click.Context, /, *, as_json: bool) -> None:
     """Check Redis, the ledger, the processes and the settings; say what each finding means and what to change.
 
     The exit code is 1 when something FAILs.
     """
-    tell(context, asyncio.run(examine(access)), as_json=as_json)
+    tell(context, asyncio.run(examine(options)), as_json=as_json)
 
 
-async def examine(access: Access) -> list[Finding]:
+async def examine(options: Options) -> list[Finding]:
     """Checks all there is; when Redis does not answer, what needs it is left out."""
     findings = list(check_environment(os.environ))
     try:
-        settings = access.settings()
+        settings = options.settings()
     except TweezerError as error:
         return [*findings, Finding("settings", Level.FAIL, error.message, "correct it; no process starts like this")]
     health = await asyncio.to_thread(look_at_ledger, settings)
@@ -84,7 +84,7 @@ async def examine(access: Access) -> list[Finding]:
     findings.append(check_keeping(settings))
     webhooks = None if isinstance(health, Finding) or health.unfit else await _look_at_webhooks(settings, findings)
     try:
-        async with access.queue() as queue:
+        async with options.queue() as queue:
             began = time.perf_counter()
             await queue.store.reader.ping()
             findings.append(check_latency((time.perf_counter() - began) * 1000))

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, pass_access
+from tweezer.cli.options import Options, pass_options
 from tweezer.client import AsyncQueue
 from tweezer.model.webhooks import EventType, Told, told
 from tweezer.store.streams.tail import Tail
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     "--type", "types", multiple=True, type=click.Choice([it.value for it in EventType]), help="May be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API has them.")
-@pass_access
+@pass_options
 def events(
-    access: Access, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
+    options: Options, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
 ) -> None:
     """Show the events of BATCH; without one those of the project, which need the ledger."""
     wanted = frozenset(types or EventType)
@@ -44,14 +44,14 @@ def events(
 
     async def run() -> None:
         if batch is not None:
-            async with access.queue(patient=follow) as queue:
+            async with options.queue(patient=follow) as queue:
                 await tell(_of_batch(queue, batch, after, follow=follow))
             return
-        with access.ledger("events") as database:
+        with options.ledger("events") as database:
             from tweezer.ledger.queries.feed import Feed
 
-            async with access.queue(patient=follow) as queue:
-                feed = Feed(queue.store, database, namespace=access.settings().namespace)
+            async with options.queue(patient=follow) as queue:
+                feed = Feed(queue.store, database, namespace=options.settings().namespace)
                 await tell(_of_project(queue, feed, after, follow=follow))
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ import click
 
 from tweezer.cli import show
 from tweezer.cli.ledger_checks import Finding, check_health, look_at_ledger, tell
-from tweezer.cli.options import Access, json_option, pass_access, print_list, require, yes_option
+from tweezer.cli.options import Options, json_option, pass_options, print_list, require, yes_option
 from tweezer.model.errors import Conflict
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ def db() -> None:
 
 
 @db.command()
-@pass_access
-def upgrade(access: Access) -> None:
+@pass_options
+def upgrade(options: Options) -> None:
     """Make the tables, or bring them up to date. Does nothing where they are.
 
     With a new version of Tweezer: stop all processes, back up, upgrade, start them again.
     """
     from tweezer.ledger.migrations import HEAD
 
-    with access.ledger("db upgrade", at_any_step=True) as database:
+    with options.ledger("db upgrade", at_any_step=True) as database:
         from tweezer.ledger import migrate
 
         found = migrate.upgrade(database)
@@ -51,42 +51,42 @@ def upgrade(access: Access) -> None:
 @db.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 @click.pass_context
-@pass_access
-def check(access: Access, context: click.Context, /, *, as_json: bool) -> None:
+@pass_options
+def check(options: Options, context: click.Context, /, *, as_json: bool) -> None:
     """Check the database: its tables, whether it can be written, and whether what is written stays.
 
     The exit code is 1 when something FAILs. `tweezer doctor` checks this and everything else.
     """
     require("db check", "server", "sqlalchemy", "alembic", "psycopg")
-    found = look_at_ledger(access.settings())
+    found = look_at_ledger(options.settings())
     tell(context, [found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
 
 
 @db.command()
-@pass_access
-def join(access: Access) -> None:
+@pass_options
+def join(options: Options) -> None:
     """Make this ledger the one that records this Redis, although another one did.
 
     A ledger and a Redis of different installations are not joined otherwise: the recorder and the API refuse.
     """
-    with access.ledger("db join") as database:
+    with options.ledger("db join") as database:
         from tweezer.ledger.installation import join as join_on_purpose
         from tweezer.ledger.migrate import place
 
-        access.run(lambda queue: join_on_purpose(queue.store, database, force=True))
+        options.run(lambda queue: join_on_purpose(queue.store, database, force=True))
         show.echo(f"{place(database)} records this Redis from now on")
 
 
 @db.command()
 @click.argument("file", type=_FILE)
-@pass_access
-def backup(access: Access, *, file: Path) -> None:
+@pass_options
+def backup(options: Options, *, file: Path) -> None:
     """Copy the ledger, as it is now, to a new FILE, while everything goes on.
 
     A SQLite file, or for PostgreSQL what `pg_dump --format=custom` makes. Large results are in the results folder:
     copy that too, after this.
     """
-    with access.ledger("db backup") as database:
+    with options.ledger("db backup") as database:
         from tweezer.ledger.backup import backup as back_up
 
         back_up(database, file)
@@ -96,12 +96,12 @@ def backup(access: Access, *, file: Path) -> None:
 @db.command()
 @click.argument("file", type=_FILE)
 @click.option("--force", is_flag=True, help="Even if the ledger holds something: that is lost.")
-@pass_access
-def restore(access: Access, *, file: Path, force: bool) -> None:
+@pass_options
+def restore(options: Options, *, file: Path, force: bool) -> None:
     """Make the ledger what it was when FILE was made by `tweezer db backup`. Stop the recorder and the API before."""
     from tweezer.ledger.migrations import HEAD
 
-    with access.ledger("db restore", at_any_step=True) as database:
+    with options.ledger("db restore", at_any_step=True) as database:
         from tweezer.ledger.backup import restore as bring_back
         from tweezer.ledger.migrate import place
 
@@ -132,10 +132,10 @@ def dead_letters() -> None:
 @click.option("--batch", type=click.UUID, metavar="ID", help="Of this batch only.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
 @json_option
-@pass_access
-def list_(access: Access, *, consumer: str | None, batch: UUID | None, limit: int, as_json: bool) -> None:
+@pass_options
+def list_(options: Options, *, consumer: str | None, batch: UUID | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first."""
-    with access.ledger("dead-letters list") as database, database.read() as connection:
+    with options.ledger("dead-letters list") as database, database.read() as connection:
         from tweezer.ledger.dead_letters import Consumer, list_letters
 
         kind = None if consumer is None else Consumer(consumer)
@@ -152,18 +152,18 @@ def list_(access: Access, *, consumer: str | None, batch: UUID | None, limit: in
 @dead_letters.command()
 @_ids
 @_all
-@pass_access
-def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None:
+@pass_options
+def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> None:
     """Try dead letters again, after what was wrong has been put right.
 
     A recorder does so within a second, a courier within ten; messages go back to the intake queue at once. A letter
     that fails again stays, with the new error.
     """
-    with access.ledger("dead-letters retry") as database:
+    with options.ledger("dead-letters retry") as database:
         found = _find(database, letters, everything=everything)
         messages = [it for it in found if it.consumer == "intake"]
         if messages:
-            access.run(lambda queue: _send_again(queue, messages))
+            options.run(lambda queue: _send_again(queue, messages))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters, request_retry
 
@@ -176,21 +176,21 @@ def retry(access: Access, *, letters: tuple[int, ...], everything: bool) -> None
 @_ids
 @_all
 @yes_option
-@pass_access
-def drop(access: Access, *, letters: tuple[int, ...], everything: bool, yes: bool) -> None:
+@pass_options
+def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: bool) -> None:
     """Give dead letters up, for good.
 
     A batch that the recorder could not record is deleted with its jobs and results. Of a letter of a courier, the
     webhooks of the events that waited are not sent.
     """
-    with access.ledger("dead-letters drop") as database:
+    with options.ledger("dead-letters drop") as database:
         found = _find(database, letters, everything=everything)
         batches = sorted({it.batch for it in found if it.consumer == "recorder" and it.batch is not None})
         if not yes:
             also = f", and delete {len(batches)} batches with their results" if batches else ""
             show.confirm(f"Drop {_count(found)}{also}?")
         if batches:
-            access.run(lambda queue: _discard(queue, database, batches))
+            options.run(lambda queue: _discard(queue, database, batches))
         with database.write() as connection:
             from tweezer.ledger.dead_letters import drop_letters
 

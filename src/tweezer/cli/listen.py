@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, pass_access
+from tweezer.cli.options import Options, pass_options
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.signatures import ID_HEADER, Webhook, WebhookInvalid, verify_webhook
 
@@ -81,7 +81,7 @@ class Receiver:
         self._port = port
         self._manner = manner or Manner()
         self._answers = itertools.cycle(self._manner.answers)
-        self._numbers = Numbers()
+        self._tracker = SequenceTracker()
         self._runner: web.AppRunner | None = None
 
     @property
@@ -120,7 +120,7 @@ class Receiver:
         manner = self._manner
         answered = manner.hang_s is None and not manner.reset
         status = None if not answered else next(self._answers) if webhook is not None else 401
-        self._on_webhook(self._numbers.read(request.headers.get(ID_HEADER, ""), webhook, problem, status, body))
+        self._on_webhook(self._tracker.read(request.headers.get(ID_HEADER, ""), webhook, problem, status, body))
         await asyncio.sleep(manner.slow_s if answered else manner.hang_s or 0.0)
         if status is None:
             if request.transport is not None:
@@ -147,7 +147,7 @@ class Receiver:
         return self._known[1]
 
 
-class Numbers:
+class SequenceTracker:
     """What was seen: each webhook's id, and of each batch the numbers of its events."""
 
     def __init__(self) -> None:
@@ -180,7 +180,7 @@ class Numbers:
         seen.add(number)
 
 
-def line_of(received: Received) -> str:
+def format_line(received: Received) -> str:
     """A webhook on one line."""
     at = f"{received.at.astimezone():%H:%M:%S}"
     answered = "no answer" if received.status is None else f"answered {received.status}"
@@ -195,7 +195,7 @@ def line_of(received: Received) -> str:
     return f"{at}  {received.webhook.type:<16}  {about}  {number:>5}  verified, {answered}{ending}"
 
 
-def json_of(received: Received) -> bytes:
+def to_json(received: Received) -> bytes:
     """A webhook as a JSON object."""
     webhook = received.webhook
     return msgspec.json.encode(
@@ -228,9 +228,9 @@ def json_of(received: Received) -> bytes:
 @click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Say nothing for so long, then hang up.")
 @click.option("--reset", is_flag=True, help="Hang up at once.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each.")
-@pass_access
+@pass_options
 def listen(
-    access: Access,
+    options: Options,
     *,
     port: int,
     host: str,
@@ -250,12 +250,12 @@ def listen(
 
     def print_it(received: Received) -> None:
         if as_json:
-            click.echo(json_of(received))
+            click.echo(to_json(received))
         else:
-            show.echo(line_of(received))
+            show.echo(format_line(received))
 
     async def run() -> None:
-        receiver = Receiver(secrets or known_secrets(access), print_it, host=host, port=port, manner=manner)
+        receiver = Receiver(secrets or known_secrets(options), print_it, host=host, port=port, manner=manner)
         await receiver.start()
         try:
             show.echo(f"Listening at {receiver.url} (Ctrl-C ends it)", err=True)
@@ -269,17 +269,17 @@ def listen(
     asyncio.run(run())
 
 
-def known_secrets(access: Access) -> Callable[[], Collection[str]]:
+def known_secrets(options: Options) -> Callable[[], Collection[str]]:
     """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
     from tweezer.ledger.access.projects import find_project
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
     from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
-    settings, vault = access.settings(), access.vault()
+    settings, vault = options.settings(), options.vault()
 
     def ask() -> Collection[str]:
-        with access.ledger("webhooks listen") as database, database.write() as connection:
+        with options.ledger("webhooks listen") as database, database.write() as connection:
             project = SecretOwner(find_project(connection, settings.project_id).no)
             owners = [project, *(it.secret_owner for it in list_endpoints(connection, [settings.project_id]))]
             return {

@@ -30,7 +30,7 @@ _IMPATIENT_S = 2.0
 _PATIENT_S = 60.0
 
 
-class Access(NamedTuple):
+class Options(NamedTuple):
     """The global options; None leaves a setting to the environment."""
 
     redis: str | None = None
@@ -133,7 +133,7 @@ def _ledger(settings: Settings) -> OpenDatabase | None:
     return place if file is None or file.exists() else None
 
 
-pass_access = click.make_pass_decorator(Access)
+pass_options = click.make_pass_decorator(Options)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")

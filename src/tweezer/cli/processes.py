@@ -14,7 +14,7 @@ from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.local.children import Interrupts, keep_several
 from tweezer.cli.local.stack import Stack, is_free
-from tweezer.cli.options import Access, pass_access, require
+from tweezer.cli.options import Options, pass_options, require
 from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.config import sqlite_file
 from tweezer.qpu_sim.misbehaviours import Misbehaviours, read_window
@@ -30,10 +30,10 @@ _PORT = click.IntRange(0, 65_535)
     "--lanes", type=int, help="Jobs at once, each in a process of its own  [default: TWEEZER_WORKER_LANES, else 2]."
 )
 @click.option("--burst", is_flag=True, help="End when nothing is left to do.")
-@pass_access
-def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool) -> None:
+@pass_options
+def worker(options: Options, *, device: str | None, lanes: int | None, burst: bool) -> None:
     """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_WORKER_DRAIN_S."""
-    settings = access.settings({"worker.device": device, "worker.lanes": lanes})
+    settings = options.settings({"worker.device": device, "worker.lanes": lanes})
     require_emulator("worker", settings.binding(settings.worker.device).adapter)
     from tweezer.processes.worker import run_worker
 
@@ -42,10 +42,10 @@ def worker(access: Access, *, device: str | None, lanes: int | None, burst: bool
 
 
 @click.command()
-@pass_access
-def scheduler(access: Access) -> None:
+@pass_options
+def scheduler(options: Options) -> None:
     """Take in plain arq messages and do periodic duties, until told to stop."""
-    settings = access.settings()
+    settings = options.settings()
     from tweezer.processes.scheduler import run_scheduler
 
     logs.configure(settings.log.format, settings.log.level)
@@ -53,10 +53,10 @@ def scheduler(access: Access) -> None:
 
 
 @click.command()
-@pass_access
-def recorder(access: Access) -> None:
+@pass_options
+def recorder(options: Options) -> None:
     """Record what happens in the ledger, until told to stop. Of several, one is active and the others stand by."""
-    settings = access.settings()
+    settings = options.settings()
     require("recorder", "server", "sqlalchemy", "psycopg")
     from tweezer.processes.recorder import run_recorder
 
@@ -66,10 +66,10 @@ def recorder(access: Access) -> None:
 
 @click.command()
 @click.option("--processes", type=int, help="That share the work  [default: TWEEZER_WEBHOOK_PROCESSES, else 2].")
-@pass_access
-def courier(access: Access, *, processes: int | None) -> None:
+@pass_options
+def courier(options: Options, *, processes: int | None) -> None:
     """Deliver webhooks, until told to stop. Several couriers share the work, on one host or on many."""
-    settings = access.settings({"webhook.processes": processes})
+    settings = options.settings({"webhook.processes": processes})
     require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
     from tweezer.processes.courier import run_courier
 
@@ -83,10 +83,10 @@ def courier(access: Access, *, processes: int | None) -> None:
 @click.command()
 @click.option("--host", help="Address to listen on; 0.0.0.0 is all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
 @click.option("--port", type=_PORT, help="0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
-@pass_access
-def api(access: Access, *, host: str | None, port: int | None) -> None:
+@pass_options
+def api(options: Options, *, host: str | None, port: int | None) -> None:
     """Serve the HTTP API until told to stop."""
-    settings = access.settings({"api.host": host, "api.port": port})
+    settings = options.settings({"api.host": host, "api.port": port})
     require_server("api")
     from tweezer.api.app import run_api
 
@@ -105,9 +105,9 @@ def api(access: Access, *, host: str | None, port: int | None) -> None:
 @click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
 @click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_WORKER_LANES, else 2].")
 @click.pass_context
-@pass_access
+@pass_options
 def up(
-    access: Access,
+    options: Options,
     context: click.Context,
     /,
     *,
@@ -122,8 +122,8 @@ def up(
 
     Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
     """
-    options = {"api.port": port, "data_dir": data, "worker.device": device, "worker.lanes": lanes}
-    settings = access.settings(options | _instead_of_anothers_variables(data))
+    given = {"api.port": port, "data_dir": data, "worker.device": device, "worker.lanes": lanes}
+    settings = options.settings(given | _instead_of_anothers_variables(data))
     require_server("up")
     require_emulator("up", settings.binding(settings.worker.device).adapter)
     from tweezer.cli.local.stack import check_given_key, own_key
@@ -288,9 +288,9 @@ def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
 @_misbehaviour("turn-away", "Share of submits and cancels that get a proxy's 404 and are not done.", type=_PROBABILITY)
 @_misbehaviour("read-errors", "Share of reads that are answered 500.", type=_PROBABILITY)
 @_misbehaviour("late-cancels", "Share of jobs that can no longer be cancelled (3003).", type=_PROBABILITY)
-@pass_access
+@pass_options
 def qpu_sim(
-    access: Access,
+    options: Options,
     /,
     *,
     host: str,
@@ -315,13 +315,13 @@ def qpu_sim(
     require("qpu-sim", "server", "aiohttp")
     if not fake:
         require("qpu-sim", "emulators", "pulser", "pulser_simulation")
-    settings = access.settings()
+    settings = options.settings()
     from tweezer.qpu_sim.app import TokenClient
     from tweezer.qpu_sim.serve import QpuSimOptions, run_qpu_sim
 
     logs.configure(settings.log.format, settings.log.level)
     given = {name: value for name, value in misbehaviours.items() if value is not None}
-    options = QpuSimOptions(
+    sim_options = QpuSimOptions(
         host=host,
         port=port,
         specs=device_specs,
@@ -332,4 +332,4 @@ def qpu_sim(
         memory_limit_mb=settings.worker.memory_limit_mb or None,
         misbehaviours=Misbehaviours(down=tuple(read_window(each) for each in down), **given),
     )
-    run_qpu_sim(options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))
+    run_qpu_sim(sim_options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, pass_access
+from tweezer.cli.options import Options, pass_options
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.store.acl import RedisUser, acl_lines, hashed, user_name, with_credentials
 
@@ -26,15 +26,15 @@ _SHOWN_TO_REDIS, _OWNER_ONLY = 0o644, 0o600
 
 @click.command(name="redis-users")
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
-@pass_access
-def redis_users(access: Access, folder: Path | None) -> None:
+@pass_options
+def redis_users(options: Options, folder: Path | None) -> None:
     """Write the users of Redis, one for each kind of process, into FOLDER: `users.acl` for Redis, and for each user its
     password, such as `worker.password`, and its URL, `worker.env`. Without FOLDER print the users, with no passwords.
 
     Passwords that are in FOLDER stay; remove one to have another made. Lines of other users in `users.acl` stay as
     well. Run it again after an upgrade of Tweezer, which may need other rights.
     """
-    settings = access.settings()
+    settings = options.settings()
     if folder is None:
         click.echo("\n".join(acl_lines(settings.namespace, dict.fromkeys(RedisUser, PLACEHOLDER))))
         return
@@ -56,14 +56,14 @@ def _write(folder: Path, url: str, namespace: str) -> None:
         _replace(folder / f"{user}.env", line, _OWNER_ONLY)
         hashes[user] = hashed(password)
     lines = acl_lines(namespace, hashes)
-    ours = {_user_of(line) for line in lines}
+    ours = {_read_user(line) for line in lines}
     acl = folder / ACL_FILE
     before = acl.read_text("utf-8").splitlines() if acl.exists() else []
-    lines += [line for line in before if line.strip() and _user_of(line) not in ours]
+    lines += [line for line in before if line.strip() and _read_user(line) not in ours]
     _replace(acl, "\n".join(lines) + "\n", _SHOWN_TO_REDIS)
 
 
-def _user_of(line: str) -> str:
+def _read_user(line: str) -> str:
     return " ".join(line.split()[:2])
 
 

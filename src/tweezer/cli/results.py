@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
-from tweezer.cli.options import Access, pass_access, print_json, require, yes_option
+from tweezer.cli.options import Options, pass_options, print_json, require, yes_option
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, as_uuid
 from tweezer.model.errors import InvalidInput, NotFound, ResultUnavailable, TweezerError
 from tweezer.model.lifecycle import JobStatus
@@ -36,9 +36,9 @@ _PLOT_ROW = 3
 @click.option("--top", type=click.IntRange(min=1), help="How many bitstrings  [default: 5 a job, 10 of one or a sum].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with complete counters.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw into a file (.png, .svg, .pdf).")
-@pass_access
+@pass_options
 def results(
-    access: Access,
+    options: Options,
     *,
     batch: str,
     indices: tuple[int, ...],
@@ -49,7 +49,7 @@ def results(
 ) -> None:
     """Show the most frequent bitstrings of the jobs that have ended so far; of one that was stopped, those that its
     machine had measured before."""
-    record, jobs = access.run(lambda queue: _read(queue, batch, indices))
+    record, jobs = options.run(lambda queue: _read(queue, batch, indices))
     if not any(job.data for job in jobs) and not as_json:
         raise TweezerError(_why_nothing(record, jobs), code="no_results")
     total = sum((Counter(_counter(job)) for job in jobs), Counter[str]())
@@ -178,8 +178,8 @@ _PAGE = 500  # jobs read in one go
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A new file  [default: print it].")
-@pass_access
-def export(access: Access, *, batches: tuple[str, ...], out: Path | None) -> None:
+@pass_options
+def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> None:
     """Write batches with their sequence, jobs and results as JSON lines, from Redis or from the ledger.
 
     A line is an object: `{"type": "batch", …}` or `{"type": "job", …, "result": {…}}`, with the fields of the API.
@@ -192,14 +192,14 @@ def export(access: Access, *, batches: tuple[str, ...], out: Path | None) -> Non
 
     with contextlib.ExitStack() as stack:
         file = sys.stdout.buffer if out is None else stack.enter_context(out.open("xb"))
-        access.run(lambda queue: write(queue, file))
+        options.run(lambda queue: write(queue, file))
 
 
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @yes_option
-@pass_access
-def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
+@pass_options
+def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
     """Delete batches that have ended for good: from Redis, the results folder and the ledger."""
     ids = [as_uuid("batch", text) for text in batches]
     if not yes:
@@ -218,8 +218,8 @@ def delete(access: Access, *, batches: tuple[str, ...], yes: bool) -> None:
                 show.echo(f"deleted {batch_id}")
         return failures
 
-    with access.ledger("delete") as database:
-        failures = access.run(lambda queue: delete_all(queue, database))
+    with options.ledger("delete") as database:
+        failures = options.run(lambda queue: delete_all(queue, database))
     if failures:
         raise TweezerError("\n       ".join(failures), code="not_deleted")
 

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Access, clock, pass_access, print_json
+from tweezer.cli.options import Options, clock, pass_options, print_json
 from tweezer.client import AsyncQueue, as_uuid, is_settled
 from tweezer.model.cancels import CancelAttempt, CancelOutcome
 from tweezer.model.errors import TweezerError
@@ -248,8 +248,8 @@ async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
 @click.argument("batch")
 @click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, with all jobs.")
-@pass_access
-def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None:
+@pass_options
+def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> None:
     """Show how a batch stands."""
 
     async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], str | None]:
@@ -260,7 +260,7 @@ def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None
         device = None if record.status.terminal else await queue.store.reader.device(record.device)
         return record, jobs, why_it_waits(record, device)
 
-    record, jobs, why = access.run(read)
+    record, jobs, why = options.run(read)
     if as_json:
         print_json({**_as_json(record, jobs), "waits_for": why})
         return
@@ -276,10 +276,10 @@ def status(access: Access, *, batch: str, all_jobs: bool, as_json: bool) -> None
 
 @click.command()
 @click.argument("batch")
-@pass_access
-def watch(access: Access, *, batch: str) -> None:
+@pass_options
+def watch(options: Options, *, batch: str) -> None:
     """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
-    record = access.run(lambda queue: follow(queue, as_uuid("batch", batch), Meter(err=False)), patient=True)
+    record = options.run(lambda queue: follow(queue, as_uuid("batch", batch), Meter(err=False)), patient=True)
     if record.open:
         show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
     must_be_done(record)

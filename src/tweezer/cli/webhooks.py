@@ -13,13 +13,13 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.deliveries import COMMANDS, describe, lines_of, tell_changed, wake
+from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, tell_changed, wake
 from tweezer.cli.listen import listen
 from tweezer.cli.options import (
-    Access,
+    Options,
     json_option,
     parse_overlap,
-    pass_access,
+    pass_options,
     print_json,
     print_list,
     print_result,
@@ -84,11 +84,11 @@ for command in (*COMMANDS, listen):
 @click.option("--description", default="", help="For people.")
 @click.option("--ed25519", is_flag=True, help="Sign with a private key, too; its public key is printed.")
 @json_option
-@pass_access
-def add(access: Access, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
+@pass_options
+def add(options: Options, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
     """Send the events of a project to URL from now on; prints the endpoint's id and its secret."""
-    settings = access.settings()
-    with _writing(access, "webhooks add") as connection:
+    settings = options.settings()
+    with _writing(options, "webhooks add") as connection:
         made = ledger_endpoints.create_endpoint(
             connection,
             settings.webhook_policy(),
@@ -97,7 +97,7 @@ def add(access: Access, *, url: str, types: Sequence[str], description: str, ed2
             types=types,
             description=description,
         )
-        vault, owner = access.vault(), made.secret_owner
+        vault, owner = options.vault(), made.secret_owner
         secret = (
             rotate_secret(connection, vault, owner, ed25519=True) if ed25519 else show_secret(connection, vault, owner)
         )
@@ -117,12 +117,12 @@ def add(access: Access, *, url: str, types: Sequence[str], description: str, ed2
 @click.option("--batches", is_flag=True, help="Those, too, that batches were submitted with.")
 @_all_projects
 @json_option
-@pass_access
-def list_(access: Access, *, batches: bool, all_projects: bool, as_json: bool) -> None:
+@pass_options
+def list_(options: Options, *, batches: bool, all_projects: bool, as_json: bool) -> None:
     """List the endpoints of a project, newest first."""
-    projects = None if all_projects else [access.settings().project_id]
+    projects = None if all_projects else [options.settings().project_id]
     kind = None if batches else EndpointKind.PROJECT
-    with access.ledger("webhooks list") as database, database.read() as connection:
+    with options.ledger("webhooks list") as database, database.read() as connection:
         found = ledger_endpoints.list_endpoints(connection, projects, kind=kind)
     print_list(
         found,
@@ -137,10 +137,10 @@ def list_(access: Access, *, batches: bool, all_projects: bool, as_json: bool) -
 @webhooks.command(name="show")
 @_id
 @json_option
-@pass_access
-def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
+@pass_options
+def show_(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
     """Show an endpoint, and what became of the last deliveries to it."""
-    with access.ledger("webhooks show") as database, database.read() as connection:
+    with options.ledger("webhooks show") as database, database.read() as connection:
         found = find_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id)
         last = list_deliveries(connection, None, wanted, limit=_SHOWN_DELIVERIES).rows
@@ -160,7 +160,7 @@ def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
     for name, value in about.items():
         if value:
             show.echo(f"  {name + ':':<13}{value}")
-    for line in lines_of(last) if last else ["Nothing was delivered there yet."]:
+    for line in format_deliveries(last) if last else ["Nothing was delivered there yet."]:
         show.echo(line)
 
 
@@ -171,13 +171,13 @@ def show_(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
 )
 @json_option
 @click.pass_context
-@pass_access
-def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
+@pass_options
+def test_(options: Options, context: click.Context, /, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
     """Send a ping, whatever the endpoint's types are, and show what became of it; the exit code is 1 if it failed."""
-    with access.ledger("webhooks test") as database:
+    with options.ledger("webhooks test") as database:
         with database.write() as connection:
             delivery_id = ping(connection, find_endpoint(connection, endpoint_id))
-        wake(access, endpoint_id)
+        wake(options, endpoint_id)
         found = _outcome(database, delivery_id, wait_s)
     if as_json:
         print_json(found)
@@ -191,10 +191,10 @@ def test_(access: Access, context: click.Context, /, *, endpoint_id: UUID, wait_
 @webhooks.command(name="enable")
 @_id
 @json_option
-@pass_access
-def enable(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
+@pass_options
+def enable(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
     """Send what happens from now on to an endpoint again that was disabled."""
-    with _writing(access, "webhooks enable") as connection:
+    with _writing(options, "webhooks enable") as connection:
         found = ledger_endpoints.enable_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id, status=DeliveryStatus.HELD)
         held = list_deliveries(connection, None, wanted, limit=1).rows
@@ -210,10 +210,10 @@ def enable(access: Access, *, endpoint_id: UUID, as_json: bool) -> None:
 @_id
 @click.option("--why", default=_BY_HAND, show_default=True, help="For people.")
 @json_option
-@pass_access
-def disable(access: Access, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
+@pass_options
+def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
     """Send nothing more to an endpoint; what happens is held until it is enabled and sent again."""
-    with _writing(access, "webhooks disable") as connection:
+    with _writing(options, "webhooks disable") as connection:
         ledger_endpoints.disable_endpoint(connection, endpoint_id, why)
         found = find_endpoint(connection, endpoint_id)
     _show_endpoint(found, "is sent nothing any more", as_json=as_json)
@@ -222,17 +222,17 @@ def disable(access: Access, *, endpoint_id: UUID, why: str, as_json: bool) -> No
 @webhooks.command(name="remove")
 @_id
 @yes_option
-@pass_access
-def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
+@pass_options
+def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
     """Remove an endpoint for good, with its secrets and the log of its deliveries."""
-    with access.ledger("webhooks remove") as database:
+    with options.ledger("webhooks remove") as database:
         with database.read() as connection:
             found = find_endpoint(connection, endpoint_id)
         if not yes:
             show.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?")
         with database.write() as connection:
             ledger_endpoints.delete_endpoint(connection, endpoint_id)
-    tell_changed(access)
+    tell_changed(options)
     show.echo(f"{found.id} is removed")
 
 
@@ -242,11 +242,11 @@ def remove(access: Access, *, endpoint_id: UUID, yes: bool) -> None:
 @webhooks.command(name="secret")
 @_perhaps_id
 @json_option
-@pass_access
-def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
+@pass_options
+def secret_(options: Options, *, endpoint_id: UUID | None, as_json: bool) -> None:
     """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
-    with _writing(access, "webhooks secret") as connection:
-        shown = show_secret(connection, access.vault(), _find_owner(access, connection, endpoint_id))
+    with _writing(options, "webhooks secret") as connection:
+        shown = show_secret(connection, options.vault(), _find_owner(options, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
 
 
@@ -263,28 +263,28 @@ def secret_(access: Access, *, endpoint_id: UUID | None, as_json: bool) -> None:
 )
 @click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
 @json_option
-@pass_access
-def rotate(access: Access, *, endpoint_id: UUID | None, overlap_s: int, ed25519: bool, as_json: bool) -> None:
+@pass_options
+def rotate(options: Options, *, endpoint_id: UUID | None, overlap_s: int, ed25519: bool, as_json: bool) -> None:
     """Make a new secret of an endpoint, or without ID of the project; everything is signed with both for a while.
 
     It is printed once everything is signed with it.
     """
-    with _writing(access, "webhooks rotate") as connection:
-        owner = _find_owner(access, connection, endpoint_id)
-        shown = rotate_secret(connection, access.vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
+    with _writing(options, "webhooks rotate") as connection:
+        owner = _find_owner(options, connection, endpoint_id)
+        shown = rotate_secret(connection, options.vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
     time.sleep(SECRETS_SURE_S)
     _show_secret(shown, as_json=as_json)
 
 
 @webhooks.command(name="reseal")
-@pass_access
-def reseal(access: Access) -> None:
+@pass_options
+def reseal(options: Options) -> None:
     """Encrypt all secrets, of all projects and of links, with the first key of TWEEZER_SECRETS_KEY.
 
     When every courier and API has that key, and this was done, the keys behind it can be dropped.
     """
-    with _writing(access, "webhooks reseal") as connection:
-        vault = access.vault()
+    with _writing(options, "webhooks reseal") as connection:
+        vault = options.vault()
         changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 
@@ -293,16 +293,16 @@ def reseal(access: Access) -> None:
 
 
 @contextmanager
-def _writing(access: Access, command: str) -> Iterator[Connection]:
-    with access.writing(command) as connection:
+def _writing(options: Options, command: str) -> Iterator[Connection]:
+    with options.writing(command) as connection:
         yield connection
-    tell_changed(access)
+    tell_changed(options)
 
 
-def _find_owner(access: Access, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:
+def _find_owner(options: Options, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:
     """Return the owner of an endpoint's secret, or without an id the project."""
     if endpoint_id is None:
-        return SecretOwner(find_project(connection, access.settings().project_id).no)
+        return SecretOwner(find_project(connection, options.settings().project_id).no)
     return find_endpoint(connection, endpoint_id).secret_owner
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from tweezer.duties import Backoff
 from tweezer.model.errors import TweezerError
-from tweezer.settings import Settings, environment_of
+from tweezer.settings import Settings, to_environment
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_S = 0.1
@@ -232,7 +232,7 @@ def keep_several(arguments: list[str], settings: Settings, count: int, *, say: C
         "database.url": settings.locate_ledger().url,
         "webhook.allow": settings.webhook.allow,
     }
-    environment = os.environ | environment_of(given)
+    environment = os.environ | to_environment(given)
     children = [Child(arguments, environment, stop_s=_STOP_S, log=None, say=say) for _ in range(count)]
     with Interrupts() as interrupts:
         try:

@@ -23,7 +23,7 @@ from tweezer.cli.local import antiferromagnet as ring
 from tweezer.cli.local.children import Interrupts
 from tweezer.cli.local.redis_server import HOST
 from tweezer.cli.local.stack import QPU_JOURNAL, Stack, free_port
-from tweezer.cli.options import Access, pass_access
+from tweezer.cli.options import Options, pass_options
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.status import Meter, follow, must_be_done
 from tweezer.client import Finished, connect_async
@@ -59,7 +59,7 @@ _QPU_STORY = (
 Say = Callable[[str], None]
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class DemoResult(msgspec.Struct, frozen=True):
     """What came of the batch; ``seconds`` from its submit to its last result. webhooks: all that its ``webhook`` is
     sent, as they were received and verified here. submits: how often the machine was asked to run each job, by its own
     count; None without one."""
@@ -86,9 +86,18 @@ class Outcome(msgspec.Struct, frozen=True):
 @click.option("--keep", is_flag=True, help="Keep it running afterwards, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; all else goes to stderr.")
 @click.pass_context
-@pass_access
+@pass_options
 def demo(
-    access: Access, context: click.Context, /, *, jobs: int, lanes: int, port: int, qpu: bool, keep: bool, as_json: bool
+    options: Options,
+    context: click.Context,
+    /,
+    *,
+    jobs: int,
+    lanes: int,
+    port: int,
+    qpu: bool,
+    keep: bool,
+    as_json: bool,
 ) -> None:
     """Run a real sequence through a queue of its own, and show what it found.
 
@@ -109,7 +118,7 @@ def demo(
         device = DEVICE
         if qpu_port is not None:
             device, own["devices"] = MACHINE, _machine(qpu_port)
-        settings = access.settings({**own, "worker.lanes": 1 if qpu else lanes, "worker.device": device})
+        settings = options.settings({**own, "worker.lanes": 1 if qpu else lanes, "worker.device": device})
         stack = Stack(
             settings,
             data,
@@ -151,8 +160,8 @@ def demo(
 
 def _machine(port: int) -> dict[str, object]:
     """The device that the simulated QPU at this port is."""
-    options = {"base_url": f"http://{HOST}:{port}", "poll_s": 0.05}
-    return {MACHINE: {"adapter": "qpu", "options": options}}
+    adapter_options = {"base_url": f"http://{HOST}:{port}", "poll_s": 0.05}
+    return {MACHINE: {"adapter": "qpu", "options": adapter_options}}
 
 
 def _submits(data: Path) -> list[int]:
@@ -170,7 +179,7 @@ def _introduce(say: Say, *, qpu: bool) -> None:
 
 def _run(
     settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say, interrupts: Interrupts
-) -> Outcome:
+) -> DemoResult:
     """Submits the batch, follows it, reads its results, and waits for its webhooks. Raises TweezerError."""
     ledger = settings.locate_ledger().url  # it may have events that Redis has no longer
     opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
@@ -189,7 +198,7 @@ def _run(
         record, results = batch.record(), batch.results()
         seconds = time.monotonic() - began
         told = {event.id for event in batch.events(follow=False) if event.type in USUAL_TYPES}
-        return Outcome(sequence, record, results, seconds, mailbox.wait(told))
+        return DemoResult(sequence, record, results, seconds, mailbox.wait(told))
 
 
 async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
@@ -197,7 +206,7 @@ async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
         await follow(queue, batch_id, Meter(err=True))
 
 
-def _findings(outcome: Outcome) -> Iterator[str]:
+def _findings(outcome: DemoResult) -> Iterator[str]:
     """The histogram of the last job beside its most frequent state, and the order of all jobs."""
     last = outcome.jobs[-1]
     columns = min(show.width(), 80)
@@ -245,7 +254,7 @@ def _about(webhook: Webhook) -> str:
     return f"job {data['index']}: {data['status']}{size}"
 
 
-def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | None) -> Iterator[str]:
+def _what_next(settings: Settings, stack: Stack, outcome: DemoResult, kept: Path | None) -> Iterator[str]:
     if kept is None:
         yield "What next:"
         yield "  tweezer demo --keep   # the same, and it stays for you to play with"
@@ -264,7 +273,7 @@ def _what_next(settings: Settings, stack: Stack, outcome: Outcome, kept: Path | 
     yield from CURL
 
 
-def _as_json(outcome: Outcome) -> dict[str, Any]:
+def _as_json(outcome: DemoResult) -> dict[str, Any]:
     return {
         "batch": str(outcome.batch.id),
         "status": outcome.batch.status.value,

@@ -19,7 +19,7 @@ from tweezer.cli.local.children import Child
 from tweezer.cli.local.redis_server import HOST, RedisServer
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import Conflict, InvalidInput, TweezerError
-from tweezer.settings import PREFIX, Settings, environment_of, variable_name
+from tweezer.settings import PREFIX, Settings, to_environment, variable_name
 from tweezer.store.connection import Store
 from tweezer.store.records import WorkerRecord
 from tweezer.sync import connect
@@ -177,7 +177,7 @@ class Stack:
             "api.url": self.api_url,
             "webhook.allow": self.webhook_allow,
         }
-        self._published = PublishedEnvironment(self._data, environment_of(variables))
+        self._published = PublishedEnvironment(self._data, to_environment(variables))
         return self._published.file
 
     def _of_installation(self) -> dict[str, str]:
@@ -248,7 +248,7 @@ class Stack:
             "log.format": formatted,
             "log.level": settings.log.level,
         }
-        return environment_of(given)
+        return to_environment(given)
 
     def _api_is_ready(self) -> bool:
         connection = http.client.HTTPConnection(HOST, self._api_port, timeout=2.0)
