@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from tweezer.adapters.lane.jail import JailMode
 from tweezer.adapters.lane.lane import LaneOptions
-from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, kind_of, unknown_device, usual_binding
+from tweezer.adapters.registry import DEVICE_KINDS, Binding, check_binding, default_binding, get_kind, unknown_device
 from tweezer.data_folder import default_data_dir, running_environment
 from tweezer.ledger.config import LINK_MAX_S, OpenDatabase, sqlite_file, sqlite_url
 from tweezer.logs import LogFormat, LogLevel
@@ -289,14 +289,14 @@ class Settings(_Group):
         given = self.devices.get(device)
         if given is not None:
             return Binding(given.adapter, given.options, given.specs)
-        usual = usual_binding(device)
+        usual = default_binding(device)
         if usual is None:
             raise unknown_device(device, {**DEVICE_KINDS, **self.devices})
         return usual
 
     def machines(self) -> list[str]:
         """Return those of the named devices whose jobs run on when their worker ends."""
-        return [name for name, given in self.devices.items() if kind_of(given.adapter).reattaches]
+        return [name for name, given in self.devices.items() if get_kind(given.adapter).reattaches]
 
     def devices_text(self) -> str:
         """Return the named devices as the variable ``TWEEZER_DEVICES`` holds them."""

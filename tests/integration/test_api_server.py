@@ -22,7 +22,7 @@ from tests.support.redis_users import RedisServer, as_user
 from tests.support.ticket_workers import running
 from tests.support.waiting import until
 
-from tweezer.adapters.registry import Binding, adapter_of
+from tweezer.adapters.registry import Binding, make_adapter
 from tweezer.client import AsyncBatch, AsyncQueue, connect_async
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
@@ -120,7 +120,7 @@ async def working(redis_url: str) -> AsyncIterator[None]:
     worker = TicketWorker(
         Store.open(Connect(url=as_user(redis_url, RedisUser.WORKER))),
         DEVICE,
-        adapter_of(Binding("null")),
+        make_adapter(Binding("null")),
         adapter_name="null",
         lanes=2,
         config=WorkerConfig(),

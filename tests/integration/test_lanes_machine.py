@@ -19,7 +19,7 @@ from pulser.json.abstract_repr.deserializer import deserialize_device
 from pulser.register.register_layout import RegisterLayout
 
 from tweezer.adapters.lane.lane import ChildLane
-from tweezer.adapters.registry import Binding, adapter_of, specs_of
+from tweezer.adapters.registry import Binding, get_specs, make_adapter
 from tweezer.model.errors import FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, Fault, JobSpec, JobWork, Outcome, OutcomeKind, Progress
@@ -78,7 +78,7 @@ async def refusal(lane: ChildLane, work: JobWork) -> Fault:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lane() -> AsyncIterator[ChildLane]:
     """Of EMU_FRESNEL as it is without configuration."""
-    lane = await adapter_of(Binding("machine")).open_lane()
+    lane = await make_adapter(Binding("machine")).open_lane()
     assert isinstance(lane, ChildLane)
     yield lane
     await lane.close()
@@ -89,14 +89,14 @@ async def twin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChildL
     """Of a machine whose specs the operator gave."""
     specs = tmp_path_factory.mktemp("specs") / "twin.json"
     specs.write_text(MACHINE.to_abstract_repr())
-    lane = await adapter_of(Binding("machine", specs=specs)).open_lane()
+    lane = await make_adapter(Binding("machine", specs=specs)).open_lane()
     assert isinstance(lane, ChildLane)
     yield lane
     await lane.close()
 
 
 async def test_without_a_file_clients_are_told_of_a_real_device(lane: ChildLane) -> None:
-    specs = specs_of("EMU_FRESNEL", Binding("machine"))
+    specs = get_specs("EMU_FRESNEL", Binding("machine"))
     assert specs is not None
     device = deserialize_device(specs.text)
     assert device == dataclasses.replace(AnalogDevice, name="EMU_FRESNEL")
@@ -157,5 +157,5 @@ async def test_random_noise_costs_no_shot_and_the_seed_decides(lane: ChildLane) 
 
 async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read") as raised:
-        adapter_of(Binding("machine", specs=tmp_path / "none.json"))
+        make_adapter(Binding("machine", specs=tmp_path / "none.json"))
     assert raised.value.field == "specs"

@@ -23,7 +23,7 @@ from pulser_simulation import QutipBackendV2, QutipConfig, QutipEmulator
 from scipy.stats import chisquare  # type: ignore[import-untyped]  # it has no types
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
-from tweezer.adapters.registry import Binding, adapter_of
+from tweezer.adapters.registry import Binding, make_adapter
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import (
@@ -91,7 +91,7 @@ async def lane() -> AsyncIterator[ChildLane]:
 
 
 async def open_lane(options: LaneOptions | None = None) -> ChildLane:
-    lane = await adapter_of(Binding("qutip"), options).open_lane()
+    lane = await make_adapter(Binding("qutip"), options).open_lane()
     assert isinstance(lane, ChildLane)
     return lane
 

@@ -32,7 +32,7 @@ from pulser.devices import MockDevice
 from pulser_simulation import QutipBackendV2, QutipConfig
 
 from tweezer.adapters.lane.lane import ChildLane, LaneOptions
-from tweezer.adapters.registry import DEVICE_KINDS, Binding, adapter_of
+from tweezer.adapters.registry import DEVICE_KINDS, Binding, make_adapter
 from tweezer.model.errors import ExecutionError, FaultKind, InvalidInput
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Limits, Outcome, OutcomeKind, Progress
@@ -89,7 +89,7 @@ def ignore(progress: Progress) -> None:
 
 
 async def open_lane(device: str, options: LaneOptions | None = None) -> ChildLane:
-    lane = await adapter_of(Binding(DEVICE_KINDS[device]), options).open_lane()
+    lane = await make_adapter(Binding(DEVICE_KINDS[device]), options).open_lane()
     assert isinstance(lane, ChildLane)
     return lane
 
@@ -406,10 +406,10 @@ async def test_the_older_name_is_served_by_emu_mps() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 async def test_a_gpu_that_is_not_there_is_said_to_be_missing_when_the_lane_opens() -> None:
     with pytest.raises(ExecutionError, match=r"option gpus asks for a GPU, but torch .* sees none"):
-        await adapter_of(Binding("emu-sv", {"gpus": 1})).open_lane()
+        await make_adapter(Binding("emu-sv", {"gpus": 1})).open_lane()
 
 
 async def test_more_gpus_than_the_worker_may_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "2")
     with pytest.raises(InvalidInput, match="asks for 2, but CUDA_VISIBLE_DEVICES of this process names 1"):
-        adapter_of(Binding("emu-mps", {"gpus": 2}))
+        make_adapter(Binding("emu-mps", {"gpus": 2}))

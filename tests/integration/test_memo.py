@@ -13,7 +13,7 @@ from pulser_simulation import QutipConfig
 
 from tweezer.adapters.emulators import pulser_backend, pulser_configuration
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
-from tweezer.adapters.emulators.pulser_sampling import bytes_of
+from tweezer.adapters.emulators.pulser_sampling import estimate_bytes
 from tweezer.adapters.emulators.qutip_backend import Qutip
 from tweezer.adapters.lane.backend import Watch
 from tweezer.model.ids import job_id, new_batch_id
@@ -24,10 +24,10 @@ pytestmark = [pytest.mark.emulator, pytest.mark.filterwarnings("ignore")]
 
 def test_nested_lists_arrays_and_shared_parts_are_counted_once() -> None:
     matrix = [[float(row * 100 + column) for column in range(30)] for row in range(30)]
-    assert 30 * 30 * (8 + 24) <= bytes_of(matrix) <= 30 * 30 * 48
+    assert 30 * 30 * (8 + 24) <= estimate_bytes(matrix) <= 30 * 30 * 48
     array = np.zeros((100, 100))
-    assert bytes_of(array) == array.nbytes
-    assert array.nbytes <= bytes_of([array, array]) < 2 * array.nbytes
+    assert estimate_bytes(array) == array.nbytes
+    assert array.nbytes <= estimate_bytes([array, array]) < 2 * array.nbytes
 
 
 def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> None:
@@ -46,7 +46,7 @@ def test_evolutions_with_large_observables_leave_the_memo_when_it_is_full() -> N
     for value in range(1, 12):
         spec = JobSpec(runs=1, variables={"amplitude": float(value)})
         backend.run(JobWork(job_id(new_batch_id(), 0), 0, spec, seed=1))
-    held = bytes_of(list(backend._evolutions._entries.values()))
+    held = estimate_bytes(list(backend._evolutions._entries.values()))
     assert held <= 1.5 * kept
 
 

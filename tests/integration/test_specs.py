@@ -15,8 +15,8 @@ from pulser.json.abstract_repr.deserializer import deserialize_device
 from tests.support.requirements import give_up
 
 from tweezer.adapters import specs
-from tweezer.adapters.registry import Binding, specs_of
-from tweezer.adapters.specs import checked_specs, virtual_specs
+from tweezer.adapters.registry import Binding, get_specs
+from tweezer.adapters.specs import check_specs, virtual_specs
 from tweezer.model.errors import InvalidInput, TweezerError
 
 _READ = """
@@ -58,7 +58,7 @@ def test_every_stack_of_clients_reads_an_emulators_device(stack: str) -> None:
 def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "analog.json"
     file.write_text(AnalogDevice.to_abstract_repr())
-    found = specs_of("TWIN", Binding("qutip", specs=file))
+    found = get_specs("TWIN", Binding("qutip", specs=file))
     assert found is not None
     assert (found.name, found.max_atom_num, found.max_runs) == ("AnalogDevice", 80, 2000)
 
@@ -67,28 +67,28 @@ def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
 def test_a_file_that_is_no_specs_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .*broken\.json cannot be read: No such file"):
-        specs_of("TWIN", Binding("qutip", specs=file))
+        get_specs("TWIN", Binding("qutip", specs=file))
     file.write_bytes(b"\xff")
     with pytest.raises(InvalidInput, match="is not UTF-8 text"):
-        specs_of("TWIN", Binding("qutip", specs=file))
+        get_specs("TWIN", Binding("qutip", specs=file))
     file.write_text(json.dumps({**json.loads(AnalogDevice.to_abstract_repr()), "min_atom_distance": -1}))
     with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .* 'min_atom_distance' must be greater") as raised:
-        specs_of("TWIN", Binding("qutip", specs=file))
+        get_specs("TWIN", Binding("qutip", specs=file))
     assert "\n" not in str(raised.value)
 
 
 def test_without_pulser_specs_from_outside_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "_ask_pulser", lambda text: subprocess.CompletedProcess([], 3, "", "No module named …"))
     with pytest.raises(TweezerError, match=r"cannot be checked, because Pulser is not installed here: pip install"):
-        checked_specs(virtual_specs("X").text)
+        check_specs(virtual_specs("X").text)
 
 
 @pytest.mark.slow
 def test_the_process_that_asks_does_not_import_pulser() -> None:
     program = """
 import sys
-from tweezer.adapters.specs import checked_specs, virtual_specs
-checked_specs(virtual_specs("X").text)
+from tweezer.adapters.specs import check_specs, virtual_specs
+check_specs(virtual_specs("X").text)
 sys.exit(1 if {"pulser", "numpy"} & set(sys.modules) else 0)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -70,7 +70,7 @@ class Adapter(Protocol):
     capabilities: Capabilities
 
     async def open_lane(self) -> Lane:
-        """A new lane, warm: what it imports is imported. Raises ``ExecutionError`` when it cannot start."""
+        """Return a new lane, warm: what it imports is imported. Raises ``ExecutionError`` when it cannot start."""
 
 
 class DeviceUnavailable(Exception):
@@ -81,15 +81,15 @@ class SubmitGuard(Protocol):
     """What the holder of a job says of its submit to a machine. Its methods raise ``Unavailable`` of the store's."""
 
     async def known(self) -> Intent | None:
-        """What was said of the job before, by whoever held it."""
+        """Return what was said of the job before, by whoever held it."""
 
     async def intend(self, *, unsent: bool = False) -> Intent | None:
-        """Says that the job is to be submitted; returns when that cannot be lost any more. An intent that there was,
+        """Say that the job is to be submitted; returns when that cannot be lost any more. An intent that there was,
         and by which it may have been submitted, is returned instead. None: do not submit it, the ticket is lost or the
         job cancelled. unsent: nothing is sent before :meth:`set_out`, so until then another holder may start anew."""
 
     async def set_out(self) -> bool:
-        """The job is submitted now, by an intent that was unsent; whether it may be: it is still this holder's."""
+        """Record that the job is submitted now, by an unsent intent; return whether it still belongs to this holder."""
 
     async def note(self, uid: str, *, named: bool | None = None) -> None:
         """Record the machine's id of the job. named: whether the machine returned the id that we gave the job; None
@@ -136,9 +136,9 @@ class MachineAdapter(Protocol):
     """An adapter of a machine, which can be asked how it is."""
 
     async def probe(self) -> Condition:
-        """How it is now. Never raises for what the machine does."""
+        """Return its condition now. Never raises for what the machine does."""
 
     async def specs_text(self) -> str:
-        """What it is like: Pulser's abstract representation. Raises TweezerError."""
+        """Return its specs: Pulser's abstract representation. Raises TweezerError."""
 
     async def close(self) -> None: ...

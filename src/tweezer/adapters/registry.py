@@ -15,7 +15,7 @@ from tweezer.adapters.lane.process import GPU_VARIABLE
 from tweezer.adapters.null import NullAdapter
 from tweezer.adapters.protocol import Adapter, Capabilities
 from tweezer.adapters.remote.options import ForwardOptions, QpuOptions, RemoteOptions
-from tweezer.adapters.specs import analog_specs, specs_of_file, text_of_file, virtual_specs
+from tweezer.adapters.specs import analog_specs, load_specs, read_specs_file, virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import DeviceSpecs
 
@@ -58,7 +58,7 @@ class EmulatorAdapter:
         self._lanes: list[ChildLane] = []
 
     async def open_lane(self) -> ChildLane:
-        """A new process, warm. Raises ``ExecutionError`` when it cannot start."""
+        """Return a new process, warm. Raises ``ExecutionError`` when it cannot start."""
         self._lanes = [lane for lane in self._lanes if not lane.closed]
         taken = [lane.gpu for lane in self._lanes]
         gpu = min(self._gpus, key=taken.count, default=None)
@@ -68,8 +68,8 @@ class EmulatorAdapter:
         return lane
 
 
-def gpu_names(count: int) -> list[str]:
-    """So many of the GPUs that this process may use, by CUDA's names. Raises InvalidInput naming ``options.gpus``."""
+def list_gpus(count: int) -> list[str]:
+    """Return CUDA's names of so many of this process' GPUs. Raises InvalidInput naming ``options.gpus``."""
     allowed = os.environ.get(GPU_VARIABLE)
     if allowed is None:
         return [str(number) for number in range(count)]
@@ -118,7 +118,7 @@ def _qutip(lanes: LaneOptions, options: EmulatorOptions) -> Adapter:
 
 
 def _machine(lanes: LaneOptions, options: EmulatorOptions, specs: Path | None) -> Adapter:
-    arguments = () if specs is None else (text_of_file(specs, field="specs"),)
+    arguments = () if specs is None else (read_specs_file(specs, field="specs"),)
     return EmulatorAdapter(MACHINE_BACKEND, options.over(lanes), arguments=arguments)
 
 
@@ -127,7 +127,7 @@ def _torch(backend: str) -> Callable[[LaneOptions, TorchOptions], Adapter]:
 
     def make(lanes: LaneOptions, options: TorchOptions) -> Adapter:
         patient = msgspec.structs.replace(lanes, start_timeout_s=max(lanes.start_timeout_s, _TORCH_START_S))
-        return EmulatorAdapter(backend, options.over(patient), gpus=gpu_names(options.gpus))
+        return EmulatorAdapter(backend, options.over(patient), gpus=list_gpus(options.gpus))
 
     return make
 
@@ -193,14 +193,14 @@ class Binding(msgspec.Struct, frozen=True):
     specs: Path | None = None
 
 
-def usual_binding(device: str) -> Binding | None:
-    """What serves a device that nobody configured; None when nothing does."""
+def default_binding(device: str) -> Binding | None:
+    """Return the adapter of a device that nobody configured, if it has one."""
     kind = DEVICE_KINDS.get(device)
     return None if kind is None else Binding(kind)
 
 
 def unknown_device(device: str, known: Iterable[str]) -> InvalidInput:
-    """The error for a device that nobody configured."""
+    """Return the error for a device that nobody configured."""
     return InvalidInput(
         "device",
         f"no adapter serves {device}; known devices are {', '.join(known)}, and others are to be named in "
@@ -208,16 +208,16 @@ def unknown_device(device: str, known: Iterable[str]) -> InvalidInput:
     )
 
 
-def adapter_of(binding: Binding, lanes: LaneOptions | None = None) -> Adapter:
-    """The adapter of a device. Raises InvalidInput naming ``adapter`` or ``options.…``."""
+def make_adapter(binding: Binding, lanes: LaneOptions | None = None) -> Adapter:
+    """Return the adapter of a device. Raises InvalidInput naming ``adapter`` or ``options.…``."""
     options = check_binding(binding.adapter, binding.options)
     kind = ADAPTERS[binding.adapter]
     of_specs = (binding.specs,) if kind.needs_specs else ()
     return kind.make(lanes or LaneOptions(), options, *of_specs)
 
 
-def kind_of(adapter: str) -> AdapterKind:
-    """The kind of adapter of this name. Raises InvalidInput naming ``adapter``."""
+def get_kind(adapter: str) -> AdapterKind:
+    """Return the kind of adapter of this name. Raises InvalidInput naming ``adapter``."""
     kind = ADAPTERS.get(adapter)
     if kind is None:
         raise InvalidInput("adapter", f"there is no adapter {adapter}; known ones are {', '.join(ADAPTERS)}")
@@ -225,8 +225,8 @@ def kind_of(adapter: str) -> AdapterKind:
 
 
 def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
-    """The options of this kind of adapter, typed. Raises InvalidInput naming ``adapter`` or ``options.…``."""
-    kind = kind_of(adapter)
+    """Return the options of this kind of adapter, typed. Raises InvalidInput naming ``adapter`` or ``options.…``."""
+    kind = get_kind(adapter)
     known = kind.options.__struct_fields__
     for name in options:
         if name not in known:
@@ -251,8 +251,8 @@ def check_binding(adapter: str, options: Mapping[str, Any]) -> msgspec.Struct:
     return typed
 
 
-def specs_of(device: str, binding: Binding) -> DeviceSpecs | None:
-    """What clients are told that the device is like; None: its machine is to be asked.
+def get_specs(device: str, binding: Binding) -> DeviceSpecs | None:
+    """Return the specs that clients get of the device; None: its machine has to be asked.
 
     Blocks for seconds where a file has to be checked with Pulser. Raises InvalidInput naming
     ``devices.<device>.specs``, and TweezerError where Pulser is not installed.
@@ -260,4 +260,4 @@ def specs_of(device: str, binding: Binding) -> DeviceSpecs | None:
     if binding.specs is None:
         specs = ADAPTERS[binding.adapter].specs
         return None if specs is None else specs(device)
-    return specs_of_file(binding.specs, field=f"devices.{device}.specs")
+    return load_specs(binding.specs, field=f"devices.{device}.specs")

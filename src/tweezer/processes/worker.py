@@ -6,7 +6,7 @@ import sys
 
 from tweezer.adapters.lane.jail.libc import hide_process
 from tweezer.adapters.lane.lane import LaneOptions
-from tweezer.adapters.registry import adapter_of, specs_of
+from tweezer.adapters.registry import get_specs, make_adapter
 from tweezer.processes.runtime import run_on_a_loop
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
@@ -35,7 +35,7 @@ def make_worker(
         private=(str(settings.data_dir.absolute()), str(settings.results_folder())),
         prepare_timeout_s=settings.worker.prepare_timeout_s,
     )
-    adapter = adapter_of(binding, options)
+    adapter = make_adapter(binding, options)
     if adapter.capabilities.exclusive:
         lanes = 1
     return TicketWorker(
@@ -43,7 +43,7 @@ def make_worker(
         device,
         adapter,
         adapter_name=binding.adapter,
-        specs=specs_of(device, binding),
+        specs=get_specs(device, binding),
         lanes=lanes,
         config=worker_config(settings),
         version=version,

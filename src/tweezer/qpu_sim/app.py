@@ -62,7 +62,7 @@ class TokenIssuer:
         self._good_until: dict[str, float] = {}
 
     def issue(self, grant_type: str, client_id: str, client_secret: str) -> str | None:
-        """A new token; None when these are not the client's credentials."""
+        """Return a new token; None when these are not the client's credentials."""
         client = self._client
         if client is None or grant_type != "client_credentials" or client_id != client.client_id:
             return None
@@ -74,7 +74,7 @@ class TokenIssuer:
         return token
 
     def admits(self, authorization: str) -> bool:
-        """Whether a request with this header is let in."""
+        """Return whether a request with this header is let in."""
         if self._client is None:
             return True
         kind, _, token = authorization.partition(" ")
@@ -104,7 +104,7 @@ class Api:
         self._system = json.dumps(_envelope({"specs": specs})).encode()  # by Python's JSON: it has words for Infinity
 
     def application(self) -> web.Application:
-        """Closes the machine at its end."""
+        """Close the machine at its end."""
         app = web.Application(middlewares=[self._misbehave], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
@@ -203,18 +203,18 @@ class Api:
         return await self.misbehaviours(request)
 
     async def revoke(self, request: web.Request) -> web.Response:
-        """All tokens that are out are no longer good."""
+        """Revoke all tokens."""
         self._desk.revoke_all()
         return _json(_success(None))
 
     async def reset(self, request: web.Request) -> web.Response:
-        """Forgets all jobs and counts."""
+        """Forget all jobs and counts."""
         await self._machine.reset()
         return _json(_success(None))
 
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """What a request may meet before it is heard, and how long it waits for its answer."""
+        """Misbehave before a request is handled, and delay its answer."""
         if not request.path.startswith(API):
             return await handler(request)
         self._requests += 1
@@ -232,7 +232,7 @@ class Api:
         return answer
 
     def _unless_lost(self, request: web.Request, job: SimulatedJob) -> web.StreamResponse:
-        """The job, unless the connection is cut before."""
+        """Return the job, unless the connection is cut before."""
         misbehaviours = self._machine.misbehaviours
         if not misbehaviours.happens(misbehaviours.lose_replies, "lose", self._requests):
             return _json(_success(wire(job)))

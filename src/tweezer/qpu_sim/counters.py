@@ -63,7 +63,7 @@ class Emulated:
         self._turn = asyncio.Lock()
 
     async def measure(self, uid: int, sequence: str, qubits: int, runs: int) -> dict[str, int]:
-        """A job whose waiter is cancelled is stopped, softly, before the next one has its turn."""
+        """Measure in turn; a job whose waiter is cancelled is stopped, softly, before the next one."""
         stop = asyncio.Event()
         running = asyncio.create_task(self._run(uid, sequence, runs, stop))
         try:
@@ -100,14 +100,14 @@ class Emulated:
             raise CannotRun(str(outcome.fault) if outcome.fault is not None else f"it was {outcome.kind}")
 
     async def _lane(self) -> ChildLane:
-        """The lane; another attempt where it could not be started before."""
+        """Return the lane; another attempt where it could not be started before."""
         if self._opening.done() and self._opening.exception() is not None:
             self._opening = asyncio.create_task(ChildLane.open(QUTIP_BACKEND, self._options))
         return await asyncio.shield(self._opening)
 
 
 def part(counter: dict[str, int], runs: int, seed: int) -> dict[str, int]:
-    """The counter of the first so many runs of all that are in this one, in an order that the seed gives."""
+    """Return the counter of the first so many runs of all that are in this one, in an order that the seed gives."""
     chance = random.Random(seed)
     return dict(Counter(chance.sample(list(counter), counts=list(counter.values()), k=runs)))
 

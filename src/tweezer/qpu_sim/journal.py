@@ -114,7 +114,7 @@ class Journal:
         self._encoder = msgspec.json.Encoder()
 
     def write(self, event: JournalEvent, **told: Any) -> str:
-        """Writes a line; when, as the line says."""
+        """Write an entry and return its time."""
         line = JournalEntry(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **told)
         if event is JournalEvent.RESET:
             self.tallies.clear()
@@ -130,7 +130,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[JournalEntry]:
-    """All lines of a file; one that is not whole, because its writer was killed, is left out if it is the last.
+    """Return all lines of a file; one that is not whole, because its writer was killed, is left out if it is the last.
 
     Raises TweezerError for what is no journal.
     """
@@ -142,7 +142,7 @@ def read_journal(path: Path) -> list[JournalEntry]:
 
 
 def tally(lines: Iterable[JournalEntry]) -> dict[str, Tally]:
-    """What the lines say of each ``pasqman_job_id``."""
+    """Count the entries of each ``pasqman_job_id``."""
     tallies: dict[str, Tally] = {}
     for line in lines:
         _count(tallies, line)

@@ -65,7 +65,7 @@ class SimulatedJob(msgspec.Struct):
         return min(int(self.asked.nb_run * (time.monotonic() - self.began_s) / self.lasts_s), self.asked.nb_run)
 
     def so_far(self) -> dict[str, int] | None:
-        """What was measured by now; None for nothing."""
+        """Return what was measured by now; None for nothing."""
         if self.counter is None and (made := self.runs_made) and self.measured is not None:
             return part(self.measured, made, self.uid)
         return self.counter
@@ -116,7 +116,7 @@ class SimulatedQpu:
         return self._jobs.get(uid)
 
     def submit(self, asked: SubmitRequest, by: str) -> SimulatedJob:
-        """Accepts a job, which displaces the one before it. Raises NotAccepted."""
+        """Accept a job, which displaces the one before it. Raises NotAccepted."""
         digest, qubits = self._check(asked)
         if self.operational is Operational.DOWN:
             raise NotAccepted("the operational status is DOWN")
@@ -139,7 +139,7 @@ class SimulatedQpu:
         return job
 
     def cancel(self, job: SimulatedJob, by: str) -> None:
-        """Stops a job. Raises NotCancellable."""
+        """Stop a job. Raises NotCancellable."""
         late = job.status.terminal or self.misbehaviours.happens(self.misbehaviours.late_cancels, "late", job.uid)
         self._write(JournalEvent.CANCEL, job, by=by, late=late)
         if late:
@@ -147,7 +147,7 @@ class SimulatedQpu:
         self._stop(job)
 
     async def reset(self) -> None:
-        """Forgets all jobs and counts."""
+        """Forget all jobs and counts."""
         await self._halt()
         self._jobs.clear()
         self._sequences.clear()
@@ -186,7 +186,7 @@ class SimulatedQpu:
             self._end(job, JobStatus.DONE)
 
     def _stop(self, job: SimulatedJob) -> None:
-        """Stops the execution of a job that has not ended; what it measured so far is kept."""
+        """Stop the execution of a job that has not ended; what it measured so far is kept."""
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
@@ -209,7 +209,7 @@ class SimulatedQpu:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _check(self, asked: SubmitRequest) -> tuple[str, int]:
-        """The digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
+        """Return the digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
         limits = self.specs
         if not 1 <= asked.nb_run <= (limits.max_runs or asked.nb_run):
             raise NotAccepted(f"nb_run: must be between 1 and {limits.max_runs}, not {asked.nb_run}")
@@ -253,13 +253,13 @@ class SimulatedQpu:
 
 
 def program_status(job: SimulatedJob) -> str:
-    """The word for the program behind a job."""
+    """Return the word for the program behind a job."""
     words: dict[JobStatus, str] = {JobStatus.PENDING: "CREATED", JobStatus.ERROR: "DONE"}
     return words.get(job.status, job.status.value)
 
 
 def wire(job: SimulatedJob, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
-    """The job as the API shows it."""
+    """Return the job as the API shows it."""
     asked, counter = job.asked, job.so_far()
     running = job.status is JobStatus.RUNNING
     return {

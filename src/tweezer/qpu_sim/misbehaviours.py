@@ -60,22 +60,22 @@ class Misbehaviours(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         read_spread(self.answer_seconds, "answer_seconds")
 
     def happens(self, probability: float, kind: str, number: int) -> bool:
-        """Whether it happens to the request or job of this number; for equal seeds the answer is the same."""
+        """Return whether it happens to the request or job of this number; for equal seeds the answer is the same."""
         return probability > 0 and self._chance(kind, number).random() < probability
 
     def lasts_s(self, runs: int, uid: int) -> float:
-        """How long a job runs."""
+        """Return how long a job runs."""
         own_s = read_spread(self.job_seconds, "job_seconds").draw_s(self._chance("job", uid))
         return self.time_scale * (own_s + runs * self.shot_seconds)
 
     def answers_in_s(self, number: int) -> float:
-        """How long the answer to a request takes."""
+        """Return how long the answer to a request takes."""
         if self.answer_seconds == "0":
             return 0.0
         return read_spread(self.answer_seconds, "answer_seconds").draw_s(self._chance("answer", number))
 
     def is_down(self, after_s: float) -> bool:
-        """Whether a window says so, so long after the start."""
+        """Return whether a window says so, so long after the start."""
         return any(begin <= after_s < end for begin, end in self.down)
 
     def _chance(self, kind: str, number: int) -> random.Random:

@@ -46,7 +46,7 @@ class QpuSimOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
-    """Serves until SIGINT or SIGTERM. Call it in the main thread. ``say`` is told the URL once it is listened on.
+    """Serve until SIGINT or SIGTERM. Call it in the main thread. ``say`` is told the URL once it is listened on.
 
     Raises InvalidInput for an option that cannot be used, TweezerError for a journal that is none.
     """
@@ -75,7 +75,7 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
 
 
 def device_specs(path: Path | None) -> DeviceSpecs:
-    """The specs in a file, or those of the device that is there without one. Raises InvalidInput."""
+    """Return the specs in a file, or those of the device that is there without one. Raises InvalidInput."""
     try:
         file = resources.files("tweezer.qpu_sim") / "device.json" if path is None else path
         return read_specs(file.read_text(encoding="utf-8-sig"), field="device_specs")

@@ -72,7 +72,7 @@ class Executor:
         self._draining = draining
 
     async def execute(self, grant: Grant, lane: Lane) -> TicketEnd:
-        """Prepares the batch, runs its jobs turn by turn, and leaves the ticket to Redis again.
+        """Prepare the batch, run its jobs turn by turn, and leave the ticket to Redis again.
 
         Whatever happens, the ticket ends by a script: retired, yielded, released, or lost to its lease.
         """
@@ -108,7 +108,7 @@ class Executor:
             self._keeper.remove(held)
 
     async def _prepare(self, held: HeldTicket) -> None:
-        """Prepares the batch. Its project is charged for the time with the next call, also if it fails."""
+        """Prepare the batch. Its project is charged for the time with the next call, also if it fails."""
         began = time.monotonic()
         try:
             await held.lane.prepare(BatchWork(held.grant.batch_id, held.grant.doc))
@@ -116,7 +116,7 @@ class Executor:
             held.unpaid_s = time.monotonic() - began
 
     async def _turn(self, held: HeldTicket, jobs: list[HeldJob]) -> Turn:
-        """Runs held jobs, then settles them and claims the next."""
+        """Run held jobs, then settle them and claim the next."""
         began = time.monotonic()
         settlements: list[Settlement] = []
         size = 0
@@ -130,7 +130,7 @@ class Executor:
         return await self._settle(held, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
 
     async def _wait_for_jobs(self, held: HeldTicket) -> Turn:
-        """The device is held for an open batch without work: asks again when it is called, and each second."""
+        """Wait for jobs of an open batch that holds the device: ask again when it is called, and each second."""
         await self._ask(
             lambda: self._tickets.wait_for_call(held.grant.batch_id, wait_s=self._config.bell_s),
             "waiting for jobs",
@@ -156,7 +156,7 @@ class Executor:
         return turn
 
     async def _discard(self, settlements: Sequence[Settlement]) -> None:
-        """Removes the files of results for which the quota of their project has no room."""
+        """Remove the files of results for which the quota of their project has no room."""
         log.warning("results.over_quota", jobs=[s.index for s in settlements])
         for settlement in settlements:
             try:
@@ -168,7 +168,7 @@ class Executor:
         return self._draining() or is_cancelled()
 
     def _want(self, held: int, used_s: float) -> int:
-        """How many jobs to claim next: twice as many while turns are short, one when they are long."""
+        """Return how many jobs to claim next: twice as many while turns are short, one when they are long."""
         if self._leaving():
             return 0
         if used_s >= self._config.turn_s:
@@ -219,8 +219,8 @@ class Executor:
             )
 
     async def _pack(self, held: HeldTicket, job: HeldJob, outcome: Outcome) -> Settlement:
-        """The outcome for settle. A result that the results folder does not take asks for another attempt; one of a
-        machine, which runs no job twice, waits until it does."""
+        """Return the outcome for settle. A result that the results folder does not take asks for another attempt; one
+        of a machine, which runs no job twice, waits until it does."""
         grant = held.grant
         if outcome.result is None:
             return Settlement.of(job.index, outcome)

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from tweezer.adapters.protocol import Capabilities, MachineAdapter, MachineState
-from tweezer.adapters.specs import checked_specs
+from tweezer.adapters.specs import check_specs
 from tweezer.duties import Backoff
 from tweezer.model.errors import NotFound, TweezerError, Unavailable
 from tweezer.model.messages import RECORD_VERSION
@@ -64,14 +64,12 @@ class Presence:
         }
 
     async def announce(self) -> None:
-        """Says what the device is like, before anything else is said of it. Raises InvalidInput when its specs have
-        the name of another device's."""
+        """Store the device's specs, before anything else of it. Raises InvalidInput when they name another device."""
         if self.specs is not None:
             await self._devices.announce(self._device, self._about_device, self.specs)
 
     async def beat(self, *, lanes: int, busy: int, draining: bool, jail: str) -> str:
-        """Says that the worker lives, and announces the device again when Redis has lost what it is like; returns why
-        its device is paused, or ''."""
+        """Send a heartbeat, and announce the device again if Redis lost its specs; return why it is paused, or ''."""
         about = {**self._about_worker, "lanes": lanes, "busy": busy, "draining": int(draining), "jail": jail}
         beat = await self._tickets.heartbeat(
             self._worker,
@@ -115,7 +113,7 @@ log = structlog.get_logger(__name__)
 
 
 class MachineProbe:
-    """Tells the store how the machine is, and clients what it is like."""
+    """Reports the condition of a machine to the store, and its specs to clients."""
 
     def __init__(self, store: Store, device: str, machine: MachineAdapter, presence: Presence) -> None:
         self._store = store
@@ -125,8 +123,7 @@ class MachineProbe:
         self._reported: MachineState | None = None
 
     async def handshake(self) -> None:
-        """Waits until the machine has said what it is like, unless its operator did. Raises InvalidInput where Pulser
-        cannot read it."""
+        """Wait for the machine's specs, unless they are given. Raises InvalidInput if Pulser cannot read them."""
         tries = 0
         while self._presence.specs is None:
             try:
@@ -135,17 +132,17 @@ class MachineProbe:
                 tries += 1
                 await self.wait(error.message, tries)
             else:
-                self._presence.specs = await asyncio.to_thread(checked_specs, text, field="specs of the machine")
+                self._presence.specs = await asyncio.to_thread(check_specs, text, field="specs of the machine")
 
     async def wait(self, why: str, tries: int) -> None:
-        """Waits before the machine is asked again; meanwhile it is shown that nobody knows how it is."""
+        """Wait before the machine is asked again; meanwhile its condition is shown as unknown."""
         log.warning("machine.not_met", error=why, tries=tries)
         with contextlib.suppress(NotFound, Unavailable):  # one that was never announced is shown nowhere yet
             await self._store.devices.set_condition(self._device, MachineState.UNKNOWN.value, why)
         await asyncio.sleep(_PATIENT.delay_s(tries))
 
     async def probe(self) -> None:
-        """Asks how it is, and passes that on: nothing is handed out while it is down."""
+        """Ask for the machine's condition, and pass it on: nothing is handed out while it is down."""
         condition = await self._machine.probe()
         try:
             await self._store.devices.set_condition(self._device, condition.state.value, condition.reason)

@@ -1,4 +1,4 @@
-"""A ticket in the hands of this worker, and what keeps it there."""
+"""The tickets that this worker holds, and the renewal of their leases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TICK_S = 1.0
 
 
 class HeldTicket:
-    """What the worker knows of a ticket that it holds: which job runs, what is to be told, what is to stop."""
+    """A ticket that this worker holds: which job runs, its unreported progress, and which jobs have to stop."""
 
     def __init__(self, grant: Grant, lane: Lane) -> None:
         self.grant = grant
@@ -33,22 +33,22 @@ class HeldTicket:
         self.renewed = grant.taken_at
         self._running: int | None = None
         self._stop: set[int] = set()
-        self._untold: dict[int, JobProgress] = {}
+        self._unreported: dict[int, JobProgress] = {}
         self._stopping: asyncio.Task[None] | None = None
 
     def begin(self, index: int) -> None:
         """The lane turns to this job."""
         self._running = index
-        self._untold[index] = JobProgress(index, Stage.PREPARING)
+        self._unreported[index] = JobProgress(index, Stage.PREPARING)
 
     def report(self, progress: Progress) -> None:
         """How far the running job is; told with the next renewal."""
         if self._running is not None:
-            self._untold[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
+            self._unreported[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
 
     def end(self, index: int) -> None:
         self._running = None
-        self._untold.pop(index, None)
+        self._unreported.pop(index, None)
 
     def must_stop(self, index: int) -> bool:
         return self.lost or index in self._stop
@@ -65,19 +65,19 @@ class HeldTicket:
         if self._running is not None:
             self._stop_lane()
 
-    def take_untold(self) -> list[JobProgress]:
-        untold, self._untold = list(self._untold.values()), {}
-        return untold
+    def take_unreported(self) -> list[JobProgress]:
+        unreported, self._unreported = list(self._unreported.values()), {}
+        return unreported
 
-    def put_back(self, untold: list[JobProgress]) -> None:
+    def put_back(self, unreported: list[JobProgress]) -> None:
         """What could not be told, unless there is something newer, or the job has ended."""
-        for job in untold:
+        for job in unreported:
             if job.index == self._running:
-                self._untold.setdefault(job.index, job)
+                self._unreported.setdefault(job.index, job)
 
     @property
     def has_news(self) -> bool:
-        return bool(self._untold)
+        return bool(self._unreported)
 
     def _stop_lane(self) -> None:
         if self.lost and self.remote is not None:
@@ -107,7 +107,7 @@ class LeaseKeeper:
         self._held.discard(held)
 
     def cancel(self, request: CancelRequest) -> None:
-        """Stops running jobs of a batch, whichever of our tickets holds them."""
+        """Stop running jobs of a batch, whichever of our tickets holds them."""
         for held in self._held:
             if held.grant.batch_id == request.batch_id:
                 held.stop(request.indices)
@@ -118,7 +118,7 @@ class LeaseKeeper:
         return min(_TICK_S, self._config.lease_s / 5)
 
     async def keep(self) -> None:
-        """Renews what is due for it, or has something to tell."""
+        """Renew the leases that are due, or have progress to report."""
         now = time.monotonic()
         due = [
             held
@@ -128,28 +128,28 @@ class LeaseKeeper:
         await asyncio.gather(*map(self._renew, due))
 
     async def catch_up(self) -> None:
-        """Renews what could not be renewed in time, before a take or a sweep of ours reclaims it from us.
+        """Renew what could not be renewed in time, before a take or a sweep of ours reclaims it from us.
 
         Raises Unavailable while Redis does not answer.
         """
         now = time.monotonic()
         lapsed = [held for held in self._held if not held.lost and now - held.renewed >= self._config.lease_s]
-        await asyncio.gather(*map(self._tell, lapsed))
+        await asyncio.gather(*map(self._renew_now, lapsed))
 
     async def _renew(self, held: HeldTicket) -> None:
         try:
-            await self._tell(held)
+            await self._renew_now(held)
         except TweezerError as error:
             log.warning("lease.not_renewed", ticket=str(held.grant.ticket), error=error.message)
         except Exception as error:  # the other leases are renewed all the same
             log.exception("lease.not_renewed", ticket=str(held.grant.ticket), error=str(error))
 
-    async def _tell(self, held: HeldTicket) -> None:
-        grant, untold, before = held.grant, held.take_untold(), time.monotonic()
+    async def _renew_now(self, held: HeldTicket) -> None:
+        grant, unreported, before = held.grant, held.take_unreported(), time.monotonic()
         try:
-            renewal = await self._tickets.renew(grant.ticket, grant.token, untold, lease_s=self._config.lease_s)
+            renewal = await self._tickets.renew(grant.ticket, grant.token, unreported, lease_s=self._config.lease_s)
         except BaseException:
-            held.put_back(untold)
+            held.put_back(unreported)
             raise
         held.renewed = before
         if renewal is None:
@@ -158,6 +158,6 @@ class LeaseKeeper:
                 held.lose()
             return
         if not renewal.is_reported:
-            held.put_back(untold)
+            held.put_back(unreported)
         if renewal.stop:
             held.stop(renewal.stop)

@@ -110,13 +110,13 @@ class TicketWorker(Worker):
         self.duties.start("heartbeat", self._beat, every_s=self._config.beat_s, backoff=backoff)
         self.duties.start("sweep", self._sweep, every_s=SWEEP_S, backoff=backoff)
         self.duties.start("leases", self._keeper.keep, every_s=self._keeper.tick_s, backoff=backoff)
-        self.duties.start("cancels", self._hear_cancels, backoff=backoff)
+        self.duties.start("cancels", self._receive_cancels, backoff=backoff)
         if self._probe is not None:
             self.duties.start("probe", self._probe.probe, every_s=self._adapter.capabilities.probe_s)
         log.info("worker.started", worker=self.id, lanes=self._lane_count)
 
     async def _open_lane(self) -> Lane:
-        """A lane of the adapter. A machine that cannot be reached is waited for: it may be at work on jobs of ours."""
+        """Return a lane of the adapter. Waits for a machine that cannot be reached: it may run jobs of this worker."""
         tries = 0
         while True:
             try:
@@ -128,7 +128,7 @@ class TicketWorker(Worker):
                 await self._probe.wait(error.message, tries)
 
     async def close(self) -> None:
-        """Gives back what runs, and ends lanes and connections; Redis need not answer for that."""
+        """Give back what runs, and end lanes and connections; Redis need not answer for that."""
         if not self._handle_signals:
             self.handle_sig(signal.SIGUSR1)
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
@@ -163,14 +163,14 @@ class TicketWorker(Worker):
         )
 
     def _jail(self) -> str:
-        """What the lanes have, the least jailed one first; empty when none is a process."""
+        """Return what the lanes have, the least jailed one first; empty when none is a process."""
         return min((lane.jail for lane in self._lanes if lane.jail), key=lambda it: it == COMPLETE, default="")
 
     async def _sweep(self) -> None:
         await self._keeper.catch_up()
         await self._sweeper.sweep()
 
-    async def _hear_cancels(self) -> None:
+    async def _receive_cancels(self) -> None:
         async with self.store.news.pool(self.device) as heard:
             while not is_cancelled():
                 for message in await heard.next(timeout_s=None):
@@ -200,7 +200,7 @@ class TicketWorker(Worker):
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
     async def _poll_iteration(self) -> None:
-        """Takes tickets for free lanes, or waits until there is something to take."""
+        """Take tickets for free lanes, or wait until there is something to take."""
         with translating():
             if self.burst and not self.tasks and await self.pool.zcard(self.queue_name) == 0:
                 self._is_done = True
@@ -229,7 +229,7 @@ class TicketWorker(Worker):
         self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._config.bell_s)
 
     async def _take(self) -> Taken:
-        """Takes tickets for the free lanes, when the bell rings if there was none last time.
+        """Take tickets for the free lanes, when the bell rings if there was none last time.
 
         Whoever is stopped meanwhile gives back what it got.
         """

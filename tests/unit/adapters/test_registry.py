@@ -15,23 +15,23 @@ from tweezer.adapters.registry import (
     Binding,
     EmulatorAdapter,
     EmulatorOptions,
-    adapter_of,
     check_binding,
-    usual_binding,
+    default_binding,
+    make_adapter,
 )
 from tweezer.model.errors import InvalidInput
 from tweezer.settings import Settings
 
 
 def test_a_device_has_a_usual_adapter() -> None:
-    binding = usual_binding("EMU_FREE")
+    binding = default_binding("EMU_FREE")
     assert binding is not None
-    emulator: Adapter = adapter_of(binding, LaneOptions(memory_limit_mb=512))
+    emulator: Adapter = make_adapter(binding, LaneOptions(memory_limit_mb=512))
     assert isinstance(emulator, EmulatorAdapter)
     assert emulator.capabilities.checks_sequence
     assert not emulator.capabilities.exclusive
-    assert usual_binding("NULL") == Binding("null")
-    assert isinstance(adapter_of(Binding("null")), NullAdapter)
+    assert default_binding("NULL") == Binding("null")
+    assert isinstance(make_adapter(Binding("null")), NullAdapter)
 
 
 def test_an_unknown_device_or_kind_is_named() -> None:
@@ -39,7 +39,7 @@ def test_an_unknown_device_or_kind_is_named() -> None:
         Settings().binding("NOWHERE")
     assert device.value.field == "device"
     with pytest.raises(InvalidInput, match="there is no adapter abacus") as kind:
-        adapter_of(Binding("abacus"))
+        make_adapter(Binding("abacus"))
     assert kind.value.field == "adapter"
 
 
@@ -48,7 +48,7 @@ def test_options_of_a_device_go_before_those_of_all() -> None:
     options = check_binding("qutip", {"threads": 4, "prepare_timeout_s": 5})
     assert isinstance(options, EmulatorOptions)
     assert options.over(lanes) == LaneOptions(memory_limit_mb=512, threads=4, prepare_timeout_s=5.0)
-    assert adapter_of(Binding("null", {"checks_sequence": True})).capabilities.checks_sequence
+    assert make_adapter(Binding("null", {"checks_sequence": True})).capabilities.checks_sequence
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_options_that_an_adapter_does_not_have_are_named(
 def test_the_workers_process_imports_no_emulator() -> None:
     program = """
 import sys
-from tweezer.adapters.registry import Binding, adapter_of
-adapter_of(Binding("qutip"))
+from tweezer.adapters.registry import Binding, make_adapter
+make_adapter(Binding("qutip"))
 heavy = {"pulser", "pulser_simulation", "qutip", "numpy", "scipy", "torch"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tweezer.adapters.registry import ADAPTERS, DEVICE_KINDS, Binding, specs_of
+from tweezer.adapters.registry import ADAPTERS, DEVICE_KINDS, Binding, get_specs
 from tweezer.adapters.specs import virtual_specs
 from tweezer.model.errors import InvalidInput
 from tweezer.model.specs import MAX_SPECS_BYTES, DeviceSpecs, read_specs
@@ -42,7 +42,7 @@ def test_what_is_no_specs_is_refused_by_field(text: str, problem: str) -> None:
 
 def test_every_adapter_has_specs_under_the_name_of_the_device() -> None:
     def name(device: str, kind: str) -> str | None:
-        specs = specs_of(device, Binding(kind))
+        specs = get_specs(device, Binding(kind))
         return None if specs is None else specs.name
 
     asked = {kind for kind, adapter in ADAPTERS.items() if adapter.specs is None}  # their machines say what they are

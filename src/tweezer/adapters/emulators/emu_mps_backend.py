@@ -11,7 +11,7 @@ from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig, Occup
 
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, TensorKeys
-from tweezer.adapters.emulators.pulser_sampling import has_jumps, is_steady, noise_of
+from tweezer.adapters.emulators.pulser_sampling import get_noise, has_jumps, is_steady
 from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
 from tweezer.adapters.lane.backend import Watch
 
@@ -48,12 +48,12 @@ class EmuMPS(TorchEmulator):
         return changed
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = noise_of(config, sequence)
+        noise = get_noise(config, sequence)
         return is_steady(noise) and not has_jumps(noise)
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """The factory of this backend; sets threads and warnings of the process it is called in.
+    """Make this backend; sets threads and warnings of the process it is called in.
 
     Where emu-mps would save its state to a file, after each update of a pair of tensors, it looks up instead: a
     step of a large state takes minutes.

@@ -10,7 +10,7 @@ from pulser.backend import EmulationConfig
 
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, StateVectorKeys
-from tweezer.adapters.emulators.pulser_sampling import has_jumps, is_steady, noise_of
+from tweezer.adapters.emulators.pulser_sampling import get_noise, has_jumps, is_steady
 from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
 from tweezer.adapters.lane.backend import Watch
 
@@ -24,11 +24,11 @@ class EmuSV(TorchEmulator):
     bases = frozenset({"ground-rydberg"})
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = noise_of(config, sequence)
+        noise = get_noise(config, sequence)
         return is_steady(noise) and not (has_jumps(noise) and config.solver == "montecarlo")
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """The factory of this backend; sets threads and warnings of the process it is called in."""
+    """Make this backend; sets threads and warnings of the process it is called in."""
     dialect = Dialect(SVConfig, StateVectorKeys, chosen_hardware(), full_times=False)
     return PulserBackend(EmuSV(dialect), watch, memo_bytes)

@@ -51,7 +51,7 @@ class MachineTwin(Qutip):
         return changed
 
     def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
-        """The sequence on the machine, pulse for pulse as it was."""
+        """Return the sequence on the machine, pulse for pulse as it was."""
         try:
             if self._machine is not None and sequence.device != self._machine:
                 sequence = sequence.with_new_device(self._machine, strict=True)
@@ -105,7 +105,7 @@ def _shared_out(config: EmulationConfig[Any]) -> EmulationConfig[Any]:
 
 
 def _drawn(counter: Counter[str], shots: int) -> Counter[str]:
-    """So many of these shots, each as likely as the next."""
+    """Return so many of these shots, each as likely as the next."""
     bitstrings = sorted(counter)
     counts = [counter[bits] for bits in bitstrings]
     if shots >= sum(counts):
@@ -116,6 +116,6 @@ def _drawn(counter: Counter[str], shots: int) -> Counter[str]:
 
 
 def open_backend(watch: Watch, memo_bytes: int, specs: str | None = None) -> PulserBackend:
-    """The factory of this backend, for a machine of these specs; changes the process it is called in."""
+    """Make this backend, for a machine of these specs; changes the process it is called in."""
     install()
     return PulserBackend(MachineTwin(specs), watch, memo_bytes)

@@ -54,19 +54,19 @@ class Emulator(Protocol):
     unsolvable: tuple[type[Exception], ...]
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """The configuration as it is run for this sequence, which has been built or not, and so many runs."""
+        """Return the configuration as it is run for this sequence, which has been built or not, and so many runs."""
 
     def fit(self, sequence: Sequence[Any]) -> Sequence[Any]:
-        """The built sequence as it is run."""
+        """Return the built sequence as it is run."""
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        """Whether nothing in the evolution is random."""
+        """Return whether nothing in the evolution is random."""
 
     def unmeasured(self, config: EmulationConfig[Any]) -> Unmeasured:
-        """The way to evolve once and measure later."""
+        """Return the configuration to evolve once and measure later."""
 
     def emulation(self, sequence: Sequence[Any], config: EmulationConfig[Any], watch: Watch) -> Emulation:
-        """A run that advances the watch as it goes."""
+        """Return a run that advances the watch as it goes."""
 
     def seed(self, seed: int) -> None:
         """Seed generators of the library's own."""
@@ -87,7 +87,7 @@ class PulserBackend:
         self._sequences = Sequences()
         self._configurations: Recent[tuple[str | None, str], Configuration] = Recent(_CONFIGURATIONS_KEPT)
         self._evolutions: Recent[tuple[str, str, str], Evolution] = Recent(memo_bytes)
-        self._versions = versions_of(emulator.packages)
+        self._versions = collect_versions(emulator.packages)
         self._configuration: Configuration | None = None
 
     def prepare(self, batch: BatchWork) -> None:
@@ -127,7 +127,7 @@ class PulserBackend:
     def _evolution(
         self, parsed: ParsedSequence, job: JobWork, config: EmulationConfig[Any], digest: str
     ) -> tuple[Evolution, float]:
-        """The evolution of a job, and when its preparation ended."""
+        """Return the evolution of a job, and when its preparation ended."""
         key = parsed.digest, json.dumps(job.spec.variables, sort_keys=True), digest
         evolution = self._evolutions.get(key)
         if evolution is not None:
@@ -208,8 +208,8 @@ def _counter(results: Results) -> dict[str, int] | None:
         return None
 
 
-def versions_of(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions of Pulser, Tweezer and these packages, where they are installed."""
+def collect_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of Pulser, Tweezer and these packages, where they are installed."""
     versions = {}
     for package in ("numpy", "pulser-core", *packages, "tweezer"):
         try:

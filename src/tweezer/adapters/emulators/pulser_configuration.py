@@ -108,7 +108,7 @@ class Configuration:
         self.digest: str = config.to_abstract_repr(skip_validation=True)
 
     def with_runs(self, runs: int | None) -> EmulationConfig[Any]:
-        """The configuration of one job: ``runs``, where given, overrides every number of shots in it."""
+        """Return the configuration of one job: ``runs``, where given, overrides every number of shots in it."""
         if runs is None:
             return self.config
         changed: EmulationConfig[Any] = self.config.with_changes(
@@ -119,7 +119,7 @@ class Configuration:
 
 
 def read_configuration(dialect: Dialect, text: str | None, older: dict[str, Any] | None) -> Configuration:
-    """The configuration of a batch; without one, the final bitstrings are sampled.
+    """Return the configuration of a batch; without one, the final bitstrings are sampled.
 
     ``older`` is the dictionary of emulator options that came before it. Raises ``Refusal`` naming the key.
     """
@@ -173,7 +173,7 @@ def _heeded(dialect: Dialect, options: dict[str, Any]) -> Iterator[tuple[str, An
 
 
 def _is_of_another(keys: type[msgspec.Struct], name: str, value: Any) -> bool:
-    """Whether the value is a word of other emulators only, such as QuTiP's ``default`` for emu-mps' ``solver``."""
+    """Return whether the value is a word of other emulators only, such as QuTiP's ``default`` for ``solver``."""
     others = [other for other in _DIALECTS if other is not keys and name in other.__struct_fields__]
     return isinstance(value, str) and not _fits(keys, name, value) and any(_fits(one, name, value) for one in others)
 
@@ -200,7 +200,7 @@ def _typed(keys: type[msgspec.Struct], name: str, value: Any, field: str) -> Any
 
 
 def _words(keys: type[msgspec.Struct], name: str) -> list[str]:
-    """The words that a key may have, if it has words."""
+    """Return the words that a key may have, if it has words."""
     choices = [choice for choice in get_args(get_type_hints(keys)[name]) if get_origin(choice) is Literal]
     return [repr(word) for choice in choices for word in get_args(choice)]
 
@@ -223,7 +223,7 @@ def _older(dialect: Dialect, older: dict[str, Any]) -> Iterator[tuple[str, Any]]
 
 
 def with_shots(observable: Any, runs: int) -> Any:
-    """The observable, with so many shots if it takes any."""
+    """Return the observable, with so many shots if it takes any."""
     if not isinstance(observable, BitStrings):
         return observable
     changed = copy.copy(observable)

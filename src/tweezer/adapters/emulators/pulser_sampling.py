@@ -30,12 +30,12 @@ class Measurable(ABC):
         """Bitstrings in the register's order."""
 
 
-def bytes_of(value: Any) -> int:
+def estimate_bytes(value: Any) -> int:
     """Return about how much memory a value takes, with all that it holds; what is shared counts once."""
-    return _bytes_of(value, set())
+    return _estimate_bytes(value, set())
 
 
-def _bytes_of(value: Any, seen: set[int]) -> int:
+def _estimate_bytes(value: Any, seen: set[int]) -> int:
     if id(value) in seen:
         return 0
     seen.add(id(value))
@@ -53,7 +53,7 @@ def _bytes_of(value: Any, seen: set[int]) -> int:
         parts = value
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         parts = vars(value).values()
-    return sys.getsizeof(value) + sum(_bytes_of(part, seen) for part in parts)
+    return sys.getsizeof(value) + sum(_estimate_bytes(part, seen) for part in parts)
 
 
 Step = tuple[float, int, Any]
@@ -72,10 +72,10 @@ class Evolution:
     @property
     def nbytes(self) -> int:
         """About how much memory it keeps."""
-        return _STEP_BYTES * (1 + len(self._steps)) + bytes_of([value for _, _, value in self._steps])
+        return _STEP_BYTES * (1 + len(self._steps)) + estimate_bytes([value for _, _, value in self._steps])
 
     def measure(self, config: EmulationConfig[Any]) -> Results:
-        """The results of one job; ``config`` is as before but for its shots. Draws from the global generators."""
+        """Return the results of one job; ``config`` differs in its shots only. Draws from the global generators."""
         results = Results(atom_order=self._atom_order, total_duration=self._total_duration)
         for t, place, value in self._steps:
             observable: Any = config.observables[place]
@@ -84,8 +84,8 @@ class Evolution:
         return results
 
 
-def steps_of(config: EmulationConfig[Any], results: Results) -> Iterable[Step]:
-    """The values of those observables of a configuration that the results have."""
+def list_steps(config: EmulationConfig[Any], results: Results) -> Iterable[Step]:
+    """Return the values of those observables of a configuration that the results have."""
     recorded = results.get_tagged_results()
     for place, observable in enumerate(config.observables):
         for t, value in timed(results, recorded, observable):
@@ -93,23 +93,23 @@ def steps_of(config: EmulationConfig[Any], results: Results) -> Iterable[Step]:
 
 
 def timed(results: Results, recorded: dict[str, list[Any]], observable: Observable) -> Iterable[tuple[float, Any]]:
-    """The values of one observable with their times; ``recorded`` are the results by tag."""
+    """Return the values of one observable with their times; ``recorded`` are the results by tag."""
     values = recorded.get(observable.tag, [])
     return zip(results.get_result_times(observable.tag) if values else [], values, strict=True)
 
 
-def noise_of(config: EmulationConfig[Any], sequence: Any) -> Any:
-    """The noise model that an emulation has."""
+def get_noise(config: EmulationConfig[Any], sequence: Any) -> Any:
+    """Return the noise model that an emulation has."""
     preferred = sequence.device.noise_model if config.prefer_device_noise_model else None
     return preferred or config.noise_model
 
 
 def is_steady(noise: Any) -> bool:
-    """Whether the noise is the same in every run; errors of detection only act on the sampling."""
+    """Return whether the noise is the same in every run; errors of detection only act on the sampling."""
     kinds = set(noise.noise_types)
     return kinds <= _DETERMINISTIC_NOISE and not ("SPAM" in kinds and noise.state_prep_error != 0)
 
 
 def has_jumps(noise: Any) -> bool:
-    """Whether the noise is one of a master equation, which can be unravelled into random quantum jumps."""
+    """Return whether the noise is one of a master equation, which can be unravelled into random quantum jumps."""
     return not set(noise.noise_types) <= {"SPAM"}

@@ -53,7 +53,7 @@ class ParsedSequence:
         self.specs_digest = hashlib.sha256(canonical.encode()).hexdigest()
 
     def build(self, variables: dict[str, Any]) -> Sequence[Any]:
-        """The sequence with these values; names it does not declare are ignored, as Pulser does.
+        """Return the sequence with these values; names it does not declare are ignored, as Pulser does.
 
         Raises ``Refusal`` naming ``variables.<name>``.
         """
@@ -149,7 +149,7 @@ def infinite_number(document: Any, *, infinity: bool = False) -> str | None:
 
 
 def _value(name: str, size: int, whole: bool, variables: dict[str, Any]) -> Any:
-    """The value of a declared variable: a number, or a list of as many as it declares."""
+    """Return the value of a declared variable: a number, or a list of as many as it declares."""
     field = f"variables.{name}"
     wanted = "a number" if size == 1 else f"a list of {size} numbers"
     if name not in variables:
@@ -167,7 +167,7 @@ def _value(name: str, size: int, whole: bool, variables: dict[str, Any]) -> Any:
 
 
 def _qubits(sequence: Sequence[Any], variables: dict[str, Any]) -> dict[str, int]:
-    """Where the qubits of a mappable register go: qubit id → trap id."""
+    """Return where the qubits of a mappable register go: qubit id → trap id."""
     field = "variables.qubits"
     qubits = variables.get("qubits")
     if qubits is None:
@@ -200,7 +200,7 @@ def explain_schema_error(error: ValidationError) -> str:
 
 
 def _branches(error: ValidationError) -> list[list[ValidationError]]:
-    """The errors of each alternative that failed; those that tell alternatives apart first."""
+    """Return the errors of each alternative that failed; those that tell alternatives apart first."""
     found: dict[object, list[ValidationError]] = defaultdict(list)
     for one in error.context or ():
         found[one.schema_path[0]].append(one)
@@ -212,7 +212,7 @@ def _is_tag(error: ValidationError) -> bool:
 
 
 def _distance(errors: list[ValidationError]) -> tuple[bool, bool, int]:
-    """How far the document is from this alternative."""
+    """Return how far the document is from this alternative."""
     at = len(errors[0].parent.absolute_path) if errors[0].parent is not None else 0
     return (
         any(_is_tag(one) and len(one.absolute_path) <= at + 1 for one in errors),
@@ -222,7 +222,7 @@ def _distance(errors: list[ValidationError]) -> tuple[bool, bool, int]:
 
 
 def _choices(branches: list[list[ValidationError]]) -> list[object]:
-    """The values that would be right, where all alternatives want another one at the same place."""
+    """Return the values that would be right, where all alternatives want another one at the same place."""
     tags = [next((one for one in errors if _is_tag(one)), None) for errors in branches]
     if len({tuple(tag.absolute_path) if tag is not None else None for tag in tags}) != 1 or tags[0] is None:
         return []

@@ -22,9 +22,9 @@ from tweezer.adapters.emulators.pulser_sampling import (
     Evolution,
     Measurable,
     Step,
+    get_noise,
     has_jumps,
     is_steady,
-    noise_of,
     timed,
 )
 from tweezer.adapters.lane.backend import Refusal, Watch
@@ -90,7 +90,7 @@ class StatesInstead:
         self.config: EmulationConfig[Any] = config.with_changes(observables=self._observables)
 
     def evolution(self, results: Results) -> Evolution:
-        """What this configuration's results leave."""
+        """Return what this configuration's results leave."""
         recorded = results.get_tagged_results()
         steps: list[Step] = [
             (t, place, Distribution(value) if isinstance(self._asked.observables[place], BitStrings) else value)
@@ -134,7 +134,7 @@ class Qutip:
         return sequence
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = noise_of(config, sequence)
+        noise = get_noise(config, sequence)
         return is_steady(noise) and not (has_jumps(noise) and config.solver.value == "MonteCarlo")
 
     def unmeasured(self, config: EmulationConfig[Any]) -> StatesInstead:
@@ -155,7 +155,7 @@ class Qutip:
 
 
 def _with_one_state(observable: Any, one_state: str) -> Any:
-    """The observable, with this state as the one that measures to 1 if it needs one and its client named none."""
+    """Return the observable, with this state as the one that measures to 1 if it needs one and has none."""
     if getattr(observable, "one_state", one_state) is not None:
         return observable
     changed = copy.copy(observable)
@@ -164,7 +164,7 @@ def _with_one_state(observable: Any, one_state: str) -> Any:
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:
-    """The factory of this backend; changes the process it is called in (QuTiP's integrator, warnings)."""
+    """Make this backend; changes the process it is called in (QuTiP's integrator, warnings)."""
     install()
     return PulserBackend(Qutip(), watch, memo_bytes)
 

@@ -25,7 +25,7 @@ from pulser.backend.observable import AggregationMethod
 
 from tweezer.adapters.emulators.pulser_backend import EvolutionProgress
 from tweezer.adapters.emulators.pulser_configuration import FIELD, Dialect
-from tweezer.adapters.emulators.pulser_sampling import Evolution, Measurable, Step, steps_of
+from tweezer.adapters.emulators.pulser_sampling import Evolution, Measurable, Step, list_steps
 from tweezer.adapters.emulators.pulser_sequences import FIELD as SEQUENCE
 from tweezer.adapters.emulators.pulser_sequences import brief
 from tweezer.adapters.lane.backend import Refusal, Watch
@@ -116,26 +116,26 @@ class KeptInstead:
         self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
     def evolution(self, results: Results) -> Evolution:
-        """What this configuration's results and the kept states leave."""
+        """Return what this configuration's results and the kept states leave."""
         steps: list[Step] = [
             (t, place, KeptState(state, [order.index(atom) for atom in results.atom_order]))
             for place, observer in self._observers.items()
             for t, state, order in observer.kept
         ]
-        others = (step for step in steps_of(self._asked, results) if step[1] not in self._observers)
+        others = (step for step in list_steps(self._asked, results) if step[1] not in self._observers)
         return Evolution(results, [*steps, *others])
 
 
 def without_statistics(config: EmulationConfig[Any], results: Results) -> Results:
-    """The results of the configuration's observables alone: not what the emulator tells of its own steps."""
+    """Return the results of the configuration's observables alone: not what the emulator tells of its own steps."""
     told = Results(atom_order=results.atom_order, total_duration=results.total_duration)
-    for t, place, value in sorted(steps_of(config, results), key=lambda step: step[:2]):
+    for t, place, value in sorted(list_steps(config, results), key=lambda step: step[:2]):
         told._store(observable=config.observables[place], time=t, value=value)  # noqa: SLF001  # Pulser's only way in
     return told
 
 
 def chosen_hardware() -> dict[str, Any]:
-    """What the operator decides of a configuration. Sets the threads and silences warnings in this process.
+    """Return what the operator decides of a configuration. Sets the threads and silences warnings in this process.
 
     Raises ``OSError`` where a GPU is asked for and there is none.
     """
@@ -176,7 +176,7 @@ class TorchEmulation:
         self._config = config
 
     def run(self) -> Results:
-        """The results of the configuration's observables."""
+        """Return the results of the configuration's observables."""
         try:
             results: Any = self._backend.run()
         except (AssertionError, RecursionError) as error:  # so they say what they do not take, or do not converge to
@@ -211,7 +211,7 @@ class TorchEmulator:
         self.dialect = dialect
 
     def settle(self, config: EmulationConfig[Any], sequence: Sequence[Any], runs: int | None) -> EmulationConfig[Any]:
-        """Where nothing is random one trajectory says it all, as with QuTiP."""
+        """Run one trajectory where nothing is random, as with QuTiP."""
         changes: dict[str, Any] = {}
         if self.is_deterministic(config, sequence) and config.n_trajectories != 1:
             changes["n_trajectories"] = 1

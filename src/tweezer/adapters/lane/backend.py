@@ -59,28 +59,28 @@ class Collector(Backend, Protocol):
     """A backend that also makes results of what a machine measured."""
 
     def collect(self, job: JobWork, measured: dict[str, int]) -> Execution:
-        """The result of a job, of its bitstrings and how often each was measured."""
+        """Return the result of a job, of its bitstrings and how often each was measured."""
 
 
 class Watch:
-    """The eyes and ears of a job: it tells how far the job is, and hears that it is to stop.
+    """Reports the progress of a job, and stops it on request.
 
     ``advance`` and ``check`` are called from the solver, ``abort`` from the thread that reads messages.
     """
 
-    def __init__(self, tell: Callable[[float], None], interval_s: float) -> None:
-        self._tell = tell
+    def __init__(self, send: Callable[[float], None], interval_s: float) -> None:
+        self._send = send
         self._interval_s = interval_s
-        self._told_at = time.monotonic()
+        self._sent_at = time.monotonic()
         self._aborted = threading.Event()
 
     def begin(self) -> None:
-        """A new request begins: nothing is told for one interval, so that short jobs stay silent."""
+        """Begin a request; nothing is reported for one interval, so that short jobs stay silent."""
         self._aborted.clear()
-        self._told_at = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def abort(self) -> None:
-        """Stop the current request at its next look."""
+        """Stop the current request at its next check."""
         self._aborted.set()
 
     def check(self) -> None:
@@ -89,9 +89,9 @@ class Watch:
             raise Aborted
 
     def advance(self, fraction: float) -> None:
-        """The job is this far (0 to 1); tells it when the last report is old enough. Raises ``Aborted``."""
+        """Report how far the job is (0 to 1), unless the last report is recent. Raises ``Aborted``."""
         self.check()
         now = time.monotonic()
-        if now - self._told_at >= self._interval_s:
-            self._told_at = now
-            self._tell(float(min(max(fraction, 0.0), 1.0)))
+        if now - self._sent_at >= self._interval_s:
+            self._sent_at = now
+            self._send(float(min(max(fraction, 0.0), 1.0)))

@@ -184,7 +184,7 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
 
 
 def _blame(error: Exception) -> tuple[FaultKind, Fault]:
-    """What a user may know of an exception nobody expected; the log gets the rest."""
+    """Return what a user may know of an exception nobody expected; the log gets the rest."""
     traceback.print_exc()
     if isinstance(error, MemoryError):
         message = "the emulation asked for more memory than there is; use fewer qubits or evaluation times"
@@ -198,7 +198,7 @@ def _short(error: Exception) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """What brings a module that is missing."""
+    """Return how to install a missing module."""
     if not isinstance(error, ModuleNotFoundError):
         return ""
     extra = "torch" if error.name in _OF_TORCH else "emulators"

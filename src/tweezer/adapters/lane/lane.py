@@ -130,7 +130,7 @@ class ChildLane:
 
     @classmethod
     async def open(cls, backend: str, options: LaneOptions) -> ChildLane:
-        """A warm lane for this backend (``module:factory``). Raises ``ExecutionError`` when it cannot start."""
+        """Return a warm lane for this backend (``module:factory``). Raises ``ExecutionError`` when it cannot start."""
         lane = cls(backend, options)
         await lane.warm()
         return lane
@@ -197,7 +197,7 @@ class ChildLane:
         await self._drop_child()
 
     async def _prepare_child(self) -> ChildProcess:
-        """The process, warm and with the present batch prepared."""
+        """Return the process, warm and with the present batch prepared."""
         child = await self._warm_child()
         batch = self._batch
         if batch is None or (self._prepared is not None and self._prepared.batch_id == batch.batch_id):
@@ -223,7 +223,7 @@ class ChildLane:
                 raise await self._confused(answer)
 
     async def _warm_child(self) -> ChildProcess:
-        """The process, with its backend imported; a new one when there is none or it died."""
+        """Return the process, with its backend imported; a new one when there is none or it died."""
         if self._closed:
             raise ExecutionError(FaultKind.TRANSIENT, "the lane is closed")
         if self._child is not None and self._child.alive:
@@ -264,7 +264,7 @@ class ChildLane:
     async def _await_answer(
         self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
     ) -> Ready | Prepared | RequestRefused | RunFinished | _Broken:
-        """The answer to a request, or why there is none; in that case the process is dead.
+        """Return the answer to a request, or why there is none; in that case the process is dead.
 
         A request that is cancelled or late is asked to stop, and killed when it does not.
         """
@@ -315,7 +315,7 @@ class ChildLane:
     async def _outcome(
         self, answer: Ready | Prepared | RequestRefused | RunFinished | _Broken, warming_s: float, took_s: float
     ) -> Outcome:
-        """What became of a job; the time of one that got no answer counts as time on the device."""
+        """Return the outcome of a job; the time of one that got no answer counts as time on the device."""
         match answer:
             case RunFinished(outcome=outcome):
                 if outcome.cause is FaultKind.OUT_OF_MEMORY:
@@ -327,7 +327,7 @@ class ChildLane:
                 raise await self._confused(answer)
 
     def _unprepared(self, error: ExecutionError) -> Outcome:
-        """What becomes of a job whose batch could not be prepared again on a new process."""
+        """Return the outcome of a job whose batch could not be prepared again on a new process."""
         if self._cancel_requested:
             return Outcome(OutcomeKind.CANCELED, began=False)
         retry = error.kind in (FaultKind.TRANSIENT, FaultKind.CRASH)

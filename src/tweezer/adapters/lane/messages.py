@@ -110,7 +110,7 @@ _worker_decoder = msgspec.msgpack.Decoder(ToWorker)
 
 
 def pack(message: ToChild | ToWorker) -> bytes:
-    """The frame of a message. Raises ``ValueError`` when it would be too large."""
+    """Return the frame of a message. Raises ``ValueError`` when it would be too large."""
     body = _encoder.encode(message)
     if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"a message of {len(body)} bytes is too large, the limit is {MAX_BODY_BYTES}")
@@ -118,7 +118,7 @@ def pack(message: ToChild | ToWorker) -> bytes:
 
 
 def body_bytes(header: bytes) -> int:
-    """The length of the body that follows this header. Raises ``ValueError`` when it is too large."""
+    """Return the length of the body that follows this header. Raises ``ValueError`` when it is too large."""
     length: int = _header.unpack(header)[0]
     if length > MAX_BODY_BYTES:
         raise ValueError(f"a message of {length} bytes is too large, the limit is {MAX_BODY_BYTES}")

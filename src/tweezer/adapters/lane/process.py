@@ -88,7 +88,7 @@ class ChildProcess:
         return cls(process, reader, writer, scratch)
 
     def jail(self, mode: JailMode, private: tuple[str, ...], *, gpu: bool) -> Jail:
-        """The jail for this process."""
+        """Return the jail for this process."""
         return Jail(mode, str(self._scratch.path), private, gpu)
 
     @property
@@ -101,7 +101,7 @@ class ChildProcess:
             self._writer.write(pack(message))
 
     async def receive(self, timeout_s: float) -> ToWorker | Died | Nothing:
-        """The next message, ``Died`` at the end of the process, ``Nothing`` after the time or a :meth:`wake`."""
+        """Return the next message, ``Died`` at the end of the process, ``Nothing`` after the time or a :meth:`wake`."""
         if self._gone and self._inbox.empty():
             return Died()
         try:
@@ -144,7 +144,7 @@ class ChildProcess:
         await asyncio.to_thread(self._scratch.remove)
 
     async def describe_end(self, timeout_s: float) -> str:
-        """How the process ended, in words. Kills one that lost its voice but not its life."""
+        """Return how the process ended, in words. Kills one that only lost its connection."""
         try:
             code = await asyncio.wait_for(self._process.wait(), timeout_s)
         except TimeoutError:

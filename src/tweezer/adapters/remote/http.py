@@ -363,7 +363,7 @@ class Tokens:
 
 
 def _reason(body: bytes) -> str:
-    """The word for the error, if it is one."""
+    """Return the word for the error, if it is one."""
     try:
         word = json.loads(body)["error"]
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -67,7 +67,7 @@ class KeycloakOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.url.rstrip('/')}/realms/{self.realm}/protocol/openid-connect/token"
 
     def secret(self) -> str:
-        """The client's secret. Raises InvalidInput when there is none, or its file cannot be read."""
+        """Return the client's secret. Raises InvalidInput when there is none, or its file cannot be read."""
         return _read_secret("keycloak.client_secret", self.client_secret, self.client_secret_file)
 
 
@@ -124,7 +124,7 @@ class LoginOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         return self.username or self.client_id or ""
 
     def form(self) -> dict[str, str]:
-        """What is posted for a token. Raises InvalidInput naming what is missing, or cannot be read."""
+        """Return what is posted for a token. Raises InvalidInput naming what is missing, or cannot be read."""
         given: dict[str, str | None] = {"client_id": self.client_id, "realm": self.realm, "audience": self.audience}
         if self.username is not None:
             given |= {"grant_type": self.grant_type or "password", "username": self.username}
@@ -187,7 +187,7 @@ class ForwardOptions(RemoteOptions, frozen=True, forbid_unknown_fields=True, kw_
             raise InvalidInput("results_allow", error.problem) from error
 
     def key(self) -> str | None:
-        """The key that is shown as it is; None with a log-in. Raises InvalidInput when its file cannot be read."""
+        """Return the key that is sent as it is; None with a log-in. Raises InvalidInput if its file cannot be read."""
         return None if self.login is not None else _read_secret("api_key", self.api_key, self.api_key_file)
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import time
 from pulser.backend import Results
 from pulser.json.abstract_repr.deserializer import deserialize_device
 
-from tweezer.adapters.emulators.pulser_backend import versions_of
+from tweezer.adapters.emulators.pulser_backend import collect_versions
 from tweezer.adapters.emulators.pulser_sequences import FIELD, ParsedSequence, Sequences, brief
 from tweezer.adapters.lane.backend import Execution, Refusal, Watch
 from tweezer.model.messages import BatchWork, Fault, JobWork, Provenance, Result
@@ -48,7 +48,7 @@ class SequenceBuilder:
         results = Results.from_final_bitstrings(atoms, sequence.get_duration(), measured)
         provenance = Provenance(
             backend=self._machine.name if self._machine is not None else sequence.device.name,
-            versions=versions_of(()),
+            versions=collect_versions(()),
             specs_digest=parsed.specs_digest,
         )
         result = Result(measured, results.to_abstract_repr(), provenance)
@@ -74,5 +74,5 @@ class SequenceBuilder:
 
 
 def open_backend(watch: Watch, memo_bytes: int, specs: str = "") -> SequenceBuilder:
-    """The factory that lanes name; there is nothing to watch and nothing to keep."""
+    """Make this backend; there is nothing to watch and nothing to keep."""
     return SequenceBuilder(specs)

@@ -23,22 +23,22 @@ _NO_PULSER = 3  # exit code of tweezer.adapters.specs.check
 
 
 def virtual_specs(device: str) -> DeviceSpecs:
-    """The specs of an emulator without limits: all that Pulser's ``MockDevice`` can do, under this device's name."""
+    """Return the specs of an emulator without limits: Pulser's ``MockDevice``, under this device's name."""
     return _under_its_name("virtual.json", device)
 
 
 def analog_specs(device: str) -> DeviceSpecs:
-    """The specs of a machine for who has none: Pulser's ``AnalogDevice``, under this device's name."""
+    """Return the specs of a machine where none are given: Pulser's ``AnalogDevice``, under this device's name."""
     return _under_its_name("analog.json", device)
 
 
-def specs_of_file(path: Path, *, field: str) -> DeviceSpecs:
-    """The specs in a file, checked with Pulser. Raises InvalidInput, and TweezerError where Pulser is not installed."""
-    return checked_specs(text_of_file(path, field=field), field=field)
+def load_specs(path: Path, *, field: str) -> DeviceSpecs:
+    """Return the specs in a file, checked with Pulser. Raises InvalidInput, and TweezerError without Pulser."""
+    return check_specs(read_specs_file(path, field=field), field=field)
 
 
-def text_of_file(path: Path, *, field: str) -> str:
-    """The specs in a file as they stand there. Raises InvalidInput."""
+def read_specs_file(path: Path, *, field: str) -> str:
+    """Return the specs in a file as they stand there. Raises InvalidInput."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -47,8 +47,8 @@ def text_of_file(path: Path, *, field: str) -> str:
         raise InvalidInput(field, f"{path} is not UTF-8 text") from error
 
 
-def checked_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
-    """The specs of this text, if Pulser makes a device of them. Blocks for the seconds that importing Pulser takes.
+def check_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
+    """Return the specs of this text, if Pulser makes a device of them. Blocks for the seconds of importing Pulser.
 
     Raises InvalidInput, and TweezerError where Pulser is not installed.
     """

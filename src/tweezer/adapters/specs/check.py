@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The innermost error: Pulser's own says only that it failed."""
+    """Return the innermost error: Pulser's own says only that it failed."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

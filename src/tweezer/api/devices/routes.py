@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from tweezer.adapters.specs import checked_specs
+from tweezer.adapters.specs import check_specs
 from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Operator
 from tweezer.api.batches.commands import Queue, ReadBodies
 from tweezer.api.batches.filters import DevicePageAsked, Direction, Text
@@ -289,7 +289,7 @@ async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[De
 async def _checked(text: str) -> model.DeviceSpecs:
     """The specs, if Pulser takes them. Raises InvalidInput, and RequestRefused where nobody can say."""
     try:
-        return await asyncio.to_thread(checked_specs, text)
+        return await asyncio.to_thread(check_specs, text)
     except InvalidInput:
         raise
     except TweezerError as error:

@@ -105,7 +105,7 @@ class ForwardService(RemoteService[ServerJob]):
         return RemoteId(await self._api.submit(self._body(context), idempotency_key=key, before_send=before_send))
 
     def _body(self, context: JobContext) -> dict[str, Any]:
-        """The batch of this one job; the same each time, so that it has one idempotency key."""
+        """Return the batch of this one job; the same each time, so that it has one idempotency key."""
         doc, spec = context.batch.doc, context.job.spec
         one = {"runs": spec.runs, "variables": spec.variables or None, "sequence": spec.sequence, "seed": spec.seed}
         body: dict[str, Any] = {

@@ -149,7 +149,7 @@ def read_complaint(body: bytes) -> tuple[str | None, str]:
 
 
 def is_by_api(body: bytes) -> bool:
-    """Whether a refusal comes from the API, and not from a proxy before it: it is a JSON object."""
+    """Return whether a refusal comes from the API, and not from a proxy before it: it is a JSON object."""
     return _failure(body) is not None
 
 

@@ -250,7 +250,7 @@ class QpuService(RemoteService[QpuJob]):
         return Observed(job, job.status, Progress(Stage.ON_DEVICE, job.fraction()))
 
     def _is_ours(self, job: QpuJob, context: JobContext) -> bool:
-        """Whether this is the job that was submitted under its id. A machine that returns names returns ours."""
+        """Return whether this is the job that was submitted under its id. A machine that returns names returns ours."""
         if job.pasqman_job_id is not None or self._has_names:
             return job.pasqman_job_id == str(context.job.job_id)
         same_batch = job.batch_id in (None, str(context.batch.batch_id))

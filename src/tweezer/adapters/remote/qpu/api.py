@@ -155,7 +155,7 @@ def read_status(answer: HttpAnswer) -> int:
 
 
 def is_by_api(answer: HttpAnswer) -> bool:
-    """Whether a refusal surely comes from the API, and not from a proxy before it: it is in the API's envelope."""
+    """Return whether a refusal surely comes from the API, and not from a proxy: it is in the API's envelope."""
     envelope = _envelope(answer.body)
     return envelope is not None and (read_status(answer) in _OF_APIS or envelope.status in ("fail", "error"))
 
@@ -168,7 +168,7 @@ def _envelope(body: bytes) -> _JSend | None:
 
 
 def _code(envelope: _JSend | None) -> str | None:
-    """The API's own code: in the data, or in the envelope."""
+    """Return the API's own code: in the data, or in the envelope."""
     if envelope is None:
         return None
     inner = envelope.data.get("code") if isinstance(envelope.data, dict) else None
