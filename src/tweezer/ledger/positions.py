@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import couriers, notices, recorder, transitions
 from tweezer.model.errors import InvalidInput
-from tweezer.model.events import jobs_of
+from tweezer.model.events import count_events
 from tweezer.store.connection import Store
 from tweezer.store.streams.feed import START, Entry, position_id, position_number
 
@@ -137,11 +137,6 @@ class EventFinder:
                 break
             at = position_number(entries[-1].id)
         return None
-
-
-def count_events(words: str) -> int:
-    """How many events the words of an entry are."""
-    return sum(len(jobs_of(word)) or 1 for word in words.split())
 
 
 def _uuid(text: str) -> UUID | None:

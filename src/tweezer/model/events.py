@@ -150,7 +150,3 @@ def read_news(message: bytes) -> JobNews | list[Word]:
 def words_of_news(messages: Iterable[bytes]) -> list[Word]:
     """Return the words among the news of a batch; progress is left out."""
     return [word for message in messages if not message.startswith(b"~") for word in read_words(message.decode())]
-
-
-def jobs_of(word: str) -> range:
-    return _parse(word).jobs

@@ -19,9 +19,9 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, union_all
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, count_events, read_cursor
+from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read_cursor
 from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
-from tweezer.model.events import jobs_of, read_events
+from tweezer.model.events import read_words
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.webhooks import EventType, Told, told, told_notice
 from tweezer.store.connection import Store
@@ -258,32 +258,23 @@ class _PageBuilder:
             return None
         assert item.project is not None
         done = 0
-        for word in item.words.split():
-            count = count_events(word)
-            if done + count <= skipped:
-                done += count
+        for word in read_words(item.words):
+            if done + word.count <= skipped:
+                done += word.count
                 continue
-            rest, done = _without(word, skipped - done), max(done, skipped)
-            head = next(read_events(item.batch_id, item.first + done, item.time_us, rest))
+            rest, done = word.skip(skipped - done), max(done, skipped)
+            head = next(rest.events(item.batch_id, item.first + done, item.time_us))
             if head.type in self._types:  # as all events of a word, or none
-                for event in read_events(item.batch_id, item.first + done, item.time_us, rest):
+                for event in rest.events(item.batch_id, item.first + done, item.time_us):
                     if self.is_full:
                         return done
                     self.events.append(told(event, item.project))
                     done += 1
             else:
-                done += count_events(rest)
+                done += rest.count
             if head.index is None and head.status.terminal and head.batch_id == self._batch_id:
                 self.ended = True
         return None
-
-
-def _without(word: str, skipped: int) -> str:
-    """A word without its first events."""
-    if skipped <= 0:
-        return word
-    jobs = jobs_of(word)[skipped:]
-    return f"{jobs[0]}-{jobs[-1]}{word[-2:]}"
 
 
 def _item(entry: Entry, project: str | None) -> _Item:

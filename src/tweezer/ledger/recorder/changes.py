@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from tweezer.ledger.dead_letters import NewLetter, WaitingEntries
-from tweezer.model.events import jobs_of
+from tweezer.model.events import count_events, read_words
 from tweezer.model.messages import BatchDoc, decode_doc, decode_spec, encode_doc
 from tweezer.store.records import STATE_FIELDS
 from tweezer.store.snapshots import Snapshot
@@ -105,8 +105,8 @@ def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
         if entry.notice is not None:
             continue
         indices = found.setdefault(entry.batch_id, set())
-        for word in entry.words.split():
-            indices.update(jobs_of(word))
+        for word in read_words(entry.words):
+            indices.update(word.jobs)
     return found
 
 
@@ -127,7 +127,7 @@ def make_changes(
     changes = Changes()
     last: dict[UUID, int] = {}
     for entry in entries:
-        last[entry.batch_id] = entry.first + _count(entry.words) - 1
+        last[entry.batch_id] = entry.first + count_events(entry.words) - 1
     for batch_id, snapshot in snapshots.items():
         recorded = last.get(batch_id, snapshot.sequence_number)
         _add_batch(changes, snapshot, known, looked_at[batch_id], recorded, ids)
@@ -141,11 +141,6 @@ def make_changes(
             changes.transitions.append([*row, entry.words])
             changes.activity_ms[project] = entry.time_us // 1000
     return changes
-
-
-def _count(words: str) -> int:
-    """How many events the words are."""
-    return sum(len(jobs_of(word)) or 1 for word in words.split())
 
 
 def _add_batch(

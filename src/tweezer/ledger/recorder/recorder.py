@@ -34,7 +34,7 @@ from tweezer.ledger.recorder.writing import Writer
 from tweezer.ledger.retention import Forgetter
 from tweezer.ledger.schema import batches, projects
 from tweezer.model.errors import TweezerError, Unavailable, Unreadable
-from tweezer.model.events import jobs_of
+from tweezer.model.events import Word, read_words
 from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
@@ -421,13 +421,12 @@ def _cut(entries: list[Entry], most: int) -> list[Entry]:
     for at, entry in enumerate(entries):
         if jobs > most:
             return entries[:at]
-        jobs += sum(map(_jobs_of, entry.words.split()))
+        jobs += sum(map(_weigh, read_words(entry.words)))
     return entries
 
 
-def _jobs_of(word: str) -> float:
-    """How many jobs a word is about; half a one for a transition: jobs mostly begin and end in one go."""
-    if word.startswith("NP:"):
-        return int(word[3:])
-    jobs = len(jobs_of(word))
-    return jobs if jobs > 1 else 0.5
+def _weigh(word: Word) -> float:
+    """Return how many jobs a word is about; half a job for a transition: jobs mostly begin and end in one go."""
+    if word.submitted is not None:
+        return word.submitted
+    return word.count if word.count > 1 else 0.5
