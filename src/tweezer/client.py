@@ -33,7 +33,7 @@ from tweezer.model.cancels import check_by, user_at_host
 from tweezer.model.checks import MAX_DEVICE_LENGTH, MAX_KEY_LENGTH, MAX_NAME_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, ResultUnavailable, TweezerError, Unavailable
 from tweezer.model.events import Event, words_of_news
-from tweezer.model.ids import is_namespace, is_project_id, new_batch_id, split_job_id
+from tweezer.model.ids import DEFAULT_PROJECT, is_namespace, is_project_id, new_batch_id, split_job_id
 from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.windows import Window, check_time
@@ -53,6 +53,9 @@ T = TypeVar("T")
 
 _LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
 _MAX_URL_LENGTH = 4096
+RETRY_S = 10.0
+"""How long a call is repeated while Redis does not answer, unless another time is given."""
+
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
 
@@ -369,7 +372,7 @@ class AsyncQueue:
     """A project's door to the queue, for asyncio. Use it as an async context manager, or ``close`` it."""
 
     def __init__(
-        self, store: Store, project: str, *, retry_s: float = 10.0, ledger: OpenDatabase | None = None
+        self, store: Store, project: str, *, retry_s: float = RETRY_S, ledger: OpenDatabase | None = None
     ) -> None:
         """``retry_s``: how long calls are repeated while Redis does not answer, before Unavailable is raised.
         ``ledger``: where to look for batches that Redis has forgotten; it is opened when it is needed."""
@@ -609,7 +612,7 @@ def connect_async(
     *,
     project: str | None = None,
     namespace: str | None = None,
-    retry_s: float = 10.0,
+    retry_s: float = RETRY_S,
     results_dir: str | Path | None = None,
     database_url: str | None = None,
 ) -> AsyncQueue:
@@ -627,7 +630,7 @@ def connect_async(
     (``TWEEZER_DATA_DIR``, else the default one) gives what no argument and no variable does.
     """
     variables = _variables(url)
-    whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID") or "default"
+    whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID") or DEFAULT_PROJECT
     if not is_project_id(whose):
         raise InvalidInput(
             "project", f"expects 1 to 64 letters, digits, dots, dashes and underscores, got {shown(whose)}"

@@ -32,6 +32,7 @@ from tweezer.logs import LogFormat, LogLevel
 from tweezer.model.addresses import WebhookPolicy
 from tweezer.model.checks import check_characters
 from tweezer.model.errors import InvalidInput
+from tweezer.model.ids import DEFAULT_PROJECT
 from tweezer.store.connection import Connect, check_url
 from tweezer.store.scripts import StoreConfig
 
@@ -270,7 +271,7 @@ class Settings(_Group):
     namespace: str = _setting(_CONNECT.namespace, "all", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
     """First part of every key. For a second installation on one server give it a database of its own as well: arq's own
     keys do not carry the namespace."""
-    project_id: str = _setting("default", "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    project_id: str = _setting(DEFAULT_PROJECT, "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """The project of ``tweezer up`` and of the commands that submit and read."""
     devices: dict[DeviceName, DeviceSettings] = _setting({}, "worker")
     """Devices that you [name](devices.md), beside ``EMU_FREE`` and ``NULL`` or instead of them: the tables

@@ -19,6 +19,7 @@ from arq.jobs import DeserializationError
 from tweezer.duties import Backoff
 from tweezer.model.arguments import conversion_error
 from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.ids import DEFAULT_PROJECT
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.wire import deserialize, serialize
 from tweezer.store.connection import Store
@@ -55,7 +56,7 @@ class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jobs: list[IntakeJob]
     sequence: str | None = None
     device: str | None = None
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     priority: Priority = Priority.MEDIUM
     open: bool = False
     name: str | None = None
@@ -72,14 +73,14 @@ class AddJobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     batch_id: UUID
     jobs: list[IntakeJob]
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
 
 
 class CancelBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The argument of ``cancel_batch``. by: who asks, which is noted."""
 
     batch_id: UUID
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     by: str = "arq message"
 
 

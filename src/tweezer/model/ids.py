@@ -17,6 +17,9 @@ from uuid import UUID, uuid5
 INDEX_BITS = 24
 _INDEX_MASK = (1 << INDEX_BITS) - 1
 _DEVICES = UUID("b7a4c1de-6f1f-5c8e-9a55-7e11ee5e0001")  # of no meaning: the namespace of names of devices
+DEFAULT_PROJECT = "default"
+"""The project of producers and messages that name none."""
+
 _PROJECT_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
 

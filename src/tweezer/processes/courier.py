@@ -35,14 +35,13 @@ from tweezer.webhooks.deliveries import DELIVER, Deliveries
 from tweezer.webhooks.outbox import RetrySchedule
 from tweezer.webhooks.payloads import Payloads
 from tweezer.webhooks.secrets import SecretCache
-from tweezer.webhooks.sender import Sender
+from tweezer.webhooks.sender import CONNECTIONS_MAX, Sender
 
 log = structlog.get_logger(__name__)
 
 _NICENESS = 19  # how far it stands back behind workers and Redis for a core
 _SWEEP_S = 10.0
 _DRAIN_S = 5.0
-_CONNECTIONS = 256  # attempts at once
 _DISABLE_S = 5 * 86_400.0  # after so long without a success an endpoint is disabled
 _POLL_S = 1.0  # between looks for alarms, while none ring
 
@@ -76,18 +75,14 @@ class CourierProcess:
         settings = self._settings
         if not await done_before(stopping, wait_for_ledger(settings.locate_ledger(), settings.connect())):
             return
-        sender = Sender(
-            settings.webhook_policy(),
-            timeout_s=settings.webhook.timeout_s,
-            limit=_CONNECTIONS,
-        )
+        sender = Sender(settings.webhook_policy(), timeout_s=settings.webhook.timeout_s)
         deliverer = Deliverer(
             self._store,
             self._database,
             Deliveries(self._database, settings.namespace),
             sender,
             SecretCache(self._database, self._vault),
-            connections=_CONNECTIONS,
+            connections=CONNECTIONS_MAX,
             disable_s=_DISABLE_S,
             claim_s=self._tuning.claim_s,
         )

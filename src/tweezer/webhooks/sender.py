@@ -29,6 +29,7 @@ from yarl import URL
 
 from tweezer.model.addresses import WebhookPolicy, check_url, why_refused
 from tweezer.model.errors import InvalidInput
+from tweezer.settings import WebhookSettings
 
 log = get_logger(__name__)
 
@@ -76,6 +77,10 @@ class SendResult(msgspec.Struct, frozen=True):
         return self.error is None and self.status is not None and 200 <= self.status < 300
 
 
+CONNECTIONS_MAX = 256
+"""Attempts of one process at once."""
+
+
 class Sender:
     """Makes attempts, with connections that are kept for the next; to be made and used on one event loop.
 
@@ -87,9 +92,9 @@ class Sender:
         self,
         policy: WebhookPolicy,
         *,
-        timeout_s: float = 15.0,
+        timeout_s: float = WebhookSettings().timeout_s,
         answer_max: int = 65_536,
-        limit: int = 256,
+        limit: int = CONNECTIONS_MAX,
         lookup: Lookup | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:

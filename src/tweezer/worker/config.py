@@ -5,7 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from tweezer.duties import Backoff
+from tweezer.settings import WorkerSettings
 from tweezer.store.scripts import StoreConfig
+
+_DEFAULTS = WorkerSettings()
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -22,9 +25,9 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     redis_backoff: while Redis does not answer. store: what the worker publishes for the scripts.
     """
 
-    lease_s: float = 15.0
-    beat_s: float = 2.0
-    drain_s: float = 4.0
+    lease_s: float = _DEFAULTS.lease_s
+    beat_s: float = _DEFAULTS.heartbeat_s
+    drain_s: float = _DEFAULTS.drain_s
     bell_s: float = 1.0
     turn_s: float = 0.05
     claim_max: int = 128

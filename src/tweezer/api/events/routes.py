@@ -20,7 +20,7 @@ from tweezer.api.events.streams import Following, Watched
 from tweezer.api.http.openapi import failure_docs, success_docs
 from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.positions import Cursor
-from tweezer.ledger.queries.feed import LIMIT_MAX, Feed, Selection
+from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Feed, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType
 
@@ -80,7 +80,7 @@ class _OfProjects(_Followed):
 
 
 class _Page(BaseModel):
-    limit: int = Field(100, ge=1, le=LIMIT_MAX)
+    limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX)
 
 
 class OfProjects(_OfProjects):

@@ -41,8 +41,8 @@ def serve(
     *,
     host: str,
     port: int,
-    proxies: str = "",
-    connections_per_address: int = 1000,
+    proxies: str,
+    connections_per_address: int,
 ) -> None:
     """Serves until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
 

@@ -29,6 +29,9 @@ from tweezer.store.reader import Owners
 from tweezer.store.streams.feed import START, Entry, Notice, position_id, position_number
 
 LIMIT_MAX = 1000
+PAGE_LIMIT = 100
+"""Events of a page, unless another number is asked for."""
+
 SCANNED_MAX = 20_000
 """Rows or entries that one page looks through, about: so that a filter which finds little costs little."""
 
@@ -139,7 +142,7 @@ class Feed:
         cursor: Cursor,
         *,
         types: Collection[str] = (),
-        limit: int = 100,
+        limit: int = PAGE_LIMIT,
     ) -> EventPage:
         """The events behind the place, oldest first; of these types only, if any are named."""
         builder = _PageBuilder(frozenset(types) or _SHOWN, limit, selection.batch_id)
