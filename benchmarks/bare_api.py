@@ -12,9 +12,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI, Response
 
-from tweezer.api.access.auth import Authentication, Authenticator
+from tweezer.api.access.auth import AuthenticationMiddleware, Authenticator, RateLimiter
 from tweezer.api.access.dependencies import Caller
-from tweezer.api.http.rate_limit import Rates
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 
@@ -23,7 +22,9 @@ UNLIMITED = 10**9
 
 def application(database: Database, answers: dict[str, bytes]) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Authentication, authenticator=Authenticator(database), rates=Rates(UNLIMITED, UNLIMITED))
+    app.add_middleware(
+        AuthenticationMiddleware, authenticator=Authenticator(database), rates=RateLimiter(UNLIMITED, UNLIMITED)
+    )
 
     @app.get("/api/v2/jobs/{job_id}")
     async def get_job(job_id: str, caller: Caller) -> Response:

@@ -25,7 +25,7 @@ from tests.support.waiting import PATIENCE_S, until
 from tweezer.api.access.routes import FORM_MAX
 from tweezer.api.http import header_limits
 from tweezer.api.http.header_limits import HEAD_MAX
-from tweezer.api.http.write_timeout import Outflow
+from tweezer.api.http.limits import ResponseLimitsMiddleware
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
 from tweezer.ledger.config import OpenDatabase
@@ -266,10 +266,10 @@ async def test_bombs_do_not_grow_the_process(setting: Setting) -> None:
 
 @contextlib.asynccontextmanager
 async def bare_server(
-    app: ASGIApp, connected: header_limits.Connections | None = None
+    app: ASGIApp, connected: header_limits.ConnectionLimits | None = None
 ) -> AsyncIterator[tuple[str, int]]:
     """A server in this process."""
-    protocol: Any = functools.partial(header_limits.BoundedHead, connected=connected)
+    protocol: Any = functools.partial(header_limits.LimitedProtocol, connected=connected)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
@@ -310,7 +310,7 @@ async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("size", [16 * MIB, 8192])
 async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes, size: int) -> None:
     monkeypatch.setattr(header_limits, "WRITE_S", 0.2)
-    connected = header_limits.Connections()
+    connected = header_limits.ConnectionLimits()
     held = []
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -318,7 +318,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
         held[-1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
         await Response(b"x" * size)(scope, receive, send)
 
-    async with bare_server(Outflow(large), connected) as address:
+    async with bare_server(ResponseLimitsMiddleware(large), connected) as address:
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             deaf.connect(address)

@@ -11,34 +11,30 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
+from tweezer.api import pasqal, service
 from tweezer.api.access import routes as access_routes
-from tweezer.api.access.auth import Authentication, Authenticator
+from tweezer.api.access.auth import AuthenticationMiddleware, Authenticator, RateLimiter, SignedLinks
 from tweezer.api.access.logins import Logins
 from tweezer.api.access.replay_guard import ReplayGuard, ReplayGuardMiddleware
-from tweezer.api.access.signed_links import Links
-from tweezer.api.batches import bulk, jobs, lists, read, service_side, write
-from tweezer.api.batches.fast_path import quick_routes
+from tweezer.api.batches import bulk, commands, reads, service_side
 from tweezer.api.batches.filters import CheckedParameters
+from tweezer.api.batches.reads import fast_routes
 from tweezer.api.devices import routes as devices_routes
 from tweezer.api.devices import statistics
 from tweezer.api.events import routes as events_routes
-from tweezer.api.events.streams import Following
-from tweezer.api.http.bodies import Bodies
-from tweezer.api.http.longpoll import Holds
+from tweezer.api.events.streams import FeedFollowers
+from tweezer.api.http.bodies import BodyReader
+from tweezer.api.http.limits import RequestLimits, RequestLimitsMiddleware, ResponseLimitsMiddleware
+from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.openapi import DescribedAPI
-from tweezer.api.http.path_prefix import Unprefixed
-from tweezer.api.http.rate_limit import Rates
-from tweezer.api.http.request_limits import Limits, RequestLimits
 from tweezer.api.http.responses import install_error_handlers
-from tweezer.api.http.security_headers import Edge
+from tweezer.api.http.security_headers import SecurityHeadersMiddleware
 from tweezer.api.http.server import serve
-from tweezer.api.http.write_timeout import Outflow
-from tweezer.api.pasqal import aliases
+from tweezer.api.metrics import AnswerTimes, Metrics, TimingMiddleware
+from tweezer.api.pasqal import PathPrefixMiddleware
 from tweezer.api.read_model import ReadModel
-from tweezer.api.service import health, metrics_route, workloads
-from tweezer.api.service.metrics import AnswerTimes, Metrics, Timing
 from tweezer.api.webhooks import routes as webhooks_routes
-from tweezer.api.webhooks.service import Webhooks
+from tweezer.api.webhooks.service import WebhookService
 from tweezer.duties import Duties
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import wait_for_ledger
@@ -106,30 +102,30 @@ def create_app(
     app.state.duties = duties
     app.state.store = store
     app.state.database = database
-    app.state.bodies = Bodies(max(_UNPACKED_MAX_KB, 4 * settings.api.body_max_kb) << 10)
+    app.state.bodies = BodyReader(max(_UNPACKED_MAX_KB, 4 * settings.api.body_max_kb) << 10)
     app.state.live = ReadModel(store, database, patience_s=settings.connect().command_s)
-    app.state.holds = Holds(store)
+    app.state.holds = LongPolls(store)
     app.state.feed = Feed(store, database, namespace=settings.namespace)
-    app.state.following = Following(app.state.feed, tail, app.state.holds, authenticator)
+    app.state.following = FeedFollowers(app.state.feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
     app.state.logins = Logins(store, database, session_s=settings.api.session_s)
     app.state.longpoll_s = settings.api.longpoll_s
-    app.state.webhooks = webhooks = Webhooks(settings, store, database)
-    links = Links(doorway, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s)
+    app.state.webhooks = webhooks = WebhookService(settings, store, database)
+    links = SignedLinks(doorway, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s)
     app.state.links = links
     times = AnswerTimes()
     app.state.replay_guard = ReplayGuard(store.recent_calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
     # The last one added stands first.
-    rates = Rates(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))
-    app.add_middleware(Outflow)
-    app.add_middleware(Authentication, authenticator=authenticator, rates=rates)
+    rates = RateLimiter(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))
+    app.add_middleware(ResponseLimitsMiddleware)
+    app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, rates=rates)
     limits = RequestLimits(settings.api.body_max_kb << 10, small_bodies={"/oauth/token": access_routes.FORM_MAX})
-    app.add_middleware(Limits, limits=limits)
-    app.add_middleware(Edge)
-    app.add_middleware(Timing, times=times)
+    app.add_middleware(RequestLimitsMiddleware, limits=limits)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.add_middleware(TimingMiddleware, times=times)
     app.add_middleware(ReplayGuardMiddleware, guard=app.state.replay_guard)
-    app.add_middleware(Unprefixed)
+    app.add_middleware(PathPrefixMiddleware)
     install_error_handlers(app)
     app.router.routes += _routes()
     return app
@@ -143,27 +139,23 @@ def _routes() -> list[BaseRoute]:
     """
     ordered = (
         access_routes,
-        lists,  # before the routes with an id where these have a word
-        statistics,
+        statistics,  # before the routes with an id where these have a word
         devices_routes,
-        read,
+        reads,
         events_routes,
-        jobs,
-        metrics_route,
-        health,
-        write,
+        service,
+        commands,
         bulk,
         service_side,
-        aliases,
+        pasqal,
         webhooks_routes,
-        workloads,
     )
     found = [route for module in ordered for route in module.router.routes]
     for route in found:
         if isinstance(route, APIRoute) and not isinstance(route.app, CheckedParameters):
             route.operation_id = route.name
             route.app = CheckedParameters(route)
-    return [*quick_routes(), *found]
+    return [*fast_routes(), *found]
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:

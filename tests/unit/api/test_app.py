@@ -17,7 +17,7 @@ from tests.support.api_rig import DEVICE, DONE, FAILED, SOON_S, ApiRig, within
 from tests.support.waiting import until
 
 from tweezer.api.access.auth import OPEN_PATHS
-from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
+from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.model.errors import TweezerError, Unavailable

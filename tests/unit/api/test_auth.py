@@ -23,7 +23,7 @@ from tests.support.waiting import until
 from tweezer.api.access import auth, logins
 from tweezer.api.access.auth import OPEN_PATHS, REMEMBERED_S, Authenticator
 from tweezer.api.access.dependencies import Caller, Scraper, Submitter
-from tweezer.api.access.logins import Logins, network_of
+from tweezer.api.access.logins import Logins, get_network
 from tweezer.ledger.access.credentials import Principal, Role, key_id, new_key
 from tweezer.ledger.access.keys import create_key, find_key, list_keys, revoke_key
 from tweezer.ledger.access.links import NAME, OVERLAP_S, Signer, read_link_keys, rotate_link_keys
@@ -905,7 +905,7 @@ async def test_without_redis_nobody_logs_in(rig: ApiRig, ledger: Database) -> No
     ],
 )
 def test_hosts_of_one_ipv6_network_count_as_one(address: str, network: str) -> None:
-    assert network_of(address) == network
+    assert get_network(address) == network
 
 
 # -- sessions -------------------------------------------------------------------------------------------

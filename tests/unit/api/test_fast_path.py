@@ -11,7 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from tests.support.api_rig import ApiRig
 
-from tweezer.api.batches.fast_path import QuickRoute, quick_routes
+from tweezer.api.batches.reads import FastRoute, fast_routes
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
@@ -33,13 +33,13 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The quick routes that were taken, by an application that is made after this."""
     found: list[str] = []
-    answer = QuickRoute._answer
+    answer = FastRoute._answer
 
-    async def noting(self: QuickRoute, request: Any) -> Any:
+    async def noting(self: FastRoute, request: Any) -> Any:
         found.append(self.path)
         return await answer(self, request)
 
-    monkeypatch.setattr(QuickRoute, "_answer", noting)
+    monkeypatch.setattr(FastRoute, "_answer", noting)
     return found
 
 
@@ -58,7 +58,7 @@ async def test_the_quick_way_and_the_other_lead_to_the_same(taken: list[str], ri
 def test_the_quick_routes_are_taken_for_a_get_of_an_id_and_for_nothing_else() -> None:
     def takes(method: str, path: str, kind: str = "http") -> bool:
         scope: Scope = {"type": kind, "method": method, "path": path, "headers": []}
-        return any(route.matches(scope)[0] is Match.FULL for route in quick_routes())
+        return any(route.matches(scope)[0] is Match.FULL for route in fast_routes())
 
     identity = str(new_batch_id())
     for route in ROUTES:

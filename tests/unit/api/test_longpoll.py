@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from tweezer.api.http import longpoll
-from tweezer.api.http.longpoll import Holds, may_change_job, may_end_batch
+from tweezer.api.http.longpoll import LongPolls, may_change_job, may_end_batch
 from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -94,7 +94,7 @@ async def held(reads: Iterator[str | Exception], *, wait_s: float) -> str:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    holds: Any = Holds(SimpleNamespace(news=SimpleNamespace(batch=listen)))  # type: ignore[arg-type]
+    holds: Any = LongPolls(SimpleNamespace(news=SimpleNamespace(batch=listen)))  # type: ignore[arg-type]
     answer: str = await holds.until(
         lambda state: state == "DONE",
         read,

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert
 
 from tweezer.api.app import create_app
-from tweezer.api.service.metrics import AnswerTimes, Metrics
+from tweezer.api.metrics import AnswerTimes, Metrics
 from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import create_key
 from tweezer.ledger.access.projects import create_project
@@ -307,9 +307,9 @@ async def test_without_the_ledger_the_queue_is_told(rig: MeasuredApi) -> None:
 
 
 async def test_a_redis_that_hangs_is_given_up(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.service.metrics._PATIENCE_S", 0.05)
+    monkeypatch.setattr("tweezer.api.metrics._PATIENCE_S", 0.05)
 
-    async def hang(*_: Any) -> None:
+    async def hang(*_: Any, **__: Any) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(rig.store.scripts, "call", hang)

@@ -22,6 +22,7 @@ from starlette.types import Message, Scope
 from tests.support.costs import cpu_time_below
 from tests.support.waiting import until
 
+from tweezer.api.access.auth import RateLimiter
 from tweezer.api.access.routes import FORM_MAX
 from tweezer.api.http import bodies
 from tweezer.api.http.bodies import (
@@ -30,13 +31,12 @@ from tweezer.api.http.bodies import (
     MAX_RATIO,
     MAX_VALUES,
     UNPACKED_FREE,
-    Bodies,
+    BodyReader,
     read_json,
 )
 from tweezer.api.http.header_limits import HEAD_MAX, HEAD_S
-from tweezer.api.http.openapi import DescribedAPI, body_docs
-from tweezer.api.http.rate_limit import Rates
-from tweezer.api.http.request_limits import _DRAIN_BYTES, Limits, RequestLimits
+from tweezer.api.http.limits import _DRAIN_BYTES, RequestLimits, RequestLimitsMiddleware
+from tweezer.api.http.openapi import DescribedAPI, answers
 from tweezer.api.http.responses import RequestRefused, install_error_handlers
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL
@@ -59,8 +59,8 @@ class Outer(msgspec.Struct, frozen=True):
 
 def create(limits: RequestLimits, unpacked_max: int = UNPACKED_MAX) -> FastAPI:
     app = FastAPI()
-    app.state.bodies = Bodies(unpacked_max)
-    app.add_middleware(Limits, limits=limits)
+    app.state.bodies = BodyReader(unpacked_max)
+    app.add_middleware(RequestLimitsMiddleware, limits=limits)
     install_error_handlers(app)
 
     @app.post("/read/{key}")
@@ -260,14 +260,14 @@ async def exchange(
 
 
 async def test_a_body_that_does_not_come_times_out(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.http.request_limits._LINGER_S", 0.01)
+    monkeypatch.setattr("tweezer.api.http.limits._LINGER_S", 0.01)
     sent = await exchange(app, [b"{"], ends="never")
     assert (sent.status, sent.reason) == (408, "body_too_slow")
     assert (b"connection", b"close") in sent.headers
 
 
 async def test_a_body_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.http.request_limits._LINGER_S", 0.01)
+    monkeypatch.setattr("tweezer.api.http.limits._LINGER_S", 0.01)
     app = create(RequestLimits(BODY_MAX, patience_s=0.1, least_rate=KIB))
     pieces = iter([b" "] * 1000)
     sent = await exchange(app, pieces, pause_s=0.02)
@@ -627,7 +627,7 @@ async def test_large_bodies_are_decoded_aside(http: httpx.AsyncClient) -> None:
 
 
 def test_the_openapi_document_gets_the_schema_of_a_body() -> None:
-    docs = body_docs(list[Inner])
+    docs = answers(None, body=list[Inner])["openapi_extra"]
     content = docs["requestBody"]["content"]["application/json"]["schema"]
     assert content == {"type": "array", "items": {"$ref": "#/components/schemas/Inner"}}
     schemas = DescribedAPI().openapi()["components"]["schemas"]
@@ -644,7 +644,7 @@ class Clock:
         return self.now
 
 
-def granted(rates: Rates, key: str, tries: int) -> int:
+def granted(rates: RateLimiter, key: str, tries: int) -> int:
     count = 0
     for _ in range(tries):
         try:
@@ -657,7 +657,7 @@ def granted(rates: Rates, key: str, tries: int) -> int:
 
 def test_a_key_has_its_burst_and_then_its_rate() -> None:
     clock = Clock()
-    rates = Rates(10, 40, clock=clock)
+    rates = RateLimiter(10, 40, clock=clock)
     assert granted(rates, "k", 1000) == 40
     clock.now += 1
     assert granted(rates, "k", 1000) == 10
@@ -666,14 +666,14 @@ def test_a_key_has_its_burst_and_then_its_rate() -> None:
 
 
 def test_keys_do_not_share_a_bucket() -> None:
-    rates = Rates(1, 5, clock=Clock())
+    rates = RateLimiter(1, 5, clock=Clock())
     assert granted(rates, "a", 10) == 5
     assert granted(rates, "b", 10) == 5
 
 
 def test_who_is_too_fast_hears_when_to_come_again() -> None:
     clock = Clock()
-    rates = Rates(0.5, 1, clock=clock)
+    rates = RateLimiter(0.5, 1, clock=clock)
     rates.spend("k")
     with pytest.raises(RequestRefused) as caught:
         rates.spend("k")
@@ -686,7 +686,7 @@ def test_who_is_too_fast_hears_when_to_come_again() -> None:
 @given(per_s=st.floats(0.01, 10_000), burst=st.integers(1, 500), pauses=st.lists(st.floats(0, 10), max_size=30))
 def test_no_key_gets_more_than_its_rate_and_burst(per_s: float, burst: int, pauses: list[float]) -> None:
     clock = Clock()
-    rates = Rates(per_s, burst, clock=clock)
+    rates = RateLimiter(per_s, burst, clock=clock)
     count = granted(rates, "k", burst)
     assert count == burst
     for pause in pauses:
@@ -697,7 +697,7 @@ def test_no_key_gets_more_than_its_rate_and_burst(per_s: float, burst: int, paus
 
 def test_keys_that_rest_are_forgotten() -> None:
     clock = Clock()
-    rates = Rates(1, 1, clock=clock)
+    rates = RateLimiter(1, 1, clock=clock)
     for number in range(30_000):
         rates.spend(f"k{number}")
         clock.now += 0.001
@@ -728,7 +728,7 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
         f"| {limits.url_max:,} characters | 414",
         f"| {limits.parameters_max} | 400",
         f"| {limits.patience_s:g} s, and a second more for each {limits.least_rate >> 10} KiB | 408",
-        f"(64 MiB), and {MAX_RATIO} times its size as it is sent from {UNPACKED_FREE >> 20} MiB on | 413",
+        f", and {MAX_RATIO} times its size as it is sent from {UNPACKED_FREE >> 20} MiB on | 413",
         f"| {MAX_DEPTH} levels | 400",
         f"| {MAX_VALUES:,} | 400",
         f"| {MAX_NUMBER_LENGTH} characters | 400",

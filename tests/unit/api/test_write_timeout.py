@@ -11,7 +11,7 @@ from starlette.types import Message, Scope
 from tests.support.api_rig import ApiRig, bearer
 from tests.support.waiting import until
 
-from tweezer.api.http import write_timeout
+from tweezer.api.http import limits
 from tweezer.ledger.database import Database
 from tweezer.model.messages import BatchDoc
 from tweezer.settings import Settings
@@ -69,7 +69,7 @@ class Reader:
 async def test_a_large_answer_comes_in_pieces_and_counts_until_it_is_read(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_timeout, "PER_ACCOUNT_MAX", 2 * SIZE)
+    monkeypatch.setattr(limits, "PER_ACCOUNT_MAX", 2 * SIZE)
     batch_id = await rig.submit(1, doc=BatchDoc(device="EMU_FREE", sequence="x" * SIZE))
     path = f"/api/v2/batches/{batch_id}"
     key, another = rig.key(), rig.key()
@@ -83,14 +83,14 @@ async def test_a_large_answer_comes_in_pieces_and_counts_until_it_is_read(
     slow.goes_on.set()
     await slow.task
     pieces = [message["body"] for message in slow.messages[1:]]
-    assert max(map(len, pieces)) <= write_timeout.PIECE
+    assert max(map(len, pieces)) <= limits.PIECE
     whole = await rig.get(path, key=another)
     assert whole.status_code == 200
     assert whole.content == b"".join(pieces)
 
 
 async def test_all_large_answers_together_are_bounded(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_timeout, "IN_ALL_MAX", 2 * SIZE)
+    monkeypatch.setattr(limits, "IN_ALL_MAX", 2 * SIZE)
     batch_id = await rig.submit(1, doc=BatchDoc(device="EMU_FREE", sequence="x" * SIZE))
     path = f"/api/v2/batches/{batch_id}"
     slow = Reader(rig, path, rig.key())

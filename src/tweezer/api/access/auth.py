@@ -1,25 +1,30 @@
-"""Who is asking: the key of a request, looked up in the ledger and remembered for a second.
+"""Find the caller by the key of a request, limit the rate of requests, and sign links to results.
 
-It stands before everything that reads a body or costs work, so that strangers cost little. Who has no key, an unknown
-one, or one that has expired or was revoked, hears the same.
+Authentication comes before everything that reads a body or costs work, so that strangers cost little. A request without
+a key, and one whose key is unknown, expired or revoked, get the same answer. A look-up is remembered for a second.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from hmac import compare_digest
 from typing import NamedTuple, cast
+from uuid import UUID
 
+import structlog
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tweezer.api.http.rate_limit import Rates
 from tweezer.api.http.responses import RequestRefused, error_response
+from tweezer.api.http.security_headers import get_origin
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
 from tweezer.ledger.access.keys import USED_S, KeyLookup, look_up_key, note_used
+from tweezer.ledger.access.links import ResultLinks
+from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database, sharing
 from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lru import CachedCalls
@@ -28,7 +33,7 @@ REMEMBERED_S = 1.0
 """How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token", "/api/v1/devices/public-specs"})
-"""Paths that need no key. Beside them: a link to results that is signed, see :mod:`tweezer.api.access.signed_links`."""
+"""Paths that need no key. Beside them: a link to results that is signed, see :mod:`tweezer.api.access.auth`."""
 
 _CALLER = "tweezer.caller"
 _REMEMBERED_MAX = 10_000
@@ -36,7 +41,7 @@ _RESULTS_PATH = ("/api/v1/jobs/", "/results")
 _NOBODY = b""  # the digest of no key
 
 
-def caller_of(scope: Scope) -> Principal | None:
+def get_caller(scope: Scope) -> Principal | None:
     """Who is behind the request; None for one that came to an open path, or by a signed link."""
     return cast("Principal | None", scope.get(_CALLER))
 
@@ -79,7 +84,7 @@ class Authenticator:
     async def still_knows(self, scope: Scope) -> bool:
         """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
         key = _bearer(scope)
-        return key is not None and await self.principal(key) == caller_of(scope)
+        return key is not None and await self.principal(key) == get_caller(scope)
 
     async def write_used(self) -> None:
         """Writes which keys were used since it was last called. Raises Unavailable."""
@@ -108,11 +113,11 @@ class Authenticator:
         return _Known(found.digest, found.principal, time.monotonic() + found.left_s)
 
 
-class Authentication:
+class AuthenticationMiddleware:
     """ASGI middleware: answers 401 to who may not come in and 429 to who comes too often, and notes for
     :func:`caller_of` who else it is."""
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, rates: Rates) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, rates: RateLimiter) -> None:
         self._app = app
         self._authenticator = authenticator
         self._rates = rates
@@ -187,3 +192,62 @@ def _look_up(database: Database, identity: str) -> KeyLookup | None:
 def _write_used(database: Database, identities: set[str]) -> None:
     with database.write() as connection:
         note_used(connection, identities)
+
+
+_ACCOUNTS_KEPT = 10_000
+_ROUNDING_S = 1e-9
+
+
+class RateLimiter:
+    """Requests of each account (``Principal.account``): ``per_s`` a second over time, ``burst`` at once."""
+
+    def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._burst = burst
+        self._clock = clock
+        self._full_at: dict[str, float] = {}  # all of a bucket: when it will be full again; full ones may be dropped
+        self._kept_most = _ACCOUNTS_KEPT
+
+    def spend(self, account: str) -> None:
+        """Count a request of the account. Raises RequestRefused, a 429, which counts nothing."""
+        now = self._clock()
+        full_at = max(self._full_at.get(account, now), now) + 1 / self._per_s
+        wait_s = full_at - now - self._burst / self._per_s
+        if wait_s > _ROUNDING_S:
+            raise RequestRefused(
+                429,
+                "too_many_requests",
+                f"{account} has made more than {self._per_s:g} requests a second (and {self._burst} at once), all keys "
+                "and sessions together; wait as long as Retry-After says",
+                headers={"Retry-After": str(math.ceil(wait_s))},
+            )
+        self._full_at[account] = full_at
+        if len(self._full_at) > self._kept_most:
+            self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
+            self._kept_most = max(_ACCOUNTS_KEPT, 2 * len(self._full_at))
+
+
+log = structlog.get_logger(__name__)
+
+
+class SignedLinks:
+    """Makes links and checks those that come back. public_url: by which clients reach us; empty: as they came."""
+
+    def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
+        self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)
+
+    async def results(self, request: Request, job_id: UUID) -> str:
+        """The URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
+        signer = await self._links.signer()
+        return signer.link(self._links.base_url or get_origin(request.scope), str(job_id)).url
+
+    async def prepare(self) -> None:
+        """Make the key that signs links, or take over that of an older version; log the reason where it cannot be."""
+        try:
+            await self._links.signer()
+        except TweezerError as error:
+            log.warning("links.not_signed", error=error.message)
+
+    async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
+        """Whether these are of a link to this job that has not expired. Raises Unavailable."""
+        return (await self._links.signer()).is_valid(job_id, issued, expires, signature)

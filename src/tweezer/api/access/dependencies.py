@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
@@ -10,13 +10,14 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from pydantic import Field
 
-from tweezer.api.access.auth import caller_of, unauthorized
-from tweezer.api.access.signed_links import Links
-from tweezer.api.http.longpoll import Holds
+from tweezer.api.access.auth import SignedLinks, get_caller, unauthorized
+from tweezer.api.http.bodies import BodyReader
+from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.responses import RequestRefused
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
+from tweezer.store.connection import Store
 
 WAIT_MAX_S = 20.0
 """The longest hold: Pasqal's clients give a request up after 30 s."""
@@ -45,12 +46,12 @@ class _BearerKey(SecurityBase):
         self._roles = roles
 
     async def __call__(self, request: Request) -> Principal:
-        return caller_with(request, self._roles)
+        return require_role(request, self._roles)
 
 
-def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
+def require_role(request: Request, roles: frozenset[Role]) -> Principal:
     """Return the caller. Raises RequestRefused: 401 without a key, 403 where the key's role is not one of these."""
-    caller = caller_of(request.scope)
+    caller = get_caller(request.scope)
     if caller is None:  # cannot happen: the middleware lets nobody through
         raise unauthorized()
     if caller.role not in roles:
@@ -59,20 +60,13 @@ def caller_with(request: Request, roles: frozenset[Role]) -> Principal:
     return caller
 
 
-async def _live(request: Request) -> ReadModel:
-    return cast(ReadModel, request.app.state.live)
+def part(name: str) -> Any:
+    """Depend on a part of the application, by its name in the state."""
 
+    async def find(request: Request) -> Any:
+        return getattr(request.app.state, name)
 
-async def _holds(request: Request) -> Holds:
-    return cast(Holds, request.app.state.holds)
-
-
-async def _ledger(request: Request) -> Database:
-    return cast(Database, request.app.state.database)
-
-
-async def _links(request: Request) -> Links:
-    return cast(Links, request.app.state.links)
+    return Depends(find)
 
 
 async def _wait_s(
@@ -99,10 +93,12 @@ async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Rol
 
 
 Session = Annotated[Principal, Depends(_session)]
-LiveStore = Annotated[ReadModel, Depends(_live)]
-HeldRequests = Annotated[Holds, Depends(_holds)]
-Ledger = Annotated[Database, Depends(_ledger)]
-ResultsLinks = Annotated[Links, Depends(_links)]
+LiveStore = Annotated[ReadModel, part("live")]
+HeldRequests = Annotated[LongPolls, part("holds")]
+Ledger = Annotated[Database, part("database")]
+Queue = Annotated[Store, part("store")]
+ReadBodies = Annotated[BodyReader, part("bodies")]
+ResultsLinks = Annotated[SignedLinks, part("links")]
 WaitSeconds = Annotated[float, Depends(_wait_s)]
 BatchId = Annotated[UUID, Path(description="Id of a batch.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"])]
 JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"])]
@@ -124,7 +120,7 @@ class _LinkOrKey(SecurityBase):
         signature: Annotated[str | None, Query(description="Of a link: what makes it valid without a key.")] = None,
     ) -> Principal:
         if signature is None:
-            return caller_with(request, READERS)
+            return require_role(request, READERS)
         job_id: str = request.path_params["job_id"]  # the route checks it
         if not await links.are_valid(job_id, issued, expires, signature):
             problem = (

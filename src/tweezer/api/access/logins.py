@@ -55,7 +55,7 @@ class Logins:
 
         It takes equally long for a name that nobody has.
         """
-        sources = (LoginSource(CountedBy.NAME, name), LoginSource(CountedBy.ADDRESS, network_of(address)))
+        sources = (LoginSource(CountedBy.NAME, name), LoginSource(CountedBy.ADDRESS, get_network(address)))
         await self._refuse(*sources)
         async with self._turn():
             await self._refuse(*sources)  # those before us have failed meanwhile
@@ -106,7 +106,7 @@ class Logins:
             self._waiting -= 1
 
 
-def network_of(address: str) -> str:
+def get_network(address: str) -> str:
     """What counts as one address: of IPv6 the network, for one host has as many addresses as it likes."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

@@ -14,7 +14,7 @@ from tweezer.api.access.auth import Authenticator
 from tweezer.api.access.dependencies import Caller, Ledger, Session
 from tweezer.api.access.logins import Logins, TooManyAttempts
 from tweezer.api.batches.filters import Text
-from tweezer.api.http.openapi import Responses, failure_docs, response_docs, success_docs
+from tweezer.api.http.openapi import Responses, answers, response_docs
 from tweezer.api.http.responses import (
     RETRY_AFTER_S,
     Moment,
@@ -151,28 +151,28 @@ async def open_session(request: Request) -> Response:
 
     Errors are OAuth's, without the envelope.
     """
-    form = await _form(request)
+    form = await _read_form(request)
     if form is None:
         problem = (
             f"the body is not a form of up to {_FIELDS_MAX} fields; send UTF-8 as application/x-www-form-urlencoded"
         )
-        return _refusal(400, "invalid_request", problem)
+        return _oauth_error(400, "invalid_request", problem)
     missing = [name for name in ("grant_type", "username", "password") if not form.get(name)]
     if missing:
-        return _refusal(400, "invalid_request", f"the form lacks {' and '.join(missing)}, or has it twice")
+        return _oauth_error(400, "invalid_request", f"the form lacks {' and '.join(missing)}, or has it twice")
     if form["grant_type"] not in _GRANTS:
-        return _refusal(400, "unsupported_grant_type", "grant_type must be password")
+        return _oauth_error(400, "unsupported_grant_type", "grant_type must be password")
     logins: Logins = request.app.state.logins
     role = Role.READ if form.get("scope") == READ_SCOPE else Role.USER
     address = request.client.host if request.client else ""
     try:
         session = await logins.open(form["username"], form["password"], address=address, role=role)
     except TooManyAttempts as error:
-        return _refusal(429, error.code, error.message, retry_s=error.retry_s)
+        return _oauth_error(429, error.code, error.message, retry_s=error.retry_s)
     except (Unavailable, QueueFull) as error:
-        return _refusal(503, "temporarily_unavailable", describe_outage(error), retry_s=RETRY_AFTER_S)
+        return _oauth_error(503, "temporarily_unavailable", describe_outage(error), retry_s=RETRY_AFTER_S)
     if session is None:
-        return _refusal(400, "invalid_grant", "name or password are wrong, or the user is disabled")
+        return _oauth_error(400, "invalid_grant", "name or password are wrong, or the user is disabled")
     token = TokenResponse(
         access_token=session.text,
         token_type="Bearer",  # noqa: S106  # its type
@@ -182,11 +182,7 @@ async def open_session(request: Request) -> Response:
     return json_response(token, headers=_UNKEPT)
 
 
-@router.get(
-    "/account/api/v1/projects",
-    summary="The projects of the key",
-    responses=success_docs(list[AccountProjectResponse]) | failure_docs(422),
-)
+@router.get("/account/api/v1/projects", summary="The projects of the key", **answers(list[AccountProjectResponse], 422))
 async def get_projects(
     caller: Caller,
     ledger: Ledger,
@@ -197,26 +193,18 @@ async def get_projects(
     """The projects that the key sees: its own, and all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
         return success([])
-    found = await ledger.run(_projects_of, ledger, caller)
+    found = await ledger.run(_list_projects, ledger, caller)
     return success([AccountProjectResponse.from_project(project) for project in found])
 
 
-@router.get(
-    "/account/api/v1/sessions",
-    summary="The sessions of the user",
-    responses=success_docs(list[AccountSessionResponse]) | failure_docs(403),
-)
+@router.get("/account/api/v1/sessions", summary="The sessions of the user", **answers(list[AccountSessionResponse]))
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
-    found = await ledger.run(_sessions_of, ledger, caller)
+    found = await ledger.run(_list_sessions, ledger, caller)
     return success([AccountSessionResponse.from_key(session, caller.key) for session in found])
 
 
-@router.delete(
-    "/account/api/v1/sessions/{session_id}",
-    summary="Log out",
-    responses=success_docs(None) | failure_docs(403, 404, 422),
-)
+@router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", **answers(None, 404, 422))
 async def end_session(
     request: Request,
     caller: Session,
@@ -237,7 +225,7 @@ async def end_session(
     return success(None)
 
 
-async def _form(request: Request) -> dict[str, str] | None:
+async def _read_form(request: Request) -> dict[str, str] | None:
     """The fields that are there once; None when the body is no form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM_TYPE:
@@ -252,12 +240,12 @@ async def _form(request: Request) -> dict[str, str] | None:
     return {name: value for name, value in pairs if names.count(name) == 1}
 
 
-def _refusal(status: int, error: str, description: str, *, retry_s: int | None = None) -> Response:
+def _oauth_error(status: int, error: str, description: str, *, retry_s: int | None = None) -> Response:
     headers = _UNKEPT | ({} if retry_s is None else {"Retry-After": str(retry_s)})
     return json_response(OAuthErrorResponse(error, description), status, headers)
 
 
-def _sessions_of(database: Database, caller: Principal) -> list[ApiKey]:
+def _list_sessions(database: Database, caller: Principal) -> list[ApiKey]:
     with database.read() as connection:
         return list_sessions(connection, caller.user or "")
 
@@ -268,6 +256,6 @@ def _end_session(database: Database, caller: Principal, identity: str) -> None:
     log.info("login.ended", user=caller.user, key=identity)
 
 
-def _projects_of(database: Database, caller: Principal) -> list[Project]:
+def _list_projects(database: Database, caller: Principal) -> list[Project]:
     with database.read() as connection:
         return [project for project in list_projects(connection) if caller.sees(project.id)]

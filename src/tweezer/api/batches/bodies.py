@@ -57,8 +57,7 @@ class BatchBody(msgspec.Struct, frozen=True):
 
     jobs: Jobs = []
     sequence_builder: Annotated[
-        str | None,
-        doc("Pulser's `Sequence.to_abstract_repr()`; null when each job has a sequence of its own."),
+        str | None, doc("Pulser's `Sequence.to_abstract_repr()`; null when each job has a sequence of its own.")
     ] = None
     device_type: Annotated[
         str | None,
@@ -76,8 +75,7 @@ class BatchBody(msgspec.Struct, frozen=True):
     ] = None
     tags: Annotated[list[str] | None, doc("Up to 50, none twice.", ["sweep"])] = None
     webhook: Annotated[
-        str | None,
-        doc("A complete URL without credentials: `https://…`, public, unless the operator allows more."),
+        str | None, doc("A complete URL without credentials: `https://…`, public, unless the operator allows more.")
     ] = None
     backend_configuration: Annotated[str | None, doc("Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")] = (
         None
@@ -90,7 +88,7 @@ class BatchBody(msgspec.Struct, frozen=True):
     name: Annotated[str | None, doc("For people.", "antiferromagnet")] = None
 
 
-def project_of(caller: Principal, given: str | None) -> str:
+def choose_project(caller: Principal, given: str | None) -> str:
     """Return the project that a submit is for. Raises InvalidInput, and RequestRefused (403) for a foreign project."""
     if not given:  # some clients of third parties send an empty one
         if len(caller.projects) == 1:
@@ -110,7 +108,7 @@ def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bo
     return client is not None and int(client[1]) < _MEANS_RUNS and backend_configuration is not None
 
 
-def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
+def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
     """The submission that the body asks for. Raises InvalidInput and RequestRefused, naming the field of the body."""
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
@@ -118,7 +116,7 @@ def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str, us
         raise InvalidInput("complete", "contradicts open, whose opposite it is; leave it out")
     return Submission(
         sequence=body.sequence_builder,
-        jobs=plain_jobs(body.jobs, placeholders=sends_placeholders(user_agent, body.backend_configuration)),
+        jobs=convert_jobs(body.jobs, placeholders=sends_placeholders(user_agent, body.backend_configuration)),
         device=_device(body),
         priority=Priority.MEDIUM if body.queue_priority is None else body.queue_priority,
         open=body.open or body.complete is False,
@@ -132,7 +130,7 @@ def submission_of(body: BatchBody, *, user: str | None, idempotency_key: str, us
     )
 
 
-def plain_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
+def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
     """The jobs as the queue takes them. placeholders: a single run is none that was asked for, and is only shown."""
     return [
         JobSpec(variables=job.variables or {}, seed=job.seed, sequence=job.sequence, runs_shown=job.runs)
@@ -142,7 +140,7 @@ def plain_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[d
     ]
 
 
-def repetition_of(
+def build_repetition(
     batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
 ) -> Submission:
     """The submission of a batch that repeats these jobs of another one."""
@@ -173,7 +171,7 @@ def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
         _check_length(f"jobs[{index}].sequence", job.sequence)
 
 
-def in_words_of_the_body(error: InvalidInput) -> InvalidInput:
+def rename_field(error: InvalidInput) -> InvalidInput:
     """The error with the field's name in the body."""
     return InvalidInput(_OURS.get(error.field, error.field), error.problem)
 

@@ -1,7 +1,9 @@
-"""What is asked of several batches at once, or of those jobs of a batch that a filter means."""
+"""Commands on several batches, or on those jobs of a batch that a filter selects."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from typing import Annotated
 from uuid import UUID
 
@@ -9,12 +11,11 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 from msgspec import Meta
 
-from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, ResultsLinks, Submitter
+from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import get_call_key
-from tweezer.api.batches.bodies import in_words_of_the_body, repetition_of
-from tweezer.api.batches.commands import IdempotencyKey, Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
-from tweezer.api.batches.filters import VALUES_MAX, JobsAsked, Time
-from tweezer.api.batches.job_selection import chosen_jobs
+from tweezer.api.batches.bodies import build_repetition, rename_field
+from tweezer.api.batches.commands import IdempotencyKey, answer_batch, describe_caller, ended, expect_live
+from tweezer.api.batches.filters import VALUES_MAX, JobParams, Time
 from tweezer.api.batches.schemas import (
     BatchResponse,
     CanceledBatchesResponse,
@@ -23,14 +24,15 @@ from tweezer.api.batches.schemas import (
     ListedBatchResponse,
     ResultsLinksOfBatchResponse,
 )
-from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
-from tweezer.api.http.responses import success
+from tweezer.api.http.openapi import answers, failure_docs
+from tweezer.api.http.responses import RequestRefused, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, Unreadable
 from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import JobStatus
+from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.store.connection import Store
 from tweezer.store.producers import CancelAnswer
 from tweezer.store.records import BatchRecord, JobRecord
@@ -53,8 +55,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
     "/api/v1/batches/cancel",
     tags=["batches"],
     summary="Cancel several batches",
-    responses=success_docs(CanceledBatchesResponse) | failure_docs(400, 403, 408, 413, 415),
-    openapi_extra=body_docs(BatchesBody),
+    **answers(CanceledBatchesResponse, body=BatchesBody),
 )
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -75,22 +76,24 @@ async def cancel_batches(
     "/api/v2/batches/{batch_id}/cancel/jobs",
     tags=["batches"],
     summary="Cancel jobs of a batch",
-    responses=success_docs(CanceledJobsResponse) | failure_docs(403, 404, 409, 413),
+    **answers(CanceledJobsResponse, 404, 409, 413),
 )
 async def cancel_jobs(
-    batch_id: BatchId, asked: JobsAsked, caller: Submitter, queue: Queue, live: LiveStore
+    batch_id: BatchId, asked: JobParams, caller: Submitter, queue: Queue, live: LiveStore
 ) -> Response:
     """Those that the parameters mean; all of them without any. Pending ones are cancelled, and those that run are asked
     to stop, which their status shows when they have. Those that have ended are among the errors."""
     batch = await live.batch(caller, batch_id)
-    jobs = await chosen_jobs(live, caller, batch, asked.filter)
-    errors = _strangers(batch, asked.filter)
+    jobs = await select_jobs(live, caller, batch, asked.filter)
+    errors = _find_foreign_ids(batch, asked.filter)
     errors |= {job.id: ended("job", job.id).message for job in jobs if job.status.terminal}
     indices = [job.index for job in jobs if not job.status.terminal]
     canceled: list[JobRecord] = []
     if indices:
-        async with unless_forgotten(batch):
-            answers = await queue.commands.cancel_jobs(batch_id, indices, project=batch.project, by=asker(caller))
+        async with expect_live(batch):
+            answers = await queue.commands.cancel_jobs(
+                batch_id, indices, project=batch.project, by=describe_caller(caller)
+            )
         taken = (CancelAnswer.CANCELED, CancelAnswer.REQUESTED)
         done = [index for index, answer in zip(indices, answers, strict=True) if answer in taken]
         canceled = await live.jobs(batch, done)
@@ -103,12 +106,12 @@ async def cancel_jobs(
     "/api/v1/batches/{batch_id}/rebatch",
     tags=["batches"],
     summary="Run jobs of a batch again, in a new one",
-    responses=success_docs(BatchResponse) | failure_docs(400, 403, 404, 409, 413),
+    **answers(BatchResponse, 400, 404, 409, 413),
 )
 async def rebatch(
     request: Request,
     batch_id: BatchId,
-    asked: JobsAsked,
+    asked: JobParams,
     caller: Submitter,
     queue: Queue,
     live: LiveStore,
@@ -121,15 +124,15 @@ async def rebatch(
     batch = await live.batch(caller, batch_id)
     if batch.open:
         raise Conflict(f"batch {batch_id} is open: add the jobs to it, or close it first", code="open")
-    jobs = await chosen_jobs(live, caller, batch, asked.filter)
+    jobs = await select_jobs(live, caller, batch, asked.filter)
     if not jobs:
         raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
     idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     try:
-        submission = repetition_of(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
+        submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
         child = await queue.admission.submit(submission, project=batch.project)
     except InvalidInput as error:
-        raise in_words_of_the_body(error) from error
+        raise rename_field(error) from error
     await queue.commands.note_child(batch_id, child)
     return await answer_batch(live, caller, child)
 
@@ -138,7 +141,7 @@ async def rebatch(
     "/api/v1/batches/{batch_id}/results_link",
     tags=["batches"],
     summary="Where the results of the jobs of a batch are",
-    responses=success_docs(ResultsLinksOfBatchResponse) | failure_docs(404, 413),
+    **answers(ResultsLinksOfBatchResponse, 404, 413),
 )
 async def get_batch_results_links(
     batch_id: BatchId,
@@ -153,8 +156,8 @@ async def get_batch_results_links(
     """A link for each job that has a result, as the job's own route gives it; why there is none for each other one."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
-    jobs = await chosen_jobs(live, caller, batch, wanted)
-    errors = _strangers(batch, wanted)
+    jobs = await select_jobs(live, caller, batch, wanted)
+    errors = _find_foreign_ids(batch, wanted)
     found: dict[UUID, str] = {}
     for job in jobs:
         if job.status is JobStatus.DONE or await live.packed_result(job) is not None:
@@ -166,12 +169,12 @@ async def get_batch_results_links(
 
 async def _cancel(queue: Store, live: ReadModel, caller: Principal, batch_id: UUID) -> BatchRecord:
     batch = await live.batch(caller, batch_id)
-    async with unless_forgotten(batch):
-        await queue.commands.cancel(batch_id, project=batch.project, by=asker(caller))
+    async with expect_live(batch):
+        await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))
     return await live.batch(caller, batch_id)
 
 
-def _strangers(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
+def _find_foreign_ids(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
     """Why nothing is done with ids that name no job of the batch."""
     strangers = {}
     for identity in wanted.ids:
@@ -179,3 +182,27 @@ def _strangers(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
         if batch_id != batch.id or index >= batch.jobs:
             strangers[identity] = NotFound("job", f"{identity} in batch {batch.id}").message
     return strangers
+
+
+async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
+    """Return the current jobs in creation order. Raises RequestRefused when there are more than a call may touch."""
+    if not wanted.takes_from(batch):
+        return []
+    found: list[JobRecord] = []
+    async with contextlib.aclosing(live.pages(caller, batch, _named(batch, wanted))) as pages:
+        async for jobs in pages:
+            found += filter(wanted.takes, jobs)
+            if len(found) > MAX_JOBS_PER_CALL:
+                problem = (
+                    f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
+                )
+                raise RequestRefused(413, "too_many_jobs", problem, field="id")
+    return found
+
+
+def _named(batch: BatchRecord, wanted: JobFilter) -> Sequence[int]:
+    """The indices that the ids of the filter name, or all of the batch."""
+    if not wanted.ids:
+        return range(batch.jobs)
+    named = (split_job_id(identity) for identity in wanted.ids)
+    return sorted({index for batch_id, index in named if batch_id == batch.id and index < batch.jobs})

@@ -1,37 +1,42 @@
-"""What routes that change the queue are given, and what they answer."""
+"""Commands on one batch or job (submit, add jobs, close, cancel and tag), and what other commands share with them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
+from msgspec import Meta
 
+from tweezer.api.access.dependencies import BatchId, JobId, Ledger, LiveStore, Queue, ReadBodies, Submitter
+from tweezer.api.access.replay_guard import get_call_key
+from tweezer.api.batches.bodies import (
+    BatchBody,
+    Jobs,
+    build_submission,
+    check_jobs_sent,
+    choose_project,
+    convert_jobs,
+    rename_field,
+    sends_placeholders,
+)
 from tweezer.api.batches.filters import NO_CONTROLS
-from tweezer.api.batches.read import EMBEDDED_JOBS_MAX
-from tweezer.api.batches.schemas import BatchResponse
-from tweezer.api.http.bodies import Bodies
+from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
+from tweezer.api.batches.schemas import BatchResponse, JobResponse
+from tweezer.api.http.openapi import answers, failure_docs
 from tweezer.api.http.responses import success
 from tweezer.api.read_model import ReadModel
+from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
-from tweezer.model.checks import MAX_KEY_LENGTH
-from tweezer.model.errors import Conflict, NotFound, Unavailable
-from tweezer.store.connection import Store
+from tweezer.ledger.recorder.writing import record_tags
+from tweezer.model.checks import MAX_KEY_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
+from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
+from tweezer.model.ids import split_job_id
+from tweezer.store.producers import CancelAnswer
 from tweezer.store.records import BatchRecord
 
-
-async def _store(request: Request) -> Store:
-    return cast(Store, request.app.state.store)
-
-
-async def _bodies(request: Request) -> Bodies:
-    return cast(Bodies, request.app.state.bodies)
-
-
-Queue = Annotated[Store, Depends(_store)]
-ReadBodies = Annotated[Bodies, Depends(_bodies)]
 IdempotencyKey = Annotated[
     str,
     Header(
@@ -49,7 +54,7 @@ async def answer_batch(live: ReadModel, caller: Principal, batch_id: UUID) -> Re
     return success(BatchResponse.from_records(record, jobs))
 
 
-def asker(caller: Principal) -> str:
+def describe_caller(caller: Principal) -> str:
     """Who is behind a request, as it is noted of a cancel: the user if the key is of one, and the key's id."""
     key = f"key {caller.key}"
     return key if caller.user is None else f"{caller.user} ({key})"
@@ -61,7 +66,7 @@ def ended(kind: str, identity: UUID) -> Conflict:
 
 
 @contextlib.asynccontextmanager
-async def unless_forgotten(batch: BatchRecord) -> AsyncIterator[None]:
+async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
     """Says of a batch that the caller sees but Redis does not know what it is: it has ended and was forgotten."""
     try:
         yield
@@ -69,3 +74,135 @@ async def unless_forgotten(batch: BatchRecord) -> AsyncIterator[None]:
         if not batch.status.terminal:  # lost with Redis' last second, and not put back yet
             raise Unavailable(f"batch {batch.id} is being restored; try again") from None
         raise ended("batch", batch.id) from None
+
+
+router = APIRouter(responses=failure_docs(403, 409, 422, 503))
+
+
+Tags = Annotated[
+    list[str],
+    Meta(
+        description=f"At most {MAX_TAGS} of up to {MAX_TAG_LENGTH} characters, none twice.",
+        examples=[["sweep"]],
+        extra_json_schema={"maxItems": MAX_TAGS},
+    ),
+]
+
+
+@router.post("/api/v1/batches", tags=["batches"], summary="Submit a batch", **answers(BatchResponse, body=BatchBody))
+async def create_batch(
+    request: Request,
+    caller: Submitter,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    webhooks: Hooks,
+    idempotency_key: IdempotencyKey = "",
+) -> Response:
+    """Checks all that can be checked without Pulser, then writes all or nothing.
+
+    The batch belongs to the project of the credentials. Fields that are not listed here are passed over.
+    """
+    body = await bodies.read(request, BatchBody, account=caller.account)
+    project = choose_project(caller, body.project_id)
+    check_webhook(body.webhook, webhooks.policy)
+    idempotency_key = idempotency_key or await get_call_key(request, caller, project)
+    try:
+        agent = request.headers.get("User-Agent", "")
+        submission = build_submission(body, user=caller.user, idempotency_key=idempotency_key, user_agent=agent)
+        batch_id = await queue.admission.submit(submission, project=project)
+    except InvalidInput as error:
+        raise rename_field(error) from error
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.post(
+    "/api/v2/batches/{batch_id}/jobs",
+    tags=["batches"],
+    summary="Add jobs to an open batch",
+    **answers(BatchResponse, 404, body=Jobs),
+)
+async def add_jobs(
+    request: Request,
+    batch_id: BatchId,
+    caller: Submitter,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    idempotency_key: IdempotencyKey = "",
+) -> Response:
+    """Appends all of them or none. The body is the list itself; errors call its entries `jobs[0]`, `jobs[1]`, …"""
+    batch = await live.batch(caller, batch_id)
+    jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
+    check_jobs_sent(jobs)
+    idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
+    agent = request.headers.get("User-Agent", "")
+    sent = convert_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
+    async with expect_live(batch):
+        await queue.admission.add_jobs(batch_id, sent, project=batch.project, idempotency_key=idempotency_key)
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.patch(
+    "/api/v2/batches/{batch_id}/complete", tags=["batches"], summary="Close a batch", **answers(BatchResponse, 404)
+)
+async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+    """No more jobs will come: the batch ends with those it has. Nothing changes if that is so already."""
+    batch = await live.batch(caller, batch_id)
+    if not batch.status.terminal:
+        async with expect_live(batch):
+            await queue.commands.close(batch_id, project=batch.project)
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.patch(
+    "/api/v2/batches/{batch_id}/cancel", tags=["batches"], summary="Cancel a batch", **answers(BatchResponse, 404)
+)
+async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+    """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
+    batch = await live.batch(caller, batch_id)
+    async with expect_live(batch):
+        await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.patch(
+    "/api/v1/batches/{batch_id}/tags",
+    tags=["batches"],
+    summary="Replace the tags of a batch",
+    **answers(BatchResponse, 404, body=Tags),
+)
+async def set_tags(
+    request: Request,
+    batch_id: BatchId,
+    caller: Submitter,
+    bodies: ReadBodies,
+    queue: Queue,
+    live: LiveStore,
+    ledger: Ledger,
+) -> Response:
+    """The body is the list of all that it is to have, live or ended. Lists find it by them once they are recorded."""
+    batch = await live.batch(caller, batch_id)
+    tags = await bodies.read(request, list[str], account=caller.account, root="tags")
+    check_tags(tags)
+    in_ledger = batch.status.terminal and await ledger.run(record_tags, ledger, batch_id, tags)
+    try:
+        await queue.commands.set_tags(batch_id, tags, project=batch.project)
+    except NotFound:
+        if not in_ledger:
+            raise Unavailable(f"batch {batch_id} is being restored; try again") from None
+    return await answer_batch(live, caller, batch_id)
+
+
+@router.patch("/api/v2/jobs/{job_id}/cancel", tags=["jobs"], summary="Cancel a job", **answers(JobResponse, 404))
+async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
+    """Cancels a pending job; asks one that runs to stop, which its status shows when it has."""
+    job = await live.job(caller, job_id)
+    batch_id, index = split_job_id(job_id)
+    if not job.status.terminal:
+        async with expect_live(await live.batch(caller, batch_id)):
+            asked = queue.commands.cancel_jobs(batch_id, [index], project=job.project, by=describe_caller(caller))
+            (answer,) = await asked
+        if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
+            return success(JobResponse.from_record(await live.job(caller, job_id)))
+    raise ended("job", job_id)

@@ -30,14 +30,14 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _YEARS = range(1970, 3000)
 
 
-def _iso(text: object) -> object:
+def _check_iso(text: object) -> object:
     """Refuse what pydantic would read as a number of seconds since 1970."""
     if isinstance(text, str) and _DATE.match(text) is None:
         raise ValueError("is not a time in ISO 8601; write 2030-11-01T09:00:00Z, or 2030-11-01")
     return text
 
 
-def _aware(time: datetime) -> datetime:
+def _to_utc(time: datetime) -> datetime:
     if time.year not in _YEARS:
         raise ValueError(f"the year must be between {_YEARS.start} and {_YEARS.stop - 1}")
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time
@@ -51,7 +51,7 @@ NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
 """A text without control characters, as :func:`tweezer.model.checks.check_text` takes it."""
 Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
-Time = Annotated[datetime, BeforeValidator(_iso), AfterValidator(_aware)]
+Time = Annotated[datetime, BeforeValidator(_check_iso), AfterValidator(_to_utc)]
 Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
 
 
@@ -66,7 +66,7 @@ class Direction(StrEnum):
     DESCENDING = "DESC"
 
 
-class _Listed(BaseModel):
+class _PageQuery(BaseModel):
     """What all lists take. Times without an offset are UTC; bounds are inclusive."""
 
     model_config = ConfigDict(frozen=True)
@@ -81,7 +81,7 @@ class _Listed(BaseModel):
         return PageRequest(descending=descending, limit=self.limit, offset=self.offset)
 
 
-class _Narrowed(BaseModel):
+class _WorkQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: tuple[UUID, ...] = _values("Ids.")
@@ -116,7 +116,7 @@ class _Narrowed(BaseModel):
         }
 
 
-class WantedBatches(_Narrowed):
+class BatchQuery(_WorkQuery):
     """Which batches are meant."""
 
     status: tuple[BatchStatus, ...] = _values("Statuses.")
@@ -143,7 +143,7 @@ class WantedBatches(_Narrowed):
         )
 
 
-class WantedJobs(_Narrowed):
+class JobQuery(_WorkQuery):
     """Which jobs are meant."""
 
     batch_id: tuple[UUID, ...] = _values("Batches.")
@@ -164,13 +164,13 @@ class WantedJobs(_Narrowed):
         )
 
 
-class ListedBatches(WantedBatches, _Listed):
+class BatchPageQuery(BatchQuery, _PageQuery):
     """A page of batches."""
 
     order_by: BatchOrder = BatchOrder.CREATED
 
 
-class ListedJobs(WantedJobs, _Listed):
+class JobPageQuery(JobQuery, _PageQuery):
     """A page of jobs."""
 
     order_by: JobOrder = JobOrder.CREATED
@@ -187,18 +187,18 @@ class DeviceOrder(StrEnum):
     ATOMS = "max_atom_num"
 
 
-class ListedDevices(_Listed):
+class DevicePageQuery(_PageQuery):
     """A page of devices."""
 
     order_by: DeviceOrder = DeviceOrder.CREATED
     include_legacy: bool = Field(False, description="Those, too, that were created as not active.")
 
 
-BatchesAsked = Annotated[WantedBatches, Query()]
-JobsAsked = Annotated[WantedJobs, Query()]
-BatchPageAsked = Annotated[ListedBatches, Query()]
-JobPageAsked = Annotated[ListedJobs, Query()]
-DevicePageAsked = Annotated[ListedDevices, Query()]
+BatchParams = Annotated[BatchQuery, Query()]
+JobParams = Annotated[JobQuery, Query()]
+BatchPageParams = Annotated[BatchPageQuery, Query()]
+JobPageParams = Annotated[JobPageQuery, Query()]
+DevicePageParams = Annotated[DevicePageQuery, Query()]
 
 
 class CheckedParameters:
@@ -210,12 +210,12 @@ class CheckedParameters:
 
     def __init__(self, route: APIRoute) -> None:
         self._app: ASGIApp = route.app
-        self._parameters = frozenset(_single(route.dependant, "query_params"))
-        self._headers = {name.lower().encode(): name for name in _single(route.dependant, "header_params")}
+        self._parameters = frozenset(_single_valued(route.dependant, "query_params"))
+        self._headers = {name.lower().encode(): name for name in _single_valued(route.dependant, "header_params")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["query_string"]:
-            names = Counter(_names_of_texts(scope["query_string"]))
+            names = Counter(_parameter_names(scope["query_string"]))
             _check_once("query", (name for name in self._parameters if names[name] > 1))
         if self._headers:
             sent = Counter(name for name, _ in scope["headers"])
@@ -223,7 +223,7 @@ class CheckedParameters:
         await self._app(scope, receive, send)
 
 
-def _single(dependant: Dependant, kind: str) -> Iterator[str]:
+def _single_valued(dependant: Dependant, kind: str) -> Iterator[str]:
     """Yield the names of the parameters that have one value; lists are tuples here."""
     for parameter in getattr(dependant, kind):
         annotation = parameter.field_info.annotation
@@ -231,10 +231,10 @@ def _single(dependant: Dependant, kind: str) -> Iterator[str]:
         fields = annotation.model_fields if is_model else {parameter.alias: parameter.field_info}
         yield from (name for name, field in fields.items() if get_origin(field.annotation) is not tuple)
     for inner in dependant.dependencies:
-        yield from _single(inner, kind)
+        yield from _single_valued(inner, kind)
 
 
-def _names_of_texts(query: bytes) -> Iterator[str]:
+def _parameter_names(query: bytes) -> Iterator[str]:
     """Yield the name of each parameter that was sent. Raises RequestValidationError for one that is not UTF-8."""
     for part in query.split(b"&"):
         name, _, value = (unquote_to_bytes(it.replace(b"+", b" ")) for it in part.partition(b"="))
@@ -242,14 +242,14 @@ def _names_of_texts(query: bytes) -> Iterator[str]:
         try:
             (name + value).decode()
         except UnicodeDecodeError:
-            raise _malformed("query", shown, "is not UTF-8 text; encode it as UTF-8") from None
+            raise _validation_error("query", shown, "is not UTF-8 text; encode it as UTF-8") from None
         yield shown
 
 
 def _check_once(kind: str, repeated: Iterable[str]) -> None:
     for name in sorted(repeated):
-        raise _malformed(kind, name, "is given more than once; give it once")
+        raise _validation_error(kind, name, "is given more than once; give it once")
 
 
-def _malformed(kind: str, name: str, problem: str) -> RequestValidationError:
+def _validation_error(kind: str, name: str, problem: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value_error", "loc": (kind, name), "msg": problem}])

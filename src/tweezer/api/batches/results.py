@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterator, Mapping
 from io import BufferedIOBase, BufferedReader
-from typing import Annotated, cast
+from typing import Annotated
 
-from fastapi import Depends, Request, Response
+from fastapi import Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tweezer.api.access.dependencies import part
 from tweezer.model.messages import decode_result, result_file, result_json
 from tweezer.store.results import Results
 
@@ -32,17 +33,13 @@ async def result_response(packed: bytes, results: Results, accept_encoding: str)
 def accepts_gzip(accept_encoding: str) -> bool:
     """Whether an Accept-Encoding header allows gzip."""
     weights: dict[str, str] = {}
-    for part in accept_encoding.lower().split(","):
-        coding, _, weight = part.partition(";")
+    for entry in accept_encoding.lower().split(","):
+        coding, _, weight = entry.partition(";")
         weights[coding.strip()] = weight.partition("=")[2].strip() or "1"
     return weights.get("gzip", weights.get("*", "0")).strip("0.") != ""
 
 
-async def _results(request: Request) -> Results:
-    return cast(Results, request.app.state.results)
-
-
-KeptResults = Annotated[Results, Depends(_results)]
+KeptResults = Annotated[Results, part("results")]
 
 
 class _Streamed(StreamingResponse):

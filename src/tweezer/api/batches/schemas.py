@@ -75,22 +75,17 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
         doc("Number of shots; of a job that was submitted without, those of its batch's backend configuration.", 100),
     ]
     variables: Annotated[
-        dict[str, Any] | None,
-        doc("Values of the sequence's variables; null when it was given none.", {"omega": 6.0}),
+        dict[str, Any] | None, doc("Values of the sequence's variables; null when it was given none.", {"omega": 6.0})
     ]
     creation_order: Annotated[Count, doc("Index of the job in its batch, from 0.", 3)]
     errors: Annotated[list[str], doc("Why it failed, for people; empty otherwise.", [])]
-    progress: Annotated[
-        Percent | None,
-        doc("Percent of the execution; null while the emulator does not tell.", 40),
-    ]
+    progress: Annotated[Percent | None, doc("Percent of the execution; null while the emulator does not tell.", 40)]
     created_at: Moment
     updated_at: Annotated[Moment, doc("When it last changed.")]
     start_timestamp: Annotated[Moment | None, doc("When its (last) execution began.")]
     end_timestamp: Annotated[Moment | None, doc("When it ended.", None)]
     stage: Annotated[
-        Stage | None,
-        doc("What is being done with it, finer than the status; null when it has ended.", "on_device"),
+        Stage | None, doc("What is being done with it, finer than the status; null when it has ended.", "on_device")
     ]
     stage_since: Annotated[Moment | None, doc("Since when it is in its stage.")]
     attempt: Annotated[Count, doc("How often its execution began.", 1)]
@@ -139,14 +134,10 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
 class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
     """A job as it stands."""
 
-    sequence: Annotated[
-        str | None,
-        doc("The job's own serialised sequence; null when it runs its batch's.", None),
-    ]
+    sequence: Annotated[str | None, doc("The job's own serialised sequence; null when it runs its batch's.", None)]
     logs_link: Annotated[str | None, doc("Always null: executions keep no logs.", None)] = None
     cancel_attempts: Annotated[
-        list[CancelAttemptResponse],
-        doc("Who asked for its end, the first first; as far as that was noted."),
+        list[CancelAttemptResponse], doc("Who asked for its end, the first first; as far as that was noted.")
     ] = []
 
     @classmethod
@@ -186,8 +177,7 @@ class ListedBatchResponse(msgspec.Struct, frozen=True, kw_only=True):
     jobs_count: Annotated[Count, Meta(examples=[20])]
     jobs_count_per_status: Counts
     idle_s: Annotated[
-        Seconds,
-        doc("Seconds for which it held a QPU without having work for it, as an open batch may.", 0.0),
+        Seconds, doc("Seconds for which it held a QPU without having work for it, as an open batch may.", 0.0)
     ]
 
     @classmethod
@@ -226,8 +216,7 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
     _job_type: ClassVar[type[EmbeddedJobResponse]] = EmbeddedJobResponse
 
     sequence_builder: Annotated[
-        str | None,
-        doc("The serialised Pulser sequence; null when each job has its own.", '{"version":"1"}'),
+        str | None, doc("The serialised Pulser sequence; null when each job has its own.", '{"version":"1"}')
     ]
     jobs: Annotated[
         list[EmbeddedJobResponse],
@@ -258,8 +247,7 @@ class OlderJobResponse(JobResponse, frozen=True, kw_only=True):
     """A job as version 1 of the API has it."""
 
     result: Annotated[
-        dict[str, int] | None,
-        doc("The counter of its result, by its own route.", {"0101": 61, "1010": 39}),
+        dict[str, int] | None, doc("The counter of its result, by its own route.", {"0101": 61, "1010": 39})
     ] = None
     full_result: Annotated[dict[str, Any] | None, doc("All of its result, by its own route.", None)] = None
 
@@ -286,8 +274,7 @@ class BatchStateResponse(msgspec.Struct, frozen=True):
 
     id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
     status: Annotated[
-        BatchStatus,
-        doc("`PENDING`, `RUNNING`, `DONE`, `ERROR`, `CANCELED` or `TIMED_OUT`; never `PAUSED`.", "RUNNING"),
+        BatchStatus, doc("`PENDING`, `RUNNING`, `DONE`, `ERROR`, `CANCELED` or `TIMED_OUT`; never `PAUSED`.", "RUNNING")
     ]
     paused: Annotated[bool, doc("Whether the batch is paused: no job of it is started.", False)]
     open: Annotated[bool, Meta(examples=[False])]
@@ -348,8 +335,7 @@ class ResultsLinksOfBatchResponse(msgspec.Struct, frozen=True):
     """Where the results of the jobs of a batch are."""
 
     results_links: Annotated[
-        dict[UUID, str],
-        doc("Absolute URL by job.", {_JOB_ID: f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"}),
+        dict[UUID, str], doc("Absolute URL by job.", {_JOB_ID: f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"})
     ]
     errors: Annotated[dict[UUID, str], doc("Why there is none, by job.", {})]
 
@@ -358,10 +344,7 @@ class CanceledBatchesResponse(msgspec.Struct, frozen=True):
     """What became of the batches that were to be cancelled."""
 
     batches: Annotated[list[ListedBatchResponse], doc("Those that were, as they stand.")]
-    errors: Annotated[
-        dict[UUID, str],
-        doc("Why one was not, by batch.", {_BATCH_ID: f"batch {_BATCH_ID} has ended"}),
-    ]
+    errors: Annotated[dict[UUID, str], doc("Why one was not, by batch.", {_BATCH_ID: f"batch {_BATCH_ID} has ended"})]
 
 
 class CanceledJobsResponse(msgspec.Struct, frozen=True):
@@ -383,8 +366,7 @@ class JobResultResponse(msgspec.Struct, frozen=True):
         ),
     ]
     serialised_results: Annotated[
-        str | None,
-        doc("Pulser's `Results.to_abstract_repr()`; absent when there is none.", "{}"),
+        str | None, doc("Pulser's `Results.to_abstract_repr()`; absent when there is none.", "{}")
     ] = None
     provenance: Annotated[
         dict[str, Any] | None,

@@ -11,10 +11,10 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
-from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator
-from tweezer.api.batches.commands import Queue, ReadBodies, answer_batch, asker, ended, unless_forgotten
+from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator, Queue, ReadBodies
+from tweezer.api.batches.commands import answer_batch, describe_caller, ended, expect_live
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
-from tweezer.api.http.openapi import body_docs, failure_docs, success_docs
+from tweezer.api.http.openapi import answers, failure_docs
 from tweezer.api.http.responses import doc, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
@@ -29,7 +29,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 _ERRORS_MAX = 20
 _ERROR_LENGTH_MAX = 2000
 
-router = APIRouter(responses=failure_docs(400, 403, 404, 408, 409, 413, 415, 422, 503))
+router = APIRouter(responses=failure_docs(404, 409, 422))
 
 Text = Annotated[str, Meta(max_length=_ERROR_LENGTH_MAX)]
 Errors = Annotated[list[Text], Meta(min_length=1, max_length=_ERRORS_MAX, description="For its user, one a line.")]
@@ -60,8 +60,7 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
     "/api/v1/batches/{batch_id}/status",
     tags=["service side"],
     summary="Set the status of a batch",
-    openapi_extra=body_docs(BatchStatusBody),
-    responses=success_docs(BatchResponse),
+    **answers(BatchResponse, body=BatchStatusBody),
 )
 async def set_batch_status(
     request: Request, batch_id: BatchId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -74,7 +73,7 @@ async def set_batch_status(
     if body.status is not batch.status:
         if batch.status.terminal:
             raise ended("batch", batch_id)
-        async with unless_forgotten(batch):
+        async with expect_live(batch):
             await _move(queue.commands, caller, batch, body)
     return await answer_batch(live, caller, batch_id)
 
@@ -83,16 +82,14 @@ async def set_batch_status(
     "/api/v1/jobs/{job_id}/status",
     tags=["service side"],
     summary="Set the status of a job",
-    openapi_extra=body_docs(JobStatusBody),
-    responses=success_docs(JobResponse),
+    **answers(JobResponse, body=JobStatusBody),
 )
 @router.patch(
     "/api/v1/jobs/{job_id}",
     name="patch_job",
     tags=["service side"],
     summary="Set the status or the progress of a job",
-    openapi_extra=body_docs(JobStatusBody),
-    responses=success_docs(JobResponse),
+    **answers(JobResponse, body=JobStatusBody),
 )
 async def set_job_status(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -108,8 +105,7 @@ async def set_job_status(
     "/api/v1/jobs/{job_id}/errors",
     tags=["service side"],
     summary="Say why a job fails",
-    openapi_extra=body_docs(JobErrorsBody),
-    responses=success_docs(JobResponse),
+    **answers(JobResponse, body=JobErrorsBody),
 )
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -131,7 +127,7 @@ async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobReco
     fault = None if body.errors is None else Fault("reported", "\n".join(body.errors))
     if fault is None and body.status is JobStatus.ERROR and not job.faults:
         fault = Fault("reported", "the job was ended by an operator, who gave no reason")
-    async with unless_forgotten(await live.batch(caller, job.batch_id)):
+    async with expect_live(await live.batch(caller, job.batch_id)):
         await queue.commands.report(
             job.batch_id, job.index, status=body.status, percent=body.progress, fault=fault, project=job.project
         )
@@ -149,7 +145,7 @@ async def _move(commands: Commands, caller: Principal, batch: BatchRecord, body:
                 )
             await commands.resume(batch.id, project=batch.project)
         case BatchStatus.CANCELED:
-            await commands.cancel(batch.id, project=batch.project, by=asker(caller))
+            await commands.cancel(batch.id, project=batch.project, by=describe_caller(caller))
         case BatchStatus.DONE:
             if not batch.open:
                 raise Conflict(f"batch {batch.id} is closed, and DONE when all of its jobs have ended")

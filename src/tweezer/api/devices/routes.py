@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from tweezer.adapters.specs import check_specs
-from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Operator
-from tweezer.api.batches.commands import Queue, ReadBodies
-from tweezer.api.batches.filters import DevicePageAsked, Direction, Text
+from tweezer.api.access.dependencies import Caller, Ledger, LiveStore, Operator, Queue, ReadBodies
+from tweezer.api.batches.filters import DevicePageParams, Direction, Text
 from tweezer.api.devices.schemas import (
     DeviceResponse,
     DeviceSpecsResponse,
@@ -25,7 +24,7 @@ from tweezer.api.devices.schemas import (
     StatusesBody,
 )
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
-from tweezer.api.http.openapi import body_docs, failure_docs, page_docs, success_docs
+from tweezer.api.http.openapi import answers, pages
 from tweezer.api.http.responses import RequestRefused, page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
@@ -41,40 +40,28 @@ router = APIRouter(tags=["devices"])
 
 _HELD_BY_API = "set DOWN through the API"
 _LATELY = timedelta(days=1)
-_BODY_FAILURES = failure_docs(400, 403, 408, 413, 415, 422, 503)
 
 WindowId = Annotated[Text, Path(description="Id of the maintenance.", examples=["5f3a90c1"])]
 DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
 
 
-@router.get("/api/v1/devices", summary="Devices", responses=page_docs(DeviceResponse) | failure_docs(422, 503))
-@router.get(
-    "/api/v2/devices",
-    name="list_devices_v2",
-    summary="The same",
-    responses=page_docs(DeviceResponse) | failure_docs(422, 503),
-)
-async def list_devices(asked: DevicePageAsked, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
+@router.get("/api/v1/devices", summary="Devices", **pages(DeviceResponse, 422))
+@router.get("/api/v2/devices", name="list_devices_v2", summary="The same", **pages(DeviceResponse, 422))
+async def list_devices(asked: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
     """Those that workers have announced or operators created; the newest first, unless asked for otherwise."""
     records = [record for record in await live.devices() if record.active or asked.include_legacy]
     found = await _devices(records, ledger)
     found.sort(key=lambda device: device.name)
     with_place = [device for device in found if device.place(asked.order_by) is not None]
     with_place.sort(
-        key=lambda device: device.place(asked.order_by),
-        reverse=asked.order_by_direction is Direction.DESCENDING,
+        key=lambda device: device.place(asked.order_by), reverse=asked.order_by_direction is Direction.DESCENDING
     )
     found = with_place + [device for device in found if device.place(asked.order_by) is None]
     rows = found[asked.offset : asked.offset + asked.limit]
     return page(rows, offset=asked.offset, total=len(found))
 
 
-@router.post(
-    "/api/v1/devices",
-    summary="Create a device",
-    responses=success_docs(DeviceResponse) | _BODY_FAILURES | failure_docs(409),
-    openapi_extra=body_docs(NewDevice),
-)
+@router.post("/api/v1/devices", summary="Create a device", **answers(DeviceResponse, 409, 422, body=NewDevice))
 async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
@@ -87,18 +74,12 @@ async def create_device(
     return success(await _device(live, ledger, body.device_type))
 
 
-_STATUSES_DOCS: dict[str, Any] = {
-    "responses": success_docs(list[DeviceResponse]) | _BODY_FAILURES | failure_docs(404),
-    "openapi_extra": body_docs(StatusesBody),
-}
-_STATUS_DOCS: dict[str, Any] = {
-    "responses": success_docs(DeviceResponse) | _BODY_FAILURES | failure_docs(404),
-    "openapi_extra": body_docs(StatusBody),
-}
+_STATUSES = answers(list[DeviceResponse], 404, 422, body=StatusesBody)
+_STATUS = answers(DeviceResponse, 404, 422, body=StatusBody)
 
 
-@router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES_DOCS)
-@router.patch("/api/v1/devices/status", name="patch_statuses", summary="The same", **_STATUSES_DOCS)
+@router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES)
+@router.patch("/api/v1/devices/status", name="patch_statuses", summary="The same", **_STATUSES)
 async def set_statuses(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
@@ -114,8 +95,8 @@ async def set_statuses(
     return success(await _devices([await live.device(name) for name in names], ledger))
 
 
-@router.put("/api/v1/devices/{device}/status", summary="Set the status of a device", **_STATUS_DOCS)
-@router.patch("/api/v1/devices/{device}/status", name="patch_status", summary="The same", **_STATUS_DOCS)
+@router.put("/api/v1/devices/{device}/status", summary="Set the status of a device", **_STATUS)
+@router.patch("/api/v1/devices/{device}/status", name="patch_status", summary="The same", **_STATUS)
 async def set_status(
     device: DeviceName,
     request: Request,
@@ -137,7 +118,7 @@ async def set_status(
 @router.get(
     "/api/v1/devices/{device}/maintenance",
     summary="Planned maintenance",
-    responses=success_docs(list[MaintenanceResponse]) | failure_docs(404, 422, 503),
+    **answers(list[MaintenanceResponse], 404, 422),
 )
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """What is under way or planned, in order."""
@@ -148,8 +129,7 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 @router.post(
     "/api/v1/devices/{device}/maintenance",
     summary="Plan maintenance",
-    responses=success_docs(MaintenanceResponse) | _BODY_FAILURES | failure_docs(404, 409),
-    openapi_extra=body_docs(MaintenanceBody),
+    **answers(MaintenanceResponse, 404, 409, 422, body=MaintenanceBody),
 )
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -164,9 +144,7 @@ async def plan_maintenance(
 
 
 @router.delete(
-    "/api/v1/devices/{device}/maintenance/{window}",
-    summary="Take maintenance back",
-    responses=success_docs(None) | failure_docs(403, 404, 422, 503),
+    "/api/v1/devices/{device}/maintenance/{window}", summary="Take maintenance back", **answers(None, 404, 422)
 )
 async def drop_maintenance(
     device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
@@ -176,9 +154,7 @@ async def drop_maintenance(
     return success(None)
 
 
-@router.get(
-    "/api/v1/devices/specs", summary="Specs of all devices", responses=success_docs(dict[str, str]) | failure_docs(503)
-)
+@router.get("/api/v1/devices/specs", summary="Specs of all devices", **answers(dict[str, str]))
 async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
     """Of each device by its name: Pulser's abstract representation, as a string, valid for the Pulser of here."""
     return success(await live.device_specs())
@@ -187,7 +163,7 @@ async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
 @router.get(
     "/api/v1/devices/public-specs",
     summary="The same, without a key",
-    responses=success_docs(list[DeviceSpecsResponse]) | failure_docs(503, keyless=True),
+    **answers(list[DeviceSpecsResponse], 503, keyless=True),
 )
 async def get_public_specs(live: LiveStore) -> Response:
     """What anybody may know of the devices: what they are like, not whether they work."""
@@ -195,11 +171,7 @@ async def get_public_specs(live: LiveStore) -> Response:
     return success([DeviceSpecsResponse(device_type=name, specs=text) for name, text in specs.items()])
 
 
-@router.get(
-    "/api/v1/devices/{device}/specs",
-    summary="Specs of a device",
-    responses=success_docs(DeviceSpecsResponse) | failure_docs(404, 422, 503),
-)
+@router.get("/api/v1/devices/{device}/specs", summary="Specs of a device", **answers(DeviceSpecsResponse, 404, 422))
 async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """Those that an operator gave, else those that its workers announce."""
     name = (await live.device(device)).name
@@ -212,8 +184,7 @@ async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Resp
 @router.put(
     "/api/v1/devices/{device}/specs",
     summary="Give a device other specs",
-    responses=success_docs(DeviceSpecsResponse) | _BODY_FAILURES | failure_docs(404),
-    openapi_extra=body_docs(SpecsBody),
+    **answers(DeviceSpecsResponse, 404, 422, body=SpecsBody),
 )
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -228,9 +199,7 @@ async def set_specs(
 
 
 @router.delete(
-    "/api/v1/devices/{device}/specs",
-    summary="Take an operator's specs back",
-    responses=success_docs(None) | failure_docs(403, 404, 409, 422, 503),
+    "/api/v1/devices/{device}/specs", summary="Take an operator's specs back", **answers(None, 404, 409, 422)
 )
 async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
     """Those that its workers announce count again, from their next heartbeat on."""
@@ -239,9 +208,7 @@ async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live:
 
 
 @router.get(
-    "/api/v1/devices/{device}/queue_size",
-    summary="What waits for a device",
-    responses=success_docs(QueueSizeResponse) | failure_docs(404, 422, 503),
+    "/api/v1/devices/{device}/queue_size", summary="What waits for a device", **answers(QueueSizeResponse, 404, 422)
 )
 async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Response:
     """Batches, jobs and shots of all projects, by priority, as they are recorded."""
@@ -252,7 +219,7 @@ async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, liv
 @router.get(
     "/api/v1/devices/{device}/average_queue_time",
     summary="How long jobs wait for a device",
-    responses=success_docs(QueueTimeResponse) | failure_docs(404, 422, 503),
+    **answers(QueueTimeResponse, 404, 422),
 )
 async def get_average_queue_time(
     device: DeviceName,

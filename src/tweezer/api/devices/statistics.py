@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from tweezer.api.access.dependencies import Caller, Ledger
 from tweezer.api.batches.filters import VALUES_MAX, Text, Time
-from tweezer.api.http.openapi import failure_docs, success_docs
+from tweezer.api.http.openapi import answers
 from tweezer.api.http.responses import Count, Moment, Seconds, doc, success
 from tweezer.ledger.queries import statistics
 from tweezer.ledger.queries.statistics import Span
@@ -49,10 +49,7 @@ class QueueSizeResponse(msgspec.Struct, frozen=True):
         return cls(
             device_queues=[
                 DeviceQueueResponse(
-                    queue=priority,
-                    number_of_batches=size.batches,
-                    number_of_jobs=size.jobs,
-                    number_of_shots=size.shots,
+                    queue=priority, number_of_batches=size.batches, number_of_jobs=size.jobs, number_of_shots=size.shots
                 )
                 for priority, size in sizes.items()
             ]
@@ -103,7 +100,7 @@ Projects = Annotated[
     "/api/v1/batches/last_activity",
     tags=["batches"],
     summary="When something last happened in a project",
-    responses=success_docs(list[LastActivityResponse]) | failure_docs(422, 503),
+    **answers(list[LastActivityResponse], 422),
 )
 async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
     """One entry a project that the caller sees, by id."""
@@ -115,7 +112,7 @@ async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects
     "/api/v1/devices/job_counts",
     tags=["devices"],
     summary="How many jobs were submitted",
-    responses=success_docs(JobFrequencyResponse) | failure_docs(422, 503),
+    **answers(JobFrequencyResponse, 422),
 )
 async def get_job_counts(
     caller: Caller,

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, cast
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds
+from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds, part
 from tweezer.api.batches.filters import VALUES_MAX, Text
-from tweezer.api.events.streams import Following, Watched
-from tweezer.api.http.openapi import failure_docs, success_docs
+from tweezer.api.events.streams import FeedFollowers, FollowedEvents
+from tweezer.api.http.openapi import answers, failure_docs
 from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Feed, Selection
@@ -31,7 +31,7 @@ _STREAM_DOCS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    },
+    }
 }
 _ENDED_DOCS: dict[int | str, dict[str, Any]] = {204: {"description": "The batch has ended, and all of it was told."}}
 
@@ -49,13 +49,10 @@ class EventResponse(msgspec.Struct, frozen=True):
     data: Annotated[dict[str, Any], Meta(examples=[{"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5}])]
 
 
-_PAGE_DOCS = success_docs(
-    list[EventResponse],
-    next=Annotated[str, doc("What to give as `after` for what comes behind these.", "1795341602000-0")],
-)
+_NEXT = Annotated[str, doc("What to give as `after` for what comes behind these.", "1795341602000-0")]
 
 
-class _Followed(BaseModel):
+class _EventsQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     after: str | None = Field(
@@ -73,51 +70,43 @@ class _Followed(BaseModel):
         return frozenset(self.type)
 
 
-class _OfProjects(_Followed):
+class _ProjectEventsQuery(_EventsQuery):
     project_id: tuple[Text, ...] = Field(
         (), max_length=VALUES_MAX, description="Projects. May be repeated. One that is not the caller's has nothing."
     )
 
 
-class _Page(BaseModel):
+class _EventPageQuery(BaseModel):
     limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX)
 
 
-class OfProjects(_OfProjects):
+class ProjectEventsQuery(_ProjectEventsQuery):
     """Events of projects to follow."""
 
 
-class OfBatch(_Followed):
+class BatchEventsQuery(_EventsQuery):
     """Events of a batch to follow."""
 
 
-class PageOfProjects(_OfProjects, _Page):
+class ProjectEventsPageQuery(_ProjectEventsQuery, _EventPageQuery):
     """A page of events of projects."""
 
 
-class PageOfBatch(_Followed, _Page):
+class BatchEventsPageQuery(_EventsQuery, _EventPageQuery):
     """A page of events of a batch."""
 
 
-async def _feed(request: Request) -> Feed:
-    return cast(Feed, request.app.state.feed)
-
-
-async def _following(request: Request) -> Following:
-    return cast(Following, request.app.state.following)
-
-
-EventFeed = Annotated[Feed, Depends(_feed)]
-Followers = Annotated[Following, Depends(_following)]
+EventFeed = Annotated[Feed, part("feed")]
+Followers = Annotated[FeedFollowers, part("following")]
 LastEventId = Annotated[
     str | None,
     Header(description="The last id that came, when a stream is taken up again; goes before `after`.", max_length=200),
 ]
 
 
-@router.get("/api/v2/events", summary="Events", responses=_PAGE_DOCS)
+@router.get("/api/v2/events", summary="Events", **answers(list[EventResponse], next=_NEXT))
 async def list_events(
-    asked: Annotated[PageOfProjects, Query()],
+    asked: Annotated[ProjectEventsPageQuery, Query()],
     caller: Caller,
     feed: EventFeed,
     following: Followers,
@@ -126,28 +115,18 @@ async def list_events(
 ) -> Response:
     """What happened in the caller's projects, and to the devices, oldest first. Held until there is something to tell,
     20 s at most; `next` goes on from there even if nothing is told."""
-    watched = _of_projects(caller, asked.project_id)
-    cursor = await _cursor(feed, watched, asked.after)
-    page = await following.page(
-        watched,
-        cursor,
-        asked.types,
-        limit=asked.limit,
-        wait_s=wait_s,
-        account=caller.account,
-        receive=request.receive,
-    )
-    return success(page.events, next=str(page.next))
+    watched = _follow_projects(caller, asked.project_id)
+    return await _answer_page(request, caller, feed, following, watched, asked, wait_s)
 
 
 @router.get(
     "/api/v2/batches/{batch_id}/events",
     summary="The events of a batch",
-    responses=_PAGE_DOCS | _OF_A_BATCH,
+    **answers(list[EventResponse], 404, next=_NEXT),
 )
 async def list_batch_events(
     batch_id: BatchId,
-    asked: Annotated[PageOfBatch, Query()],
+    asked: Annotated[BatchEventsPageQuery, Query()],
     caller: Caller,
     live: LiveStore,
     feed: EventFeed,
@@ -156,23 +135,13 @@ async def list_batch_events(
     request: Request,
 ) -> Response:
     """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
-    watched = await _of_batch(live, caller, batch_id)
-    cursor = await _cursor(feed, watched, asked.after)
-    page = await following.page(
-        watched,
-        cursor,
-        asked.types,
-        limit=asked.limit,
-        wait_s=wait_s,
-        account=caller.account,
-        receive=request.receive,
-    )
-    return success(page.events, next=str(page.next))
+    watched = await _follow_batch(live, caller, batch_id)
+    return await _answer_page(request, caller, feed, following, watched, asked, wait_s)
 
 
 @router.get("/api/v2/events/stream", summary="Events as they happen", response_class=Response, responses=_STREAM_DOCS)
 async def stream_events(
-    asked: Annotated[OfProjects, Query()],
+    asked: Annotated[ProjectEventsQuery, Query()],
     caller: Caller,
     feed: EventFeed,
     following: Followers,
@@ -181,8 +150,8 @@ async def stream_events(
 ) -> Response:
     """The same as server-sent events, until the client goes, or its key is revoked."""
 
-    async def watch() -> Watched:
-        return _of_projects(caller, asked.project_id)
+    async def watch() -> FollowedEvents:
+        return _follow_projects(caller, asked.project_id)
 
     cursor = await _cursor(feed, await watch(), asked.after, last_event_id)
     return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
@@ -196,7 +165,7 @@ async def stream_events(
 )
 async def stream_batch_events(
     batch_id: BatchId,
-    asked: Annotated[OfBatch, Query()],
+    asked: Annotated[BatchEventsQuery, Query()],
     caller: Caller,
     live: LiveStore,
     feed: EventFeed,
@@ -207,8 +176,8 @@ async def stream_batch_events(
     """The same as server-sent events. Behind the end of the batch comes an event `end`, and the stream ends; whoever
     takes it up again after that is answered 204, which tells a browser not to try again."""
 
-    async def watch() -> Watched:
-        return await _of_batch(live, caller, batch_id)
+    async def watch() -> FollowedEvents:
+        return await _follow_batch(live, caller, batch_id)
 
     watched = await watch()
     cursor = await _cursor(feed, watched, asked.after, last_event_id)
@@ -217,12 +186,28 @@ async def stream_batch_events(
     return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
 
 
+async def _answer_page(
+    request: Request,
+    caller: Caller,
+    feed: Feed,
+    following: FeedFollowers,
+    watched: FollowedEvents,
+    asked: ProjectEventsPageQuery | BatchEventsPageQuery,
+    wait_s: float,
+) -> Response:
+    cursor = await _cursor(feed, watched, asked.after)
+    page = await following.page(
+        watched, cursor, asked.types, limit=asked.limit, wait_s=wait_s, account=caller.account, receive=request.receive
+    )
+    return success(page.events, next=str(page.next))
+
+
 class _EventStream(StreamingResponse):
     """A stream, which counts among those of its account until it ends. Raises RequestRefused, a 429."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, following: Following, account: str, frames: AsyncIterator[bytes]) -> None:
+    def __init__(self, following: FeedFollowers, account: str, frames: AsyncIterator[bytes]) -> None:
         self._leave: Callable[[], None] = following.enter(account)
         self._frames = frames
         super().__init__(frames, headers={"X-Accel-Buffering": "no"})
@@ -235,19 +220,19 @@ class _EventStream(StreamingResponse):
             self._leave()
 
 
-def _of_projects(caller: Caller, wanted: tuple[str, ...]) -> Watched:
+def _follow_projects(caller: Caller, wanted: tuple[str, ...]) -> FollowedEvents:
     if wanted:
-        return Watched(Selection(frozenset(it for it in wanted if caller.sees(it))))
-    return Watched(Selection(None if caller.sees_all else caller.projects))
+        return FollowedEvents(Selection(frozenset(it for it in wanted if caller.sees(it))))
+    return FollowedEvents(Selection(None if caller.sees_all else caller.projects))
 
 
-async def _of_batch(live: LiveStore, caller: Caller, batch_id: BatchId) -> Watched:
+async def _follow_batch(live: LiveStore, caller: Caller, batch_id: BatchId) -> FollowedEvents:
     record = await live.batch(caller, batch_id)
     since_us = round(record.created.timestamp() * 1_000_000)
-    return Watched(Selection(frozenset({record.project}), batch_id, since_us), record.status.terminal)
+    return FollowedEvents(Selection(frozenset({record.project}), batch_id, since_us), record.status.terminal)
 
 
-async def _cursor(feed: Feed, watched: Watched, after: str | None, last_event_id: str | None = None) -> Cursor:
+async def _cursor(feed: Feed, watched: FollowedEvents, after: str | None, last_event_id: str | None = None) -> Cursor:
     try:
         return await feed.cursor(last_event_id or after, watched.selection)
     except InvalidInput as error:

@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
-from tweezer.api.http.longpoll import Holds, disconnect
+from tweezer.api.http.longpoll import LongPolls, disconnect
 from tweezer.api.http.responses import RequestRefused
 from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
@@ -39,21 +39,21 @@ _PAGE = 100
 _encoder = msgspec.json.Encoder()
 
 
-class Watched(msgspec.Struct, frozen=True):
+class FollowedEvents(msgspec.Struct, frozen=True):
     """What is followed. over: it is a batch that has ended, so that nothing can come any more."""
 
     selection: Selection
     over: bool = False
 
 
-Watch = Callable[[], Awaitable[Watched]]
+Watch = Callable[[], Awaitable[FollowedEvents]]
 """Reads what is followed as it stands; raises NotFound, Unavailable."""
 
 
-class Following:
+class FeedFollowers:
     """All who follow the feed in this process."""
 
-    def __init__(self, feed: Feed, tail: Tail, holds: Holds, authenticator: Authenticator) -> None:
+    def __init__(self, feed: Feed, tail: Tail, holds: LongPolls, authenticator: Authenticator) -> None:
         self._feed = feed
         self._tail = tail
         self._holds = holds
@@ -62,7 +62,7 @@ class Following:
 
     async def page(
         self,
-        watched: Watched,
+        watched: FollowedEvents,
         cursor: Cursor,
         types: frozenset[str],
         *,
@@ -101,7 +101,7 @@ class Following:
                 gone.cancel()
                 await asyncio.gather(gone, return_exceptions=True)
 
-    async def is_over(self, watched: Watched, cursor: Cursor, types: frozenset[str]) -> bool:
+    async def is_over(self, watched: FollowedEvents, cursor: Cursor, types: frozenset[str]) -> bool:
         """Whether there is nothing to tell and nothing can come. Raises Unavailable."""
         if not watched.over:
             return False
@@ -162,7 +162,7 @@ class _Stream:
         self._watch = watch
         self._cursor = cursor
         self._types = types
-        self._watched: Watched | None = None
+        self._watched: FollowedEvents | None = None
         self._rest_until = 0.0
         self._said = time.monotonic()
         self.has_read_all = False

@@ -50,7 +50,7 @@ def body_digest(scope: Scope) -> str:
     return cast(str, scope.get(_DIGEST, ""))
 
 
-class Bodies:
+class BodyReader:
     """The bodies that a process reads. ``unpacked_max``: size of one, without its compression, in bytes."""
 
     def __init__(self, unpacked_max: int) -> None:
@@ -64,7 +64,7 @@ class Bodies:
         Raises RequestRefused and InvalidInput.
         """
         _check_content_type(request.headers)
-        unpack = _unpacker(request.headers)
+        unpack = _choose_unpacker(request.headers)
         data, digest, came = bytearray(), hashlib.sha256(), 0
         try:
             async for chunk in request.stream():
@@ -129,24 +129,24 @@ class _Gzip:
         piece = b""
         while chunk or (len(piece) == _STEP and not self._inflate.eof):
             if self._inflate.eof:
-                raise _broken("something follows its end")
+                raise _broken_gzip("something follows its end")
             try:
                 piece = self._inflate.decompress(chunk, _STEP)
             except zlib.error as error:
-                raise _broken(str(error)) from error
+                raise _broken_gzip(str(error)) from error
             chunk = self._inflate.unconsumed_tail or self._inflate.unused_data
             yield piece
 
     def finish(self) -> None:
         if not self._inflate.eof:
-            raise _broken("its end is missing")
+            raise _broken_gzip("its end is missing")
 
 
-def _broken(problem: str) -> RequestRefused:
+def _broken_gzip(problem: str) -> RequestRefused:
     return RequestRefused(400, "broken_gzip", f"is no gzip data: {problem}", field="body")
 
 
-def _unpacker(headers: Headers) -> _Plain | _Gzip:
+def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
     match ", ".join(headers.getlist("content-encoding")).strip().lower():
         case "" | "identity":
             return _Plain()
@@ -267,13 +267,13 @@ def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRefuse
     field, problem = "body", f"is not JSON: {problem.removeprefix('JSON is malformed: ')}"
     if len(data) <= _EXPLAINED:
         try:
-            document = _lenient(bytes(data).decode("utf-8", "surrogatepass"))
+            document = _decode_leniently(bytes(data).decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             problem = "is not UTF-8 text; encode it as UTF-8"
         except ValueError:
             pass  # broken in a way that no field can be found in
         else:
-            found = next(_unsendable(document), None)
+            found = next(_find_unsendable(document), None)
             if found is not None:
                 place, problem = found
                 field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
@@ -290,7 +290,7 @@ _BARE = "Invalid control character at"  # as Python's JSON says it
 _MARK = "\udcff"
 
 
-def _lenient(text: str) -> Any:
+def _decode_leniently(text: str) -> Any:
     """Decode what is JSON but for such constants, and halves of surrogate pairs. Raises ValueError.
 
     The first control character that is not escaped is replaced by a mark, and others are let through.
@@ -304,7 +304,7 @@ def _lenient(text: str) -> Any:
         return json.loads(marked, parse_constant=_Constant, strict=False)
 
 
-def _unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def _find_unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Yield each place with a value that JSON or UTF-8 cannot hold, and what is wrong with it."""
     match value:
         case _Constant():
@@ -318,11 +318,11 @@ def _unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
         case dict():
             for name, item in value.items():
                 inner = f"{place}.{_name(name)}"
-                yield from _unsendable(name, inner)
-                yield from _unsendable(item, inner)
+                yield from _find_unsendable(name, inner)
+                yield from _find_unsendable(item, inner)
         case list():
             for index, item in enumerate(value):
-                yield from _unsendable(item, f"{place}[{index}]")
+                yield from _find_unsendable(item, f"{place}[{index}]")
 
 
 def _name(key: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from tweezer.api.access.logins import network_of
+from tweezer.api.access.logins import get_network
 from tweezer.api.http.responses import failure
 
 HEAD_MAX = 65_536
@@ -49,7 +49,7 @@ def find_connection(scope: Scope) -> Connection | None:
     return cast("Connection | None", scope.get(CONNECTION))
 
 
-class Connections:
+class ConnectionLimits:
     """How many connections there are from each address. most: of one; trusted proxies have no limit.
 
     proxies: their addresses and networks, with commas between; ``*`` is all.
@@ -65,7 +65,7 @@ class Connections:
         """Count a connection; return what :meth:`leave` is to be given, or None when there are too many already."""
         if address is None or self._all_trusted or any(_is_in(address, network) for network in self._trusted):
             return ""
-        place = network_of(address)
+        place = get_network(address)
         if self._open[place] >= self._most:
             return None
         self._open[place] += 1
@@ -78,7 +78,7 @@ class Connections:
                 del self._open[place]
 
 
-class BoundedHead(HttpToolsProtocol):
+class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors.
 
     Trailers are dropped: uvicorn would add them to the headers of a request that is being answered already.
@@ -91,9 +91,9 @@ class BoundedHead(HttpToolsProtocol):
     _writing: asyncio.TimerHandle | None = None  # while more waits to be read by the client than the buffer has room
     _place: str | None = None
 
-    def __init__(self, *args: Any, connected: Connections | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, connected: ConnectionLimits | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._connected = connected or Connections()
+        self._connected = connected or ConnectionLimits()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -32,18 +32,18 @@ HOLDS_MAX = 1000
 """Requests of one user, or of one project without users, that a process holds; more are answered at once."""
 
 
-class Held(Protocol):
+class Wakeable(Protocol):
     """What a held request waits for; None wakes it without news."""
 
     def put(self, message: None, /) -> None: ...
 
 
-class Holds:
+class LongPolls:
     """The requests that are held, of one process."""
 
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
-        self._held: set[Held] = set()
+        self._held: set[Wakeable] = set()
         self._by_account: Counter[str] = Counter()
         self._ending = False
 
@@ -62,7 +62,7 @@ class Holds:
         return not self._ending and self._by_account[account] < HOLDS_MAX
 
     @contextmanager
-    def holding(self, heard: Held, account: str | None) -> Iterator[None]:
+    def holding(self, heard: Wakeable, account: str | None) -> Iterator[None]:
         """Wakes it when the server stops. It counts among those of the account, if one is given."""
         self._held.add(heard)
         if account is not None:

@@ -49,34 +49,33 @@ class DescribedAPI(FastAPI):
         return self.openapi_schema
 
 
-def body_docs(kind: Any) -> dict[str, Any]:
-    """Describe the body of a route: a struct, or a list of them."""
-    return {"requestBody": {"required": True, "content": _json(_describe(kind))}}
-
-
 def response_docs(kind: Any, description: str = "Successful response.", *, status: int = 200) -> Responses:
     """Describe an answer that is not in an envelope."""
     return {status: {"description": description, "content": _json(_describe(kind))}}
 
 
-def success_docs(kind: Any, **beside: Any) -> Responses:
-    """Describe a success with data of this type, and with other members of the envelope."""
-    return {
-        200: {
-            "description": "Successful response.",
-            "content": _json(_envelope(f"{_name(kind)}Envelope", kind, **beside)),
-        }
-    }
+def answers(kind: Any, *failures: int, body: Any = None, keyless: bool = False, **beside: Any) -> dict[str, Any]:
+    """Describe a route, as keyword arguments of its decorator.
+
+    Args:
+        kind: The type of the data of a success.
+        failures: The statuses of its errors, without those that all have.
+        body: The type of its body, if it has one; the errors of bodies are added.
+        keyless: Whether it needs no key.
+        beside: The types of other members of the envelope.
+    """
+    return _route(_envelope(f"{_name(kind)}Envelope", kind, **beside), failures, body, keyless)
 
 
-def page_docs(kind: Any) -> Responses:
-    """Describe a page of a list of this type."""
-    schema = _envelope(f"{_name(kind)}Page", list[kind], pagination=Pagination)
+def pages(kind: Any, *failures: int) -> dict[str, Any]:
+    """Describe a route of a list, page by page."""
+    described = _route(_envelope(f"{_name(kind)}Page", list[kind], pagination=Pagination), failures)
     content_range = {
         "description": "`first-last/total`, from 0; `*/total` for an empty page.",
         "schema": {"type": "string", "examples": ["0-19/41"]},
     }
-    return {200: {"description": "A page.", "content": _json(schema), "headers": {"Content-Range": content_range}}}
+    described["responses"][200] |= {"description": "A page.", "headers": {"Content-Range": content_range}}
+    return described
 
 
 def failure_docs(*statuses: int, keyless: bool = False) -> Responses:
@@ -85,6 +84,18 @@ def failure_docs(*statuses: int, keyless: bool = False) -> Responses:
     for status in (*statuses, *(() if keyless else (401, 403, 429, 503))):
         docs |= response_docs(MalformedRequest if status == 422 else Failure, _DESCRIPTIONS[status], status=status)
     return docs
+
+
+def _route(
+    success: dict[str, Any], failures: tuple[int, ...], body: Any = None, keyless: bool = False
+) -> dict[str, Any]:
+    responses: Responses = {200: {"description": "Successful response.", "content": _json(success)}}
+    if body is None:
+        return {"responses": responses | failure_docs(*failures, keyless=keyless)}
+    return {
+        "responses": responses | failure_docs(*failures, 400, 408, 413, 415, keyless=keyless),
+        "openapi_extra": {"requestBody": {"required": True, "content": _json(_describe(body))}},
+    }
 
 
 def _envelope(name: str, kind: Any, **beside: Any) -> dict[str, Any]:

@@ -202,10 +202,7 @@ def install_error_handlers(app: FastAPI) -> None:
         reasons = {404: "no_such_route", 405: "no_such_method"}
         status = error.status_code
         return failure(
-            status,
-            descriptions.get(status, str(error.detail)),
-            reasons.get(status, "refused"),
-            headers=error.headers,
+            status, descriptions.get(status, str(error.detail)), reasons.get(status, "refused"), headers=error.headers
         )
 
     @app.exception_handler(RequestValidationError)

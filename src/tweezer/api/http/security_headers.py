@@ -31,7 +31,7 @@ _HEADERS = {
 }
 
 
-class Edge:
+class SecurityHeadersMiddleware:
     """ASGI middleware: the headers above, one Host, and ``api.answered`` in the log."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -63,7 +63,7 @@ class Edge:
         )
 
 
-def origin_of(scope: Scope) -> str:
+def get_origin(scope: Scope) -> str:
     """``http://host:port`` as the caller reached us. Raises InvalidInput("Host", …)."""
     host = b"".join(_hosts(scope)[:1]).decode("latin-1")
     if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:

@@ -18,8 +18,8 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from tweezer.api.http.header_limits import BoundedHead, Connections
-from tweezer.api.http.longpoll import Holds
+from tweezer.api.http.header_limits import ConnectionLimits, LimitedProtocol
+from tweezer.api.http.longpoll import LongPolls
 from tweezer.duties import Duties
 from tweezer.model.errors import InvalidInput
 from tweezer.processes.runtime import watching_loop
@@ -36,7 +36,7 @@ _TICKS = 10  # of uvicorn's, each of 0.1 s, in that time
 
 def serve(
     app: FastAPI,
-    holds: Holds,
+    holds: LongPolls,
     duties: Duties,
     *,
     host: str,
@@ -55,7 +55,7 @@ def serve(
             log.warning("api.unencrypted", advice="keys pass in the clear: put a proxy with TLS before it")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = connections_per_address if files < 0 else min(connections_per_address, max(files // 2, 1))
-        protocol: Any = functools.partial(BoundedHead, connected=Connections(most, proxies))
+        protocol: Any = functools.partial(LimitedProtocol, connected=ConnectionLimits(most, proxies))
         config = uvicorn.Config(
             app,
             log_config=None,  # tweezer.logs has been configured
@@ -117,7 +117,7 @@ def _url(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn's, which also answers what is held when it stops, and returns instead of dying of the signal."""
 
-    def __init__(self, config: uvicorn.Config, holds: Holds, duties: Duties, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, holds: LongPolls, duties: Duties, url: str) -> None:
         super().__init__(config)
         self._holds = holds
         self._duties = duties

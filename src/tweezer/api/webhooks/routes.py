@@ -7,27 +7,26 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from tweezer.api.access.dependencies import Caller, Submitter
-from tweezer.api.batches.bodies import project_of
-from tweezer.api.batches.commands import ReadBodies
+from tweezer.api.access.dependencies import Caller, ReadBodies, Submitter
+from tweezer.api.batches.bodies import choose_project
 from tweezer.api.batches.filters import Text
-from tweezer.api.http.openapi import body_docs, failure_docs, page_docs, success_docs
+from tweezer.api.http.openapi import answers, failure_docs, pages
 from tweezer.api.http.responses import page, success
 from tweezer.api.webhooks.schemas import (
+    DeliveryPageQuery,
     DeliveryPageResponse,
     DeliveryResponse,
     DeliveryWithBodyResponse,
-    ListedDeliveries,
-    ListedWebhooks,
     MadeWebhookResponse,
     NewWebhook,
     ResendBody,
     ResentResponse,
     WebhookChange,
+    WebhookPageQuery,
     WebhookResponse,
     WebhookSecretResponse,
 )
-from tweezer.api.webhooks.service import Hooks, Webhooks, malformed, seen_by
+from tweezer.api.webhooks.service import Hooks, WebhookService, malformed, visible_projects
 from tweezer.ledger.access.credentials import Principal
 from tweezer.webhooks.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
 from tweezer.webhooks.endpoints import (
@@ -46,33 +45,29 @@ from tweezer.webhooks.secrets import OVERLAP_MAX_S, OVERLAP_S
 router = APIRouter(tags=["webhooks"], responses=failure_docs(403, 422, 503))
 
 _BY_HAND = "disabled by hand"
-_OF_ONE = failure_docs(404)
-_BODY_FAILURES = failure_docs(400, 408, 413, 415)
 
 
 async def _endpoint(
-    caller: Caller,
-    webhooks: Hooks,
-    webhook_id: Annotated[UUID, Path(description="Id of an endpoint.")],
+    caller: Caller, webhooks: Hooks, webhook_id: Annotated[UUID, Path(description="Id of an endpoint.")]
 ) -> Endpoint:
-    return await webhooks.read(find_endpoint, webhook_id, seen_by(caller))
+    return await webhooks.read(find_endpoint, webhook_id, visible_projects(caller))
 
 
-Found = Annotated[Endpoint, Depends(_endpoint)]
+FoundEndpoint = Annotated[Endpoint, Depends(_endpoint)]
 
 
-async def _endpoint_to_change(caller: Submitter, endpoint: Found) -> Endpoint:
+async def _endpoint_to_change(caller: Submitter, endpoint: FoundEndpoint) -> Endpoint:
     return endpoint
 
 
-FoundToChange = Annotated[Endpoint, Depends(_endpoint_to_change)]
-WebhooksAsked = Annotated[ListedWebhooks, Query()]
-DeliveriesAsked = Annotated[ListedDeliveries, Query()]
+EndpointToChange = Annotated[Endpoint, Depends(_endpoint_to_change)]
+WebhookPageParams = Annotated[WebhookPageQuery, Query()]
+DeliveryPageParams = Annotated[DeliveryPageQuery, Query()]
 DeliveryId = Annotated[UUID, Path(description="Id of a delivery.")]
 ProjectId = Annotated[
     Text | None, Query(description="A project of the caller's; needless with a key that belongs to one project.")
 ]
-Overlap = Annotated[
+OverlapSeconds = Annotated[
     float, Query(ge=0, le=OVERLAP_MAX_S, allow_inf_nan=False, description="How long the one before signs, too, in s.")
 ]
 Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the first one, instead of a new secret.")]
@@ -81,11 +76,11 @@ Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the fir
 # -- endpoints ----------------------------------------------------------------------------------------------
 
 
-@router.get("/api/v2/webhooks", summary="Endpoints", responses=page_docs(WebhookResponse))
-async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -> Response:
+@router.get("/api/v2/webhooks", summary="Endpoints", **pages(WebhookResponse))
+async def list_webhooks(asked: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
     newest first."""
-    projects = seen_by(caller)
+    projects = visible_projects(caller)
     if asked.project_id:
         projects = {it for it in asked.project_id if caller.sees(it)}
     found = await webhooks.read(list_endpoints, projects, kind=asked.kind, limit=asked.limit, offset=asked.offset)
@@ -94,16 +89,13 @@ async def list_webhooks(asked: WebhooksAsked, caller: Caller, webhooks: Hooks) -
 
 
 @router.post(
-    "/api/v2/webhooks",
-    summary="Register an endpoint",
-    responses=success_docs(MadeWebhookResponse) | _BODY_FAILURES | failure_docs(404, 409),
-    openapi_extra=body_docs(NewWebhook),
+    "/api/v2/webhooks", summary="Register an endpoint", **answers(MadeWebhookResponse, 404, 409, body=NewWebhook)
 )
 async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
     """It is sent what happens in its project from now on, and the answer has the secret that its receiver verifies
     with."""
     body = await bodies.read(request, NewWebhook, account=caller.account)
-    project = project_of(caller, body.project_id)
+    project = choose_project(caller, body.project_id)
     with malformed():
         made = await webhooks.change(
             create_endpoint,
@@ -121,37 +113,29 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
     )
 
 
-@router.get(
-    "/api/v2/webhooks/secret",
-    summary="The secret of a project",
-    responses=success_docs(WebhookSecretResponse) | failure_docs(400, 404),
-)
+@router.get("/api/v2/webhooks/secret", summary="The secret of a project", **answers(WebhookSecretResponse, 400, 404))
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """What is sent to the `webhook` of its batches is signed with it."""
-    shown = await webhooks.secret_of_project(project_of(caller, project_id))
+    shown = await webhooks.secret_of_project(choose_project(caller, project_id))
     return success(WebhookSecretResponse.from_secret(shown))
 
 
-@router.post(
-    "/api/v2/webhooks/rotate_secret",
-    summary="Rotate it",
-    responses=success_docs(WebhookSecretResponse) | failure_docs(400, 404),
-)
+@router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 400, 404))
 async def rotate_project_secret(
     caller: Submitter,
     webhooks: Hooks,
     project_id: ProjectId = None,
-    overlap_s: Overlap = OVERLAP_S,
+    overlap_s: OverlapSeconds = OVERLAP_S,
     ed25519: Ed25519 = False,
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
-    project = project_of(caller, project_id)
+    project = choose_project(caller, project_id)
     shown = await webhooks.rotate_of_project(project, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_secret(shown))
 
 
-@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", responses=success_docs(WebhookResponse) | _OF_ONE)
-async def get_webhook(endpoint: Found) -> Response:
+@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", **answers(WebhookResponse, 404))
+async def get_webhook(endpoint: FoundEndpoint) -> Response:
     """As it stands, without its secret."""
     return success(WebhookResponse.from_endpoint(endpoint))
 
@@ -159,61 +143,43 @@ async def get_webhook(endpoint: Found) -> Response:
 @router.patch(
     "/api/v2/webhooks/{webhook_id}",
     summary="Change an endpoint",
-    responses=success_docs(WebhookResponse) | _OF_ONE | _BODY_FAILURES | failure_docs(409),
-    openapi_extra=body_docs(WebhookChange),
+    **answers(WebhookResponse, 404, 409, body=WebhookChange),
 )
 async def change_webhook(
-    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+    request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
     """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
     body = await bodies.read(request, WebhookChange, account=caller.account)
     with malformed():
         changed = await webhooks.change(
-            change_endpoint,
-            webhooks.policy,
-            endpoint.id,
-            url=body.url,
-            types=body.types,
-            description=body.description,
+            change_endpoint, webhooks.policy, endpoint.id, url=body.url, types=body.types, description=body.description
         )
     return success(WebhookResponse.from_endpoint(changed))
 
 
-@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", responses=success_docs(None) | _OF_ONE)
-async def delete_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
+@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **answers(None, 404))
+async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """For good, with its secrets and the log of its deliveries. The `webhook` of batches comes back with the next
     event of one: disable it instead."""
     await webhooks.change(delete_endpoint, endpoint.id)
     return success(None)
 
 
-@router.post(
-    "/api/v2/webhooks/{webhook_id}/enable",
-    summary="Enable an endpoint",
-    responses=success_docs(WebhookResponse) | _OF_ONE,
-)
-async def enable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
+@router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **answers(WebhookResponse, 404))
+async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
     return success(WebhookResponse.from_endpoint(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
-@router.post(
-    "/api/v2/webhooks/{webhook_id}/disable",
-    summary="Disable an endpoint",
-    responses=success_docs(WebhookResponse) | _OF_ONE,
-)
-async def disable_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
+@router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **answers(WebhookResponse, 404))
+async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Nothing is sent there any more; deliveries are written down, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return success(WebhookResponse.from_endpoint(await webhooks.read(find_endpoint, endpoint.id)))
 
 
-@router.post(
-    "/api/v2/webhooks/{webhook_id}/ping",
-    summary="Send a ping",
-    responses=success_docs(DeliveryResponse) | _OF_ONE | failure_docs(409),
-)
-async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
+@router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **answers(DeliveryResponse, 404, 409))
+async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
@@ -221,22 +187,16 @@ async def ping_webhook(endpoint: FoundToChange, webhooks: Hooks) -> Response:
 
 
 @router.get(
-    "/api/v2/webhooks/{webhook_id}/secret",
-    summary="The secret of an endpoint",
-    responses=success_docs(WebhookSecretResponse) | _OF_ONE,
+    "/api/v2/webhooks/{webhook_id}/secret", summary="The secret of an endpoint", **answers(WebhookSecretResponse, 404)
 )
-async def get_secret(endpoint: FoundToChange, webhooks: Hooks) -> Response:
+async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
     return success(WebhookSecretResponse.from_secret(await webhooks.secret(endpoint)))
 
 
-@router.post(
-    "/api/v2/webhooks/{webhook_id}/rotate_secret",
-    summary="Rotate it",
-    responses=success_docs(WebhookSecretResponse) | _OF_ONE,
-)
+@router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 404))
 async def rotate_secret(
-    endpoint: FoundToChange, webhooks: Hooks, overlap_s: Overlap = OVERLAP_S, ed25519: Ed25519 = False
+    endpoint: EndpointToChange, webhooks: Hooks, overlap_s: OverlapSeconds = OVERLAP_S, ed25519: Ed25519 = False
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     return success(
@@ -250,10 +210,10 @@ async def rotate_secret(
 @router.get(
     "/api/v2/webhooks/{webhook_id}/deliveries",
     summary="Deliveries to an endpoint",
-    responses=success_docs(DeliveryPageResponse) | _OF_ONE,
+    **answers(DeliveryPageResponse, 404),
 )
 async def list_endpoint_deliveries(
-    endpoint: Found, asked: DeliveriesAsked, caller: Caller, webhooks: Hooks
+    endpoint: FoundEndpoint, asked: DeliveryPageParams, caller: Caller, webhooks: Hooks
 ) -> Response:
     """Newest first, each with every attempt."""
     return success(await _deliveries(webhooks, caller, asked, endpoint.id))
@@ -262,11 +222,10 @@ async def list_endpoint_deliveries(
 @router.post(
     "/api/v2/webhooks/{webhook_id}/resend",
     summary="Send again since a time",
-    responses=success_docs(ResentResponse) | _OF_ONE | _BODY_FAILURES | failure_docs(409),
-    openapi_extra=body_docs(ResendBody),
+    **answers(ResentResponse, 404, 409, body=ResendBody),
 )
 async def resend_all(
-    request: Request, endpoint: FoundToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
+    request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
     """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
     body = await bodies.read(request, ResendBody, account=caller.account)
@@ -276,40 +235,40 @@ async def resend_all(
     return success(ResentResponse(count=count))
 
 
-@router.get("/api/v2/deliveries", summary="Deliveries", responses=success_docs(DeliveryPageResponse))
-async def list_all_deliveries(asked: DeliveriesAsked, caller: Caller, webhooks: Hooks) -> Response:
+@router.get("/api/v2/deliveries", summary="Deliveries", **answers(DeliveryPageResponse))
+async def list_all_deliveries(asked: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
     return success(await _deliveries(webhooks, caller, asked, None))
 
 
-@router.get(
-    "/api/v2/deliveries/{delivery_id}", summary="A delivery", responses=success_docs(DeliveryWithBodyResponse) | _OF_ONE
-)
+@router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", **answers(DeliveryWithBodyResponse, 404))
 async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
     """With every attempt, and the body that is sent."""
     return success(
-        DeliveryWithBodyResponse.from_delivery(await webhooks.read(find_delivery, delivery_id, seen_by(caller)))
+        DeliveryWithBodyResponse.from_delivery(
+            await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
+        )
     )
 
 
-@router.post(
-    "/api/v2/deliveries/{delivery_id}/resend",
-    summary="Send one again",
-    responses=success_docs(DeliveryResponse) | _OF_ONE | failure_docs(409),
-)
+@router.post("/api/v2/deliveries/{delivery_id}/resend", summary="Send one again", **answers(DeliveryResponse, 404, 409))
 async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Response:
     """Whatever became of it: with the same id and body, signed anew, by a schedule from its beginning."""
-    await webhooks.read(find_delivery, delivery_id, seen_by(caller))
+    await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
     found = await webhooks.change(resend, delivery_id)
     await webhooks.arm(found.endpoint)
     return success(DeliveryResponse.from_delivery(found))
 
 
 async def _deliveries(
-    webhooks: Webhooks, caller: Principal, asked: ListedDeliveries, endpoint: UUID | None
+    webhooks: WebhookService, caller: Principal, asked: DeliveryPageQuery, endpoint: UUID | None
 ) -> DeliveryPageResponse:
     with malformed("query"):
         found = await webhooks.read(
-            list_deliveries, seen_by(caller), asked.filter(endpoint), limit=asked.limit, after=asked.after or None
+            list_deliveries,
+            visible_projects(caller),
+            asked.filter(endpoint),
+            limit=asked.limit,
+            after=asked.after or None,
         )
     return DeliveryPageResponse(deliveries=[DeliveryResponse.from_delivery(it) for it in found.rows], after=found.after)

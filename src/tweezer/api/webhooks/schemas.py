@@ -60,7 +60,7 @@ class ResendBody(msgspec.Struct, frozen=True):
     all: Annotated[bool, doc("Those that were delivered, too.")] = False
 
 
-class ListedWebhooks(BaseModel):
+class WebhookPageQuery(BaseModel):
     """Which endpoints are meant."""
 
     model_config = ConfigDict(frozen=True)
@@ -73,7 +73,7 @@ class ListedWebhooks(BaseModel):
     offset: Number = 0
 
 
-class ListedDeliveries(BaseModel):
+class DeliveryPageQuery(BaseModel):
     """Which deliveries are meant; all that is given must be so."""
 
     model_config = ConfigDict(frozen=True)

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
-from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 import structlog
-from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 
+from tweezer.api.access.dependencies import part
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import SECRETS_SURE_S, Vault
@@ -31,7 +31,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
-class Webhooks:
+class WebhookService:
     """policy: where webhooks may go. Raises InvalidInput("webhook_allow" or "webhook_ports", …)."""
 
     def __init__(self, settings: Settings, store: Store, database: Database) -> None:
@@ -106,16 +106,12 @@ class Webhooks:
         return shown
 
 
-def seen_by(caller: Principal) -> Collection[str] | None:
+def visible_projects(caller: Principal) -> Collection[str] | None:
     """The projects whose webhooks exist for this caller; None: all."""
     return None if caller.sees_all else caller.projects
 
 
-async def _webhooks(request: Request) -> Webhooks:
-    return cast(Webhooks, request.app.state.webhooks)
-
-
-Hooks = Annotated[Webhooks, Depends(_webhooks)]
+Hooks = Annotated[WebhookService, part("webhooks")]
 
 
 def check_webhook(url: str | None, policy: WebhookPolicy) -> None:

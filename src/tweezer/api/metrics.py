@@ -66,7 +66,7 @@ class AnswerTimes:
         yield family
 
 
-class Timing:
+class TimingMiddleware:
     """ASGI middleware: notes the time of each answer.
 
     Its route is ``none`` when it was refused before its route was found, its status 0 when the caller left unanswered.
@@ -119,17 +119,17 @@ class Metrics:
         async with _trying("the ledger"):
             position = await self._database.run(read_recorder_position, self._database, self._namespace) or START
             webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
-            families.extend(_of_webhooks(webhooks))
-            families.extend(_of_letters(await self._database.run(read_dead_letters, self._database)))
+            families.extend(_webhook_families(webhooks))
+            families.extend(_dead_letter_families(await self._database.run(read_dead_letters, self._database)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
         measures: Measures | None = None
         async with _trying("Redis"):
             measures = await measure(self._store.scripts, position, delivered)
-            families.extend(_of_queue(measures))
+            families.extend(_queue_families(measures))
             if delivered is not None:
-                families.extend(_of_lag(measures))
-            families.extend(_of_memory(await self._store.reader.server_info()))
+                families.extend(_lag_families(measures))
+            families.extend(_memory_families(await self._store.reader.server_info()))
         families.append(_gauge("redis_up", "Whether Redis answered", measures is not None))
         return generate_latest(_Collected(families))
 
@@ -154,7 +154,7 @@ async def _trying(what: str) -> AsyncIterator[None]:
         log.warning("metrics.left_out", of=what, error=str(error) or f"no answer within {_PATIENCE_S:g} s")
 
 
-def _of_webhooks(webhooks: WebhookHealth) -> Iterator[Metric]:
+def _webhook_families(webhooks: WebhookHealth) -> Iterator[Metric]:
     deliveries = GaugeMetricFamily(
         "tweezer_deliveries", "Webhooks to be sent, given up or held back, each counted to 100000", labels=("status",)
     )
@@ -165,7 +165,7 @@ def _of_webhooks(webhooks: WebhookHealth) -> Iterator[Metric]:
     yield _gauge("endpoints_disabled", "Endpoints that are sent no webhooks", webhooks.disabled)
 
 
-def _of_letters(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
+def _dead_letter_families(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
     there = GaugeMetricFamily("tweezer_dead_letters", "Entries and messages that are parked", labels=("consumer",))
     ever = CounterMetricFamily(
         "tweezer_dead_letters_parked", "Entries and messages that could not be processed", labels=("consumer",)
@@ -180,11 +180,11 @@ def _of_letters(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
     yield from (there, ever, evicted)
 
 
-def _of_queue(measures: Measures) -> Iterator[Metric]:
+def _queue_families(measures: Measures) -> Iterator[Metric]:
     jobs = _by_device("jobs", "Jobs that wait or run", "status")
     tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
     lanes = _by_device("lanes", "Lanes of live workers: busy, free, or draining (free, but take no more)", "state")
-    workers = _by_device("workers", "Live workers")
+    workers = _by_device("workers", "ReadModel workers")
     paused = _by_device("device_paused", "Whether the device is paused")
     wait = _by_device(
         "longest_wait_seconds", "Since the submit of the job that waits longest at the front of the queue"
@@ -214,7 +214,7 @@ def _of_queue(measures: Measures) -> Iterator[Metric]:
     yield _gauge("recorder_active", "Whether a recorder is at work", measures.recorder_active)
 
 
-def _of_lag(measures: Measures) -> Iterator[Metric]:
+def _lag_families(measures: Measures) -> Iterator[Metric]:
     yield _gauge("recorder_lag_seconds", "Age of the oldest entry that is not recorded", measures.unrecorded_s)
     yield _gauge("recorder_lag_entries", "Entries that are not recorded, counted to 1000", measures.unrecorded)
     says = "that no courier has made webhooks of"
@@ -222,7 +222,7 @@ def _of_lag(measures: Measures) -> Iterator[Metric]:
     yield _gauge("courier_lag_entries", f"Entries {says}, counted to 1000", measures.undelivered)
 
 
-def _of_memory(info: dict[str, int]) -> Iterator[Metric]:
+def _memory_families(info: dict[str, int]) -> Iterator[Metric]:
     yield _gauge("redis_memory_bytes", "Memory that Redis uses", int(info.get("used_memory", 0)))
     yield _gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", int(info.get("maxmemory", 0)))
 

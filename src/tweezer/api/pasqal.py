@@ -1,0 +1,161 @@
+"""Paths that exist only for Pasqal's clients and third parties: a prefix, version 1, older verbs, and workloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.routing import APIRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tweezer.api.access.dependencies import BatchId, Caller, JobId, LiveStore, Queue, Submitter
+from tweezer.api.batches import bulk, commands, reads, service_side
+from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
+from tweezer.api.batches.schemas import OlderBatchResponse, OlderJobResponse
+from tweezer.api.http.openapi import answers, failure_docs, response_docs
+from tweezer.api.http.responses import Failure, RequestRefused, success
+from tweezer.model.messages import Result, result_file
+
+THIRD_PARTY = "/api/v1/third-party-access/ovh"
+
+router = APIRouter()
+
+
+@router.get(
+    "/api/v1/batches/{batch_id}",
+    tags=["batches"],
+    summary="A batch, its sequence and its jobs, the older way",
+    **answers(OlderBatchResponse, 404, 422),
+)
+async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
+    """As version 2 has it. The results of jobs have routes of their own."""
+    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
+    return success(OlderBatchResponse.from_records(record, jobs))
+
+
+@router.get(
+    "/api/v1/jobs/{job_id}",
+    tags=["jobs"],
+    summary="A job with its result, the older way",
+    **answers(OlderJobResponse, 404, 422),
+)
+async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
+    """As version 2 has it, and its result, unless that is so large that it is kept in a file."""
+    job = await live.job(caller, job_id)
+    packed = await live.packed_result(job)
+    result: Result | None = None
+    if packed is not None and result_file(packed) is None:
+        result = await queue.results.unpack(packed)
+    return success(OlderJobResponse.with_result(job, result))
+
+
+def _routes_by_function(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], APIRoute]:
+    """Return the route of each function; of several, the first."""
+    found: dict[Callable[..., Any], APIRoute] = {}
+    for each in routers:
+        for route in each.routes:
+            assert isinstance(route, APIRoute)
+            found.setdefault(route.endpoint, route)
+    return found
+
+
+_ROUTES = _routes_by_function(module.router for module in (reads, bulk, service_side, commands))
+_ALIASES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
+    ("POST", "/api/v1/batches/{batch_id}/jobs", commands.add_jobs),
+    ("PATCH", "/api/v1/batches/{batch_id}/complete", commands.close_batch),
+    ("PUT", "/api/v1/batches/{batch_id}/complete", commands.close_batch),
+    ("PATCH", "/api/v1/batches/{batch_id}/cancel", commands.cancel_batch),
+    ("PUT", "/api/v1/batches/{batch_id}/cancel", commands.cancel_batch),
+    ("PATCH", "/api/v2/batches/cancel", bulk.cancel_batches),
+    ("PATCH", "/api/v1/batches/{batch_id}/cancel/jobs", bulk.cancel_jobs),
+    ("PATCH", "/api/v1/jobs/{job_id}/cancel", commands.cancel_job),
+    ("PUT", "/api/v1/jobs/{job_id}/cancel", commands.cancel_job),
+    ("PUT", "/api/v1/batches/{batch_id}/status", service_side.set_batch_status),
+    ("PUT", "/api/v1/jobs/{job_id}/status", service_side.set_job_status),
+    ("POST", f"{THIRD_PARTY}/batches", commands.create_batch),
+    ("GET", f"{THIRD_PARTY}/batches/{{batch_id}}", reads.get_batch),
+    ("GET", f"{THIRD_PARTY}/batches/{{batch_id}}/status", reads.get_batch_status),
+    ("GET", f"{THIRD_PARTY}/jobs", reads.list_jobs),
+    ("GET", f"{THIRD_PARTY}/jobs/{{job_id}}/results_link", reads.get_results_link),
+    ("GET", f"{THIRD_PARTY}/jobs/{{job_id}}/status", reads.get_job_status),
+)
+
+
+def _route_name(method: str, path: str, endpoint: Callable[..., Any]) -> str:
+    way = "third_party" if path.startswith(THIRD_PARTY) else path.split("/")[2]
+    return f"{endpoint.__name__}_{way}_{method.lower()}"
+
+
+for _method, _path, _endpoint in _ALIASES:
+    _route = _ROUTES[_endpoint]
+    router.add_api_route(
+        _path,
+        _endpoint,
+        methods=[_method],
+        name=_route_name(_method, _path, _endpoint),
+        tags=_route.tags,
+        summary=f"{_route.summary}: another way",
+        responses=_route.responses,
+        openapi_extra=_route.openapi_extra,
+    )
+
+
+_WORKLOAD_ANSWERS = failure_docs() | response_docs(Failure, "Not there yet.", status=501)
+
+
+async def read_workload(caller: Caller) -> None:
+    """Workloads are not served yet: submit batches."""
+    raise RequestRefused(
+        501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet"
+    )
+
+
+async def change_workload(caller: Submitter) -> None:
+    """Workloads are not served yet: submit batches."""
+    await read_workload(caller)
+
+
+_ID = {"name": "workload_id", "in": "path", "required": True, "schema": {"type": "string", "title": "Workload Id"}}
+_WORKLOADS = (
+    ("POST", "/api/v1/workloads", "create_workload"),
+    ("GET", "/api/v1/workloads", "list_workloads"),
+    ("GET", "/api/v1/workloads/{workload_id}", "get_workload_v1"),
+    ("GET", "/api/v2/workloads/{workload_id}", "get_workload"),
+    ("PUT", "/api/v1/workloads/{workload_id}/cancel", "cancel_workload"),
+    ("PATCH", "/api/v1/workloads/{workload_id}/status", "set_workload_status"),
+    ("POST", "/api/v1/workloads/{workload_id}/result", "post_workload_result"),
+    ("POST", "/api/v1/workloads/{workload_id}/errors", "post_workload_errors"),
+)
+for method, path, name in _WORKLOADS:
+    router.add_api_route(
+        path,
+        read_workload if method == "GET" else change_workload,
+        methods=[method],
+        name=name,
+        tags=["workloads"],
+        responses=_WORKLOAD_ANSWERS,
+        summary=name.replace("_", " ").capitalize(),
+        status_code=501,
+        openapi_extra={"parameters": [_ID]} if "{" in path else None,
+    )
+
+
+CORE_PREFIX = "/core-fast"
+
+
+class PathPrefixMiddleware:
+    """ASGI middleware: a path below the prefix is the path without it, for all that comes after."""
+
+    def __init__(self, app: ASGIApp, *, prefix: str = CORE_PREFIX) -> None:
+        self._app = app
+        self._prefix = f"{prefix}/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(self._prefix):
+            size = len(self._prefix) - 1
+            scope = {**scope, "path": scope["path"][size:]}
+            raw: bytes | None = scope.get("raw_path")
+            if raw is not None:
+                scope["raw_path"] = raw.removeprefix(self._prefix[:-1].encode())
+        await self._app(scope, receive, send)

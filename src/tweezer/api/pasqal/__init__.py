@@ -1,1 +1,0 @@
-"""Paths and names that exist only for Pasqal's clients"""
