@@ -14,7 +14,7 @@ from tweezer.api.batches import bulk, commands, reads, service_side
 from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
 from tweezer.api.batches.schemas import OlderBatchResponse, OlderJobResponse
 from tweezer.api.http.openapi import answers, failure_docs, response_docs
-from tweezer.api.http.responses import Failure, RequestRefused, success
+from tweezer.api.http.responses import Failure, RequestRejected, success
 from tweezer.model.messages import Result, result_file
 
 THIRD_PARTY = "/api/v1/third-party-access/ovh"
@@ -106,7 +106,7 @@ _WORKLOAD_ANSWERS = failure_docs() | response_docs(Failure, "Not there yet.", st
 
 async def read_workload(caller: Caller) -> None:
     """Workloads are not served yet: submit batches."""
-    raise RequestRefused(
+    raise RequestRejected(
         501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet"
     )
 

@@ -37,7 +37,7 @@ from tweezer.api.http.bodies import (
 from tweezer.api.http.header_limits import HEAD_MAX, HEAD_S
 from tweezer.api.http.limits import _DRAIN_BYTES, RequestLimits, RequestLimitsMiddleware
 from tweezer.api.http.openapi import DescribedAPI, answers
-from tweezer.api.http.responses import RequestRefused, install_error_handlers
+from tweezer.api.http.responses import RequestRejected, install_error_handlers
 from tweezer.model.errors import InvalidInput
 from tweezer.model.messages import MAX_JOBS_PER_CALL
 from tweezer.model.sequence import MAX_SEQUENCE_BYTES
@@ -344,7 +344,7 @@ async def test_a_large_body_is_not_packed_too_well() -> None:
 def test_a_key_is_not_looked_for_among_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.http.bodies._first_repeated_key", None)  # seconds of the processor
     keys = b",".join(b'"%d":1' % number for number in range(100_000))
-    with pytest.raises(RequestRefused, match="has a key that is given twice") as caught:
+    with pytest.raises(RequestRejected, match="has a key that is given twice") as caught:
         read(b'{"inner":[],"other":{' + keys + b',"5":2}}')
     assert (caught.value.code, caught.value.field) == ("repeated_key", "body")
 
@@ -406,10 +406,10 @@ def read(text: bytes) -> Outer:
 
 
 def refused(text: bytes) -> tuple[str, str | None]:
-    with pytest.raises((RequestRefused, InvalidInput)) as caught:
+    with pytest.raises((RequestRejected, InvalidInput)) as caught:
         read(text)
     error = caught.value
-    assert isinstance(error, RequestRefused | InvalidInput)
+    assert isinstance(error, RequestRejected | InvalidInput)
     return error.code, error.field
 
 
@@ -459,7 +459,7 @@ def test_what_is_not_json_is_refused(text: bytes) -> None:
 )
 def test_what_json_cannot_hold_is_refused_by_the_name_of_its_field(text: bytes, field: str, problem: str) -> None:
     assert refused(text) == ("not_json", field)
-    with pytest.raises(RequestRefused, match=problem):
+    with pytest.raises(RequestRejected, match=problem):
         read(text)
 
 
@@ -604,7 +604,7 @@ def test_the_look_at_the_text_is_exact(value: Any, ascii_only: bool, limit: int,
         patch.setattr(bodies, "MAX_DEPTH", limit)
         patch.setattr(bodies, "_STEP", step)
         if depth_of(value) > limit:
-            with pytest.raises(RequestRefused, match="nested more than"):
+            with pytest.raises(RequestRejected, match="nested more than"):
                 read_json(text, Any)
         else:
             assert read_json(text, Any) == value
@@ -614,7 +614,7 @@ def test_the_look_at_the_text_is_exact(value: Any, ascii_only: bool, limit: int,
 def test_no_bytes_bring_another_error_than_a_refusal(text: bytes) -> None:
     try:
         read(text)
-    except (RequestRefused, InvalidInput) as error:
+    except (RequestRejected, InvalidInput) as error:
         assert error.field
 
 
@@ -649,7 +649,7 @@ def granted(rates: RateLimiter, key: str, tries: int) -> int:
     for _ in range(tries):
         try:
             rates.spend(key)
-        except RequestRefused:
+        except RequestRejected:
             continue
         count += 1
     return count
@@ -675,7 +675,7 @@ def test_who_is_too_fast_hears_when_to_come_again() -> None:
     clock = Clock()
     rates = RateLimiter(0.5, 1, clock=clock)
     rates.spend("k")
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(RequestRejected) as caught:
         rates.spend("k")
     assert (caught.value.status, caught.value.code) == (429, "too_many_requests")
     assert caught.value.headers == {"Retry-After": "2"}
@@ -702,7 +702,7 @@ def test_keys_that_rest_are_forgotten() -> None:
         rates.spend(f"k{number}")
         clock.now += 0.001
     assert len(rates._full_at) <= 20_001
-    with pytest.raises(RequestRefused):
+    with pytest.raises(RequestRejected):
         rates.spend("k29999")
 
 
@@ -712,7 +712,7 @@ def test_keys_that_rest_are_forgotten() -> None:
 def test_every_reason_to_refuse_is_on_the_page() -> None:
     root = Path(__file__).parents[3]
     sources = "\n".join(file.read_text() for file in (root / "src/tweezer/api").rglob("*.py"))
-    reasons = set(re.findall(r'(?:RequestRefused|_refuse|failure)\(\s*\d{3},\s*"(\w+)"', sources))
+    reasons = set(re.findall(r'(?:RequestRejected|_refuse|failure)\(\s*\d{3},\s*"(\w+)"', sources))
     assert {"too_many_jobs", "body_too_slow", "head_too_large", "unauthorized"} <= reasons
     page = (root / "docs/api.md").read_text()
     assert {reason for reason in reasons if f"`{reason}`" not in page} == set()

@@ -18,7 +18,7 @@ import structlog
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tweezer.api.http.responses import RequestRefused, error_response
+from tweezer.api.http.responses import RequestRejected, error_response
 from tweezer.api.http.security_headers import get_origin
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
@@ -46,13 +46,13 @@ def get_caller(scope: Scope) -> Principal | None:
     return cast("Principal | None", scope.get(_CALLER))
 
 
-def unauthorized() -> RequestRefused:
+def unauthorized() -> RequestRejected:
     """The answer to who has no key that is good."""
     problem = (
         "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
         "token that /oauth/token gave"
     )
-    return RequestRefused(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
+    return RequestRejected(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
 
 
 class Authenticator:
@@ -209,12 +209,12 @@ class RateLimiter:
         self._kept_most = _ACCOUNTS_KEPT
 
     def spend(self, account: str) -> None:
-        """Count a request of the account. Raises RequestRefused, a 429, which counts nothing."""
+        """Count a request of the account. Raises RequestRejected, a 429, which counts nothing."""
         now = self._clock()
         full_at = max(self._full_at.get(account, now), now) + 1 / self._per_s
         wait_s = full_at - now - self._burst / self._per_s
         if wait_s > _ROUNDING_S:
-            raise RequestRefused(
+            raise RequestRejected(
                 429,
                 "too_many_requests",
                 f"{account} has made more than {self._per_s:g} requests a second (and {self._burst} at once), all keys "

@@ -13,7 +13,7 @@ from pydantic import Field
 from tweezer.api.access.auth import SignedLinks, get_caller, unauthorized
 from tweezer.api.http.bodies import BodyReader
 from tweezer.api.http.longpoll import LongPolls
-from tweezer.api.http.responses import RequestRefused
+from tweezer.api.http.responses import RequestRejected
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal, Role
 from tweezer.ledger.database import Database
@@ -50,13 +50,13 @@ class _BearerKey(SecurityBase):
 
 
 def require_role(request: Request, roles: frozenset[Role]) -> Principal:
-    """Return the caller. Raises RequestRefused: 401 without a key, 403 where the key's role is not one of these."""
+    """Return the caller. Raises RequestRejected: 401 without a key, 403 where the key's role is not one of these."""
     caller = get_caller(request.scope)
     if caller is None:  # cannot happen: the middleware lets nobody through
         raise unauthorized()
     if caller.role not in roles:
         allowed = " or ".join(role for role in Role if role in roles)
-        raise RequestRefused(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
+        raise RequestRejected(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
     return caller
 
 
@@ -88,7 +88,7 @@ Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
 async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Role)))]) -> Principal:
     if not caller.is_session:
         problem = "this needs a session, not a key; log in at /oauth/token with name and password"
-        raise RequestRefused(403, "not_a_session", problem)
+        raise RequestRejected(403, "not_a_session", problem)
     return caller
 
 
@@ -127,7 +127,7 @@ class _LinkOrKey(SecurityBase):
                 "this link has expired, was changed, or its key was rotated; get a new one from "
                 "/api/v1/jobs/{job_id}/results_link"
             )
-            raise RequestRefused(403, "link_expired", problem)
+            raise RequestRejected(403, "link_expired", problem)
         return _LINK
 
 

@@ -18,7 +18,7 @@ from tweezer.api.http.openapi import Responses, answers, response_docs
 from tweezer.api.http.responses import (
     RETRY_AFTER_S,
     Moment,
-    RequestRefused,
+    RequestRejected,
     describe_outage,
     doc,
     json_response,
@@ -218,7 +218,7 @@ async def end_session(
     identity = caller.key if session_id == CURRENT else session_id
     if caller.role is Role.READ and identity != caller.key:
         problem = "role: read may end no other session; use a session of the role user"
-        raise RequestRefused(403, "forbidden", problem)
+        raise RequestRejected(403, "forbidden", problem)
     await ledger.run(_end_session, ledger, caller, identity)
     authenticator: Authenticator = request.app.state.authenticator
     authenticator.forget(identity)

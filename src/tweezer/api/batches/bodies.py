@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tweezer.api.http.responses import RequestRefused, doc
+from tweezer.api.http.responses import RequestRejected, doc
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import is_project_id
@@ -89,14 +89,14 @@ class BatchBody(msgspec.Struct, frozen=True):
 
 
 def choose_project(caller: Principal, given: str | None) -> str:
-    """Return the project that a submit is for. Raises InvalidInput, and RequestRefused (403) for a foreign project."""
+    """Return the project that a submit is for. Raises InvalidInput, and RequestRejected (403) for a foreign project."""
     if not given:  # some clients of third parties send an empty one
         if len(caller.projects) == 1:
             return next(iter(caller.projects))
         mine = ", ".join(sorted(caller.projects)) or "none of their own"
         raise InvalidInput("project_id", f"is missing: these credentials are not for one project, but for {mine}")
     if not caller.sees(given):
-        raise RequestRefused(403, "foreign_project", "is not a project of these credentials", field="project_id")
+        raise RequestRejected(403, "foreign_project", "is not a project of these credentials", field="project_id")
     if not is_project_id(given):
         raise InvalidInput("project_id", "is no id of a project: 1 to 64 letters, digits, dots, dashes and underscores")
     return given
@@ -109,7 +109,7 @@ def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bo
 
 
 def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
-    """The submission that the body asks for. Raises InvalidInput and RequestRefused, naming the field of the body."""
+    """The submission that the body asks for. Raises InvalidInput and RequestRejected, naming the field of the body."""
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
     if body.open is not None and body.open is body.complete:
@@ -163,10 +163,10 @@ def build_repetition(
 
 
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
-    """Checks what is limited whatever the device. Raises RequestRefused."""
+    """Checks what is limited whatever the device. Raises RequestRejected."""
     if len(jobs) > MAX_JOBS_PER_CALL:
         problem = f"has {len(jobs)} jobs, and a call at most {MAX_JOBS_PER_CALL}; add the rest to an open batch"
-        raise RequestRefused(413, "too_many_jobs", problem, field="jobs")
+        raise RequestRejected(413, "too_many_jobs", problem, field="jobs")
     for index, job in enumerate(jobs):
         _check_length(f"jobs[{index}].sequence", job.sequence)
 
@@ -179,7 +179,7 @@ def rename_field(error: InvalidInput) -> InvalidInput:
 def _check_length(field: str, sequence: str | None) -> None:
     if sequence is not None and len(sequence) > MAX_SEQUENCE_BYTES:
         problem = f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the most that is accepted"
-        raise RequestRefused(413, "sequence_too_long", problem, field=field)
+        raise RequestRejected(413, "sequence_too_long", problem, field=field)
 
 
 def _device(body: BatchBody) -> str | None:

@@ -25,7 +25,7 @@ from tweezer.api.batches.schemas import (
     ResultsLinksOfBatchResponse,
 )
 from tweezer.api.http.openapi import answers, failure_docs
-from tweezer.api.http.responses import RequestRefused, success
+from tweezer.api.http.responses import RequestRejected, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.queries.filters import JobFilter
@@ -185,7 +185,7 @@ def _find_foreign_ids(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
 
 
 async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
-    """Return the current jobs in creation order. Raises RequestRefused when there are more than a call may touch."""
+    """Return the current jobs in creation order. Raises RequestRejected when there are more than a call may touch."""
     if not wanted.takes_from(batch):
         return []
     found: list[JobRecord] = []
@@ -196,7 +196,7 @@ async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wa
                 problem = (
                     f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
                 )
-                raise RequestRefused(413, "too_many_jobs", problem, field="id")
+                raise RequestRejected(413, "too_many_jobs", problem, field="id")
     return found
 
 

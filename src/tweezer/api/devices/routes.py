@@ -25,7 +25,7 @@ from tweezer.api.devices.schemas import (
 )
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
 from tweezer.api.http.openapi import answers, pages
-from tweezer.api.http.responses import RequestRefused, page, success
+from tweezer.api.http.responses import RequestRejected, page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
 from tweezer.ledger.queries import statistics
@@ -254,10 +254,10 @@ async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[De
 
 
 async def _checked(text: str) -> model.DeviceSpecs:
-    """The specs, if Pulser takes them. Raises InvalidInput, and RequestRefused where nobody can say."""
+    """The specs, if Pulser takes them. Raises InvalidInput, and RequestRejected where nobody can say."""
     try:
         return await asyncio.to_thread(check_specs, text)
     except InvalidInput:
         raise
     except TweezerError as error:
-        raise RequestRefused(503, error.code, error.message) from error
+        raise RequestRejected(503, error.code, error.message) from error

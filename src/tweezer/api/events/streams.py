@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
 from tweezer.api.http.longpoll import LongPolls, disconnect
-from tweezer.api.http.responses import RequestRefused
+from tweezer.api.http.responses import RequestRejected
 from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import EventPage, Feed, Selection
@@ -109,9 +109,9 @@ class FeedFollowers:
         return not page.events and not page.more
 
     def enter(self, account: str) -> Callable[[], None]:
-        """Count a stream of the account; what it returns ends that. Raises RequestRefused, a 429."""
+        """Count a stream of the account; what it returns ends that. Raises RequestRejected, a 429."""
         if self._streams[account] >= STREAMS_MAX:
-            raise RequestRefused(
+            raise RequestRejected(
                 429,
                 "too_many_streams",
                 f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
-from tweezer.api.http.responses import RequestRefused
+from tweezer.api.http.responses import RequestRejected
 from tweezer.model.arguments import conversion_error
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class BodyReader:
     async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
         """The body as a value of this type. ``root`` is what errors call it where it has no field to name.
 
-        Raises RequestRefused and InvalidInput.
+        Raises RequestRejected and InvalidInput.
         """
         _check_content_type(request.headers)
         unpack = _choose_unpacker(request.headers)
@@ -88,16 +88,16 @@ class BodyReader:
         self._held[account] += more
         if size > self._max:
             problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
-            raise RequestRefused(413, "unpacked_too_large", problem, field="body")
+            raise RequestRejected(413, "unpacked_too_large", problem, field="body")
         if size > UNPACKED_FREE and size > MAX_RATIO * came:
             problem = f"unpacks to more than {MAX_RATIO} times its size as it is sent; send fewer jobs a call"
-            raise RequestRefused(413, "unpacked_too_large", problem, field="body")
+            raise RequestRejected(413, "unpacked_too_large", problem, field="body")
         if self._held[account] > _PER_ACCOUNT * self._max:
             problem = f"{account} sends too many large bodies at once; send them one after the other"
-            raise RequestRefused(429, "too_many_bodies", problem, headers=_RETRY_AFTER)
+            raise RequestRejected(429, "too_many_bodies", problem, headers=_RETRY_AFTER)
         if self._held.total() > _IN_ALL * self._max:
             problem = "too many large bodies are being sent at once; try again"
-            raise RequestRefused(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
+            raise RequestRejected(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
 
     def _let_go(self, account: str, size: int) -> None:
         self._held[account] -= size
@@ -142,8 +142,8 @@ class _Gzip:
             raise _broken_gzip("its end is missing")
 
 
-def _broken_gzip(problem: str) -> RequestRefused:
-    return RequestRefused(400, "broken_gzip", f"is no gzip data: {problem}", field="body")
+def _broken_gzip(problem: str) -> RequestRejected:
+    return RequestRejected(400, "broken_gzip", f"is no gzip data: {problem}", field="body")
 
 
 def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
@@ -153,7 +153,7 @@ def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
         case "gzip" | "x-gzip":
             return _Gzip()
         case _:
-            raise RequestRefused(
+            raise RequestRejected(
                 415,
                 "content_encoding",
                 "is not known here; send the body as it is, or with gzip, once",
@@ -165,7 +165,7 @@ def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
 def _check_content_type(headers: Headers) -> None:
     media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise RequestRefused(
+        raise RequestRejected(
             415,
             "content_type",
             "is not application/json; send JSON, and say so",
@@ -180,11 +180,11 @@ def _check_content_type(headers: Headers) -> None:
 def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
     """JSON text as a value of this type; fields that the type does not know are passed over.
 
-    Raises InvalidInput, and RequestRefused where it goes beyond a limit.
+    Raises InvalidInput, and RequestRejected where it goes beyond a limit.
     """
     keys = _check_size(data)
     if not data:
-        raise RequestRefused(400, "not_json", "is empty; it is to be JSON", field="body")
+        raise RequestRejected(400, "not_json", "is empty; it is to be JSON", field="body")
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -192,8 +192,8 @@ def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> 
     if keys != _count_keys(document):
         if len(data) > _STEP:  # to find it takes several times as long as all the rest, and nobody else runs meanwhile
             problem = "has a key that is given twice in one object"
-            raise RequestRefused(400, "repeated_key", problem, field="body")
-        raise RequestRefused(400, "repeated_key", "is given twice in one object", field=_first_repeated_key(data))
+            raise RequestRejected(400, "repeated_key", problem, field="body")
+        raise RequestRejected(400, "repeated_key", "is given twice in one object", field=_first_repeated_key(data))
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
@@ -216,15 +216,15 @@ def _check_size(data: bytes | bytearray) -> int:
     outside = b"".join(_outside_strings(plain))
     if outside.count(b",") + outside.count(b"[") > MAX_VALUES:
         problem = f"has more than {MAX_VALUES} values; send fewer jobs a call"
-        raise RequestRefused(
+        raise RequestRejected(
             400, "too_many_values", f"has more than {MAX_VALUES} values; send fewer jobs a call", field="body"
         )
     if b"0" * (MAX_NUMBER_LENGTH + 1) in outside:
         problem = f"has a number of more than {MAX_NUMBER_LENGTH} characters"
-        raise RequestRefused(400, "number_too_long", problem, field="body")
+        raise RequestRejected(400, "number_too_long", problem, field="body")
     steps = outside.translate(_STEPS, b"0,:")
     if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH:
-        raise RequestRefused(400, "nested_too_deeply", f"is nested more than {MAX_DEPTH} levels deep", field="body")
+        raise RequestRejected(400, "nested_too_deeply", f"is nested more than {MAX_DEPTH} levels deep", field="body")
     return outside.count(b":")
 
 
@@ -262,7 +262,7 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
     return _name(name)
 
 
-def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRefused:
+def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRejected:
     """Return the error for a text that msgspec cannot read; it names the field where Python's JSON can find it."""
     field, problem = "body", f"is not JSON: {problem.removeprefix('JSON is malformed: ')}"
     if len(data) <= _EXPLAINED:
@@ -277,7 +277,7 @@ def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRefuse
             if found is not None:
                 place, problem = found
                 field = place.removeprefix(".") if place.startswith(".") else f"{root}{place}"
-    return RequestRefused(400, "not_json", problem, field=field)
+    return RequestRejected(400, "not_json", problem, field=field)
 
 
 class _Constant(str):

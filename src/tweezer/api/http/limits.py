@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.api.access.auth import get_caller
-from tweezer.api.http.responses import RequestRefused, error_response, failure
+from tweezer.api.http.responses import RequestRejected, error_response, failure
 
 _DRAIN_S = 1.0
 _DRAIN_BYTES = 65_536
@@ -64,27 +64,27 @@ class RequestLimitsMiddleware:
             try:
                 self._check_url(len(scope["path"]), scope["query_string"])
                 _check_length(length or b"0", most)
-            except RequestRefused as refusal:
+            except RequestRejected as refusal:
                 app = error_response(refusal)
         await app(scope, receive, send)
 
     def _check_url(self, path_length: int, query: bytes) -> None:
         if path_length + len(query) > self._limits.url_max:
-            raise RequestRefused(414, "url_too_long", f"is longer than {self._limits.url_max} characters", field="url")
+            raise RequestRejected(414, "url_too_long", f"is longer than {self._limits.url_max} characters", field="url")
         if query.count(b"&") >= self._limits.parameters_max:
             problem = f"has more than {self._limits.parameters_max} parameters; ask in several requests"
-            raise RequestRefused(400, "too_many_parameters", problem, field="url")
+            raise RequestRejected(400, "too_many_parameters", problem, field="url")
 
 
 def _check_length(text: bytes, most: int) -> None:
     if not text.isdigit():
-        raise RequestRefused(400, "bad_length", "is no number of bytes", field="Content-Length")
+        raise RequestRejected(400, "bad_length", "is no number of bytes", field="Content-Length")
     if len(text) > 15 or int(text) > most:
         raise _too_large(most)
 
 
-def _too_large(most: int) -> RequestRefused:
-    return RequestRefused(
+def _too_large(most: int) -> RequestRejected:
+    return RequestRejected(
         413,
         "body_too_large",
         f"is larger than {most >> 10} KiB as it is sent; send less in one call, or pack it (Content-Encoding: gzip)",
@@ -111,7 +111,7 @@ class _Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """The next part. Raises RequestRefused when there is too much, or it does not come."""
+        """The next part. Raises RequestRejected when there is too much, or it does not come."""
         if self._complete:
             return await self._receive()
         if self._deadline is None:
@@ -121,7 +121,7 @@ class _Body:
             async with asyncio.timeout(left_s):
                 message = await self._next()
         except TimeoutError:
-            raise RequestRefused(
+            raise RequestRejected(
                 408, "body_too_slow", "came too slowly; send it again over a better connection", field="body"
             ) from None
         if self._came > self._most:

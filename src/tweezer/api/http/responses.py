@@ -50,7 +50,7 @@ _JSON = "application/json"
 _encoder = msgspec.json.Encoder()
 
 
-class RequestRefused(TweezerError):
+class RequestRejected(TweezerError):
     """A request that is refused with an HTTP status of its own, before the queue is asked: by limits and permissions.
 
     ``code`` is a word for programs, ``field`` the part of the request at fault, where there is one.
@@ -153,7 +153,7 @@ def failure(
 def error_response(error: TweezerError) -> Response:
     """Return the response of an error of Tweezer's."""
     match error:
-        case RequestRefused():
+        case RequestRejected():
             return failure(error.status, error.message, error.code, field=error.field, headers=error.headers)
         case InvalidInput():
             return failure(400, error.message, error.code, field=error.field)
