@@ -184,7 +184,7 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
     jobs = _by_device("jobs", "Jobs that wait or run", "status")
     tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
     lanes = _by_device("lanes", "Lanes of live workers: busy, free, or draining (free, but take no more)", "state")
-    workers = _by_device("workers", "ReadModel workers")
+    workers = _by_device("workers", "Live workers")
     paused = _by_device("device_paused", "Whether the device is paused")
     wait = _by_device(
         "longest_wait_seconds", "Since the submit of the job that waits longest at the front of the queue"
