@@ -1,4 +1,5 @@
-"""The one bounded cache: values that were used lately, within a budget and, if wanted, up to an age."""
+"""The one bounded cache: values that were used lately, within a budget and, if wanted, up to an age. And calls that are
+shared: by those who ask for the same, and by those who ask at the same time."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
+from tweezer.model.errors import Unavailable
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+Request = TypeVar("Request")
 
 
 class _Entry(NamedTuple, Generic[Value]):
@@ -119,3 +123,58 @@ class CachedCalls(Generic[Key, Value]):
         if is_newest:
             self._results.put(key, result, since=began)
         return result
+
+
+class CombinedCalls(Generic[Request, Value]):
+    """Answers requests that come together by one call; those that come meanwhile share the next one.
+
+    call: returns an answer to each request, in their order; an error is raised to all of their callers. most: requests
+    of a call. budget: sum of the sizes of these, unless there is only one. at_a_time: calls under way.
+    """
+
+    def __init__(
+        self, call: Callable[[list[Request]], Awaitable[list[Value]]], *, most: int, budget: int = 0, at_a_time: int = 1
+    ) -> None:
+        self._call = call
+        self._most, self._budget, self._at_a_time = most, budget, at_a_time
+        self._waiting: list[tuple[Request, int, asyncio.Future[Value]]] = []
+        self._calling: set[asyncio.Task[None]] = set()
+
+    async def get(self, request: Request, *, size: int = 0) -> Value:
+        answer: asyncio.Future[Value] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, size, answer))
+        if len(self._calling) < self._at_a_time:
+            self._calling.add(asyncio.create_task(self._answer_all()))
+        return await answer
+
+    async def _answer_all(self) -> None:
+        own = asyncio.current_task()
+        assert own is not None
+        try:
+            while self._waiting:
+                together = self._next()
+                answers = [answer for _, _, answer in together]
+                try:
+                    values = await self._call([request for request, _, _ in together])
+                except BaseException as error:
+                    for answer in answers:
+                        if not answer.done():
+                            answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    for answer, value in zip(answers, values, strict=True):
+                        if not answer.done():  # the caller may be gone
+                            answer.set_result(value)
+        finally:
+            self._calling.discard(own)
+
+    def _next(self) -> list[tuple[Request, int, asyncio.Future[Value]]]:
+        spent = count = 0
+        for _, size, _ in self._waiting[: self._most]:
+            spent += size
+            if count and spent > self._budget:
+                break
+            count += 1
+        together, self._waiting = self._waiting[:count], self._waiting[count:]
+        return together

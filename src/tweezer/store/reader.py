@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
@@ -12,9 +11,9 @@ import msgspec
 from redis import exceptions as redis_errors
 
 from tweezer.model.cancels import read_attempts
-from tweezer.model.errors import NotFound, Unavailable
+from tweezer.model.errors import NotFound
 from tweezer.model.ids import split_job_id
-from tweezer.model.lru import Recent
+from tweezer.model.lru import CombinedCalls, Recent
 from tweezer.model.messages import Result, decode_fault
 from tweezer.model.windows import Window
 from tweezer.store.keys import KINDS, Key
@@ -258,8 +257,7 @@ class Lookups:
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
-        self._asked: list[_Ask] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._jobs = CombinedCalls(self._read, most=_TOGETHER_MAX)
 
     async def batch(
         self, batch_id: UUID, *, projects: Collection[str] | None, jobs_max: int = -1
@@ -283,11 +281,7 @@ class Lookups:
     async def job(self, job_id: UUID, *, projects: Collection[str] | None) -> JobRecord | None:
         """The job. Raises Unavailable."""
         batch_id, index = split_job_id(job_id)
-        answer: asyncio.Future[list[Any] | None] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Ask(str(batch_id), index, projects, answer))
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
-        row = await answer
+        row = await self._jobs.get(_Ask(str(batch_id), index, projects))
         if row is None:
             return None
         project, doom, cancels, spec, state, fault, version = row
@@ -296,38 +290,17 @@ class Lookups:
         owner = JobOwner(batch_id, project.decode(), fault_of_batch, read_attempts((cancels or b"").decode()))
         return job_record(owner, index, spec, state, fault)
 
-    async def _read(self) -> None:
-        """Answers until nobody asks; what is asked during one round trip goes into the next."""
-        try:
-            while self._asked:
-                asked, self._asked = self._asked[:_TOGETHER_MAX], self._asked[_TOGETHER_MAX:]
-                await self._answer([ask for ask in asked if not ask.answer.done()])
-        finally:
-            self._reading = None
-
-    async def _answer(self, asked: list[_Ask]) -> None:
-        try:
-            rows = await self._scripts.call(
-                "look_up_jobs",
-                jobs=[(it.batch_id, it.index, -1 if it.projects is None else len(it.projects)) for it in asked],
-                projects=[project for it in asked for project in it.projects or ()],
-            )
-        except BaseException as error:
-            for ask in asked:
-                if not ask.answer.done():
-                    ask.answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
-            if not isinstance(error, Exception):
-                raise
-            return
-        for ask, row in zip(asked, rows, strict=True):
-            if not ask.answer.done():  # whoever asked may have gone meanwhile
-                ask.answer.set_result(row)
+    async def _read(self, asked: list[_Ask]) -> list[list[Any] | None]:
+        return await self._scripts.call(
+            "look_up_jobs",
+            jobs=[(it.batch_id, it.index, -1 if it.projects is None else len(it.projects)) for it in asked],
+            projects=[project for it in asked for project in it.projects or ()],
+        )
 
 
 class _Ask(msgspec.Struct, frozen=True):
-    """A job to read, for somebody who may see these projects, and waits for the answer."""
+    """A job to read, for a caller who may see these projects."""
 
     batch_id: str
     index: int
     projects: Collection[str] | None
-    answer: asyncio.Future[list[Any] | None]

@@ -17,8 +17,9 @@ import msgspec
 
 from tweezer.duties import Backoff
 from tweezer.model.cancels import TIMEOUT
-from tweezer.model.errors import FaultKind, TweezerError, Unavailable
+from tweezer.model.errors import FaultKind, TweezerError
 from tweezer.model.lifecycle import Stage
+from tweezer.model.lru import CombinedCalls
 from tweezer.model.messages import (
     MAX_SETTLE_BYTES,
     BatchDoc,
@@ -242,62 +243,6 @@ class _Settle(msgspec.Struct, frozen=True):
 
     ticket: tuple[str | int, ...]
     outcomes: list[tuple[Any, ...]]
-    size: int
-
-
-class _Settles:
-    """Sends settles, those that have come up together in one call: it costs one round trip and one script."""
-
-    def __init__(self, scripts: Scripts) -> None:
-        self._scripts = scripts
-        self._waiting: list[tuple[_Settle, asyncio.Future[list[Any]]]] = []
-        self._sending = 0  # senders that will look at what waits once more
-        self._senders: set[asyncio.Task[None]] = set()
-
-    async def call(self, settle: _Settle) -> list[Any]:
-        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((settle, answer))
-        if self._sending < _SENDERS:
-            self._sending += 1
-            sender = asyncio.create_task(self._send())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
-        return await answer
-
-    async def _send(self) -> None:
-        try:
-            await self._send_all()
-        finally:
-            self._sending -= 1
-
-    async def _send_all(self) -> None:
-        while self._waiting:
-            together = self._next()
-            tickets = [settle.ticket for settle, _ in together]
-            outcomes = [outcome for settle, _ in together for outcome in settle.outcomes]
-            try:
-                replies = await self._scripts.call("settle", tickets=tickets, outcomes=outcomes)
-            except BaseException as error:
-                for _, answer in together:
-                    if not answer.done():
-                        answer.set_exception(error if isinstance(error, Exception) else Unavailable("cut off"))
-                if not isinstance(error, Exception):
-                    raise
-            else:
-                for (_, answer), reply in zip(together, replies, strict=True):
-                    if not answer.done():
-                        answer.set_result(reply)
-
-    def _next(self) -> list[tuple[_Settle, asyncio.Future[list[Any]]]]:
-        """What waits and fits into one call: a few tickets, and about a mebibyte."""
-        size = count = 0
-        for settle, _ in self._waiting[:_TOGETHER]:
-            size += settle.size
-            if count and size > MAX_SETTLE_BYTES:
-                break
-            count += 1
-        together, self._waiting = self._waiting[:count], self._waiting[count:]
-        return together
 
 
 class Tickets:
@@ -305,7 +250,7 @@ class Tickets:
 
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
-        self._settles = _Settles(scripts)
+        self._settles = CombinedCalls(self._settle, most=_TOGETHER, budget=MAX_SETTLE_BYTES, at_a_time=_SENDERS)
 
     async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> Taken:
         """Takes up to one ticket a lane, the best first; at once, or when the device's bell rings.
@@ -352,9 +297,13 @@ class Tickets:
             outcomes.append((s.index, s.kind, s.payload, s.preparation_ms, s.execution_ms, s.retry_ms, result_bytes))
         row = (str(ticket), token, round(lease_s * 1000), want, round(used_s * 1000), len(outcomes))
         size = sum(s.size for s in settlements)
-        reply = await self._settles.call(_Settle(row, outcomes, size))
+        reply = await self._settles.get(_Settle(row, outcomes), size=size)
         word, refused, jobs, over = [*reply, [], []][:4]
         return Turn(Next(word.decode()), int(refused), _jobs(jobs), frozenset(map(int, over)))
+
+    async def _settle(self, settles: list[_Settle]) -> list[list[Any]]:
+        outcomes = [outcome for settle in settles for outcome in settle.outcomes]
+        return await self._scripts.call("settle", tickets=[settle.ticket for settle in settles], outcomes=outcomes)
 
     async def wait_for_call(self, batch_id: UUID, *, wait_s: float) -> None:
         """Returns when an open batch that holds its device may have jobs, or was closed, or after so long."""
