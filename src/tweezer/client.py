@@ -41,8 +41,8 @@ from tweezer.store.connection import Connect, Store
 from tweezer.store.devices import planned
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
-from tweezer.store.streams.batch_events import BatchEvents, Last
-from tweezer.store.streams.feed import Heard
+from tweezer.store.streams.batch_events import BatchEvents, LastEvent
+from tweezer.store.streams.feed import ChannelReader
 
 if TYPE_CHECKING:
     from pulser.backend.results import Results
@@ -290,7 +290,7 @@ class AsyncBatch:
         return await self._finished(record, range(record.jobs))
 
     @contextlib.asynccontextmanager
-    async def _news(self) -> AsyncIterator[Heard]:
+    async def _news(self) -> AsyncIterator[ChannelReader]:
         async with contextlib.AsyncExitStack() as stack:
             yield await self._ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
 
@@ -334,12 +334,12 @@ def is_settled(record: BatchRecord) -> bool:
     )
 
 
-def _place(batch: BatchRecord, after: Event | str | None) -> Last:
+def _place(batch: BatchRecord, after: Event | str | None) -> LastEvent:
     """Behind which event of the batch to begin. Raises InvalidInput("after", …)."""
     if after is None:
-        return Last()
+        return LastEvent()
     if after == "now":
-        return Last(batch.sequence_number)
+        return LastEvent(batch.sequence_number)
     identity = after.id if isinstance(after, Event) else after
     if not isinstance(identity, str):
         raise InvalidInput("after", f"expects an event, the id of one, or 'now', got {shown(after)}")
@@ -349,7 +349,7 @@ def _place(batch: BatchRecord, after: Event | str | None) -> Last:
         raise InvalidInput(
             "after", f"{shown(after)} is neither an event of batch {batch.id}, nor the id of one, nor 'now'"
         )
-    return Last(int(match[1]), int(match[2]))
+    return LastEvent(int(match[1]), int(match[2]))
 
 
 def _deadline(timeout_s: float | None) -> float | None:

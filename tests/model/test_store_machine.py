@@ -54,7 +54,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.producers import CancelAnswer
 from tweezer.store.scripts import CRASHES_MAX, LOST_MAX, StoreConfig
-from tweezer.store.workers import Grant, HeldJob, JobProgress, Next, Settlement
+from tweezer.store.workers import Grant, HeldJob, JobProgress, NextStep, Settlement
 
 T = TypeVar("T")
 
@@ -576,15 +576,15 @@ class StoreMachine(RuleBasedStateMachine):
         refused = sum(self.settled(holder, index, report) for index, report in outcomes.items())
         assert turn.refused == refused
         if holder.stale:
-            assert turn.next is (Next.STALE if refused or not outcomes else Next.RETIRED)
+            assert turn.next is (NextStep.STALE if refused or not outcomes else NextStep.RETIRED)
             return
         holder.last, holder.lapsed = (outcomes, want), False
         batch = holder.batch
         running = {index for index in holder.held if batch.jobs[index].status is JobStatus.RUNNING}
         if want == 0:
-            assert turn.next is not Next.JOBS
+            assert turn.next is not NextStep.JOBS
             self.give_back(holder, JobEvent.GIVE_BACK)
-        elif turn.next is Next.JOBS:
+        elif turn.next is NextStep.JOBS:
             assert running <= {job.index for job in turn.jobs}, "what runs stays with its holder"
             assert len(turn.jobs) <= max(want, len(holder.held))
             self.claimed(holder, turn.jobs)
@@ -592,7 +592,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert not running, "what runs stays with its holder"
             self.lose(holder)
         batch.conclude()
-        if turn.next is Next.RETIRED and not batch.status.terminal and batch.status is not BatchStatus.PAUSED:
+        if turn.next is NextStep.RETIRED and not batch.status.terminal and batch.status is not BatchStatus.PAUSED:
             assert all(self.holds(batch, index) for index in batch.of(JobStatus.PENDING))
 
     def settled(self, holder: Holder, index: int, report: str) -> bool:

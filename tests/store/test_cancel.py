@@ -13,7 +13,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, Outcome, OutcomeKind, Result
 from tweezer.store.producers import CancelAnswer
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.workers import Next
+from tweezer.store.workers import NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -79,7 +79,7 @@ async def test_a_delayed_job_is_cancelled_at_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
-    assert turn.next is Next.PARKED
+    assert turn.next is NextStep.PARKED
     assert await rig.commands.cancel_jobs(batch_id, [0], project="a") == [CancelAnswer.CANCELED]
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
     await rig.make_due(batch_id)
@@ -95,7 +95,7 @@ async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: StoreRi
     await rig.make_due(batch_id)
     grant = await rig.take()
     assert [(job.index, job.attempt) for job in grant.jobs] == [(1, 2)]
-    assert (await rig.settle(grant, {1: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})).next is Next.PARKED
+    assert (await rig.settle(grant, {1: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})).next is NextStep.PARKED
     await rig.commands.cancel_jobs(batch_id, [1], project="a")
     assert await rig.statuses(batch_id) == [CANCELED, CANCELED]
 
@@ -104,9 +104,9 @@ async def test_a_ticket_does_not_wait_for_a_delayed_job_that_was_cancelled(rig: 
     batch_id = await rig.submit(2, open=True)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
-    assert turn.next is Next.JOBS
+    assert turn.next is NextStep.JOBS
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
-    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.RETIRED
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is NextStep.RETIRED
     assert await rig.grants() == []
 
 
@@ -140,7 +140,7 @@ async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(r
     assert await rig.renew(grant) == {0}
 
     turn = await rig.settle(grant, {0: OutcomeKind.CANCELED})
-    assert turn.next is Next.RETIRED
+    assert turn.next is NextStep.RETIRED
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
     assert (await rig.told(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
 
@@ -169,7 +169,7 @@ async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: StoreRig) -> None
     running = turn.jobs[0].index
     assert statuses.pop(running) is RUNNING
     assert set(statuses) == {CANCELED}
-    assert (await rig.settle(first, {running: OutcomeKind.CANCELED})).next is Next.RETIRED
+    assert (await rig.settle(first, {running: OutcomeKind.CANCELED})).next is NextStep.RETIRED
     assert (await rig.batch(batch_id)).counts[CANCELED] == 20
     device = await rig.reader.device("EMU")
     assert device is not None

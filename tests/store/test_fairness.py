@@ -10,7 +10,7 @@ import pytest
 from tweezer.duties import Backoff
 from tweezer.model.messages import Fault, OutcomeKind, Priority
 from tweezer.store.keys import Key
-from tweezer.store.workers import Next
+from tweezer.store.workers import NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -87,9 +87,9 @@ async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: StoreR
     grant = await rig.take()
     theirs = await rig.submit(1, project="theirs")
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=0.6)
-    assert turn.next is Next.JOBS
+    assert turn.next is NextStep.JOBS
     turn = await rig.settle(grant, {turn.jobs[0].index: OutcomeKind.DONE}, used_s=0.6)
-    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert (turn.next, turn.jobs) == (NextStep.YIELD, [])
     assert await serve(rig, used_s=0.1) == theirs
     assert await serve(rig, used_s=0.1) == ours
 
@@ -109,7 +109,7 @@ async def test_jobs_that_were_claimed_ahead_do_not_prolong_a_turn(rig: StoreRig)
     assert len(turn.jobs) == 10
     theirs = await rig.submit(1, project="theirs")
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=10, used_s=2.0)
-    assert turn.next is Next.YIELD
+    assert turn.next is NextStep.YIELD
     assert await rig.members(Key.HELD, batch_id, 0) == set()
     assert await serve(rig, used_s=0.1) == theirs
 

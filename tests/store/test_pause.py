@@ -10,7 +10,7 @@ from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.workers import JobProgress, Next
+from tweezer.store.workers import JobProgress, NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -43,7 +43,7 @@ async def test_what_runs_when_its_batch_is_paused_finishes(rig: StoreRig) -> Non
     await rig.commands.pause(batch_id, project="a")
     assert await rig.renew(grant) == set()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
-    assert (turn.next, turn.refused, turn.jobs) == (Next.RETIRED, 0, [])
+    assert (turn.next, turn.refused, turn.jobs) == (NextStep.RETIRED, 0, [])
     assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
     assert (await rig.batch(batch_id)).status is BatchStatus.PAUSED
 
@@ -59,10 +59,10 @@ async def test_a_held_job_that_runs_stays_with_its_holder_through_a_pause(rig: S
     else:
         await rig.devices.pause("EMU", "maintenance")
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
-    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [2])
+    assert (turn.next, [job.index for job in turn.jobs]) == (NextStep.JOBS, [2])
     assert await rig.statuses(batch_id) == [DONE, DONE, RUNNING] + [PENDING] * 7
     turn = await rig.settle(grant, {2: OutcomeKind.DONE}, want=3)
-    assert (turn.next, turn.refused) == (Next.RETIRED if what == "batch" else Next.YIELD, 0)
+    assert (turn.next, turn.refused) == (NextStep.RETIRED if what == "batch" else NextStep.YIELD, 0)
 
 
 async def test_jobs_added_to_a_paused_batch_wait_for_its_resume(rig: StoreRig) -> None:
@@ -131,7 +131,7 @@ async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig:
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
     await rig.devices.pause("EMU", "calibration")
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=3)
-    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert (turn.next, turn.jobs) == (NextStep.YIELD, [])
     assert await rig.statuses(batch_id) == [DONE, DONE] + [PENDING] * 8
     await rig.devices.resume("EMU")
     assert await rig.run_all() == [batch_id]

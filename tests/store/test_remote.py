@@ -13,7 +13,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind, Priority
 from tweezer.model.remote import Mark
 from tweezer.store.keys import Key
-from tweezer.store.workers import Grant, Next
+from tweezer.store.workers import Grant, NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -278,12 +278,12 @@ async def reserved(rig: StoreRig, how: str) -> tuple[UUID, UUID]:
     grant = await rig.take()
     waits = await rig.submit(1, project="another", priority=Priority.HIGH)
     if how == "drained with its last job":
-        assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is Next.PARKED
+        assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is NextStep.PARKED
         return batch_id, waits
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is NextStep.RESERVED
     match how:
         case "drained":
-            assert (await rig.settle(grant, {}, want=0)).next is Next.PARKED
+            assert (await rig.settle(grant, {}, want=0)).next is NextStep.PARKED
         case "released":
             await rig.tickets.drain(grant.ticket, grant.token)
         case "killed":
@@ -307,7 +307,7 @@ async def test_an_open_batch_without_work_keeps_the_machine_when_its_holder_goes
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
     grant = await rig.take()
     assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [1])
-    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.RESERVED
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is NextStep.RESERVED
     await rig.commands.close(batch_id, project=None)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
     assert (await rig.take()).batch_id == waits
@@ -344,9 +344,9 @@ async def test_a_machine_that_is_down_for_a_moment_stays_with_the_open_batch_tha
     await rig.submit(1, project="another", priority=Priority.HIGH)
     await rig.settle(grant, {0: OutcomeKind.DONE})
     await rig.devices.set_condition("EMU", DOWN, "it rests")
-    assert (await rig.settle(grant, {})).next is Next.RESERVED
+    assert (await rig.settle(grant, {})).next is NextStep.RESERVED
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=1)], project=None)
-    assert (await rig.settle(grant, {})).next is Next.YIELD
+    assert (await rig.settle(grant, {})).next is NextStep.YIELD
     assert await rig.grants() == []
     await rig.devices.set_condition("EMU", UP, "")
     assert (await rig.take()).batch_id == batch_id
@@ -371,7 +371,7 @@ async def test_a_batch_that_has_the_machine_goes_on_after_a_drain_between_two_jo
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.submit(1, project="another", priority=Priority.HIGH)
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is Next.YIELD
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, want=0)).next is NextStep.YIELD
     grant = await rig.take()
     assert (grant.batch_id, [job.index for job in grant.jobs]) == (batch_id, [1])
 

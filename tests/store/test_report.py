@@ -12,7 +12,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import JOB_TABLE, BatchStatus, JobEvent, JobStatus, Stage
 from tweezer.model.messages import Fault, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.workers import Grant, JobProgress, Next
+from tweezer.store.workers import Grant, JobProgress, NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -73,7 +73,7 @@ async def test_who_held_a_job_that_ran_has_lost_it_and_its_ticket(rig: StoreRig,
     batch_id, index, grant = await reach(rig, RUNNING)
     await rig.commands.report(batch_id, index, status=wanted, project="a")
     assert await rig.renew(grant, JobProgress(index, Stage.ON_DEVICE)) is None
-    assert (await rig.settle(grant, {index: OutcomeKind.DONE})).next is Next.STALE
+    assert (await rig.settle(grant, {index: OutcomeKind.DONE})).next is NextStep.STALE
     assert (await rig.job(batch_id, index)).status is wanted
     assert await rig.members(Key.LEASES, "EMU") == set()
     statuses = await rig.statuses(batch_id)

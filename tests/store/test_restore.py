@@ -16,7 +16,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.workers import Next
+from tweezer.store.workers import NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -128,7 +128,7 @@ async def test_a_held_job_leaves_its_holder(rig: StoreRig) -> None:
     await restore(rig, ledger)
     assert await rig.members(Key.HELD, batch_id, 0) == {"2", "4"}
     again = await rig.settle(grant, {1: OutcomeKind.DONE, 3: OutcomeKind.ERROR}, want=4)
-    assert (again.next, again.refused) == (Next.JOBS, 0), "its holder settled it, and may say so again"
+    assert (again.next, again.refused) == (NextStep.JOBS, 0), "its holder settled it, and may say so again"
     assert {job.index for job in again.jobs} == {job.index for job in last.jobs}
     await rig.run(grant)
     assert await run_the_rest(rig, batch_id) == []
@@ -150,7 +150,7 @@ async def test_what_the_holder_of_a_running_job_settles_later_is_refused(rig: St
     assert (await rig.job(batch_id, 0)).status is ERROR
     assert await rig.renew(grant) == set()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused, [job.index for job in turn.jobs]) == (Next.JOBS, 1, [1])
+    assert (turn.next, turn.refused, [job.index for job in turn.jobs]) == (NextStep.JOBS, 1, [1])
     assert (await rig.job(batch_id, 0)).status is ERROR
     await rig.run(replace(grant, jobs=turn.jobs))
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
@@ -385,7 +385,7 @@ async def test_a_holder_hears_that_its_batch_has_ended(rig: StoreRig) -> None:
     await fall_back(rig.store, saved)
     await restore(rig, ledger)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused) == (Next.RETIRED, 0)
+    assert (turn.next, turn.refused) == (NextStep.RETIRED, 0)
     assert await rig.members(Key.LEASES, "EMU") == set()
 
 

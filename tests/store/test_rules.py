@@ -17,7 +17,7 @@ from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
 from tweezer.store.keys import Key
 from tweezer.store.producers import CancelAnswer
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.workers import JobProgress, Next
+from tweezer.store.workers import JobProgress, NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -100,7 +100,7 @@ async def test_rule_3_a_yield_ranks_the_ticket_anew(rig: StoreRig) -> None:
     ours = await rig.submit(10, project="ours")
     grant = await rig.take()
     theirs = [await rig.submit(1, project=f"p{n}") for n in range(3)]
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=1.5)).next is Next.YIELD
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=1.5)).next is NextStep.YIELD
     order = []
     for _ in range(4):
         grant = await rig.take()
@@ -192,13 +192,13 @@ async def test_rule_5_a_ticket_is_not_ended_while_a_retry_waits(rig: StoreRig) -
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
-    assert turn.next is Next.PARKED
+    assert turn.next is NextStep.PARKED
     assert await rig.members(Key.DUE, "EMU") == {f"{batch_id}:0"}
 
 
 async def test_rule_6_jobs_added_after_the_ticket_retired_are_handed_out(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
-    assert (await rig.settle(await rig.take(), {0: OutcomeKind.DONE})).next is Next.RETIRED
+    assert (await rig.settle(await rig.take(), {0: OutcomeKind.DONE})).next is NextStep.RETIRED
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
@@ -207,7 +207,7 @@ async def test_rule_6_jobs_resumed_after_the_ticket_retired_are_handed_out(rig: 
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RETIRED
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is NextStep.RETIRED
     await rig.commands.resume(batch_id, project="a")
     assert [job.index for job in (await rig.take()).jobs] == [1]
 
@@ -215,11 +215,11 @@ async def test_rule_6_jobs_resumed_after_the_ticket_retired_are_handed_out(rig: 
 async def test_rule_6_jobs_added_while_the_ticket_is_parked_do_not_wait_for_the_retry(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     turn = await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=3600)})
-    assert turn.next is Next.PARKED
+    assert turn.next is NextStep.PARKED
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
     grant = await rig.take()
     assert [job.index for job in grant.jobs] == [1]
-    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is Next.PARKED
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE})).next is NextStep.PARKED
 
 
 async def test_rule_6_jobs_added_during_a_backoff_do_not_end_it(rig: StoreRig) -> None:
@@ -252,7 +252,7 @@ async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(ri
     again = await rig.take()
     assert (again.batch_id, again.ticket) == (batch_id, lost.ticket)
     assert again.token != lost.token
-    assert (await rig.settle(lost, {0: OutcomeKind.DONE})).next is Next.STALE
+    assert (await rig.settle(lost, {0: OutcomeKind.DONE})).next is NextStep.STALE
     await rig.announce()  # its heartbeat would; a restored key has lost its expiry
 
 
@@ -270,7 +270,7 @@ async def test_rule_7_an_older_ticket_of_the_batch_is_not_stale(two_lanes: Store
     assert int(older.token) < int(newer.token)
     assert await rig.renew(older) is not None
     turn = await rig.settle(older, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused) == (Next.JOBS, 0)
+    assert (turn.next, turn.refused) == (NextStep.JOBS, 0)
 
 
 async def test_rule_8_a_lost_settle_reply_strands_no_job(rig: StoreRig) -> None:
@@ -298,10 +298,10 @@ async def test_rule_8_a_repeated_settle_claims_no_more_than_its_share(two_lanes:
 async def test_rule_8_a_repeated_settle_that_retired_the_ticket_is_answered_retired(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RETIRED
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is NextStep.RETIRED
     before = await state_of(rig)
     repeated = await rig.settle(grant, {0: OutcomeKind.DONE})
-    assert (repeated.next, repeated.refused) == (Next.RETIRED, 0)
+    assert (repeated.next, repeated.refused) == (NextStep.RETIRED, 0)
     assert await state_of(rig) == before
     assert (await rig.told(batch_id)).count("0 job.done") == 1
 
@@ -312,7 +312,7 @@ async def test_rule_8_a_repeated_settle_that_ended_the_batch_is_answered_retired
     await rig.settle(grant, {0: OutcomeKind.ERROR})
     before = await state_of(rig)
     repeated = await rig.settle(grant, {0: OutcomeKind.ERROR})
-    assert (repeated.next, repeated.refused) == (Next.RETIRED, 0)
+    assert (repeated.next, repeated.refused) == (NextStep.RETIRED, 0)
     assert await state_of(rig) == before
 
 
@@ -335,11 +335,11 @@ async def test_rule_8_a_repeated_retry_is_one_failure(rig: StoreRig, losses: int
 async def test_rule_8_a_retried_job_runs_again_under_another_token(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
-    assert (await rig.settle(grant, {0: OutcomeKind.RETRY})).next is Next.YIELD
+    assert (await rig.settle(grant, {0: OutcomeKind.RETRY})).next is NextStep.YIELD
     again = await rig.take()
     assert [(job.index, job.attempt) for job in again.jobs] == [(0, 2)]
     late = await rig.settle(grant, {0: OutcomeKind.RETRY})
-    assert (late.next, late.refused) == (Next.STALE, 1)
+    assert (late.next, late.refused) == (NextStep.STALE, 1)
     await rig.run(again)
     assert await rig.statuses(batch_id) == [DONE]
 
@@ -354,7 +354,7 @@ async def test_rule_8_a_delayed_retry_that_is_due_waits_for_another_token_too(ri
     assert repeated == turn
     turn = await rig.settle(grant, {1: OutcomeKind.DONE})
     turn = await rig.settle(grant, {2: OutcomeKind.DONE})
-    assert turn.next is Next.YIELD
+    assert turn.next is NextStep.YIELD
     assert [(job.index, job.attempt) for job in (await rig.take()).jobs] == [(0, 2)]
 
 
@@ -372,7 +372,7 @@ async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: StoreRi
     grant = await rig.take()
     await rig.lapse(grant)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused) == (Next.JOBS, 0)
+    assert (turn.next, turn.refused) == (NextStep.JOBS, 0)
     assert await rig.tickets.sweep() == (0, 0, 0)  # it settled, so its lease runs again
     assert await rig.statuses(batch_id) == [DONE, RUNNING]
 
@@ -384,7 +384,7 @@ async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: St
     heir = await rig.take()
     before = await rig.snapshot()
     turn = await rig.settle(zombie, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused) == (Next.STALE, 1)
+    assert (turn.next, turn.refused) == (NextStep.STALE, 1)
     assert await rig.renew(zombie) is None
     after = await rig.snapshot()
     assert after[rig.keys(Key.DEVICE, "EMU")].pop(b"stale") == b"1"
@@ -707,7 +707,7 @@ async def test_a_foreign_or_forgotten_batch_is_unknown_to_workers_too(rig: Store
     await rig.settle(grant, {0: OutcomeKind.DONE})
     await rig.forget(batch_id)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused) == (Next.STALE, 1)
+    assert (turn.next, turn.refused) == (NextStep.STALE, 1)
     assert await rig.renew(grant) is None
     with pytest.raises(NotFound):
         await rig.commands.cancel(UUID(int=batch_id.int), project="a")

@@ -11,7 +11,7 @@ from tweezer.model.errors import FaultKind
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Fault, JobSpec, Limits, OutcomeKind
 from tweezer.store.keys import Key
-from tweezer.store.workers import JobProgress, Next
+from tweezer.store.workers import JobProgress, NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -124,7 +124,7 @@ async def test_a_stale_token_changes_nothing(rig: StoreRig, token: str) -> None:
     stale = replace(grant, token=token)
     before = await rig.snapshot()
     turn = await rig.settle(stale, {0: OutcomeKind.DONE})
-    assert (turn.next, turn.refused, turn.jobs) == (Next.STALE, 1, [])
+    assert (turn.next, turn.refused, turn.jobs) == (NextStep.STALE, 1, [])
     assert await rig.renew(stale, JobProgress(0, Stage.ON_DEVICE)) is None
     assert not await rig.tickets.drain(stale.ticket, token)
     assert not await rig.release(stale, FAULT, failures_max=1)
@@ -149,7 +149,7 @@ async def test_a_transient_failure_is_retried_after_its_delay(rig: StoreRig) -> 
     batch_id = await rig.submit(1)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
-    assert turn.next is Next.PARKED
+    assert turn.next is NextStep.PARKED
     assert (await rig.job(batch_id, 0)).status is PENDING
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert taken.grants == []
@@ -168,10 +168,10 @@ async def test_a_delayed_job_does_not_hold_up_the_others(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
-    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [1])
+    assert (turn.next, [job.index for job in turn.jobs]) == (NextStep.JOBS, [1])
     turn = await rig.settle(grant, {1: OutcomeKind.DONE})
     assert [job.index for job in turn.jobs] == [2]
-    assert (await rig.settle(grant, {2: OutcomeKind.DONE})).next is Next.PARKED
+    assert (await rig.settle(grant, {2: OutcomeKind.DONE})).next is NextStep.PARKED
     await rig.make_due(batch_id)
     assert await rig.run_all() == [batch_id]
     assert await rig.statuses(batch_id) == [DONE] * 3
@@ -215,7 +215,7 @@ async def test_wanting_no_jobs_gives_back_what_is_held(rig: StoreRig) -> None:
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
     turn = await rig.settle(grant, {1: OutcomeKind.DONE}, want=0)
-    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert (turn.next, turn.jobs) == (NextStep.YIELD, [])
     assert await rig.statuses(batch_id) == [DONE, DONE] + [PENDING] * 8
     assert await rig.members(Key.LEASES, "EMU") == set()
     assert await rig.members(Key.HELD, batch_id, 0) == set()
@@ -240,7 +240,7 @@ async def test_a_batch_that_cannot_run_waits_for_what_others_run_of_it(two_lanes
     await rig.tickets.fail_batch(first.ticket, first.token, FAULT)
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
     assert await rig.statuses(batch_id) == [ERROR, RUNNING, ERROR, ERROR]
-    assert (await rig.settle(second, {1: OutcomeKind.DONE})).next is Next.RETIRED
+    assert (await rig.settle(second, {1: OutcomeKind.DONE})).next is NextStep.RETIRED
     assert (await rig.batch(batch_id)).status is BatchStatus.ERROR
     assert (await rig.job(batch_id, 1)).status is DONE
 

@@ -12,7 +12,7 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import OutcomeKind
 from tweezer.store.keys import Key
 from tweezer.store.scripts import StoreConfig
-from tweezer.store.workers import Next
+from tweezer.store.workers import NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -68,7 +68,7 @@ async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
     assert await rig.forget(batch_id)
     assert await rig.redis.keys(f"*{batch_id}*") == []
-    assert (await rig.settle(grant, {3: OutcomeKind.DONE})).next is Next.STALE
+    assert (await rig.settle(grant, {3: OutcomeKind.DONE})).next is NextStep.STALE
 
 
 async def test_a_live_batch_is_not_forgotten(rig: StoreRig) -> None:
@@ -236,7 +236,7 @@ async def test_scripts_go_by_what_operators_set(rig: StoreRig) -> None:
     await rig.submit(3, idempotency_key="k")
     grant = await rig.take()
     await rig.submit(1, project="b")
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=4)).next is Next.JOBS
-    assert (await rig.settle(grant, {1: OutcomeKind.DONE}, used_s=4)).next is Next.YIELD
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE}, used_s=4)).next is NextStep.JOBS
+    assert (await rig.settle(grant, {1: OutcomeKind.DONE}, used_s=4)).next is NextStep.YIELD
     await rig.run_all()
     assert 40_000 < await rig.redis.pttl(rig.keys(Key.IDEMPOTENCY, "a", "k")) <= 50_000

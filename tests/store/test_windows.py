@@ -11,10 +11,10 @@ import pytest
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import JobSpec, Limits, OutcomeKind
-from tweezer.model.windows import WINDOWS_MAX, HoldKind, Window
+from tweezer.model.windows import WINDOWS_MAX, UnavailabilityKind, Window
 from tweezer.store.devices import planned
 from tweezer.store.keys import Key
-from tweezer.store.workers import Next
+from tweezer.store.workers import NextStep
 
 if TYPE_CHECKING:
     from tests.support.store_rig import StoreRig
@@ -88,7 +88,7 @@ async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
     assert await rig.bell() == 1
     assert (await rig.take()).batch_id == batch_id
     record = await record_of(rig)
-    assert (record.paused, record.paused_until, record.hold(after(0))) == (None, None, None)
+    assert (record.paused, record.paused_until, record.unavailability(after(0))) == (None, None, None)
     told = await notices(rig)
     assert [type_ for type_, _ in told] == ["device.paused", "device.up"]
     assert (told[0][1]["reason"], told[0][1]["until"] is not None) == ("coffee", True)
@@ -144,9 +144,9 @@ async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: Store
     assert await rig.grants() == []  # even before a sweep has seen it
     await rig.tickets.sweep()
     await rig.tickets.sweep()
-    hold = (await record_of(rig)).hold(after(0))
+    hold = (await record_of(rig)).unavailability(after(0))
     assert hold is not None
-    assert (hold.kind, hold.reason, hold.until is not None) == (HoldKind.MAINTENANCE, "new lens", True)
+    assert (hold.kind, hold.reason, hold.until is not None) == (UnavailabilityKind.MAINTENANCE, "new lens", True)
     await pass_time(rig, 60)
     await rig.silence()
     await rig.tickets.sweep()
@@ -167,7 +167,7 @@ async def test_what_runs_when_a_window_begins_finishes(rig: StoreRig) -> None:
     await pass_time(rig, 61)
     assert await rig.renew(grant) == set()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=2)
-    assert (turn.next, turn.refused) == (Next.YIELD, 0)
+    assert (turn.next, turn.refused) == (NextStep.YIELD, 0)
     assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
 
 
@@ -316,10 +316,10 @@ async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: St
     grant = await rig.take()
     await plan(rig, 60, 120)
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})  # it took 2 s, whatever others do
-    assert (turn.next, [job.index for job in turn.jobs]) == (Next.JOBS, [1])
+    assert (turn.next, [job.index for job in turn.jobs]) == (NextStep.JOBS, [1])
     await pass_time(rig, 59)
     turn = await rig.settle(grant, {1: OutcomeKind.DONE})
-    assert (turn.next, turn.jobs) == (Next.YIELD, [])
+    assert (turn.next, turn.jobs) == (NextStep.YIELD, [])
     assert await rig.statuses(batch_id) == [DONE, DONE, PENDING]
     assert await rig.grants() == []
 
@@ -339,9 +339,9 @@ async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: 
     batch_id = await rig.submit(1, device=QPU, open=True)
     grant = await rig.take(device=QPU)
     await plan(rig, 60, 120, device=QPU)
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is NextStep.RESERVED
     await pass_time(rig, 61, device=QPU)
-    assert (await rig.settle(grant, {})).next is Next.RETIRED
+    assert (await rig.settle(grant, {})).next is NextStep.RETIRED
     assert await rig.members(Key.LEASES, QPU) == set()
     assert (await rig.batch(batch_id)).open
 
@@ -353,9 +353,9 @@ async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_ti
     grant = await rig.take(device=QPU)
     assert grant.batch_id == batch_id
     await plan(rig, 1.5, 120, device=QPU)
-    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is Next.RESERVED
+    assert (await rig.settle(grant, {0: OutcomeKind.DONE})).next is NextStep.RESERVED
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=10)], project="a")
-    assert (await rig.settle(grant, {})).next is Next.YIELD
+    assert (await rig.settle(grant, {})).next is NextStep.YIELD
     assert (await rig.take(device=QPU)).batch_id == short
 
 
@@ -377,7 +377,7 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
     taken = await rig.tickets.take(QPU, ["lane"], lease_s=15)
     assert [[job.index for job in each.jobs] for each in taken.grants] == [[0]]
     turn = await rig.settle(taken.grants[0], {0: OutcomeKind.DONE})
-    assert (turn.next, await rig.statuses(batch_id)) == (Next.YIELD, [DONE, PENDING])
+    assert (turn.next, await rig.statuses(batch_id)) == (NextStep.YIELD, [DONE, PENDING])
     taken = await rig.tickets.take(QPU, ["lane"], lease_s=15)
     assert (taken.grants, taken.paused) == ([], True)
     assert await rig.statuses(other) == [PENDING]
@@ -388,7 +388,7 @@ async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machi
     for reason in ("no answer", "no answer, again"):
         await rig.devices.set_condition(QPU, "unknown", reason)
     record = await record_of(rig, QPU)
-    assert (record.unsure, record.hold(after(0))) == ("no answer, again", None)
+    assert (record.unsure, record.unavailability(after(0))) == ("no answer, again", None)
     assert record.unsure_since is not None
     await rig.devices.set_condition(QPU, "up", "")
     record = await record_of(rig, QPU)

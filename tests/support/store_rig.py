@@ -20,7 +20,7 @@ from tweezer.model.messages import BatchDoc, Fault, JobSpec, Limits, Outcome, Ou
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.records import BatchRecord, JobRecord
-from tweezer.store.workers import Grant, JobProgress, Settlement, Turn
+from tweezer.store.workers import Grant, JobProgress, Settlement, SettleResult
 
 DEVICE = "EMU"
 LEASE_S = 15.0
@@ -71,7 +71,7 @@ class StoreRig:
 
     async def settle(
         self, grant: Grant, outcomes: Mapping[int, OutcomeKind | Outcome], *, want: int = 1, used_s: float = 0.0
-    ) -> Turn:
+    ) -> SettleResult:
         settlements = [
             Settlement.of(index, self.outcome(what) if isinstance(what, OutcomeKind) else what)
             for index, what in outcomes.items()

@@ -16,7 +16,7 @@ from tweezer.client import AsyncBatch, AsyncQueue, as_uuid
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import Limits, Priority
-from tweezer.model.windows import Hold, HoldKind
+from tweezer.model.windows import Unavailability, UnavailabilityKind
 from tweezer.store.producers import CancelAnswer
 
 _ANSWERS = {
@@ -199,7 +199,7 @@ def pause(
         raise click.UsageError("give either --until or --for")
     ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
     options.run(lambda queue: queue.pause_device(name, reason, until=ends))
-    show.echo(f"{name} is {Hold(HoldKind.PAUSED, reason, ends).told(clock)}")
+    show.echo(f"{name} is {Unavailability(UnavailabilityKind.PAUSED, reason, ends).describe(clock)}")
 
 
 @click.command()
@@ -213,13 +213,13 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
         _each(options, batches, AsyncBatch.resume, "resumed")
         return
 
-    async def run(queue: AsyncQueue) -> Hold | None:
+    async def run(queue: AsyncQueue) -> Unavailability | None:
         await queue.resume_device(name)
         found = await queue.ask(lambda: queue.store.reader.device(name))
-        return None if found is None else found.hold(datetime.now(UTC))
+        return None if found is None else found.unavailability(datetime.now(UTC))
 
     hold = options.run(run)
-    show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.told(clock)}'}")
+    show.echo(f"{name} is resumed{'' if hold is None else f', but {hold.describe(clock)}'}")
 
 
 def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:

@@ -37,7 +37,7 @@ from tweezer.cli.options import Options, clock, pass_options
 from tweezer.client import AsyncQueue
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import RECORD_VERSION
-from tweezer.model.windows import HoldKind
+from tweezer.model.windows import UnavailabilityKind
 from tweezer.settings import CONFIG_VARIABLE, PREFIX, SECRET_FILES, SETTINGS, Settings
 from tweezer.store.keys import Key, Keys
 from tweezer.store.records import DeviceRecord, Lease, WorkerRecord
@@ -49,9 +49,9 @@ _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUI
 _SLOW_MS = 20.0
 _SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {
-    HoldKind.PAUSED: "when that is over: tweezer resume {name}",
-    HoldKind.MAINTENANCE: "it goes on by itself; sooner: tweezer maintenance {name} list, and remove",
-    HoldKind.DOWN: "its machine says so; `tweezer devices` shows when it is back",
+    UnavailabilityKind.PAUSED: "when that is over: tweezer resume {name}",
+    UnavailabilityKind.MAINTENANCE: "it goes on by itself; sooner: tweezer maintenance {name} list, and remove",
+    UnavailabilityKind.DOWN: "its machine says so; `tweezer devices` shows when it is back",
 }
 _DURABLE = {
     Durability.WAIT: "a write can be waited for until it is on the disk (WAITAOF)",
@@ -436,12 +436,12 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
                 "as `unknown`",
                 "check that it was reinstalled or reset, and that base_url leads to the right machine",
             )
-        hold = device.hold(now)
-        if hold is not None and hold.kind is not HoldKind.UNSERVED:
+        hold = device.unavailability(now)
+        if hold is not None and hold.kind is not UnavailabilityKind.UNSERVED:
             yield Finding(
                 name,
                 Level.WARN,
-                f"{hold.told(clock)}; {device.pending} jobs wait",
+                f"{hold.describe(clock)}; {device.pending} jobs wait",
                 _GO_ON[hold.kind].format(name=device.name),
             )
         elif device.pending and not device.lanes:

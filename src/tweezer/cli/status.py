@@ -28,8 +28,8 @@ _LISTED_JOBS = 10
 
 def availability(device: DeviceRecord, now: datetime) -> str:
     """``available``, or why not, and what is to come or not known."""
-    hold, window = device.hold(now), device.window
-    parts = ["available" if hold is None else hold.told(clock)]
+    hold, window = device.unavailability(now), device.window
+    parts = ["available" if hold is None else hold.describe(clock)]
     if device.unsure is not None:
         since = "" if device.unsure_since is None else f" since {clock(device.unsure_since)}"
         parts.append(f"status unknown{since}: {device.unsure}")
@@ -44,8 +44,8 @@ def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime 
     if device is None or not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
         return None
     now = now or datetime.now(UTC)
-    if (hold := device.hold(now)) is not None:
-        return f"{device.name}: {hold.told(clock)}"
+    if (hold := device.unavailability(now)) is not None:
+        return f"{device.name}: {hold.describe(clock)}"
     if (window := device.waits_for_window(batch, now)) is not None:
         when = f"{clock(window.begins)} to {clock(window.ends)}"
         return f"{device.name}: would not end before the maintenance from {when}: {window.reason}"

@@ -13,7 +13,7 @@ from tweezer.model.messages import Result
 from tweezer.store.connection import Store
 from tweezer.store.reader import Lookups
 from tweezer.store.records import BatchRecord, JobRecord
-from tweezer.store.snapshots import Snapshot, Wanted
+from tweezer.store.snapshots import Snapshot, SnapshotRequest
 from tweezer.store.streams.feed import Entry
 
 if TYPE_CHECKING:  # the base install has no database
@@ -125,7 +125,7 @@ class BatchReader:
         return [] if queries is None else await queries.ask(queries.entries, batch.id, after)
 
     async def snapshots(
-        self, wanted: Sequence[Wanted], newest: Mapping[UUID, int] | None = None
+        self, wanted: Sequence[SnapshotRequest], newest: Mapping[UUID, int] | None = None
     ) -> dict[UUID, Snapshot]:
         """Return batches with some of their jobs; from the ledger those that Redis lacks, or has as they were before.
 

@@ -44,7 +44,7 @@ class DeviceSpecs(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-class _Document(msgspec.Struct):
+class _SpecsDocument(msgspec.Struct):
     name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
     max_atom_num: Annotated[int, Meta(ge=1)] | None = None
     max_runs: Annotated[int, Meta(ge=1)] | None = None
@@ -61,7 +61,7 @@ def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
     if size > MAX_SPECS_BYTES:
         raise InvalidInput(field, f"is longer than {MAX_SPECS_BYTES >> 20} MiB, the most that is accepted")
     try:
-        document = msgspec.convert(json.loads(text), _Document)  # Python's JSON: Pulser may write Infinity
+        document = msgspec.convert(json.loads(text), _SpecsDocument)  # Python's JSON: Pulser may write Infinity
     except (ValueError, RecursionError) as error:
         raise InvalidInput(
             field, f"is not the abstract representation of a Pulser device: {error}; use device.to_abstract_repr()"

@@ -27,7 +27,7 @@ class Window(msgspec.Struct, frozen=True):
     reason: str
 
 
-class HoldKind(StrEnum):
+class UnavailabilityKind(StrEnum):
     """Why a device begins no jobs."""
 
     PAUSED = "paused"  # by an operator
@@ -36,14 +36,14 @@ class HoldKind(StrEnum):
     UNSERVED = "no worker"
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Unavailability(msgspec.Struct, frozen=True):
     """Why a device begins no jobs now. until: None where nobody has said."""
 
-    kind: HoldKind
+    kind: UnavailabilityKind
     reason: str = ""
     until: datetime | None = None
 
-    def told(self, clock: Callable[[datetime], str]) -> str:
+    def describe(self, clock: Callable[[datetime], str]) -> str:
         """``paused until 14:00: new lens``, with times as the clock writes them."""
         until = "" if self.until is None else f" until {clock(self.until)}"
         return f"{self.kind.value}{until}{self.reason and f': {self.reason}'}"
@@ -55,7 +55,7 @@ def new_window_id() -> str:
 
 def window_data(device: str, window: Window) -> DeviceData:
     """What is told when it begins."""
-    return DeviceData(device, HoldKind.MAINTENANCE.value, window.reason, written(window.ends))
+    return DeviceData(device, UnavailabilityKind.MAINTENANCE.value, window.reason, written(window.ends))
 
 
 def remaining_s(

@@ -14,7 +14,7 @@ from msgspec import Meta
 _VERSION = 1
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True):
+class _ArqMessage(msgspec.Struct, frozen=True, array_like=True):
     version: int
     body: dict[str, Any]
 
@@ -30,12 +30,12 @@ class _Shape(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=str)
-_decoder = msgspec.msgpack.Decoder(_Message)
+_decoder = msgspec.msgpack.Decoder(_ArqMessage)
 
 
 def serialize(message: dict[str, Any]) -> bytes:
     """Packs arq's dictionary (keys ``t f a k et``, or those of a result); what is no plain data goes as text."""
-    return _encoder.encode(_Message(_VERSION, message))
+    return _encoder.encode(_ArqMessage(_VERSION, message))
 
 
 def deserialize(data: bytes) -> dict[str, Any]:

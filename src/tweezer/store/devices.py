@@ -13,7 +13,7 @@ from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
 from tweezer.model.webhooks import DeviceData, written
-from tweezer.model.windows import WINDOWS_MAX, HoldKind, Window, check_time, new_window_id, window_data
+from tweezer.model.windows import WINDOWS_MAX, UnavailabilityKind, Window, check_time, new_window_id, window_data
 from tweezer.store.scripts import Scripts
 
 
@@ -91,7 +91,7 @@ class Devices:
             check_text("reason", reason, MAX_REASON_LENGTH)
         if until is not None:
             check_time("until", until)
-        data = _device_data(device, HoldKind.PAUSED, reason, until)
+        data = _device_data(device, UnavailabilityKind.PAUSED, reason, until)
         until_ms = 0 if until is None else round(until.timestamp() * 1000)
         await self._call("pause_device", device, reason=reason, until_ms=until_ms, data=data)
 

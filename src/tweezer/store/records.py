@@ -24,7 +24,7 @@ from tweezer.model.messages import (
 )
 from tweezer.model.sequence import ANYWHERE, Geometry
 from tweezer.model.webhooks import DeviceData
-from tweezer.model.windows import Hold, HoldKind, Window, remaining_s
+from tweezer.model.windows import Unavailability, UnavailabilityKind, Window, remaining_s
 
 STATE_FIELDS = (
     "status",  # letter of JobStatus
@@ -239,16 +239,16 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     reattaches: bool = False
     set_back: datetime | None = None
 
-    def hold(self, now: datetime) -> Hold | None:
+    def unavailability(self, now: datetime) -> Unavailability | None:
         """Why it begins no jobs, None if it does: what an operator did goes before what happened to it."""
         window = self.window
         if self.paused is not None:
-            return Hold(HoldKind.PAUSED, self.paused, self.paused_until)
+            return Unavailability(UnavailabilityKind.PAUSED, self.paused, self.paused_until)
         if window is not None and window.begins <= now < window.ends:
-            return Hold(HoldKind.MAINTENANCE, window.reason, window.ends)
+            return Unavailability(UnavailabilityKind.MAINTENANCE, window.reason, window.ends)
         if self.down is not None:
-            return Hold(HoldKind.DOWN, self.down)
-        return None if self.lanes else Hold(HoldKind.UNSERVED)
+            return Unavailability(UnavailabilityKind.DOWN, self.down)
+        return None if self.lanes else Unavailability(UnavailabilityKind.UNSERVED)
 
     def waits_for_window(self, batch: BatchRecord, now: datetime) -> Window | None:
         """The maintenance after which alone the batch goes on: it would not end before."""

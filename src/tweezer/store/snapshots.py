@@ -24,7 +24,7 @@ _PAGE = 500  # fields of one command
 _WITH_RESULT, _WITH_FAULT = b"DC", b"EC"
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class SnapshotRequest(msgspec.Struct, frozen=True):
     """What to read of a batch. ``known``: the number of its jobs that the reader has, None if it has never seen the
     batch: of the jobs that it does not have, spec and state are read. ``touched``: indices of other jobs whose state
     may have changed. ``doc``, ``specs``: to read the batch's doc and the specs of the touched jobs all the same."""
@@ -80,7 +80,7 @@ class Snapshots:
                     with contextlib.suppress(ValueError):  # not a key of ours
                         yield UUID(rest)
 
-    async def take(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
+    async def take(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
         """The batches that there are still; jobs that a batch does not have are left out.
 
         Raises NewerRecord, Unavailable.

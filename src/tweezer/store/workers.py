@@ -70,7 +70,7 @@ class Grant(msgspec.Struct, frozen=True):
         return self.ticket.batch_id
 
 
-class Taken(msgspec.Struct, frozen=True):
+class TakeResult(msgspec.Struct, frozen=True):
     """What a take brought.
 
     due_s: when the next lease expires or the next ticket is due, if any. paused: nothing is granted for now: the device
@@ -83,7 +83,7 @@ class Taken(msgspec.Struct, frozen=True):
     left_alone: list[str]
 
 
-class Next(StrEnum):
+class NextStep(StrEnum):
     """What the holder of a ticket does after a settle."""
 
     JOBS = "jobs"  # run the jobs that came with the answer
@@ -96,11 +96,11 @@ class Next(StrEnum):
     STALE = "stale"  # somebody else has the ticket; an outcome was refused
 
 
-class Turn(msgspec.Struct, frozen=True):
+class SettleResult(msgspec.Struct, frozen=True):
     """The answer to a settle. ``refused``: outcomes that were not this token's to write. ``over_quota``: indices of
     jobs whose result was not kept: the quota of their project has no room for it."""
 
-    next: Next
+    next: NextStep
     refused: int
     jobs: list[HeldJob] = []
     over_quota: frozenset[int] = frozenset()
@@ -206,7 +206,7 @@ def _doc(packed: bytes) -> tuple[BatchDoc, str | None]:
         return BatchDoc(""), str(error)
 
 
-def _taken(reply: list[Any], asked_at: float) -> Taken:
+def _taken(reply: list[Any], asked_at: float) -> TakeResult:
     word, due_ms, left_alone, *grants = reply
     granted = []
     for name, token, project, packed, exclusive, jobs in grants:
@@ -223,7 +223,7 @@ def _taken(reply: list[Any], asked_at: float) -> Taken:
                 problem=problem,
             )
         )
-    return Taken(
+    return TakeResult(
         grants=granted,
         due_s=None if int(due_ms) < 0 else int(due_ms) / 1000,
         paused=word in (b"paused", b"shut"),
@@ -231,7 +231,7 @@ def _taken(reply: list[Any], asked_at: float) -> Taken:
     )
 
 
-class Beat(msgspec.Struct, frozen=True):
+class HeartbeatResult(msgspec.Struct, frozen=True):
     """What a heartbeat hears: why the device is paused, or ''; whether Redis knows what clients are told of it."""
 
     paused: str
@@ -252,7 +252,7 @@ class Tickets:
         self._scripts = scripts
         self._settles = CombinedCalls(self._settle, most=_TOGETHER, budget=MAX_SETTLE_BYTES, at_a_time=_SENDERS)
 
-    async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> Taken:
+    async def take(self, device: str, lanes: Sequence[str], *, lease_s: float, wait_s: float = 0.0) -> TakeResult:
         """Takes up to one ticket a lane, the best first; at once, or when the device's bell rings.
 
         With ``wait_s`` it waits so long for the bell, and takes then in any case. Both commands go out
@@ -284,7 +284,7 @@ class Tickets:
         want: int,
         used_s: float,
         lease_s: float,
-    ) -> Turn:
+    ) -> SettleResult:
         """Writes outcomes and claims up to ``want`` jobs; ``used_s`` is the lane time since the last call.
 
         Settles of several tickets that come together, or while others are under way, go out in one call.
@@ -299,7 +299,7 @@ class Tickets:
         size = sum(s.size for s in settlements)
         reply = await self._settles.get(_Settle(row, outcomes), size=size)
         word, refused, jobs, over = [*reply, [], []][:4]
-        return Turn(Next(word.decode()), int(refused), _jobs(jobs), frozenset(map(int, over)))
+        return SettleResult(NextStep(word.decode()), int(refused), _jobs(jobs), frozenset(map(int, over)))
 
     async def _settle(self, settles: list[_Settle]) -> list[list[Any]]:
         outcomes = [outcome for settle in settles for outcome in settle.outcomes]
@@ -387,7 +387,7 @@ class Tickets:
 
     async def heartbeat(
         self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
-    ) -> Beat:
+    ) -> HeartbeatResult:
         """Says that the worker lives; a ``ttl_s`` of 0 is goodbye."""
         reply = await self._scripts.call(
             "heartbeat",
@@ -397,7 +397,7 @@ class Tickets:
             about_device=about_device.items(),
             about_worker=about_worker.items(),
         )
-        return Beat(paused=reply[1].decode(), has_specs=bool(reply[2]))
+        return HeartbeatResult(paused=reply[1].decode(), has_specs=bool(reply[2]))
 
     async def publish_settings(self, config: StoreConfig) -> None:
         """Writes what operators set to where scripts read it."""

@@ -34,7 +34,7 @@ from tweezer.model.messages import (
 from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fitted, timestamp, written
 from tweezer.store.connection import Store
 from tweezer.store.records import STATE_FIELDS, moment, moment_us
-from tweezer.store.snapshots import Snapshot, Wanted
+from tweezer.store.snapshots import Snapshot, SnapshotRequest
 
 _FACTS_MAX = 10_000  # batches remembered
 _PAGE = 1000  # events, or batches, described in one go
@@ -79,7 +79,7 @@ class Payloads:
         if unknown:
             self._just_read.clear()
         for page in _pages(unknown):
-            wanted = [Wanted(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
+            wanted = [SnapshotRequest(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
             for batch_id, snapshot in (await self._reader.snapshots(wanted)).items():
                 found[batch_id] = _read_facts(snapshot)
                 self._facts.put(batch_id, found[batch_id])
@@ -118,7 +118,7 @@ class Payloads:
             if batch_id in newest and batch_id not in touched and snapshot.sequence_number >= newest[batch_id]
         }
         wanted = [
-            Wanted(batch_id, MAX_JOBS_PER_BATCH, sorted(touched.get(batch_id, ())), specs=True)
+            SnapshotRequest(batch_id, MAX_JOBS_PER_BATCH, sorted(touched.get(batch_id, ())), specs=True)
             for batch_id in newest
             if batch_id not in known
         ]

@@ -25,7 +25,7 @@ from tweezer.model.messages import (
     derived_seed,
 )
 from tweezer.store.connection import Store
-from tweezer.store.workers import Grant, HeldJob, Next, Settlement, Turn
+from tweezer.store.workers import Grant, HeldJob, NextStep, Settlement, SettleResult
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.leases import HeldTicket, LeaseKeeper
 from tweezer.worker.submit_guard import TicketSubmitGuard
@@ -48,10 +48,10 @@ class TicketEnd(StrEnum):
 
 
 _END_OF_TURN = {
-    Next.RETIRED: TicketEnd.RETIRED,
-    Next.YIELD: TicketEnd.YIELDED,
-    Next.PARKED: TicketEnd.PARKED,
-    Next.STALE: TicketEnd.LOST,
+    NextStep.RETIRED: TicketEnd.RETIRED,
+    NextStep.YIELD: TicketEnd.YIELDED,
+    NextStep.PARKED: TicketEnd.PARKED,
+    NextStep.STALE: TicketEnd.LOST,
 }
 
 
@@ -85,9 +85,9 @@ class Executor:
             jobs = grant.jobs
             while True:
                 turn = await self._turn(held, jobs)
-                while turn.next is Next.RESERVED:
+                while turn.next is NextStep.RESERVED:
                     turn = await self._wait_for_jobs(held)
-                if turn.next is not Next.JOBS:
+                if turn.next is not NextStep.JOBS:
                     return _END_OF_TURN[turn.next]
                 jobs = turn.jobs
         except DeviceUnavailable as unavailable:
@@ -115,7 +115,7 @@ class Executor:
         finally:
             held.unpaid_s = time.monotonic() - began
 
-    async def _turn(self, held: HeldTicket, jobs: list[HeldJob]) -> Turn:
+    async def _turn(self, held: HeldTicket, jobs: list[HeldJob]) -> SettleResult:
         """Run held jobs, then settle them and claim the next."""
         began = time.monotonic()
         settlements: list[Settlement] = []
@@ -129,7 +129,7 @@ class Executor:
         used_s = time.monotonic() - began
         return await self._settle(held, settlements, want=self._want(len(jobs), used_s), used_s=used_s)
 
-    async def _wait_for_jobs(self, held: HeldTicket) -> Turn:
+    async def _wait_for_jobs(self, held: HeldTicket) -> SettleResult:
         """Wait for jobs of an open batch that holds the device: ask again when it is called, and each second."""
         await self._ask(
             lambda: self._tickets.wait_for_call(held.grant.batch_id, wait_s=self._config.bell_s),
@@ -137,10 +137,12 @@ class Executor:
         )
         return await self._settle(held, (), want=0 if self._leaving() else 1, used_s=0.0)
 
-    async def _settle(self, held: HeldTicket, settlements: Sequence[Settlement], *, want: int, used_s: float) -> Turn:
+    async def _settle(
+        self, held: HeldTicket, settlements: Sequence[Settlement], *, want: int, used_s: float
+    ) -> SettleResult:
         grant = held.grant
         if held.lost:
-            return Turn(Next.STALE, len(settlements))
+            return SettleResult(NextStep.STALE, len(settlements))
         used_s += held.unpaid_s
         turn = await self._ask(
             lambda: self._tickets.settle(

@@ -25,7 +25,7 @@ from tweezer.store.connection import Store
 from tweezer.store.keys import Key
 from tweezer.store.scripts import translating
 from tweezer.store.streams.feed import read_cancel
-from tweezer.store.workers import Grant, Taken
+from tweezer.store.workers import Grant, TakeResult
 from tweezer.worker.config import WorkerConfig
 from tweezer.worker.executor import Executor
 from tweezer.worker.heartbeat import SWEEP_S, MachineProbe, Presence, Sweeper
@@ -228,7 +228,7 @@ class TicketWorker(Worker):
         due_s = self._config.bell_s if taken.due_s is None else max(taken.due_s, 0.01)
         self._wait_s = 0.0 if taken.grants or self.burst else min(due_s, self._config.bell_s)
 
-    async def _take(self) -> Taken:
+    async def _take(self) -> TakeResult:
         """Take tickets for the free lanes, when the bell rings if there was none last time.
 
         Whoever is stopped meanwhile gives back what it got.

@@ -12,7 +12,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.ids import new_batch_id
 from tweezer.store.records import TicketRef
 from tweezer.store.scripts import Scripts
-from tweezer.store.workers import Next, Tickets
+from tweezer.store.workers import NextStep, Tickets
 
 
 class Answering:
@@ -32,7 +32,7 @@ class Answering:
         return [[b"retired", 0]] * len(tickets)
 
 
-async def settle(tickets: Tickets) -> Next:
+async def settle(tickets: Tickets) -> NextStep:
     turn = await tickets.settle(TicketRef(new_batch_id(), 0), "1", [], want=1, used_s=0, lease_s=1)
     return turn.next
 
@@ -45,7 +45,7 @@ async def test_every_settle_is_answered_however_they_meet(lanes: int, pause: boo
 
     async def lane() -> None:
         for _ in range(50):
-            assert await settle(tickets) is Next.RETIRED
+            assert await settle(tickets) is NextStep.RETIRED
 
     async with asyncio.timeout(30):
         await asyncio.gather(*(lane() for _ in range(lanes)))
@@ -67,4 +67,4 @@ async def test_each_settle_of_a_call_that_failed_hears_of_it_and_may_come_again(
     answers = await asyncio.gather(*(settle(tickets) for _ in range(5)), return_exceptions=True)
     assert all(isinstance(answer, Unavailable) for answer in answers)
     scripts.down = False
-    assert await settle(tickets) is Next.RETIRED
+    assert await settle(tickets) is NextStep.RETIRED

@@ -19,7 +19,7 @@ from tweezer.model.ids import new_batch_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import BatchDoc, Priority
 from tweezer.store.records import BatchRecord
-from tweezer.store.streams.feed import Heard
+from tweezer.store.streams.feed import ChannelReader
 
 BATCH = new_batch_id()
 
@@ -80,8 +80,8 @@ async def held(reads: Iterator[str | Exception], *, wait_s: float) -> str:
     """What a held request is answered when its reads of Redis give these, one after the other."""
 
     @contextlib.asynccontextmanager
-    async def listen(batch_id: UUID) -> AsyncIterator[Heard]:
-        heard = Heard()
+    async def listen(batch_id: UUID) -> AsyncIterator[ChannelReader]:
+        heard = ChannelReader()
         heard.put(None)  # as when Redis confirms the subscription
         yield heard
 

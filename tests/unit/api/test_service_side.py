@@ -14,7 +14,7 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import job_id, new_batch_id
 from tweezer.settings import ApiSettings, Settings
-from tweezer.store.workers import Next, Settlement
+from tweezer.store.workers import NextStep, Settlement
 
 REASON = "the laser is out of lock"
 
@@ -91,7 +91,7 @@ async def test_a_job_that_runs_is_taken_from_who_holds_it(rig: Service) -> None:
     turn = await rig.store.tickets.settle(
         grant.ticket, grant.token, [Settlement.of(0, DONE)], want=1, used_s=0.1, lease_s=LEASE_S
     )
-    assert turn.next is Next.STALE
+    assert turn.next is NextStep.STALE
     await rig.run(DONE)
     assert (await rig.data(f"/api/v2/batches/{batch_id}"))["jobs_count_per_status"]["DONE"] == 1
 

@@ -137,13 +137,13 @@ class DeviceResponse(msgspec.Struct, frozen=True):
     @classmethod
     def from_record(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
         now = datetime.now(UTC)
-        hold, window = record.hold(now), record.window
+        hold, window = record.unavailability(now), record.window
         return cls(
             id=device_id(record.name),
             name=record.name,
             device_type=record.name,
             status=DeviceStatus.UP if hold is None else DeviceStatus.DOWN,
-            status_reason=None if hold is None else hold.told(written),
+            status_reason=None if hold is None else hold.describe(written),
             status_until=None if hold is None else hold.until,
             status_unknown=record.unsure,
             average_queue_time=None if waited is None or waited.seconds is None else round(waited.seconds),

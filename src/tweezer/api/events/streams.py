@@ -21,7 +21,7 @@ from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import EventPage, Feed, Selection
 from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.webhooks import Told
-from tweezer.store.streams.tail import Listener, Tail
+from tweezer.store.streams.tail import Tail, TailReader
 
 STREAMS_MAX = 100
 """Streams of one user, or of one project without users, in one process of the API."""
@@ -168,7 +168,7 @@ class _Stream:
         self.has_read_all = False
         self.is_over = False
 
-    async def wait(self, heard: Listener) -> None:
+    async def wait(self, heard: TailReader) -> None:
         """Waits for something new, but not for long: its key must be looked at now and then."""
         quiet_to = await heard.next(_LOOK_S)
         self._cursor = _moved(self._cursor, quiet_to)

@@ -17,7 +17,7 @@ from tweezer.model.errors import Unavailable
 from tweezer.model.events import words_of_news
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord
-from tweezer.store.streams.feed import Heard, News
+from tweezer.store.streams.feed import ChannelReader, News
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class LongPolls:
         state: T,
         over: Callable[[T], bool],
         read: Callable[[], Awaitable[T]],
-        heard: Heard,
+        heard: ChannelReader,
         matters: Callable[[list[bytes], T], bool],
         deadline: float,
         receive: Receive,

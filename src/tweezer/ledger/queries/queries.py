@@ -22,7 +22,7 @@ from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import Fault, decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
-from tweezer.store.snapshots import Snapshot, Wanted
+from tweezer.store.snapshots import Snapshot, SnapshotRequest
 from tweezer.store.streams.feed import Entry, position_id
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class Queries:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
         return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
 
-    def snapshots(self, wanted: Sequence[Wanted]) -> dict[UUID, Snapshot]:
+    def snapshots(self, wanted: Sequence[SnapshotRequest]) -> dict[UUID, Snapshot]:
         """Return the batches that the ledger has, with their doc (but for the sequence) and the touched jobs."""
         found: dict[UUID, Snapshot] = {}
         with self._database.read() as connection:

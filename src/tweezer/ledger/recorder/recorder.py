@@ -38,7 +38,7 @@ from tweezer.model.events import Word, read_words
 from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
-from tweezer.store.snapshots import Wanted
+from tweezer.store.snapshots import SnapshotRequest
 from tweezer.store.streams.feed import START, Entry, position_number
 
 log = structlog.get_logger(__name__)
@@ -393,9 +393,9 @@ class Recorder:
         for batch_id, indices in looked_at.items():
             known = self._known.get(batch_id)
             if known is None:
-                wanted.append(Wanted(batch_id, None, ()))
+                wanted.append(SnapshotRequest(batch_id, None, ()))
             else:
-                wanted.append(Wanted(batch_id, known.jobs, known.open_of(indices)))
+                wanted.append(SnapshotRequest(batch_id, known.jobs, known.open_of(indices)))
         snapshots = await self._store.snapshots.take(wanted)
         return make_changes(entries, snapshots, self._known, looked_at, self._ids, self._parked)
 

@@ -22,7 +22,7 @@ Recorded = Callable[[int], Awaitable[list[Entry]]]
 """Entries of the batch that the ledger has behind a position, oldest first, not all at once."""
 
 
-class Last(msgspec.Struct, frozen=True):
+class LastEvent(msgspec.Struct, frozen=True):
     """The event that was told last: its number and its time."""
 
     sequence: int = 0
@@ -38,7 +38,7 @@ class BatchEvents:
         record: Callable[[], Awaitable[BatchRecord]],
         *,
         batch: BatchRecord,
-        last: Last,
+        last: LastEvent,
         recorded: Recorded | None,
     ) -> None:
         """record: reads the batch as it stands. recorded: reads the ledger, where there is one."""
@@ -113,7 +113,7 @@ class BatchEvents:
                 self._expected += 1
                 if event.sequence > self._last.sequence or event.time_us > self._last.time_us:
                     events.append(event)
-                    self._last = Last(event.sequence, event.time_us)
+                    self._last = LastEvent(event.sequence, event.time_us)
                     self.is_over = event.index is None and event.status.terminal
         return events
 

@@ -30,13 +30,38 @@ _BEYOND = "9223372036854775807-0"  # no entry comes after it
 _READ_S = 5.0  # how long the listener waits for a message before it looks whether it is still connected
 
 
-class Heard:
-    """What came on one channel since it was last asked."""
+class Waiter:
+    """Waits for something that another task reads. It is woken when there is something, or when that task failed."""
 
     def __init__(self) -> None:
-        self._messages: list[bytes] = []
         self._woken = asyncio.Event()
         self._failure: TweezerError | None = None
+
+    def fail(self, error: TweezerError) -> None:
+        """Nothing more arrives: listen again."""
+        self._failure = error
+        self._woken.set()
+
+    def check(self) -> None:
+        """Raise Unavailable when nothing more arrives."""
+        if self._failure is not None:
+            raise Unavailable(self._failure.message) from self._failure
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Wait to be woken, at most so long. Raises Unavailable: listen again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._woken.wait()
+        self.check()
+        self._woken.clear()
+
+
+class ChannelReader(Waiter):
+    """The messages of one channel since they were last read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: list[bytes] = []
         self.subscribed = asyncio.Event()
 
     def put(self, message: bytes | None) -> None:
@@ -46,26 +71,15 @@ class Heard:
         self._woken.set()
 
     def fail(self, error: TweezerError) -> None:
-        """Nothing comes any more: listen again."""
-        self._failure = error
+        super().fail(error)
         self.subscribed.set()
-        self._woken.set()
-
-    def check(self) -> None:
-        """Raises Unavailable when nothing comes any more."""
-        if self._failure is not None:
-            raise Unavailable(self._failure.message) from self._failure
 
     async def next(self, timeout_s: float | None) -> list[bytes]:
-        """Messages, in order. Empty after ``timeout_s``, or when some may have been missed: read the state again.
+        """Return messages, in order; empty after ``timeout_s``, or when some may be missing: read the state again.
 
         Raises Unavailable: listen again.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._woken.wait()
-        self.check()
-        self._woken.clear()
+        await self.wait(timeout_s)
         messages, self._messages = self._messages, []
         return messages
 
@@ -76,19 +90,19 @@ class News:
     def __init__(self, scripts: Scripts) -> None:
         self._scripts = scripts
         self._pubsub = scripts.redis.pubsub(ignore_subscribe_messages=False)
-        self._listeners: dict[str, set[Heard]] = {}
+        self._listeners: dict[str, set[ChannelReader]] = {}
         self.reader = Duty("news", self._read, is_needed=lambda: bool(self._listeners), ended=self._reader_ended)
         self._subscribing = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def batch(self, batch_id: UUID) -> AsyncIterator[Heard]:
+    async def batch(self, batch_id: UUID) -> AsyncIterator[ChannelReader]:
         """Listens to a batch: words of events, and ``~index stage percent`` for progress. Read the state
         after entering: what happens from then on is heard."""
         async with self._listen(self._scripts.keys(Key.NEWS, batch_id)) as heard:
             yield heard
 
     @contextlib.asynccontextmanager
-    async def pool(self, device: str) -> AsyncIterator[Heard]:
+    async def pool(self, device: str) -> AsyncIterator[ChannelReader]:
         """Listens to the cancels of a device's running jobs; :func:`read_cancel` reads them."""
         async with self._listen(self._scripts.keys(Key.POOL, device)) as heard:
             yield heard
@@ -98,8 +112,8 @@ class News:
         await self._pubsub.aclose()
 
     @contextlib.asynccontextmanager
-    async def _listen(self, channel: str) -> AsyncIterator[Heard]:
-        heard = Heard()
+    async def _listen(self, channel: str) -> AsyncIterator[ChannelReader]:
+        heard = ChannelReader()
         others = self._listeners.setdefault(channel, set())
         others.add(heard)
         try:
@@ -274,7 +288,7 @@ class EventStream:
         return rows[0][0].decode() if rows else START
 
 
-class Given(msgspec.Struct, frozen=True):
+class GroupRead(msgspec.Struct, frozen=True):
     """What a reader of a group was given. oldest: the oldest entry that is not acknowledged, whoever has it. endpoints:
     the count of their changes, when these were given; None: there was none. is_shut: whether the gate was shut then."""
 
@@ -310,7 +324,7 @@ class EntryGroup:
                 if reader["pending"] == 0 and reader["idle"] > _GONE_MS:
                     await self._redis.xgroup_delconsumer(self._stream, self._name, reader["name"])
 
-    async def read(self, *, most: int, wait_s: float) -> Given:
+    async def read(self, *, most: int, wait_s: float) -> GroupRead:
         """Entries that nobody was given yet, oldest first; none when none came. Raises NotFound("group", …) when the
         group is gone: join again."""
         pipeline = self._redis.pipeline(transaction=False)
@@ -325,7 +339,7 @@ class EntryGroup:
         with self._translating():
             _, found, pending, endpoints, is_shut = await pipeline.execute()
         entries = [read_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
-        return Given(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
+        return GroupRead(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
 
     async def read_own(self, *, most: int) -> tuple[list[Entry], bool]:
         """Entries that this reader was given and did not acknowledge, oldest first; and whether no other reader has one

@@ -13,30 +13,24 @@ from typing import Any
 from uuid import UUID
 
 from tweezer.duties import Duty
-from tweezer.model.errors import TweezerError, Unavailable
+from tweezer.model.errors import TweezerError
 from tweezer.store.keys import Key
 from tweezer.store.reader import Owners
 from tweezer.store.scripts import Scripts, translating
-from tweezer.store.streams.feed import EventStream, batch_id_of, position_id, position_number, read_entry
+from tweezer.store.streams.feed import EventStream, Waiter, batch_id_of, position_id, position_number, read_entry
 
 _PAGE = 1000  # entries of one read
 _BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
 
 
-class Listener:
-    """Somebody who waits for events of a batch, of some projects, or of all."""
+class TailReader(Waiter):
+    """Waits for events of a batch, of some projects, or of all."""
 
     def __init__(self, tail: Tail) -> None:
+        super().__init__()
         self._tail = tail
         self._first: int | None = None
         self._sure = True
-        self._failure: TweezerError | None = None
-        self._woken = asyncio.Event()
-
-    def fail(self, error: TweezerError) -> None:
-        """Nothing comes any more: listen again."""
-        self._failure = error
-        self._woken.set()
 
     def put(self, position: int | None) -> None:
         """There is something new at this position; None: there may be, or it is time to look."""
@@ -52,12 +46,7 @@ class Listener:
         Returns a position up to which there is nothing new for whoever has read all there was since the last call
         (since the listener was there, at the first); 0 where that is not known. Raises Unavailable: listen again.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._woken.wait()
-        if self._failure is not None:
-            raise Unavailable(self._failure.message) from self._failure
-        self._woken.clear()
+        await self.wait(timeout_s)
         first, sure = self._first, self._sure
         self._first, self._sure = None, True
         if not sure:
@@ -73,9 +62,9 @@ class Tail:
         self._name = scripts.keys(Key.EVENTS)
         self._stream = EventStream(scripts)
         self._owners = Owners(scripts)
-        self._of_batch: dict[bytes, set[Listener]] = {}
-        self._of_project: dict[str, set[Listener]] = {}
-        self._of_all: set[Listener] = set()
+        self._of_batch: dict[bytes, set[TailReader]] = {}
+        self._of_project: dict[str, set[TailReader]] = {}
+        self._of_all: set[TailReader] = set()
         self._count = 0
         self._starting = asyncio.Lock()
         self._is_sure = True
@@ -86,12 +75,12 @@ class Tail:
     @contextlib.asynccontextmanager
     async def listen(
         self, *, batch_id: UUID | None = None, projects: Iterable[str] | None = None
-    ) -> AsyncIterator[Listener]:
+    ) -> AsyncIterator[TailReader]:
         """Listens to a batch, else to these projects and what is everybody's, else to all. Raises Unavailable.
 
         Read what there is after entering: what happens from then on is heard.
         """
-        listener = Listener(self)
+        listener = TailReader(self)
         self._count += 1
         try:
             await self._start()
@@ -145,7 +134,7 @@ class Tail:
                 listener.put(position)
         self.position = position_number(rows[-1][0].decode())
 
-    def _concerned(self, fields: dict[bytes, bytes], owners: dict[UUID, str]) -> Iterable[Listener]:
+    def _concerned(self, fields: dict[bytes, bytes], owners: dict[UUID, str]) -> Iterable[TailReader]:
         yield from self._of_all
         project: str | None
         if b"n" in fields:
@@ -167,13 +156,13 @@ class Tail:
         for listener in self._listeners():
             listener.fail(error)
 
-    def _listeners(self) -> Iterator[Listener]:
+    def _listeners(self) -> Iterator[TailReader]:
         for listeners in (self._of_all, *self._of_batch.values(), *self._of_project.values()):
             yield from listeners
 
 
 @contextlib.contextmanager
-def _among(places: dict[Any, set[Listener]], place: object, listener: Listener) -> Any:
+def _among(places: dict[Any, set[TailReader]], place: object, listener: TailReader) -> Any:
     places.setdefault(place, set()).add(listener)
     try:
         yield
