@@ -137,8 +137,8 @@ def test_another_server_on_the_port_is_not_taken_for_ours(
 def test_a_picked_port_that_was_taken_meanwhile_is_picked_again(
     kind: ServerKind, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picked = iter([server.port, server.port, server_module._free_port()])
-    monkeypatch.setattr(server_module, "_free_port", lambda: next(picked))
+    picked = iter([server.port, server.port, server_module.free_port()])
+    monkeypatch.setattr(server_module, "free_port", lambda: next(picked))
     with RedisServer(tmp_path / "other", kind=kind) as other:
         assert other.port != server.port
         with client_of(other) as client:

@@ -19,7 +19,6 @@ from tweezer import __version__
 from tweezer.adapters.lane import jail
 from tweezer.cli.ledger_checks import (
     Finding,
-    Level,
     WebhookState,
     check_health,
     check_installation,
@@ -28,9 +27,12 @@ from tweezer.cli.ledger_checks import (
     check_results_folder,
     check_webhooks,
     examine_couriers,
+    fail,
     look_at_ledger,
     look_at_ledger_of_webhooks,
+    ok,
     tell,
+    warn,
 )
 from tweezer.cli.local.redis_server import OLDEST
 from tweezer.cli.options import Options, clock, pass_options
@@ -78,7 +80,7 @@ async def examine(options: Options) -> list[Finding]:
     try:
         settings = options.settings()
     except TweezerError as error:
-        return [*findings, Finding("settings", Level.FAIL, error.message, "correct it; no process starts like this")]
+        return [*findings, fail("settings", error.message, "correct it; no process starts like this")]
     health = await asyncio.to_thread(look_at_ledger, settings)
     findings.extend([health] if isinstance(health, Finding) else check_health(health))
     findings.append(check_keeping(settings))
@@ -101,9 +103,8 @@ async def examine(options: Options) -> list[Finding]:
                 findings.append(await examine_couriers(queue.store, webhooks))
     except TweezerError as error:
         findings.append(
-            Finding(
+            fail(
                 "Redis",
-                Level.FAIL,
                 error.message,
                 "start it, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
             )
@@ -116,7 +117,7 @@ async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> Webh
     try:
         webhooks = await asyncio.to_thread(look_at_ledger_of_webhooks, settings)
     except TweezerError as error:
-        findings.append(Finding("webhooks", Level.FAIL, error.message, "look at the ledger's database"))
+        findings.append(fail("webhooks", error.message, "look at the ledger's database"))
         return None
     findings.extend(check_webhooks(webhooks))
     return webhooks
@@ -172,15 +173,14 @@ def check_environment(environment: Iterable[str]) -> Iterator[Finding]:
             change = (
                 f"rename it to {near[0]}" if near else "remove it, or see the list of settings in the documentation"
             )
-            yield Finding("environment", Level.WARN, f"{name} is not a setting, so it does nothing", change)
+            yield warn("environment", f"{name} is not a setting, so it does nothing", change)
 
 
 def check_latency(milliseconds: float) -> Finding:
     if milliseconds <= _SLOW_MS:
-        return Finding("Redis", Level.OK, f"answers within {milliseconds:.1f} ms")
-    return Finding(
+        return ok("Redis", f"answers within {milliseconds:.1f} ms")
+    return warn(
         "Redis",
-        Level.WARN,
         f"took {milliseconds:.0f} ms to answer: each hand-over of jobs waits for it",
         "run the workers near Redis, and see `redis-cli SLOWLOG GET` for other users of it",
     )
@@ -190,12 +190,11 @@ def check_access(url: str) -> Finding:
     """Whether Redis lets everybody in. url: by which it was just reached."""
     parts = urlsplit(url)
     if parts.password:
-        return Finding("access", Level.OK, f"as the user {parts.username or 'default'}, with a password")
+        return ok("access", f"as the user {parts.username or 'default'}, with a password")
     if parts.scheme == "unix" or (parts.hostname or "") in ("127.0.0.1", "::1", "localhost"):
-        return Finding("access", Level.OK, "Redis asks for no password: every user of its host may do all")
-    return Finding(
+        return ok("access", "Redis asks for no password: every user of its host may do all")
+    return warn(
         "access",
-        Level.WARN,
         "Redis asks for no password: whoever reaches it may do all, with every project",
         "make users with `tweezer redis-users`, and let Redis load them (aclfile)",
     )
@@ -208,21 +207,16 @@ def check_server(info: dict[str, Any]) -> Finding:
         f"Valkey {info['valkey_version']}" if is_valkey else f"Redis {info.get('redis_version', 'of unknown version')}"
     )
     if info.get("role", "master") != "master":
-        return Finding(
-            "server", Level.FAIL, f"{says} is a replica: it takes no writes", "let TWEEZER_REDIS_URL name the primary"
-        )
+        return fail("server", f"{says} is a replica: it takes no writes", "let TWEEZER_REDIS_URL name the primary")
     if info.get("cluster_enabled"):
-        return Finding(
+        return fail(
             "server",
-            Level.FAIL,
             f"{says} runs in cluster mode: the scripts touch keys of several slots",
             "use a single primary, with Sentinel for high availability",
         )
     if not is_valkey and _version(str(info.get("redis_version", "0"))) < OLDEST:
-        return Finding(
-            "server", Level.FAIL, f"{says} is too old", f"install Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey"
-        )
-    return Finding("server", Level.OK, f"{says}, a primary")
+        return fail("server", f"{says} is too old", f"install Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey")
+    return ok("server", f"{says}, a primary")
 
 
 async def check_features(redis: Redis, keys: Keys) -> Finding:
@@ -244,13 +238,12 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
         if name == "XAUTOCLAIM" and not _is_there(reply):
             missing.append(name)
     if missing:
-        return Finding(
+        return fail(
             "commands",
-            Level.FAIL,
             f"refused: {', '.join(missing)}; the queue cannot work without",
             "use Redis 6.2 or newer, or Valkey; where Redis has users, run the doctor as the operator's",
         )
-    return Finding("commands", Level.OK, "scripts and streams have all that is needed")
+    return ok("commands", "scripts and streams have all that is needed")
 
 
 async def check_durability(remote: Remote, devices: list[DeviceRecord], configured: list[str]) -> Finding:
@@ -262,59 +255,50 @@ async def check_durability(remote: Remote, devices: list[DeviceRecord], configur
         announced = {device.name for device in devices if device.exclusive or device.reattaches}
         if machines := sorted({*announced, *configured}):
             says = f"{error.message}; no worker of {', '.join(machines)} starts like this"
-            return Finding("durability", Level.FAIL, says, "change that, then start the workers of the machine")
-        return Finding("durability", Level.OK, f"enough for emulators. A QPU would need more: {error.message}")
-    return Finding("durability", Level.OK, f"{_DURABLE[how]}: enough for a QPU")
+            return fail("durability", says, "change that, then start the workers of the machine")
+        return ok("durability", f"enough for emulators. A QPU would need more: {error.message}")
+    return ok("durability", f"{_DURABLE[how]}: enough for a QPU")
 
 
 def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator[Finding]:
     """An acknowledged submit is kept by the append-only file alone."""
     if not info.get("aof_enabled"):
-        yield Finding(
-            "persistence",
-            Level.FAIL,
-            "there is no append-only file: a restart of Redis loses queued work and results",
-            _PERSIST,
+        yield fail(
+            "persistence", "there is no append-only file: a restart of Redis loses queued work and results", _PERSIST
         )
         return
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding(
+        yield fail(
             "persistence",
-            Level.FAIL,
             "the last write of the append-only file failed: Redis refuses writes",
             "look for a full disk, and at Redis' log",
         )
         return
     match appendfsync:
         case None:
-            yield Finding(
+            yield warn(
                 "persistence",
-                Level.WARN,
                 "there is an append-only file; how often it is synced may not be read (this user lacks +config|get)",
                 "run the doctor as the operator's user of Redis, or see that appendfsync is everysec or always",
             )
         case "no":
-            yield Finding(
+            yield warn(
                 "persistence",
-                Level.WARN,
                 "appendfsync is no: a power loss can cost half a minute of acknowledged work",
                 "`redis-cli CONFIG SET appendfsync everysec`, and the same in redis.conf",
             )
         case "always":
-            yield Finding("persistence", Level.OK, "append-only file, synced always: a power loss costs nothing")
+            yield ok("persistence", "append-only file, synced always: a power loss costs nothing")
         case _:
-            yield Finding(
-                "persistence", Level.OK, f"append-only file, synced {appendfsync}: a power loss costs a second or two"
-            )
+            yield ok("persistence", f"append-only file, synced {appendfsync}: a power loss costs a second or two")
 
 
 def check_eviction(info: dict[str, Any]) -> Finding:
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction":
-        return Finding("maxmemory-policy", Level.OK, "noeviction: live work is never evicted")
-    return Finding(
+        return ok("maxmemory-policy", "noeviction: live work is never evicted")
+    return fail(
         "maxmemory-policy",
-        Level.FAIL,
         f"{policy}: Redis deletes keys of live batches when its memory is full",
         "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in redis.conf",
     )
@@ -324,40 +308,37 @@ def check_memory(info: dict[str, Any], full_at: float) -> Finding:
     used, limit, host = (int(info.get(name, 0)) for name in ("used_memory", "maxmemory", "total_system_memory"))
     suggestion = f"{max(int(0.6 * host) >> 20, 64)}mb" if host else "60 % of the host's memory"
     if not limit:
-        return Finding(
+        return warn(
             "memory",
-            Level.WARN,
             f"{_mib(used)} used, maxmemory is not set: when memory runs out, the system kills Redis",
             f"set maxmemory, here to {suggestion} or less; submits are then refused from {full_at:.0%} on",
         )
     says = f"{_mib(used)} of {_mib(limit)} used"
     if used >= full_at * limit:
-        return Finding(
+        return fail(
             "memory",
-            Level.FAIL,
             f"{says}: submits are refused from {full_at:.0%} on",
             "let work finish, forget finished batches, shorten TWEEZER_REDIS_GRACE_S, or raise maxmemory",
         )
     if used >= 0.75 * full_at * limit:
-        return Finding("memory", Level.WARN, f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
-    return Finding("memory", Level.OK, says)
+        return warn("memory", f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
+    return ok("memory", says)
 
 
 def check_keys(foreign: dict[str, tuple[str, str]]) -> Finding:
     """Report keys of another type, which another program has written: the processes that need them wait."""
     shown = ", ".join(f"{key} is a {kind} instead of a {right}" for key, (kind, right) in sorted(foreign.items()))
     advice = f"`redis-cli RENAME {min(foreign)} foreign`, or another TWEEZER_NAMESPACE; the processes then go on"
-    return Finding("keys", Level.FAIL, f"Redis holds something else where Tweezer keeps its own: {shown}", advice)
+    return fail("keys", f"Redis holds something else where Tweezer keeps its own: {shown}", advice)
 
 
 def check_idle_timeout(timeout_s: str | None) -> Finding:
     if timeout_s is None:
-        return Finding("timeout", Level.OK, "may not be read (this user lacks +config|get)")
+        return ok("timeout", "may not be read (this user lacks +config|get)")
     if timeout_s == "0":
-        return Finding("timeout", Level.OK, "idle connections are not cut")
-    return Finding(
+        return ok("timeout", "idle connections are not cut")
+    return warn(
         "timeout",
-        Level.WARN,
         f"Redis cuts connections that are idle for {timeout_s} s, those of waiting listeners too",
         "`redis-cli CONFIG SET timeout 0`, and the same in redis.conf",
     )
@@ -366,27 +347,23 @@ def check_idle_timeout(timeout_s: str | None) -> Finding:
 def check_workers(workers: list[WorkerRecord]) -> Finding:
     """All of one version, and of ours."""
     if not workers:
-        return Finding(
-            "workers", Level.WARN, "none lives, so nothing runs", "start one: tweezer worker --device EMU_FREE"
-        )
+        return warn("workers", "none lives, so nothing runs", "start one: tweezer worker --device EMU_FREE")
     strange = sorted({f"{it.host} ({it.version})" for it in workers if it.record_version != RECORD_VERSION})
     if strange:
-        return Finding(
+        return fail(
             "workers",
-            Level.FAIL,
             f"of another record version than {__version__} here: {', '.join(strange)}; they leave our batches alone",
             "upgrade every process to one version",
         )
     others = sorted({f"{it.host} ({it.version})" for it in workers if it.version != __version__})
     if others:
-        return Finding(
+        return warn(
             "workers",
-            Level.WARN,
             f"of another version than {__version__} here: {', '.join(others)}",
             "upgrade every process to one version when you can",
         )
     lanes = sum(worker.lanes for worker in workers)
-    return Finding("workers", Level.OK, f"{len(workers)} with {lanes} lanes, all of version {__version__}")
+    return ok("workers", f"{len(workers)} with {lanes} lanes, all of version {__version__}")
 
 
 def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settings: Settings) -> list[str]:
@@ -401,9 +378,8 @@ def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settin
 
 def check_silent(silent: list[str]) -> Finding:
     named = ", ".join(silent)
-    return Finding(
+    return fail(
         "heartbeats",
-        Level.FAIL,
         f"missing from workers that work: {named} (host:process:…); batches get no lanes for them",
         "see `duty.failed` in their logs, and restart them",
     )
@@ -414,14 +390,13 @@ def check_jails(workers: list[WorkerRecord], offered: str) -> Finding:
     reported = [it for it in workers if it.jail]
     unjailed = sorted({f"{it.device} on {it.host} ({it.jail})" for it in reported if it.jail != jail.COMPLETE})
     if unjailed:
-        return Finding(
+        return warn(
             "lane jail",
-            Level.WARN,
             f"not complete: {', '.join(unjailed)}; a lane that is taken over there reaches what its worker reaches",
             "run workers on Linux 5.13 or newer with Landlock and seccomp, without TWEEZER_WORKER_JAIL=off",
         )
     says = f"complete on {len(reported)} of {len(workers)} workers; " if workers else ""
-    return Finding("lane jail", Level.OK, f"{says}this host has {offered}. With a GPU it is untested")
+    return ok("lane jail", f"{says}this host has {offered}. With a GPU it is untested")
 
 
 def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
@@ -429,32 +404,27 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
     for device in devices:
         name = f"device {device.name}"
         if device.set_back is not None and now - device.set_back < _SET_BACK_SHOWN:
-            yield Finding(
+            yield warn(
                 name,
-                Level.WARN,
                 f"the job ids of its machine began anew (noticed {clock(device.set_back)}); the jobs that it had end "
                 "as `unknown`",
                 "check that it was reinstalled or reset, and that base_url leads to the right machine",
             )
         hold = device.unavailability(now)
         if hold is not None and hold.kind is not UnavailabilityKind.UNSERVED:
-            yield Finding(
+            yield warn(
                 name,
-                Level.WARN,
                 f"{hold.describe(clock)}; {device.pending} jobs wait",
                 _GO_ON[hold.kind].format(name=device.name),
             )
         elif device.pending and not device.lanes:
-            yield Finding(
+            yield fail(
                 name,
-                Level.FAIL,
                 f"{device.pending} jobs wait and no worker lives",
                 f"start one: tweezer worker --device {device.name}",
             )
         else:
-            yield Finding(
-                name, Level.OK, f"{device.lanes} lanes, {device.pending} jobs pending, {device.running} running"
-            )
+            yield ok(name, f"{device.lanes} lanes, {device.pending} jobs pending, {device.running} running")
 
 
 def _is_there(command_info: Any) -> bool:

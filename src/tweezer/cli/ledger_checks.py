@@ -43,6 +43,18 @@ class Finding(msgspec.Struct, frozen=True):
     change: str | None = None
 
 
+def ok(name: str, says: str) -> Finding:
+    return Finding(name, Level.OK, says)
+
+
+def warn(name: str, says: str, change: str) -> Finding:
+    return Finding(name, Level.WARN, says, change)
+
+
+def fail(name: str, says: str, change: str | None = None) -> Finding:
+    return Finding(name, Level.FAIL, says, change)
+
+
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
@@ -79,14 +91,14 @@ _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has
 def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
     """How the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
     if importlib.util.find_spec("sqlalchemy") is None:
-        return Finding("ledger", Level.OK, "not looked at: a host that only runs workers or producers does not need it")
+        return ok("ledger", "not looked at: a host that only runs workers or producers does not need it")
     from tweezer.ledger.database import Database
     from tweezer.ledger.health import read_health
 
     given = settings.locate_ledger()
     file = sqlite_file(given.url)
     if file is not None and not file.is_file():
-        return Finding("ledger", Level.FAIL, f"there is no file {file}", "run `tweezer db upgrade`")
+        return fail("ledger", f"there is no file {file}", "run `tweezer db upgrade`")
     try:
         database = Database.open(given)
         try:
@@ -94,7 +106,7 @@ def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
         finally:
             database.close()
     except TweezerError as error:
-        return Finding("ledger", Level.FAIL, error.message, _REACH)
+        return fail("ledger", error.message, _REACH)
 
 
 def check_health(health: LedgerHealth) -> Iterator[Finding]:
@@ -102,22 +114,20 @@ def check_health(health: LedgerHealth) -> Iterator[Finding]:
     kind = "SQLite" if health.is_sqlite else "PostgreSQL"
     version = health.settings["version" if health.is_sqlite else "server_version"].split()[0]
     if health.unfit is not None:
-        yield Finding("ledger", Level.FAIL, health.unfit)
+        yield fail("ledger", health.unfit)
     elif health.refusal is not None:
-        yield Finding(
+        yield fail(
             "ledger",
-            Level.FAIL,
             f"{health.place} takes no writes: {health.refusal}",
             "let TWEEZER_DATABASE_URL name a primary and a user who owns the tables; or look for a full disk",
         )
     else:
-        yield Finding("ledger", Level.OK, f"{kind} {version} at {health.place}, its tables as they should be")
+        yield ok("ledger", f"{kind} {version} at {health.place}, its tables as they should be")
     if health.letters:
         yield check_letters(health.letters)
     if health.newer:
-        yield Finding(
+        yield fail(
             "record version",
-            Level.FAIL,
             f"{health.newer} batches were written by a newer Tweezer (record version above {RECORD_VERSION}) and are "
             "left alone",
             "upgrade every process to one version",
@@ -128,11 +138,10 @@ def check_health(health: LedgerHealth) -> Iterator[Finding]:
 def _check_sqlite(settings: dict[str, str]) -> Iterator[Finding]:
     mode = settings["journal_mode"]
     if mode == "wal":
-        yield Finding("ledger journal", Level.OK, "a write-ahead log: readers and writers do not wait for each other")
+        yield ok("ledger journal", "a write-ahead log: readers and writers do not wait for each other")
     else:
-        yield Finding(
+        yield warn(
             "ledger journal",
-            Level.WARN,
             f"journal mode is {mode}: readers wait for writers, and these for readers",
             "keep the file on a disk of this machine, for network file systems cannot do better; or use PostgreSQL",
         )
@@ -140,29 +149,26 @@ def _check_sqlite(settings: dict[str, str]) -> Iterator[Finding]:
 
 def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
     if int(settings["server_version"].split(".")[0]) < OLDEST_POSTGRES:
-        yield Finding(
+        yield warn(
             "ledger server",
-            Level.WARN,
             f"PostgreSQL {settings['server_version']} is older than what Tweezer is tested with",
             f"upgrade it to {OLDEST_POSTGRES} or newer",
         )
     if settings["server_encoding"] != "UTF8":
-        yield Finding(
+        yield fail(
             "ledger encoding",
-            Level.FAIL,
             f"{settings['server_encoding']}: names and tags in other scripts cannot be recorded",
             "make the database anew with `createdb --encoding=UTF8 --template=template0`",
         )
     lossy = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if settings[name] == "off"]
     if lossy:
-        yield Finding(
+        yield fail(
             "ledger durability",
-            Level.FAIL,
             f"{' and '.join(lossy)} off: Redis lets go of what the ledger has, and a crash of the host can lose that",
             "turn it on in postgresql.conf",
         )
     else:
-        yield Finding("ledger durability", Level.OK, "what is recorded is on the disk")
+        yield ok("ledger durability", "what is recorded is on the disk")
 
 
 def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
@@ -171,12 +177,11 @@ def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
     evicted = sum(it.evicted for it in letters.values())
     lost = f"; {evicted} were dropped for want of room or for their age" if evicted else ""
     if not there:
-        return Finding("dead letters", Level.OK, f"none{lost}")
+        return ok("dead letters", f"none{lost}")
     many = ", ".join(f"{it.letters} of the {consumer.value}" for consumer, it in there.items())
     oldest = min(it.oldest for it in there.values() if it.oldest is not None)
-    return Finding(
+    return fail(
         "dead letters",
-        Level.FAIL,
         f"{many} could not be processed, since {show.minute(oldest)}; what comes later of the same batch waits{lost}",
         "`tweezer dead-letters list` shows why; then retry or drop them",
     )
@@ -186,22 +191,20 @@ def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
     """Whether one is at work. behind_s: age of the oldest event that is not recorded; None when all are."""
     start = "start it: tweezer recorder"
     if not active and behind_s is not None:
-        return Finding(
+        return fail(
             "recorder",
-            Level.FAIL,
             f"none is active, and nothing was recorded for {show.duration(behind_s)}: Redis keeps everything meanwhile",
             start,
         )
     if not active:
-        return Finding("recorder", Level.WARN, "none is active; all that happened so far is recorded", start)
+        return warn("recorder", "none is active; all that happened so far is recorded", start)
     if behind_s is not None and behind_s > _SLOW_RECORDER_S:
-        return Finding(
+        return warn(
             "recorder",
-            Level.WARN,
             f"one is active, and {show.duration(behind_s)} behind",
             "look at its log, and at the load of the database and its disk",
         )
-    return Finding("recorder", Level.OK, "one is active and up to date")
+    return ok("recorder", "one is active and up to date")
 
 
 def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
@@ -209,10 +212,9 @@ def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
     if redis is None:
         return None
     if redis == ledger:
-        return Finding("installation", Level.OK, f"{redis}, which the ledger and Redis agree on")
-    return Finding(
+        return ok("installation", f"{redis}, which the ledger and Redis agree on")
+    return fail(
         "installation",
-        Level.FAIL,
         f"Redis belongs to the installation {redis}, and the ledger to {ledger or 'none yet'}: recorder, courier and "
         "API refuse them",
         "correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; `tweezer db join` joins them on purpose",
@@ -223,16 +225,14 @@ def check_keeping(settings: Settings) -> Finding:
     """For how long Redis and the ledger keep what has ended."""
     redis, ledger = show.duration(settings.redis.grace_s), show.duration(settings.database.retention_s)
     if settings.database.retention_s and settings.database.retention_s < settings.redis.grace_s:
-        return Finding(
+        return warn(
             "retention",
-            Level.WARN,
             f"the ledger deletes what has ended after {ledger}, before Redis lets go of it after {redis}",
             "set TWEEZER_DATABASE_RETENTION_S (the ledger's) to more than TWEEZER_REDIS_GRACE_S (Redis')",
         )
     kept = f"for {ledger}" if settings.database.retention_s else "for ever"
-    return Finding(
+    return ok(
         "retention",
-        Level.OK,
         f"what has ended stays in Redis for {redis} and in the ledger {kept}, unless its project says something else",
     )
 
@@ -242,21 +242,19 @@ def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
     folder = settings.results_folder()
     near = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(near, os.W_OK | os.X_OK):
-        return Finding(
+        return warn(
             "results folder",
-            Level.WARN,
             f"{folder} cannot be written by this user: a worker of its own could not keep large results",
             "give it to the user who runs Tweezer, or set TWEEZER_RESULTS_DIR",
         )
     if settings.results_dir is None and hosts - {socket.gethostname()}:
-        return Finding(
+        return warn(
             "results folder",
-            Level.WARN,
             f"workers live on {', '.join(sorted(hosts))}, and {folder} is this host's own: large results of the others "
             "cannot be read here",
             "set TWEEZER_RESULTS_DIR everywhere to a folder that all hosts share",
         )
-    return Finding("results folder", Level.OK, str(folder))
+    return ok("results folder", str(folder))
 
 
 _SILENT_S = 30.0
@@ -317,27 +315,24 @@ def check_couriers(idle_s: Sequence[float] | None, *, behind_s: float | None, wa
     alive = sum(idle < _SILENT_S for idle in idle_s)
     if not alive and behind_s is not None:
         says = f"none runs, and what happened in the last {show.duration(behind_s)} is told to nobody; Redis keeps it"
-        return Finding("courier", Level.FAIL, says, _START_COURIER)
+        return fail("courier", says, _START_COURIER)
     if not alive:
-        return Finding("courier", Level.WARN, "none runs; all that happened so far was told", _START_COURIER)
+        return warn("courier", "none runs; all that happened so far was told", _START_COURIER)
     runs = "one runs" if alive == 1 else f"{alive} run"
     if behind_s is not None and behind_s > _SLOW_S:
-        return Finding("courier", Level.WARN, f"{runs}, {show.duration(behind_s)} behind", _MANY)
-    return Finding("courier", Level.OK, f"{runs}, up to date")
+        return warn("courier", f"{runs}, {show.duration(behind_s)} behind", _MANY)
+    return ok("courier", f"{runs}, up to date")
 
 
 def check_deliveries(health: WebhookHealth) -> Finding:
     if health.overdue:
-        return Finding(
+        return warn(
             "deliveries",
-            Level.WARN,
             f"{health.overdue} of {health.pending} that are pending should have been attempted a minute ago",
             _MANY,
         )
-    return Finding(
-        "deliveries",
-        Level.OK,
-        f"{health.pending} pending, none overdue; {health.exhausted} given up, {health.held} held back",
+    return ok(
+        "deliveries", f"{health.pending} pending, none overdue; {health.exhausted} given up, {health.held} held back"
     )
 
 
@@ -350,34 +345,30 @@ def check_receivers(receivers: ReceiverHealth, disabled: int) -> Finding:
     if disabled:
         troubles.append(f"{disabled} are disabled and sent nothing")
     if troubles:
-        return Finding(
+        return warn(
             "receivers",
-            Level.WARN,
             f"of {receivers.endpoints}, {'; '.join(troubles)}",
             "tweezer webhooks list --all-projects --batches shows which, tweezer webhooks show ID why; once they work "
             "again: tweezer webhooks enable ID, and tweezer webhooks resend --endpoint ID --since TIME",
         )
-    return Finding("receivers", Level.OK, f"{receivers.endpoints}, none failing or disabled")
+    return ok("receivers", f"{receivers.endpoints}, none failing or disabled")
 
 
 def check_secrets(secrets: SecretHealth | TweezerError) -> Finding:
     """Whether what signs webhooks and links can be decrypted here."""
     name = "secrets key"
     if isinstance(secrets, TweezerError):
-        return Finding(name, Level.FAIL, secrets.message, "restore the key from its backup")
+        return fail(name, secrets.message, "restore the key from its backup")
     if secrets.missing and not secrets.total:
-        return Finding(name, Level.OK, f"none is needed yet; {secrets.place} is made when one is")
+        return ok(name, f"none is needed yet; {secrets.place} is made when one is")
     if secrets.sealed:
         says = f"{secrets.sealed} of {secrets.total} secrets of webhooks and links cannot be decrypted"
         why = f"there is no {secrets.place}" if secrets.missing else f"the key in {secrets.place} is another"
-        return Finding(
+        return fail(
             name,
-            Level.FAIL,
             f"{says}, so nothing is signed with them: {why}",
             "give this host the key of the others (TWEEZER_SECRETS_KEY), or the former one behind the new one with a "
             "comma between; where it is lost, tweezer webhooks rotate --overlap 0, and for links tweezer keys "
             "rotate-links --overlap 0",
         )
-    return Finding(
-        name, Level.OK, f"{secrets.place} opens all {secrets.total} secrets of webhooks and links; keep a backup of it"
-    )
+    return ok(name, f"{secrets.place} opens all {secrets.total} secrets of webhooks and links; keep a backup of it")

@@ -21,8 +21,8 @@ from tweezer.cli import show
 from tweezer.cli.listen import Received, Receiver
 from tweezer.cli.local import antiferromagnet as ring
 from tweezer.cli.local.children import Interrupts
-from tweezer.cli.local.redis_server import HOST
-from tweezer.cli.local.stack import QPU_JOURNAL, Stack, free_port
+from tweezer.cli.local.redis_server import HOST, free_port
+from tweezer.cli.local.stack import QPU_JOURNAL, Stack
 from tweezer.cli.options import Options, pass_options
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.status import Meter, follow, must_be_done

@@ -211,7 +211,7 @@ class RedisServer:
         self._data.chmod(0o700)  # all work of all projects is in it
         deadline = time.monotonic() + self._start_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            port = self._port or _free_port()
+            port = self._port or free_port()
             log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
             process = self._spawn(binary, port)
             if _answers(process, port, self._password, deadline):
@@ -372,7 +372,8 @@ def _own(spawned: Future[subprocess.Popen[bytes]], command: list[str], log_path:
         process.stdin.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tweezer.cli.local.children import Child
-from tweezer.cli.local.redis_server import HOST, RedisServer
+from tweezer.cli.local.redis_server import HOST, RedisServer, free_port
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import Conflict, InvalidInput, TweezerError
 from tweezer.settings import PREFIX, Settings, to_environment, variable_name
@@ -277,14 +277,6 @@ def why_not_free(port: int) -> str | None:
         except OSError as error:
             return "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
     return None
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
