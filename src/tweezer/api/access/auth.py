@@ -46,7 +46,7 @@ def get_caller(scope: Scope) -> Principal | None:
     return cast("Principal | None", scope.get(_CALLER))
 
 
-def unauthorized() -> RequestRejected:
+def unauthorized_error() -> RequestRejected:
     """The answer to who has no key that is good."""
     problem = (
         "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
@@ -130,7 +130,7 @@ class AuthenticationMiddleware:
             key = _bearer(scope)
             caller = None if key is None else await self._authenticator.principal(key)
             if caller is None:
-                raise unauthorized()
+                raise unauthorized_error()
             self._rates.spend(caller.account)
         except TweezerError as error:
             await error_response(error)(scope, receive, send)
@@ -151,7 +151,7 @@ class AuthenticationMiddleware:
             if message["type"] == "http.response.start" and time.monotonic() > trusted_until:
                 try:
                     if not await self._authenticator.still_knows(scope):
-                        raise unauthorized()
+                        raise unauthorized_error()
                 except TweezerError as error:
                     refused = True
                     await error_response(error)(scope, receive, send)

@@ -10,7 +10,7 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from pydantic import Field
 
-from tweezer.api.access.auth import SignedLinks, get_caller, unauthorized
+from tweezer.api.access.auth import SignedLinks, get_caller, unauthorized_error
 from tweezer.api.http.bodies import BodyReader
 from tweezer.api.http.longpoll import LongPolls
 from tweezer.api.http.responses import RequestRejected
@@ -53,7 +53,7 @@ def require_role(request: Request, roles: frozenset[Role]) -> Principal:
     """Return the caller. Raises RequestRejected: 401 without a key, 403 where the key's role is not one of these."""
     caller = get_caller(request.scope)
     if caller is None:  # cannot happen: the middleware lets nobody through
-        raise unauthorized()
+        raise unauthorized_error()
     if caller.role not in roles:
         allowed = " or ".join(role for role in Role if role in roles)
         raise RequestRejected(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")

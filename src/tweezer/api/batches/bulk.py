@@ -14,7 +14,7 @@ from msgspec import Meta
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import get_call_key
 from tweezer.api.batches.bodies import build_repetition, rename_field
-from tweezer.api.batches.commands import IdempotencyKey, answer_batch, describe_caller, ended, expect_live
+from tweezer.api.batches.commands import IdempotencyKey, answer_batch, describe_caller, expect_live, terminal_error
 from tweezer.api.batches.filters import VALUES_MAX, JobParams, Time
 from tweezer.api.batches.schemas import (
     BatchResponse,
@@ -79,14 +79,14 @@ async def cancel_batches(
     **answers(CanceledJobsResponse, 404, 409, 413),
 )
 async def cancel_jobs(
-    batch_id: BatchId, asked: JobParams, caller: Submitter, queue: Queue, live: LiveStore
+    batch_id: BatchId, query: JobParams, caller: Submitter, queue: Queue, live: LiveStore
 ) -> Response:
     """Those that the parameters mean; all of them without any. Pending ones are cancelled, and those that run are asked
     to stop, which their status shows when they have. Those that have ended are among the errors."""
     batch = await live.batch(caller, batch_id)
-    jobs = await select_jobs(live, caller, batch, asked.filter)
-    errors = _find_foreign_ids(batch, asked.filter)
-    errors |= {job.id: ended("job", job.id).message for job in jobs if job.status.terminal}
+    jobs = await select_jobs(live, caller, batch, query.filter)
+    errors = _find_foreign_ids(batch, query.filter)
+    errors |= {job.id: terminal_error("job", job.id).message for job in jobs if job.status.terminal}
     indices = [job.index for job in jobs if not job.status.terminal]
     canceled: list[JobRecord] = []
     if indices:
@@ -98,7 +98,7 @@ async def cancel_jobs(
         done = [index for index, answer in zip(indices, answers, strict=True) if answer in taken]
         canceled = await live.jobs(batch, done)
         late = {job.id for job in jobs if job.index in indices} - {job.id for job in canceled}
-        errors |= {identity: ended("job", identity).message for identity in sorted(late)}
+        errors |= {identity: terminal_error("job", identity).message for identity in sorted(late)}
     return success({"jobs": [EmbeddedJobResponse.from_record(job) for job in canceled], "errors": errors})
 
 
@@ -111,7 +111,7 @@ async def cancel_jobs(
 async def rebatch(
     request: Request,
     batch_id: BatchId,
-    asked: JobParams,
+    query: JobParams,
     caller: Submitter,
     queue: Queue,
     live: LiveStore,
@@ -124,7 +124,7 @@ async def rebatch(
     batch = await live.batch(caller, batch_id)
     if batch.open:
         raise Conflict(f"batch {batch_id} is open: add the jobs to it, or close it first", code="open")
-    jobs = await select_jobs(live, caller, batch, asked.filter)
+    jobs = await select_jobs(live, caller, batch, query.filter)
     if not jobs:
         raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
     idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)

@@ -60,7 +60,7 @@ def describe_caller(caller: Principal) -> str:
     return key if caller.user is None else f"{caller.user} ({key})"
 
 
-def ended(kind: str, identity: UUID) -> Conflict:
+def terminal_error(kind: str, identity: UUID) -> Conflict:
     """The error for what has ended and so cannot be changed."""
     return Conflict(f"{kind} {identity} has ended", code="terminal")
 
@@ -73,7 +73,7 @@ async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
     except NotFound:
         if not batch.status.terminal:  # lost with Redis' last second, and not put back yet
             raise Unavailable(f"batch {batch.id} is being restored; try again") from None
-        raise ended("batch", batch.id) from None
+        raise terminal_error("batch", batch.id) from None
 
 
 router = APIRouter(responses=failure_docs(403, 409, 422, 503))
@@ -205,4 +205,4 @@ async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveS
             (answer,) = await asked
         if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
             return success(JobResponse.from_record(await live.job(caller, job_id)))
-    raise ended("job", job_id)
+    raise terminal_error("job", job_id)

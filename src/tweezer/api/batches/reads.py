@@ -50,22 +50,22 @@ router = APIRouter(responses=failure_docs(422, 503))
 @router.get(
     "/api/v2/batches", name="list_batches_v2", tags=["batches"], summary="The same", **pages(ListedBatchResponse)
 )
-async def list_batches(asked: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
+async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
     """Batches of the caller's projects, without their sequences and jobs, as they are recorded: usually a fraction of
     a second behind. Without parameters: the newest hundred."""
-    found = await live.list_batches(caller, asked.filter, asked.order_by, asked.paging)
+    found = await live.list_batches(caller, query.filter, query.order_by, query.paging)
     return page(
-        [ListedBatchResponse.from_record(record) for record in found.rows], offset=asked.offset, total=found.total
+        [ListedBatchResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total
     )
 
 
 @router.get("/api/v2/jobs", tags=["jobs"], summary="Jobs", **pages(JobResponse))
 @router.get("/api/v1/jobs", name="list_jobs_v1", tags=["jobs"], summary="The same", **pages(JobResponse))
-async def list_jobs(asked: JobPageParams, caller: Caller, live: LiveStore) -> Response:
+async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Response:
     """Jobs of the caller's projects: those of one `batch_id` as they stand now, others as they are recorded, usually a
     fraction of a second behind. Without parameters: the newest hundred."""
-    found = await live.list_jobs(caller, asked.filter, asked.order_by, asked.paging)
-    return page([JobResponse.from_record(record) for record in found.rows], offset=asked.offset, total=found.total)
+    found = await live.list_jobs(caller, query.filter, query.order_by, query.paging)
+    return page([JobResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total)
 
 
 @router.get(
@@ -74,17 +74,17 @@ async def list_jobs(asked: JobPageParams, caller: Caller, live: LiveStore) -> Re
     summary="How many batches there are by status",
     **answers(dict[BatchStatus, int]),
 )
-async def count_batches(asked: BatchParams, caller: Caller, live: LiveStore) -> Response:
+async def count_batches(query: BatchParams, caller: Caller, live: LiveStore) -> Response:
     """All from one moment; every status is there."""
-    return success(await live.batch_counts(caller, asked.filter))
+    return success(await live.batch_counts(caller, query.filter))
 
 
 @router.get(
     "/api/v2/jobs/counts", tags=["jobs"], summary="How many jobs there are by status", **answers(dict[JobStatus, int])
 )
-async def count_jobs(asked: JobParams, caller: Caller, live: LiveStore) -> Response:
+async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Response:
     """All from one moment; every status is there."""
-    return success(await live.job_counts(caller, asked.filter))
+    return success(await live.job_counts(caller, query.filter))
 
 
 EMBEDDED_JOBS_MAX = 100

@@ -115,7 +115,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
             variables=_readable(record.spec.variables),
             creation_order=record.index,
             errors=[str(fault) for fault in record.faults],
-            progress=percent(record),
+            progress=get_percent(record),
             created_at=record.created,
             updated_at=record.updated,
             start_timestamp=record.started,
@@ -313,7 +313,7 @@ class JobStateResponse(msgspec.Struct, frozen=True):
             id=record.id,
             batch_id=record.batch_id,
             status=record.status,
-            progress=percent(record),
+            progress=get_percent(record),
             stage=None if record.status.terminal else record.stage,
             attempt=record.attempt,
         )
@@ -400,7 +400,7 @@ class TransitionResponse(msgspec.Struct, frozen=True):
         )
 
 
-def percent(record: JobRecord) -> int | None:
+def get_percent(record: JobRecord) -> int | None:
     """How far a job is, in percent, if that is known."""
     match record.status:
         case JobStatus.DONE:

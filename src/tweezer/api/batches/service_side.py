@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator, Queue, ReadBodies
-from tweezer.api.batches.commands import answer_batch, describe_caller, ended, expect_live
+from tweezer.api.batches.commands import answer_batch, describe_caller, expect_live, terminal_error
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.api.http.openapi import answers, failure_docs
 from tweezer.api.http.responses import doc, success
@@ -72,7 +72,7 @@ async def set_batch_status(
     check_characters("reason", body.reason or "", lines=True)
     if body.status is not batch.status:
         if batch.status.terminal:
-            raise ended("batch", batch_id)
+            raise terminal_error("batch", batch_id)
         async with expect_live(batch):
             await _move(queue.commands, caller, batch, body)
     return await answer_batch(live, caller, batch_id)
@@ -123,7 +123,7 @@ async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobReco
     if body.progress is None and body.errors is None and body.status in (None, job.status):
         return
     if job.status.terminal:
-        raise ended("job", job.id)
+        raise terminal_error("job", job.id)
     fault = None if body.errors is None else Fault("reported", "\n".join(body.errors))
     if fault is None and body.status is JobStatus.ERROR and not job.faults:
         fault = Fault("reported", "the job was ended by an operator, who gave no reason")

@@ -47,18 +47,18 @@ DeviceName = Annotated[Text, Path(description="Name or id of a device.", example
 
 @router.get("/api/v1/devices", summary="Devices", **pages(DeviceResponse, 422))
 @router.get("/api/v2/devices", name="list_devices_v2", summary="The same", **pages(DeviceResponse, 422))
-async def list_devices(asked: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
+async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
     """Those that workers have announced or operators created; the newest first, unless asked for otherwise."""
-    records = [record for record in await live.devices() if record.active or asked.include_legacy]
+    records = [record for record in await live.devices() if record.active or query.include_legacy]
     found = await _devices(records, ledger)
     found.sort(key=lambda device: device.name)
-    with_place = [device for device in found if device.place(asked.order_by) is not None]
+    with_place = [device for device in found if device.place(query.order_by) is not None]
     with_place.sort(
-        key=lambda device: device.place(asked.order_by), reverse=asked.order_by_direction is Direction.DESCENDING
+        key=lambda device: device.place(query.order_by), reverse=query.order_by_direction is Direction.DESCENDING
     )
-    found = with_place + [device for device in found if device.place(asked.order_by) is None]
-    rows = found[asked.offset : asked.offset + asked.limit]
-    return page(rows, offset=asked.offset, total=len(found))
+    found = with_place + [device for device in found if device.place(query.order_by) is None]
+    rows = found[query.offset : query.offset + query.limit]
+    return page(rows, offset=query.offset, total=len(found))
 
 
 @router.post("/api/v1/devices", summary="Create a device", **answers(DeviceResponse, 409, 422, body=NewDevice))

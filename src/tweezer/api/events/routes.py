@@ -106,7 +106,7 @@ LastEventId = Annotated[
 
 @router.get("/api/v2/events", summary="Events", **answers(list[EventResponse], next=_NEXT))
 async def list_events(
-    asked: Annotated[ProjectEventsPageQuery, Query()],
+    query: Annotated[ProjectEventsPageQuery, Query()],
     caller: Caller,
     feed: EventFeed,
     following: Followers,
@@ -115,8 +115,8 @@ async def list_events(
 ) -> Response:
     """What happened in the caller's projects, and to the devices, oldest first. Held until there is something to tell,
     20 s at most; `next` goes on from there even if nothing is told."""
-    watched = _follow_projects(caller, asked.project_id)
-    return await _answer_page(request, caller, feed, following, watched, asked, wait_s)
+    watched = _follow_projects(caller, query.project_id)
+    return await _answer_page(request, caller, feed, following, watched, query, wait_s)
 
 
 @router.get(
@@ -126,7 +126,7 @@ async def list_events(
 )
 async def list_batch_events(
     batch_id: BatchId,
-    asked: Annotated[BatchEventsPageQuery, Query()],
+    query: Annotated[BatchEventsPageQuery, Query()],
     caller: Caller,
     live: LiveStore,
     feed: EventFeed,
@@ -136,12 +136,12 @@ async def list_batch_events(
 ) -> Response:
     """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
     watched = await _follow_batch(live, caller, batch_id)
-    return await _answer_page(request, caller, feed, following, watched, asked, wait_s)
+    return await _answer_page(request, caller, feed, following, watched, query, wait_s)
 
 
 @router.get("/api/v2/events/stream", summary="Events as they happen", response_class=Response, responses=_STREAM_DOCS)
 async def stream_events(
-    asked: Annotated[ProjectEventsQuery, Query()],
+    query: Annotated[ProjectEventsQuery, Query()],
     caller: Caller,
     feed: EventFeed,
     following: Followers,
@@ -151,10 +151,10 @@ async def stream_events(
     """The same as server-sent events, until the client goes, or its key is revoked."""
 
     async def watch() -> FollowedEvents:
-        return _follow_projects(caller, asked.project_id)
+        return _follow_projects(caller, query.project_id)
 
-    cursor = await _cursor(feed, await watch(), asked.after, last_event_id)
-    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
+    cursor = await _cursor(feed, await watch(), query.after, last_event_id)
+    return _EventStream(following, caller.account, following.stream(watch, cursor, query.types, request.scope))
 
 
 @router.get(
@@ -165,7 +165,7 @@ async def stream_events(
 )
 async def stream_batch_events(
     batch_id: BatchId,
-    asked: Annotated[BatchEventsQuery, Query()],
+    query: Annotated[BatchEventsQuery, Query()],
     caller: Caller,
     live: LiveStore,
     feed: EventFeed,
@@ -180,10 +180,10 @@ async def stream_batch_events(
         return await _follow_batch(live, caller, batch_id)
 
     watched = await watch()
-    cursor = await _cursor(feed, watched, asked.after, last_event_id)
-    if await following.is_over(watched, cursor, asked.types):
+    cursor = await _cursor(feed, watched, query.after, last_event_id)
+    if await following.is_over(watched, cursor, query.types):
         return Response(status_code=204)
-    return _EventStream(following, caller.account, following.stream(watch, cursor, asked.types, request.scope))
+    return _EventStream(following, caller.account, following.stream(watch, cursor, query.types, request.scope))
 
 
 async def _answer_page(
@@ -192,12 +192,12 @@ async def _answer_page(
     feed: Feed,
     following: FeedFollowers,
     watched: FollowedEvents,
-    asked: ProjectEventsPageQuery | BatchEventsPageQuery,
+    query: ProjectEventsPageQuery | BatchEventsPageQuery,
     wait_s: float,
 ) -> Response:
-    cursor = await _cursor(feed, watched, asked.after)
+    cursor = await _cursor(feed, watched, query.after)
     page = await following.page(
-        watched, cursor, asked.types, limit=asked.limit, wait_s=wait_s, account=caller.account, receive=request.receive
+        watched, cursor, query.types, limit=query.limit, wait_s=wait_s, account=caller.account, receive=request.receive
     )
     return success(page.events, next=str(page.next))
 

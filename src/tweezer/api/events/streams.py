@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
-from tweezer.api.http.longpoll import LongPolls, disconnect
+from tweezer.api.http.longpoll import LongPolls, wait_for_disconnect
 from tweezer.api.http.responses import RequestRejected
 from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
@@ -83,7 +83,7 @@ class FeedFollowers:
         if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
             return page
         async with self._tail.listen(batch_id=watched.selection.batch_id, projects=watched.selection.projects) as heard:
-            gone = asyncio.create_task(disconnect(receive))
+            gone = asyncio.create_task(wait_for_disconnect(receive))
             gone.add_done_callback(lambda _: heard.put(None))
             try:
                 with self._holds.holding(heard, account):
@@ -184,7 +184,7 @@ class _Stream:
         self._rest_until = time.monotonic() + _REST * (time.monotonic() - began)
         self._cursor, self.has_read_all = page.next, not page.more
         self.is_over = page.ended or (self._watched.over and not page.more)
-        frames = [*map(frame, page.events)]
+        frames = [*map(encode_frame, page.events)]
         if beats and not frames:
             frames.append(f": still here\nid: {self._cursor}\n\n".encode())
         if self.is_over:
@@ -194,7 +194,7 @@ class _Stream:
         return b"".join(frames)
 
 
-def frame(event: Told) -> bytes:
+def encode_frame(event: Told) -> bytes:
     """An event as one of a stream."""
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.type.encode(), _encoder.encode(event))
 

@@ -117,7 +117,7 @@ class LongPolls:
         deadline: float,
         receive: Receive,
     ) -> T:
-        gone = asyncio.create_task(disconnect(receive))
+        gone = asyncio.create_task(wait_for_disconnect(receive))
         gone.add_done_callback(lambda _: heard.put(None))
         looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
         try:
@@ -144,7 +144,7 @@ class LongPolls:
             await asyncio.gather(gone, return_exceptions=True)
 
 
-async def disconnect(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Returns when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass  # a body, which a GET has no use for

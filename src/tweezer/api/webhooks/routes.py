@@ -26,7 +26,7 @@ from tweezer.api.webhooks.schemas import (
     WebhookResponse,
     WebhookSecretResponse,
 )
-from tweezer.api.webhooks.service import Hooks, WebhookService, malformed, visible_projects
+from tweezer.api.webhooks.service import Hooks, WebhookService, reject_malformed, visible_projects
 from tweezer.ledger.access.credentials import Principal
 from tweezer.webhooks.delivery_log import find_delivery, list_deliveries, ping, resend, resend_since
 from tweezer.webhooks.endpoints import (
@@ -77,15 +77,15 @@ Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the fir
 
 
 @router.get("/api/v2/webhooks", summary="Endpoints", **pages(WebhookResponse))
-async def list_webhooks(asked: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
+async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
     newest first."""
     projects = visible_projects(caller)
-    if asked.project_id:
-        projects = {it for it in asked.project_id if caller.sees(it)}
-    found = await webhooks.read(list_endpoints, projects, kind=asked.kind, limit=asked.limit, offset=asked.offset)
-    total = await webhooks.read(count_endpoints, projects, kind=asked.kind)
-    return page([WebhookResponse.from_endpoint(it) for it in found], offset=asked.offset, total=total)
+    if query.project_id:
+        projects = {it for it in query.project_id if caller.sees(it)}
+    found = await webhooks.read(list_endpoints, projects, kind=query.kind, limit=query.limit, offset=query.offset)
+    total = await webhooks.read(count_endpoints, projects, kind=query.kind)
+    return page([WebhookResponse.from_endpoint(it) for it in found], offset=query.offset, total=total)
 
 
 @router.post(
@@ -96,7 +96,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
     with."""
     body = await bodies.read(request, NewWebhook, account=caller.account)
     project = choose_project(caller, body.project_id)
-    with malformed():
+    with reject_malformed():
         made = await webhooks.change(
             create_endpoint,
             webhooks.policy,
@@ -150,7 +150,7 @@ async def change_webhook(
 ) -> Response:
     """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
     body = await bodies.read(request, WebhookChange, account=caller.account)
-    with malformed():
+    with reject_malformed():
         changed = await webhooks.change(
             change_endpoint, webhooks.policy, endpoint.id, url=body.url, types=body.types, description=body.description
         )
@@ -213,10 +213,10 @@ async def rotate_secret(
     **answers(DeliveryPageResponse, 404),
 )
 async def list_endpoint_deliveries(
-    endpoint: FoundEndpoint, asked: DeliveryPageParams, caller: Caller, webhooks: Hooks
+    endpoint: FoundEndpoint, query: DeliveryPageParams, caller: Caller, webhooks: Hooks
 ) -> Response:
     """Newest first, each with every attempt."""
-    return success(await _deliveries(webhooks, caller, asked, endpoint.id))
+    return success(await _deliveries(webhooks, caller, query, endpoint.id))
 
 
 @router.post(
@@ -236,9 +236,9 @@ async def resend_all(
 
 
 @router.get("/api/v2/deliveries", summary="Deliveries", **answers(DeliveryPageResponse))
-async def list_all_deliveries(asked: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
+async def list_all_deliveries(query: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
-    return success(await _deliveries(webhooks, caller, asked, None))
+    return success(await _deliveries(webhooks, caller, query, None))
 
 
 @router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", **answers(DeliveryWithBodyResponse, 404))
@@ -261,14 +261,14 @@ async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: 
 
 
 async def _deliveries(
-    webhooks: WebhookService, caller: Principal, asked: DeliveryPageQuery, endpoint: UUID | None
+    webhooks: WebhookService, caller: Principal, query: DeliveryPageQuery, endpoint: UUID | None
 ) -> DeliveryPageResponse:
-    with malformed("query"):
+    with reject_malformed("query"):
         found = await webhooks.read(
             list_deliveries,
             visible_projects(caller),
-            asked.filter(endpoint),
-            limit=asked.limit,
-            after=asked.after or None,
+            query.filter(endpoint),
+            limit=query.limit,
+            after=query.after or None,
         )
     return DeliveryPageResponse(deliveries=[DeliveryResponse.from_delivery(it) for it in found.rows], after=found.after)

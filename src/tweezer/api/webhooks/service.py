@@ -117,12 +117,12 @@ Hooks = Annotated[WebhookService, part("webhooks")]
 def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
     """Refuses a batch whose ``webhook`` couriers would refuse (422)."""
     if url is not None:
-        with malformed():
+        with reject_malformed():
             check_url(url, policy, "webhook")
 
 
 @contextlib.contextmanager
-def malformed(place: str = "body") -> Iterator[None]:
+def reject_malformed(place: str = "body") -> Iterator[None]:
     """Says of a value that cannot be used, in its field, that the request cannot (422). place: where it stands."""
     try:
         yield
