@@ -158,7 +158,7 @@ def serve_devices_of_the_tests() -> None:
     """Registers the adapters above, each for the device of the same name."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
         cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind(
-            lambda lanes, options, make=factory: make(lanes), registry.NoOptions
+            lambda lanes, options, make=factory: make(lanes), registry.NullOptions
         )
         cast(dict[str, str], registry.DEVICE_KINDS)[device] = device
     cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[QUICK_QPU] = registry.AdapterKind(

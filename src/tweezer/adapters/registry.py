@@ -79,10 +79,6 @@ def list_gpus(count: int) -> list[str]:
     return names[:count]
 
 
-class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of an adapter that has none."""
-
-
 class NullOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """checks_sequence: batches must carry sequences, and are checked like those of an emulator."""
 

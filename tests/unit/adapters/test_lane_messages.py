@@ -10,8 +10,8 @@ from tweezer.adapters.lane.messages import (
     MAX_BODY_BYTES,
     Abort,
     Advanced,
+    ChildRefused,
     Prepare,
-    RequestRefused,
     Run,
     RunFinished,
     Start,
@@ -44,7 +44,7 @@ TO_CHILD: list[ToChild] = [
     Abort(2),
 ]
 TO_WORKER: list[ToWorker] = [
-    RequestRefused(1, FaultKind.USER, Fault("user", "no", "sequence")),
+    ChildRefused(1, FaultKind.USER, Fault("user", "no", "sequence")),
     Advanced(2, 0.5),
     RunFinished(2, Outcome(OutcomeKind.DONE, Result({"01": 5}, "{}", Provenance("qutip", seed=9)), device_s=0.1), 4),
 ]

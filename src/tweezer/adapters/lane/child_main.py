@@ -27,10 +27,10 @@ from tweezer.adapters.lane.messages import (
     HEADER_BYTES,
     Abort,
     Advanced,
+    ChildRefused,
     Prepare,
     Prepared,
     Ready,
-    RequestRefused,
     Run,
     RunFinished,
     Start,
@@ -79,7 +79,7 @@ class LaneProcess:
         except (jail.Exposed, OSError) as error:
             traceback.print_exc()
             message = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
-            self._send(RequestRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
+            self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
         self._watch = watch = Watch(self._tell, start.progress_interval_s)
@@ -88,7 +88,7 @@ class LaneProcess:
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
             traceback.print_exc()
             message = f"cannot load the emulator: {_short(error)}{_remedy(error)}"
-            self._send(RequestRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
+            self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
             return
         self._send(Ready(jail=entered))
         while True:
@@ -107,16 +107,16 @@ class LaneProcess:
                 case _:
                     assert_never(request)
 
-    def _prepare(self, backend: Backend, request: Prepare) -> Prepared | RequestRefused:
+    def _prepare(self, backend: Backend, request: Prepare) -> Prepared | ChildRefused:
         try:
             backend.prepare(request.batch)
         except Refusal as refusal:
-            return RequestRefused(request.serial, refusal.kind, refusal.fault)
+            return ChildRefused(request.serial, refusal.kind, refusal.fault)
         except Aborted:
-            return RequestRefused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
+            return ChildRefused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
         except Exception as error:  # noqa: BLE001  # as above
             kind, fault = _blame(error)
-            return RequestRefused(request.serial, kind, fault)
+            return ChildRefused(request.serial, kind, fault)
         return Prepared(request.serial)
 
     def _tell(self, fraction: float) -> None:

@@ -18,10 +18,10 @@ from tweezer.adapters.lane.jail import COMPLETE, JailMode
 from tweezer.adapters.lane.messages import (
     Abort,
     Advanced,
+    ChildRefused,
     Prepare,
     Prepared,
     Ready,
-    RequestRefused,
     Run,
     RunFinished,
     Start,
@@ -215,7 +215,7 @@ class ChildLane:
             case Prepared():
                 self._prepared = batch
                 return child
-            case RequestRefused():
+            case ChildRefused():
                 raise ExecutionError(answer.kind, answer.fault.message, field=answer.fault.field)
             case _Broken():
                 raise ExecutionError(answer.kind, answer.message)
@@ -250,7 +250,7 @@ class ChildLane:
                 self.jail = entered
                 log.info("lane.started", pid=child.pid, backend=self._backend, seconds=time.monotonic() - began)
                 return child
-            case RequestRefused():
+            case ChildRefused():
                 await self._drop_child()
                 raise ExecutionError(answer.kind, answer.fault.message)
             case _Broken():
@@ -263,7 +263,7 @@ class ChildLane:
 
     async def _await_answer(
         self, child: ChildProcess, serial: int, limit_s: float, late: str, report: Report | None = None
-    ) -> Ready | Prepared | RequestRefused | RunFinished | _Broken:
+    ) -> Ready | Prepared | ChildRefused | RunFinished | _Broken:
         """Return the answer to a request, or why there is none; in that case the process is dead.
 
         A request that is cancelled or late is asked to stop, and killed when it does not.
@@ -284,7 +284,7 @@ class ChildLane:
                     return await self._break(stopping)
                 message = await child.receive(min(self._options.watch_interval_s, deadline - now))
                 match message:
-                    case Ready() | Prepared() | RequestRefused():
+                    case Ready() | Prepared() | ChildRefused():
                         if message.serial == serial:
                             return message
                     case RunFinished():
@@ -313,7 +313,7 @@ class ChildLane:
             raise
 
     async def _outcome(
-        self, answer: Ready | Prepared | RequestRefused | RunFinished | _Broken, warming_s: float, took_s: float
+        self, answer: Ready | Prepared | ChildRefused | RunFinished | _Broken, warming_s: float, took_s: float
     ) -> Outcome:
         """Return the outcome of a job; the time of one that got no answer counts as time on the device."""
         match answer:

@@ -23,7 +23,7 @@ _header = struct.Struct(">I")
 
 class Start(msgspec.Struct, frozen=True, tag=True):
     """The first message: enter the jail, then load this backend. Answered, with serial 0, by ``Ready`` or
-    ``RequestRefused``.
+    ``ChildRefused``.
 
     backend: ``module:factory``, see :mod:`tweezer.adapters.lane.backend`. memo_mb: how much memory
     evolved states may keep for jobs that are equal. progress_interval_s: the least time between reports.
@@ -38,7 +38,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Get ready for jobs of this batch. Answered by ``Prepared`` or ``RequestRefused``."""
+    """Get ready for jobs of this batch. Answered by ``Prepared`` or ``ChildRefused``."""
 
     serial: int
     batch: BatchWork
@@ -74,7 +74,7 @@ class Prepared(msgspec.Struct, frozen=True, tag=True):
     serial: int
 
 
-class RequestRefused(msgspec.Struct, frozen=True, tag=True):
+class ChildRefused(msgspec.Struct, frozen=True, tag=True):
     """The request cannot be met, for this reason."""
 
     serial: int
@@ -102,7 +102,7 @@ class RunFinished(msgspec.Struct, frozen=True, tag=True):
 
 
 ToChild = Start | Prepare | Run | Abort
-ToWorker = Ready | Prepared | RequestRefused | Advanced | RunFinished
+ToWorker = Ready | Prepared | ChildRefused | Advanced | RunFinished
 
 _encoder = msgspec.msgpack.Encoder()
 _child_decoder = msgspec.msgpack.Decoder(ToChild)

@@ -111,14 +111,18 @@ class RemoteClient:
             await asyncio.sleep(pause_s)
 
     async def _request(self, method: str, path: str, query: Mapping[str, str] | None = None) -> HttpAnswer:
-        """Send a request once, and a second time, with a new token, when it was answered 401."""
+        async def send() -> HttpAnswer:
+            return await self._exchange(self._shared_session(), method, path, await self._token(), query=query)
+
         try:
-            answer = await self._exchange(self._shared_session(), method, path, await self._token(), query=query)
-            if answer.status == 401 and self._tokens is not None:
-                answer = await self._exchange(self._shared_session(), method, path, await self._token(), query=query)
+            return await self._with_new_token(send)
         except FAILURES as error:
             raise RemoteUnreachable(f"{method} {path}: no answer from {self._url} ({brief(error)})") from error
-        return answer
+
+    async def _with_new_token(self, send: Callable[[], Awaitable[HttpAnswer]]) -> HttpAnswer:
+        """Send a request once, and a second time, with a new token, when it was answered 401: that was not executed."""
+        answer = await send()
+        return await send() if answer.status == 401 and self._tokens is not None else answer
 
     # -- submits --------------------------------------------------------------------------------------
 
@@ -129,16 +133,12 @@ class RemoteClient:
         before_send: Callable[[], None] | None,
         headers: Mapping[str, str] | None = None,
     ) -> HttpAnswer:
-        """Send a submit once. Only one that was answered 401 is sent a second time, with a new token: that was not
-        executed.
+        """Send a submit once.
 
         before_send: called when the connection stands, right before the first byte is sent; what it raises is raised
         here, and nothing was sent. Raises SubmitDeferred: nothing was sent; SubmitUncertain: perhaps executed.
         """
-        answer = await self._post(path, content, before_send, headers)
-        if answer.status == 401 and self._tokens is not None:
-            answer = await self._post(path, content, before_send, headers)
-        return answer
+        return await self._with_new_token(lambda: self._post(path, content, before_send, headers))
 
     async def _post(
         self, path: str, content: bytes, before_send: Callable[[], None] | None, headers: Mapping[str, str] | None

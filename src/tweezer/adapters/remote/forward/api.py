@@ -92,15 +92,15 @@ class ServerResultsLink(msgspec.Struct, frozen=True):
     results_link: str | None = None
 
 
-class _FailureData(msgspec.Struct):
+class _ServerErrorData(msgspec.Struct):
     description: str | None = None
     reason: str | None = None
     field: str | None = None
 
 
-class _Failure(msgspec.Struct):
+class _ServerError(msgspec.Struct):
     message: str | None = None
-    data: _FailureData | None = None
+    data: _ServerErrorData | None = None
 
 
 def read_data(answer: HttpAnswer, kind: type[T]) -> T:
@@ -159,13 +159,13 @@ def read_reason(body: bytes) -> str | None:
     return None if failure is None or failure.data is None else failure.data.reason
 
 
-def _failure(body: bytes) -> _Failure | None:
+def _failure(body: bytes) -> _ServerError | None:
     try:
         document: Any = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         return None
     try:
-        return msgspec.convert(document, _Failure)
+        return msgspec.convert(document, _ServerError)
     except ValueError:
         return None
 
