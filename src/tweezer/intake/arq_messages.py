@@ -60,7 +60,7 @@ class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: Priority = Priority.MEDIUM
     open: bool = False
     name: str | None = None
-    tags: list[str] = []
+    tags: tuple[str, ...] = ()
     webhook: str | None = None
     backend_configuration: str | None = None
     limits: IntakeLimits = IntakeLimits()
@@ -116,21 +116,11 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
     """Submits a batch; the result of the message is the batch's id."""
     try:
         wanted = _read(message, SubmitBatch)
-        submission = Submission(
-            sequence=wanted.sequence,
-            jobs=_plain(wanted.jobs),
-            device=wanted.device,
-            priority=wanted.priority,
-            open=wanted.open,
-            name=wanted.name,
-            tags=tuple(wanted.tags),
-            webhook=wanted.webhook,
-            backend_configuration=wanted.backend_configuration,
-            limits=Limits(**msgspec.structs.asdict(wanted.limits)),
-            not_before=wanted.not_before,
-            idempotency_key=wanted.idempotency_key or _key(context),
-        )
-        return str(await _store(context).admission.submit(submission, project=wanted.project))
+        fields = msgspec.structs.asdict(wanted)
+        project = fields.pop("project")
+        limits, key = Limits(**msgspec.structs.asdict(wanted.limits)), wanted.idempotency_key or _key(context)
+        submission = Submission(**fields | {"jobs": _plain(wanted.jobs), "limits": limits, "idempotency_key": key})
+        return str(await _store(context).admission.submit(submission, project=project))
     except TweezerError as error:
         raise _again(context, error) from error
 

@@ -67,11 +67,4 @@ def read_specs(text: str, *, field: str = "specs") -> DeviceSpecs:
             field, f"is not the abstract representation of a Pulser device: {error}; use device.to_abstract_repr()"
         ) from error
     check_text(f"{field}.name", document.name, MAX_NAME_LENGTH)
-    return DeviceSpecs(
-        text,
-        document.name,
-        document.max_atom_num,
-        document.max_runs,
-        document.min_atom_distance,
-        document.max_radial_distance,
-    )
+    return DeviceSpecs(text, **msgspec.structs.asdict(document))

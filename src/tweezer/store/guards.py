@@ -108,12 +108,7 @@ class RecentCalls:
         """
         identity = secrets.token_hex(16)
         word, key = await self._scripts.call(
-            "begin_call",
-            digest=digest,
-            new_id=identity,
-            lease_ms=_ms(LEASE_S),
-            retry_ms=_ms(RETRY_S),
-            running=running,
+            "begin_call", digest=digest, new_id=identity, lease_ms=_ms(LEASE_S), retry_ms=_ms(RETRY_S), running=running
         )
         return CallAttempt(digest, project, key.decode(), identity, again=word == b"again")
 

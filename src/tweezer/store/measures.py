@@ -69,11 +69,7 @@ async def measure(scripts: Scripts, recorded: str | None, delivered: str | None 
     """Measures the queue. ``recorded``: id of the last entry that the recorder has written, ``delivered``: of the last
     one of which the couriers have written all deliveries; None counts none as left. Raises Unavailable."""
     reply = await scripts.call(
-        "measure",
-        recorded=recorded or "",
-        delivered=delivered or "",
-        entries_max=_ENTRIES_MOST,
-        tickets_max=_FRONT,
+        "measure", recorded=recorded or "", delivered=delivered or "", entries_max=_ENTRIES_MOST, tickets_max=_FRONT
     )
     now_ms, stream, unrecorded, first, undelivered, first_undelivered, *rest = reply
     ended, gate_shut, recorder_active, *devices = rest

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -35,6 +34,7 @@ from tweezer.model.configurations import check_older_options, configured_shots
 from tweezer.model.errors import Conflict, InvalidInput, NewerRecord, NotFound, QueueFull
 from tweezer.model.ids import is_project_id, new_batch_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
+from tweezer.model.lru import Recent
 from tweezer.model.messages import (
     MAX_JOBS_PER_BATCH,
     RECORD_VERSION,
@@ -56,7 +56,7 @@ from tweezer.store.reader import Reader
 from tweezer.store.records import DeviceRecord
 from tweezer.store.scripts import Scripts, translating
 
-_DEVICE_AGE_S = 10.0
+_DEVICE_AGE_S, _DEVICES_MAX = 10.0, 1000
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -106,9 +106,8 @@ class Admission:
     def __init__(self, commands: Commands, reader: Reader) -> None:
         self._commands = commands
         self._reader = reader
-        self._devices: dict[str, tuple[float, DeviceRecord]] = {}
-        self._by_specs: dict[str, DeviceRecord] = {}
-        self._by_specs_since = 0.0
+        self._devices: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
+        self._by_specs: Recent[str, DeviceRecord] = Recent(_DEVICES_MAX, kept_s=_DEVICE_AGE_S)
 
     async def submit(self, submission: Submission, *, project: str) -> UUID:
         """Writes a batch and returns its id. Raises InvalidInput, QueueFull, Conflict, Unavailable."""
@@ -173,10 +172,11 @@ class Admission:
     async def _device_for(self, name: str) -> DeviceRecord:
         """The device of the sequences that carry this name: it is in its specs, or its own."""
         device = self._by_specs.get(name)
-        if device is None or time.monotonic() - self._by_specs_since > _DEVICE_AGE_S:
+        if device is None:
             devices = await self._reader.devices()
-            self._by_specs = {it.specs_name: it for it in devices if it.active and it.specs_name is not None}
-            self._by_specs_since = time.monotonic()
+            for it in devices:
+                if it.active and it.specs_name is not None:
+                    self._by_specs.put(it.specs_name, it)
             device = self._by_specs.get(name) or next((it for it in devices if it.name == name), None)
             if device is None:
                 raise InvalidInput(
@@ -189,14 +189,14 @@ class Admission:
     async def device(self, name: str) -> DeviceRecord:
         """The device of this name, as it was a few seconds ago. Raises InvalidInput that names those there are."""
         known = self._devices.get(name)
-        if known and time.monotonic() - known[0] < _DEVICE_AGE_S:
-            return known[1]
+        if known is not None:
+            return known
         device = await self._reader.device(name)
         if device is None:
             names = await self._reader.device_names()
             there = f"there are {', '.join(names)}" if names else "no worker has announced one yet; start a worker"
             raise InvalidInput("device", f"there is no device {shown(name)}; {there}")
-        self._devices[name] = (time.monotonic(), device)
+        self._devices.put(name, device)
         return device
 
 

@@ -16,7 +16,6 @@ import secrets
 import shutil
 from io import BufferedReader
 from pathlib import Path
-from typing import Protocol
 from uuid import UUID
 
 from tweezer.model.errors import ResultUnavailable
@@ -40,29 +39,17 @@ _CHARACTERS_PER_BITSTRING = 100
 _LEVEL = 1  # of gzip: what is written once and read once or never is not worth more
 
 
-class ResultFiles(Protocol):
-    """Keeps files. Its methods block; all raise ResultUnavailable."""
-
-    def put(self, job: UUID, content: bytes) -> ResultFile:
-        """Keeps the content; when it returns, a power loss does not undo it."""
-
-    def open(self, file: ResultFile) -> BufferedReader:
-        """The file, from its start, after its size and digest were found right."""
-
-    def delete(self, file: ResultFile) -> None:
-        """Removes one file; if it is gone already, that is fine."""
-
-    def delete_batch(self, batch_id: UUID) -> None:
-        """Removes all files of a batch; none is fine."""
-
-
 class ResultsFolder:
-    """Files in a local or mounted folder, which is made when needed: one folder a batch, in 256 others."""
+    """Files in a local or mounted folder, which is made when needed: one folder a batch, in 256 others.
+
+    Its methods block; all raise ResultUnavailable.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def put(self, job: UUID, content: bytes) -> ResultFile:
+        """Keep the content; when it returns, a power loss does not undo it."""
         digest = hashlib.sha256(content)
         path = self._of_batch(split_job_id(job)[0]) / f"{job}-{digest.hexdigest()}.json.gz"
         try:
@@ -76,6 +63,7 @@ class ResultsFolder:
         return ResultFile(path.relative_to(self._root).as_posix(), len(content), digest.digest())
 
     def open(self, file: ResultFile) -> BufferedReader:
+        """Open the file, after its size and digest were found right."""
         path = self._root / file.name
         if not _NAME.fullmatch(file.name):
             raise ResultUnavailable(f"{path} is no file of a results folder, although a job's result names it")
@@ -96,6 +84,7 @@ class ResultsFolder:
         return stream
 
     def delete(self, file: ResultFile) -> None:
+        """Remove one file; if it is gone already, that is fine."""
         path = self._root / file.name
         try:
             path.unlink(missing_ok=True)
@@ -103,6 +92,7 @@ class ResultsFolder:
             raise ResultUnavailable(f"the result file {path} cannot be removed: {error.strerror}") from error
 
     def delete_batch(self, batch_id: UUID) -> None:
+        """Remove all files of a batch; none is fine."""
         folder = self._of_batch(batch_id)
         try:
             shutil.rmtree(folder)
@@ -123,7 +113,7 @@ class Results:
     it goes to a file.
     """
 
-    def __init__(self, files: ResultFiles | None = None, *, inline_max: int = INLINE_MAX_BYTES) -> None:
+    def __init__(self, files: ResultsFolder | None = None, *, inline_max: int = INLINE_MAX_BYTES) -> None:
         self._files = files
         self.inline_max = inline_max
 

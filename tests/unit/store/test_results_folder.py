@@ -28,7 +28,7 @@ from tweezer.model.messages import (
     result_json,
     result_of_json,
 )
-from tweezer.store.results import ResultFiles, Results, ResultsFolder
+from tweezer.store.results import Results, ResultsFolder
 
 LARGE = Result(counter={"01": 7}, serialised_results=os.urandom(20_000).hex(), provenance=Provenance(backend="b"))
 OTHER = Result(counter={"01": 8}, serialised_results=os.urandom(20_000).hex())
@@ -239,8 +239,8 @@ async def test_a_result_is_on_the_disk_before_its_name_is_given(
     assert synced[4:] == [f"{shard}/{batch_id}"]
 
 
-def test_a_folder_is_one_way_to_keep_files(root: Path) -> None:
-    keeps: ResultFiles = ResultsFolder(root)
+def test_a_file_is_opened_by_what_put_returns(root: Path) -> None:
+    folder = ResultsFolder(root)
     content = gzip.compress(b"{}")
-    with keeps.open(keeps.put(new_batch_id(), content)) as stream:
+    with folder.open(folder.put(new_batch_id(), content)) as stream:
         assert stream.read() == content
