@@ -24,7 +24,7 @@ from tests.support.redis_users import RedisServer, as_user
 from tests.support.waiting import PATIENCE_S, until
 
 from tweezer import BatchStatus, Conflict, JobStatus, NotFound, Priority
-from tweezer.intake.arq_messages import AddJobs, CancelBatch, SubmitBatch
+from tweezer.intake import AddJobs, CancelBatch, SubmitBatch
 from tweezer.ledger.config import OpenDatabase
 from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import Consumer, list_letters

@@ -9,8 +9,8 @@ import structlog
 from arq.cron import CronJob, cron
 from arq.worker import Worker, func
 
+from tweezer import intake
 from tweezer.duties import Duties
-from tweezer.intake import arq_messages
 from tweezer.processes.runtime import (
     Parker,
     ParkingWorker,
@@ -71,19 +71,18 @@ class Scheduler:
         return ParkingWorker(
             parker=Parker(self._settings, "intake"),
             functions=[
-                func(function, max_tries=arq_messages.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
+                func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
                 for function in (
-                    arq_messages.submit_batch,
-                    arq_messages.add_jobs,
-                    arq_messages.cancel_batch,
-                    arq_messages.refuse,
+                    intake.submit_batch,
+                    intake.add_jobs,
+                    intake.cancel_batch,
+                    intake.refuse,
                 )
             ],
             queue_name=self.store.keys(Key.INTAKE),
             job_timeout=60,
             poll_delay=_POLL_S,
-            **self._common()
-            | {"job_serializer": arq_messages.write_answer, "job_deserializer": arq_messages.read_message},
+            **self._common() | {"job_serializer": intake.write_answer, "job_deserializer": intake.read_message},
         )
 
     def _hourly_worker(self) -> Worker:

@@ -1,1 +1,0 @@
-"""Batches that other arq applications enqueue as plain arq messages"""
