@@ -581,7 +581,8 @@ async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) 
     entries = await post.rig.store.events.read()
     position = Deliveries(post.database, NAMESPACE).position
     await until(lambda: position() == position_number(entries[-1].id))
-    assert read_registered(post.database, None) == {}
+    with post.database.read() as connection:
+        assert read_registered(connection, None) == {}
     assert msgspec.json.encode(position()) != b"0"
     await post.kill(courier)
 

@@ -327,14 +327,14 @@ async def test_rows_of_other_types_stay_in_the_database(
         await run_a_batch(bench, 3)
     await bench.record()
     read = 0
-    tell = feed_module._PageBuilder.tell
+    add = feed_module._PageBuilder.add
 
     def counting(teller: Any, item: Any, skipped: int) -> int | None:
         nonlocal read
         read += 1
-        return tell(teller, item, skipped)
+        return add(teller, item, skipped)
 
-    monkeypatch.setattr(feed_module._PageBuilder, "tell", counting)
+    monkeypatch.setattr(feed_module._PageBuilder, "add", counting)
     assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["batch.error"]) == []
     assert await Reader(feed, Selection(frozenset("a"))).read_all(types=["endpoint.disabled"]) == []
     assert read == 0

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.dead_letters import Consumer, LetterCounts
-from tweezer.ledger.health import read_dead_letters, read_recorder_position
+from tweezer.ledger.dead_letters import Consumer, LetterCounts, count_letters
+from tweezer.ledger.health import read_recorder_position
 from tweezer.model.errors import TweezerError
 from tweezer.store.connection import Store
 from tweezer.store.measures import Measures, measure
@@ -120,7 +120,7 @@ class Metrics:
             position = await self._database.run(read_recorder_position, self._database, self._namespace) or START
             webhooks = await self._database.run(read_webhook_health, self._database, self._namespace)
             families.extend(_webhook_families(webhooks))
-            families.extend(_dead_letter_families(await self._database.run(read_dead_letters, self._database)))
+            families.extend(_dead_letter_families(await self._database.run_read(count_letters)))
             delivered = webhooks.position
         families.append(_gauge("ledger_up", "Whether the ledger answered", delivered is not None))
         measures: Measures | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, make_url
 from tweezer.ledger.config import OpenDatabase, sqlite_file
 from tweezer.model.errors import InvalidInput, Unavailable
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _ACCOUNT: ContextVar[str] = ContextVar("account", default="")
@@ -111,7 +112,7 @@ class Database:
             yield connection
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Does blocking work in a thread of the ledger's, of which each account has a few at a time."""
+        """Call blocking ``work`` in a thread of the database, of which each account has a few at a time."""
         account = _ACCOUNT.get()
         if not account:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -137,8 +138,30 @@ class Database:
         working.add_done_callback(end)
         return await asyncio.shield(working)  # a caller that is cancelled does not stop the thread
 
+    async def run_read(
+        self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Call ``work`` with a connection, in a transaction that reads and in a thread. Raises Unavailable."""
+
+        def read() -> T:
+            with self.read() as connection:
+                return work(connection, *arguments, **options)
+
+        return await self.run(read)
+
+    async def run_write(
+        self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Do the same in a transaction that writes."""
+
+        def write() -> T:
+            with self.write() as connection:
+                return work(connection, *arguments, **options)
+
+        return await self.run(write)
+
     def id(self, identity: UUID) -> UUID | bytes:
-        """An id as the driver takes it."""
+        """Return an id as the driver takes it."""
         return identity.bytes if self.is_sqlite else identity
 
     def close(self) -> None:
@@ -170,6 +193,12 @@ def parse_url(text: str) -> URL:
     if file is None or str(file) == ":memory:":
         raise InvalidInput("database_url", "names no file: write sqlite:///ledger.db or sqlite:////var/lib/ledger.db")
     return url.set(drivername="sqlite+pysqlite", database=str(file))  # SQLAlchemy before 2.1 does not unescape it
+
+
+def split_pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items some at a time: as many as one statement takes."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 @contextlib.contextmanager

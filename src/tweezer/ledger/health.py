@@ -62,12 +62,6 @@ def read_health(database: Database) -> LedgerHealth:
     )
 
 
-def read_dead_letters(database: Database) -> dict[Consumer, LetterCounts]:
-    """What is parked, by consumer. Raises Unavailable."""
-    with database.read() as connection:
-        return count_letters(connection)
-
-
 def read_recorder_position(database: Database, namespace: str) -> str | None:
     """Id of the last entry of the stream that is recorded; None where none is. Raises Unavailable."""
     with database.read() as connection:

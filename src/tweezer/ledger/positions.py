@@ -100,7 +100,7 @@ class EventFinder:
 
     async def find(self, event: EventName) -> tuple[Cursor, UUID | None]:
         """The place behind the event, and its batch; where it is nowhere, before its time. Raises Unavailable."""
-        entry = await self._database.run(self._recorded, event) or await self._in_stream(event)
+        entry = await self._database.run_read(_find_recorded, event) or await self._in_stream(event)
         if entry is None:
             return before_time(event.time_us), None
         position = position_number(entry.id)
@@ -108,23 +108,6 @@ class EventFinder:
             return Cursor(position), None
         told = event.sequence - entry.first + 1
         return Cursor(position, told if told < count_events(entry.words) else None), entry.batch_id
-
-    def _recorded(self, event: EventName) -> Entry | None:
-        after = before_time(event.time_us).position
-        with self._database.read() as connection:
-            if event.batch_id is None:
-                found = select(notices.c.position).where(notices.c.position > after, notices.c.id == event.id)
-                position = connection.execute(found.limit(1)).scalar()
-                return None if position is None else Entry(position_id(position), UUID(int=0), 0, event.time_us, "")
-            columns = (transitions.c.position, transitions.c.sequence_number, transitions.c.words)
-            rows = connection.execute(
-                select(*columns)
-                .where(transitions.c.batch == event.batch_id, transitions.c.position > after)
-                .where(transitions.c.time_us == event.time_us, transitions.c.sequence_number <= event.sequence)
-                .order_by(transitions.c.position)
-            )
-            entries = (Entry(position_id(at), event.batch_id, first, event.time_us, words) for at, first, words in rows)
-            return next(filter(event.is_in, entries), None)
 
     async def _in_stream(self, event: EventName) -> Entry | None:
         at, until = before_time(event.time_us).position, (event.time_us // 1000 + _SLACK_MS) << 20
@@ -144,3 +127,20 @@ def _uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+def _find_recorded(connection: Connection, event: EventName) -> Entry | None:
+    after = before_time(event.time_us).position
+    if event.batch_id is None:
+        found = select(notices.c.position).where(notices.c.position > after, notices.c.id == event.id)
+        position = connection.execute(found.limit(1)).scalar()
+        return None if position is None else Entry(position_id(position), UUID(int=0), 0, event.time_us, "")
+    columns = (transitions.c.position, transitions.c.sequence_number, transitions.c.words)
+    rows = connection.execute(
+        select(*columns)
+        .where(transitions.c.batch == event.batch_id, transitions.c.position > after)
+        .where(transitions.c.time_us == event.time_us, transitions.c.sequence_number <= event.sequence)
+        .order_by(transitions.c.position)
+    )
+    entries = (Entry(position_id(at), event.batch_id, first, event.time_us, words) for at, first, words in rows)
+    return next(filter(event.is_in, entries), None)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
-from tweezer.ledger.access.projects import Project, list_projects
+from tweezer.ledger.access.projects import list_projects
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import projects, result_sizes
 from tweezer.store.connection import Store
@@ -39,43 +39,36 @@ class QuotaPublisher:
         if not await self._store.quotas.is_counted():
             await self._count()
         if time.monotonic() >= self._publish_at:
-            found = await self._database.run(_projects, self._database)
+            found = await self._database.run_read(list_projects)
             await self._store.quotas.set_limits({project.id: project.limits for project in found})
             self._publish_at = time.monotonic() + PUBLISHED_S
 
     async def _count(self) -> None:
         """Count the results of the batches that Redis has forgotten: those of all, less those of the ones it has."""
-        kept: Counter[str] = Counter(await self._database.run(_all_sizes, self._database))
+        kept: Counter[str] = Counter(await self._database.run_read(_read_all_sizes))
         page: list[UUID] = []
         async for batch_id in self._store.snapshots.batch_ids():
             page.append(batch_id)
             if len(page) == _PAGE:
-                kept.subtract(await self._database.run(_sizes_of, self._database, page))
+                kept.subtract(await self._database.run_read(_read_sizes, page))
                 page = []
-        kept.subtract(await self._database.run(_sizes_of, self._database, page))
+        kept.subtract(await self._database.run_read(_read_sizes, page))
         await self._store.quotas.set_kept(kept, counted_s=COUNTED_S)
         log.info("quotas.counted", projects=len(kept))
 
 
-def _projects(database: Database) -> list[Project]:
-    with database.read() as connection:
-        return list_projects(connection)
-
-
-def _all_sizes(database: Database) -> dict[str, int]:
-    """Bytes of results of each project, 0 of those without."""
+def _read_all_sizes(connection: Connection) -> dict[str, int]:
+    """Return the bytes of results of each project, 0 of those without."""
     sizes = select(result_sizes.c.project, func.sum(result_sizes.c.bytes).label("bytes")).group_by("project").subquery()
     query = select(projects.c.id, sizes.c.bytes).join(sizes, sizes.c.project == projects.c.no, isouter=True)
-    with database.read() as connection:
-        return {project: int(size or 0) for project, size in connection.execute(query)}
+    return {project: int(size or 0) for project, size in connection.execute(query)}
 
 
-def _sizes_of(database: Database, batch_ids: Sequence[UUID]) -> dict[str, int]:
+def _read_sizes(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
     query = (
         select(projects.c.id, func.sum(result_sizes.c.bytes))
         .join(result_sizes, result_sizes.c.project == projects.c.no)
         .where(result_sizes.c.batch.in_(set(batch_ids)))
         .group_by(projects.c.id)
     )
-    with database.read() as connection:
-        return {project: int(size) for project, size in connection.execute(query)}
+    return {project: int(size) for project, size in connection.execute(query)}

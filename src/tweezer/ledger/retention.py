@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, split_pages
 from tweezer.ledger.schema import (
     batches,
     counters,
@@ -44,7 +44,7 @@ async def expire(store: Store, database: Database, *, retention_s: int) -> int:
     ``retention_s`` holds for projects that say nothing themselves; 0 is for ever. Raises Unavailable.
     """
     total = 0
-    while found := await database.run(_expired, database, retention_s):
+    while found := await database.run_read(_find_expired, retention_s):
         deleted = await delete_batches(store, database, found)
         if not deleted:
             break  # what is left is not recorded to its end; next time
@@ -63,15 +63,15 @@ async def delete_batches(store: Store, database: Database, recorded: dict[UUID, 
     gone = await store.recovery.forget(recorded, least_age_s=0)
     for batch_id in gone:
         await store.results.delete_batch(batch_id)
-    for first in range(0, len(gone), _PAGE):
-        dropped = await database.run(_delete, database, gone[first : first + _PAGE])
+    for page in split_pages(gone, _PAGE):
+        dropped = await database.run_write(_delete, page)
         await store.quotas.drop_kept(dropped)
     return gone
 
 
 async def delete_batch(store: Store, database: Database, batch_id: UUID, *, project: str | None) -> None:
     """Deletes one batch. Raises NotFound; Conflict when it has not ended, or was not recorded yet; Unavailable."""
-    recorded = await database.run(_recorded, database, batch_id, project)
+    recorded = await database.run_read(_find_ended, batch_id, project)
     if not await delete_batches(store, database, recorded):
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
@@ -80,7 +80,7 @@ async def discard_batch(store: Store, database: Database, batch_id: UUID) -> Non
     """Deletes a batch that cannot be recorded, whatever its status. Raises Conflict while a lane works on it."""
     await store.commands.discard(batch_id)
     await store.results.delete_batch(batch_id)
-    await database.run(_delete, database, [batch_id])
+    await database.run_write(_delete, [batch_id])
     log.warning("retention.discarded", batch=str(batch_id))
 
 
@@ -91,42 +91,40 @@ async def delete_project(store: Store, database: Database, project_id: str) -> i
     finished by another call.
     """
     total = 0
-    while found := await database.run(_of_project, database, project_id):
+    while found := await database.run_read(_find_in_project, project_id):
         deleted = await delete_batches(store, database, found)
         if not deleted:
             raise Conflict(f"project {project_id} has batches that are being recorded; try again in a moment")
         total += len(deleted)
-    await database.run(_delete_project, database, project_id)
+    await database.run_write(_delete_project, project_id)
     await store.commands.forget_project(project_id)
     log.info("retention.deleted_project", project=project_id, batches=total)
     return total
 
 
-def _expired(database: Database, retention_s: int) -> dict[UUID, int]:
-    with database.read() as connection:
-        kept = {it.no: retention_s if it.retention_s is None else it.retention_s for it in list_projects(connection)}
-        now = now_ms()
-        query = (
-            select(batches.c.id, batches.c.sequence_number)
-            .where(
-                or_(
-                    *(
-                        and_(batches.c.project == no, batches.c.ended_ms < now - seconds * 1000)
-                        for no, seconds in kept.items()
-                        if seconds
-                    )
+def _find_expired(connection: Connection, retention_s: int) -> dict[UUID, int]:
+    kept = {it.no: retention_s if it.retention_s is None else it.retention_s for it in list_projects(connection)}
+    now = now_ms()
+    query = (
+        select(batches.c.id, batches.c.sequence_number)
+        .where(
+            or_(
+                *(
+                    and_(batches.c.project == no, batches.c.ended_ms < now - seconds * 1000)
+                    for no, seconds in kept.items()
+                    if seconds
                 )
             )
-            .order_by(batches.c.ended_ms)
-            .limit(_PAGE)
         )
-        return _pairs(connection, query) if any(kept.values()) else {}
+        .order_by(batches.c.ended_ms)
+        .limit(_PAGE)
+    )
+    return _pairs(connection, query) if any(kept.values()) else {}
 
 
-def _recorded(database: Database, batch_id: UUID, project: str | None) -> dict[UUID, int]:
-    with database.read() as connection:
-        query = select(batches.c.status, batches.c.sequence_number, projects.c.id).join(projects)
-        row = connection.execute(query.where(batches.c.id == batch_id)).one_or_none()
+def _find_ended(connection: Connection, batch_id: UUID, project: str | None) -> dict[UUID, int]:
+    query = select(batches.c.status, batches.c.sequence_number, projects.c.id).join(projects)
+    row = connection.execute(query.where(batches.c.id == batch_id)).one_or_none()
     if row is None or project not in (None, row[2]):
         raise NotFound("batch", str(batch_id))
     if row[0] not in _OVER:
@@ -134,42 +132,40 @@ def _recorded(database: Database, batch_id: UUID, project: str | None) -> dict[U
     return {batch_id: row[1]}
 
 
-def _of_project(database: Database, project_id: str) -> dict[UUID, int]:
-    with database.read() as connection:
-        no = find_project(connection, project_id).no
-        live = select(func.count()).where(batches.c.project == no, batches.c.status.not_in(_OVER))
-        count = connection.execute(live).scalar_one()
-        if count:
-            raise Conflict(f"project {project_id} has {count} batches that have not ended; cancel them first")
-        return _pairs(
-            connection,
-            select(batches.c.id, batches.c.sequence_number).where(batches.c.project == no).limit(_PAGE),
-        )
+def _find_in_project(connection: Connection, project_id: str) -> dict[UUID, int]:
+    no = find_project(connection, project_id).no
+    live = select(func.count()).where(batches.c.project == no, batches.c.status.not_in(_OVER))
+    count = connection.execute(live).scalar_one()
+    if count:
+        raise Conflict(f"project {project_id} has {count} batches that have not ended; cancel them first")
+    return _pairs(
+        connection,
+        select(batches.c.id, batches.c.sequence_number).where(batches.c.project == no).limit(_PAGE),
+    )
 
 
 def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def _delete(database: Database, batch_ids: Sequence[UUID]) -> dict[str, int]:
+def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
     """Deletes rows of batches; returns how many bytes of results that were, by project."""
-    with database.write() as connection:
-        query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
-            projects, result_sizes, result_sizes.c.project == projects.c.no
-        )
-        rows = connection.execute(query.where(result_sizes.c.batch.in_(batch_ids)).group_by(projects.c.id))
-        dropped = {project: int(size) for project, size in rows}
-        for batch_id in batch_ids:
-            of_batch = (batch_id, last_job_id(batch_id))
-            _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
-            _count_down(connection, batches, "B", batches.c.id == batch_id)
-            connection.execute(delete(results).where(results.c.id.between(*of_batch)))
-            connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
-            for table in (transitions, deliveries, tags, result_sizes):
-                connection.execute(delete(table).where(table.c.batch == batch_id))
-            connection.execute(delete(sequences).where(sequences.c.id == batch_id))
-            connection.execute(delete(batches).where(batches.c.id == batch_id))
-        return dropped
+    query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
+        projects, result_sizes, result_sizes.c.project == projects.c.no
+    )
+    rows = connection.execute(query.where(result_sizes.c.batch.in_(batch_ids)).group_by(projects.c.id))
+    dropped = {project: int(size) for project, size in rows}
+    for batch_id in batch_ids:
+        of_batch = (batch_id, last_job_id(batch_id))
+        _count_down(connection, jobs, "J", jobs.c.id.between(*of_batch))
+        _count_down(connection, batches, "B", batches.c.id == batch_id)
+        connection.execute(delete(results).where(results.c.id.between(*of_batch)))
+        connection.execute(delete(jobs).where(jobs.c.id.between(*of_batch)))
+        for table in (transitions, deliveries, tags, result_sizes):
+            connection.execute(delete(table).where(table.c.batch == batch_id))
+        connection.execute(delete(sequences).where(sequences.c.id == batch_id))
+        connection.execute(delete(batches).where(batches.c.id == batch_id))
+    return dropped
 
 
 def _count_down(connection: Connection, table: Any, kind: str, which: ColumnElement[bool]) -> None:
@@ -185,12 +181,11 @@ def _count_down(connection: Connection, table: Any, kind: str, which: ColumnElem
         )
 
 
-def _delete_project(database: Database, project_id: str) -> None:
-    with database.write() as connection:
-        no = find_project(connection, project_id).no
-        for table in (counters, hours, deliveries):
-            connection.execute(delete(table).where(table.c.project == no))
-        connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members
+def _delete_project(connection: Connection, project_id: str) -> None:
+    no = find_project(connection, project_id).no
+    for table in (counters, hours, deliveries):
+        connection.execute(delete(table).where(table.c.project == no))
+    connection.execute(delete(projects).where(projects.c.no == no))  # with its keys and members
 
 
 class ForgottenBatches(msgspec.Struct, frozen=True):
@@ -215,11 +210,10 @@ class Forgetter:
         found = [batch_id for batch_id in ended if batch_id not in kept][:_FORGOTTEN_AT_ONCE]
         if not found:
             return ForgottenBatches([], [])
-        recorded = await self._database.run(self._recorded, found)
+        recorded = await self._database.run_read(_read_recorded, found)
         gone = await self._store.recovery.forget(recorded, least_age_s=least_age_s)
         return ForgottenBatches(gone, [batch_id for batch_id in found if batch_id not in gone])
 
-    def _recorded(self, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
-        query = select(batches.c.id, batches.c.sequence_number).where(batches.c.id.in_(batch_ids))
-        with self._database.read() as connection:
-            return _pairs(connection, query)
+
+def _read_recorded(connection: Connection, batch_ids: Sequence[UUID]) -> dict[UUID, int]:
+    return _pairs(connection, select(batches.c.id, batches.c.sequence_number).where(batches.c.id.in_(batch_ids)))

@@ -186,14 +186,10 @@ class Deliverer:
             return None
         return endpoint, await self._database.run(self._deliveries.claim, endpoint_id, most, claim.until_ms)
 
-    async def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
-        """Release claimed deliveries that were not attempted; they are due then."""
+    async def postpone(self, endpoint_id: UUID, ids: Sequence[UUID], due_ms: int) -> None:
+        """Release claimed deliveries that were not attempted: they are due then, and a courier looks for them."""
         if ids:
             await self._database.run(self._deliveries.postpone, ids, due_ms)
-
-    async def postpone_and_arm(self, endpoint_id: UUID, ids: Sequence[UUID], due_ms: int) -> None:
-        """Do the same, and have a courier look at the endpoint then."""
-        await self.postpone(ids, due_ms)
         await self._arm(endpoint_id, due_ms)
 
     async def _arm(self, endpoint_id: UUID, due_ms: int) -> None:
@@ -205,14 +201,14 @@ class Deliverer:
 
     async def note_failure(self, endpoint_id: UUID, at_ms: int) -> None:
         """Note that an attempt failed; disable an endpoint of which all have failed for too long."""
-        since = await self._database.run(self._note_failure, endpoint_id, at_ms)
+        since = await self._database.run_write(note_failure, endpoint_id, at_ms)
         if at_ms - since > self._disable_ms:
             days = self._disable_ms / 86_400_000
             await self.give_up(endpoint_id, f"every attempt has failed for {days:.3g} days")
 
     async def note_success(self, endpoint_id: UUID) -> None:
         """Note that an attempt succeeded after some that failed."""
-        await self._database.run(self._note_success, endpoint_id)
+        await self._database.run_write(note_success, [endpoint_id])
 
     async def give_up(self, endpoint_id: UUID, why: str) -> None:
         """Publish the notice that the endpoint is disabled; :meth:`disable` does it once that notice is on its way.
@@ -226,7 +222,7 @@ class Deliverer:
         try:
             endpoint = await self.find_endpoint(endpoint_id)
             if endpoint is not None and endpoint.disabled is None:
-                since_ms = await self._database.run(self._note_failure, endpoint_id, now_ms())
+                since_ms = await self._database.run_write(note_failure, endpoint_id, now_ms())
                 await self._store.events.tell(_make_notice(endpoint, why, since_ms))
         except BaseException:
             self._given_up.pop(endpoint_id, None)
@@ -238,9 +234,10 @@ class Deliverer:
         May be repeated: an endpoint that was enabled since is disabled by another notice only.
         """
         data = msgspec.json.decode(notice.data, type=EndpointData)
-        endpoint_id, since_ms = UUID(data.endpoint_id), _parse_since_ms(notice)
-        if await self._database.run(self._disable, endpoint_id, data.reason, since_ms):
-            log.warning("endpoint.disabled", endpoint=str(endpoint_id), project=notice.project, reason=data.reason)
+        identity, why, since_ms = UUID(data.endpoint_id), data.reason, _parse_since_ms(notice)
+        with contextlib.suppress(NotFound):
+            if await self._database.run_write(disable_endpoint, identity, why, failing_since_ms=since_ms):
+                log.warning("endpoint.disabled", endpoint=data.endpoint_id, project=notice.project, reason=why)
         await self._alarms.note_change()
 
     def _is_given_up(self, endpoint_id: UUID) -> bool:
@@ -251,28 +248,10 @@ class Deliverer:
 
     async def find_endpoint(self, endpoint_id: UUID) -> Endpoint | None:
         """Return the current endpoint, if it is still there."""
-
-        def find() -> Endpoint | None:
-            with self._database.read() as connection:
-                try:
-                    return find_endpoint(connection, endpoint_id, None)
-                except NotFound:
-                    return None
-
-        return await self._database.run(find)
-
-    def _note_failure(self, endpoint_id: UUID, at_ms: int) -> int:
-        with self._database.write() as connection:
-            return note_failure(connection, endpoint_id, at_ms)
-
-    def _note_success(self, endpoint_id: UUID) -> None:
-        with self._database.write() as connection:
-            note_success(connection, [endpoint_id])
-
-    def _disable(self, endpoint_id: UUID, why: str, since_ms: int) -> bool:
-        with self._database.write() as connection, contextlib.suppress(NotFound):
-            return disable_endpoint(connection, endpoint_id, why, failing_since_ms=since_ms) is not None
-        return False
+        try:
+            return await self._database.run_read(find_endpoint, endpoint_id)
+        except NotFound:
+            return None
 
 
 def _make_notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:

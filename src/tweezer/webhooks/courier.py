@@ -64,7 +64,7 @@ class CourierTuning(msgspec.Struct, frozen=True):
     gate_s: float = 0.1
 
 
-class _Message(msgspec.Struct, frozen=True):
+class _EventMessage(msgspec.Struct, frozen=True):
     """An event for one endpoint. ``text``: the body."""
 
     endpoint: Endpoint
@@ -83,7 +83,7 @@ class _Part(msgspec.Struct, frozen=True):
     told: list[tuple[Event, str, list[Endpoint]]]
     described: list[JobData | BatchData | None]
     pairs: set[tuple[UUID, UUID]]
-    notices: list[_Message]
+    notices: list[_EventMessage]
 
 
 class _Plan(msgspec.Struct):
@@ -403,7 +403,7 @@ class Courier:
         notices = _notices([it for it in part if isinstance(it, Notice)], subscribers)
         return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), pairs, notices)
 
-    async def _make_messages(self, part: _Part) -> list[_Message]:
+    async def _make_messages(self, part: _Part) -> list[_EventMessage]:
         """What is to be sent of a part's events. To be called in the order of the stream."""
         await self._recall(part.events, part.pairs)
         letters = []
@@ -420,7 +420,7 @@ class Courier:
                 else:
                     told_of[endpoint.id] = event.sequence
                 text = body(type_, when, data, before)
-                letters.append(_Message(endpoint, identity, type_, text, event.batch_id, event.sequence))
+                letters.append(_EventMessage(endpoint, identity, type_, text, event.batch_id, event.sequence))
         return letters
 
     async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
@@ -444,7 +444,7 @@ class Courier:
             for (batch, endpoint), number in found.items():
                 self._told.setdefault(batch, {})[endpoint] = number
 
-    async def _write(self, letters: Sequence[_Message], position: int | None) -> None:
+    async def _write(self, letters: Sequence[_EventMessage], position: int | None) -> None:
         """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room.
 
         Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
@@ -486,9 +486,9 @@ class Courier:
         return outbox
 
 
-def _notices(notices: Sequence[Notice], subscribers: Subscribers) -> list[_Message]:
+def _notices(notices: Sequence[Notice], subscribers: Subscribers) -> list[_EventMessage]:
     return [
-        _Message(
+        _EventMessage(
             endpoint, it.id, it.type, envelope(it.type, timestamp(it.time_us), msgspec.Raw(it.data.encode())).decode()
         )
         for it in notices
@@ -497,15 +497,15 @@ def _notices(notices: Sequence[Notice], subscribers: Subscribers) -> list[_Messa
     ]
 
 
-def _by_endpoint(letters: Sequence[_Message]) -> Iterator[tuple[Endpoint, list[_Message]]]:
-    to: dict[UUID, tuple[Endpoint, list[_Message]]] = {}
+def _by_endpoint(letters: Sequence[_EventMessage]) -> Iterator[tuple[Endpoint, list[_EventMessage]]]:
+    to: dict[UUID, tuple[Endpoint, list[_EventMessage]]] = {}
     for letter in letters:
         endpoint = letter.endpoint
         to.setdefault(endpoint.id, (endpoint, []))[1].append(letter)
     yield from to.values()
 
 
-def _rows(letters: Sequence[_Message], due_ms: int | None) -> list[NewDelivery]:
+def _rows(letters: Sequence[_EventMessage], due_ms: int | None) -> list[NewDelivery]:
     return [
         NewDelivery(
             delivery_id(it.endpoint.id, it.event),

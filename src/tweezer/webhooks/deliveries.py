@@ -14,7 +14,7 @@ from arq.connections import ArqRedis
 from sqlalchemy import Connection, delete, func, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, split_pages
 from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import deliveries, endpoints, now_ms
 from tweezer.model.wire import deserialize, serialize
@@ -130,12 +130,11 @@ class Deliveries:
     def previous(self, wanted: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], int]:
         """Return for pairs of a batch and an endpoint the number of the last event that is delivered there."""
         found = {}
-        pairs = list(wanted)
         with self._database.read() as connection:
-            for first in range(0, len(pairs), _PAGE):
+            for page in split_pages(list(wanted), _PAGE):
                 query = (
                     select(deliveries.c.batch, deliveries.c.endpoint, func.max(deliveries.c.sequence_number))
-                    .where(tuple_(deliveries.c.batch, deliveries.c.endpoint).in_(pairs[first : first + _PAGE]))
+                    .where(tuple_(deliveries.c.batch, deliveries.c.endpoint).in_(page))
                     .group_by(deliveries.c.batch, deliveries.c.endpoint)
                 )
                 found.update({(batch, endpoint): last for batch, endpoint, last in connection.execute(query)})
@@ -222,8 +221,8 @@ class Deliveries:
     def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
         """Release claimed deliveries that were not attempted; they are due then."""
         with self._database.write() as connection:
-            for first in range(0, len(ids), _PAGE):
-                which = (deliveries.c.id.in_(ids[first : first + _PAGE]), deliveries.c.status == PENDING)
+            for page in split_pages(ids, _PAGE):
+                which = (deliveries.c.id.in_(page), deliveries.c.status == PENDING)
                 connection.execute(update(deliveries).where(*which).values(due_ms=due_ms))
 
     def overdue(self, before_ms: int) -> list[UUID]:
@@ -242,9 +241,8 @@ class Deliveries:
 def _lock_existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]:
     """Return the endpoints that still exist, and keep them from being removed before this transaction ends."""
     found: set[UUID] = set()
-    wanted = list(identities)
-    for first in range(0, len(wanted), _PAGE):
-        these = select(endpoints.c.id).where(endpoints.c.id.in_(wanted[first : first + _PAGE]))
+    for page in split_pages(list(identities), _PAGE):
+        these = select(endpoints.c.id).where(endpoints.c.id.in_(page))
         found.update(connection.execute(these.with_for_update(read=True, key_share=True)).scalars())
     return found
 
@@ -289,8 +287,7 @@ def _execute_values(connection: Connection, before: str, rows: Sequence[tuple[An
     """
     returned: list[Any] = []
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    for first in range(0, len(rows), _PAGE):
-        page = rows[first : first + _PAGE]
+    for page in split_pages(rows, _PAGE):
         marks = f"({', '.join([mark] * len(page[0]))})"
         result = connection.exec_driver_sql(
             f"{before} VALUES {', '.join([marks] * len(page))}{after}", tuple(chain.from_iterable(page))

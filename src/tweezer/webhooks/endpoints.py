@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from tweezer.ledger.access.projects import find_project, insert_unless_there
+from tweezer.ledger.database import split_pages
 from tweezer.ledger.schema import as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
@@ -232,7 +233,7 @@ def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
 
 def note_success(connection: Connection, identities: Collection[UUID]) -> None:
     """An attempt at each of these was successful."""
-    for some in _in_parts(identities):
+    for some in split_pages(sorted(identities), _AT_ONCE):
         failing = endpoints.c.id.in_(some) & endpoints.c.failing_ms.is_not(None)
         connection.execute(update(endpoints).where(failing).values(failing_ms=None))
 
@@ -289,16 +290,10 @@ def _select(project_ids: Collection[str] | None, kind: EndpointKind | None = Non
 
 def _by_id(connection: Connection, identities: Collection[UUID]) -> dict[UUID, Endpoint]:
     found: dict[UUID, Endpoint] = {}
-    for some in _in_parts(identities):
+    for some in split_pages(sorted(identities), _AT_ONCE):
         rows = connection.execute(_BY_ID, {"ids": some})
         found.update((row.id, _endpoint(row)) for row in rows)
     return found
-
-
-def _in_parts(identities: Collection[UUID]) -> Iterator[list[UUID]]:
-    ordered = sorted(identities)
-    for first in range(0, len(ordered), _AT_ONCE):
-        yield ordered[first : first + _AT_ONCE]
 
 
 def _endpoint(row: Row[Any]) -> Endpoint:

@@ -156,7 +156,7 @@ class Outbox:
             await asyncio.gather(self._refilling, return_exceptions=True)
             left += self._clear()
         if left:
-            await self._deliverer.postpone_and_arm(self.endpoint.id, left, now_ms())
+            await self._deliverer.postpone(self.endpoint.id, left, now_ms())
         await asyncio.gather(*self._senders, return_exceptions=True)
 
     def _send(self) -> None:
@@ -196,7 +196,7 @@ class Outbox:
     async def _give_back(self) -> None:
         """Release all: nothing may be sent for a while, or it waited here for too long and must be claimed anew."""
         left = self._clear()
-        await self._deliverer.postpone_and_arm(self.endpoint.id, left, self.next_ms())
+        await self._deliverer.postpone(self.endpoint.id, left, self.next_ms())
 
     def _clear(self) -> list[UUID]:
         left = [queued.delivery.id for queued in self._queue]
@@ -252,7 +252,7 @@ class Outbox:
             self._more = False
             try:
                 if self._breaker.open_s(time.monotonic()):
-                    await self._deliverer.postpone_and_arm(self.endpoint.id, (), self.next_ms())
+                    await self._deliverer.postpone(self.endpoint.id, (), self.next_ms())
                     return
                 most = _CLAIM if self._breaker.is_closed else 1
                 claim = self._deliverer.new_claim()

@@ -6,16 +6,15 @@ import asyncio
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
 from uuid import UUID
 
 import msgspec
 
 from tweezer.ledger.access.links import ResultLinks, Signer
 from tweezer.ledger.batch_reader import BatchReader
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, split_pages
 from tweezer.ledger.queries.queries import Queries
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
@@ -42,8 +41,6 @@ _QUICK_BYTES = 256 << 10  # of packed results, that are read in a few millisecon
 
 _BEGUN, _ENDED = (STATE_FIELDS.index(name) for name in ("begun", "ended"))
 _COUNTERS = {it: it.value.lower() for it in JobStatus}
-
-T = TypeVar("T")
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
@@ -78,7 +75,7 @@ class Payloads:
                 found[batch_id] = facts
         if unknown:
             self._just_read.clear()
-        for page in _pages(unknown):
+        for page in split_pages(unknown, _PAGE):
             wanted = [SnapshotRequest(batch_id, MAX_JOBS_PER_BATCH, (), doc=True) for batch_id in page]
             for batch_id, snapshot in (await self._reader.snapshots(wanted)).items():
                 found[batch_id] = _read_facts(snapshot)
@@ -92,7 +89,7 @@ class Payloads:
             return []
         signer = await self._links.signer()
         told: list[JobData | BatchData | None] = []
-        for page in _pages(events):
+        for page in split_pages(events, _PAGE):
             facts = await self.batches({event.batch_id for event in page})
             snapshots = await self._read_events(page)
             for gone in facts.keys() - snapshots.keys():
@@ -287,8 +284,3 @@ def _tags(snapshot: Snapshot, submitted: tuple[str, ...]) -> tuple[str, ...]:
 def _event_time(event: Event) -> datetime:
     """To the millisecond, as records have it."""
     return moment_us(str(event.time_us))
-
-
-def _pages(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), _PAGE):
-        yield items[first : first + _PAGE]

@@ -81,7 +81,7 @@ class Subscriptions:
             projects |= {it.notice.project for it in entries if it.notice is not None and it.notice.project is not None}
             of_batches = await self._read_webhooks({(it.project, it.webhook) for it in facts.values() if it.webhook})
             if reading is None:
-                registered = await self._database.run(read_registered, self._database, projects)
+                registered = await self._database.run_read(read_registered, projects)
             else:
                 registered = await reading
         finally:
@@ -93,7 +93,7 @@ class Subscriptions:
         kept, changes, now = self._registered, self.changes, time.monotonic()
         if kept is not None and kept.changes == changes and now - kept.at < SECRETS_FRESH_S:
             return kept.by_project
-        found = await self._database.run(read_registered, self._database, None)
+        found = await self._database.run_read(read_registered, None)
         self._are_few = sum(map(len, found.values())) <= _FEW
         self._registered = _Registered(found, now, changes)
         return found
@@ -109,13 +109,11 @@ class Subscriptions:
         return found
 
 
-def read_registered(database: Database, project_ids: Collection[str] | None) -> dict[str, list[Endpoint]]:
-    """Return the registered endpoints of these projects, or of all. Blocks; raises Unavailable."""
-    with database.read() as connection:
-        numbers = None if project_ids is None else _read_numbers(connection, project_ids).values()
-        found = list_registered(connection, numbers)
+def read_registered(connection: Connection, project_ids: Collection[str] | None) -> dict[str, list[Endpoint]]:
+    """Return the registered endpoints of these projects, or of all."""
+    numbers = None if project_ids is None else _read_numbers(connection, project_ids).values()
     by_project: dict[str, list[Endpoint]] = {}
-    for endpoint in found:
+    for endpoint in list_registered(connection, numbers):
         by_project.setdefault(endpoint.project, []).append(endpoint)
     return by_project
 

@@ -141,16 +141,16 @@ async def test_who_reads_much_leaves_the_database_to_others(ledger: Database, mo
     shared = Database.open(OpenDatabase(url=str(ledger.engine.url), connections_max=3, share=2))
     rig = ApiRig(Settings(), shared)
     release, begun = threading.Event(), 0
-    read_rows = Feed._rows
+    read_rows = Feed._read_rows
 
-    def slowly(feed: Feed, selection: Selection, *rest: Any) -> Any:
+    def slowly(feed: Feed, connection: Any, selection: Selection, *rest: Any) -> Any:
         nonlocal begun
         if selection.projects == frozenset({PROJECT}):
             begun += 1
             release.wait(PATIENCE_S)
-        return read_rows(feed, selection, *rest)
+        return read_rows(feed, connection, selection, *rest)
 
-    monkeypatch.setattr(Feed, "_rows", slowly)
+    monkeypatch.setattr(Feed, "_read_rows", slowly)
     try:
         greedy, other = rig.key(), rig.key(project="another")
         path = "/api/v2/events?wait_s=0&type=endpoint.disabled"

@@ -50,24 +50,14 @@ class WebhookService:
 
     async def change(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
         """Does something with a connection to the ledger, in a transaction that writes."""
-
-        def change() -> T:
-            with self._database.write() as connection:
-                return work(connection, *arguments, **options)
-
-        done = await self._database.run(change)
+        done = await self._database.run_write(work, *arguments, **options)
         with contextlib.suppress(Unavailable):  # couriers see it within a second all the same
             await self._alarms.note_change()
         return done
 
     async def read(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
         """The same, in a transaction that reads."""
-
-        def read() -> T:
-            with self._database.read() as connection:
-                return work(connection, *arguments, **options)
-
-        return await self._database.run(read)
+        return await self._database.run_read(work, *arguments, **options)
 
     async def arm(self, endpoint: UUID) -> None:
         """Wakes a courier for what is due; if Redis is away their sweep finds it later."""

@@ -19,14 +19,14 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, union_all
 
 from tweezer.ledger.database import Database
-from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read_cursor
-from tweezer.ledger.schema import batches, notices, projects, recorder, transitions
+from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read_cursor, recorder_position
+from tweezer.ledger.schema import batches, notices, projects, transitions
 from tweezer.model.events import read_words
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.webhooks import EventType, Told, told, told_notice
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
-from tweezer.store.streams.feed import START, Entry, Notice, position_id, position_number
+from tweezer.store.streams.feed import Entry, Notice, position_id, position_number
 
 LIMIT_MAX = 1000
 PAGE_LIMIT = 100
@@ -126,7 +126,7 @@ class Feed:
         if after is None:
             return before_time(selection.since_us)
         if after in NOW:
-            recorded = await self._database.run(self._recorded)
+            recorded = await self._database.run_read(recorder_position, self._namespace)
             return Cursor(max(recorded, position_number(await self._store.events.last())))
         place = read_cursor(after)
         if isinstance(place, Cursor):
@@ -152,7 +152,7 @@ class Feed:
             stretch = await self._stretch(selection, cursor.before, wanted)
             for item in stretch.items:
                 skipped = cursor.told or 0 if item.position == cursor.position else 0
-                left_at = builder.tell(item, skipped)
+                left_at = builder.add(item, skipped)
                 cursor = Cursor(item.position, left_at)
                 if left_at is not None or builder.is_full:
                     return EventPage(builder.events, cursor, True, builder.ended)
@@ -163,13 +163,13 @@ class Feed:
                 return EventPage(builder.events, cursor, not stretch.is_last, builder.ended)
 
     async def _stretch(self, selection: Selection, after: int, types: frozenset[str]) -> _Stretch:
-        rows = await self._database.run(self._rows, selection, after, types)
+        rows = await self._database.run_read(self._read_rows, selection, after, types)
         if rows.end is not None:
             return _Stretch(rows.items, rows.end, False, rows.scanned)
         start = max(after, rows.recorded)
         entries, trimmed = await self._store.events.read_on(position_id(start), most=_STEP)
         if position_number(trimmed) > start:
-            rows = await self._database.run(self._rows, selection, after, types)
+            rows = await self._database.run_read(self._read_rows, selection, after, types)
             if rows.end is not None:
                 return _Stretch(rows.items, rows.end, False, rows.scanned)
         found = {item.position: item for item in rows.items}
@@ -190,7 +190,7 @@ class Feed:
             return [_item(it, selection.project) for it in fresh if it.batch_id == selection.batch_id]
         owners = await self._owners.projects(it.batch_id for it in fresh if it.notice is None)
         if gone := {it.batch_id for it in fresh if it.notice is None and it.batch_id not in owners}:
-            owners |= await self._database.run(self._owners_of, gone)
+            owners |= await self._database.run_read(_read_owners, gone)
         items = []
         for entry in fresh:
             if entry.notice is not None:
@@ -201,37 +201,23 @@ class Feed:
         return items
 
     async def _owner(self, batch_id: UUID) -> str:
-        owners = await self._owners.projects([batch_id]) or await self._database.run(self._owners_of, {batch_id})
+        owners = await self._owners.projects([batch_id]) or await self._database.run_read(_read_owners, {batch_id})
         return owners.get(batch_id, "")
 
     # -- the ledger -------------------------------------------------------------------------------------
 
-    def _recorded(self) -> int:
-        with self._database.read() as connection:
-            return self._position(connection)
-
-    def _position(self, connection: Connection) -> int:
-        found = select(recorder.c.position).where(recorder.c.namespace == self._namespace)
-        return position_number(connection.execute(found).scalar() or START)
-
-    def _owners_of(self, batch_ids: set[UUID]) -> dict[UUID, str]:
-        found = select(batches.c.id, projects.c.id).join(projects, projects.c.no == batches.c.project)
-        with self._database.read() as connection:
-            return {row[0]: row[1] for row in connection.execute(found.where(batches.c.id.in_(batch_ids)))}
-
-    def _rows(self, selection: Selection, after: int, types: frozenset[str]) -> _Rows:
-        """The first rows behind the position; of these types, if any are named, and perhaps others."""
+    def _read_rows(self, connection: Connection, selection: Selection, after: int, types: frozenset[str]) -> _Rows:
+        """Return the first rows behind the position; of these types, if any are named, and perhaps others."""
         items: list[_Item] = []
         ends: list[int] = []
         scanned = 0
-        with self._database.read() as connection:
-            recorded = self._position(connection)
-            for read in (_read_transitions, _read_notices):
-                part, end = read(connection, selection, after, types)
-                items += part
-                scanned += SCANNED_MAX if end is not None and len(part) < _STEP else len(part)
-                if end is not None:
-                    ends.append(end)
+        recorded = recorder_position(connection, self._namespace)
+        for read in (_read_transitions, _read_notices):
+            part, end = read(connection, selection, after, types)
+            items += part
+            scanned += SCANNED_MAX if end is not None and len(part) < _STEP else len(part)
+            if end is not None:
+                ends.append(end)
         items.sort(key=lambda item: item.position)
         if not ends:
             return _Rows(items, None, scanned, recorded)
@@ -253,8 +239,8 @@ class _PageBuilder:
     def is_full(self) -> bool:
         return len(self.events) >= self._limit
 
-    def tell(self, item: _Item, skipped: int) -> int | None:
-        """Adds the events of an item, but for its first ones; returns how many of it are done with, None for all."""
+    def add(self, item: _Item, skipped: int) -> int | None:
+        """Add the events of an item, but for its first ones; return how many of it are done with, None for all."""
         if item.notice is not None:
             if item.notice.type in self._types:
                 self.events.append(told_notice(item.notice))
@@ -278,6 +264,11 @@ class _PageBuilder:
             if head.index is None and head.status.terminal and head.batch_id == self._batch_id:
                 self.ended = True
         return None
+
+
+def _read_owners(connection: Connection, batch_ids: set[UUID]) -> dict[UUID, str]:
+    found = select(batches.c.id, projects.c.id).join(projects, projects.c.no == batches.c.project)
+    return {row[0]: row[1] for row in connection.execute(found.where(batches.c.id.in_(batch_ids)))}
 
 
 def _item(entry: Entry, project: str | None) -> _Item:

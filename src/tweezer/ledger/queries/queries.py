@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, s
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.config import OpenDatabase
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, split_pages
 from tweezer.ledger.migrate import require_schema
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
@@ -144,7 +144,7 @@ class Queries:
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
         with self._database.read() as connection:
-            for page in _pages(ids):
+            for page in split_pages(ids, _PAGE):
                 rows = connection.execute(_JOBS, {"ids": page})
                 found.update((row.id, _job(batch, row)) for row in rows)
         return [found[identity] for identity in ids if identity in found]
@@ -175,11 +175,11 @@ class Queries:
         """Return the batches that the ledger has, with their doc (but for the sequence) and the touched jobs."""
         found: dict[UUID, Snapshot] = {}
         with self._database.read() as connection:
-            for page in _pages([want.batch_id for want in wanted]):
+            for page in split_pages([want.batch_id for want in wanted], _PAGE):
                 for row in connection.execute(_SNAPSHOTS, {"ids": page}):
                     found[row.id] = Snapshot(row.id, _fields_decoder.decode(row.record), row.jobs, row.about)
             ids = [job_id(want.batch_id, index) for want in wanted if want.batch_id in found for index in want.touched]
-            for page in _pages(ids):
+            for page in split_pages(ids, _PAGE):
                 for row in connection.execute(_JOB_SNAPSHOTS, {"ids": page}):
                     batch_id, index = split_job_id(row.id)
                     _add_job(found[batch_id], index, row)
@@ -238,11 +238,6 @@ def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
     for column, value in ((snapshot.states, _state(row)), (snapshot.results, row.result), (snapshot.faults, row.fault)):
         if value is not None:
             column[index] = value
-
-
-def _pages(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    for first in range(0, len(ids), _PAGE):
-        yield ids[first : first + _PAGE]
 
 
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:

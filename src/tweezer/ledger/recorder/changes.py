@@ -99,7 +99,7 @@ class JobIds:
 
 
 def touched(entries: Iterable[Entry]) -> dict[UUID, set[int]]:
-    """The batches of the entries, and which of their jobs the words are about."""
+    """Return the batches of the entries, and which of their jobs the words are about."""
     found: dict[UUID, set[int]] = {}
     for entry in entries:
         if entry.notice is not None:

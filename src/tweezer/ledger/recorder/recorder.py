@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
 import msgspec
 import structlog
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from tweezer.duties import repeat
 from tweezer.ledger.config import DeadLetterBounds
-from tweezer.ledger.database import Database
+from tweezer.ledger.database import Database, split_pages
 from tweezer.ledger.dead_letters import (
     Consumer,
     DeadLetterQueue,
@@ -48,6 +48,7 @@ NICENESS = 10
 
 _KNOWN_MAX = 20_000  # batches remembered
 _PAGE = 100  # batches recorded as they stand in one go
+_RECALLED_AT_ONCE = 500
 
 
 class RecorderTuning(msgspec.Struct, frozen=True):
@@ -404,19 +405,18 @@ class Recorder:
         if len(self._known) + len(batch_ids) > _KNOWN_MAX:
             await self._written()  # or the ledger does not have yet what is looked up
             self._known.clear()
-        for first in range(0, len(batch_ids), 500):
-            page = batch_ids[first : first + 500]
-            self._known.update(await self._database.run(self._known_of, page))
+        for page in split_pages(batch_ids, _RECALLED_AT_ONCE):
+            self._known.update(await self._database.run_read(_read_known, page))
 
-    def _known_of(self, batch_ids: Iterable[UUID]) -> dict[UUID, KnownBatch]:
-        columns = (batches.c.id, projects.c.id, batches.c.device, batches.c.user, batches.c.priority, batches.c.jobs)
-        query = select(*columns).join(projects).where(batches.c.id.in_(batch_ids))
-        with self._database.read() as connection:
-            return {row[0]: KnownBatch(*row[1:]) for row in connection.execute(query)}
+
+def _read_known(connection: Connection, batch_ids: Sequence[UUID]) -> dict[UUID, KnownBatch]:
+    columns = (batches.c.id, projects.c.id, batches.c.device, batches.c.user, batches.c.priority, batches.c.jobs)
+    query = select(*columns).join(projects).where(batches.c.id.in_(batch_ids))
+    return {row[0]: KnownBatch(*row[1:]) for row in connection.execute(query)}
 
 
 def _cut(entries: list[Entry], most: int) -> list[Entry]:
-    """The first entries that are about that many jobs, at least one."""
+    """Return the first entries that are about that many jobs, at least one."""
     jobs = 0.0
     for at, entry in enumerate(entries):
         if jobs > most:

@@ -33,9 +33,9 @@ async def restore(store: Store, database: Database, *, after: str, ended_within_
     what the ledger does not have either, up to two seconds of work where Redis writes its file each second, is lost.
     Raises Unavailable.
     """
-    touched = await database.run(_touched, database, after, ended_within_ms)
+    touched = await database.run_read(_read_touched, after, ended_within_ms)
     for batch_id in touched:
-        pages = await database.run(_read, database, batch_id)
+        pages = await database.run_read(_read_batch, batch_id)
         for batch, page in pages:
             await store.recovery.restore(batch, page)
         log.info("recorder.restored_batch", batch=str(batch_id))
@@ -50,70 +50,59 @@ async def tell_again(store: Store, database: Database, *, namespace: str, after:
     number of entries. May be repeated. Raises Unavailable.
     """
     total = 0
-    done = await database.run(_delivered, database, namespace)
+    done = await database.run_read(courier_position, namespace)
     if not done:  # there is no courier, or it has only just begun
         return 0
     position = position_number(after)
     if done <= position_number(recorded) or after == START:
         position = max(position, done)
-    while page := await database.run(_lost, database, position):
+    while page := await database.run_read(_read_lost, position):
         await store.events.put_back(page)
         total += len(page)
         position = position_number(page[-1].id)
     return total
 
 
-def _delivered(database: Database, namespace: str) -> int:
-    """The couriers' position."""
-    with database.read() as connection:
-        return courier_position(connection, namespace)
-
-
-def _lost(database: Database, after: int) -> list[Entry]:
-    """The next entries that the ledger has."""
-    with database.read() as connection:
-        rows = connection.execute(
-            select(transitions).where(transitions.c.position > after).order_by(transitions.c.position).limit(_PAGE)
-        )
-        entries = [
-            Entry(position_id(row.position), row.batch, row.sequence_number, row.time_us, row.words) for row in rows
-        ]
-        rows = connection.execute(
-            select(notices).where(notices.c.position > after).order_by(notices.c.position).limit(_PAGE)
-        )
-        for row in rows:
-            notice = Notice(row.id, row.type, row.project, row.time_us, row.data)
-            entries.append(Entry(position_id(row.position), NO_BATCH, 0, row.time_us, "", notice))
+def _read_lost(connection: Connection, after: int) -> list[Entry]:
+    """Return the next entries that the ledger has."""
+    rows = connection.execute(
+        select(transitions).where(transitions.c.position > after).order_by(transitions.c.position).limit(_PAGE)
+    )
+    entries = [Entry(position_id(row.position), row.batch, row.sequence_number, row.time_us, row.words) for row in rows]
+    rows = connection.execute(
+        select(notices).where(notices.c.position > after).order_by(notices.c.position).limit(_PAGE)
+    )
+    for row in rows:
+        notice = Notice(row.id, row.type, row.project, row.time_us, row.data)
+        entries.append(Entry(position_id(row.position), NO_BATCH, 0, row.time_us, "", notice))
     entries.sort(key=lambda entry: position_number(entry.id))
     return entries[:_PAGE]
 
 
-def _touched(database: Database, after: str, ended_within_ms: int | None) -> list[UUID]:
+def _read_touched(connection: Connection, after: str, ended_within_ms: int | None) -> list[UUID]:
     query = select(transitions.c.batch).where(transitions.c.position > position_number(after)).distinct()
     if ended_within_ms is not None:
         recent = or_(batches.c.ended_ms.is_(None), batches.c.ended_ms >= now_ms() - ended_within_ms)
         query = query.join(batches, batches.c.id == transitions.c.batch).where(recent)
-    with database.read() as connection:
-        return [row[0] for row in connection.execute(query)]
+    return [row[0] for row in connection.execute(query)]
 
 
-def _read(database: Database, batch_id: UUID) -> list[tuple[RestoredBatch, list[RestoredJob]]]:
-    with database.read() as connection:
-        row = connection.execute(
-            select(batches, sequences.c.sequence)
-            .join(sequences, sequences.c.id == batches.c.id, isouter=True)
-            .where(batches.c.id == batch_id)
-        ).one_or_none()
-        if row is None:
-            return []
-        fields: dict[str, bytes] = msgspec.msgpack.decode(row.record, type=dict[str, bytes])
-        doc = msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence)
-        fields["doc"], fields["tags"] = encode_doc(doc), msgspec.json.encode(doc.tags)
-        batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields)
-        return [(batch, page) for page in _pages(connection, batch_id)]
+def _read_batch(connection: Connection, batch_id: UUID) -> list[tuple[RestoredBatch, list[RestoredJob]]]:
+    row = connection.execute(
+        select(batches, sequences.c.sequence)
+        .join(sequences, sequences.c.id == batches.c.id, isouter=True)
+        .where(batches.c.id == batch_id)
+    ).one_or_none()
+    if row is None:
+        return []
+    fields: dict[str, bytes] = msgspec.msgpack.decode(row.record, type=dict[str, bytes])
+    doc = msgspec.structs.replace(decode_doc(row.about), sequence=row.sequence)
+    fields["doc"], fields["tags"] = encode_doc(doc), msgspec.json.encode(doc.tags)
+    batch = RestoredBatch(batch_id, row.sequence_number, BATCH_BY_LETTER[row.status], fields)
+    return [(batch, page) for page in _read_jobs(connection, batch_id)]
 
 
-def _pages(connection: Connection, batch_id: UUID) -> Iterator[list[RestoredJob]]:
+def _read_jobs(connection: Connection, batch_id: UUID) -> Iterator[list[RestoredJob]]:
     first = batch_id
     while True:
         rows = connection.execute(
