@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any, overload
+from enum import StrEnum
+from typing import Any, Self, overload
 from uuid import UUID
 
 from sqlalchemy import (
@@ -37,6 +38,18 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class Lettered(StrEnum):
+    """A word of which the tables hold the first letter."""
+
+    @property
+    def letter(self) -> str:
+        return self.value[0].upper()
+
+    @classmethod
+    def from_letter(cls, letter: str) -> Self:
+        return next(it for it in cls if it.letter == letter)
+
+
 @overload
 def as_datetime(milliseconds: int) -> datetime: ...
 @overload
@@ -44,7 +57,7 @@ def as_datetime(milliseconds: None) -> None: ...
 
 
 def as_datetime(milliseconds: int | None) -> datetime | None:
-    """The UTC time of a column."""
+    """Return the UTC time of a column."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, insert, select, tuple_, update
 
-from tweezer.ledger.schema import as_datetime, deliveries, endpoints, now_ms, projects
+from tweezer.ledger.schema import Lettered, as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import EventType, PingData, envelope, timestamp
 from tweezer.webhooks.deliveries import PENDING, Attempt, delivery_id, read_log
@@ -25,21 +24,13 @@ _CURSOR = re.compile(r"(\d{1,15})-([0-9a-f]{32})", re.ASCII)
 _COLUMNS = [column for column in deliveries.c if column.name != "body"]
 
 
-class DeliveryStatus(StrEnum):
+class DeliveryStatus(Lettered):
     """Pending: an attempt is to come. Exhausted: all failed. Held: the endpoint is disabled; it is not sent."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
     EXHAUSTED = "exhausted"
     HELD = "held"
-
-    @property
-    def letter(self) -> str:
-        """As the table holds it."""
-        return self.value[0].upper()
-
-
-_STATUSES = {status.letter: status for status in DeliveryStatus}
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -208,7 +199,7 @@ def _delivery(row: Row[Any], body: str | None = None) -> Delivery:
         batch=row.batch,
         event=row.event,
         type=row.type,
-        status=_STATUSES[row.status],
+        status=DeliveryStatus.from_letter(row.status),
         attempts=row.attempts,
         log=tuple(read_log(row.log)),
         created=as_datetime(row.created_ms),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -13,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete
 
 from tweezer.ledger.access.projects import find_project, insert_unless_there
 from tweezer.ledger.database import split_pages
-from tweezer.ledger.schema import as_datetime, deliveries, endpoints, now_ms, projects
+from tweezer.ledger.schema import Lettered, as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
@@ -33,19 +32,11 @@ _OF_BATCHES = UUID("7c0f3f0e-52a5-4f0b-9a3b-6f0c2f6f5d11")  # of the ids of endp
 _CHOICES = [it for it in EventType if it is not EventType.PING]
 
 
-class EndpointKind(StrEnum):
+class EndpointKind(Lettered):
     """Project: registered for a project. Batch: a URL that batches of it were submitted with."""
 
     PROJECT = "project"
     BATCH = "batch"
-
-    @property
-    def letter(self) -> str:
-        """As the table holds it."""
-        return self.value[0].upper()
-
-
-_KINDS = {kind.letter: kind for kind in EndpointKind}
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -299,7 +290,7 @@ def _by_id(connection: Connection, identities: Collection[UUID]) -> dict[UUID, E
 def _endpoint(row: Row[Any]) -> Endpoint:
     return Endpoint(
         id=row.id,
-        kind=_KINDS[row.kind],
+        kind=EndpointKind.from_letter(row.kind),
         project=row.project_id,
         project_no=row.project,
         url=row.url,

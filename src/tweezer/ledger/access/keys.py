@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from datetime import datetime
-from enum import StrEnum
 from hmac import compare_digest
 from typing import Any
 
@@ -14,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, sele
 
 from tweezer.ledger.access.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import as_datetime, keys, members, now_ms, projects, users
+from tweezer.ledger.schema import Lettered, as_datetime, keys, members, now_ms, projects, users
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
@@ -31,19 +30,11 @@ _NAME_MAX = 200
 _SESSIONS_KEPT_MS = 86_400_000  # after their end, for who asks what happened
 
 
-class KeyKind(StrEnum):
+class KeyKind(Lettered):
     """Key: made by an operator. Session: what a user gets for name and password."""
 
     KEY = "key"
     SESSION = "session"
-
-    @property
-    def letter(self) -> str:
-        """As the table holds it."""
-        return self.value[0].upper()
-
-
-_KINDS = {kind.letter: kind for kind in KeyKind}
 
 
 class ApiKey(msgspec.Struct, frozen=True):
@@ -287,7 +278,7 @@ def _select_keys() -> Select[Any]:
 def _key(row: Row[Any]) -> ApiKey:
     return ApiKey(
         id=row.id,
-        kind=_KINDS[row.kind],
+        kind=KeyKind.from_letter(row.kind),
         role=Role(row.role),
         project=row.project_id,
         user=row.user,
