@@ -130,7 +130,7 @@ class Finished(msgspec.Struct, frozen=True):
         return counter
 
     def results(self) -> Results:
-        """The results as Pulser's ``Results``, with all observables. Needs pulser. Raises as ``result``."""
+        """Return the results as Pulser's ``Results``, with all observables. Needs pulser. Raises as ``result``."""
         text = self.result.serialised_results
         if text is None:
             raise JobFailed(f"job {self.id} has a counter, but no serialised results")
@@ -165,11 +165,11 @@ class AsyncBatch:
         return AsyncBatch, (self._queue, self.id)
 
     async def record(self) -> BatchRecord:
-        """The batch as it stands now. Raises NotFound."""
+        """Return the batch as it stands now. Raises NotFound."""
         return await self._queue.reader.batch(self._queue.caller, self.id)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
-        """Adds jobs to the open batch; returns the index of the first. Checked like those of a submit."""
+        """Add jobs to the open batch; return the index of the first. Checked like those of a submit."""
         added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
         return await self._command(
             lambda: self._store.admission.add_jobs(self.id, added, project=self._queue.project, idempotency_key=key)
@@ -180,13 +180,13 @@ class AsyncBatch:
         await self._command(lambda: self._store.commands.close(self.id, project=self._queue.project))
 
     async def cancel(self, *, by: str | None = None) -> None:
-        """Cancels what is pending and stops what runs. by: who asks, which is noted (default: ``user@host``)."""
+        """Cancel what is pending and stop what runs. by: who asks, which is noted (default: ``user@host``)."""
         commands, key = self._store.commands, secrets.token_hex(16)
         who = _checked_by(by)
         await self._command(lambda: commands.cancel(self.id, project=self._queue.project, by=who, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
-        """Cancels some of the jobs; one answer each. by: as of :meth:`cancel`."""
+        """Cancel some of the jobs; return one answer each. by: as of :meth:`cancel`."""
         commands, key = self._store.commands, secrets.token_hex(16)
         who, chosen = _checked_by(by), check_indices("indices", indices, MAX_JOBS_PER_BATCH)
         if not chosen:
@@ -196,7 +196,7 @@ class AsyncBatch:
         )
 
     async def pause(self) -> None:
-        """Hands out no more jobs; what runs finishes."""
+        """Hand out no more jobs; what runs finishes."""
         await self._command(lambda: self._store.commands.pause(self.id, project=self._queue.project))
 
     async def resume(self) -> None:
@@ -204,7 +204,7 @@ class AsyncBatch:
         await self._command(lambda: self._store.commands.resume(self.id, project=self._queue.project))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
-        """The batch now and after each change, until nothing of it is pending or running; raises WaitTimeout."""
+        """Return the batch now and after each change, until nothing of it is pending or running. Raises WaitTimeout."""
         deadline = _deadline(timeout_s)
         async with self._news() as heard:
             while True:
@@ -215,7 +215,7 @@ class AsyncBatch:
                 await heard.next(self._patience(deadline))
 
     async def wait(self, timeout_s: float | None = None) -> BatchRecord:
-        """Waits until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
+        """Wait until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
         _deadline(timeout_s)
         record = await self.record()
         if not is_settled(record):
@@ -224,16 +224,16 @@ class AsyncBatch:
         return record
 
     async def jobs(self) -> list[JobRecord]:
-        """All jobs as they stand now, in the order of their indices."""
+        """Return all jobs as they stand now, in the order of their indices."""
         record = await self.record()
         return await self.jobs_at(record, range(record.jobs))
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Some jobs of the batch as they stand now, in the order of their indices."""
+        """Return some jobs of the batch as they stand now, in the order of their indices."""
         return await self._queue.reader.jobs(record, indices)
 
     async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """The results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
+        """Return the results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
         project's."""
         return await self._queue.reader.results(self.id, indices)
 
@@ -257,7 +257,7 @@ class AsyncBatch:
     async def events(
         self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
     ) -> AsyncIterator[Event]:
-        """All events of the batch in order, each once, until the one that ends the batch; woken by Redis.
+        """Return all events of the batch in order, each once, until the one that ends the batch; woken by Redis.
 
         after: an event, or its id, to go on behind; ``"now"`` tells only what comes. follow: False gives what there is
         now and ends. Events that Redis has let go come from the ledger, where the queue was told of it.
@@ -285,7 +285,7 @@ class AsyncBatch:
                 await heard.next(self._patience(deadline))
 
     async def results(self, timeout_s: float | None = None) -> list[Finished]:
-        """Waits for all jobs, then gives them in the order of their indices. Raises WaitTimeout."""
+        """Wait for all jobs, then return them in the order of their indices. Raises WaitTimeout."""
         record = await self.wait(timeout_s)
         return await self._finished(record, range(record.jobs))
 
@@ -328,7 +328,7 @@ class AsyncBatch:
 
 
 def is_settled(record: BatchRecord) -> bool:
-    """Whether nothing of the batch is pending or running: it has ended, or is open and without work."""
+    """Return whether nothing of the batch is pending or running: it has ended, or is open and without work."""
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0 and (
         record.status.terminal or record.open
     )
@@ -353,7 +353,7 @@ def _place(batch: BatchRecord, after: Event | str | None) -> LastEvent:
 
 
 def _deadline(timeout_s: float | None) -> float | None:
-    """When a wait ends, on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
+    """Return when a wait ends, on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
     return None if timeout_s is None else time.monotonic() + check_seconds("timeout_s", timeout_s)
 
 
@@ -362,7 +362,7 @@ def _checked_by(by: str | None) -> str:
 
 
 def _checked_key(idempotency_key: str | None) -> str:
-    """The idempotency key of a call; one is made up if none is given."""
+    """Return the idempotency key of a call; one is made up if none is given."""
     if idempotency_key is None:
         return secrets.token_hex(16)
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
@@ -464,7 +464,7 @@ class AsyncQueue:
         not_before: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncBatch:
-        """Submits a batch and returns its handle; when it returns, Redis has it.
+        """Submit a batch and return its handle; when it returns, Redis has it.
 
         sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
         jobs: ``Job(runs, variables, …)`` or dictionaries of the same; at most 10,000.
@@ -491,15 +491,15 @@ class AsyncQueue:
         return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
-        """A handle on a batch that was submitted before, here or elsewhere."""
+        """Return a handle on a batch that was submitted before, here or elsewhere."""
         return AsyncBatch(self, as_uuid("batch", batch_id))
 
     async def job(self, job_id: UUID | str) -> JobRecord:
-        """A job as it stands. Raises NotFound."""
+        """Return a job as it stands. Raises NotFound."""
         return await self.reader.job(self.caller, as_uuid("job", job_id))
 
     async def result(self, job_id: UUID | str) -> Finished:
-        """A job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
+        """Return a job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
         record = await self.job(job_id)
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
@@ -508,7 +508,7 @@ class AsyncQueue:
         return Finished.of(record, results.get(index))
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
-        """Cancels several batches; the errors of those that could not be, by id. by: who asks, which is noted."""
+        """Cancel several batches; return the errors of those that could not be, by id. by: who asks, which is noted."""
         errors, who = {}, _checked_by(by)
         for batch in [self.batch(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
             try:
@@ -526,23 +526,23 @@ class AsyncQueue:
         return await self.ask(self.store.reader.workers)
 
     async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
-        """Starts nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
+        """Start nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
         by itself."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.devices.pause(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
-        """Ends a pause; maintenance that is under way goes on."""
+        """End a pause; maintenance that is under way goes on."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.devices.resume(name))
 
     async def maintenance(self, name: str) -> list[Window]:
-        """What maintenance of the device is planned, or under way, in order."""
+        """Return what maintenance of the device is planned, or under way, in order."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         return await self.ask(lambda: self.store.reader.windows(name))
 
     async def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
-        """Starts nothing on the device from one aware time to another, and before that no batch that would not end in
+        """Start nothing on the device from one aware time to another, and before that no batch that would not end in
         time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_time("begins", begins)
@@ -552,13 +552,13 @@ class AsyncQueue:
         return window
 
     async def drop_maintenance(self, name: str, window_id: str) -> None:
-        """Takes planned maintenance back, or ends it where it is under way. Raises NotFound."""
+        """Take planned maintenance back, or end it where it is under way. Raises NotFound."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_text("window_id", window_id, MAX_NAME_LENGTH)
         await self.ask(lambda: self.store.devices.drop(name, window_id))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeats a call of the store while Redis does not answer; every call of ours may be repeated.
+        """Repeat a call of the store while Redis does not answer; every call of ours may be repeated.
 
         Raises TweezerError when the queue is closed, or belongs to another event loop.
         """
@@ -600,7 +600,7 @@ def _reopen(connect: Connect, project: str, retry_s: float, ledger: OpenDatabase
 
 
 def as_uuid(kind: str, text: UUID | str) -> UUID:
-    """The id of a text. Raises InvalidInput."""
+    """Return the id of a text. Raises InvalidInput."""
     try:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):

@@ -36,7 +36,7 @@ class BackupFailed(TweezerError):
 
 
 def backup(database: Database, file: Path) -> None:
-    """Writes the ledger, as it is at one moment, to a new file that only its owner may read.
+    """Write the ledger, as it is at one moment, to a new file that only its owner may read.
 
     It is a SQLite file, or what ``pg_dump --format=custom`` makes. Raises BackupFailed, Unavailable, OSError.
     """
@@ -58,7 +58,7 @@ def backup(database: Database, file: Path) -> None:
 
 
 def restore(database: Database, file: Path, *, force: bool = False) -> str | None:
-    """Makes the ledger what the file says, or leaves it as it is; returns the step that its tables are at.
+    """Make the ledger what the file says, or leave it as it is; return the step that its tables are at.
 
     force: even if the ledger holds something, which is lost. Raises BackupFailed, Unavailable.
     """
@@ -77,7 +77,7 @@ def restore(database: Database, file: Path, *, force: bool = False) -> str | Non
 
 
 def _holds(database: Database) -> str | None:
-    """A table of the ledger with something in it."""
+    """Return a table of the ledger with something in it."""
     with database.read() as connection:
         there = set(inspect(connection).get_table_names())
         for name in metadata.tables:
@@ -156,7 +156,7 @@ def _restore_postgres(database: Database, file: Path) -> None:
 
 
 def _call(url: URL, program: str, *arguments: str, connects: bool = True) -> str:
-    """Runs a program of PostgreSQL's on the database, the password in its environment; what it printed."""
+    """Run a program of PostgreSQL's on the database, the password in its environment; return what it printed."""
     bare = url.set(drivername="postgresql")._replace(password=None).render_as_string()
     command = [program, *arguments, *([f"--dbname={bare}"] if connects else [])]
     if shutil.which(program) is None:

@@ -64,7 +64,7 @@ class Database:
 
     @classmethod
     def open(cls, given: OpenDatabase, *, create: bool = False) -> Database:
-        """Connects when it is first used. Raises InvalidInput("database_url", …).
+        """Connect when it is first used. Raises InvalidInput("database_url", …).
 
         create: make the file of SQLite where there is none. A process that runs must not: the file may be away for a
         while, and an empty one in its place would look like a ledger.
@@ -97,13 +97,13 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the database. Raises Unavailable."""
+        """Begin a transaction that sees one state of the database. Raises Unavailable."""
         with translating(), self._reading.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that commits at the end of the block, or changes nothing. Raises Unavailable."""
+        """Begin a transaction that commits at the end of the block, or changes nothing. Raises Unavailable."""
         with (
             translating(),
             self.engine.connect() as connection,
@@ -178,7 +178,7 @@ class _Turn:
 
 
 def parse_url(text: str) -> URL:
-    """The URL with the driver that we use. Raises InvalidInput("database_url", …); never quotes the password."""
+    """Return the URL with the driver that we use. Raises InvalidInput("database_url", …); never quotes the password."""
     try:
         url = make_url(text)
     except exc.ArgumentError:
@@ -203,7 +203,7 @@ def split_pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Turns a database that is away, locked or full into Unavailable."""
+    """Turn a database that is away, locked or full into Unavailable."""
     try:
         yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
@@ -220,7 +220,7 @@ def translating() -> Iterator[None]:
 
 
 def load(connection: Connection, table: Table | str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Inserts many rows by the quickest way there is: COPY, or one prepared statement.
+    """Insert many rows by the quickest way there is: COPY, or one prepared statement.
 
     Values are those that the driver takes; ids as :meth:`Database.id` gives them.
     """
@@ -242,7 +242,7 @@ def load(connection: Connection, table: Table | str, columns: Sequence[str], row
 
 
 def _connect_sqlite(_dialect: object, record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
-    """Opens the file that is there, and makes none."""
+    """Open the file that is there, and make none."""
     path = Path(arguments[0]).absolute()
     arguments[0], options["uri"] = f"file:{quote(str(path))}?mode=rw", True
     if record is not None:
@@ -250,7 +250,7 @@ def _connect_sqlite(_dialect: object, record: Any, arguments: list[Any], options
 
 
 def _check_sqlite(_connection: object, record: Any, _proxy: object) -> None:
-    """Gives up a connection to a file that is no longer at its place: what it writes there would be lost."""
+    """Give up a connection to a file that is no longer at its place: what it writes there would be lost."""
     path, identity = record.info[_FILE]
     if identity is None or _identity(path) != identity:
         raise exc.DisconnectionError(f"{path} was moved away or replaced")

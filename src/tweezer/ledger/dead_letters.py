@@ -99,7 +99,7 @@ class LetterCounts(msgspec.Struct, frozen=True):
 
 
 def is_unusable(error: Exception) -> bool:
-    """Whether an error is about what was read or written, not about Redis, the database or this process."""
+    """Return whether an error is about what was read or written, not about Redis, the database or this process."""
     match error:
         case Unreadable() | RecursionError():
             return True

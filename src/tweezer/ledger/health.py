@@ -36,7 +36,7 @@ class LedgerHealth(msgspec.Struct, frozen=True):
 
 
 def read_health(database: Database) -> LedgerHealth:
-    """Asks the database; nothing is changed. Raises Unavailable when it does not answer."""
+    """Ask the database; nothing is changed. Raises Unavailable when it does not answer."""
     with database.read() as connection:
         settings = _sqlite(connection) if database.is_sqlite else _postgres(connection)
     health = LedgerHealth(place(database), database.is_sqlite, settings)

@@ -20,7 +20,7 @@ _UPGRADE_LOCK = 8_391_005_118  # any number by which nobody else locks in this d
 
 
 def place(database: Database) -> str:
-    """The database's URL without its password."""
+    """Return the database's URL without its password."""
     url = database.engine.url
     if database.is_sqlite:
         return sqlite_url(Path(url.database or ""))
@@ -28,7 +28,7 @@ def place(database: Database) -> str:
 
 
 def schema_version(database: Database) -> str | None:
-    """The step that the tables are at; None where there are none yet. Raises Unavailable."""
+    """Return the step that the tables are at; None where there are none yet. Raises Unavailable."""
     with database.read() as connection:
         return _version(connection)
 
@@ -59,7 +59,7 @@ async def wait_for_schema(given: OpenDatabase) -> None:
 
 
 def upgrade(database: Database) -> str | None:
-    """Brings the tables up to date, all or nothing, one process at a time; returns the step that they were at.
+    """Bring the tables up to date, all or nothing, one process at a time; return the step that they were at.
 
     Raises TweezerError ("schema") when there are tables of these names that are not the ledger's, or newer ones.
     """
@@ -86,7 +86,7 @@ def upgrade(database: Database) -> str | None:
 
 
 def differences(database: Database) -> list[str]:
-    """What the tables lack of those that this version needs, in words; empty when all is well. Raises Unavailable."""
+    """Describe what the tables lack of those that this version needs. Raises Unavailable."""
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
 
@@ -108,7 +108,7 @@ def _unfit(message: str) -> TweezerError:
 
 
 def _in_words(difference: Any) -> str | None:
-    """None for what is there beyond what is needed: it does no harm."""
+    """Describe a difference; None for what is there beyond what is needed: it does no harm."""
     match difference:
         case ("add_table", table_):
             return f"table {table_.name} is missing"

@@ -56,7 +56,7 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 def before_time(time_us: int) -> Cursor:
-    """A place before all events of this time and later."""
+    """Return a place before all events of this time and later."""
     return Cursor(max(time_us // 1000 - _SLACK_MS, 0) << 20)
 
 
@@ -77,7 +77,7 @@ class EventName(msgspec.Struct, frozen=True):
 
 
 def read_cursor(after: str) -> Cursor | EventName:
-    """The place that a text names. Raises InvalidInput("after", …)."""
+    """Return the place that a text names. Raises InvalidInput("after", …)."""
     if match := _PLACE.fullmatch(after):
         milliseconds, number = int(match[1]), int(match[2])
         if milliseconds < _MILLISECONDS and number < _NUMBERS:
@@ -99,7 +99,7 @@ class EventFinder:
         self._database = database
 
     async def find(self, event: EventName) -> tuple[Cursor, UUID | None]:
-        """The place behind the event, and its batch; where it is nowhere, before its time. Raises Unavailable."""
+        """Return the place behind the event, or before its time if it is nowhere, and its batch. Raises Unavailable."""
         entry = await self._database.run_read(_find_recorded, event) or await self._in_stream(event)
         if entry is None:
             return before_time(event.time_us), None

@@ -39,7 +39,7 @@ _OVER = [status.letter for status in TERMINAL_BATCH]
 
 
 async def expire(store: Store, database: Database, *, retention_s: int) -> int:
-    """Deletes what ended longer ago than its project keeps it; how many batches.
+    """Delete what ended longer ago than its project keeps it; return how many batches.
 
     ``retention_s`` holds for projects that say nothing themselves; 0 is for ever. Raises Unavailable.
     """
@@ -55,7 +55,7 @@ async def expire(store: Store, database: Database, *, retention_s: int) -> int:
 
 
 async def delete_batches(store: Store, database: Database, recorded: dict[UUID, int]) -> list[UUID]:
-    """Deletes batches that have ended from Redis, the results folder and the ledger, in this order.
+    """Delete batches that have ended from Redis, the results folder and the ledger, in this order.
 
     ``recorded``: the number of the last recorded event of each. One that Redis still works on, or has events of that
     are not recorded yet, stays. Returns the deleted ones; may be repeated. Raises Unavailable.
@@ -70,14 +70,14 @@ async def delete_batches(store: Store, database: Database, recorded: dict[UUID, 
 
 
 async def delete_batch(store: Store, database: Database, batch_id: UUID, *, project: str | None) -> None:
-    """Deletes one batch. Raises NotFound; Conflict when it has not ended, or was not recorded yet; Unavailable."""
+    """Delete one batch. Raises NotFound; Conflict when it has not ended, or was not recorded yet; Unavailable."""
     recorded = await database.run_read(_find_ended, batch_id, project)
     if not await delete_batches(store, database, recorded):
         raise Conflict(f"batch {batch_id} has just ended and is being recorded; try again in a moment", code="live")
 
 
 async def discard_batch(store: Store, database: Database, batch_id: UUID) -> None:
-    """Deletes a batch that cannot be recorded, whatever its status. Raises Conflict while a lane works on it."""
+    """Delete a batch that cannot be recorded, whatever its status. Raises Conflict while a lane works on it."""
     await store.commands.discard(batch_id)
     await store.results.delete_batch(batch_id)
     await database.run_write(_delete, [batch_id])
@@ -85,7 +85,7 @@ async def discard_batch(store: Store, database: Database, batch_id: UUID) -> Non
 
 
 async def delete_project(store: Store, database: Database, project_id: str) -> int:
-    """Deletes a project with its keys, batches, results and statistics; returns how many batches it had.
+    """Delete a project with its keys, batches, results and statistics; return how many batches it had.
 
     Raises NotFound; Conflict while a batch of it has not ended; Unavailable. A deletion that was cut off is
     finished by another call.
@@ -149,7 +149,7 @@ def _pairs(connection: Connection, query: Any) -> dict[UUID, int]:
 
 
 def _delete(connection: Connection, batch_ids: Sequence[UUID]) -> dict[str, int]:
-    """Deletes rows of batches; returns how many bytes of results that were, by project."""
+    """Delete rows of batches; return how many bytes of results that were, by project."""
     query = select(projects.c.id, func.sum(result_sizes.c.bytes)).join_from(
         projects, result_sizes, result_sizes.c.project == projects.c.no
     )

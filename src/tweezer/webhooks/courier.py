@@ -138,7 +138,7 @@ class Courier:
         """… and of the last one that each endpoint is told of: good while nothing was missed in between."""
 
     async def run(self) -> None:
-        """Works until cancelled. What goes wrong is logged, and tried again."""
+        """Work until cancelled. What goes wrong is logged, and tried again."""
         await repeat("courier", self._take_turn)
 
     async def _take_turn(self) -> None:
@@ -151,7 +151,7 @@ class Courier:
             self._joined = False  # Redis lost the group
 
     async def join(self) -> None:
-        """Becomes one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
+        """Become one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
         it begins behind the last entry whose deliveries are written, if the stream still knows that. A Redis that lost
         everything is left alone until the recorder has put back what the ledger has: its events come first.
 
@@ -166,8 +166,11 @@ class Courier:
         await self._group.join(position_id(position) if position else START)
 
     async def step(self) -> int:
-        """Takes care of some entries, when there are any; how many. After a failure, first of those that it was given
-        before: the reply that held them may be lost, and all other couriers wait for their turn."""
+        """Take care of some entries, if there are any; return how many.
+
+        After a failure, first of those that it was given before: the reply with them may be lost, and all other
+        couriers wait for their turn.
+        """
         await self._wait_for_gate()
         if self._may_hold and (taken_up := await self._take_up()):
             return taken_up
@@ -177,7 +180,7 @@ class Courier:
         return served
 
     async def _take_up(self) -> int:
-        """Takes care of entries that this courier was given and did not acknowledge; how many."""
+        """Take care of entries that this courier was given and did not acknowledge; return how many."""
         entries, is_alone = await self._group.read_own(most=self._tuning.entries)
         await self._wait_for_gate()  # behind the read: Redis may have restarted in between
         for part in [entries] if is_alone and entries else [[entry] for entry in entries]:
@@ -208,7 +211,7 @@ class Courier:
             await asyncio.sleep(self._tuning.gate_s)
 
     async def _claim_abandoned(self) -> list[Entry]:
-        """Looks for them now and then, and again at once where there were some."""
+        """Claim entries of silent couriers, now and then; again at once if there were some."""
         now = time.monotonic()
         if now < self._claim_at:
             return []
@@ -217,18 +220,18 @@ class Courier:
         return claimed
 
     async def _rest(self, entries: Sequence[Entry], told: int) -> None:
-        """Rests for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
+        """Rest for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
         core free now and then, which being niced alone does not give them, and webhooks come a little later."""
         late_s = time.time() - entries[0].time_us / 1e6
         if abs(late_s) < self._tuning.fresh_s:  # before: the clocks differ, and nothing is known
             await asyncio.sleep(min(told * self._tuning.rest_s, self._tuning.fresh_s - late_s))
 
     async def take_care(self, entries: Sequence[Entry]) -> None:
-        """Writes the deliveries of the entries, acknowledges those, and begins to send. May be repeated."""
+        """Write the deliveries of the entries, acknowledge those, and begin to send. May be repeated."""
         await self._take_care(entries, await self._prepare(entries))
 
     async def _serve(self, entries: Sequence[Entry], *, is_turn: bool = False) -> int:
-        """Takes care of entries between which nobody else has one, when it is their turn; how many deliveries it makes.
+        """Take care of entries between which nobody else has one, when it is their turn; return how many deliveries.
 
         What cannot be delivered is parked.
         """
@@ -242,7 +245,7 @@ class Courier:
         return 0
 
     async def _serve_apart(self, entries: Sequence[Entry]) -> None:
-        """Takes care of entries of which some cannot be delivered; halves are tried until the culprits stand alone."""
+        """Take care of entries of which some cannot be delivered; halves are tried until the culprits stand alone."""
         try:
             await self._wait_for_turn(entries)
             self._parked = await self._database.run(self._dead_letters.hold_back, ())  # by others, perhaps
@@ -274,7 +277,7 @@ class Courier:
         return await self._take_care(entries, plan)
 
     async def _prepare(self, entries: Sequence[Entry]) -> _Plan:
-        """What can be done before it is their turn: whose the entries are, who is told, and of what."""
+        """Prepare entries before it is their turn: read their batches and subscribers, and describe the first part."""
         parked = self._parked
         wanted = [it for it in entries if it.problem is None and it.batch_id not in parked]
         facts, subscribers = await self._subscriptions.find(wanted)
@@ -307,7 +310,7 @@ class Courier:
         return told
 
     async def _disable(self, entries: Sequence[Entry]) -> None:
-        """Disables the endpoints of which it was told that nothing is sent there any more."""
+        """Disable the endpoints that notices among the entries say so of."""
         for entry in entries:
             if entry.notice is not None and entry.notice.type == EventType.ENDPOINT_DISABLED:
                 await self._deliverer.disable(entry.notice)
@@ -319,14 +322,14 @@ class Courier:
             self._outbox(endpoint).fetch()
 
     async def sweep(self) -> None:
-        """Fetches what is overdue: its alarm was lost, or the courier that held it; and tries dead letters again."""
+        """Fetch what is overdue: its alarm was lost, or the courier that held it; and retry dead letters."""
         await self.retry_letters()
         late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._tuning.late_s * 1000))
         for endpoint_id in late:
             await self.fetch(endpoint_id)
 
     async def retry_letters(self) -> None:
-        """Tries again what operators want to be tried again."""
+        """Retry the letters that operators want retried."""
         _, due = await self._database.run(self._dead_letters.read)
         for letter in due:
             try:
@@ -338,7 +341,7 @@ class Courier:
                 log.warning("dead_letter.failed_again", letter=letter.id, error=describe_error(error))
 
     async def _redeliver(self, letter: Letter) -> None:
-        """Delivers what was parked, and the events of its batch that wait behind it, in their order."""
+        """Deliver what was parked, and the events of its batch that wait behind it, in their order."""
         while True:
             entries = await self._database.run(self._dead_letters.read_entries, letter, self._namespace)
             if entries is None:  # the recorder does not have them all yet
@@ -356,7 +359,7 @@ class Courier:
             letter = left
 
     async def close(self) -> None:
-        """Takes care of what it was given last, lets what is being sent end, and gives back the rest."""
+        """Take care of what it was given last, let attempts that are under way end, and give back the rest."""
         try:
             async with asyncio.timeout(_CLOSE_S):
                 while self._may_hold and await self._take_up():
@@ -368,7 +371,7 @@ class Courier:
         await self._group.leave()
 
     async def _wait_for_turn(self, entries: Sequence[Entry]) -> None:
-        """Returns when all entries before these are taken care of; those of a courier that is gone are done here."""
+        """Wait until all entries before these are taken care of; those of a courier that is gone are done here."""
         first = position_number(entries[0].id)
         loop = asyncio.get_running_loop()
         looked = loop.time()
@@ -383,7 +386,7 @@ class Courier:
     async def _describe(
         self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], subscribers: Subscribers
     ) -> _Part:
-        """Who is told of these, and what, but for what they were told before."""
+        """Find who receives these, and describe them; the previous sequence numbers are still missing."""
         events = [it for it in part if isinstance(it, Event)]
         told: list[tuple[Event, str, list[Endpoint]]] = []
         pairs: set[tuple[UUID, UUID]] = set()
@@ -404,7 +407,7 @@ class Courier:
         return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), pairs, notices)
 
     async def _make_messages(self, part: _Part) -> list[_EventMessage]:
-        """What is to be sent of a part's events. To be called in the order of the stream."""
+        """Make the messages of a part's events. Call it in the order of the stream."""
         await self._recall(part.events, part.pairs)
         letters = []
         for (event, type_, endpoints), data in zip(part.told, part.described, strict=True):
@@ -424,7 +427,7 @@ class Courier:
         return letters
 
     async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
-        """Looks up what each endpoint was told of last, where that is not known, or others may have told it more."""
+        """Look up the last event of each endpoint, where it is not known, or others may have delivered more."""
         if len(self._last) + len(self._told) > _LAST_KEPT:
             self._last.clear()
             self._told.clear()
@@ -445,7 +448,7 @@ class Courier:
                 self._told.setdefault(batch, {})[endpoint] = number
 
     async def _write(self, letters: Sequence[_EventMessage], position: int | None) -> None:
-        """Writes the rows and the position, and hands rows that are new to the outboxes, as far as these have room.
+        """Write the rows and the position, and hand rows that are new to the outboxes, as far as these have room.
 
         Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
         anew of a batch that has gone on. What is written is handed over, also when this courier is stopped meanwhile:
@@ -527,13 +530,13 @@ def _due(row: NewDelivery) -> ClaimedDelivery:
 
 
 def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:
-    """Those of one batch that come one after the other; a batch may come again."""
+    """Yield the events of one batch that are in sequence; a batch may come again."""
     for batch_id, group in groupby(events, key=attrgetter("batch_id")):
         yield batch_id, list(group)
 
 
 def _parts(entries: Sequence[Entry]) -> Iterator[list[Event | Notice]]:
-    """The events and notices of the entries, in parts of a bearable size."""
+    """Yield the events and notices of the entries, in parts of a bearable size."""
     everything = (it for entry in entries for it in ((entry.notice,) if entry.notice is not None else entry.events))
     while part := list(islice(everything, _EVENTS)):
         yield part

@@ -97,7 +97,7 @@ def list_deliveries(
     limit: int = LIMIT_MAX,
     after: str | None = None,
 ) -> DeliveryPage:
-    """Those of these projects, or of all. Raises InvalidInput("after", …)."""
+    """Return a page of deliveries of these projects, or of all. Raises InvalidInput("after", …)."""
     place = tuple_(deliveries.c.created_ms, deliveries.c.id)
     statement = _select(project_ids).where(*(wanted or DeliveryFilter()).conditions())
     if after:
@@ -110,7 +110,7 @@ def list_deliveries(
 
 
 def find_delivery(connection: Connection, identity: UUID, project_ids: Collection[str] | None = None) -> Delivery:
-    """The delivery with its body; raises NotFound, also when it is of none of these projects."""
+    """Return the delivery with its body. Raises NotFound, also when it is of none of these projects."""
     statement = _select(project_ids).add_columns(deliveries.c.body).where(deliveries.c.id == identity)
     row = connection.execute(statement).one_or_none()
     if row is None:
@@ -119,7 +119,7 @@ def find_delivery(connection: Connection, identity: UUID, project_ids: Collectio
 
 
 def resend(connection: Connection, identity: UUID) -> Delivery:
-    """Sends it again, now, with a schedule of its own, whatever became of it. Raises NotFound, Conflict.
+    """Send a delivery again, now, with a new schedule, whatever its status. Raises NotFound, Conflict.
 
     The caller arms an alarm.
     """
@@ -130,7 +130,7 @@ def resend(connection: Connection, identity: UUID) -> Delivery:
 
 
 def resend_since(connection: Connection, endpoint: UUID, since: datetime, *, all: bool = False) -> int:
-    """Sends again what was written then or later and was not delivered, or all of it; how many. Pings are not among it.
+    """Send again what was written then or later and was not delivered, or all of it; return how many. No pings.
 
     Raises NotFound, Conflict. The caller arms an alarm.
     """
@@ -142,7 +142,7 @@ def resend_since(connection: Connection, endpoint: UUID, since: datetime, *, all
 
 
 def ping(connection: Connection, endpoint: Endpoint) -> UUID:
-    """Writes a ping that is due now; the delivery's id. Raises Conflict, NotFound. The caller arms an alarm."""
+    """Write a ping that is due now; return the delivery's id. Raises Conflict, NotFound. The caller arms an alarm."""
     _refuse_disabled(connection, endpoint.id)
     event, now = f"ping:{uuid4()}", now_ms()
     body = envelope(EventType.PING, timestamp(now * 1000), PingData(str(endpoint.id)))

@@ -74,7 +74,7 @@ def create_endpoint(
     types: Sequence[str] = (),
     description: str = "",
 ) -> Endpoint:
-    """A new endpoint of a project. Raises InvalidInput("url" | "types" | "description", …), NotFound, Conflict."""
+    """Create an endpoint of a project. Raises InvalidInput("url" | "types" | "description", …), NotFound, Conflict."""
     checked = _checked(policy, url=url, types=types, description=description)
     project = find_project(connection, project_id)
     alone = select(projects.c.no).where(projects.c.no == project.no).with_for_update(key_share=True)
@@ -95,7 +95,7 @@ def list_endpoints(
     limit: int | None = None,
     offset: int = 0,
 ) -> list[Endpoint]:
-    """Those of these projects, or of all; registered ones before those of batches, newest first."""
+    """Return the endpoints of these projects, or of all; registered ones before those of batches, newest first."""
     order = (endpoints.c.kind.desc(), endpoints.c.created_ms.desc(), endpoints.c.id)
     statement = _select(project_ids, kind).order_by(*order).limit(limit).offset(offset or None)
     return [_endpoint(row) for row in connection.execute(statement)]
@@ -104,12 +104,12 @@ def list_endpoints(
 def count_endpoints(
     connection: Connection, project_ids: Collection[str] | None = None, *, kind: EndpointKind | None = None
 ) -> int:
-    """How many :func:`list_endpoints` finds without a limit."""
+    """Return how many :func:`list_endpoints` finds without a limit."""
     return connection.execute(select(func.count()).select_from(_select(project_ids, kind).subquery())).scalar_one()
 
 
 def find_endpoint(connection: Connection, identity: UUID, project_ids: Collection[str] | None = None) -> Endpoint:
-    """The endpoint; raises NotFound, also when it is of none of these projects."""
+    """Return the endpoint. Raises NotFound, also when it is of none of these projects."""
     row = connection.execute(_select(project_ids).where(endpoints.c.id == identity)).one_or_none()
     if row is None:
         raise NotFound("endpoint", str(identity))
@@ -125,7 +125,7 @@ def change_endpoint(
     types: Sequence[str] | None = None,
     description: str | None = None,
 ) -> Endpoint:
-    """Changes what is given. Raises InvalidInput as :func:`create_endpoint`, NotFound, Conflict for one of batches."""
+    """Change what is given. Raises InvalidInput as :func:`create_endpoint`, NotFound, Conflict for one of batches."""
     given = {"url": url, "types": types, "description": description}
     checked = _checked(policy, **{name: value for name, value in given.items() if value is not None})
     if find_endpoint(connection, identity).kind is EndpointKind.BATCH:
@@ -161,7 +161,7 @@ def disable_endpoint(
 
 
 def enable_endpoint(connection: Connection, identity: UUID) -> Endpoint:
-    """What happens from now on goes there again; what is held is sent when it is sent again. Raises NotFound."""
+    """Enable an endpoint: new events are sent to it again, held ones only on request. Raises NotFound."""
     values = {"disabled_ms": None, "disabled_why": None, "failing_ms": None}
     disabled = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_not(None)
     connection.execute(update(endpoints).where(disabled).values(**values))
@@ -169,7 +169,7 @@ def enable_endpoint(connection: Connection, identity: UUID) -> Endpoint:
 
 
 def delete_endpoint(connection: Connection, identity: UUID) -> None:
-    """Removes it with its secrets and deliveries. Raises NotFound."""
+    """Delete an endpoint with its secrets and deliveries. Raises NotFound."""
     if not connection.execute(delete(endpoints).where(endpoints.c.id == identity)).rowcount:
         raise NotFound("endpoint", str(identity))
 
@@ -215,7 +215,7 @@ def ensure_batch_endpoints(
 
 
 def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
-    """An attempt has failed; returns since when each one has: the time of the first after one that worked."""
+    """Note a failed attempt; return since when each one has failed: the first after one that succeeded."""
     unknown = (endpoints.c.id == identity) & endpoints.c.failing_ms.is_(None)
     connection.execute(update(endpoints).where(unknown).values(failing_ms=at_ms))
     since = connection.execute(select(endpoints.c.failing_ms).where(endpoints.c.id == identity)).scalar()
@@ -223,7 +223,7 @@ def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
 
 
 def note_success(connection: Connection, identities: Collection[UUID]) -> None:
-    """An attempt at each of these was successful."""
+    """Note a successful attempt at each of these."""
     for some in split_pages(sorted(identities), _AT_ONCE):
         failing = endpoints.c.id.in_(some) & endpoints.c.failing_ms.is_not(None)
         connection.execute(update(endpoints).where(failing).values(failing_ms=None))
@@ -233,7 +233,7 @@ def note_success(connection: Connection, identities: Collection[UUID]) -> None:
 
 
 def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
-    """The columns of what is given."""
+    """Check the values that are given; return them as columns."""
     checked = dict(given)
     if "url" in given:
         check_text("url", given["url"], URL_MAX)
@@ -246,7 +246,7 @@ def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
 
 
 def _types(given: Sequence[str]) -> list[EventType]:
-    """Each once, in the order of their list."""
+    """Return each type once, in the order of the list. Raises InvalidInput."""
     for name in given:
         if name == EventType.PING:
             raise InvalidInput("types", "ping is no choice: it is sent on demand, whatever the types are")

@@ -57,7 +57,7 @@ class SecretHealth(msgspec.Struct, frozen=True):
 
 
 def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
-    """Asks the database. Raises Unavailable."""
+    """Ask the database. Raises Unavailable."""
     disabled = select(endpoints.c.disabled_ms).where(endpoints.c.disabled_ms.is_not(None)).limit(COUNTED_MOST)
     with database.read() as connection:
         position = courier_position(connection, namespace)
@@ -74,7 +74,7 @@ def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
 
 
 def read_receiver_health(database: Database) -> ReceiverHealth:
-    """Asks the database. Raises Unavailable."""
+    """Ask the database. Raises Unavailable."""
     failing = (endpoints.c.failing_ms < now_ms() - FAILING_S * 1000) & endpoints.c.disabled_ms.is_(None)
     named = select(endpoints.c.id, projects.c.id).join(projects, endpoints.c.project == projects.c.no)
     count = select(func.count()).select_from(endpoints)
@@ -88,7 +88,7 @@ def read_receiver_health(database: Database) -> ReceiverHealth:
 
 
 def read_secret_health(database: Database, keys_text: str, data_dir: Path) -> SecretHealth:
-    """Tries the key of the settings on every secret; makes no file. Raises Unavailable; InvalidInput where the key is
+    """Try the key of the settings on every secret; make no file. Raises Unavailable; InvalidInput where the key is
     none."""
     file = data_dir.absolute() / KEY_FILE
     missing = not keys_text.strip() and not file.exists()
@@ -100,7 +100,7 @@ def read_secret_health(database: Database, keys_text: str, data_dir: Path) -> Se
 
 
 def _pending(connection: Connection) -> tuple[int, int]:
-    """How many there are, and how many of these are overdue."""
+    """Count the pending deliveries, and those that are overdue."""
     due = select(deliveries.c.due_ms).where(deliveries.c.due_ms.is_not(None)).limit(COUNTED_MOST).subquery()
     late = case((due.c.due_ms < now_ms() - OVERDUE_S * 1000, 1), else_=0)
     counted: Select[Any] = select(func.count(), func.coalesce(func.sum(late), 0)).select_from(due)

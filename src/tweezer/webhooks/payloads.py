@@ -179,7 +179,7 @@ class _PayloadWriter:
         )
 
     def _result(self, job: str, packed: bytes | None, event: Event) -> ResultLink | None:
-        """The link is good from the event on: whoever writes it down writes the same."""
+        """Link to the result; valid from the event on, so that whoever writes it writes the same."""
         if packed is None:
             return None
         link = self._signer.link(self._base_url, job, event.time_us // 1_000_000)
@@ -247,7 +247,7 @@ def _batch_data(event: Event, batch: _Batch) -> BatchData:
 
 
 def _times(state: bytes | None) -> tuple[int | None, int | None]:
-    """When a job was begun last, and when it ended, in milliseconds since 1970."""
+    """Return when a job was begun last, and when it ended, in milliseconds since 1970."""
     if state is None:
         return None, None
     words = state.split()

@@ -35,7 +35,7 @@ _TAGS = ("calibration", "week 42")
 
 
 def sample(type_: str) -> Told:
-    """The sample of this type. Raises ValueError for a type that there is not."""
+    """Return the sample of this type. Raises ValueError for a type that there is not."""
     after_ms, data = _SAMPLES[EventType(type_)]
     time_us = (_SUBMITTED_MS + after_ms) * 1000
     return Told(f"{_of(data)}:{time_us}", type_, timestamp(time_us), msgspec.to_builtins(data))

@@ -123,7 +123,7 @@ class Sender:
         )
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendResult:
-        """Makes one attempt. Nothing that a receiver does is raised: it is in the answer."""
+        """Make one attempt. Nothing that a receiver does is raised: it is in the answer."""
         began = time.monotonic()
         status: int | None = None
         try:
@@ -148,7 +148,7 @@ class Sender:
         )
 
     async def close(self) -> None:
-        """Closes the connections. Attempts that are under way end with an error."""
+        """Close the connections. Attempts that are under way end with an error."""
         await self._session.close()
         await self._resolver.close()
 
@@ -159,7 +159,7 @@ class Sender:
         await self.close()
 
     async def _read(self, response: aiohttp.ClientResponse) -> str:
-        """The first characters of the body, of which no more is read than is allowed."""
+        """Return the first characters of the body, of which no more is read than is allowed."""
         first, size = b"", 0
         while chunk := await response.content.readany():
             size += len(chunk)
@@ -173,12 +173,12 @@ class Sender:
         return first[: self._answer_max].decode("utf-8", "replace")[:TEXT_MAX]
 
     def _judged(self, url: str) -> tuple[URL, bool]:
-        """The URL as it is sent, and whether its host is trusted by name; raises InvalidInput."""
+        """Return the URL as it is sent, and whether its host is trusted by name. Raises InvalidInput."""
         target = check_url(url, self._policy)
         return URL(url, encoded=url.isascii()), target.trusted
 
     def _open_socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-        """The last word before a connection, however its address was come by."""
+        """Check the address once more, right before the connection, wherever it came from."""
         family, kind, protocol, _, place = info
         if not _trusted.get():
             _check(str(place[0]), self._policy)
@@ -296,7 +296,7 @@ def _check(address: str, policy: WebhookPolicy) -> None:
 
 
 def _text(place: tuple[object, ...]) -> str:
-    """An address of getaddrinfo's, with the scope that it keeps apart."""
+    """Return an address of getaddrinfo, with its scope, which is kept apart."""
     scoped = len(place) == 4 and place[3] and "%" not in str(place[0])
     return f"{place[0]}%{place[3]}" if scoped else str(place[0])
 
@@ -306,7 +306,7 @@ def _distinct(addresses: Iterable[str]) -> Iterable[str]:
 
 
 def _refusal(error: BaseException | None) -> _Refused | None:
-    """The refusal behind an error of aiohttp's."""
+    """Return the refusal behind an error of aiohttp's."""
     while error is not None and not isinstance(error, _Refused):
         error = error.__cause__
     return error

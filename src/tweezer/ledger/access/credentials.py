@@ -70,23 +70,23 @@ class Principal(msgspec.Struct, frozen=True):
         return self.role is Role.OPERATOR
 
     def sees(self, project: str) -> bool:
-        """Whether what belongs to the project exists for this caller."""
+        """Return whether what belongs to the project exists for this caller."""
         return self.sees_all or project in self.projects
 
 
 def new_key() -> str:
-    """A key that nobody has had."""
+    """Make a new key."""
     return f"{KEY_PREFIX}{_letters(8)[:_ID_LETTERS]}_{_letters(32)}"
 
 
 def key_id(key: str) -> str | None:
-    """The id within the text of a key; None when it has not the form of one."""
+    """Return the id within the text of a key; None when it has not the form of one."""
     match = _KEY.fullmatch(key)
     return None if match is None else match[1]
 
 
 def key_digest(key: str) -> bytes:
-    """What is kept of a key."""
+    """Return what is kept of a key."""
     return hashlib.sha256(key.encode()).digest()
 
 
@@ -103,7 +103,7 @@ def read_key_id(text: str, *, kind: str = "key") -> str:
 
 
 def check_key(text: str) -> str:
-    """The id within the text of a key. Raises InvalidInput("key", …) with what is wrong, not quoting the text."""
+    """Return the id within the text of a key. Raises InvalidInput("key", …), not quoting the text."""
     found = key_id(text)
     if found is not None:
         return found

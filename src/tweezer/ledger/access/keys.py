@@ -80,7 +80,7 @@ def create_key(
     expires_s: float | None = None,
     text: str | None = None,
 ) -> NewKey:
-    """A new key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
+    """Create a key; ``text`` is that of a key that was made elsewhere. Raises InvalidInput, NotFound, Conflict."""
     check_text("name", name, _NAME_MAX)
     if role.of_projects and project_id is None:
         raise InvalidInput("project", f"a key of the role {role} is of one project: name it")
@@ -101,7 +101,7 @@ def create_key(
 
 
 def adopt_key(connection: Connection, text: str, *, name: str, project_id: str) -> ApiKey:
-    """Takes a key that was made elsewhere for one of the project, or finds that it is.
+    """Take a key that was made elsewhere for one of the project, or find that it is.
 
     Raises InvalidInput("key", …) when it has not the form of one, NotFound for the project, and Conflict when the key
     is over or is another's.
@@ -127,7 +127,7 @@ def create_session(
     sessions_max: int = SESSIONS_MAX,
     role: Role = Role.USER,
 ) -> NewKey:
-    """The key of a user who has logged in; sessions that are long over are removed.
+    """Return the key of a user who has logged in; sessions that are long over are removed.
 
     Of more than ``sessions_max`` at once the oldest end: refusing a log-in would lock out who lost the others.
     """
@@ -149,7 +149,7 @@ def create_session(
 
 
 def list_keys(connection: Connection, *, project_id: str | None = None, sessions: bool = False) -> list[ApiKey]:
-    """The keys, youngest first: of one project or of all, with or without the sessions of users."""
+    """Return the keys, youngest first: of one project or of all, with or without the sessions of users."""
     statement = _select_keys().order_by(keys.c.created_ms.desc(), keys.c.id)
     if project_id is not None:
         statement = statement.where(projects.c.id == find_project(connection, project_id).id)
@@ -177,7 +177,7 @@ def end_sessions(connection: Connection, user_id: str, identity: str | None = No
 
 
 def find_key(connection: Connection, identity: str) -> ApiKey:
-    """The key of this id; raises NotFound."""
+    """Return the key of this id. Raises NotFound."""
     row = connection.execute(_select_keys().where(keys.c.id == identity)).one_or_none()
     if row is None:
         raise NotFound("key", identity)
@@ -185,18 +185,18 @@ def find_key(connection: Connection, identity: str) -> ApiKey:
 
 
 def revoke_key(connection: Connection, identity: str) -> ApiKey:
-    """Ends the key; whoever revoked it first counts. Raises NotFound."""
+    """End the key; whoever revoked it first counts. Raises NotFound."""
     revoke_keys(connection, keys.c.id == identity)
     return find_key(connection, identity)
 
 
 def revoke_keys(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Ends all such keys."""
+    """End all such keys."""
     connection.execute(update(keys).where(which, keys.c.revoked_ms.is_(None)).values(revoked_ms=now_ms()))
 
 
 def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVERLAP_S) -> NewKey:
-    """A successor with the same rights and as long a life; the key itself ends after the overlap.
+    """Return a successor with the same rights and as long a life; the key itself ends after the overlap.
 
     Raises NotFound, Conflict when the key is over.
     """
@@ -227,7 +227,7 @@ def rotate_key(connection: Connection, identity: str, *, overlap_s: float = OVER
 
 
 def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:
-    """Whose key this is, as of now; None when there is no such key."""
+    """Return whose key this is, as of now; None when there is no such key."""
     statement = (
         select(keys, projects.c.id.label("project_id"), users.c.disabled_ms)
         .join_from(keys, projects, keys.c.project == projects.c.no, isouter=True)
@@ -244,7 +244,7 @@ def look_up_key(connection: Connection, identity: str) -> KeyLookup | None:
 
 
 def note_used(connection: Connection, identities: Collection[str]) -> None:
-    """Writes that the keys were used now, unless that was written a moment ago."""
+    """Write that the keys were used now, unless that was written a moment ago."""
     now = now_ms()
     before = or_(keys.c.used_ms.is_(None), keys.c.used_ms <= now - USED_S * 1000)
     connection.execute(update(keys).where(keys.c.id.in_(sorted(identities)), before).values(used_ms=now))

@@ -162,7 +162,7 @@ class Signer:
         return SignedLink(f"{base_url}{RESULTS_PATH.format(job_id=job_id)}?{query}", expires)
 
     def is_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
-        """Whether these are of a link to this job that has not expired, and that is valid for LINK_MAX_S at most.
+        """Return whether these are of a link to this job that has not expired, and is valid for LINK_MAX_S at most.
 
         issued: empty in links of the versions before 0.1, which then count as issued now.
         """

@@ -34,7 +34,7 @@ class Project(msgspec.Struct, frozen=True):
 
 
 def project_no(connection: Connection, project_id: str) -> int:
-    """The number of the project, which is inserted if it is not there: the library may name any.
+    """Return the number of the project, which is inserted if it is not there: the library may name any.
 
     Safe while others do the same; to be called in a transaction that may write.
     """
@@ -46,7 +46,7 @@ def project_no(connection: Connection, project_id: str) -> int:
 
 
 def create_project(connection: Connection, name: str, project_id: str | None = None) -> Project:
-    """A new project, with a UUID for an id unless one is given. Raises InvalidInput, Conflict."""
+    """Create a project, with a UUID for an id unless one is given. Raises InvalidInput, Conflict."""
     check_text("name", name, NAME_MAX)
     identity = str(uuid4()) if project_id is None else project_id
     if not is_project_id(identity):
@@ -57,7 +57,7 @@ def create_project(connection: Connection, name: str, project_id: str | None = N
 
 
 def find_project(connection: Connection, project_id: str) -> Project:
-    """The project; raises NotFound."""
+    """Return the project. Raises NotFound."""
     row = connection.execute(select(projects).where(projects.c.id == project_id)).one_or_none()
     if row is None:
         raise NotFound("project", project_id)
@@ -65,14 +65,14 @@ def find_project(connection: Connection, project_id: str) -> Project:
 
 
 def list_projects(connection: Connection) -> list[Project]:
-    """All projects, by name."""
+    """Return all projects, by name."""
     own = _limits(connection, true())
     rows = connection.execute(select(projects).order_by(projects.c.name, projects.c.id))
     return [_project(row, own.get(row.no, {})) for row in rows]
 
 
 def set_retention(connection: Connection, project_id: str, retention_s: int | None) -> Project:
-    """How long the project's finished batches are kept. Raises InvalidInput, NotFound."""
+    """Set how long the project's finished batches are kept. Raises InvalidInput, NotFound."""
     if retention_s is not None and retention_s < 0:
         raise InvalidInput("retention_s", "is a number of seconds, and 0 for ever")
     connection.execute(update(projects).where(projects.c.id == project_id).values(retention_s=retention_s))
@@ -94,7 +94,7 @@ def set_limits(connection: Connection, project_id: str, changes: Mapping[str, in
 
 
 def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dict[str, int]]:
-    """The limits of projects that have some of their own, by number."""
+    """Return the limits of projects that have some of their own, by number."""
     found: dict[int, dict[str, int]] = {}
     for no, quota, value in connection.execute(select(limits).where(which).order_by(limits.c.quota)):
         found.setdefault(no, {})[quota] = value
@@ -102,7 +102,7 @@ def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dic
 
 
 def insert_unless_there(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
-    """Inserts a row unless one with its key is there, or is being inserted by another; whether it did."""
+    """Insert a row unless one with its key is there, or is being inserted by another; return whether it did."""
     of_dialect: Callable[[Table], Any] = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = of_dialect(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
     return connection.execute(statement).first() is not None

@@ -42,12 +42,12 @@ class Login(msgspec.Struct, frozen=True):
 
 
 def is_user_name(name: str) -> bool:
-    """Whether a user may have this name: up to 200 characters that can be seen."""
+    """Return whether a user may have this name: up to 200 characters that can be seen."""
     return 0 < len(name) <= NAME_MAX and name.isprintable() and name == name.strip()
 
 
 def create_user(connection: Connection, name: str, password_hash: str | None) -> User:
-    """A new user, of no project. Raises InvalidInput, Conflict."""
+    """Create a user, of no project. Raises InvalidInput, Conflict."""
     if not is_user_name(name):
         raise InvalidInput("name", f"a user's name has 1 to {NAME_MAX} printable characters, and no space at its ends")
     row = {"id": str(uuid4()), "name": name, "password": password_hash, "created_ms": now_ms()}
@@ -57,7 +57,7 @@ def create_user(connection: Connection, name: str, password_hash: str | None) ->
 
 
 def find_user(connection: Connection, name: str) -> User:
-    """The user of this name or id; raises NotFound."""
+    """Return the user of this name or id. Raises NotFound."""
     row = connection.execute(select(users).where(or_(users.c.name == name, users.c.id == name))).first()
     if row is None:
         raise NotFound("user", name)
@@ -66,7 +66,7 @@ def find_user(connection: Connection, name: str) -> User:
 
 
 def list_users(connection: Connection) -> list[User]:
-    """All users, by name."""
+    """Return all users, by name."""
     pairs = select(members.c.user, projects.c.id).join(projects, members.c.project == projects.c.no)
     belongs: dict[str, list[str]] = {}
     for user, project in connection.execute(pairs.order_by(projects.c.id)):
@@ -75,7 +75,7 @@ def list_users(connection: Connection) -> list[User]:
 
 
 def set_password(connection: Connection, name: str, password_hash: str) -> User:
-    """Changes the password, and ends the user's sessions. Raises NotFound."""
+    """Change the password, and end the user's sessions. Raises NotFound."""
     user = find_user(connection, name)
     connection.execute(update(users).where(users.c.id == user.id).values(password=password_hash))
     revoke_keys(connection, (keys.c.user == user.id) & (keys.c.kind == KeyKind.SESSION.letter))
@@ -83,7 +83,7 @@ def set_password(connection: Connection, name: str, password_hash: str) -> User:
 
 
 def set_disabled(connection: Connection, name: str, disabled: bool) -> User:
-    """Lets the user and its keys in no more, or again; its sessions end. Raises NotFound."""
+    """Let the user and its keys in no more, or again; its sessions end. Raises NotFound."""
     user = find_user(connection, name)
     connection.execute(update(users).where(users.c.id == user.id).values(disabled_ms=now_ms() if disabled else None))
     revoke_keys(connection, (keys.c.user == user.id) & (keys.c.kind == KeyKind.SESSION.letter))
@@ -91,14 +91,14 @@ def set_disabled(connection: Connection, name: str, disabled: bool) -> User:
 
 
 def add_to_project(connection: Connection, name: str, project_id: str) -> User:
-    """Makes the user belong to the project. Raises NotFound."""
+    """Make the user belong to the project. Raises NotFound."""
     user, project = find_user(connection, name), find_project(connection, project_id)
     insert_unless_there(connection, members, {"user": user.id, "project": project.no})
     return find_user(connection, user.id)
 
 
 def remove_from_project(connection: Connection, name: str, project_id: str) -> User:
-    """The user belongs to the project no more, and its keys of that project end. Raises NotFound."""
+    """Remove the user from the project, and end its keys of that project. Raises NotFound."""
     user, project = find_user(connection, name), find_project(connection, project_id)
     connection.execute(delete(members).where(members.c.user == user.id, members.c.project == project.no))
     revoke_keys(connection, (keys.c.user == user.id) & (keys.c.project == project.no))
@@ -106,7 +106,7 @@ def remove_from_project(connection: Connection, name: str, project_id: str) -> U
 
 
 def find_login(connection: Connection, name: str) -> Login:
-    """What a password for this name must match."""
+    """Return what a password for this name must match."""
     if not is_user_name(name):
         return Login()
     row = connection.execute(select(users).where(users.c.name == name, users.c.disabled_ms.is_(None))).one_or_none()
@@ -122,7 +122,7 @@ def open_session(
     sessions_max: int = SESSIONS_MAX,
     role: Role = Role.USER,
 ) -> NewKey | None:
-    """A session for who has shown the password; None when the user was changed meanwhile.
+    """Return a session for who has shown the password; None when the user was changed meanwhile.
 
     password: the hash to keep from now on.
     """
@@ -154,12 +154,12 @@ def check_password(password: str) -> None:
 
 
 def hash_password(password: str) -> str:
-    """What is kept of a password, in PHC's format; takes about a tenth of a second."""
+    """Return what is kept of a password, in PHC's format; takes about a tenth of a second."""
     return _hasher.hash(_normal(password))
 
 
 def is_password(password: str, kept: str | None) -> bool:
-    """Whether it is the password of which this was kept. None is nobody's: it takes as long, and is never right."""
+    """Return whether it is the password of which this was kept; never for None, which takes as long."""
     try:
         _hasher.verify(_NOBODYS if kept is None else kept, _normal(password))
     except exceptions.VerificationError:
@@ -168,10 +168,10 @@ def is_password(password: str, kept: str | None) -> bool:
 
 
 def needs_rehash(kept: str) -> bool:
-    """Whether it was hashed in another way than passwords are now."""
+    """Return whether it was hashed in another way than passwords are now."""
     return _hasher.check_needs_rehash(kept)
 
 
 def _normal(password: str) -> bytes:
-    """The same for however a keyboard composes its characters (RFC 8265)."""
+    """Return the same for however a keyboard composes its characters (RFC 8265)."""
     return unicodedata.normalize("NFC", password).encode(errors="replace")

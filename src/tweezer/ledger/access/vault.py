@@ -55,13 +55,13 @@ class Vault:
         return cls(_keys(str(file), _kept(file)), source=str(file))
 
     def encrypt(self, text: str, owner: str) -> bytes:
-        """What is kept of a secret of this owner."""
+        """Return what is kept of a secret of this owner."""
         nonce = randomness.token_bytes(_NONCE_BYTES)
         header = _VERSION + self._mark
         return header + nonce + self._ciphers[self._mark].encrypt(nonce, text.encode(), header + owner.encode())
 
     def decrypt(self, value: bytes, owner: str) -> str:
-        """The secret of which this was kept. Raises TweezerError where the keys are others, or the owner is."""
+        """Return the secret of which this was kept. Raises TweezerError where the keys are others, or the owner is."""
         start = len(_VERSION) + _MARK_BYTES
         header, nonce, sealed = value[:start], value[start : start + _NONCE_BYTES], value[start + _NONCE_BYTES :]
         cipher = self._ciphers.get(header[len(_VERSION) :])
@@ -80,12 +80,12 @@ class Vault:
             ) from error
 
     def is_current(self, value: bytes) -> bool:
-        """Whether it was encrypted with the first key."""
+        """Return whether it was encrypted with the first key."""
         return value.startswith(_VERSION + self._mark)
 
 
 def _mark(key: bytes) -> bytes:
-    """Tells keys apart, and nothing else of them."""
+    """Tell keys apart, and nothing else of them."""
     return hashlib.sha256(b"tweezer secrets key" + key).digest()[:_MARK_BYTES]
 
 
@@ -104,7 +104,7 @@ def _key(source: str, text: str) -> bytes:
 
 
 def _kept(file: Path) -> str:
-    """What the file holds. Of several processes that find none, the first one's is everybody's."""
+    """Return what the file holds. Of several processes that find none, the first one's is everybody's."""
     try:
         with contextlib.suppress(FileNotFoundError):
             return file.read_text("ascii", "replace")

@@ -118,10 +118,10 @@ class Feed:
         self._finder = EventFinder(store, database)
 
     async def cursor(self, after: str | None, selection: Selection) -> Cursor:
-        """The place behind ``after``: an event's id, what a page gave as next, or ``now``; None is the beginning of
-        what is kept. The id of an event that is nowhere stands for its time: then some may come again.
+        """Return the place behind ``after``: an event's id, what a page gave as next, or ``now``.
 
-        Raises InvalidInput("after", …).
+        None is the beginning of what is kept. The id of an event that is nowhere stands for its time: then some may
+        come again. Raises InvalidInput("after", …).
         """
         if after is None:
             return before_time(selection.since_us)
@@ -144,7 +144,7 @@ class Feed:
         types: Collection[str] = (),
         limit: int = PAGE_LIMIT,
     ) -> EventPage:
-        """The events behind the place, oldest first; of these types only, if any are named."""
+        """Return the events behind the place, oldest first; of these types only, if any are named."""
         builder = _PageBuilder(frozenset(types) or _SHOWN, limit, selection.batch_id)
         wanted = frozenset(types)
         scanned, deadline = 0, time.monotonic() + PAGE_S
@@ -279,7 +279,7 @@ def _item(entry: Entry, project: str | None) -> _Item:
 def _read_transitions(
     connection: Connection, selection: Selection, after: int, types: frozenset[str]
 ) -> tuple[list[_Item], int | None]:
-    """The next transitions that may be of these types, and up to where they are all; None: to the end."""
+    """Return the next transitions that may be of these types, and up to where they are all; None: to the end."""
     table = transitions.c
     pairs = _pairs(types, ends=selection.batch_id is not None)
     if types and not pairs:
@@ -309,7 +309,7 @@ def _read_transitions(
 def _read_notices(
     connection: Connection, selection: Selection, after: int, types: frozenset[str]
 ) -> tuple[list[_Item], int | None]:
-    """The same of notices, and exactly of these types."""
+    """Return the same of notices, and exactly of these types."""
     table = notices.c
     named = {it for it in types if not it.startswith(("batch.", "job."))}
     if selection.batch_id is not None or (types and not named):
@@ -330,7 +330,7 @@ def _read_notices(
 
 
 def _whose(connection: Connection, selection: Selection) -> tuple[list[list[ColumnElement[bool]]], bool]:
-    """The conditions on transitions, of each part of the selection that is read by an index of its own.
+    """Return the conditions on transitions, of each part of the selection that is read by an index of its own.
 
     And whether rows of others stand between those of a part.
     """
@@ -347,7 +347,7 @@ def _whose(connection: Connection, selection: Selection) -> tuple[list[list[Colu
 
 
 def _window(connection: Connection, parts: Sequence[Sequence[ColumnElement[bool]]]) -> int | None:
-    """Up to where transitions may be looked through at once; None: to the end."""
+    """Return up to where transitions may be looked through at once; None: to the end."""
     table = transitions.c
     ends = [
         _last_of_window(connection, select(table.position).where(*part), table.position, SCANNED_MAX // len(parts))
@@ -359,7 +359,7 @@ def _window(connection: Connection, parts: Sequence[Sequence[ColumnElement[bool]
 def _last_of_window(
     connection: Connection, positions: Select[Any], column: ColumnElement[int], rows: int
 ) -> int | None:
-    """The position of the last of so many rows; None when there are fewer. It needs an index alone."""
+    """Return the position of the last of so many rows; None when there are fewer. It needs an index alone."""
     found: int | None = connection.execute(positions.order_by(column).offset(rows - 1).limit(1)).scalar()
     return found
 
@@ -376,7 +376,7 @@ _PAIRS = {
 
 
 def _pairs(types: frozenset[str], *, ends: bool) -> list[str]:
-    """What the words of these types have, with a space before them; ends: those of the ends of batches, too."""
+    """Return what the words of these types have, with a space before them; ends: those of the ends of batches, too."""
     if ends and types:
         types |= {f"batch.{status.lower()}" for status in TERMINAL_BATCH}
     return [_PAIRS[it] for it in sorted(types) if it in _PAIRS]

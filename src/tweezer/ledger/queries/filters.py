@@ -97,7 +97,7 @@ class _Filter(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.ids or self.id_prefix)
 
     def id_range(self) -> tuple[UUID, UUID]:
-        """The first and last id with the prefix."""
+        """Return the first and last id with the prefix."""
         return UUID(self.id_prefix.ljust(32, "0")), UUID(self.id_prefix.ljust(32, "f"))
 
 
@@ -129,7 +129,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
         return bool(self.ids or self.id_prefix or self.batches)
 
     def takes_from(self, batch: BatchRecord) -> bool:
-        """Whether jobs of this batch may be meant."""
+        """Return whether jobs of this batch may be meant."""
         tags = set(batch.doc.tags)
         return (
             _among(batch.id, self.batches)
@@ -149,7 +149,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **same) == JobFilter()
 
     def takes(self, job: JobRecord) -> bool:
-        """Whether a job of such a batch is meant."""
+        """Return whether a job of such a batch is meant."""
         return (
             _among(job.id, self.ids)
             and job.id.hex.startswith(self.id_prefix)
@@ -163,7 +163,7 @@ class JobFilter(_Filter, frozen=True, kw_only=True):
 
 
 def job_key(order: JobOrder) -> Callable[[JobRecord], Any] | None:
-    """What the jobs of one batch are ordered by; None for their index, or what they all have in common."""
+    """Return what the jobs of one batch are ordered by; None for their index, or what they all have in common."""
     return _JOB_KEYS.get(order)
 
 

@@ -113,7 +113,7 @@ class Scope(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, connection: Connection, caller: Principal, wanted: tuple[str, ...] = ()) -> Scope:
-        """The wanted projects that the caller sees, or all of those."""
+        """Return the wanted projects that the caller sees, or all of those."""
         names = None if caller.sees_all else caller.projects
         if wanted:
             names = frozenset(wanted) if names is None else names.intersection(wanted)
@@ -123,7 +123,7 @@ class Scope(msgspec.Struct, frozen=True):
         return cls({row.no: row.id for row in connection.execute(statement)}, names is None)
 
     def condition(self, table: Table) -> list[Condition]:
-        """What restricts a table to these projects."""
+        """Return what restricts a table to these projects."""
         if self.everything:
             return []
         return [is_any_of(table.c.project, self.projects)]
@@ -136,7 +136,7 @@ def is_any_of(column: Column[Any], values: Any) -> Condition:
 
 
 def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
-    """What the filter says of batches, the projects apart."""
+    """Return what the filter says of batches, the projects apart."""
     found = _common_conditions(batches, wanted)
     found += _tagged(batches.c.id, tags.c.batch, wanted, scope)
     if wanted.open is not None:
@@ -145,7 +145,7 @@ def batch_conditions(wanted: BatchFilter, scope: Scope) -> list[Condition]:
 
 
 def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
-    """What the filter says of jobs, the projects apart."""
+    """Return what the filter says of jobs, the projects apart."""
     found = _common_conditions(jobs, wanted)
     found += _tagged(batch_part(jobs.c.id), batch_part(tags.c.batch), wanted, scope)
     if 0 < len(wanted.batches) <= _RANGES_MAX:
@@ -158,7 +158,7 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
 
 
 def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) -> list[ColumnElement[Any]]:
-    """What rows of a page are ordered by, ties by the id."""
+    """Return what rows of a page are ordered by, ties by the id."""
     column = _JOB_COLUMNS[order] if isinstance(order, JobOrder) else _BATCH_COLUMNS[order]
     identity = column.table.c.id
     if column is identity:
@@ -172,7 +172,7 @@ def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) 
 
 
 def in_direction(paging: PageRequest, *keys: ColumnElement[Any]) -> list[ColumnElement[Any]]:
-    """The keys, ascending or descending as the page is."""
+    """Return the keys, ascending or descending as the page is."""
     return [key.desc() if paging.descending else key.asc() for key in keys]
 
 
@@ -253,7 +253,7 @@ class Listing:
         )
 
     def page(self, order: BatchOrder | JobOrder, paging: PageRequest) -> ListPage[UUID]:
-        """The ids of a page in their order, and the total."""
+        """Return the ids of a page in their order, and the total."""
         ids = list(self._connection.execute(self._page(order, paging)).scalars())
         if len(ids) < paging.limit and (ids or not paging.offset):
             return ListPage(ids, paging.offset + len(ids))

@@ -118,7 +118,7 @@ class Queries:
     # -- by id ------------------------------------------------------------------------------------------
 
     def batch(self, caller: Principal, batch_id: UUID) -> BatchRecord | None:
-        """The batch with its sequence, and with the batches that repeat it (1,000 at most)."""
+        """Return the batch with its sequence, and with the batches that repeat it (1,000 at most)."""
         with self._database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
             if fields is None:
@@ -130,7 +130,7 @@ class Queries:
         return msgspec.structs.replace(record, doc=doc, children=children)
 
     def job(self, caller: Principal, job_id: UUID) -> JobRecord | None:
-        """The job."""
+        """Return the job."""
         batch_id, index = split_job_id(job_id)
         with self._database.read() as connection:
             fields = _fields_for(connection, caller, batch_id)
@@ -140,7 +140,7 @@ class Queries:
         return job_record(_owner(batch_id, fields), index, row.spec, _state(row), row.fault)
 
     def batch_jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Those jobs of the batch that the ledger has, in the order of the indices."""
+        """Return those jobs of the batch that the ledger has, in the order of the indices."""
         found: dict[UUID, JobRecord] = {}
         ids = [job_id(batch.id, index) for index in indices]
         with self._database.read() as connection:
@@ -150,13 +150,13 @@ class Queries:
         return [found[identity] for identity in ids if identity in found]
 
     def packed_result(self, job_id: UUID) -> bytes | None:
-        """The result of a job as Redis had it; check first whose the job is."""
+        """Return the result of a job as Redis had it; check first whose the job is."""
         with self._database.read() as connection:
             packed: bytes | None = connection.execute(_RESULT, {"id": job_id}).scalar()
         return packed
 
     def transitions(self, job_id: UUID) -> list[Event]:
-        """The transitions of a job that are recorded, oldest first; check first whose the job is."""
+        """Return the transitions of a job that are recorded, oldest first; check first whose the job is."""
         batch_id, index = split_job_id(job_id)
         likely = {"pending": f"% {index}P%", "running": f"% {index}R%"}
         with self._database.read() as connection:
@@ -165,8 +165,7 @@ class Queries:
         return [event for entry in events for event in entry if event.index == index]
 
     def entries(self, batch_id: UUID, after: int) -> list[Entry]:
-        """The next entries of the stream with transitions of a batch that are recorded, behind a position, oldest
-        first; check first whose the batch is."""
+        """Return the next recorded entries of a batch behind a position, oldest first; check first whose it is."""
         with self._database.read() as connection:
             rows = connection.execute(_ENTRIES, {"batch": batch_id, "after": after}).all()
         return [Entry(position_id(row[0]), batch_id, *row[1:]) for row in rows]
@@ -194,7 +193,7 @@ class Queries:
         order: BatchOrder = BatchOrder.CREATED,
         paging: PageRequest | None = None,
     ) -> ListPage[BatchRecord]:
-        """A page of batches, without their sequences."""
+        """Return a page of batches, without their sequences."""
         paging = paging or PageRequest()
         with self._database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
@@ -209,7 +208,7 @@ class Queries:
         order: JobOrder = JobOrder.CREATED,
         paging: PageRequest | None = None,
     ) -> ListPage[JobRecord]:
-        """A page of jobs."""
+        """Return a page of jobs."""
         paging = paging or PageRequest()
         with self._database.read() as connection:
             scope = Scope.read(connection, caller, wanted.projects)
@@ -219,12 +218,12 @@ class Queries:
         return ListPage([_job(owners[split_job_id(identity)[0]], rows[identity]) for identity in page.rows], page.total)
 
     def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
-        """How many batches there are in each status, of one state of the ledger."""
+        """Return how many batches there are in each status, of one state of the ledger."""
         found = self._counts(caller, wanted)
         return dict.fromkeys(BatchStatus, 0) | {BATCH_BY_LETTER[letter]: count for letter, count in found.items()}
 
     def job_counts(self, caller: Principal, wanted: JobFilter) -> dict[JobStatus, int]:
-        """How many jobs there are in each status, of one state of the ledger."""
+        """Return how many jobs there are in each status, of one state of the ledger."""
         found = self._counts(caller, wanted)
         return dict.fromkeys(JobStatus, 0) | {JOB_BY_LETTER[letter]: count for letter, count in found.items()}
 
@@ -241,7 +240,7 @@ def _add_job(snapshot: Snapshot, index: int, row: Row[Any]) -> None:
 
 
 def _fields_for(connection: Connection, caller: Principal, batch_id: UUID) -> dict[str, bytes] | None:
-    """The record of a batch, if the caller sees it: only then is more of it read."""
+    """Return the record of a batch, if the caller sees it: only then is more of it read."""
     record = connection.execute(_RECORD, {"id": batch_id}).scalar()
     fields = None if record is None else _fields_decoder.decode(record)
     return fields if fields is not None and caller.sees(fields["project"].decode()) else None
@@ -260,7 +259,7 @@ def _state(row: Row[Any]) -> bytes | None:
 
 
 def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> dict[UUID, JobOwner]:
-    """The batches of the jobs; with its fault where a job failed because of its batch, and with who cancelled jobs."""
+    """Return the batches of the jobs; with the fault of one that failed, and with who cancelled jobs."""
     owners, more = {}, set()
     for row in rows:
         batch_id, _ = split_job_id(row.id)

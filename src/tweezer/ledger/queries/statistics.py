@@ -43,7 +43,7 @@ class Span(StrEnum):
     MONTH = "MONTH"
 
     def start(self, time: datetime) -> datetime:
-        """The beginning of the span that the time is in."""
+        """Return the beginning of the span that the time is in."""
         match self:
             case Span.HOUR:
                 return time.replace(minute=0, second=0, microsecond=0)
@@ -68,7 +68,7 @@ class LastActivity(msgspec.Struct, frozen=True):
 
 
 def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
-    """What waits for the device: batches with pending jobs, and those jobs, of all projects."""
+    """Return what waits for the device: batches with pending jobs, and those jobs, of all projects."""
     pending = (jobs.c.status == JobStatus.PENDING.letter) & jobs.c.id.between(batches.c.id, last_job_of(batches.c.id))
     waiting: Select[Any] = select(
         batches.c.priority,
@@ -124,7 +124,7 @@ def job_counts(
 
 
 def last_activity(database: Database, caller: Principal, wanted: tuple[str, ...] = ()) -> list[LastActivity]:
-    """When something last changed in each of the caller's projects, or the wanted ones of these, by id."""
+    """Return when something last changed in each of the caller's projects, or the wanted ones of these, by id."""
     with database.read() as connection:
         scope = Scope.read(connection, caller, wanted)
         times: Select[Any] = select(projects.c.id, projects.c.last_activity_ms).where(projects.c.no.in_(scope.projects))

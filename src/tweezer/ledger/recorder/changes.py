@@ -58,7 +58,7 @@ class KnownBatch(msgspec.Struct):
     tags: bytes | None = None
 
     def open_of(self, indices: Iterable[int]) -> list[int]:
-        """Those whose end the ledger may lack."""
+        """Return the jobs whose end the ledger may lack."""
         ended = self.ended
         return [index for index in indices if index >= len(ended) or not ended[index]]
 
@@ -118,11 +118,11 @@ def make_changes(
     ids: JobIds,
     parked: Mapping[UUID, str | None],
 ) -> Changes:
-    """The rows of the entries, or without any those of the snapshots of whole batches; ``known`` is brought up to what
-    they make of the ledger.
+    """Return the rows of the entries, or without any those of the snapshots of whole batches.
 
-    A batch that is neither in Redis nor known was deleted: nothing is recorded of it. Of one that is parked (which has
-    its project there) the transitions are recorded all the same: whoever reads the feed must miss nothing.
+    ``known`` is brought up to what they make of the ledger. A batch that is neither in Redis nor known was deleted:
+    nothing is recorded of it. Of one that is parked (which has its project there) the transitions are recorded all
+    the same: a reader of the feed must miss nothing.
     """
     changes = Changes()
     last: dict[UUID, int] = {}
@@ -224,7 +224,7 @@ def _runs(spec: bytes) -> int | None:
 
 
 def _fitting(text: str) -> str:
-    """A text as a column takes it: devices that check nothing let any in, and one batch must not stop the ledger."""
+    """Fit a text into a column: devices that check nothing let any in, and one batch must not stop the ledger."""
     return text.replace("\0", "")[:_TEXT_MAX]
 
 

@@ -108,7 +108,7 @@ class Recorder:
         """Id of the last entry that is recorded."""
 
     async def run(self) -> None:
-        """Records until cancelled. What goes wrong is logged, and tried again."""
+        """Record until cancelled. What goes wrong is logged, and tried again."""
         try:
             await repeat("recorder", self._take_turn)
         finally:
@@ -117,7 +117,7 @@ class Recorder:
                 await self._store.recovery.release_recorder(self._id)
 
     async def _take_turn(self) -> None:
-        """Records for a while, if this recorder is the active one."""
+        """Record for a while, if this recorder is the active one."""
         was, self._active = self._active, False  # after a failure it resumes
         if not was:  # before it keeps the one from recording that this Redis belongs to
             await join(self._store, self._database)
@@ -131,7 +131,7 @@ class Recorder:
         self._active = True
 
     async def resume(self) -> None:
-        """Takes up the position that the ledger has: another may have recorded since. Raises Superseded, Unavailable.
+        """Take up the position that the ledger has: another may have recorded since. Raises Superseded, Unavailable.
 
         A ledger that is new, or came from a backup, may be behind the beginning of the stream: then all that Redis
         has is recorded as it stands, without the transitions that are gone.
@@ -157,7 +157,7 @@ class Recorder:
         self._looked = self._tended = 0.0
 
     async def step(self) -> int | None:
-        """Reads what there is, up to one transaction's worth, and begins to write it once the part before is written.
+        """Read what there is, up to one transaction's worth, and begin to write it once the part before is written.
 
         Returns how many entries it read, with 0 once all is written; None when Redis has lost the entry at the
         position: restore. Raises Superseded, Unavailable: resume then. What cannot be recorded is parked.
@@ -188,13 +188,13 @@ class Recorder:
         return len(part)
 
     async def catch_up(self) -> None:
-        """Records all that there is now. Raises as :meth:`step`, and Unavailable when Redis has lost a part."""
+        """Record all that there is now. Raises as :meth:`step`, and Unavailable when Redis has lost a part."""
         while (read := await self.step()) != 0:
             if read is None:
                 raise Unavailable("Redis has lost events that the ledger has; the recorder restores them first")
 
     async def _record(self) -> None:
-        """Records for about a third of a lease."""
+        """Record for about a third of a lease."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._tuning.lease_s / 3
         while loop.time() < until:
@@ -215,7 +215,7 @@ class Recorder:
                 await asyncio.sleep(self._tuning.rest * (loop.time() - began))
 
     async def _should_give_way(self) -> bool:
-        """Whether events are coming in, and it is not far behind them."""
+        """Return whether events are coming in, and it is not far behind them."""
         before, self._newest = self._newest, await self._store.events.last()
         behind_ms = (position_number(self._newest) - position_number(self._read_to)) >> 20
         return self._newest != before and behind_ms < self._tuning.give_way_s * 1000
@@ -268,7 +268,7 @@ class Recorder:
         self.position = after
 
     async def _written(self) -> None:
-        """Waits until what is being written is; raises what that raised."""
+        """Wait for the write that is under way. Raises what it raised."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             await writing
@@ -278,8 +278,11 @@ class Recorder:
             await self._written()
 
     async def _read(self, part: Sequence[Entry]) -> Changes:
-        """What the entries change. Those that cannot be read are parked; of a batch that is parked, what there is to
-        be recorded of it waits, but for its transitions."""
+        """Return what the entries change.
+
+        Those that cannot be read are parked. Of a batch that is parked only the transitions are recorded: the rest
+        waits.
+        """
         letters = [pack_letter(entry, entry.problem) for entry in part if entry.problem]
         entries = [entry for entry in part if not entry.told_before and entry.problem is None]
         looked_at = touched(entry for entry in entries if entry.batch_id not in self._parked)
@@ -295,7 +298,7 @@ class Recorder:
         return changes
 
     async def _record_apart(self, entries: Sequence[Entry]) -> None:
-        """Records entries of which some cannot be; halves are tried until the culprits stand alone, and are parked."""
+        """Record entries of which some cannot be; halves are tried until the culprits stand alone, and are parked."""
         try:
             await self._write(await self._read(entries), self.position, entries[-1].id)
         except Exception as error:
@@ -311,7 +314,7 @@ class Recorder:
         self._read_to = self.position
 
     async def _park(self, entry: Entry, error: Exception) -> None:
-        """Parks an entry, and its batch with it; its transitions are recorded if that is possible."""
+        """Park an entry, and its batch with it; its transitions are recorded if that is possible."""
         batch_id = entry.batch_id
         project = None if entry.notice is not None else await self._project_of(batch_id)
         letter = pack_letter(entry, describe_error(error), project)
@@ -322,7 +325,7 @@ class Recorder:
         await self._write(changes, self.position, entry.id)
 
     async def _project_of(self, batch_id: UUID) -> str | None:
-        """Whose a batch is, if that can be told."""
+        """Return the project of a batch, if it can be read."""
         try:
             await self._recall([batch_id])
             if (known := self._known.get(batch_id)) is not None:
@@ -333,7 +336,7 @@ class Recorder:
         return project if is_project_id(project) else None
 
     async def tend_letters(self) -> None:
-        """Looks which batches are parked, and tries again what operators want to be tried again."""
+        """Read which batches are parked, and retry the letters that operators want retried."""
         await self._written()
         self._parked, due = await self._database.run(self._dead_letters.read)
         for letter in due:
@@ -351,7 +354,7 @@ class Recorder:
             self._parked, _ = await self._database.run(self._dead_letters.read)
 
     async def _retry(self, letter: Letter) -> None:
-        """Records what was parked: its entry, and the batch as it stands now."""
+        """Record what was parked: its entry, and the batch as it stands now."""
         entries = [unpack_letter(letter)] if letter.position else []
         ids = {letter.batch} if letter.batch is not None else {it.batch_id for it in entries if it.notice is None}
         for batch_id in ids:
@@ -363,7 +366,7 @@ class Recorder:
         await self._database.run(self._dead_letters.drop, letter)
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
-        """Records batches as they stand; those that cannot be are parked."""
+        """Record batches as they stand; those that cannot be are parked."""
         wanted = [batch_id for batch_id in batch_ids if batch_id not in self._parked]
         try:
             await self._adopt_at_once(wanted, position)
@@ -401,7 +404,7 @@ class Recorder:
         return make_changes(entries, snapshots, self._known, looked_at, self._ids, self._parked)
 
     async def _recall(self, batch_ids: Sequence[UUID]) -> None:
-        """Looks up batches that may be in the ledger."""
+        """Look up batches that may be in the ledger."""
         if len(self._known) + len(batch_ids) > _KNOWN_MAX:
             await self._written()  # or the ledger does not have yet what is looked up
             self._known.clear()

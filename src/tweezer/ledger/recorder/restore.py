@@ -25,7 +25,7 @@ _PAGE = 500  # jobs of one call
 
 
 async def restore(store: Store, database: Database, *, after: str, ended_within_ms: int | None = None) -> int:
-    """Puts back all batches that the ledger has events of after that entry; returns how many. May be repeated.
+    """Put back all batches that the ledger has events of after that entry; return how many. May be repeated.
 
     ended_within_ms: of those that have ended, only if that was so recently.
 

@@ -92,12 +92,12 @@ class Writer:
             return str(found.scalar_one())
 
     def move(self, before: str, after: str) -> None:
-        """Changes the position and nothing else. Raises Superseded, Unavailable."""
+        """Change the position and nothing else. Raises Superseded, Unavailable."""
         with self._database.write() as connection:
             self._move(connection, before, after)
 
     def write(self, changes: Changes, before: str, after: str) -> None:
-        """Writes the changes of the entries after ``before`` up to ``after``, or nothing.
+        """Write the changes of the entries after ``before`` up to ``after``, or nothing.
 
         Raises Superseded when the ledger's position is not ``before``; Unavailable.
         """
@@ -176,7 +176,7 @@ class Writer:
 
 
 def _stage(connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Loads rows into a table of this connection's own, shaped as the real one."""
+    """Load rows into a table of this connection's own, shaped as the real one."""
     staged = f"incoming_{table}"
     more = ", 0 AS device_ms" if DURATION in columns else ""
     on_commit = " ON COMMIT DELETE ROWS" if connection.dialect.name == "postgresql" else ""
@@ -196,7 +196,7 @@ def _insert(
     rows: Sequence[Sequence[Any]],
     on_conflict: str = "DO NOTHING",
 ) -> None:
-    """Inserts the rows that are not there yet."""
+    """Insert the rows that are not there yet."""
     if not rows:
         return
     _stage(connection, table, columns, rows)
@@ -207,7 +207,7 @@ def _insert(
 
 
 def _tell_counters(connection: Connection, table: str) -> None:
-    """Counts what the staged rows change, before they do."""
+    """Count what the staged rows change, before they do."""
     changed: dict[tuple[int, str, str, str], int] = {}
     by_hour: dict[tuple[int, str, int], list[int]] = {}
 
@@ -258,7 +258,7 @@ def _add_up(
 
 
 def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]) -> bool:
-    """Whether the ledger has the batch; it has these tags then and no others, whatever its status."""
+    """Replace the tags of a batch, whatever its status; return whether the ledger has it."""
     row = connection.execute(select(batches.c.project, batches.c.about).where(batches.c.id == batch_id)).one_or_none()
     if row is None:
         return False
@@ -273,6 +273,6 @@ def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]
 
 
 def record_tags(database: Database, batch_id: UUID, replaced: Sequence[str]) -> bool:
-    """The same, in a transaction of its own: for a batch that Redis has forgotten. Raises Unavailable."""
+    """Replace them in a transaction of its own: for a batch that Redis has forgotten. Raises Unavailable."""
     with database.write() as connection:
         return replace_tags(connection, batch_id, replaced)
