@@ -309,7 +309,7 @@ async def test_ids_that_are_none_and_ids_of_nobody(unserved: Site) -> None:
 )
 async def test_bad_input_names_the_field_and_writes_nothing(site: Site, field: str, given: dict[str, Any]) -> None:
     await announce(site, "EMU_FREE", checks_sequence=1)
-    request = {"sequence": HEADER, "jobs": [{"runs": 1}], **given}
+    request = {"sequence": HEADER, "jobs": [{"runs": 1}], "device": "EMU_FREE", **given}
     with pytest.raises(tweezer.InvalidInput) as raised:
         await site.queue.submit(request.pop("sequence"), request.pop("jobs"), **request)
     assert raised.value.field.startswith(field)

@@ -275,7 +275,6 @@ async def test_the_facts_of_a_batch_are_read_once(teller: Teller, settled: Settl
 async def test_only_so_many_batches_are_remembered(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teller.payloads, "_facts", Recent(2))
     monkeypatch.setattr("tweezer.webhooks.payloads._PAGE", 1)
-    teller.payloads = teller.another()
     ids = [await teller.submit() for _ in range(3)]
     assert list(await teller.payloads.batches(ids)) == ids
     await teller.rig.redis.flushall()
