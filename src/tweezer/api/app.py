@@ -159,7 +159,7 @@ def _routes() -> list[BaseRoute]:
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:
-    """Serves the API until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
+    """Serve the API until SIGINT or SIGTERM, answer held requests and return. Call it in the main thread.
 
     Raises InvalidInput("api_host" | "api_port", …) when the address is not to be had, ("url", …) or
     ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date. A database

@@ -67,7 +67,7 @@ class AnswerTimes:
 
 
 class TimingMiddleware:
-    """ASGI middleware: notes the time of each answer.
+    """ASGI middleware: measure the time of each answer.
 
     Its route is ``none`` when it was refused before its route was found, its status 0 when the caller left unanswered.
     """
@@ -103,7 +103,7 @@ class TimingMiddleware:
 
 
 class Metrics:
-    """All that there is to watch, as Prometheus reads it."""
+    """The metrics, in Prometheus' format."""
 
     def __init__(self, store: Store, database: Database, *, namespace: str, times: AnswerTimes) -> None:
         self._store = store
@@ -112,7 +112,7 @@ class Metrics:
         self._times = times
 
     async def text(self) -> bytes:
-        """The metrics as they stand. What cannot be read, because Redis or the ledger does not answer, is left out."""
+        """Return the current metrics, without those that cannot be read because Redis or the ledger does not answer."""
         families = [*self._times.families()]
         position: str | None = None
         delivered: str | None = None
@@ -146,7 +146,7 @@ class _Collected(Collector):
 
 @contextlib.asynccontextmanager
 async def _trying(what: str) -> AsyncIterator[None]:
-    """Gives up what fails or takes too long."""
+    """Leave out what fails or takes too long."""
     try:
         async with asyncio.timeout(_PATIENCE_S):
             yield

@@ -42,12 +42,12 @@ _NOBODY = b""  # the digest of no key
 
 
 def get_caller(scope: Scope) -> Principal | None:
-    """Who is behind the request; None for one that came to an open path, or by a signed link."""
+    """Return the caller of a request; None for an open path, or a signed link."""
     return cast("Principal | None", scope.get(_CALLER))
 
 
 def unauthorized_error() -> RequestRejected:
-    """The answer to who has no key that is good."""
+    """Return the error for a request without a valid key."""
     problem = (
         "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
         "token that /oauth/token gave"
@@ -56,7 +56,7 @@ def unauthorized_error() -> RequestRejected:
 
 
 class Authenticator:
-    """Tells whose a key is. Unknown keys are remembered like others, and no more of all than have room."""
+    """Finds the principal of a key. Unknown keys are cached like others; the cache is bounded."""
 
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
@@ -64,7 +64,7 @@ class Authenticator:
         self._used: set[str] = set()
 
     async def principal(self, key: str) -> Principal | None:
-        """Whose the key is; None when it opens nothing. Raises Unavailable."""
+        """Return the principal of a key; None when it is not valid. Raises Unavailable."""
         identity = key_id(key)
         if identity is None:
             return None
@@ -82,12 +82,12 @@ class Authenticator:
         self._known.forget(identity)
 
     async def still_knows(self, scope: Scope) -> bool:
-        """Whether the key of a request that is being answered opens the same as when it came. Raises Unavailable."""
+        """Return whether the key of a request still stands for the same principal. Raises Unavailable."""
         key = _bearer(scope)
         return key is not None and await self.principal(key) == get_caller(scope)
 
     async def write_used(self) -> None:
-        """Writes which keys were used since it was last called. Raises Unavailable."""
+        """Record which keys were used since the last call. Raises Unavailable."""
         used, self._used = self._used, set()
         try:
             if used:
@@ -98,7 +98,7 @@ class Authenticator:
 
     @asynccontextmanager
     async def writing_used(self, duties: Duties) -> AsyncIterator[None]:
-        """Does the same each minute, and at the end."""
+        """Record used keys each minute, and at the end."""
         duties.start("keys", self.write_used, every_s=USED_S)
         try:
             yield
@@ -162,7 +162,7 @@ class AuthenticationMiddleware:
 
 
 class _Known(NamedTuple):
-    """What a look-up found, and until when (monotonic) it holds."""
+    """The result of a look-up, and until when (monotonic) it is valid."""
 
     digest: bytes
     principal: Principal | None
@@ -170,7 +170,7 @@ class _Known(NamedTuple):
 
 
 def is_signed(scope: Scope) -> bool:
-    """Whether it is a request for results by a link, whose signature the route checks."""
+    """Return whether it is a request for results by a link, whose signature the route checks."""
     path: str = scope["path"]
     begin, end = _RESULTS_PATH
     return path.endswith(end) and path.startswith(begin) and b"signature=" in scope["query_string"]
@@ -231,13 +231,13 @@ log = structlog.get_logger(__name__)
 
 
 class SignedLinks:
-    """Makes links and checks those that come back. public_url: by which clients reach us; empty: as they came."""
+    """Makes and checks links to results. public_url: where clients reach the API; empty: the host of the request."""
 
     def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
         self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)
 
     async def results(self, request: Request, job_id: UUID) -> str:
-        """The URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
+        """Return the URL of the job's results. Raises InvalidInput("Host", …), Unavailable."""
         signer = await self._links.signer()
         return signer.link(self._links.base_url or get_origin(request.scope), str(job_id)).url
 
@@ -249,5 +249,5 @@ class SignedLinks:
             log.warning("links.not_signed", error=error.message)
 
     async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
-        """Whether these are of a link to this job that has not expired. Raises Unavailable."""
+        """Return whether these are the parameters of a link to this job that has not expired. Raises Unavailable."""
         return (await self._links.signer()).is_valid(job_id, issued, expires, signature)

@@ -105,7 +105,7 @@ JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1
 
 
 class _LinkOrKey(SecurityBase):
-    """Gives the caller of a request for results, or who a signed link stands for."""
+    """Return the caller of a request for results, or the principal of a signed link."""
 
     def __init__(self) -> None:
         self.model = _KEY_MODEL

@@ -51,7 +51,7 @@ class Logins:
         self._waiting = 0
 
     async def open(self, name: str, password: str, *, address: str, role: Role = Role.USER) -> NewKey | None:
-        """A session; None when name and password are not those of a user. Raises TooManyAttempts, Unavailable.
+        """Open a session; None when name or password are wrong. Raises TooManyAttempts, Unavailable.
 
         It takes equally long for a name that nobody has.
         """
@@ -107,7 +107,7 @@ class Logins:
 
 
 def get_network(address: str) -> str:
-    """What counts as one address: of IPv6 the network, for one host has as many addresses as it likes."""
+    """Return what counts as one address: of IPv6 the network, because one host has many addresses."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -226,7 +226,7 @@ async def end_session(
 
 
 async def _read_form(request: Request) -> dict[str, str] | None:
-    """The fields that are there once; None when the body is no form."""
+    """Return the fields that are given once; None when the body is not a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM_TYPE:
         return None

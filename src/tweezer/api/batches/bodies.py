@@ -103,13 +103,13 @@ def choose_project(caller: Principal, given: str | None) -> str:
 
 
 def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bool:
-    """Whether the client is one of those that send ``runs: 1`` for each job of such a batch and do not mean it."""
+    """Return whether the client is one that sends ``runs: 1`` for each job of such a batch without meaning it."""
     client = _OLD_CLIENT.match(user_agent)
     return client is not None and int(client[1]) < _MEANS_RUNS and backend_configuration is not None
 
 
 def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str, user_agent: str = "") -> Submission:
-    """The submission that the body asks for. Raises InvalidInput and RequestRejected, naming the field of the body."""
+    """Return the submission of a body. Raises InvalidInput and RequestRejected, naming the field of the body."""
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
     if body.open is not None and body.open is body.complete:
@@ -131,7 +131,7 @@ def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str,
 
 
 def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
-    """The jobs as the queue takes them. placeholders: a single run is none that was asked for, and is only shown."""
+    """Return the jobs as the queue takes them. placeholders: a single run was not asked for, and is only shown."""
     return [
         JobSpec(variables=job.variables or {}, seed=job.seed, sequence=job.sequence, runs_shown=job.runs)
         if placeholders and job.runs == 1
@@ -143,7 +143,7 @@ def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list
 def build_repetition(
     batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
 ) -> Submission:
-    """The submission of a batch that repeats these jobs of another one."""
+    """Return the submission of a batch that repeats these jobs of another one."""
     doc = batch.doc
     return Submission(
         sequence=doc.sequence,
@@ -163,7 +163,7 @@ def build_repetition(
 
 
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
-    """Checks what is limited whatever the device. Raises RequestRejected."""
+    """Check the limits that do not depend on the device. Raises RequestRejected."""
     if len(jobs) > MAX_JOBS_PER_CALL:
         problem = f"has {len(jobs)} jobs, and a call at most {MAX_JOBS_PER_CALL}; add the rest to an open batch"
         raise RequestRejected(413, "too_many_jobs", problem, field="jobs")
@@ -172,7 +172,7 @@ def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
 
 
 def rename_field(error: InvalidInput) -> InvalidInput:
-    """The error with the field's name in the body."""
+    """Return the error with the name that its field has in the body."""
     return InvalidInput(_OURS.get(error.field, error.field), error.problem)
 
 
@@ -183,7 +183,7 @@ def _check_length(field: str, sequence: str | None) -> None:
 
 
 def _device(body: BatchBody) -> str | None:
-    """The device that is named, the newer way or the older."""
+    """Return the device that is named by the current or the older field."""
     if body.device_type is not None and body.emulator not in (None, body.device_type):
         raise InvalidInput("emulator", "contradicts device_type, whose older name it is; leave it out")
     return body.device_type or body.emulator or None

@@ -175,7 +175,7 @@ async def _cancel(queue: Store, live: ReadModel, caller: Principal, batch_id: UU
 
 
 def _find_foreign_ids(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
-    """Why nothing is done with ids that name no job of the batch."""
+    """Return an error for each id that is not a job of the batch."""
     strangers = {}
     for identity in wanted.ids:
         batch_id, index = split_job_id(identity)
@@ -201,7 +201,7 @@ async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wa
 
 
 def _named(batch: BatchRecord, wanted: JobFilter) -> Sequence[int]:
-    """The indices that the ids of the filter name, or all of the batch."""
+    """Return the indices that the ids of the filter name, or all of the batch."""
     if not wanted.ids:
         return range(batch.jobs)
     named = (split_job_id(identity) for identity in wanted.ids)

@@ -49,25 +49,25 @@ IdempotencyKey = Annotated[
 
 
 async def answer_batch(live: ReadModel, caller: Principal, batch_id: UUID) -> Response:
-    """The batch as it stands after a command."""
+    """Return the response with the batch after a command."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(BatchResponse.from_records(record, jobs))
 
 
 def describe_caller(caller: Principal) -> str:
-    """Who is behind a request, as it is noted of a cancel: the user if the key is of one, and the key's id."""
+    """Return the caller as it is recorded with a cancel: the user, if there is one, and the key's id."""
     key = f"key {caller.key}"
     return key if caller.user is None else f"{caller.user} ({key})"
 
 
 def terminal_error(kind: str, identity: UUID) -> Conflict:
-    """The error for what has ended and so cannot be changed."""
+    """Return the error for what has ended and so cannot be changed."""
     return Conflict(f"{kind} {identity} has ended", code="terminal")
 
 
 @contextlib.asynccontextmanager
 async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
-    """Says of a batch that the caller sees but Redis does not know what it is: it has ended and was forgotten."""
+    """Raise the right error for a batch that the caller sees but Redis does not have: it has ended."""
     try:
         yield
     except NotFound:

@@ -31,7 +31,7 @@ _YEARS = range(1970, 3000)
 
 
 def _check_iso(text: object) -> object:
-    """Refuse what pydantic would read as a number of seconds since 1970."""
+    """Reject what pydantic would read as a number of seconds since 1970."""
     if isinstance(text, str) and _DATE.match(text) is None:
         raise ValueError("is not a time in ISO 8601; write 2030-11-01T09:00:00Z, or 2030-11-01")
     return text
@@ -67,7 +67,7 @@ class Direction(StrEnum):
 
 
 class _PageQuery(BaseModel):
-    """What all lists take. Times without an offset are UTC; bounds are inclusive."""
+    """The parameters of all lists. Times without an offset are UTC; bounds are inclusive."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -20,7 +20,7 @@ _CHUNK_BYTES = 256 << 10
 
 
 async def result_response(packed: bytes, results: Results, accept_encoding: str) -> Response:
-    """The answer that holds a packed result as a JSON object. Raises ResultUnavailable."""
+    """Return the response with a packed result as a JSON object. Raises ResultUnavailable."""
     file = result_file(packed)
     if file is None:
         return Response(result_json(decode_result(packed)), media_type=_JSON)
@@ -31,7 +31,7 @@ async def result_response(packed: bytes, results: Results, accept_encoding: str)
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Whether an Accept-Encoding header allows gzip."""
+    """Return whether an Accept-Encoding header allows gzip."""
     weights: dict[str, str] = {}
     for entry in accept_encoding.lower().split(","):
         coding, _, weight = entry.partition(";")
@@ -43,7 +43,7 @@ KeptResults = Annotated[Results, part("results")]
 
 
 class _Streamed(StreamingResponse):
-    """An answer from a file, which is closed whatever becomes of the caller."""
+    """A response from a file, which is closed even if the client disconnects."""
 
     def __init__(self, file: BufferedReader, content: BufferedIOBase, headers: Mapping[str, str]) -> None:
         super().__init__(_chunks(content), media_type=_JSON, headers={**headers, "Vary": "Accept-Encoding"})

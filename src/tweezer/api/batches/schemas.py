@@ -41,7 +41,7 @@ def _job_ids(record: BatchRecord) -> list[UUID] | None:
 
 
 def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Values as JSON can say them: producers may send others (NaN, bytes), which are written as they best can."""
+    """Convert values to JSON types: producers may send others (NaN, bytes)."""
     if not values:
         return None
     plain: dict[str, Any] = to_jsonable_python(values, bytes_mode="base64", inf_nan_mode="null", fallback=str)
@@ -401,7 +401,7 @@ class TransitionResponse(msgspec.Struct, frozen=True):
 
 
 def get_percent(record: JobRecord) -> int | None:
-    """How far a job is, in percent, if that is known."""
+    """Return the progress of a job in percent, if it is known."""
     match record.status:
         case JobStatus.DONE:
             return 100

@@ -254,7 +254,7 @@ async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[De
 
 
 async def _checked(text: str) -> model.DeviceSpecs:
-    """The specs, if Pulser takes them. Raises InvalidInput, and RequestRejected where nobody can say."""
+    """Return the specs if Pulser accepts them. Raises InvalidInput, and RequestRejected if they cannot be checked."""
     try:
         return await asyncio.to_thread(check_specs, text)
     except InvalidInput:

@@ -74,7 +74,7 @@ class NewDevice(msgspec.Struct, frozen=True):
     active: Annotated[bool, doc("If not, it is listed with `include_legacy` only.")] = True
 
     def about(self) -> dict[str, Any]:
-        """What the queue goes by until a worker says better: a machine is one batch's at a time."""
+        """Return the device's record until a worker announces it: a machine serves one batch at a time."""
         return {
             "is_emulator": int(self.is_emulator),
             "exclusive": int(not self.is_emulator),
@@ -159,7 +159,7 @@ class DeviceResponse(msgspec.Struct, frozen=True):
         )
 
     def place(self, order: DeviceOrder) -> Any:
-        """Where it stands in a list; None has no place of its own."""
+        """Return the value to sort by; devices without one come last."""
         return self.created_at if order is DeviceOrder.CREATED else getattr(self, order.value)
 
 

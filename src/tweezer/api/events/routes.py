@@ -203,7 +203,7 @@ async def _answer_page(
 
 
 class _EventStream(StreamingResponse):
-    """A stream, which counts among those of its account until it ends. Raises RequestRejected, a 429."""
+    """A stream, which counts towards the limit of its account until it ends. Raises RequestRejected, a 429."""
 
     media_type = "text/event-stream"
 

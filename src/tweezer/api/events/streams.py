@@ -40,7 +40,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class FollowedEvents(msgspec.Struct, frozen=True):
-    """What is followed. over: it is a batch that has ended, so that nothing can come any more."""
+    """Which events are followed. over: they are those of a batch that has ended, so no more can follow."""
 
     selection: Selection
     over: bool = False
@@ -51,7 +51,7 @@ Watch = Callable[[], Awaitable[FollowedEvents]]
 
 
 class FeedFollowers:
-    """All who follow the feed in this process."""
+    """The requests and streams that follow the feed in this process."""
 
     def __init__(self, feed: Feed, tail: Tail, holds: LongPolls, authenticator: Authenticator) -> None:
         self._feed = feed
@@ -71,7 +71,7 @@ class FeedFollowers:
         account: str,
         receive: Receive,
     ) -> EventPage:
-        """A page, at once if there is something to tell, or nothing can come; else when there is, or after ``wait_s``.
+        """Return a page: at once if it has events or no more can follow, else once it has, or after ``wait_s``.
 
         account: whose request it is; with too many held it is answered at once.
         receive: of the request, which tells when the client has gone; what is returned then is of no use.
@@ -102,14 +102,14 @@ class FeedFollowers:
                 await asyncio.gather(gone, return_exceptions=True)
 
     async def is_over(self, watched: FollowedEvents, cursor: Cursor, types: frozenset[str]) -> bool:
-        """Whether there is nothing to tell and nothing can come. Raises Unavailable."""
+        """Return whether all events were sent and no more can follow. Raises Unavailable."""
         if not watched.over:
             return False
         page = await self._feed.read(watched.selection, cursor, types=types, limit=1)
         return not page.events and not page.more
 
     def enter(self, account: str) -> Callable[[], None]:
-        """Count a stream of the account; what it returns ends that. Raises RequestRejected, a 429."""
+        """Count a stream of the account; call the returned function at its end. Raises RequestRejected, a 429."""
         if self._streams[account] >= STREAMS_MAX:
             raise RequestRejected(
                 429,
@@ -127,8 +127,11 @@ class FeedFollowers:
         return leave
 
     async def stream(self, watch: Watch, cursor: Cursor, types: frozenset[str], scope: Scope) -> AsyncIterator[bytes]:
-        """The frames of a stream of server-sent events. It ends when the server does, when the key of the request no
-        longer opens the same, and behind the end of the batch that is followed."""
+        """Yield the frames of a stream of server-sent events.
+
+        It ends when the server stops, when the key of the request no longer stands for the same principal, and after
+        the end of the batch that is followed.
+        """
         stream = _Stream(self._feed, watch, cursor, types)
         yield f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
         backoff, failures = Backoff(), 0
@@ -155,7 +158,7 @@ class FeedFollowers:
 
 
 class _Stream:
-    """Where one stream is."""
+    """The position of one stream."""
 
     def __init__(self, feed: Feed, watch: Watch, cursor: Cursor, types: frozenset[str]) -> None:
         self._feed = feed
@@ -169,13 +172,13 @@ class _Stream:
         self.is_over = False
 
     async def wait(self, heard: TailReader) -> None:
-        """Waits for something new, but not for long: its key must be looked at now and then."""
+        """Wait for something new, but not for long: the key must be checked now and then."""
         quiet_to = await heard.next(_LOOK_S)
         self._cursor = _moved(self._cursor, quiet_to)
         await asyncio.sleep(self._rest_until - time.monotonic())
 
     async def read(self) -> bytes:
-        """The next frames; none when there is nothing new."""
+        """Return the next frames; none when there is nothing new."""
         began = time.monotonic()
         beats = began - self._said >= BEAT_S
         if self._watched is None or beats:
@@ -195,7 +198,7 @@ class _Stream:
 
 
 def encode_frame(event: Told) -> bytes:
-    """An event as one of a stream."""
+    """Return an event in the format of server-sent events."""
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.type.encode(), _encoder.encode(event))
 
 
@@ -204,5 +207,5 @@ def _has_news(page: EventPage) -> bool:
 
 
 def _moved(cursor: Cursor, quiet_to: int) -> Cursor:
-    """The place, or the one up to which there is nothing new behind it."""
+    """Return the cursor, moved forward to where nothing new is known to be."""
     return Cursor(quiet_to) if cursor.told is None and quiet_to > cursor.position else cursor

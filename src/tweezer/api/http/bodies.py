@@ -46,12 +46,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def body_digest(scope: Scope) -> str:
-    """SHA-256 of the request's body, unpacked, once it was read; '' of one that was not."""
+    """Return the SHA-256 of the request's unpacked body; '' if it was not read."""
     return cast(str, scope.get(_DIGEST, ""))
 
 
 class BodyReader:
-    """The bodies that a process reads. ``unpacked_max``: size of one, without its compression, in bytes."""
+    """Reads the bodies of requests. ``unpacked_max``: the size of one, without its compression, in bytes."""
 
     def __init__(self, unpacked_max: int) -> None:
         self._max = unpacked_max
@@ -59,7 +59,7 @@ class BodyReader:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
-        """The body as a value of this type. ``root`` is what errors call it where it has no field to name.
+        """Return the body as a value of this type. ``root`` is its name in errors without a field.
 
         Raises RequestRejected and InvalidInput.
         """
@@ -115,7 +115,7 @@ class _Plain:
         yield chunk
 
     def finish(self) -> None:
-        """Nothing can be missing: the server counts."""
+        """Do nothing: the server counts the bytes."""
 
 
 class _Gzip:
@@ -125,7 +125,7 @@ class _Gzip:
         self._inflate = zlib.decompressobj(wbits=31)
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """What a part of it unpacks to, in pieces of a bounded size, however well it was packed."""
+        """Unpack a part, and yield it in pieces of a bounded size."""
         piece = b""
         while chunk or (len(piece) == _STEP and not self._inflate.eof):
             if self._inflate.eof:
@@ -178,7 +178,7 @@ def _check_content_type(headers: Headers) -> None:
 
 
 def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
-    """JSON text as a value of this type; fields that the type does not know are passed over.
+    """Decode JSON text as a value of this type; unknown fields are ignored.
 
     Raises InvalidInput, and RequestRejected where it goes beyond a limit.
     """
@@ -208,7 +208,7 @@ _STEPS = bytes.maketrans(b"[]", b"\x01\xff")
 
 
 def _check_size(data: bytes | bytearray) -> int:
-    """Checks that the JSON text is not built to be slow or huge as values; returns the number of its keys.
+    """Check that the JSON text is not built to be slow or huge as values; return the number of its keys.
 
     Looks at the text outside of strings, in a few passes of C: for text that is JSON, the numbers are exact.
     """
@@ -229,7 +229,7 @@ def _check_size(data: bytes | bytearray) -> int:
 
 
 def _outside_strings(plain: bytes | bytearray) -> Iterator[bytes | bytearray]:
-    """The parts between strings of a text that has no escaped quotes."""
+    """Yield the parts between strings of a text that has no escaped quotes."""
     plain = plain.replace(b'""', b"")  # what is not between them stays where it is, outside of strings or inside
     inside = False
     for start in range(0, len(plain), _STEP):

@@ -50,7 +50,7 @@ def find_connection(scope: Scope) -> Connection | None:
 
 
 class ConnectionLimits:
-    """How many connections there are from each address. most: of one; trusted proxies have no limit.
+    """Counts the connections from each address. most: of one address; trusted proxies have no limit.
 
     proxies: their addresses and networks, with commas between; ``*`` is all.
     """
@@ -62,7 +62,7 @@ class ConnectionLimits:
         self._open: Counter[str] = Counter()
 
     def enter(self, address: str | None) -> str | None:
-        """Count a connection; return what :meth:`leave` is to be given, or None when there are too many already."""
+        """Count a connection; return the argument for :meth:`leave`, or None when there are too many already."""
         if address is None or self._all_trusted or any(_is_in(address, network) for network in self._trusted):
             return ""
         place = get_network(address)

@@ -24,7 +24,7 @@ _LINGER_BYTES = 64 << 20
 
 
 class RequestLimits(msgspec.Struct, frozen=True):
-    """What a request may be. Sizes in bytes.
+    """The limits of a request. Sizes in bytes.
 
     body_max: of a body as it is sent. small_bodies: the same for paths that need less. A body may take
     ``patience_s``, and a second more for each ``least_rate`` that has come.
@@ -39,7 +39,7 @@ class RequestLimits(msgspec.Struct, frozen=True):
 
 
 class RequestLimitsMiddleware:
-    """ASGI middleware: refuses what is beyond the limits, by its headers if they tell, else as the body comes."""
+    """ASGI middleware: reject what is beyond the limits, by its headers if possible, else while the body arrives."""
 
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self._app = app
@@ -111,7 +111,7 @@ class _Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """The next part. Raises RequestRejected when there is too much, or it does not come."""
+        """Return the next part. Raises RequestRejected when there is too much, or it is too slow."""
         if self._complete:
             return await self._receive()
         if self._deadline is None:
@@ -129,7 +129,7 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        """Sends a part of the answer."""
+        """Send a part of the answer."""
         if self._complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
@@ -226,7 +226,7 @@ class ResponseLimitsMiddleware:
         await self._app(scope, receive, send_in_pieces)
 
     def _refusal(self, account: str, size: int) -> int:
-        """The status with which an answer of this size is refused; 0: it is not. One is always sent."""
+        """Return the status with which an answer of this size is rejected; 0: it is not. One is always sent."""
         if self._held[account] and self._held[account] + size > PER_ACCOUNT_MAX:
             return 429
         return 503 if self._held.total() and self._held.total() + size > IN_ALL_MAX else 0

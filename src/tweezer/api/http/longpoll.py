@@ -39,7 +39,7 @@ class Wakeable(Protocol):
 
 
 class LongPolls:
-    """The requests that are held, of one process."""
+    """The held requests of one process."""
 
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
@@ -48,22 +48,22 @@ class LongPolls:
         self._ending = False
 
     def is_ending(self) -> bool:
-        """Whether the server stops."""
+        """Return whether the server is stopping."""
         return self._ending
 
     def end(self) -> None:
-        """Answers all held requests now, and holds no more: the server stops."""
+        """Answer all held requests now, and hold no more: the server is stopping."""
         self._ending = True
         for heard in self._held:
             heard.put(None)
 
     def may_hold(self, account: str) -> bool:
-        """Whether one more request of the account may be held: not too many are, and the server goes on."""
+        """Return whether one more request of the account may be held."""
         return not self._ending and self._by_account[account] < HOLDS_MAX
 
     @contextmanager
     def holding(self, heard: Wakeable, account: str | None) -> Iterator[None]:
-        """Wakes it when the server stops. It counts among those of the account, if one is given."""
+        """Wake the request when the server stops. It counts towards the limit of the account, if one is given."""
         self._held.add(heard)
         if account is not None:
             self._by_account[account] += 1
@@ -87,7 +87,7 @@ class LongPolls:
         account: str,
         receive: Receive,
     ) -> T:
-        """What ``read`` gives once it is ``over``; or what it gives after ``wait_s``, or when the server stops.
+        """Return what ``read`` returns once it is ``over``, after ``wait_s``, or when the server stops.
 
         matters: whether what was heard of the batch may have brought its end; else it is not read again.
         account: whose request it is; with too many held it is answered at once.
@@ -145,13 +145,13 @@ class LongPolls:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass  # a body, which a GET has no use for
 
 
 def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
-    """Whether nothing of the batch may be pending or running after these events.
+    """Return whether the batch may have no pending or running jobs after these events.
 
     A closed batch ends with its last job and says so; an open one may be without work after any event.
     """
@@ -162,5 +162,5 @@ def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
 
 
 def may_change_job(messages: Iterable[bytes], index: int) -> bool:
-    """Whether the events are about the job, or about a range of jobs or the batch."""
+    """Return whether the events are about the job, or about a range of jobs or the batch."""
     return any(not word.jobs or word.count > 1 or index in word.jobs for word in words_of_news(messages))

@@ -64,7 +64,7 @@ class SecurityHeadersMiddleware:
 
 
 def get_origin(scope: Scope) -> str:
-    """``http://host:port`` as the caller reached us. Raises InvalidInput("Host", …)."""
+    """Return ``http://host:port`` as the client reached the API. Raises InvalidInput("Host", …)."""
     host = b"".join(_hosts(scope)[:1]).decode("latin-1")
     if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:
         raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_API_PUBLIC_URL")

@@ -44,7 +44,7 @@ def serve(
     proxies: str,
     connections_per_address: int,
 ) -> None:
-    """Serves until SIGINT or SIGTERM, then answers what is held and returns. Call it in the main thread.
+    """Serve until SIGINT or SIGTERM, answer held requests and return. Call it in the main thread.
 
     proxies: addresses and networks, with commas between, that are believed for whom they ask and by which scheme.
     connections_per_address: of others than those, at once; at most half of the files that the process may open.
@@ -79,7 +79,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is a free one. Raises InvalidInput("api_host" | "api_port", …)."""
+    """Return a listening socket; port 0 is a free one. Raises InvalidInput("api_host" | "api_port", …)."""
     family, address = _resolve(host)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -95,12 +95,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether only this machine can reach the socket."""
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
-    """The family and address of a host; of several the first that is IPv4's, if one is."""
+    """Return the family and address of a host, IPv4 first."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:

@@ -116,7 +116,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
 @router.get("/api/v2/webhooks/secret", summary="The secret of a project", **answers(WebhookSecretResponse, 400, 404))
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """What is sent to the `webhook` of its batches is signed with it."""
-    shown = await webhooks.secret_of_project(choose_project(caller, project_id))
+    shown = await webhooks.show_project_secret(choose_project(caller, project_id))
     return success(WebhookSecretResponse.from_secret(shown))
 
 
@@ -130,7 +130,7 @@ async def rotate_project_secret(
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     project = choose_project(caller, project_id)
-    shown = await webhooks.rotate_of_project(project, overlap_s=overlap_s, ed25519=ed25519)
+    shown = await webhooks.rotate_project_secret(project, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_secret(shown))
 
 

@@ -42,32 +42,32 @@ class WebhookService:
 
     @cached_property
     def vault(self) -> Vault:
-        """The vault; it may make a file, when it is first needed. Raises TweezerError ("secrets_key")."""
+        """Return the vault; its first use may create a file. Raises TweezerError ("secrets_key")."""
         try:
             return Vault.of(self._settings.secrets.key, self._settings.data_dir)
         except InvalidInput as error:  # of the operator, not of the caller
             raise TweezerError(error.message, code="secrets_key") from error
 
     async def change(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Does something with a connection to the ledger, in a transaction that writes."""
+        """Call a function with a connection to the ledger, in a transaction that writes."""
         done = await self._database.run_write(work, *arguments, **options)
         with contextlib.suppress(Unavailable):  # couriers see it within a second all the same
             await self._alarms.note_change()
         return done
 
     async def read(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """The same, in a transaction that reads."""
+        """Call a function with a connection to the ledger, in a transaction that reads."""
         return await self._database.run_read(work, *arguments, **options)
 
     async def arm(self, endpoint: UUID) -> None:
-        """Wakes a courier for what is due; if Redis is away their sweep finds it later."""
+        """Wake a courier for what is due; if Redis does not answer, a sweep finds it later."""
         try:
             await self._alarms.arm(endpoint, None)
         except Unavailable as error:
             log.warning("alarm.not_armed", endpoint=str(endpoint), error=error.message)
 
     async def first_secret(self, endpoint: Endpoint, *, ed25519: bool) -> ShownSecret:
-        """That of a new endpoint, which no courier knows yet."""
+        """Return the secret of a new endpoint."""
         if ed25519:
             return await self.change(rotate_secret, self.vault, endpoint.secret_owner, ed25519=True)
         return await self.secret(endpoint)
@@ -75,16 +75,16 @@ class WebhookService:
     async def secret(self, endpoint: Endpoint) -> ShownSecret:
         return await self.change(show_secret, self.vault, endpoint.secret_owner)
 
-    async def secret_of_project(self, project: str) -> ShownSecret:
+    async def show_project_secret(self, project: str) -> ShownSecret:
         """Raises NotFound."""
         return await self.change(show_secret, self.vault, await self._find_owner(project))
 
     async def rotate(self, endpoint: Endpoint, *, overlap_s: float, ed25519: bool) -> ShownSecret:
-        """A new secret, once all couriers surely sign with it."""
+        """Rotate the secret of an endpoint; return the new one once all couriers sign with it."""
         return await self._rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
 
-    async def rotate_of_project(self, project: str, *, overlap_s: float, ed25519: bool) -> ShownSecret:
-        """The same for a project's own. Raises NotFound."""
+    async def rotate_project_secret(self, project: str, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        """Rotate the secret of a project. Raises NotFound."""
         return await self._rotate(await self._find_owner(project), overlap_s=overlap_s, ed25519=ed25519)
 
     async def _find_owner(self, project: str) -> SecretOwner:
@@ -97,7 +97,7 @@ class WebhookService:
 
 
 def visible_projects(caller: Principal) -> Collection[str] | None:
-    """The projects whose webhooks exist for this caller; None: all."""
+    """Return the projects whose webhooks the caller sees; None: all."""
     return None if caller.sees_all else caller.projects
 
 
@@ -105,7 +105,7 @@ Hooks = Annotated[WebhookService, part("webhooks")]
 
 
 def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
-    """Refuses a batch whose ``webhook`` couriers would refuse (422)."""
+    """Reject a batch whose ``webhook`` couriers would reject (422)."""
     if url is not None:
         with reject_malformed():
             check_url(url, policy, "webhook")
@@ -113,7 +113,7 @@ def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
 
 @contextlib.contextmanager
 def reject_malformed(place: str = "body") -> Iterator[None]:
-    """Says of a value that cannot be used, in its field, that the request cannot (422). place: where it stands."""
+    """Turn an invalid value into a malformed request (422). place: where in the request it is."""
     try:
         yield
     except InvalidInput as error:
