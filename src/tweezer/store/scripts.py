@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from redis import exceptions as redis_errors
@@ -188,7 +188,7 @@ def included_names(text: str) -> list[str]:
     return [name for line in _INCLUDE.findall(text) for name in line.split(", ")]
 
 
-class _Argument(msgspec.Struct, frozen=True):
+class _Argument(NamedTuple):
     """A name in a script's ARGV. A list has rows of these columns; one that others follow goes behind its length."""
 
     name: str
@@ -201,42 +201,41 @@ class _Argument(msgspec.Struct, frozen=True):
         columns = tuple(column.partition(":")[2] for column in kind[1:-1].split()) if kind[0] == "{" else (kind,)
         return cls(name, columns, is_list=many != "", is_counted=many == "[]")
 
-    def put(self, value: Any, bound: list[Any]) -> None:
-        """Append the value to ARGV. Of a list only the first row's types are checked: it may be long."""
-        if not self.is_list:
-            self._check((value,))
-            bound.append(value)
-            return
-        rows = list(value)
-        values = rows if len(self.columns) == 1 else list(itertools.chain.from_iterable(rows))
-        if len(values) != len(rows) * len(self.columns):
-            raise TypeError(f"{self.name} takes rows of {len(self.columns)} values")
-        self._check(values[: len(self.columns)])
-        if self.is_counted:
-            bound.append(len(values))
-        bound += values
-
-    def _check(self, values: Sequence[Any]) -> None:
+    def flatten(self, rows: Sequence[Any]) -> list[Any]:
+        """Return the values of a list. Only the first row's types are checked: there may be many."""
+        width = len(self.columns)
+        values = list(rows) if width == 1 else list(itertools.chain.from_iterable(rows))
+        if width > 1 and len(values) != len(rows) * width:
+            raise TypeError(f"{self.name} takes rows of {width} values")
         for value, column in zip(values, self.columns, strict=False):
             if not isinstance(value, _TYPES[column]):
                 raise TypeError(f"{self.name} must be {column}, not {type(value).__name__}")
+        return [len(values), *values] if self.is_counted else values
 
 
-class Script(msgspec.Struct, frozen=True):
+class Script:
     """A script with its includes, and what its ARGV has."""
 
-    name: str
-    text: str
-    sha: str
-    arguments: tuple[_Argument, ...]
+    def __init__(self, name: str, text: str, arguments: Sequence[_Argument]) -> None:
+        self.name, self.text, self.arguments = name, text, arguments
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._names = frozenset(it.name for it in arguments)
+        self._plain = [(it.name, _TYPES[it.columns[0]]) for it in arguments if not it.is_list]
+        self._lists = [it for it in arguments if it.is_list]
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
         """Return ARGV with these values. Raises TypeError for a name or type that the header does not have."""
-        if len(values) != len(self.arguments) or any(argument.name not in values for argument in self.arguments):
+        if values.keys() != self._names:
             raise TypeError(f"{self.name} takes {', '.join(it.name for it in self.arguments)}; got {', '.join(values)}")
-        bound: list[Any] = []
-        for argument in self.arguments:
-            argument.put(values[argument.name], bound)
+        bound = []
+        for name, types in self._plain:
+            value = values[name]
+            if not isinstance(value, types):
+                kind = next(it.columns[0] for it in self.arguments if it.name == name)
+                raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
+            bound.append(value)
+        for argument in self._lists:
+            bound += argument.flatten(values[argument.name])
         return bound
 
 
@@ -277,8 +276,7 @@ def _load() -> dict[str, Script]:
             arguments = read_arguments(text)
             parts = (*resolve_includes(text, read), *name_arguments(arguments), text)
             whole = "\n".join((lua_table("".join(parts)), *parts))
-            sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
-            scripts[name] = Script(name, whole, sha, arguments)
+            scripts[name] = Script(name, whole, arguments)
     return scripts
 
 

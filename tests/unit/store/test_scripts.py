@@ -92,7 +92,7 @@ return { 'ok' }
 
 
 def bind(**values: Any) -> list[Any]:
-    return Script("x", "", "", read_arguments(HEADER)).bind(values)
+    return Script("x", "", read_arguments(HEADER)).bind(values)
 
 
 VALUES: dict[str, Any] = {
