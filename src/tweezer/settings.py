@@ -16,7 +16,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,9 @@ from tweezer.model.errors import InvalidInput
 from tweezer.model.ids import DEFAULT_PROJECT
 from tweezer.store.connection import Connect, check_url
 from tweezer.store.scripts import StoreConfig
+
+if TYPE_CHECKING:
+    from tweezer.ledger.access.vault import Vault
 
 PREFIX = "TWEEZER_"
 CONFIG_VARIABLE = "TWEEZER_CONFIG"
@@ -331,6 +334,12 @@ class Settings(_Group):
     def webhook_policy(self) -> WebhookPolicy:
         """Return where webhooks may go. Raises InvalidInput."""
         return WebhookPolicy.parse(self.webhook.allow, self.webhook.ports)
+
+    def vault(self) -> Vault:
+        """Return what encrypts secrets in the ledger; it may make a file. Raises InvalidInput."""
+        from tweezer.ledger.access.vault import Vault
+
+        return Vault.of(self.secrets.key, self.data_dir)
 
     def results_folder(self) -> Path:
         """Return where large results are kept."""

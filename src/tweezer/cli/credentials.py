@@ -300,7 +300,7 @@ def rotate_links(options: Options, *, overlap_s: int) -> None:
     Processes read it again each second; the command returns when all of them have.
     """
     with options.writing("keys rotate-links") as connection:
-        rotate_link_keys(connection, options.vault(), overlap_s=overlap_s)
+        rotate_link_keys(connection, options.settings().vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
     former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
     show.echo(f"links are signed with a new key; those that were made before {former}")

@@ -167,7 +167,7 @@ def replay(
     projects = None if endpoint or batch else [options.settings().project_id]
     with options.ledger("webhooks replay") as database:
         found = _newest_first(database, projects, wanted, limit)
-        posts = list(_signed(database, options.vault(), found[::-1]))
+        posts = list(_signed(database, options.settings().vault(), found[::-1]))
     failed = asyncio.run(_post_all(url, posts, options.settings().webhook.timeout_s, as_json=as_json))
     if not as_json:
         show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
@@ -192,7 +192,7 @@ def sample(options: Options, context: click.Context, /, *, type_: str, url: str 
     if secret is None:
         with options.writing("webhooks sample") as connection:
             owner = SecretOwner(find_project(connection, settings.project_id).no)
-            secret = show_secret(connection, options.vault(), owner).secret
+            secret = show_secret(connection, options.settings().vault(), owner).secret
     check_secret(secret)
     failed = asyncio.run(
         _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)

@@ -8,18 +8,21 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Options, pass_options
+from tweezer.cli.options import Options, open_ledger, pass_options
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.signatures import ID_HEADER, Webhook, WebhookInvalid, verify_webhook
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from tweezer.settings import Settings
 
 PORT = 8808
 
@@ -247,6 +250,13 @@ def listen(
     Couriers go to 127.0.0.1 only where TWEEZER_WEBHOOK_ALLOW has it; `tweezer webhooks replay` always does.
     """
     manner = Manner(_statuses(answer), slow_s, hang_s, reset, retry_after)
+    known: Secrets = secrets
+    if not secrets:
+        known = partial(read_secrets, options.settings())
+        try:
+            known()  # what is wrong with it is said before anything listens
+        except TweezerError as error:
+            raise TweezerError(f"{error.message}; or give the secret with --secret", code=error.code) from error
 
     def print_it(received: Received) -> None:
         if as_json:
@@ -255,7 +265,7 @@ def listen(
             show.echo(format_line(received))
 
     async def run() -> None:
-        receiver = Receiver(secrets or known_secrets(options), print_it, host=host, port=port, manner=manner)
+        receiver = Receiver(known, print_it, host=host, port=port, manner=manner)
         await receiver.start()
         try:
             show.echo(f"Listening at {receiver.url} (Ctrl-C ends it)", err=True)
@@ -269,31 +279,23 @@ def listen(
     asyncio.run(run())
 
 
-def known_secrets(options: Options) -> Callable[[], Collection[str]]:
-    """Asks the ledger for all secrets that sign what is sent for the project. Raises TweezerError."""
+def read_secrets(settings: Settings) -> Collection[str]:
+    """Return all secrets that sign what is sent for the project, from the ledger. Raises TweezerError."""
     from tweezer.ledger.access.projects import find_project
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
     from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 
-    settings, vault = options.settings(), options.vault()
-
-    def ask() -> Collection[str]:
-        with options.ledger("webhooks listen") as database, database.write() as connection:
-            project = SecretOwner(find_project(connection, settings.project_id).no)
-            owners = [project, *(it.secret_owner for it in list_endpoints(connection, [settings.project_id]))]
-            return {
-                secret.text
-                for owner in dict.fromkeys(owners)
-                for secret in ensure_secrets(connection, vault, owner)
-                if secret.algorithm is Algorithm.HMAC_SHA256
-            }
-
-    try:
-        ask()  # what is wrong with it is said before anything listens
-    except TweezerError as error:
-        raise TweezerError(f"{error.message}; or give the secret with --secret", code=error.code) from error
-    return ask
+    vault = settings.vault()
+    with open_ledger(settings, "webhooks listen") as database, database.write() as connection:
+        project = SecretOwner(find_project(connection, settings.project_id).no)
+        owners = [project, *(it.secret_owner for it in list_endpoints(connection, [settings.project_id]))]
+        return {
+            secret.text
+            for owner in dict.fromkeys(owners)
+            for secret in ensure_secrets(connection, vault, owner)
+            if secret.algorithm is Algorithm.HMAC_SHA256
+        }
 
 
 def _statuses(text: str) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tweezer.client import AsyncQueue
-    from tweezer.ledger.access.vault import Vault
     from tweezer.ledger.config import OpenDatabase
     from tweezer.ledger.database import Database
     from tweezer.settings import Settings
@@ -92,36 +91,34 @@ class Options(NamedTuple):
 
         return asyncio.run(run())
 
-    def vault(self) -> Vault:
-        """Return what encrypts secrets in the ledger. Raises InvalidInput."""
-        from tweezer.ledger.access.vault import Vault
-
-        settings = self.settings()
-        return Vault.of(settings.secrets.key, settings.data_dir)
-
     @contextmanager
     def writing(self, command: str) -> Iterator[Connection]:
         """Open a transaction of the ledger, for this command. Raises TweezerError."""
         with self.ledger(command) as database, database.write() as connection:
             yield connection
 
-    @contextmanager
-    def ledger(self, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
-        """The ledger's database, for this command. Raises TweezerError unless its tables are those that it needs.
+    def ledger(self, command: str, *, at_any_step: bool = False) -> AbstractContextManager[Database]:
+        """Open the ledger's database, as :func:`open_ledger` does."""
+        return open_ledger(self.settings(), command, at_any_step=at_any_step)
 
-        at_any_step: whatever its tables are; a SQLite file that is not there is made.
-        """
-        require(command, "server", "sqlalchemy", "alembic", "psycopg")
-        from tweezer.ledger.database import Database
-        from tweezer.ledger.migrate import require_schema
 
-        database = Database.open(self.settings().locate_ledger(), create=at_any_step)
-        try:
-            if not at_any_step:
-                require_schema(database)
-            yield database
-        finally:
-            database.close()
+@contextmanager
+def open_ledger(settings: Settings, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
+    """Open the ledger's database for this command. Raises TweezerError unless its tables are those that it needs.
+
+    at_any_step: whatever its tables are; a SQLite file that is not there is made.
+    """
+    require(command, "server", "sqlalchemy", "alembic", "psycopg")
+    from tweezer.ledger.database import Database
+    from tweezer.ledger.migrate import require_schema
+
+    database = Database.open(settings.locate_ledger(), create=at_any_step)
+    try:
+        if not at_any_step:
+            require_schema(database)
+        yield database
+    finally:
+        database.close()
 
 
 def _ledger(settings: Settings) -> OpenDatabase | None:

@@ -13,7 +13,7 @@ import click
 from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.local.children import Interrupts, keep_several
-from tweezer.cli.local.stack import Stack, is_free
+from tweezer.cli.local.stack import Stack, check_given_key, is_free, own_key
 from tweezer.cli.options import Options, pass_options, require
 from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.config import sqlite_file
@@ -126,17 +126,11 @@ def up(
     settings = options.settings(given | _instead_of_anothers_variables(data))
     require_server("up")
     require_emulator("up", settings.binding(settings.worker.device).adapter)
-    from tweezer.cli.local.stack import check_given_key, own_key
-
     check_given_key(settings)
     if redis_port is None:
         redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
     stack = Stack(
         settings,
-        settings.data_dir.absolute(),
-        device=settings.worker.device,
-        lanes=settings.worker.lanes,
-        api_port=settings.api.port,
         redis_port=redis_port,
         has_own_ledger=_has_own_ledger(settings, data),
         say=tell,

@@ -97,7 +97,7 @@ def add(options: Options, *, url: str, types: Sequence[str], description: str, e
             types=types,
             description=description,
         )
-        vault, owner = options.vault(), made.secret_owner
+        vault, owner = options.settings().vault(), made.secret_owner
         secret = (
             rotate_secret(connection, vault, owner, ed25519=True) if ed25519 else show_secret(connection, vault, owner)
         )
@@ -246,7 +246,7 @@ def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
 def secret_(options: Options, *, endpoint_id: UUID | None, as_json: bool) -> None:
     """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
     with _writing(options, "webhooks secret") as connection:
-        shown = show_secret(connection, options.vault(), _find_owner(options, connection, endpoint_id))
+        shown = show_secret(connection, options.settings().vault(), _find_owner(options, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
 
 
@@ -271,7 +271,7 @@ def rotate(options: Options, *, endpoint_id: UUID | None, overlap_s: int, ed2551
     """
     with _writing(options, "webhooks rotate") as connection:
         owner = _find_owner(options, connection, endpoint_id)
-        shown = rotate_secret(connection, options.vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
+        shown = rotate_secret(connection, options.settings().vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
     time.sleep(SECRETS_SURE_S)
     _show_secret(shown, as_json=as_json)
 
@@ -284,7 +284,7 @@ def reseal(options: Options) -> None:
     When every courier and API has that key, and this was done, the keys behind it can be dropped.
     """
     with _writing(options, "webhooks reseal") as connection:
-        vault = options.vault()
+        vault = options.settings().vault()
         changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
 

@@ -12,7 +12,6 @@ from arq.worker import Worker, func
 
 from tweezer.duties import DUTY_BACKOFF, Duties
 from tweezer.ledger.access.links import ResultLinks
-from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database
 from tweezer.ledger.installation import wait_for_ledger
 from tweezer.model.ids import new_worker_id
@@ -66,7 +65,7 @@ class CourierProcess:
         self._tuning = tuning or CourierTuning()
         self._store = Store.open(settings.connect())
         self._database = Database.open(settings.locate_ledger())
-        self._vault = Vault.of(settings.secrets.key, settings.data_dir)
+        self._vault = settings.vault()
 
     async def async_run(self) -> None:
         """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date, or when

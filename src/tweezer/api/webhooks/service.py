@@ -44,7 +44,7 @@ class WebhookService:
     def vault(self) -> Vault:
         """Return the vault; its first use may create a file. Raises TweezerError ("secrets_key")."""
         try:
-            return Vault.of(self._settings.secrets.key, self._settings.data_dir)
+            return self._settings.vault()
         except InvalidInput as error:  # of the operator, not of the caller
             raise TweezerError(error.message, code="secrets_key") from error
 

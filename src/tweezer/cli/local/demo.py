@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,11 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.listen import Received, Receiver
+from tweezer.cli.listen import Received, Receiver, read_secrets
 from tweezer.cli.local import antiferromagnet as ring
 from tweezer.cli.local.children import Interrupts
 from tweezer.cli.local.redis_server import HOST, free_port
-from tweezer.cli.local.stack import QPU_JOURNAL, Stack
+from tweezer.cli.local.stack import QPU_JOURNAL, Stack, own_key
 from tweezer.cli.options import Options, pass_options
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage
 from tweezer.cli.status import Meter, follow, must_be_done
@@ -114,17 +115,19 @@ def demo(
 
     with Interrupts() as interrupts, tempfile.TemporaryDirectory(prefix="tweezer-demo-") as folder:
         data = Path(folder)
-        own: dict[str, object] = {"data_dir": data, "database.url": "", "results_dir": data / "results"}
+        own: dict[str, object] = {
+            "data_dir": data,
+            "database.url": "",
+            "results_dir": data / "results",
+            "api.port": port,
+        }
         device = DEVICE
         if qpu_port is not None:
             device, own["devices"] = MACHINE, _machine(qpu_port)
-        settings = options.settings({**own, "worker.lanes": 1 if qpu else lanes, "worker.device": device})
+        own |= {"api.port": port, "worker.lanes": 1 if qpu else lanes, "worker.device": device}
+        settings = options.settings(own)
         stack = Stack(
             settings,
-            data,
-            device=device,
-            lanes=settings.worker.lanes,
-            api_port=port,
             redis_port=0,
             qpu_port=qpu_port,
             logs=data,
@@ -261,8 +264,6 @@ def _what_next(settings: Settings, stack: Stack, outcome: DemoResult, kept: Path
         yield "  tweezer up            # a queue to work with, on this machine"
         yield "  tweezer --help        # submit, watch, results, doctor and all others"
         return
-    from tweezer.cli.local.stack import own_key
-
     yield "It keeps running until Ctrl-C, then all of it is removed."
     yield from usage(stack, own_key(settings))
     yield f"  tweezer results {outcome.batch.id} --sum"
@@ -293,10 +294,9 @@ class Mailbox:
     """Receives on the loopback and verifies with the secrets of the settings' project; a context manager."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="mailbox", daemon=True)
-        self._receiver = Receiver(self._secrets, self._put)
+        self._receiver = Receiver(partial(read_secrets, settings), self._put)
         self._came = threading.Condition()
         self._verified: dict[str, Webhook] = {}
         self._problem: str | None = None
@@ -338,21 +338,6 @@ class Mailbox:
                 self._verified[received.webhook.id] = received.webhook
             self._problem = received.problem
             self._came.notify_all()
-
-    def _secrets(self) -> list[str]:
-        from tweezer.ledger.access.projects import find_project
-        from tweezer.ledger.access.vault import Vault
-        from tweezer.ledger.database import Database
-        from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
-
-        vault = Vault.of(self._settings.secrets.key, self._settings.data_dir)
-        database = Database.open(self._settings.locate_ledger())
-        try:
-            with database.write() as connection:
-                project = find_project(connection, self._settings.project_id)
-                return [secret.text for secret in ensure_secrets(connection, vault, SecretOwner(project.no))]
-        finally:
-            database.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()

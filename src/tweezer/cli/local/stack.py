@@ -51,20 +51,15 @@ _KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # of the key that is made for it
 class Stack:
     """The processes, from :meth:`start` to :meth:`stop`; they end with this process, however it ends.
 
-    data: folder of what it keeps. has_own_ledger: whether the ledger of the settings belongs to that folder; if not,
-    one that records another Redis is refused. api_port, redis_port: 0 takes any free one. qpu_port: of a simulated QPU
-    that it starts too; None starts none. logs: folder for the output of the children; None leaves it in the terminal.
-    say: tells the user.
+    has_own_ledger: whether the ledger of the settings belongs to their data folder; if not, one that records another
+    Redis is refused. redis_port: 0 takes any free one. qpu_port: of a simulated QPU that it starts too; None starts
+    none. logs: folder for the output of the children; None leaves it in the terminal. say: tells the user.
     """
 
     def __init__(
         self,
         settings: Settings,
-        data: Path,
         *,
-        device: str,
-        lanes: int,
-        api_port: int,
         redis_port: int,
         qpu_port: int | None = None,
         has_own_ledger: bool = True,
@@ -73,12 +68,10 @@ class Stack:
     ) -> None:
         self._settings = settings
         self._has_own_ledger = has_own_ledger
-        self._device = device
-        self._lanes = lanes
         self._logs = logs
         self._say = say
-        self._data = data
-        self._api_port = api_port
+        self._data = data = settings.data_dir.absolute()
+        self._api_port = settings.api.port
         self._qpu_port = qpu_port
         # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
@@ -121,7 +114,7 @@ class Stack:
             lines.append((["qpu-sim", "--port", str(self._qpu_port), "--journal", journal], _QPU_STOP_S))
         lines += (
             (["api"], _API_STOP_S),
-            (["worker", "--device", self._device, "--lanes", str(self._lanes)], drain_s),
+            (["worker"], drain_s),
             (["scheduler"], drain_s),
             (["courier", "--processes", "1"], _COURIER_STOP_S),
             (["recorder"], _RECORDER_STOP_S),
@@ -243,6 +236,8 @@ class Stack:
             "webhook.allow": self.webhook_allow,
             "secrets.key": settings.secrets.key,
             "devices": settings.devices_text(),
+            "worker.device": settings.worker.device,
+            "worker.lanes": str(settings.worker.lanes),
             "api.host": HOST,
             "api.port": str(self._api_port),
             "log.format": formatted,
