@@ -7,7 +7,7 @@ from uuid import UUID
 from tests.support.ledger_rig import OPERATOR, LedgerRig
 
 from tweezer.ledger.queries.filters import BatchFilter, JobFilter
-from tweezer.ledger.recorder.writing import record_tags
+from tweezer.ledger.recorder.writing import replace_tags
 from tweezer.model.ids import new_batch_id
 
 
@@ -39,7 +39,7 @@ async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: LedgerRig
     await bench.record()
     assert tagged(bench, "late") == ([batch_id], 1)
     assert await bench.rig.forget(batch_id)
-    assert record_tags(bench.database, batch_id, ["later"])
+    assert await bench.database.run_write(replace_tags, batch_id, ["later"])
     assert (tagged(bench, "late"), tagged(bench, "later")) == (([], 0), ([batch_id], 1))
     batch = bench.batch(batch_id)
     assert batch is not None
@@ -58,5 +58,5 @@ async def test_a_recorder_that_begins_anew_does_not_change_them(bench: LedgerRig
 
 
 async def test_a_batch_that_the_ledger_does_not_have_gets_no_tags(bench: LedgerRig) -> None:
-    assert not record_tags(bench.database, new_batch_id(), ["a"])
+    assert not await bench.database.run_write(replace_tags, new_batch_id(), ["a"])
     assert bench.rows("SELECT * FROM tags") == []

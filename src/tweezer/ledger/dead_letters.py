@@ -35,6 +35,7 @@ PAYLOAD_MAX = 1 << 20
 
 _ERROR_MAX = 1000
 _ORIGIN_MAX = 200
+_RETRIED_AT_ONCE = 100
 
 
 class Consumer(StrEnum):
@@ -179,27 +180,6 @@ def add_waiting(connection: Connection, consumer: Consumer, entries: Mapping[UUI
     return parked
 
 
-def parked_batches(connection: Connection, consumer: Consumer) -> dict[UUID, str | None]:
-    """Return the batches of which something is parked, with their projects."""
-    query = select(dead_letters.c.batch, dead_letters.c.project).where(_of(consumer), dead_letters.c.batch.is_not(None))
-    found: dict[UUID, str | None] = {}
-    for batch_id, project in connection.execute(query):
-        found[batch_id] = found.get(batch_id) or project
-    return found
-
-
-def due_letters(connection: Connection, consumer: Consumer) -> list[Letter]:
-    """Return the letters that are to be tried again, in the order in which they were parked."""
-    query = select(dead_letters).where(_of(consumer), dead_letters.c.retry_ms.is_not(None))
-    return [_letter(row) for row in connection.execute(query.order_by(dead_letters.c.id).limit(100))]
-
-
-def retry_other_versions(connection: Connection, consumer: Consumer) -> None:
-    """Have everything tried again that another version of Tweezer could not use."""
-    older = dead_letters.c.version != _VERSION
-    connection.execute(update(dead_letters).where(_of(consumer), older).values(retry_ms=now_ms(), version=_VERSION))
-
-
 class DeadLetterQueue:
     """The dead letters of one consumer. All methods block, and raise Unavailable."""
 
@@ -216,7 +196,7 @@ class DeadLetterQueue:
     def hold_back(self, entries: Iterable[Entry]) -> frozenset[UUID]:
         """Return the batches that are parked; note those of the entries that are of one as waiting behind it."""
         with self._database.read() as connection:
-            parked = parked_batches(connection, self._consumer).keys()
+            parked = self._read_parked(connection).keys()
         behind: dict[UUID, WaitingEntries] = {}
         for entry in entries:
             if entry.batch_id in parked and entry.notice is None:
@@ -234,8 +214,20 @@ class DeadLetterQueue:
         """
         with self._database.write() if retry_others else self._database.read() as connection:
             if retry_others:
-                retry_other_versions(connection, self._consumer)
-            return parked_batches(connection, self._consumer), due_letters(connection, self._consumer)
+                others = (_of(self._consumer), dead_letters.c.version != _VERSION)
+                retried = update(dead_letters).where(*others).values(retry_ms=now_ms(), version=_VERSION)
+                connection.execute(retried)
+            due = select(dead_letters).where(_of(self._consumer), dead_letters.c.retry_ms.is_not(None))
+            letters = connection.execute(due.order_by(dead_letters.c.id).limit(_RETRIED_AT_ONCE))
+            return self._read_parked(connection), [_letter(row) for row in letters]
+
+    def _read_parked(self, connection: Connection) -> dict[UUID, str | None]:
+        columns = (dead_letters.c.batch, dead_letters.c.project)
+        query = select(*columns).where(_of(self._consumer), dead_letters.c.batch.is_not(None))
+        found: dict[UUID, str | None] = {}
+        for batch_id, project in connection.execute(query):
+            found[batch_id] = found.get(batch_id) or project
+        return found
 
     def read_entries(self, letter: Letter, namespace: str) -> list[Entry] | None:
         """Return the entry that was parked and those behind it; None while the recorder lacks some.

@@ -186,15 +186,8 @@ class SecretCache:
         self._secrets.expect(owner)
 
     async def _load(self, owner: SecretOwner) -> list[SigningSecret]:
-        return await self._database.run(self._read, owner)
-
-    def _read(self, owner: SecretOwner) -> list[SigningSecret]:
-        with self._database.read() as connection:
-            found = read_secrets(connection, self._vault, owner)
-        if found:
-            return found
-        with self._database.write() as connection:  # nobody has signed for them yet
-            return ensure_secrets(connection, self._vault, owner)
+        found = await self._database.run_read(read_secrets, self._vault, owner)
+        return found or await self._database.run_write(ensure_secrets, self._vault, owner)
 
 
 def _insert(connection: Connection, vault: Vault, owner: SecretOwner, algorithm: Algorithm, text: str) -> None:

@@ -30,7 +30,7 @@ from tweezer.api.http.responses import success
 from tweezer.api.read_model import ReadModel
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
-from tweezer.ledger.recorder.writing import record_tags
+from tweezer.ledger.recorder.writing import replace_tags
 from tweezer.model.checks import MAX_KEY_LENGTH, MAX_TAG_LENGTH, MAX_TAGS, check_tags
 from tweezer.model.errors import Conflict, InvalidInput, NotFound, Unavailable
 from tweezer.model.ids import split_job_id
@@ -185,7 +185,7 @@ async def set_tags(
     batch = await live.batch(caller, batch_id)
     tags = await bodies.read(request, list[str], account=caller.account, root="tags")
     check_tags(tags)
-    in_ledger = batch.status.terminal and await ledger.run(record_tags, ledger, batch_id, tags)
+    in_ledger = batch.status.terminal and await ledger.run_write(replace_tags, batch_id, tags)
     try:
         await queue.commands.set_tags(batch_id, tags, project=batch.project)
     except NotFound:

@@ -199,17 +199,11 @@ class ResultLinks:
         return await self._signers.get(None)
 
     async def _load(self, _: None) -> Signer:
-        keys = await self._database.run(self._read)
+        vault = await self._database.run(self._open_vault)
+        keys = await self._database.run_read(read_link_keys, vault)
+        if not keys:
+            keys = await self._database.run_write(ensure_link_keys, vault)
         return Signer([key.secret for key in keys], self._link_s)
-
-    def _read(self) -> list[LinkKey]:
-        vault = self._open_vault()
-        with self._database.read() as connection:
-            found = read_link_keys(connection, vault)
-        if found:
-            return found
-        with self._database.write() as connection:
-            return ensure_link_keys(connection, vault)
 
 
 def _message(job_id: str, issued: str, expires: str) -> bytes:

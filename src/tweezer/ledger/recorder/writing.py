@@ -270,9 +270,3 @@ def replace_tags(connection: Connection, batch_id: UUID, replaced: Sequence[str]
             insert(tags), [{"project": row.project, "tag": tag, "batch": batch_id} for tag in dict.fromkeys(replaced)]
         )
     return True
-
-
-def record_tags(database: Database, batch_id: UUID, replaced: Sequence[str]) -> bool:
-    """Replace them in a transaction of its own: for a batch that Redis has forgotten. Raises Unavailable."""
-    with database.write() as connection:
-        return replace_tags(connection, batch_id, replaced)
