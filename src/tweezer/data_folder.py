@@ -59,7 +59,7 @@ def running_environment(folder: Path | None = None) -> dict[str, str]:
 
 
 def _is_locked(descriptor: int) -> bool:
-    """Whether another process holds a lock on the file."""
+    """Return whether another process holds a lock on the file."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -223,7 +223,7 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
 
 
 def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
-    """Does the same to each batch, also after an error; raises an error when there was one."""
+    """Do the same to each batch, also after an error; raise an error when there was one."""
 
     async def run(queue: AsyncQueue) -> int:
         failed = 0
@@ -245,7 +245,7 @@ def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch]
 
 
 def _find_device(targets: tuple[str, ...], device: str | None) -> str | None:
-    """The device that is meant; None for batches. What is no id of a batch is the name of a device."""
+    """Return the device that is meant; None for batches. What is no id of a batch is the name of a device."""
     if bool(targets) is (device is not None):
         raise click.UsageError("name either batches or a device")
     names = [target for target in targets if not _is_id(target)]

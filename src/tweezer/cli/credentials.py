@@ -44,7 +44,7 @@ _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 
 
 def parse_retention(text: str) -> int | None:
-    """The same, or ``forever``, or ``default``."""
+    """Read a duration, ``forever`` (0) or ``default`` (None)."""
     return {"forever": 0, "default": None}[text] if text in ("forever", "default") else parse_duration(text)
 
 
@@ -101,7 +101,7 @@ def set_retention(options: Options, *, project: str, kept_s: int | None, as_json
 
 
 def _limit(text: str) -> int | None:
-    """A number, ``none`` for no limit (0), or ``default``."""
+    """Read a number, ``none`` for no limit (0), or ``default``."""
     return {"none": 0, "default": None}[text] if text in ("none", "default") else int(text)
 
 

@@ -38,7 +38,7 @@ _ANSWER_SHOWN = 200
 
 
 def moment(text: str) -> datetime:
-    """``2h`` (ago), or a time in ISO 8601, UTC unless it says otherwise; for options."""
+    """Read ``2h`` (ago), or a time in ISO 8601, UTC unless it says otherwise; for options."""
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
@@ -213,13 +213,13 @@ COMMANDS = (deliveries, resend, replay, sample, schema)
 
 
 def format_deliveries(found: Sequence[Delivery]) -> list[str]:
-    """A table of deliveries."""
+    """Return a table of deliveries."""
     rows = [(it.id, show.minute(it.created), it.type, it.batch or "-", it.status.value, _last(it)) for it in found]
     return show.table(("delivery", "written", "type", "batch", "", "last attempt"), rows)
 
 
 def describe(delivery: Delivery) -> list[str]:
-    """What became of a delivery: every attempt on a line."""
+    """Return what became of a delivery: every attempt on a line."""
     number = "" if delivery.sequence is None else f", event {delivery.sequence} of batch {delivery.batch}"
     lines = [
         f"Delivery {delivery.id}: {delivery.type}{number}, to endpoint {delivery.endpoint}",
@@ -244,7 +244,7 @@ def _attempt(attempt: Attempt) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The beginning of what a stranger answered, harmless on a terminal."""
+    """Return the beginning of what a stranger answered, harmless on a terminal."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text[:_ANSWER_SHOWN])
     return plain + ("…" if len(text) > _ANSWER_SHOWN else "")
 
@@ -322,7 +322,7 @@ def _signed(database: Database, vault: Vault, found: Sequence[Delivery]) -> Iter
 
 
 async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_json: bool) -> int:
-    """Posts one after the other and prints what became of each; how many failed."""
+    """Post one after the other and print what became of each; return how many failed."""
     import aiohttp
 
     failed = 0
@@ -350,13 +350,13 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
 
 
 def wake(options: Options, endpoint: UUID) -> None:
-    """Sets an alarm for now; says so when Redis is not there: the couriers' sweep finds it later."""
+    """Set an alarm for now; say so when Redis is not there: the couriers' sweep finds it later."""
 
     _tell(options, lambda alarms: alarms.arm(endpoint, None))
 
 
 def tell_changed(options: Options) -> None:
-    """Says that endpoints were changed; couriers see it within a second where Redis is not there."""
+    """Tell couriers that endpoints were changed; they see it within a second where Redis is not there."""
     _tell(options, lambda alarms: alarms.note_change())
 
 

@@ -51,7 +51,7 @@ def workers(options: Options, *, as_json: bool) -> None:
 
 
 def _limits(device: DeviceRecord) -> tuple[str, str]:
-    """The name that sequences for it carry, and how many atoms they may have."""
+    """Return the name that sequences for it carry, and how many atoms they may have."""
     if device.specs_name is None:
         return "none", ""
     return device.specs_name, "any" if device.max_atom_num is None else f"≤ {device.max_atom_num}"

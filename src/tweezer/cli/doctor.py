@@ -75,7 +75,7 @@ def doctor(options: Options, context: click.Context, /, *, as_json: bool) -> Non
 
 
 async def examine(options: Options) -> list[Finding]:
-    """Checks all there is; when Redis does not answer, what needs it is left out."""
+    """Check all there is; when Redis does not answer, what needs it is left out."""
     findings = list(check_environment(os.environ))
     try:
         settings = options.settings()
@@ -113,7 +113,7 @@ async def examine(options: Options) -> list[Finding]:
 
 
 async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> WebhookState | None:
-    """What the ledger knows of them, and adds what can be said of that."""
+    """Return what the ledger knows of webhooks, and add the findings about it."""
     try:
         webhooks = await asyncio.to_thread(look_at_ledger_of_webhooks, settings)
     except TweezerError as error:
@@ -160,7 +160,7 @@ async def _examine_recorder(queue: AsyncQueue, position: str) -> Finding:
 
 
 async def _config(queue: AsyncQueue, name: str) -> str | None:
-    """A setting of Redis, or None where it may not be read."""
+    """Return a setting of Redis, or None where it may not be read."""
     return (await queue.store.reader.server_config(name)).get(name)
 
 
@@ -187,7 +187,7 @@ def check_latency(milliseconds: float) -> Finding:
 
 
 def check_access(url: str) -> Finding:
-    """Whether Redis lets everybody in. url: by which it was just reached."""
+    """Check whether Redis lets everybody in. url: by which it was just reached."""
     parts = urlsplit(url)
     if parts.password:
         return ok("access", f"as the user {parts.username or 'default'}, with a password")
@@ -220,7 +220,7 @@ def check_server(info: dict[str, Any]) -> Finding:
 
 
 async def check_features(redis: Redis, keys: Keys) -> Finding:
-    """Tries what the scripts need, on a key that does not exist: nothing is written."""
+    """Try what the scripts need, on a key that does not exist: nothing is written."""
     nothing = f"{keys.prefix}doctor"
     attempts: dict[str, tuple[str | int, ...]] = {
         "scripts": ("EVAL", "return redis.call('TIME')", 0),
@@ -261,7 +261,7 @@ async def check_durability(remote: Remote, devices: list[DeviceRecord], configur
 
 
 def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator[Finding]:
-    """An acknowledged submit is kept by the append-only file alone."""
+    """Check the append-only file, which alone keeps an acknowledged submit."""
     if not info.get("aof_enabled"):
         yield fail(
             "persistence", "there is no append-only file: a restart of Redis loses queued work and results", _PERSIST
@@ -428,7 +428,7 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
 
 
 def _is_there(command_info: Any) -> bool:
-    """Whether the reply of COMMAND INFO on one command knows it."""
+    """Return whether the reply of COMMAND INFO on one command knows it."""
     return bool(command_info) and any(entry for entry in command_info)
 
 

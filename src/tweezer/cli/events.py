@@ -86,7 +86,7 @@ async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follo
 
 
 def _line(event: Told) -> str:
-    """``2026-11-22 10:00:02.120  job.done  0199f3a2-… job 3  RUNNING -> DONE``."""
+    """Format an event: ``2026-11-22 10:00:02.120  job.done  0199f3a2-… job 3  RUNNING -> DONE``."""
     moment = datetime.fromisoformat(event.timestamp).astimezone()
     data = event.data
     words = [f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03}", f"{event.type:<17}"]

@@ -34,7 +34,7 @@ _OPTIONS = (
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options ``flags``, ``runs``, ``variables`` and ``lines``, for :func:`read_jobs`."""
+    """Return the options ``flags``, ``runs``, ``variables`` and ``lines``, for :func:`read_jobs`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -43,7 +43,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def read_jobs(
     flags: Iterable[str], runs: int | None, variables: Iterable[str], lines: TextIO | None
 ) -> list[dict[str, Any]]:
-    """The jobs that the options give; ``runs`` and ``variables`` alone make one.
+    """Return the jobs that the options give; ``runs`` and ``variables`` alone make one.
 
     Raises UsageError for a flag that cannot be read, InvalidInput for a line of a file.
     """
@@ -81,7 +81,7 @@ def _flag(text: str) -> dict[str, Any]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Splits at commas, but not within brackets."""
+    """Split at commas, but not within brackets."""
     depth, begin = 0, 0
     for at, character in enumerate(text):
         depth += (character in "[{") - (character in "]}")
@@ -103,7 +103,7 @@ class _Repeated(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of JSON; as over HTTP, no key may come twice."""
+    """Return the object of JSON; as over HTTP, no key may come twice."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -59,7 +59,7 @@ _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
 def tell(context: click.Context, findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Prints them, and ends the command with exit code 1 when something FAILs."""
+    """Print them, and end the command with exit code 1 when something FAILs."""
     if as_json:
         click.echo(msgspec.json.encode(findings))
     else:
@@ -89,7 +89,7 @@ _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has
 
 
 def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
-    """How the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
+    """Return how the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
     if importlib.util.find_spec("sqlalchemy") is None:
         return ok("ledger", "not looked at: a host that only runs workers or producers does not need it")
     from tweezer.ledger.database import Database
@@ -110,7 +110,7 @@ def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
 
 
 def check_health(health: LedgerHealth) -> Iterator[Finding]:
-    """The tables, whether they can be written, and whether what is written stays."""
+    """Check the tables, whether they can be written, and whether what is written stays."""
     kind = "SQLite" if health.is_sqlite else "PostgreSQL"
     version = health.settings["version" if health.is_sqlite else "server_version"].split()[0]
     if health.unfit is not None:
@@ -172,7 +172,7 @@ def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
-    """What could not be processed, and what was lost of it."""
+    """Check what could not be processed, and what was lost of it."""
     there = {consumer: it for consumer, it in letters.items() if it.letters}
     evicted = sum(it.evicted for it in letters.values())
     lost = f"; {evicted} were dropped for want of room or for their age" if evicted else ""
@@ -188,7 +188,7 @@ def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
 
 
 def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
-    """Whether one is at work. behind_s: age of the oldest event that is not recorded; None when all are."""
+    """Check whether a recorder is at work. behind_s: age of the oldest event not recorded yet; None when all are."""
     start = "start it: tweezer recorder"
     if not active and behind_s is not None:
         return fail(
@@ -238,7 +238,7 @@ def check_keeping(settings: Settings) -> Finding:
 
 
 def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
-    """Whether the folder of large results can be used here. hosts: those that workers live on."""
+    """Check whether the folder of large results can be used here. hosts: those that workers live on."""
     folder = settings.results_folder()
     near = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(near, os.W_OK | os.X_OK):
@@ -274,7 +274,7 @@ class WebhookState(msgspec.Struct, frozen=True):
 
 
 def look_at_ledger_of_webhooks(settings: Settings) -> WebhookState:
-    """Asks the database, whose tables must be as they should be. Raises TweezerError."""
+    """Ask the database, whose tables must be as they should be. Raises TweezerError."""
     from tweezer.ledger.database import Database
     from tweezer.webhooks.health import read_receiver_health, read_secret_health, read_webhook_health
 
@@ -291,7 +291,7 @@ def look_at_ledger_of_webhooks(settings: Settings) -> WebhookState:
 
 
 def check_webhooks(found: WebhookState) -> Iterator[Finding]:
-    """What can be said without Redis."""
+    """Check what can be checked without Redis."""
     yield check_deliveries(found.health)
     yield check_receivers(found.receivers, found.health.disabled)
     yield check_secrets(found.secrets)
@@ -355,7 +355,7 @@ def check_receivers(receivers: ReceiverHealth, disabled: int) -> Finding:
 
 
 def check_secrets(secrets: SecretHealth | TweezerError) -> Finding:
-    """Whether what signs webhooks and links can be decrypted here."""
+    """Check whether what signs webhooks and links can be decrypted here."""
     name = "secrets key"
     if isinstance(secrets, TweezerError):
         return fail(name, secrets.message, "restore the key from its backup")

@@ -94,7 +94,7 @@ class Receiver:
         return f"http://{host}:{self._port}/"
 
     async def start(self) -> None:
-        """Raises InvalidInput("port", …) when it is not to be had."""
+        """Raise InvalidInput("port", …) when it is not to be had."""
         from aiohttp import web
 
         app = web.Application(client_max_size=_BODY_MAX)
@@ -110,7 +110,7 @@ class Receiver:
         self._port = runner.addresses[0][1]
 
     async def close(self) -> None:
-        """Hangs up on who waits yet."""
+        """Hang up on clients that still wait."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -134,7 +134,7 @@ class Receiver:
         return web.Response(status=status, headers=headers, text=None if problem is None else problem)
 
     async def _verify(self, body: bytes, request: web.Request) -> tuple[Webhook | None, str | None]:
-        """The webhook, or why it is none."""
+        """Return the webhook, or why it is none."""
         try:
             return verify_webhook(body, request.headers, await self._secrets_now()), None
         except WebhookInvalid as error:
@@ -161,7 +161,7 @@ class SequenceTracker:
     def read(
         self, identity: str, webhook: Webhook | None, problem: str | None, status: int | None, body: bytes
     ) -> Received:
-        """Takes note of a webhook, and says what is remarkable about it."""
+        """Take note of a webhook, and say what is remarkable about it."""
         repeated = webhook is not None and webhook.id in self._ids
         remarks = () if webhook is None or repeated else tuple(self._remarks(webhook.data))
         if webhook is not None:
@@ -184,7 +184,7 @@ class SequenceTracker:
 
 
 def format_line(received: Received) -> str:
-    """A webhook on one line."""
+    """Describe a webhook on one line."""
     at = f"{received.at.astimezone():%H:%M:%S}"
     answered = "no answer" if received.status is None else f"answered {received.status}"
     if received.webhook is None:
@@ -199,7 +199,7 @@ def format_line(received: Received) -> str:
 
 
 def to_json(received: Received) -> bytes:
-    """A webhook as a JSON object."""
+    """Return a webhook as a JSON object."""
     webhook = received.webhook
     return msgspec.json.encode(
         {
@@ -306,7 +306,7 @@ def _statuses(text: str) -> tuple[int, ...]:
 
 
 def _about(data: dict[str, Any]) -> str:
-    """What it is about: a batch and a job of it, a device, an endpoint."""
+    """Return what it is about: a batch and a job of it, a device, an endpoint."""
     if isinstance(data.get("batch_id"), str):
         job = f" job {data['index']}" if isinstance(data.get("index"), int) else ""
         return f"batch {data['batch_id']}{job}  {data.get('status', '')}"

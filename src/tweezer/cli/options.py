@@ -48,7 +48,7 @@ class Options(NamedTuple):
 
     @asynccontextmanager
     async def queue(self, *, patient: bool = False) -> AsyncIterator[AsyncQueue]:
-        """The project's queue. Raises Unavailable when Redis is not there.
+        """Return the project's queue. Raises Unavailable when Redis is not there.
 
         patient: once it was reached, wait for a minute for a Redis that went away.
         """
@@ -122,7 +122,7 @@ def open_ledger(settings: Settings, command: str, *, at_any_step: bool = False) 
 
 
 def _ledger(settings: Settings) -> OpenDatabase | None:
-    """Where the ledger is, if there is one: a command that reads must not make the file of its default."""
+    """Return where the ledger is, if there is one: a command that reads must not make the file of its default."""
     from tweezer.ledger.config import sqlite_file
 
     place = settings.locate_ledger()
@@ -170,7 +170,7 @@ def print_list(
 
 
 def require(command: str, extra: str, *modules: str) -> None:
-    """Raises TweezerError that names the extra to install unless all these modules are there."""
+    """Raise TweezerError that names the extra to install unless all these modules are there."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise TweezerError(
@@ -183,7 +183,7 @@ _DURATION = re.compile(rf"(\d{{1,9}})\s*({'|'.join(_UNITS_S)})", re.ASCII)
 
 
 def parse_duration(text: str) -> int:
-    """``90d``, ``12h``, ``30min``, for options."""
+    """Read ``90d``, ``12h``, ``30min``, for options; in seconds."""
     match = _DURATION.fullmatch(text.strip())
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text!r} is no time such as 90d, 12h or 30min")
@@ -196,7 +196,7 @@ def parse_overlap(text: str) -> int:
 
 
 def parse_time(text: str) -> datetime:
-    """``2027-01-31T08:00`` of here, or with an offset, for options; in UTC.
+    """Read ``2027-01-31T08:00`` in the local time zone, or with an offset, for options; in UTC.
 
     Raises BadParameter also for a local time that the clocks skip, or have twice: the offset says which is meant.
     """
@@ -221,6 +221,6 @@ def _check_local(text: str, given: datetime) -> None:
 
 
 def clock(moment: datetime) -> str:
-    """The time of here: ``14:00`` today, ``2027-01-31 08:00`` on another day."""
+    """Format a time in the local time zone: ``14:00`` if today, ``2027-01-31 08:00`` on another day."""
     here = moment.astimezone()
     return f"{here:%H:%M}" if here.date() == datetime.now().astimezone().date() else f"{here:%Y-%m-%d %H:%M}"

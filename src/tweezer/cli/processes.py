@@ -176,7 +176,7 @@ def _variable_in_use(key: str) -> str | None:
 
 
 def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
-    """Whether the ledger lies in the data folder, or the environment or the file of settings names both."""
+    """Return whether the ledger lies in the data folder, or the environment or the file of settings names both."""
     file = sqlite_file(settings.locate_ledger().url)
     if file is not None and file.resolve().parent == settings.data_dir.resolve():
         return True
@@ -184,7 +184,7 @@ def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
 
 
 def require_server(command: str) -> None:
-    """Raises TweezerError unless the API can run."""
+    """Raise TweezerError unless the API can run."""
     require(
         command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2", "aiohttp", "cryptography"
     )
@@ -202,13 +202,13 @@ _NEEDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 
 
 def require_emulator(command: str, adapter: str) -> None:
-    """Raises TweezerError unless what this kind of adapter needs is installed."""
+    """Raise TweezerError unless what this kind of adapter needs is installed."""
     for extra, modules in _NEEDS.get(adapter, ()):
         require(command, extra, *modules)
 
 
 def tell(text: str) -> None:
-    """Says something beside the output of the processes."""
+    """Say something beside the output of the processes."""
     show.echo(show.style(f"tweezer: {text}", bold=True), err=True)
 
 
@@ -253,7 +253,7 @@ _AT_LEAST_0 = click.FloatRange(min=0)
 
 
 def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
-    """An option for a misbehaviour; left out, it is as :class:`Misbehaviours` has it."""
+    """Return an option for a misbehaviour; left out, it is as :class:`Misbehaviours` has it."""
     return click.option(f"--{name}", default=None, help=help, **given)
 
 

@@ -68,7 +68,7 @@ def _read_user(line: str) -> str:
 
 
 def _password(path: Path) -> str:
-    """The password in the file, which is made unless it is there."""
+    """Return the password in the file, which is made unless it is there."""
     if not path.exists():
         _replace(path, secrets.token_urlsafe(_PASSWORD_BYTES) + "\n", _OWNER_ONLY)
     password = path.read_text("utf-8").strip()

@@ -148,7 +148,7 @@ def _plottable(jobs: list[Finished]) -> list[tuple[str, Counter[str]]]:
 
 
 def _plot(path: Path, counters: list[tuple[str, Counter[str]]], top: int) -> None:
-    """Draws a bar chart for each counter. Raises InvalidInput for a kind of file that matplotlib does not know."""
+    """Draw a bar chart for each counter. Raises InvalidInput for a kind of file that matplotlib does not know."""
     require("results --plot", "emulators", "matplotlib")
     import matplotlib as mpl
 

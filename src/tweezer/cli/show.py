@@ -58,7 +58,7 @@ def style(text: str, *, fg: str | None = None, bold: bool | None = None, dim: bo
 
 
 def unstyle(text: str) -> str:
-    """The text without its styles."""
+    """Return the text without its styles."""
     return click.unstyle(text.replace(_ESC, "\x1b"))
 
 
@@ -68,7 +68,7 @@ def confirm(question: str) -> None:
 
 
 def plain(text: str, encoding: str | None) -> str:
-    """The text in characters that the encoding has."""
+    """Return the text in characters that the encoding has."""
     try:
         text.encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -79,7 +79,7 @@ def plain(text: str, encoding: str | None) -> str:
 
 
 def bar(fraction: float, cells: int) -> str:
-    """A horizontal bar, ``fraction`` of ``cells`` long, in eighths of a cell, without padding."""
+    """Return a horizontal bar, ``fraction`` of ``cells`` long, in eighths of a cell, without padding."""
     eighths = round(min(max(fraction, 0.0), 1.0) * cells * 8)
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
@@ -87,7 +87,7 @@ def bar(fraction: float, cells: int) -> str:
 def histogram(
     counter: Mapping[str, int], *, top: int, columns: int, marked: Collection[str] = (), indent: str = "  "
 ) -> list[str]:
-    """The most frequent bitstrings, one line each, and one for the rest; ``marked`` ones are coloured."""
+    """Return the most frequent bitstrings, one line each, and one for the rest; ``marked`` ones are coloured."""
     total = sum(counter.values())
     if not total:
         return [f"{indent}no shots"]
@@ -156,7 +156,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def duration(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    """Format a duration: ``0.4 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -168,12 +168,12 @@ def duration(seconds: float) -> str:
 
 
 def minute(moment: datetime | None) -> str:
-    """``2026-11-22 10:00 UTC``; a dash for none."""
+    """Format a time: ``2026-11-22 10:00 UTC``; a dash for none."""
     return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def values(variables: Mapping[str, object]) -> str:
-    """The variables of a job on one line."""
+    """Return the variables of a job on one line."""
     return " ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in variables.items()
     )

@@ -27,7 +27,7 @@ _LISTED_JOBS = 10
 
 
 def availability(device: DeviceRecord, now: datetime) -> str:
-    """``available``, or why not, and what is to come or not known."""
+    """Return ``available``, or why not, and what is to come or not known."""
     hold, window = device.unavailability(now), device.window
     parts = ["available" if hold is None else hold.describe(clock)]
     if device.unsure is not None:
@@ -39,7 +39,7 @@ def availability(device: DeviceRecord, now: datetime) -> str:
 
 
 def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime | None = None) -> str | None:
-    """Why a batch that has pending jobs begins none, where its device is the reason; None where it is not."""
+    """Return why a batch that has pending jobs begins none, where its device is the reason; None where it is not."""
     idle = batch.counts[JobStatus.PENDING] and not batch.counts[JobStatus.RUNNING]
     if device is None or not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
         return None
@@ -56,7 +56,7 @@ _LISTED = 10
 
 
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
-    """The last attempts to cancel jobs of the batch, and the sum of their outcomes; none where nobody tried."""
+    """Return the last attempts to cancel jobs of the batch, and the sum of their outcomes; none where nobody tried."""
     if not record.cancels:
         return []
     last = record.cancels[-_LISTED:]
@@ -71,17 +71,17 @@ def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
 
 
 def cancel_note(job: JobRecord) -> str:
-    """What the cancel of a job came to, in a few words; empty without one, and before it ended."""
+    """Return what the cancel of a job came to, in a few words; empty without one, and before it ended."""
     return "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
 
 
 def was_stopped(job: JobRecord) -> bool:
-    """Whether a cancel met more than a job that waited."""
+    """Return whether a cancel met more than a job that waited."""
     return job.cancel_outcome not in (None, CancelOutcome.PREVENTED)
 
 
 def attempt_json(attempt: CancelAttempt) -> dict[str, Any]:
-    """The attempt for ``--json``."""
+    """Return the attempt for ``--json``."""
     return {"at": attempt.at, "by": attempt.by, "jobs": attempt.jobs}
 
 
@@ -171,7 +171,7 @@ class Meter:
         self._said, self._said_at = line, time.monotonic()
 
     def end(self) -> None:
-        """Leaves the last line where it is."""
+        """Leave the last line where it is."""
         if self._live and self._said:
             show.echo(err=self._err)
 
@@ -200,7 +200,7 @@ class _Rate:
 
 
 async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord:
-    """Shows the batch until nothing of it is pending or running, and returns it. Raises NotFound."""
+    """Show the batch until nothing of it is pending or running, and return it. Raises NotFound."""
     batch = queue.batch(batch_id)
     rate, progress = _Rate(), dict[int, float]()
     await batch.record()
@@ -226,7 +226,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
 
 
 def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
-    """Brings the fractions of running jobs up to date with a batch's news."""
+    """Bring the fractions of running jobs up to date with a batch's news."""
     for message in messages:
         news = read_news(message)
         if isinstance(news, JobNews):
@@ -240,7 +240,7 @@ def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
 
 
 async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
-    """Why a batch that does not move may stand still."""
+    """Return why a batch that does not move may stand still."""
     return why_it_waits(record, await queue.store.admission.device(record.device))
 
 
@@ -286,7 +286,7 @@ def watch(options: Options, *, batch: str) -> None:
 
 
 def must_be_done(record: BatchRecord) -> None:
-    """Raises TweezerError that says why unless every job of the batch is DONE."""
+    """Raise TweezerError that says why unless every job of the batch is DONE."""
     counts = record.counts
     if record.fault is not None:
         raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
@@ -331,7 +331,7 @@ def _ago(now: datetime, moment: datetime) -> str:
 
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
-    """The jobs that run, failed, or were cancelled when they had begun, if not too many."""
+    """Return the jobs that run, failed, or were cancelled when they had begun, if not too many."""
     return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or was_stopped(job)][
         :_LISTED_JOBS
     ]

@@ -307,7 +307,7 @@ def _find_owner(options: Options, connection: Connection, endpoint_id: UUID | No
 
 
 def _outcome(database: Database, delivery_id: UUID, wait_s: float) -> Delivery:
-    """The delivery, once an attempt was made or that time is over."""
+    """Return the delivery, once an attempt was made or that time is over."""
     deadline = time.monotonic() + wait_s
     while True:
         with database.read() as connection:
@@ -339,7 +339,7 @@ def _show_endpoint(endpoint: Endpoint, what: str, *, as_json: bool) -> None:
 
 
 def _short(url: str) -> str:
-    """The URL without what may be secret, and no longer than a line has room for."""
+    """Return the URL without what may be secret, and no longer than a line has room for."""
     parts = urlsplit(url)
     text = f"{parts.scheme}://{parts.netloc}{parts.path}" + ("?…" if parts.query else "")
     return text if len(text) <= 60 else f"{text[:59]}…"

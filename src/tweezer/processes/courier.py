@@ -52,7 +52,7 @@ async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
 
 
 def run_courier(settings: Settings, *, tuning: CourierTuning | None = None) -> None:
-    """Delivers webhooks until SIGTERM or SIGINT; others may do the same beside it."""
+    """Deliver webhooks until SIGTERM or SIGINT; others may do the same beside it."""
     os.nice(_NICENESS)
     run_on_a_loop(lambda: CourierProcess(settings, tuning))
 

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 def run_recorder(settings: Settings) -> None:
-    """Records the events of the queue in the ledger until SIGTERM or SIGINT; stands by while another does."""
+    """Record the events of the queue in the ledger until SIGTERM or SIGINT; stand by while another does."""
     os.nice(NICENESS)
     run_on_a_loop(lambda: RecorderProcess(settings))
 
@@ -38,7 +38,7 @@ class RecorderProcess:
         )
 
     async def async_run(self) -> None:
-        """Ends with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
         stopping = stopped_by_signals()
         if not await done_before(stopping, wait_for_schema(self._settings.locate_ledger())):
             return

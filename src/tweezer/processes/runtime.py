@@ -80,7 +80,7 @@ def raise_file_limit() -> int:
 
 
 def arq_options(store: Store, context: dict[str, Any]) -> dict[str, Any]:
-    """What every worker of plain arq is given: our way of writing messages, and no signals of its own."""
+    """Return what every worker of plain arq is given: our way of writing messages, and no signals of its own."""
     return {
         "redis_pool": ArqRedis(store.redis.connection_pool, serialize, deserialize),
         "job_serializer": serialize,
@@ -98,7 +98,7 @@ class Parker:
         self._consumer = consumer
 
     async def park(self, message_id: str, payload: bytes, problem: str) -> None:
-        """Raises TweezerError when that is not possible now."""
+        """Raise TweezerError when that is not possible now."""
         await asyncio.to_thread(self._park, message_id, payload, problem)
 
     def _park(self, message_id: str, payload: bytes, problem: str) -> None:
@@ -134,7 +134,7 @@ class ParkingWorker(Worker):
             await super()._poll_iteration()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Starts the messages one by one, so that one which cannot be begun keeps no other from it."""
+        """Start the messages one by one, so that one which cannot be begun keeps no other from it."""
         for job_id in job_ids:
             started = self.job_counter
             try:
@@ -147,7 +147,7 @@ class ParkingWorker(Worker):
                 await self._set_aside(job_id, error)
 
     async def run_job(self, job_id: str, score: int) -> None:
-        """Runs a message, or parks it."""
+        """Run a message, or park it."""
         _problems.set([])
         try:
             await super().run_job(job_id, score)
@@ -157,7 +157,7 @@ class ParkingWorker(Worker):
             await self._set_aside(job_id.encode(), error)
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
-        """Parks what could not be read before arq drops it; its sender is told as before."""
+        """Park what could not be read before arq drops it; its sender is told as before."""
         problems = _problems.get([])
         if not problems or await self._is_parked(job_id.encode(), problems[0]):
             await super().finish_failed_job(job_id, result_data)
@@ -169,7 +169,7 @@ class ParkingWorker(Worker):
             await self.pool.zrem(self.queue_name, job_id)
 
     async def _is_parked(self, job_id: bytes, problem: str) -> bool:
-        """Parks a message; while that is not possible, the message waits."""
+        """Park a message; while that is not possible, the message waits."""
         try:
             payload = await self.pool.get(job_key_prefix.encode() + job_id)
         except redis_errors.ResponseError as error:
@@ -188,14 +188,14 @@ class ParkingWorker(Worker):
 
 
 def _is_of_message(error: Exception) -> bool:
-    """Whether the message is what is wrong, not Redis, the way to it, or this process."""
+    """Return whether the message is what is wrong, not Redis, the way to it, or this process."""
     if isinstance(error, redis_errors.ResponseError):
         return translated(error).code in ("unreadable", "redis")
     return not isinstance(error, (TweezerError, redis_errors.RedisError, OSError, RuntimeError, MemoryError))
 
 
 def _read_message(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any]:
-    """Reads a message, and notes why it cannot be read."""
+    """Read a message, and note why it cannot be read."""
     try:
         return check_message(read(data))
     except ValueError as error:
@@ -204,7 +204,7 @@ def _read_message(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[
 
 
 async def send_again(store: Store, message_id: str, payload: bytes) -> None:
-    """Puts a message that was parked back into the intake queue. Raises Unavailable."""
+    """Put a message that was parked back into the intake queue. Raises Unavailable."""
     with translating():
         now_ms = round(time.time() * 1000)
         await store.redis.set(job_key_prefix + message_id, payload, px=_MESSAGE_KEPT_MS)
@@ -212,7 +212,7 @@ async def send_again(store: Store, message_id: str, payload: bytes) -> None:
 
 
 def on_signals(end: Callable[[], object]) -> None:
-    """Calls this when the process is told to stop."""
+    """Call ``end`` when the process is told to stop."""
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, end)
 
@@ -251,7 +251,7 @@ async def work(
     drain_s: float,
     backoff: Backoff,
 ) -> None:
-    """Runs workers of plain arq until ``stopping``; when one fails or Redis goes away, new ones after a pause.
+    """Run workers of plain arq until ``stopping``; when one fails or Redis goes away, new ones after a pause.
 
     A message that is cut off by the end of the process is run again by arq; all of ours may be.
     """
@@ -271,7 +271,7 @@ async def work(
 
 
 async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s: float) -> None:
-    """Runs the workers until it is time to stop or one of them fails; then ends all."""
+    """Run the workers until it is time to stop or one of them fails; then end all."""
     running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
     stop = asyncio.ensure_future(stopping.wait())
     try:
@@ -286,7 +286,7 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
 
 
 async def _end(workers: Sequence[Worker], running: Sequence[asyncio.Future[None]], drain_s: float) -> None:
-    """Ends the workers and what they run. arq's own ``close`` raises CancelledError when a message is cut off, and
+    """End the workers and what they run. arq's own ``close`` raises CancelledError when a message is cut off, and
     cuts all connections of the process."""
     for worker in workers:
         worker.handle_sig(signal.SIGUSR1)

@@ -49,7 +49,7 @@ class Scheduler:
         self.store = Store.open(settings.connect())
 
     async def async_run(self) -> None:
-        """Ends with a signal."""
+        """End with a signal."""
         backoff = self._config.redis_backoff
         stopping = stopped_by_signals()
         if not await require_access(self.store, stopping, backoff):

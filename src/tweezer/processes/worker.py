@@ -27,7 +27,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
 def make_worker(
     settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
 ) -> TicketWorker:
-    """The worker of a pool. Raises InvalidInput for a device that no adapter serves, or whose specs are none."""
+    """Make a worker. Raises InvalidInput for a device that no adapter serves, or whose specs cannot be used."""
     binding = settings.binding(device)
     options = LaneOptions(
         memory_limit_mb=settings.worker.memory_limit_mb or None,
@@ -53,7 +53,7 @@ def make_worker(
 
 
 def run_worker(settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False) -> None:
-    """Serves a device until SIGTERM or SIGINT, then drains; in burst mode until nothing is ready."""
+    """Serve a device until SIGTERM or SIGINT, then drain; in burst mode until nothing is ready."""
     if sys.platform == "linux":
         hide_process()  # from lanes, which run as the same user: its environment holds credentials
     run_on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))

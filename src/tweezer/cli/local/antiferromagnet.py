@@ -28,7 +28,7 @@ ORDERED = frozenset({"01" * (ATOMS // 2), "10" * (ATOMS // 2)})
 
 
 def build_sequence(specs: str | None = None) -> str:
-    """The sequence, with the variable ``delta_final``, as Pulser serialises it. Imports Pulser.
+    """Return the sequence, with the variable ``delta_final``, as Pulser serialises it. Imports Pulser.
 
     specs: of the device that it is for, in Pulser's abstract representation; None is one without limits.
     """
@@ -60,7 +60,7 @@ def final_detunings(jobs: int) -> list[float]:
 
 
 def order(counter: Mapping[str, int]) -> float:
-    """The staggered order of the shots: the mean of |excited on even sites − on odd sites| / (atoms / 2).
+    """Return the staggered order of the shots: the mean of |excited on even sites − on odd sites| / (atoms / 2).
 
     0 when no atom is excited, 1 when every second one is in each shot.
     """
@@ -72,7 +72,7 @@ def order(counter: Mapping[str, int]) -> float:
 
 
 def drawing(bits: str) -> list[str]:
-    """The ring of atoms as text: ● is excited."""
+    """Return the ring of atoms as text: ● is excited."""
     places = ((0, 8), (1, 13), (3, 15), (5, 13), (6, 8), (5, 3), (3, 1), (1, 3))
     canvas = [[" "] * 17 for _ in range(7)]
     for (row, column), bit in zip(places, bits, strict=True):

@@ -54,7 +54,7 @@ class Interrupts:
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Raises KeyboardInterrupt at a signal, or at once if one came before."""
+        """Raise KeyboardInterrupt at a signal, or at once if one came before."""
         self._allowed = True
         try:
             if self.came.is_set():
@@ -166,7 +166,7 @@ class Child:
             self._process.send_signal(number)
 
     def _keep(self) -> None:
-        """Runs in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.local.owned`."""
+        """Run in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.local.owned`."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -222,7 +222,7 @@ _STOP_S = 25.0
 
 
 def keep_several(arguments: list[str], settings: Settings, count: int, *, say: Callable[[str], None]) -> None:
-    """Keeps so many processes of a command running until told to stop. Raises TweezerError when one dies at its start,
+    """Keep several processes of a command running until told to stop. Raises TweezerError when one dies at its start,
     or again and again."""
     given = {
         "redis.url": settings.redis.url,

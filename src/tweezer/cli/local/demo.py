@@ -162,13 +162,13 @@ def demo(
 
 
 def _machine(port: int) -> dict[str, object]:
-    """The device that the simulated QPU at this port is."""
+    """Return the device that the simulated QPU at this port is."""
     adapter_options = {"base_url": f"http://{HOST}:{port}", "poll_s": 0.05}
     return {MACHINE: {"adapter": "qpu", "options": adapter_options}}
 
 
 def _submits(data: Path) -> list[int]:
-    """How often the machine was asked to run each job."""
+    """Return how often the machine was asked to run each job."""
     return [counted.submits for counted in tally(read_journal(data / QPU_JOURNAL)).values()]
 
 
@@ -183,7 +183,7 @@ def _introduce(say: Say, *, qpu: bool) -> None:
 def _run(
     settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say, interrupts: Interrupts
 ) -> DemoResult:
-    """Submits the batch, follows it, reads its results, and waits for its webhooks. Raises TweezerError."""
+    """Submit the batch, follow it, read its results, and wait for its webhooks. Raises TweezerError."""
     ledger = settings.locate_ledger().url  # it may have events that Redis has no longer
     opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
     with Mailbox(settings) as mailbox, opened as queue:
@@ -210,7 +210,7 @@ async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
 
 
 def _findings(outcome: DemoResult) -> Iterator[str]:
-    """The histogram of the last job beside its most frequent state, and the order of all jobs."""
+    """Return the histogram of the last job beside its most frequent state, and the order of all jobs."""
     last = outcome.jobs[-1]
     columns = min(show.width(), 80)
     yield ""
@@ -318,7 +318,7 @@ class Mailbox:
         return self._receiver.url
 
     def wait(self, ids: Collection[str]) -> list[Webhook]:
-        """The webhooks of these events, by their numbers, once all have come and were verified.
+        """Return the webhooks of these events, by their numbers, once all have come and were verified.
 
         Raises TweezerError when none comes for half a minute.
         """

