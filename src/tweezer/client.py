@@ -38,7 +38,7 @@ from tweezer.model.lifecycle import JOB_BY_LETTER, JobStatus
 from tweezer.model.messages import MAX_JOBS_PER_BATCH, JobSpec, Limits, Priority, Result
 from tweezer.model.windows import Window, check_time
 from tweezer.store.connection import Connect, Store
-from tweezer.store.devices import planned
+from tweezer.store.devices import new_window
 from tweezer.store.producers import CancelAnswer, Submission
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord, WorkerRecord
 from tweezer.store.streams.batch_events import BatchEvents, LastEvent
@@ -547,7 +547,7 @@ class AsyncQueue:
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_time("begins", begins)
         check_time("ends", ends)
-        window = planned(begins, ends, reason)
+        window = new_window(begins, ends, reason)
         await self.ask(lambda: self.store.devices.plan(name, window))
         return window
 

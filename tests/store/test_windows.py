@@ -12,7 +12,7 @@ from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import JobSpec, Limits, OutcomeKind
 from tweezer.model.windows import WINDOWS_MAX, UnavailabilityKind, Window
-from tweezer.store.devices import planned
+from tweezer.store.devices import new_window
 from tweezer.store.keys import Key
 from tweezer.store.workers import NextStep
 
@@ -32,7 +32,7 @@ def after(seconds: float) -> datetime:
 async def plan(
     rig: StoreRig, begins_s: float, ends_s: float, reason: str = "new lens", *, device: str = DEVICE
 ) -> Window:
-    window = planned(after(begins_s), after(ends_s), reason)
+    window = new_window(after(begins_s), after(ends_s), reason)
     await rig.devices.plan(device, window)
     return window
 
@@ -182,7 +182,7 @@ async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_re
 async def test_one_window_after_another_is_no_break(rig: StoreRig) -> None:
     await plan(rig, -1, 60, "lens")
     (first,) = await rig.reader.windows(DEVICE)
-    await rig.devices.plan(DEVICE, planned(first.ends, after(120), "mirror"))
+    await rig.devices.plan(DEVICE, new_window(first.ends, after(120), "mirror"))
     await pass_time(rig, 61)
     await rig.tickets.sweep()
     assert [(type_, data["reason"]) for type_, data in await notices(rig)] == [
@@ -227,7 +227,7 @@ async def test_windows_that_cannot_be_are_refused(rig: StoreRig) -> None:
             await plan(rig, begins_s, ends_s, reason)
         assert refusal.value.field == field
     with pytest.raises(InvalidInput) as refusal:
-        planned(datetime(2099, 1, 1), after(10), "why")  # noqa: DTZ001
+        new_window(datetime(2099, 1, 1), after(10), "why")  # noqa: DTZ001
     assert refusal.value.field == "begins_at"
     with pytest.raises(NotFound, match="NO_SUCH"):
         await plan(rig, 60, 120, device="NO_SUCH")

@@ -18,7 +18,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tweezer.cli.local import redis_server
-from tweezer.store.acl import EACH_CALLS, SCRIPTS, RedisUser, acl_lines, hashed, user_name, with_credentials
+from tweezer.store.acl import EACH_CALLS, SCRIPTS, RedisUser, acl_lines, add_credentials, hash_password, user_name
 from tweezer.store.connection import Store
 from tweezer.store.keys import Keys
 from tweezer.store.scripts import Scripts
@@ -49,12 +49,12 @@ class RedisServer(redis_server.RedisServer):
 
 def as_user(url: str, user: RedisUser, *, namespace: str = "tweezer") -> str:
     """The URL of such a server for a process that connects as this user."""
-    return with_credentials(url, user_name(user, namespace), _PASSWORD)
+    return add_credentials(url, user_name(user, namespace), _PASSWORD)
 
 
 @functools.cache
 def _users_file(*, workers_read_settings: bool) -> Path:
-    passwords = dict.fromkeys(RedisUser, hashed(_PASSWORD))
+    passwords = dict.fromkeys(RedisUser, hash_password(_PASSWORD))
     users = [line for name in ("tweezer", STORE_NAMESPACE) for line in acl_lines(name, passwords)[1:]]
     if workers_read_settings:
         worker = f"user {user_name(RedisUser.WORKER, 'tweezer')} "

@@ -14,7 +14,7 @@ from tests.support.waiting import until
 from tweezer.duties import Backoff, Duties, Duty, DutyEnded, repeat, until_answered
 from tweezer.model.errors import InvalidInput, QueueFull, TweezerError, Unavailable
 from tweezer.store.connection import Connect, Store
-from tweezer.store.scripts import translated
+from tweezer.store.scripts import translate_error
 
 SOON = Backoff(base_s=0.0, cap_s=0.0)
 
@@ -158,7 +158,7 @@ async def test_a_loop_that_ends_while_it_is_needed_tells_those_who_wait_and_can_
     ],
 )
 def test_errors_of_redis_are_told_apart(raised: redis_errors.RedisError, code: str) -> None:
-    assert translated(raised).code == code
+    assert translate_error(raised).code == code
 
 
 @pytest.mark.parametrize(

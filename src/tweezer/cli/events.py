@@ -14,7 +14,7 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options
 from tweezer.client import AsyncQueue
-from tweezer.model.webhooks import EventType, Told, told
+from tweezer.model.webhooks import EventType, Told, describe_event
 from tweezer.store.streams.tail import Tail
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def events(
 async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
     async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
-            yield told(event, queue.project)
+            yield describe_event(event, queue.project)
 
 
 async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[Told]:

@@ -13,7 +13,7 @@ import click
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options
 from tweezer.model.errors import InvalidInput, TweezerError
-from tweezer.store.acl import RedisUser, acl_lines, hashed, user_name, with_credentials
+from tweezer.store.acl import RedisUser, acl_lines, add_credentials, hash_password, user_name
 
 ACL_FILE = "users.acl"
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
@@ -52,9 +52,9 @@ def _write(folder: Path, url: str, namespace: str) -> None:
     hashes = {}
     for user in RedisUser:
         password = _password(folder / f"{user}.password")
-        line = f"TWEEZER_REDIS_URL={shlex.quote(with_credentials(url, user_name(user, namespace), password))}\n"
+        line = f"TWEEZER_REDIS_URL={shlex.quote(add_credentials(url, user_name(user, namespace), password))}\n"
         _replace(folder / f"{user}.env", line, _OWNER_ONLY)
-        hashes[user] = hashed(password)
+        hashes[user] = hash_password(password)
     lines = acl_lines(namespace, hashes)
     ours = {_read_user(line) for line in lines}
     acl = folder / ACL_FILE

@@ -280,7 +280,7 @@ def result_json(result: Result) -> bytes:
     return msgspec.json.encode({"counter": None} | msgspec.to_builtins(result))
 
 
-def result_of_json(text: bytes) -> Result:
+def decode_result_json(text: bytes) -> Result:
     return msgspec.json.decode(text, type=Result)
 
 

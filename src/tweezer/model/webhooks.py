@@ -192,7 +192,7 @@ class Noticed(Protocol):
     def data(self) -> str: ...
 
 
-def told(event: Event, project: str) -> Told:
+def describe_event(event: Event, project: str) -> Told:
     """A transition as the feed tells it: ``data`` has those fields of JobData or BatchData that the event knows."""
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:
@@ -203,7 +203,7 @@ def told(event: Event, project: str) -> Told:
     return Told(event.id, event.type, timestamp(event.time_us), data)
 
 
-def told_notice(notice: Noticed) -> Told:
+def describe_notice(notice: Noticed) -> Told:
     """A notice as the feed tells it; its ``data`` is the same in a webhook."""
     return Told(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
 
@@ -214,7 +214,7 @@ def timestamp(time_us: int) -> str:
     return f"{_second(seconds)}.{microseconds:06d}Z"
 
 
-def written(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     """A UTC time in the same form."""
     return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"
 
@@ -235,7 +235,7 @@ def body(type_: str, timestamp: str, data: JobData | BatchData, previous_sequenc
     return envelope(type_, timestamp, msgspec.structs.replace(data, previous_sequence=previous_sequence)).decode()
 
 
-def fitted(data: D) -> D:
+def fit(data: D) -> D:
     """The data, so short that its body has less than BODY_MAX_BYTES: without a counter, then with shorter messages of
     errors, then with the first error only, a shorter name, and fewer tags. What fits is left alone."""
     if _fits(data):

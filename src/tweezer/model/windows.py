@@ -12,7 +12,7 @@ import msgspec
 
 from tweezer.model.arguments import shown
 from tweezer.model.errors import InvalidInput
-from tweezer.model.webhooks import DeviceData, written
+from tweezer.model.webhooks import DeviceData, format_time
 
 WINDOWS_MAX = 100
 """Windows of maintenance of one device."""
@@ -55,7 +55,7 @@ def new_window_id() -> str:
 
 def window_data(device: str, window: Window) -> DeviceData:
     """What is told when it begins."""
-    return DeviceData(device, UnavailabilityKind.MAINTENANCE.value, window.reason, written(window.ends))
+    return DeviceData(device, UnavailabilityKind.MAINTENANCE.value, window.reason, format_time(window.ends))
 
 
 def remaining_s(

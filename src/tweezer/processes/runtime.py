@@ -28,7 +28,7 @@ from tweezer.model.wire import check_message, deserialize, serialize
 from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.scripts import translated, translating
+from tweezer.store.scripts import translate_error, translating
 
 log = structlog.get_logger(__name__)
 
@@ -190,7 +190,7 @@ class ParkingWorker(Worker):
 def _is_of_message(error: Exception) -> bool:
     """Return whether the message is what is wrong, not Redis, the way to it, or this process."""
     if isinstance(error, redis_errors.ResponseError):
-        return translated(error).code in ("unreadable", "redis")
+        return translate_error(error).code in ("unreadable", "redis")
     return not isinstance(error, (TweezerError, redis_errors.RedisError, OSError, RuntimeError, MemoryError))
 
 

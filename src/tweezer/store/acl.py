@@ -216,7 +216,7 @@ def acl_lines(namespace: str, passwords: Mapping[RedisUser, str]) -> list[str]:
     return ["user default off", *(user_line(it, namespace, passwords[it]) for it in RedisUser)]
 
 
-def hashed(password: str) -> str:
+def hash_password(password: str) -> str:
     """The password as an ACL file has it. It must be long and random: the hash has no salt."""
     return "#" + hashlib.sha256(password.encode()).hexdigest()
 
@@ -227,7 +227,7 @@ def _widest(patterns: Iterable[str]) -> list[str]:
     return [one for one in found if not any(one != other and fnmatchcase(one, other) for other in found)]
 
 
-def with_credentials(url: str, user: str, password: str) -> str:
+def add_credentials(url: str, user: str, password: str) -> str:
     """The URL of a Redis, or of Sentinels, with this user and password instead of its own."""
     parts = urlsplit(url)
     if parts.scheme == "unix":

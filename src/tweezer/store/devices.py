@@ -12,7 +12,7 @@ import msgspec
 from tweezer.model.checks import MAX_REASON_LENGTH, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.specs import DeviceSpecs
-from tweezer.model.webhooks import DeviceData, written
+from tweezer.model.webhooks import DeviceData, format_time
 from tweezer.model.windows import WINDOWS_MAX, UnavailabilityKind, Window, check_time, new_window_id, window_data
 from tweezer.store.scripts import Scripts
 
@@ -68,7 +68,7 @@ class Devices:
             case b"many":
                 raise Conflict(f"{device} has {WINDOWS_MAX} windows of maintenance, and may not have more; remove some")
             case b"overlaps":
-                begin, end = (written(datetime.fromtimestamp(int(at) / 1000, UTC)) for at in rest)
+                begin, end = (format_time(datetime.fromtimestamp(int(at) / 1000, UTC)) for at in rest)
                 raise Conflict(
                     f"it overlaps with other maintenance of {device}, from {begin} to {end}: remove that first",
                     code="overlaps",
@@ -136,7 +136,7 @@ class Devices:
                 _refuse(word, device)
 
 
-def planned(begins: datetime, ends: datetime, reason: str) -> Window:
+def new_window(begins: datetime, ends: datetime, reason: str) -> Window:
     """A window of maintenance with a new id. Raises InvalidInput that names what is wrong."""
     for field, at in (("begins_at", begins), ("ends_at", ends)):
         check_time(field, at)
@@ -163,4 +163,4 @@ def _refuse(word: bytes, device: str) -> NoReturn:
 
 
 def _device_data(device: str, status: str, reason: str | None = None, until: datetime | None = None) -> bytes:
-    return msgspec.json.encode(DeviceData(device, status, reason, None if until is None else written(until)))
+    return msgspec.json.encode(DeviceData(device, status, reason, None if until is None else format_time(until)))

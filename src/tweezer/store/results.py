@@ -24,11 +24,11 @@ from tweezer.model.messages import (
     Result,
     ResultFile,
     decode_result,
+    decode_result_json,
     encode_result,
     encode_result_file,
     result_file,
     result_json,
-    result_of_json,
 )
 
 INLINE_MAX_BYTES = 64 << 10
@@ -158,7 +158,7 @@ class Results:
 
     def _read(self, file: ResultFile) -> Result:
         with self._open(file) as stream:
-            return result_of_json(gzip.decompress(stream.read()))
+            return decode_result_json(gzip.decompress(stream.read()))
 
     def _open(self, file: ResultFile) -> BufferedReader:
         if self._files is None:

@@ -321,7 +321,7 @@ def _forbidden(text: str) -> TweezerError:
     )
 
 
-def translated(error: redis_errors.RedisError) -> TweezerError:
+def translate_error(error: redis_errors.RedisError) -> TweezerError:
     """The error of Tweezer for one of Redis: full, or unavailable with what to do."""
     text = str(error)
     match error:
@@ -359,7 +359,7 @@ def translating() -> Iterator[None]:
     try:
         yield
     except redis_errors.RedisError as error:
-        raise translated(error) from error
+        raise translate_error(error) from error
     except OSError as error:
         raise Unavailable(f"Redis cannot be reached: {error}") from error
 

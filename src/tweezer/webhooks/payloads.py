@@ -30,7 +30,7 @@ from tweezer.model.messages import (
     result_file,
     result_json,
 )
-from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fitted, timestamp, written
+from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fit, format_time, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.records import STATE_FIELDS, moment, moment_us
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
@@ -145,9 +145,9 @@ class _PayloadWriter:
             if batch is None or (event.index is not None and event.index not in batch.snapshot.specs):
                 told.append(None)
             elif event.index is None:
-                told.append(fitted(_batch_data(event, batch)))
+                told.append(fit(_batch_data(event, batch)))
             else:
-                told.append(fitted(self._job_data(event, event.index, batch)))
+                told.append(fit(self._job_data(event, event.index, batch)))
         return told
 
     def _job_data(self, event: Event, index: int, batch: _Batch) -> JobData:
@@ -239,9 +239,9 @@ def _batch_data(event: Event, batch: _Batch) -> BatchData:
         tags=batch.tags,
         open=batch.number("open") == 1,
         jobs={it: batch.number(name) for it, name in _COUNTERS.items()},
-        created_at=written(batch.facts.created),
-        started_at=None if started is None or started > happened else written(started),
-        ended_at=written(batch.moment("ended") or happened) if over else None,
+        created_at=format_time(batch.facts.created),
+        started_at=None if started is None or started > happened else format_time(started),
+        ended_at=format_time(batch.moment("ended") or happened) if over else None,
         errors=batch.faults if over else (),
     )
 

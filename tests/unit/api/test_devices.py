@@ -19,7 +19,7 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.model.ids import device_id
 from tweezer.model.specs import read_specs
-from tweezer.model.webhooks import written
+from tweezer.model.webhooks import format_time
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.keys import Key
 
@@ -147,7 +147,7 @@ async def test_a_device_is_down_until_a_time_and_says_why(rig: ApiRig) -> None:
     answer = await rig.http.put(path, json={"status": "DOWN", "reason": "new lens", "until": until.isoformat()})
     found = answer.json()["data"]
     assert (found["status"], found["paused_because"]) == ("DOWN", "new lens")
-    assert found["status_reason"] == f"paused until {written(until)}: new lens"
+    assert found["status_reason"] == f"paused until {format_time(until)}: new lens"
     assert datetime.fromisoformat(found["status_until"]) == until
     for given in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00"):  # over, and without a time zone
         await refused(await rig.http.put(path, json={"status": "DOWN", "until": given}), 400, field="until")
@@ -175,8 +175,8 @@ async def test_it_is_said_why_a_device_is_down_or_not_known(
 
 async def test_maintenance_is_planned_listed_and_taken_back(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{device_id(DEVICE)}/maintenance", datetime.now(UTC)
-    later = {"begins_at": written(now + timedelta(hours=2)), "ends_at": written(now + timedelta(hours=3))}
-    soon = {"begins_at": written(now - timedelta(seconds=1)), "ends_at": written(now + timedelta(hours=1))}
+    later = {"begins_at": format_time(now + timedelta(hours=2)), "ends_at": format_time(now + timedelta(hours=3))}
+    soon = {"begins_at": format_time(now - timedelta(seconds=1)), "ends_at": format_time(now + timedelta(hours=1))}
     for body in (later, soon):
         answer = await rig.http.post(path, json={**body, "reason": "new lens"})
         assert answer.status_code == 200, answer.text
@@ -196,7 +196,7 @@ async def test_maintenance_is_planned_listed_and_taken_back(rig: ApiRig) -> None
 
 async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_it(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{DEVICE}/maintenance", datetime.now(UTC)
-    begin, end = written(now + timedelta(hours=2)), written(now + timedelta(hours=3))
+    begin, end = format_time(now + timedelta(hours=2)), format_time(now + timedelta(hours=3))
     body = {"begins_at": begin, "ends_at": end, "reason": "new lens"}
     user = {"Authorization": f"Bearer {rig.key()}"}
     assert (await rig.http.post(path, json=body, headers=user)).status_code == 403

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tweezer.cli import main
-from tweezer.store.acl import SCRIPTS, RedisUser, acl_lines, hashed, with_credentials
+from tweezer.store.acl import SCRIPTS, RedisUser, acl_lines, add_credentials, hash_password
 from tweezer.store.scripts import script_names
 
 DEPLOYED = Path(__file__).parents[3] / "deploy" / "redis-users.acl"
@@ -82,7 +82,7 @@ def test_each_script_has_a_process_that_calls_it() -> None:
     ],
 )
 def test_a_url_is_given_the_credentials_of_a_user(url: str, expected: str) -> None:
-    assert with_credentials(url, "u", "p") == expected
+    assert add_credentials(url, "u", "p") == expected
 
 
 # --- the command
@@ -101,7 +101,7 @@ def test_each_user_gets_a_password_and_a_url_that_only_its_owner_reads(tmp_path:
         assert (url.username, url.hostname, url.port, url.path) == (f"tweezer-{user}", "127.0.0.1", 6390, "/2")
         assert url.password == password.read_text().strip()
         assert len(url.password) >= 32
-        assert sum(hashed(url.password) in line.split() for line in lines) == 1
+        assert sum(hash_password(url.password) in line.split() for line in lines) == 1
 
 
 def test_passwords_and_lines_of_other_users_stay(tmp_path: Path) -> None:

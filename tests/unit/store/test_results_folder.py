@@ -22,11 +22,11 @@ from tweezer.model.messages import (
     Result,
     ResultFile,
     decode_result,
+    decode_result_json,
     encode_result,
     encode_result_file,
     result_file,
     result_json,
-    result_of_json,
 )
 from tweezer.store.results import Results, ResultsFolder
 
@@ -71,7 +71,7 @@ async def filed(packing: Results, batch_id: UUID, result: Result = LARGE, index:
 
 @given(results)
 def test_a_result_reads_back_from_json(result: Result) -> None:
-    assert result_of_json(result_json(result)) == result
+    assert decode_result_json(result_json(result)) == result
 
 
 @given(st.builds(ResultFile, texts, st.integers(0, 2**40), st.binary(max_size=32)))
@@ -151,7 +151,7 @@ async def test_a_file_that_is_open_can_be_read_to_its_end_while_its_batch_is_del
 ) -> None:
     with await packing.open(await filed(packing, batch_id)) as stream:
         ResultsFolder(root).delete_batch(batch_id)
-        assert result_of_json(gzip.decompress(stream.read())) == LARGE
+        assert decode_result_json(gzip.decompress(stream.read())) == LARGE
 
 
 async def test_a_missing_file_is_named(packing: Results, batch_id: UUID, root: Path) -> None:

@@ -31,13 +31,13 @@ from tweezer.model.webhooks import (
     EventType,
     JobData,
     body,
+    describe_event,
+    describe_notice,
     envelope,
-    fitted,
+    fit,
     schema,
     schemas,
     timestamp,
-    told,
-    told_notice,
 )
 from tweezer.settings import ApiSettings, Settings
 from tweezer.store.streams.feed import Notice
@@ -142,7 +142,7 @@ def test_what_is_usual_are_batches_ends_of_jobs_and_endpoints_that_fail() -> Non
 
 def test_an_event_of_a_job_is_told_with_what_it_knows() -> None:
     (event,) = read_events(BATCH, 7, 1_760_780_467_000_001, "3RD")
-    it = told(event, "p")
+    it = describe_event(event, "p")
     assert (it.id, it.type, it.timestamp) == (event.id, "job.done", "2025-10-18T09:41:07.000001Z")
     assert it.data == {
         "project_id": "p",
@@ -157,7 +157,7 @@ def test_an_event_of_a_job_is_told_with_what_it_knows() -> None:
 
 def test_a_new_batch_is_told_with_its_number_of_jobs() -> None:
     (event,) = read_events(BATCH, 1, 0, "NP:20")
-    it = told(event, "p")
+    it = describe_event(event, "p")
     assert it.data == {
         "project_id": "p",
         "batch_id": str(BATCH),
@@ -172,13 +172,13 @@ def test_the_feed_says_of_an_event_nothing_that_its_webhook_would_say_otherwise(
     for type_, words in (("job.done", "3RD"), ("batch.created", "NP:2")):
         (event,) = read_events(BATCH, 1, 0, words)
         known = {field.name: field.type for field in msgspec.structs.fields(data_type(type_))}
-        for name, value in told(event, "p").data.items():
+        for name, value in describe_event(event, "p").data.items():
             msgspec.convert(value, known[name])
 
 
 def test_a_notice_is_told_as_it_stands() -> None:
     notice = Notice("n1", "device.down", None, 1, '{"device":"FRESNEL","status":"DOWN","reason":null,"until":null}')
-    it = told_notice(notice)
+    it = describe_notice(notice)
     assert (it.id, it.type, it.timestamp) == ("n1", "device.down", "1970-01-01T00:00:00.000001Z")
     assert it.data == {"device": "FRESNEL", "status": "DOWN", "reason": None, "until": None}
 
@@ -214,13 +214,13 @@ def test_a_body_names_the_event_before_it() -> None:
 
 def test_what_fits_is_left_alone() -> None:
     it = job(errors=[Fault("user", "x" * 15_000)])
-    assert fitted(it) is it
+    assert fit(it) is it
 
 
 @pytest.mark.parametrize(("length", "left"), [(30_000, 2000), (2000, 2000), (300, 300)])
 def test_messages_are_cut_before_tags_are_left_out(length: int, left: int) -> None:
     tags = tuple("t" * 100 for _ in range(130))
-    it = fitted(job(errors=[Fault("user", "x" * length)] * 2, tags=tags))
+    it = fit(job(errors=[Fault("user", "x" * length)] * 2, tags=tags))
     assert {len(error.message) for error in it.errors} == {left}
     assert it.tags == tags
     assert all(error.message.endswith("…") == (length > left) for error in it.errors)
@@ -228,7 +228,7 @@ def test_messages_are_cut_before_tags_are_left_out(length: int, left: int) -> No
 
 def test_as_many_tags_are_kept_as_fit() -> None:
     tags = tuple(f"{number:01000}" for number in range(1000))
-    it = fitted(batch(tags=tags, name="n" * 100_000))
+    it = fit(batch(tags=tags, name="n" * 100_000))
     assert it.tags == tags[: len(it.tags)]
     assert it.name == "n" * 254 + "…"
     text = body("batch.timed_out", timestamp(0), it, 2**63)
@@ -236,7 +236,7 @@ def test_as_many_tags_are_kept_as_fit() -> None:
 
 
 def test_of_very_many_errors_the_first_is_kept() -> None:
-    it = fitted(batch(errors=[Fault("c" * 5000, "\U0001f52d" * 5000, "f" * 5000)] * 100, tags=()))
+    it = fit(batch(errors=[Fault("c" * 5000, "\U0001f52d" * 5000, "f" * 5000)] * 100, tags=()))
     assert len(it.errors) >= 1
     assert len(body("batch.error", timestamp(0), it, None).encode()) < BODY_MAX_BYTES
 

@@ -33,7 +33,7 @@ from tweezer.model import specs as model
 from tweezer.model.checks import MAX_DEVICE_LENGTH, check_text
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError
 from tweezer.store.connection import Store
-from tweezer.store.devices import planned
+from tweezer.store.devices import new_window
 from tweezer.store.records import DeviceRecord
 
 router = APIRouter(tags=["devices"])
@@ -138,7 +138,7 @@ async def plan_maintenance(
     jobs finish. It must not overlap with other maintenance of the device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
-    window = planned(body.begins_at, body.ends_at, body.reason)
+    window = new_window(body.begins_at, body.ends_at, body.reason)
     await queue.devices.plan(name, window)
     return success(MaintenanceResponse.from_window(window))
 

@@ -14,7 +14,7 @@ from tweezer.api.batches.filters import DeviceOrder
 from tweezer.api.http.responses import Count, Moment, doc
 from tweezer.ledger.queries.statistics import QueueTime
 from tweezer.model.ids import device_id
-from tweezer.model.webhooks import written
+from tweezer.model.webhooks import format_time
 from tweezer.model.windows import Window
 from tweezer.store.records import DeviceRecord
 
@@ -143,7 +143,7 @@ class DeviceResponse(msgspec.Struct, frozen=True):
             name=record.name,
             device_type=record.name,
             status=DeviceStatus.UP if hold is None else DeviceStatus.DOWN,
-            status_reason=None if hold is None else hold.describe(written),
+            status_reason=None if hold is None else hold.describe(format_time),
             status_until=None if hold is None else hold.until,
             status_unknown=record.unsure,
             average_queue_time=None if waited is None or waited.seconds is None else round(waited.seconds),

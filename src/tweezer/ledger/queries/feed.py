@@ -23,7 +23,7 @@ from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read
 from tweezer.ledger.schema import batches, notices, projects, transitions
 from tweezer.model.events import read_words
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
-from tweezer.model.webhooks import EventType, Told, told, told_notice
+from tweezer.model.webhooks import EventType, Told, describe_event, describe_notice
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
 from tweezer.store.streams.feed import Entry, Notice, position_id, position_number
@@ -243,7 +243,7 @@ class _PageBuilder:
         """Add the events of an item, but for its first ones; return how many of it are done with, None for all."""
         if item.notice is not None:
             if item.notice.type in self._types:
-                self.events.append(told_notice(item.notice))
+                self.events.append(describe_notice(item.notice))
             return None
         assert item.project is not None
         done = 0
@@ -257,7 +257,7 @@ class _PageBuilder:
                 for event in rest.events(item.batch_id, item.first + done, item.time_us):
                     if self.is_full:
                         return done
-                    self.events.append(told(event, item.project))
+                    self.events.append(describe_event(event, item.project))
                     done += 1
             else:
                 done += rest.count

@@ -463,7 +463,7 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Entry:
         return Entry(entry_id, NO_BATCH, 0, time_us, "", notice, told_before)
     words = fields[b"e"].decode()
     read_words(words)  # raises on junk
-    batch_id, first = batch_id_of(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
+    batch_id, first = parse_batch_id(fields[b"b"]), _number("s", fields[b"s"], MAX_INTEGER)
     return Entry(entry_id, batch_id, first, time_us, words, None, told_before)
 
 
@@ -484,6 +484,6 @@ def _check_notice(notice: Notice) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def batch_id_of(text: bytes) -> UUID:
+def parse_batch_id(text: bytes) -> UUID:
     """The batch that an entry names. Entries of one are near to each other; the same object is quicker to look up."""
     return UUID(text.decode())

@@ -17,7 +17,7 @@ from tweezer.model.errors import TweezerError
 from tweezer.store.keys import Key
 from tweezer.store.reader import Owners
 from tweezer.store.scripts import Scripts, translating
-from tweezer.store.streams.feed import EventStream, Waiter, batch_id_of, position_id, position_number, read_entry
+from tweezer.store.streams.feed import EventStream, Waiter, parse_batch_id, position_id, position_number, read_entry
 
 _PAGE = 1000  # entries of one read
 _BLOCK_MS = 5000  # how long one read waits; nobody listens any more: it ends after that time
@@ -125,7 +125,7 @@ class Tail:
         ]
         owners: dict[UUID, str] = {}
         if self._of_project:
-            owners = await self._owners.projects(batch_id_of(it[b"b"]) for _, it in fresh if it.get(b"e"))
+            owners = await self._owners.projects(parse_batch_id(it[b"b"]) for _, it in fresh if it.get(b"e"))
         for entry_id, fields in fresh:
             if b"n" not in fields and not fields[b"e"]:
                 continue  # no event
@@ -141,7 +141,7 @@ class Tail:
             project = fields[b"p"].decode() or None
         else:
             yield from self._of_batch.get(fields[b"b"], ())
-            project = owners.get(batch_id_of(fields[b"b"])) if self._of_project else None
+            project = owners.get(parse_batch_id(fields[b"b"])) if self._of_project else None
         if project is not None:
             yield from self._of_project.get(project, ())
         else:  # everybody's; or of a batch that Redis has forgotten already: whoever it concerns reads the ledger
