@@ -57,7 +57,7 @@ class KnownBatch(msgspec.Struct):
     ended: bytearray = msgspec.field(default_factory=bytearray)
     tags: bytes | None = None
 
-    def open_of(self, indices: Iterable[int]) -> list[int]:
+    def find_open(self, indices: Iterable[int]) -> list[int]:
         """Return the jobs whose end the ledger may lack."""
         ended = self.ended
         return [index for index in indices if index >= len(ended) or not ended[index]]
@@ -86,7 +86,7 @@ class JobIds:
     def __init__(self, *, text: bool) -> None:
         self._text = text
 
-    def of(self, batch_id: UUID) -> Callable[[int], DriverId]:
+    def for_batch(self, batch_id: UUID) -> Callable[[int], DriverId]:
         """Index → id, for the jobs of a batch."""
         if self._text:
             prefix = batch_id.hex[:-6]
@@ -188,9 +188,9 @@ def _add_batch(
 def _add_jobs(
     changes: Changes, snapshot: Snapshot, batch: KnownBatch, head: list[Any], looked_at: set[int], ids: JobIds
 ) -> None:
-    identity, specs, states = ids.of(snapshot.batch_id), snapshot.specs, snapshot.states
+    identity, specs, states = ids.for_batch(snapshot.batch_id), snapshot.specs, snapshot.states
     batch.ended.extend(bytes(max(snapshot.jobs - len(batch.ended), 0)))
-    for index in (*specs, *batch.open_of(looked_at.difference(specs))):
+    for index in (*specs, *batch.find_open(looked_at.difference(specs))):
         if index >= snapshot.jobs:
             continue
         state, spec = states.get(index), specs.get(index, b"")

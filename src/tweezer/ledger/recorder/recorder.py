@@ -316,7 +316,7 @@ class Recorder:
     async def _park(self, entry: Entry, error: Exception) -> None:
         """Park an entry, and its batch with it; its transitions are recorded if that is possible."""
         batch_id = entry.batch_id
-        project = None if entry.notice is not None else await self._project_of(batch_id)
+        project = None if entry.notice is not None else await self._find_project(batch_id)
         letter = pack_letter(entry, describe_error(error), project)
         if entry.notice is None:
             self._parked[batch_id] = project
@@ -324,7 +324,7 @@ class Recorder:
         changes.letters.append(letter)
         await self._write(changes, self.position, entry.id)
 
-    async def _project_of(self, batch_id: UUID) -> str | None:
+    async def _find_project(self, batch_id: UUID) -> str | None:
         """Return the project of a batch, if it can be read."""
         try:
             await self._recall([batch_id])
@@ -380,7 +380,7 @@ class Recorder:
                 await self._adopt(wanted[half:], position)
                 return
             (batch_id,) = wanted
-            project = self._parked[batch_id] = await self._project_of(batch_id)
+            project = self._parked[batch_id] = await self._find_project(batch_id)
             letter = NewLetter(f"batch {batch_id}", describe_error(error), b"", batch_id, project)
             await self._database.run(self._writer.write, Changes(letters=[letter]), position, position)
 
@@ -399,7 +399,7 @@ class Recorder:
             if known is None:
                 wanted.append(SnapshotRequest(batch_id, None, ()))
             else:
-                wanted.append(SnapshotRequest(batch_id, known.jobs, known.open_of(indices)))
+                wanted.append(SnapshotRequest(batch_id, known.jobs, known.find_open(indices)))
         snapshots = await self._store.snapshots.take(wanted)
         return make_changes(entries, snapshots, self._known, looked_at, self._ids, self._parked)
 
