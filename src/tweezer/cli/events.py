@@ -14,7 +14,7 @@ import msgspec
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options
 from tweezer.client import AsyncQueue
-from tweezer.model.webhooks import EventType, Told, describe_event
+from tweezer.model.webhooks import EventMessage, EventType, describe_event
 from tweezer.store.streams.tail import Tail
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def events(
     """Show the events of BATCH; without one those of the project, which need the ledger."""
     wanted = frozenset(types or EventType)
 
-    async def tell(found: AsyncIterator[Told]) -> None:
+    async def tell(found: AsyncIterator[EventMessage]) -> None:
         async with aclosing(found) as each:  # type: ignore[type-var]
             async for event in each:
                 if event.type in wanted:
@@ -57,13 +57,13 @@ def events(
     asyncio.run(run())
 
 
-async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
+async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
     async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
             yield describe_event(event, queue.project)
 
 
-async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[Told]:
+async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
     from tweezer.ledger.queries.feed import Selection
 
     tail = Tail(queue.store.scripts)
@@ -85,7 +85,7 @@ async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follo
         await tail.close()
 
 
-def _line(event: Told) -> str:
+def _line(event: EventMessage) -> str:
     """Format an event: ``2026-11-22 10:00:02.120  job.done  0199f3a2-… job 3  RUNNING -> DONE``."""
     moment = datetime.fromisoformat(event.timestamp).astimezone()
     data = event.data

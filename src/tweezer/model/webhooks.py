@@ -167,7 +167,7 @@ class PingData(msgspec.Struct, frozen=True):
 Data = JobData | BatchData | DeviceData | EndpointData | PingData
 
 
-class Told(msgspec.Struct, frozen=True):
+class EventMessage(msgspec.Struct, frozen=True):
     """An event as receivers are told it. id: the same in webhooks, in the feed and in the stream.
 
     As a webhook the id is the header ``webhook-id``; :func:`envelope` makes the body.
@@ -179,7 +179,7 @@ class Told(msgspec.Struct, frozen=True):
     data: dict[str, Any]
 
 
-class Noticed(Protocol):
+class NoticeFields(Protocol):
     """As much of a notice (:class:`tweezer.store.streams.feed.Notice`) as is told. data: a JSON object, as text."""
 
     @property
@@ -192,7 +192,7 @@ class Noticed(Protocol):
     def data(self) -> str: ...
 
 
-def describe_event(event: Event, project: str) -> Told:
+def describe_event(event: Event, project: str) -> EventMessage:
     """A transition as the feed tells it: ``data`` has those fields of JobData or BatchData that the event knows."""
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
     if event.index is not None:
@@ -200,12 +200,12 @@ def describe_event(event: Event, project: str) -> Told:
     data |= {"status": event.status, "previous_status": event.previous, "sequence": event.sequence}
     if event.jobs is not None:
         data["jobs"] = dict.fromkeys(JobStatus, 0) | {JobStatus.PENDING: event.jobs}
-    return Told(event.id, event.type, timestamp(event.time_us), data)
+    return EventMessage(event.id, event.type, timestamp(event.time_us), data)
 
 
-def describe_notice(notice: Noticed) -> Told:
+def describe_notice(notice: NoticeFields) -> EventMessage:
     """A notice as the feed tells it; its ``data`` is the same in a webhook."""
-    return Told(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
+    return EventMessage(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
 
 
 def timestamp(time_us: int) -> str:

@@ -19,11 +19,11 @@ from tweezer.model.webhooks import (
     Data,
     DeviceData,
     EndpointData,
+    EventMessage,
     EventType,
     JobData,
     PingData,
     ResultLink,
-    Told,
     timestamp,
 )
 
@@ -34,11 +34,11 @@ _BEGUN_MS = 250  # after that
 _TAGS = ("calibration", "week 42")
 
 
-def sample(type_: str) -> Told:
+def sample(type_: str) -> EventMessage:
     """Return the sample of this type. Raises ValueError for a type that there is not."""
     after_ms, data = _SAMPLES[EventType(type_)]
     time_us = (_SUBMITTED_MS + after_ms) * 1000
-    return Told(f"{_of(data)}:{time_us}", type_, timestamp(time_us), msgspec.to_builtins(data))
+    return EventMessage(f"{_of(data)}:{time_us}", type_, timestamp(time_us), msgspec.to_builtins(data))
 
 
 def _of(data: Data) -> str:

@@ -20,7 +20,7 @@ from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import EventPage, Feed, Selection
 from tweezer.model.errors import NotFound, Unavailable
-from tweezer.model.webhooks import Told
+from tweezer.model.webhooks import EventMessage
 from tweezer.store.streams.tail import Tail, TailReader
 
 STREAMS_MAX = 100
@@ -197,7 +197,7 @@ class _Stream:
         return b"".join(frames)
 
 
-def encode_frame(event: Told) -> bytes:
+def encode_frame(event: EventMessage) -> bytes:
     """Return an event in the format of server-sent events."""
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.type.encode(), _encoder.encode(event))
 

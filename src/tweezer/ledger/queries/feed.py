@@ -23,7 +23,7 @@ from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read
 from tweezer.ledger.schema import batches, notices, projects, transitions
 from tweezer.model.events import read_words
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
-from tweezer.model.webhooks import EventType, Told, describe_event, describe_notice
+from tweezer.model.webhooks import EventMessage, EventType, describe_event, describe_notice
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
 from tweezer.store.streams.feed import Entry, Notice, position_id, position_number
@@ -69,7 +69,7 @@ class EventPage(msgspec.Struct, frozen=True):
     more: there may be more right now. ended: the end of the batch that was selected was among what was looked through.
     """
 
-    events: list[Told]
+    events: list[EventMessage]
     next: Cursor
     more: bool
     ended: bool
@@ -232,7 +232,7 @@ class _PageBuilder:
         self._types = types
         self._batch_id = batch_id
         self._limit = limit
-        self.events: list[Told] = []
+        self.events: list[EventMessage] = []
         self.ended = False
 
     @property
