@@ -182,10 +182,11 @@ async def test_no_settle_carries_more_than_a_mebibyte(setting: Setting, monkeypa
     sizes: list[int] = []
     call = Scripts.call
 
-    async def measuring(self: Scripts, name: str, *arguments: Any) -> list[Any]:
+    async def measuring(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
         if name == "settle":
-            sizes.append(len(hiredis.pack_command(("EVALSHA", "0" * 40, 1, *arguments))))
-        return await call(self, name, *arguments)
+            bound = self._scripts[name].bind(arguments)
+            sizes.append(len(hiredis.pack_command(("EVALSHA", "0" * 40, 1, self.keys.prefix, *bound))))
+        return await call(self, name, **arguments)
 
     monkeypatch.setattr(Scripts, "call", measuring)
     batch = await setting.submit(*[100] * 200)  # each just below the limit of what Redis takes
