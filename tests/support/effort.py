@@ -21,7 +21,8 @@ def effort(*, short: _T, full: _T) -> _T:
 
 
 def load_hypothesis_profile() -> None:
-    """Choose how examples are found; before any test is imported."""
-    hypothesis.settings.register_profile("short", derandomize=True)
-    if not FULL:
-        hypothesis.settings.load_profile("short")
+    """Choose how examples are found; before any test is imported. How long they take says more about the machine."""
+    hypothesis.settings.register_profile(
+        "tweezer", derandomize=not FULL, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("tweezer")
