@@ -314,7 +314,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
     held = []
 
     async def large(scope: Scope, receive: Receive, send: Send) -> None:
-        held.append(scope["extensions"]["tweezer.line"]["line"]._transport)
+        held.append(scope[header_limits.CONNECTION].transport)
         held[-1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1024)
         await Response(b"x" * size)(scope, receive, send)
 
