@@ -155,6 +155,12 @@ async def test_a_submit_that_the_other_side_recognises_may_be_repeated() -> None
     assert service.submits == 3
 
 
+async def test_a_submit_whose_cancel_was_requested_is_not_repeated() -> None:
+    service, guard = Service(recognises_s=60.0), Guard(SENT)
+    assert code(await run(service, guard, cancel=True)) == "unknown"
+    assert (service.submits, guard.withdrawn) == (0, 0)
+
+
 async def test_a_submit_that_was_surely_not_executed_is_withdrawn_and_sent_again() -> None:
     service, guard = Service(SubmitDeferred("429"), SubmitDeferred("no token"), None), Guard()
     assert code(await run(service, guard)) == "done"

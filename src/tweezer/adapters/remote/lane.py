@@ -252,7 +252,8 @@ class _RemoteRun:
             found: RemoteId | None = None
             try:
                 found = await self._service.find(self._context, intent)
-                if found is None and intent.age_s + now - began < self._service.recognises_s:
+                is_recognised = intent.age_s + now - began < self._service.recognises_s
+                if found is None and is_recognised and not self._context.cancel_requested:
                     is_last = False
                     found = await self._send()
             except SubmitRefused as error:
