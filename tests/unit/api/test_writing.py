@@ -700,7 +700,7 @@ async def test_a_body_that_is_not_wanted_is_not_read(rig: Doors) -> None:
 
 
 async def test_redis_away_is_said_and_may_be_tried_again(rig: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(*arguments: Any) -> Any:
+    async def away(*arguments: Any, **named: Any) -> Any:
         raise Unavailable("Redis cannot be reached: gone")
 
     monkeypatch.setattr(rig.store.scripts, "call", away)
