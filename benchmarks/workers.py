@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from tweezer import __version__
 from tweezer.adapters.null import NullAdapter, NullLane
 from tweezer.adapters.protocol import Adapter, Report
-from tweezer.adapters.registry import adapter_for
+from tweezer.adapters.registry import default_binding, make_adapter
 from tweezer.model.messages import JobWork, Outcome
 from tweezer.store.connection import Connect, Store
 from tweezer.worker.config import WorkerConfig
@@ -57,7 +57,9 @@ class StampAdapter(NullAdapter):
 
 def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
     """Tweezer's worker. It is ready, lanes warm, when its heartbeat is in Redis."""
-    adapter: Adapter = StampAdapter() if stamping else adapter_for(device)
+    binding = default_binding(device)
+    assert binding is not None, device
+    adapter: Adapter = StampAdapter() if stamping else make_adapter(binding)
     worker = TicketWorker(
         Store.open(Connect(url=url)),
         device,

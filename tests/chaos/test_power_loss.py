@@ -91,7 +91,7 @@ async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> Asyn
 async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_again(plant: Plant) -> None:
     site = plant.site
     recorder = await plant.start("recorder")
-    (worker,) = await site.workers(1, WITNESSED)
+    (worker,) = await site.workers(1, WITNESSED, worker_lease_s=PATIENCE_S)  # Redis may take long to come back
     hold = hold_file(plant.witness)
     hold.write_text("0")
     batch = await site.submit([{"sleep_s": 0.5}] * 3, device=WITNESSED)
