@@ -89,7 +89,7 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, start: Start, tmp_path: Path)
     running = start("--jobs", "500")
     assert running.stdout is not None
     while moment not in (line := running.stdout.readline()):
-        assert line, "the demo ended early"
+        assert line, f"the demo ended early: {running.communicate()}"
     family = family_of(running, at_least=1 if moment == "Starting" else 4)
     running.send_signal(signal.SIGINT)
     _, stderr = running.communicate(timeout=PATIENCE_S)
@@ -104,7 +104,7 @@ def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(start: Start, 
     said = ""
     while "tweezer doctor" not in said:
         line = running.stdout.readline()
-        assert line, "the demo ended early"
+        assert line, f"the demo ended early: {said}{running.communicate()}"
         said += line
     assert "  01010101  █" in said
     assert "  1.0 ┤" in said

@@ -8,9 +8,11 @@ Redis is a service of its own (``deploy/redis.conf``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import importlib.util
 import os
+import random
 import re
 import secrets
 import shutil
@@ -38,6 +40,7 @@ ServerKind = Literal["auto", "redis", "valkey"]
 
 HOST = "127.0.0.1"
 OLDEST = (6, 2)
+_FREE_PORTS, _FREE_PORT_TRIES = (10_000, 32_000), 1000
 _PORT_ATTEMPTS = 5
 _LOCK_WAIT_S = 2.0
 _OWNER_ONLY = 0o077
@@ -373,11 +376,15 @@ def _own(spawned: Future[subprocess.Popen[bytes]], command: list[str], log_path:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port of the loopback that nobody listens on now.
+
+    It is below those that the system gives to connections, one of which could take it before it is used.
+    """
+    for port in random.sample(range(*_FREE_PORTS), _FREE_PORT_TRIES):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise TweezerError(f"no port of {HOST} can be listened on: name one", code="port")
 
 
 def _answers(process: subprocess.Popen[bytes], port: int, password: str | None, deadline: float) -> bool:
