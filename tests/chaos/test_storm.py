@@ -75,7 +75,8 @@ class Storm:
         now = time.monotonic()
         for worker in [worker for worker, until_s in self._frozen.items() if until_s <= now]:
             del self._frozen[worker]
-            worker.thaw()
+            if worker.alive:  # it may have been killed while it stood still
+                worker.thaw()
         self.workers = [worker if worker.alive else self._new() for worker in self.workers]
 
     def _new(self) -> Process:
