@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
@@ -36,9 +36,6 @@ from tweezer.ledger.access.vault import SECRETS_SURE_S
 from tweezer.ledger.retention import delete_project
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.quotas import BY_NAME
-
-if TYPE_CHECKING:
-    pass
 
 _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 
