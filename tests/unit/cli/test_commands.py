@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from tweezer import __version__
 from tweezer.cli import group, main
 from tweezer.cli.local.children import Interrupts
+from tweezer.cli.local.redis_server import free_port
 from tweezer.cli.local.stack import Stack, why_not_free
 from tweezer.cli.options import require
 from tweezer.cli.processes import _has_own_ledger, usage
@@ -161,6 +162,10 @@ def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
     assert why_not_free(80) == "needs root, as ports below 1024 do"
+
+
+def test_a_free_port_is_outside_the_usual_range_of_connections() -> None:
+    assert all(1024 <= free_port() < 32_768 for _ in range(50))
 
 
 # --- what there is
