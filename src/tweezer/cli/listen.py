@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
@@ -264,15 +263,14 @@ def listen(
         else:
             show.echo(format_line(received))
 
+    from tweezer.processes.runtime import stopped_by_signals
+
     async def run() -> None:
         receiver = Receiver(known, print_it, host=host, port=port, manner=manner)
         await receiver.start()
         try:
             show.echo(f"Listening at {receiver.url} (Ctrl-C ends it)", err=True)
-            stop = asyncio.Event()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
-            await stop.wait()
+            await stopped_by_signals().wait()
         finally:
             await receiver.close()
 

@@ -107,14 +107,11 @@ class Parker:
         from tweezer.ledger.dead_letters import Consumer, NewLetter, park
         from tweezer.ledger.migrate import require_schema
 
-        database = Database.open(self._settings.locate_ledger())
-        try:
+        with contextlib.closing(Database.open(self._settings.locate_ledger())) as database:
             require_schema(database)
             letters = [NewLetter(message_id, problem, payload)]
             with database.write() as connection:
                 park(connection, Consumer(self._consumer), letters, DeadLetterBounds())
-        finally:
-            database.close()
 
 
 class ParkingWorker(Worker):
@@ -211,16 +208,11 @@ async def send_again(store: Store, message_id: str, payload: bytes) -> None:
         await store.redis.zadd(store.keys(Key.INTAKE), {message_id: now_ms})
 
 
-def on_signals(end: Callable[[], object]) -> None:
-    """Call ``end`` when the process is told to stop."""
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, end)
-
-
 def stopped_by_signals() -> asyncio.Event:
     """Return an event that is set when the process is told to stop."""
     stopping = asyncio.Event()
-    on_signals(stopping.set)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
     return stopping
 
 

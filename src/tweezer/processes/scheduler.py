@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +73,7 @@ class Scheduler:
             parker=Parker(self._settings, "intake"),
             functions=[
                 func(function, max_tries=intake.TRIES)  # type: ignore[arg-type]  # arq's type wants *args
-                for function in (
-                    intake.submit_batch,
-                    intake.add_jobs,
-                    intake.cancel_batch,
-                    intake.refuse,
-                )
+                for function in (intake.submit_batch, intake.add_jobs, intake.cancel_batch, intake.refuse)
             ],
             queue_name=self.store.keys(Key.INTAKE),
             job_timeout=60,
@@ -106,13 +102,10 @@ async def delete_expired(context: dict[Any, Any]) -> None:
     from tweezer.webhooks.deliveries import delete_old_deliveries
 
     settings: Settings = context["settings"]
-    database = Database.open(settings.locate_ledger())
-    try:
+    with closing(Database.open(settings.locate_ledger())) as database:
         await expire(context["store"], database, retention_s=settings.database.retention_s)
         await database.run(partial(delete_old_deliveries, database, kept_s=settings.webhook.kept_s))
         await database.run(_forget_expired, database)
-    finally:
-        database.close()
 
 
 def _forget_expired(database: Database) -> None:
