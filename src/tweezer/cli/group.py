@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from tweezer.cli import show
-from tweezer.model.errors import TweezerError
+from tweezer.model.errors import InvalidInput, TweezerError
 
 FAILED = 1
 INTERRUPTED = 130
@@ -152,7 +152,6 @@ class _Text(click.types.StringParamType):
             self.fail("is empty; a variable of the shell may not be set", param, ctx)
         if not text.isprintable():  # which is quick to ask, and true of nearly all
             from tweezer.model.checks import check_characters
-            from tweezer.model.errors import InvalidInput
 
             try:
                 check_characters("", text)
@@ -165,22 +164,14 @@ class _Number(click.types.FloatParamType):
     """A finite number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return _check_finite(self, super().convert(value, param, ctx), param, ctx)
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
-class _NumberRange(click.FloatRange):
+class _NumberRange(_Number, click.FloatRange):
     """A finite number within a range; NaN is within every one."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return _check_finite(self, super().convert(value, param, ctx), param, ctx)
-
-
-def _check_finite(
-    kind: click.ParamType[Any], number: float, param: click.Parameter | None, ctx: click.Context | None
-) -> float:
-    if not math.isfinite(number):
-        kind.fail(f"{number} is not a finite number.", param, ctx)
-    return number
 
 
 _TEXT, _NUMBER = _Text(), _Number()
