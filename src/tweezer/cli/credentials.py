@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -16,8 +16,10 @@ from tweezer.cli import show
 from tweezer.cli.options import (
     Options,
     json_option,
+    ledger_command,
+    ledger_list,
+    overlap_option,
     parse_duration,
-    parse_overlap,
     pass_options,
     print_json,
     print_list,
@@ -37,6 +39,9 @@ from tweezer.ledger.retention import delete_project
 from tweezer.model.errors import InvalidInput, Unavailable
 from tweezer.model.quotas import BY_NAME
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 _SHOWN_ONCE = "This is shown once: keep it where it is safe."
 
 
@@ -53,53 +58,45 @@ def projects() -> None:
     """Projects own batches and keys. What belongs to one does not exist for the others."""
 
 
+def _about(project: Project) -> dict[str, Any]:
+    about: dict[str, Any] = msgspec.to_builtins(project)
+    del about["no"]  # the database's own
+    return about
+
+
 @projects.command(name="create")
 @click.argument("name")
 @click.option("--id", "identity", help="Letters, digits, dots, dashes, underscores  [default: a UUID].")
-@json_option
-@pass_options
-def create_project(options: Options, *, name: str, identity: str | None, as_json: bool) -> None:
+@ledger_command(lambda it, as_json: print_result(_about(it), it.id, as_json=as_json))
+def create_project(connection: Connection, *, name: str, identity: str | None) -> Project:
     """Make a project; prints its id."""
-    with options.writing("projects create") as connection:
-        project = ledger_projects.create_project(connection, name, identity)
-    print_result(_about(project), project.id, as_json=as_json)
+    return ledger_projects.create_project(connection, name, identity)
 
 
 @projects.command(name="list")
-@json_option
-@pass_options
-def list_projects(options: Options, *, as_json: bool) -> None:
+@ledger_list(
+    ("id", "name", "batches are kept", "created", "last active"),
+    lambda it: (it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)),
+    none="There is no project yet; make one with `tweezer projects create NAME`.",
+    about=_about,
+)
+def list_projects(connection: Connection) -> list[Project]:
     """List all projects."""
-    with options.ledger("projects list") as database, database.read() as connection:
-        found = ledger_projects.list_projects(connection)
-    print_list(
-        found,
-        ("id", "name", "batches are kept", "created", "last active"),
-        lambda it: (it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)),
-        none="There is no project yet; make one with `tweezer projects create NAME`.",
-        as_json=as_json,
-        about=_about,
-    )
+    return ledger_projects.list_projects(connection)
 
 
 @projects.command(name="retention")
 @click.argument("project")
 @click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
-@json_option
-@pass_options
-def set_retention(options: Options, *, project: str, kept_s: int | None, as_json: bool) -> None:
+@ledger_command(
+    lambda it, as_json: print_result(_about(it), f"{it.id}: finished batches are kept {_kept(it)}", as_json=as_json)
+)
+def set_retention(connection: Connection, *, project: str, kept_s: int | None) -> Project:
     """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
 
     The default is TWEEZER_DATABASE_RETENTION_S of the recorder. What is older is deleted for good.
     """
-    with options.writing("projects retention") as connection:
-        changed = ledger_projects.set_retention(connection, project, kept_s)
-    print_result(_about(changed), f"{changed.id}: finished batches are kept {_kept(changed)}", as_json=as_json)
-
-
-def _limit(text: str) -> int | None:
-    """Read a number, ``none`` for no limit (0), or ``default``."""
-    return {"none": 0, "default": None}[text] if text in ("none", "default") else int(text)
+    return ledger_projects.set_retention(connection, project, kept_s)
 
 
 def _limit_option(quota: str, flag: str, unit: str, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -132,7 +129,7 @@ def limit(
     changes = {quota: _read_limit(quota, text) for quota, text in given.items() if text is not None}
     if not changes:
         raise click.UsageError("name a limit: --queued-jobs, --queued-mb or --results-mb")
-    with options.writing("projects limit") as connection:
+    with options.writing() as connection:
         changed = ledger_projects.set_limits(connection, project, changes)
     try:
         options.run_store(lambda store: store.quotas.set_limits({changed.id: changed.limits}))
@@ -148,7 +145,7 @@ def limit(
 @pass_options
 def show_project(options: Options, *, project: str, as_json: bool) -> None:
     """Show a project: what it uses of its quotas, and their limits."""
-    with options.ledger("projects show") as database, database.read() as connection:
+    with options.reading() as connection:
         found = ledger_projects.find_project(connection, project)
     usage = options.run_store(lambda store: store.quotas.usage(found.id))
     if as_json:
@@ -166,7 +163,7 @@ def show_project(options: Options, *, project: str, as_json: bool) -> None:
 @pass_options
 def delete(options: Options, *, project: str, yes: bool) -> None:
     """Delete a project for good, with its keys, batches, results and statistics. Its batches must have ended."""
-    with options.ledger("projects delete") as database:
+    with options.ledger() as database:
         with database.read() as connection:
             found = ledger_projects.find_project(connection, project)
         if not yes:
@@ -216,7 +213,7 @@ def create_key(
     user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
     Prometheus. operator: see and change everybody's work.
     """
-    with options.writing("keys create") as connection:
+    with options.writing() as connection:
         owner = None if user is None else ledger_users.find_user(connection, user)
         made = ledger_keys.create_key(
             connection,
@@ -232,71 +229,44 @@ def create_key(
 @keys.command(name="list")
 @click.option("--project", metavar="ID", help="Of this project only.")
 @click.option("--all", "everything", is_flag=True, help="Those that are over, and the sessions of users, too.")
-@json_option
-@pass_options
-def list_keys(options: Options, *, project: str | None, everything: bool, as_json: bool) -> None:
+@ledger_list(
+    ("id", "name", "role", "project", "created", "ends", "last used"),
+    lambda it: (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it), show.minute(it.used)),
+    none="There is no key; make one with `tweezer keys create NAME --project ID`.",
+)
+def list_keys(connection: Connection, *, project: str | None, everything: bool) -> list[ApiKey]:
     """List keys by their ids, youngest first."""
-    with options.ledger("keys list") as database, database.read() as connection:
-        found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
+    found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
     now = datetime.now(UTC)
-    found = [key for key in found if everything or not _is_over(key, now)]
-    print_list(
-        found,
-        ("id", "name", "role", "project", "created", "ends", "last used"),
-        lambda it: (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it, now), show.minute(it.used)),
-        none="There is no key; make one with `tweezer keys create NAME --project ID`.",
-        as_json=as_json,
-    )
+    return [it for it in found if everything or not (it.revoked or (it.expires and it.expires <= now))]
 
 
 @keys.command(name="revoke")
 @click.argument("key")
-@json_option
-@pass_options
-def revoke(options: Options, *, key: str, as_json: bool) -> None:
+@ledger_command(lambda it, as_json: print_result(it, f"{it.id} ({it.name}) opens nothing any more", as_json=as_json))
+def revoke(connection: Connection, *, key: str) -> ApiKey:
     """End a key, by its id, within a second. A session is a key, too."""
-    with options.writing("keys revoke") as connection:
-        revoked = ledger_keys.revoke_key(connection, read_key_id(key))
-    print_result(revoked, f"{revoked.id} ({revoked.name}) opens nothing any more", as_json=as_json)
+    return ledger_keys.revoke_key(connection, read_key_id(key))
 
 
 @keys.command(name="rotate")
 @click.argument("key")
-@click.option(
-    "--overlap",
-    "overlap_s",
-    type=parse_overlap,
-    default="24h",
-    show_default=True,
-    metavar="TIME",
-    help="How long the old one still works; 0: no more from now on.",
-)
-@json_option
-@pass_options
-def rotate(options: Options, *, key: str, overlap_s: int, as_json: bool) -> None:
+@overlap_option("24h", "How long the old one still works; 0: no more from now on.")
+@ledger_command(lambda it, as_json: _show_once(it, as_json=as_json))
+def rotate(connection: Connection, *, key: str, overlap_s: int) -> NewKey:
     """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
-    with options.writing("keys rotate") as connection:
-        made = ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
-    _show_once(made, as_json=as_json)
+    return ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
 
 
 @keys.command(name="rotate-links")
-@click.option(
-    "--overlap",
-    "overlap_s",
-    type=parse_overlap,
-    default="7d",
-    show_default=True,
-    metavar="TIME",
-    help="How long links that were made before still work, 30d at most; 0: they are refused from now on.",
-)
+@overlap_option("7d", "How long links that were made before still work, 30d at most; 0: they are refused from now on.")
 @pass_options
 def rotate_links(options: Options, *, overlap_s: int) -> None:
     """Make a new key that signs links to results, as if somebody had got the old one.
 
     Processes read it again each second; the command returns when all of them have.
     """
-    with options.writing("keys rotate-links") as connection:
+    with options.writing() as connection:
         rotate_link_keys(connection, options.settings().vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
     former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
@@ -311,59 +281,76 @@ def users() -> None:
     """Users log in at /oauth/token with name and password, and see all projects that they belong to."""
 
 
+def _show_user(user: User, password: str | None = None, *, as_json: bool) -> None:
+    if as_json:
+        secret = {} if password is None else {"password": password}
+        print_json(msgspec.to_builtins(user) | secret)
+        return
+    if password is not None:
+        click.echo(password)
+        show.echo(_SHOWN_ONCE, err=True)
+    belongs = ", ".join(user.projects) or f"no project (`tweezer users add-to {user.name} PROJECT`)"
+    state = " (disabled)" if user.disabled else ""
+    show.echo(f"{user.name}{state} belongs to {belongs}", err=password is not None)
+
+
 def _password_options(command: Callable[..., None]) -> Callable[..., None]:
-    stdin = click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line.")
-    return stdin(click.option("--generate", is_flag=True, help="Make the password up, and show it once.")(command))
+    """Add the parameters of :func:`_store_password` to a command."""
+    for parameter in (
+        pass_options,
+        json_option,
+        click.option("--generate", is_flag=True, help="Make the password up, and show it once."),
+        click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line."),
+        click.argument("name"),
+    ):
+        command = parameter(command)
+    return command
+
+
+def _store_password(
+    options: Options,
+    store: Callable[[Connection, str, str], User],
+    *,
+    name: str,
+    from_stdin: bool,
+    generate: bool,
+    as_json: bool,
+) -> None:
+    password = _choose_password(from_stdin=from_stdin, generate=generate)
+    kept = hash_password(password)
+    with options.writing() as connection:
+        user = store(connection, name, kept)
+    _show_user(user, password if generate else None, as_json=as_json)
 
 
 @users.command(name="create")
-@click.argument("name")
 @_password_options
-@json_option
-@pass_options
-def create_user(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+def create_user(options: Options, **given: Any) -> None:
     """Make a user, of no project yet; asks for the password."""
-    password = _choose_password(from_stdin=from_stdin, generate=generate)
-    kept = hash_password(password)
-    with options.writing("users create") as connection:
-        user = ledger_users.create_user(connection, name, kept)
-    _show_user(user, password if generate else None, as_json=as_json)
+    _store_password(options, ledger_users.create_user, **given)
 
 
 @users.command(name="password")
-@click.argument("name")
 @_password_options
-@json_option
-@pass_options
-def change_password(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+def change_password(options: Options, **given: Any) -> None:
     """Change a user's password, and end its sessions; asks for the password."""
-    password = _choose_password(from_stdin=from_stdin, generate=generate)
-    kept = hash_password(password)
-    with options.writing("users password") as connection:
-        user = ledger_users.set_password(connection, name, kept)
-    _show_user(user, password if generate else None, as_json=as_json)
+    _store_password(options, ledger_users.set_password, **given)
 
 
 @users.command(name="disable")
 @click.argument("name")
-@json_option
-@pass_options
-def disable(options: Options, *, name: str, as_json: bool) -> None:
+@ledger_command(_show_user)
+def disable(connection: Connection, *, name: str) -> User:
     """Let a user in no more, nor its keys; its sessions end within a second."""
-    with options.writing("users disable") as connection:
-        user = ledger_users.set_disabled(connection, name, disabled=True)
-    _show_user(user, as_json=as_json)
+    return ledger_users.set_disabled(connection, name, disabled=True)
 
 
 @users.command(name="enable")
 @click.argument("name")
-@json_option
-@pass_options
-def enable(options: Options, *, name: str, as_json: bool) -> None:
+@ledger_command(_show_user)
+def enable(connection: Connection, *, name: str) -> User:
     """Let a user in again that was disabled."""
-    with options.writing("users enable") as connection:
-        user = ledger_users.set_disabled(connection, name, disabled=False)
-    _show_user(user, as_json=as_json)
+    return ledger_users.set_disabled(connection, name, disabled=False)
 
 
 @users.command(name="sessions")
@@ -372,13 +359,12 @@ def enable(options: Options, *, name: str, as_json: bool) -> None:
 @pass_options
 def list_sessions(options: Options, *, name: str, as_json: bool) -> None:
     """List the sessions by which a user is logged in, youngest first."""
-    with options.ledger("users sessions") as database, database.read() as connection:
+    with options.reading() as connection:
         found = ledger_keys.list_sessions(connection, ledger_users.find_user(connection, name).id)
-    now = datetime.now(UTC)
     print_list(
         found,
         ("id", "logged in", "ends", "last used"),
-        lambda it: (it.id, show.minute(it.created), _end(it, now), show.minute(it.used)),
+        lambda it: (it.id, show.minute(it.created), _end(it), show.minute(it.used)),
         none=f"{name} is not logged in",
         as_json=as_json,
     )
@@ -391,53 +377,46 @@ def list_sessions(options: Options, *, name: str, as_json: bool) -> None:
 @pass_options
 def log_out(options: Options, *, name: str, session: str | None, as_json: bool) -> None:
     """End the sessions of a user, or the one of this id, within a second."""
-    with options.writing("users log-out") as connection:
+    with options.writing() as connection:
         user = ledger_users.find_user(connection, name)
-        ended = ledger_keys.end_sessions(
-            connection, user.id, None if session is None else read_key_id(session, kind="session")
-        )
+        key_id = None if session is None else read_key_id(session, kind="session")
+        ended = ledger_keys.end_sessions(connection, user.id, key_id)
     count = f"{len(ended)} session{'' if len(ended) == 1 else 's'}"
     print_result(ended, f"{count} of {user.name} ended", as_json=as_json)
 
 
 @users.command(name="list")
-@json_option
-@pass_options
-def list_users(options: Options, *, as_json: bool) -> None:
+@ledger_list(
+    ("name", "id", "projects", ""),
+    lambda it: (
+        it.name,
+        it.id,
+        " ".join(it.projects) or "-",
+        f"disabled since {_day(it.disabled)}" if it.disabled else "",
+    ),
+    none="There is no user; make one with `tweezer users create NAME`.",
+)
+def list_users(connection: Connection) -> list[User]:
     """List all users."""
-    with options.ledger("users list") as database, database.read() as connection:
-        found = ledger_users.list_users(connection)
-    print_list(
-        found,
-        ("name", "id", "projects", ""),
-        lambda it: (it.name, it.id, " ".join(it.projects) or "-", _state(it)),
-        none="There is no user; make one with `tweezer users create NAME`.",
-        as_json=as_json,
-    )
+    return ledger_users.list_users(connection)
 
 
 @users.command(name="add-to")
 @click.argument("name")
 @click.argument("project")
-@json_option
-@pass_options
-def add_to(options: Options, *, name: str, project: str, as_json: bool) -> None:
+@ledger_command(_show_user)
+def add_to(connection: Connection, *, name: str, project: str) -> User:
     """Make a user belong to a project."""
-    with options.writing("users add-to") as connection:
-        user = ledger_users.add_to_project(connection, name, project)
-    _show_user(user, as_json=as_json)
+    return ledger_users.add_to_project(connection, name, project)
 
 
 @users.command(name="remove-from")
 @click.argument("name")
 @click.argument("project")
-@json_option
-@pass_options
-def remove_from(options: Options, *, name: str, project: str, as_json: bool) -> None:
+@ledger_command(_show_user)
+def remove_from(connection: Connection, *, name: str, project: str) -> User:
     """Make a user belong to a project no more; its keys of this project end."""
-    with options.writing("users remove-from") as connection:
-        user = ledger_users.remove_from_project(connection, name, project)
-    _show_user(user, as_json=as_json)
+    return ledger_users.remove_from_project(connection, name, project)
 
 
 # -------------------------------------------------------------------------------------------------------------
@@ -452,19 +431,6 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
     until = "" if key.expires is None else f", until {show.minute(key.expires)}"
     of = "all projects" if key.project is None else f"project {key.project}"
     show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
-
-
-def _show_user(user: User, password: str | None = None, *, as_json: bool) -> None:
-    if as_json:
-        secret = {} if password is None else {"password": password}
-        print_json(msgspec.to_builtins(user) | secret)
-        return
-    if password is not None:
-        click.echo(password)
-        show.echo(_SHOWN_ONCE, err=True)
-    belongs = ", ".join(user.projects) or f"no project (`tweezer users add-to {user.name} PROJECT`)"
-    state = " (disabled)" if user.disabled else ""
-    show.echo(f"{user.name}{state} belongs to {belongs}", err=password is not None)
 
 
 def _choose_password(*, from_stdin: bool, generate: bool) -> str:
@@ -482,8 +448,9 @@ def _choose_password(*, from_stdin: bool, generate: bool) -> str:
 
 
 def _read_limit(quota: str, text: str) -> int | None:
+    """Read a number, ``none`` for no limit (0), or ``default`` (None)."""
     try:
-        limit = _limit(text)
+        limit = {"none": 0, "default": None}[text] if text in ("none", "default") else int(text)
     except ValueError:
         raise InvalidInput(quota, f"must be a number, none or default (got {text!r})") from None
     return limit if limit is None or BY_NAME[quota].unit != "bytes" else limit << 20
@@ -493,35 +460,22 @@ def _amount(quota: str, limit: int) -> str:
     return BY_NAME[quota].amount(limit) if limit else "none"
 
 
-def _about(project: Project) -> dict[str, Any]:
-    about: dict[str, Any] = msgspec.to_builtins(project)
-    del about["no"]  # the database's own
-    return about
-
-
 def _kept(project: Project) -> str:
     if project.retention_s is None:
         return "as long as is set"
     return f"for {show.duration(project.retention_s)}" if project.retention_s else "for ever"
 
 
-def _state(user: User) -> str:
-    return f"disabled since {_day(user.disabled)}" if user.disabled else ""
-
-
-def _is_over(key: ApiKey, now: datetime) -> bool:
-    return key.revoked is not None or (key.expires is not None and key.expires <= now)
-
-
-def _end(key: ApiKey, now: datetime) -> str:
+def _end(key: ApiKey) -> str:
     if key.revoked is not None:
         return f"revoked {_day(key.revoked)}"
     if key.expires is None:
         return "-"
-    if key.expires <= now:
+    left_s = (key.expires - datetime.now(UTC)).total_seconds()
+    if left_s <= 0:
         return f"expired {_day(key.expires)}"
     session = " (session)" if key.kind is KeyKind.SESSION else ""
-    return f"in {show.duration((key.expires - now).total_seconds())}{session}"
+    return f"in {show.duration(left_s)}{session}"
 
 
 def _day(moment: datetime | None) -> str:

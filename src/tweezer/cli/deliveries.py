@@ -15,7 +15,15 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.options import Options, json_option, parse_duration, pass_options, print_json, print_result
+from tweezer.cli.options import (
+    Options,
+    exit_unless,
+    json_option,
+    parse_duration,
+    pass_options,
+    print_json,
+    print_result,
+)
 from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.schema import as_datetime
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
     from tweezer.ledger.database import Database
 
 
-_FAILED = 1
 _ANSWER_SHOWN = 200
 
 
@@ -83,13 +90,13 @@ def deliveries(
 ) -> None:
     """List deliveries, newest first; or show one with every attempt and its body, by its id."""
     if delivery is not None:
-        with options.ledger("webhooks deliveries") as database, database.read() as connection:
+        with options.reading() as connection:
             one = find_delivery(connection, delivery)
         click.echo(_plain([one])[0]) if as_json else show.echo("\n".join([*describe(one), "", one.body or ""]))
         return
     wanted = DeliveryFilter(endpoint, batch, None if status is None else DeliveryStatus(status), type_, since)
     projects = None if all_projects or endpoint or batch else [options.settings().project_id]
-    with options.ledger("webhooks deliveries") as database:
+    with options.ledger() as database:
         found = _newest_first(database, projects, wanted, limit)
     if as_json:
         click.echo(b"[" + b",".join(_plain(found)) + b"]")
@@ -121,7 +128,7 @@ def resend(
     """
     if (delivery is None) == (endpoint is None) or (endpoint is None) != (since is None):
         raise click.UsageError("give the id of a delivery, or --endpoint ID and --since TIME")
-    with options.writing("webhooks resend") as connection:
+    with options.writing() as connection:
         if delivery is not None:
             endpoint, count = delivery_log.resend(connection, delivery).endpoint, 1
         else:
@@ -142,12 +149,9 @@ def resend(
 @_since
 @click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most, the newest.")
 @json_option
-@click.pass_context
 @pass_options
 def replay(
     options: Options,
-    context: click.Context,
-    /,
     *,
     url: str,
     endpoint: UUID | None,
@@ -165,22 +169,21 @@ def replay(
     _check_local(url)
     wanted = DeliveryFilter(endpoint, batch, None, type_, since)
     projects = None if endpoint or batch else [options.settings().project_id]
-    with options.ledger("webhooks replay") as database:
+    with options.ledger() as database:
         found = _newest_first(database, projects, wanted, limit)
         posts = list(_signed(database, options.settings().vault(), found[::-1]))
     failed = asyncio.run(_post_all(url, posts, options.settings().webhook.timeout_s, as_json=as_json))
     if not as_json:
         show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
-    context.exit(_FAILED if failed else 0)
+    exit_unless(not failed)
 
 
 @click.command()
 @click.argument("type_", metavar="[TYPE]", type=click.Choice([it.value for it in EventType]), default="job.done")
 @click.option("--url", help="Post it there, signed.")
 @click.option("--secret", help="Sign with this one  [default: that of the project].")
-@click.pass_context
 @pass_options
-def sample(options: Options, context: click.Context, /, *, type_: str, url: str | None, secret: str | None) -> None:
+def sample(options: Options, *, type_: str, url: str | None, secret: str | None) -> None:
     """Print the body of a webhook as an example, job.done unless another type is given; or post it."""
     told = sample_of(type_)
     body = envelope(told.type, told.timestamp, told.data)
@@ -190,14 +193,12 @@ def sample(options: Options, context: click.Context, /, *, type_: str, url: str 
     _check_local(url)
     settings = options.settings()
     if secret is None:
-        with options.writing("webhooks sample") as connection:
+        with options.writing() as connection:
             owner = SecretOwner(find_project(connection, settings.project_id).no)
             secret = show_secret(connection, options.settings().vault(), owner).secret
     check_secret(secret)
-    failed = asyncio.run(
-        _post_all(url, [_Post(told.id, told.type, body, secret)], settings.webhook.timeout_s, as_json=False)
-    )
-    context.exit(_FAILED if failed else 0)
+    posts = [_Post(told.id, told.type, body, secret)]
+    exit_unless(not asyncio.run(_post_all(url, posts, settings.webhook.timeout_s, as_json=False)))
 
 
 @click.command()

@@ -64,14 +64,13 @@ _PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@click.pass_context
 @pass_options
-def doctor(options: Options, context: click.Context, /, *, as_json: bool) -> None:
+def doctor(options: Options, *, as_json: bool) -> None:
     """Check Redis, the ledger, the processes and the settings; say what each finding means and what to change.
 
     The exit code is 1 when something FAILs.
     """
-    tell(context, asyncio.run(examine(options)), as_json=as_json)
+    tell(asyncio.run(examine(options)), as_json=as_json)
 
 
 async def examine(options: Options) -> list[Finding]:

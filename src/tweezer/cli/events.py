@@ -47,7 +47,7 @@ def events(
             async with options.queue(patient=follow) as queue:
                 await tell(_of_batch(queue, batch, after, follow=follow))
             return
-        with options.ledger("events") as database:
+        with options.ledger() as database:
             from tweezer.ledger.queries.feed import Feed
 
             async with options.queue(patient=follow) as queue:

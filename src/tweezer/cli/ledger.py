@@ -11,10 +11,12 @@ import click
 
 from tweezer.cli import show
 from tweezer.cli.ledger_checks import Finding, check_health, look_at_ledger, tell
-from tweezer.cli.options import Options, json_option, pass_options, print_list, require, yes_option
+from tweezer.cli.options import Options, ledger_list, pass_options, require, yes_option
 from tweezer.model.errors import Conflict
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from tweezer.client import AsyncQueue
     from tweezer.ledger.database import Database
     from tweezer.ledger.dead_letters import Letter
@@ -37,7 +39,7 @@ def upgrade(options: Options) -> None:
     """
     from tweezer.ledger.migrations import HEAD
 
-    with options.ledger("db upgrade", at_any_step=True) as database:
+    with options.ledger(at_any_step=True) as database:
         from tweezer.ledger import migrate
 
         found = migrate.upgrade(database)
@@ -50,16 +52,15 @@ def upgrade(options: Options) -> None:
 
 @db.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@click.pass_context
 @pass_options
-def check(options: Options, context: click.Context, /, *, as_json: bool) -> None:
+def check(options: Options, *, as_json: bool) -> None:
     """Check the database: its tables, whether it can be written, and whether what is written stays.
 
     The exit code is 1 when something FAILs. `tweezer doctor` checks this and everything else.
     """
     require("db check", "server", "sqlalchemy", "alembic", "psycopg")
     found = look_at_ledger(options.settings())
-    tell(context, [found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
+    tell([found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
 
 
 @db.command()
@@ -69,7 +70,7 @@ def join(options: Options) -> None:
 
     A ledger and a Redis of different installations are not joined otherwise: the recorder and the API refuse.
     """
-    with options.ledger("db join") as database:
+    with options.ledger() as database:
         from tweezer.ledger.installation import join as join_on_purpose
         from tweezer.ledger.migrate import place
 
@@ -86,7 +87,7 @@ def backup(options: Options, *, file: Path) -> None:
     A SQLite file, or for PostgreSQL what `pg_dump --format=custom` makes. Large results are in the results folder:
     copy that too, after this.
     """
-    with options.ledger("db backup") as database:
+    with options.ledger() as database:
         from tweezer.ledger.backup import backup as back_up
 
         back_up(database, file)
@@ -101,7 +102,7 @@ def restore(options: Options, *, file: Path, force: bool) -> None:
     """Make the ledger what it was when FILE was made by `tweezer db backup`. Stop the recorder and the API before."""
     from tweezer.ledger.migrations import HEAD
 
-    with options.ledger("db restore", at_any_step=True) as database:
+    with options.ledger(at_any_step=True) as database:
         from tweezer.ledger.backup import restore as bring_back
         from tweezer.ledger.migrate import place
 
@@ -131,22 +132,17 @@ def dead_letters() -> None:
 @click.option("--consumer", type=click.Choice(_CONSUMERS), help="Parked by this one only.")
 @click.option("--batch", type=click.UUID, metavar="ID", help="Of this batch only.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
-@json_option
-@pass_options
-def list_(options: Options, *, consumer: str | None, batch: UUID | None, limit: int, as_json: bool) -> None:
+@ledger_list(
+    ("id", "consumer", "parked", "project", "batch", "", "error"),
+    lambda it: (it.id, it.consumer.value, show.minute(it.created), *_about(it)),
+    none="There are no dead letters.",
+)
+def list_(connection: Connection, *, consumer: str | None, batch: UUID | None, limit: int) -> list[Letter]:
     """List dead letters, oldest first."""
-    with options.ledger("dead-letters list") as database, database.read() as connection:
-        from tweezer.ledger.dead_letters import Consumer, list_letters
+    from tweezer.ledger.dead_letters import Consumer, list_letters
 
-        kind = None if consumer is None else Consumer(consumer)
-        found = list_letters(connection, consumer=kind, batch=batch, limit=limit)
-    print_list(
-        found,
-        ("id", "consumer", "parked", "project", "batch", "", "error"),
-        lambda it: (it.id, it.consumer.value, show.minute(it.created), *_about(it)),
-        none="There are no dead letters.",
-        as_json=as_json,
-    )
+    kind = None if consumer is None else Consumer(consumer)
+    return list_letters(connection, consumer=kind, batch=batch, limit=limit)
 
 
 @dead_letters.command()
@@ -159,7 +155,7 @@ def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> No
     A recorder does so within a second, a courier within ten; messages go back to the intake queue at once. A letter
     that fails again stays, with the new error.
     """
-    with options.ledger("dead-letters retry") as database:
+    with options.ledger() as database:
         found = _find(database, letters, everything=everything)
         messages = [it for it in found if it.consumer == "intake"]
         if messages:
@@ -183,7 +179,7 @@ def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: b
     A batch that the recorder could not record is deleted with its jobs and results. Of a letter of a courier, the
     webhooks of the events that waited are not sent.
     """
-    with options.ledger("dead-letters drop") as database:
+    with options.ledger() as database:
         found = _find(database, letters, everything=everything)
         batches = sorted({it.batch for it in found if it.consumer == "recorder" and it.batch is not None})
         if not yes:
@@ -229,14 +225,6 @@ def _count(found: Sequence[Letter]) -> str:
 
 
 def _about(letter: Letter) -> tuple[object, ...]:
-    return letter.project or "-", letter.batch or "-", _state(letter), _error(letter)
-
-
-def _state(letter: Letter) -> str:
-    if letter.retry is not None:
-        return "to be tried again"
-    return f"{letter.waiting} wait behind it" if letter.waiting else ""
-
-
-def _error(letter: Letter) -> str:
-    return letter.error if len(letter.error) <= _SHOWN else f"{letter.error[:_SHOWN]}…"
+    waiting = f"{letter.waiting} wait behind it" if letter.waiting else ""
+    error = letter.error if len(letter.error) <= _SHOWN else f"{letter.error[:_SHOWN]}…"
+    return letter.project or "-", letter.batch or "-", "to be tried again" if letter.retry else waiting, error

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
+from tweezer.cli.options import exit_unless, print_json
 from tweezer.ledger.config import sqlite_file
 from tweezer.model.errors import InvalidInput, TweezerError
 from tweezer.model.messages import RECORD_VERSION
@@ -58,15 +60,14 @@ def fail(name: str, says: str, change: str | None = None) -> Finding:
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
-def tell(context: click.Context, findings: Sequence[Finding], *, as_json: bool) -> None:
+def tell(findings: Sequence[Finding], *, as_json: bool) -> None:
     """Print them, and end the command with exit code 1 when something FAILs."""
     if as_json:
-        click.echo(msgspec.json.encode(findings))
+        print_json(findings)
     else:
         for finding in findings:
             show.echo("\n".join(_lines(finding, show.width())))
-    if any(finding.level is Level.FAIL for finding in findings):
-        context.exit(1)
+    exit_unless(all(finding.level is not Level.FAIL for finding in findings))
 
 
 def _lines(finding: Finding, columns: int) -> list[str]:
@@ -100,11 +101,8 @@ def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
     if file is not None and not file.is_file():
         return fail("ledger", f"there is no file {file}", "run `tweezer db upgrade`")
     try:
-        database = Database.open(given)
-        try:
+        with closing(Database.open(given)) as database:
             return read_health(database)
-        finally:
-            database.close()
     except TweezerError as error:
         return fail("ledger", error.message, _REACH)
 
@@ -278,16 +276,13 @@ def look_at_ledger_of_webhooks(settings: Settings) -> WebhookState:
     from tweezer.ledger.database import Database
     from tweezer.webhooks.health import read_receiver_health, read_secret_health, read_webhook_health
 
-    database = Database.open(settings.locate_ledger())
-    try:
+    with closing(Database.open(settings.locate_ledger())) as database:
         secrets: SecretHealth | InvalidInput
         try:
             secrets = read_secret_health(database, settings.secrets.key, settings.data_dir)
         except InvalidInput as error:
             secrets = error
         return WebhookState(read_webhook_health(database, settings.namespace), read_receiver_health(database), secrets)
-    finally:
-        database.close()
 
 
 def check_webhooks(found: WebhookState) -> Iterator[Finding]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tweezer.settings import Settings
     from tweezer.store.connection import Store
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 _IMPATIENT_S = 2.0
@@ -70,36 +72,43 @@ class Options(NamedTuple):
 
     def run(self, act: Callable[[AsyncQueue], Awaitable[T]], *, patient: bool = False) -> T:
         """Do something with the project's queue, and return what it returns."""
-
-        import asyncio
-
-        async def run() -> T:
-            async with self.queue(patient=patient) as queue:
-                return await act(queue)
-
-        return asyncio.run(run())
+        return _run(self.queue(patient=patient), act)
 
     def run_store(self, act: Callable[[Store], Awaitable[T]]) -> T:
         """Do something with the store, whatever project it is about."""
-        import asyncio
-
         from tweezer.store.connection import Store
 
-        async def run() -> T:
-            async with Store.open(self.settings().connect()) as store:
-                return await act(store)
-
-        return asyncio.run(run())
+        return _run(Store.open(self.settings().connect()), act)
 
     @contextmanager
-    def writing(self, command: str) -> Iterator[Connection]:
-        """Open a transaction of the ledger, for this command. Raises TweezerError."""
-        with self.ledger(command) as database, database.write() as connection:
+    def writing(self) -> Iterator[Connection]:
+        """Open a transaction of the ledger. Raises TweezerError."""
+        with self.ledger() as database, database.write() as connection:
             yield connection
 
-    def ledger(self, command: str, *, at_any_step: bool = False) -> AbstractContextManager[Database]:
-        """Open the ledger's database, as :func:`open_ledger` does."""
-        return open_ledger(self.settings(), command, at_any_step=at_any_step)
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open the ledger for reading. Raises TweezerError."""
+        with self.ledger() as database, database.read() as connection:
+            yield connection
+
+    def ledger(self, *, at_any_step: bool = False) -> AbstractContextManager[Database]:
+        """Open the ledger's database for the command that runs, as :func:`open_ledger` does."""
+        names, context = list[str](), click.get_current_context()
+        while context.parent is not None:
+            names.insert(0, str(context.info_name))
+            context = context.parent
+        return open_ledger(self.settings(), " ".join(names), at_any_step=at_any_step)
+
+
+def _run(opening: AbstractAsyncContextManager[S], act: Callable[[S], Awaitable[T]]) -> T:
+    import asyncio
+
+    async def run() -> T:
+        async with opening as opened:
+            return await act(opened)
+
+    return asyncio.run(run())
 
 
 @contextmanager
@@ -112,13 +121,10 @@ def open_ledger(settings: Settings, command: str, *, at_any_step: bool = False) 
     from tweezer.ledger.database import Database
     from tweezer.ledger.migrate import require_schema
 
-    database = Database.open(settings.locate_ledger(), create=at_any_step)
-    try:
+    with closing(Database.open(settings.locate_ledger(), create=at_any_step)) as database:
         if not at_any_step:
             require_schema(database)
         yield database
-    finally:
-        database.close()
 
 
 def _ledger(settings: Settings) -> OpenDatabase | None:
@@ -134,6 +140,54 @@ pass_options = click.make_pass_decorator(Options)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def overlap_option(default: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option for how long a key or secret still counts after its successor was made."""
+    return click.option(
+        "--overlap", "overlap_s", type=parse_overlap, default=default, show_default=True, metavar="TIME", help=help
+    )
+
+
+def ledger_command(
+    tell: Callable[..., None], *, reads_only: bool = False
+) -> Callable[[Callable[..., object]], Callable[..., None]]:
+    """Make the body of a command from a function: call it in a transaction of the ledger, and print what it returns.
+
+    The function gets the connection and the command's parameters; ``tell`` what it returned, and ``as_json``.
+    """
+
+    def decorate(act: Callable[..., object]) -> Callable[..., None]:
+        @json_option
+        @pass_options
+        @functools.wraps(act)
+        def run(options: Options, *, as_json: bool, **given: Any) -> None:
+            with options.reading() if reads_only else options.writing() as connection:
+                found = act(connection, **given)
+            tell(found, as_json=as_json)
+
+        return run
+
+    return decorate
+
+
+def ledger_list(
+    header: Sequence[str],
+    row: Callable[[Any], Sequence[object]],
+    *,
+    none: str,
+    about: Callable[[Any], object] | None = None,
+) -> Callable[[Callable[..., object]], Callable[..., None]]:
+    """Make a command of a function that reads a list from the ledger, for :func:`print_list`."""
+    return ledger_command(
+        functools.partial(print_list, header=header, row=row, none=none, about=about), reads_only=True
+    )
+
+
+def exit_unless(is_good: bool) -> None:
+    """End the command with exit code 1 unless all is well."""
+    if not is_good:
+        raise click.exceptions.Exit(1)
 
 
 def print_json(value: object) -> None:

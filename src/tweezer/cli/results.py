@@ -218,7 +218,7 @@ def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
                 show.echo(f"deleted {batch_id}")
         return failures
 
-    with options.ledger("delete") as database:
+    with options.ledger() as database:
         failures = options.run(lambda queue: delete_all(queue, database))
     if failures:
         raise TweezerError("\n       ".join(failures), code="not_deleted")

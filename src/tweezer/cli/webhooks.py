@@ -17,8 +17,9 @@ from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, tell_c
 from tweezer.cli.listen import listen
 from tweezer.cli.options import (
     Options,
+    exit_unless,
     json_option,
-    parse_overlap,
+    overlap_option,
     pass_options,
     print_json,
     print_list,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 _BY_HAND = "disabled by hand"
 _LOOK_S = 0.1
 _SHOWN_DELIVERIES = 5
-_FAILED = 1
 
 _id = click.argument("endpoint_id", metavar="ID", type=click.UUID)
 _perhaps_id = click.argument("endpoint_id", metavar="[ID]", type=click.UUID, required=False)
@@ -88,7 +88,7 @@ for command in (*COMMANDS, listen):
 def add(options: Options, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
     """Send the events of a project to URL from now on; prints the endpoint's id and its secret."""
     settings = options.settings()
-    with _writing(options, "webhooks add") as connection:
+    with _writing(options) as connection:
         made = ledger_endpoints.create_endpoint(
             connection,
             settings.webhook_policy(),
@@ -122,7 +122,7 @@ def list_(options: Options, *, batches: bool, all_projects: bool, as_json: bool)
     """List the endpoints of a project, newest first."""
     projects = None if all_projects else [options.settings().project_id]
     kind = None if batches else EndpointKind.PROJECT
-    with options.ledger("webhooks list") as database, database.read() as connection:
+    with options.reading() as connection:
         found = ledger_endpoints.list_endpoints(connection, projects, kind=kind)
     print_list(
         found,
@@ -140,7 +140,7 @@ def list_(options: Options, *, batches: bool, all_projects: bool, as_json: bool)
 @pass_options
 def show_(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
     """Show an endpoint, and what became of the last deliveries to it."""
-    with options.ledger("webhooks show") as database, database.read() as connection:
+    with options.reading() as connection:
         found = find_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id)
         last = list_deliveries(connection, None, wanted, limit=_SHOWN_DELIVERIES).rows
@@ -170,11 +170,10 @@ def show_(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
     "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S", help="How long to wait."
 )
 @json_option
-@click.pass_context
 @pass_options
-def test_(options: Options, context: click.Context, /, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
+def test_(options: Options, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
     """Send a ping, whatever the endpoint's types are, and show what became of it; the exit code is 1 if it failed."""
-    with options.ledger("webhooks test") as database:
+    with options.ledger() as database:
         with database.write() as connection:
             delivery_id = ping(connection, find_endpoint(connection, endpoint_id))
         wake(options, endpoint_id)
@@ -185,7 +184,7 @@ def test_(options: Options, context: click.Context, /, *, endpoint_id: UUID, wai
         show.echo(f"No courier has sent it within {wait_s:g} s: does `tweezer courier` run? It is sent when one does.")
     else:
         show.echo("\n".join(describe(found)))
-    context.exit(0 if found.status is DeliveryStatus.DELIVERED else _FAILED)
+    exit_unless(found.status is DeliveryStatus.DELIVERED)
 
 
 @webhooks.command(name="enable")
@@ -194,7 +193,7 @@ def test_(options: Options, context: click.Context, /, *, endpoint_id: UUID, wai
 @pass_options
 def enable(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
     """Send what happens from now on to an endpoint again that was disabled."""
-    with _writing(options, "webhooks enable") as connection:
+    with _writing(options) as connection:
         found = ledger_endpoints.enable_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id, status=DeliveryStatus.HELD)
         held = list_deliveries(connection, None, wanted, limit=1).rows
@@ -213,7 +212,7 @@ def enable(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
 @pass_options
 def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
     """Send nothing more to an endpoint; what happens is held until it is enabled and sent again."""
-    with _writing(options, "webhooks disable") as connection:
+    with _writing(options) as connection:
         ledger_endpoints.disable_endpoint(connection, endpoint_id, why)
         found = find_endpoint(connection, endpoint_id)
     _show_endpoint(found, "is sent nothing any more", as_json=as_json)
@@ -225,7 +224,7 @@ def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> 
 @pass_options
 def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
     """Remove an endpoint for good, with its secrets and the log of its deliveries."""
-    with options.ledger("webhooks remove") as database:
+    with options.ledger() as database:
         with database.read() as connection:
             found = find_endpoint(connection, endpoint_id)
         if not yes:
@@ -245,21 +244,15 @@ def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
 @pass_options
 def secret_(options: Options, *, endpoint_id: UUID | None, as_json: bool) -> None:
     """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
-    with _writing(options, "webhooks secret") as connection:
+    with _writing(options) as connection:
         shown = show_secret(connection, options.settings().vault(), _find_owner(options, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
 
 
 @webhooks.command(name="rotate")
 @_perhaps_id
-@click.option(
-    "--overlap",
-    "overlap_s",
-    type=parse_overlap,
-    default="24h",
-    show_default=True,
-    metavar="TIME",
-    help="How long the old one signs, too; 0: no more from now on, and keys that cannot be decrypted are dropped.",
+@overlap_option(
+    "24h", "How long the old one signs, too; 0: no more from now on, and keys that cannot be decrypted are dropped."
 )
 @click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
 @json_option
@@ -269,7 +262,7 @@ def rotate(options: Options, *, endpoint_id: UUID | None, overlap_s: int, ed2551
 
     It is printed once everything is signed with it.
     """
-    with _writing(options, "webhooks rotate") as connection:
+    with _writing(options) as connection:
         owner = _find_owner(options, connection, endpoint_id)
         shown = rotate_secret(connection, options.settings().vault(), owner, overlap_s=overlap_s, ed25519=ed25519)
     time.sleep(SECRETS_SURE_S)
@@ -283,7 +276,7 @@ def reseal(options: Options) -> None:
 
     When every courier and API has that key, and this was done, the keys behind it can be dropped.
     """
-    with _writing(options, "webhooks reseal") as connection:
+    with _writing(options) as connection:
         vault = options.settings().vault()
         changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
     show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
@@ -293,8 +286,8 @@ def reseal(options: Options) -> None:
 
 
 @contextmanager
-def _writing(options: Options, command: str) -> Iterator[Connection]:
-    with options.writing(command) as connection:
+def _writing(options: Options) -> Iterator[Connection]:
+    with options.writing() as connection:
         yield connection
     tell_changed(options)
 
