@@ -399,6 +399,12 @@ SECRET_FILES = {key: f"{setting.variable}_FILE" for key, setting in SETTINGS.ite
 """Key of a secret → the variable that names a file with its value."""
 
 
+def find_variable(key: str) -> str | None:
+    """Return the variable that gives this setting, or names the file that has it; None if neither is set."""
+    variables = (variable_name(key), SECRET_FILES.get(key, ""))
+    return next((variable for variable in variables if os.environ.get(variable)), None)
+
+
 def to_environment(values: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that give settings these values, by their keys."""
     return {variable_name(key): value for key, value in values.items()}
@@ -410,9 +416,10 @@ def load(given: Mapping[str, object] | None = None) -> Settings:
     Raises :class:`InvalidInput` whose ``field`` is the variable, or the key and file, that is wrong.
     """
     given = given or {}
-    path = _config_path()
+    path = Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
     values = _merge(_nest(given), _merge(_read_environment(), _read_file(path)))
-    if not _has_redis(values):
+    redis = values.get("redis")
+    if not isinstance(redis, dict) or not redis.get("url"):
         folder = values.get("data_dir")
         running = running_environment(Path(str(folder)) if folder else None)
         values = _merge(
@@ -422,10 +429,6 @@ def load(given: Mapping[str, object] | None = None) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise _first_problem(error, given, path) from error
-
-
-def _config_path() -> Path:
-    return Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -450,17 +453,15 @@ def _read_environment() -> dict[str, Any]:
     for key, setting in SETTINGS.items():
         file_variable = SECRET_FILES.get(key, "")
         if text := os.environ.get(setting.variable):
-            found[key] = _read_json(setting, text) if isinstance(setting.field.default, dict | tuple) else text
+            found[key] = text
+            if isinstance(setting.field.default, dict | tuple):
+                try:
+                    found[key] = json.loads(text)
+                except ValueError as error:
+                    raise InvalidInput(setting.variable, f"is not JSON: {error}") from error
         elif file := os.environ.get(file_variable):
             found[key] = read_secret(file_variable, Path(file))
     return _nest(found)
-
-
-def _read_json(setting: Setting, text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(setting.variable, f"is not JSON: {error}") from error
 
 
 def read_secret(variable: str, path: Path) -> str:
@@ -492,11 +493,6 @@ def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         if isinstance(first[name], dict) and isinstance(second[name], dict):
             merged[name] = _merge(first[name], second[name])
     return merged
-
-
-def _has_redis(values: dict[str, Any]) -> bool:
-    redis = values.get("redis")
-    return bool(redis.get("url")) if isinstance(redis, dict) else False
 
 
 def _with_password(url: str, password: str) -> str:
@@ -533,11 +529,9 @@ def _first_problem(error: ValidationError, given: Mapping[str, object], path: Pa
     source = f"{'.'.join(steps)} in {path}"
     if setting is not None:
         within = ".".join(steps)[len(setting.key) :]
-        variables = (setting.variable, SECRET_FILES.get(setting.key, ""))
-        variable = next((name for name in variables if os.environ.get(name)), None)
         if setting.key in given:
             source = f"{setting.key}{within}"
-        elif variable is not None:
+        elif variable := find_variable(setting.key):
             source = f"{variable}{within}"
     is_secret = setting is None or setting.is_secret
     return InvalidInput(

@@ -137,7 +137,7 @@ def resend(
             find_endpoint(connection, endpoint)
             count = delivery_log.resend_since(connection, endpoint, since, all=everything)
     if count:
-        wake(options, endpoint)
+        tell_couriers(options, lambda alarms: alarms.arm(endpoint, None))
     print_result({"count": count}, f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again", as_json=as_json)
 
 
@@ -350,18 +350,8 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
     return failed
 
 
-def wake(options: Options, endpoint: UUID) -> None:
-    """Set an alarm for now; say so when Redis is not there: the couriers' sweep finds it later."""
-
-    _tell(options, lambda alarms: alarms.arm(endpoint, None))
-
-
-def tell_changed(options: Options) -> None:
-    """Tell couriers that endpoints were changed; they see it within a second where Redis is not there."""
-    _tell(options, lambda alarms: alarms.note_change())
-
-
-def _tell(options: Options, what: Callable[[Alarms], Awaitable[None]]) -> None:
+def tell_couriers(options: Options, what: Callable[[Alarms], Awaitable[None]]) -> None:
+    """Set an alarm, or note that endpoints were changed. Where Redis is not there say so: the couriers see it later."""
     try:
         options.run_store(lambda store: what(Alarms(store)))
     except Unavailable as error:

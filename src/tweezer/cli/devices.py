@@ -59,6 +59,8 @@ def _limits(device: DeviceRecord) -> tuple[str, str]:
 
 _LOOK_S = 0.5
 
+_pass_device = click.decorators.pass_meta_key("device")
+
 
 @click.group()
 @click.argument("device")
@@ -80,21 +82,19 @@ def maintenance(context: click.Context, device: str) -> None:
 )
 @click.option("--to", "ends", type=parse_time, required=True, metavar="TIME")
 @click.option("--reason", required=True, help="It is shown to all who wait.")
-@click.pass_context
+@_pass_device
 @pass_options
-def add(options: Options, context: click.Context, /, *, begins: datetime, ends: datetime, reason: str) -> None:
+def add(options: Options, device: str, /, *, begins: datetime, ends: datetime, reason: str) -> None:
     """Plan maintenance; prints its id."""
-    device = context.meta["device"]
     click.echo(options.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
 
 
 @maintenance.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-@click.pass_context
+@_pass_device
 @pass_options
-def list_windows(options: Options, context: click.Context, /, *, as_json: bool) -> None:
+def list_windows(options: Options, device: str, /, *, as_json: bool) -> None:
     """List what is planned or under way."""
-    device = context.meta["device"]
 
     async def find(queue: AsyncQueue) -> list[Window]:
         await _device(queue, device)
@@ -111,11 +111,10 @@ def list_windows(options: Options, context: click.Context, /, *, as_json: bool) 
 
 @maintenance.command()
 @click.argument("window", metavar="ID")
-@click.pass_context
+@_pass_device
 @pass_options
-def remove(options: Options, context: click.Context, /, *, window: str) -> None:
+def remove(options: Options, device: str, /, *, window: str) -> None:
     """Take planned maintenance back, or end it now."""
-    device = context.meta["device"]
     options.run(lambda queue: queue.drop_maintenance(device, window))
     show.echo(f"maintenance {window} of {device} is removed")
 

@@ -126,9 +126,7 @@ async def _examine_queue(queue: AsyncQueue, settings: Settings) -> AsyncIterator
     info = await queue.store.reader.server_info()
     yield check_server(info)
     yield await check_features(queue.store.redis, queue.store.keys)
-    appendfsync = await _config(queue, "appendfsync")
-    for finding in check_persistence(info, appendfsync):
-        yield finding
+    yield check_persistence(info, await _config(queue, "appendfsync"))
     yield check_eviction(info)
     yield check_memory(info, WorkerConfig().full_at)
     yield check_idle_timeout(await _config(queue, "timeout"))
@@ -259,37 +257,32 @@ async def check_durability(remote: Remote, devices: list[DeviceRecord], configur
     return ok("durability", f"{_DURABLE[how]}: enough for a QPU")
 
 
-def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Iterator[Finding]:
+def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Finding:
     """Check the append-only file, which alone keeps an acknowledged submit."""
     if not info.get("aof_enabled"):
-        yield fail(
+        return fail(
             "persistence", "there is no append-only file: a restart of Redis loses queued work and results", _PERSIST
         )
-        return
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield fail(
+        return fail(
             "persistence",
             "the last write of the append-only file failed: Redis refuses writes",
             "look for a full disk, and at Redis' log",
         )
-        return
-    match appendfsync:
-        case None:
-            yield warn(
-                "persistence",
-                "there is an append-only file; how often it is synced may not be read (this user lacks +config|get)",
-                "run the doctor as the operator's user of Redis, or see that appendfsync is everysec or always",
-            )
-        case "no":
-            yield warn(
-                "persistence",
-                "appendfsync is no: a power loss can cost half a minute of acknowledged work",
-                "`redis-cli CONFIG SET appendfsync everysec`, and the same in redis.conf",
-            )
-        case "always":
-            yield ok("persistence", "append-only file, synced always: a power loss costs nothing")
-        case _:
-            yield ok("persistence", f"append-only file, synced {appendfsync}: a power loss costs a second or two")
+    if appendfsync is None:
+        return warn(
+            "persistence",
+            "there is an append-only file; how often it is synced may not be read (this user lacks +config|get)",
+            "run the doctor as the operator's user of Redis, or see that appendfsync is everysec or always",
+        )
+    if appendfsync == "no":
+        return warn(
+            "persistence",
+            "appendfsync is no: a power loss can cost half a minute of acknowledged work",
+            "`redis-cli CONFIG SET appendfsync everysec`, and the same in redis.conf",
+        )
+    costs = "nothing" if appendfsync == "always" else "a second or two"
+    return ok("persistence", f"append-only file, synced {appendfsync}: a power loss costs {costs}")
 
 
 def check_eviction(info: dict[str, Any]) -> Finding:

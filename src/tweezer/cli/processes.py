@@ -18,7 +18,7 @@ from tweezer.cli.options import Options, pass_options, require
 from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.config import sqlite_file
 from tweezer.qpu_sim.misbehaviours import Misbehaviours, read_window
-from tweezer.settings import SECRET_FILES, Settings, variable_name
+from tweezer.settings import Settings, find_variable
 
 USUAL_REDIS_PORT = 6379
 _PORT = click.IntRange(0, 65_535)
@@ -104,12 +104,9 @@ def api(options: Options, *, host: str | None, port: int | None) -> None:
 @click.option("--redis-port", type=_PORT, help="0 takes any free one  [default: 6379 if it is free, else any].")
 @click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
 @click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_WORKER_LANES, else 2].")
-@click.pass_context
 @pass_options
 def up(
     options: Options,
-    context: click.Context,
-    /,
     *,
     port: int | None,
     data: Path | None,
@@ -129,18 +126,13 @@ def up(
     check_given_key(settings)
     if redis_port is None:
         redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
-    stack = Stack(
-        settings,
-        redis_port=redis_port,
-        has_own_ledger=_has_own_ledger(settings, data),
-        say=tell,
-    )
+    stack = Stack(settings, redis_port=redis_port, has_own_ledger=_has_own_ledger(settings, data), say=tell)
     with Interrupts() as interrupts:
         try:
             stack.start()
             stack.wait_ready(interrupts.came)
             if interrupts.came.is_set():
-                context.exit(interrupts.exit_code)
+                raise click.exceptions.Exit(interrupts.exit_code)
             show.echo("\n".join(_welcome(settings, stack, own_key(settings))))
             stack.watch(interrupts.came)
             tell("stopping; Ctrl-C again does not wait for running jobs")
@@ -161,18 +153,12 @@ def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
     others = os.environ.get(DATA_DIR)
     if data is None or not others or Path(others).resolve() == data.resolve():
         return {}
-    given = {key: _variable_in_use(key) for key in _OF_THE_INSTALLATION}
+    given = {key: find_variable(key) for key in _OF_THE_INSTALLATION}
     set_aside = {key: variable for key, variable in given.items() if variable}
     if set_aside:
         variables = ", ".join(set_aside.values())
         tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
     return {key: data.absolute() / "results" if key == "results_dir" else "" for key in set_aside}
-
-
-def _variable_in_use(key: str) -> str | None:
-    """Return the variable that gives this setting, or names the file that has it; None if neither is set."""
-    variables = (variable_name(key), SECRET_FILES.get(key, ""))
-    return next((variable for variable in variables if os.environ.get(variable)), None)
 
 
 def _has_own_ledger(settings: Settings, data: Path | None) -> bool:

@@ -23,7 +23,7 @@ from tweezer.model.events import JobNews, read_news
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
 
-_LISTED_JOBS = 10
+_LISTED = 10  # jobs, and attempts to cancel some
 
 
 def availability(device: DeviceRecord, now: datetime) -> str:
@@ -52,9 +52,6 @@ def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime 
     return None
 
 
-_LISTED = 10
-
-
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
     """Return the last attempts to cancel jobs of the batch, and the sum of their outcomes; none where nobody tried."""
     if not record.cancels:
@@ -70,19 +67,9 @@ def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
     return lines
 
 
-def cancel_note(job: JobRecord) -> str:
-    """Return what the cancel of a job came to, in a few words; empty without one, and before it ended."""
-    return "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
-
-
-def was_stopped(job: JobRecord) -> bool:
+def _was_stopped(job: JobRecord) -> bool:
     """Return whether a cancel met more than a job that waited."""
     return job.cancel_outcome not in (None, CancelOutcome.PREVENTED)
-
-
-def attempt_json(attempt: CancelAttempt) -> dict[str, Any]:
-    """Return the attempt for ``--json``."""
-    return {"at": attempt.at, "by": attempt.by, "jobs": attempt.jobs}
 
 
 def _words(outcome: CancelOutcome) -> str:
@@ -210,7 +197,9 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
             while True:
                 ended = sum(count for status, count in record.counts.items() if status.terminal)
                 per_s = rate.now(ended)
-                hint = await _hint(queue, record) if rate.still_for_s > _STALLED_S else None
+                hint = None
+                if rate.still_for_s > _STALLED_S:
+                    hint = why_it_waits(record, await queue.store.admission.device(record.device))
                 if record.counts[JobStatus.RUNNING] == 0:
                     progress.clear()
                 meter.show(View(record, dict(progress), per_s, hint))
@@ -237,11 +226,6 @@ def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
             if word.letters[1] != JobStatus.RUNNING.letter:
                 for index in word.jobs:
                     progress.pop(index, None)
-
-
-async def _hint(queue: AsyncQueue, record: BatchRecord) -> str | None:
-    """Return why a batch that does not move may stand still."""
-    return why_it_waits(record, await queue.store.admission.device(record.device))
 
 
 @click.command()
@@ -332,9 +316,8 @@ def _ago(now: datetime, moment: datetime) -> str:
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
     """Return the jobs that run, failed, or were cancelled when they had begun, if not too many."""
-    return [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or was_stopped(job)][
-        :_LISTED_JOBS
-    ]
+    chosen = [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or _was_stopped(job)]
+    return chosen[:_LISTED]
 
 
 def _job_table(jobs: list[JobRecord]) -> list[str]:
@@ -343,7 +326,8 @@ def _job_table(jobs: list[JobRecord]) -> list[str]:
         doing = job.stage.value if job.stage is not None and job.status is JobStatus.RUNNING else ""
         if doing and job.progress is not None:
             doing += f" {job.progress:.0%}"
-        said = doing or "; ".join(filter(None, (cancel_note(job), *map(str, job.faults))))
+        cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
+        said = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
         took = "" if job.device_s is None else show.duration(job.device_s)
         runs = "" if job.spec.runs is None else job.spec.runs
         rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
@@ -367,30 +351,22 @@ def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
         "ended": record.ended,
         "idle_s": record.idle_s,
         "error": record.fault and str(record.fault),
-        "cancels": list(map(attempt_json, record.cancels)),
-        "jobs": [_job_as_json(job) for job in jobs],
+        "cancels": _cancels_as_json(record.cancels),
+        "jobs": [
+            _fields(job, "id", "index", "status", "stage", "progress")
+            | _fields(job.spec, "runs", "variables", "seed")
+            | _fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome")
+            | {"cancel_attempts": _cancels_as_json(job.cancels)}
+            | _fields(job, "queue_s", "preparation_s", "device_s")
+            | {"errors": [str(fault) for fault in job.faults]}
+            for job in jobs
+        ],
     }
 
 
-def _job_as_json(job: JobRecord) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "index": job.index,
-        "status": job.status,
-        "stage": job.stage,
-        "progress": job.progress,
-        "runs": job.spec.runs,
-        "variables": job.spec.variables,
-        "seed": job.spec.seed,
-        "attempt": job.attempt,
-        "created": job.created,
-        "started": job.started,
-        "ended": job.ended,
-        "cancel_requested": job.cancel_requested,
-        "cancel_outcome": job.cancel_outcome,
-        "cancel_attempts": list(map(attempt_json, job.cancels)),
-        "queue_s": job.queue_s,
-        "preparation_s": job.preparation_s,
-        "device_s": job.device_s,
-        "errors": [str(fault) for fault in job.faults],
-    }
+def _cancels_as_json(cancels: Iterable[CancelAttempt]) -> list[dict[str, Any]]:
+    return [_fields(attempt, "at", "by", "jobs") for attempt in cancels]
+
+
+def _fields(of: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(of, name) for name in names}

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, tell_changed, wake
+from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, tell_couriers
 from tweezer.cli.listen import listen
 from tweezer.cli.options import (
     Options,
@@ -31,6 +31,7 @@ from tweezer.ledger.access.projects import find_project
 from tweezer.ledger.access.vault import SECRETS_SURE_S
 from tweezer.model.webhooks import EventType
 from tweezer.webhooks import endpoints as ledger_endpoints
+from tweezer.webhooks.deliveries import Alarms
 from tweezer.webhooks.delivery_log import (
     Delivery,
     DeliveryFilter,
@@ -176,7 +177,7 @@ def test_(options: Options, *, endpoint_id: UUID, wait_s: float, as_json: bool) 
     with options.ledger() as database:
         with database.write() as connection:
             delivery_id = ping(connection, find_endpoint(connection, endpoint_id))
-        wake(options, endpoint_id)
+        tell_couriers(options, lambda alarms: alarms.arm(endpoint_id, None))
         found = _outcome(database, delivery_id, wait_s)
     if as_json:
         print_json(found)
@@ -231,7 +232,7 @@ def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
             show.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?")
         with database.write() as connection:
             ledger_endpoints.delete_endpoint(connection, endpoint_id)
-    tell_changed(options)
+    tell_couriers(options, Alarms.note_change)
     show.echo(f"{found.id} is removed")
 
 
@@ -289,7 +290,7 @@ def reseal(options: Options) -> None:
 def _writing(options: Options) -> Iterator[Connection]:
     with options.writing() as connection:
         yield connection
-    tell_changed(options)
+    tell_couriers(options, Alarms.note_change)
 
 
 def _find_owner(options: Options, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:

@@ -102,7 +102,7 @@ def test_the_server_must_be_a_single_primary_that_is_new_enough(info: dict[str, 
     ],
 )
 def test_persistence_is_the_append_only_file(info: dict[str, Any], appendfsync: str | None, level: Level) -> None:
-    (found,) = doctor.check_persistence(info, appendfsync)
+    found = doctor.check_persistence(info, appendfsync)
     assert found.level is level
     assert (found.change is None) is (level is Level.OK)
 
