@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
@@ -139,21 +138,8 @@ class Finished(msgspec.Struct, frozen=True):
         return Results.from_abstract_repr(text)
 
 
-class AsyncBatch:
-    """A handle on a batch. Making one asks nothing of Redis."""
-
-    def __init__(self, queue: AsyncQueue, batch_id: UUID) -> None:
-        self._queue = queue
-        self._store = queue.store
-        self.id = batch_id
-
-    @property
-    def queue(self) -> AsyncQueue:
-        """The queue that the handle asks."""
-        return self._queue
-
-    def __repr__(self) -> str:
-        return f"<batch {self.id}>"
+class Handle:
+    """Refers to connections: a copy is the object itself."""
 
     def __copy__(self) -> Self:
         return self
@@ -161,29 +147,41 @@ class AsyncBatch:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
+
+class AsyncBatch(Handle):
+    """A handle on a batch. Making one asks nothing of Redis."""
+
+    def __init__(self, queue: AsyncQueue, batch_id: UUID) -> None:
+        self.queue = queue
+        self._store = queue.store
+        self.id = batch_id
+
+    def __repr__(self) -> str:
+        return f"<batch {self.id}>"
+
     def __reduce__(self) -> tuple[type[AsyncBatch], tuple[AsyncQueue, UUID]]:
-        return AsyncBatch, (self._queue, self.id)
+        return AsyncBatch, (self.queue, self.id)
 
     async def record(self) -> BatchRecord:
         """Return the batch as it stands now. Raises NotFound."""
-        return await self._queue.reader.batch(self._queue.caller, self.id)
+        return await self.queue.reader.batch(self.queue.caller, self.id)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
         """Add jobs to the open batch; return the index of the first. Checked like those of a submit."""
         added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
         return await self._command(
-            lambda: self._store.admission.add_jobs(self.id, added, project=self._queue.project, idempotency_key=key)
+            lambda: self._store.admission.add_jobs(self.id, added, project=self.queue.project, idempotency_key=key)
         )
 
     async def close(self) -> None:
         """No more jobs will come: the batch is DONE when its jobs are."""
-        await self._command(lambda: self._store.commands.close(self.id, project=self._queue.project))
+        await self._command(lambda: self._store.commands.close(self.id, project=self.queue.project))
 
     async def cancel(self, *, by: str | None = None) -> None:
         """Cancel what is pending and stop what runs. by: who asks, which is noted (default: ``user@host``)."""
         commands, key = self._store.commands, secrets.token_hex(16)
         who = _checked_by(by)
-        await self._command(lambda: commands.cancel(self.id, project=self._queue.project, by=who, idempotency_key=key))
+        await self._command(lambda: commands.cancel(self.id, project=self.queue.project, by=who, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
         """Cancel some of the jobs; return one answer each. by: as of :meth:`cancel`."""
@@ -192,16 +190,16 @@ class AsyncBatch:
         if not chosen:
             return []
         return await self._command(
-            lambda: commands.cancel_jobs(self.id, chosen, project=self._queue.project, by=who, idempotency_key=key)
+            lambda: commands.cancel_jobs(self.id, chosen, project=self.queue.project, by=who, idempotency_key=key)
         )
 
     async def pause(self) -> None:
         """Hand out no more jobs; what runs finishes."""
-        await self._command(lambda: self._store.commands.pause(self.id, project=self._queue.project))
+        await self._command(lambda: self._store.commands.pause(self.id, project=self.queue.project))
 
     async def resume(self) -> None:
         """Hand out jobs again."""
-        await self._command(lambda: self._store.commands.resume(self.id, project=self._queue.project))
+        await self._command(lambda: self._store.commands.resume(self.id, project=self.queue.project))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
         """Return the batch now and after each change, until nothing of it is pending or running. Raises WaitTimeout."""
@@ -230,12 +228,12 @@ class AsyncBatch:
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Return some jobs of the batch as they stand now, in the order of their indices."""
-        return await self._queue.reader.jobs(record, indices)
+        return await self.queue.reader.jobs(record, indices)
 
     async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
         """Return the results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
         project's."""
-        return await self._queue.reader.results(self.id, indices)
+        return await self.queue.reader.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
         """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
@@ -274,10 +272,10 @@ class AsyncBatch:
                 self.record,
                 batch=batch,
                 last=_place(batch, after),
-                recorded=partial(self._queue.reader.entries, batch) if self._queue.has_ledger else None,
+                recorded=partial(self.queue.reader.entries, batch) if self.queue.has_ledger else None,
             )
             while True:
-                while events := await self._ask(reading.read):
+                while events := await self.queue.ask(reading.read):
                     for event in events:
                         yield event
                 if reading.is_over or not follow:
@@ -292,7 +290,7 @@ class AsyncBatch:
     @contextlib.asynccontextmanager
     async def _news(self) -> AsyncIterator[ChannelReader]:
         async with contextlib.AsyncExitStack() as stack:
-            yield await self._ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
+            yield await self.queue.ask(lambda: stack.enter_async_context(self._store.news.batch(self.id)))
 
     def _ended_in(self, messages: list[bytes]) -> list[int]:
         return [
@@ -309,9 +307,9 @@ class AsyncBatch:
 
     async def _command(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await self._ask(call)
+            return await self.queue.ask(call)
         except NotFound:
-            if not await self._queue.reader.is_recorded(self._queue.caller, self.id):
+            if not await self.queue.reader.is_recorded(self.queue.caller, self.id):
                 raise
             raise Conflict(f"batch {self.id} has ended", code="terminal") from None
 
@@ -322,9 +320,6 @@ class AsyncBatch:
         if left <= 0:
             raise WaitTimeout(f"batch {self.id} still has jobs to run; wait longer, or look at `tweezer devices`")
         return min(left, _LOOK_AGAIN_S)
-
-    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._queue.ask(call)
 
 
 def is_settled(record: BatchRecord) -> bool:
@@ -368,7 +363,7 @@ def _checked_key(idempotency_key: str | None) -> str:
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
 
 
-class AsyncQueue:
+class AsyncQueue(Handle):
     """A project's door to the queue, for asyncio. Use it as an async context manager, or ``close`` it."""
 
     def __init__(
@@ -388,16 +383,8 @@ class AsyncQueue:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
     def __reduce__(self) -> tuple[Callable[..., AsyncQueue], tuple[Any, ...]]:
         """Pickle as a queue that is opened anew: with the same URL, and the password in it."""
@@ -638,8 +625,20 @@ def connect_async(
     if database_url is not None:
         check_text("database_url", database_url, _MAX_URL_LENGTH)
     ledger = database_url or variables.get("TWEEZER_DATABASE_URL")
+    if url is not None:
+        check_text("url", url, _MAX_URL_LENGTH)
+    namespace = variables.get("TWEEZER_NAMESPACE", Connect().namespace) if namespace is None else namespace
+    if not is_namespace(namespace):
+        raise InvalidInput(
+            "namespace", f"expects 1 to 32 letters, digits, dots, dashes and underscores, got {shown(namespace)}"
+        )
+    connect = Connect(
+        url=url or variables.get(REDIS_URL) or Connect().url,
+        namespace=namespace,
+        results_dir=_results_folder(results_dir, variables),
+    )
     return AsyncQueue(
-        _open_store(url, namespace, results_dir, variables),
+        Store.open(connect),
         whose,
         retry_s=check_seconds("retry_s", retry_s),
         ledger=OpenDatabase(ledger, connections_max=2) if ledger else None,
@@ -650,25 +649,6 @@ def _variables(url: str | None) -> Mapping[str, str]:
     """Return the environment, completed by that of a running ``tweezer up`` where nothing names a Redis."""
     given = {name: value for name, value in os.environ.items() if value}
     return given if url or given.get(REDIS_URL) else running_environment() | given
-
-
-def _open_store(
-    url: str | None, namespace: str | None, results_dir: str | Path | None, variables: Mapping[str, str]
-) -> Store:
-    if url is not None:
-        check_text("url", url, _MAX_URL_LENGTH)
-    namespace = variables.get("TWEEZER_NAMESPACE", Connect().namespace) if namespace is None else namespace
-    if not is_namespace(namespace):
-        raise InvalidInput(
-            "namespace", f"expects 1 to 32 letters, digits, dots, dashes and underscores, got {shown(namespace)}"
-        )
-    return Store.open(
-        Connect(
-            url=url or variables.get(REDIS_URL) or Connect().url,
-            namespace=namespace,
-            results_dir=_results_folder(results_dir, variables),
-        )
-    )
 
 
 def _results_folder(given: str | Path | None, variables: Mapping[str, str]) -> Path | None:

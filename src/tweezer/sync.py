@@ -15,12 +15,11 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 from weakref import WeakSet
 
-from tweezer.client import AsyncBatch, AsyncQueue, connect_async
+from tweezer.client import AsyncBatch, AsyncQueue, Handle, connect_async
 from tweezer.duties import end_tasks
 from tweezer.model.errors import TweezerError
 
@@ -226,17 +225,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Handle:
+class _Handle(Handle):
     """What calls an asynchronous object and waits for the outcome."""
 
     def __init__(self, runner: _Runner) -> None:
         self._runner = runner
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
     def _caller(self, queue: AsyncQueue) -> Any:
         """Return the asynchronous object whose calls these are."""
@@ -331,9 +324,7 @@ class Queue(_Handle):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[type[Queue], tuple[_Runner]]:
