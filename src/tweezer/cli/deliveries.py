@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from tweezer.cli.options import (
     parse_duration,
     pass_options,
     print_json,
+    print_list,
     print_result,
 )
 from tweezer.ledger.access.projects import find_project
@@ -92,18 +93,13 @@ def deliveries(
     if delivery is not None:
         with options.reading() as connection:
             one = find_delivery(connection, delivery)
-        click.echo(_plain([one])[0]) if as_json else show.echo("\n".join([*describe(one), "", one.body or ""]))
+        print_result(_about(one), "\n".join([*describe(one), "", one.body or ""]), as_json=as_json)
         return
     wanted = DeliveryFilter(endpoint, batch, None if status is None else DeliveryStatus(status), type_, since)
     projects = None if all_projects or endpoint or batch else [options.settings().project_id]
     with options.ledger() as database:
         found = _newest_first(database, projects, wanted, limit)
-    if as_json:
-        click.echo(b"[" + b",".join(_plain(found)) + b"]")
-    elif not found:
-        show.echo("There is no such delivery.")
-    else:
-        show.echo("\n".join(format_deliveries(found)))
+    print_list(found, _HEADER, _row, none="There is no such delivery.", as_json=as_json, about=_about)
 
 
 @click.command()
@@ -213,10 +209,17 @@ COMMANDS = (deliveries, resend, replay, sample, schema)
 # -- how deliveries are shown -------------------------------------------------------------------------------
 
 
+_HEADER = ("delivery", "written", "type", "batch", "", "last attempt")
+
+
+def _row(it: Delivery) -> tuple[object, ...]:
+    last = _attempt(it.log[-1]) if it.log else "none yet"
+    return it.id, show.minute(it.created), it.type, it.batch or "-", it.status.value, last
+
+
 def format_deliveries(found: Sequence[Delivery]) -> list[str]:
     """Return a table of deliveries."""
-    rows = [(it.id, show.minute(it.created), it.type, it.batch or "-", it.status.value, _last(it)) for it in found]
-    return show.table(("delivery", "written", "type", "batch", "", "last attempt"), rows)
+    return show.table(_HEADER, [_row(it) for it in found])
 
 
 def describe(delivery: Delivery) -> list[str]:
@@ -232,10 +235,6 @@ def describe(delivery: Delivery) -> list[str]:
         if attempt.answer:
             lines.append(f"     {_one_line(attempt.answer)}")
     return lines
-
-
-def _last(delivery: Delivery) -> str:
-    return _attempt(delivery.log[-1]) if delivery.log else "none yet"
 
 
 def _attempt(attempt: Attempt) -> str:
@@ -254,15 +253,13 @@ def _second(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _plain(found: Sequence[Delivery]) -> list[bytes]:
-    """As JSON, attempts with the names of their fields."""
-    rows = []
-    for it in found:
-        about = msgspec.to_builtins(it) | {"log": [msgspec.structs.asdict(attempt) for attempt in it.log]}
-        if it.body is None:
-            del about["body"]
-        rows.append(msgspec.json.encode(about))
-    return rows
+def _about(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery for ``--json``: attempts have the names of their fields."""
+    log = [msgspec.structs.asdict(attempt) for attempt in delivery.log]
+    about: dict[str, Any] = msgspec.to_builtins(delivery) | {"log": log}
+    if delivery.body is None:
+        del about["body"]
+    return about
 
 
 def _newest_first(

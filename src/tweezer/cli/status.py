@@ -286,7 +286,6 @@ def must_be_done(record: BatchRecord) -> None:
 
 
 def _description(record: BatchRecord, why: str | None) -> list[str]:
-    now = datetime.now(UTC)
     counts = ", ".join(f"{count} {status.value}" for status, count in record.counts.items() if count)
     rows = [
         ("batch", str(record.id)),
@@ -299,19 +298,16 @@ def _description(record: BatchRecord, why: str | None) -> list[str]:
         ("held idle", record.idle_s and f"{show.duration(record.idle_s)} on {record.device} without work"),
         ("priority", record.priority.value),
         ("jobs", f"{record.jobs}{f': {counts}' if counts else ''}"),
-        ("submitted", f"{_clock(record.created)} ({_ago(now, record.created)})"),
-        ("started", record.started and f"{_clock(record.started)} ({_ago(now, record.started)})"),
-        ("ended", record.ended and f"{_clock(record.ended)} ({_ago(now, record.ended)})"),
+        ("submitted", _since(record.created)),
+        ("started", record.started and _since(record.started)),
+        ("ended", record.ended and _since(record.ended)),
     ]
     return [f"{show.style(f'{name:<9}', dim=True)}  {value}" for name, value in rows if value]
 
 
-def _clock(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _ago(now: datetime, moment: datetime) -> str:
-    return f"{show.duration(max((now - moment).total_seconds(), 0.0))} ago"
+def _since(moment: datetime) -> str:
+    ago_s = max((datetime.now(UTC) - moment).total_seconds(), 0.0)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({show.duration(ago_s)} ago)"
 
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
@@ -337,28 +333,21 @@ def _job_table(jobs: list[JobRecord]) -> list[str]:
 def _as_json(record: BatchRecord, jobs: list[JobRecord]) -> dict[str, Any]:
     return {
         "batch": record.id,
-        "status": record.status,
-        "open": record.open,
-        "project": record.project,
-        "device": record.device,
-        "priority": record.priority,
-        "name": record.doc.name,
-        "tags": record.doc.tags,
+        **_fields(record, "status", "open", "project", "device", "priority"),
+        **_fields(record.doc, "name", "tags"),
         "counts": {status.value: count for status, count in record.counts.items()},
-        "created": record.created,
-        "updated": record.updated,
-        "started": record.started,
-        "ended": record.ended,
-        "idle_s": record.idle_s,
+        **_fields(record, "created", "updated", "started", "ended", "idle_s"),
         "error": record.fault and str(record.fault),
         "cancels": _cancels_as_json(record.cancels),
         "jobs": [
-            _fields(job, "id", "index", "status", "stage", "progress")
-            | _fields(job.spec, "runs", "variables", "seed")
-            | _fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome")
-            | {"cancel_attempts": _cancels_as_json(job.cancels)}
-            | _fields(job, "queue_s", "preparation_s", "device_s")
-            | {"errors": [str(fault) for fault in job.faults]}
+            {
+                **_fields(job, "id", "index", "status", "stage", "progress"),
+                **_fields(job.spec, "runs", "variables", "seed"),
+                **_fields(job, "attempt", "created", "started", "ended", "cancel_requested", "cancel_outcome"),
+                "cancel_attempts": _cancels_as_json(job.cancels),
+                **_fields(job, "queue_s", "preparation_s", "device_s"),
+                "errors": [str(fault) for fault in job.faults],
+            }
             for job in jobs
         ],
     }
