@@ -28,10 +28,10 @@ from tweezer.cli.ledger_checks import (
     check_webhooks,
     examine_couriers,
     fail,
-    look_at_ledger,
-    look_at_ledger_of_webhooks,
     ok,
-    tell,
+    print_findings,
+    read_ledger_health,
+    read_webhook_state,
     warn,
 )
 from tweezer.cli.local.redis_server import OLDEST
@@ -70,7 +70,7 @@ def doctor(options: Options, *, as_json: bool) -> None:
 
     The exit code is 1 when something FAILs.
     """
-    tell(asyncio.run(examine(options)), as_json=as_json)
+    print_findings(asyncio.run(examine(options)), as_json=as_json)
 
 
 async def examine(options: Options) -> list[Finding]:
@@ -80,10 +80,10 @@ async def examine(options: Options) -> list[Finding]:
         settings = options.settings()
     except TweezerError as error:
         return [*findings, fail("settings", error.message, "correct it; no process starts like this")]
-    health = await asyncio.to_thread(look_at_ledger, settings)
+    health = await asyncio.to_thread(read_ledger_health, settings)
     findings.extend([health] if isinstance(health, Finding) else check_health(health))
     findings.append(check_keeping(settings))
-    webhooks = None if isinstance(health, Finding) or health.unfit else await _look_at_webhooks(settings, findings)
+    webhooks = None if isinstance(health, Finding) or health.unfit else await _examine_webhooks(settings, findings)
     try:
         async with options.queue() as queue:
             began = time.perf_counter()
@@ -111,10 +111,10 @@ async def examine(options: Options) -> list[Finding]:
     return findings
 
 
-async def _look_at_webhooks(settings: Settings, findings: list[Finding]) -> WebhookState | None:
+async def _examine_webhooks(settings: Settings, findings: list[Finding]) -> WebhookState | None:
     """Return what the ledger knows of webhooks, and add the findings about it."""
     try:
-        webhooks = await asyncio.to_thread(look_at_ledger_of_webhooks, settings)
+        webhooks = await asyncio.to_thread(read_webhook_state, settings)
     except TweezerError as error:
         findings.append(fail("webhooks", error.message, "look at the ledger's database"))
         return None

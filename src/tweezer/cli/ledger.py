@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 
 from tweezer.cli import show
-from tweezer.cli.ledger_checks import Finding, check_health, look_at_ledger, tell
+from tweezer.cli.ledger_checks import Finding, check_health, print_findings, read_ledger_health
 from tweezer.cli.options import Options, ledger_list, pass_options, require, yes_option
 from tweezer.model.errors import Conflict
 
@@ -59,8 +59,8 @@ def check(options: Options, *, as_json: bool) -> None:
     The exit code is 1 when something FAILs. `tweezer doctor` checks this and everything else.
     """
     require("db check", "server", "sqlalchemy", "alembic", "psycopg")
-    found = look_at_ledger(options.settings())
-    tell([found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
+    found = read_ledger_health(options.settings())
+    print_findings([found] if isinstance(found, Finding) else list(check_health(found)), as_json=as_json)
 
 
 @db.command()

@@ -60,7 +60,7 @@ def fail(name: str, says: str, change: str | None = None) -> Finding:
 _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
-def tell(findings: Sequence[Finding], *, as_json: bool) -> None:
+def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
     """Print them, and end the command with exit code 1 when something FAILs."""
     if as_json:
         print_json(findings)
@@ -89,7 +89,7 @@ _SLOW_RECORDER_S = 30.0
 _REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operators.md has how to set one up"
 
 
-def look_at_ledger(settings: Settings) -> LedgerHealth | Finding:
+def read_ledger_health(settings: Settings) -> LedgerHealth | Finding:
     """Return how the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
     if importlib.util.find_spec("sqlalchemy") is None:
         return ok("ledger", "not looked at: a host that only runs workers or producers does not need it")
@@ -271,7 +271,7 @@ class WebhookState(msgspec.Struct, frozen=True):
     secrets: SecretHealth | InvalidInput
 
 
-def look_at_ledger_of_webhooks(settings: Settings) -> WebhookState:
+def read_webhook_state(settings: Settings) -> WebhookState:
     """Ask the database, whose tables must be as they should be. Raises TweezerError."""
     from tweezer.ledger.database import Database
     from tweezer.webhooks.health import read_receiver_health, read_secret_health, read_webhook_health

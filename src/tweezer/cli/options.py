@@ -150,11 +150,11 @@ def overlap_option(default: str, help: str) -> Callable[[Callable[..., None]], C
 
 
 def ledger_command(
-    tell: Callable[..., None], *, reads_only: bool = False
+    present: Callable[..., None], *, reads_only: bool = False
 ) -> Callable[[Callable[..., object]], Callable[..., None]]:
     """Make the body of a command from a function: call it in a transaction of the ledger, and print what it returns.
 
-    The function gets the connection and the command's parameters; ``tell`` what it returned, and ``as_json``.
+    The function gets the connection and the command's parameters; ``present`` what it returned, and ``as_json``.
     """
 
     def decorate(act: Callable[..., object]) -> Callable[..., None]:
@@ -164,7 +164,7 @@ def ledger_command(
         def run(options: Options, *, as_json: bool, **given: Any) -> None:
             with options.reading() if reads_only else options.writing() as connection:
                 found = act(connection, **given)
-            tell(found, as_json=as_json)
+            present(found, as_json=as_json)
 
         return run
 
