@@ -294,47 +294,29 @@ def _show_user(user: User, password: str | None = None, *, as_json: bool) -> Non
     show.echo(f"{user.name}{state} belongs to {belongs}", err=password is not None)
 
 
-def _password_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the parameters of :func:`_store_password` to a command."""
-    for parameter in (
-        pass_options,
-        json_option,
-        click.option("--generate", is_flag=True, help="Make the password up, and show it once."),
-        click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line."),
-        click.argument("name"),
-    ):
-        command = parameter(command)
-    return command
+def _add_password_command(command: str, store: Callable[[Connection, str, str], User], says: str) -> None:
+    """Add a command that asks for a password and stores its hash."""
+
+    @users.command(name=command, help=says)
+    @click.argument("name")
+    @click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line.")
+    @click.option("--generate", is_flag=True, help="Make the password up, and show it once.")
+    @json_option
+    @pass_options
+    def run(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
+        password = _choose_password(from_stdin=from_stdin, generate=generate)
+        kept = hash_password(password)
+        with options.writing() as connection:
+            user = store(connection, name, kept)
+        _show_user(user, password if generate else None, as_json=as_json)
 
 
-def _store_password(
-    options: Options,
-    store: Callable[[Connection, str, str], User],
-    *,
-    name: str,
-    from_stdin: bool,
-    generate: bool,
-    as_json: bool,
-) -> None:
-    password = _choose_password(from_stdin=from_stdin, generate=generate)
-    kept = hash_password(password)
-    with options.writing() as connection:
-        user = store(connection, name, kept)
-    _show_user(user, password if generate else None, as_json=as_json)
-
-
-@users.command(name="create")
-@_password_options
-def create_user(options: Options, **given: Any) -> None:
-    """Make a user, of no project yet; asks for the password."""
-    _store_password(options, ledger_users.create_user, **given)
-
-
-@users.command(name="password")
-@_password_options
-def change_password(options: Options, **given: Any) -> None:
-    """Change a user's password, and end its sessions; asks for the password."""
-    _store_password(options, ledger_users.set_password, **given)
+_add_password_command("create", ledger_users.create_user, "Make a user, of no project yet; asks for the password.")
+_add_password_command(
+    "password",
+    ledger_users.set_password,
+    "Change a user's password, and end its sessions; asks for the password.",
+)
 
 
 @users.command(name="disable")
