@@ -180,6 +180,17 @@ def keys() -> None:
     """Keys open the HTTP API: `Authorization: Bearer twz_…`. The ledger keeps no more of one than its digest."""
 
 
+def _show_once(made: NewKey, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"key": made.text, **msgspec.to_builtins(made.about)})
+        return
+    key = made.about
+    click.echo(made.text)
+    until = "" if key.expires is None else f", until {show.minute(key.expires)}"
+    of = "all projects" if key.project is None else f"project {key.project}"
+    show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
+
+
 @keys.command(name="create")
 @click.argument("name")
 @click.option(
@@ -196,34 +207,32 @@ def keys() -> None:
 )
 @click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
 @click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Ends after this time: 90d, 12h.")
-@json_option
+@ledger_command(_show_once)
 @pass_options
 def create_key(
     options: Options,
+    connection: Connection,
     *,
     name: str,
     project: str | None,
     role: str,
     user: str | None,
     expires_s: int | None,
-    as_json: bool,
-) -> None:
+) -> NewKey:
     """Make a key; prints it, once. NAME says what it is for.
 
     user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
     Prometheus. operator: see and change everybody's work.
     """
-    with options.writing() as connection:
-        owner = None if user is None else ledger_users.find_user(connection, user)
-        made = ledger_keys.create_key(
-            connection,
-            name=name,
-            role=Role(role),
-            project_id=options.settings().project_id if project is None and Role(role).of_projects else project,
-            user_id=None if owner is None else owner.id,
-            expires_s=expires_s,
-        )
-    _show_once(made, as_json=as_json)
+    owner = None if user is None else ledger_users.find_user(connection, user)
+    return ledger_keys.create_key(
+        connection,
+        name=name,
+        role=Role(role),
+        project_id=options.settings().project_id if project is None and Role(role).of_projects else project,
+        user_id=None if owner is None else owner.id,
+        expires_s=expires_s,
+    )
 
 
 @keys.command(name="list")
@@ -252,7 +261,7 @@ def revoke(connection: Connection, *, key: str) -> ApiKey:
 @keys.command(name="rotate")
 @click.argument("key")
 @overlap_option("24h", "How long the old one still works; 0: no more from now on.")
-@ledger_command(lambda it, as_json: _show_once(it, as_json=as_json))
+@ledger_command(_show_once)
 def rotate(connection: Connection, *, key: str, overlap_s: int) -> NewKey:
     """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
     return ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
@@ -402,17 +411,6 @@ def remove_from(connection: Connection, *, name: str, project: str) -> User:
 
 
 # -------------------------------------------------------------------------------------------------------------
-
-
-def _show_once(made: NewKey, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"key": made.text, **msgspec.to_builtins(made.about)})
-        return
-    key = made.about
-    click.echo(made.text)
-    until = "" if key.expires is None else f", until {show.minute(key.expires)}"
-    of = "all projects" if key.project is None else f"project {key.project}"
-    show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
 
 
 def _choose_password(*, from_stdin: bool, generate: bool) -> str:

@@ -154,7 +154,8 @@ def ledger_command(
 ) -> Callable[[Callable[..., object]], Callable[..., None]]:
     """Make the body of a command from a function: call it in a transaction of the ledger, and print what it returns.
 
-    The function gets the connection and the command's parameters; ``present`` what it returned, and ``as_json``.
+    The function gets the connection and the command's parameters (under ``pass_options`` the options before them);
+    ``present`` what it returned, and ``as_json``.
     """
 
     def decorate(act: Callable[..., object]) -> Callable[..., None]:

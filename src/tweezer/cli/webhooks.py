@@ -19,10 +19,10 @@ from tweezer.cli.options import (
     Options,
     exit_unless,
     json_option,
+    ledger_list,
     overlap_option,
     pass_options,
     print_json,
-    print_list,
     print_result,
     yes_option,
 )
@@ -114,25 +114,26 @@ def add(options: Options, *, url: str, types: Sequence[str], description: str, e
     )
 
 
+def _about(endpoint: Endpoint) -> dict[str, Any]:
+    about: dict[str, Any] = msgspec.to_builtins(endpoint)
+    del about["project_no"]  # the database's own
+    return about | {"types": sorted(endpoint.subscribed)}
+
+
 @webhooks.command(name="list")
 @click.option("--batches", is_flag=True, help="Those, too, that batches were submitted with.")
 @_all_projects
-@json_option
+@ledger_list(
+    ("id", "project", "to", "types", "", ""),
+    lambda it: (it.id, it.project, _short(it.url), _types(it), _state(it), it.description),
+    none="There is no endpoint; make one with `tweezer webhooks add URL`.",
+    about=_about,
+)
 @pass_options
-def list_(options: Options, *, batches: bool, all_projects: bool, as_json: bool) -> None:
+def list_(options: Options, connection: Connection, *, batches: bool, all_projects: bool) -> list[Endpoint]:
     """List the endpoints of a project, newest first."""
     projects = None if all_projects else [options.settings().project_id]
-    kind = None if batches else EndpointKind.PROJECT
-    with options.reading() as connection:
-        found = ledger_endpoints.list_endpoints(connection, projects, kind=kind)
-    print_list(
-        found,
-        ("id", "project", "to", "types", "", ""),
-        lambda it: (it.id, it.project, _short(it.url), _types(it), _state(it), it.description),
-        none="There is no endpoint; make one with `tweezer webhooks add URL`.",
-        as_json=as_json,
-        about=_about,
-    )
+    return ledger_endpoints.list_endpoints(connection, projects, kind=None if batches else EndpointKind.PROJECT)
 
 
 @webhooks.command(name="show")
@@ -309,12 +310,6 @@ def _outcome(database: Database, delivery_id: UUID, wait_s: float) -> Delivery:
         if found.log or time.monotonic() > deadline:
             return found
         time.sleep(_LOOK_S)
-
-
-def _about(endpoint: Endpoint) -> dict[str, Any]:
-    about: dict[str, Any] = msgspec.to_builtins(endpoint)
-    del about["project_no"]  # the database's own
-    return about | {"types": sorted(endpoint.subscribed)}
 
 
 def _show_secret(shown: ShownSecret, *, as_json: bool = False) -> None:
