@@ -159,15 +159,14 @@ def ledger_command(
     """
 
     def decorate(act: Callable[..., object]) -> Callable[..., None]:
-        @json_option
         @pass_options
-        @functools.wraps(act)
-        def run(options: Options, *, as_json: bool, **given: Any) -> None:
+        def run(options: Options, /, *, as_json: bool, **given: Any) -> None:
             with options.reading() if reads_only else options.writing() as connection:
                 found = act(connection, **given)
             present(found, as_json=as_json)
 
-        return run
+        functools.update_wrapper(run, act)
+        return json_option(run)
 
     return decorate
 
