@@ -11,7 +11,7 @@ from pulser.backend import BitStrings, CorrelationMatrix, EmulationConfig, Occup
 
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, TensorKeys
-from tweezer.adapters.emulators.pulser_sampling import get_noise, has_jumps, is_steady
+from tweezer.adapters.emulators.pulser_sampling import is_deterministic
 from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
 from tweezer.adapters.lane.backend import Watch
 
@@ -48,8 +48,7 @@ class EmuMPS(TorchEmulator):
         return changed
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = get_noise(config, sequence)
-        return is_steady(noise) and not has_jumps(noise)
+        return is_deterministic(config, sequence, draws_jumps=True)
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:

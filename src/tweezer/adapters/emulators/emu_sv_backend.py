@@ -10,7 +10,7 @@ from pulser.backend import EmulationConfig
 
 from tweezer.adapters.emulators.pulser_backend import PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, StateVectorKeys
-from tweezer.adapters.emulators.pulser_sampling import get_noise, has_jumps, is_steady
+from tweezer.adapters.emulators.pulser_sampling import is_deterministic
 from tweezer.adapters.emulators.torch_emulator import TorchEmulator, chosen_hardware
 from tweezer.adapters.lane.backend import Watch
 
@@ -24,8 +24,7 @@ class EmuSV(TorchEmulator):
     bases = frozenset({"ground-rydberg"})
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = get_noise(config, sequence)
-        return is_steady(noise) and not (has_jumps(noise) and config.solver == "montecarlo")
+        return is_deterministic(config, sequence, draws_jumps=config.solver == "montecarlo")
 
 
 def open_backend(watch: Watch, memo_bytes: int) -> PulserBackend:

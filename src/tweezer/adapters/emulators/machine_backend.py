@@ -89,13 +89,9 @@ class _Machine:
 
 
 def _shared_out(config: EmulationConfig[Any]) -> EmulationConfig[Any]:
-    trajectories = config.n_trajectories
-
-    def share(shots: int) -> int:
-        return -(-shots // trajectories)
-
+    """Return the configuration of one trajectory, with its share of the shots, rounded up."""
     observables = tuple(
-        with_shots(observable, share(observable.num_shots or config.default_num_shots))
+        with_shots(observable, -(-(observable.num_shots or config.default_num_shots) // config.n_trajectories))
         if isinstance(observable, BitStrings)
         else observable
         for observable in config.observables

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pulser.backend import BitStrings, EmulationConfig, Observable, Results
+from pulser.backend import BitStrings, EmulationConfig, Results
 
 _DETERMINISTIC_NOISE = frozenset({"SPAM", "dephasing", "relaxation", "depolarizing", "eff_noise", "leakage"})
 _STEP_BYTES = 1024
@@ -30,12 +30,9 @@ class Measurable(ABC):
         """Bitstrings in the register's order."""
 
 
-def estimate_bytes(value: Any) -> int:
-    """Return about how much memory a value takes, with all that it holds; what is shared counts once."""
-    return _estimate_bytes(value, set())
-
-
-def _estimate_bytes(value: Any, seen: set[int]) -> int:
+def estimate_bytes(value: Any, seen: set[int] | None = None) -> int:
+    """Return about how much memory a value takes, with all that it holds; what is shared, or seen, counts no more."""
+    seen = set() if seen is None else seen
     if id(value) in seen:
         return 0
     seen.add(id(value))
@@ -53,7 +50,7 @@ def _estimate_bytes(value: Any, seen: set[int]) -> int:
         parts = value
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         parts = vars(value).values()
-    return sys.getsizeof(value) + sum(_estimate_bytes(part, seen) for part in parts)
+    return sys.getsizeof(value) + sum(estimate_bytes(part, seen) for part in parts)
 
 
 Step = tuple[float, int, Any]
@@ -88,28 +85,22 @@ def list_steps(config: EmulationConfig[Any], results: Results) -> Iterable[Step]
     """Return the values of those observables of a configuration that the results have."""
     recorded = results.get_tagged_results()
     for place, observable in enumerate(config.observables):
-        for t, value in timed(results, recorded, observable):
-            yield t, place, value
+        if values := recorded.get(observable.tag):
+            for t, value in zip(results.get_result_times(observable.tag), values, strict=True):
+                yield t, place, value
 
 
-def timed(results: Results, recorded: dict[str, list[Any]], observable: Observable) -> Iterable[tuple[float, Any]]:
-    """Return the values of one observable with their times; ``recorded`` are the results by tag."""
-    values = recorded.get(observable.tag, [])
-    return zip(results.get_result_times(observable.tag) if values else [], values, strict=True)
+def is_deterministic(config: EmulationConfig[Any], sequence: Any, *, draws_jumps: bool) -> bool:
+    """Return whether nothing in an evolution is random.
 
-
-def get_noise(config: EmulationConfig[Any], sequence: Any) -> Any:
-    """Return the noise model that an emulation has."""
+    draws_jumps: whether noise of a master equation is unravelled into random quantum jumps.
+    """
     preferred = sequence.device.noise_model if config.prefer_device_noise_model else None
-    return preferred or config.noise_model
+    noise = preferred or config.noise_model
+    return is_steady(noise) and not (draws_jumps and not set(noise.noise_types) <= {"SPAM"})
 
 
 def is_steady(noise: Any) -> bool:
     """Return whether the noise is the same in every run; errors of detection only act on the sampling."""
     kinds = set(noise.noise_types)
     return kinds <= _DETERMINISTIC_NOISE and not ("SPAM" in kinds and noise.state_prep_error != 0)
-
-
-def has_jumps(noise: Any) -> bool:
-    """Return whether the noise is one of a master equation, which can be unravelled into random quantum jumps."""
-    return not set(noise.noise_types) <= {"SPAM"}

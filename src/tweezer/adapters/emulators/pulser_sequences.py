@@ -226,11 +226,7 @@ def _choices(branches: list[list[ValidationError]]) -> list[object]:
     tags = [next((one for one in errors if _is_tag(one)), None) for errors in branches]
     if len({tuple(tag.absolute_path) if tag is not None else None for tag in tags}) != 1 or tags[0] is None:
         return []
-    words: list[object] = []
-    for tag in tags:
-        assert tag is not None
-        words += _wanted(tag)
-    return words
+    return [word for tag in tags if tag is not None for word in _wanted(tag)]
 
 
 def _wanted(tag: ValidationError) -> list[object]:

@@ -18,15 +18,7 @@ from qutip.solver.integrator import IntegratorException
 from tweezer.adapters.emulators import qutip_patches
 from tweezer.adapters.emulators.pulser_backend import Emulation, EvolutionProgress, PulserBackend
 from tweezer.adapters.emulators.pulser_configuration import Dialect, QutipKeys
-from tweezer.adapters.emulators.pulser_sampling import (
-    Evolution,
-    Measurable,
-    Step,
-    get_noise,
-    has_jumps,
-    is_steady,
-    timed,
-)
+from tweezer.adapters.emulators.pulser_sampling import Evolution, Measurable, Step, is_deterministic, list_steps
 from tweezer.adapters.lane.backend import Refusal, Watch
 from tweezer.model.messages import Fault
 
@@ -81,21 +73,19 @@ class StatesInstead:
 
     def __init__(self, config: EmulationConfig[Any]) -> None:
         self._asked = config
-        self._observables = tuple(
+        observables = tuple(
             StateResult(evaluation_times=_listed(observable.evaluation_times), tag_suffix=f"instead_of_{place}")
             if isinstance(observable, BitStrings)
             else observable
             for place, observable in enumerate(config.observables)
         )
-        self.config: EmulationConfig[Any] = config.with_changes(observables=self._observables)
+        self.config: EmulationConfig[Any] = config.with_changes(observables=observables)
 
     def evolution(self, results: Results) -> Evolution:
         """Return what this configuration's results leave."""
-        recorded = results.get_tagged_results()
         steps: list[Step] = [
             (t, place, Distribution(value) if isinstance(self._asked.observables[place], BitStrings) else value)
-            for place, observable in enumerate(self._observables)
-            for t, value in timed(results, recorded, observable)
+            for t, place, value in list_steps(self.config, results)
         ]
         return Evolution(results, steps)
 
@@ -134,8 +124,7 @@ class Qutip:
         return sequence
 
     def is_deterministic(self, config: EmulationConfig[Any], sequence: Sequence[Any]) -> bool:
-        noise = get_noise(config, sequence)
-        return is_steady(noise) and not (has_jumps(noise) and config.solver.value == "MonteCarlo")
+        return is_deterministic(config, sequence, draws_jumps=config.solver.value == "MonteCarlo")
 
     def unmeasured(self, config: EmulationConfig[Any]) -> StatesInstead:
         return StatesInstead(config)
