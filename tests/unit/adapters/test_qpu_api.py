@@ -31,18 +31,17 @@ from tweezer.adapters.remote.qpu.api import (
     QpuApi,
     QpuJob,
     SubmitContext,
+    _OperationalStatus,
     _read_submitted,
+    _System,
     read_data,
-    read_job,
-    read_operational,
-    read_system,
 )
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus
 
 CONTEXT = SubmitContext("batch", "job")
 SECRET = "s3cr3t-of-ours"
-READERS = (read_job, read_operational, read_system, read_data)
+KINDS: tuple[type[Any], ...] = (QpuJob, _OperationalStatus, _System, dict)
 
 JOB = {"uid": 7, "status": "PENDING", "context": {"pasqman_job_id": "job"}}
 
@@ -70,9 +69,9 @@ def answer(status: int, /, **envelope: Any) -> HttpAnswer:
 @example(status=200, body=b"[" * 100_000)
 @example(status=200, body=b'{"data": ' + b"9" * 5000 + b"}")
 def test_whatever_is_answered_is_read_or_told_as_an_error_of_the_qpu(status: int, body: bytes) -> None:
-    for read in READERS:
+    for kind in KINDS:
         with contextlib.suppress(RemoteUnreachable, RemoteRefused):
-            read(HttpAnswer("GET /x", status, body))
+            read_data(HttpAnswer("GET /x", status, body), kind)
             assert 200 <= status < 300
 
 
@@ -121,18 +120,18 @@ def test_a_job_without_a_result_has_no_counter() -> None:
 
 def test_specs_keep_numbers_that_only_pulser_writes() -> None:
     body = b'{"status": "success", "code": 200, "data": {"specs": {"name": "X", "max": Infinity}}}'
-    assert json.loads(read_system(HttpAnswer("GET /system", 200, body)))["max"] == float("inf")
+    assert read_data(HttpAnswer("GET /system", 200, body), _System).specs["max"] == float("inf")
 
 
 def test_a_status_that_is_unknown_is_told_with_what_was_received() -> None:
     with pytest.raises(RemoteUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
-        read_job(answer(200, status="success", data={"uid": 1, "status": "MELTED"}))
+        read_data(answer(200, status="success", data={"uid": 1, "status": "MELTED"}), QpuJob)
 
 
 def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
     page = b"<html>\n" + b"<p>Welcome to the gateway</p>\n" * 100
     with pytest.raises(RemoteUnreachable, match="is base_url right") as raised:
-        read_job(HttpAnswer("GET /jobs/1", 200, page))
+        read_data(HttpAnswer("GET /jobs/1", 200, page), QpuJob)
     assert len(raised.value.message) < 400
     assert "\n" not in raised.value.message
     assert excerpt(b"\x1b[31m\x00") == "�[31m�"
@@ -142,7 +141,7 @@ def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_refusal_within_a_200_is_one(status: int) -> None:
     with pytest.raises(RemoteRefused) as raised:
-        read_data(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}))
+        read_data(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}), QpuJob)
     assert (raised.value.status, raised.value.remote_code) == (400, "PRG-3003")
 
 

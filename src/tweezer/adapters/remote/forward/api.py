@@ -148,25 +148,11 @@ def read_complaint(body: bytes) -> tuple[str | None, str]:
     return data.field, data.description.removeprefix(f"{data.field}: ")
 
 
-def is_by_api(body: bytes) -> bool:
-    """Return whether a refusal comes from the API, and not from a proxy before it: it is a JSON object."""
-    return _failure(body) is not None
-
-
-def read_reason(body: bytes) -> str | None:
-    """Return a Tweezer's word for why."""
-    failure = _failure(body)
-    return None if failure is None or failure.data is None else failure.data.reason
-
-
 def _failure(body: bytes) -> _ServerError | None:
+    """Return what the API says of a failure; None where a proxy before it answers."""
     try:
-        document: Any = msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=_ServerError)
     except (ValueError, RecursionError):
-        return None
-    try:
-        return msgspec.convert(document, _ServerError)
-    except ValueError:
         return None
 
 
@@ -319,8 +305,11 @@ def _origin(url: str) -> tuple[str, str]:
 def _read_submitted(answer: HttpAnswer) -> str:
     """Return the id of the batch that a submit created. Raises SubmitRefused, SubmitDeferred and SubmitUncertain."""
     field, problem = read_complaint(answer.body) if answer.status >= 400 else (None, "")
-    is_full = answer.status == 503 and read_reason(answer.body) == "full"
-    check_submit(ForwardApi, answer.status, problem, is_by_api=is_by_api(answer.body), is_deferred=is_full, field=field)
+    failure = _failure(answer.body)
+    reason = None if failure is None or failure.data is None else failure.data.reason
+    is_full = answer.status == 503 and reason == "full"
+    is_by_api = failure is not None
+    check_submit(ForwardApi, answer.status, problem, is_by_api=is_by_api, is_deferred=is_full, field=field)
     try:
         batch = read_data(answer, ServerBatch)
     except (RemoteUnreachable, RemoteRefused) as error:

@@ -106,28 +106,13 @@ class _OperationalStatus(msgspec.Struct):
     operational_status: Operational
 
 
-def read_job(answer: HttpAnswer) -> QpuJob:
-    """Return the job that was asked for. Raises as :func:`read_data`."""
-    return _read(answer, QpuJob)
-
-
-def read_operational(answer: HttpAnswer) -> Operational:
-    return _read(answer, _OperationalStatus).operational_status
-
-
-def read_system(answer: HttpAnswer) -> str:
-    """Return the device's specs as text: Pulser's abstract representation of it."""
-    return json.dumps(_read(answer, _System).specs)
-
-
-def read_data(answer: HttpAnswer) -> Any:
+def read_data(answer: HttpAnswer, kind: type[T]) -> T:
     """Return what is in the envelope.
 
     Raises RemoteRefused when the API says no, by the status of HTTP or by the envelope's code, and RemoteUnreachable
     when it says to come back, or for what no such API says.
     """
-    envelope = _envelope(answer.body)
-    status = read_status(answer)
+    envelope, status, is_by_api = _open(answer)
     if status >= 500 or status == 429:
         raise RemoteUnreachable(f"{answer.what}: the QPU's API answers {status}: {answer.excerpt}")
     if status >= 400:
@@ -135,7 +120,7 @@ def read_data(answer: HttpAnswer) -> Any:
             f"{answer.what}: the QPU's API refuses with {status}: {answer.excerpt}",
             status=status,
             remote_code=_code(envelope) or str(status),
-            by_api=is_by_api(answer),
+            by_api=is_by_api,
         )
     if not 200 <= status < 300:
         raise _junk(answer.what, answer.body, f"its status is {status}; is base_url right?")
@@ -143,28 +128,25 @@ def read_data(answer: HttpAnswer) -> Any:
         raise _junk(answer.what, answer.body, "it is no JSend envelope; is base_url right?")
     if envelope.status not in (None, "success"):
         raise _junk(answer.what, answer.body, "its envelope tells of no success")
-    return envelope.data
+    try:
+        return msgspec.convert(envelope.data, kind)
+    except (ValueError, RecursionError) as error:
+        raise _junk(answer.what, answer.body, str(error)) from error
 
 
-def read_status(answer: HttpAnswer) -> int:
-    """Return the status of HTTP, or the envelope's where that says an error within a 200, as some versions answer."""
-    envelope = _envelope(answer.body)
-    code = None if envelope is None else envelope.code
-    within = 200 <= answer.status < 300 and isinstance(code, int) and 400 <= code < 600
-    return int(code) if within and code is not None else answer.status
+def _open(answer: HttpAnswer) -> tuple[_JSend | None, int, bool]:
+    """Return the envelope, if there is one, the status, and whether a refusal surely comes from the API, not a proxy.
 
-
-def is_by_api(answer: HttpAnswer) -> bool:
-    """Return whether a refusal surely comes from the API, and not from a proxy: it is in the API's envelope."""
-    envelope = _envelope(answer.body)
-    return envelope is not None and (read_status(answer) in _OF_APIS or envelope.status in ("fail", "error"))
-
-
-def _envelope(body: bytes) -> _JSend | None:
+    The status is that of HTTP, or the envelope's where that says an error within a 200, as some versions answer.
+    """
     try:  # by Python's JSON, which takes the Infinity that Pulser may write into specs
-        return msgspec.convert(json.loads(body), _JSend)
+        envelope = msgspec.convert(json.loads(answer.body), _JSend)
     except (ValueError, RecursionError):
-        return None
+        return None, answer.status, False
+    status, code = answer.status, envelope.code
+    if 200 <= status < 300 and isinstance(code, int) and 400 <= code < 600:
+        status = code
+    return envelope, status, status in _OF_APIS or envelope.status in ("fail", "error")
 
 
 def _code(envelope: _JSend | None) -> str | None:
@@ -173,14 +155,6 @@ def _code(envelope: _JSend | None) -> str | None:
         return None
     inner = envelope.data.get("code") if isinstance(envelope.data, dict) else None
     return next((str(code) for code in (inner, envelope.code) if isinstance(code, int | str)), None)
-
-
-def _read(answer: HttpAnswer, kind: type[T]) -> T:
-    data = read_data(answer)
-    try:
-        return msgspec.convert(data, kind)
-    except (ValueError, RecursionError) as error:
-        raise _junk(answer.what, answer.body, str(error)) from error
 
 
 def _junk(what: str, body: bytes, problem: str) -> RemoteUnreachable:
@@ -230,18 +204,18 @@ class QpuApi(RemoteClient):
 
     async def system(self) -> str:
         """Return the device's specs, Pulser's abstract representation, as text. Raises RemoteError."""
-        return await self._read("GET", "/system", read_system)
+        return json.dumps((await self._get("/system", _System)).specs)
 
     async def operational(self) -> Operational:
         """Return whether the QPU runs jobs now. Raises RemoteError: then that is unknown, not ``DOWN``."""
-        return await self._read("GET", "/system/operational", read_operational)
+        return (await self._get("/system/operational", _OperationalStatus)).operational_status
 
     async def job(self, uid: int, *, patient: bool = True) -> QpuJob:
         """Return the job's current state. patient: ask again for a while. Raises UnknownRemoteJob and RemoteError."""
         try:
             if not patient:
-                return read_job(await self._request("GET", f"/jobs/{uid}"))
-            return await self._read("GET", f"/jobs/{uid}", read_job)
+                return read_data(await self._request("GET", f"/jobs/{uid}"), QpuJob)
+            return await self._get(f"/jobs/{uid}", QpuJob)
         except RemoteRefused as error:
             raise _about_a_job(error) from error
 
@@ -252,7 +226,7 @@ class QpuApi(RemoteClient):
         its program can no longer be aborted, UnknownRemoteJob and RemoteError.
         """
         try:
-            return read_job(await self._request("PUT", f"/jobs/{uid}/cancel"))
+            return read_data(await self._request("PUT", f"/jobs/{uid}/cancel"), QpuJob)
         except RemoteRefused as error:
             if _CANNOT_BE_ABORTED in error.remote_code:
                 raise TooLate(error.message, status=error.status, remote_code=error.remote_code) from error
@@ -275,12 +249,16 @@ class QpuApi(RemoteClient):
         content = msgspec.json.encode(_SubmitBody(nb_run, pulser_sequence, context))
         return _read_submitted(await self._submit("/jobs", content, before_send), context)
 
+    async def _get(self, path: str, kind: type[T]) -> T:
+        return await self._read("GET", path, lambda answer: read_data(answer, kind))
+
 
 def _read_submitted(answer: HttpAnswer, context: SubmitContext) -> QpuJob:
     """Return the job that a submit created. Raises SubmitRefused, SubmitDeferred and SubmitUncertain."""
-    check_submit(QpuApi, read_status(answer), answer.excerpt, is_by_api=is_by_api(answer))
+    _, status, is_by_api = _open(answer)
+    check_submit(QpuApi, status, answer.excerpt, is_by_api=is_by_api)
     try:
-        job = read_job(answer)
+        job = read_data(answer, QpuJob)
     except RemoteError as error:
         raise SubmitUncertain(f"{error.message}: the job may have been created") from error
     if job.pasqman_job_id not in (None, context.pasqman_job_id):
