@@ -77,19 +77,14 @@ class LaneProcess:
         try:
             entered = jail.enter(start.jail)  # before there is a second thread: Landlock binds the one that calls it
         except (jail.Exposed, OSError) as error:
-            traceback.print_exc()
-            message = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
-            self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
-            return
+            problem = f"cannot jail the lane: {_short(error)}; TWEEZER_WORKER_JAIL=off runs lanes without a jail"
+            return self._refuse_start(problem)
         threading.Thread(target=self._listen, name="lane-listener", daemon=True).start()
-        self._watch = watch = Watch(self._tell, start.progress_interval_s)
+        self._watch = watch = Watch(self._report, start.progress_interval_s)
         try:
             backend = _load(start.backend)(watch, start.memo_mb << 20, *start.arguments)
         except Exception as error:  # noqa: BLE001  # whatever it is, the worker is told
-            traceback.print_exc()
-            message = f"cannot load the emulator: {_short(error)}{_remedy(error)}"
-            self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", message)))
-            return
+            return self._refuse_start(f"cannot load the emulator: {_short(error)}{_remedy(error)}")
         self._send(Ready(jail=entered))
         while True:
             request = self._requests.get()
@@ -107,11 +102,14 @@ class LaneProcess:
                 case _:
                     assert_never(request)
 
+    def _refuse_start(self, problem: str) -> None:
+        """Report why this process cannot start. Call it while the exception is handled."""
+        traceback.print_exc()
+        self._send(ChildRefused(0, FaultKind.INTERNAL, Fault("internal", problem)))
+
     def _prepare(self, backend: Backend, request: Prepare) -> Prepared | ChildRefused:
         try:
             backend.prepare(request.batch)
-        except Refusal as refusal:
-            return ChildRefused(request.serial, refusal.kind, refusal.fault)
         except Aborted:
             return ChildRefused(request.serial, FaultKind.TRANSIENT, Fault("transient", "stopped"))
         except Exception as error:  # noqa: BLE001  # as above
@@ -119,7 +117,7 @@ class LaneProcess:
             return ChildRefused(request.serial, kind, fault)
         return Prepared(request.serial)
 
-    def _tell(self, fraction: float) -> None:
+    def _report(self, fraction: float) -> None:
         self._send(Advanced(self._serial, fraction))
 
     def _send(self, message: ToWorker) -> None:
@@ -168,8 +166,6 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
             execution = backend.run(request.job)
         else:
             execution = cast(Collector, backend).collect(request.job, request.measured)
-    except Refusal as refusal:
-        return Outcome(OutcomeKind.ERROR, fault=refusal.fault, cause=refusal.kind)
     except Aborted:
         return Outcome(OutcomeKind.CANCELED)
     except Exception as error:  # noqa: BLE001  # as above
@@ -184,7 +180,9 @@ def _run(backend: Backend, watch: Watch, request: Run) -> Outcome:
 
 
 def _blame(error: Exception) -> tuple[FaultKind, Fault]:
-    """Return what a user may know of an exception nobody expected; the log gets the rest."""
+    """Return a backend's refusal, or what a user may know of an exception nobody expected; the log gets the rest."""
+    if isinstance(error, Refusal):
+        return error.kind, error.fault
     traceback.print_exc()
     if isinstance(error, MemoryError):
         message = "the emulation asked for more memory than there is; use fewer qubits or evaluation times"

@@ -14,7 +14,7 @@ from typing import assert_never
 import msgspec
 import structlog
 
-from tweezer.adapters.lane.jail import COMPLETE, JailMode
+from tweezer.adapters.lane.jail import COMPLETE, Jail, JailMode
 from tweezer.adapters.lane.messages import (
     Abort,
     Advanced,
@@ -122,7 +122,7 @@ class ChildLane:
         self._serial = 0
         self._running = False
         self._cancel_requested = False
-        self._closed = False
+        self.closed = False
         self.jail = ""
         """What :func:`tweezer.adapters.lane.jail.enter` returned in the process; empty before there is one."""
         self.evolutions = 0
@@ -147,11 +147,6 @@ class ChildLane:
     def pid(self) -> int | None:
         """The process that the lane has now."""
         return self._child.pid if self._child is not None else None
-
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._closed
 
     async def prepare(self, batch: BatchWork) -> None:
         """As :meth:`tweezer.adapters.protocol.Lane.prepare`; a batch that is prepared already costs nothing."""
@@ -192,7 +187,7 @@ class ChildLane:
 
     async def close(self) -> None:
         """Kill the process. A job that runs is given back: ``run`` returns ``retry``."""
-        self._closed = True
+        self.closed = True
         self._wake()
         await self._drop_child()
 
@@ -224,7 +219,7 @@ class ChildLane:
 
     async def _warm_child(self) -> ChildProcess:
         """Return the process, with its backend imported; a new one when there is none or it died."""
-        if self._closed:
+        if self.closed:
             raise ExecutionError(FaultKind.TRANSIENT, "the lane is closed")
         if self._child is not None and self._child.alive:
             return self._child
@@ -239,7 +234,7 @@ class ChildLane:
         except OSError as error:
             raise ExecutionError(FaultKind.TRANSIENT, f"cannot start the lane's process: {error}") from error
         options = self._options
-        jail = child.jail(options.jail, options.private, gpu=self.gpu is not None)
+        jail = Jail(options.jail, str(child.scratch.path), options.private, self.gpu is not None)
         child.send(Start(self._backend, options.memo_mb, options.progress_interval_s, self._arguments, jail))
         limit_s = self._options.start_timeout_s
         answer = await self._await_answer(child, 0, limit_s, f"the lane's process was not ready after {limit_s:g} s")
@@ -272,7 +267,7 @@ class ChildLane:
         stopping: _Broken | None = None
         try:
             while True:
-                if self._closed:
+                if self.closed:
                     return await self._break(_Broken(_End.CLOSED, "the lane was closed while the job ran"))
                 now = time.monotonic()
                 if stopping is None and (self._cancel_requested or now >= deadline):
@@ -303,7 +298,7 @@ class ChildLane:
                     case Died():
                         if stopping is not None:
                             return await self._break(stopping)
-                        if not self._closed:
+                        if not self.closed:
                             end = await child.describe_end(self._options.exit_timeout_s)
                             return await self._break(_Broken(_End.DIED, f"the lane's process {end}"))
                     case _:

@@ -8,6 +8,7 @@ answer carries the number of its request.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import msgspec
 
@@ -105,8 +106,12 @@ ToChild = Start | Prepare | Run | Abort
 ToWorker = Ready | Prepared | ChildRefused | Advanced | RunFinished
 
 _encoder = msgspec.msgpack.Encoder()
-_child_decoder = msgspec.msgpack.Decoder(ToChild)
-_worker_decoder = msgspec.msgpack.Decoder(ToWorker)
+
+unpack_for_child: Callable[[bytes], ToChild] = msgspec.msgpack.Decoder(ToChild).decode
+"""Raises ``msgspec.DecodeError`` on anything that is not a message to the child."""
+
+unpack_for_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode
+"""Raises ``msgspec.DecodeError`` on anything that is not a message to the worker."""
 
 
 def pack(message: ToChild | ToWorker) -> bytes:
@@ -123,15 +128,3 @@ def body_bytes(header: bytes) -> int:
     if length > MAX_BODY_BYTES:
         raise ValueError(f"a message of {length} bytes is too large, the limit is {MAX_BODY_BYTES}")
     return length
-
-
-def unpack_for_child(body: bytes) -> ToChild:
-    """Raises ``msgspec.DecodeError`` on anything that is not a message to the child."""
-    message: ToChild = _child_decoder.decode(body)
-    return message
-
-
-def unpack_for_worker(body: bytes) -> ToWorker:
-    """Raises ``msgspec.DecodeError`` on anything that is not a message to the worker."""
-    message: ToWorker = _worker_decoder.decode(body)
-    return message

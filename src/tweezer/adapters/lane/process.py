@@ -11,16 +11,8 @@ import sys
 
 import msgspec
 
-from tweezer.adapters.lane.jail import Jail, JailMode
 from tweezer.adapters.lane.jail.home import Scratch, environment
-from tweezer.adapters.lane.messages import (
-    HEADER_BYTES,
-    ToChild,
-    ToWorker,
-    body_bytes,
-    pack,
-    unpack_for_worker,
-)
+from tweezer.adapters.lane.messages import HEADER_BYTES, ToChild, ToWorker, body_bytes, pack, unpack_for_worker
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -47,13 +39,13 @@ class ChildProcess:
         scratch: Scratch,
     ) -> None:
         self.pid = process.pid
-        self._scratch = scratch
+        self.scratch = scratch
         self._statm = _open_statm(process.pid)
         self._process = process
         self._reader = reader
         self._writer = writer
         self._inbox: asyncio.Queue[ToWorker | Died | Nothing] = asyncio.Queue()
-        self._gone = False
+        self.alive = True
         self._pump = asyncio.create_task(self._read_messages(), name=f"lane-{process.pid}")
         self._output = asyncio.create_task(self._forward_output(), name=f"lane-{process.pid}-output")
 
@@ -87,22 +79,14 @@ class ChildProcess:
             raise
         return cls(process, reader, writer, scratch)
 
-    def jail(self, mode: JailMode, private: tuple[str, ...], *, gpu: bool) -> Jail:
-        """Return the jail for this process."""
-        return Jail(mode, str(self._scratch.path), private, gpu)
-
-    @property
-    def alive(self) -> bool:
-        return not self._gone
-
     def send(self, message: ToChild) -> None:
         """Send without waiting; what a dead process does not read is noticed by the receiver."""
-        if not self._gone:
+        if self.alive:
             self._writer.write(pack(message))
 
     async def receive(self, timeout_s: float) -> ToWorker | Died | Nothing:
         """Return the next message, ``Died`` at the end of the process, ``Nothing`` after the time or a :meth:`wake`."""
-        if self._gone and self._inbox.empty():
+        if not self.alive and self._inbox.empty():
             return Died()
         try:
             return await asyncio.wait_for(self._inbox.get(), max(timeout_s, 0.0))
@@ -125,7 +109,7 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Kill the process now, without waiting for its end."""
-        self._gone = True
+        self.alive = False
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
@@ -141,7 +125,7 @@ class ChildProcess:
         if self._statm is not None:
             os.close(self._statm)
             self._statm = None
-        await asyncio.to_thread(self._scratch.remove)
+        await asyncio.to_thread(self.scratch.remove)
 
     async def describe_end(self, timeout_s: float) -> str:
         """Return how the process ended, in words. Kills one that only lost its connection."""
@@ -165,7 +149,7 @@ class ChildProcess:
         except (asyncio.IncompleteReadError, OSError, ValueError, msgspec.DecodeError):
             pass  # all of them say the same: there is nobody to talk to
         finally:
-            self._gone = True
+            self.alive = False
             self._inbox.put_nowait(Died())
 
     async def _forward_output(self) -> None:

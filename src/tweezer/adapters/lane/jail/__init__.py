@@ -53,6 +53,7 @@ _OF_A_GPU = (
     *("/sys/devices", "/sys/bus", "/sys/class", "/sys/module", "/sys/dev"),
 )
 _GPUS = ("nvidia*", "nvidia-caps/*", "dri/*", "kfd")
+_NO_LANDLOCK = "no Landlock in the kernel, so files are open to lanes (Linux 5.13 or newer has it, if `lsm=` names it)"
 
 _pinned: list[int] = []  # descriptors that are open as long as the process
 
@@ -101,24 +102,18 @@ def enter(jail: Jail) -> str:
         _, hard = resource.getrlimit(limit)
         lowered = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(limit, (lowered, lowered))
-    missing: list[str] = []
     if abi := landlock.version():
         # a folder of /proc may get another inode when nobody has it open, which no rule then knows
         _pinned.append(os.open("/proc/self", os.O_PATH | os.O_CLOEXEC))
-        devices = ["/dev/null", *(_gpu_devices() if jail.gpu else ())]
-        landlock.restrict(
-            {
-                landlock.READ: [*readable, f"/proc/{os.getpid()}"],
-                landlock.DEVICE: devices,
-                landlock.WRITE: [jail.scratch] if jail.scratch else [],
-            },
-            abi,
-        )
-    missing.extend(_missing(abi))
+        rules = {
+            landlock.READ: [*readable, f"/proc/{os.getpid()}"],
+            landlock.DEVICE: ["/dev/null", *(_gpu_devices() if jail.gpu else ())],
+            landlock.WRITE: [jail.scratch] if jail.scratch else [],
+        }
+        landlock.restrict(rules, abi)
     libc.drop_capabilities()
-    if problem := seccomp.unsupported():
-        missing.append(problem)
-    else:
+    missing = _list_missing(abi)
+    if seccomp.unsupported() is None:
         seccomp.install()
     return f"incomplete: {'; '.join(missing)}" if missing else COMPLETE
 
@@ -127,14 +122,12 @@ def offer() -> str:
     """Return what the kernel of this host offers a jail, for people; changes nothing."""
     if sys.platform != "linux":
         return f"{sys.platform} has neither Landlock nor seccomp"
-    problem = seccomp.unsupported()
-    missing = [*_missing(landlock.version()), *([problem] if problem else [])]
-    return "; ".join(missing) or f"Landlock (ABI {landlock.version()}) and seccomp"
+    abi = landlock.version()
+    return "; ".join(_list_missing(abi)) or f"Landlock (ABI {abi}) and seccomp"
 
 
-def _missing(abi: int) -> Iterator[str]:
-    if not abi:
-        yield "no Landlock in the kernel, so files are open to lanes (Linux 5.13 or newer has it, if `lsm=` names it)"
+def _list_missing(abi: int) -> list[str]:
+    return [problem for problem in (None if abi else _NO_LANDLOCK, seccomp.unsupported()) if problem is not None]
 
 
 def _check_private(readable: Iterable[str], private: Iterable[str]) -> None:

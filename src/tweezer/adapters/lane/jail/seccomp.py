@@ -185,7 +185,6 @@ _CLONE_NAMESPACES = 0x7E020080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
 _TERMINAL_REQUESTS = (0x5412, 0x541C, 0x540E)  # TIOCSTI, TIOCLINUX, TIOCSCTTY: typing for whoever has the terminal
 
 _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_ARCHITECTURES = tuple(_AUDIT_ARCHITECTURES)
 
 # of struct seccomp_data; arguments are 64 bits wide, of which ours use the lower half (both machines: little-endian)
 _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
@@ -219,7 +218,7 @@ class _Program(ctypes.Structure):
 def denied(architecture: str) -> list[int]:
     """Return the numbers of the calls that are denied on this architecture."""
     numbers = (numbers for calls in DENIED.values() for numbers in calls.values())
-    return [number for each in numbers if (number := _number(each, architecture)) is not None]
+    return [number for each in numbers if (number := getattr(each, architecture)) is not None]
 
 
 def build(architecture: str, pid: int) -> list[Instruction]:
@@ -228,32 +227,32 @@ def build(architecture: str, pid: int) -> list[Instruction]:
         *_when_not(_ARCHITECTURE, _AUDIT_ARCHITECTURES[architecture], _DENY),
         _do(_LOAD, _NUMBER),
         *_when(_GREATER, NEWEST, _UNKNOWN),
-        *_when(_EQUAL, _number(CLONE3, architecture), _UNKNOWN),
+        *_when(_EQUAL, getattr(CLONE3, architecture), _UNKNOWN),
     ]
     for number in denied(architecture):
         program += _when(_EQUAL, number, _DENY)
     for calls, allowed in ((ON_ITSELF, (pid,)), (ON_ITSELF_OR_ZERO, (pid, 0))):
         for numbers in calls.values():
             body = [_do(_LOAD, _FIRST), *(step for value in allowed for step in _when(_EQUAL, value, _ALLOW))]
-            program += _for_call(_number(numbers, architecture), [*body, _do(_RETURN, _DENY)])
+            program += _for_call(getattr(numbers, architecture), [*body, _do(_RETURN, _DENY)])
     threads_only = [
         _do(_LOAD, _FIRST),
         *_when(_ANY_BIT, _CLONE_NAMESPACES, _DENY),
         *_when(_ANY_BIT, _CLONE_THREAD, _ALLOW),
         _do(_RETURN, _DENY),
     ]
-    program += _for_call(_number(CLONE, architecture), threads_only)
+    program += _for_call(getattr(CLONE, architecture), threads_only)
     no_typing = [_do(_LOAD, _SECOND), *(step for it in _TERMINAL_REQUESTS for step in _when(_EQUAL, it, _DENY))]
-    program += _for_call(_number(IOCTL, architecture), [*no_typing, _do(_RETURN, _ALLOW)])
+    program += _for_call(getattr(IOCTL, architecture), [*no_typing, _do(_RETURN, _ALLOW)])
     return [*program, _do(_RETURN, _ALLOW)]
 
 
 def unsupported() -> str | None:
     """Return why this machine cannot have the filter, or None."""
-    if platform.machine() not in _ARCHITECTURES:
+    if platform.machine() not in _AUDIT_ARCHITECTURES:
         return f"no seccomp filter for {platform.machine()}"
     # without a filter the kernel answers EFAULT where it knows seccomp's filters, EINVAL where it does not
-    result, number = system_call(_own(SECCOMP), _SET_MODE_FILTER, 0, None)
+    result, number = system_call(getattr(SECCOMP, platform.machine()), _SET_MODE_FILTER, 0, None)
     return None if result == -1 and number == errno.EFAULT else f"no seccomp in the kernel ({os.strerror(number)})"
 
 
@@ -261,18 +260,9 @@ def install() -> None:
     """Filter the calls of every thread of this process from now on. Raises ``OSError``."""
     instructions = build(platform.machine(), os.getpid())
     program = _Program(len(instructions), (Instruction * len(instructions))(*instructions))
-    if call(_own(SECCOMP), _SET_MODE_FILTER, _ALL_THREADS_AND_SPECULATION, ctypes.byref(program)) != 0:
+    number = getattr(SECCOMP, platform.machine())
+    if call(number, _SET_MODE_FILTER, _ALL_THREADS_AND_SPECULATION, ctypes.byref(program)) != 0:
         raise OSError(errno.EBUSY, "seccomp: a thread of this process has a filter of its own")
-
-
-def _own(numbers: SystemCall) -> int:
-    number = _number(numbers, platform.machine())
-    assert number is not None
-    return number
-
-
-def _number(numbers: SystemCall, architecture: str) -> int | None:
-    return numbers[_ARCHITECTURES.index(architecture)]
 
 
 def _do(code: int, operand: int) -> Instruction:
