@@ -23,17 +23,10 @@ _Positive = Annotated[int, Meta(ge=1)]
 _Seconds = Annotated[float, Meta(gt=0)]
 _TORCH_START_S = 120.0
 
-QUTIP_BACKEND = "tweezer.adapters.emulators.qutip_backend:open_backend"
+_BACKEND = "tweezer.adapters.emulators.{}_backend:open_backend"
+
+QUTIP_BACKEND = _BACKEND.format("qutip")
 """The backend of EMU_FREE: pulser-simulation, which solves with QuTiP."""
-
-EMU_SV_BACKEND = "tweezer.adapters.emulators.emu_sv_backend:open_backend"
-"""The backend of EMU_SV."""
-
-EMU_MPS_BACKEND = "tweezer.adapters.emulators.emu_mps_backend:open_backend"
-"""The backend of EMU_MPS and EMU_TN."""
-
-MACHINE_BACKEND = "tweezer.adapters.emulators.machine_backend:open_backend"
-"""The backend of EMU_FRESNEL; it takes the specs of a machine."""
 
 
 class EmulatorAdapter:
@@ -43,18 +36,13 @@ class EmulatorAdapter:
     """
 
     def __init__(
-        self,
-        backend: str = QUTIP_BACKEND,
-        options: LaneOptions | None = None,
-        *,
-        arguments: tuple[str, ...] = (),
-        gpus: Sequence[str] = (),
+        self, backend: str, options: LaneOptions, arguments: tuple[str, ...] = (), gpus: Sequence[str] = ()
     ) -> None:
         self.capabilities = Capabilities()
         self._backend = backend
-        self._options = options or LaneOptions()
+        self._options = options
         self._arguments = arguments
-        self._gpus = tuple(gpus)
+        self._gpus = gpus
         self._lanes: list[ChildLane] = []
 
     async def open_lane(self) -> ChildLane:
@@ -109,21 +97,16 @@ class TorchOptions(EmulatorOptions, frozen=True):
     gpus: Annotated[int, Meta(ge=0)] = 0
 
 
-def _qutip(lanes: LaneOptions, options: EmulatorOptions) -> Adapter:
-    return EmulatorAdapter(QUTIP_BACKEND, options.over(lanes))
+def _emulator(name: str) -> Callable[..., Adapter]:
+    """Return what makes adapters of this emulator. The import of torch takes up to 20 s on a cold disk."""
 
-
-def _machine(lanes: LaneOptions, options: EmulatorOptions, specs: Path | None) -> Adapter:
-    arguments = () if specs is None else (read_specs_file(specs, field="specs"),)
-    return EmulatorAdapter(MACHINE_BACKEND, options.over(lanes), arguments=arguments)
-
-
-def _torch(backend: str) -> Callable[[LaneOptions, TorchOptions], Adapter]:
-    """Adapters of the emulators that run on torch, whose import takes up to 20 s on a cold disk."""
-
-    def make(lanes: LaneOptions, options: TorchOptions) -> Adapter:
-        patient = msgspec.structs.replace(lanes, start_timeout_s=max(lanes.start_timeout_s, _TORCH_START_S))
-        return EmulatorAdapter(backend, options.over(patient), gpus=list_gpus(options.gpus))
+    def make(lanes: LaneOptions, options: EmulatorOptions, specs: Path | None = None) -> Adapter:
+        gpus: list[str] = []
+        if isinstance(options, TorchOptions):
+            lanes = msgspec.structs.replace(lanes, start_timeout_s=max(lanes.start_timeout_s, _TORCH_START_S))
+            gpus = list_gpus(options.gpus)
+        arguments = () if specs is None else (read_specs_file(specs, field="specs"),)
+        return EmulatorAdapter(_BACKEND.format(name), options.over(lanes), arguments, gpus)
 
     return make
 
@@ -160,10 +143,10 @@ class AdapterKind(msgspec.Struct, frozen=True):
 
 
 ADAPTERS: Mapping[str, AdapterKind] = {
-    "qutip": AdapterKind(_qutip, EmulatorOptions),
-    "emu-sv": AdapterKind(_torch(EMU_SV_BACKEND), TorchOptions),
-    "emu-mps": AdapterKind(_torch(EMU_MPS_BACKEND), TorchOptions),
-    "machine": AdapterKind(_machine, EmulatorOptions, needs_specs=True, specs=analog_specs),
+    "qutip": AdapterKind(_emulator("qutip"), EmulatorOptions),
+    "emu-sv": AdapterKind(_emulator("emu_sv"), TorchOptions),
+    "emu-mps": AdapterKind(_emulator("emu_mps"), TorchOptions),
+    "machine": AdapterKind(_emulator("machine"), EmulatorOptions, needs_specs=True, specs=analog_specs),
     "qpu": AdapterKind(_qpu, QpuOptions, specs=None, reattaches=True),
     "forward": AdapterKind(_forward, ForwardOptions, specs=None, reattaches=True),
     "null": AdapterKind(_null, NullOptions),
