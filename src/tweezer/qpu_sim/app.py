@@ -96,16 +96,16 @@ class _Status(msgspec.Struct, forbid_unknown_fields=True):
 class Api:
     """The routes on one machine."""
 
-    def __init__(self, machine: SimulatedQpu, desk: TokenIssuer) -> None:
+    def __init__(self, machine: SimulatedQpu, tokens: TokenIssuer) -> None:
         self._machine = machine
-        self._desk = desk
+        self._tokens = tokens
         self._requests = 0
         specs = json.loads(machine.specs.text)
         self._system = json.dumps(_envelope({"specs": specs})).encode()  # by Python's JSON: it has words for Infinity
 
     def application(self) -> web.Application:
-        """Close the machine at its end."""
-        app = web.Application(middlewares=[self._misbehave], client_max_size=MAX_BODY_BYTES)
+        """Return the application, which closes the machine at its end."""
+        app = web.Application(middlewares=[self._misbehave, _answer_refusals], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get(f"{API}/system", self.system),
@@ -123,11 +123,7 @@ class Api:
                 web.post("/sim/reset", self.reset),
             ]
         )
-
-        async def close(_: web.Application) -> None:
-            await self._machine.close()
-
-        app.on_cleanup.append(close)
+        app.on_cleanup.append(lambda _: self._machine.close())
         return app
 
     async def system(self, request: web.Request) -> web.Response:
@@ -137,43 +133,28 @@ class Api:
         return _json(_success({"operational_status": self._machine.operational.value}))
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
-        try:
-            asked = msgspec.json.decode(await request.read(), type=SubmitRequest)
-        except msgspec.DecodeError as error:
-            return _failure(400, str(error))
-        try:
-            job = self._machine.submit(asked, _by(request))
-        except NotAccepted as error:
-            return _failure(400, str(error))
-        return self._unless_lost(request, job)
+        asked = msgspec.json.decode(await request.read(), type=SubmitRequest)
+        return self._unless_lost(request, self._machine.submit(asked, _by(request)))
 
     async def job(self, request: web.Request) -> web.Response:
-        job = self._job(request)
-        return _unknown() if job is None else _json(_success(wire(job)))
+        return _json(_success(wire(self._find_job(request))))
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
-        job = self._job(request)
-        if job is None:
-            return _unknown()
-        try:
-            self._machine.cancel(job, _by(request))
-        except NotCancellable as error:
-            return _failure(
-                400, "the program cannot be aborted", code=_CANNOT_BE_ABORTED, data={"status": error.status}
-            )
+        job = self._find_job(request)
+        self._machine.cancel(job, _by(request))
         return self._unless_lost(request, job)
 
     async def program(self, request: web.Request) -> web.Response:
-        job = self._job(request)
-        return _unknown() if job is None else _json(_success({"uid": job.uid, "status": program_status(job)}))
+        job = self._find_job(request)
+        return _json(_success({"uid": job.uid, "status": program_status(job)}))
 
     async def token(self, request: web.Request) -> web.Response:
         form = {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
         given = (form.get(name, "") for name in ("grant_type", "client_id", "client_secret"))
-        token = self._desk.issue(*given)
+        token = self._tokens.issue(*given)
         if token is None:
             return _json(msgspec.json.encode({"error": "unauthorized_client"}), 401)
-        told = {"access_token": token, "expires_in": self._desk.token_s, "token_type": "Bearer"}
+        told = {"access_token": token, "expires_in": self._tokens.token_s, "token_type": "Bearer"}
         return _json(msgspec.json.encode(told))
 
     async def counts(self, request: web.Request) -> web.Response:
@@ -182,11 +163,7 @@ class Api:
 
     async def force(self, request: web.Request) -> web.Response:
         """``{"operational_status": "UP" | "DOWN" | null}``; null leaves it to the windows again."""
-        try:
-            status = msgspec.json.decode(await request.read(), type=_Status).operational_status
-        except msgspec.DecodeError as error:
-            return _failure(400, str(error))
-        self._machine.forced = status
+        self._machine.forced = msgspec.json.decode(await request.read(), type=_Status).operational_status
         return await self.operational(request)
 
     async def misbehaviours(self, request: web.Request) -> web.Response:
@@ -194,17 +171,14 @@ class Api:
 
     async def change_misbehaviours(self, request: web.Request) -> web.Response:
         """Some of the fields of :class:`tweezer.qpu_sim.misbehaviours.Misbehaviours`."""
-        try:
-            changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
-            former = msgspec.to_builtins(self._machine.misbehaviours)
-            self._machine.misbehaviours = msgspec.convert({**former, **changes}, Misbehaviours)
-        except (msgspec.DecodeError, InvalidInput) as error:
-            return _failure(400, str(error))
+        changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
+        former = msgspec.to_builtins(self._machine.misbehaviours)
+        self._machine.misbehaviours = msgspec.convert({**former, **changes}, Misbehaviours)
         return await self.misbehaviours(request)
 
     async def revoke(self, request: web.Request) -> web.Response:
         """Revoke all tokens."""
-        self._desk.revoke_all()
+        self._tokens.revoke_all()
         return _json(_success(None))
 
     async def reset(self, request: web.Request) -> web.Response:
@@ -219,7 +193,7 @@ class Api:
             return await handler(request)
         self._requests += 1
         number, misbehaviours = self._requests, self._machine.misbehaviours
-        if not self._desk.admits(request.headers.get("Authorization", "")):
+        if not self._tokens.admits(request.headers.get("Authorization", "")):
             return _failure(401, "a token is needed that has not expired")
         reads = request.method == "GET"
         if misbehaviours.happens(misbehaviours.read_errors if reads else misbehaviours.submit_errors, "error", number):
@@ -241,9 +215,24 @@ class Api:
             request.transport.abort()
         return web.Response(status=500)  # to nobody
 
-    def _job(self, request: web.Request) -> SimulatedJob | None:
+    def _find_job(self, request: web.Request) -> SimulatedJob:
+        """Return the job of a path. Raises NotAccepted when there is none."""
         uid = request.match_info["uid"]
-        return self._machine.find(int(uid)) if uid.isascii() and uid.isdigit() and len(uid) < 16 else None
+        job = self._machine.find(int(uid)) if uid.isascii() and uid.isdigit() and len(uid) < 16 else None
+        if job is None:
+            raise NotAccepted("Bad request")
+        return job
+
+
+@web.middleware
+async def _answer_refusals(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except (msgspec.DecodeError, NotAccepted, InvalidInput) as error:
+        return _failure(400, str(error))
+    except NotCancellable as error:
+        problem = "the program cannot be aborted"
+        return _failure(400, problem, code=_CANNOT_BE_ABORTED, data={"status": str(error)})
 
 
 def _envelope(data: object) -> dict[str, object]:
@@ -258,10 +247,6 @@ def _success(data: object) -> bytes:
 def _failure(status: int, message: str, *, code: str | None = None, data: object = None) -> web.Response:
     envelope = {"status": "fail", "code": code or str(status), "message": message, "data": data}
     return _json(msgspec.json.encode(envelope), status)
-
-
-def _unknown() -> web.Response:
-    return _failure(400, "Bad request")
 
 
 def _json(body: bytes, status: int = 200) -> web.Response:

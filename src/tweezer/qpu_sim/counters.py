@@ -70,7 +70,7 @@ class Emulated:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             stop.set()
-            running.add_done_callback(_look_at)
+            running.add_done_callback(_retrieve_exception)
             raise
 
     async def close(self) -> None:
@@ -117,7 +117,7 @@ async def _cancel_when(stop: asyncio.Event, lane: ChildLane) -> None:
     await lane.cancel()
 
 
-def _look_at(task: asyncio.Task[dict[str, int]]) -> None:
+def _retrieve_exception(task: asyncio.Task[dict[str, int]]) -> None:
     """Nobody waits for it any more; its exception is no news."""
     if not task.cancelled():
         task.exception()

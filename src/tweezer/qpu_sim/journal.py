@@ -107,7 +107,6 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         """Raises TweezerError when the file holds something else, OSError when it cannot be written."""
-        self.tallies: dict[str, Tally] = {}
         self.past = [] if path is None or not path.exists() else since_reset(read_journal(path))
         self.tallies = tally(self.past)
         self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -118,7 +117,7 @@ class Journal:
         line = JournalEntry(event=event, t=time.monotonic(), at=datetime.now(UTC).isoformat(), **told)
         if event is JournalEvent.RESET:
             self.tallies.clear()
-        _count(self.tallies, line)
+        tally([line], self.tallies)
         if self._file is not None:
             os.write(self._file, self._encoder.encode(line) + b"\n")
         return line.at
@@ -141,22 +140,15 @@ def read_journal(path: Path) -> list[JournalEntry]:
         raise TweezerError(f"journal: {path} is no journal of tweezer qpu-sim: {error}; name another file") from error
 
 
-def tally(lines: Iterable[JournalEntry]) -> dict[str, Tally]:
-    """Count the entries of each ``pasqman_job_id``."""
-    tallies: dict[str, Tally] = {}
+def tally(lines: Iterable[JournalEntry], counted: dict[str, Tally] | None = None) -> dict[str, Tally]:
+    """Count the entries of each ``pasqman_job_id``, on top of what was counted before."""
+    tallies = {} if counted is None else counted
     for line in lines:
-        _count(tallies, line)
+        if line.job is not None:
+            tallies.setdefault(line.job, Tally()).add(line)
     return tallies
 
 
 def since_reset(lines: list[JournalEntry]) -> list[JournalEntry]:
     last = max((place for place, line in enumerate(lines) if line.event is JournalEvent.RESET), default=-1)
     return lines[last + 1 :]
-
-
-def _count(tallies: dict[str, Tally], line: JournalEntry) -> None:
-    if line.job is not None:
-        found = tallies.get(line.job)
-        if found is None:
-            found = tallies[line.job] = Tally()
-        found.add(line)

@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from tweezer.adapters.remote.qpu.api import Operational
+from tweezer.duties import end_tasks
 from tweezer.model.errors import InvalidInput
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.sequence import read_sequence
@@ -72,15 +72,11 @@ class SimulatedJob(msgspec.Struct):
 
 
 class NotAccepted(Exception):
-    """A submit that is refused, for this reason."""
+    """A request that is refused, for this reason."""
 
 
 class NotCancellable(Exception):
-    """A cancel that comes too late. status: of the job's program."""
-
-    def __init__(self, status: str) -> None:
-        super().__init__(status)
-        self.status = status
+    """A cancel that comes too late. Its text is the status of the job's program."""
 
 
 class SimulatedQpu:
@@ -204,9 +200,7 @@ class SimulatedQpu:
     async def _halt(self) -> None:
         tasks = [task for task in (self._running, *self._stopped) if task is not None]
         self._running = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
     def _check(self, asked: SubmitRequest) -> tuple[str, int]:
         """Return the digest and the number of qubits of a sequence that the machine can run. Raises NotAccepted."""
@@ -258,7 +252,7 @@ def program_status(job: SimulatedJob) -> str:
     return words.get(job.status, job.status.value)
 
 
-def wire(job: SimulatedJob, *, dumps: Callable[[Any], str] = json.dumps) -> dict[str, Any]:
+def wire(job: SimulatedJob) -> dict[str, Any]:
     """Return the job as the API shows it."""
     asked, counter = job.asked, job.so_far()
     running = job.status is JobStatus.RUNNING
@@ -269,7 +263,7 @@ def wire(job: SimulatedJob, *, dumps: Callable[[Any], str] = json.dumps) -> dict
         "nb_run": asked.nb_run,
         "pulser_sequence": asked.pulser_sequence,
         "program_id": job.uid,
-        "result": None if counter is None else dumps({"counter": counter}),
+        "result": None if counter is None else json.dumps({"counter": counter}),
         "created_datetime": job.created,
         "start_datetime": job.started,
         "end_datetime": job.ended,

@@ -58,7 +58,9 @@ def run_qpu_sim(options: QpuSimOptions, say: Callable[[str], None]) -> None:
         url = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
 
         async def make() -> web.Application:
-            machine = SimulatedQpu(specs, _counters(options), journal, options.misbehaviours)
+            seed, lanes = options.misbehaviours.seed, LaneOptions(memory_limit_mb=options.memory_limit_mb)
+            counters: Counters = MadeUp(seed) if options.fake else Emulated(seed, lanes)
+            machine = SimulatedQpu(specs, counters, journal, options.misbehaviours)
             log.info("qpu_sim.listening", url=url, device=specs.name)
             say(url)
             return Api(machine, TokenIssuer(options.client)).application()
@@ -81,13 +83,6 @@ def device_specs(path: Path | None) -> DeviceSpecs:
         return read_specs(file.read_text(encoding="utf-8-sig"), field="device_specs")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("device_specs", f"{path} cannot be read: {error}") from error
-
-
-def _counters(options: QpuSimOptions) -> Counters:
-    seed = options.misbehaviours.seed
-    if options.fake:
-        return MadeUp(seed)
-    return Emulated(seed, LaneOptions(memory_limit_mb=options.memory_limit_mb))
 
 
 def _listen(host: str, port: int) -> socket.socket:
