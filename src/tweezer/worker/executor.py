@@ -190,12 +190,11 @@ class Executor:
         held.begin(job.index)
         try:
             if held.remote is not None:
-                guard = TicketSubmitGuard(self._remote, self._tickets, held, job.index, self._config)
-                outcome = await held.remote.run_remotely(work, held.report, guard, cancel=stop)
+                outcome = await held.remote.run_remotely(work, held.report, self._guard(held, job.index), cancel=stop)
             else:
                 outcome = await held.lane.run(work, held.report)
-                if outcome.cause is FaultKind.TIMEOUT:
-                    await self._note_timeout(held, job.index)
+                if outcome.cause is FaultKind.TIMEOUT and not held.lost:  # it was asked to stop, as by a cancel
+                    await self._guard(held, job.index).note_timeout()
         finally:
             held.end(job.index)
         if outcome.cause is FaultKind.TRANSIENT and outcome.retry_in_s == 0:
@@ -211,14 +210,8 @@ class Executor:
             )
         return outcome
 
-    async def _note_timeout(self, held: HeldTicket, index: int) -> None:
-        """A job that took too long was asked to stop, as by a cancel."""
-        if not held.lost:
-            grant = held.grant
-            await self._ask(
-                lambda: self._tickets.note_timeout(grant.ticket, grant.token, index),
-                "noting a timeout",
-            )
+    def _guard(self, held: HeldTicket, index: int) -> TicketSubmitGuard:
+        return TicketSubmitGuard(self._remote, self._tickets, held, index, self._config)
 
     async def _pack(self, held: HeldTicket, job: HeldJob, outcome: Outcome) -> Settlement:
         """Return the outcome for settle. A result that the results folder does not take asks for another attempt; one

@@ -109,9 +109,6 @@ class Sweeper:
         self._may_be_full = full is not None
 
 
-log = structlog.get_logger(__name__)
-
-
 class MachineProbe:
     """Reports the condition of a machine to the store, and its specs to clients."""
 

@@ -33,22 +33,22 @@ class HeldTicket:
         self.renewed = grant.taken_at
         self._running: int | None = None
         self._stop: set[int] = set()
-        self._unreported: dict[int, JobProgress] = {}
+        self.unreported: dict[int, JobProgress] = {}
         self._stopping: asyncio.Task[None] | None = None
 
     def begin(self, index: int) -> None:
         """The lane turns to this job."""
         self._running = index
-        self._unreported[index] = JobProgress(index, Stage.PREPARING)
+        self.unreported[index] = JobProgress(index, Stage.PREPARING)
 
     def report(self, progress: Progress) -> None:
         """How far the running job is; told with the next renewal."""
         if self._running is not None:
-            self._unreported[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
+            self.unreported[self._running] = JobProgress(self._running, progress.stage, progress.fraction)
 
     def end(self, index: int) -> None:
         self._running = None
-        self._unreported.pop(index, None)
+        self.unreported.pop(index, None)
 
     def must_stop(self, index: int) -> bool:
         return self.lost or index in self._stop
@@ -66,18 +66,14 @@ class HeldTicket:
             self._stop_lane()
 
     def take_unreported(self) -> list[JobProgress]:
-        unreported, self._unreported = list(self._unreported.values()), {}
+        unreported, self.unreported = list(self.unreported.values()), {}
         return unreported
 
     def put_back(self, unreported: list[JobProgress]) -> None:
         """What could not be told, unless there is something newer, or the job has ended."""
         for job in unreported:
             if job.index == self._running:
-                self._unreported.setdefault(job.index, job)
-
-    @property
-    def has_news(self) -> bool:
-        return bool(self._unreported)
+                self.unreported.setdefault(job.index, job)
 
     def _stop_lane(self) -> None:
         if self.lost and self.remote is not None:
@@ -123,7 +119,7 @@ class LeaseKeeper:
         due = [
             held
             for held in self._held
-            if not held.lost and (held.has_news or now - held.renewed >= self._config.lease_s / 3)
+            if not held.lost and (held.unreported or now - held.renewed >= self._config.lease_s / 3)
         ]
         await asyncio.gather(*map(self._renew, due))
 

@@ -23,6 +23,7 @@ from tweezer.adapters.remote.forward.api import ForwardApi, ServerJob
 from tweezer.adapters.remote.lane import RemoteLane
 from tweezer.adapters.remote.options import ForwardOptions
 from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, RemoteService, fail
+from tweezer.duties import end_tasks
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_worker_id
 from tweezer.model.lifecycle import JobStatus
@@ -167,8 +168,7 @@ class ForwardService(RemoteService[ServerJob]):
     async def end_following(self) -> None:
         held, self._held = self._held, None
         if held is not None:
-            held.cancel()
-            await asyncio.gather(held, return_exceptions=True)
+            await end_tasks(held)
 
     async def collect(self, context: JobContext, job: ServerJob) -> Outcome:
         """Wait for the result while the server cannot be asked, and a little longer than its lists may be behind."""
