@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -28,6 +29,13 @@ SCHEMES = ("sqlite", "postgresql")
 
 _FILE = "file"  # of a connection's record: the path of SQLite's file, and which file that is
 
+_PRAGMAS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",  # the stream is trimmed to what was committed: it must be on the disk
+    "foreign_keys = ON",
+    "cache_size = -65536",  # 64 MiB
+    "temp_store = MEMORY",
+)
 _POSTGRES = {
     "plan_cache_mode": "force_custom_plan",  # which index is right depends on the values that are asked for
     "jit": "off",  # statements of ours take less time than it does
@@ -142,23 +150,13 @@ class Database:
         self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
         """Call ``work`` with a connection, in a transaction that reads and in a thread. Raises Unavailable."""
-
-        def read() -> T:
-            with self.read() as connection:
-                return work(connection, *arguments, **options)
-
-        return await self.run(read)
+        return await self.run(_call_within, self.read, work, arguments, options)
 
     async def run_write(
         self, work: Callable[Concatenate[Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
         """Do the same in a transaction that writes."""
-
-        def write() -> T:
-            with self.write() as connection:
-                return work(connection, *arguments, **options)
-
-        return await self.run(write)
+        return await self.run(_call_within, self.write, work, arguments, options)
 
     def id(self, identity: UUID) -> UUID | bytes:
         """Return an id as the driver takes it."""
@@ -167,6 +165,16 @@ class Database:
     def close(self) -> None:
         self._threads.shutdown()
         self.engine.dispose()
+
+
+def _call_within(
+    transaction: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[..., T],
+    arguments: Sequence[Any],
+    options: Mapping[str, Any],
+) -> T:
+    with transaction() as connection:
+        return work(connection, *arguments, **options)
 
 
 class _Turn:
@@ -266,7 +274,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # SQLAlchemy begins, by the hook below
-    for pragma in _Sqlite.PRAGMAS:
+    for pragma in _PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -274,13 +282,3 @@ def _begin_sqlite(connection: Connection) -> None:
     # A transaction that begins by reading cannot always go on to write: whoever means to write says so at once.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-class _Sqlite:
-    PRAGMAS: ClassVar = (
-        "journal_mode = WAL",
-        "synchronous = FULL",  # the stream is trimmed to what was committed: it must be on the disk
-        "foreign_keys = ON",
-        "cache_size = -65536",  # 64 MiB
-        "temp_store = MEMORY",
-    )

@@ -16,13 +16,20 @@ from uuid import UUID
 
 import msgspec
 import structlog
-from sqlalchemy import ColumnElement, Connection, delete, exc, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Row, delete, exc, func, insert, select, update
 
 from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import recorder_position
-from tweezer.ledger.schema import as_datetime, dead_letter_totals, dead_letters, now_ms, transitions
+from tweezer.ledger.schema import (
+    as_datetime,
+    dead_letter_totals,
+    dead_letters,
+    insert_into,
+    now_ms,
+    read_row,
+    transitions,
+)
 from tweezer.model.errors import NotFound, TweezerError, Unreadable
 from tweezer.store.streams.feed import Entry, pack_entry, position_id, position_number, unpack_entry
 
@@ -134,15 +141,11 @@ def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter
     if not letters:
         return
     now = now_ms()
-    upsert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     for letter in letters:
         payload = letter.payload if len(letter.payload) <= PAYLOAD_MAX else None
-        row = {
+        row = msgspec.structs.asdict(letter) | {
             "consumer": consumer.value,
             "origin": _plain(letter.origin, _ORIGIN_MAX),
-            "batch": letter.batch,
-            "project": letter.project,
-            "position": letter.position,
             "last_position": letter.position,
             "waiting": 0,
             "error": _plain(letter.error, _ERROR_MAX),
@@ -152,7 +155,7 @@ def park(connection: Connection, consumer: Consumer, letters: Sequence[NewLetter
             "created_ms": now,
         }
         again = {name: row[name] for name in ("error", "payload", "size", "version", "created_ms")} | {"retry_ms": None}
-        statement = upsert(dead_letters).values(row)
+        statement = insert_into(connection, dead_letters).values(row)
         connection.execute(statement.on_conflict_do_update(index_elements=["consumer", "origin"], set_=again))
         log.error(
             "dead_letter.parked",
@@ -375,20 +378,5 @@ def _plain(text: str, most: int) -> str:
     return shown[:most]
 
 
-def _letter(row: Any) -> Letter:
-    return Letter(
-        id=row.id,
-        consumer=Consumer(row.consumer),
-        origin=row.origin,
-        batch=row.batch,
-        project=row.project,
-        position=row.position,
-        last_position=row.last_position,
-        waiting=row.waiting,
-        error=row.error,
-        payload=row.payload,
-        size=row.size,
-        version=row.version,
-        created=as_datetime(row.created_ms),
-        retry=as_datetime(row.retry_ms),
-    )
+def _letter(row: Row[Any]) -> Letter:
+    return read_row(Letter, row, consumer=Consumer(row.consumer))

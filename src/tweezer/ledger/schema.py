@@ -11,27 +11,33 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self, overload
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Dialect,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Row,
     String,
     Table,
     Text,
+    TextClause,
     TypeDecorator,
     text,
 )
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 def now_ms() -> int:
@@ -59,6 +65,23 @@ def as_datetime(milliseconds: None) -> None: ...
 def as_datetime(milliseconds: int | None) -> datetime | None:
     """Return the UTC time of a column."""
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def read_row(kind: type[T], row: Row[Any], /, **others: Any) -> T:
+    """Make a struct of a row: of the columns with the names of its fields, or for times with these and ``_ms``.
+
+    others: the fields that are not as their columns are.
+    """
+    columns = row._asdict()
+    for name in kind.__struct_fields__:
+        if name not in others:
+            others[name] = columns[name] if name in columns else as_datetime(columns[f"{name}_ms"])
+    return kind(**others)
+
+
+def insert_into(connection: Connection, table: Table) -> Any:
+    """Return an INSERT that can say what happens on a conflict, which is the dialects' own."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
 metadata = MetaData(
@@ -91,6 +114,11 @@ class Id(TypeDecorator[UUID]):
 
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows of INTEGER columns only
 _CLUSTERED: dict[str, Any] = {"sqlite_with_rowid": False}
+
+
+def _partial_index(name: str, *columns: str, where: TextClause) -> Index:
+    return Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
 
 projects = Table(
     "projects",
@@ -242,12 +270,7 @@ endpoints = Table(
     Column("disabled_ms", BigInteger),
     Column("disabled_why", String(200)),
     Index("ix_endpoints_project", "project"),
-    Index(
-        "ix_endpoints_disabled_ms",
-        "disabled_ms",
-        sqlite_where=text("disabled_ms IS NOT NULL"),
-        postgresql_where=text("disabled_ms IS NOT NULL"),
-    ),
+    _partial_index("ix_endpoints_disabled_ms", "disabled_ms", where=text("disabled_ms IS NOT NULL")),
 )
 
 webhook_secrets = Table(
@@ -282,21 +305,11 @@ deliveries = Table(
     Column("log", LargeBinary),  # every attempt: list of Attempt, MessagePack
     Column("created_ms", BigInteger, nullable=False),
     Column("due_ms", BigInteger),  # of the next attempt, or until when somebody is at it; null: none to come
-    Index(
-        "ix_deliveries_due",
-        *("endpoint", "due_ms"),
-        sqlite_where=text("due_ms IS NOT NULL"),
-        postgresql_where=text("due_ms IS NOT NULL"),
-    ),
+    _partial_index("ix_deliveries_due", "endpoint", "due_ms", where=text("due_ms IS NOT NULL")),
     Index("ix_deliveries_batch", "batch", "endpoint", "sequence_number"),
     Index("ix_deliveries_endpoint", "endpoint", "created_ms"),
     Index("ix_deliveries_created_ms", "created_ms"),
-    Index(
-        "ix_deliveries_given_up",
-        "status",
-        sqlite_where=GIVEN_UP,
-        postgresql_where=GIVEN_UP,
-    ),
+    _partial_index("ix_deliveries_given_up", "status", where=GIVEN_UP),
 )
 
 couriers = Table(

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, or_, sele
 
 from tweezer.ledger.access.credentials import Principal, Role, check_key, key_digest, new_key
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.schema import Lettered, as_datetime, keys, members, now_ms, projects, users
+from tweezer.ledger.schema import Lettered, keys, members, now_ms, projects, read_row, users
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 
@@ -276,15 +276,4 @@ def _select_keys() -> Select[Any]:
 
 
 def _key(row: Row[Any]) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        kind=KeyKind.from_letter(row.kind),
-        role=Role(row.role),
-        project=row.project_id,
-        user=row.user,
-        name=row.name,
-        created=as_datetime(row.created_ms),
-        expires=as_datetime(row.expires_ms),
-        revoked=as_datetime(row.revoked_ms),
-        used=as_datetime(row.used_ms),
-    )
+    return read_row(ApiKey, row, kind=KeyKind.from_letter(row.kind), role=Role(row.role), project=row.project_id)

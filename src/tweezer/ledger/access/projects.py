@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Table, delete, insert, select, true, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, true, update
 
-from tweezer.ledger.schema import as_datetime, limits, now_ms, projects
+from tweezer.ledger.schema import insert_into, limits, now_ms, projects, read_row
 from tweezer.model.checks import check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.ids import is_project_id
@@ -61,14 +60,14 @@ def find_project(connection: Connection, project_id: str) -> Project:
     row = connection.execute(select(projects).where(projects.c.id == project_id)).one_or_none()
     if row is None:
         raise NotFound("project", project_id)
-    return _project(row, _limits(connection, limits.c.project == row.no).get(row.no, {}))
+    return read_row(Project, row, limits=_limits(connection, limits.c.project == row.no).get(row.no, {}))
 
 
 def list_projects(connection: Connection) -> list[Project]:
     """Return all projects, by name."""
     own = _limits(connection, true())
     rows = connection.execute(select(projects).order_by(projects.c.name, projects.c.id))
-    return [_project(row, own.get(row.no, {})) for row in rows]
+    return [read_row(Project, row, limits=own.get(row.no, {})) for row in rows]
 
 
 def set_retention(connection: Connection, project_id: str, retention_s: int | None) -> Project:
@@ -103,23 +102,10 @@ def _limits(connection: Connection, which: ColumnElement[bool]) -> dict[int, dic
 
 def insert_unless_there(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
     """Insert a row unless one with its key is there, or is being inserted by another; return whether it did."""
-    of_dialect: Callable[[Table], Any] = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = of_dialect(table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
+    statement = insert_into(connection, table).values(values).on_conflict_do_nothing().returning(*table.primary_key)
     return connection.execute(statement).first() is not None
 
 
 def _insert(connection: Connection, identity: str, name: str) -> bool:
     row = {"id": identity, "name": name, "created_ms": now_ms()}
     return insert_unless_there(connection, projects, row)
-
-
-def _project(row: Row[Any], own_limits: dict[str, int]) -> Project:
-    return Project(
-        no=row.no,
-        id=row.id,
-        name=row.name,
-        created=as_datetime(row.created_ms),
-        retention_s=row.retention_s,
-        last_activity=as_datetime(row.last_activity_ms),
-        limits=own_limits,
-    )

@@ -39,36 +39,16 @@ _EPOCH, _MILLISECOND = datetime.fromtimestamp(0, UTC), timedelta(milliseconds=1)
 _RANGES_MAX = 10  # batches that are looked for one by one; of more, each job's is looked up among them
 _RANK = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
-_BATCH_COLUMNS = {
-    BatchOrder.CREATED: batches.c.created_ms,
-    BatchOrder.UPDATED: batches.c.updated_ms,
-    BatchOrder.STARTED: batches.c.started_ms,
-    BatchOrder.ENDED: batches.c.ended_ms,
-    BatchOrder.STATUS: batches.c.status,
-    BatchOrder.OPEN: batches.c.open,
-    BatchOrder.JOBS: batches.c.jobs,
-    BatchOrder.DEVICE: batches.c.device,
-    BatchOrder.USER: batches.c.user,
-    BatchOrder.PRIORITY: batches.c.priority,
-    BatchOrder.ORIGIN: batches.c.origin,
-    BatchOrder.ID: batches.c.id,
+_ORDERED_BY = {
+    "CREATED": "created_ms",
+    "UPDATED": "updated_ms",
+    "STARTED": "started_ms",
+    "ENDED": "ended_ms",
+    "ERRORS": "failed",
+    "BATCH": "id",
+    "CREATION": "id",
 }
-_JOB_COLUMNS = {
-    JobOrder.CREATED: jobs.c.created_ms,
-    JobOrder.UPDATED: jobs.c.updated_ms,
-    JobOrder.STARTED: jobs.c.started_ms,
-    JobOrder.ENDED: jobs.c.ended_ms,
-    JobOrder.STATUS: jobs.c.status,
-    JobOrder.RUNS: jobs.c.runs,
-    JobOrder.ERRORS: jobs.c.failed,
-    JobOrder.DEVICE: jobs.c.device,
-    JobOrder.USER: jobs.c.user,
-    JobOrder.PRIORITY: jobs.c.priority,
-    JobOrder.ORIGIN: jobs.c.origin,
-    JobOrder.BATCH: jobs.c.id,
-    JobOrder.CREATION: jobs.c.id,
-    JobOrder.ID: jobs.c.id,
-}
+"""The columns of the orders that are named otherwise than their columns."""
 
 
 class batch_part(FunctionElement[bytes]):  # noqa: N801  a function of SQL
@@ -76,33 +56,23 @@ class batch_part(FunctionElement[bytes]):  # noqa: N801  a function of SQL
 
     inherit_cache = True
     type = LargeBinary()
+    sqlite, postgresql = "substr({}, 1, 13)", "substring(uuid_send({}) FROM 1 FOR 13)"
 
 
-@compiles(batch_part, "sqlite")
-def _batch_part_in_sqlite(element: batch_part, compiler: Any, **options: Any) -> str:
-    return f"substr({compiler.process(element.clauses, **options)}, 1, 13)"
-
-
-@compiles(batch_part, "postgresql")
-def _batch_part_in_postgres(element: batch_part, compiler: Any, **options: Any) -> str:
-    return f"substring(uuid_send({compiler.process(element.clauses, **options)}) FROM 1 FOR 13)"
-
-
-class last_job_of(FunctionElement[UUID]):  # noqa: N801  a function of SQL
+class last_job_in(FunctionElement[UUID]):  # noqa: N801  a function of SQL
     """The last id that a job of a batch may have."""
 
     inherit_cache = True
     type = Id()
+    sqlite = "CAST(substr({}, 1, 13) || x'ffffff' AS BLOB)"
+    postgresql = "CAST(substr(CAST({} AS text), 1, 30) || 'ffffff' AS uuid)"
 
 
-@compiles(last_job_of, "sqlite")
-def _last_job_of_in_sqlite(element: last_job_of, compiler: Any, **options: Any) -> str:
-    return f"CAST(substr({compiler.process(element.clauses, **options)}, 1, 13) || x'ffffff' AS BLOB)"
-
-
-@compiles(last_job_of, "postgresql")
-def _last_job_of_in_postgres(element: last_job_of, compiler: Any, **options: Any) -> str:
-    return f"CAST(substr(CAST({compiler.process(element.clauses, **options)} AS text), 1, 30) || 'ffffff' AS uuid)"
+@compiles(batch_part)
+@compiles(last_job_in)
+def _compile_function(element: batch_part | last_job_in, compiler: Any, **options: Any) -> str:
+    template: str = getattr(element, compiler.dialect.name)
+    return template.format(compiler.process(element.clauses, **options))
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -159,8 +129,8 @@ def job_conditions(wanted: JobFilter, scope: Scope) -> list[Condition]:
 
 def order_keys(order: BatchOrder | JobOrder, paging: PageRequest, scope: Scope) -> list[ColumnElement[Any]]:
     """Return what rows of a page are ordered by, ties by the id."""
-    column = _JOB_COLUMNS[order] if isinstance(order, JobOrder) else _BATCH_COLUMNS[order]
-    identity = column.table.c.id
+    table = jobs if isinstance(order, JobOrder) else batches
+    column, identity = table.c[_ORDERED_BY.get(order.name, order.name.lower())], table.c.id
     if column is identity:
         # Or PostgreSQL would walk all projects in the order of ids, to find the few rows of these.
         return in_direction(paging, identity if scope.everything else func.coalesce(identity, identity))

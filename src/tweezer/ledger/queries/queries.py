@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, and_, bindparam, literal, or_, select
+from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, literal, or_, select
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.config import OpenDatabase
@@ -20,7 +20,7 @@ from tweezer.model.cancels import read_attempts
 from tweezer.model.events import Event, read_events
 from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
-from tweezer.model.messages import Fault, decode_fault
+from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 from tweezer.store.streams.feed import Entry, position_id
@@ -45,23 +45,21 @@ _JOB: Select[Any] = (
     .select_from(jobs.outerjoin(results, _FAULTS))
     .where(jobs.c.id == bindparam("id"))
 )
-_BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about).where(
-    batches.c.id.in_(bindparam("ids", expanding=True))
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_BATCHES: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about, batches.c.jobs).where(
+    batches.c.id.in_(_IDS)
 )
 _JOBS: Select[Any] = (
     select(jobs.c.id, jobs.c.project, jobs.c.status, jobs.c.spec, jobs.c.state, results.c.fault)
     .select_from(jobs.outerjoin(results, _FAULTS))
-    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
-)
-_SNAPSHOTS: Select[Any] = select(batches.c.id, batches.c.record, batches.c.about, batches.c.jobs).where(
-    batches.c.id.in_(bindparam("ids", expanding=True))
+    .where(jobs.c.id.in_(_IDS))
 )
 _JOB_SNAPSHOTS: Select[Any] = (
     select(jobs.c.id, jobs.c.spec, jobs.c.state, results.c.result, results.c.fault)
     .select_from(jobs.outerjoin(results, results.c.id == jobs.c.id))
-    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+    .where(jobs.c.id.in_(_IDS))
 )
-_RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(bindparam("ids", expanding=True)))
+_RECORDS: Select[Any] = select(batches.c.id, batches.c.record).where(batches.c.id.in_(_IDS))
 _CHILDREN = select(batches.c.id).where(batches.c.parent == bindparam("id")).order_by(batches.c.id).limit(_CHILDREN_MAX)
 _RESULT = select(results.c.result).where(results.c.id == bindparam("id"))
 _SPACED = literal(" ") + transitions.c.words
@@ -175,7 +173,7 @@ class Queries:
         found: dict[UUID, Snapshot] = {}
         with self._database.read() as connection:
             for page in split_pages([want.batch_id for want in wanted], _PAGE):
-                for row in connection.execute(_SNAPSHOTS, {"ids": page}):
+                for row in connection.execute(_BATCHES, {"ids": page}):
                     found[row.id] = Snapshot(row.id, _fields_decoder.decode(row.record), row.jobs, row.about)
             ids = [job_id(want.batch_id, index) for want in wanted if want.batch_id in found for index in want.touched]
             for page in split_pages(ids, _PAGE):
@@ -274,9 +272,6 @@ def _owners(connection: Connection, scope: Scope, rows: Iterable[Row[Any]]) -> d
 
 
 def _owner(batch_id: UUID, fields: dict[str, bytes]) -> JobOwner:
+    fault = decode_fault(fields["fault"]) if "fault" in fields else None
     cancels = read_attempts(fields.get("cancels", b"").decode())
-    return JobOwner(batch_id, fields["project"].decode(), _fault(fields), cancels)
-
-
-def _fault(fields: dict[str, bytes]) -> Fault | None:
-    return decode_fault(fields["fault"]) if "fault" in fields else None
+    return JobOwner(batch_id, fields["project"].decode(), fault, cancels)

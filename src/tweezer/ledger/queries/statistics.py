@@ -12,7 +12,7 @@ from sqlalchemy import Integer, Select, func, literal_column, select
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.database import Database
-from tweezer.ledger.queries.lists import Scope, last_job_of
+from tweezer.ledger.queries.lists import Scope, last_job_in
 from tweezer.ledger.schema import as_datetime, batches, hours, jobs, projects
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import Priority
@@ -69,7 +69,7 @@ class LastActivity(msgspec.Struct, frozen=True):
 
 def queue_sizes(database: Database, device: str) -> dict[Priority, QueueSize]:
     """Return what waits for the device: batches with pending jobs, and those jobs, of all projects."""
-    pending = (jobs.c.status == JobStatus.PENDING.letter) & jobs.c.id.between(batches.c.id, last_job_of(batches.c.id))
+    pending = (jobs.c.status == JobStatus.PENDING.letter) & jobs.c.id.between(batches.c.id, last_job_in(batches.c.id))
     waiting: Select[Any] = select(
         batches.c.priority,
         select(func.count()).select_from(jobs).where(pending).scalar_subquery(),

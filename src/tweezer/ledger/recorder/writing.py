@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import Connection, delete, insert, select, text, update
 
-from tweezer.ledger.access.projects import project_no
+from tweezer.ledger.access.projects import insert_unless_there, project_no
 from tweezer.ledger.config import DeadLetterBounds
 from tweezer.ledger.database import Database, load
 from tweezer.ledger.dead_letters import Consumer, add_waiting, park
@@ -23,7 +23,7 @@ from tweezer.ledger.recorder.changes import (
     TRANSITION_COLUMNS,
     Changes,
 )
-from tweezer.ledger.schema import batches, counters, hours, now_ms, tags
+from tweezer.ledger.schema import batches, counters, hours, now_ms, recorder, tags
 from tweezer.model.errors import TweezerError
 from tweezer.model.messages import decode_doc, encode_doc
 
@@ -81,15 +81,11 @@ class Writer:
 
     def position(self, start: str) -> str:
         """Id of the last entry that is recorded; ``start`` where none is. Raises Unavailable."""
+        row = {"namespace": self._namespace, "position": start, "updated_ms": now_ms()}
         with self._database.write() as connection:
-            connection.execute(
-                text("INSERT INTO recorder VALUES (:namespace, :start, :now) ON CONFLICT (namespace) DO NOTHING"),
-                {"namespace": self._namespace, "start": start, "now": now_ms()},
-            )
-            found = connection.execute(
-                text("SELECT position FROM recorder WHERE namespace = :namespace"), {"namespace": self._namespace}
-            )
-            return str(found.scalar_one())
+            insert_unless_there(connection, recorder, row)
+            found = select(recorder.c.position).where(recorder.c.namespace == self._namespace)
+            return str(connection.execute(found).scalar_one())
 
     def move(self, before: str, after: str) -> None:
         """Change the position and nothing else. Raises Superseded, Unavailable."""
@@ -110,13 +106,8 @@ class Writer:
             raise
 
     def _move(self, connection: Connection, before: str, after: str) -> None:
-        moved = connection.execute(
-            text(
-                "UPDATE recorder SET position = :after, updated_ms = :now "
-                "WHERE namespace = :namespace AND position = :before"
-            ),
-            {"namespace": self._namespace, "before": before, "after": after, "now": now_ms()},
-        )
+        stood = (recorder.c.namespace == self._namespace, recorder.c.position == before)
+        moved = connection.execute(update(recorder).where(*stood).values(position=after, updated_ms=now_ms()))
         if moved.rowcount != 1:
             raise Superseded
 
