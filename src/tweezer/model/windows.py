@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,7 +11,6 @@ import msgspec
 
 from tweezer.model.arguments import shown
 from tweezer.model.errors import InvalidInput
-from tweezer.model.webhooks import DeviceData, format_time
 
 WINDOWS_MAX = 100
 """Windows of maintenance of one device."""
@@ -25,6 +23,15 @@ class Window(msgspec.Struct, frozen=True):
     begins: datetime
     ends: datetime
     reason: str
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """Why a device begins no jobs, as Redis keeps it with a window, and as notices have it. until: ISO 8601."""
+
+    device: str
+    status: str
+    reason: str | None = None
+    until: str | None = None
 
 
 class UnavailabilityKind(StrEnum):
@@ -47,15 +54,6 @@ class Unavailability(msgspec.Struct, frozen=True):
         """``paused until 14:00: new lens``, with times as the clock writes them."""
         until = "" if self.until is None else f" until {clock(self.until)}"
         return f"{self.kind.value}{until}{self.reason and f': {self.reason}'}"
-
-
-def new_window_id() -> str:
-    return secrets.token_hex(4)
-
-
-def window_data(device: str, window: Window) -> DeviceData:
-    """What is told when it begins."""
-    return DeviceData(device, UnavailabilityKind.MAINTENANCE.value, window.reason, format_time(window.ends))
 
 
 def remaining_s(

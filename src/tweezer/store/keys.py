@@ -31,7 +31,7 @@ class Key(StrEnum):
     DUE = "device:%s:due"  # sorted set: ticket → due time (ms)
     LEASES = "device:%s:leases"  # sorted set: ticket → expiry (ms)
     FAIR = "device:%s:fair"  # hash: virtual time and the finish of each project (ms of service)
-    WINDOWS = "device:%s:windows"  # hash: id of a window of maintenance → begin and end (ms), id, DeviceData (JSON)
+    WINDOWS = "device:%s:windows"  # hash: id of a window of maintenance → begin and end (ms), id, DeviceState (JSON)
     BELL = "device:%s:bell"  # list of at most one element: the doorbell
     WORKERS = "device:%s:workers"  # sorted set: worker → expiry of its heartbeat (ms)
     # of a worker: it expires when the heartbeat stops

@@ -23,8 +23,7 @@ from tweezer.model.messages import (
     decode_spec,
 )
 from tweezer.model.sequence import ANYWHERE, Geometry
-from tweezer.model.webhooks import DeviceData
-from tweezer.model.windows import Unavailability, UnavailabilityKind, Window, remaining_s
+from tweezer.model.windows import DeviceState, Unavailability, UnavailabilityKind, Window, remaining_s
 
 STATE_FIELDS = (
     "status",  # letter of JobStatus
@@ -344,7 +343,7 @@ def _number(text: str | None) -> float | None:
 def window_record(text: str) -> Window:
     """The window of its begin, its end, its id, and what is told when it begins."""
     begins, ends, identity, data = text.split(" ", 3)
-    about = msgspec.json.decode(data, type=DeviceData)
+    about = msgspec.json.decode(data, type=DeviceState)
     return Window(identity, _moment(begins), _moment(ends), about.reason or "")
 
 
