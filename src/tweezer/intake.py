@@ -6,7 +6,9 @@ twice; the message's own id is the idempotency key, so the second delivery chang
 
 from __future__ import annotations
 
+import contextlib
 import pickle  # only to write, for senders who can read nothing else
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
@@ -18,7 +20,7 @@ from arq.jobs import DeserializationError
 
 from tweezer.duties import Backoff
 from tweezer.model.arguments import conversion_error
-from tweezer.model.errors import InvalidInput, TweezerError
+from tweezer.model.errors import Conflict, InvalidInput, TweezerError
 from tweezer.model.ids import DEFAULT_PROJECT
 from tweezer.model.messages import Limits, Priority
 from tweezer.model.wire import deserialize, serialize
@@ -42,12 +44,8 @@ class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sequence: str | None = None
 
 
-class IntakeLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The limits of a message; :class:`~tweezer.model.messages.Limits` says what they are."""
-
-    job_timeout_s: float = Limits().job_timeout_s
-    open_timeout_s: float = Limits().open_timeout_s
-    transient_retries: int = Limits().transient_retries
+class IntakeLimits(Limits, frozen=True, array_like=False, forbid_unknown_fields=True):
+    """The limits of a message, by name."""
 
 
 class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,48 +102,49 @@ def _plain(jobs: list[IntakeJob]) -> list[dict[str, Any]]:
     return [msgspec.structs.asdict(job) for job in jobs]
 
 
-def _again(context: dict[Any, Any], error: TweezerError) -> Exception:
+@contextlib.contextmanager
+def _retrying(context: dict[Any, Any]) -> Iterator[None]:
     """Full and unavailable pass: the message waits. All else is the sender's fault, and final."""
-    if not error.retryable:
+    try:
+        yield
+    except TweezerError as error:
+        if error.retryable:
+            raise Retry(defer=_BACKOFF.delay_s(context["job_try"])) from error
         log.warning("intake.refused", message=context["job_id"], error=error.message)
-        return error
-    return Retry(defer=_BACKOFF.delay_s(context["job_try"]))
+        raise
 
 
 async def submit_batch(context: dict[Any, Any], message: Any) -> str:
     """Submits a batch; the result of the message is the batch's id."""
-    try:
+    with _retrying(context):
         wanted = _read(message, SubmitBatch)
         fields = msgspec.structs.asdict(wanted)
         project = fields.pop("project")
         limits, key = Limits(**msgspec.structs.asdict(wanted.limits)), wanted.idempotency_key or _key(context)
         submission = Submission(**fields | {"jobs": _plain(wanted.jobs), "limits": limits, "idempotency_key": key})
         return str(await _store(context).admission.submit(submission, project=project))
-    except TweezerError as error:
-        raise _again(context, error) from error
 
 
 async def add_jobs(context: dict[Any, Any], message: Any) -> int:
     """Adds jobs to an open batch; the result of the message is the index of the first."""
-    try:
+    with _retrying(context):
         wanted = _read(message, AddJobs)
         return await _store(context).admission.add_jobs(
             wanted.batch_id, _plain(wanted.jobs), project=wanted.project, idempotency_key=_key(context)
         )
-    except TweezerError as error:
-        raise _again(context, error) from error
 
 
 async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
     """Cancels a batch; one that has ended already is left as it is."""
-    try:
+    with _retrying(context):
         wanted = _read(message, CancelBatch)
-        await _store(context).commands.cancel(
-            wanted.batch_id, project=wanted.project, by=wanted.by, idempotency_key=_key(context)
-        )
-    except TweezerError as error:
-        if error.code != "terminal":
-            raise _again(context, error) from error
+        try:
+            await _store(context).commands.cancel(
+                wanted.batch_id, project=wanted.project, by=wanted.by, idempotency_key=_key(context)
+            )
+        except Conflict as error:
+            if error.code != "terminal":
+                raise
 
 
 _REFUSE = "refuse"
@@ -164,7 +163,7 @@ def read_message(data: bytes) -> dict[str, Any]:
     try:
         return deserialize(data)
     except ValueError as error:
-        kind = _kind_of(data)
+        kind = _guess_kind(data)
         if kind == _UNKNOWN:  # nobody could read the answer
             raise ValueError(f"the message is {error}: {_ADVICE}") from error
         return {"t": None, "f": _REFUSE, "a": (kind, f"the message is written as {kind}: {_ADVICE}"), "k": {}, "et": 0}
@@ -189,7 +188,7 @@ async def refuse(context: dict[Any, Any], kind: str, sentence: str) -> NoReturn:
     raise InvalidInput("message", sentence)
 
 
-def _kind_of(data: bytes) -> str:
+def _guess_kind(data: bytes) -> str:
     if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _PICKLE
     try:

@@ -67,7 +67,7 @@ class Mortal(LedgerRig):
         await asyncio.wait([task])
 
     async def gate_is_open(self) -> bool:
-        return not await self.rig.store.recovery.gate_is_shut()
+        return not (await self.rig.store.recovery.gate()).is_shut
 
     def ends_of_jobs(self) -> dict[tuple[UUID, int], int]:
         """How many ends are recorded of each job."""

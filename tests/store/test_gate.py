@@ -47,20 +47,20 @@ async def shut(rig: StoreRig) -> StoreRig:
 async def test_a_server_that_is_new_shuts_the_gate_once(rig: StoreRig) -> None:
     await rig.recovery.mark_ledger()
     assert [await rig.start_again(run) for run in ("one", "one", "two", "one")] == [b"shut", b"same", b"shut", b"shut"]
-    assert await rig.recovery.gate_is_shut()
+    assert (await rig.recovery.gate()).is_shut
     assert 0 < await rig.redis.pttl(rig.keys(Key.GATE)) <= 30_000
 
 
 async def test_without_a_ledger_the_gate_stays_open(rig: StoreRig) -> None:
     assert await rig.start_again() == b"new"
-    assert not await rig.recovery.gate_is_shut()
+    assert not (await rig.recovery.gate()).is_shut
 
 
 async def test_an_operator_may_do_without_the_gate(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(restore_wait_s=0))
     await rig.recovery.mark_ledger()
     assert await rig.start_again() == b"new"
-    assert not await rig.recovery.gate_is_shut()
+    assert not (await rig.recovery.gate()).is_shut
 
 
 async def test_nothing_is_granted_while_the_gate_is_shut(shut: StoreRig) -> None:
@@ -78,7 +78,7 @@ async def test_nothing_is_granted_while_the_gate_is_shut(shut: StoreRig) -> None
 
 
 async def is_open(rig: StoreRig) -> bool:
-    return not await rig.recovery.gate_is_shut()
+    return not (await rig.recovery.gate()).is_shut
 
 
 async def test_the_gate_opens_by_itself(shut: StoreRig) -> None:
@@ -254,13 +254,13 @@ async def reach(store: Store) -> None:
 async def test_whoever_first_reaches_a_server_that_started_again_shuts_the_gate(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as ours, Store.open(Connect(url=server.url)) as theirs:
         await ours.recovery.mark_ledger()
-        assert not await theirs.recovery.gate_is_shut()
+        assert not (await theirs.recovery.gate()).is_shut
         server.restart()
         await reach(theirs)
         assert (await theirs.tickets.take("EMU", ["lane"], lease_s=15)).paused
         await theirs.recovery.open_gate()
         await reach(ours)
-        assert not await ours.recovery.gate_is_shut()
+        assert not (await ours.recovery.gate()).is_shut
 
 
 async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: RedisServer) -> None:
@@ -280,11 +280,11 @@ async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) ->
         async with Redis.from_url(server.url) as plain:
             await plain.config_set("maxmemory", 1)
         await reach(store)
-        assert await store.recovery.gate_is_shut()
+        assert (await store.recovery.gate()).is_shut
         with pytest.raises(OutOfMemoryError):
             await cast(Any, store.redis).set("a write", "that needs memory")
         await store.recovery.open_gate()
-        assert not await store.recovery.gate_is_shut()
+        assert not (await store.recovery.gate()).is_shut
 
 
 @pytest.mark.parametrize("database", [0, 3])
@@ -325,7 +325,7 @@ async def test_a_server_that_loads_its_file_is_unavailable_and_then_shuts_the_ga
             await store.reader.ping()
         server.start()
         await reach(store)
-        assert await store.recovery.gate_is_shut()
+        assert (await store.recovery.gate()).is_shut
 
 
 async def test_a_replica_is_read_and_refuses_writes(server: RedisServer) -> None:

@@ -112,7 +112,8 @@ class WebhookPolicy(msgspec.Struct, frozen=True):
                 networks.append(network)
             else:
                 names.add(_allowed_name(entry))
-        return cls(tuple(networks), frozenset(names), frozenset(map(_allowed_port, _entries(ports))))
+        numbers = (_port("webhook_ports", it, f"{it} is no number of a port, 1 to 65535") for it in _entries(ports))
+        return cls(tuple(networks), frozenset(names), frozenset(numbers))
 
     def trusts_name(self, host: str) -> bool:
         """Whether the operator allows the host by its name, or by that of a domain above it."""
@@ -218,7 +219,8 @@ def _authority(field: str, authority: str) -> tuple[str, Address | None, int | N
     else:
         host, colon, port = authority.lower().partition(":")
         literal = _check_host(field, host)
-    return host, literal, _port(field, port) if colon else None
+    problem = "has no number of a port, 1 to 65535, after the colon"
+    return host, literal, _port(field, port, problem) if colon else None
 
 
 def _check_host(field: str, host: str) -> Address | None:
@@ -244,10 +246,10 @@ def _check_address(field: str, literal: Address, policy: WebhookPolicy) -> None:
         raise InvalidInput(field, f"goes to {literal}, which {reason}; {_ALLOW}")
 
 
-def _port(field: str, text: str) -> int:
+def _port(field: str, text: str, problem: str) -> int:
     port = int(text) if _PORT.fullmatch(text) else 0
     if not 1 <= port <= 65_535:
-        raise InvalidInput(field, "has no number of a port, 1 to 65535, after the colon")
+        raise InvalidInput(field, problem)
     return port
 
 
@@ -302,13 +304,6 @@ def _allowed_name(entry: str) -> str:
             f"{entry} is no network (10.1.0.0/16), address or name (hooks.lab, *.lab); 0.0.0.0/0 and ::/0 allow all",
         )
     return name
-
-
-def _allowed_port(entry: str) -> int:
-    port = int(entry) if _PORT.fullmatch(entry) else 0
-    if not 1 <= port <= 65_535:
-        raise InvalidInput("webhook_ports", f"{entry} is no number of a port, 1 to 65535")
-    return port
 
 
 def _is_name(text: str) -> bool:

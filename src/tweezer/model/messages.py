@@ -186,7 +186,7 @@ class JobWork(msgspec.Struct, frozen=True):
     attempt: int = 1
 
 
-_doc_encoder = msgspec.msgpack.Encoder(enc_hook=None)
+_encoder = msgspec.msgpack.Encoder(enc_hook=None)
 _doc_decoder = msgspec.msgpack.Decoder(BatchDoc)
 _spec_decoder = msgspec.msgpack.Decoder(JobSpec)
 _result_decoder = msgspec.msgpack.Decoder(Result)
@@ -197,28 +197,23 @@ _LEVEL = 1  # of zlib: three times as fast as its default, for a fifth more byte
 _RAW, _ZLIB, _FILE = b"\x00", b"\x01", b"\x02"
 
 
-def pack_doc(doc: BatchDoc) -> bytes:
-    """The doc as MessagePack."""
-    return _doc_encoder.encode(doc)
+def pack(record: BatchDoc | JobSpec) -> bytes:
+    """The doc or the job as MessagePack."""
+    return _encoder.encode(record)
 
 
 def encode_doc(doc: BatchDoc) -> bytes:
     """The doc as Redis holds it."""
-    return compress(pack_doc(doc))
+    return compress(pack(doc))
 
 
 def decode_doc(data: bytes) -> BatchDoc:
     return _doc_decoder.decode(_decompress(data))
 
 
-def pack_spec(spec: JobSpec) -> bytes:
-    """The job as MessagePack."""
-    return _doc_encoder.encode(spec)
-
-
 def encode_spec(spec: JobSpec) -> bytes:
     """The job as Redis holds it."""
-    return compress(pack_spec(spec))
+    return compress(pack(spec))
 
 
 def decode_spec(data: bytes) -> JobSpec:
@@ -246,7 +241,7 @@ def _decompress(data: bytes) -> bytes:
 
 def encode_result(result: Result) -> bytes:
     """The result, packed: one byte that says whether the rest is compressed, then MessagePack."""
-    packed = _doc_encoder.encode(result)
+    packed = _encoder.encode(result)
     if len(packed) > _COMPRESS_ABOVE:
         return _ZLIB + zlib.compress(packed, _LEVEL)
     return _RAW + packed
@@ -261,7 +256,7 @@ def decode_result(data: bytes) -> Result:
 
 def encode_result_file(file: ResultFile) -> bytes:
     """What stands for the packed result when that is in a file."""
-    return _FILE + _doc_encoder.encode(file)
+    return _FILE + _encoder.encode(file)
 
 
 def result_file(data: bytes) -> ResultFile | None:

@@ -7,6 +7,7 @@ Redis 6.2 and later, and by Valkey: they name no command that came after 6.2, an
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -76,9 +77,7 @@ class Rights(msgspec.Struct, frozen=True):
     arq: frozenset[str] = frozenset()
 
     def __or__(self, other: Rights) -> Rights:
-        return Rights(
-            self.commands | other.commands, self.keys | other.keys, self.channels | other.channels, self.arq | other.arq
-        )
+        return Rights(*map(operator.or_, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 _CALL = re.compile(r"(?:redis\.p?call|each_thousand)\('(\w+)'")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, ask
 
 LOGIN_WINDOW_S = 300
 
@@ -52,8 +52,7 @@ class FailedLogins:
         for source in sources:
             pipeline.get(self._key(source))
             pipeline.pttl(self._key(source))
-        with translating():
-            replies = await pipeline.execute()
+        replies = await ask(pipeline.execute())
         counted = zip(sources, replies[::2], replies[1::2], strict=True)
         return max(left / 1000 if int(count or 0) >= FAILURES_MAX[it.by] else 0.0 for it, count, left in counted)
 
@@ -63,8 +62,7 @@ class FailedLogins:
         for source in sources:
             pipeline.set(self._key(source), 0, ex=LOGIN_WINDOW_S, nx=True)
             pipeline.incr(self._key(source))
-        with translating():
-            await pipeline.execute()
+        await ask(pipeline.execute())
 
     def _key(self, source: LoginSource) -> str:
         return self._keys(Key.LOGINS, source.by, hashlib.sha256(source.value.encode(errors="replace")).hexdigest())
@@ -114,7 +112,7 @@ class RecentCalls:
 
     async def mark(self, attempt: CallAttempt, state: CallState) -> bool:
         """Store the state; return False if another attempt has taken the call over. Raises Unavailable."""
-        reply = await self._scripts.call(
+        return await self._scripts.call_ok(
             "mark_call",
             digest=attempt.digest,
             call=attempt.key,
@@ -124,7 +122,6 @@ class RecentCalls:
             retry_ms=_ms(RETRY_S),
             project=attempt.project,
         )
-        return bool(reply[0] == b"ok")
 
 
 def _ms(seconds: float) -> int:

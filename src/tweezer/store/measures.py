@@ -9,7 +9,7 @@ import msgspec
 
 from tweezer.model.quotas import QUOTAS, Usage
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, ask
 
 _ENTRIES_MOST = 1000
 _FRONT = 50
@@ -127,13 +127,11 @@ class Quotas:
 
     async def is_counted(self) -> bool:
         """Whether the results of which only the ledger knows were counted, and this Redis has the count."""
-        with translating():
-            return bool(await self._scripts.redis.exists(self._scripts.keys(Key.COUNTED)))
+        return bool(await ask(self._scripts.redis.exists(self._scripts.keys(Key.COUNTED))))
 
     async def forget_count(self) -> None:
         """Have the recorder count these results again."""
-        with translating():
-            await self._scripts.redis.delete(self._scripts.keys(Key.COUNTED))
+        await ask(self._scripts.redis.delete(self._scripts.keys(Key.COUNTED)))
 
     async def set_kept(self, kept: Mapping[str, int], *, counted_s: float) -> None:
         """Set for each project the bytes of results that only the ledger has; the count holds for that long."""

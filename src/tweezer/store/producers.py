@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, cast
 from uuid import UUID
 
 import msgspec
@@ -45,8 +45,7 @@ from tweezer.model.messages import (
     Priority,
     compress,
     encode_fault,
-    pack_doc,
-    pack_spec,
+    pack,
 )
 from tweezer.model.quotas import QuotaExceeded
 from tweezer.model.sequence import SequenceHeader, read_sequence, sequence_text
@@ -86,18 +85,9 @@ class Submission(msgspec.Struct, frozen=True):
 
     def doc(self, device: str) -> BatchDoc:
         """What is kept of it for good. Raises InvalidInput("sequence", …)."""
-        return BatchDoc(
-            device=device,
-            sequence=None if self.sequence is None else sequence_text(self.sequence),
-            name=self.name,
-            tags=self.tags,
-            webhook=self.webhook,
-            backend_configuration=self.backend_configuration,
-            configuration=self.configuration,
-            limits=self.limits,
-            user=self.user,
-            parent_id=self.parent_id,
-        )
+        kept = {field: getattr(self, field) for field in BatchDoc.__struct_fields__}
+        sequence = None if self.sequence is None else sequence_text(self.sequence)
+        return BatchDoc(**kept | {"device": device, "sequence": sequence})
 
 
 class Admission:
@@ -114,7 +104,7 @@ class Admission:
         if not is_project_id(project):
             raise InvalidInput("project", "an id has 1 to 64 letters, digits, dots, dashes and underscores")
         specs = [as_job_spec(job, index) for index, job in enumerate(submission.jobs)]
-        device = await self._device_of(submission, specs)
+        device = await self._find_device(submission, specs)
         if not specs and not submission.open:
             raise InvalidInput("jobs", "there is none; give at least one job, or open=True to add jobs later")
         if submission.not_before is not None:
@@ -154,7 +144,7 @@ class Admission:
         specs = _with_runs_shown(specs, batch.doc)
         return await self._commands.add_jobs(batch_id, specs, project=project, idempotency_key=idempotency_key)
 
-    async def _device_of(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
+    async def _find_device(self, submission: Submission, jobs: Sequence[JobSpec]) -> DeviceRecord:
         """The device that is named, else the one that the (first) sequence is for."""
         if submission.device is not None:
             return await self.device(check_text("device", submission.device, MAX_DEVICE_LENGTH))
@@ -167,9 +157,9 @@ class Admission:
             name = read_sequence(sequence_text(sequence)).device
         except InvalidInput as error:
             raise InvalidInput(field, error.problem) from error
-        return await self._device_for(name)
+        return await self._find_device_for(name)
 
-    async def _device_for(self, name: str) -> DeviceRecord:
+    async def _find_device_for(self, name: str) -> DeviceRecord:
         """The device of the sequences that carry this name: it is in its specs, or its own."""
         device = self._by_specs.get(name)
         if device is None:
@@ -238,8 +228,6 @@ _QUICK_BYTES = 256 << 10  # are compressed in a few milliseconds: not worth a th
 
 _GLOB = re.compile(r"([*?\[\]\\])")
 
-T = TypeVar("T")
-
 
 class CancelAnswer(StrEnum):
     """What a cancel did to one job; ``requested``: it runs, and its worker was told."""
@@ -258,16 +246,16 @@ def _digest(parts: Iterable[bytes | str]) -> str:
     return digest.hexdigest()
 
 
-def _packed(field: str, encode: Callable[[T], bytes], value: T) -> bytes:
-    """The value as MessagePack. Devices that check nothing let through what cannot be kept: a number too large."""
+def _packed(field: str, record: BatchDoc | JobSpec) -> bytes:
+    """The record as MessagePack. Devices that check nothing let through what cannot be kept: a number too large."""
     try:
-        return encode(value)
+        return pack(record)
     except (OverflowError, TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(field, f"cannot be kept: {error}") from error
 
 
 def _packed_jobs(jobs: Sequence[JobSpec]) -> list[bytes]:
-    return [_packed(f"jobs[{index}]", pack_spec, job) for index, job in enumerate(jobs)]
+    return [_packed(f"jobs[{index}]", job) for index, job in enumerate(jobs)]
 
 
 async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
@@ -277,33 +265,47 @@ async def _compressed(packed: Sequence[bytes]) -> list[bytes]:
     return await asyncio.to_thread(lambda: list(map(compress, packed)))
 
 
-def _refuse(word: bytes, batch_id: UUID, *details: bytes) -> NoReturn:
-    """Raises the error for a script's word of refusal."""
-    detail = details[0] if details else b""
-    match word:
-        case b"unknown":
+def _refuse(script: str, word: bytes, details: Sequence[Any], batch_id: UUID, arguments: Mapping[str, Any]) -> NoReturn:
+    """Raise the error for the word by which a script refuses a call with these arguments."""
+    match script, word:
+        case _, b"unknown":
             raise NotFound("batch", str(batch_id))
-        case b"newer":
+        case _, b"newer":
             raise NewerRecord(batch_id, RECORD_VERSION)
-        case b"over":
+        case "report", b"over":
+            raise Conflict(f"job {arguments['index']} of batch {batch_id} has ended", code="terminal")
+        case _, b"over":
             raise Conflict(f"batch {batch_id} has ended", code="terminal")
-        case b"closed":
+        case _, b"closed":
             raise Conflict(f"batch {batch_id} is closed: submit it with open=True to add jobs later", code="closed")
-        case b"conflict":
+        case _, b"conflict":
             raise Conflict(
                 "the idempotency key was used for another call with other content; use a new key",
                 code="idempotency",
             )
-        case b"full":
-            raise QueueFull(f"no more work is taken for now: {detail.decode()}")
-        case b"quota":
+        case _, b"full":
+            raise QueueFull(f"no more work is taken for now: {details[0].decode()}")
+        case _, b"quota":
             project, quota, *numbers = (text.decode() for text in details)
             raise QuotaExceeded(project, quota, *map(int, numbers))
-        case b"too_many":
+        case _, b"too_many":
             raise InvalidInput(
                 "jobs",
-                f"the batch has {int(detail)} jobs and may have {MAX_JOBS_PER_BATCH}; start another batch",
+                f"the batch has {int(details[0])} jobs and may have {MAX_JOBS_PER_BATCH}; start another batch",
             )
+        case _, b"unknown_device":
+            raise InvalidInput("device", f"there is no device {arguments['device']}; `tweezer devices` lists them")
+        case _, b"exists":
+            raise Conflict(f"batch {batch_id} exists already", code="exists")
+        case "end_batch", b"forbidden":
+            has, status = (BATCH_BY_LETTER[it] for it in (details[0].decode(), arguments["to"]))
+            raise Conflict(
+                f"batch {batch_id} is {has} and cannot become {status}: only one that is open and without work can"
+            )
+        case "report", b"forbidden":
+            has_now = JOB_BY_LETTER[details[0].decode()]
+            why = _why_not(has_now, JOB_BY_LETTER.get(arguments["to"]))
+            raise Conflict(f"job {arguments['index']} of batch {batch_id} is {has_now}: {why}")
         case _:
             raise AssertionError(f"a script answered {word!r}")
 
@@ -339,15 +341,15 @@ class Commands:
     ) -> UUID:
         """Writes a batch; returns its id: that of the first call when this one repeats it."""
         check_key(idempotency_key)
-        packed_doc, packed = _packed("batch", pack_doc, doc), _packed_jobs(jobs)
+        packed_doc, packed = _packed("batch", doc), _packed_jobs(jobs)
         due_ms = 0 if not_before is None else round(not_before.timestamp() * 1000)
         head = (doc.device, priority.value, str(int(open)))
         digest = _digest([*head, packed_doc, str(due_ms), *packed]) if idempotency_key else ""
         stored_doc, *stored = await _compressed([packed_doc, *packed])
-        reply = await self._scripts.call(
+        (identity,) = await self._command(
             "submit",
-            batch_id=str(batch_id),
-            project=project,
+            batch_id,
+            project,
             device=doc.device,
             priority=priority.value,
             open=int(open),
@@ -360,15 +362,7 @@ class Commands:
             digest=digest,
             specs=stored,
         )
-        match reply[0]:
-            case b"ok" | b"repeated":
-                return UUID(reply[1].decode())
-            case b"unknown_device":
-                raise InvalidInput("device", f"there is no device {doc.device}; `tweezer devices` lists them")
-            case b"exists":
-                raise Conflict(f"batch {batch_id} exists already", code="exists")
-            case word:
-                _refuse(word, batch_id, *reply[1:])
+        return UUID(identity.decode())
 
     async def add_jobs(
         self, batch_id: UUID, jobs: Sequence[JobSpec], *, project: str | None, idempotency_key: str = ""
@@ -378,22 +372,20 @@ class Commands:
         packed = _packed_jobs(jobs)
         digest = _digest([str(batch_id), *packed]) if idempotency_key else ""
         stored = await _compressed(packed)
-        reply = await self._scripts.call(
+        (first,) = await self._command(
             "add_jobs",
-            batch_id=str(batch_id),
-            project=project or "",
+            batch_id,
+            project,
             idempotency_key=idempotency_key,
             digest=digest,
             jobs_max=MAX_JOBS_PER_BATCH,
             specs=stored,
         )
-        if reply[0] in (b"ok", b"repeated"):
-            return int(reply[1])
-        _refuse(reply[0], batch_id, *reply[1:])
+        return int(first)
 
     async def close(self, batch_id: UUID, *, project: str | None) -> None:
         """No more jobs will come; closing a closed batch, or one that ended, changes nothing."""
-        await self._command("close", batch_id, project, fine=(b"over",))
+        await self._command("close", batch_id, project)
 
     async def cancel(
         self, batch_id: UUID, *, project: str | None, by: str = UNKNOWN, idempotency_key: str = ""
@@ -421,7 +413,7 @@ class Commands:
     ) -> list[CancelAnswer]:
         """Cancels some jobs of a batch; one answer a job, in the order given. by: who asks, which is noted."""
         digest = _digest(["cancel_jobs", str(batch_id), *map(str, indices)])
-        reply = await self._command(
+        (answers,) = await self._command(
             "cancel_jobs",
             batch_id,
             project,
@@ -430,7 +422,7 @@ class Commands:
             by=check_by(by),
             indices=indices,
         )
-        return [CancelAnswer(word) for word in reply[1].decode().split()]
+        return [CancelAnswer(word) for word in answers.decode().split()]
 
     async def set_tags(self, batch_id: UUID, tags: Sequence[str], *, project: str | None) -> None:
         """Replaces the tags of a batch, live or ended. Raises InvalidInput("tags…", …)."""
@@ -439,8 +431,7 @@ class Commands:
 
     async def note_child(self, batch_id: UUID, child: UUID) -> bool:
         """Notes that another batch repeats this one; False when it is not here any more."""
-        (word,) = await self._scripts.call("note_child", batch_id=str(batch_id), child=str(child))
-        return bool(word == b"ok")
+        return await self._scripts.call_ok("note_child", batch_id=str(batch_id), child=str(child))
 
     async def end(
         self, batch_id: UUID, status: BatchStatus, *, project: str | None, fault: Fault | None = None
@@ -449,20 +440,8 @@ class Commands:
         work in TIMED_OUT."""
         if fault is not None:
             check_characters("reason", fault.message, lines=True)
-        reply = await self._scripts.call(
-            "end_batch",
-            batch_id=str(batch_id),
-            project=project or "",
-            to=status.letter,
-            fault=b"" if fault is None else encode_fault(fault),
-        )
-        if reply[0] == b"forbidden":
-            has = BATCH_BY_LETTER[reply[1].decode()]
-            raise Conflict(
-                f"batch {batch_id} is {has} and cannot become {status}: only one that is open and without work can"
-            )
-        if reply[0] != b"ok":
-            _refuse(reply[0], batch_id)
+        packed = b"" if fault is None else encode_fault(fault)
+        await self._command("end_batch", batch_id, project, to=status.letter, fault=packed)
 
     async def report(
         self,
@@ -480,25 +459,15 @@ class Commands:
         """
         if fault is not None:
             check_characters("errors", fault.message, lines=True)
-        reply = await self._scripts.call(
+        await self._command(
             "report",
-            batch_id=str(batch_id),
-            project=project or "",
+            batch_id,
+            project,
             index=index,
             to="" if status is None else status.letter,
             percent="" if percent is None else str(percent),
             fault=b"" if fault is None else encode_fault(fault),
         )
-        match reply[0]:
-            case b"ok":
-                return
-            case b"over":
-                raise Conflict(f"job {index} of batch {batch_id} has ended", code="terminal")
-            case b"forbidden":
-                has = JOB_BY_LETTER[reply[1].decode()]
-                raise Conflict(f"job {index} of batch {batch_id} is {has}: {_why_not(has, status)}")
-            case word:
-                _refuse(word, batch_id)
 
     async def discard(self, batch_id: UUID) -> None:
         """Removes a batch whatever its status, and even if it cannot be read. Raises Conflict while a lane works on it,
@@ -521,10 +490,9 @@ class Commands:
             async for name in redis.scan_iter(pattern, count=1000):
                 await redis.unlink(name)
 
-    async def _command(
-        self, script: str, batch_id: UUID, project: str | None, *, fine: tuple[bytes, ...] = (), **arguments: Any
-    ) -> list[Any]:
-        reply = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
-        if reply[0] not in (b"ok", b"repeated", *fine):
-            _refuse(reply[0], batch_id)
-        return reply
+    async def _command(self, script: str, batch_id: UUID, project: str | None, **arguments: Any) -> list[Any]:
+        """Call a script and return what comes with its answer. Raises what :func:`_refuse` makes of a refusal."""
+        word, *details = await self._scripts.call(script, batch_id=str(batch_id), project=project or "", **arguments)
+        if word not in (b"ok", b"repeated") and (script, word) != ("close", b"over"):
+            _refuse(script, word, details, batch_id, arguments)
+        return details

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
@@ -34,9 +34,7 @@ from tweezer.store.records import (
     window_record,
 )
 from tweezer.store.results import Results
-from tweezer.store.scripts import Scripts, translating
-
-T = TypeVar("T")
+from tweezer.store.scripts import Scripts, ask
 
 _PAGE = 500  # jobs read in one go
 
@@ -51,25 +49,11 @@ class Reader:
 
     async def batch(self, batch_id: UUID, *, project: str | None) -> BatchRecord:
         """The batch; raises NotFound."""
-        row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.BATCH, batch_id))))
+        row = cast(dict[bytes, bytes], await ask(self._redis.hgetall(self._keys(Key.BATCH, batch_id))))
         fields = {name.decode(): value for name, value in row.items()}
         if "project" not in fields or project not in (None, fields["project"].decode()):
             raise NotFound("batch", str(batch_id))
         return batch_record(batch_id, fields)
-
-    async def job(self, job_id: UUID, *, project: str | None) -> JobRecord:
-        """The job; raises NotFound."""
-        batch_id, index = split_job_id(job_id)
-        try:
-            batch = await self.batch(batch_id, project=project)
-        except NotFound:
-            raise NotFound("job", str(job_id)) from None
-        if index >= batch.jobs:
-            raise NotFound("job", str(job_id))
-        found = await self.jobs(batch, [index])
-        if not found:  # forgotten since
-            raise NotFound("job", str(job_id))
-        return found[0]
 
     async def jobs(self, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
         """Jobs of the batch, in the order of the indices, all of which it must have."""
@@ -96,17 +80,15 @@ class Reader:
 
     async def device(self, name: str) -> DeviceRecord | None:
         """The device, or None when nobody ever announced it."""
-        return device_record(
-            name, await self._ask(self._redis.hmget(self._keys(Key.DEVICE, name), list(DEVICE_FIELDS)))
-        )
+        return device_record(name, await ask(self._redis.hmget(self._keys(Key.DEVICE, name), list(DEVICE_FIELDS))))
 
     async def windows(self, device: str) -> list[Window]:
         """The planned maintenance of a device, in order; that which is over may be among it for a second."""
-        values = await self._ask(self._redis.hvals(self._keys(Key.WINDOWS, device)))
+        values = await ask(self._redis.hvals(self._keys(Key.WINDOWS, device)))
         return sorted(map(window_record, (value.decode() for value in values)), key=lambda it: it.begins)
 
     async def device_names(self) -> list[str]:
-        names = cast(set[bytes], await self._ask(self._redis.smembers(self._keys(Key.DEVICES))))
+        names = cast(set[bytes], await ask(self._redis.smembers(self._keys(Key.DEVICES))))
         return sorted(_names(names))
 
     async def devices(self) -> list[DeviceRecord]:
@@ -123,9 +105,9 @@ class Reader:
         """The live workers of all devices."""
         workers = []
         for device in await self.device_names():
-            names = await self._ask(self._redis.zrange(self._keys(Key.WORKERS, device), 0, -1))
+            names = await ask(self._redis.zrange(self._keys(Key.WORKERS, device), 0, -1))
             for name in _names(names):
-                row = cast(dict[bytes, bytes], await self._ask(self._redis.hgetall(self._keys(Key.WORKER, name))))
+                row = cast(dict[bytes, bytes], await ask(self._redis.hgetall(self._keys(Key.WORKER, name))))
                 if row:
                     workers.append(_worker(name, {k.decode(): v.decode() for k, v in row.items()}))
         return workers
@@ -135,11 +117,11 @@ class Reader:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.time()
         pipeline.zrange(self._keys(Key.LEASES, device), 0, _PAGE - 1, desc=True, withscores=True)
-        (seconds, micros), held = cast(Any, await self._ask(pipeline.execute()))
+        (seconds, micros), held = cast(Any, await ask(pipeline.execute()))
         for name, _ in held:
             ticket = TicketRef.parse(name.decode())
             pipeline.hget(self._keys(Key.BATCH, ticket.batch_id), f"t:{ticket.number}")
-        rows: list[bytes | None] = await self._ask(pipeline.execute())
+        rows: list[bytes | None] = await ask(pipeline.execute())
         return [
             Lease(row.decode().rpartition(" ")[2], expiry_ms / 1000 - seconds - micros / 1e6)
             for (_, expiry_ms), row in zip(held, rows, strict=True)
@@ -148,20 +130,20 @@ class Reader:
 
     async def ping(self) -> None:
         """Raises Unavailable when Redis does not answer."""
-        await self._ask(self._redis.ping())
+        await ask(self._redis.ping())
 
     async def foreign_keys(self) -> dict[str, tuple[str, str]]:
         """Find shared keys that hold something else than Tweezer keeps there: their type, and the expected one."""
         pipeline = self._redis.pipeline(transaction=False)
         for key in KINDS:
             pipeline.type(self._keys(key))
-        found = [kind.decode() for kind in cast(list[bytes], await self._ask(pipeline.execute()))]
+        found = [kind.decode() for kind in cast(list[bytes], await ask(pipeline.execute()))]
         expected = zip(KINDS.items(), found, strict=True)
         return {self._keys(key): (kind, right) for (key, right), kind in expected if kind not in (right, "none")}
 
     async def server_info(self, section: str | None = None) -> dict[str, Any]:
         """The sections of Redis' INFO, flat; or one of them, which costs a tenth."""
-        return cast(dict[str, Any], await self._ask(self._redis.info(section)))
+        return cast(dict[str, Any], await ask(self._redis.info(section)))
 
     async def server_config(self, pattern: str) -> dict[str, str]:
         """Redis' own settings; empty where they may not be read."""
@@ -175,7 +157,7 @@ class Reader:
         pipeline = self._redis.pipeline(transaction=False)
         for name in names:
             pipeline.hmget(self._keys(Key.DEVICE, name), list(fields))
-        rows: list[list[bytes | None]] = await self._ask(pipeline.execute())
+        rows: list[list[bytes | None]] = await ask(pipeline.execute())
         return list(zip(names, rows, strict=True))
 
     async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
@@ -185,14 +167,10 @@ class Reader:
             pipeline = self._redis.pipeline(transaction=False)  # Redis refuses to queue a MULTI above its maxmemory
             for column in columns:
                 pipeline.hmget(self._keys(column, batch_id), page)
-            answer: list[list[bytes | None]] = await self._ask(pipeline.execute())
+            answer: list[list[bytes | None]] = await ask(pipeline.execute())
             for values, more in zip(found, answer, strict=True):
                 values.extend(more)
         return found
-
-    async def _ask(self, call: Awaitable[T] | T) -> T:
-        with translating():
-            return await cast(Awaitable[T], call)
 
 
 def _names(members: Iterable[bytes]) -> Iterator[str]:
@@ -237,8 +215,7 @@ class Owners:
             pipeline = self._scripts.redis.pipeline(transaction=False)
             for batch_id in unknown:
                 pipeline.hget(self._scripts.keys(Key.BATCH, batch_id), "project")
-            with translating():
-                answers = await pipeline.execute()
+            answers = await ask(pipeline.execute())
             for batch_id, raw in zip(unknown, answers, strict=True):
                 if raw is not None:
                     found[batch_id] = raw.decode()

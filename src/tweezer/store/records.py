@@ -282,19 +282,8 @@ class WorkerRecord(msgspec.Struct, frozen=True):
 
 
 DEVICE_FIELDS = (
-    *(
-        "adapter",
-        "exclusive",
-        "checks_sequence",
-        "max_runs",
-        "is_emulator",
-        "lanes",
-        "pending",
-        "running",
-        "paused",
-        "down",
-    ),
-    *("unsure", "unsure_since", "paused_until", "window", "job_ms"),
+    *("adapter", "exclusive", "checks_sequence", "max_runs", "is_emulator", "lanes", "pending", "running", "paused"),
+    *("down", "unsure", "unsure_since", "paused_until", "window", "job_ms"),
     *("created", "inactive", "specs_name", "specs_max_runs", *_OF_SPACE, "reattaches", "set_back"),
 )
 """What :func:`device_record` reads of a device: all that is short."""
@@ -368,7 +357,7 @@ def read_state(raw: bytes | None) -> dict[str, str]:
     return {name: word for name, word in zip(STATE_FIELDS, raw.decode().split(), strict=False) if word != "-"}
 
 
-_DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
+DAMAGED = (msgspec.MsgspecError, ValueError, LookupError)
 """What decoding a damaged record raises."""
 
 
@@ -384,7 +373,7 @@ def batch_record(batch_id: UUID, row: dict[str, bytes]) -> BatchRecord:
     check_version(batch_id, row.get("v", b""))
     try:
         return _batch_record(batch_id, row)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise Unreadable(f"the record of batch {batch_id} cannot be read: {error}") from error
 
 
@@ -430,7 +419,7 @@ def job_record(
     """
     try:
         return _job_record(batch, index, spec, state, fault)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise Unreadable(f"the record of job {index} of batch {batch.id} cannot be read: {error}") from error
 
 

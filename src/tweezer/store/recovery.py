@@ -18,7 +18,7 @@ import structlog
 from tweezer.model.lifecycle import BatchStatus
 from tweezer.model.messages import stored_size
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, ask, translating
 
 log = structlog.get_logger(__name__)
 
@@ -85,21 +85,15 @@ class Recovery:
         pipeline.exists(self._scripts.keys(Key.GATE))
         pipeline.get(self._scripts.keys(Key.SERVER))
         pipeline.exists(self._scripts.keys(Key.LEDGER))
-        with translating():
-            is_shut, server, has_ledger = await pipeline.execute()
+        is_shut, server, has_ledger = await ask(pipeline.execute())
         return Gate(bool(is_shut), server or b"", bool(has_ledger))
-
-    async def gate_is_shut(self) -> bool:
-        """Whether no job is handed out because Redis started again."""
-        return (await self.gate()).is_shut
 
     async def open_gate(self, seen: Gate | None = None) -> bool:
         """Hand out jobs again: Redis has all that the ledger has. ``seen``: the gate as it was before the comparison.
 
         False, and the gate stays shut: Redis has restarted since.
         """
-        word, *_ = await self._scripts.call("open_gate", server=b"*" if seen is None else seen.server)
-        return bool(word == b"ok")
+        return await self._scripts.call_ok("open_gate", server=b"*" if seen is None else seen.server)
 
     async def mark_ledger(self) -> str:
         """There is a ledger: from now on the gate is shut when Redis starts again.
@@ -117,14 +111,12 @@ class Recovery:
 
     async def installation(self) -> str | None:
         """The id of the installation that this Redis belongs to; None before a recorder has joined it."""
-        with translating():
-            found = await self._scripts.redis.get(self._scripts.keys(Key.INSTALLATION))
+        found = await ask(self._scripts.redis.get(self._scripts.keys(Key.INSTALLATION)))
         return None if found is None else str(found.decode())
 
     async def claim_recorder(self, owner: str, ttl_s: float) -> bool:
         """Makes this the active recorder, or keeps it so, for that long; False while another is."""
-        word, *_ = await self._scripts.call("claim_recorder", recorder=owner, ttl_ms=round(ttl_s * 1000))
-        return bool(word == b"ok")
+        return await self._scripts.call_ok("claim_recorder", recorder=owner, ttl_ms=round(ttl_s * 1000))
 
     async def release_recorder(self, owner: str) -> None:
         """Lets another recorder be active; nothing if this one is not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from redis import exceptions as redis_errors
@@ -13,7 +13,7 @@ from tweezer.model.ids import job_id
 from tweezer.model.remote import Intent, Mark
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
-from tweezer.store.scripts import Scripts, eval_command, translating
+from tweezer.store.scripts import Scripts, ask, eval_command, translating
 
 _BARRIER_MS = 5000
 _MARK = ("last_uid", "last_job", "has_names", "set_back")
@@ -99,19 +99,17 @@ class Remote:
     async def known(self, batch_id: UUID, index: int) -> Intent | None:
         """The intent that there is. Raises Unavailable."""
         redis, name = self._scripts.redis, self._scripts.keys(Key.REMOTE, batch_id)
-        with translating():
-            record: bytes | None = await redis.execute_command("HGET", name, index)
-            if record is None:
-                return None
-            server: bytes | None = await redis.get(self._scripts.keys(Key.SERVER))
-            seconds, microseconds = await redis.time()
+        record: bytes | None = await ask(redis.execute_command("HGET", name, index))
+        if record is None:
+            return None
+        server: bytes | None = await ask(redis.get(self._scripts.keys(Key.SERVER)))
+        seconds, microseconds = await ask(redis.time())
         now_us = int(seconds) * 1_000_000 + int(microseconds)
         return Intent.parse(record.decode(), lost_ms=int((server or b"0").split()[0]), now_us=now_us)
 
     async def set_out(self, ticket: TicketRef, token: str, index: int, intent: str) -> bool:
         """Says that the job is submitted now; whether it may be. Raises Unavailable."""
-        word, *_ = await self._scripts.call("set_out", ticket=str(ticket), token=token, index=index, name=intent)
-        return bool(word == b"ok")
+        return await self._scripts.call_ok("set_out", ticket=str(ticket), token=token, index=index, name=intent)
 
     async def note(self, batch_id: UUID, index: int, intent: str, uid: str, *, named: bool | None = None) -> None:
         """Record the machine's id of the job. Raises Unavailable.
@@ -131,8 +129,7 @@ class Remote:
     async def mark(self, device: str) -> Mark:
         """Return the last known job of a machine. Raises Unavailable."""
         redis, name = self._scripts.redis, self._scripts.keys(Key.DEVICE, device)
-        with translating():
-            row: list[bytes | None] = await redis.execute_command("HMGET", name, *_MARK)
+        row: list[bytes | None] = await ask(redis.execute_command("HMGET", name, *_MARK))
         return Mark.parse(*(None if value is None else value.decode() for value in row))
 
     async def note_set_back(self, device: str, uid: int | None, since: int) -> None:
@@ -146,8 +143,7 @@ class Remote:
 
     async def withdraw(self, batch_id: UUID, index: int, intent: str) -> bool:
         """Takes the intent of this name back: nothing was submitted; whether it could be. Raises Unavailable."""
-        word, *_ = await self._scripts.call("withdraw_intent", batch_id=str(batch_id), index=index, name=intent)
-        return bool(word == b"ok")
+        return await self._scripts.call_ok("withdraw_intent", batch_id=str(batch_id), index=index, name=intent)
 
     async def _call_durably(self, name: str, /, **arguments: Any) -> list[Any]:
         """Calls a script and waits for the disk, on one connection: Redis waits for what that has written."""
@@ -159,10 +155,8 @@ class Remote:
             pipeline.execute_command("WAITAOF", 1, 0, _BARRIER_MS)
         if self._replicas:
             pipeline.execute_command("WAIT", 1, _BARRIER_MS)
-        with translating():
-            reply, *waits = await pipeline.execute()
+        reply, *waits = await ask(pipeline.execute())
         for wait in waits:
             if int(wait[0] if isinstance(wait, list) else wait) < 1:
                 raise NotDurable(f"Redis did not have an intent on its disk, or on a replica, within {_BARRIER_MS} ms")
-        answer: list[Any] = reply
-        return answer
+        return cast(list[Any], reply)

@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 from redis import exceptions as redis_errors
@@ -31,6 +31,8 @@ from tweezer.model.messages import RECORD_VERSION, Fault, Priority, encode_fault
 from tweezer.model.quotas import BATCH_BYTES, JOB_BYTES, MEMORY_SHARES, QUOTAS
 from tweezer.store.keys import Keys, lua_table
 from tweezer.store.records import NUMBER_FIELDS, SPECS_FIELDS, STATE_FIELDS, TEXT_FIELDS
+
+T = TypeVar("T")
 
 CRASHES_MAX = 3
 LOST_MAX = 10
@@ -364,6 +366,12 @@ def translating() -> Iterator[None]:
         raise Unavailable(f"Redis cannot be reached: {error}") from error
 
 
+async def ask(call: Any) -> Any:
+    """Await an answer of Redis; its errors become ours. What comes is typed in redis-py in parts only."""
+    with translating():
+        return await call
+
+
 class Scripts:
     """The scripts of one namespace on one Redis."""
 
@@ -384,6 +392,10 @@ class Scripts:
             except redis_errors.NoScriptError:
                 return await self.call(name, **arguments)
         return cast(list[Any], reply)
+
+    async def call_ok(self, name: str, /, **arguments: Any) -> bool:
+        """Run a script as :meth:`call`, and return whether it answered ``ok``."""
+        return bool((await self.call(name, **arguments))[0] == b"ok")
 
     async def call(self, name: str, /, **arguments: Any) -> list[Any]:
         """Run a script with the arguments that its header declares, and return its reply (bytes, integers, lists).

@@ -34,8 +34,8 @@ from tweezer.model.messages import (
     stored_size,
 )
 from tweezer.store.keys import Key
-from tweezer.store.records import TicketRef
-from tweezer.store.scripts import Scripts, StoreConfig, translating
+from tweezer.store.records import DAMAGED, TicketRef
+from tweezer.store.scripts import Scripts, StoreConfig, ask
 
 
 class HeldJob(msgspec.Struct, frozen=True):
@@ -182,10 +182,6 @@ _SENDERS = 2  # calls of settle under way at a time
 _TOGETHER = 16  # tickets of one call
 
 
-_UNREADABLE = (msgspec.MsgspecError, ValueError, LookupError)
-"""What decoding a damaged record raises."""
-
-
 def _jobs(flat: list[Any]) -> list[HeldJob]:
     return [_job(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
@@ -194,7 +190,7 @@ def _job(index: bytes, attempt: bytes, cancel: bytes, spec: bytes) -> HeldJob:
     head = (int(index), int(attempt), cancel == b"1")
     try:
         return HeldJob(*head, decode_spec(spec.split(b" ", 1)[1]))
-    except _UNREADABLE as error:
+    except DAMAGED as error:
         return HeldJob(*head, JobSpec(), str(error))
 
 
@@ -202,7 +198,7 @@ def _doc(packed: bytes) -> tuple[BatchDoc, str | None]:
     """The doc, or an empty one and why it cannot be read."""
     try:
         return decode_doc(packed), None
-    except _UNREADABLE as error:
+    except DAMAGED as error:
         return BatchDoc(""), str(error)
 
 
@@ -307,10 +303,8 @@ class Tickets:
 
     async def wait_for_call(self, batch_id: UUID, *, wait_s: float) -> None:
         """Returns when an open batch that holds its device may have jobs, or was closed, or after so long."""
-        with translating():
-            await self._scripts.redis.execute_command(
-                "BLPOP", self._scripts.keys(Key.CALL, batch_id), max(wait_s, 0.01)
-            )
+        call = ("BLPOP", self._scripts.keys(Key.CALL, batch_id), max(wait_s, 0.01))
+        await ask(self._scripts.redis.execute_command(*call))
 
     async def renew(
         self, ticket: TicketRef, token: str, progress: Sequence[JobProgress], *, lease_s: float
@@ -345,32 +339,21 @@ class Tickets:
         ``is_crash``: the lane's process died of it; then fewer are allowed. ``used_s``: lane time since the last
         call. True when the batch ended in ERROR by it.
         """
-        why = "crash" if is_crash else "fail"
-        delays_s = (backoff.base_s, backoff.cap_s)
-        word = await self._release(ticket, token, why, encode_fault(fault), failures_max, delays_s, used_s)
-        return word == b"doomed"
-
-    async def _release(
-        self,
-        ticket: TicketRef,
-        token: str,
-        why: str,
-        fault: bytes = b"",
-        failures_max: int = 0,
-        delays_s: tuple[float, float] = (0.0, 0.0),
-        used_s: float = 0.0,
-    ) -> bytes:
-        reply = await self._scripts.call(
-            "release",
-            ticket=str(ticket),
-            token=token,
-            why=why,
+        word = await self._release(
+            ticket,
+            token,
+            "crash" if is_crash else "fail",
             failures_max=failures_max,
-            delay_ms=round(delays_s[0] * 1000),
-            delay_max_ms=round(delays_s[1] * 1000),
-            fault=fault,
+            delay_ms=round(backoff.base_s * 1000),
+            delay_max_ms=round(backoff.cap_s * 1000),
+            fault=encode_fault(fault),
             used_ms=round(used_s * 1000),
         )
+        return word == b"doomed"
+
+    async def _release(self, ticket: TicketRef, token: str, why: str, **arguments: Any) -> bytes:
+        none = {"failures_max": 0, "delay_ms": 0, "delay_max_ms": 0, "fault": b"", "used_ms": 0}
+        reply = await self._scripts.call("release", ticket=str(ticket), token=token, why=why, **none | arguments)
         return bytes(reply[0])
 
     async def note_timeout(self, ticket: TicketRef, token: str, index: int) -> None:
@@ -380,10 +363,9 @@ class Tickets:
     async def fail_batch(self, ticket: TicketRef, token: str, fault: Fault, *, used_s: float = 0.0) -> bool:
         """The batch cannot run: ends it in ERROR; ``used_s`` is the lane time since the last call. False when the
         ticket was lost."""
-        reply = await self._scripts.call(
+        return await self._scripts.call_ok(
             "fail", ticket=str(ticket), token=token, fault=encode_fault(fault), used_ms=round(used_s * 1000)
         )
-        return bool(reply[0] == b"ok")
 
     async def heartbeat(
         self, worker: str, device: str, *, ttl_s: float, about_device: dict[str, Any], about_worker: dict[str, Any]
@@ -418,8 +400,7 @@ class Tickets:
 
     async def is_full(self) -> bool:
         """Whether new work is refused because Redis runs full."""
-        with translating():
-            return bool(await self._scripts.redis.exists(self._scripts.keys(Key.FULL)))
+        return bool(await ask(self._scripts.redis.exists(self._scripts.keys(Key.FULL))))
 
     async def set_full(self, reason: str | None, *, ttl_s: float) -> None:
         """Refuses new work for a while, with the reason; None takes that back."""

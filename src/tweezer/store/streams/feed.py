@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailab
 from tweezer.model.events import Event, read_events, read_words
 from tweezer.model.ids import is_project_id
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, ask, translating
 from tweezer.store.workers import CancelRequest
 
 log = structlog.get_logger(__name__)
@@ -98,14 +98,14 @@ class News:
     async def batch(self, batch_id: UUID) -> AsyncIterator[ChannelReader]:
         """Listens to a batch: words of events, and ``~index stage percent`` for progress. Read the state
         after entering: what happens from then on is heard."""
-        async with self._listen(self._scripts.keys(Key.NEWS, batch_id)) as heard:
-            yield heard
+        async with self._listen(self._scripts.keys(Key.NEWS, batch_id)) as listener:
+            yield listener
 
     @contextlib.asynccontextmanager
     async def pool(self, device: str) -> AsyncIterator[ChannelReader]:
         """Listens to the cancels of a device's running jobs; :func:`read_cancel` reads them."""
-        async with self._listen(self._scripts.keys(Key.POOL, device)) as heard:
-            yield heard
+        async with self._listen(self._scripts.keys(Key.POOL, device)) as listener:
+            yield listener
 
     async def close(self) -> None:
         await self.reader.stop()
@@ -113,40 +113,39 @@ class News:
 
     @contextlib.asynccontextmanager
     async def _listen(self, channel: str) -> AsyncIterator[ChannelReader]:
-        heard = ChannelReader()
+        listener = ChannelReader()
         others = self._listeners.setdefault(channel, set())
-        others.add(heard)
+        others.add(listener)
         try:
             with translating():
                 async with self._subscribing:  # two first subscriptions at once would take two connections
                     await self._pubsub.subscribe(channel)
             self.reader.start()
-            await heard.subscribed.wait()
-            heard.check()
-            yield heard
+            await listener.subscribed.wait()
+            listener.check()
+            yield listener
         finally:
-            others.discard(heard)
+            others.discard(listener)
             if not others and self._listeners.get(channel) is others:
                 del self._listeners[channel]
                 with contextlib.suppress(redis_errors.RedisError, OSError):
                     await self._pubsub.unsubscribe(channel)
 
     async def _read(self) -> None:
-        with translating():
-            message = await self._pubsub.get_message(timeout=_READ_S)
+        message = await ask(self._pubsub.get_message(timeout=_READ_S))
         if message is None:
             return
-        for heard in self._listeners.get(message["channel"].decode(), ()):
+        for listener in self._listeners.get(message["channel"].decode(), ()):
             if message["type"] == "subscribe":
-                heard.subscribed.set()
-                heard.put(None)
+                listener.subscribed.set()
+                listener.put(None)
             elif message["type"] == "message":
-                heard.put(message["data"])
+                listener.put(message["data"])
 
     def _reader_ended(self, error: TweezerError) -> None:
         for listeners in self._listeners.values():
-            for heard in listeners:
-                heard.fail(error)
+            for listener in listeners:
+                listener.fail(error)
 
 
 def read_cancel(message: bytes) -> CancelRequest:
@@ -212,49 +211,36 @@ class EventStream:
 
     async def read(self, after: str = START, *, most: int = 100) -> list[Entry]:
         """Up to ``most`` entries after the given one, oldest first."""
-        with translating():
-            rows = await self._redis.xrange(self._name, min=f"({after}", max="+", count=most)
-        return [read_entry(entry_id, fields) for entry_id, fields in rows]
+        rows = await ask(self._redis.xrange(self._name, min=f"({after}", max="+", count=most))
+        return _read_entries(rows)
 
     async def read_on(self, after: str, *, most: int) -> tuple[list[Entry], str]:
         """As :meth:`read`, and the entry before which entries may be gone, because a ledger has them."""
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.xrange(self._name, min=f"({after}", max="+", count=most)
         pipeline.get(self._ledger)  # second: it tells of whatever was trimmed before the first
-        with translating():
-            rows, trimmed = await pipeline.execute()
-        return [
-            read_entry(entry_id, fields) for entry_id, fields in rows
-        ], START if trimmed is None else trimmed.decode()
+        rows, trimmed = await ask(pipeline.execute())
+        return _read_entries(rows), START if trimmed is None else trimmed.decode()
 
     async def read_back(self, until: str = "+", *, after: str = START, most: int) -> list[Entry]:
         """Entries at or before ``until``, or before it where it begins with a bracket, newest first."""
-        with translating():
-            rows = await self._redis.xrevrange(self._name, max=until, min=f"({after}", count=most)
-        return [read_entry(entry_id, fields) for entry_id, fields in rows]
+        rows = await ask(self._redis.xrevrange(self._name, max=until, min=f"({after}", count=most))
+        return _read_entries(rows)
 
     async def follow(self, position: str, *, most: int) -> list[Entry] | None:
         """As :meth:`read`, for a reader whose position is kept elsewhere; None when the entry at that position is
         gone: Redis came back without the end of its file, since trimming leaves that entry."""
         if position == START:
             return await self.read(most=most)
-        with translating():
-            rows = await self._redis.xrange(self._name, min=position, max="+", count=most + 1)
+        rows = await ask(self._redis.xrange(self._name, min=position, max="+", count=most + 1))
         if not rows or rows[0][0].decode() != position:
             return None
-        return [read_entry(entry_id, fields) for entry_id, fields in rows[1:]]
+        return _read_entries(rows[1:])
 
     async def tell(self, notice: Notice) -> None:
         """Appends a notice."""
-        row: dict[Any, Any] = {
-            "n": notice.type,
-            "i": notice.id,
-            "p": notice.project or "",
-            "t": notice.time_us,
-            "d": notice.data,
-        }
-        with translating():
-            await self._redis.xadd(self._name, row)
+        row: dict[Any, Any] = {**_fields(Entry("", NO_BATCH, 0, notice.time_us, "", notice))}
+        await ask(self._redis.xadd(self._name, row))
 
     async def put_back(self, entries: Sequence[Entry]) -> None:
         """Appends entries that Redis has lost, for the couriers; see ``told_before``."""
@@ -262,13 +248,11 @@ class EventStream:
         for entry in entries:
             row: dict[Any, Any] = {**_fields(entry), b"r": b"1"}
             pipeline.xadd(self._name, row)
-        with translating():
-            await pipeline.execute()
+        await ask(pipeline.execute())
 
     async def wait(self, position: str, *, timeout_s: float) -> None:
         """Returns when there is an entry after the position, or after ``timeout_s``."""
-        with translating():
-            await self._redis.xread({self._name: position}, count=1, block=max(round(timeout_s * 1000), 1))
+        await ask(self._redis.xread({self._name: position}, count=1, block=max(round(timeout_s * 1000), 1)))
 
     async def idle_s(self, group: str) -> list[float] | None:
         """For how long each reader of the group has asked for nothing; None where there is no such group."""
@@ -283,8 +267,7 @@ class EventStream:
 
     async def last(self, until: str = "+") -> str:
         """Id of the newest entry, or of the newest at or before ``until``; START when there is none."""
-        with translating():
-            rows = await self._redis.xrevrange(self._name, max=until, min="-", count=1)
+        rows = await ask(self._redis.xrevrange(self._name, max=until, min="-", count=1))
         return rows[0][0].decode() if rows else START
 
 
@@ -336,48 +319,38 @@ class EntryGroup:
         pipeline.xpending(self._stream, self._name)
         pipeline.get(self._endpoints)
         pipeline.exists(self._gate)
-        with self._translating():
-            _, found, pending, endpoints, is_shut = await pipeline.execute()
-        entries = [read_entry(entry_id, fields) for _, rows in found or () for entry_id, fields in rows]
+        _, found, pending, endpoints, is_shut = await self._ask(pipeline.execute())
+        entries = [entry for _, rows in found or () for entry in _read_entries(rows)]
         return GroupRead(entries, pending["min"].decode() if pending["pending"] else None, endpoints, bool(is_shut))
 
     async def read_own(self, *, most: int) -> tuple[list[Entry], bool]:
         """Entries that this reader was given and did not acknowledge, oldest first; and whether no other reader has one
         between them. Raises NotFound."""
-        with self._translating():
-            found = await self._redis.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most)
-            rows = [row for _, rows in found or () for row in rows]
-            if not rows:
-                return [], True
-            first, last = rows[0][0], rows[-1][0]
-            pending = await self._redis.xpending_range(
-                self._stream, self._name, min=first, max=last, count=len(rows) + 1
-            )
+        found = await self._ask(self._redis.xreadgroup(self._name, self._reader, {self._stream: "0"}, count=most))
+        rows = [row for _, rows in found or () for row in rows]
+        if not rows:
+            return [], True
+        span: dict[str, Any] = {"min": rows[0][0], "max": rows[-1][0], "count": len(rows) + 1}
+        pending = await self._ask(self._redis.xpending_range(self._stream, self._name, **span))
         if lost := [entry_id.decode() for entry_id, fields in rows if not fields]:  # Redis came back without them
             await self.acknowledge(lost)
         is_alone = all(row["consumer"] == self._reader.encode() for row in pending)
-        return [read_entry(entry_id, fields) for entry_id, fields in rows if fields], is_alone
+        return _read_entries(rows), is_alone
 
     async def claim(self, *, idle_s: float, most: int) -> list[Entry]:
         """Takes over entries that were given to a reader so long ago and are not acknowledged. Raises NotFound."""
-        with self._translating():
-            _, rows, *_ = await self._redis.xautoclaim(
-                self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), count=most
-            )
-        return [read_entry(entry_id, fields) for entry_id, fields in rows if fields]
+        which: dict[str, Any] = {"min_idle_time": round(idle_s * 1000), "count": most}
+        _, rows, *_ = await self._ask(self._redis.xautoclaim(self._stream, self._name, self._reader, **which))
+        return _read_entries(rows)
 
     async def claim_one(self, entry_id: str, *, idle_s: float) -> list[Entry]:
         """The same of one entry; empty when its reader was given it later, or it is gone. Raises NotFound."""
-        with self._translating():
-            rows = await self._redis.xclaim(
-                self._stream, self._name, self._reader, min_idle_time=round(idle_s * 1000), message_ids=[entry_id]
-            )
-        return [read_entry(claimed_id, fields) for claimed_id, fields in rows if fields]
+        which: tuple[Any, ...] = (round(idle_s * 1000), [entry_id])
+        return _read_entries(await self._ask(self._redis.xclaim(self._stream, self._name, self._reader, *which)))
 
     async def oldest_pending(self) -> str | None:
         """Id of the oldest entry that is not acknowledged, whoever has it. Raises NotFound."""
-        with self._translating():
-            pending = await self._redis.xpending(self._stream, self._name)
+        pending = await self._ask(self._redis.xpending(self._stream, self._name))
         return pending["min"].decode() if pending["pending"] else None
 
     async def acknowledge(self, entry_ids: Sequence[str]) -> None:
@@ -395,11 +368,9 @@ class EntryGroup:
             if not pending:
                 await self._redis.xgroup_delconsumer(self._stream, self._name, self._reader)
 
-    @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
+    async def _ask(self, call: Any) -> Any:
         try:
-            with translating():
-                yield
+            return await ask(call)
         except TweezerError as error:
             if "NOGROUP" in error.message:
                 raise NotFound("group", self._name) from error
@@ -426,6 +397,11 @@ def read_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         problem = str(error)
     return Entry(entry_id.decode(), NO_BATCH, 0, 0, "", problem=problem, fields=fields)
+
+
+def _read_entries(rows: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Entry]:
+    """The entries that are there still: one that a group was given may be gone."""
+    return [read_entry(entry_id, fields) for entry_id, fields in rows if fields]
 
 
 def pack_entry(entry: Entry) -> bytes:

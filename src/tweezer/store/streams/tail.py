@@ -16,7 +16,7 @@ from tweezer.duties import Duty
 from tweezer.model.errors import TweezerError
 from tweezer.store.keys import Key
 from tweezer.store.reader import Owners
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, ask
 from tweezer.store.streams.feed import EventStream, Waiter, parse_batch_id, position_id, position_number, read_entry
 
 _PAGE = 1000  # entries of one read
@@ -111,8 +111,7 @@ class Tail:
             self.position = min(self.position, position_number(await self._stream.last()))
             self._wake_all()
         self._is_sure = False
-        with translating():
-            found = await self._redis.xread({self._name: position_id(self.position)}, count=_PAGE, block=_BLOCK_MS)
+        found = await ask(self._redis.xread({self._name: position_id(self.position)}, count=_PAGE, block=_BLOCK_MS))
         for _, rows in found or ():
             await self._tell(rows)
         self._is_sure = True
