@@ -16,11 +16,11 @@ from tweezer.ledger.queries.feed import EventPage, Feed, Selection
 from tweezer.ledger.retention import delete_batches
 from tweezer.ledger.schema import recorder
 from tweezer.model.errors import InvalidInput
+from tweezer.model.events import Notice
 from tweezer.model.ids import new_batch_id
 from tweezer.model.messages import OutcomeKind
 from tweezer.model.webhooks import EventType
 from tweezer.store.keys import Key
-from tweezer.store.streams.feed import Notice
 
 ALL = Selection()
 TIME_US = 1_700_000_000_000_017

@@ -58,6 +58,19 @@ class Event(msgspec.Struct, frozen=True):
         return f"batch.{self.status.value.lower()}"
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """An event that is of no batch: of a device, or of an endpoint of webhooks.
+
+    id: the same wherever it is told. project: whose it is; None: everybody's. data: a JSON object.
+    """
+
+    id: str
+    type: str
+    project: str | None
+    time_us: int
+    data: str
+
+
 class Word(msgspec.Struct, frozen=True):
     """A word of an entry: a transition of some jobs, one after the other, or of the batch.
 

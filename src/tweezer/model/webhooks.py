@@ -13,11 +13,11 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from tweezer.model.events import Event
+from tweezer.model.events import Event, Notice
 from tweezer.model.ids import job_id
 from tweezer.model.json_schemas import schema_components
 from tweezer.model.lifecycle import BatchStatus, JobStatus
@@ -179,19 +179,6 @@ class EventMessage(msgspec.Struct, frozen=True):
     data: dict[str, Any]
 
 
-class NoticeFields(Protocol):
-    """As much of a notice (:class:`tweezer.store.streams.feed.Notice`) as is told. data: a JSON object, as text."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def time_us(self) -> int: ...
-    @property
-    def data(self) -> str: ...
-
-
 def describe_event(event: Event, project: str) -> EventMessage:
     """A transition as the feed tells it: ``data`` has those fields of JobData or BatchData that the event knows."""
     data: dict[str, Any] = {"project_id": project, "batch_id": str(event.batch_id)}
@@ -203,7 +190,7 @@ def describe_event(event: Event, project: str) -> EventMessage:
     return EventMessage(event.id, event.type, timestamp(event.time_us), data)
 
 
-def describe_notice(notice: NoticeFields) -> EventMessage:
+def describe_notice(notice: Notice) -> EventMessage:
     """A notice as the feed tells it; its ``data`` is the same in a webhook."""
     return EventMessage(notice.id, notice.type, timestamp(notice.time_us), msgspec.json.decode(notice.data))
 

@@ -17,10 +17,10 @@ from tweezer.duties import repeat
 from tweezer.ledger.database import Database
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
+from tweezer.model.events import Notice
 from tweezer.model.signatures import signed_headers
 from tweezer.model.webhooks import EndpointData, EventType, timestamp
 from tweezer.store.connection import Store
-from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.deliveries import PENDING, Alarms, AttemptOutcome, ClaimedDelivery, Deliveries
 from tweezer.webhooks.endpoints import Endpoint, disable_endpoint, find_endpoint, note_failure, note_success
 from tweezer.webhooks.secrets import SecretCache

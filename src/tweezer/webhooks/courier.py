@@ -25,11 +25,11 @@ from tweezer.ledger.dead_letters import Consumer, DeadLetterQueue, Letter, descr
 from tweezer.ledger.installation import require_same
 from tweezer.ledger.schema import now_ms
 from tweezer.model.errors import NotFound, TweezerError
-from tweezer.model.events import Event
+from tweezer.model.events import Event, Notice
 from tweezer.model.webhooks import BatchData, EventType, JobData, body, envelope, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.recovery import Gate
-from tweezer.store.streams.feed import START, Entry, EntryGroup, Notice, position_id, position_number
+from tweezer.store.streams.feed import START, Entry, EntryGroup, position_id, position_number
 from tweezer.webhooks.attempts import CLAIM_S, Deliverer
 from tweezer.webhooks.deliveries import ClaimedDelivery, Deliveries, NewDelivery, delivery_id
 from tweezer.webhooks.endpoints import Endpoint

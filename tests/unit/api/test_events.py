@@ -26,9 +26,9 @@ from tweezer.ledger.database import Database
 from tweezer.ledger.queries.feed import Feed, Selection
 from tweezer.ledger.recorder.recorder import Recorder
 from tweezer.model.errors import Unavailable
+from tweezer.model.events import Notice
 from tweezer.model.webhooks import EventType
 from tweezer.settings import ApiSettings, Settings
-from tweezer.store.streams.feed import Notice
 
 CREATED = ["batch.created"]
 NOW_US = 1_795_341_602_000_000

@@ -17,7 +17,7 @@ import pytest
 
 from tweezer.ledger.access.links import SKEW_S, Signer
 from tweezer.ledger.config import LINK_MAX_S
-from tweezer.model.events import read_events
+from tweezer.model.events import Notice, read_events
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER
 from tweezer.model.messages import Fault
@@ -40,7 +40,6 @@ from tweezer.model.webhooks import (
     timestamp,
 )
 from tweezer.settings import ApiSettings, Settings
-from tweezer.store.streams.feed import Notice
 from tweezer.webhooks.samples import sample
 
 DOCS = Path(__file__).parents[3] / "docs"

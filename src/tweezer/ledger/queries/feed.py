@@ -21,12 +21,12 @@ from sqlalchemy import ColumnElement, Connection, Select, literal, or_, select, 
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import NOW, Cursor, EventFinder, before_time, read_cursor, recorder_position
 from tweezer.ledger.schema import batches, notices, projects, transitions
-from tweezer.model.events import read_words
+from tweezer.model.events import Notice, read_words
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, TERMINAL_BATCH
 from tweezer.model.webhooks import EventMessage, EventType, describe_event, describe_notice
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
-from tweezer.store.streams.feed import Entry, Notice, position_id, position_number
+from tweezer.store.streams.feed import Entry, position_id, position_number
 
 LIMIT_MAX = 1000
 PAGE_LIMIT = 100

@@ -12,12 +12,13 @@ from sqlalchemy import Connection, or_, select
 from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import batches, jobs, notices, now_ms, results, sequences, transitions
+from tweezer.model.events import Notice
 from tweezer.model.ids import job_id, last_job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER
 from tweezer.model.messages import decode_doc, encode_doc
 from tweezer.store.connection import Store
 from tweezer.store.recovery import RestoredBatch, RestoredJob
-from tweezer.store.streams.feed import NO_BATCH, START, Entry, Notice, position_id, position_number
+from tweezer.store.streams.feed import NO_BATCH, START, Entry, position_id, position_number
 
 log = structlog.get_logger(__name__)
 
@@ -65,14 +66,12 @@ async def tell_again(store: Store, database: Database, *, namespace: str, after:
 
 def _read_lost(connection: Connection, after: int) -> list[Entry]:
     """Return the next entries that the ledger has."""
-    rows = connection.execute(
-        select(transitions).where(transitions.c.position > after).order_by(transitions.c.position).limit(_PAGE)
+    recorded, noticed = (
+        connection.execute(select(table).where(table.c.position > after).order_by(table.c.position).limit(_PAGE))
+        for table in (transitions, notices)
     )
-    entries = [Entry(position_id(row.position), row.batch, row.sequence_number, row.time_us, row.words) for row in rows]
-    rows = connection.execute(
-        select(notices).where(notices.c.position > after).order_by(notices.c.position).limit(_PAGE)
-    )
-    for row in rows:
+    entries = [Entry(position_id(it.position), it.batch, it.sequence_number, it.time_us, it.words) for it in recorded]
+    for row in noticed:
         notice = Notice(row.id, row.type, row.project, row.time_us, row.data)
         entries.append(Entry(position_id(row.position), NO_BATCH, 0, row.time_us, "", notice))
     entries.sort(key=lambda entry: position_number(entry.id))

@@ -16,7 +16,7 @@ from redis import exceptions as redis_errors
 from tweezer.duties import Duty
 from tweezer.model.checks import MAX_INTEGER
 from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailable, Unreadable
-from tweezer.model.events import Event, read_events, read_words
+from tweezer.model.events import Event, Notice, read_events, read_words
 from tweezer.model.ids import is_project_id
 from tweezer.store.keys import Key
 from tweezer.store.scripts import Scripts, ask, translating
@@ -155,19 +155,6 @@ def read_cancel(message: bytes) -> CancelRequest:
         return CancelRequest(UUID(batch), frozenset(map(int, indices.split(","))))
     except ValueError as error:
         raise InvalidInput("message", f"is not a batch and indices of its jobs: {message[:100]!r}") from error
-
-
-class Notice(msgspec.Struct, frozen=True):
-    """An event that is of no batch: of a device, or of an endpoint of webhooks.
-
-    id: the same wherever it is told. project: whose it is; None: everybody's. data: a JSON object.
-    """
-
-    id: str
-    type: str
-    project: str | None
-    time_us: int
-    data: str
 
 
 class Entry(msgspec.Struct, frozen=True):
