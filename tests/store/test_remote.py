@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from tweezer.model.ids import job_id
+from tweezer.model.intents import Mark
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Fault, JobSpec, OutcomeKind, Priority
-from tweezer.model.remote import Mark
 from tweezer.store.keys import Key
 from tweezer.store.workers import Grant, NextStep
 

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from tweezer.model.intents import Intent, Mark
 from tweezer.model.messages import BatchWork, JobWork, Outcome, Progress
-from tweezer.model.remote import Intent, Mark
 
 Report = Callable[[Progress], None]
 """Called by a lane, in the worker's event loop, as a job moves on; must not block."""

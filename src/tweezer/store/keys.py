@@ -21,7 +21,7 @@ class Key(StrEnum):
     FAULT = "batch:%s:fault"  # hash: job index → Fault (JSON)
     BACK = "batch:%s:back"  # list: job indices that came back
     DELAY = "batch:%s:delay"  # sorted set: job index → due time (ms)
-    REMOTE = "batch:%s:remote"  # hash: job index → what is known of its submit to a machine (model.remote)
+    REMOTE = "batch:%s:remote"  # hash: job index → what is known of its submit to a machine (model.intents)
     CALL = "batch:%s:call"  # list of at most one element: rung when jobs are added, for who holds the device for it
     HELD = "batch:%s:held:%s"  # set: job indices that a ticket holds; gone when the ticket is
     # of a device: they live as long as the device is known

@@ -10,7 +10,7 @@ from redis import exceptions as redis_errors
 
 from tweezer.model.errors import TweezerError
 from tweezer.model.ids import job_id
-from tweezer.model.remote import Intent, Mark
+from tweezer.model.intents import Intent, Mark
 from tweezer.store.keys import Key
 from tweezer.store.records import TicketRef
 from tweezer.store.scripts import Scripts, ask, eval_command, translating

@@ -12,7 +12,7 @@ import structlog
 
 from tweezer.duties import until_answered
 from tweezer.model.errors import Unavailable
-from tweezer.model.remote import Intent, Mark
+from tweezer.model.intents import Intent, Mark
 from tweezer.store.remote import NotDurable, Remote
 from tweezer.store.workers import Tickets
 from tweezer.worker.config import WorkerConfig

@@ -20,9 +20,9 @@ from tweezer.adapters.remote.service import JobContext
 from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.intents import Intent, Mark
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Result
-from tweezer.model.remote import Intent, Mark
 
 OPTIONS = QpuOptions(base_url="http://qpu.example.org")
 NOTHING = Mark()

@@ -17,9 +17,9 @@ from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, Remo
 from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import job_id, new_batch_id
+from tweezer.model.intents import Intent
 from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Progress, Result
-from tweezer.model.remote import Intent
 
 SENT = Intent("a", None, None)
 """Of another holder, which may have submitted the job."""

@@ -39,9 +39,9 @@ from tweezer.adapters.remote.errors import (
 )
 from tweezer.adapters.remote.service import Detached, JobContext, Observed, RemoteId, RemoteService, fail
 from tweezer.model.errors import FaultKind
+from tweezer.model.intents import Intent
 from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Progress
-from tweezer.model.remote import Intent
 
 log = structlog.get_logger(__name__)
 

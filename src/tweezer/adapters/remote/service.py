@@ -16,9 +16,9 @@ from tweezer.adapters.protocol import Report, SubmitGuard
 from tweezer.adapters.remote.errors import SubmitRefused
 from tweezer.duties import Backoff
 from tweezer.model.errors import FaultKind
+from tweezer.model.intents import Intent
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import BatchWork, Fault, JobWork, Outcome, OutcomeKind, Progress, Result
-from tweezer.model.remote import Intent
 
 BACKOFF = Backoff(base_s=0.5, cap_s=15.0)
 """Between tries to reach what cannot be reached."""

@@ -26,9 +26,9 @@ from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, Remo
 from tweezer.duties import end_tasks
 from tweezer.model.errors import FaultKind
 from tweezer.model.ids import new_worker_id
+from tweezer.model.intents import Intent
 from tweezer.model.lifecycle import JobStatus
 from tweezer.model.messages import JobWork, Outcome, OutcomeKind, Provenance, Result
-from tweezer.model.remote import Intent
 
 log = structlog.get_logger(__name__)
 

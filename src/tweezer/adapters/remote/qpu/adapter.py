@@ -22,10 +22,10 @@ from tweezer.adapters.remote.qpu.api import Operational, QpuApi, QpuJob, SubmitC
 from tweezer.adapters.remote.service import JobContext, Observed, RemoteId, RemoteService, fail
 from tweezer.model.errors import ExecutionError, FaultKind
 from tweezer.model.ids import new_worker_id
+from tweezer.model.intents import Intent, Mark
 from tweezer.model.lifecycle import Stage
 from tweezer.model.lru import Recent
 from tweezer.model.messages import BatchWork, Outcome, OutcomeKind, Progress, Result
-from tweezer.model.remote import Intent, Mark
 
 log = structlog.get_logger(__name__)
 
