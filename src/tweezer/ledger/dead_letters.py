@@ -259,11 +259,6 @@ class DeadLetterQueue:
         with self._database.write() as connection:
             connection.execute(update(dead_letters).where(dead_letters.c.id == letter.id).values(**values))
 
-    def drop(self, letter: Letter) -> None:
-        """Remove a letter that was tried again with success."""
-        with self._database.write() as connection:
-            drop_letters(connection, [letter.id])
-
     def resolve(self, letter: Letter) -> Letter | None:
         """Remove a letter that was tried again with success, unless more waits behind it by now: return it then."""
         unchanged = (dead_letters.c.id == letter.id, dead_letters.c.last_position == letter.last_position)

@@ -6,6 +6,7 @@ Redis 6.2 and later, and by Valkey: they name no command that came after 6.2, an
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 import re
@@ -96,7 +97,7 @@ def _direct(commands: str, *keys: Key, channels: tuple[Key, ...] = (), arq: tupl
     )
 
 
-def _of_script(name: str) -> Rights:
+def _read_rights(name: str) -> Rights:
     """What a script asks of Redis, on every path through it."""
     text = script_text(name)
     keys = {Key[word.upper()] for word in _KEY.findall(text)}
@@ -108,10 +109,7 @@ def _of_script(name: str) -> Rights:
 
 
 def _scripts(*names: str) -> Rights:
-    rights = Rights()
-    for name in names:
-        rights |= _of_script(name)
-    return rights
+    return functools.reduce(operator.or_, map(_read_rights, names), Rights())
 
 
 def _connection() -> Rights:

@@ -258,7 +258,7 @@ class Lookups:
     async def job(self, job_id: UUID, *, projects: Collection[str] | None) -> JobRecord | None:
         """The job. Raises Unavailable."""
         batch_id, index = split_job_id(job_id)
-        row = await self._jobs.get(_Ask(str(batch_id), index, projects))
+        row = await self._jobs.get(_JobRequest(str(batch_id), index, projects))
         if row is None:
             return None
         project, doom, cancels, spec, state, fault, version = row
@@ -267,7 +267,7 @@ class Lookups:
         owner = JobOwner(batch_id, project.decode(), fault_of_batch, read_attempts((cancels or b"").decode()))
         return job_record(owner, index, spec, state, fault)
 
-    async def _read(self, asked: list[_Ask]) -> list[list[Any] | None]:
+    async def _read(self, asked: list[_JobRequest]) -> list[list[Any] | None]:
         return await self._scripts.call(
             "look_up_jobs",
             jobs=[(it.batch_id, it.index, -1 if it.projects is None else len(it.projects)) for it in asked],
@@ -275,7 +275,7 @@ class Lookups:
         )
 
 
-class _Ask(msgspec.Struct, frozen=True):
+class _JobRequest(msgspec.Struct, frozen=True):
     """A job to read, for a caller who may see these projects."""
 
     batch_id: str

@@ -22,6 +22,7 @@ from tweezer.ledger.dead_letters import (
     NewLetter,
     WaitingEntries,
     describe_error,
+    drop_letters,
     is_unusable,
     pack_letter,
     unpack_letter,
@@ -363,7 +364,7 @@ class Recorder:
         await self._write(await self._read(entries), self.position, self.position)
         for batch_id in ids:
             await self._adopt_at_once([batch_id], self.position)
-        await self._database.run(self._dead_letters.drop, letter)
+        await self._database.run_write(drop_letters, [letter.id])
 
     async def _adopt(self, batch_ids: Sequence[UUID], position: str) -> None:
         """Record batches as they stand; those that cannot be are parked."""
