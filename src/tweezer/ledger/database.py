@@ -203,12 +203,6 @@ def parse_url(text: str) -> URL:
     return url.set(drivername="sqlite+pysqlite", database=str(file))  # SQLAlchemy before 2.1 does not unescape it
 
 
-def split_pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield the items some at a time: as many as one statement takes."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
-
-
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
     """Turn a database that is away, locked or full into Unavailable."""

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from tweezer.ledger.access.projects import find_project, list_projects
-from tweezer.ledger.database import Database, split_pages
+from tweezer.ledger.database import Database
 from tweezer.ledger.schema import (
     batches,
     counters,
@@ -30,6 +30,7 @@ from tweezer.model.errors import Conflict, NotFound
 from tweezer.model.ids import last_job_id
 from tweezer.model.lifecycle import TERMINAL_BATCH
 from tweezer.store.connection import Store
+from tweezer.store.scripts import split_pages
 
 log = structlog.get_logger(__name__)
 

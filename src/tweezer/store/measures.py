@@ -9,7 +9,7 @@ import msgspec
 
 from tweezer.model.quotas import QUOTAS, Usage
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, ask
+from tweezer.store.scripts import Scripts, ask, split_pages
 
 _ENTRIES_MOST = 1000
 _FRONT = 50
@@ -121,8 +121,7 @@ class Quotas:
     async def set_limits(self, limits: Mapping[str, Mapping[str, int]]) -> None:
         """Give each of these projects these limits of its own, by quota, and the defaults for the others."""
         rows = [(project, *(own.get(quota.name, "") for quota in QUOTAS)) for project, own in limits.items()]
-        for first in range(0, len(rows), _PROJECTS_MAX):
-            page = rows[first : first + _PROJECTS_MAX]
+        for page in split_pages(rows, _PROJECTS_MAX):
             await self._scripts.call("set_limits", limits=[part for row in page for part in row])
 
     async def is_counted(self) -> bool:

@@ -34,7 +34,7 @@ from tweezer.store.records import (
     window_record,
 )
 from tweezer.store.results import Results
-from tweezer.store.scripts import Scripts, ask
+from tweezer.store.scripts import Scripts, ask, split_pages
 
 _PAGE = 500  # jobs read in one go
 
@@ -162,11 +162,10 @@ class Reader:
 
     async def _columns(self, batch_id: UUID, indices: Sequence[int], *columns: Key) -> list[list[bytes | None]]:
         found: list[list[bytes | None]] = [[] for _ in columns]
-        for first in range(0, len(indices), _PAGE):
-            page = list(indices[first : first + _PAGE])
+        for page in split_pages(indices, _PAGE):
             pipeline = self._redis.pipeline(transaction=False)  # Redis refuses to queue a MULTI above its maxmemory
             for column in columns:
-                pipeline.hmget(self._keys(column, batch_id), page)
+                pipeline.hmget(self._keys(column, batch_id), list(page))
             answer: list[list[bytes | None]] = await ask(pipeline.execute())
             for values, more in zip(found, answer, strict=True):
                 values.extend(more)

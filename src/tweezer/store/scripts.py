@@ -372,6 +372,12 @@ async def ask(call: Any) -> Any:
         return await call
 
 
+def split_pages(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield the items some at a time: as many as one command or statement takes."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
 class Scripts:
     """The scripts of one namespace on one Redis."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from tweezer.model.errors import NewerRecord
 from tweezer.model.messages import RECORD_VERSION
 from tweezer.store.keys import Key
 from tweezer.store.records import NUMBER_FIELDS, TEXT_FIELDS
-from tweezer.store.scripts import Scripts, translating
+from tweezer.store.scripts import Scripts, split_pages, translating
 
 _FIELDS = ("v", *TEXT_FIELDS, *NUMBER_FIELDS, "updated", "timeout", "worked", "fault", "tags", "cancels")
 _JOBS = _FIELDS.index("jobs")
@@ -98,7 +98,7 @@ class Snapshots:
         columns: list[tuple[dict[int, bytes], Sequence[int]]] = []
 
         def read(column: Key, snapshot: Snapshot, into: dict[int, bytes], indices: Sequence[int]) -> None:
-            for page in _pages(indices):
+            for page in split_pages(indices, _PAGE):
                 calls.append((column, snapshot.batch_id, page))
                 columns.append((into, page))
 
@@ -142,8 +142,3 @@ class Snapshots:
                 pipeline.execute_command(*command)
             answer: list[list[Any]] = await pipeline.execute()
         return answer
-
-
-def _pages(indices: Sequence[int]) -> Iterator[Sequence[int]]:
-    for first in range(0, len(indices), _PAGE):
-        yield indices[first : first + _PAGE]

@@ -14,13 +14,13 @@ from arq.connections import ArqRedis
 from sqlalchemy import Connection, delete, func, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from tweezer.ledger.database import Database, split_pages
+from tweezer.ledger.database import Database
 from tweezer.ledger.positions import courier_position
 from tweezer.ledger.schema import deliveries, endpoints, now_ms
 from tweezer.model.wire import deserialize, serialize
 from tweezer.store.connection import Store
 from tweezer.store.keys import Key
-from tweezer.store.scripts import translating
+from tweezer.store.scripts import split_pages, translating
 
 PENDING, DELIVERED, EXHAUSTED, HELD = "P", "D", "E", "H"
 

@@ -11,12 +11,12 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, delete, func, select, update
 
 from tweezer.ledger.access.projects import find_project, insert_unless_there
-from tweezer.ledger.database import split_pages
 from tweezer.ledger.schema import Lettered, as_datetime, deliveries, endpoints, now_ms, projects
 from tweezer.model.addresses import WebhookPolicy, check_url
 from tweezer.model.checks import check_characters, check_text
 from tweezer.model.errors import Conflict, InvalidInput, NotFound
 from tweezer.model.webhooks import USUAL_TYPES, EventType
+from tweezer.store.scripts import split_pages
 from tweezer.webhooks.deliveries import HELD, PENDING
 from tweezer.webhooks.secrets import SecretOwner
 

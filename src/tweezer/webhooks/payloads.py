@@ -14,7 +14,7 @@ import msgspec
 
 from tweezer.ledger.access.links import ResultLinks, Signer
 from tweezer.ledger.batch_reader import BatchReader
-from tweezer.ledger.database import Database, split_pages
+from tweezer.ledger.database import Database
 from tweezer.ledger.queries.queries import Queries
 from tweezer.model.events import Event
 from tweezer.model.ids import job_id
@@ -33,6 +33,7 @@ from tweezer.model.messages import (
 from tweezer.model.webhooks import COUNTER_MAX_BYTES, BatchData, JobData, ResultLink, fit, format_time, timestamp
 from tweezer.store.connection import Store
 from tweezer.store.records import STATE_FIELDS, moment, moment_us
+from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 
 _FACTS_MAX = 10_000  # batches remembered

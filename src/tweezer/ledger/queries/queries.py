@@ -11,7 +11,7 @@ from sqlalchemy import BindParameter, Connection, Row, Select, and_, bindparam, 
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.config import OpenDatabase
-from tweezer.ledger.database import Database, split_pages
+from tweezer.ledger.database import Database
 from tweezer.ledger.migrate import require_schema
 from tweezer.ledger.queries.filters import BatchFilter, BatchOrder, JobFilter, JobOrder, PageRequest
 from tweezer.ledger.queries.lists import Listing, ListPage, Scope
@@ -22,6 +22,7 @@ from tweezer.model.ids import job_id, split_job_id
 from tweezer.model.lifecycle import BATCH_BY_LETTER, JOB_BY_LETTER, BatchStatus, JobStatus
 from tweezer.model.messages import decode_fault
 from tweezer.store.records import BatchRecord, JobOwner, JobRecord, batch_record, job_record, read_state
+from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 from tweezer.store.streams.feed import Entry, position_id
 

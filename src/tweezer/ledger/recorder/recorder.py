@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 
 from tweezer.duties import repeat
 from tweezer.ledger.config import DeadLetterBounds
-from tweezer.ledger.database import Database, split_pages
+from tweezer.ledger.database import Database
 from tweezer.ledger.dead_letters import (
     Consumer,
     DeadLetterQueue,
@@ -39,6 +39,7 @@ from tweezer.model.events import Word, read_words
 from tweezer.model.ids import is_project_id, new_worker_id
 from tweezer.store.connection import Store
 from tweezer.store.reader import Owners
+from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import SnapshotRequest
 from tweezer.store.streams.feed import START, Entry, position_number
 

@@ -19,7 +19,7 @@ from tweezer.model.errors import InvalidInput, NotFound, TweezerError, Unavailab
 from tweezer.model.events import Event, Notice, read_events, read_words
 from tweezer.model.ids import is_project_id
 from tweezer.store.keys import Key
-from tweezer.store.scripts import Scripts, ask, translating
+from tweezer.store.scripts import Scripts, ask, split_pages, translating
 from tweezer.store.workers import CancelRequest
 
 log = structlog.get_logger(__name__)
@@ -342,9 +342,8 @@ class EntryGroup:
 
     async def acknowledge(self, entry_ids: Sequence[str]) -> None:
         """They are taken care of."""
-        with translating():
-            for first in range(0, len(entry_ids), 1000):
-                await self._redis.xack(self._stream, self._name, *entry_ids[first : first + 1000])
+        for page in split_pages(entry_ids, 1000):
+            await ask(self._redis.xack(self._stream, self._name, *page))
 
     async def leave(self) -> None:
         """Forgets this reader; what it was given and did not acknowledge must have been claimed or is lost to it."""
