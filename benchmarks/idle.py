@@ -47,8 +47,8 @@ def installation(folder: Path, device: str) -> Iterator[psutil.Process]:
 def name_of(process: psutil.Process) -> str:
     """Its command: ``up``, ``api``, ``redis-server``, or ``lane`` for a lane's process."""
     words = process.cmdline()
-    if "tweezer.cli.local.owned" in words:
-        return words[words.index("tweezer.cli.local.owned") + 2]
+    if "tweezer.cli" in words:
+        return words[words.index("tweezer.cli") + 1]
     if "up" in words:
         return "up"
     return "lane" if any("lane_main" in word for word in words) else Path(words[0]).name

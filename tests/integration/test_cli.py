@@ -108,7 +108,7 @@ class Up:
         found = {}
         for child in psutil.Process(self.process.pid).children():
             words = child.cmdline()
-            found[words[5] if "tweezer.cli.local.owned" in words else Path(words[0]).name] = child
+            found[words[words.index("tweezer.cli") + 1] if "tweezer.cli" in words else Path(words[0]).name] = child
         return found
 
     def tweezer(self, *arguments: str, input: str | None = None) -> Result:

@@ -56,7 +56,7 @@ def findings(url: str) -> dict[str, dict[str, Any]]:
 )
 def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(f"{kind}_server")  # skipped or failed there when the binary is missing
-    with RedisServer(kind=kind, maxmemory_mb=256) as server:
+    with RedisServer(kind=kind, options={"maxmemory": "256mb"}) as server:
         result = doctor(server.url)
         found = findings(server.url)
     assert result.exit_code == 0
@@ -104,7 +104,7 @@ async def test_a_machine_needs_a_redis_that_forgets_nothing(monkeypatch: pytest.
 @pytest.mark.usefixtures("_any_server")
 def test_a_server_that_evicts_and_forgets_fails() -> None:
     options = {"maxmemory-policy": "allkeys-lru", "appendonly": "no", "timeout": "30"}
-    with RedisServer(maxmemory_mb=256, options=options) as server:
+    with RedisServer(options={"maxmemory": "256mb", **options}) as server:
         result = doctor(server.url)
         found = findings(server.url)
     assert result.exit_code == 1
@@ -129,7 +129,7 @@ def test_a_replica_fails(real_redis_url: str) -> None:
 
 @pytest.mark.usefixtures("_any_server")
 def test_a_user_who_may_not_read_the_configuration_gets_a_warning() -> None:
-    with RedisServer(maxmemory_mb=256) as server:
+    with RedisServer(options={"maxmemory": "256mb"}) as server:
         with redis.Redis(port=server.port) as client:
             client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config")
         result = doctor(server.url.replace("127.0.0.1", "app:pw@127.0.0.1"))

@@ -362,7 +362,7 @@ async def test_junk_is_dropped_and_the_intake_goes_on(site: Site, pool: ArqRedis
 @pytest.fixture
 def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
     """A server with little memory; asked for after the shared one, which skips where there is none."""
-    with RedisServer(tmp_path / "redis", maxmemory_mb=MAXMEMORY_MB) as server:
+    with RedisServer(tmp_path / "redis", options={"maxmemory": f"{MAXMEMORY_MB}mb"}) as server:
         yield server
 
 

@@ -21,7 +21,8 @@ import redis
 from tests.support.waiting import wait_until
 
 from tweezer.cli.local import redis_server as server_module
-from tweezer.cli.local.redis_server import HOST, RedisServer, ServerKind
+from tweezer.cli.local.owned import HOST
+from tweezer.cli.local.redis_server import RedisServer, ServerKind
 from tweezer.model.errors import TweezerError
 
 
@@ -108,9 +109,8 @@ def test_stop_kills_a_server_that_ignores_sigterm(kind: ServerKind, tmp_path: Pa
 
 def test_options_reach_the_server(kind: ServerKind, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with RedisServer(
-        tmp_path / "a folder", kind=kind, unix_socket=path, maxmemory_mb=64, options={"hz": "50"}
-    ) as server:
+    options = {"hz": "50", "maxmemory": "64mb", "unixsocket": str(path), "unixsocketperm": "700"}
+    with RedisServer(tmp_path / "a folder", kind=kind, options=options) as server:
         with client_of(server) as client:
             assert client.config_get("maxmemory", "hz") == {"maxmemory": str(64 << 20), "hz": "50"}
         with redis.Redis(unix_socket_path=str(path)) as client:

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from tweezer.cli.local.redis_server import RedisServer, free_port
+from tweezer.cli.local.owned import free_port
+from tweezer.cli.local.redis_server import RedisServer
 from tweezer.model.errors import Unavailable
 from tweezer.store.connection import Connect, Store
 

@@ -14,6 +14,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from tests.support.waiting import until
 
 from tweezer import AsyncQueue, BatchStatus, InvalidInput, Job, JobStatus, connect_async
+from tweezer.cli.local.owned import free_port
 from tweezer.cli.local.redis_server import RedisServer, find_server
 from tweezer.processes.worker import make_worker
 from tweezer.settings import load
@@ -22,13 +23,6 @@ from tweezer.store.connection import SentinelUrl
 pytestmark = pytest.mark.redis
 
 SERVICE = "tweezers"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> None:

@@ -13,7 +13,8 @@ import click
 from tweezer import __version__, logs
 from tweezer.cli import show
 from tweezer.cli.local.children import Interrupts, keep_several
-from tweezer.cli.local.stack import Stack, check_given_key, is_free, own_key
+from tweezer.cli.local.owned import is_free
+from tweezer.cli.local.stack import Stack, check_given_key, own_key
 from tweezer.cli.options import Options, pass_options, require
 from tweezer.data_folder import DATA_DIR
 from tweezer.ledger.config import sqlite_file

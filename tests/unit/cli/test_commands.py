@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from tweezer import __version__
 from tweezer.cli import group, main
 from tweezer.cli.local.children import Interrupts
-from tweezer.cli.local.redis_server import free_port
-from tweezer.cli.local.stack import Stack, why_not_free
+from tweezer.cli.local.owned import free_port, why_not_free
+from tweezer.cli.local.stack import Stack
 from tweezer.cli.options import require
 from tweezer.cli.processes import _has_own_ledger, usage
 from tweezer.data_folder import PublishedEnvironment

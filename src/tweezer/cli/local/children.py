@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from tweezer.cli.local.owned import start_owned
 from tweezer.duties import Backoff
 from tweezer.model.errors import TweezerError
 from tweezer.settings import Settings, to_environment
@@ -166,7 +167,7 @@ class Child:
             self._process.send_signal(number)
 
     def _keep(self) -> None:
-        """Run in a thread of its own that starts the process and outlives it: see :mod:`tweezer.cli.local.owned`."""
+        """Start the process, and start it again when it ends, until it is given up."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -193,13 +194,9 @@ class Child:
     def _spawn(self) -> subprocess.Popen[bytes]:
         output = None if self._log is None else os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "tweezer.cli.local.owned", str(os.getpid()), *self._arguments],
-                stdin=subprocess.DEVNULL if sys.platform == "linux" else subprocess.PIPE,
-                stdout=2 if output is None else output,
-                stderr=output,
-                env=dict(self._environment),
-                process_group=0,  # Ctrl-C in a terminal is for us, who end the children in order
+            command = [sys.executable, "-P", "-m", "tweezer.cli", *self._arguments]
+            return start_owned(
+                command, stdout=2 if output is None else output, stderr=output, env=dict(self._environment)
             )
         finally:
             if output is not None:

@@ -22,7 +22,7 @@ from tweezer.cli import show
 from tweezer.cli.listen import Received, Receiver, read_secrets
 from tweezer.cli.local import antiferromagnet as ring
 from tweezer.cli.local.children import Interrupts
-from tweezer.cli.local.redis_server import HOST, free_port
+from tweezer.cli.local.owned import HOST, free_port
 from tweezer.cli.local.stack import QPU_JOURNAL, Stack, own_key
 from tweezer.cli.options import Options, pass_options
 from tweezer.cli.processes import CURL, require_emulator, require_server, usage

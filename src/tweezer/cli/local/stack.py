@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import http.client
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from tweezer.cli.local.children import Child
-from tweezer.cli.local.redis_server import HOST, RedisServer, free_port
+from tweezer.cli.local.owned import HOST, free_port, why_not_free
+from tweezer.cli.local.redis_server import RedisServer
 from tweezer.data_folder import PublishedEnvironment
 from tweezer.model.errors import Conflict, InvalidInput, TweezerError
 from tweezer.settings import PREFIX, Settings, to_environment, variable_name
@@ -254,24 +253,6 @@ class Stack:
             return False
         finally:
             connection.close()
-
-
-def is_free(port: int) -> bool:
-    """Return whether the port can be listened on, on the loopback."""
-    return why_not_free(port) is None
-
-
-def why_not_free(port: int) -> str | None:
-    """Return why the port cannot be listened on, on the loopback; None if it can."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except PermissionError:
-            return "needs root, as ports below 1024 do"
-        except OSError as error:
-            return "is taken" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror})"
-    return None
 
 
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
