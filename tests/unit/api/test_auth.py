@@ -89,13 +89,20 @@ class Counted:
         self.away = False
         self.gate: asyncio.Event | None = None
 
-    async def run(self, work: Callable[..., Any], _: object, *arguments: Any) -> Any:
+    async def run_read(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        await self._count()
+        return await self._database.run_read(work, *arguments)
+
+    async def run_write(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        await self._count()
+        return await self._database.run_write(work, *arguments)
+
+    async def _count(self) -> None:
         self.asked += 1
         if self.gate is not None:
             await self.gate.wait()
         if self.away:
             raise Unavailable("the ledger's database cannot be used: it is away")
-        return await self._database.run(work, self._database, *arguments)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tweezer.api.http.responses import RequestRejected, error_response
 from tweezer.api.http.security_headers import get_origin
 from tweezer.duties import Duties
 from tweezer.ledger.access.credentials import Principal, key_digest, key_id
-from tweezer.ledger.access.keys import USED_S, KeyLookup, look_up_key, note_used
+from tweezer.ledger.access.keys import USED_S, look_up_key, note_used
 from tweezer.ledger.access.links import ResultLinks
 from tweezer.ledger.access.vault import Vault
 from tweezer.ledger.database import Database, sharing
@@ -91,7 +91,7 @@ class Authenticator:
         used, self._used = self._used, set()
         try:
             if used:
-                await self._database.run(_write_used, self._database, used)
+                await self._database.run_write(note_used, used)
         except BaseException:
             self._used |= used
             raise
@@ -107,7 +107,7 @@ class Authenticator:
                 await self.write_used()
 
     async def _look_up(self, identity: str) -> _Known:
-        found = await self._database.run(_look_up, self._database, identity)
+        found = await self._database.run_read(look_up_key, identity)
         if found is None or found.principal is None:
             return _Known(_NOBODY, None, math.inf)
         return _Known(found.digest, found.principal, time.monotonic() + found.left_s)
@@ -182,16 +182,6 @@ def _bearer(scope: Scope) -> str | None:
         return None
     scheme, _, key = found[0].partition(b" ")
     return key.strip().decode("latin-1") if scheme.lower() == b"bearer" else None
-
-
-def _look_up(database: Database, identity: str) -> KeyLookup | None:
-    with database.read() as connection:
-        return look_up_key(connection, identity)
-
-
-def _write_used(database: Database, identities: set[str]) -> None:
-    with database.write() as connection:
-        note_used(connection, identities)
 
 
 _ACCOUNTS_KEPT = 10_000

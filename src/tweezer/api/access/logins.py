@@ -69,25 +69,21 @@ class Logins:
 
     async def _try(self, name: str, password: str, role: Role) -> NewKey | None:
         for _ in range(_TRIES):
-            login = await self._database.run(_find_login, self._database, name)
+            login = await self._database.run_read(find_login, name)
             if not await asyncio.to_thread(is_password, password, login.password):
                 break
             kept = await asyncio.to_thread(_hash_to_keep, password, login)
-            session = await self._database.run(self._open_session, login, kept, role)
-            if session is not None:
-                return session
-        return None
-
-    def _open_session(self, login: Login, password: str, role: Role) -> NewKey | None:
-        with self._database.write() as connection:
-            return open_session(
-                connection,
+            session = await self._database.run_write(
+                open_session,
                 login,
-                password=password,
+                password=kept,
                 session_s=self.session_s,
                 sessions_max=self._sessions_max,
                 role=role,
             )
+            if session is not None:
+                return session
+        return None
 
     async def _refuse(self, *sources: LoginSource) -> None:
         wait_s = await self._attempts.wait_s(*sources)
@@ -122,8 +118,3 @@ def get_network(address: str) -> str:
 def _hash_to_keep(password: str, login: Login) -> str:
     kept = login.password or ""
     return hash_password(password) if needs_rehash(kept) else kept
-
-
-def _find_login(database: Database, name: str) -> Login:
-    with database.read() as connection:
-        return find_login(connection, name)

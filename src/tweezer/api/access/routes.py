@@ -24,10 +24,9 @@ from tweezer.api.http.responses import (
     json_response,
     success,
 )
-from tweezer.ledger.access.credentials import Principal, Role
+from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.access.keys import ApiKey, end_sessions, list_sessions
 from tweezer.ledger.access.projects import Project, list_projects
-from tweezer.ledger.database import Database
 from tweezer.model.errors import QueueFull, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -193,14 +192,14 @@ async def get_projects(
     """The projects that the key sees: its own, and all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
         return success([])
-    found = await ledger.run(_list_projects, ledger, caller)
-    return success([AccountProjectResponse.from_project(project) for project in found])
+    found = await ledger.run_read(list_projects)
+    return success([AccountProjectResponse.from_project(project) for project in found if caller.sees(project.id)])
 
 
 @router.get("/account/api/v1/sessions", summary="The sessions of the user", **answers(list[AccountSessionResponse]))
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
-    found = await ledger.run(_list_sessions, ledger, caller)
+    found = await ledger.run_read(list_sessions, caller.user or "")
     return success([AccountSessionResponse.from_key(session, caller.key) for session in found])
 
 
@@ -219,7 +218,8 @@ async def end_session(
     if caller.role is Role.READ and identity != caller.key:
         problem = "role: read may end no other session; use a session of the role user"
         raise RequestRejected(403, "forbidden", problem)
-    await ledger.run(_end_session, ledger, caller, identity)
+    await ledger.run_write(end_sessions, caller.user or "", identity)
+    log.info("login.ended", user=caller.user, key=identity)
     authenticator: Authenticator = request.app.state.authenticator
     authenticator.forget(identity)
     return success(None)
@@ -243,19 +243,3 @@ async def _read_form(request: Request) -> dict[str, str] | None:
 def _oauth_error(status: int, error: str, description: str, *, retry_s: int | None = None) -> Response:
     headers = _UNKEPT | ({} if retry_s is None else {"Retry-After": str(retry_s)})
     return json_response(OAuthErrorResponse(error, description), status, headers)
-
-
-def _list_sessions(database: Database, caller: Principal) -> list[ApiKey]:
-    with database.read() as connection:
-        return list_sessions(connection, caller.user or "")
-
-
-def _end_session(database: Database, caller: Principal, identity: str) -> None:
-    with database.write() as connection:
-        end_sessions(connection, caller.user or "", identity)
-    log.info("login.ended", user=caller.user, key=identity)
-
-
-def _list_projects(database: Database, caller: Principal) -> list[Project]:
-    with database.read() as connection:
-        return [project for project in list_projects(connection) if caller.sees(project.id)]
