@@ -216,9 +216,7 @@ def _check_size(data: bytes | bytearray) -> int:
     outside = b"".join(_outside_strings(plain))
     if outside.count(b",") + outside.count(b"[") > MAX_VALUES:
         problem = f"has more than {MAX_VALUES} values; send fewer jobs a call"
-        raise RequestRejected(
-            400, "too_many_values", f"has more than {MAX_VALUES} values; send fewer jobs a call", field="body"
-        )
+        raise RequestRejected(400, "too_many_values", problem, field="body")
     if b"0" * (MAX_NUMBER_LENGTH + 1) in outside:
         problem = f"has a number of more than {MAX_NUMBER_LENGTH} characters"
         raise RequestRejected(400, "number_too_long", problem, field="body")

@@ -133,7 +133,8 @@ class _Body:
         if self._complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
-            await self._drain()
+            if self._may_drain:  # a short rest, so that the connection can be used again: it is here, or on its way
+                await self._discard(_DRAIN_BYTES, within_s=_DRAIN_S)
             if not self._complete:
                 MutableHeaders(scope=message)["Connection"] = "close"
             await self._send(message)
@@ -141,25 +142,14 @@ class _Body:
             await self._send(message)
         else:
             await self._send({**message, "more_body": True})
-            await self._linger()
+            await self._discard(_LINGER_BYTES, within_s=_LINGER_S)
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _drain(self) -> None:
-        """Read a short rest of the body, so that the connection can be used again: it is here, or on its way."""
-        if not self._may_drain:
-            return
-        most = self._came + _DRAIN_BYTES
+    async def _discard(self, size: int, *, within_s: float) -> None:
+        """Read the rest of the body, or about so many bytes of it."""
+        most = self._came + size
         try:
-            async with asyncio.timeout(_DRAIN_S):
-                while not self._complete and self._came < most:
-                    await self._next()
-        except TimeoutError:
-            pass
-
-    async def _linger(self) -> None:
-        most = self._came + _LINGER_BYTES
-        try:
-            async with asyncio.timeout(_LINGER_S):
+            async with asyncio.timeout(within_s):
                 while not self._complete and self._came < most:
                     await self._next()
         except TimeoutError:
