@@ -14,8 +14,9 @@ from msgspec import Meta
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, Queue, ReadBodies, ResultsLinks, Submitter
 from tweezer.api.access.replay_guard import get_call_key
 from tweezer.api.batches.bodies import build_repetition, rename_field
-from tweezer.api.batches.commands import IdempotencyKey, answer_batch, describe_caller, expect_live, terminal_error
+from tweezer.api.batches.commands import IdempotencyKey, describe_caller, expect_live, terminal_error
 from tweezer.api.batches.filters import VALUES_MAX, JobParams, Time
+from tweezer.api.batches.reads import get_batch
 from tweezer.api.batches.schemas import (
     BatchResponse,
     CanceledBatchesResponse,
@@ -40,7 +41,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 BATCHES_MAX = 1000
 """Batches that one call cancels."""
 
-router = APIRouter(responses=failure_docs(422, 503))
+router = APIRouter(tags=["batches"], responses=failure_docs(422, 503))
 
 
 class BatchesBody(msgspec.Struct, frozen=True):
@@ -52,10 +53,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
 
 
 @router.patch(
-    "/api/v1/batches/cancel",
-    tags=["batches"],
-    summary="Cancel several batches",
-    **answers(CanceledBatchesResponse, body=BatchesBody),
+    "/api/v1/batches/cancel", summary="Cancel several batches", **answers(CanceledBatchesResponse, body=BatchesBody)
 )
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -74,7 +72,6 @@ async def cancel_batches(
 
 @router.patch(
     "/api/v2/batches/{batch_id}/cancel/jobs",
-    tags=["batches"],
     summary="Cancel jobs of a batch",
     **answers(CanceledJobsResponse, 404, 409, 413),
 )
@@ -104,7 +101,6 @@ async def cancel_jobs(
 
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
-    tags=["batches"],
     summary="Run jobs of a batch again, in a new one",
     **answers(BatchResponse, 400, 404, 409, 413),
 )
@@ -134,12 +130,11 @@ async def rebatch(
     except InvalidInput as error:
         raise rename_field(error) from error
     await queue.commands.note_child(batch_id, child)
-    return await answer_batch(live, caller, child)
+    return await get_batch(child, caller, live)
 
 
 @router.get(
     "/api/v1/batches/{batch_id}/results_link",
-    tags=["batches"],
     summary="Where the results of the jobs of a batch are",
     **answers(ResultsLinksOfBatchResponse, 404, 413),
 )

@@ -23,11 +23,9 @@ from tweezer.api.batches.bodies import (
     sends_placeholders,
 )
 from tweezer.api.batches.filters import NO_CONTROLS
-from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
+from tweezer.api.batches.reads import get_batch, get_job
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
-from tweezer.api.http.openapi import answers, failure_docs
-from tweezer.api.http.responses import success
-from tweezer.api.read_model import ReadModel
+from tweezer.api.http.openapi import CollectionRoute, answers, failure_docs
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
@@ -46,12 +44,6 @@ IdempotencyKey = Annotated[
         description="Calls of a project with the same key within a day count once; with other content they conflict.",
     ),
 ]
-
-
-async def answer_batch(live: ReadModel, caller: Principal, batch_id: UUID) -> Response:
-    """Return the response with the batch after a command."""
-    record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
-    return success(BatchResponse.from_records(record, jobs))
 
 
 def describe_caller(caller: Principal) -> str:
@@ -76,7 +68,7 @@ async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
         raise terminal_error("batch", batch.id) from None
 
 
-router = APIRouter(responses=failure_docs(403, 409, 422, 503))
+router = APIRouter(route_class=CollectionRoute, responses=failure_docs(403, 409, 422, 503))
 
 
 Tags = Annotated[
@@ -89,7 +81,7 @@ Tags = Annotated[
 ]
 
 
-@router.post("/api/v1/batches", tags=["batches"], summary="Submit a batch", **answers(BatchResponse, body=BatchBody))
+@router.post("/api/v1/batches", summary="Submit a batch", **answers(BatchResponse, body=BatchBody))
 async def create_batch(
     request: Request,
     caller: Submitter,
@@ -113,14 +105,11 @@ async def create_batch(
         batch_id = await queue.admission.submit(submission, project=project)
     except InvalidInput as error:
         raise rename_field(error) from error
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
 @router.post(
-    "/api/v2/batches/{batch_id}/jobs",
-    tags=["batches"],
-    summary="Add jobs to an open batch",
-    **answers(BatchResponse, 404, body=Jobs),
+    "/api/v2/batches/{batch_id}/jobs", summary="Add jobs to an open batch", **answers(BatchResponse, 404, body=Jobs)
 )
 async def add_jobs(
     request: Request,
@@ -140,37 +129,30 @@ async def add_jobs(
     sent = convert_jobs(jobs, placeholders=sends_placeholders(agent, batch.doc.backend_configuration))
     async with expect_live(batch):
         await queue.admission.add_jobs(batch_id, sent, project=batch.project, idempotency_key=idempotency_key)
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
-@router.patch(
-    "/api/v2/batches/{batch_id}/complete", tags=["batches"], summary="Close a batch", **answers(BatchResponse, 404)
-)
+@router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **answers(BatchResponse, 404))
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """No more jobs will come: the batch ends with those it has. Nothing changes if that is so already."""
     batch = await live.batch(caller, batch_id)
     if not batch.status.terminal:
         async with expect_live(batch):
             await queue.commands.close(batch_id, project=batch.project)
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
-@router.patch(
-    "/api/v2/batches/{batch_id}/cancel", tags=["batches"], summary="Cancel a batch", **answers(BatchResponse, 404)
-)
+@router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **answers(BatchResponse, 404))
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
         await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
 @router.patch(
-    "/api/v1/batches/{batch_id}/tags",
-    tags=["batches"],
-    summary="Replace the tags of a batch",
-    **answers(BatchResponse, 404, body=Tags),
+    "/api/v1/batches/{batch_id}/tags", summary="Replace the tags of a batch", **answers(BatchResponse, 404, body=Tags)
 )
 async def set_tags(
     request: Request,
@@ -191,10 +173,10 @@ async def set_tags(
     except NotFound:
         if not in_ledger:
             raise Unavailable(f"batch {batch_id} is being restored; try again") from None
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
-@router.patch("/api/v2/jobs/{job_id}/cancel", tags=["jobs"], summary="Cancel a job", **answers(JobResponse, 404))
+@router.patch("/api/v2/jobs/{job_id}/cancel", summary="Cancel a job", **answers(JobResponse, 404))
 async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancels a pending job; asks one that runs to stop, which its status shows when it has."""
     job = await live.job(caller, job_id)
@@ -204,5 +186,5 @@ async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveS
             asked = queue.commands.cancel_jobs(batch_id, [index], project=job.project, by=describe_caller(caller))
             (answer,) = await asked
         if answer in (CancelAnswer.CANCELED, CancelAnswer.REQUESTED):
-            return success(JobResponse.from_record(await live.job(caller, job_id)))
+            return await get_job(job_id, caller, live)
     raise terminal_error("job", job_id)

@@ -34,7 +34,7 @@ from tweezer.api.batches.schemas import (
     TransitionResponse,
 )
 from tweezer.api.http.longpoll import may_change_job, may_end_batch
-from tweezer.api.http.openapi import answers, failure_docs, pages, response_docs
+from tweezer.api.http.openapi import CollectionRoute, answers, failure_docs, pages, response_docs
 from tweezer.api.http.responses import page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
@@ -43,13 +43,11 @@ from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord
 
-router = APIRouter(responses=failure_docs(422, 503))
+router = APIRouter(route_class=CollectionRoute, responses=failure_docs(422, 503))
 
 
-@router.get("/api/v1/batches", tags=["batches"], summary="Batches", **pages(ListedBatchResponse))
-@router.get(
-    "/api/v2/batches", name="list_batches_v2", tags=["batches"], summary="The same", **pages(ListedBatchResponse)
-)
+@router.get("/api/v1/batches", summary="Batches", **pages(ListedBatchResponse))
+@router.get("/api/v2/batches", name="list_batches_v2", summary="The same", **pages(ListedBatchResponse))
 async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
     """Batches of the caller's projects, without their sequences and jobs, as they are recorded: usually a fraction of
     a second behind. Without parameters: the newest hundred."""
@@ -59,8 +57,8 @@ async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) 
     )
 
 
-@router.get("/api/v2/jobs", tags=["jobs"], summary="Jobs", **pages(JobResponse))
-@router.get("/api/v1/jobs", name="list_jobs_v1", tags=["jobs"], summary="The same", **pages(JobResponse))
+@router.get("/api/v2/jobs", summary="Jobs", **pages(JobResponse))
+@router.get("/api/v1/jobs", name="list_jobs_v1", summary="The same", **pages(JobResponse))
 async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Response:
     """Jobs of the caller's projects: those of one `batch_id` as they stand now, others as they are recorded, usually a
     fraction of a second behind. Without parameters: the newest hundred."""
@@ -68,20 +66,13 @@ async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Re
     return page([JobResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total)
 
 
-@router.get(
-    "/api/v2/batches/counts",
-    tags=["batches"],
-    summary="How many batches there are by status",
-    **answers(dict[BatchStatus, int]),
-)
+@router.get("/api/v2/batches/counts", summary="How many batches there are by status", **answers(dict[BatchStatus, int]))
 async def count_batches(query: BatchParams, caller: Caller, live: LiveStore) -> Response:
     """All from one moment; every status is there."""
     return success(await live.batch_counts(caller, query.filter))
 
 
-@router.get(
-    "/api/v2/jobs/counts", tags=["jobs"], summary="How many jobs there are by status", **answers(dict[JobStatus, int])
-)
+@router.get("/api/v2/jobs/counts", summary="How many jobs there are by status", **answers(dict[JobStatus, int]))
 async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Response:
     """All from one moment; every status is there."""
     return success(await live.job_counts(caller, query.filter))
@@ -91,12 +82,7 @@ EMBEDDED_JOBS_MAX = 100
 """A batch of more jobs is shown without them: clients take an empty list as "ask for the jobs"."""
 
 
-@router.get(
-    "/api/v2/batches/{batch_id}",
-    tags=["batches"],
-    summary="A batch, its sequence and its jobs",
-    **answers(BatchResponse, 404),
-)
+@router.get("/api/v2/batches/{batch_id}", summary="A batch, its sequence and its jobs", **answers(BatchResponse, 404))
 async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
     """The batch as it stands now. Its jobs are with it when there are at most 100."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
@@ -105,7 +91,6 @@ async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Respo
 
 @router.get(
     "/api/v1/batches/{batch_id}/status",
-    tags=["batches"],
     summary="The status of a batch, waiting for its end",
     **answers(BatchStateResponse, 404),
 )
@@ -132,17 +117,14 @@ def _is_idle(record: BatchRecord) -> bool:
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0
 
 
-@router.get("/api/v2/jobs/{job_id}", tags=["jobs"], summary="A job", **answers(JobResponse, 404))
+@router.get("/api/v2/jobs/{job_id}", summary="A job", **answers(JobResponse, 404))
 async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """The job as it stands now, with the sequence if it has one of its own."""
     return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
 @router.get(
-    "/api/v2/jobs/{job_id}/transitions",
-    tags=["jobs"],
-    summary="The transitions of a job",
-    **answers(list[TransitionResponse], 404),
+    "/api/v2/jobs/{job_id}/transitions", summary="The transitions of a job", **answers(list[TransitionResponse], 404)
 )
 async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """What happened to the job, oldest first, as far as it is recorded: usually a fraction of a second behind."""
@@ -150,10 +132,7 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
 
 
 @router.get(
-    "/api/v1/jobs/{job_id}/status",
-    tags=["jobs"],
-    summary="The status of a job, waiting for its end",
-    **answers(JobStateResponse, 404),
+    "/api/v1/jobs/{job_id}/status", summary="The status of a job, waiting for its end", **answers(JobStateResponse, 404)
 )
 async def get_job_status(
     job_id: JobId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
@@ -176,10 +155,7 @@ async def get_job_status(
 
 
 @router.get(
-    "/api/v1/jobs/{job_id}/results_link",
-    tags=["jobs"],
-    summary="Where the results of a job are",
-    **answers(ResultsLinkResponse, 404),
+    "/api/v1/jobs/{job_id}/results_link", summary="Where the results of a job are", **answers(ResultsLinkResponse, 404)
 )
 async def get_results_link(
     job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, request: Request
@@ -197,7 +173,6 @@ async def get_results_link(
 
 @router.get(
     "/api/v1/jobs/{job_id}/results",
-    tags=["jobs"],
     summary="The results of a job",
     response_class=Response,
     responses=response_docs(JobResultResponse, "The result, as it is.") | failure_docs(403, 404),

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 
 from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator, Queue, ReadBodies
-from tweezer.api.batches.commands import answer_batch, describe_caller, expect_live, terminal_error
+from tweezer.api.batches.commands import describe_caller, expect_live, terminal_error
+from tweezer.api.batches.reads import get_batch, get_job
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.api.http.openapi import answers, failure_docs
-from tweezer.api.http.responses import doc, success
+from tweezer.api.http.responses import doc
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
 from tweezer.model.checks import check_characters
@@ -29,7 +30,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 _ERRORS_MAX = 20
 _ERROR_LENGTH_MAX = 2000
 
-router = APIRouter(responses=failure_docs(404, 409, 422))
+router = APIRouter(tags=["service side"], responses=failure_docs(404, 409, 422))
 
 Text = Annotated[str, Meta(max_length=_ERROR_LENGTH_MAX)]
 Errors = Annotated[list[Text], Meta(min_length=1, max_length=_ERRORS_MAX, description="For its user, one a line.")]
@@ -58,7 +59,6 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
 
 @router.patch(
     "/api/v1/batches/{batch_id}/status",
-    tags=["service side"],
     summary="Set the status of a batch",
     **answers(BatchResponse, body=BatchStatusBody),
 )
@@ -75,19 +75,15 @@ async def set_batch_status(
             raise terminal_error("batch", batch_id)
         async with expect_live(batch):
             await _move(queue.commands, caller, batch, body)
-    return await answer_batch(live, caller, batch_id)
+    return await get_batch(batch_id, caller, live)
 
 
 @router.patch(
-    "/api/v1/jobs/{job_id}/status",
-    tags=["service side"],
-    summary="Set the status of a job",
-    **answers(JobResponse, body=JobStatusBody),
+    "/api/v1/jobs/{job_id}/status", summary="Set the status of a job", **answers(JobResponse, body=JobStatusBody)
 )
 @router.patch(
     "/api/v1/jobs/{job_id}",
     name="patch_job",
-    tags=["service side"],
     summary="Set the status or the progress of a job",
     **answers(JobResponse, body=JobStatusBody),
 )
@@ -98,15 +94,10 @@ async def set_job_status(
     lost it. `RUNNING` and `DONE` are its holder's to say."""
     job = await live.job(caller, job_id)
     await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
-    return success(JobResponse.from_record(await live.job(caller, job_id)))
+    return await get_job(job_id, caller, live)
 
 
-@router.post(
-    "/api/v1/jobs/{job_id}/errors",
-    tags=["service side"],
-    summary="Say why a job fails",
-    **answers(JobResponse, body=JobErrorsBody),
-)
+@router.post("/api/v1/jobs/{job_id}/errors", summary="Say why a job fails", **answers(JobResponse, body=JobErrorsBody))
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
@@ -115,7 +106,7 @@ async def post_job_errors(
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
-    return success(JobResponse.from_record(await live.job(caller, job_id)))
+    return await get_job(job_id, caller, live)
 
 
 async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:

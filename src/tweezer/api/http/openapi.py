@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from msgspec import Meta
 
 from tweezer.api.http.responses import Failure, MalformedRequest, Pagination
@@ -47,6 +49,14 @@ class DescribedAPI(FastAPI):
                     raise RuntimeError(f"two schemas of the OpenAPI document are called {name}")
             self.openapi_schema = document
         return self.openapi_schema
+
+
+class CollectionRoute(APIRoute):
+    """A route below ``/api/v1/batches`` or ``/api/v1/jobs``, in any version, with the name of that as its tag."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.tags = [path.split("/")[3]]
 
 
 def response_docs(kind: Any, description: str = "Successful response.", *, status: int = 200) -> Responses:
