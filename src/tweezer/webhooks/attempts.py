@@ -90,7 +90,8 @@ class Deliverer:
 
     async def send(self, endpoint: Endpoint, due: ClaimedDelivery, begin_by: float) -> SendResult | None:
         """Make one attempt; return None if it could not begin by then. Never raises for what the receiver does."""
-        share = self._get_share(endpoint.project_no)
+        # Half of the attempts at once are a project's share, so that its dead receivers delay nobody else's.
+        share = self._shares.setdefault(endpoint.project_no, asyncio.Semaphore(self._share))
         if not await self._enter(share, begin_by):
             return None
         try:
@@ -119,13 +120,6 @@ class Deliverer:
         except TimeoutError:
             return False
         return True
-
-    def _get_share(self, project_no: int) -> asyncio.Semaphore:
-        """Return a project's share: half of the attempts at once, so that its dead receivers delay nobody else's."""
-        share = self._shares.get(project_no)
-        if share is None:
-            share = self._shares[project_no] = asyncio.Semaphore(self._share)
-        return share
 
     def record(self, endpoint_id: UUID, outcome: AttemptOutcome) -> None:
         """Write the outcome soon. If this process dies before, the attempt is made again."""

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -285,7 +285,7 @@ class _Resolver(AbstractResolver):
         # Threads of our own: those of the loop are few, and one name that hangs must not hold up the others.
         find = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, find)
-        return list(_distinct(_text(place) for *_, place in found))
+        return list(dict.fromkeys(_text(place) for *_, place in found))
 
 
 def _check(address: str, policy: WebhookPolicy) -> None:
@@ -299,10 +299,6 @@ def _text(place: tuple[object, ...]) -> str:
     """Return an address of getaddrinfo, with its scope, which is kept apart."""
     scoped = len(place) == 4 and place[3] and "%" not in str(place[0])
     return f"{place[0]}%{place[3]}" if scoped else str(place[0])
-
-
-def _distinct(addresses: Iterable[str]) -> Iterable[str]:
-    return dict.fromkeys(addresses)
 
 
 def _refusal(error: BaseException | None) -> _Refused | None:

@@ -116,8 +116,8 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
 @router.get("/api/v2/webhooks/secret", summary="The secret of a project", **answers(WebhookSecretResponse, 400, 404))
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """What is sent to the `webhook` of its batches is signed with it."""
-    shown = await webhooks.show_project_secret(choose_project(caller, project_id))
-    return success(WebhookSecretResponse.from_secret(shown))
+    owner = await webhooks.find_owner(choose_project(caller, project_id))
+    return success(WebhookSecretResponse.from_secret(await webhooks.show(owner)))
 
 
 @router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 400, 404))
@@ -129,8 +129,8 @@ async def rotate_project_secret(
     ed25519: Ed25519 = False,
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
-    project = choose_project(caller, project_id)
-    shown = await webhooks.rotate_project_secret(project, overlap_s=overlap_s, ed25519=ed25519)
+    owner = await webhooks.find_owner(choose_project(caller, project_id))
+    shown = await webhooks.rotate(owner, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_secret(shown))
 
 
@@ -191,7 +191,7 @@ async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
 )
 async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
-    return success(WebhookSecretResponse.from_secret(await webhooks.secret(endpoint)))
+    return success(WebhookSecretResponse.from_secret(await webhooks.show(endpoint.secret_owner)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 404))
@@ -199,9 +199,8 @@ async def rotate_secret(
     endpoint: EndpointToChange, webhooks: Hooks, overlap_s: OverlapSeconds = OVERLAP_S, ed25519: Ed25519 = False
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
-    return success(
-        WebhookSecretResponse.from_secret(await webhooks.rotate(endpoint, overlap_s=overlap_s, ed25519=ed25519))
-    )
+    shown = await webhooks.rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
+    return success(WebhookSecretResponse.from_secret(shown))
 
 
 # -- deliveries ---------------------------------------------------------------------------------------------

@@ -70,27 +70,18 @@ class WebhookService:
         """Return the secret of a new endpoint."""
         if ed25519:
             return await self.change(rotate_secret, self.vault, endpoint.secret_owner, ed25519=True)
-        return await self.secret(endpoint)
+        return await self.show(endpoint.secret_owner)
 
-    async def secret(self, endpoint: Endpoint) -> ShownSecret:
-        return await self.change(show_secret, self.vault, endpoint.secret_owner)
-
-    async def show_project_secret(self, project: str) -> ShownSecret:
-        """Raises NotFound."""
-        return await self.change(show_secret, self.vault, await self._find_owner(project))
-
-    async def rotate(self, endpoint: Endpoint, *, overlap_s: float, ed25519: bool) -> ShownSecret:
-        """Rotate the secret of an endpoint; return the new one once all couriers sign with it."""
-        return await self._rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
-
-    async def rotate_project_secret(self, project: str, *, overlap_s: float, ed25519: bool) -> ShownSecret:
-        """Rotate the secret of a project. Raises NotFound."""
-        return await self._rotate(await self._find_owner(project), overlap_s=overlap_s, ed25519=ed25519)
-
-    async def _find_owner(self, project: str) -> SecretOwner:
+    async def find_owner(self, project: str) -> SecretOwner:
+        """Return a project as the owner of its secrets. Raises NotFound."""
         return SecretOwner((await self.read(find_project, project)).no)
 
-    async def _rotate(self, owner: SecretOwner, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+    async def show(self, owner: SecretOwner) -> ShownSecret:
+        """Return the secrets in use. Raises NotFound."""
+        return await self.change(show_secret, self.vault, owner)
+
+    async def rotate(self, owner: SecretOwner, *, overlap_s: float, ed25519: bool) -> ShownSecret:
+        """Rotate a secret; return the new one once all couriers sign with it. Raises NotFound."""
         shown = await self.change(rotate_secret, self.vault, owner, overlap_s=overlap_s, ed25519=ed25519)
         await asyncio.sleep(SECRETS_SURE_S)
         return shown
