@@ -105,8 +105,8 @@ def create_app(
     app.state.bodies = BodyReader(max(_UNPACKED_MAX_KB, 4 * settings.api.body_max_kb) << 10)
     app.state.live = ReadModel(store, database, patience_s=settings.connect().command_s)
     app.state.holds = LongPolls(store)
-    app.state.feed = Feed(store, database, namespace=settings.namespace)
-    app.state.following = FeedFollowers(app.state.feed, tail, app.state.holds, authenticator)
+    feed = Feed(store, database, namespace=settings.namespace)
+    app.state.following = FeedFollowers(feed, tail, app.state.holds, authenticator)
     app.state.results = store.results
     app.state.logins = Logins(store, database, session_s=settings.api.session_s)
     app.state.longpoll_s = settings.api.longpoll_s

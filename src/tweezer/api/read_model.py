@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.batch_reader import BatchReader, ask_at_once
@@ -49,7 +50,7 @@ class ReadModel(BatchReader):
         super().__init__(store, self._queries, ask=self._ask_in_turn, ask_for_job=ask_at_once)
         self._patience_s = patience_s
         self._turns = asyncio.Semaphore(READS_MAX)
-        self._scans: dict[str, _Scans] = {}
+        self._scans: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of accounts that read or wait
 
     async def list_batches(
         self, caller: Principal, wanted: BatchFilter, order: BatchOrder, paging: PageRequest
@@ -93,8 +94,7 @@ class ReadModel(BatchReader):
 
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices by name."""
-        async with self._turn():
-            return await self._store.reader.devices()
+        return await self._ask_in_turn(self._store.reader.devices)
 
     async def device(self, name: str) -> DeviceRecord:
         """Return the device of this name, or id. Raises NotFound."""
@@ -114,8 +114,7 @@ class ReadModel(BatchReader):
 
     async def device_specs(self) -> dict[str, str]:
         """Return the specs of devices, by name: Pulser's abstract representation of each."""
-        async with self._turn():
-            return await self._store.reader.device_specs()
+        return await self._ask_in_turn(self._store.reader.device_specs)
 
     async def check(self) -> None:
         """Raises Unavailable when Redis or the ledger does not answer promptly."""
@@ -134,19 +133,13 @@ class ReadModel(BatchReader):
         self, caller: Principal, batch: BatchRecord, indices: Sequence[int]
     ) -> AsyncGenerator[list[JobRecord], None]:
         """Yield the jobs, some at a time. Each account reads one batch at a time in this way, with pauses between."""
-        scans = self._scans.setdefault(caller.account, _Scans())
-        scans.users += 1
-        try:
-            async with scans.turn:
-                for first in range(0, len(indices), _PAGE):
-                    began = time.monotonic()
-                    jobs = await self.jobs(batch, indices[first : first + _PAGE])
-                    yield jobs
-                    await asyncio.sleep(min(time.monotonic() - began, _REST_MAX_S))
-        finally:
-            scans.users -= 1
-            if not scans.users:
-                del self._scans[caller.account]
+        turn = self._scans.setdefault(caller.account, asyncio.Lock())
+        async with turn:
+            for first in range(0, len(indices), _PAGE):
+                began = time.monotonic()
+                jobs = await self.jobs(batch, indices[first : first + _PAGE])
+                yield jobs
+                await asyncio.sleep(min(time.monotonic() - began, _REST_MAX_S))
 
     async def _list_live_jobs(
         self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, paging: PageRequest
@@ -189,11 +182,3 @@ class ReadModel(BatchReader):
             yield
         finally:
             self._turns.release()
-
-
-class _Scans:
-    """Which request of one account may read all jobs of a batch, and how many want to."""
-
-    def __init__(self) -> None:
-        self.turn = asyncio.Lock()
-        self.users = 0

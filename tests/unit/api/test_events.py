@@ -252,14 +252,14 @@ async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
 
 async def test_events_of_others_wake_nobody(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     key, reads = rig.key(), 0
-    read = rig.app.state.feed.read
+    read = rig.app.state.following.feed.read
 
     async def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal reads
         reads += 1
         return await read(*arguments, **options)
 
-    monkeypatch.setattr(rig.app.state.feed, "read", counted)
+    monkeypatch.setattr(rig.app.state.following.feed, "read", counted)
     asking = asyncio.create_task(rig.get("/api/v2/events?after=now", key=key))
     await until(lambda: rig.holding() == 1 and reads == 2)
     others = [await rig.submit(1, project="another") for _ in range(5)]
@@ -446,14 +446,14 @@ async def test_a_stream_ends_when_the_server_does(rig: ApiRig) -> None:
 
 async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
-    read = rig.app.state.feed.read
+    read = rig.app.state.following.feed.read
 
     async def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal reads
         reads += 1
         return await read(*arguments, **options)
 
-    monkeypatch.setattr(rig.app.state.feed, "read", counted)
+    monkeypatch.setattr(rig.app.state.following.feed, "read", counted)
     batch_id = await rig.submit(1000)
     await rig.store.commands.cancel(batch_id, project=None)
     stream = Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key())
@@ -516,7 +516,7 @@ async def test_a_stream_that_is_disturbed_misses_nothing(rig: ApiRig, monkeypatc
     batch_id = await rig.submit(30)
     async with Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key()) as stream:
         await stream.until(1)
-        disturb(rig.app.state.feed, "read")
+        disturb(rig.app.state.following.feed, "read")
         disturb(rig.app.state.following._authenticator, "still_knows")
         await rig.run(*[DONE] * 30)
         await stream.ends()

@@ -20,7 +20,7 @@ from tweezer.api.events.streams import FeedFollowers, FollowedEvents
 from tweezer.api.http.openapi import answers, failure_docs
 from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.positions import Cursor
-from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Feed, Selection
+from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType
 
@@ -52,7 +52,9 @@ class EventResponse(msgspec.Struct, frozen=True):
 _NEXT = Annotated[str, doc("What to give as `after` for what comes behind these.", "1795341602000-0")]
 
 
-class _EventsQuery(BaseModel):
+class EventsQuery(BaseModel):
+    """Which events to follow."""
+
     model_config = ConfigDict(frozen=True)
 
     after: str | None = Field(
@@ -70,7 +72,9 @@ class _EventsQuery(BaseModel):
         return frozenset(self.type)
 
 
-class _ProjectEventsQuery(_EventsQuery):
+class ProjectEventsQuery(EventsQuery):
+    """Events of projects to follow."""
+
     project_id: tuple[Text, ...] = Field(
         (), max_length=VALUES_MAX, description="Projects. May be repeated. One that is not the caller's has nothing."
     )
@@ -80,23 +84,14 @@ class _EventPageQuery(BaseModel):
     limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX)
 
 
-class ProjectEventsQuery(_ProjectEventsQuery):
-    """Events of projects to follow."""
-
-
-class BatchEventsQuery(_EventsQuery):
-    """Events of a batch to follow."""
-
-
-class ProjectEventsPageQuery(_ProjectEventsQuery, _EventPageQuery):
+class ProjectEventsPageQuery(ProjectEventsQuery, _EventPageQuery):
     """A page of events of projects."""
 
 
-class BatchEventsPageQuery(_EventsQuery, _EventPageQuery):
-    """A page of events of a batch."""
+class EventsPageQuery(EventsQuery, _EventPageQuery):
+    """A page of events."""
 
 
-EventFeed = Annotated[Feed, part("feed")]
 Followers = Annotated[FeedFollowers, part("following")]
 LastEventId = Annotated[
     str | None,
@@ -108,7 +103,6 @@ LastEventId = Annotated[
 async def list_events(
     query: Annotated[ProjectEventsPageQuery, Query()],
     caller: Caller,
-    feed: EventFeed,
     following: Followers,
     wait_s: WaitSeconds,
     request: Request,
@@ -116,7 +110,7 @@ async def list_events(
     """What happened in the caller's projects, and to the devices, oldest first. Held until there is something to tell,
     20 s at most; `next` goes on from there even if nothing is told."""
     watched = _follow_projects(caller, query.project_id)
-    return await _answer_page(request, caller, feed, following, watched, query, wait_s)
+    return await _answer_page(request, caller, following, watched, query, wait_s)
 
 
 @router.get(
@@ -126,24 +120,22 @@ async def list_events(
 )
 async def list_batch_events(
     batch_id: BatchId,
-    query: Annotated[BatchEventsPageQuery, Query()],
+    query: Annotated[EventsPageQuery, Query()],
     caller: Caller,
     live: LiveStore,
-    feed: EventFeed,
     following: Followers,
     wait_s: WaitSeconds,
     request: Request,
 ) -> Response:
     """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
     watched = await _follow_batch(live, caller, batch_id)
-    return await _answer_page(request, caller, feed, following, watched, query, wait_s)
+    return await _answer_page(request, caller, following, watched, query, wait_s)
 
 
 @router.get("/api/v2/events/stream", summary="Events as they happen", response_class=Response, responses=_STREAM_DOCS)
 async def stream_events(
     query: Annotated[ProjectEventsQuery, Query()],
     caller: Caller,
-    feed: EventFeed,
     following: Followers,
     request: Request,
     last_event_id: LastEventId = None,
@@ -153,7 +145,7 @@ async def stream_events(
     async def watch() -> FollowedEvents:
         return _follow_projects(caller, query.project_id)
 
-    cursor = await _cursor(feed, await watch(), query.after, last_event_id)
+    cursor = await _cursor(following, await watch(), query.after, last_event_id)
     return _EventStream(following, caller.account, following.stream(watch, cursor, query.types, request.scope))
 
 
@@ -165,10 +157,9 @@ async def stream_events(
 )
 async def stream_batch_events(
     batch_id: BatchId,
-    query: Annotated[BatchEventsQuery, Query()],
+    query: Annotated[EventsQuery, Query()],
     caller: Caller,
     live: LiveStore,
-    feed: EventFeed,
     following: Followers,
     request: Request,
     last_event_id: LastEventId = None,
@@ -180,7 +171,7 @@ async def stream_batch_events(
         return await _follow_batch(live, caller, batch_id)
 
     watched = await watch()
-    cursor = await _cursor(feed, watched, query.after, last_event_id)
+    cursor = await _cursor(following, watched, query.after, last_event_id)
     if await following.is_over(watched, cursor, query.types):
         return Response(status_code=204)
     return _EventStream(following, caller.account, following.stream(watch, cursor, query.types, request.scope))
@@ -189,13 +180,12 @@ async def stream_batch_events(
 async def _answer_page(
     request: Request,
     caller: Caller,
-    feed: Feed,
     following: FeedFollowers,
     watched: FollowedEvents,
-    query: ProjectEventsPageQuery | BatchEventsPageQuery,
+    query: ProjectEventsPageQuery | EventsPageQuery,
     wait_s: float,
 ) -> Response:
-    cursor = await _cursor(feed, watched, query.after)
+    cursor = await _cursor(following, watched, query.after)
     page = await following.page(
         watched, cursor, query.types, limit=query.limit, wait_s=wait_s, account=caller.account, receive=request.receive
     )
@@ -232,9 +222,11 @@ async def _follow_batch(live: LiveStore, caller: Caller, batch_id: BatchId) -> F
     return FollowedEvents(Selection(frozenset({record.project}), batch_id, since_us), record.status.terminal)
 
 
-async def _cursor(feed: Feed, watched: FollowedEvents, after: str | None, last_event_id: str | None = None) -> Cursor:
+async def _cursor(
+    following: FeedFollowers, watched: FollowedEvents, after: str | None, last_event_id: str | None = None
+) -> Cursor:
     try:
-        return await feed.cursor(last_event_id or after, watched.selection)
+        return await following.feed.cursor(last_event_id or after, watched.selection)
     except InvalidInput as error:
         place = ("header", "last-event-id") if last_event_id else ("query", error.field)
         raise RequestValidationError([{"type": "invalid", "loc": place, "msg": error.problem}]) from error

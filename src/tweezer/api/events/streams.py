@@ -54,7 +54,7 @@ class FeedFollowers:
     """The requests and streams that follow the feed in this process."""
 
     def __init__(self, feed: Feed, tail: Tail, holds: LongPolls, authenticator: Authenticator) -> None:
-        self._feed = feed
+        self.feed = feed
         self._tail = tail
         self._holds = holds
         self._authenticator = authenticator
@@ -78,7 +78,7 @@ class FeedFollowers:
         Raises Unavailable.
         """
         deadline = time.monotonic() + wait_s
-        page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
+        page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
         cursor = page.next
         if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
             return page
@@ -89,7 +89,7 @@ class FeedFollowers:
                 with self._holds.holding(heard, account):
                     while True:
                         began = time.monotonic()
-                        page = await self._feed.read(watched.selection, cursor, types=types, limit=limit)
+                        page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
                         left_s = deadline - time.monotonic()
                         if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
                             return page
@@ -105,7 +105,7 @@ class FeedFollowers:
         """Return whether all events were sent and no more can follow. Raises Unavailable."""
         if not watched.over:
             return False
-        page = await self._feed.read(watched.selection, cursor, types=types, limit=1)
+        page = await self.feed.read(watched.selection, cursor, types=types, limit=1)
         return not page.events and not page.more
 
     def enter(self, account: str) -> Callable[[], None]:
@@ -132,7 +132,7 @@ class FeedFollowers:
         It ends when the server stops, when the key of the request no longer stands for the same principal, and after
         the end of the batch that is followed.
         """
-        stream = _Stream(self._feed, watch, cursor, types)
+        stream = _Stream(self.feed, watch, cursor, types)
         yield f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
         backoff, failures = Backoff(), 0
         while not (self._holds.is_ending() or stream.is_over):
