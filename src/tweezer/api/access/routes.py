@@ -18,15 +18,17 @@ from tweezer.api.http.openapi import Responses, answers, response_docs
 from tweezer.api.http.responses import (
     RETRY_AFTER_S,
     Moment,
+    RecordResponse,
     RequestRejected,
+    Source,
     describe_outage,
     doc,
     json_response,
     success,
 )
 from tweezer.ledger.access.credentials import Role
-from tweezer.ledger.access.keys import ApiKey, end_sessions, list_sessions
-from tweezer.ledger.access.projects import Project, list_projects
+from tweezer.ledger.access.keys import end_sessions, list_sessions
+from tweezer.ledger.access.projects import list_projects
 from tweezer.model.errors import QueueFull, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -92,41 +94,24 @@ class OAuthErrorResponse(msgspec.Struct, frozen=True):
     error_description: Annotated[str, Meta(examples=["name or password are wrong, or the user is disabled"])]
 
 
-class AccountSessionResponse(msgspec.Struct, frozen=True):
+class AccountSessionResponse(RecordResponse, frozen=True):
     """A log-in that is still valid."""
 
     id: Annotated[str, doc("What stands in the middle of its token.", "abcdefgh2345")]
-    created_at: Moment
-    expires_at: Moment
-    last_used_at: Annotated[Moment | None, doc("To within two minutes.")]
+    created_at: Annotated[Moment, Source("created")]
+    expires_at: Annotated[Moment, Source("expires")]
+    last_used_at: Annotated[Moment | None, Source("used"), doc("To within two minutes.")]
     role: Annotated[Role, doc("`read` where it only reads.", "user")]
     current: Annotated[bool, doc("Whether it is the one of this request.", True)]
 
-    @classmethod
-    def from_key(cls, session: ApiKey, current: str) -> AccountSessionResponse:
-        """current: id of the session that asks."""
-        assert session.expires is not None
-        return cls(
-            id=session.id,
-            created_at=session.created,
-            expires_at=session.expires,
-            last_used_at=session.used,
-            role=session.role,
-            current=session.id == current,
-        )
 
-
-class AccountProjectResponse(msgspec.Struct, frozen=True):
+class AccountProjectResponse(RecordResponse, frozen=True):
     """A project of the caller's."""
 
     id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
     name: Annotated[str, Meta(examples=["Spin models"])]
     status: Annotated[Literal["ACTIVE"], Meta(examples=["ACTIVE"])]
-    created_at: Moment
-
-    @classmethod
-    def from_project(cls, project: Project) -> AccountProjectResponse:
-        return cls(id=project.id, name=project.name, status="ACTIVE", created_at=project.created)
+    created_at: Annotated[Moment, Source("created")]
 
 
 _REFUSALS: Responses = {
@@ -193,14 +178,14 @@ async def get_projects(
     if project_status not in (None, "ACTIVE"):
         return success([])
     found = await ledger.run_read(list_projects)
-    return success([AccountProjectResponse.from_project(project) for project in found if caller.sees(project.id)])
+    return success([AccountProjectResponse.from_record(it, status="ACTIVE") for it in found if caller.sees(it.id)])
 
 
 @router.get("/account/api/v1/sessions", summary="The sessions of the user", **answers(list[AccountSessionResponse]))
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
     found = await ledger.run_read(list_sessions, caller.user or "")
-    return success([AccountSessionResponse.from_key(session, caller.key) for session in found])
+    return success([AccountSessionResponse.from_record(it, current=it.id == caller.key) for it in found])
 
 
 @router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", **answers(None, 404, 422))

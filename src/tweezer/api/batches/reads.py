@@ -128,7 +128,7 @@ async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
 )
 async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """What happened to the job, oldest first, as far as it is recorded: usually a fraction of a second behind."""
-    return success([TransitionResponse.from_event(event) for event in await live.transitions(caller, job_id)])
+    return success([TransitionResponse.from_record(event) for event in await live.transitions(caller, job_id)])
 
 
 @router.get(

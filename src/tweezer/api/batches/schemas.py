@@ -14,9 +14,8 @@ import msgspec
 from msgspec import Meta
 from pydantic_core import to_jsonable_python
 
-from tweezer.api.http.responses import Count, Moment, Seconds, doc
+from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc
 from tweezer.model.cancels import CancelOutcome
-from tweezer.model.events import Event
 from tweezer.model.ids import job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus, Stage
 from tweezer.model.messages import Result
@@ -31,7 +30,7 @@ _US = 1795341602000000
 _COUNTS = {"PENDING": 16, "RUNNING": 2, "DONE": 2, "ERROR": 0, "CANCELED": 0}
 
 Percent = Annotated[int, Meta(ge=0, le=100)]
-Counts = Annotated[dict[JobStatus, Count], doc("Every status is there.", _COUNTS)]
+Counts = Annotated[dict[JobStatus, Count], Source("counts"), doc("Every status is there.", _COUNTS)]
 
 
 def _job_ids(record: BatchRecord) -> list[UUID] | None:
@@ -104,6 +103,7 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_record(cls, record: JobRecord, **more: Any) -> Self:
+        """Return the answer for a job; field by field, for a hundred of them are made at once."""
         over = record.status.terminal
         return cls(
             id=record.id,
@@ -142,71 +142,51 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
 
     @classmethod
     def from_record(cls, record: JobRecord, **more: Any) -> Self:
-        return super().from_record(
-            record,
-            sequence=record.spec.sequence,
-            cancel_attempts=[CancelAttemptResponse(attempt.at, attempt.by) for attempt in record.cancels],
-            **more,
-        )
+        attempts = [CancelAttemptResponse(attempt.at, attempt.by) for attempt in record.cancels]
+        return super().from_record(record, sequence=record.spec.sequence, cancel_attempts=attempts, **more)
 
 
-class ListedBatchResponse(msgspec.Struct, frozen=True, kw_only=True):
+class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
     """A batch of a list: without its sequence and its jobs."""
 
     id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
-    parent_id: Annotated[str | None, doc("The batch that this one repeats.", None)]
-    project_id: Annotated[str, Meta(examples=["default"])]
+    parent_id: Annotated[str | None, Source("doc.parent_id"), doc("The batch that this one repeats.", None)]
+    project_id: Annotated[str, Source("project"), Meta(examples=["default"])]
     user_id: Annotated[str, doc("Empty while nobody is known to have submitted it.", "")]
-    name: Annotated[str | None, Meta(examples=["antiferromagnet"])]
+    name: Annotated[str | None, Source("doc.name"), Meta(examples=["antiferromagnet"])]
     status: Annotated[BatchStatus, Meta(examples=["RUNNING"])]
     open: Annotated[bool, doc("Whether more jobs may come.", False)]
     complete: Annotated[bool, doc("The opposite of `open`, for older clients.", True)]
-    device_type: Annotated[str, doc("Name of the device.", "EMU_FREE")]
+    device_type: Annotated[str, Source("device"), doc("Name of the device.", "EMU_FREE")]
     device_status: Annotated[str | None, doc("Always null: `GET /api/v1/devices` has it.", None)] = None
     priority: Annotated[float | None, doc("Always null: see `queue_priority`.", None)] = None
-    queue_priority: Annotated[str, Meta(examples=["MEDIUM"])]
-    tags: Annotated[list[str], Meta(examples=[["sweep"]])]
-    webhook: Annotated[str | None, Meta(examples=[None])]
+    queue_priority: Annotated[str, Source("priority.value"), Meta(examples=["MEDIUM"])]
+    tags: Annotated[list[str], Source("doc.tags"), Meta(examples=[["sweep"]])]
+    webhook: Annotated[str | None, Source("doc.webhook"), Meta(examples=[None])]
     configuration: Annotated[dict[str, Any] | None, doc("Options of the emulator, the older way.", None)]
-    backend_configuration: Annotated[str | None, doc("Pulser's `EmulationConfig` as a JSON string.", None)]
+    backend_configuration: Annotated[
+        str | None, Source("doc.backend_configuration"), doc("Pulser's `EmulationConfig` as a JSON string.", None)
+    ]
     errors: Annotated[list[str], doc("Why the batch could not run; empty otherwise.", [])]
-    created_at: Moment
-    updated_at: Moment
-    start_datetime: Annotated[Moment | None, doc("When its first job began.")]
-    end_datetime: Annotated[Moment | None, Meta(examples=[None])]
-    jobs_count: Annotated[Count, Meta(examples=[20])]
+    created_at: Annotated[Moment, Source("created")]
+    updated_at: Annotated[Moment, Source("updated")]
+    start_datetime: Annotated[Moment | None, Source("started"), doc("When its first job began.")]
+    end_datetime: Annotated[Moment | None, Source("ended"), Meta(examples=[None])]
+    jobs_count: Annotated[Count, Source("jobs"), Meta(examples=[20])]
     jobs_count_per_status: Counts
     idle_s: Annotated[
         Seconds, doc("Seconds for which it held a QPU without having work for it, as an open batch may.", 0.0)
     ]
 
     @classmethod
-    def from_record(cls, record: BatchRecord, **more: Any) -> Self:
-        doc = record.doc
-        return cls(
-            id=record.id,
-            parent_id=doc.parent_id,
-            project_id=record.project,
-            user_id=doc.user or "",
-            name=doc.name,
-            status=record.status,
-            open=record.open,
+    def from_record(cls, record: BatchRecord, **computed: Any) -> Self:
+        return super().from_record(
+            record,
+            user_id=record.doc.user or "",
             complete=not record.open,
-            device_type=record.device,
-            queue_priority=record.priority.value,
-            tags=list(doc.tags),
-            webhook=doc.webhook,
-            configuration=_readable(doc.configuration),
-            backend_configuration=doc.backend_configuration,
+            configuration=_readable(record.doc.configuration),
             errors=[] if record.fault is None else [str(record.fault)],
-            created_at=record.created,
-            updated_at=record.updated,
-            start_datetime=record.started,
-            end_datetime=record.ended,
-            jobs_count=record.jobs,
-            jobs_count_per_status=record.counts,
-            idle_s=record.idle_s,
-            **more,
+            **computed,
         )
 
 
@@ -216,7 +196,9 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
     _job_type: ClassVar[type[EmbeddedJobResponse]] = EmbeddedJobResponse
 
     sequence_builder: Annotated[
-        str | None, doc("The serialised Pulser sequence; null when each job has its own.", '{"version":"1"}')
+        str | None,
+        Source("doc.sequence"),
+        doc("The serialised Pulser sequence; null when each job has its own.", '{"version":"1"}'),
     ]
     jobs: Annotated[
         list[EmbeddedJobResponse],
@@ -229,18 +211,13 @@ class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
         list[UUID] | None,
         doc("Of all jobs in the order of their creation, when there are at most 1,000; else null.", [_JOB_ID]),
     ]
-    child_ids: Annotated[list[UUID], doc("The batches that repeat this one.", [])]
+    child_ids: Annotated[list[UUID], Source("children"), doc("The batches that repeat this one.", [])]
 
     @classmethod
     def from_records(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Self:
         """Return the answer for a batch and its jobs."""
-        return cls.from_record(
-            record,
-            sequence_builder=record.doc.sequence,
-            jobs=[cls._job_type.from_record(job) for job in jobs],
-            job_ids=_job_ids(record),
-            child_ids=record.children,
-        )
+        shown = [cls._job_type.from_record(job) for job in jobs]
+        return cls.from_record(record, jobs=shown, job_ids=_job_ids(record))
 
 
 class OlderJobResponse(JobResponse, frozen=True, kw_only=True):
@@ -267,7 +244,7 @@ class OlderBatchResponse(BatchResponse, frozen=True, kw_only=True):
     ]
 
 
-class BatchStateResponse(msgspec.Struct, frozen=True):
+class BatchStateResponse(RecordResponse, frozen=True):
     """The status of a batch, for who waits. A paused batch has the status that it would have were it not
     paused (``PENDING`` until its first job begins, then ``RUNNING``), because Pasqal's clients know no other
     here; ``paused`` tells."""
@@ -278,26 +255,18 @@ class BatchStateResponse(msgspec.Struct, frozen=True):
     ]
     paused: Annotated[bool, doc("Whether the batch is paused: no job of it is started.", False)]
     open: Annotated[bool, Meta(examples=[False])]
-    updated_at: Moment
-    jobs_count: Annotated[Count, Meta(examples=[20])]
+    updated_at: Annotated[Moment, Source("updated")]
+    jobs_count: Annotated[Count, Source("jobs"), Meta(examples=[20])]
     jobs_count_per_status: Counts
 
     @classmethod
-    def from_record(cls, record: BatchRecord) -> BatchStateResponse:
+    def from_record(cls, record: BatchRecord, **computed: Any) -> Self:
         paused = record.status is BatchStatus.PAUSED
         unpaused = BatchStatus.PENDING if record.started is None else BatchStatus.RUNNING
-        return cls(
-            id=record.id,
-            status=unpaused if paused else record.status,
-            paused=paused,
-            open=record.open,
-            updated_at=record.updated,
-            jobs_count=record.jobs,
-            jobs_count_per_status=record.counts,
-        )
+        return super().from_record(record, status=unpaused if paused else record.status, paused=paused, **computed)
 
 
-class JobStateResponse(msgspec.Struct, frozen=True):
+class JobStateResponse(RecordResponse, frozen=True):
     """The status of a job, for who waits."""
 
     id: Annotated[UUID, Meta(examples=[_JOB_ID])]
@@ -308,15 +277,9 @@ class JobStateResponse(msgspec.Struct, frozen=True):
     attempt: Annotated[Count, Meta(examples=[1])]
 
     @classmethod
-    def from_record(cls, record: JobRecord) -> JobStateResponse:
-        return cls(
-            id=record.id,
-            batch_id=record.batch_id,
-            status=record.status,
-            progress=get_percent(record),
-            stage=None if record.status.terminal else record.stage,
-            attempt=record.attempt,
-        )
+    def from_record(cls, record: JobRecord, **computed: Any) -> Self:
+        stage = None if record.status.terminal else record.stage
+        return super().from_record(record, progress=get_percent(record), stage=stage, **computed)
 
 
 class ResultsLinkResponse(msgspec.Struct, frozen=True):
@@ -377,27 +340,15 @@ class JobResultResponse(msgspec.Struct, frozen=True):
     ] = None
 
 
-class TransitionResponse(msgspec.Struct, frozen=True):
+class TransitionResponse(RecordResponse, frozen=True):
     """One change of a job's status."""
 
-    event_id: Annotated[str, doc("The same wherever the event is told.", f"{_BATCH_ID}:5:{_US}")]
-    sequence_number: Annotated[Count, doc("Counts up within the batch.", 5)]
+    event_id: Annotated[str, Source("id"), doc("The same wherever the event is told.", f"{_BATCH_ID}:5:{_US}")]
+    sequence_number: Annotated[Count, Source("sequence"), doc("Counts up within the batch.", 5)]
     type: Annotated[str, Meta(examples=["job.running"])]
-    previous_status: Annotated[JobStatus, Meta(examples=["PENDING"])]
+    previous_status: Annotated[JobStatus, Source("previous"), Meta(examples=["PENDING"])]
     status: Annotated[JobStatus, Meta(examples=["RUNNING"])]
-    timestamp: Moment
-
-    @classmethod
-    def from_event(cls, event: Event) -> TransitionResponse:
-        assert event.previous is not None
-        return cls(
-            event_id=event.id,
-            sequence_number=event.sequence,
-            type=event.type,
-            previous_status=JobStatus(event.previous),
-            status=JobStatus(event.status),
-            timestamp=event.time,
-        )
+    timestamp: Annotated[Moment, Source("time")]
 
 
 def get_percent(record: JobRecord) -> int | None:

@@ -123,7 +123,7 @@ async def set_status(
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """What is under way or planned, in order."""
     windows = await live.windows((await live.device(device)).name)
-    return success([MaintenanceResponse.from_window(window) for window in windows])
+    return success([MaintenanceResponse.from_record(window) for window in windows])
 
 
 @router.post(
@@ -140,7 +140,7 @@ async def plan_maintenance(
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = new_window(body.begins_at, body.ends_at, body.reason)
     await queue.devices.plan(name, window)
-    return success(MaintenanceResponse.from_window(window))
+    return success(MaintenanceResponse.from_record(window))
 
 
 @router.delete(
@@ -250,7 +250,7 @@ async def _device(live: ReadModel, ledger: Database, name: str) -> DeviceRespons
 
 async def _devices(records: Iterable[DeviceRecord], ledger: Database) -> list[DeviceResponse]:
     waited = await ledger.run(statistics.queue_times, ledger, datetime.now(UTC) - _LATELY)
-    return [DeviceResponse.from_record(record, waited.get(record.name)) for record in records]
+    return [DeviceResponse.from_device(record, waited.get(record.name)) for record in records]
 
 
 async def _checked(text: str) -> model.DeviceSpecs:

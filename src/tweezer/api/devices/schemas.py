@@ -11,11 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from tweezer.api.batches.filters import DeviceOrder
-from tweezer.api.http.responses import Count, Moment, doc
+from tweezer.api.http.responses import Count, Moment, RecordResponse, Source, doc
 from tweezer.ledger.queries.statistics import QueueTime
 from tweezer.model.ids import device_id
 from tweezer.model.webhooks import format_time
-from tweezer.model.windows import Window
 from tweezer.store.records import DeviceRecord
 
 _NAME = Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its name.", examples=["EMU_FREE"])
@@ -84,25 +83,21 @@ class NewDevice(msgspec.Struct, frozen=True):
         }
 
 
-class MaintenanceResponse(msgspec.Struct, frozen=True):
+class MaintenanceResponse(RecordResponse, frozen=True):
     """When a device is not to be used."""
 
     id: Annotated[str, Meta(examples=["5f3a90c1"])]
-    begins_at: Moment
-    ends_at: Moment
+    begins_at: Annotated[Moment, Source("begins")]
+    ends_at: Annotated[Moment, Source("ends")]
     reason: Annotated[str, Meta(examples=["new lens"])]
 
-    @classmethod
-    def from_window(cls, window: Window) -> MaintenanceResponse:
-        return cls(id=window.id, begins_at=window.begins, ends_at=window.ends, reason=window.reason)
 
-
-class DeviceResponse(msgspec.Struct, frozen=True):
+class DeviceResponse(RecordResponse, frozen=True):
     """A device: workers serve it, or did, or an operator has created it."""
 
     id: Annotated[UUID, Meta(examples=["a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90"])]
     name: Annotated[str, Meta(examples=["EMU_FREE"])]
-    device_type: Annotated[str, doc("The same.", "EMU_FREE")]
+    device_type: Annotated[str, Source("name"), doc("The same.", "EMU_FREE")]
     status: Annotated[
         DeviceStatus,
         doc(
@@ -115,6 +110,7 @@ class DeviceResponse(msgspec.Struct, frozen=True):
     status_until: Annotated[Moment | None, doc("When that is planned to be over; null where nobody has said.", None)]
     status_unknown: Annotated[
         str | None,
+        Source("unsure"),
         doc("Why it is not known how its machine is, which changes nothing but this; null while it is known.", None),
     ]
     average_queue_time: Annotated[
@@ -124,7 +120,7 @@ class DeviceResponse(msgspec.Struct, frozen=True):
     max_atom_num: Annotated[Count | None, doc("Null without limit, and without specs.", 25)]
     max_runs: Annotated[Count | None, doc("The most shots of a job; null while no worker says.", 1000)]
     is_emulator: Annotated[bool, Meta(examples=[True])]
-    created_at: Annotated[Moment | None, doc("When it was first announced.")]
+    created_at: Annotated[Moment | None, Source("created"), doc("When it was first announced.")]
     paused_because: Annotated[str | None, doc("The operator's reason.", None)]
     maintenance: Annotated[
         MaintenanceResponse | None,
@@ -135,27 +131,19 @@ class DeviceResponse(msgspec.Struct, frozen=True):
     running: Annotated[Count, doc("Its running jobs.", 2)]
 
     @classmethod
-    def from_record(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
+    def from_device(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
         now = datetime.now(UTC)
         hold, window = record.unavailability(now), record.window
-        return cls(
+        return cls.from_record(
+            record,
             id=device_id(record.name),
-            name=record.name,
-            device_type=record.name,
             status=DeviceStatus.UP if hold is None else DeviceStatus.DOWN,
             status_reason=None if hold is None else hold.describe(format_time),
             status_until=None if hold is None else hold.until,
-            status_unknown=record.unsure,
             average_queue_time=None if waited is None or waited.seconds is None else round(waited.seconds),
-            max_atom_num=record.max_atom_num,
             max_runs=record.max_runs or None,
-            is_emulator=record.is_emulator,
-            created_at=record.created,
             paused_because=record.paused or None,
-            maintenance=None if window is None or window.ends <= now else MaintenanceResponse.from_window(window),
-            lanes=record.lanes,
-            pending=record.pending,
-            running=record.running,
+            maintenance=None if window is None or window.ends <= now else MaintenanceResponse.from_record(window),
         )
 
     def place(self, order: DeviceOrder) -> Any:

@@ -6,10 +6,12 @@ JSON: unknown routes, wrong methods and internal errors too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 import structlog
@@ -40,6 +42,40 @@ RETRY_AFTER_S = 2
 def doc(description: str, *examples: Any) -> Meta:
     """Describe a field for the OpenAPI document."""
     return Meta(description=description, examples=list(examples) or None)
+
+
+class Source(NamedTuple):
+    """Where a record has what a field of an answer shows; a path of attributes, such as ``doc.name``."""
+
+    path: str
+
+
+class RecordResponse(msgspec.Struct, frozen=True):
+    """An answer that shows a record.
+
+    A field is the record's of the same name, or at the :class:`Source` in its annotation. One with a default and
+    without a source keeps its default.
+    """
+
+    @classmethod
+    def from_record(cls, record: Any, **computed: Any) -> Self:
+        """Return the answer for a record. computed: the fields that it does not have as they are shown."""
+        names, read = _find_sources(cls, tuple(computed))
+        computed.update(zip(names, read(record), strict=True))
+        return cls(**computed)
+
+
+@functools.cache
+def _find_sources(
+    kind: type[RecordResponse], computed: tuple[str, ...]
+) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+    """Return the names of the fields that are read from a record, and what reads all of them."""
+    paths: dict[str, str] = {}
+    for field in msgspec.structs.fields(kind):
+        source = next((it for it in getattr(field.type, "__metadata__", ()) if isinstance(it, Source)), None)
+        if field.name not in computed and (field.required or source is not None):
+            paths[field.name] = field.name if source is None else source.path
+    return [*paths], attrgetter(*paths.values())
 
 
 Count = Annotated[int, Meta(ge=0)]

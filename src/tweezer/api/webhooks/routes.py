@@ -85,7 +85,7 @@ async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hook
         projects = {it for it in query.project_id if caller.sees(it)}
     found = await webhooks.read(list_endpoints, projects, kind=query.kind, limit=query.limit, offset=query.offset)
     total = await webhooks.read(count_endpoints, projects, kind=query.kind)
-    return page([WebhookResponse.from_endpoint(it) for it in found], offset=query.offset, total=total)
+    return page([WebhookResponse.from_record(it) for it in found], offset=query.offset, total=total)
 
 
 @router.post(
@@ -107,9 +107,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
         )
     secret = await webhooks.first_secret(made, ed25519=body.ed25519)
     return success(
-        MadeWebhookResponse(
-            webhook=WebhookResponse.from_endpoint(made), secret=WebhookSecretResponse.from_secret(secret)
-        )
+        MadeWebhookResponse(webhook=WebhookResponse.from_record(made), secret=WebhookSecretResponse.from_record(secret))
     )
 
 
@@ -117,7 +115,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """What is sent to the `webhook` of its batches is signed with it."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
-    return success(WebhookSecretResponse.from_secret(await webhooks.show(owner)))
+    return success(WebhookSecretResponse.from_record(await webhooks.show(owner)))
 
 
 @router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 400, 404))
@@ -131,13 +129,13 @@ async def rotate_project_secret(
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
     shown = await webhooks.rotate(owner, overlap_s=overlap_s, ed25519=ed25519)
-    return success(WebhookSecretResponse.from_secret(shown))
+    return success(WebhookSecretResponse.from_record(shown))
 
 
 @router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", **answers(WebhookResponse, 404))
 async def get_webhook(endpoint: FoundEndpoint) -> Response:
     """As it stands, without its secret."""
-    return success(WebhookResponse.from_endpoint(endpoint))
+    return success(WebhookResponse.from_record(endpoint))
 
 
 @router.patch(
@@ -154,7 +152,7 @@ async def change_webhook(
         changed = await webhooks.change(
             change_endpoint, webhooks.policy, endpoint.id, url=body.url, types=body.types, description=body.description
         )
-    return success(WebhookResponse.from_endpoint(changed))
+    return success(WebhookResponse.from_record(changed))
 
 
 @router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **answers(None, 404))
@@ -168,14 +166,14 @@ async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Respons
 @router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **answers(WebhookResponse, 404))
 async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
-    return success(WebhookResponse.from_endpoint(await webhooks.change(enable_endpoint, endpoint.id)))
+    return success(WebhookResponse.from_record(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **answers(WebhookResponse, 404))
 async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Nothing is sent there any more; deliveries are written down, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
-    return success(WebhookResponse.from_endpoint(await webhooks.read(find_endpoint, endpoint.id)))
+    return success(WebhookResponse.from_record(await webhooks.read(find_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **answers(DeliveryResponse, 404, 409))
@@ -183,7 +181,7 @@ async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
-    return success(DeliveryResponse.from_delivery(await webhooks.read(find_delivery, identity)))
+    return success(DeliveryResponse.from_record(await webhooks.read(find_delivery, identity)))
 
 
 @router.get(
@@ -191,7 +189,7 @@ async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
 )
 async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
-    return success(WebhookSecretResponse.from_secret(await webhooks.show(endpoint.secret_owner)))
+    return success(WebhookSecretResponse.from_record(await webhooks.show(endpoint.secret_owner)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 404))
@@ -200,7 +198,7 @@ async def rotate_secret(
 ) -> Response:
     """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
     shown = await webhooks.rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
-    return success(WebhookSecretResponse.from_secret(shown))
+    return success(WebhookSecretResponse.from_record(shown))
 
 
 # -- deliveries ---------------------------------------------------------------------------------------------
@@ -244,9 +242,7 @@ async def list_all_deliveries(query: DeliveryPageParams, caller: Caller, webhook
 async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
     """With every attempt, and the body that is sent."""
     return success(
-        DeliveryWithBodyResponse.from_delivery(
-            await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
-        )
+        DeliveryWithBodyResponse.from_record(await webhooks.read(find_delivery, delivery_id, visible_projects(caller)))
     )
 
 
@@ -256,7 +252,7 @@ async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: 
     await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
     found = await webhooks.change(resend, delivery_id)
     await webhooks.arm(found.endpoint)
-    return success(DeliveryResponse.from_delivery(found))
+    return success(DeliveryResponse.from_record(found))
 
 
 async def _deliveries(
@@ -270,4 +266,4 @@ async def _deliveries(
             limit=query.limit,
             after=query.after or None,
         )
-    return DeliveryPageResponse(deliveries=[DeliveryResponse.from_delivery(it) for it in found.rows], after=found.after)
+    return DeliveryPageResponse(deliveries=[DeliveryResponse.from_record(it) for it in found.rows], after=found.after)

@@ -11,13 +11,12 @@ from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.batches.filters import Number, Text, Time
-from tweezer.api.http.responses import Count, Moment, doc
+from tweezer.api.http.responses import Count, Moment, RecordResponse, Source, doc
 from tweezer.ledger.schema import as_datetime
 from tweezer.model.webhooks import EventType
-from tweezer.webhooks import deliveries, delivery_log
-from tweezer.webhooks.delivery_log import DeliveryFilter, DeliveryStatus
+from tweezer.webhooks.deliveries import Attempt
+from tweezer.webhooks.delivery_log import LIMIT_MAX, Delivery, DeliveryFilter, DeliveryStatus
 from tweezer.webhooks.endpoints import DESCRIPTION_MAX, URL_MAX, Endpoint, EndpointKind
-from tweezer.webhooks.secrets import ShownSecret
 
 _ID = "5f0c6b0e-3f1a-4c1e-9a41-0f6b5d7e8c21"
 _DELIVERY = "a1c7e0d4-91b2-5d0c-8f0e-2f3b6c5d4e10"
@@ -82,55 +81,42 @@ class DeliveryPageQuery(BaseModel):
     status: DeliveryStatus | None = None
     type: EventType | None = Field(None, description="Of events of this type.")
     since: Time | None = Field(None, description="Written then or later.")
-    limit: int = Field(delivery_log.LIMIT_MAX, ge=1, le=delivery_log.LIMIT_MAX)
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX)
     after: Text = Field("", description="What the page before had as `after`; without it, the newest.")
 
     def filter(self, endpoint: UUID | None) -> DeliveryFilter:
         return DeliveryFilter(endpoint, self.batch_id, self.status, self.type, self.since)
 
 
-class WebhookResponse(msgspec.Struct, frozen=True):
+class WebhookResponse(RecordResponse, frozen=True):
     """An endpoint: where webhooks go."""
 
     id: Annotated[UUID, Meta(examples=[_ID])]
     kind: Annotated[
         EndpointKind, doc("`project`: registered; `batch`: the `webhook` that batches were submitted with.", "project")
     ]
-    project_id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
+    project_id: Annotated[str, Source("project"), Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
     url: Annotated[str, Meta(examples=[_URL])]
     types: Annotated[list[str], doc("The types of events that it is sent.", ["job.done", "job.error"])]
     description: Annotated[str, Meta(examples=["the lab's"])]
-    created_at: Moment
-    failing_since: Annotated[Moment | None, doc("Since when each attempt has failed; null while they do not.", None)]
-    disabled_at: Annotated[Moment | None, doc("Since when nothing is sent there.", None)]
-    disabled_because: Annotated[str | None, doc("Why, for people.", None)]
+    created_at: Annotated[Moment, Source("created")]
+    failing_since: Annotated[
+        Moment | None, Source("failing"), doc("Since when each attempt has failed; null while they do not.", None)
+    ]
+    disabled_at: Annotated[Moment | None, Source("disabled"), doc("Since when nothing is sent there.", None)]
+    disabled_because: Annotated[str | None, Source("disabled_why"), doc("Why, for people.", None)]
 
     @classmethod
-    def from_endpoint(cls, endpoint: Endpoint) -> WebhookResponse:
-        return cls(
-            id=endpoint.id,
-            kind=endpoint.kind,
-            project_id=endpoint.project,
-            url=endpoint.url,
-            types=sorted(endpoint.subscribed),
-            description=endpoint.description,
-            created_at=endpoint.created,
-            failing_since=endpoint.failing,
-            disabled_at=endpoint.disabled,
-            disabled_because=endpoint.disabled_why,
-        )
+    def from_record(cls, record: Endpoint, **computed: Any) -> Self:
+        return super().from_record(record, types=sorted(record.subscribed), **computed)
 
 
-class WebhookSecretResponse(msgspec.Struct, frozen=True):
+class WebhookSecretResponse(RecordResponse, frozen=True):
     """With what a receiver verifies: HMAC-SHA256 by the secret, and ed25519 by the public key, if it has one."""
 
     secret: Annotated[str, Meta(examples=["whsec_…"])]
     public_key: Annotated[str | None, Meta(examples=[None])]
     older_until: Annotated[Moment | None, doc("Until when older secrets sign beside it, after a rotation.", None)]
-
-    @classmethod
-    def from_secret(cls, shown: ShownSecret) -> WebhookSecretResponse:
-        return cls(secret=shown.secret, public_key=shown.public_key, older_until=shown.older_until)
 
 
 class MadeWebhookResponse(msgspec.Struct, frozen=True):
@@ -140,38 +126,31 @@ class MadeWebhookResponse(msgspec.Struct, frozen=True):
     secret: WebhookSecretResponse
 
 
-class DeliveryAttemptResponse(msgspec.Struct, frozen=True):
+class DeliveryAttemptResponse(RecordResponse, frozen=True):
     """One attempt to deliver."""
 
     number: Annotated[Count, Meta(examples=[1])]
     at: Moment
     status: Annotated[int | None, doc("HTTP's; null when no answer came.", 503)]
-    milliseconds: Annotated[Count, Meta(examples=[37])]
+    milliseconds: Annotated[Count, Source("ms"), Meta(examples=[37])]
     error: Annotated[str | None, doc("Why no answer came.", None)]
     answer: Annotated[str, doc("The first characters of the answer.", "busy")]
     next_at: Annotated[Moment | None, doc("When the next was due; null: it was the last.")]
 
     @classmethod
-    def from_attempt(cls, attempt: deliveries.Attempt) -> DeliveryAttemptResponse:
-        return cls(
-            number=attempt.number,
-            at=as_datetime(attempt.at_ms),
-            status=attempt.status,
-            milliseconds=attempt.ms,
-            error=attempt.error,
-            answer=attempt.answer,
-            next_at=as_datetime(attempt.next_ms),
-        )
+    def from_record(cls, record: Attempt, **computed: Any) -> Self:
+        at, next_at = as_datetime(record.at_ms), as_datetime(record.next_ms)
+        return super().from_record(record, at=at, next_at=next_at, **computed)
 
 
-class DeliveryResponse(msgspec.Struct, frozen=True):
+class DeliveryResponse(RecordResponse, frozen=True):
     """What became of one event for one endpoint."""
 
     id: Annotated[UUID, Meta(examples=[_DELIVERY])]
-    endpoint_id: Annotated[UUID, Meta(examples=[_ID])]
-    project_id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
-    batch_id: Annotated[UUID | None, Meta(examples=[_BATCH])]
-    event_id: Annotated[str, doc("What the receiver has as `webhook-id`.", _EVENT)]
+    endpoint_id: Annotated[UUID, Source("endpoint"), Meta(examples=[_ID])]
+    project_id: Annotated[str, Source("project"), Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
+    batch_id: Annotated[UUID | None, Source("batch"), Meta(examples=[_BATCH])]
+    event_id: Annotated[str, Source("event"), doc("What the receiver has as `webhook-id`.", _EVENT)]
     type: Annotated[str, Meta(examples=["job.done"])]
     sequence: Annotated[int | None, doc("Number of the event in its batch.", 5)]
     status: Annotated[
@@ -183,26 +162,13 @@ class DeliveryResponse(msgspec.Struct, frozen=True):
     ]
     attempts: Annotated[Count, doc("Of the present schedule: sending again begins a new one.", 1)]
     log: Annotated[list[DeliveryAttemptResponse], doc("All attempts there ever were, oldest first.")]
-    created_at: Moment
-    due_at: Annotated[Moment | None, doc("When the next attempt is due.")]
+    created_at: Annotated[Moment, Source("created")]
+    due_at: Annotated[Moment | None, Source("due"), doc("When the next attempt is due.")]
 
     @classmethod
-    def from_delivery(cls, found: delivery_log.Delivery, **more: Any) -> Self:
-        return cls(
-            id=found.id,
-            endpoint_id=found.endpoint,
-            project_id=found.project,
-            batch_id=found.batch,
-            event_id=found.event,
-            type=found.type,
-            sequence=found.sequence,
-            status=found.status,
-            attempts=found.attempts,
-            log=[DeliveryAttemptResponse.from_attempt(attempt) for attempt in found.log],
-            created_at=found.created,
-            due_at=found.due,
-            **more,
-        )
+    def from_record(cls, record: Delivery, **computed: Any) -> Self:
+        attempts = [DeliveryAttemptResponse.from_record(attempt) for attempt in record.log]
+        return super().from_record(record, log=attempts, **computed)
 
 
 class DeliveryWithBodyResponse(DeliveryResponse, frozen=True):
@@ -211,8 +177,8 @@ class DeliveryWithBodyResponse(DeliveryResponse, frozen=True):
     body: Annotated[str, doc("JSON, to the byte as it is signed.", '{"type":"job.done"}')]
 
     @classmethod
-    def from_delivery(cls, found: delivery_log.Delivery, **more: Any) -> Self:
-        return super().from_delivery(found, body=found.body or "", **more)
+    def from_record(cls, record: Delivery, **computed: Any) -> Self:
+        return super().from_record(record, body=record.body or "", **computed)
 
 
 class DeliveryPageResponse(msgspec.Struct, frozen=True):
