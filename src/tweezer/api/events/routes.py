@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -198,7 +199,8 @@ class _EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, following: FeedFollowers, account: str, frames: AsyncIterator[bytes]) -> None:
-        self._leave: Callable[[], None] = following.enter(account)
+        following.enter(account)
+        self._leave = functools.partial(following.leave, account)
         self._frames = frames
         super().__init__(frames, headers={"X-Accel-Buffering": "no"})
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
-from tweezer.api.http.longpoll import LongPolls, wait_for_disconnect
+from tweezer.api.http.limits import Tally
+from tweezer.api.http.longpoll import LongPolls, watching_client
 from tweezer.api.http.responses import RequestRejected
 from tweezer.duties import Backoff
 from tweezer.ledger.positions import Cursor
@@ -58,7 +58,7 @@ class FeedFollowers:
         self._tail = tail
         self._holds = holds
         self._authenticator = authenticator
-        self._streams: Counter[str] = Counter()
+        self._streams = Tally()
 
     async def page(
         self,
@@ -82,24 +82,22 @@ class FeedFollowers:
         cursor = page.next
         if wait_s <= 0 or watched.over or _has_news(page) or not self._holds.may_hold(account):
             return page
-        async with self._tail.listen(batch_id=watched.selection.batch_id, projects=watched.selection.projects) as heard:
-            gone = asyncio.create_task(wait_for_disconnect(receive))
-            gone.add_done_callback(lambda _: heard.put(None))
-            try:
-                with self._holds.holding(heard, account):
-                    while True:
-                        began = time.monotonic()
-                        page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
-                        left_s = deadline - time.monotonic()
-                        if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
-                            return page
-                        rest_until = time.monotonic() + _REST * (time.monotonic() - began)
-                        cursor = _moved(page.next, await heard.next(left_s))
-                        if not self._holds.is_ending():
-                            await asyncio.sleep(min(rest_until, deadline) - time.monotonic())
-            finally:
-                gone.cancel()
-                await asyncio.gather(gone, return_exceptions=True)
+        place = watched.selection
+        async with (
+            self._tail.listen(batch_id=place.batch_id, projects=place.projects) as heard,
+            watching_client(receive, heard) as gone,
+        ):
+            with self._holds.holding(heard, account):
+                while True:
+                    began = time.monotonic()
+                    page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
+                    left_s = deadline - time.monotonic()
+                    if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
+                        return page
+                    rest_until = time.monotonic() + _REST * (time.monotonic() - began)
+                    cursor = _moved(page.next, await heard.next(left_s))
+                    if not self._holds.is_ending():
+                        await asyncio.sleep(min(rest_until, deadline) - time.monotonic())
 
     async def is_over(self, watched: FollowedEvents, cursor: Cursor, types: frozenset[str]) -> bool:
         """Return whether all events were sent and no more can follow. Raises Unavailable."""
@@ -108,8 +106,8 @@ class FeedFollowers:
         page = await self.feed.read(watched.selection, cursor, types=types, limit=1)
         return not page.events and not page.more
 
-    def enter(self, account: str) -> Callable[[], None]:
-        """Count a stream of the account; call the returned function at its end. Raises RequestRejected, a 429."""
+    def enter(self, account: str) -> None:
+        """Count a stream of the account, until :meth:`leave`. Raises RequestRejected, a 429."""
         if self._streams[account] >= STREAMS_MAX:
             raise RequestRejected(
                 429,
@@ -117,14 +115,11 @@ class FeedFollowers:
                 f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",
                 headers={"Retry-After": str(RETRY_MS // 1000)},
             )
-        self._streams[account] += 1
+        self._streams.add(account)
 
-        def leave() -> None:
-            self._streams[account] -= 1
-            if not self._streams[account]:
-                del self._streams[account]
-
-        return leave
+    def leave(self, account: str) -> None:
+        """Count a stream of the account no more."""
+        self._streams.add(account, -1)
 
     async def stream(self, watch: Watch, cursor: Cursor, types: frozenset[str], scope: Scope) -> AsyncIterator[bytes]:
         """Yield the frames of a stream of server-sent events.

@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
+from tweezer.api.http.limits import Tally
 from tweezer.api.http.responses import RequestRejected
 from tweezer.model.arguments import conversion_error
 
@@ -55,7 +56,7 @@ class BodyReader:
 
     def __init__(self, unpacked_max: int) -> None:
         self._max = unpacked_max
-        self._held: Counter[str] = Counter()
+        self._held = Tally()
         self._large = asyncio.Lock()
 
     async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
@@ -82,10 +83,10 @@ class BodyReader:
             async with self._large:  # one at a time: what becomes of it is several times as large
                 return await asyncio.to_thread(read_json, data, kind, root=root)
         finally:
-            self._let_go(account, len(data))
+            self._held.add(account, -len(data))
 
     def _hold(self, account: str, more: int, size: int, came: int) -> None:
-        self._held[account] += more
+        self._held.add(account, more)
         if size > self._max:
             problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
             raise RequestRejected(413, "unpacked_too_large", problem, field="body")
@@ -98,11 +99,6 @@ class BodyReader:
         if self._held.total() > _IN_ALL * self._max:
             problem = "too many large bodies are being sent at once; try again"
             raise RequestRejected(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
-
-    def _let_go(self, account: str, size: int) -> None:
-        self._held[account] -= size
-        if not self._held[account]:
-            del self._held[account]
 
 
 # --- packing

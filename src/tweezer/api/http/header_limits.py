@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections import Counter
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
@@ -15,6 +14,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tweezer.api.access.logins import get_network
+from tweezer.api.http.limits import Tally
 from tweezer.api.http.responses import failure
 
 HEAD_MAX = 65_536
@@ -59,7 +59,7 @@ class ConnectionLimits:
         self._most = most
         self._all_trusted = "*" in proxies
         self._trusted = [network for network in map(_network, proxies.split(",")) if network is not None]
-        self._open: Counter[str] = Counter()
+        self._open = Tally()
 
     def enter(self, address: str | None) -> str | None:
         """Count a connection; return the argument for :meth:`leave`, or None when there are too many already."""
@@ -68,14 +68,12 @@ class ConnectionLimits:
         place = get_network(address)
         if self._open[place] >= self._most:
             return None
-        self._open[place] += 1
+        self._open.add(place)
         return place
 
     def leave(self, place: str) -> None:
         if place:
-            self._open[place] -= 1
-            if not self._open[place]:
-                del self._open[place]
+            self._open.add(place, -1)
 
 
 class LimitedProtocol(HttpToolsProtocol):

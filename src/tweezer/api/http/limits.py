@@ -23,6 +23,25 @@ _LINGER_S = 5.0
 _LINGER_BYTES = 64 << 20
 
 
+class Tally(Counter[str]):
+    """Counts by name; a name that has none left is forgotten."""
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Add to the count of a name, or take from it."""
+        self[name] += count
+        if not self[name]:
+            del self[name]
+
+    @contextmanager
+    def adding(self, name: str, count: int = 1) -> Iterator[None]:
+        """Add to the count of a name for the time of the block."""
+        self.add(name, count)
+        try:
+            yield
+        finally:
+            self.add(name, -count)
+
+
 class RequestLimits(msgspec.Struct, frozen=True):
     """The limits of a request. Sizes in bytes.
 
@@ -182,7 +201,7 @@ class ResponseLimitsMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._held: Counter[str] = Counter()
+        self._held = Tally()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -207,7 +226,7 @@ class ResponseLimitsMiddleware:
             if len(body) <= PIECE:
                 await send(message)
                 return
-            with self._holding(account, len(body)):
+            with self._held.adding(account, len(body)):
                 for at in range(0, len(body), PIECE):
                     piece = body[at : at + PIECE]
                     last = at + PIECE >= len(body)
@@ -220,16 +239,6 @@ class ResponseLimitsMiddleware:
         if self._held[account] and self._held[account] + size > PER_ACCOUNT_MAX:
             return 429
         return 503 if self._held.total() and self._held.total() + size > IN_ALL_MAX else 0
-
-    @contextmanager
-    def _holding(self, account: str, size: int) -> Iterator[None]:
-        self._held[account] += size
-        try:
-            yield
-        finally:
-            self._held[account] -= size
-            if not self._held[account]:
-                del self._held[account]
 
 
 def _account(scope: Scope) -> str:

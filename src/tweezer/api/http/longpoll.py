@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Protocol, TypeVar
 from uuid import UUID
 
 from starlette.types import Receive
 
+from tweezer.api.http.limits import Tally
+from tweezer.duties import end_tasks
 from tweezer.model.errors import Unavailable
 from tweezer.model.events import words_of_news
 from tweezer.store.connection import Store
@@ -44,7 +45,7 @@ class LongPolls:
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
         self._held: set[Wakeable] = set()
-        self._by_account: Counter[str] = Counter()
+        self._by_account = Tally()
         self._ending = False
 
     def is_ending(self) -> bool:
@@ -65,16 +66,11 @@ class LongPolls:
     def holding(self, heard: Wakeable, account: str | None) -> Iterator[None]:
         """Wake the request when the server stops. It counts towards the limit of the account, if one is given."""
         self._held.add(heard)
-        if account is not None:
-            self._by_account[account] += 1
         try:
-            yield
+            with nullcontext() if account is None else self._by_account.adding(account):
+                yield
         finally:
             self._held.discard(heard)
-            if account is not None:
-                self._by_account[account] -= 1
-                if not self._by_account[account]:
-                    del self._by_account[account]
 
     async def until(
         self,
@@ -117,10 +113,8 @@ class LongPolls:
         deadline: float,
         receive: Receive,
     ) -> T:
-        gone = asyncio.create_task(wait_for_disconnect(receive))
-        gone.add_done_callback(lambda _: heard.put(None))
         looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
-        try:
+        async with watching_client(receive, heard) as gone:
             while not over(state) and not gone.done() and (left_s := deadline - time.monotonic()) > 0:
                 messages = await heard.next(min(left_s, _LOOK_AGAIN_S))
                 fresh = time.monotonic() - looked < _LOOK_AGAIN_S
@@ -139,15 +133,22 @@ class LongPolls:
                 if self._ending:
                     break
             return state
-        finally:
-            gone.cancel()
-            await asyncio.gather(gone, return_exceptions=True)
 
 
-async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass  # a body, which a GET has no use for
+@asynccontextmanager
+async def watching_client(receive: Receive, heard: Wakeable) -> AsyncIterator[asyncio.Task[None]]:
+    """Wake the request when its client has disconnected; the task has ended then."""
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass  # a body, which a GET has no use for
+
+    gone = asyncio.create_task(wait())
+    gone.add_done_callback(lambda _: heard.put(None))
+    try:
+        yield gone
+    finally:
+        await end_tasks(gone)
 
 
 def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
