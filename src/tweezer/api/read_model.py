@@ -24,7 +24,6 @@ from tweezer.model.errors import NotFound, Unavailable
 from tweezer.model.events import Event
 from tweezer.model.ids import device_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
-from tweezer.model.messages import Result
 from tweezer.store.connection import Store
 from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
 
@@ -86,11 +85,6 @@ class ReadModel(BatchReader):
         if not job.may_have_result:
             return None
         return (await self.packed_results(job.batch_id, [job.index])).get(job.index)
-
-    async def result(self, job: JobRecord) -> Result | None:
-        """Return the result of the job, if it has one. Raises ResultUnavailable."""
-        packed = await self.packed_result(job)
-        return None if packed is None else await self._store.results.unpack(packed)
 
     async def devices(self) -> list[DeviceRecord]:
         """Return all devices by name."""

@@ -30,19 +30,21 @@ _SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
 _LINK = Principal("link", Role.OPERATOR)  # a link says which job may be read, whoever's it is
 
 
-_KEY_MODEL = HTTPBearer(
-    description="A key (`twz_…`) that an operator made, or a token of /oauth/token. Keys of the role `user` submit and "
-    "read, those of `read` only read, those of `metrics` only read /metrics, and those of `operator` do everything."
-)
-_KEY_SCHEME = "key"
+class _NeedsKey(SecurityBase):
+    """Notes in the OpenAPI document that a key is needed."""
+
+    model = HTTPBearer(
+        description="A key (`twz_…`) that an operator made, or a token of /oauth/token. Keys of the role `user` submit "
+        "and read, those of `read` only read, those of `metrics` only read /metrics, and those of `operator` do "
+        "everything."
+    )
+    scheme_name = "key"
 
 
-class _BearerKey(SecurityBase):
-    """Return the caller, who must have one of the roles, and note in the OpenAPI document that a key is needed."""
+class _BearerKey(_NeedsKey):
+    """Return the caller, who must have one of the roles."""
 
     def __init__(self, roles: frozenset[Role]) -> None:
-        self.model = _KEY_MODEL
-        self.scheme_name = _KEY_SCHEME
         self._roles = roles
 
     async def __call__(self, request: Request) -> Principal:
@@ -104,12 +106,8 @@ BatchId = Annotated[UUID, Path(description="Id of a batch.", examples=["0199f3a2
 JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"])]
 
 
-class _LinkOrKey(SecurityBase):
+class _LinkOrKey(_NeedsKey):
     """Return the caller of a request for results, or the principal of a signed link."""
-
-    def __init__(self) -> None:
-        self.model = _KEY_MODEL
-        self.scheme_name = _KEY_SCHEME
 
     async def __call__(
         self,

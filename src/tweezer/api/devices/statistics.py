@@ -13,7 +13,7 @@ from msgspec import Meta
 from tweezer.api.access.dependencies import Caller, Ledger
 from tweezer.api.batches.filters import VALUES_MAX, Text, Time
 from tweezer.api.http.openapi import answers
-from tweezer.api.http.responses import Count, Moment, Seconds, doc, success
+from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc, success
 from tweezer.ledger.queries import statistics
 from tweezer.ledger.queries.statistics import Span
 from tweezer.model.messages import Priority
@@ -30,13 +30,13 @@ class LastActivityResponse(msgspec.Struct, frozen=True):
     last_activity_date: Annotated[Moment | None, doc("Null while it has no history.")]
 
 
-class DeviceQueueResponse(msgspec.Struct, frozen=True):
+class DeviceQueueResponse(RecordResponse, frozen=True):
     """What waits for a device, of one priority."""
 
     queue: Annotated[Priority, Meta(examples=["MEDIUM"])]
-    number_of_batches: Annotated[Count, doc("Batches with pending jobs.", 2)]
-    number_of_jobs: Annotated[Count, doc("Pending jobs.", 16)]
-    number_of_shots: Annotated[Count, doc("Their runs, where they say how many.", 1600)]
+    number_of_batches: Annotated[Count, Source("batches"), doc("Batches with pending jobs.", 2)]
+    number_of_jobs: Annotated[Count, Source("jobs"), doc("Pending jobs.", 16)]
+    number_of_shots: Annotated[Count, Source("shots"), doc("Their runs, where they say how many.", 1600)]
 
 
 class QueueSizeResponse(msgspec.Struct, frozen=True):
@@ -46,14 +46,7 @@ class QueueSizeResponse(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[Priority, statistics.QueueSize]) -> QueueSizeResponse:
-        return cls(
-            device_queues=[
-                DeviceQueueResponse(
-                    queue=priority, number_of_batches=size.batches, number_of_jobs=size.jobs, number_of_shots=size.shots
-                )
-                for priority, size in sizes.items()
-            ]
-        )
+        return cls([DeviceQueueResponse.from_record(size, queue=priority) for priority, size in sizes.items()])
 
 
 class QueueTimeResponse(msgspec.Struct, frozen=True):
@@ -81,13 +74,8 @@ class JobFrequencyResponse(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_counts(cls, span: statistics.Span, counts: Sequence[statistics.SpanCount]) -> JobFrequencyResponse:
-        return cls(
-            job_date_scope=span,
-            count=[
-                DeviceCountsResponse(datetime=f"{each.start:%Y-%m-%dT%H:%M:%SZ}", devices=each.devices)
-                for each in counts
-            ],
-        )
+        shown = [DeviceCountsResponse(f"{each.start:%Y-%m-%dT%H:%M:%SZ}", each.devices) for each in counts]
+        return cls(job_date_scope=span, count=shown)
 
 
 Projects = Annotated[

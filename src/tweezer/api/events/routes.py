@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds, part
 from tweezer.api.batches.filters import VALUES_MAX, Text
 from tweezer.api.events.streams import FeedFollowers, FollowedEvents
-from tweezer.api.http.openapi import answers, failure_docs
+from tweezer.api.http.openapi import Responses, answers, failure_docs
 from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Selection
@@ -27,14 +27,12 @@ from tweezer.model.webhooks import EventType
 
 router = APIRouter(tags=["events"], responses=failure_docs(422, 503))
 
-_OF_A_BATCH = failure_docs(404)
-_STREAM_DOCS: dict[int | str, dict[str, Any]] = {
+_STREAM_DOCS: Responses = {
     200: {
         "description": "Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
-_ENDED_DOCS: dict[int | str, dict[str, Any]] = {204: {"description": "The batch has ended, and all of it was told."}}
 
 
 _BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
@@ -154,7 +152,11 @@ async def stream_events(
     "/api/v2/batches/{batch_id}/events/stream",
     summary="The events of a batch as they happen",
     response_class=Response,
-    responses={**_STREAM_DOCS, **_ENDED_DOCS, **_OF_A_BATCH},
+    responses={
+        **_STREAM_DOCS,
+        204: {"description": "The batch has ended, and all of it was told."},
+        **failure_docs(404),
+    },
 )
 async def stream_batch_events(
     batch_id: BatchId,
