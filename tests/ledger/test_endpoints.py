@@ -354,7 +354,7 @@ def test_a_delivery_is_shown_with_its_body_and_every_attempt(database: Database)
     found = call(database, find_delivery, identity, {"ours"})
     assert found.body == '{"event":"e1"}'
     assert (found.event, found.batch, found.sequence, found.project) == ("e1", batch, 9, "ours")
-    assert (found.status, found.is_over, found.due) == ("exhausted", True, None)
+    assert (found.status, found.due) == ("exhausted", None)
     assert [(it.number, it.status, it.ms) for it in found.log] == [(1, 500, 12)]
     for identity_, projects in ((identity, {"theirs"}), (uuid4(), None)):
         with pytest.raises(NotFound, match="no delivery"):

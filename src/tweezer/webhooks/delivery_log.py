@@ -54,11 +54,6 @@ class Delivery(msgspec.Struct, frozen=True):
     sequence: int | None
     body: str | None = None
 
-    @property
-    def is_over(self) -> bool:
-        """Whether no attempt is to come."""
-        return self.status is not DeliveryStatus.PENDING
-
 
 class DeliveryPage(msgspec.Struct, frozen=True):
     """Deliveries, newest first. after: what gives the next page; None: this is the last."""

@@ -66,14 +66,8 @@ class Payloads:
 
     async def batches(self, batch_ids: Collection[UUID]) -> dict[UUID, BatchFacts]:
         """Return the facts of batches; those that were deleted are left out, unless it was just now."""
-        found: dict[UUID, BatchFacts] = {}
-        unknown: list[UUID] = []
-        for batch_id in batch_ids:
-            facts = self._facts.get(batch_id)
-            if facts is None:
-                unknown.append(batch_id)
-            else:
-                found[batch_id] = facts
+        found = {it: facts for it in batch_ids if (facts := self._facts.get(it)) is not None}
+        unknown = [it for it in batch_ids if it not in found]
         if unknown:
             self._just_read.clear()
         for page in split_pages(unknown, _PAGE):
