@@ -13,7 +13,7 @@ import msgspec
 from starlette.types import Receive, Scope
 
 from tweezer.api.access.auth import Authenticator
-from tweezer.api.http.limits import Tally
+from tweezer.api.http.limits import ActiveCounts
 from tweezer.api.http.longpoll import LongPolls, watching_client
 from tweezer.api.http.responses import RequestRejected
 from tweezer.duties import Backoff
@@ -58,7 +58,7 @@ class FeedFollowers:
         self._tail = tail
         self._holds = holds
         self._authenticator = authenticator
-        self._streams = Tally()
+        self._streams = ActiveCounts()
 
     async def page(
         self,

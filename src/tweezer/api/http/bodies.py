@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope
 
-from tweezer.api.http.limits import Tally
+from tweezer.api.http.limits import ActiveCounts
 from tweezer.api.http.responses import RequestRejected
 from tweezer.model.arguments import conversion_error
 
@@ -56,7 +56,7 @@ class BodyReader:
 
     def __init__(self, unpacked_max: int) -> None:
         self._max = unpacked_max
-        self._held = Tally()
+        self._held = ActiveCounts()
         self._large = asyncio.Lock()
 
     async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:

@@ -14,7 +14,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tweezer.api.access.logins import get_network
-from tweezer.api.http.limits import Tally
+from tweezer.api.http.limits import ActiveCounts
 from tweezer.api.http.responses import failure
 
 HEAD_MAX = 65_536
@@ -59,7 +59,7 @@ class ConnectionLimits:
         self._most = most
         self._all_trusted = "*" in proxies
         self._trusted = [network for network in map(_network, proxies.split(",")) if network is not None]
-        self._open = Tally()
+        self._open = ActiveCounts()
 
     def enter(self, address: str | None) -> str | None:
         """Count a connection; return the argument for :meth:`leave`, or None when there are too many already."""

@@ -23,7 +23,7 @@ _LINGER_S = 5.0
 _LINGER_BYTES = 64 << 20
 
 
-class Tally(Counter[str]):
+class ActiveCounts(Counter[str]):
     """Counts by name; a name that has none left is forgotten."""
 
     def add(self, name: str, count: int = 1) -> None:
@@ -201,7 +201,7 @@ class ResponseLimitsMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._held = Tally()
+        self._held = ActiveCounts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

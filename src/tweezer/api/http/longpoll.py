@@ -12,7 +12,7 @@ from uuid import UUID
 
 from starlette.types import Receive
 
-from tweezer.api.http.limits import Tally
+from tweezer.api.http.limits import ActiveCounts
 from tweezer.duties import end_tasks
 from tweezer.model.errors import Unavailable
 from tweezer.model.events import words_of_news
@@ -45,7 +45,7 @@ class LongPolls:
     def __init__(self, store: Store) -> None:
         self._news: News = store.news
         self._held: set[Wakeable] = set()
-        self._by_account = Tally()
+        self._by_account = ActiveCounts()
         self._ending = False
 
     def is_ending(self) -> bool:
