@@ -21,7 +21,7 @@ import redis
 from tests.support.waiting import wait_until
 
 from tweezer.cli.local import redis_server as server_module
-from tweezer.cli.local.owned import HOST
+from tweezer.cli.local.owned import HOST, free_port
 from tweezer.cli.local.redis_server import RedisServer, ServerKind
 from tweezer.model.errors import TweezerError
 
@@ -137,7 +137,7 @@ def test_another_server_on_the_port_is_not_taken_for_ours(
 def test_a_picked_port_that_was_taken_meanwhile_is_picked_again(
     kind: ServerKind, server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picked = iter([server.port, server.port, server_module.free_port()])
+    picked = iter([server.port, server.port, free_port()])
     monkeypatch.setattr(server_module, "free_port", lambda: next(picked))
     with RedisServer(tmp_path / "other", kind=kind) as other:
         assert other.port != server.port
