@@ -1,5 +1,5 @@
 # ruff: noqa: INP001  # a script beside the pages that it writes, not a package
-"""Draws the diagrams and tables of docs/lifecycle.md from src/tweezer/model/lifecycle.py.
+"""Draws the diagrams and tables of docs/explanation/lifecycle.md from src/tweezer/model/lifecycle.py.
 
     python docs/draw_lifecycle.py            writes the page anew
     python docs/draw_lifecycle.py --check    exits with 1 when the page is out of date
@@ -28,7 +28,7 @@ from tweezer.model.lifecycle import (
     JobStatus,
 )
 
-PAGE = Path(__file__).with_name("lifecycle.md")
+PAGE = Path(__file__).parent / "explanation" / "lifecycle.md"
 
 Table = Mapping[tuple[Any, Any], StrEnum]
 Refinement = tuple[StrEnum, StrEnum, str]

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001  # a script beside the page that it writes, not a package
-"""Draws the tables of settings in docs/operators.md from src/tweezer/settings.py.
+"""Draws the tables of settings in docs/operations/operators.md from src/tweezer/settings.py.
 
     python docs/draw_settings.py            writes the page anew
     python docs/draw_settings.py --check    exits with 1 when the page is out of date
@@ -23,7 +23,7 @@ from typing import Any
 from tweezer import settings
 from tweezer.settings import SETTINGS, Setting
 
-PAGE = Path(__file__).with_name("operators.md")
+PAGE = Path(__file__).parent / "operations" / "operators.md"
 
 _BLOCK = re.compile(r"(<!-- drawn: settings -->\n).*?(<!-- end -->)", re.DOTALL)
 _HEAD = "| key | variable | default | unit | range | read by | meaning |\n| --- | --- | --- | --- | --- | --- | --- |"

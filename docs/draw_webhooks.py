@@ -1,5 +1,5 @@
 # ruff: noqa: INP001  # a script beside the pages that it writes, not a package
-"""Writes the samples of docs/webhooks.md and the JSON Schemas, docs/webhooks.schema.v1.json, from src/tweezer/model.
+"""Writes the samples and JSON Schemas of docs/reference/webhooks.md from src/tweezer/model.
 
     python docs/draw_webhooks.py            writes both anew
     python docs/draw_webhooks.py --check    exits with 1 when one is out of date
@@ -19,8 +19,8 @@ import msgspec
 from tweezer.model.webhooks import VERSION, EventType, envelope, schemas
 from tweezer.webhooks.samples import sample
 
-PAGE = Path(__file__).with_name("webhooks.md")
-SCHEMAS = Path(__file__).with_name(f"webhooks.schema.v{VERSION}.json")
+PAGE = Path(__file__).parent / "reference" / "webhooks.md"
+SCHEMAS = PAGE.with_name(f"webhooks.schema.v{VERSION}.json")
 
 _BLOCK = re.compile(r"(<!-- sample: (?P<type>[a-z_.]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -162,8 +162,8 @@ class WorkerSettings(_Group):
     memory_limit_mb: int = _setting(_LANE.memory_limit_mb, "worker", ge=0)
     """Memory of one lane; a job that needs more ends in ERROR. 0: no limit."""
     jail: JailMode = _setting(_LANE.jail, "worker")
-    """Whether lanes are [jailed](security.md#the-jail-of-lanes), as far as the kernel can: ``on``, or ``off``: they
-    reach what their worker's user reaches."""
+    """Whether lanes are [jailed](../explanation/security.md#the-jail-of-lanes), as far as the kernel can: ``on``, or
+    ``off``: they reach what their worker's user reaches."""
     lease_s: float = _setting(15.0, "worker, scheduler", ge=1, le=3600)
     """How long a worker owns a ticket without renewal; the work of a dead worker restarts after it, plus a second. A
     heartbeat comes every 2 s, or every quarter of a lease if that is shorter."""
@@ -231,8 +231,8 @@ class WebhookSettings(_Group):
 
     allow: str = _setting("", "api, courier, commands")
     """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
-    [webhooks](webhooks.md#safety) may go although they are not public; there plain http and any port are fine too, for
-    a URL with a name if the name is among them."""
+    [webhooks](../reference/webhooks.md#safety) may go although they are not public; there plain http and any port are
+    fine too, for a URL with a name if the name is among them."""
     ports: str = _setting("443,8443", "api, courier, commands")
     """Ports to which webhooks may go elsewhere, with commas between."""
     processes: int = _setting(2, "courier", ge=1, le=64)

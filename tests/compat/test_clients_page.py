@@ -1,4 +1,4 @@
-"""The code of docs/clients.md, run as it stands but for the URL, the key and the project."""
+"""The code of docs/guides/pasqal-clients.md, run as it stands but for the URL, the key and the project."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.compat.cloud import PROJECT, Cloud
 
 pytestmark = pytest.mark.compat
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "pasqal-clients.md"
 BLOCKS = re.findall(r"^## ([^\n]+)$(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""The interleavings that ``docs/protocol.md`` names, one test (or a few) for each, named after its rule.
+"""The interleavings that ``docs/explanation/protocol.md`` names, one test (or a few) for each, named after its rule.
 
 Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21) and scheduler (27) are tested where those
 live; those about what the ledger puts back (24) in ``test_restore.py``.

@@ -27,7 +27,7 @@ from tweezer.store.keys import Key
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "tweezer"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 
 _BLOCK = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -83,18 +83,18 @@ def generator() -> ModuleType:
 
 
 def test_the_lifecycle_page_is_what_its_generator_makes(generator: ModuleType) -> None:
-    page = (DOCS / "lifecycle.md").read_text()
+    page = (DOCS / "explanation/lifecycle.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_lifecycle.py`"
 
 
 def test_a_page_without_a_place_for_a_drawing_is_an_error(generator: ModuleType) -> None:
-    page = (DOCS / "lifecycle.md").read_text()
+    page = (DOCS / "explanation/lifecycle.md").read_text()
     with pytest.raises(ValueError, match="diagram of jobs"):
         generator.drawn(page.replace("<!-- drawn: diagram of jobs -->", ""))
 
 
 def test_each_status_and_each_event_is_explained() -> None:
-    page = (DOCS / "lifecycle.md").read_text()
+    page = (DOCS / "explanation/lifecycle.md").read_text()
     of_jobs, of_batches = page.split("## Jobs")[1].split("## Batches")
     for part, statuses, events in ((of_jobs, JobStatus, JobEvent), (of_batches, BatchStatus, BatchEvent)):
         assert set(re.findall(r"^### (\w+)$", part, re.MULTILINE)) == set(statuses)
@@ -225,7 +225,7 @@ def test_the_variables_that_are_named_exist(path: Path) -> None:
 
 def test_the_tables_of_settings_are_what_their_generator_makes() -> None:
     generator = load_generator("draw_settings")
-    page = (DOCS / "operators.md").read_text()
+    page = (DOCS / "operations/operators.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_settings.py`"
     for setting in SETTINGS.values():
         assert re.search(rf"^\| `{setting.name}` \| `{setting.variable}` \|", page, re.MULTILINE)
@@ -252,11 +252,11 @@ def test_python_compiles_and_what_it_imports_from_us_exists(page: str, source: s
 
 
 def test_there_is_python_in_the_pages_for_newcomers() -> None:
-    assert {"README.md", "docs/producers.md"} <= {page for page, _ in python_blocks()}
+    assert {"README.md", "docs/guides/python.md"} <= {page for page, _ in python_blocks()}
 
 
 def test_every_public_name_is_in_the_producers_page() -> None:
-    page = (DOCS / "producers.md").read_text()
+    page = (DOCS / "guides/python.md").read_text()
     missing = [name for name in tweezer.__all__ if not re.search(rf"\b{name}\b", page)]
     assert not missing
 
@@ -269,14 +269,14 @@ def all_errors(root: type[TweezerError] = TweezerError) -> Iterator[type[Tweezer
 
 
 def test_every_error_is_in_the_table_with_its_code() -> None:
-    rows = table_rows((DOCS / "producers.md").read_text(), "class", "`code`", "retryable", "when")
+    rows = table_rows((DOCS / "guides/python.md").read_text(), "class", "`code`", "retryable", "when")
     told = {row[0].strip("`"): (_SPAN.findall(row[1])[0], row[2]) for row in rows if row[0]}
     for kind in all_errors():
         assert told[kind.__name__] == (kind.code, "yes" if kind.retryable else "no")
 
 
 def test_every_code_of_a_fault_is_explained() -> None:
-    rows = table_rows((DOCS / "producers.md").read_text(), "code", "means")
+    rows = table_rows((DOCS / "guides/python.md").read_text(), "code", "means")
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
     assert explained == {*FaultKind, "invalid", "lost", "quota", "reported", "result_unavailable"}
 
@@ -285,18 +285,18 @@ def test_every_code_of_a_fault_is_explained() -> None:
 
 
 def test_the_protocol_names_every_script() -> None:
-    rows = table_rows((DOCS / "protocol.md").read_text(), "script", "called by", "does")
+    rows = table_rows((DOCS / "explanation/protocol.md").read_text(), "script", "called by", "does")
     told = {name for row in rows for name in _SPAN.findall(row[0])}
     assert told == {file.name for file in (PACKAGE / "store" / "lua").glob("*.lua")}
 
 
 def test_the_protocol_names_every_key() -> None:
-    rows = table_rows((DOCS / "protocol.md").read_text(), "key", "type", "holds", "goes")
+    rows = table_rows((DOCS / "explanation/protocol.md").read_text(), "key", "type", "holds", "goes")
     assert {name for row in rows for name in _SPAN.findall(row[0])} == {key.value for key in Key}
 
 
 def test_the_words_of_events_mean_what_the_protocol_says() -> None:
-    for words, meaning in table_rows((DOCS / "protocol.md").read_text(), "word", "event"):
+    for words, meaning in table_rows((DOCS / "explanation/protocol.md").read_text(), "word", "event"):
         types = [event.type for word in _SPAN.findall(words) for event in read_events(UUID(int=0), 1, 0, word)]
         assert types
         named = [name for name in _SPAN.findall(meaning) if "." in name]
@@ -304,7 +304,7 @@ def test_the_words_of_events_mean_what_the_protocol_says() -> None:
 
 
 def test_the_adapters_page_names_every_device_and_every_option() -> None:
-    page = (DOCS / "adapters.md").read_text()
+    page = (DOCS / "guides/adapters.md").read_text()
     devices = table_rows(page, "device", "adapter", "what it is")
     assert {row[0].strip("`"): row[1].strip("`") for row in devices} == dict(DEVICE_KINDS)
     told = [set(_SPAN.findall(row[0])) for row in table_rows(page, "keys", "what becomes of them")[:3]]

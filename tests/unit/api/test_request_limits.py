@@ -714,12 +714,12 @@ def test_every_reason_to_refuse_is_on_the_page() -> None:
     sources = "\n".join(file.read_text() for file in (root / "src/tweezer/api").rglob("*.py"))
     reasons = set(re.findall(r'(?:RequestRejected|_refuse|failure)\(\s*\d{3},\s*"(\w+)"', sources))
     assert {"too_many_jobs", "body_too_slow", "head_too_large", "unauthorized"} <= reasons
-    page = (root / "docs/api.md").read_text()
+    page = (root / "docs/guides/http-api.md").read_text()
     assert {reason for reason in reasons if f"`{reason}`" not in page} == set()
 
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:
-    page = (Path(__file__).parents[3] / "docs/api.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/guides/http-api.md").read_text()
     limits = RequestLimits(0)
     for row in (
         f"| {HEAD_MAX >> 10} KiB | 431",

@@ -68,18 +68,18 @@ def validate(whole: dict[str, Any], text: bytes | str) -> None:
 
 
 def test_the_page_shows_the_samples(generator: ModuleType) -> None:
-    page = (DOCS / "webhooks.md").read_text()
+    page = (DOCS / "reference/webhooks.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_webhooks.py`"
 
 
 def test_a_page_without_a_place_for_a_sample_is_an_error(generator: ModuleType) -> None:
-    page = (DOCS / "webhooks.md").read_text()
+    page = (DOCS / "reference/webhooks.md").read_text()
     with pytest.raises(ValueError, match="one for each type"):
         generator.drawn(page.replace("<!-- sample: ping -->", ""))
 
 
 def test_the_schemas_that_are_kept_are_those_of_the_code(generator: ModuleType) -> None:
-    kept = DOCS / f"webhooks.schema.v{VERSION}.json"
+    kept = DOCS / "reference" / f"webhooks.schema.v{VERSION}.json"
     assert kept.read_text() == generator.document(), "run `python docs/draw_webhooks.py`"
 
 
