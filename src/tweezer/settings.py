@@ -133,7 +133,7 @@ class DatabaseSettings(_Group):
     """The database of the ledger."""
 
     url: str = _secret("", "api, recorder, courier, scheduler, commands")
-    """The [ledger](#the-ledger)'s database: ``sqlite:///file`` (in its path, ``%25``, ``%3F`` and ``%23`` stand for
+    """The [ledger]'s database: ``sqlite:///file`` (in its path, ``%25``, ``%3F`` and ``%23`` stand for
     ``%``, ``?`` and ``#``) or ``postgresql://user:password@host/database``. Empty: ``ledger.db`` in the data folder."""
     password: str = _secret("", "api, recorder, courier, scheduler, commands")
     """Password for the URL of a PostgreSQL database, if it has none."""
@@ -148,7 +148,7 @@ class SecretsSettings(_Group):
     """How secrets are encrypted in the ledger."""
 
     key: str = _secret("", "api, courier, commands")
-    """Encrypts the secrets of [webhooks](#webhooks) and links: 32 bytes in base64. Several with commas between: the
+    """Encrypts the secrets of [webhooks] and links: 32 bytes in base64. Several with commas between: the
     first encrypts, all decrypt. Empty: the file ``secrets.key`` in the data folder, made when needed."""
 
 
@@ -162,7 +162,7 @@ class WorkerSettings(_Group):
     memory_limit_mb: int = _setting(_LANE.memory_limit_mb, "worker", ge=0)
     """Memory of one lane; a job that needs more ends in ERROR. 0: no limit."""
     jail: JailMode = _setting(_LANE.jail, "worker")
-    """Whether lanes are [jailed](../explanation/security.md#the-jail-of-lanes), as far as the kernel can: ``on``, or
+    """Whether lanes are [jailed], as far as the kernel can: ``on``, or
     ``off``: they reach what their worker's user reaches."""
     lease_s: float = _setting(15.0, "worker, scheduler", ge=1, le=3600)
     """How long a worker owns a ticket without renewal; the work of a dead worker restarts after it, plus a second. A
@@ -182,10 +182,10 @@ class WorkerSettings(_Group):
 
 
 class QuotaSettings(_Group):
-    """What a [project](#quotas) may queue and keep; ``tweezer projects limit`` gives one project other limits."""
+    """What a [project][quotas] may queue and keep; ``tweezer projects limit`` gives one project other limits."""
 
     queued_jobs: int = _setting(_STORE.queued_jobs, "worker, scheduler", ge=0)
-    """Pending jobs of a [project](#quotas); 0: no limit."""
+    """Pending jobs of a [project][quotas]; 0: no limit."""
     queued_mb: int = _setting(_STORE.queued_bytes >> 20, "worker, scheduler", ge=0)
     """Memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. At most a
     quarter of what Redis may fill with work (80 % of ``maxmemory``)."""
@@ -198,7 +198,7 @@ class ApiSettings(_Group):
 
     host: str = _setting("127.0.0.1", "api", min_length=1)
     """Address or name that the API listens on; ``0.0.0.0`` is all, and needs
-    [a proxy with TLS](credentials.md#encryption-and-proxies) before it."""
+    [a proxy with TLS][proxies] before it."""
     port: int = _setting(8000, "api", ge=0, le=65_535)
     """Its port; 0 picks a free one."""
     key: str = _secret("", "tweezer up")
@@ -231,7 +231,7 @@ class WebhookSettings(_Group):
 
     allow: str = _setting("", "api, courier, commands")
     """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
-    [webhooks](../reference/webhooks.md#safety) may go although they are not public; there plain http and any port are
+    [webhooks][addresses] may go although they are not public; there plain http and any port are
     fine too, for a URL with a name if the name is among them."""
     ports: str = _setting("443,8443", "api, courier, commands")
     """Ports to which webhooks may go elsewhere, with commas between."""
@@ -266,10 +266,10 @@ class Settings(_Group):
     """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
 
     data_dir: Path = Field(default_factory=default_data_dir, json_schema_extra={"read_by": "all"})
-    """Folder of [`tweezer up`](#tweezer-up), and where commands look for one that runs (``$XDG_DATA_HOME/tweezer``
+    """Folder of [`tweezer up`][up], and where commands look for one that runs (``$XDG_DATA_HOME/tweezer``
     where that is set); made when needed."""
     results_dir: Path | None = _setting(None, "worker, api, recorder, scheduler")
-    """Folder of [results](#results) that are too large for Redis; workers, API and recorder must all see it. Empty:
+    """Folder of [results] that are too large for Redis; workers, API and recorder must all see it. Empty:
     ``results`` in the data folder."""
     namespace: str = _setting(_CONNECT.namespace, "all", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
     """First part of every key. For a second installation on one server give it a database of its own as well: arq's own
@@ -277,7 +277,7 @@ class Settings(_Group):
     project_id: str = _setting(DEFAULT_PROJECT, "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     """The project of ``tweezer up`` and of the commands that submit and read."""
     devices: dict[DeviceName, DeviceSettings] = _setting({}, "worker")
-    """Devices that you [name](devices.md), beside ``EMU_FREE`` and ``NULL`` or instead of them: the tables
+    """Devices that you [name][devices], beside ``EMU_FREE`` and ``NULL`` or instead of them: the tables
     ``[devices.NAME]``, or the variable as one JSON object."""
     redis: RedisSettings = RedisSettings()
     database: DatabaseSettings = DatabaseSettings()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -31,7 +32,9 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorte
 
 _BLOCK = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
-_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+_LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)
+_REFERENCE = re.compile(r"\[[^\]]+\]\[([\w-]+)\]")
+_DEFINITION = re.compile(r"^\[([^\]]+)\]: \S", re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z_]*[A-Z]\b")
 
@@ -115,7 +118,8 @@ def slug(heading: str) -> str:
 
 @every_page
 def test_internal_links_resolve(path: Path) -> None:
-    for link in _LINK.findall(_BLOCK.sub("", path.read_text(encoding="utf-8"))):
+    text = _BLOCK.sub("", path.read_text(encoding="utf-8"))
+    for link in filter(None, itertools.chain.from_iterable(_LINK.findall(text))):
         if link.startswith(("https://", "http://")):
             continue
         file, _, anchor = link.partition("#")
@@ -123,6 +127,7 @@ def test_internal_links_resolve(path: Path) -> None:
         assert target.exists(), f"{link} leads nowhere"
         if anchor:
             assert anchor in map(slug, _HEADING.findall(_BLOCK.sub("", target.read_text()))), f"no heading for {link}"
+    assert set(_REFERENCE.findall(text)) <= set(_DEFINITION.findall(text))
 
 
 _PATH = re.compile(r"[\w@.*/-]+\.(?:py|lua|md|toml|conf|yaml|service|example)\Z|[\w./-]+/\Z|\.ci/run\Z|deploy/[\w/]+\Z")
@@ -225,11 +230,11 @@ def test_the_variables_that_are_named_exist(path: Path) -> None:
 
 def test_the_tables_of_settings_are_what_their_generator_makes() -> None:
     generator = load_generator("draw_settings")
-    page = (DOCS / "operations/operators.md").read_text()
+    page = (DOCS / "reference/settings.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_settings.py`"
     for setting in SETTINGS.values():
         assert re.search(rf"^\| `{setting.name}` \| `{setting.variable}` \|", page, re.MULTILINE)
-    with pytest.raises(ValueError, match="no place for the settings"):
+    with pytest.raises(ValueError, match="no block for the settings"):
         generator.drawn("")
 
 
