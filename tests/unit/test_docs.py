@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "tweezer"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted(DOCS.rglob("*.md"))]
 
-_BLOCK = re.compile(r"^```(?P<language>[a-z]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.MULTILINE)
 _REFERENCE = re.compile(r"\[[^\]]+\]\[([\w-]+)\]")
@@ -47,7 +48,7 @@ every_page = pytest.mark.parametrize("path", PAGES, ids=of_page)
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    return [match["body"] for match in _BLOCK.finditer(text) if match["language"] in languages]
+    return [textwrap.dedent(match["body"]) for match in _BLOCK.finditer(text) if match["language"] in languages]
 
 
 def spans(text: str) -> list[str]:
@@ -296,7 +297,7 @@ def test_the_protocol_names_every_script() -> None:
 
 
 def test_the_protocol_names_every_key() -> None:
-    rows = table_rows((DOCS / "explanation/protocol.md").read_text(), "key", "type", "holds", "goes")
+    rows = table_rows((DOCS / "explanation/protocol.md").read_text(), "key", "type", "holds", "removed")
     assert {name for row in rows for name in _SPAN.findall(row[0])} == {key.value for key in Key}
 
 

@@ -1,7 +1,7 @@
-"""Statuses and the table of every transition: the single truth that the Lua scripts enforce.
+"""Statuses and the tables of every allowed transition, which the Lua scripts enforce.
 
-The loader of the scripts prepends these tables to each of them, the documentation draws its diagram
-from them, and a test walks every (status, event, token) case to show that scripts and table agree.
+The loader of the scripts generates their tables from these, and the documentation draws its diagrams from them. A test
+tries every combination of status, event and token to check that scripts and tables agree.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from enum import StrEnum
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. The wire words are Pasqal's.
+    """The status of a job, with Pasqal's names.
 
-    PENDING: submitted, or back after a reclaim, a retry or a drain; a ticket may hold it, but its own
+    PENDING: submitted, or back after a reclaim, a retry or a drain. A ticket may hold it, but its own
     execution has not begun. A crash of its worker leaves it PENDING.
 
-    RUNNING: its execution began (begin, by a worker that holds it). A crash of its worker brings it
-    back to PENDING within a lease and a second, or to CANCELED when a cancel was requested.
+    RUNNING: its execution began. A crash of its worker brings it back to PENDING within a lease and a
+    second, or to CANCELED if a cancel was requested.
 
-    DONE: its result was recorded by the worker that held it. Terminal.
+    DONE: its worker settled its result. Terminal.
 
-    ERROR: it failed for good (its own fault, too many attempts), or its batch cannot run. Terminal.
+    ERROR: it failed permanently (a fault, or too many attempts), or its batch cannot run. Terminal.
 
     CANCELED: cancelled before it began, or stopped while it ran. Terminal.
     """
@@ -37,15 +37,15 @@ class JobStatus(StrEnum):
 
     @property
     def letter(self) -> str:
-        """How scripts and the events stream write it."""
+        """The letter for it in scripts and the stream of events."""
         return self.value[0]
 
 
 class BatchStatus(StrEnum):
-    """Where a batch stands. The wire words are Pasqal's.
+    """The status of a batch, with Pasqal's names.
 
-    PENDING: none of its jobs ever began. RUNNING: at least one began. PAUSED: no job is handed out;
-    what runs finishes. DONE: closed, and every job terminal, even if some ended in ERROR.
+    PENDING: none of its jobs ever began. RUNNING: at least one began. PAUSED: no job is handed out, and
+    running jobs finish. DONE: closed, and every job terminal, even if some ended in ERROR.
     ERROR: it cannot run (its sequence is wrong, or its tickets failed too often in a row).
     CANCELED: the batch itself was cancelled. TIMED_OUT: it stayed open without work past its deadline.
     The last four are terminal.
@@ -65,7 +65,7 @@ class BatchStatus(StrEnum):
 
     @property
     def letter(self) -> str:
-        """How scripts and the events stream write it (PAUSED is ``S``, suspended: ``P`` is taken)."""
+        """The letter for it in scripts and the stream of events. PAUSED is ``S`` (suspended), since ``P`` is taken."""
         return "S" if self is BatchStatus.PAUSED else self.value[0]
 
 
@@ -77,7 +77,7 @@ BATCH_BY_LETTER = {status.letter: status for status in BatchStatus}
 
 
 class Stage(StrEnum):
-    """What a job is doing within PENDING or RUNNING; each stage has its own clock."""
+    """The stage of a job within PENDING or RUNNING. Each stage has its own clock."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
@@ -86,16 +86,16 @@ class Stage(StrEnum):
 
 
 class JobEvent(StrEnum):
-    """What can happen to a job."""
+    """An event of a job."""
 
-    BEGIN = "begin"  # a worker that holds it begins its execution
+    BEGIN = "begin"  # the worker that holds it begins to execute it
     FINISH = "finish"  # its holder settles a result
     FAIL = "fail"  # its holder settles a final error, or an attempt limit is reached
     STOP = "stop"  # its holder settles that it was stopped
     RETRY = "retry"  # its holder settles a failure that may be retried
-    RECLAIM = "reclaim"  # the lease of its holder expired and was taken back
-    GIVE_BACK = "give_back"  # its holder gives it back (drain, failure of the ticket)
-    CANCEL = "cancel"  # a user asks for its end
+    RECLAIM = "reclaim"  # the lease of its ticket expired
+    GIVE_BACK = "give_back"  # its holder gives it back (a drain, or a failure while working on the ticket)
+    CANCEL = "cancel"  # a user cancels it
     DOOM = "doom"  # its batch cannot run
 
 
@@ -114,24 +114,24 @@ JOB_TABLE: dict[tuple[JobStatus, JobEvent], JobStatus] = {
     (JobStatus.RUNNING, JobEvent.CANCEL): JobStatus.RUNNING,
     (JobStatus.RUNNING, JobEvent.DOOM): JobStatus.RUNNING,
 }
-"""Pairs that are absent are refused and change nothing; in particular everything from a terminal status.
+"""The status after each event. Absent pairs are refused and change nothing, such as every event of a terminal status.
 
-Two rules refine it. A settled outcome of a held job that was not begun counts as *begin* and then the
-outcome (two events). A RUNNING job whose cancel was requested ends in CANCELED where RETRY, RECLAIM and
-GIVE_BACK lead to PENDING: it is never run again.
+Two rules refine it. The outcome of a held job that has not begun counts as *begin* followed by the outcome (two
+events). A RUNNING job whose cancel was requested ends in CANCELED where RETRY, RECLAIM and GIVE_BACK lead to PENDING:
+it is never run again.
 """
 
 
 class BatchEvent(StrEnum):
-    """What can happen to a batch."""
+    """An event of a batch."""
 
     BEGIN = "begin"  # the first of its jobs begins
     PAUSE = "pause"
     RESUME = "resume"
-    COMPLETE = "complete"  # closed, nothing pending or running, no other fate
-    CANCEL = "cancel"  # cancelled, and what ran has ended
-    DOOM = "doom"  # it cannot run, and what ran has ended
-    EXPIRE = "expire"  # open without work past its deadline
+    COMPLETE = "complete"  # it is closed, and its last job ended
+    CANCEL = "cancel"  # it was cancelled, and its running jobs have ended
+    DOOM = "doom"  # it cannot run, and its running jobs have ended
+    EXPIRE = "expire"  # it was open without work past its deadline
 
 
 _LIVE_ENDS = {
@@ -153,5 +153,7 @@ BATCH_TABLE: dict[tuple[BatchStatus, BatchEvent], BatchStatus] = {
         for event, end in _LIVE_ENDS.items()
     },
 }
-"""RESUME leads back to PENDING instead when no job of the batch ever began. A job that is held while the
-batch is paused may still begin; the batch stays PAUSED and resumes to RUNNING."""
+"""The status after each event. RESUME leads to PENDING instead if no job of the batch ever began.
+
+A job that is held while the batch is paused may still begin. The batch then stays PAUSED and resumes to RUNNING.
+"""
