@@ -86,7 +86,7 @@ OLDEST_POSTGRES = 15
 """What Tweezer is tested with."""
 
 _SLOW_RECORDER_S = 30.0
-_REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operations/operators.md has how to set one up"
+_REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operations/database.md describes how to set one up"
 
 
 def read_ledger_health(settings: Settings) -> LedgerHealth | Finding:
