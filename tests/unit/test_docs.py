@@ -217,6 +217,34 @@ def test_every_command_is_named() -> None:
     assert named >= set(main.list_commands(click.Context(main))) - {"pause", "resume"}
 
 
+# --- monitoring
+
+_LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+_EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
+
+
+def log_events() -> set[str]:
+    """The events that are passed to a logger, anywhere in the package but in the simulated QPU."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if "qpu_sim" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                event = node.args[0]
+                if node.func.attr in _LEVELS and isinstance(event, ast.Constant) and _EVENT.fullmatch(str(event.value)):
+                    found.add(str(event.value))
+    return found
+
+
+def test_every_log_event_is_explained() -> None:
+    logs = (DOCS / "operations/monitoring.md").read_text().split("## Logs")[1]
+    explained = {event for event in _SPAN.findall(logs) if _EVENT.fullmatch(event)}
+    assert log_events() <= explained
+    sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert not {event for event in explained if f'"{event}"' not in sources}
+
+
 # --- settings
 
 
