@@ -1,0 +1,28 @@
+# Shortcuts for work on Tweezer (see CONTRIBUTING.md). They use the tools of the active environment.
+
+PYTHON ?= python
+BENCHMARK ?= dispatch
+
+.PHONY: check fix test docs serve bench
+
+check:
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports --no-logo
+
+fix:
+	ruff check --fix .
+	ruff format .
+
+test:
+	$(PYTHON) -m pytest
+
+docs:
+	mkdocs build --strict
+
+serve:
+	mkdocs serve
+
+bench:
+	$(PYTHON) benchmarks/$(BENCHMARK).py
