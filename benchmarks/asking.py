@@ -1,4 +1,4 @@
-"""Asks a server for jobs from many connections at once, which say no more than they must; and runs such a server."""
+"""Read jobs from a server over many connections at once, with the smallest possible requests; run such a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONNECTIONS = 50
 
 
 class _Asker(asyncio.Protocol):
-    """One connection that asks for one job after the other; counts the answers."""
+    """A connection that reads one job after the other and counts the responses."""
 
     def __init__(self, requests: list[bytes]) -> None:
         self._requests = requests
@@ -53,11 +53,11 @@ def _length(head: bytes) -> int:
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return int(line[15:])
-    raise Broken("an answer without a length")
+    raise Broken("a response has no Content-Length")
 
 
 async def answers_per_s(port: int, key: str, ids: list[str], seconds: float) -> float:
-    """Answers a second over all connections."""
+    """Return the responses per second over all connections."""
     requests = [
         f"GET /api/v2/jobs/{each} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
         for each in ids
@@ -75,13 +75,13 @@ async def answers_per_s(port: int, key: str, ids: list[str], seconds: float) -> 
             transport.close()
     for asker in askers:
         if asker.broken:
-            raise Broken(f"asked for a job, the server said {asker.broken}")
+            raise Broken(f"GET of a job: the server answered {asker.broken}")
     return rate
 
 
 @contextlib.asynccontextmanager
 async def serving(*command: str, environment: dict[str, str], port: int) -> AsyncIterator[None]:
-    """Runs a server until the block ends."""
+    """Run a server until the block ends."""
     process = await asyncio.create_subprocess_exec(sys.executable, *command, env={**os.environ, **environment})
     try:
         async with httpx.AsyncClient() as client:

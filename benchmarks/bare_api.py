@@ -1,7 +1,7 @@
-"""The least that could answer for a job: FastAPI with one route, behind the API's own authentication.
+"""The smallest server that returns a job: FastAPI with one route, behind the API's own authentication.
 
-It answers with the bytes that the API answered with, from a dictionary. Run by ``ledger.py``:
-``bare_api.py <port> <database url> <folder of answers, each named by the id of its job>``.
+It returns the bytes that the API returned, from a dictionary. Run by ``ledger.py``:
+``bare_api.py <port> <database url> <folder of responses, each named by the id of its job>``.
 """
 
 from __future__ import annotations

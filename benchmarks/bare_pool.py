@@ -1,6 +1,6 @@
-"""The same emulations without a queue: two processes that have Pulser loaded, and nothing between them and the work.
+"""The same emulations without a queue: a pool of two processes that have Pulser loaded.
 
-Imported by the processes of the pool too, so what is heavy is imported where it is used.
+The processes of the pool import this module too, so heavy libraries are imported where they are used.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 
 
 class Item(msgspec.Struct, frozen=True):
-    """One job: number of shots and the values of the variables."""
+    """One job: its number of shots and the values of its variables."""
 
     runs: int
     variables: dict[str, float]
 
 
 def sequence_text(qubits: int = QUBITS) -> str:
-    """An adiabatic sweep on a ring, with its Rabi frequency and final detuning as variables."""
+    """Return an adiabatic sweep on a ring; its Rabi frequency and final detuning are variables."""
     import numpy as np
     import pulser
 
@@ -57,7 +57,7 @@ def _load(text: str) -> None:
     import warnings
 
     import pulser
-    import pulser_simulation  # noqa: F401  # so that the first item does not pay for it
+    import pulser_simulation  # noqa: F401  # so that the first item does not include the import
 
     warnings.simplefilter("ignore")
     _sequence = pulser.Sequence.from_abstract_repr(text)
@@ -73,16 +73,16 @@ def _emulate(item: Item) -> bytes:
 
 
 class BarePool:
-    """A warm pool; a context manager."""
+    """A warm pool, as a context manager."""
 
     def __init__(self, text: str, processes: int) -> None:
         for name in _THREADS:
-            os.environ[name] = "1"  # as in a lane; two processes that thread would fight for the cores
+            os.environ[name] = "1"  # as in a lane: two processes with several threads each would compete for the cores
         self._pool: Pool = multiprocessing.get_context("spawn").Pool(processes, _load, (text,))
 
     @property
     def pids(self) -> list[int]:
-        """Its processes."""
+        """Return the ids of the processes."""
         return [process.pid for process in self._pool._pool]  # type: ignore[attr-defined]  # noqa: SLF001
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class BarePool:
         self._pool.join()
 
     def emulate(self, items: list[Item], timeout_s: float) -> float:
-        """Seconds for all items, each handed out by itself; all results have come back."""
+        """Return the seconds until all results are back; each item is sent to the pool on its own."""
         began = time.perf_counter()
         results = self._pool.map_async(_emulate, items, chunksize=1).get(timeout_s)
         elapsed_s = time.perf_counter() - began

@@ -1,6 +1,6 @@
-"""emu-sv and emu-mps without a queue, one run at a time. Needs torch, both emulators and Pulser, and nothing of ours.
+"""emu-sv and emu-mps without a queue, one run at a time. Needs torch, both emulators and Pulser, but not Tweezer.
 
-What is heavy is imported where it is used.
+Heavy libraries are imported where they are used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SPACING_UM = 6.0
 
 
 def sequence_text(qubits: int, duration_ns: int) -> str:
-    """An adiabatic sweep on a square lattice, as wide as it is high or nearly so; its final detuning is a variable."""
+    """Return an adiabatic sweep on a square lattice that is as square as possible; its final detuning is a variable."""
     import pulser
 
     columns = max(column for column in range(1, math.isqrt(qubits) + 1) if qubits % column == 0)
@@ -36,7 +36,7 @@ def sequence_text(qubits: int, duration_ns: int) -> str:
 
 
 def configuration_text(runs: int) -> str:
-    """Bitstrings at the end, by steps of 10 ns as is usual."""
+    """Return a configuration that measures bitstrings at the end, with the usual step of 10 ns."""
     from pulser.backend import BitStrings, EmulationConfig
 
     config: Any = EmulationConfig(observables=[BitStrings(evaluation_times=[1.0], num_shots=runs)])
@@ -44,7 +44,7 @@ def configuration_text(runs: int) -> str:
 
 
 def emulate(device: str, text: str, detuning: float, runs: int, *, gpu: bool = False) -> float:
-    """Seconds of building, running and serialising one sequence with the library of ``EMU_SV`` or ``EMU_MPS``."""
+    """Return the seconds to build, run and serialise one sequence with the library of ``EMU_SV`` or ``EMU_MPS``."""
     import warnings
 
     import pulser
@@ -56,9 +56,9 @@ def emulate(device: str, text: str, detuning: float, runs: int, *, gpu: bool = F
     config = config_type.from_abstract_repr(json.dumps(options))
     began = time.perf_counter()
     results = backend(sequence.build(detuning=detuning), config=config).run()
-    told = results.to_abstract_repr()
+    serialised = results.to_abstract_repr()
     elapsed_s = time.perf_counter() - began
-    assert told
+    assert serialised
     assert sum(results.final_bitstrings.values()) == runs
     return elapsed_s
 
@@ -74,7 +74,7 @@ def _library(device: str) -> tuple[Any, Any]:
 
 
 class BareEmulator:
-    """A warm process with one thread, as a lane's; a context manager."""
+    """A warm process with one thread, like that of a lane, as a context manager."""
 
     def __init__(self) -> None:
         for name in _THREADS:
@@ -90,7 +90,7 @@ class BareEmulator:
         self._pool.join()
 
     def emulate(self, device: str, text: str, detuning: float, runs: int, timeout_s: float) -> float:
-        """Seconds until the results are here."""
+        """Return the seconds until the results are back."""
         began = time.perf_counter()
         self._pool.apply_async(emulate, (device, text, detuning, runs)).get(timeout_s)
         return time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""What Pasqal's clients pay for going through Tweezer: one user who waits for a small job, and fifty who keep at it.
+"""The overhead that Pasqal's clients see: one user who waits for a small job, and fifty who submit without a pause.
 
-The one is the unmodified client in its own environment, beside the job's bare emulation. The fifty say over bare
-connections what the client says, beside as many tasks that do the same work with the producers' library.
+The one is the unmodified client in its own environment, compared with a bare emulation of the job. The fifty send the
+client's requests over bare connections, compared with as many tasks that do the same with the Python API.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ class Client:
 
     async def ask(self, act: str, variables: dict[str, float]) -> dict[str, Any]:
         self._write({"act": act, "variables": variables})
-        told: dict[str, Any] = json.loads(await self._program.line())
-        return told
+        answer: dict[str, Any] = json.loads(await self._program.line())
+        return answer
 
-    def _write(self, said: object) -> None:
+    def _write(self, message: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(said).encode() + b"\n")
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
 
 
 # ------------------------------------------------------------------------------------------- one user who waits
 
 
 async def measure_one(at: Installation, python: str, repeats: int) -> tuple[list[Figure], dict[str, Any]]:
-    """Each repeat has variables of its own, for an evolution is remembered; what is compared runs one after another."""
+    """Run what is compared one after another; each repeat has other variables, because evolutions are cached."""
     text, draw = sequence_text(QUBITS), random.Random(7)
     start = {"base": f"http://127.0.0.1:{at.port}", "project": PROJECT, "key": at.keys[0]}
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -90,16 +90,16 @@ async def measure_one(at: Installation, python: str, repeats: int) -> tuple[list
                 took["bare emulation"] = await asyncio.to_thread(bare.emulate, [compared], LIMIT_S)
                 took["five bare round trips"] = (await client.ask("ping", {}))["s"]
                 for act, one in (("client", compared), ("backend", item())):
-                    told = await client.ask(act, one.variables)
-                    if told["shots"] != RUNS:
-                        raise Broken(f"the {act} got {told['shots']} shots")
-                    took[act] = told["s"]
+                    answer = await client.ask(act, one.variables)
+                    if answer["shots"] != RUNS:
+                        raise Broken(f"the {act} got {answer['shots']} shots")
+                    took[act] = answer["s"]
                     if act == "client":
-                        took["emulation by the job's record"] = told["emulation_s"]
-                    for place, request in enumerate(told["requests"] if number >= 0 else ()):
+                        took["emulation by the job's record"] = answer["emulation_s"]
+                    for place, request in enumerate(answer["requests"] if number >= 0 else ()):
                         called = f"{act}, request {place + 1}: {route(request['method'], request['path'])}"
                         requests[called].append(request["s"])
-                if number >= 0:  # the first warms up
+                if number >= 0:  # the first repeat is a warm-up
                     for name, taken in took.items():
                         seconds[name].append(taken)
     least = [sum(pair) for pair in zip(seconds["bare emulation"], seconds["five bare round trips"], strict=True)]
@@ -119,7 +119,7 @@ async def measure_one(at: Installation, python: str, repeats: int) -> tuple[list
 
 
 async def batches_per_s(users: list[Callable[[], Awaitable[int]]], seconds: float) -> float:
-    """Batches a second of users each of whom begins one as soon as the last one's results are there."""
+    """Return batches per second of users who each submit one as soon as they have the results of the last one."""
     began = time.perf_counter()
 
     async def keep_at_it(batch: Callable[[], Awaitable[int]]) -> int:

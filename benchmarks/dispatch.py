@@ -1,7 +1,7 @@
-"""How fast jobs go through the queue when they do nothing, compared with tuned arq and with bare Redis.
+"""How fast jobs that do nothing pass through the queue, compared with tuned arq and with bare Redis.
 
-Every contestant has one worker process, uvloop and quiet logs, on one redis-server of the benchmark's own. The
-rounds of what is compared alternate; a figure is the median of the rounds' ratios.
+Every contestant has one worker process, uvloop and quiet logs, and uses the benchmark's own redis-server. The rounds
+of the contestants alternate; a figure is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def _jobs(count: int) -> list[JobSpec]:
 
 
 async def _submit(store: Store, jobs: list[JobSpec]) -> UUID:
-    """As the producers' library does: with an idempotency key."""
+    """Submit with an idempotency key, as the Python API does."""
     batch_id = new_batch_id()
     return await store.commands.submit(batch_id, PROJECT, BatchDoc(DEVICE), jobs, idempotency_key=str(batch_id))
 
 
 @contextlib.asynccontextmanager
 async def _pool(url: str, lanes: int, *options: str) -> AsyncIterator[tuple[Store, harness.Program]]:
-    """An empty store and one worker that is waiting for work."""
+    """Yield an empty store and one worker that waits for work."""
     async with Store.open(Connect(url=url)) as store:
         await store.redis.flushall()
         async with harness.program("tickets", url, "--lanes", str(lanes), *options) as worker:
@@ -70,9 +70,9 @@ async def _check_done(store: Store, batches: list[UUID]) -> None:
 
 
 async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, float]:
-    """Submits batches while the device is paused, then lets the worker loose on them.
+    """Submit batches while the device is paused, then resume the device.
 
-    Returns the seconds of the submits and of the drain: by Redis' clock, from resume to the last event.
+    Return the seconds of the submits, and those of the drain: by Redis' clock, from the resume to the last event.
     """
     async with _pool(url, lanes) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
@@ -91,7 +91,7 @@ async def drain(url: str, batches: int, jobs: int, lanes: int) -> tuple[float, f
 
 
 async def submit(url: str, jobs: int) -> float:
-    """One call with that many jobs; returns its seconds."""
+    """Submit this many jobs in one call and return its seconds."""
     async with _pool(url, 1) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))  # loads the script
@@ -103,7 +103,7 @@ async def submit(url: str, jobs: int) -> float:
 
 
 async def latency(url: str, samples: int) -> list[float]:
-    """Milliseconds from the call of submit to the start of the job in an idle worker."""
+    """Return the milliseconds from each call of submit to the start of the job in an idle worker."""
     async with _pool(url, 1, "--stamping") as (store, worker):
         specs = _jobs(1)
         return await peers.starts(worker, lambda: _submit(store, specs), samples)
@@ -117,7 +117,7 @@ async def _key_bytes(client: Redis) -> int:
 
 
 async def _used_bytes(client: Redis) -> int:
-    """used_memory when nothing moves: buffers of clients that are gone are given back by and by."""
+    """Return used_memory once it is constant: Redis frees the buffers of closed connections gradually."""
     least, since = 1 << 62, time.monotonic()
     while time.monotonic() - since < 2.5:
         used = int((await client.info("memory"))["used_memory"])
@@ -128,7 +128,7 @@ async def _used_bytes(client: Redis) -> int:
 
 
 async def memory(url: str, jobs: int) -> tuple[float, float]:
-    """Bytes that a queued job takes in Redis: by used_memory, and by the sum of MEMORY USAGE of all keys."""
+    """Return the bytes of a queued job in Redis: by used_memory, and by the sum of MEMORY USAGE of all keys."""
     async with _pool(url, 1) as (store, _):
         await store.devices.pause(DEVICE, "benchmark")
         await _submit(store, _jobs(1))
@@ -144,7 +144,7 @@ async def memory(url: str, jobs: int) -> tuple[float, float]:
 
 
 async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
-    """All rounds, and what they say."""
+    """Run all rounds; return the figures and the setup."""
     count, samples = (500, 20) if asked.quick else (10_000, 200)
     seconds: dict[str, list[float]] = {}
     latencies: dict[str, list[list[float]]] = {"tweezer": [], "arq": [], "echo": []}
@@ -154,7 +154,7 @@ async def measure(url: str, asked: argparse.Namespace) -> tuple[list[Figure], di
         note(f"  {what}: {elapsed_s:.3f} s")
 
     async def short(what: str, call: Callable[[], Awaitable[float]]) -> None:
-        """What takes a fraction of a second is done three times, for one hiccup would be all that is seen."""
+        """Measure a call of a fraction of a second three times, because a single hiccup would dominate it."""
         took(what, median([await call() for _ in range(1 if asked.quick else 3)]))
 
     async def drain_one_batch() -> float:

@@ -1,7 +1,7 @@
-"""What the queue costs when jobs are real: EMU_FREE through the queue on two lanes, against a bare pool of two
-processes, for small and larger registers; and what it saves when jobs are equal.
+"""The overhead of the queue for real jobs: EMU_FREE through the queue on two lanes, compared with a bare pool of two
+processes, for small and larger registers; and what the queue saves when jobs are equal.
 
-All processes are warm, and every round has variables of its own, so that nothing is remembered from an earlier one.
+All processes are warm, and every round has other variables, so that nothing is cached from an earlier round.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ PROJECT = "benchmark"
 LANES = 2
 LIMIT_S = 550.0
 JOBS = {4: 200, 8: 200, 12: 20}
-"""How many jobs of each number of qubits: those of 12 take seconds."""
+"""The number of jobs for each number of qubits: one with 12 qubits takes seconds."""
 TARGETS = {8: "<= 0.9"}
 
 
 def distinct(jobs: int, seed: int) -> list[Item]:
-    """Jobs that have nothing in common but the sequence."""
+    """Return jobs that share only the sequence."""
     draw = random.Random(seed)
     return [Item(500, {"omega": draw.uniform(8, 10), "detuning": draw.uniform(15, 25)}) for _ in range(jobs)]
 
 
 def equal(jobs: int, seed: int) -> list[Item]:
-    """Jobs that differ in the number of shots alone."""
+    """Return jobs that differ only in their number of shots."""
     variables = distinct(1, seed)[0].variables
     return [Item(100 + number, variables) for number in range(jobs)]
 
 
 class Spent:
-    """Seconds that an emulation of all jobs took, and CPU seconds of the processes that did it."""
+    """The seconds that emulating all jobs took, and the CPU seconds of the processes that did it."""
 
     def __init__(self) -> None:
         self.wall_s: list[float] = []
@@ -59,7 +59,7 @@ class Spent:
 
 
 def cpu_s(*pids: int) -> float:
-    """CPU seconds so far of these processes and their children."""
+    """Return the CPU seconds that these processes and their children have used."""
     roots = [psutil.Process(pid) for pid in pids]
     times = [it.cpu_times() for root in roots for it in (root, *root.children(recursive=True))]
     return float(sum(it.user + it.system for it in times))
@@ -67,7 +67,7 @@ def cpu_s(*pids: int) -> float:
 
 @contextlib.asynccontextmanager
 async def pool_of_lanes(url: str) -> AsyncIterator[tuple[Store, int]]:
-    """The store, and the process of a worker whose lanes have the emulator imported."""
+    """Yield a store, and the id of a worker's process whose lanes have imported the emulator."""
     async with Store.open(Connect(url=url)) as store:
         await store.redis.flushall()
         async with harness.program("tickets", url, "--device", DEVICE, "--lanes", str(LANES)) as worker:
@@ -81,7 +81,7 @@ async def _is_warm(store: Store) -> bool:
 
 
 async def through_the_queue(store: Store, text: str, items: list[Item]) -> float:
-    """Seconds from the call of submit to the last event, by Redis' clock."""
+    """Return the seconds from the call of submit to the last event, by Redis' clock."""
     batch_id = new_batch_id()
     jobs = [JobSpec(item.runs, dict(item.variables)) for item in items]
     begin_us = await harness.server_time_us(store.redis)
@@ -102,7 +102,7 @@ async def through_the_queue(store: Store, text: str, items: list[Item]) -> float
 async def compare(
     store: Store, pids: tuple[int, ...], qubits: int, jobs: int, rounds: int
 ) -> tuple[Spent, Spent, list[float]]:
-    """What the jobs cost through the queue and in a bare pool, round by round; and the seconds of equal ones."""
+    """Return the time that the jobs took through the queue and in a bare pool, and the seconds of equal jobs."""
     text, queue, pool, equals = sequence_text(qubits), Spent(), Spent(), []
     with BarePool(text, LANES) as bare:
         warming = distinct(2 * LANES, 0)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a server of their own, worker processes, medians, and how figures are told."""
+"""The common parts of the benchmarks: a private Redis, worker processes, medians, and the report of figures."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 WAIT_S = 60.0
-"""No single wait of a benchmark is longer, except where it says so."""
+"""The longest single wait of a benchmark, unless it passes another limit."""
 POLL_S = 0.02
 
 
 class Broken(Exception):
-    """The benchmark could not measure: what it ran did not do its work."""
+    """The benchmark could not measure, because something that it ran failed."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; ``target`` is ``">= 10"`` or ``"<= 3"`` or ``"< 1"``, or empty: told, not judged."""
+    """A measured figure. ``target`` is like ``">= 10"``, ``"<= 3"`` or ``"< 1"``; empty if there is no target."""
 
     name: str
     value: float
@@ -47,7 +47,7 @@ class Figure:
 
 
 def figure(name: str, value: float, target: str, unit: str = "x") -> Figure:
-    """A figure, judged if it has a target."""
+    """Return a figure, compared with its target if there is one."""
     if not target:
         return Figure(name, round(value, 4), unit, target, met=True)
     relation, _, limit = target.partition(" ")
@@ -60,27 +60,27 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile."""
+    """Return the nearest-rank percentile."""
     ranked = sorted(values)
     return ranked[min(len(ranked) - 1, round(percent / 100 * len(ranked)))]
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the rounds' ratios: what is compared in a round ran right after one another."""
+    """Return the median of the rounds' ratios: in a round, the contestants run right after one another."""
     return median([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, limit_s: float = WAIT_S) -> None:
-    """Waits for a condition that only asking can tell."""
+    """Poll a condition until it holds."""
     deadline = time.monotonic() + limit_s
     while not await condition():
         if time.monotonic() > deadline:
-            raise Broken(f"{what}: not after {limit_s:g} s")
+            raise Broken(f"{what}: not within {limit_s:g} s")
         await asyncio.sleep(POLL_S)
 
 
 def rounded(measured: dict[str, Any]) -> dict[str, Any]:
-    """Four significant digits are more than the machine is good for."""
+    """Round to four significant digits, which is more than the machine can reproduce."""
     return {
         name: [float(f"{one:.4g}") for one in value] if isinstance(value, list) else float(f"{value:.4g}")
         for name, value in measured.items()
@@ -89,13 +89,13 @@ def rounded(measured: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def server() -> Iterator[RedisServer]:
-    """A redis-server with an append-only file, synced each second; it does not rewrite the file meanwhile."""
+    """Run a redis-server with an append-only file that is synced each second and is not rewritten meanwhile."""
     with RedisServer(kind="redis", appendfsync="everysec", options={"auto-aof-rewrite-percentage": "0"}) as running:
         yield running
 
 
 def setup_of(running: RedisServer, rounds: int, **more: Any) -> dict[str, Any]:
-    """What a figure depends on."""
+    """Describe what the figures depend on."""
     with contextlib.closing(redis.Redis.from_url(running.url)) as client:
         redis_version = cast("dict[str, Any]", client.info("server"))["redis_version"]
     packages = ("arq", "redis", "hiredis", "msgspec", "uvloop", "pulser-core", "pulser-simulation", "qutip")
@@ -116,7 +116,7 @@ def setup_of(running: RedisServer, rounds: int, **more: Any) -> dict[str, Any]:
 
 
 def report(figures: Sequence[Figure], setup: dict[str, Any], *, as_json: bool) -> None:
-    """Tells the figures: a table, or as the last line one JSON object."""
+    """Print the figures as a table and, with as_json, one JSON object as the last line."""
     width = max(len(one.name) for one in figures)
     for one in figures:
         verdict = ("met" if one.met else "NOT MET") if one.target else ""
@@ -135,18 +135,18 @@ def report(figures: Sequence[Figure], setup: dict[str, Any], *, as_json: bool) -
 
 
 def note(text: str) -> None:
-    """Says on stderr what is being measured."""
+    """Print to stderr what is being measured."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Runs the benchmark on uvloop, which is what everything that is compared runs on."""
+    """Run the benchmark on uvloop, as all contestants run."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
 
 class Program:
-    """A process of ``workers.py``, started and ready."""
+    """A process of ``workers.py`` that is ready."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -156,16 +156,16 @@ class Program:
         return self._process.pid
 
     async def line(self, timeout_s: float = WAIT_S) -> str:
-        """The next line that the process says."""
+        """Return the next line that the process prints."""
         assert self._process.stdout is not None
         async with asyncio.timeout(timeout_s):
-            said = await self._process.stdout.readline()
-        if not said:
+            line = await self._process.stdout.readline()
+        if not line:
             raise Broken(f"a worker process ended with status {await self._process.wait()}")
-        return said.decode().strip()
+        return line.decode().strip()
 
     def go(self) -> None:
-        """Lets a process that waits for it begin."""
+        """Let a process begin that waits for this line."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
 
@@ -182,22 +182,22 @@ class Program:
 
 @contextlib.asynccontextmanager
 async def program(what: str, url: str, *arguments: str) -> AsyncIterator[Program]:
-    """Runs ``workers.py what url …`` in a process of its own, until the block ends."""
+    """Run ``workers.py what url …`` in a separate process until the block ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(HERE / "workers.py"), what, url, *arguments,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     running = Program(process)
     try:
-        said = await running.line()
-        if said != "ready":
-            raise Broken(f"{what} said {said!r} instead of being ready")
+        line = await running.line()
+        if line != "ready":
+            raise Broken(f"{what} printed {line!r} instead of 'ready'")
         yield running
     finally:
         await running.stop()
 
 
 async def server_time_us(client: Redis) -> int:
-    """The clock of the scripts."""
+    """Return the time of Redis' clock, which the scripts use."""
     seconds, microseconds = await client.time()
     return int(seconds) * 1_000_000 + int(microseconds)

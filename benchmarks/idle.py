@@ -1,4 +1,4 @@
-"""What an idle installation costs: CPU seconds a minute and memory of ``tweezer up``, by process."""
+"""The cost of an idle installation: CPU seconds per minute and memory of ``tweezer up``, by process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import psutil
 from harness import WAIT_S, Broken, Figure, figure, note, report
 
 SETTLE_S = 10.0
-"""After the start, before anything is counted: caches fill, and the first sweeps are over."""
+"""The wait after the start, before anything is counted: caches fill, and the first sweeps end."""
 
 
 @contextlib.contextmanager
 def installation(folder: Path, device: str) -> Iterator[psutil.Process]:
-    """Runs ``tweezer up`` on a folder of its own, until the block ends."""
+    """Run ``tweezer up`` on its own data folder until the block ends."""
     log = folder / "up.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -36,7 +36,7 @@ def installation(folder: Path, device: str) -> Iterator[psutil.Process]:
         deadline = time.monotonic() + 2 * WAIT_S
         while "Ctrl-C stops it all" not in log.read_text():
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Broken(f"`tweezer up` did not come up:\n{log.read_text()[-2000:]}")
+                raise Broken(f"`tweezer up` did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
         yield psutil.Process(process.pid)
     finally:
@@ -45,7 +45,7 @@ def installation(folder: Path, device: str) -> Iterator[psutil.Process]:
 
 
 def name_of(process: psutil.Process) -> str:
-    """Its command: ``up``, ``api``, ``redis-server``, or ``lane`` for a lane's process."""
+    """Return the command of a process: ``up``, ``api``, ``redis-server``, or ``lane`` for a lane's process."""
     words = process.cmdline()
     if "tweezer.cli" in words:
         return words[words.index("tweezer.cli") + 1]
@@ -55,7 +55,7 @@ def name_of(process: psutil.Process) -> str:
 
 
 def cpu_s(processes: dict[psutil.Process, str]) -> dict[str, float]:
-    """CPU seconds of each process so far, by name; those of one name are added up."""
+    """Return the CPU seconds that the processes have used, summed by name."""
     spent: dict[str, float] = {}
     for process, name in processes.items():
         times = process.cpu_times()

@@ -1,4 +1,4 @@
-"""A whole installation for a benchmark, with the defaults of an operator who sets nothing but places."""
+"""A whole installation for a benchmark, with default settings except for addresses and folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMESPACE = "tweezer"
 
 
 class Installation:
-    """A Redis, a SQLite ledger with its recorder, and the API as they are by default; each client has its own key."""
+    """A Redis, a SQLite ledger with its recorder, and the API with default settings; each client has its own key."""
 
     def __init__(self, redis_url: str, port: int, database: Database, keys: list[str]) -> None:
         self.redis_url = redis_url
@@ -50,7 +50,7 @@ class Installation:
 
     @contextlib.asynccontextmanager
     async def serves(self, device: str, lanes: int) -> AsyncIterator[None]:
-        """With a worker whose lanes are warm."""
+        """Run a worker whose lanes are warm until the block ends."""
         async with Store.open(Connect(url=self.redis_url)) as store:
 
             async def is_warm() -> bool:
@@ -62,11 +62,11 @@ class Installation:
                 yield
 
     async def recorded(self) -> None:
-        """Waits until the ledger has all that has happened: what comes next does not pay for it."""
+        """Wait until the recorder has caught up, so that the next measurement does not include that work."""
         async with Store.open(Connect(url=self.redis_url)) as store:
 
             async def is_recorded() -> bool:
                 ((last, _),) = await store.redis.xrevrange(store.keys(Key.EVENTS), count=1)
                 return bool(read_health(self._database).positions.get(NAMESPACE) == last.decode())
 
-            await harness.until(is_recorded, "all is recorded", harness.WAIT_S)
+            await harness.until(is_recorded, "everything is recorded", harness.WAIT_S)

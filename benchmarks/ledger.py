@@ -1,6 +1,6 @@
-"""How quickly the ledger answers over a long history, and the API for one job, each beside the least there could be.
+"""How quickly the ledger answers over a long history, and the API for one job, compared with the least possible work.
 
-Fills SQLite and a private PostgreSQL with the same made-up history and asks both what the API's lists ask.
+Fills SQLite and a private PostgreSQL with the same invented history, and runs the queries of the API's lists on both.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PROJECT, DEVICE = "benchmark", "NULL"
 JOBS_ASKED = 500
 LATENCY_MS = "<= 50"
 SHARED_BUFFERS = "1GB"
-"""Of PostgreSQL, which has 128 MB unless told otherwise and is always told otherwise where it matters."""
+"""The shared buffers of PostgreSQL: its default is 128 MB, which every serious installation raises."""
 
 Timings = dict[str, list[float]]
 
@@ -64,7 +64,7 @@ def opened(url: str) -> Iterator[Database]:
 
 
 def filled(database: Database, plan: Plan) -> Filled:
-    """Fills it, and lets PostgreSQL do at once what autovacuum does within a minute."""
+    """Fill the database, and let PostgreSQL do at once what autovacuum does within a minute."""
     upgrade(database)
     began = time.monotonic()
     made = fill(database, plan, tables=False)
@@ -85,7 +85,7 @@ def took_ms(question: Callable[..., object], *arguments: object) -> float:
 
 
 def single_filters(queries: Queries, questions: Questions, times: int) -> Timings:
-    """Milliseconds of the first page by each filter alone, newest first, and its total."""
+    """Return the milliseconds of the first page and the total for each filter alone, newest first."""
     took: Timings = defaultdict(list)
     for _ in range(times):
         for name, part in questions.job_parts().items():
@@ -98,7 +98,7 @@ def single_filters(queries: Queries, questions: Questions, times: int) -> Timing
 
 
 def three_filters(queries: Queries, questions: Questions, times: int) -> Timings:
-    """The same of three filters together, in any order, on any page."""
+    """Return the same for three filters together, in any order, on any page."""
     took: Timings = defaultdict(list)
     for _ in range(times):
         caller, order, paging = questions.next_caller(), questions.one_of(JobOrder), questions.paging()
@@ -110,7 +110,7 @@ def three_filters(queries: Queries, questions: Questions, times: int) -> Timings
 
 
 def orders(queries: Queries, questions: Questions, times: int) -> Timings:
-    """The same of all jobs and batches of a project in each order."""
+    """Return the same for all jobs and batches of a project in each order."""
     took: Timings = defaultdict(list)
     for _ in range(times):
         for order in JobOrder:
@@ -123,7 +123,7 @@ def orders(queries: Queries, questions: Questions, times: int) -> Timings:
 
 
 def of_everything(queries: Queries, times: int) -> Timings:
-    """What an operator asks about all projects: counters answer."""
+    """Return the same for an operator's queries about all projects, which counters answer."""
     took: Timings = defaultdict(list)
     for _ in range(times):
         took["counts of jobs"].append(took_ms(queries.job_counts, OPERATOR, JobFilter()))
@@ -136,7 +136,7 @@ def of_everything(queries: Queries, times: int) -> Timings:
 
 
 def by_id(database: Database, made: Filled, rounds: int, times: int) -> Timings:
-    """Microseconds of a get by id and of a bare select by primary key, through the same engine."""
+    """Return the microseconds of a get by id and of a bare select by primary key, through the same engine."""
     queries, chance = Queries(database), random.Random(5)
     bare_job = select(jobs.c.spec).where(jobs.c.id == bindparam("id"))
     bare_batch = select(batches.c.record).where(batches.c.id == bindparam("id"))
@@ -149,7 +149,7 @@ def by_id(database: Database, made: Filled, rounds: int, times: int) -> Timings:
 
     def got(found: object) -> None:
         if found is None:
-            raise Broken("a job or batch that was made is not found")
+            raise Broken("a job or batch that exists was not found")
 
     for _ in range(rounds):
         ids = [batch for batch, size in chance.choices(made.of_project(0), k=times) if size]
@@ -167,13 +167,13 @@ def by_id(database: Database, made: Filled, rounds: int, times: int) -> Timings:
 
 
 def measure_ledger(kind: str, database: Database, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
-    """The figures of one database."""
+    """Measure one database."""
     note(f"{kind}: filling")
     made = filled(database, Plan(jobs=asked.jobs, batches=asked.jobs // 50, projects=20, live=asked.jobs // 5000))
     queries, questions = Queries(database), Questions(made)
-    single_filters(queries, questions, 2)  # what is asked again and again is warm
+    single_filters(queries, questions, 2)  # warm up: an installation's usual queries are warm, too
     gc.collect()
-    gc.freeze()  # what was made up would be looked through again and again
+    gc.freeze()  # the collector would scan the invented history again and again
     note(f"{kind}: asking")
     single = single_filters(queries, questions, asked.times)
     ordered = orders(queries, questions, asked.times // 2)
@@ -204,7 +204,7 @@ def measure_ledger(kind: str, database: Database, asked: argparse.Namespace) -> 
 
 
 async def measure_api(redis_url: str, folder: Path, asked: argparse.Namespace) -> tuple[list[Figure], dict[str, Any]]:
-    """The figure of the API, whose jobs are in Redis."""
+    """Measure the API for jobs that are in Redis."""
     note("API: asking")
     url = f"sqlite:///{folder / 'api.db'}"
     with opened(url) as database:

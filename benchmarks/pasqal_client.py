@@ -1,7 +1,7 @@
-"""Pasqal's client, unmodified, timed in its own environment: one JSON object a line in, one out, until the input ends.
+"""Time the unmodified Pasqal client in its own environment: for each JSON object on a line of stdin, print another.
 
-The first line is where the server is, the sequence and the shots of a job. Runs where neither Tweezer nor these
-benchmarks are installed: the client's interpreter has its libraries only.
+The first line has the server's address, the sequence and the shots of a job. Neither Tweezer nor the other benchmarks
+can be imported here: the client's interpreter has only its own libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pasqal_cloud.pasqal_cloud_client import PasqalCloudClient
 from pulser import Sequence
 from pulser.backend import BitStrings, EmulationConfig
 
-Told = dict[str, Any]
+Result = dict[str, Any]
 
 
 class _Key(TokenProvider):
@@ -32,7 +32,7 @@ class _Key(TokenProvider):
 
 
 class Timed:
-    """What a user does, on connections that are kept, and the requests that it takes."""
+    """The calls of a user on connections that stay open, and a count of the requests they make."""
 
     def __init__(self, base: str, project: str, key: str, sequence: str, runs: int) -> None:
         options: Any = {
@@ -49,22 +49,22 @@ class Timed:
         self._config: Any = EmulationConfig(observables=[BitStrings(num_shots=runs)])
         self.requests: list[dict[str, Any]] = []
         for client in (self._client, self._connection.cloud_client):
-            client._client.session.hooks["response"].append(self._note)  # noqa: SLF001  # as requests lets anybody look
+            client._client.session.hooks["response"].append(self._note)  # noqa: SLF001  # a documented hook of requests
 
-    def ping(self, variables: dict[str, float]) -> Told:
-        """Five bare round trips."""
+    def ping(self, variables: dict[str, float]) -> Result:
+        """Make five bare round trips."""
         return {"answers": [self._session.get(self._health).status_code for _ in range(5)]}
 
-    def client(self, variables: dict[str, float]) -> Told:
-        """Submit, wait, results with the client itself. emulation_s: as the server has recorded it."""
+    def client(self, variables: dict[str, float]) -> Result:
+        """Submit, wait and read results with the client. ``emulation_s`` is what the server recorded."""
         jobs: Any = [{"runs": self._runs, "variables": variables}]
         batch = self._client.create_batch(self._text, jobs, device_type="EMU_FREE", wait=True)
         (job,) = batch.ordered_jobs
         shots = sum((job.result or {}).values())
         return {"shots": shots, "emulation_s": job.preparation_s + job.device_s}
 
-    def backend(self, variables: dict[str, float]) -> Told:
-        """The same with Pulser's backend on its connection, which parses and builds sequences here too."""
+    def backend(self, variables: dict[str, float]) -> Result:
+        """Do the same with Pulser's backend on this connection, which also parses and builds the sequence here."""
         backend = RemoteEmuFreeBackend(self._sequence, self._connection, config=self._config)
         (results,) = backend.run([{"variables": variables}], wait=True).results
         return {"shots": sum(results.final_bitstrings.values())}
@@ -76,18 +76,18 @@ class Timed:
 
 
 def main() -> None:
-    said = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    output = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     timed = Timed(**json.loads(sys.stdin.readline()))
-    said.write("ready\n")
+    output.write("ready\n")
     for line in sys.stdin:
         asked = json.loads(line)
         timed.requests = []
         act = {"ping": timed.ping, "client": timed.client, "backend": timed.backend}[asked["act"]]
         began = time.perf_counter()
-        told = act(asked["variables"])
+        result = act(asked["variables"])
         took_s = time.perf_counter() - began
-        said.write(json.dumps({**told, "s": took_s, "requests": timed.requests}) + "\n")
+        output.write(json.dumps({**result, "s": took_s, "requests": timed.requests}) + "\n")
 
 
 if __name__ == "__main__":

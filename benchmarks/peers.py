@@ -1,4 +1,4 @@
-"""What Tweezer is compared with: tuned arq, a bare Lua loop, a bare echo.
+"""The contestants that Tweezer is compared with: tuned arq, a bare Lua loop, a bare echo.
 
 Tuned arq is arq 0.28 with 100 messages at once, a poll each 5 ms, uvloop, results not kept, and enqueueing
 gathered by 100; logging is quiet.
@@ -23,7 +23,7 @@ MESSAGE = "nothing"
 ECHO = "benchmark:echo"
 GATHERED = 100
 
-# The bare loop: sets the results of the ids handed out before, and pops the next ids off a list.
+# The bare loop: set the results of the previous ids, and pop the next ids off a list.
 POP_AND_SET = """
 for at = 2, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
 local ids = {}
@@ -35,13 +35,13 @@ end
 return ids
 """
 
-# The same without a loop: two variadic commands. For information: what Redis itself can take.
+# The same without a loop, by two variadic commands. For information: the limit of Redis itself.
 POP_AND_SET_VARIADIC = """
 if #ARGV > 1 then redis.call('HSET', KEYS[2], unpack(ARGV, 2)) end
 return redis.call('LPOP', KEYS[1], ARGV[1])
 """
 
-# The least that a queue with leases does for a job: pops its id, reads its record, notes that it runs and who has it …
+# The least that a queue with leases does for a job: pop its id, read its record, note that it runs and its owner …
 CLAIM = """
 local reply = {}
 for _ = 1, tonumber(ARGV[1]) do
@@ -55,7 +55,7 @@ end
 return reply
 """
 
-# … then writes its status and result, and gives the lease up.
+# … then write its status and result, and give up the lease.
 COMMIT = """
 for at = 1, #ARGV, 2 do
   redis.call('HSET', 'states', ARGV[at], 'done')
@@ -70,7 +70,7 @@ async def arq_pool(url: str) -> ArqRedis:
 
 
 async def arq_enqueue(pool: ArqRedis, messages: int) -> float:
-    """Enqueues no-op messages; returns the seconds."""
+    """Enqueue no-op messages and return the seconds."""
     began = time.perf_counter()
     for first in range(0, messages, GATHERED):
         await asyncio.gather(*(pool.enqueue_job(MESSAGE) for _ in range(min(GATHERED, messages - first))))
@@ -78,7 +78,7 @@ async def arq_enqueue(pool: ArqRedis, messages: int) -> float:
 
 
 async def arq_round(url: str, messages: int) -> tuple[float, float]:
-    """Enqueues messages, then lets a worker loose on them; returns the seconds of each."""
+    """Enqueue messages, then let a worker drain them; return the seconds of each step."""
     pool = await arq_pool(url)
 
     async def drained() -> bool:
@@ -92,14 +92,14 @@ async def arq_round(url: str, messages: int) -> tuple[float, float]:
             worker.go()
             await harness.until(drained, "arq drained its queue", 2 * harness.WAIT_S)
             drain_s = time.perf_counter() - began
-            await asyncio.sleep(0.2)  # its last messages are off the queue, and then it tidies up
+            await asyncio.sleep(0.2)  # the queue is empty before the worker has cleaned up after its last messages
             return enqueue_s, drain_s
     finally:
         await pool.aclose()
 
 
 async def pop_and_set(url: str, jobs: int, script: str = POP_AND_SET, *, at_once: int = 100) -> float:
-    """One script call for the last 100 results and the next 100 ids, and nothing else; returns the seconds."""
+    """Call one script for the last 100 results and the next 100 ids until all are done; return the seconds."""
     client = Redis.from_url(url)
     try:
         await client.flushall()
@@ -123,9 +123,9 @@ async def _run_nothing(spec: JobSpec) -> Outcome:
 
 
 async def claim_and_commit(url: str, jobs: int, *, at_once: int = 100) -> float:
-    """A bare queue: claims a hundred jobs, decodes each, awaits it, encodes its result, commits the hundred.
+    """Run a bare queue: claim a hundred jobs, decode each, await it, encode its result, commit the hundred.
 
-    No events, no tokens, no fairness, no counters. Returns the seconds.
+    It has no events, no tokens, no fairness and no counters. Return the seconds.
     """
     client = Redis.from_url(url)
     try:
@@ -151,7 +151,7 @@ async def claim_and_commit(url: str, jobs: int, *, at_once: int = 100) -> float:
 
 
 async def starts(worker: harness.Program, send: Callable[[], Awaitable[object]], samples: int) -> list[float]:
-    """Milliseconds from each send to the start of its job in the worker, which is idle before each."""
+    """Return the milliseconds from each send to the start of its job in the worker, which is idle before each."""
     taken: list[float] = []
     for number in range(samples + 5):
         await asyncio.sleep(random.uniform(0.010, 0.020))
@@ -175,7 +175,7 @@ async def arq_latency(url: str, samples: int) -> list[float]:
 
 
 async def echo_latency(url: str, samples: int) -> list[float]:
-    """A bare LPUSH here to the return of a BLPOP in another process."""
+    """Return the milliseconds from an LPUSH here to the return of a BLPOP in another process."""
     client = Redis.from_url(url)
     try:
         await client.flushall()

@@ -1,4 +1,4 @@
-"""Filters and pages as people ask for them, with values that occur, for one project at a time."""
+"""Random but realistic queries: filters with values that occur, and pages, for one project at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Part = Callable[[], dict[str, Any]]
 
 
 class Questions:
-    """Makes them up."""
+    """A source of random queries."""
 
     def __init__(self, filled: Filled, seed: int = 1) -> None:
         self._filled = filled
@@ -33,7 +33,7 @@ class Questions:
         return Principal("user", Role.USER, frozenset({self._plan.project(self._project)}))
 
     def job_parts(self) -> dict[str, Part]:
-        """Each filter of jobs."""
+        """Return a value for each filter of jobs."""
         return {
             **self._common_parts(),
             "ids": lambda: {"ids": tuple(job_id(self._batch(), 0) for _ in range(20))},
@@ -45,7 +45,7 @@ class Questions:
         }
 
     def batch_parts(self) -> dict[str, Part]:
-        """Each filter of batches."""
+        """Return a value for each filter of batches."""
         return {
             **self._common_parts(),
             "ids": lambda: {"ids": tuple(self._batch() for _ in range(20))},
@@ -55,7 +55,7 @@ class Questions:
         }
 
     def three(self, parts: dict[str, Part]) -> dict[str, Any]:
-        """Three of them together."""
+        """Return three of the filters together."""
         together: dict[str, Any] = {}
         for name in self._random.sample(list(parts), 3):
             together |= parts[name]()

@@ -1,12 +1,12 @@
-"""The other side of webhooks: a receiver that says no more than it must, and a bare loop that posts.
+"""The other side of webhooks: a receiver with minimal responses, and a bare loop that posts.
 
-``receiving.py receiver`` says its port, then obeys lines: ``has COUNT`` (answered once so many have come), ``save
-FILE`` (what came since the last one, as MessagePack: a list of Receipt). Paths other than ``/well`` are of receivers
-that misbehave. ``receiving.py poster URL FILE CONNECTIONS GAP_S`` posts what was saved, and says when (unix time) each
-began as a list in JSON.
+``receiving.py receiver`` prints its port, then obeys lines of stdin: ``has COUNT`` (answered once this many requests
+have arrived), ``save FILE`` (writes the requests since the last one in MessagePack: a list of Receipt). Paths but
+``/well`` act as receivers that misbehave. ``receiving.py poster URL FILE CONNECTIONS GAP_S`` posts what was saved and
+prints when each request began, as a JSON list of unix times.
 
-The receiver stands for other machines: it takes what is left of the cores, does as little as it can, and nobody asks it
-anything while it receives.
+The receiver represents other machines: it only uses the CPU time that is left, does as little as it can, and gets no
+commands while it receives.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _LOOK_S = 0.005
 
 Raw = tuple[float, bytes, bytes]
-"""When a request came (unix time), its head and its body."""
+"""When a request arrived (unix time), its head and its body."""
 
 
 class Receipt(msgspec.Struct, frozen=True, array_like=True):
-    """One request. at: unix time. headers: those of webhooks, and the type of the body."""
+    """A request. ``at`` is a unix time; ``headers`` are those of webhooks, and the content type."""
 
     at: float
     path: str
@@ -48,7 +48,7 @@ class Receipt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Connection(asyncio.Protocol):
-    """Takes one request after the other."""
+    """A connection that receives one request after the other."""
 
     def __init__(self, came: list[Raw]) -> None:
         self._came = came
@@ -105,15 +105,15 @@ async def receive() -> None:
     came: list[Raw] = []
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(came), "127.0.0.1", 0, backlog=1000)
-    _say(str(server.sockets[0].getsockname()[1]))
+    _print_line(str(server.sockets[0].getsockname()[1]))
     while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():
         if line[0] == "save":
             save(line[1], [_receipt(raw) for raw in came])
             came.clear()
         else:
-            while len(came) < int(line[1]):  # noqa: ASYNC110  an event would cost each request
+            while len(came) < int(line[1]):  # noqa: ASYNC110  an asyncio.Event would slow down each request
                 await asyncio.sleep(_LOOK_S)
-        _say(str(len(came)))
+        _print_line(str(len(came)))
 
 
 async def post(url: str, receipts: list[Receipt], connections: int, gap_s: float) -> None:
@@ -131,10 +131,10 @@ async def post(url: str, receipts: list[Receipt], connections: int, gap_s: float
     connector = aiohttp.TCPConnector(limit=connections)
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
         await asyncio.gather(*(keep_posting() for _ in range(connections)))
-    _say(msgspec.json.encode(began).decode())
+    _print_line(msgspec.json.encode(began).decode())
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     os.write(1, line.encode() + b"\n")
 
 

@@ -1,7 +1,7 @@
-"""How fast the recorder is, what it costs the queue while it catches up, and what is left of finished work in Redis.
+"""The speed of the recorder, its cost to the queue while it catches up, and what finished work leaves in Redis.
 
-One redis-server, one worker process, uvloop; the ledger is a private PostgreSQL, or SQLite with ``--sqlite``. The
-transition rate of dispatch and that of the recorder are measured in the same round, on the same batches.
+One redis-server, one worker process, uvloop; the ledger is in a private PostgreSQL, or in SQLite with ``--sqlite``. The
+transition rates of dispatch and of the recorder are measured in the same round, on the same batches.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ JOBS = 10_000  # of a batch
 
 @contextlib.contextmanager
 def ledger_urls(*, sqlite: bool) -> Iterator[Iterator[str]]:
-    """Fresh databases, one after another."""
+    """Yield an iterator of new databases."""
     with tempfile.TemporaryDirectory() as folder:
         if sqlite:
             yield (f"sqlite:///{folder}/{number}.db" for number in range(1_000_000))
             return
-        # As a server is run, not as tests run theirs: a commit is on the disk.
+        # Unlike the server of the tests, this one syncs each commit to the disk.
         with PostgresServer(fsync="on", full_page_writes="on", synchronous_commit="on") as server:
             yield (server.create(f"ledger_{number}") for number in range(1_000_000))
 
@@ -55,7 +55,7 @@ def opened(url: str) -> Iterator[Database]:
 
 
 async def record(store: Store, url: str) -> tuple[int, float]:
-    """Records all that the stream has into a new ledger: events, and seconds."""
+    """Record the whole stream into a new ledger; return the number of events and the seconds."""
     with opened(url) as database:
         recorder = Recorder(store, database, namespace=NAMESPACE)
         await recorder.resume()
@@ -71,7 +71,7 @@ async def record(store: Store, url: str) -> tuple[int, float]:
 
 
 async def drain_beside(url: str, batches: int, lanes: int, ledger: str | None) -> float:
-    """Seconds of a drain; while, with a ledger, a recorder catches up with as much again that was drained before."""
+    """Return the seconds of a drain; with a ledger, a recorder catches up meanwhile with an equal drain before it."""
     await dispatch.drain(url, batches, JOBS, lanes)
     async with contextlib.AsyncExitStack() as stack:
         if ledger is not None:
@@ -93,7 +93,7 @@ async def drain_beside(url: str, batches: int, lanes: int, ledger: str | None) -
 
 
 async def dataset(url: str, ledger: str, jobs: int, lanes: int) -> tuple[int, int]:
-    """Bytes of Redis' dataset before, and after so many jobs were finished, recorded and forgotten."""
+    """Return the bytes of Redis' dataset before, and after this many jobs were finished, recorded and forgotten."""
     async with Store.open(Connect(url=url)) as store:
         await dispatch.drain(url, 1, 1, lanes)
         with opened(ledger) as database:

@@ -1,6 +1,6 @@
-"""Says over one connection what Pasqal's SDK 0.24 says: its requests, bodies and headers, without its own costs.
+"""Send the requests of Pasqal's SDK 0.24 over one connection, with its bodies and headers but without its CPU time.
 
-Fifty processes of the SDK would measure themselves; these connections take about a tenth of its CPU time.
+With fifty processes of the SDK, the benchmark would measure the SDK; these connections use a tenth of its CPU time.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _ANYBODY = {
     "Connection": "keep-alive",
 }
 _SDK = _ANYBODY | {"User-Agent": "PasqalCloudSDK/0.24.0", "content-type": "application/json"}
-_FIRST_REST_S = 2.0  # between the SDK's looks at a status that was not held long enough
+_FIRST_REST_S = 2.0  # the SDK's pause between two reads of a status that the server did not hold long enough
 
 Timings = defaultdict[str, list[float]]
 
 
 def route(method: str, path: str) -> str:
-    """The route of a request, with a placeholder for each id."""
+    """Return the route of a request, with a placeholder for each id."""
     return f"{method} {_UUID.sub('{id}', path.partition('?')[0])}"
 
 
 class Speaker:
-    """One user with a key, on one connection that is kept. timings: seconds of each request, by its route."""
+    """One user with a key, on one connection that stays open. ``timings`` gets the seconds of each request by route."""
 
     def __init__(self, port: int, key: str, project: str, timings: Timings) -> None:
         self._port = port
@@ -56,7 +56,7 @@ class Speaker:
         self._writer.close()
 
     async def batch(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What ``create_batch(wait=True)`` and then the result of each job ask; the results."""
+        """Send the requests of ``create_batch(wait=True)`` and of reading each job's result; return the results."""
         body = {"sequence_builder": "{}", "webhook": None, "jobs": jobs, "open": False, "device_type": "NULL"}
         batch = await self._call("POST", "/api/v1/batches", body | {"project_id": self._project})
         await self._wait(f"/api/v1/batches/{batch['id']}/status")
@@ -100,5 +100,5 @@ class Speaker:
         headers = dict(line.split(": ", 1) for line in rest if line)
         answer = await self._reader.readexactly(int(headers["content-length"]))
         if status.split()[1] not in {"200", "201"}:
-            raise Broken(f"asked for {path}, the server said {status}: {answer[:300]!r}")
+            raise Broken(f"{path}: the server answered {status}: {answer[:300]!r}")
         return gzip.decompress(answer) if headers.get("content-encoding") == "gzip" else answer

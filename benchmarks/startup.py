@@ -1,4 +1,4 @@
-"""How long a command takes that only prints: CPU time of ``tweezer --help`` and ``--version``, the best of several."""
+"""The CPU time of commands that only print, ``tweezer --help`` and ``tweezer --version``: the best of several runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 def cpu_ms(command: list[str]) -> float:
-    """CPU time of one run."""
+    """Return the CPU time of one run in milliseconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,7 +1,7 @@
-"""What the queue costs on emu-sv and emu-mps, for jobs of 5 s and more; how soon a cancel frees a lane; and, with
-``--gpu``, what a GPU brings, without a queue.
+"""The overhead of the queue on emu-sv and emu-mps for jobs of 5 s and more, and the time until a cancel frees a lane.
 
-All processes are warm and have one thread, and every run has a detuning of its own, so nothing is remembered.
+All processes are warm and have one thread, and every run has another detuning, so nothing is cached. With ``--gpu``,
+compare the libraries on a GPU and on the CPU instead, without a queue.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PROJECT = "benchmark"
 RUNS = 1000
 LIMIT_S = 200.0
 SIZES = {"EMU_SV": (13, 6000), "EMU_MPS": (4, 4000)}
-"""Device → qubits and nanoseconds, for a run of 5 s or more on one core."""
+"""Qubits and nanoseconds by device, for a run of 5 s or more on one core."""
 QUICK = {"EMU_SV": (4, 200), "EMU_MPS": (2, 200)}
 ENDLESS = (16, 100_000)
 ON_GPU = {"EMU_SV": ((12, 1000), (16, 1000), (20, 1000), (23, 1000)), "EMU_MPS": ((9, 1000), (16, 1000), (25, 1000))}
 TOO_LONG_S = 60.0
-"""What took longer on the CPU is not done larger there."""
+"""A job that took longer than this on the CPU is not repeated there with more qubits."""
 
 
 async def submit(store: Store, device: str, text: str, detuning: float) -> Any:
-    """The id of a new batch of one job."""
+    """Submit a batch of one job and return its id."""
     from tweezer.model.ids import new_batch_id
     from tweezer.model.messages import BatchDoc, JobSpec
 
@@ -45,7 +45,7 @@ async def submit(store: Store, device: str, text: str, detuning: float) -> Any:
 
 
 async def reached(store: Store, batch_id: Any, what: str, *statuses: str) -> float:
-    """Waits until the batch has one of these statuses; the monotonic time."""
+    """Wait until the batch has one of these statuses, and return the monotonic time."""
     import harness
 
     async def has_it() -> bool:
@@ -56,7 +56,7 @@ async def reached(store: Store, batch_id: Any, what: str, *statuses: str) -> flo
 
 
 async def warm(store: Store, device: str) -> None:
-    """Waits for the lane of a device."""
+    """Wait until the lane of a device is warm."""
     import harness
 
     async def has_a_lane() -> bool:
@@ -67,7 +67,7 @@ async def warm(store: Store, device: str) -> None:
 
 
 async def through_the_queue(store: Store, device: str, text: str, detuning: float) -> float:
-    """Seconds from the call of submit to the last event, by Redis' clock; asks seldom, for asking takes a core, too."""
+    """Return the seconds from the call of submit to the last event, by Redis' clock; poll seldom to save CPU."""
     import harness
 
     from tweezer.store.keys import Key
@@ -76,7 +76,7 @@ async def through_the_queue(store: Store, device: str, text: str, detuning: floa
     batch_id = await submit(store, device, text, detuning)
     while (batch := await store.reader.batch(batch_id, project=PROJECT)).status in {"PENDING", "RUNNING"}:
         if await harness.server_time_us(store.redis) - began_us > LIMIT_S * 1e6:
-            raise harness.Broken(f"the batch has not ended after {LIMIT_S:g} s")
+            raise harness.Broken(f"the batch did not end within {LIMIT_S:g} s")
         await asyncio.sleep(0.2)
     if batch.status != "DONE" or not await store.reader.results(batch_id, [0]):
         raise harness.Broken(f"the batch ended as {batch.status}: {batch.fault}")
@@ -85,7 +85,7 @@ async def through_the_queue(store: Store, device: str, text: str, detuning: floa
 
 
 async def freed_by_cancel(store: Store, device: str, short: str, detuning: float) -> float:
-    """Seconds from the cancel of a job that runs to the start of the next one on its lane."""
+    """Return the seconds from the cancel of a running job to the start of the next one on its lane."""
     endless = await submit(store, device, sequence_text(*ENDLESS), detuning)
     await reached(store, endless, "the endless batch runs", "RUNNING")
     following = await submit(store, device, short, detuning)
@@ -132,7 +132,7 @@ async def measure(url: str, rounds: int, *, quick: bool) -> tuple[list[Any], dic
 
 
 def on_a_gpu(*, quick: bool) -> int:
-    """Tells seconds on the CPU with all its cores, and on the GPU, of the same jobs; one JSON object at the end."""
+    """Print the seconds of the same jobs on all cores of the CPU and on the GPU, and one JSON object at the end."""
     import torch
 
     if not torch.cuda.is_available():
@@ -151,8 +151,8 @@ def on_a_gpu(*, quick: bool) -> int:
             cpu_s = None if cpu_s is None or cpu_s > TOO_LONG_S else emulate(device, text, 15.0, RUNS)
             row = {"device": device, "qubits": qubits, "ns": duration_ns, "cpu_s": cpu_s, "gpu_s": gpu_s}
             rows.append(row)
-            told = "not run" if cpu_s is None else f"{cpu_s:.2f} s, {cpu_s / gpu_s:.2f} times as long"
-            print(f"{device} {qubits:>3} qubits {duration_ns} ns: GPU {gpu_s:.2f} s, CPU {told}", flush=True)
+            on_cpu = "not run" if cpu_s is None else f"{cpu_s:.2f} s, {cpu_s / gpu_s:.2f} times as long"
+            print(f"{device} {qubits:>3} qubits {duration_ns} ns: GPU {gpu_s:.2f} s, CPU {on_cpu}", flush=True)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "emu-sv", "emu-mps", "pulser-core")}
     setup = {"gpu": torch.cuda.get_device_name(0), "cores": cores, "versions": versions}
     print(json.dumps({"rows": rows, "setup": setup}))

@@ -1,8 +1,8 @@
-"""How fast webhooks are, and what they cost the queue: rate, slow-down of dispatch, quiet latency, bad neighbours,
-connections that are cut, couriers that are replaced.
+"""The speed of webhooks and their cost to the queue: rate, slow-down of dispatch, latency when nothing else happens,
+receivers that misbehave, connections that are cut, couriers that are replaced.
 
-One redis-server, one courier process (``tweezer courier`` as it is by default, loopback allowed), a receiver in a
-process of its own that answers at once; the ledger is SQLite, or a private PostgreSQL with ``--postgres``.
+One redis-server, one courier process (``tweezer courier`` with default settings, loopback allowed), and a receiver in a
+separate process that answers at once; the ledger is in SQLite, or in a private PostgreSQL with ``--postgres``.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from tweezer.webhooks.courier import GROUP
 from tweezer.webhooks.endpoints import create_endpoint
 
 JOBS, LANES = 10, 32
-OF_A_BATCH = 3 + JOBS  # created, running, done, and each job's end
+OF_A_BATCH = 3 + JOBS  # created, running, done, and the end of each job
 CONNECTIONS: int = SETTINGS["webhook.endpoint_connections"].field.default * SETTINGS["webhook.processes"].field.default
-WARM_UPS, QUIET_S = 5, 0.03  # single events that do not count, and the pause between them
+WARM_UPS, QUIET_S = 5, 0.03  # single events that are not counted, and the pause between them
 CUT_EVERY, TOGETHER = 5, 20  # events between two cuts, and while one cuts
 BEATS_PER_S, WELL, OTHERS = 4, 3, len(receiving.MISBEHAVING)
 
@@ -71,19 +71,19 @@ class Receiver:
         return f"http://127.0.0.1:{self._port}/{path}"
 
     async def has(self, count: int, limit_s: float = harness.WAIT_S) -> None:
-        """Waits until so many have come since they were taken last."""
+        """Wait until this many requests have arrived since the last ``take``."""
         try:
             await self._ask(f"has {count}", limit_s)
         except TimeoutError:
             raise Broken(f"{count} receipts: not after {limit_s:g} s") from None
 
     async def take(self) -> list[Receipt]:
-        """What has come since the last time."""
+        """Return the requests that arrived since the last call."""
         await self._ask(f"save {self._file}")
         return receiving.saved(str(self._file))
 
     async def post_again(self, receipts: list[Receipt], connections: int, gap_s: float = 0.0) -> list[float]:
-        """A bare loop posts the same bodies and headers here; when each began. What came is to be taken."""
+        """Let a bare loop post the same bodies and headers; return when each began. Call ``take`` afterwards."""
         receiving.save(str(self._file), receipts)
         options = (self.url(), str(self._file), str(connections), str(gap_s))
         poster = await _start(str(harness.HERE / "receiving.py"), "poster", *options)
@@ -104,7 +104,7 @@ async def _start(*command: str, **settings: str) -> asyncio.subprocess.Process:
 
 
 class Bench:
-    """A Redis, ledgers, a receiver, and couriers for a while."""
+    """A Redis, ledgers, a receiver, and couriers that run for the time of a block."""
 
     def __init__(self, url: str, ledgers: Iterator[str], receiver: Receiver, folder: Path) -> None:
         self.url = url
@@ -114,7 +114,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
-        """Emptied, with a device that is announced and no worker."""
+        """Yield an empty store with a device that was announced and has no worker."""
         async with dispatch._pool(self.url, 1) as (store, _):  # noqa: SLF001  the same worker as there
             pass
         async with Store.open(Connect(url=self.url)) as store:
@@ -123,7 +123,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def courier(self, endpoints: Collection[str] = ()) -> AsyncIterator[None]:
-        """A courier on a new ledger, with these URLs registered for all the types that batches are told by default."""
+        """Run a courier on a new ledger, with endpoints at these URLs for the default types of a batch's webhook."""
         process = await self.start_courier(self.new_ledger(endpoints))
         try:
             yield
@@ -131,7 +131,7 @@ class Bench:
             await harness.Program(process).stop()
 
     def new_ledger(self, endpoints: Collection[str] = ()) -> str:
-        """A database with a project and its endpoints."""
+        """Make a database with a project and its endpoints, and return its URL."""
         ledger = next(self._ledgers)
         with opened(ledger) as database, database.write() as connection:
             project_no(connection, dispatch.PROJECT)
@@ -141,7 +141,7 @@ class Bench:
         return ledger
 
     async def start_courier(self, ledger: str, processes: int | None = None) -> asyncio.subprocess.Process:
-        """``tweezer courier`` on this ledger."""
+        """Start ``tweezer courier`` on this ledger."""
         settings = {"redis_url": self.url, "database_url": ledger, "data_dir": str(self._folder)}
         if processes is not None:
             settings["webhook_processes"] = str(processes)
@@ -151,7 +151,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def two_couriers(self, store: Store) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-        """Two couriers of one process each, which are up; replaces one by another as a rolling restart does."""
+        """Run two couriers of one process each; yield a function that replaces one, as a rolling restart does."""
         ledger = self.new_ledger()
         running = [await self.start_courier(ledger, 1) for _ in range(2)]
 
@@ -185,7 +185,7 @@ async def submit(store: Store, batches: int, webhook: str | None) -> list[UUID]:
 
 
 async def drain(store: Store) -> float:
-    """Seconds from resume to the last event, by Redis' clock."""
+    """Return the seconds from the resume to the last event, by Redis' clock."""
     begin_us = await harness.server_time_us(store.redis)
     await store.devices.resume(dispatch.DEVICE)
     await harness.until(lambda: dispatch._is_drained(store), "the worker drained the queue")  # noqa: SLF001
@@ -201,7 +201,7 @@ def working(url: str) -> contextlib.AbstractAsyncContextManager[harness.Program]
 
 
 async def rates(bench: Bench, batches: int) -> tuple[float, float]:
-    """Deliveries a second of events that are there when the courier starts, and of a bare loop that posts the same."""
+    """Return the deliveries per second of a courier that starts with a backlog, and those of a bare loop."""
     count = batches * OF_A_BATCH
     async with bench.store() as store, working(bench.url):
         await submit(store, batches, bench.receiver.url())
@@ -227,15 +227,15 @@ def _rate(receipts: list[Receipt]) -> float:
 # -------------------------------------------------------------------------------------------------- dispatch
 
 
-async def drain_beside(bench: Bench, batches: int, *, told: bool) -> float:
-    """Seconds of a drain beside a courier that has much to tell, or nothing."""
-    url = bench.receiver.url() if told else None
+async def drain_beside(bench: Bench, batches: int, *, webhooks: bool) -> float:
+    """Return the seconds of a drain beside a courier that sends webhooks for it, or none."""
+    url = bench.receiver.url() if webhooks else None
     async with bench.store() as store, working(bench.url), bench.courier():
         await submit(store, 1, bench.receiver.url())
         await bench.receiver.has(1)  # the courier is up
         await submit(store, batches, url)
         took_s = await drain(store)
-        await bench.receiver.has((batches + 1 if told else 1) * OF_A_BATCH, 2 * harness.WAIT_S)
+        await bench.receiver.has((batches + 1 if webhooks else 1) * OF_A_BATCH, 2 * harness.WAIT_S)
     await bench.receiver.take()
     return took_s
 
@@ -244,7 +244,7 @@ async def drain_beside(bench: Bench, batches: int, *, told: bool) -> float:
 
 
 async def latencies(bench: Bench, samples: int) -> tuple[list[float], list[float]]:
-    """Milliseconds from the transition to the receipt of events that come alone, and of bare posts of the same."""
+    """Return the milliseconds from transition to receipt of single events, and those of bare posts of the same."""
     async with bench.store() as store, bench.courier():
         for number in range(1, samples + WARM_UPS + 1):
             await submit(store, 1, bench.receiver.url())
@@ -258,7 +258,7 @@ async def latencies(bench: Bench, samples: int) -> tuple[list[float], list[float
 
 
 def _latency_ms(receipt: Receipt) -> float:
-    """The event's id ends with its time."""
+    """Return the milliseconds since the time at the end of the event's id."""
     return 1000 * (receipt.at - int(receipt.id.rpartition(":")[2]) / 1e6)
 
 
@@ -266,7 +266,7 @@ def _latency_ms(receipt: Receipt) -> float:
 
 
 async def after_cuts(bench: Bench, cuts: int, *, cutting: bool) -> list[float]:
-    """Seconds from the transition to the receipt of events that come while a courier's connection is cut, and next."""
+    """Return the seconds from transition to receipt of events during and after a cut of the courier's connection."""
     async with bench.store() as store, bench.two_couriers(store):
         await submit(store, WARM_UPS, bench.receiver.url())
         await bench.receiver.has(WARM_UPS)
@@ -278,12 +278,12 @@ async def after_cuts(bench: Bench, cuts: int, *, cutting: bool) -> list[float]:
             for _ in range(CUT_EVERY):
                 await submit(store, 1, url)
                 await asyncio.sleep(QUIET_S)
-            await bench.receiver.has((number + 1) * (TOGETHER + CUT_EVERY))  # cuts in a row would be backed off from
+            await bench.receiver.has((number + 1) * (TOGETHER + CUT_EVERY))  # not too often: couriers back off
         return await _delays(bench, cuts * (TOGETHER + CUT_EVERY))
 
 
 async def _cut(store: Store) -> None:
-    """Cuts the connection on which a courier waits for entries."""
+    """Cut the connection on which a courier waits for entries."""
 
     async def is_cut() -> bool:
         waiting = [it["id"] for it in await store.redis.client_list() if it["cmd"] == "xreadgroup"]
@@ -293,7 +293,7 @@ async def _cut(store: Store) -> None:
 
 
 async def over_restarts(bench: Bench) -> list[float]:
-    """Seconds from the transition to the receipt of events that come while two couriers are replaced in turn."""
+    """Return the seconds from transition to receipt of events while two couriers are replaced in turn."""
     async with bench.store() as store, bench.two_couriers(store) as replace:
         await submit(store, WARM_UPS, bench.receiver.url())
         await bench.receiver.has(WARM_UPS)
@@ -314,7 +314,7 @@ async def over_restarts(bench: Bench) -> list[float]:
 
 
 async def _delays(bench: Bench, count: int) -> list[float]:
-    """Seconds to the first receipt of each of so many events."""
+    """Return the seconds to the first receipt of each of this many events."""
     first: dict[str, float] = {}
 
     async def are_here() -> bool:
@@ -330,22 +330,22 @@ async def _delays(bench: Bench, count: int) -> list[float]:
 
 
 async def beside(bench: Bench, others: Collection[str], seconds: float) -> float:
-    """99th percentile of the milliseconds to receivers that are well, with others of the same project beside them."""
+    """Return the p99 of the milliseconds to healthy receivers, with others of the same project beside them."""
     paths = {f"/well/{number}" for number in range(WELL)}
     well = [bench.receiver.url(path.strip("/")) for path in sorted(paths)]
     receipts: list[Receipt] = []
 
-    async def are_told(batches: int) -> None:
-        async def they_are() -> bool:
+    async def wait_for(batches: int) -> None:
+        async def are_here() -> bool:
             receipts.extend(it for it in await bench.receiver.take() if it.path in paths)
             return len({(it.path, it.id) for it in receipts}) == batches * OF_A_BATCH * WELL
 
-        await harness.until(they_are, "all events at who is well")
+        await harness.until(are_here, "the healthy receivers have all events")
 
     async with bench.store() as store, working(bench.url), bench.courier([*well, *map(bench.receiver.url, others)]):
         await store.devices.resume(dispatch.DEVICE)
         await submit(store, 1, None)
-        await are_told(1)  # the courier is up
+        await wait_for(1)  # the courier is up
         receipts.clear()
         began = time.monotonic()
         batches = 0
@@ -354,7 +354,7 @@ async def beside(bench: Bench, others: Collection[str], seconds: float) -> float
                 await submit(store, 1, None)
                 batches += 1
             await asyncio.sleep(harness.POLL_S)
-        await are_told(batches)
+        await wait_for(batches)
     await bench.receiver.take()
     return percentile([_latency_ms(it) for it in receipts], 99)
 
@@ -374,8 +374,8 @@ async def measure(bench: Bench, asked: argparse.Namespace) -> tuple[list[Figure]
         saw("bare loop, posts a second", bare)
 
     async def dispatched() -> None:
-        saw("drain without webhooks, s", await drain_beside(bench, asked.batches, told=False))
-        saw("drain with webhooks, s", await drain_beside(bench, asked.batches, told=True))
+        saw("drain without webhooks, s", await drain_beside(bench, asked.batches, webhooks=False))
+        saw("drain with webhooks, s", await drain_beside(bench, asked.batches, webhooks=True))
 
     async def latency() -> None:
         ours, bare = await latencies(bench, asked.samples)
@@ -441,8 +441,8 @@ async def measure(bench: Bench, asked: argparse.Namespace) -> tuple[list[Figure]
         ),
     }
     figures = [
-        figure(told, ratio(seen[one], seen[other]), target)
-        for name, (one, other, told, target) in compared.items()
+        figure(name_of_ratio, ratio(seen[one], seen[other]), target)
+        for name, (one, other, name_of_ratio, target) in compared.items()
         if name in wanted
     ]
     for what, target in (

@@ -1,7 +1,7 @@
-"""The other side of each comparison: the process that works. Run by ``harness.program``.
+"""The worker process of each contestant, run by ``harness.program``.
 
-Says ``ready``; a process that is gated (arq's) then waits for a line on its standard input. One that
-measures latency writes the monotonic clock (ns, shared by all processes of the machine) at each start of a job.
+It prints ``ready``; arq's worker then waits for a line on its standard input. A process that measures latency prints
+the monotonic clock (ns, shared by all processes of the machine) at each start of a job.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _stamp() -> None:
     os.write(1, b"%d\n" % time.monotonic_ns())
 
 
-def _say_ready() -> None:
+def _print_ready() -> None:
     os.write(1, b"ready\n")
 
 
 class StampLane(NullLane):
-    """Writes down when a job starts."""
+    """A null lane that prints when a job starts."""
 
     async def run(self, job: JobWork, report: Report) -> Outcome:
         _stamp()
@@ -49,14 +49,14 @@ class StampLane(NullLane):
 
 
 class StampAdapter(NullAdapter):
-    """The null adapter, but for the stamp."""
+    """A null adapter whose lanes print when a job starts."""
 
     async def open_lane(self) -> StampLane:
         return StampLane()
 
 
 def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
-    """Tweezer's worker. It is ready, lanes warm, when its heartbeat is in Redis."""
+    """Run Tweezer's worker. It is ready, with warm lanes, when its heartbeat is in Redis."""
     binding = default_binding(device)
     assert binding is not None, device
     adapter: Adapter = StampAdapter() if stamping else make_adapter(binding)
@@ -69,7 +69,7 @@ def tickets(url: str, device: str, lanes: int, *, stamping: bool) -> None:
         config=WorkerConfig(),
         version=__version__,
     )
-    _say_ready()
+    _print_ready()
     worker.run()
 
 
@@ -82,7 +82,7 @@ async def _stamp_job(context: dict[Any, Any]) -> None:
 
 
 def arq(url: str, *, stamping: bool) -> None:
-    """Tuned arq's worker; gated, so that a drain can be timed from a full queue."""
+    """Run tuned arq's worker. It waits for a line on stdin, so that a drain can be timed from a full queue."""
     worker = Worker(
         functions=[func(_stamp_job if stamping else _nothing, name=peers.MESSAGE)],  # type: ignore[arg-type]
         redis_settings=RedisSettings.from_dsn(url),
@@ -91,7 +91,7 @@ def arq(url: str, *, stamping: bool) -> None:
         poll_delay=0.005,
         keep_result=0,
     )
-    _say_ready()
+    _print_ready()
     sys.stdin.readline()
     worker.run()
 
@@ -99,21 +99,21 @@ def arq(url: str, *, stamping: bool) -> None:
 async def _echo(url: str) -> None:
     client = Redis.from_url(url)
     await client.ping()
-    _say_ready()
+    _print_ready()
     while True:
         if await client.blpop([peers.ECHO], timeout=5):
             _stamp()
 
 
 def recorder(url: str, ledger: str) -> None:
-    """The recorder, as its process runs it."""
+    """Run the recorder as its process does."""
     from tweezer.ledger.config import OpenDatabase
     from tweezer.ledger.database import Database
     from tweezer.ledger.recorder.recorder import NICENESS, Recorder
 
     os.nice(NICENESS)
     store, database = Store.open(Connect(url=url)), Database.open(OpenDatabase(ledger))
-    _say_ready()
+    _print_ready()
     asyncio.run(Recorder(store, database, namespace="tweezer").run())
 
 
