@@ -1,4 +1,4 @@
-"""Fixtures of all tests: real servers, clients of three kinds of store, and ledgers on two kinds of database.
+"""Fixtures for all tests: real servers, clients of three kinds of store, and ledgers on two kinds of database.
 
 Each pytest process starts its own servers, once, and empties them between tests. A test that needs a server which is
 not installed is skipped with the reason; where ``TWEEZER_REQUIRE_SERVERS=1`` (as in CI) it fails instead.
@@ -34,11 +34,11 @@ load_hypothesis_profile()
 _numbers = itertools.count()
 
 _PROCESSES_A_CORE = 2
-"""Tests wait for servers and child processes for much of the time, so one process a core would leave cores idle."""
+"""Tests spend much time waiting for servers and child processes, so one process per core would leave cores idle."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes ``--numprocesses=auto`` starts: none of its own for a single test."""
+    """Return how many processes ``--numprocesses=auto`` starts: none for a single test."""
     if len(config.args) == 1 and "::" in config.args[0]:
         return 0
     return _PROCESSES_A_CORE * (os.cpu_count() or 1)
@@ -46,7 +46,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_tweezer_is_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hide the `tweezer up` of the person who runs the tests."""
+    """Hide a `tweezer up` that is running on this machine."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -54,7 +54,7 @@ def _no_tweezer_is_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(autouse=True)
 def _reset_logs() -> Iterator[None]:
-    """Undo what a test, or a command that it ran, configured: a level would hide events from the tests after it."""
+    """Undo the configuration of a test or its commands: a log level would hide events from later tests."""
     yield
     structlog.reset_defaults()
 
@@ -91,7 +91,7 @@ def _any_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def real_redis_url(_any_server: RedisServer) -> str:
-    """The URL of an empty real server: redis-server where there is one, else Valkey."""
+    """The URL of an empty real server: redis-server if it is installed, else Valkey."""
     return _emptied(_any_server)
 
 
@@ -103,7 +103,7 @@ def real_redis_url(_any_server: RedisServer) -> str:
     ]
 )
 def store_url(request: pytest.FixtureRequest) -> str | None:
-    """The URL of an empty store of each kind in turn; None stands for fakeredis."""
+    """The URL of an empty store of each kind in turn; None means fakeredis."""
     if request.param == "fakeredis":
         return None
     server: RedisServer = request.getfixturevalue(f"{request.param}_server")
@@ -131,7 +131,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgres_url(postgres_server: PostgresServer) -> str:
-    """The URL of a database of that server, for tests that make everything they need and take it away again."""
+    """The URL of a database of that server, for tests that make everything they need and remove it again."""
     return postgres_server.create("shared")
 
 
@@ -150,7 +150,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
-    """The URL of an empty ledger of the test's own."""
+    """The URL of an empty ledger, one for each test."""
     path = tmp_path / "ledger.db"
     path.write_bytes(sqlite_template.read_bytes())
     return f"sqlite:///{path}"
@@ -158,7 +158,7 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def _new_postgres(postgres_server: PostgresServer) -> Iterator[Callable[[str | None], str]]:
-    """Makes databases, as copies of a template, and takes them away again."""
+    """A function that makes a database as a copy of a template; the databases are removed again."""
     made: list[str] = []
 
     def create(template: str | None) -> str:
@@ -172,7 +172,7 @@ def _new_postgres(postgres_server: PostgresServer) -> Iterator[Callable[[str | N
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def database_kind(request: pytest.FixtureRequest) -> str:
-    """Both in turn."""
+    """Both kinds in turn."""
     kind: str = request.param
     return kind
 
@@ -198,7 +198,7 @@ def ledger_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Pat
 
 @pytest.fixture
 def database(ledger_url: str) -> Iterator[Database]:
-    """An empty ledger, opened: SQLite and PostgreSQL in turn."""
+    """An open, empty ledger: SQLite and PostgreSQL in turn."""
     opened = Database.open(OpenDatabase(url=ledger_url))
     yield opened
     opened.close()

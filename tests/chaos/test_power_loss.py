@@ -106,7 +106,7 @@ async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_
     hold.unlink()
 
     def waits() -> bool:
-        return any("Redis has restarted" in entry["error"] for entry in worker.said("store.unavailable"))
+        return any("Redis has restarted" in entry["error"] for entry in worker.logged("store.unavailable"))
 
     await until(waits, "a settle that waits for the gate")
     await plant.start("recorder")
@@ -129,12 +129,12 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
         recorder, courier = await plant.start("recorder"), await plant.start("courier")
         await site.workers(1, NULL, redis_restore_wait_s=wait_s)
 
-        def told(batch: AsyncBatch) -> set[str]:
+        def webhook_ids(batch: AsyncBatch) -> set[str]:
             about = [it for it in receiver.received if it.data.get("batch_id") == str(batch.id)]
             return {it.id for it in about if it.type in ("job.done", "batch.done")}
 
         first = await site.submit([{}])
-        await until(lambda: len(told(first)) == 2, "the webhooks of the first batch")
+        await until(lambda: len(webhook_ids(first)) == 2, "the webhooks of the first batch")
         plant.file.keep()
         courier.freeze()
         lost = await site.submit([{}, {}])
@@ -147,9 +147,9 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
         courier.thaw()
         later = await site.submit([{}])
         if not wait_s:
-            await until(lambda: len(told(later)) == 2, "the webhooks of a batch after the loss")
+            await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
         await plant.start("recorder")
-        await until(lambda: len(told(later)) == 2, "the webhooks of a batch after the loss")
-        await until(lambda: len(told(lost)) == 3, "the webhooks of what was lost")
+        await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
+        await until(lambda: len(webhook_ids(lost)) == 3, "the webhooks of what was lost")
         ids = [(it.id, it.body) for it in receiver.received]
         assert len({identity for identity, _ in ids}) == len(set(ids)), "one id, one body"

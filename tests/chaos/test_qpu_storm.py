@@ -221,7 +221,7 @@ class Storm:
         return any(self._is_up(worker) for worker in self.workers)
 
     def _is_up(self, worker: Process) -> bool:
-        return worker.alive and worker not in self._frozen and bool(worker.said("worker.started"))
+        return worker.alive and worker not in self._frozen and bool(worker.logged("worker.started"))
 
     async def _strike(self, mishap: str) -> None:
         self.mishaps[mishap] += 1
@@ -301,7 +301,7 @@ class Oracle:
                 self._check_job(str(job.id), job)
         self._check_submits()
         self._check_displaced()
-        uncertain = sum(len(worker.said("remote.submit_uncertain")) for worker in self._site.processes)
+        uncertain = sum(len(worker.logged("remote.submit_uncertain")) for worker in self._site.processes)
         self.figures["submits without an answer that tells"] = uncertain
         self.figures["submits caught without an id"] = len(self._storm.caught)
         stops = len(self._witness.read_text().splitlines()) if self._witness.exists() else 0

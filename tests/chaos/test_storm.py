@@ -51,7 +51,7 @@ class Storm:
         """One mishap for one worker that is up; the dead are replaced, and who stood still long enough goes on."""
         self._restore()
         victim = self._random.choice(self.workers)
-        if victim in self._frozen or not victim.said("worker.started"):
+        if victim in self._frozen or not victim.logged("worker.started"):
             return
         mishap = self._random.choice(MISHAPS)
         self.mishaps[mishap] += 1

@@ -180,7 +180,7 @@ class Storm:
     async def strike(self) -> None:
         """A courier that is up dies, and another comes; now and then Redis dies instead."""
         self._file.look()
-        up = [courier for courier in self.couriers if courier.said("courier.started")]
+        up = [courier for courier in self.couriers if courier.logged("courier.started")]
         if self.restarts < RESTARTS and self.kills >= (self.restarts + 1) * KILLS // (RESTARTS + 1):
             self.restarts += 1
             losing_s = LOST_S if self.restarts == 2 else 0.0
@@ -213,7 +213,7 @@ async def test_in_a_storm_every_event_reaches_who_is_well_with_one_id(
     async with (
         public.receiver as receiver,
         Site(server.url, tmp_path, **settings) as site,
-        site.door("theirs") as theirs,
+        site.connect("theirs") as theirs,
     ):
         register(database, receiver)
         await site.serves(site.spawn("recorder"))

@@ -40,7 +40,7 @@ def interpreter_b() -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def cloud(interpreter_a: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """The installation. Its Redis is its own: others are emptied between tests."""
+    """An installation with a separate Redis: the Redis of other tests is emptied between them."""
     specs = interpreter_a.call("sequences.analog_specs", through={"base": "http://nowhere", "project": PROJECT})
     with RedisServer() as redis, Cloud(tmp_path_factory.mktemp("cloud"), redis, qpu_specs=specs) as cloud:
         yield cloud
@@ -48,19 +48,19 @@ def cloud(interpreter_a: Client, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def client_a(interpreter_a: Client, cloud: Cloud) -> Client:
-    """Stack A with a key of a project."""
+    """Stack A with the key of a project."""
     return _at_the_door(interpreter_a, cloud)
 
 
 @pytest.fixture
 def client_b(interpreter_b: Client, cloud: Cloud) -> Client:
-    """Stack B with the same."""
+    """Stack B with the key of a project."""
     return _at_the_door(interpreter_b, cloud)
 
 
 @pytest.fixture(params=["a", "b"])
 def client(request: pytest.FixtureRequest) -> Client:
-    """Both in turn."""
+    """Both stacks in turn."""
     client: Client = request.getfixturevalue(f"client_{request.param}")
     return client
 

@@ -163,7 +163,7 @@ async def test_a_submit_that_is_cut_before_its_answer_counts_once(service: Servi
         await service.settled()
         again = await service.post(at=at)
         assert await service.written() == 2 * number + 1
-        await until(lambda: sum(len(process.said("call.repeated")) for process in service.processes) == number + 1)  # noqa: B023
+        await until(lambda: sum(len(process.logged("call.repeated")) for process in service.processes) == number + 1)  # noqa: B023
         assert (await service.post(at=at))["id"] != again["id"]
 
 

@@ -65,16 +65,16 @@ class Server:
             with contextlib.suppress(ValueError):
                 self.lines.append(json.loads(line))
 
-    def said(self, event: str) -> list[dict[str, Any]]:
+    def logged(self, event: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] == event]
 
     async def url(self) -> str:
         async def listening() -> bool:
             assert self.process.returncode is None, self.lines
-            return bool(self.said("api.listening"))
+            return bool(self.logged("api.listening"))
 
         await until(listening, within_s=DEADLINE_S)
-        return str(self.said("api.listening")[0]["url"])
+        return str(self.logged("api.listening")[0]["url"])
 
     async def end(self) -> None:
         if self.process.returncode is None:
@@ -239,7 +239,7 @@ async def test_a_server_that_is_told_to_stop_answers_what_it_holds(setting: Sett
     assert (answer.status_code, answer.json()["data"]["status"]) == (200, "RUNNING")
     assert await asyncio.wait_for(setting.server.process.wait(), DEADLINE_S) == 0
     await setting.server.end()
-    assert setting.server.said("api.stopped")
+    assert setting.server.logged("api.stopped")
     assert not [line for line in setting.server.lines if line["level"] in ("error", "critical")]
     await batch.cancel()
 

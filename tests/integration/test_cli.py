@@ -84,19 +84,19 @@ class Up:
         self.process.wait()
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return self.output.read_text()
 
     def wait_ready(self) -> Self:
         wait_until(
-            lambda: "Ctrl-C stops it all" in self.said or self.process.poll() is not None, "up is ready", PATIENCE_S
+            lambda: "Ctrl-C stops it all" in self.text or self.process.poll() is not None, "up is ready", PATIENCE_S
         )
-        assert self.process.poll() is None, self.said
+        assert self.process.poll() is None, self.text
         return self
 
     def find(self, pattern: str) -> str:
-        match = re.search(pattern, self.said)
-        assert match is not None, self.said
+        match = re.search(pattern, self.text)
+        assert match is not None, self.text
         return match[1]
 
     @property
@@ -327,7 +327,7 @@ def test_ctrl_c_ends_everything_in_order_and_keeps_what_is_queued(tmp_path: Path
         up.process.send_signal(signal.SIGINT)
         assert up.process.wait(PATIENCE_S) == 0
         assert all(map(gone, family))
-        assert up.said.index("api.stopped") < up.said.index("worker.stopped") < up.said.index("scheduler.stopped")
+        assert up.text.index("api.stopped") < up.text.index("worker.stopped") < up.text.index("scheduler.stopped")
     with Up(tmp_path) as up:
         up.wait_ready()
         up.call("resume", "--device", "NULL")
@@ -360,7 +360,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         )
         server.kill()
         wait_until(
-            lambda: "starting it again in" in up.said and "Redis ended; starting it again" in up.said,
+            lambda: "starting it again in" in up.text and "Redis ended; starting it again" in up.text,
             "it says so",
             PATIENCE_S,
         )

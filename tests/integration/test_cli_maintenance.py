@@ -98,9 +98,9 @@ def in_hours(hours: float) -> str:
 
 
 def test_a_device_is_paused_for_a_while_by_its_name(terminal: Terminal) -> None:
-    said = terminal.call("pause", DEVICE, "--reason", "new lens", "--for", "2h")
-    assert re.fullmatch(r"EMU is paused until .*\d\d:\d\d: new lens", said)
-    assert said.removeprefix("EMU is ") in terminal.shown()
+    printed = terminal.call("pause", DEVICE, "--reason", "new lens", "--for", "2h")
+    assert re.fullmatch(r"EMU is paused until .*\d\d:\d\d: new lens", printed)
+    assert printed.removeprefix("EMU is ") in terminal.shown()
     record = terminal.ask(lambda it: it.reader.device(DEVICE))
     assert record is not None
     assert record.paused_until is not None
@@ -162,8 +162,8 @@ def test_drain_waits_until_nothing_runs(terminal: Terminal) -> None:
     terminal.submit()
     grant = terminal.take()
     draining = drain(terminal)
-    assert "is paused" in said(draining)
-    assert "1 job runs" in said(draining)
+    assert "is paused" in next_line(draining)
+    assert "1 job runs" in next_line(draining)
     terminal.settle(grant)
     output, _ = draining.communicate(timeout=30)
     assert draining.returncode == 0
@@ -181,8 +181,8 @@ def test_ctrl_c_ends_the_waiting_and_leaves_the_device_paused(terminal: Terminal
     terminal.submit()
     terminal.take()
     draining = drain(terminal)
-    assert "is paused" in said(draining)
-    assert "1 job runs" in said(draining)
+    assert "is paused" in next_line(draining)
+    assert "1 job runs" in next_line(draining)
     draining.send_signal(signal.SIGINT)
     _, errors = draining.communicate(timeout=30)
     assert draining.returncode == 130
@@ -196,7 +196,7 @@ def drain(terminal: Terminal) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def said(process: subprocess.Popen[str]) -> str:
-    """The next line of its progress."""
+def next_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line of its progress."""
     assert process.stderr is not None
     return process.stderr.readline()

@@ -74,8 +74,8 @@ async def unserved(site: Site) -> AsyncIterator[Site]:
             await site.store.commands.cancel(batch_id, project=None)
 
 
-def door(site: Site, **options: Any) -> tweezer.AsyncQueue:
-    return site.door("ours", **options)
+def connect(site: Site, **options: Any) -> tweezer.AsyncQueue:
+    return site.connect("ours", **options)
 
 
 # -------------------------------------------------------------------------------------------- a batch's whole life
@@ -218,7 +218,7 @@ async def test_a_repeated_submit_makes_one_batch(unserved: Site) -> None:
         await unserved.submit([{}, {}], idempotency_key="k")
     assert raised.value.code == "idempotency"
     assert (await first.record()).jobs == 1
-    async with unserved.door("theirs") as theirs:  # keys are each project's own
+    async with unserved.connect("theirs") as theirs:  # keys are each project's own
         other = await theirs.submit(None, [{"runs": 1}], device="NULL", idempotency_key="k")
     assert other.id != first.id
 
@@ -243,7 +243,7 @@ async def test_what_belongs_to_another_project_does_not_exist(unserved: Site) ->
     batch = await unserved.submit([{}], open=True)
     job = (await batch.jobs())[0]
     before = await batch.record()
-    async with unserved.door("theirs") as queue:
+    async with unserved.connect("theirs") as queue:
         theirs = queue.batch(batch.id)
         calls: list[Callable[[], Awaitable[object]]] = [
             theirs.record,
@@ -364,7 +364,7 @@ async def test_a_live_batch_is_read_without_opening_the_ledger(
     """The base install cannot open it: it has no SQLAlchemy."""
     monkeypatch.setitem(sys.modules, "tweezer.ledger.queries.queries", None)
     monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
-    async with door(unserved) as queue:
+    async with connect(unserved) as queue:
         batch = await queue.submit(None, [Job(runs=1)], device="NULL")
         assert [event.status async for event in batch.events(follow=False)] == [BatchStatus.PENDING]
         assert len(await batch.jobs()) == 1
@@ -426,7 +426,7 @@ async def test_a_wait_for_very_many_jobs_reads_far_less_often_than_jobs_end(work
 
 async def test_many_wait_for_one_batch(worked: Site) -> None:
     batch = await worked.submit([{"sleep_s": 0.3}])
-    async with worked.door("ours") as other:
+    async with worked.connect("ours") as other:
         records = await asyncio.gather(
             *(batch.wait(PATIENCE_S) for _ in range(20)), other.batch(batch.id).wait(PATIENCE_S)
         )
@@ -494,7 +494,7 @@ async def test_calls_wait_for_redis_to_come_back(server: RedisServer, tmp_path: 
 
 async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(worked: Site) -> None:
     """The connection breaks after Redis did its work: the call is repeated, with its idempotency key."""
-    async with door(worked) as queue:
+    async with connect(worked) as queue:
         scripts: Any = queue.store.scripts
         call = scripts.call
         lost: list[Any] = []
@@ -516,7 +516,7 @@ async def test_a_submit_whose_answer_was_lost_is_repeated_and_makes_one_batch(wo
 
 
 async def test_after_the_time_for_retries_redis_is_unavailable(server: RedisServer, tmp_path: Path) -> None:
-    async with Site(server.url, tmp_path) as site, door(site, retry_s=0.5) as queue:
+    async with Site(server.url, tmp_path) as site, connect(site, retry_s=0.5) as queue:
         await announce(site, "NULL")
         batch = await queue.submit(None, [{"runs": 1}], device="NULL")
         await asyncio.to_thread(server.kill)
@@ -537,7 +537,7 @@ async def test_a_wait_outlives_an_absence_of_redis(server: RedisServer, tmp_path
         waits = [asyncio.create_task(batch.wait(PATIENCE_S)), asyncio.create_task(collected(batch))]
         await site.running(batch)
         await asyncio.to_thread(server.kill)
-        await site.processes[0].says("duty.failed")
+        await site.processes[0].wait_logged("duty.failed")
         await asyncio.to_thread(server.start)
         record, finished = await asyncio.gather(*waits)
         assert cast(Any, record).status is BatchStatus.DONE

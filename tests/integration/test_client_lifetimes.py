@@ -37,7 +37,7 @@ def worker(real_redis_url: str, tmp_path: Path) -> Iterator[Process]:
         "worker_lanes": 2,
     }
     process = Process(["worker"], settings, tmp_path / "worker.log")
-    wait_until(lambda: bool(process.said("worker.started")) or not process.alive)
+    wait_until(lambda: bool(process.logged("worker.started")) or not process.alive)
     yield process
     process.kill()
 

@@ -55,15 +55,15 @@ async def frail(server: RedisServer, sqlite_url: str, tmp_path: Path) -> AsyncIt
 @pytest.mark.parametrize("process", ["worker", "scheduler", "recorder", "courier"])
 async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str) -> None:
     started = site.spawn(process, worker_device="NULL", worker_lanes=1)
-    await started.says(f"{process}.started")
+    await started.wait_logged(f"{process}.started")
     assert psutil.Process(started.pid).rlimit(psutil.RLIMIT_NOFILE) == (min(FILES_MAX, 65_536), FILES_MAX)
 
 
 @pytest.mark.parametrize(("process", "duty"), DUTIES)
 async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) -> None:
     harmed = site.spawn(process, test_harm=f"raise:{duty}", worker_device="NULL", worker_lanes=1)
-    await harmed.says("harm.survived")
-    (failed, *_) = harmed.said("duty.failed")
+    await harmed.wait_logged("harm.survived")
+    (failed, *_) = harmed.logged("duty.failed")
     assert (failed["duty"], failed["error"]) == (duty, "harmed")
     harmed.terminate()
     assert await harmed.ended() == 0
@@ -73,7 +73,7 @@ async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) ->
 async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, process: str, duty: str) -> None:
     harmed = site.spawn(process, test_harm=f"cancel:{duty}", worker_device="NULL", worker_lanes=1)
     assert await harmed.ended() == 1
-    (ended, *_) = harmed.said("duty.ended")
+    (ended, *_) = harmed.logged("duty.ended")
     assert (ended["duty"], ended["error"], ended["level"]) == (duty, "it was cancelled", "error")
     assert f"the background task '{duty}' of this process ended: it was cancelled" in harmed.text
 
@@ -81,7 +81,7 @@ async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, pro
 @pytest.mark.parametrize("how", ["raise", "cancel"])
 async def test_a_worker_whose_reader_of_news_fails_still_hears_cancels(site: Site, how: str) -> None:
     worker = site.spawn("worker", test_harm=f"{how}:news", worker_device="NULL", worker_lanes=1)
-    await worker.says("harm.survived")
+    await worker.wait_logged("harm.survived")
     batch = await site.submit([{"sleep_s": 600}])
     await site.held(batch)
     await batch.cancel()
@@ -100,7 +100,7 @@ async def test_foreign_messages_on_the_channel_of_cancels_are_skipped(site: Site
     await until(listens, "a worker that listens")
     for message in (b"", b"hello", b"\xff\xfe", b"01a228a6-940f-8d9f-9918-12b8a5000000", b"x 1,2"):
         await redis.publish(channel, message)
-    await until(lambda: len(worker.said("cancel.not_readable")) == 5, "messages that are skipped")
+    await until(lambda: len(worker.logged("cancel.not_readable")) == 5, "messages that are skipped")
     batch = await site.submit([{"sleep_s": 600}])
     await site.held(batch)
     await batch.cancel()
@@ -140,7 +140,7 @@ async def test_processes_outlive_cut_connections_failovers_and_a_full_redis(frai
 
 
 def refused(process: Process) -> bool:
-    return any("replica" in line.get("error", "") for line in process.said("duty.failed"))
+    return any("replica" in line.get("error", "") for line in process.logged("duty.failed"))
 
 
 @pytest.mark.postgres
@@ -154,14 +154,14 @@ async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_
         async with Site(real_redis_url, tmp_path, database_url=url, data_dir=tmp_path, api_port=0) as site:
             started = [site.spawn(name) for name in ("recorder", "courier", "api")]
             for process in started:
-                await until(lambda it=process: bool(it.said("store.unavailable")), "a process that waits")  # type: ignore[misc]
+                await until(lambda it=process: bool(it.logged("store.unavailable")), "a process that waits")  # type: ignore[misc]
             leaving = site.spawn("recorder")
-            await leaving.says("store.unavailable")
+            await leaving.wait_logged("store.unavailable")
             leaving.terminate()
             assert await leaving.ended() == 0
             database.start()
             for process, event in zip(started, ("recorder.started", "courier.started", "api.listening"), strict=True):
-                await until(lambda it=process, event=event: bool(it.said(event)), event)  # type: ignore[misc]
+                await until(lambda it=process, event=event: bool(it.logged(event)), event)  # type: ignore[misc]
             for process in started:
                 process.terminate()
                 assert await process.ended() == 0
@@ -174,7 +174,7 @@ async def test_processes_that_start_while_redis_is_away_wait_for_it(frail: Site,
         for name in ("worker", "scheduler", "recorder", "courier")
     ]
     for process in started:
-        await until(lambda it=process: bool(it.said("store.unavailable") or it.said("duty.failed")))  # type: ignore[misc]
+        await until(lambda it=process: bool(it.logged("store.unavailable") or it.logged("duty.failed")))  # type: ignore[misc]
     await asyncio.to_thread(server.start)
     for process in started:
         await frail.serves(process)

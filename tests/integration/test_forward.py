@@ -193,7 +193,7 @@ async def test_a_frozen_forwarder_that_wakes_up_late_stops_nothing(pair: Pair) -
     await pair.serving()
     await batch.wait(60)
     first.thaw()
-    await first.says("lease.lost")
+    await first.wait_logged("lease.lost")
     assert [job.status for job in await pair.near.audit(batch)] == [JobStatus.DONE]
     assert await pair.arrived() == 1
 

@@ -282,7 +282,7 @@ async def test_the_batch_of_another_project_is_not_found(site: Site, pool: ArqRe
     batch = site.queue.batch(batch_id)
     assert (await batch.record()).jobs == 1
     await batch.cancel()
-    async with site.door("theirs") as queue:
+    async with site.connect("theirs") as queue:
         with pytest.raises(NotFound):
             await queue.batch(batch_id).record()
 

@@ -40,7 +40,7 @@ async def test_poison_of_every_kind_stops_nobody_elses_work(
     async with (
         Receiver() as receiver,
         Site(real_redis_url, tmp_path, **settings) as site,
-        site.door("theirs") as theirs,
+        site.connect("theirs") as theirs,
     ):
         processes = [site.spawn(name) for name in ("recorder", "courier", "scheduler")]
         for process in (*processes, *await site.workers(1)):
@@ -75,7 +75,7 @@ async def test_poison_of_every_kind_stops_nobody_elses_work(
         await until(lambda: len(letters(Consumer.SCHEDULER)) == 1, "and the scheduler's own")
         assert {letter.batch for letter in letters(Consumer.RECORDER)} >= {newer.id, None}
         assert all(process.alive for process in processes)
-        assert not [line for process in processes for line in process.said("process.failed")]
+        assert not [line for process in processes for line in process.logged("process.failed")]
 
 
 def _is_recorded(queries: Queries, batch_id: Any) -> bool:

@@ -105,7 +105,7 @@ async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Labora
     await lab.site.store.devices.resume(DEVICE)
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
-    assert await worker.says("qpu.found")
+    assert await worker.wait_logged("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
@@ -122,7 +122,7 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
     await lab.on_machine(batch, 2)
     lab.file.restart(losing_s=0.001)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 4
-    assert await worker.says("qpu.found")
+    assert await worker.wait_logged("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
@@ -134,7 +134,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
     await lab.site.store.devices.resume(DEVICE)
     assert [job.status for job in await urgent.results(60)] == [JobStatus.DONE] * 3
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert await worker.says("qpu.found")
+    assert await worker.wait_logged("qpu.found")
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
@@ -156,10 +156,10 @@ async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await second.says("remote.intent_without_a_job")
+    await second.wait_logged("remote.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert await second.says("remote.submitted")
+    assert await second.wait_logged("remote.submitted")
     assert lab.submits() == [1]
 
 
@@ -168,10 +168,10 @@ async def test_a_submit_that_arrives_while_the_next_holder_looks_for_it_is_found
     batch = await lab.submit()
     await lab.stopped()
     second = await lab.worker(submit_timeout_s=10.0)
-    await second.says("remote.intent_without_a_job")
+    await second.wait_logged("remote.intent_without_a_job")
     lab.site.processes[0].thaw()
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
-    assert not second.said("remote.submitted")
+    assert not second.logged("remote.submitted")
     assert lab.submits() == [1]
 
 
@@ -215,7 +215,7 @@ async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: L
 
     await until(taken_over, "another holder")
     first.thaw()
-    await first.says("lease.lost")
+    await first.wait_logged("lease.lost")
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE]
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
@@ -310,7 +310,7 @@ async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laborator
     worker = await lab.worker()
     lab.qpu.misbehave(turn_away=1.0)
     batch = await lab.submit(2)
-    await until(lambda: len(worker.said("remote.not_submitted")) >= 2, "submits that are turned away")
+    await until(lambda: len(worker.logged("remote.not_submitted")) >= 2, "submits that are turned away")
     lab.qpu.misbehave(turn_away=0.0)
     assert [job.status for job in await batch.results(60)] == [JobStatus.DONE] * 2
     assert lab.submits() == [1, 1]
@@ -344,8 +344,8 @@ async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab:
     second = await lab.worker()
     (job,) = await batch.results(60)
     assert job.status is JobStatus.DONE
-    assert await second.says("qpu.found")
-    assert await second.says("qpu.set_back")
+    assert await second.wait_logged("qpu.found")
+    assert await second.wait_logged("qpu.set_back")
     assert (lab.submits(), lab.stops()) == ([1] * 7, 0)
 
 
@@ -356,7 +356,7 @@ async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Labo
     lab.qpu.misbehave(lose_replies=1.0)
     (job,) = await (await lab.submit()).results(60)
     assert job.status is JobStatus.DONE
-    assert await worker.says("qpu.set_back")
+    assert await worker.wait_logged("qpu.set_back")
     assert lab.submits() == [1] * 7
 
 
@@ -384,10 +384,10 @@ async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is
     lab.qpu.misbehave(read_errors=1.0)
     set_back(lab)
     assert stranger(lab) == 1
-    await worker.says("remote.not_polled")
+    await worker.wait_logged("remote.not_polled")
     await batch.cancel_jobs([0])
-    failed = len(worker.said("remote.not_polled"))
-    await until(lambda: len(worker.said("remote.not_polled")) >= failed + 3, "reads after the cancel")
+    failed = len(worker.logged("remote.not_polled"))
+    await until(lambda: len(worker.logged("remote.not_polled")) >= failed + 3, "reads after the cancel")
     lab.qpu.misbehave(read_errors=0.0)
     await batch.wait(60)
     (job,) = await batch.jobs()

@@ -117,10 +117,10 @@ async def test_a_process_that_lacks_a_right_says_so_and_goes_on_when_it_has_it(s
     redis: Any = site.store.redis
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "-xrange")
     recorder = site.spawn("recorder")
-    (failure, *_) = await recorder.says("duty.failed")
+    (failure, *_) = await recorder.wait_logged("duty.failed")
     assert "lacks a right in Redis" in failure["error"]
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "+xrange")
-    await recorder.says("recorder.active")
+    await recorder.wait_logged("recorder.active")
     worker = site.worker()
     await site.serves(worker)
     batch = await site.submit([{}])

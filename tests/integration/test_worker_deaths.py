@@ -132,7 +132,7 @@ async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
     for worker in await site.workers(2):
         worker.terminate()
         assert await worker.ended(5) == 0
-        assert await worker.says("worker.stopped")
+        assert await worker.wait_logged("worker.stopped")
     assert await site.queue.workers() == []
 
 
@@ -145,7 +145,7 @@ async def test_the_outcome_of_a_worker_that_stood_still_is_refused(site: Site) -
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     before = await site.events(batch)
     zombie.thaw()
-    await until(lambda: bool(zombie.said("settle.refused") or zombie.said("lease.lost")), "the refusal")
+    await until(lambda: bool(zombie.logged("settle.refused") or zombie.logged("lease.lost")), "the refusal")
     after = await site.submit([{}] * 20)
     assert (await after.wait(PATIENCE_S)).status is BatchStatus.DONE
     assert await site.events(batch) == before, "the zombie changed nothing"
@@ -201,7 +201,7 @@ async def test_a_worker_that_gets_its_own_lost_ticket_again_keeps_its_lanes_and_
         return (await batch.record()).counts[JobStatus.PENDING] == 1 or len(await site.starts(batch)) > 1
 
     async def runs_again() -> bool:
-        lost = {said["token"] for said in zombie.said("lease.lost")}
+        lost = {said["token"] for said in zombie.logged("lease.lost")}
         running = (await batch.record()).counts[JobStatus.RUNNING] == 1
         return bool(lost) and running and len(await site.starts(batch)) == len(lost) + 1
 

@@ -91,7 +91,7 @@ async def test_what_redis_lost_of_a_device_is_announced_again(site: Site) -> Non
     await site.workers(1, "PLAIN")
     await site.store.redis.delete(site.store.keys(Key.DEVICE, "PLAIN"))
 
-    async def told() -> bool:
+    async def is_announced() -> bool:
         return "PLAIN" in await site.store.reader.device_specs()
 
-    await until(told, "the specs of the device")
+    await until(is_announced, "the specs of the device")

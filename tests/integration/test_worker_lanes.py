@@ -85,7 +85,7 @@ async def test_a_solver_that_never_looks_up_is_cancelled_too(site: Site) -> None
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
     assert statuses(await site.audit(batch)) == [CANCELED, DONE]
     assert await stopped_after_us(site, batch) < CANCEL_US
-    assert await worker.says("lane.broken")
+    assert await worker.wait_logged("lane.broken")
 
 
 async def test_a_job_of_a_killed_worker_whose_cancel_was_requested_is_not_run_again(site: Site) -> None:
@@ -123,7 +123,7 @@ async def test_a_job_cannot_reach_the_worker_its_folders_or_the_network(site: Si
 async def test_a_worker_reports_lanes_without_a_jail(site: Site) -> None:
     (worker,) = await site.workers(1, MISBEHAVING, worker_jail="off")
     assert [it.jail for it in await site.queue.workers()] == ["off"]
-    assert await worker.says("lane.not_jailed")
+    assert await worker.wait_logged("lane.not_jailed")
 
 
 # -------------------------------------------------------------------------------------- faults and their limits
@@ -219,7 +219,7 @@ async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later
     assert record.fault is not None
     assert "this time" in record.fault.message
     assert {job.status for job in await site.audit(batch)} == {ERROR}
-    releases = await worker.says("ticket.released", 3)
+    releases = await worker.wait_logged("ticket.released", 3)
     assert [line["batch_ended"] for line in releases] == [False, False, True]
     first, second, third = (datetime.fromisoformat(line["timestamp"]) for line in releases)
     assert (second - first).total_seconds() >= 0.45
@@ -246,7 +246,7 @@ async def test_a_batch_whose_preparation_kills_its_lane_three_times_ends_in_erro
     assert record.status is BatchStatus.ERROR
     assert record.fault is not None
     assert "exited with code 4" in record.fault.message
-    assert len(await worker.says("ticket.released", 3)) == 3
+    assert len(await worker.wait_logged("ticket.released", 3)) == 3
     await site.audit(batch)
 
 

@@ -25,7 +25,7 @@ async def site(real_redis_url: str, tmp_path: Path) -> AsyncIterator[Site]:
 
 async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: Site) -> None:
     workers = await site.workers(2, lanes=3)
-    async with site.door("theirs") as theirs:
+    async with site.connect("theirs") as theirs:
         batches = [await site.submit([{"sleep_s": 0.01}] * 30) for _ in range(4)]
         batches += [await theirs.submit(None, [{"runs": 2}] * 200, device="NULL") for _ in range(4)]
         batches.append(await site.submit([{}, {"fail": "no"}, {}]))
@@ -48,7 +48,7 @@ async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: S
 async def test_all_lanes_work_and_short_batches_pass_long_ones(site: Site) -> None:
     """Fair shares among projects: the one that came late does not wait for the whole of the other's work."""
     await site.workers(2, lanes=2)
-    async with site.door("theirs") as theirs:
+    async with site.connect("theirs") as theirs:
         long = await site.submit([{"sleep_s": 0.1}] * 100)
 
         async def all_lanes_are_busy() -> bool:
@@ -123,18 +123,18 @@ async def test_a_paused_device_starts_nothing_until_it_is_resumed(site: Site) ->
     await site.audit(batch)
 
 
-async def test_progress_of_a_long_job_is_told_while_it_runs(site: Site) -> None:
+async def test_progress_of_a_long_job_is_reported_while_it_runs(site: Site) -> None:
     await site.workers(1)
     batch = await site.submit([{"sleep_s": 1.5}])
     seen: list[float] = []
 
-    async def told_twice() -> bool:
+    async def reported_twice() -> bool:
         (job,) = await batch.jobs()
         if job.progress is not None and job.progress not in seen:
             seen.append(job.progress)
         return len(seen) >= 2
 
-    await until(told_twice)
+    await until(reported_twice)
     assert seen == sorted(seen)
     assert 0 <= seen[0] < seen[1] <= 1
     await batch.wait(PATIENCE_S)

@@ -73,9 +73,9 @@ async def test_work_goes_on_while_redis_is_away_for_longer_than_the_lease(site: 
     assert statuses(jobs) == [DONE, DONE]
     assert [job.attempt for job in jobs] == [1, 1]
     assert len(await site.starts(batch)) == 1
-    assert await worker.says("store.unavailable")
-    assert not worker.said("lease.lost")
-    assert not worker.said("settle.refused")
+    assert await worker.wait_logged("store.unavailable")
+    assert not worker.logged("lease.lost")
+    assert not worker.logged("settle.refused")
 
 
 async def test_after_a_long_absence_of_redis_each_job_has_one_outcome(site: Site, server: RedisServer) -> None:
@@ -113,7 +113,7 @@ async def test_a_worker_told_to_stop_while_redis_is_away_ends(site: Site, server
     await site.running(batch)
     lanes = worker.lanes()
     await asyncio.to_thread(server.kill)
-    await until(lambda: bool(worker.said("lease.not_renewed") or worker.said("store.unavailable")))
+    await until(lambda: bool(worker.logged("lease.not_renewed") or worker.logged("store.unavailable")))
     worker.terminate()
     assert await worker.ended(15) == 0
     assert "Traceback" not in worker.text
@@ -131,7 +131,7 @@ async def test_the_scheduler_outlives_a_restart_of_redis(site: Site, server: Red
     await site.workers(1)
     await site.serves(scheduler)
     await asyncio.to_thread(server.kill)
-    await scheduler.says("duty.failed")
+    await scheduler.wait_logged("duty.failed")
     await asyncio.to_thread(server.start)
     batch = await site.queue.submit(None, device="NULL", open=True, limits=Limits(open_timeout_s=0.5))
     for worker in site.processes[1:]:

@@ -1,4 +1,4 @@
-"""The fixture of the recorder and query tests."""
+"""Fixtures of the ledger tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tweezer.ledger.database import Database
 
 @pytest.fixture
 async def bench(database: Database) -> AsyncIterator[LedgerRig]:
-    """On fakeredis, and on each database in turn."""
+    """A store on fakeredis, recorded on each database in turn."""
     redis = fakeredis.FakeAsyncRedis()
     rig = StoreRig(redis)
     await rig.announce(lanes=2)

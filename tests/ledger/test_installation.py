@@ -82,11 +82,11 @@ async def test_a_courier_refuses_the_redis_of_another_installation(
     settings = {"database_url": f"sqlite:///{tmp_path / 'stranger.db'}", "data_dir": tmp_path}
     async with Site(real_redis_url, tmp_path, **settings) as site:
         courier = site.spawn("courier")
-        await courier.says("courier.started")
+        await courier.wait_logged("courier.started")
         await site.store.recovery.join_ledger("0123456789abcdef")
         await site.store.redis.delete(site.store.keys(Key.EVENTS))  # it must join its group again
         foreign = "belongs to the installation 0123456789abcdef"
-        await until(lambda: any(foreign in failed["error"] for failed in courier.said("duty.failed")))
+        await until(lambda: any(foreign in failed["error"] for failed in courier.logged("duty.failed")))
         refused = site.spawn("courier")
         assert await refused.ended() == 1
         assert foreign in refused.text

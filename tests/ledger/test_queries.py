@@ -413,15 +413,15 @@ def test_the_transitions_of_a_job_are_its_own(own_ledger: Ledger) -> None:
             connection, "transitions", columns, [(at, identity, 1, first, at * 100, words) for at, words, first in rows]
         )
 
-    def told(index: int) -> list[tuple[int, str]]:
+    def list_events(index: int) -> list[tuple[int, str]]:
         return [(event.sequence, event.type) for event in own_ledger.queries.transitions(job_id(batch.id, index))]
 
-    assert told(0) == [(10, "job.running"), (21, "job.done")]
-    assert told(1) == [(11, "job.running"), (20, "job.pending"), (23, "job.running"), (39, "job.done")]
-    assert told(5) == [(33, "job.canceled")]
-    assert told(10) == [(12, "job.running"), (22, "job.error")]
-    assert told(11) == [(13, "job.running"), (38, "job.canceled")]
-    assert told(12) == []
+    assert list_events(0) == [(10, "job.running"), (21, "job.done")]
+    assert list_events(1) == [(11, "job.running"), (20, "job.pending"), (23, "job.running"), (39, "job.done")]
+    assert list_events(5) == [(33, "job.canceled")]
+    assert list_events(10) == [(12, "job.running"), (22, "job.error")]
+    assert list_events(11) == [(13, "job.running"), (38, "job.canceled")]
+    assert list_events(12) == []
 
 
 # -- devices and projects -------------------------------------------------------------------------------

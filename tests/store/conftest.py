@@ -1,5 +1,7 @@
-"""Fixtures of the store tests. Each fails a test that leaves a key without an owner or an expiry, or a counter of a
-project that does not equal what Redis holds of it."""
+"""Fixtures of the store tests.
+
+Each fails a test that leaves a key without an owner or an expiry, or a wrong counter of a project.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from tests.support.usage import expected_counts, found_counts
 
 
 async def _rigged(redis: Redis, url: str | None) -> AsyncIterator[StoreRig]:
-    """A rig; on a server each script is called as a user of Redis that is to call it."""
+    """Yield a rig; on a server, each script is called as a user of Redis that may call it."""
     if url is not None:
         async with store_of_users(redis, url) as store:
             async for rig in _checked(StoreRig(redis, store)):
@@ -34,14 +36,14 @@ async def _checked(rig: StoreRig) -> AsyncIterator[StoreRig]:
 
 @pytest.fixture
 async def rig(redis_client: Redis, store_url: str | None) -> AsyncIterator[StoreRig]:
-    """A store with one device of one lane. Afterwards every key must have an owner or an expiry."""
+    """A store with one device that has one lane."""
     async for rig in _rigged(redis_client, store_url):
         yield rig
 
 
 @pytest.fixture
 async def two_lanes(rig: StoreRig) -> StoreRig:
-    """The same with two lanes, so that a batch may have two tickets."""
+    """A store with one device that has two lanes, so that a batch may have two tickets."""
     await rig.announce(lanes=2)
     return rig
 
@@ -50,7 +52,7 @@ async def two_lanes(rig: StoreRig) -> StoreRig:
     params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
 )
 async def real_rig(request: pytest.FixtureRequest) -> AsyncIterator[StoreRig]:
-    """The same on real servers only, for what fakeredis does not have."""
+    """A store on real servers only, for features that fakeredis lacks."""
     server = cast(RedisServer, request.getfixturevalue(f"{request.param}_server"))
     async with Redis.from_url(server.url) as client:
         await client.flushall()

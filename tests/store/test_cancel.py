@@ -39,7 +39,7 @@ async def test_a_job_that_is_not_there_is_unknown_and_not_counted(rig: StoreRig)
     batch_id = await rig.submit(1)
     assert await rig.commands.cancel_jobs(batch_id, [-1, 1], project="a") == [CancelAnswer.UNKNOWN] * 2
     assert (await rig.batch(batch_id)).counts[PENDING] == 1
-    assert await rig.told(batch_id) == ["batch.created"]
+    assert await rig.event_texts(batch_id) == ["batch.created"]
 
 
 async def test_a_cancelled_job_is_never_handed_out(rig: StoreRig) -> None:
@@ -142,7 +142,7 @@ async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(r
     turn = await rig.settle(grant, {0: OutcomeKind.CANCELED})
     assert turn.next is NextStep.RETIRED
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
-    assert (await rig.told(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
+    assert (await rig.event_texts(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
 
 
 async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: StoreRig) -> None:

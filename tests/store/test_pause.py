@@ -34,7 +34,7 @@ async def test_pausing_twice_and_resuming_twice_is_told_once(rig: StoreRig) -> N
         await rig.commands.pause(batch_id, project="a")
     for _ in range(2):
         await rig.commands.resume(batch_id, project="a")
-    assert await rig.told(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
+    assert await rig.event_texts(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
 
 
 async def test_what_runs_when_its_batch_is_paused_finishes(rig: StoreRig) -> None:

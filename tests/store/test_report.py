@@ -57,11 +57,11 @@ async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
             assert await rig.snapshot() == before
         assert (await rig.job(batch_id, index)).status is status
         return
-    told = len(await rig.told(batch_id))
+    told = len(await rig.event_texts(batch_id))
     await rig.commands.report(batch_id, index, status=wanted, project="a")
     assert JOB_TABLE[status, event] is wanted
     assert (await rig.job(batch_id, index)).status is wanted
-    assert (await rig.told(batch_id))[told:] == [f"{index} job.{wanted.lower()}"]
+    assert (await rig.event_texts(batch_id))[told:] == [f"{index} job.{wanted.lower()}"]
     await rig.run_all()
     await rig.run(grant)  # of a job that did not run the holder keeps its ticket
     if status is RUNNING:
@@ -102,7 +102,7 @@ async def test_the_last_job_ends_its_batch(rig: StoreRig) -> None:
     await rig.take()
     await rig.commands.report(batch_id, 0, status=ERROR, fault=FAULT, project=None)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
-    assert (await rig.told(batch_id))[-2:] == ["0 job.error", "batch.done"]
+    assert (await rig.event_texts(batch_id))[-2:] == ["0 job.error", "batch.done"]
 
 
 async def test_a_job_that_waits_for_a_retry_can_be_ended(rig: StoreRig) -> None:

@@ -361,14 +361,14 @@ async def test_a_batch_that_ended_has_ended(rig: StoreRig, status: BatchStatus, 
     batch, (job,) = await rig.batch(batch_id), await rig.jobs(batch_id)
     ledger = await recorded(rig.store, batch_id)
     await fall_back(rig.store, saved)
-    told = await rig.told(batch_id)
+    told = await rig.event_texts(batch_id)
 
     await restore(rig, ledger)
     now = await rig.batch(batch_id)
     assert now == replace(batch, updated=now.updated)
     assert now.status is status
     assert await rig.jobs(batch_id) == [job]
-    assert await rig.told(batch_id) == told, "what the ledger has is not told again"
+    assert await rig.event_texts(batch_id) == told, "what the ledger has is not told again"
     assert await rig.grants() == []
     assert await rig.members(Key.READY, "EMU") == set()
     assert await rig.members(Key.IDLE) == set()
@@ -458,7 +458,7 @@ async def test_the_first_begin_is_told_once(rig: StoreRig) -> None:
     batch = await rig.batch(batch_id)
     assert (batch.status, batch.started) == (BatchStatus.RUNNING, started)
     await run_the_rest(rig, batch_id)
-    assert (await rig.told(batch_id)) == ["batch.created", "1 job.running", "1 job.done", "batch.done"]
+    assert (await rig.event_texts(batch_id)) == ["batch.created", "1 job.running", "1 job.done", "batch.done"]
 
 
 async def test_what_redis_ended_by_itself_meanwhile_stands(rig: StoreRig) -> None:

@@ -78,7 +78,7 @@ async def test_rule_2_take_reclaims_and_grants_in_one_call(rig: StoreRig) -> Non
     assert again.ticket == lost.ticket
     assert again.token != lost.token
     assert [(job.index, job.attempt) for job in again.jobs] == [(0, 2)]
-    assert (await rig.told(batch_id))[-2:] == ["0 job.pending", "0 job.running"]
+    assert (await rig.event_texts(batch_id))[-2:] == ["0 job.pending", "0 job.running"]
 
 
 async def test_rule_2_take_says_when_the_next_lease_expires(rig: StoreRig) -> None:
@@ -303,7 +303,7 @@ async def test_rule_8_a_repeated_settle_that_retired_the_ticket_is_answered_reti
     repeated = await rig.settle(grant, {0: OutcomeKind.DONE})
     assert (repeated.next, repeated.refused) == (NextStep.RETIRED, 0)
     assert await state_of(rig) == before
-    assert (await rig.told(batch_id)).count("0 job.done") == 1
+    assert (await rig.event_texts(batch_id)).count("0 job.done") == 1
 
 
 async def test_rule_8_a_repeated_settle_that_ended_the_batch_is_answered_retired(rig: StoreRig) -> None:
@@ -328,7 +328,7 @@ async def test_rule_8_a_repeated_retry_is_one_failure(rig: StoreRig, losses: int
     for _ in range(losses):
         assert (await rig.settle(grant, outcomes)).refused == 0
         assert await state_of(rig) == before
-    assert (await rig.told(batch_id)).count("0 job.pending") == 1
+    assert (await rig.event_texts(batch_id)).count("0 job.pending") == 1
     assert (await rig.job(batch_id, 0)).attempt == 1
 
 
@@ -413,7 +413,7 @@ async def test_rule_10_a_job_runs_when_its_own_execution_begins(rig: StoreRig) -
     await rig.renew(grant, JobProgress(2, Stage.ON_DEVICE))
     assert (await rig.statuses(batch_id))[:5] == [DONE, RUNNING, RUNNING, PENDING, PENDING]
     await rig.settle(grant, {3: OutcomeKind.DONE}, want=4)
-    assert (await rig.told(batch_id))[-2:] == ["3 job.running", "3 job.done"]
+    assert (await rig.event_texts(batch_id))[-2:] == ["3 job.running", "3 job.done"]
 
 
 async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_what_was_begun(rig: StoreRig) -> None:
@@ -537,7 +537,7 @@ async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: StoreRi
             await rig.commands.cancel(batch_id, project="a")
     expected = BatchStatus.CANCELED if last == "cancel_batch" else BatchStatus.DONE
     assert (await rig.batch(batch_id)).status is expected
-    assert (await rig.told(batch_id))[-1] == f"batch.{expected.value.lower()}"
+    assert (await rig.event_texts(batch_id))[-1] == f"batch.{expected.value.lower()}"
 
 
 async def test_rule_14_cancelling_every_job_leaves_the_batch_done(rig: StoreRig) -> None:
@@ -550,7 +550,7 @@ async def test_rule_14_cancelling_every_job_leaves_the_batch_done(rig: StoreRig)
 async def test_rule_14_the_first_job_begun_moves_the_batch_to_running(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
-    assert (await rig.told(batch_id)).count("batch.running") == 1
+    assert (await rig.event_texts(batch_id)).count("batch.running") == 1
     batch = await rig.batch(batch_id)
     assert batch.started is not None
     assert batch.ended is not None
@@ -610,7 +610,7 @@ async def test_rule_16_what_runs_finishes_and_resume_leads_back(rig: StoreRig) -
     assert (await rig.batch(batch_id)).status is BatchStatus.PAUSED
     await rig.commands.resume(batch_id, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
-    assert (await rig.told(batch_id))[-1] == "batch.resumed"
+    assert (await rig.event_texts(batch_id))[-1] == "batch.resumed"
     await rig.run_all()
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
@@ -663,7 +663,7 @@ async def test_rule_22_a_reclaim_is_told_as_pending(rig: StoreRig) -> None:
     grant = await rig.take()
     await rig.lapse(grant)
     await rig.tickets.sweep()
-    assert (await rig.told(batch_id))[-1] == "0 job.pending"
+    assert (await rig.event_texts(batch_id))[-1] == "0 job.pending"
 
 
 async def test_rule_23_trimming_stops_at_the_slowest_reader(rig: StoreRig) -> None:

@@ -150,7 +150,7 @@ async def test_a_start_time_in_the_past_is_now(rig: StoreRig) -> None:
 async def test_a_closed_batch_without_jobs_is_done_at_once(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
-    assert await rig.told(batch_id) == ["batch.created", "batch.done"]
+    assert await rig.event_texts(batch_id) == ["batch.created", "batch.done"]
     assert await rig.grants() == []
 
 

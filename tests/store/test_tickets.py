@@ -34,7 +34,7 @@ async def test_a_grant_says_all_that_a_worker_needs(rig: StoreRig) -> None:
 async def test_the_life_of_a_batch_is_told_in_order(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
-    assert await rig.told(batch_id) == [
+    assert await rig.event_texts(batch_id) == [
         "batch.created",
         "batch.running",
         "0 job.running",
@@ -91,14 +91,14 @@ async def test_the_clocks_of_a_job_are_three_numbers(rig: StoreRig) -> None:
 async def test_progress_is_news_and_no_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
-    told = await rig.told(batch_id)
+    told = await rig.event_texts(batch_id)
     async with rig.store.news.batch(batch_id) as heard:
         await heard.next(5)
         assert await rig.renew(grant, JobProgress(0, Stage.ON_DEVICE, 0.25)) == set()
         assert await heard.next(5) == [b"~0 on_device 25.0"]
     job = await rig.job(batch_id, 0)
     assert (job.stage, job.progress) == (Stage.ON_DEVICE, 0.25)
-    assert await rig.told(batch_id) == told
+    assert await rig.event_texts(batch_id) == told
 
 
 async def test_a_renewed_lease_does_not_lapse(rig: StoreRig) -> None:
@@ -161,7 +161,7 @@ async def test_a_transient_failure_is_retried_after_its_delay(rig: StoreRig) -> 
     assert [(job.index, job.attempt) for job in again.jobs] == [(0, 2)]
     await rig.run(again)
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
-    assert "0 job.pending" in await rig.told(batch_id)
+    assert "0 job.pending" in await rig.event_texts(batch_id)
 
 
 async def test_a_delayed_job_does_not_hold_up_the_others(rig: StoreRig) -> None:
@@ -229,7 +229,7 @@ async def test_a_batch_that_cannot_run_ends_in_error_with_its_reason(rig: StoreR
     assert (batch.status, batch.fault, batch.open) == (BatchStatus.ERROR, FAULT, False)
     assert await rig.statuses(batch_id) == [ERROR] * 4
     assert all(job.faults == (FAULT,) for job in await rig.jobs(batch_id))
-    assert (await rig.told(batch_id))[-1] == "batch.error"
+    assert (await rig.event_texts(batch_id))[-1] == "batch.error"
     assert await rig.grants() == []
 
 

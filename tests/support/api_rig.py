@@ -1,4 +1,4 @@
-"""The API over a store in memory and a ledger in a file, and the moves of producers and workers behind it."""
+"""The API over a store in memory and a ledger in a file, with short forms of what producers and workers do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tweezer.store.workers import Grant, Settlement
 DEVICE = "EMU_FREE"
 PROJECT = "p"
 LEASE_S = 15.0
-SOON_S = 10.0  # how long a test waits for what should happen at once
+SOON_S = 10.0  # the deadline of a test for what should happen at once
 HOST = "http://127.0.0.1:8000"
 SECRETS_KEY = base64.b64encode(bytes(32)).decode()
 
@@ -47,7 +47,7 @@ FAILED = Outcome(OutcomeKind.ERROR, fault=Fault("user", "it broke", "variables.o
 
 
 class ApiRig:
-    """An application, and a client of it with the key of an operator, unless a request brings another one."""
+    """An application and its client, which has an operator's key unless a request has another one."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self.server = fakeredis.FakeServer()
@@ -67,14 +67,14 @@ class ApiRig:
         await self.store.close()
 
     def key(self, role: Role = Role.USER, *, project: str | None = PROJECT, **options: Any) -> str:
-        """The text of a new key."""
+        """Make a key and return its text."""
         with self.database.write() as connection:
             if project is not None:
                 project_no(connection, project)
             return create_key(connection, name="test", role=role, project_id=project, **options).text
 
     def add_user(self, name: str, *projects: str) -> str:
-        """The id of a new user, who belongs to these projects."""
+        """Make a user who belongs to these projects, and return its id."""
         with self.database.write() as connection:
             user = create_user(connection, name, "no hash")
             for project in projects:
@@ -83,7 +83,7 @@ class ApiRig:
         return user.id
 
     def add_session(self, name: str) -> str:
-        """The token of another log-in of this user."""
+        """Log the user in once more and return the session's token."""
         with self.database.write() as connection:
             return create_session(connection, find_user(connection, name).id, session_s=1000).text
 
@@ -93,7 +93,7 @@ class ApiRig:
         return await self.http.get(path, **options)
 
     async def data(self, path: str, **options: Any) -> Any:
-        """The data of a success."""
+        """Return the data of a successful response."""
         response = await self.get(path, **options)
         assert response.status_code == 200, response.text
         body = response.json()
@@ -121,7 +121,7 @@ class ApiRig:
         return grant
 
     async def run(self, *outcomes: Outcome) -> None:
-        """Takes the one ticket there is and settles its jobs, one after the other, with these outcomes."""
+        """Take the only ticket and settle its jobs, one after the other, with these outcomes."""
         grant = await self.take()
         jobs = grant.jobs
         for outcome in outcomes or (DONE,):
@@ -135,7 +135,7 @@ class ApiRig:
         return len(self.app.state.holds._held)
 
     async def held(self, path: str) -> asyncio.Task[httpx.Response]:
-        """A request that is being held."""
+        """Send a request and return its task once the server holds it."""
         before = self.holding()
         task = asyncio.create_task(self.get(path))
         await until(lambda: self.holding() > before)
@@ -143,7 +143,7 @@ class ApiRig:
 
 
 async def within(task: asyncio.Task[httpx.Response]) -> httpx.Response:
-    """The answer of a request that must be answered long before its hold would be over."""
+    """Return the response to a held request, which must arrive long before the hold would end."""
     return await asyncio.wait_for(task, SOON_S)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def cpu_time_below(limit_s: float) -> Iterator[None]:
-    """Fail if this process uses as much CPU time within the block: far more than a linear algorithm needs."""
+    """Fail if this process uses this much CPU time within the block: far more than a linear algorithm needs."""
     began = time.process_time()
     yield
     assert time.process_time() - began < limit_s

@@ -1,6 +1,6 @@
 """How thorough a test run is: short by default, in full with ``TWEEZER_TEST_FULL=1`` (as ``.ci/full`` sets it).
 
-A short run tries the same examples each time, so that it fails for what changed; a full run tries new ones.
+A short run tries the same examples each time, so that only a change makes it fail; a full run tries new ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def effort(*, short: _T, full: _T) -> _T:
 
 
 def load_hypothesis_profile() -> None:
-    """Choose how examples are found; before any test is imported. How long they take says more about the machine."""
+    """Configure Hypothesis before any test is imported; without deadlines, because the machine may be busy."""
     hypothesis.settings.register_profile(
         "tweezer", derandomize=not FULL, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )

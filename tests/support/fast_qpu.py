@@ -1,7 +1,7 @@
-"""A worker of a QPU without Pulser: sequences are sent as they are, and results are what the machine counted.
+"""A worker of a QPU without Pulser: sequences are sent unchanged, and results are the counts of the machine.
 
-Where a test wants it, its process stops itself right before or after the last look at its lease before a submit, with
-the probabilities of ``TWEEZER_TEST_STOPS``: ``before:0.03,after:0.1``. That it does so goes into a file, a line each.
+If a test sets ``TWEEZER_TEST_STOPS``, as in ``before:0.03,after:0.1``, its process stops itself right before or after
+the last check of its lease before a submit, with these probabilities. It appends a line to a file each time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tweezer.model.messages import BatchWork, JobWork, Outcome, OutcomeKind, Pro
 
 
 class StoppingApi(QpuApi):
-    """Stands still before or after the last look of one submit in a few, until somebody lets it go on."""
+    """An API client whose process sometimes stops itself around the last check of its lease before a submit."""
 
     async def submit(
         self,
@@ -59,7 +59,7 @@ class StoppingApi(QpuApi):
 
 
 class Texts:
-    """In place of a lane's process that builds sequences: there is nothing to build."""
+    """A replacement for a lane's process that builds sequences: it builds nothing."""
 
     jail = ""
 
@@ -75,11 +75,11 @@ class Texts:
         return Outcome(OutcomeKind.DONE, result=Result(measured, provenance=Provenance("a QPU")))
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
 
 class QuickQpuAdapter(QpuAdapter):
-    """Opens such lanes."""
+    """An adapter of QPUs whose lanes need no Pulser."""
 
     def __init__(self, options: QpuOptions, lanes: LaneOptions) -> None:
         super().__init__(options, lanes)

@@ -1,4 +1,4 @@
-"""Processes for tests that start at once: forks of a process that has imported what they need.
+"""Processes for tests that start at once: forks of a process that has imported their modules.
 
 Importing the worker takes half a second, importing the API more than one, and the tests start hundreds of processes.
 """
@@ -25,9 +25,9 @@ _context.set_forkserver_preload(
 
 
 class Fork:
-    """A process that calls ``program(arguments)``, in this folder, and prints into a file.
+    """A process that calls ``program(arguments)`` in this folder, with its output in a file.
 
-    environment: all of its variables.
+    ``environment`` has all its variables.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Fork:
 
     @property
     def text(self) -> str:
-        """All that it has printed."""
+        """Everything that it has printed."""
         return self.log.read_text(errors="replace")
 
     def signal(self, number: signal.Signals) -> None:
@@ -64,7 +64,7 @@ class Fork:
     def wait(self, within_s: float) -> int:
         """Wait for the end; return the exit status, which is negative for a signal."""
         self._process.join(within_s)
-        assert self._process.exitcode is not None, f"process {self.pid} has not ended after {within_s:g} s"
+        assert self._process.exitcode is not None, f"process {self.pid} did not end within {within_s:g} s"
         return self._process.exitcode
 
 

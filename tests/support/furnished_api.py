@@ -1,4 +1,4 @@
-"""An API process with batches of two projects in it, and keys of both and of an operator."""
+"""An API process with batches of two projects, and keys of both and of an operator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OURS, THEIRS = "6f1c2b3a-0d4e-4f5a-8b6c-7d8e9f0a1b2c", "8b3e4d5c-2f6a-4b7c-8d8e-
 
 
 class FurnishedApi:
-    """Where it is. ids: what may stand for a parameter of a path; those of OURS first."""
+    """The URL and the keys of the API. ``ids`` has values for each parameter of a path, first those of project OURS."""
 
     def __init__(self, site: Site, url: str, keys: dict[str, str], ids: dict[str, list[str]]) -> None:
         self.site = site
@@ -45,7 +45,7 @@ class FurnishedApi:
 
 @asynccontextmanager
 async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> AsyncIterator[FurnishedApi]:
-    """The same, with a worker of the null device, until the end of the context."""
+    """Run the API, with a worker of the null device, until the block ends."""
     database_url = f"sqlite:///{shutil.copy(ledger_template, folder / 'ledger.db')}"
     database = Database.open(OpenDatabase(url=database_url))
     with database.write() as connection:
@@ -82,10 +82,10 @@ async def furnished_api(redis_url: str, folder: Path, ledger_template: Path) -> 
             "device": [NULL],
             "workload_id": [batches[0]["id"]],
             "webhook_id": webhooks,
-            "window": ["5f3a90c1"],  # none of that id is planned
+            "window": ["5f3a90c1"],  # no window has this id
             "delivery_id": pings,
             "session_id": ["current"],
         }
         yield FurnishedApi(site, url, keys, ids)
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
-            assert (await http.get("/ready")).status_code == 200  # whatever was done to it, it lives
+            assert (await http.get("/ready")).status_code == 200  # it survived every request

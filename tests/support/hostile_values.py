@@ -1,4 +1,4 @@
-"""Values that no user means to send and every entry point must survive: each rejected by name, or kept unchanged."""
+"""Values that every entry point must survive: each is rejected with the name of its field, or kept unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEPTH = 10_000
 NUL, ESCAPE, REVERSED, HALF = "a\0b", "a\x1b[31mb", "a\u202eb", "a\ud800b"
 """U+202E reverses what follows it and is Unicode text; half of a surrogate pair is not."""
 CONTROLS = (NUL, ESCAPE, HALF)
-"""Texts that must not be taken anywhere."""
+"""Texts that must be rejected everywhere."""
 
 
 def nested(depth: int = DEPTH) -> list[Any]:
@@ -42,7 +42,7 @@ TYPES: dict[str, Any] = {
     "a list": [],
     "an object": {},
 }
-"""JSON's types, one of them right and the others wrong."""
+"""A value of each JSON type: one of the types is right, the others are wrong."""
 ELEMENTS, NESTED = [0] * MILLION, nested()
 LARGE = {"a million elements": ELEMENTS, "a depth of 10,000": NESTED}
 
@@ -50,7 +50,7 @@ _PLACE = "the hostile value goes here"
 
 
 def json_with(document: Any, path: tuple[str | int, ...], value: Any) -> bytes:
-    """Return the document as JSON, as far as it is JSON, with this value at the place that the path leads to."""
+    """Return the document as JSON with this value, which may be invalid JSON, at this path."""
     text = json.dumps(replaced(document, path, _PLACE))
     return text.replace(f'"{_PLACE}"', _written(value), 1).encode()
 
@@ -64,7 +64,7 @@ def _written(value: Any) -> str:
 
 
 def replaced(document: Any, path: Sequence[str | int], value: Any) -> Any:
-    """Return the document with this value at the place that the path leads to."""
+    """Return the document with this value at this path."""
     if not path:
         return value
     first, *rest = path
@@ -74,7 +74,7 @@ def replaced(document: Any, path: Sequence[str | int], value: Any) -> Any:
     return {**(document or {}), first: replaced((document or {}).get(first), rest, value)}
 
 
-# Arguments of Python's functions, and what is wrong with each.
+# Wrong arguments for Python functions.
 
 NO_TEXT: list[Any] = [7, True, math.nan, b"text", ["text"], object(), *CONTROLS, "a" * MILLION]
 NO_TEXT_AT_ALL: list[Any] = [*NO_TEXT, ""]

@@ -1,4 +1,4 @@
-"""What a hostile library would try in a lane's process, and what an honest one must be able to do there."""
+"""Attempts of a hostile library in a lane's process, and things that an honest library must be able to do there."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = 0
-"""The outcome of an attempt that succeeded; else it is the number of the error."""
+"""The outcome of an attempt that succeeded; a failed one has the number of the error."""
 
-_PTRACE_SEIZE = 0x4206  # which does not stop the other process, should the jail fail
+_PTRACE_SEIZE = 0x4206  # unlike PTRACE_ATTACH it does not stop the other process, in case the jail fails
 _CLONE_NEWUSER = 0x10000000
 _BPF, _IO_URING_SETUP = {"x86_64": (321, 425), "aarch64": (280, 425)}[os.uname().machine]
 
 
 def escapes(private: str) -> Mapping[str, Callable[[], object]]:
-    """Return what the jail must refuse. private: a file in Tweezer's data folder."""
+    """Return attempts that the jail must refuse. ``private`` is a file in Tweezer's data folder."""
     worker = os.getppid()
     folder = Path(private).parent
     return {
@@ -62,13 +62,13 @@ def escapes(private: str) -> Mapping[str, Callable[[], object]]:
         "set up io_uring": lambda: _libc("syscall", _IO_URING_SETUP, 1, None),
         "share memory with other processes": lambda: _libc("shmget", 0, 4096, 0o1600),
         "raise its own limits": lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)),
-        # the last attempt: nothing comes after it, should it succeed
+        # the last attempt: if it succeeds, nothing else runs
         "become a shell": lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0"]),  # noqa: S606  # the point
     }
 
 
 def needs() -> Mapping[str, Callable[[], object]]:
-    """Return what must go on working."""
+    """Return what the jail must allow."""
     return {
         "read a library": lambda: Path(os.__file__).read_bytes(),
         "make a temporary file": lambda: tempfile.NamedTemporaryFile().close(),
@@ -85,7 +85,7 @@ def needs() -> Mapping[str, Callable[[], object]]:
 
 
 def outcomes(attempts: Mapping[str, Callable[[], Any]]) -> dict[str, int]:
-    """Make every attempt; return what became of each."""
+    """Make every attempt and return the outcomes."""
     return {name: _outcome(attempt) for name, attempt in attempts.items()}
 
 
@@ -94,7 +94,7 @@ def _outcome(attempt: Callable[[], object]) -> int:
         attempt()
     except OSError as error:
         return error.errno or -1
-    except ValueError:  # setrlimit's word for EPERM
+    except ValueError:  # setrlimit raises it for EPERM
         return 1
     return ALLOWED
 

@@ -1,7 +1,7 @@
-"""An installation as a file: all that it keeps in Redis and in its ledger, so that a later version can be tried on it.
+"""An installation as a file: the content of its Redis and its ledger, so that tests can load it in a later version.
 
-``python -m tests.support.kept_installation FILE`` makes the file of the version that is checked out. It is made once,
-when a version is released, and never changed.
+``python -m tests.support.kept_installation FILE`` makes the file of the version that is checked out. Make it once,
+when a version is released, and never change it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from tweezer.webhooks.secrets import SecretOwner, ensure_secrets
 SECRETS_KEY = base64.b64encode(bytes(32)).decode()
 PROJECT, PASSWORD, IDEMPOTENCY_KEY = "lab", "correct horse battery", "once"
 DONE, FAILED = OutcomeKind.DONE, OutcomeKind.ERROR
-_KEPT_S = 3600  # what expires does so after this time from when it is loaded
+_KEPT_S = 3600  # keys that expire do so this long after they were loaded
 
 
 async def furnish(bench: LedgerRig) -> dict[str, Any]:
-    """Use everything that is stored, and return what a reader must find."""
+    """Store something of every kind, and return what a reader must find."""
     rig, database = bench.rig, bench.database
     vault = Vault.of(SECRETS_KEY, Path())
     await rig.announce(lanes=2)
@@ -102,7 +102,7 @@ async def furnish(bench: LedgerRig) -> dict[str, Any]:
     grant = await rig.take()
     (job,) = (await rig.settle(grant, {grant.jobs[0].index: DONE}, want=1)).jobs
     await rig.renew(grant, JobProgress(job.index, Stage.ON_DEVICE, 0.4))
-    await bench.record()  # what comes now is in Redis only
+    await bench.record()  # everything below is in Redis only
 
     batches["waiting"] = await submit(rig, 2, idempotency_key=IDEMPOTENCY_KEY)
     batches["later"] = await submit(rig, 1, not_before=datetime(2100, 1, 1, tzinfo=UTC))
@@ -129,7 +129,7 @@ async def submit(
 
 
 async def describe(bench: LedgerRig, batch_id: UUID) -> dict[str, Any]:
-    """Return what users read of a batch, wherever it is kept."""
+    """Return what users read of a batch, from Redis or from the ledger."""
     try:
         live = await bench.rig.batch(batch_id)
     except NotFound:
@@ -175,7 +175,7 @@ async def _result(bench: LedgerRig, is_recorded: bool, job: JobRecord) -> Any:
 
 
 async def save(bench: LedgerRig, expected: dict[str, Any]) -> str:
-    """Return all that Redis and the ledger hold as text."""
+    """Return the content of Redis and the ledger as text."""
     described = {name: await describe(bench, UUID(batch)) for name, batch in expected["batches"].items()}
     redis = bench.rig.redis
     keys = {
@@ -197,9 +197,9 @@ async def save(bench: LedgerRig, expected: dict[str, Any]) -> str:
 
 
 async def load(text: str, redis: Redis, blank: Database) -> dict[str, Any]:
-    """Fill an empty Redis, and a ledger without tables, as they were saved; return what is expected of them."""
+    """Load a saved text into an empty Redis and a ledger without tables; return what a reader must find."""
     saved = _revive(json.loads(text))
-    client: Any = redis  # the stubs of redis-py do not tell sync from async
+    client: Any = redis  # the stubs of redis-py do not distinguish sync from async
     for name, entry in saved["redis"].items():
         match entry["value"]:
             case dict() as fields:
@@ -236,7 +236,7 @@ def _row(row: dict[str, Any], database: Database) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as JSON can hold it: what it cannot is an object with one name that begins with a dollar."""
+    """Return the value as JSON; types that JSON lacks become an object with one name that begins with a dollar."""
     match value:
         case bytes():
             try:

@@ -1,7 +1,7 @@
-"""Fills a ledger with made-up batches and jobs, by the quickest way there is, for tests and benchmarks.
+"""Fill a ledger quickly with invented batches and jobs, for tests and benchmarks.
 
-The same plan gives the same rows. Most work is done, the newest waits or runs; records are as the recorder writes
-them, so that every query can be asked. Times spread over some days before ``now_ms``.
+The same plan gives the same rows. Most batches have ended; the newest wait or run. The rows are like those of the
+recorder, so that every query works. Times spread over some days before ``now_ms``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEQUENCE = '{"version": "1", "name": "made up"}'
 _PRIORITIES = {"HIGH": 1, "MEDIUM": 8, "LOW": 1}
 _ENDS = {"D": 92, "E": 5, "C": 3}
 _HOUR_MS = 3_600_000
-_DOOMED_EACH = 40  # batches, of which one cannot run
+_DOOMED_EACH = 40  # one batch in this many cannot run
 _COUNTS = {"P": "pending", "R": "running", "D": "done", "E": "error", "C": "canceled"}
 _COLUMNS = {
     "batches": (
@@ -60,7 +60,7 @@ _COLUMNS = {
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How much to make up. ``live``: how many of the newest batches have not ended."""
+    """The size of the history. ``live`` is the number of the newest batches that have not ended."""
 
     jobs: int = 1000
     batches: int = 50
@@ -72,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True):
     seed: int = 7
 
     def project(self, number: int) -> str:
-        """The id of a project, from 0."""
+        """Return the id of a project; numbers begin at 0."""
         return f"project-{number}"
 
     def user(self, project: int, number: int) -> str:
@@ -80,20 +80,20 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Filled(msgspec.Struct, frozen=True):
-    """What was made up: the ids of the batches, oldest first, and how many jobs each has."""
+    """The invented history: the ids of the batches, oldest first, and the number of their jobs."""
 
     plan: Plan
     batches: tuple[UUID, ...]
     sizes: tuple[int, ...]
 
     def of_project(self, number: int) -> list[tuple[UUID, int]]:
-        """The batches of a project, and their sizes."""
+        """Return the batches of a project and their sizes."""
         step = self.plan.projects
         return list(zip(self.batches[number::step], self.sizes[number::step], strict=True))
 
 
 def fill(database: Database, plan: Plan | None = None, *, tables: bool = True) -> Filled:
-    """Makes the tables, unless they are there, and fills them in one transaction."""
+    """Make the tables unless they exist, and fill them in one transaction."""
     making = _Making(database, plan or Plan())
     with database.write() as connection:
         if tables:
@@ -139,7 +139,7 @@ class _Making:
                 rows.clear()
 
     def _sizes(self) -> Iterator[int]:
-        """As many as there are batches, uneven, together all jobs."""
+        """Yield the size of each batch: uneven, and with the sum of all jobs."""
         plan, left = self._plan, self._plan.jobs
         for number in range(plan.batches):
             mean = left / (plan.batches - number)
@@ -214,7 +214,7 @@ class _Making:
         live: bool,
         doomed: bool,
     ) -> tuple[dict[str, int], int, int]:
-        """Adds the jobs; how many there are by status, when the last one changed, and the number of events."""
+        """Add the jobs; return their number by status, the time of the last change, and the number of events."""
         chance, counts, at, events = self._random, dict.fromkeys(_COUNTS, 0), started or created, 1
         project, device, now_ms = head[0], head[1], self._plan.now_ms
         for index in range(size):
@@ -266,7 +266,7 @@ class _Making:
 
 
 def _state(status: str, begun: int | None, ended: int | None) -> str:
-    """The words of a job's state, as in Redis."""
+    """Return a job's state in the format of Redis."""
     took = "-" if begun is None or ended is None else str(ended - begun)
     words = [status, "0" if begun is None else "1", "1790000000000001", begun, ended, "12", took]
     words += ["on_device", begun, "40"] if status == "R" else ["-", "-", "-"]

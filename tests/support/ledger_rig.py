@@ -20,7 +20,7 @@ GRACE_S = 100.0
 
 
 class LedgerRig:
-    """A rig, the ledger that records it, and questions about both."""
+    """A rig, the ledger that records it, and checks of both."""
 
     def __init__(self, rig: StoreRig, database: Database) -> None:
         self.rig = rig
@@ -38,7 +38,7 @@ class LedgerRig:
         )
 
     async def record(self) -> None:
-        """Records all that happened, as a recorder does that has just become active."""
+        """Record everything, as a recorder does that has just become active."""
         await self.recorder.resume()
         await self.recorder.catch_up()
 
@@ -54,13 +54,13 @@ class LedgerRig:
         return [] if batch is None else self.queries.batch_jobs(batch, range(batch.jobs))
 
     async def agree(self, batch_id: UUID) -> None:
-        """The ledger says of the batch and its jobs what Redis says."""
+        """Check that the ledger and Redis agree on the batch and its jobs."""
         live = await self.rig.reader.batch(batch_id, project=None)
         assert self.batch(batch_id) == live
         assert self.jobs(batch_id) == await self.rig.reader.jobs(live, range(live.jobs))
 
     def counts_add_up(self) -> None:
-        """The counters are what counting the rows gives."""
+        """Check that the counters equal the numbers of rows."""
         for kind, table in (("B", "batches"), ("J", "jobs")):
             place = "project, device, status"
             counted = self.rows(f"SELECT {place}, count(*) FROM {table} GROUP BY 1, 2, 3")  # noqa: S608

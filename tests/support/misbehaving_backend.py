@@ -1,4 +1,4 @@
-"""A lane backend that hangs, crashes, leaks or answers, as a test asks."""
+"""A lane backend that hangs, crashes, leaks or returns a result, as a test asks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tweezer.model.messages import BatchWork, Fault, JobWork, Result
 
 
 class MisbehavingBackend:
-    """Do in the lane's process what the batch's sequence or the job's variables ask for."""
+    """A backend that does in the lane's process what the batch's sequence or the job's variables ask for."""
 
     def __init__(self, watch: Watch, memo_bytes: int) -> None:
         self.evolutions = 0
         self._watch = watch
         self._prepared = 0
-        print("a library that likes to talk", flush=True)  # noqa: T201  # that is what it is for
+        print("a library that likes to talk", flush=True)  # noqa: T201  # the point of the test
 
     def prepare(self, batch: BatchWork) -> None:
         match batch.doc.sequence:
@@ -30,7 +30,7 @@ class MisbehavingBackend:
             case "refuse":
                 raise Refusal(Fault("user", "is not to its liking", "sequence"))
             case "fault":
-                raise KeyError("nobody expected this")
+                raise KeyError("an unexpected error")
         self._prepared += 1
 
     def run(self, job: JobWork) -> Execution:
@@ -47,7 +47,7 @@ class MisbehavingBackend:
             case "refuse":
                 raise Refusal(Fault("invalid", "is missing", "variables.omega"))
             case "fault":
-                raise KeyError("nobody expected this")
+                raise KeyError("an unexpected error")
             case "memory_error":
                 raise MemoryError
             case "exit":
@@ -62,7 +62,7 @@ class MisbehavingBackend:
                 while True:
                     time.sleep(0.005)
                     self._watch.advance(0.5)
-            case "deaf":  # as a solver that never looks up
+            case "deaf":  # like a solver that never checks for an abort
                 self._watch.advance(0.25)
                 time.sleep(0.02)
                 self._watch.advance(0.25)

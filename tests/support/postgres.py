@@ -1,6 +1,6 @@
-"""A private PostgreSQL for tests and benchmarks: on a socket in a folder of its own, dead when its owner is.
+"""A private PostgreSQL for tests and benchmarks: it listens on a socket in its own folder and ends with its owner.
 
-Nothing of the system's own cluster is touched. ``fsync`` is off: what a power loss costs is not what is tested.
+It does not touch the system's cluster. ``fsync`` is off, because no test simulates a power loss of PostgreSQL.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _SETTINGS = {
     "timezone": "UTC",
 }
 
-# PostgreSQL refuses to be root: whoever is becomes its user. The signal at its owner's death is an immediate
-# shutdown, which ends its children as well; it is set after the user, which would clear it.
+# PostgreSQL does not run as root, so root changes to the user postgres first. At the owner's death it gets the signal
+# of an immediate shutdown, which ends its children, too; changing the user would clear that signal, so it is set after.
 _OWNED = """
 import ctypes, os, sys
 owner, user, group, *command = sys.argv[1:]
@@ -51,11 +51,11 @@ if os.getppid() == int(owner):
 
 
 class NoPostgres(Exception):
-    """There is no PostgreSQL here that could be started; the message says what to do."""
+    """No PostgreSQL can be started here; the message explains what to do."""
 
 
 class PostgresServer:
-    """A cluster in a temporary folder; a context manager."""
+    """A cluster in a temporary folder, as a context manager."""
 
     def __init__(self, **settings: str) -> None:
         self.programs = _programs()
@@ -65,7 +65,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="tweezer-pg-", dir="/tmp"))  # a socket's path must be short
+        self._folder = Path(tempfile.mkdtemp(prefix="tweezer-pg-", dir="/tmp"))  # the path of a socket must be short
         try:
             os.chown(self._folder, self._user, self._group)
             subprocess.run(
@@ -85,7 +85,7 @@ class PostgresServer:
         self._clear()
 
     def start(self) -> None:
-        """Starts it, and waits until it answers."""
+        """Start the server and wait until it answers."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -94,7 +94,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                process_group=0,  # Ctrl-C is for us
+                process_group=0,  # Ctrl-C must not reach it
             )
         deadline = time.monotonic() + _START_WITHIN_S
         while not self._answers():
@@ -103,7 +103,7 @@ class PostgresServer:
             time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Stops it: SIGINT cuts all connections and writes everything down, SIGQUIT is a crash."""
+        """Stop the server: SIGINT closes all connections and writes everything to the disk, SIGQUIT is a crash."""
         if self._process is not None:
             self._process.send_signal(number)
             try:
@@ -117,13 +117,13 @@ class PostgresServer:
         return f"postgresql://{_USER}@/{database}?host={quote(str(self._folder), safe='')}"
 
     def create(self, database: str, template: str | None = None) -> str:
-        """Makes a database, as a copy of the template if one is given; its URL."""
+        """Make a database, as a copy of the template if there is one, and return its URL."""
         names = sql.Identifier(database), sql.Identifier(template or "template1")
         self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
         return self.url(database)
 
     def drop(self, database: str) -> None:
-        """Removes a database, whoever is still connected to it."""
+        """Remove a database, even if clients are still connected to it."""
         self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
 
     @property
@@ -151,7 +151,7 @@ class PostgresServer:
 
 
 def _programs() -> Path:
-    """The folder of PostgreSQL's programs: of the one on PATH, else of Debian's newest."""
+    """Return the folder of PostgreSQL's programs: of the one on PATH, or of Debian's newest."""
     if found := shutil.which("postgres"):
         return Path(found).resolve().parent
     folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
@@ -161,7 +161,7 @@ def _programs() -> Path:
 
 
 def _identity() -> tuple[int, int]:
-    """The user and group that the server is to run as."""
+    """Return the user and the group of the server's process."""
     if os.getuid() != 0:
         return os.getuid(), os.getgid()
     try:

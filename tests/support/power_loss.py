@@ -1,4 +1,4 @@
-"""What tests need that let Redis lose its last writes: a state to fall back to, and a ledger that has them."""
+"""Simulate a Redis that loses its last writes: go back to an earlier state, and read what a ledger would have."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Recorded = tuple[RestoredBatch, list[RestoredJob]]
 
 
 async def checkpoint(store: Store) -> Checkpoint:
-    """All keys of the store: what has reached the disk."""
+    """Return all keys of the store with their values, as if they were now on the disk."""
     redis: Any = store.redis
     names = await redis.keys(f"{store.keys.prefix}*")
     return {name: (await redis.dump(name), max(await redis.pttl(name), 0)) for name in names}
 
 
 async def fall_back(store: Store, to: Checkpoint) -> None:
-    """Redis comes back with no more than that."""
+    """Replace all keys of Redis with those of the checkpoint."""
     redis: Any = store.redis
     for name in await redis.keys(f"{store.keys.prefix}*"):
         await redis.delete(name)
@@ -36,7 +36,7 @@ async def fall_back(store: Store, to: Checkpoint) -> None:
 
 
 async def recorded(store: Store, batch_id: UUID) -> Recorded:
-    """The batch as a ledger has it that is up to date."""
+    """Return the batch as an up-to-date ledger has it."""
     redis: Any = store.redis
 
     async def column(key: Key) -> dict[int, bytes]:
@@ -60,7 +60,7 @@ async def recorded(store: Store, batch_id: UUID) -> Recorded:
 
 
 class AppendOnlyFile:
-    """Redis' append-only file, of which the end can be lost. The server must not rewrite it."""
+    """Redis' append-only file, whose end can be cut off. The server must not rewrite it."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -68,15 +68,15 @@ class AppendOnlyFile:
         self._kept = 0
 
     def look(self) -> None:
-        """Notes how long it is now."""
+        """Note its current length."""
         self._sizes.append((time.monotonic(), self._path().stat().st_size))
 
     def keep(self) -> None:
-        """What it has by now is not lost any more."""
+        """Keep its current content in every later restart."""
         self._kept = self._path().stat().st_size
 
     def restart(self, *, losing_s: float = 0.0) -> None:
-        """SIGKILL, and a start without what was written in those last seconds, as far as it was looked at."""
+        """Kill Redis and start it without the writes of the last seconds, as far as ``look`` noted them."""
         self._server.kill()
         if losing_s:
             before = time.monotonic() - losing_s

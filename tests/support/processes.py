@@ -54,11 +54,11 @@ from tweezer.worker.config import WorkerConfig
 
 LEASE_S = 1.0
 QUICK = {"worker.lease_s": LEASE_S, "worker.drain_s": 1.0, "log.format": "json", "log.level": "INFO"}
-"""Settings, by their keys, that make everything happen soon."""
+"""Settings with short times, by their keys."""
 
 NULL, MISBEHAVING, WITNESSED = "NULL", "MISBEHAVING", "WITNESSED"
 QUICK_QPU = "quick-qpu"
-"""The adapter of a QPU without Pulser, so that its workers start quickly; see tests/support/fast_qpu.py."""
+"""An adapter for QPUs that does not import Pulser, so that its workers start quickly; see tests/support/fast_qpu.py."""
 
 WITNESS_FILE = "TWEEZER_TEST_WITNESS"
 STOPS = "TWEEZER_TEST_STOPS"
@@ -71,7 +71,7 @@ OWNED = (
     *("tweezer:settings", "tweezer:device", "tweezer:events", "tweezer:scheduler", "tweezer:intake", "arq:"),
     *("tweezer:ended", "tweezer:server", "tweezer:ledger", "tweezer:installation", "tweezer:project:"),
 )
-"""Keys that stay when all work is done begin with one of these."""
+"""The prefixes of keys that remain when all work is done."""
 
 REDIS_USERS = {
     **{user.value: user for user in (RedisUser.API, RedisUser.WORKER, RedisUser.RECORDER, RedisUser.COURIER)},
@@ -94,15 +94,15 @@ class MisbehavingAdapter(EmulatorAdapter):
 
 
 def hold_file(witness: Path) -> Path:
-    """A file with the index of a job, which does not end while the file is there."""
+    """Return the path of a file with the index of a job, which does not end while the file exists."""
     return witness.with_name(f"{witness.name}.hold")
 
 
 class WitnessedLane(NullLane):
-    """A null lane that tells of each execution outside Redis, and signs the result with it.
+    """A null lane that records each execution in a file, and signs the result with it.
 
-    It appends ``<job id> <execution>`` to a file when an execution has come to its end, before anybody
-    settles it; the result's counter is ``{execution: 1}``.
+    It appends ``<job id> <execution>`` to the file when an execution ends, before it is settled; the result's
+    counter is ``{execution: 1}``.
     """
 
     _executions = 0
@@ -114,7 +114,7 @@ class WitnessedLane(NullLane):
             return outcome
         WitnessedLane._executions += 1
         execution = f"{os.getpid()}-{WitnessedLane._executions}"
-        self._testify(f"{job.job_id} {execution}\n")
+        self._append(f"{job.job_id} {execution}\n")
         assert outcome.result is not None
         signed = msgspec.structs.replace(outcome.result, counter={execution: 1})
         return msgspec.structs.replace(outcome, result=signed)
@@ -127,13 +127,13 @@ class WitnessedLane(NullLane):
             return False
 
     @staticmethod
-    def _testify(line: str) -> None:
+    def _append(line: str) -> None:
         with Path(os.environ[WITNESS_FILE]).open("a", encoding="utf-8") as file:
             file.write(line)  # one write to a file that is open for appending: lines do not mix
 
 
 class WitnessedAdapter(NullAdapter):
-    """Opens such lanes."""
+    """An adapter whose lanes record each execution."""
 
     async def open_lane(self) -> WitnessedLane:
         return WitnessedLane()
@@ -155,7 +155,7 @@ def _specs_of_simulator(device: str) -> DeviceSpecs:
 
 
 def serve_devices_of_the_tests() -> None:
-    """Registers the adapters above, each for the device of the same name."""
+    """Register the adapters above, each for the device of the same name."""
     for device, factory in ((MISBEHAVING, MisbehavingAdapter), (WITNESSED, _witnessed)):
         cast(dict[str, registry.AdapterKind], registry.ADAPTERS)[device] = registry.AdapterKind(
             lambda lanes, options, make=factory: make(lanes), registry.NullOptions
@@ -170,8 +170,7 @@ def serve_devices_of_the_tests() -> None:
 
 
 def _harm_a_duty(how: str, name: str) -> None:
-    """In this process the first step of a background task raises, or its task is cancelled in it; the log tells when
-    the task is at work again."""
+    """Make the first step of a background task in this process raise, or cancel its task; log when it runs again."""
     from tweezer import duties
     from tweezer.ledger.recorder import recorder
     from tweezer.processes import runtime
@@ -207,29 +206,29 @@ FILES = min(1024, FILES_MAX)
 
 
 class Process(Fork):
-    """A worker, the scheduler, the API, a recorder or a courier, as a process of its own that logs into a file."""
+    """A worker, the scheduler, the API, a recorder or a courier, as a separate process that logs into a file."""
 
     def __init__(self, arguments: list[str], settings: dict[str, object], log: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TWEEZER_")}
         environment |= to_environment({name: str(value) for name, value in settings.items()})
         path = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
-        super().__init__(_be, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
+        super().__init__(_run_process, arguments, {**environment, "PYTHONPATH": os.pathsep.join(path)}, log)
 
-    def said(self, event: str) -> list[dict[str, Any]]:
-        """The lines of its log that tell of this event; words of a library in a lane may stand before them."""
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return the entries of its log with this event; a library in a lane may have printed text before them."""
         lines = [line[line.index("{") :] for line in self.text.splitlines() if "{" in line and line.endswith("}")]
         return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
 
-    async def says(self, event: str, times: int = 1) -> list[dict[str, Any]]:
-        """Waits until the log tells of this event so often: a line may come after what it tells of can be seen."""
-        await until(lambda: len(self.said(event)) >= times, f"{event} in the log of process {self.pid}")
-        return self.said(event)
+    async def wait_logged(self, event: str, times: int = 1) -> list[dict[str, Any]]:
+        """Wait for this number of log entries with this event: an entry may be written after its effect is visible."""
+        await until(lambda: len(self.logged(event)) >= times, f"{event} in the log of process {self.pid}")
+        return self.logged(event)
 
     def terminate(self) -> None:
         self.signal(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """SIGSTOP, and waits until it stands still."""
+        """Send SIGSTOP and wait until the process is stopped."""
         self.signal(signal.SIGSTOP)
         about = psutil.Process(self.pid)
         wait_until(lambda: about.status() == psutil.STATUS_STOPPED)
@@ -238,31 +237,31 @@ class Process(Fork):
         self.signal(signal.SIGCONT)
 
     async def ended(self, within_s: float = PATIENCE_S) -> int:
-        """Waits for its end; the exit status, which is negative for a signal."""
+        """Wait for its end; return the exit status, which is negative for a signal."""
         await until(lambda: not self.alive, f"the end of process {self.pid}", within_s)
         return self.wait(within_s)
 
     def lanes(self) -> list[psutil.Process]:
-        """The processes of its lanes."""
+        """Return the processes of its lanes."""
         return psutil.Process(self.pid).children(recursive=True)
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether it still runs; one that is dead but not yet buried does not."""
+    """Return whether it still runs; a zombie does not."""
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 class Site:
-    """An installation under test: a Redis, a producer's door to it, and the processes that a test starts.
+    """An installation under test: a Redis, a producer's connection to it, and the processes that a test starts.
 
-    At its end all processes are killed; one that stood still is not forgotten.
+    At its end it kills all processes, also stopped ones.
     """
 
     def __init__(self, url: str, folder: Path, **settings: object) -> None:
         self.url = url
         self.folder = folder
-        self.queue = self.door("ours", retry_s=PATIENCE_S)
-        self.store = Store.open(Connect(url=url))  # not under test: what a test arranges and looks at
+        self.queue = self.connect("ours", retry_s=PATIENCE_S)
+        self.store = Store.open(Connect(url=url))  # not under test: for preparations and checks
         self.processes: list[Process] = []
         self._settings: dict[str, object] = {**QUICK, **settings}
 
@@ -274,12 +273,12 @@ class Site:
     ) -> None:
         for process in self.processes:
             process.kill()
-            sys.stderr.write(f"---- log of process {process.pid}\n{process.text[-4000:]}\n")  # seen when a test fails
+            sys.stderr.write(f"---- log of process {process.pid}\n{process.text[-4000:]}\n")  # shown when a test fails
         await self.queue.close()
         await self.store.close()
 
-    def door(self, project: str, **options: Any) -> tweezer.AsyncQueue:
-        """A project's door to the queue, as a producer opens it; the test closes it."""
+    def connect(self, project: str, **options: Any) -> tweezer.AsyncQueue:
+        """Connect to the queue as a producer of this project; the test closes the connection."""
         return tweezer.connect_async(as_user(self.url, RedisUser.PRODUCER), project=project, **options)
 
     def spawn(self, *arguments: str, **settings: object) -> Process:
@@ -290,50 +289,50 @@ class Site:
         return process
 
     def worker(self, device: str = NULL, *, lanes: int = 1, burst: bool = False, **settings: object) -> Process:
-        """Starts a worker, without waiting for it."""
+        """Start a worker without waiting for it."""
         options = ["--burst"] if burst else []
         return self.spawn("worker", *options, worker_device=device, worker_lanes=lanes, **settings)
 
     async def workers(self, count: int, device: str = NULL, *, lanes: int = 1, **settings: Any) -> list[Process]:
-        """Starts workers and waits until they serve."""
+        """Start workers and wait until they serve."""
         workers = [self.worker(device, lanes=lanes, **settings) for _ in range(count)]
         for worker in workers:
             await self.serves(worker)
         return workers
 
     async def api(self, **settings: object) -> tuple[Process, str]:
-        """Starts an API on a ledger that there is, and waits until it listens; with its URL."""
+        """Start an API on an existing ledger and wait until it listens; return it with its URL."""
         process = self.spawn("api", api_port=0, **settings)
 
         def listening() -> bool:
             assert process.alive, f"the process ended at its start:\n{process.text}"
-            return bool(process.said("api.listening"))
+            return bool(process.logged("api.listening"))
 
         await until(listening, "an API that listens")
-        return process, str(process.said("api.listening")[0]["url"])
+        return process, str(process.logged("api.listening")[0]["url"])
 
     async def serves(self, process: Process) -> None:
-        """Waits until the process says that it has started."""
+        """Wait until the process has logged that it started."""
 
         def started() -> bool:
             assert process.alive, f"the process ended at its start:\n{process.text}"
-            return any(process.said(f"{what}.started") for what in ("worker", "scheduler", "recorder", "courier"))
+            return any(process.logged(f"{what}.started") for what in ("worker", "scheduler", "recorder", "courier"))
 
         await until(started, "the start of a process")
 
     async def submit(self, jobs: Jobs, *, device: str = NULL, **options: Any) -> tweezer.AsyncBatch:
-        """Submits jobs, each given by its variables; the device must have been announced."""
+        """Submit jobs, each given by its variables; the device must have been announced."""
         return await self.queue.submit(None, [{"runs": 1, "variables": job} for job in jobs], device=device, **options)
 
     async def submit_doc(self, jobs: int, **doc: Any) -> tweezer.AsyncBatch:
-        """Submits past the checks of the producers' API, for what it does not let through."""
+        """Submit without the checks of the Python API, which would reject the document."""
         batch_id = await self.store.commands.submit(
             new_batch_id(), self.queue.project, BatchDoc(**{"device": NULL, **doc}), [tweezer.Job(runs=1)] * jobs
         )
         return self.queue.batch(batch_id)
 
     async def running(self, *batches: tweezer.AsyncBatch) -> None:
-        """Waits until a job of each batch runs."""
+        """Wait until a job of each batch runs."""
 
         async def all_run() -> bool:
             return all([(await batch.record()).counts[JobStatus.RUNNING] > 0 for batch in batches])
@@ -341,16 +340,16 @@ class Site:
         await until(all_run, "a job that runs")
 
     async def held(self, *batches: tweezer.AsyncBatch) -> None:
-        """Waits until a job of each batch is on a lane, as told by its worker."""
+        """Wait until a worker has reported for each batch that one of its jobs is on a lane."""
 
-        async def all_told() -> bool:
+        async def all_reported() -> bool:
             jobs = [job for batch in batches for job in await batch.jobs() if job.status is JobStatus.RUNNING]
             return len({job.batch_id for job in jobs if job.progress is not None}) == len(batches)
 
-        await until(all_told, "a job that its worker told of")
+        await until(all_reported, "a job that its worker reported")
 
     async def renewed(self, batch: tweezer.AsyncBatch, device: str = MISBEHAVING) -> None:
-        """Waits until the lease of the batch's first ticket was renewed: its lane has been at work for a while."""
+        """Wait until the lease of the batch's first ticket was renewed: its lane has been at work for a while."""
         await self.running(batch)
         redis: Any = self.store.redis
         leases, ticket = self.store.keys(Key.LEASES, device), f"{batch.id}:0"
@@ -362,7 +361,7 @@ class Site:
         await until(later, "a renewed lease")
 
     async def holder(self, batch: tweezer.AsyncBatch, ticket: int = 0) -> Process:
-        """Waits until a job of the batch runs; the process that holds its ticket."""
+        """Wait until a job of the batch runs, and return the process that holds its ticket."""
         await self.running(batch)
         redis: Any = self.store.redis
         lane = ""
@@ -370,7 +369,7 @@ class Site:
         async def held() -> bool:
             nonlocal lane
             record = await redis.hget(self.store.keys(Key.BATCH, batch.id), f"t:{ticket}")
-            lane = record.decode().split(" ")[2]  # token, service used, lane: empty while nobody holds the ticket
+            lane = record.decode().split(" ")[2]  # token, service used, lane: empty while no lane holds the ticket
             return bool(lane)
 
         await until(held, "a ticket that is held")
@@ -378,24 +377,24 @@ class Site:
         return process
 
     async def now_us(self) -> int:
-        """Redis' own time."""
+        """Return the time of Redis in microseconds."""
         seconds, microseconds = await cast(Any, self.store.redis).time()
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def events(self, batch: tweezer.AsyncBatch | None = None) -> list[Event]:
-        """All events so far, or those of one batch."""
+        """Return all events so far, or those of one batch."""
         entries = await self.store.events.read(most=1_000_000)
         return [event for entry in entries for event in entry.events if batch is None or event.batch_id == batch.id]
 
     async def starts(self, batch: tweezer.AsyncBatch, index: int = 0) -> list[int]:
-        """When the executions of a job began, in microseconds of Redis' time."""
+        """Return when the executions of a job began, in microseconds of Redis' time."""
         return [e.time_us for e in await self.events(batch) if e.index == index and e.status is JobStatus.RUNNING]
 
     async def audit(self, batch: tweezer.AsyncBatch) -> list[JobRecord]:
-        """Checks a batch that has ended against its events, and returns its jobs.
+        """Check a batch that has ended against its events, and return its jobs.
 
-        Events are numbered without a gap; each starts where the one before led; nothing follows a terminal
-        status; where they lead is what the records say; the counters are the sums of the jobs.
+        Events are numbered without a gap; each starts at the status in which the previous one ended; none follows a
+        terminal status; the last one agrees with the record; the counters are the sums of the jobs.
         """
         record, jobs = await batch.record(), await batch.jobs()
         events = await self.events(batch)
@@ -418,8 +417,10 @@ class Site:
         return jobs
 
     async def leftovers(self) -> list[str]:
-        """Keys that stay although no work is left: beside what devices, events and batches that the recorder is to
-        forget own, all must expire."""
+        """Return keys that remain although no work is left.
+
+        All keys must expire, except those of devices and events, and those of batches that the recorder will forget.
+        """
         redis: Any = self.store.redis
         kept = {
             f"tweezer:batch:{raw.decode()}{part}"
@@ -440,14 +441,14 @@ class Site:
         return sorted(found)
 
     async def idle(self) -> None:
-        """Waits until the counters of all devices say that nothing is left, and checks for leftovers."""
+        """Wait until the counters of all devices show no work, and check that no key leaks."""
 
         async def done() -> bool:
             return all(not device.pending and not device.running for device in await self.queue.devices())
 
         await until(done, "devices without work")
         left = await self.leftovers()
-        assert not left, f"nobody owns {left}"
+        assert not left, f"keys without an owner: {left}"
         assert await found_counts(self.store) == await expected_counts(self.store)
 
 
@@ -456,15 +457,15 @@ def statuses(jobs: Iterable[JobRecord]) -> list[JobStatus]:
 
 
 def _tune_worker() -> None:
-    """Change what a worker has no settings for, as the environment says."""
+    """Change constants of a worker for which there are no settings, by the environment."""
     if text := os.environ.get(FAILURES_MAX):
         worker_process.WorkerConfig = partial(WorkerConfig, failures_max=int(text))  # type: ignore[attr-defined, assignment]
     if text := os.environ.get(SOFT_CANCEL_S):
         worker_process.LaneOptions = partial(LaneOptions, soft_cancel_s=float(text))  # type: ignore[attr-defined, assignment]
 
 
-def _be(arguments: Sequence[str]) -> None:
-    """Be a process of the queue until a signal ends it, with no more files than systemd lets a service open."""
+def _run_process(arguments: Sequence[str]) -> None:
+    """Run a process of the queue until a signal ends it, with the limit on open files that systemd sets."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES_MAX))
     serve_devices_of_the_tests()
     settings = load()
@@ -481,7 +482,7 @@ def _be(arguments: Sequence[str]) -> None:
             from tweezer.webhooks import outbox
             from tweezer.webhooks.courier import CourierTuning
 
-            outbox.COOL_MAX_S = 3.0  # whoever is mended is found out soon, however long the storm took
+            outbox.COOL_MAX_S = 3.0  # a repaired receiver is tried again soon, even after a long storm
             run_courier(settings, tuning=CourierTuning(abandoned_s=2.0, late_s=0.5, claim_s=3.0))
         case ["api"]:
             from tweezer.api.app import run_api

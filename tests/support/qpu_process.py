@@ -1,4 +1,4 @@
-"""A simulated QPU as a process of its own, for tests: started, steered through ``/sim``, killed, started again."""
+"""A simulated QPU as a separate process for tests, which start it, control it through ``/sim``, and kill it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SAYS = "is at "
 
 
 class QpuProcess:
-    """``tweezer qpu-sim`` with a journal in ``folder`` and these options; ``--fake`` unless told otherwise.
+    """``tweezer qpu-sim`` with a journal in ``folder`` and these options; by default with ``--fake``.
 
     After :meth:`kill`, :meth:`start` serves at the same address again.
     """
@@ -47,11 +47,11 @@ class QpuProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-        sys.stderr.write(f"---- log of the QPU\n{self.text[-4000:]}\n")  # seen when a test fails
+        sys.stderr.write(f"---- log of the QPU\n{self.text[-4000:]}\n")  # shown when a test fails
 
     @property
     def text(self) -> str:
-        """All that it printed since it was started."""
+        """Everything that it has printed since its start."""
         return self._log.read_text(errors="replace")
 
     def start(self) -> None:
@@ -68,18 +68,18 @@ class QpuProcess:
         return self._process is not None and self._process.alive
 
     def kill(self) -> None:
-        """SIGKILL, and waits for its end."""
+        """Send SIGKILL and wait for the end."""
         assert self._process is not None
         self._process.kill()
 
     def stop(self) -> int:
-        """SIGTERM, and waits for its end; the exit status."""
+        """Send SIGTERM, wait for the end, and return the exit status."""
         assert self._process is not None
         self._process.signal(signal.SIGTERM)
         return self._process.wait(PATIENCE_S)
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
-        """What ``/sim`` or the bare API answers, whatever its status."""
+        """Return the response of ``/sim`` or the bare API with any status."""
         content = None if body is None else msgspec.json.encode(body)
         answer = httpx.request(method, self.url + path, content=content, verify=self._verify, timeout=20)
         return answer.json()
@@ -88,15 +88,15 @@ class QpuProcess:
         assert set(changes) <= set(self.ask("PATCH", "/sim/habits", changes))
 
     def counts(self) -> dict[str, Tally]:
-        """What it counted, by ``pasqman_job_id``."""
+        """Return what it counted, by ``pasqman_job_id``."""
         return msgspec.convert(self.ask("GET", "/sim/counts")["jobs"], dict[str, Tally])
 
     def witnessed(self) -> dict[str, Tally]:
-        """The same from its file: true also when it is dead."""
+        """Return the same from its file, which works after its death, too."""
         return tally(read_journal(self.journal))
 
     def api(self, **options: Any) -> QpuApi:
-        """A client of it; the test closes it."""
+        """Return a client, which the test must close."""
         return QpuApi(QpuOptions(base_url=self.url, **options), agent="test")
 
 
@@ -105,7 +105,7 @@ def _be(arguments: Sequence[str]) -> None:
 
 
 def some_context() -> SubmitContext:
-    """Of a job that was never submitted."""
+    """Return the context of a job that was never submitted."""
     return SubmitContext(str(new_batch_id()), str(new_batch_id()))
 
 

@@ -1,6 +1,6 @@
-"""Redis servers of the tests: they have the users that are deployed, and processes under test connect as these.
+"""Redis servers of the tests: they have the users of a deployment, and processes under test connect as these.
 
-The user ``default`` is there as well and may do all: tests arrange and look at things as it.
+The user ``default`` exists, too, and may do everything: tests use it for preparations and checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tweezer.store.keys import Keys
 from tweezer.store.scripts import Scripts
 
 STORE_NAMESPACE = "test"
-"""Of the store tests."""
+"""The namespace of the store tests."""
 
 _PASSWORD = "of-the-tests"
 
@@ -32,7 +32,7 @@ _PASSWORD = "of-the-tests"
 class RedisServer(redis_server.RedisServer):
     """A server with these users.
 
-    workers_read_settings: let them, as operators do for machines on a Redis before 7.2.
+    ``workers_read_settings`` allows it, as operators do for machines on a Redis before 7.2.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class RedisServer(redis_server.RedisServer):
 
 
 def as_user(url: str, user: RedisUser, *, namespace: str = "tweezer") -> str:
-    """The URL of such a server for a process that connects as this user."""
+    """Return the URL of such a server for a process that connects as this user."""
     return add_credentials(url, user_name(user, namespace), _PASSWORD)
 
 
@@ -67,7 +67,7 @@ def _users_file(*, workers_read_settings: bool) -> Path:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not a process under test, which is a fork
+    if os.getpid() == owner:  # a process under test is a fork, and must not remove it
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -87,14 +87,14 @@ _USERS_OF_PARTS = {
     "recovery": RedisUser.RECORDER,
     "scripts": RedisUser.COURIER,
 }
-"""Parts of a store, and the user as which each asks Redis what it does not ask by a script."""
+"""The parts of a store, and the user whose connection each has for commands outside scripts."""
 
 
 @asynccontextmanager
 async def store_of_users(plain: Redis, url: str) -> AsyncIterator[Store]:
-    """A store each part of which connects as a user, and each script of which is called as one that is to call it.
+    """Yield a store whose parts connect as users, and whose scripts are called as users that may call them.
 
-    plain: the client by which the test itself looks at things.
+    ``plain`` is the test's own client.
     """
     keys = Keys(STORE_NAMESPACE)
     async with AsyncExitStack() as closing:
@@ -111,13 +111,13 @@ async def store_of_users(plain: Redis, url: str) -> AsyncIterator[Store]:
 
 
 class _ScriptsOfUsers(Scripts):
-    """Calls each script as a user who is to call it."""
+    """Scripts that are each called as a user that may call them."""
 
     def __init__(self, clients: Mapping[RedisUser, Redis], user: RedisUser, keys: Keys) -> None:
         super().__init__(clients[user], keys)
         own = {*EACH_CALLS} if user is RedisUser.OPERATOR else {*SCRIPTS.get(user, ()), *EACH_CALLS}
         self._elsewhere: dict[str, Scripts] = {}
-        for other, names in SCRIPTS.items():  # the operator, who may call all, is the last
+        for other, names in SCRIPTS.items():  # the operator, who may call all scripts, is the last
             for name in names:
                 if name not in own:
                     self._elsewhere.setdefault(name, Scripts(clients[other], keys))

@@ -1,4 +1,4 @@
-"""What a test needs that may not be installed."""
+"""Skip or fail a test that needs a program which is not installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def give_up(reason: str) -> NoReturn:
-    """Skip the test, or fail it where ``TWEEZER_REQUIRE_SERVERS=1`` says that everything is installed."""
+    """Skip the test, or fail it if ``TWEEZER_REQUIRE_SERVERS=1`` promises that everything is installed."""
     if os.environ.get("TWEEZER_REQUIRE_SERVERS") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

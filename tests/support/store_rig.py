@@ -28,11 +28,11 @@ LONG_AGO_MS = 1
 
 
 class StoreRig:
-    """A store, and the moves that its tests make on it."""
+    """A store with short forms of the calls that its tests make."""
 
     def __init__(self, redis: Redis, store: Store | None = None) -> None:
-        self.checks_usage = True  # a test that damages records by hand says no
-        self.redis: Any = redis  # the stubs of redis-py do not tell sync from async
+        self.checks_usage = True  # set to False by a test that damages records by hand
+        self.redis: Any = redis  # the stubs of redis-py do not distinguish sync from async
         self.store = store or Store(redis, namespace="test")
         self.keys = self.store.keys
         self.commands = self.store.commands
@@ -42,7 +42,7 @@ class StoreRig:
         self.recovery = self.store.recovery
 
     async def announce(self, device: str = DEVICE, *, lanes: int = 1, worker: str = "w", **about: Any) -> str:
-        """A worker of the device says that it lives; why the device is paused, or ''."""
+        """Send the heartbeat of a worker; return why the device is paused, or ''."""
         beat = await self.tickets.heartbeat(
             worker,
             device,
@@ -65,7 +65,7 @@ class StoreRig:
         return taken.grants
 
     async def take(self, *, device: str = DEVICE) -> Grant:
-        """The one ticket that is taken; there must be one."""
+        """Take a ticket and return it; there must be exactly one."""
         (grant,) = await self.grants(device=device)
         return grant
 
@@ -81,23 +81,23 @@ class StoreRig:
         )
 
     async def renew(self, grant: Grant, *progress: JobProgress) -> set[int] | None:
-        """The held jobs that are to be stopped; None when the ticket is lost."""
+        """Renew the lease; return the held jobs that must be stopped, or None if the ticket is lost."""
         renewal = await self.tickets.renew(grant.ticket, grant.token, progress, lease_s=LEASE_S)
         return None if renewal is None else set(renewal.stop)
 
     async def release(self, grant: Grant, fault: Fault, *, retry_in_s: float = 0.0, failures_max: int = 9) -> bool:
-        """Gives the ticket back after a failure; whether that ended the batch."""
+        """Give the ticket back after a failure; return whether that ended the batch."""
         backoff = Backoff(base_s=retry_in_s, cap_s=retry_in_s)
         return await self.tickets.release(grant.ticket, grant.token, fault, backoff=backoff, failures_max=failures_max)
 
     async def run(self, grant: Grant, kind: OutcomeKind = OutcomeKind.DONE, *, want: int = 1) -> None:
-        """Settles what the grant holds, and all that it gets for it, with one outcome."""
+        """Settle the jobs of the grant, and all jobs that it gets in return, with one outcome."""
         jobs = grant.jobs
         while jobs:
             jobs = (await self.settle(grant, {job.index: kind for job in jobs}, want=want)).jobs
 
     async def run_all(self, *, device: str = DEVICE) -> list[UUID]:
-        """Runs all that there is to run; the batches in the order in which they were granted."""
+        """Run all jobs; return the batches in the order in which they were granted."""
         order = []
         while grants := await self.grants(device=device):
             order.append(grants[0].batch_id)
@@ -114,28 +114,28 @@ class StoreRig:
         return Outcome(kind, fault=Fault(cause.value, "it broke"), cause=cause, retry_in_s=retry_in_s)
 
     async def forget(self, batch_id: UUID, *, least_age_s: float = 0) -> bool:
-        """Removes the batch as one that is recorded to its last event; whether it is gone."""
+        """Remove the batch as if it were recorded to its last event; return whether it was removed."""
         recorded = (await self.batch(batch_id)).sequence_number
         return await self.recovery.forget({batch_id: recorded}, least_age_s=least_age_s) == [batch_id]
 
     async def lapse(self, grant: Grant) -> None:
-        """The lease of the grant is over."""
+        """Make the lease of the grant expire."""
         await self.redis.zadd(self.keys(Key.LEASES, DEVICE), {str(grant.ticket): LONG_AGO_MS}, xx=True)
 
     async def start_again(self, run: str = "another run") -> bytes:
-        """Redis came back, and somebody reached it; what ``arrive.lua`` answered."""
+        """Let a client reach a Redis that was restarted; return the reply of ``arrive.lua``."""
         reply = await self.store.scripts.call("arrive", run_id=run)
         return cast(bytes, reply[0])
 
     async def make_due(self, batch_id: UUID, *, device: str = DEVICE) -> None:
-        """The jobs and tickets of the batch that wait for their time have waited long enough."""
+        """Make the jobs and tickets of the batch due that wait for a time."""
         for name in (self.keys(Key.DELAY, batch_id), self.keys(Key.DUE, device)):
             members = await self.redis.zrange(name, 0, -1)
             if members:
                 await self.redis.zadd(name, dict.fromkeys(members, LONG_AGO_MS))
 
     async def run_out(self, batch_id: UUID) -> None:
-        """The deadline of an open batch without work has passed; it must have one."""
+        """Let the deadline of an open batch without work pass; it must have one."""
         changed = await self.redis.zadd(self.keys(Key.IDLE), {str(batch_id): LONG_AGO_MS}, xx=True, ch=True)
         assert changed == 1
 
@@ -156,15 +156,15 @@ class StoreRig:
         entries = await self.store.events.read(most=100_000)
         return [event for entry in entries for event in entry.events if event.batch_id == batch_id]
 
-    async def told(self, batch_id: UUID) -> list[str]:
-        """The batch's events as a reader would say them: ``batch.created``, ``0 job.running``, …"""
+    async def event_texts(self, batch_id: UUID) -> list[str]:
+        """Return the batch's events as texts: ``batch.created``, ``0 job.running``, …"""
         return [
             event.type if event.index is None else f"{event.index} {event.type}"
             for event in await self.events(batch_id)
         ]
 
     async def members(self, key: Key, *parts: object) -> set[str]:
-        """The members of a sorted set, a set or a list."""
+        """Return the members of a sorted set, a set or a list."""
         name = self.keys(key, *parts)
         kind = (await self.redis.type(name)).decode()
         match kind:
@@ -182,11 +182,11 @@ class StoreRig:
         return int(await self.redis.llen(self.keys(Key.BELL, device)))
 
     async def silence(self, device: str = DEVICE) -> None:
-        """Takes what is in the doorbell, as a worker that was woken does."""
+        """Empty the doorbell, as a worker does that it woke."""
         await self.redis.delete(self.keys(Key.BELL, device))
 
     async def snapshot(self, *, but: Iterable[str] = ()) -> dict[str, Any]:
-        """All that Redis holds, to show that a call changed nothing (but some keys)."""
+        """Return all keys of Redis but these with their values, to show that a call changed nothing else."""
         found: dict[str, Any] = {}
         redis = self.redis
         for raw in sorted(await redis.keys("*")):
@@ -209,7 +209,7 @@ class StoreRig:
         return found
 
     async def leaks(self) -> list[str]:
-        """Keys that nobody owns and that do not expire."""
+        """Return the keys that have no owner and do not expire."""
         found = []
         for raw in await self.redis.keys("*"):
             name = raw.decode()
@@ -224,7 +224,7 @@ class StoreRig:
             case ("devices" | "settings" | "idle" | "ended" | "events" | "ledger" | "installation" | "server",):
                 return True
             case "project", _:
-                return True  # tests.support.usage looks at what it holds
+                return True  # tests.support.usage checks its counters
             case "device", device, *_:
                 return bool(await redis.sismember(self.keys(Key.DEVICES), device))
             case "batch", batch_id, "held", number:

@@ -1,4 +1,4 @@
-"""What the counters of projects should be, found by looking at all that Redis holds."""
+"""Compute what the counters of projects should be from everything that Redis holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Counts = dict[str, dict[str, int]]
 
 
 async def expected_counts(store: Store) -> Counts:
-    """Project → counter → what it should be, of those that are not 0."""
+    """Return the expected value by project and counter, without zeros."""
     redis: Any = store.redis
     found: dict[str, Counter[str]] = {}
     async for batch_id in store.snapshots.batch_ids():
@@ -27,7 +27,7 @@ async def expected_counts(store: Store) -> Counts:
 
 
 async def found_counts(store: Store) -> Counts:
-    """Project → counter → what it is, without what only the ledger knows and the limits."""
+    """Return the value by project and counter, without limits and without what only the ledger knows."""
     redis: Any = store.redis
     prefix = store.keys(Key.PROJECT, "")
     found = {}

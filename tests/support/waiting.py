@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], bool], what: str = "a condition", within_
     """Wait in a thread without an event loop until the condition holds."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {within_s:g} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {within_s:g} s for {what}"
         threading.Event().wait(_POLL_S)
 
 
@@ -30,5 +30,5 @@ async def until(
         answer = condition()
         if answer if isinstance(answer, bool) else await answer:
             return
-        assert time.monotonic() < deadline, f"waited {within_s:g} s in vain for {what}"
+        assert time.monotonic() < deadline, f"waited {within_s:g} s for {what}"
         await asyncio.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks for tests: keeps what comes, answers as it is told, and checks with the public library."""
+"""A receiver of webhooks for tests: it keeps requests, answers as a test wants, and verifies them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aiohttp import web
 from standardwebhooks import Webhook
 
 Answer = Callable[["Received"], "int | web.StreamResponse | None"]
-"""What to answer: a status, a response; None hangs."""
+"""The answer to a request: a status or a response; None never answers."""
 
 
 class Received(msgspec.Struct, frozen=True):
-    """One request. at: monotonic."""
+    """A request. ``at`` is its monotonic time."""
 
     path: str
     id: str
@@ -29,12 +29,12 @@ class Received(msgspec.Struct, frozen=True):
     at: float
 
     def verify(self, secret: str) -> None:
-        """Raises what the public library raises."""
+        """Verify with the public library, and raise its error."""
         Webhook(secret).verify(self.body, self.headers)
 
 
 class Receiver:
-    """Listens on a free port of the loopback."""
+    """A receiver that listens on a free port of the loopback interface."""
 
     def __init__(self, answer: Answer = lambda _: 204) -> None:
         self.answer = answer

@@ -1,4 +1,4 @@
-"""What unit tests share: a ledger where one is needed."""
+"""Fixtures of unit tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tweezer.ledger.database import Database
 
 @pytest.fixture
 def ledger(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
-    """An empty ledger on SQLite, opened."""
+    """An open, empty ledger on SQLite."""
     copied = shutil.copy(sqlite_template, tmp_path / "ledger.db")
     opened = Database.open(OpenDatabase(url=f"sqlite:///{copied}"))
     yield opened

@@ -46,13 +46,13 @@ class Line:
     def call(self, *arguments: str, input: str | None = None) -> Result:
         return CliRunner(env=self._environment).invoke(main, ["--redis", NOWHERE, *arguments], input=input)
 
-    def says(self, *arguments: str, input: str | None = None) -> str:
+    def output(self, *arguments: str, input: str | None = None) -> str:
         result = self.call(*arguments, input=input)
         assert result.exit_code == 0, result.output
         return result.stdout.strip()
 
     def json(self, *arguments: str) -> Any:
-        return json.loads(self.says(*arguments, "--json"))
+        return json.loads(self.output(*arguments, "--json"))
 
     def refused(self, *arguments: str, code: int = 1, input: str | None = None) -> str:
         """The last line of what is said on stderr."""
@@ -65,7 +65,7 @@ class Line:
 @pytest.fixture
 def line(ledger: Database) -> Line:
     line = Line(ledger)
-    line.says("projects", "create", "Lab", "--id", "lab")
+    line.output("projects", "create", "Lab", "--id", "lab")
     return line
 
 
@@ -74,17 +74,17 @@ def line(ledger: Database) -> Line:
 
 def test_the_sessions_of_a_user_are_listed_and_ended(line: Line, ledger: Database) -> None:
     for name in ("ada", "bob"):
-        line.says("users", "create", name, "--generate")
-    assert line.says("users", "sessions", "ada") == "ada is not logged in"
+        line.output("users", "create", name, "--generate")
+    assert line.output("users", "sessions", "ada") == "ada is not logged in"
     with ledger.write() as connection:
         made = {
             name: [create_session(connection, find_user(connection, name).id, session_s=100).about.id for _ in "ab"]
             for name in ("ada", "bob")
         }
     assert {it["id"] for it in line.json("users", "sessions", "ada")} == set(made["ada"])
-    assert made["ada"][0] in line.says("users", "sessions", "ada")
+    assert made["ada"][0] in line.output("users", "sessions", "ada")
     assert f"there is no session {made['bob'][0]}" in line.refused("users", "log-out", "ada", made["bob"][0])
-    assert line.says("users", "log-out", "ada", made["ada"][0]) == "1 session of ada ended"
+    assert line.output("users", "log-out", "ada", made["ada"][0]) == "1 session of ada ended"
     assert [it["id"] for it in line.json("users", "sessions", "ada")] == made["ada"][1:]
     assert [it["id"] for it in line.json("users", "log-out", "ada")] == made["ada"][1:]
     assert line.json("users", "sessions", "ada") == []
@@ -106,7 +106,7 @@ def test_the_key_that_signs_links_is_rotated(
     vault = Vault.of(SECRETS_KEY, Path())
     with ledger.write() as connection:
         (before,) = ensure_link_keys(connection, vault)
-    assert said in line.says("keys", "rotate-links", *options)
+    assert said in line.output("keys", "rotate-links", *options)
     with ledger.write() as connection:
         signing, *accepted = ensure_link_keys(connection, vault)
     assert signing.secret != before.secret
@@ -140,7 +140,7 @@ def test_a_limit_that_is_none_is_refused(line: Line) -> None:
 
 
 def test_a_project_is_made_and_listed(line: Line) -> None:
-    identity = line.says("projects", "create", "Spin models")
+    identity = line.output("projects", "create", "Spin models")
     made = line.json("projects", "create", "Third")
     assert {it["id"]: it["name"] for it in line.json("projects", "list")} == {
         "lab": "Lab",
@@ -148,7 +148,7 @@ def test_a_project_is_made_and_listed(line: Line) -> None:
         made["id"]: "Third",
     }
     assert "no" not in made
-    table = line.says("projects", "list")
+    table = line.output("projects", "list")
     assert all(word in table for word in ("lab", "Lab", identity, "Spin models"))
     assert "already" in line.refused("projects", "create", "Lab", "--id", "lab")
 
@@ -157,7 +157,7 @@ def test_a_project_is_made_and_listed(line: Line) -> None:
     ("given", "seconds"), [("90d", 7_776_000), ("12h", 43_200), ("5min", 300), ("forever", 0), ("default", None)]
 )
 def test_the_retention_of_a_project_is_set_in_words(line: Line, given: str, seconds: int | None) -> None:
-    assert line.says("projects", "retention", "lab", given).startswith("lab: finished batches are kept")
+    assert line.output("projects", "retention", "lab", given).startswith("lab: finished batches are kept")
     assert line.json("projects", "list")[0]["retention_s"] == seconds
 
 
@@ -182,7 +182,7 @@ def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
     assert key_id(key)
     assert "shown once" in result.stderr
     assert key[17:] not in result.stderr
-    assert key[17:] not in line.says("keys", "list", "--all") + line.says("keys", "list", "--json")
+    assert key[17:] not in line.output("keys", "list", "--all") + line.output("keys", "list", "--json")
     about = line.json("keys", "create", "laptop", "--project", "lab")
     assert key_id(about["key"]) == about["id"]
     assert (about["kind"], about["role"], about["project"]) == ("key", "user", "lab")
@@ -190,7 +190,7 @@ def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
 
 def test_a_key_is_of_the_project_that_the_settings_name_unless_it_is_told(line: Line) -> None:
     assert "there is no project default" in line.refused("keys", "create", "x")
-    made = json.loads(line.says("--project", "lab", "keys", "create", "x", "--json"))
+    made = json.loads(line.output("--project", "lab", "keys", "create", "x", "--json"))
     assert made["project"] == "lab"
     assert line.json("keys", "create", "x", "--role", "operator")["project"] is None
     assert line.json("keys", "create", "x", "--role", "metrics")["project"] is None
@@ -198,14 +198,14 @@ def test_a_key_is_of_the_project_that_the_settings_name_unless_it_is_told(line: 
 
 
 def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) -> None:
-    key = line.says("keys", "create", "laptop", "--project", "lab")
+    key = line.output("keys", "create", "laptop", "--project", "lab")
     assert line.json("keys", "list", "--project", "lab")[0]["id"] == key[4:16]
-    successor = line.says("keys", "rotate", key[:16], "--overlap", "1h")
+    successor = line.output("keys", "rotate", key[:16], "--overlap", "1h")
     assert {it["id"] for it in line.json("keys", "list")} == {key[4:16], successor[4:16]}
-    assert "opens nothing" in line.says("keys", "revoke", key)  # a whole key, by who found it somewhere
+    assert "opens nothing" in line.output("keys", "revoke", key)  # a whole key, by who found it somewhere
     assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
     assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
-    assert "revoked" in line.says("keys", "list", "--all")
+    assert "revoked" in line.output("keys", "list", "--all")
     assert "is over" in line.refused("keys", "rotate", key)
 
 
@@ -217,7 +217,7 @@ def test_what_is_no_key_is_not_repeated(line: Line) -> None:
 
 
 def test_a_key_may_be_a_users(line: Line) -> None:
-    user = json.loads(line.says("users", "create", "ada", "--generate", "--json"))
+    user = json.loads(line.output("users", "create", "ada", "--generate", "--json"))
     assert line.json("keys", "create", "x", "--project", "lab", "--user", "ada")["user"] == user["id"]
     assert "there is no user bob" in line.refused("keys", "create", "x", "--project", "lab", "--user", "bob")
 
@@ -226,8 +226,8 @@ def test_a_key_may_be_a_users(line: Line) -> None:
 
 
 def test_a_user_is_made_with_a_password_from_a_prompt_or_from_stdin(line: Line, ledger: Database) -> None:
-    line.says("users", "create", "ada", input=f"{PASSWORD}\n{PASSWORD}\n")
-    line.says("users", "create", "bob", "--stdin", input=f"{PASSWORD}\n")
+    line.output("users", "create", "ada", input=f"{PASSWORD}\n{PASSWORD}\n")
+    line.output("users", "create", "bob", "--stdin", input=f"{PASSWORD}\n")
     with ledger.read() as connection:
         kept = {name: find_login(connection, name).password or "" for name in ("ada", "bob")}
     assert all(password.startswith("$argon2id$") for password in kept.values())
@@ -239,7 +239,7 @@ def test_a_password_that_is_made_up_is_shown_once(line: Line) -> None:
     result = line.call("users", "create", "ada", "--generate")
     assert len(result.stdout.strip()) >= 20
     assert "shown once" in result.stderr
-    changed = json.loads(line.says("users", "password", "ada", "--generate", "--json"))
+    changed = json.loads(line.output("users", "password", "ada", "--generate", "--json"))
     assert changed["password"] not in result.stdout
     assert "password" not in line.json("users", "list")[0]
 
@@ -251,12 +251,12 @@ def test_a_password_that_is_too_short_is_refused(line: Line) -> None:
 
 
 def test_a_user_belongs_to_projects_and_can_be_disabled(line: Line) -> None:
-    line.says("users", "create", "ada", "--generate")
+    line.output("users", "create", "ada", "--generate")
     assert line.json("users", "add-to", "ada", "lab")["projects"] == ["lab"]
-    assert "lab" in line.says("users", "list")
+    assert "lab" in line.output("users", "list")
     assert line.json("users", "remove-from", "ada", "lab")["projects"] == []
     assert line.json("users", "disable", "ada")["disabled"]
-    assert "disabled since" in line.says("users", "list")
+    assert "disabled since" in line.output("users", "list")
     assert line.json("users", "enable", "ada")["disabled"] is None
     assert "there is no user bob" in line.refused("users", "disable", "bob")
     assert "there is no project x" in line.refused("users", "add-to", "ada", "x")
@@ -264,7 +264,7 @@ def test_a_user_belongs_to_projects_and_can_be_disabled(line: Line) -> None:
 
 @pytest.mark.parametrize("group", ["projects", "keys", "users"])
 def test_who_has_nothing_yet_is_told_how_to_make_it(group: str, ledger: Database) -> None:
-    assert f"tweezer {group} create" in Line(ledger).says(group, "list")
+    assert f"tweezer {group} create" in Line(ledger).output(group, "list")
 
 
 @pytest.mark.parametrize("command", [["projects", "list"], ["keys", "create", "x"], ["users", "list"]])

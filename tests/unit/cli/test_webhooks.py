@@ -65,13 +65,13 @@ class Line:
         call = ["--redis", NOWHERE, "--project", project, "webhooks", *arguments]
         return CliRunner(env=self._environment).invoke(main, call, input=input)
 
-    def says(self, *arguments: str, **options: Any) -> str:
+    def output(self, *arguments: str, **options: Any) -> str:
         result = self.call(*arguments, **options)
         assert result.exit_code == 0, result.output
         return result.stdout.strip()
 
     def json(self, *arguments: str, **options: Any) -> Any:
-        return json.loads(self.says(*arguments, "--json", **options))
+        return json.loads(self.output(*arguments, "--json", **options))
 
     def refused(self, *arguments: str, code: int = 1) -> str:
         """The last line of what is said on stderr."""
@@ -108,20 +108,20 @@ def test_an_endpoint_is_added_with_a_secret_and_listed_without(line: Line) -> No
     identity, secret = result.stdout.split()
     check_secret(secret)
     assert f"tweezer webhooks test {identity}" in result.stderr
-    table = line.says("list")
+    table = line.output("list")
     assert all(word in table for word in (identity, "https://hooks.example.org/tweezer?…", "batch.done job.done"))
     assert "key=1" not in table
     (listed,) = line.json("list")
     assert (listed["id"], listed["url"], listed["types"]) == (identity, URL, ["batch.done", "job.done"])
     assert (listed["project"], listed["kind"], listed["disabled"]) == ("lab", "project", None)
-    assert secret not in table + line.says("list", "--json") + line.says("show", identity)
+    assert secret not in table + line.output("list", "--json") + line.output("show", identity)
 
 
 def test_an_endpoint_may_have_an_ed25519_key_too(line: Line) -> None:
-    _, secret, public = line.says("add", URL, "--ed25519").split()
+    _, secret, public = line.output("add", URL, "--ed25519").split()
     assert (secret[:6], public[:5]) == ("whsec_", "whpk_")
     made = line.json("add", URL, "--ed25519")
-    assert line.says("secret", made["id"]).split() == [made["secret"], made["public_key"]]
+    assert line.output("secret", made["id"]).split() == [made["secret"], made["public_key"]]
 
 
 def test_what_is_wrong_with_an_endpoint_is_said(line: Line) -> None:
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_an_endpoint_is_said(line: Line) -> None:
     assert "there is no endpoint" in line.refused("show", str(uuid4()))
     assert "is not a valid UUID" in line.refused("show", "x", code=2)
     assert line.json("list") == []
-    assert "tweezer webhooks add" in line.says("list")
+    assert "tweezer webhooks add" in line.output("list")
 
 
 def test_endpoints_of_other_projects_and_of_batches_are_listed_when_asked_for(line: Line) -> None:
@@ -142,15 +142,15 @@ def test_endpoints_of_other_projects_and_of_batches_are_listed_when_asked_for(li
     assert line.json("list", project="other") == []
     assert [it["id"] for it in line.json("list", "--all-projects", project="other")] == [identity]
     assert [it["id"] for it in line.json("list", "--batches")] == [identity, str(of_batch.id)]
-    assert "the webhook of batches" in line.says("show", str(of_batch.id))
-    assert line.says("secret", str(of_batch.id)) == line.says("secret")
+    assert "the webhook of batches" in line.output("show", str(of_batch.id))
+    assert line.output("secret", str(of_batch.id)) == line.output("secret")
 
 
 def test_an_endpoint_is_disabled_enabled_and_removed(line: Line) -> None:
     identity = line.json("add", URL)["id"]
     line.deliver(identity, "e1")
-    assert "is sent nothing any more" in line.says("disable", identity, "--why", "it is being moved")
-    assert "it is being moved" in line.says("list")
+    assert "is sent nothing any more" in line.output("disable", identity, "--why", "it is being moved")
+    assert "it is being moved" in line.output("list")
     assert "enable it first" in line.refused("test", identity)
     result = line.call("enable", identity)
     assert "is sent what happens from now on" in result.stdout
@@ -158,7 +158,7 @@ def test_an_endpoint_is_disabled_enabled_and_removed(line: Line) -> None:
     assert line.json("enable", identity)["disabled"] is None
     asked = line.call("remove", identity, input="n\n")
     assert (asked.exit_code, "hooks.example.org" in asked.output) == (130, True)
-    assert "is removed" in line.says("remove", identity, "--yes")
+    assert "is removed" in line.output("remove", identity, "--yes")
     assert line.json("list") == []
 
 
@@ -167,14 +167,14 @@ def test_an_endpoint_is_disabled_enabled_and_removed(line: Line) -> None:
 
 def test_secrets_are_shown_and_rotated(line: Line) -> None:
     made = line.json("add", URL)
-    of_project = line.says("secret")
-    assert line.says("secret", made["id"]) == made["secret"] != of_project
+    of_project = line.output("secret")
+    assert line.output("secret", made["id"]) == made["secret"] != of_project
     rotated = line.call("rotate", made["id"], "--overlap", "2h")
-    assert rotated.stdout.strip() == line.says("secret", made["id"]) != made["secret"]
+    assert rotated.stdout.strip() == line.output("secret", made["id"]) != made["secret"]
     assert "Older ones sign, too, until" in rotated.stderr
     assert "Older ones" not in line.call("rotate", "--overlap", "0").stderr
     after = line.json("rotate")
-    assert after["secret"] == line.says("secret") != of_project
+    assert after["secret"] == line.output("secret") != of_project
     assert after["older_until"] > datetime.now(UTC).isoformat()
     assert line.json("rotate", "--ed25519")["public_key"].startswith("whpk_")
 
@@ -183,13 +183,13 @@ def test_secrets_are_shown_and_rotated(line: Line) -> None:
 
 
 def test_secrets_are_encrypted_with_another_key(line: Line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    secret = line.says("secret")
+    secret = line.output("secret")
     former, new = (tmp_path / KEY_FILE).read_text().strip(), base64.b64encode(bytes(32)).decode()
     monkeypatch.setenv("TWEEZER_SECRETS_KEY", f"{new},{former}")
-    assert line.says("reseal").startswith("1 secrets encrypted anew")
-    assert line.says("reseal").startswith("0 secrets")
+    assert line.output("reseal").startswith("1 secrets encrypted anew")
+    assert line.output("reseal").startswith("0 secrets")
     monkeypatch.setenv("TWEEZER_SECRETS_KEY", new)
-    assert line.says("secret") == secret
+    assert line.output("secret") == secret
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def test_a_test_without_a_courier_says_so(line: Line) -> None:
 def test_deliveries_are_listed_and_shown_with_every_attempt(line: Line) -> None:
     identity = line.json("add", URL)["id"]
     delivered, exhausted = line.deliver(identity, "e1", DELIVERED, 204), line.deliver(identity, "e2", EXHAUSTED)
-    table = line.says("deliveries")
+    table = line.output("deliveries")
     assert all(word in table for word in (str(delivered), str(exhausted), "delivered", "HTTP 503 after 40 ms"))
     assert [it["id"] for it in line.json("deliveries", "--status", "exhausted")] == [str(exhausted)]
     assert [it["log"][0]["status"] for it in line.json("deliveries", "--status", "delivered")] == [204]
@@ -250,11 +250,11 @@ def test_deliveries_are_listed_and_shown_with_every_attempt(line: Line) -> None:
         assert line.json("deliveries", *none) == []
     assert line.json("deliveries", project="other") == []
     assert len(line.json("deliveries", "--all-projects", project="other")) == 2
-    shown = line.says("deliveries", str(exhausted))
+    shown = line.output("deliveries", str(exhausted))
     assert all(word in shown for word in ("webhook-id e2", "1. ", "HTTP 503", "busy", '{"a":1}'))
     assert "\x1b" not in shown  # what strangers answer does nothing to a terminal
     assert line.json("deliveries", str(exhausted))["body"] == '{"a":1}'
-    assert str(exhausted) in line.says("show", identity)
+    assert str(exhausted) in line.output("show", identity)
 
 
 def test_more_deliveries_than_a_page_has_are_listed(line: Line) -> None:
@@ -272,7 +272,7 @@ def test_one_delivery_or_all_since_a_time_are_sent_again(line: Line) -> None:
     assert line.json("deliveries", str(delivered))["status"] == "pending"
     assert line.json("resend", "--endpoint", identity, "--since", "1h") == {"count": 2}
     assert line.json("deliveries", str(exhausted))["status"] == "pending"
-    assert line.says("resend", "--endpoint", identity, "--since", "2999-01-01T00:00") == "0 deliveries are sent again"
+    assert line.output("resend", "--endpoint", identity, "--since", "2999-01-01T00:00") == "0 deliveries are sent again"
     for wrong in ((), (str(delivered), "--endpoint", identity, "--since", "1h"), ("--endpoint", identity)):
         assert "--since TIME" in line.refused("resend", *wrong, code=2)
     assert "no endpoint" in line.refused("resend", "--endpoint", str(uuid4()), "--since", "1h")
@@ -302,15 +302,15 @@ def test_times_may_be_told_by_how_long_ago_they_were() -> None:
 
 @pytest.mark.parametrize("type_", [it.value for it in EventType])
 def test_every_type_has_a_sample_that_is_as_its_schema_says(line: Line, type_: str) -> None:
-    document = json.loads(line.says("schema"))
-    sample = json.loads(line.says("sample", type_))
+    document = json.loads(line.output("schema"))
+    sample = json.loads(line.output("sample", type_))
     assert sample["type"] == type_
     assert document["$defs"][type_]["properties"]["type"]["const"] == type_
     jsonschema.Draft202012Validator(document).validate(sample)
 
 
 def test_the_sample_is_of_a_finished_job_unless_another_is_asked_for(line: Line) -> None:
-    assert json.loads(line.says("sample"))["type"] == "job.done"
+    assert json.loads(line.output("sample"))["type"] == "job.done"
     assert "'job.finished' is not one of" in line.refused("sample", "job.finished", code=2)
 
 
@@ -338,7 +338,7 @@ def test_the_base_install_is_told_what_to_install() -> None:
 
 
 def test_waiting_for_a_rotation_is_no_longer_than_it_needs_to_be(line: Line) -> None:
-    line.says("secret")
+    line.output("secret")
     began = time.monotonic()
-    line.says("rotate")
+    line.output("rotate")
     assert 1.5 <= time.monotonic() - began < PATIENCE_S
