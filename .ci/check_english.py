@@ -91,7 +91,7 @@ def keep_comments(text: str, mark: str) -> str:
 
 
 def keep_python(text: str) -> str:
-    """Keep comments and strings; those that Python concatenates remain one text."""
+    """Keep comments, names of tests, and strings; those that Python concatenates remain one text."""
     offsets = [0]
     for line in text.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
@@ -99,6 +99,8 @@ def keep_python(text: str) -> str:
     for first, last in find_strings(text):
         begin, end = offsets[first[0] - 1] + first[1], offsets[last[0] - 1] + last[1]
         kept[begin:end] = keep_token(text[begin:end])
+    for name in re.finditer(r"\bdef (test_\w+)", text):
+        kept[name.start(1) : name.end(1)] = name[1].replace("_", " ")
     return mask(LINK, mask(CODE_SPAN, "".join(kept)))
 
 

@@ -36,6 +36,7 @@ CHECK = load_script()
         (".py", 'error(\n    f"{name} is "\n    "no device"\n)', 2, "is no"),
         (".py", "# a process of its\n# own\ncode()", 1, "of its own"),
         (".py", r'"a line\ntold to others"', 1, "told"),
+        (".py", "async def test_a_job_is_told_to_stop() -> None:", 1, "told"),
         (".lua", "local x = 1 -- waits in vain", 1, "in vain"),
         (".yaml", "key: value  # by way of a proxy", 1, "by way of"),
         (".service", "[Unit]\n# stands here", 2, "stands"),
