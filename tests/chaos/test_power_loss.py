@@ -88,7 +88,7 @@ async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> Asyn
             yield Plant(site, AppendOnlyFile(server), database, witness)
 
 
-async def test_what_a_worker_settles_before_the_ledger_is_back_makes_no_job_run_again(plant: Plant) -> None:
+async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(plant: Plant) -> None:
     site = plant.site
     recorder = await plant.start("recorder")
     (worker,) = await site.workers(1, WITNESSED, worker_lease_s=PATIENCE_S)  # Redis may take long to come back

@@ -195,7 +195,7 @@ class Storm:
             self.couriers[self.couriers.index(victim)] = self._site.spawn("courier")
 
 
-async def test_in_a_storm_every_event_reaches_who_is_well_with_one_id(
+async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
     server: RedisServer, database: Database, tmp_path: Path
 ) -> None:
     seed = random.randrange(1_000_000)

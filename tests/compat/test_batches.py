@@ -309,7 +309,7 @@ def test_a_job_that_fails_says_why(client: Client) -> None:
     assert (read["jobs"][0]["full_result"], read["jobs"][0]["result"]) == (None, None)
 
 
-def test_what_belongs_to_others_is_not_there(client: Client, cloud: Cloud) -> None:
+def test_batches_of_other_projects_are_not_found(client: Client, cloud: Cloud) -> None:
     batch = client.call("batches.create_null", jobs=[], open=True)
     stranger = {"key": cloud.foreign_key, "project": FOREIGN}
     for function in ("read", "close", "cancel", "rebatch"):

@@ -353,7 +353,7 @@ def test_a_result_is_what_was_recorded(ledger: Ledger) -> None:
         assert ledger.queries.packed_result(_first(ledger, status).id) is None
 
 
-def test_what_belongs_to_others_is_not_there(ledger: Ledger) -> None:
+def test_batches_of_other_projects_are_not_found(ledger: Ledger) -> None:
     for caller, project in ((USER, 0), (MEMBER, 1), (STRANGER, 2)):
         batch_id, _ = ledger.filled.of_project(project)[3]
         queries = ledger.queries

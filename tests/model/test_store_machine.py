@@ -936,21 +936,21 @@ def configured(examples: int) -> settings:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_store_does_what_the_model_says() -> None:
+def test_the_store_behaves_like_the_model() -> None:
     run_state_machine_as_test(StoreMachine, settings=configured(effort(short=25, full=60)))
 
 
 @pytest.mark.slow
 @pytest.mark.redis
 @pytest.mark.timeout(600)
-def test_a_real_server_does_what_the_model_says(real_redis_url: str) -> None:
+def test_a_real_server_behaves_like_the_model(real_redis_url: str) -> None:
     class OnServer(StoreMachine):
         url = real_redis_url
 
     run_state_machine_as_test(OnServer, settings=configured(effort(short=12, full=30)))
 
 
-def test_a_ticket_that_came_back_after_a_power_loss_may_run_jobs_that_a_later_one_began() -> None:
+def test_a_ticket_restored_after_a_power_loss_may_run_jobs_that_a_later_one_began() -> None:
     """Its token is the older one, and its execution the later one: the ledger's job is followed all the same."""
     world = StoreMachine()
     try:

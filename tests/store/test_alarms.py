@@ -35,7 +35,7 @@ async def rung(store: Store) -> list[tuple[str, float]]:
     return [(name.decode(), score) for name, score in rows]
 
 
-async def test_alarms_of_one_second_are_one_and_never_ring_before_their_time(store: Store) -> None:
+async def test_alarms_in_the_same_second_are_one_and_never_ring_early(store: Store) -> None:
     endpoint, due_ms = uuid4(), now_ms() + 60_000
     alarms = Alarms(store)
     for milliseconds in (0, 1, 900):
@@ -46,7 +46,7 @@ async def test_alarms_of_one_second_are_one_and_never_ring_before_their_time(sto
     assert await redis_of(store).pttl(f"arq:job:{early}") > 6 * 86_400_000
 
 
-async def test_alarms_for_now_are_jobs_of_their_own(store: Store) -> None:
+async def test_alarms_for_now_are_separate_jobs(store: Store) -> None:
     endpoint = uuid4()
     for due_ms in (None, None, now_ms() - 5_000):
         await Alarms(store).arm(endpoint, due_ms)
@@ -55,7 +55,7 @@ async def test_alarms_for_now_are_jobs_of_their_own(store: Store) -> None:
     assert all(score <= now_ms() + 1 for _, score in rows)
 
 
-async def test_an_alarm_without_redis_is_said_to_be_none() -> None:
+async def test_setting_an_alarm_without_redis_returns_false() -> None:
     away = Store(fakeredis.FakeAsyncRedis(connected=False))
     with pytest.raises(Unavailable):
         await Alarms(away).arm(uuid4(), None)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DONE, CANCELED, PENDING, RUNNING = JobStatus.DONE, JobStatus.CANCELED, JobStatus.PENDING, JobStatus.RUNNING
 
 
-async def test_each_job_of_a_cancel_gets_its_answer(rig: StoreRig) -> None:
+async def test_a_cancel_returns_an_outcome_for_each_job(rig: StoreRig) -> None:
     batch_id = await rig.submit(4)
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE})
     answers = await rig.commands.cancel_jobs(batch_id, [3, 0, 1, 9, 3], project="a")
@@ -35,7 +35,7 @@ async def test_each_job_of_a_cancel_gets_its_answer(rig: StoreRig) -> None:
     assert await rig.statuses(batch_id) == [DONE, RUNNING, PENDING, CANCELED]
 
 
-async def test_a_job_that_is_not_there_is_unknown_and_not_counted(rig: StoreRig) -> None:
+async def test_cancelling_a_job_that_does_not_exist_returns_unknown_and_counts_nothing(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     assert await rig.commands.cancel_jobs(batch_id, [-1, 1], project="a") == [CancelAnswer.UNKNOWN] * 2
     assert (await rig.batch(batch_id)).counts[PENDING] == 1
@@ -86,7 +86,7 @@ async def test_a_delayed_job_is_cancelled_at_once(rig: StoreRig) -> None:
     assert await rig.grants() == []
 
 
-async def test_cancelling_one_delayed_job_leaves_the_other_its_time(rig: StoreRig) -> None:
+async def test_cancelling_one_delayed_job_does_not_change_the_time_of_another(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     for index in (0, 1):
@@ -145,7 +145,7 @@ async def test_cancelling_a_batch_ends_what_is_pending_and_waits_for_what_runs(r
     assert (await rig.event_texts(batch_id))[-2:] == ["0 job.canceled", "batch.canceled"]
 
 
-async def test_a_cancelled_batch_is_canceled_though_its_last_job_was_done(rig: StoreRig) -> None:
+async def test_a_cancelled_batch_is_canceled_even_if_its_last_job_was_done(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.cancel(batch_id, project="a")
@@ -186,7 +186,7 @@ async def test_a_batch_that_ended_cannot_be_cancelled(rig: StoreRig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_large_cancel_writes_one_word_for_a_range(rig: StoreRig) -> None:
+async def test_a_large_cancel_writes_a_range_as_one_event_text(rig: StoreRig) -> None:
     batch_id = await rig.submit(5000)
     await rig.commands.cancel_jobs(batch_id, [100], project="a")
     await rig.commands.cancel(batch_id, project="a")
@@ -198,7 +198,7 @@ async def test_a_large_cancel_writes_one_word_for_a_range(rig: StoreRig) -> None
     assert (await rig.batch(batch_id)).sequence_number == 5002
 
 
-async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: StoreRig) -> None:
+async def test_a_cancel_of_running_jobs_is_published_with_their_indices(rig: StoreRig) -> None:
     await rig.announce(lanes=2)
     batch_id = await rig.submit(4)
     await rig.grants(2)
@@ -210,7 +210,7 @@ async def test_a_cancel_of_running_work_is_told_to_the_pool_by_its_indices(rig: 
     assert (request.batch_id, set(request.indices)) == (batch_id, {0, 1})
 
 
-async def test_a_cancel_of_pending_work_is_not_told_to_the_pool(rig: StoreRig) -> None:
+async def test_a_cancel_of_pending_jobs_is_not_published(rig: StoreRig) -> None:
     pending, running = await rig.submit(2), await rig.submit(1, project="b")
     async with rig.store.news.pool("EMU") as heard:
         await heard.next(5)
@@ -225,7 +225,7 @@ def asked(attempts: tuple[CancelAttempt, ...]) -> list[tuple[str, str]]:
     return [(attempt.by, attempt.jobs) for attempt in attempts]
 
 
-async def test_who_cancelled_which_jobs_is_noted_with_its_time(rig: StoreRig) -> None:
+async def test_a_cancel_is_noted_with_its_author_its_jobs_and_its_time(rig: StoreRig) -> None:
     batch_id = await rig.submit(9)
     await rig.take()
     before = (await rig.batch(batch_id)).updated
@@ -264,14 +264,14 @@ async def test_a_repeated_cancel_is_noted_once(rig: StoreRig) -> None:
 
 
 @pytest.mark.parametrize("by", ["", " ", "two\nlines", "x" * 201])
-async def test_who_cancels_must_be_a_name(rig: StoreRig, by: str) -> None:
+async def test_the_author_of_a_cancel_must_be_a_name(rig: StoreRig, by: str) -> None:
     batch_id = await rig.submit(1)
     with pytest.raises(InvalidInput, match="by: must be"):
         await rig.commands.cancel(batch_id, project="a", by=by)
     assert await rig.statuses(batch_id) == [PENDING]
 
 
-async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: StoreRig) -> None:
+async def test_the_list_of_cancels_is_bounded_and_all_are_counted(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.take()
     for number in range(400):
@@ -282,7 +282,7 @@ async def test_what_is_noted_of_cancels_is_bounded_and_all_are_counted(rig: Stor
     assert (await rig.job(batch_id, 0)).cancel_requests == 400
 
 
-async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: StoreRig) -> None:
+async def test_a_cancel_prevents_jobs_that_no_lane_has_begun(rig: StoreRig) -> None:
     batch_id = await rig.submit(4)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [3], project="a")
@@ -298,7 +298,7 @@ async def test_a_cancel_prevents_what_waits_and_what_nobody_began(rig: StoreRig)
     assert all(job.cancel_requested is not None for job in jobs)
 
 
-async def test_what_was_measured_before_a_job_was_stopped_is_kept(rig: StoreRig) -> None:
+async def test_results_measured_before_a_job_was_stopped_are_kept(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -328,7 +328,7 @@ async def test_a_cancelled_job_of_a_lost_worker_was_stopped(rig: StoreRig) -> No
 
 
 @pytest.mark.parametrize("code", ["unconfirmed", "unknown"])
-async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: StoreRig, code: str) -> None:
+async def test_a_cancel_with_an_unknown_effect_is_unconfirmed(rig: StoreRig, code: str) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     unsure = Outcome(OutcomeKind.ERROR, fault=Fault(code, "the machine is silent"), cause=FaultKind.INTERNAL)
@@ -338,7 +338,7 @@ async def test_a_cancel_of_which_nobody_knows_what_it_did_is_unconfirmed(rig: St
     assert [job.cancel_outcome for job in await rig.jobs(batch_id)] == [CancelOutcome.UNCONFIRMED, None]
 
 
-async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: StoreRig) -> None:
+async def test_the_holder_of_a_job_notes_its_timeout_as_a_separate_request(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.tickets.note_timeout(grant.ticket, "1", 0)  # a stale token
@@ -353,7 +353,7 @@ async def test_a_timeout_is_noted_by_its_holder_as_a_request_of_its_own(rig: Sto
     assert await rig.statuses(batch_id) == [JobStatus.ERROR, RUNNING]
 
 
-async def test_a_drain_is_no_cancel(rig: StoreRig) -> None:
+async def test_a_drain_does_not_count_as_a_cancel(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.tickets.drain(grant.ticket, grant.token)
@@ -372,7 +372,7 @@ def test_attempts_are_read_from_their_lines() -> None:
     assert read_attempts("") == ()
 
 
-async def test_news_of_a_batch_are_heard_by_all_who_listen(rig: StoreRig) -> None:
+async def test_every_listener_receives_the_news_of_a_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     async with rig.store.news.batch(batch_id) as one, rig.store.news.batch(batch_id) as other:
         for heard in (one, other):

@@ -53,7 +53,7 @@ async def test_a_damaged_batch_is_named_and_can_be_cancelled(rig: StoreRig) -> N
     assert (await rig.reader.batch(batch_id, project=None)).status.terminal
 
 
-async def test_a_worker_is_given_what_cannot_be_read_with_the_reason(rig: StoreRig) -> None:
+async def test_a_worker_gets_unreadable_jobs_with_the_reason(rig: StoreRig) -> None:
     rig.checks_usage = False
     bad, half = await rig.submit(1), await rig.submit(2)
     await put(rig, f"batch:{bad}", "doc", b"\xc1")
@@ -70,7 +70,7 @@ async def test_a_worker_is_given_what_cannot_be_read_with_the_reason(rig: StoreR
     assert [(job.index, job.problem is not None) for job in turn.jobs] == [(1, True)]
 
 
-async def test_junk_in_the_sets_that_all_read_stops_nobody(rig: StoreRig) -> None:
+async def test_junk_in_shared_sets_stops_no_reader(rig: StoreRig) -> None:
     rig.checks_usage = False
     for name in (Key.IDLE, Key.ENDED):
         await rig.redis.zadd(rig.keys(name), {"junk": 1, b"\xff": 1, "": 1})

@@ -19,7 +19,7 @@ def specs(name: str, **limits: int) -> DeviceSpecs:
     return read_specs(json.dumps({"name": name, **limits}))
 
 
-async def test_a_worker_says_what_its_device_is_like(rig: StoreRig) -> None:
+async def test_a_worker_announces_the_specs_of_its_device(rig: StoreRig) -> None:
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
     device = await rig.reader.device("TWIN")
     assert device is not None
@@ -29,7 +29,7 @@ async def test_a_worker_says_what_its_device_is_like(rig: StoreRig) -> None:
     assert await rig.reader.device_specs() == {"TWIN": specs("FRESNEL", max_atom_num=25, max_runs=500).text}
 
 
-async def test_an_announcement_replaces_the_one_before_limits_included(rig: StoreRig) -> None:
+async def test_an_announcement_replaces_the_previous_one_and_its_limits(rig: StoreRig) -> None:
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_atom_num=25, max_runs=500))
     await rig.devices.announce("TWIN", ABOUT, specs("FRESNEL", max_runs=5000))
     device = await rig.reader.device("TWIN")
@@ -50,7 +50,7 @@ async def test_two_devices_never_have_the_same_name_in_their_specs(rig: StoreRig
     assert (await rig.reader.device_specs())["TWO"] == specs("OTHER").text
 
 
-async def test_a_device_that_nobody_serves_gives_its_name_up(rig: StoreRig) -> None:
+async def test_the_name_of_a_device_without_workers_becomes_free(rig: StoreRig) -> None:
     """So that a device can be renamed; one whose worker is just starting, or that has work, keeps it."""
     await rig.announce("OLD", worker="old")
     await rig.devices.announce("OLD", ABOUT, specs("FRESNEL"))
@@ -68,7 +68,7 @@ async def test_a_device_that_nobody_serves_gives_its_name_up(rig: StoreRig) -> N
     await rig.redis.hset(record, "pending", 1)
 
 
-async def test_an_operators_specs_go_before_those_of_workers(rig: StoreRig) -> None:
+async def test_specs_of_an_operator_take_precedence_over_those_of_workers(rig: StoreRig) -> None:
     await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
     await rig.devices.give_specs("EMU", specs("EMU", max_atom_num=10))
     await rig.devices.announce("EMU", ABOUT, specs("EMU", max_atom_num=30))
@@ -77,7 +77,7 @@ async def test_an_operators_specs_go_before_those_of_workers(rig: StoreRig) -> N
     assert device.max_atom_num == 10
 
 
-async def test_specs_that_are_taken_back_are_announced_again(rig: StoreRig) -> None:
+async def test_after_an_operators_specs_were_removed_workers_announce_theirs_again(rig: StoreRig) -> None:
     beat: dict[str, Any] = {"ttl_s": 60, "about_device": ABOUT, "about_worker": {"lanes": 1}}
     await rig.devices.announce("EMU", ABOUT, specs("EMU"))
     assert (await rig.tickets.heartbeat("w", "EMU", **beat)).has_specs

@@ -25,7 +25,7 @@ async def test_an_entry_holds_all_events_of_one_call(rig: StoreRig) -> None:
     assert {event.batch_id for entry in entries for event in entry.events} == {batch_id}
 
 
-async def test_the_first_event_says_how_many_jobs_there_were(rig: StoreRig) -> None:
+async def test_the_first_event_contains_the_number_of_jobs(rig: StoreRig) -> None:
     batch_id = await rig.submit(42, open=True)
     (created,) = await rig.events(batch_id)
     assert (created.type, created.jobs, created.status) == ("batch.created", 42, BatchStatus.PENDING)
@@ -33,7 +33,7 @@ async def test_the_first_event_says_how_many_jobs_there_were(rig: StoreRig) -> N
     assert len(await rig.events(batch_id)) == 1
 
 
-async def test_reading_goes_on_after_a_position(rig: StoreRig) -> None:
+async def test_reading_continues_after_a_position(rig: StoreRig) -> None:
     await rig.submit(2)
     await rig.run(await rig.take())
     entries = await rig.store.events.read()
@@ -58,7 +58,7 @@ async def test_sequence_numbers_count_up_within_each_batch(two_lanes: StoreRig) 
         assert len({event.id for event in events}) == len(events)
 
 
-async def test_news_of_a_batch_are_the_words_of_its_events(rig: StoreRig) -> None:
+async def test_the_news_of_a_batch_are_its_event_texts(rig: StoreRig) -> None:
     batch_id, other = await rig.submit(1), await rig.submit(1, project="b")
     async with rig.store.news.batch(batch_id) as heard:
         await heard.next(5)
@@ -71,7 +71,7 @@ async def test_news_of_a_batch_are_the_words_of_its_events(rig: StoreRig) -> Non
     assert messages == [b"PR 0PR", b"0RD RD"]
 
 
-async def test_a_listener_is_told_that_it_may_have_missed_something(rig: StoreRig) -> None:
+async def test_a_listener_learns_that_it_may_have_missed_something(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     async with rig.store.news.batch(batch_id) as heard:
         assert await heard.next(5) == []
@@ -90,7 +90,7 @@ async def test_a_listener_that_left_does_not_end_the_listening_of_others(rig: St
 
 
 @pytest.mark.parametrize("change", ["add_jobs", "close", "cancel", "cancel_jobs"])
-async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: StoreRig, change: str) -> None:
+async def test_a_change_without_a_transition_is_an_entry_without_an_event_text(rig: StoreRig, change: str) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.take()
     before = await rig.store.events.read()
@@ -111,7 +111,7 @@ async def test_a_change_that_is_no_transition_is_an_entry_without_a_word(rig: St
         assert await heard.next(0.05) == []
 
 
-async def test_what_changes_nothing_is_no_entry(rig: StoreRig) -> None:
+async def test_a_call_that_changes_nothing_writes_no_entry(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.commands.close(batch_id, project="a")
     before = await rig.store.events.read()
@@ -128,7 +128,7 @@ async def test_trimming_drops_what_is_older_than_the_position(rig: StoreRig) -> 
     assert await rig.store.events.read() == entries[2:]
 
 
-async def test_trimming_a_stream_that_is_not_there_drops_nothing(rig: StoreRig) -> None:
+async def test_trimming_a_missing_stream_drops_nothing(rig: StoreRig) -> None:
     assert await rig.tickets.trim("9999999999999-0") == 0
 
 
@@ -159,7 +159,7 @@ async def test_the_doorbell_wakes_a_waiting_worker(real_rig: StoreRig) -> None:
     assert await real_rig.bell() == 0
 
 
-async def test_the_wait_for_the_doorbell_ends_after_its_time(real_rig: StoreRig) -> None:
+async def test_the_wait_for_the_doorbell_has_a_time_limit(real_rig: StoreRig) -> None:
     assert await take(real_rig, 0.01) == []
 
 

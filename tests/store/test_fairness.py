@@ -55,7 +55,7 @@ async def test_lane_time_of_a_batch_that_could_not_be_prepared_is_charged(rig: S
     assert await rig.run_all() == [*others, second]
 
 
-async def test_a_project_that_was_away_does_not_save_up_its_share(rig: StoreRig) -> None:
+async def test_an_idle_project_does_not_accumulate_its_share(rig: StoreRig) -> None:
     await rig.submit(40, project="busy")
     for _ in range(20):
         await serve(rig, used_s=1.0)
@@ -94,7 +94,7 @@ async def test_a_turn_ends_after_the_quantum_when_another_is_waiting(rig: StoreR
     assert await serve(rig, used_s=0.1) == ours
 
 
-async def test_a_turn_goes_on_when_nobody_waits(rig: StoreRig) -> None:
+async def test_a_turn_continues_while_no_other_project_waits(rig: StoreRig) -> None:
     await rig.submit(5)
     grant = await rig.take()
     for index in range(4):
@@ -123,7 +123,7 @@ async def test_an_exclusive_device_is_not_yielded(rig: StoreRig) -> None:
     assert [job.index for job in turn.jobs] == [1]
 
 
-async def test_devices_have_queues_of_their_own(rig: StoreRig) -> None:
+async def test_each_device_has_its_own_queue(rig: StoreRig) -> None:
     await rig.announce("OTHER", worker="o")
     here, there = await rig.submit(1), await rig.submit(1, device="OTHER")
     assert await rig.run_all() == [here]

@@ -44,7 +44,7 @@ async def shut(rig: StoreRig) -> StoreRig:
     return rig
 
 
-async def test_a_server_that_is_new_shuts_the_gate_once(rig: StoreRig) -> None:
+async def test_a_new_server_shuts_the_gate_once(rig: StoreRig) -> None:
     await rig.recovery.mark_ledger()
     assert [await rig.start_again(run) for run in ("one", "one", "two", "one")] == [b"shut", b"same", b"shut", b"shut"]
     assert (await rig.recovery.gate()).is_shut
@@ -56,7 +56,7 @@ async def test_without_a_ledger_the_gate_stays_open(rig: StoreRig) -> None:
     assert not (await rig.recovery.gate()).is_shut
 
 
-async def test_an_operator_may_do_without_the_gate(rig: StoreRig) -> None:
+async def test_an_operator_may_disable_the_gate(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(restore_wait_s=0))
     await rig.recovery.mark_ledger()
     assert await rig.start_again() == b"new"
@@ -114,7 +114,7 @@ FROM_USERS = [name for name in CHANGES if name not in ("settle", "drain", "relea
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_while_the_gate_is_shut_nothing_changes_a_batch_from_before(shut: StoreRig, change: str) -> None:
+async def test_no_call_changes_an_older_batch_while_the_gate_is_shut(shut: StoreRig, change: str) -> None:
     rig = shut
     batch_id = await rig.submit(5, open=True)
     grant = await rig.take()
@@ -149,7 +149,7 @@ async def test_jobs_for_a_batch_that_redis_lost_are_not_admitted_until_the_gate_
         await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
 
 
-def test_each_script_that_changes_a_batch_says_what_it_does_while_the_gate_is_shut() -> None:
+def test_the_header_of_each_script_describes_its_behaviour_while_the_gate_is_shut() -> None:
     folder = resources.files("tweezer.store") / "lua"
     texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.is_file()}
     changing = re.compile(r"\b(finish|save|move_job|begin_job|end_job|write_state)\(|key\(KEY\.(state|remote|batch), ")
@@ -157,7 +157,7 @@ def test_each_script_that_changes_a_batch_says_what_it_does_while_the_gate_is_sh
     assert without == {"look_up_batch.lua", "look_up_jobs.lua", "measure.lua"}, "these only read"
 
 
-async def test_a_holder_keeps_its_lease_and_reports_again_what_it_could_not_while_the_gate_was_shut(
+async def test_a_holder_keeps_its_lease_while_the_gate_is_shut_and_reports_again(
     shut: StoreRig,
 ) -> None:
     rig = shut
@@ -202,7 +202,7 @@ async def test_deadlines_and_leases_wait_while_the_gate_is_shut(shut: StoreRig) 
     assert await rig.tickets.sweep() == (1, 1, 0)
 
 
-async def test_the_gate_is_shut_while_somebody_restores(rig: StoreRig) -> None:
+async def test_the_gate_stays_shut_during_a_restore(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     ledger = await recorded(rig.store, batch_id)
     for _ in range(2):
@@ -224,7 +224,7 @@ async def test_one_recorder_is_active(rig: StoreRig) -> None:
     assert [await claim("b", 60), await claim("a", 60)] == [True, False]
 
 
-async def test_a_recorder_that_is_silent_is_succeeded(rig: StoreRig) -> None:
+async def test_a_silent_recorder_is_replaced(rig: StoreRig) -> None:
     await rig.recovery.claim_recorder("a", 60)
     await rig.redis.pexpire(rig.keys(Key.RECORDER), 1)
     await until(lambda: rig.recovery.claim_recorder("b", 60), "the successor")
@@ -251,7 +251,7 @@ async def reach(store: Store) -> None:
                 return await store.reader.ping()
 
 
-async def test_whoever_first_reaches_a_server_that_started_again_shuts_the_gate(server: RedisServer) -> None:
+async def test_the_first_client_of_a_restarted_server_shuts_the_gate(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as ours, Store.open(Connect(url=server.url)) as theirs:
         await ours.recovery.mark_ledger()
         assert not (await theirs.recovery.gate()).is_shut
@@ -263,7 +263,7 @@ async def test_whoever_first_reaches_a_server_that_started_again_shuts_the_gate(
         assert not (await ours.recovery.gate()).is_shut
 
 
-async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: RedisServer) -> None:
+async def test_a_listener_that_is_the_first_client_shuts_the_gate_too(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store, Redis.from_url(server.url) as plain:
         await store.recovery.mark_ledger()
         async with store.news.pool("EMU") as heard:
@@ -273,7 +273,7 @@ async def test_a_listener_that_reaches_it_first_shuts_the_gate_too(server: Redis
             assert await plain.exists(store.keys(Key.GATE))
 
 
-async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) -> None:
+async def test_a_full_memory_does_not_prevent_the_gate_from_shutting(server: RedisServer) -> None:
     async with Store.open(Connect(url=server.url)) as store:
         await store.recovery.mark_ledger()
         server.restart()
@@ -288,7 +288,7 @@ async def test_a_full_memory_does_not_keep_the_gate_open(server: RedisServer) ->
 
 
 @pytest.mark.parametrize("database", [0, 3])
-async def test_a_user_without_info_connects(server: RedisServer, database: int) -> None:
+async def test_a_user_without_the_right_to_info_connects(server: RedisServer, database: int) -> None:
     async with Redis.from_url(server.url) as plain:
         await plain.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~tweezer:*", "&*", "+@all", "-info")
     url = f"redis://app:pw@127.0.0.1:{server.port}/{database}"
@@ -297,7 +297,7 @@ async def test_a_user_without_info_connects(server: RedisServer, database: int) 
         await store.recovery.mark_ledger()
 
 
-async def test_a_wrong_password_is_told_as_such(server: RedisServer) -> None:
+async def test_a_wrong_password_is_reported_as_such(server: RedisServer) -> None:
     async with Store.open(Connect(url=f"redis://:wrong@127.0.0.1:{server.port}/0")) as store:
         with pytest.raises(TweezerError) as refusal:
             await store.reader.ping()

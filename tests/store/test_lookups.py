@@ -47,7 +47,7 @@ async def test_a_batch_and_its_jobs_are_what_the_reader_reads(
 
 
 @pytest.mark.parametrize("projects", [THEIRS, ()])
-async def test_what_is_of_another_project_is_not_there(
+async def test_a_batch_of_another_project_is_not_found(
     rig: StoreRig, lookups: Lookups, projects: tuple[str, ...]
 ) -> None:
     batch_id = await _mixed(rig)
@@ -55,14 +55,14 @@ async def test_what_is_of_another_project_is_not_there(
     assert await lookups.job(job_id(batch_id, 0), projects=projects) is None
 
 
-async def test_what_does_not_exist_is_not_there(rig: StoreRig, lookups: Lookups) -> None:
+async def test_an_unknown_batch_is_not_found(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await _mixed(rig)
     assert await lookups.batch(new_batch_id(), projects=None, jobs_max=10) is None
     assert await lookups.job(job_id(batch_id, 5), projects=None) is None
     assert await lookups.job(new_batch_id(), projects=None) is None
 
 
-async def test_a_batch_without_jobs_is_there(rig: StoreRig, lookups: Lookups) -> None:
+async def test_a_batch_without_jobs_can_be_read(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await rig.submit([], open=True)
     assert await lookups.batch(batch_id, projects=MINE, jobs_max=10) == (await rig.batch(batch_id), [])
     await rig.commands.close(batch_id, project="a")
@@ -78,7 +78,9 @@ async def test_a_job_that_failed_because_of_its_batch_shows_why(rig: StoreRig, l
     assert (job.status, job.faults) == (JobStatus.ERROR, (fault,))
 
 
-async def test_a_crowd_gets_each_its_own_job(rig: StoreRig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_concurrent_reads_each_get_their_own_job(
+    rig: StoreRig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch_id = await rig.submit([JobSpec(runs=n) for n in range(300)])
     calls = 0
     call = Scripts.call
@@ -97,7 +99,7 @@ async def test_a_crowd_gets_each_its_own_job(rig: StoreRig, lookups: Lookups, mo
     assert calls == 5
 
 
-async def test_who_stops_waiting_takes_nobody_along(rig: StoreRig, lookups: Lookups) -> None:
+async def test_a_cancelled_read_does_not_cancel_others(rig: StoreRig, lookups: Lookups) -> None:
     batch_id = await rig.submit(2)
     leaving = asyncio.create_task(lookups.job(job_id(batch_id, 0), projects=MINE))
     staying = asyncio.create_task(lookups.job(job_id(batch_id, 1), projects=MINE))
@@ -110,7 +112,7 @@ async def test_who_stops_waiting_takes_nobody_along(rig: StoreRig, lookups: Look
     assert await lookups.job(job_id(batch_id, 0), projects=MINE) is not None
 
 
-async def test_a_failure_is_told_to_all_who_asked_and_is_over_then(
+async def test_a_failure_reaches_every_concurrent_read_and_no_later_one(
     rig: StoreRig, lookups: Lookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = await rig.submit(1)

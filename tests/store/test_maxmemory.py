@@ -48,7 +48,7 @@ async def test_a_submit_is_refused_as_full_and_nothing_is_written(rig: StoreRig)
     assert await rig.snapshot() == before
 
 
-async def test_running_work_ends_and_its_ticket_retires(rig: StoreRig) -> None:
+async def test_running_jobs_end_and_their_ticket_retires(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     await fill(rig)
     grant = await rig.take()
@@ -59,7 +59,7 @@ async def test_running_work_ends_and_its_ticket_retires(rig: StoreRig) -> None:
     assert len(await rig.reader.results(batch_id, range(3))) == 3
 
 
-async def test_a_cancel_is_taken(rig: StoreRig) -> None:
+async def test_a_cancel_works(rig: StoreRig) -> None:
     batch_id = await rig.submit(100)
     grant = await rig.take()
     await fill(rig)
@@ -82,7 +82,7 @@ async def test_a_lost_ticket_is_reclaimed(rig: StoreRig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_pause_resume_close_forget_and_heartbeat_go_on(rig: StoreRig) -> None:
+async def test_pause_resume_close_forget_and_heartbeat_work(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await fill(rig)
     await rig.commands.pause(batch_id, project="a")
@@ -106,7 +106,7 @@ async def test_settings_are_published_and_the_limit_is_noted(rig: StoreRig) -> N
     assert not await rig.tickets.is_full()
 
 
-async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:
+async def test_a_scheduled_batch_starts(rig: StoreRig) -> None:
     doc = BatchDoc(device="EMU", sequence="{}")
     later = datetime(2999, 1, 1, tzinfo=UTC)
     batch_id = await rig.commands.submit(new_batch_id(), "a", doc, [JobSpec()], not_before=later)
@@ -116,7 +116,7 @@ async def test_a_scheduled_batch_that_is_there_starts(rig: StoreRig) -> None:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_a_sweep_refuses_work_while_redis_runs_full_and_takes_that_back(rig: StoreRig) -> None:
+async def test_a_sweep_marks_a_nearly_full_redis_and_removes_the_mark(rig: StoreRig) -> None:
     sweeper = Sweeper(Store(rig.redis, namespace=rig.keys.prefix.removesuffix(":")), WorkerConfig(full_at=0.8))
     await rig.tickets.set_full("a process that died found it full", ttl_s=60)
     await sweeper.sweep()

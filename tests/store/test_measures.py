@@ -33,7 +33,7 @@ async def submitted_before(rig: StoreRig, batch_id: Any, index: int, age_us: int
     await rig.redis.hset(name, index, b"%d %s" % (int(now_us) - age_us, packed))
 
 
-async def test_an_idle_device_has_free_lanes_and_nobody_waits(rig: StoreRig) -> None:
+async def test_an_idle_device_has_free_lanes_and_no_waiting_jobs(rig: StoreRig) -> None:
     await rig.announce(lanes=3, worker="v")
     assert await device(rig) == DeviceMeasures(
         "EMU", False, 0, 0, 0, 0, 0, 0, 0, workers=2, lanes=4, busy=0, draining=0, longest_wait_s=None
@@ -53,7 +53,7 @@ async def test_jobs_and_tickets_are_counted_where_they_are(two_lanes: StoreRig) 
     assert (await device(rig)).due == 1
 
 
-async def test_lanes_are_as_the_last_heartbeats_said(rig: StoreRig) -> None:
+async def test_lanes_are_those_of_the_last_heartbeats(rig: StoreRig) -> None:
     rows: dict[str, dict[str, Any]] = {
         "w": {"lanes": 1, "busy": 1},
         "v": {"lanes": 4, "busy": 3},
@@ -70,13 +70,13 @@ async def test_lanes_are_as_the_last_heartbeats_said(rig: StoreRig) -> None:
     assert (found.workers, found.lanes, found.busy) == (2, 3, 2)
 
 
-async def test_a_pause_is_told(rig: StoreRig) -> None:
+async def test_a_pause_is_measured(rig: StoreRig) -> None:
     await rig.announce("OTHER")
     await rig.devices.pause("EMU", "for a test")
     assert {found.name: found.paused for found in (await measured(rig)).devices} == {"EMU": True, "OTHER": False}
 
 
-async def test_a_lost_lease_counts_whoever_finds_it(rig: StoreRig) -> None:
+async def test_a_lost_lease_is_counted_once_by_take_or_sweep(rig: StoreRig) -> None:
     for find in (rig.tickets.sweep, rig.take):
         await rig.submit(1)
         grant = await rig.take()
@@ -97,7 +97,7 @@ async def test_a_settle_of_a_stale_ticket_counts_once_a_call(rig: StoreRig) -> N
     assert (found.stale, found.lost) == (1, 0)
 
 
-async def test_a_settle_that_is_repeated_after_its_reply_was_lost_is_not_stale(rig: StoreRig) -> None:
+async def test_a_settle_repeated_after_a_lost_reply_is_not_stale(rig: StoreRig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     for _ in range(2):
@@ -139,7 +139,7 @@ async def test_a_job_that_came_back_waits_since_its_submit(rig: StoreRig) -> Non
     assert ((await device(rig)).longest_wait_s or 0) > 86_400
 
 
-async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: StoreRig) -> None:
+async def test_unrecorded_entries_are_counted_up_to_a_limit(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.run_all()
     entries = await rig.store.events.read(most=100)
@@ -152,7 +152,7 @@ async def test_what_the_recorder_has_not_read_is_counted_up_to_a_limit(rig: Stor
     assert (await measured(rig)).unrecorded == 0
 
 
-async def test_what_the_couriers_have_not_read_is_counted_apart(rig: StoreRig) -> None:
+async def test_entries_not_read_by_couriers_are_counted_separately(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.run_all()
     entries = await rig.store.events.read(most=100)
@@ -162,7 +162,7 @@ async def test_what_the_couriers_have_not_read_is_counted_apart(rig: StoreRig) -
     assert (await measured(rig, "0-0")).undelivered == 0
 
 
-async def test_what_the_couriers_have_acknowledged_is_done_whatever_a_restored_ledger_says(rig: StoreRig) -> None:
+async def test_entries_acknowledged_by_couriers_are_done_even_if_a_restored_ledger_lacks_them(rig: StoreRig) -> None:
     group = EntryGroup(rig.store.scripts, "couriers", "one")
     await group.join(START)
     await rig.submit(1)
@@ -178,7 +178,7 @@ async def test_what_the_couriers_have_acknowledged_is_done_whatever_a_restored_l
     assert (await measured(rig, None, await rig.store.events.last())).undelivered == 0
 
 
-async def test_the_age_of_what_is_not_recorded_is_that_of_the_oldest(rig: StoreRig) -> None:
+async def test_the_age_of_unrecorded_entries_is_that_of_the_oldest(rig: StoreRig) -> None:
     seconds, _ = await rig.redis.time()
     for age_s in (500, 100):
         await rig.redis.xadd(rig.keys(Key.EVENTS), {"b": "x"}, id=f"{(seconds - age_s) * 1000}-0")
@@ -191,7 +191,7 @@ async def test_an_empty_installation_can_be_measured(rig: StoreRig) -> None:
     assert await measured(rig, "0-0") == Measures(0, 0, 0.0, 0, 0.0, 0, False, False, [])
 
 
-async def test_a_measure_looks_at_the_front_of_the_queue_only(rig: StoreRig) -> None:
+async def test_a_measure_reads_only_the_front_of_the_queue(rig: StoreRig) -> None:
     for _ in range(60):
         await rig.submit(1)
     last = await rig.submit(1)

@@ -28,7 +28,7 @@ async def test_a_paused_batch_is_not_handed_out(rig: StoreRig) -> None:
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_pausing_twice_and_resuming_twice_is_told_once(rig: StoreRig) -> None:
+async def test_pausing_twice_and_resuming_twice_has_one_event_each(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     for _ in range(2):
         await rig.commands.pause(batch_id, project="a")
@@ -37,7 +37,7 @@ async def test_pausing_twice_and_resuming_twice_is_told_once(rig: StoreRig) -> N
     assert await rig.event_texts(batch_id) == ["batch.created", "batch.paused", "batch.resumed"]
 
 
-async def test_what_runs_when_its_batch_is_paused_finishes(rig: StoreRig) -> None:
+async def test_running_jobs_finish_when_their_batch_is_paused(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -94,7 +94,7 @@ async def test_a_batch_that_ended_cannot_be_paused(rig: StoreRig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig: StoreRig) -> None:
+async def test_a_batch_that_was_paused_during_a_retry_delay_continues_after_the_resume(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
     await rig.commands.pause(batch_id, project="a")
@@ -105,7 +105,7 @@ async def test_a_batch_paused_while_its_retry_waits_goes_on_after_the_resume(rig
     assert [job.index for job in (await rig.take()).jobs] == [0]
 
 
-async def test_a_paused_device_grants_nothing_and_takes_submits(rig: StoreRig) -> None:
+async def test_a_paused_device_grants_no_ticket_and_accepts_submits(rig: StoreRig) -> None:
     await rig.devices.pause("EMU", "calibration")
     await rig.submit(1)
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
@@ -125,7 +125,7 @@ async def test_a_resumed_device_wakes_its_workers(rig: StoreRig) -> None:
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig: StoreRig) -> None:
+async def test_running_jobs_on_a_paused_device_finish_and_held_ones_are_returned(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -137,7 +137,7 @@ async def test_what_runs_on_a_paused_device_finishes_and_the_rest_goes_back(rig:
     assert await rig.run_all() == [batch_id]
 
 
-async def test_heartbeats_hear_why_the_device_is_paused(rig: StoreRig) -> None:
+async def test_heartbeats_return_why_the_device_is_paused(rig: StoreRig) -> None:
     await rig.devices.pause("EMU", "calibration")
     assert await rig.announce() == "calibration"
     await rig.devices.resume("EMU")
@@ -145,7 +145,7 @@ async def test_heartbeats_hear_why_the_device_is_paused(rig: StoreRig) -> None:
 
 
 @pytest.mark.parametrize("call", ["pause", "resume"])
-async def test_a_device_that_nobody_announced_is_not_found(rig: StoreRig, call: str) -> None:
+async def test_a_device_that_was_never_announced_is_not_found(rig: StoreRig, call: str) -> None:
     before = await rig.snapshot()
     with pytest.raises(NotFound, match="NO_SUCH"):
         await getattr(rig.devices, call)("NO_SUCH", *(["why"] if call == "pause" else []))

@@ -50,7 +50,7 @@ async def test_queued_jobs_beyond_the_quota_are_refused_and_nothing_is_written(r
     assert await rig.snapshot() == before
 
 
-async def test_one_project_at_its_quota_does_not_keep_another_out(rig: StoreRig) -> None:
+async def test_a_project_at_its_quota_does_not_affect_another(rig: StoreRig) -> None:
     await use_limits(rig, queued_jobs=3)
     await rig.submit(3, project="a")
     with pytest.raises(QuotaExceeded):
@@ -69,7 +69,7 @@ async def test_jobs_that_begin_or_are_cancelled_leave_room_for_others(rig: Store
         await rig.submit(1)
 
 
-async def test_a_call_that_alone_exceeds_the_quota_is_told_to_be_split_and_not_to_be_repeated(rig: StoreRig) -> None:
+async def test_the_error_of_a_call_that_alone_exceeds_the_quota_advises_to_split_it(rig: StoreRig) -> None:
     await use_limits(rig, queued_jobs=3)
     with pytest.raises(QuotaExceeded, match="this call alone adds 4; split it") as refusal:
         await rig.submit(4)
@@ -89,7 +89,7 @@ async def test_a_repeated_submit_is_answered_although_the_quota_is_used_up(rig: 
     assert await rig.submit(1, idempotency_key="k") == batch_id
 
 
-async def test_queued_bytes_are_those_in_redis_until_the_batch_has_ended(rig: StoreRig) -> None:
+async def test_queued_bytes_count_what_redis_stores_until_the_batch_ends(rig: StoreRig) -> None:
     await use_limits(rig, queued_bytes=200_000)
     batch_id = await rig.submit([JobSpec(sequence=noise(150_000))])
     with pytest.raises(QuotaExceeded, match="queued_bytes: project a may have 200000 bytes of sequences and jobs"):
@@ -98,7 +98,7 @@ async def test_queued_bytes_are_those_in_redis_until_the_batch_has_ended(rig: St
     await rig.submit([JobSpec(sequence=noise(150_000))])
 
 
-async def test_sequences_that_compress_well_take_what_they_take_in_redis(rig: StoreRig) -> None:
+async def test_queued_bytes_count_sequences_with_their_compressed_size(rig: StoreRig) -> None:
     await use_limits(rig, queued_bytes=200_000)
     await rig.submit([JobSpec(sequence="[0,0]" * 1_000_000)])
 
@@ -111,7 +111,7 @@ async def test_queued_bytes_are_at_most_a_quarter_of_what_redis_may_fill(rig: St
     await rig.submit([JobSpec(sequence=noise(150_000))])
 
 
-async def test_a_quota_of_0_is_no_limit(rig: StoreRig) -> None:
+async def test_a_quota_of_0_means_unlimited(rig: StoreRig) -> None:
     await use_limits(rig, queued_jobs=0, queued_bytes=0, result_bytes=0)
     await rig.tickets.sweep(memory=1000)
     await rig.submit(100)
@@ -136,7 +136,7 @@ async def test_a_result_beyond_the_quota_is_not_kept_and_its_job_ends_in_error_w
     assert await rig.statuses(batch_id) == [JobStatus.ERROR, JobStatus.DONE, JobStatus.RUNNING]
 
 
-async def test_what_a_cancelled_job_had_measured_is_dropped_beyond_the_quota(rig: StoreRig) -> None:
+async def test_results_of_a_cancelled_job_beyond_the_quota_are_dropped(rig: StoreRig) -> None:
     await use_limits(rig, result_bytes=5000)
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -161,7 +161,7 @@ async def test_a_result_in_the_results_folder_counts_with_the_size_of_its_file(r
     assert await found_counts(rig.store) == {"a": {"results": 2 * MIB}}
 
 
-async def test_what_a_machine_has_measured_is_kept_whatever_the_quota_is(rig: StoreRig) -> None:
+async def test_results_of_a_machine_are_kept_even_beyond_the_quota(rig: StoreRig) -> None:
     await rig.announce("QPU", exclusive=1, reattaches=1)
     await use_limits(rig, result_bytes=10)
     batch_id = await rig.submit(1, device="QPU")
@@ -192,7 +192,7 @@ async def test_a_project_without_work_and_results_leaves_no_key_behind(rig: Stor
     assert await rig.redis.exists(rig.keys(Key.PROJECT, "a")) == 0
 
 
-async def test_counters_of_a_batch_that_the_ledger_puts_back_are_those_of_what_is_there(rig: StoreRig) -> None:
+async def test_counters_of_a_restored_batch_count_what_was_restored(rig: StoreRig) -> None:
     before = await checkpoint(rig.store)
     batch_id = await rig.submit(5, open=True)
     grant = await rig.take()
@@ -205,7 +205,7 @@ async def test_counters_of_a_batch_that_the_ledger_puts_back_are_those_of_what_i
     assert (await found_counts(rig.store))["a"]["results"] == counts["a"]["results"]
 
 
-async def test_a_batch_of_the_release_before_is_counted_from_its_next_change_on(rig: StoreRig) -> None:
+async def test_a_batch_of_the_previous_release_is_counted_from_its_next_change(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     await rig.redis.hdel(rig.keys(Key.BATCH, batch_id), "charged", "bytes", "results")
     await rig.redis.delete(rig.keys(Key.PROJECT, "a"))

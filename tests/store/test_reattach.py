@@ -21,7 +21,7 @@ async def intend(rig: StoreRig, grant: Grant) -> bytes:
     return word
 
 
-async def test_jobs_are_claimed_one_at_a_time_by_as_many_lanes_as_there_are(rig: StoreRig) -> None:
+async def test_every_lane_claims_one_job_at_a_time(rig: StoreRig) -> None:
     await rig.announce(lanes=2, reattaches=1)
     await rig.submit(8)
     grants = await rig.grants(2)
@@ -51,7 +51,7 @@ async def test_a_lost_tickets_job_runs_on_and_is_handed_out_again_as_the_same_at
     assert {job.status for job in await rig.jobs(batch_id)} == {JobStatus.DONE}
 
 
-async def test_a_job_that_was_not_sent_on_goes_back(rig: StoreRig) -> None:
+async def test_a_job_that_was_not_forwarded_is_pending_again(rig: StoreRig) -> None:
     await rig.announce(reattaches=1)
     batch_id = await rig.submit()
     grant = await rig.take()
@@ -60,7 +60,7 @@ async def test_a_job_that_was_not_sent_on_goes_back(rig: StoreRig) -> None:
     assert (await rig.job(batch_id, 0)).status is JobStatus.PENDING
 
 
-async def test_a_batch_that_came_before_the_devices_first_worker_is_taken_up_as_well(rig: StoreRig) -> None:
+async def test_a_batch_from_before_the_devices_first_worker_is_taken_as_well(rig: StoreRig) -> None:
     await rig.announce()
     batch_id = await rig.submit()
     await rig.announce(DEVICE, reattaches=1)

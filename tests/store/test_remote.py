@@ -58,7 +58,7 @@ async def orphan(rig: StoreRig, **options: Any) -> UUID:
     return batch_id
 
 
-async def test_an_intent_is_said_once_and_then_known(machine: StoreRig) -> None:
+async def test_an_intent_is_written_once_and_then_known(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -79,7 +79,7 @@ async def test_a_withdrawal_that_arrives_late_leaves_the_next_intent_alone(machi
     assert await known(rig, batch_id) == ("b", None)
 
 
-async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(machine: StoreRig) -> None:
+async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_refused(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -88,7 +88,7 @@ async def test_an_intent_that_arrives_after_its_ticket_was_given_back_is_none(ma
     assert await known(rig, batch_id) is None
 
 
-async def test_who_lost_the_ticket_may_still_say_that_it_submitted_nothing(machine: StoreRig) -> None:
+async def test_a_holder_that_lost_the_ticket_may_still_withdraw_its_intent(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -108,7 +108,7 @@ async def test_a_job_that_the_machine_has_is_not_withdrawn(machine: StoreRig) ->
     assert await known(rig, batch_id) == ("a", "7")
 
 
-async def test_a_note_comes_through_after_the_ticket_is_lost(machine: StoreRig) -> None:
+async def test_a_note_is_accepted_after_the_ticket_is_lost(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -121,7 +121,7 @@ async def test_a_note_comes_through_after_the_ticket_is_lost(machine: StoreRig) 
     assert await known(rig, batch_id) == ("a", "7")
 
 
-async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew(machine: StoreRig) -> None:
+async def test_another_holder_may_start_over_until_the_writer_of_an_intent_begins_its_call(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     first = await rig.take()
@@ -137,7 +137,7 @@ async def test_before_who_wrote_an_intent_sets_out_another_holder_may_start_anew
     assert await known(rig, batch_id) == ("b", None)
 
 
-async def test_who_lost_the_ticket_does_not_set_out(machine: StoreRig) -> None:
+async def test_a_holder_that_lost_the_ticket_may_not_begin_its_call(machine: StoreRig) -> None:
     rig = machine
     await rig.submit(1)
     first = await rig.take()
@@ -147,7 +147,7 @@ async def test_who_lost_the_ticket_does_not_set_out(machine: StoreRig) -> None:
     assert not await set_out(rig, first)
 
 
-async def test_setting_out_may_be_said_again(machine: StoreRig) -> None:
+async def test_begin_call_may_be_repeated(machine: StoreRig) -> None:
     rig = machine
     await rig.submit(1)
     grant = await rig.take()
@@ -155,7 +155,7 @@ async def test_setting_out_may_be_said_again(machine: StoreRig) -> None:
     assert [await set_out(rig, grant), await set_out(rig, grant)] == [True, True]
 
 
-async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_sent(machine: StoreRig) -> None:
+async def test_an_older_intent_may_have_been_sent_where_redis_may_lose_its_last_writes(machine: StoreRig) -> None:
     rig = machine
     await rig.start_again("the first")
     batch_id = await rig.submit(1)
@@ -170,7 +170,7 @@ async def test_where_the_last_writes_may_be_lost_an_older_intent_may_have_been_s
     assert await intend(rig, await rig.take(), "b", sent=False) == "known"
 
 
-async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gone(machine: StoreRig) -> None:
+async def test_a_job_that_was_not_sent_is_pending_again_after_its_holder_died(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1)
     grant = await rig.take()
@@ -181,7 +181,7 @@ async def test_a_job_that_was_not_sent_waits_as_any_other_when_its_holder_is_gon
     assert await rig.grants() == []
 
 
-async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(machine: StoreRig) -> None:
+async def test_an_intent_contains_how_long_ago_an_earlier_one_may_have_been_lost(machine: StoreRig) -> None:
     rig = machine
     await rig.start_again("the first")
     batch_id = await rig.submit(1)
@@ -199,7 +199,7 @@ async def test_an_intent_knows_for_how_long_one_before_it_may_have_been_lost(mac
     assert 0 <= int(await since_loss("b")) < 5000
 
 
-async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_on(machine: StoreRig) -> None:
+async def test_a_job_that_waits_since_redis_restarted_is_searched_for_from_then_on(machine: StoreRig) -> None:
     rig = machine
 
     async def after(batch_id: UUID) -> int | None:
@@ -226,7 +226,7 @@ async def test_a_job_that_waits_since_redis_came_back_is_looked_for_from_there_o
     assert await after(old) == 10
 
 
-async def test_the_last_known_job_of_a_machine_has_its_id_and_our_name_for_it(machine: StoreRig) -> None:
+async def test_the_last_known_job_of_a_machine_has_its_remote_id_and_our_job_id(machine: StoreRig) -> None:
     rig = machine
     assert await rig.store.remote.mark("EMU") == Mark()
     batch_id = await rig.submit(2)
@@ -244,7 +244,7 @@ async def test_the_last_known_job_of_a_machine_has_its_id_and_our_name_for_it(ma
     assert await rig.store.remote.mark("EMU") == Mark(9, str(job_id(batch_id, 1)))
 
 
-async def test_a_machine_whose_ids_began_anew_is_looked_through_from_its_new_beginning(machine: StoreRig) -> None:
+async def test_a_machine_whose_ids_restarted_is_searched_from_the_restart(machine: StoreRig) -> None:
     rig = machine
     await rig.start_again("the first")
     waits = await rig.submit(1, priority=Priority.LOW)
@@ -298,7 +298,7 @@ async def look_again(rig: StoreRig, batch_id: UUID) -> None:
 
 
 @pytest.mark.parametrize("how", ["drained", "drained with its last job", "released", "killed"])
-async def test_an_open_batch_without_work_keeps_the_machine_when_its_holder_goes(machine: StoreRig, how: str) -> None:
+async def test_an_open_batch_without_work_keeps_the_machine_after_its_holder_left(machine: StoreRig, how: str) -> None:
     rig = machine
     batch_id, waits = await reserved(rig, how)
     for _ in range(3):
@@ -314,7 +314,7 @@ async def test_an_open_batch_without_work_keeps_the_machine_when_its_holder_goes
 
 
 @pytest.mark.parametrize("end", ["close", "cancel", "time-out", "pause of the batch", "pause of the machine"])
-async def test_a_machine_that_is_kept_without_a_holder_is_given_up(machine: StoreRig, end: str) -> None:
+async def test_a_machine_that_is_reserved_without_a_holder_is_given_up_in_time(machine: StoreRig, end: str) -> None:
     rig = machine
     batch_id, waits = await reserved(rig, "killed")
     await rig.tickets.sweep()
@@ -337,7 +337,7 @@ async def test_a_machine_that_is_kept_without_a_holder_is_given_up(machine: Stor
     assert (await rig.take()).batch_id == waits
 
 
-async def test_a_machine_that_is_down_for_a_moment_stays_with_the_open_batch_that_has_it(machine: StoreRig) -> None:
+async def test_an_open_batch_keeps_a_machine_that_is_down_for_a_moment(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
@@ -352,7 +352,7 @@ async def test_a_machine_that_is_down_for_a_moment_stays_with_the_open_batch_tha
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_job_that_is_added_and_cancelled_without_a_holder_does_not_give_the_machine_up(
+async def test_adding_and_cancelling_a_job_without_a_holder_does_not_give_the_machine_up(
     machine: StoreRig,
 ) -> None:
     rig = machine
@@ -366,7 +366,7 @@ async def test_a_job_that_is_added_and_cancelled_without_a_holder_does_not_give_
     assert (await rig.batch(waits)).status is BatchStatus.PENDING
 
 
-async def test_a_batch_that_has_the_machine_goes_on_after_a_drain_between_two_jobs(machine: StoreRig) -> None:
+async def test_a_batch_that_has_the_machine_continues_after_a_drain_between_two_jobs(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(2)
     grant = await rig.take()
@@ -384,7 +384,7 @@ async def test_the_job_on_the_machine_comes_before_all_other_work(machine: Store
     assert (grant.batch_id, [job.attempt for job in grant.jobs]) == (batch_id, [1])
 
 
-async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_waits(machine: StoreRig) -> None:
+async def test_no_other_batch_gets_the_machine_while_a_failed_read_of_its_job_is_retried(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.submit(1, project="another")
@@ -394,7 +394,7 @@ async def test_nobody_else_gets_the_machine_while_who_failed_to_follow_its_job_w
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_the_next(machine: StoreRig) -> None:
+async def test_the_next_holder_stops_the_job_of_a_batch_that_was_cancelled_without_a_holder(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.tickets.sweep()
@@ -406,7 +406,7 @@ async def test_a_batch_cancelled_while_its_job_has_no_holder_has_it_stopped_by_t
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_no_other(machine: StoreRig) -> None:
+async def test_a_paused_batch_gets_a_holder_only_for_its_job_on_the_machine(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.commands.pause(batch_id, project=None)
@@ -417,7 +417,7 @@ async def test_a_paused_batch_gets_a_holder_for_its_job_on_the_machine_and_for_n
     assert await rig.statuses(batch_id) == [JobStatus.DONE, JobStatus.PENDING, JobStatus.PENDING]
 
 
-async def test_a_machine_that_is_down_gets_a_holder_for_its_job_and_for_no_other(machine: StoreRig) -> None:
+async def test_a_machine_that_is_down_gets_a_holder_only_for_the_job_that_it_has(machine: StoreRig) -> None:
     rig = machine
     batch_id = await orphan(rig)
     await rig.devices.set_condition("EMU", DOWN, "it rests")

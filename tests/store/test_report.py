@@ -69,7 +69,7 @@ async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
 
 
 @pytest.mark.parametrize("wanted", [PENDING, ERROR, CANCELED])
-async def test_who_held_a_job_that_ran_has_lost_it_and_its_ticket(rig: StoreRig, wanted: JobStatus) -> None:
+async def test_the_holder_of_a_running_job_loses_it_and_its_ticket(rig: StoreRig, wanted: JobStatus) -> None:
     batch_id, index, grant = await reach(rig, RUNNING)
     await rig.commands.report(batch_id, index, status=wanted, project="a")
     assert await rig.renew(grant, JobProgress(index, Stage.ON_DEVICE)) is None
@@ -113,7 +113,7 @@ async def test_a_job_that_waits_for_a_retry_can_be_ended(rig: StoreRig) -> None:
     assert await rig.members(Key.DUE, "EMU") == set()
 
 
-async def test_progress_and_errors_are_reported_of_a_job_that_runs(rig: StoreRig) -> None:
+async def test_progress_and_errors_of_a_running_job_can_be_reported(rig: StoreRig) -> None:
     batch_id, index, _ = await reach(rig, RUNNING)
     async with rig.store.news.batch(batch_id) as heard:
         await rig.commands.report(batch_id, index, percent=40, fault=FAULT, project="a")
@@ -126,14 +126,14 @@ async def test_progress_and_errors_are_reported_of_a_job_that_runs(rig: StoreRig
 
 
 @pytest.mark.parametrize("status", [PENDING, DONE, ERROR, CANCELED])
-async def test_only_a_job_that_runs_has_progress(rig: StoreRig, status: JobStatus) -> None:
+async def test_only_a_running_job_has_progress(rig: StoreRig, status: JobStatus) -> None:
     batch_id, index, _ = await reach(rig, status)
     with pytest.raises(Conflict):
         await rig.commands.report(batch_id, index, percent=40, fault=FAULT, project="a")
     assert FAULT not in (await rig.job(batch_id, index)).faults
 
 
-async def test_an_error_ends_a_batch_when_what_runs_has_ended(rig: StoreRig) -> None:
+async def test_an_error_ends_a_batch_once_its_running_jobs_have_ended(rig: StoreRig) -> None:
     batch_id, index, grant = await reach(rig, RUNNING)
     await rig.commands.end(batch_id, BatchStatus.ERROR, fault=FAULT, project="a")
     assert (await rig.batch(batch_id)).status is BatchStatus.RUNNING
@@ -157,7 +157,7 @@ async def test_a_batch_times_out_early_only_when_it_is_open_and_without_work(rig
         await rig.commands.end(idle, BatchStatus.ERROR, fault=FAULT, project="a")
 
 
-async def test_what_belongs_to_others_is_not_there(rig: StoreRig) -> None:
+async def test_batches_of_other_projects_are_not_found(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = await rig.snapshot()
     for call in (
@@ -184,7 +184,7 @@ async def test_tags_are_replaced_live_or_ended(rig: StoreRig) -> None:
     assert (entries[-1].batch_id, entries[-1].words) == (batch_id, "")
 
 
-async def test_the_batches_that_repeat_one_are_noted_once_each(rig: StoreRig) -> None:
+async def test_each_repeat_of_a_batch_is_noted_once(rig: StoreRig) -> None:
     batch_id, children = await rig.submit(1), (new_batch_id(), new_batch_id())
     for child in (*children, children[0]):
         assert await rig.commands.note_child(batch_id, child)

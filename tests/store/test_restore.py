@@ -66,7 +66,7 @@ async def state_of(rig: StoreRig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ where a job was when Redis lost its end
 
 
-async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: StoreRig) -> None:
+async def test_a_pending_job_ends_and_is_skipped_later(rig: StoreRig) -> None:
     batch_id = await rig.submit(5)
     saved = await checkpoint(rig.store)
     grant = await rig.take()
@@ -86,7 +86,7 @@ async def test_a_job_that_was_never_handed_out_ends_and_is_passed_over(rig: Stor
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
-async def test_who_cancelled_jobs_is_known_again(rig: StoreRig, gone: bool) -> None:
+async def test_the_authors_of_cancels_are_restored(rig: StoreRig, gone: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(3)
     await rig.commands.cancel_jobs(batch_id, [1], project="a", by="alice")
@@ -101,7 +101,7 @@ async def test_who_cancelled_jobs_is_known_again(rig: StoreRig, gone: bool) -> N
     assert [[attempt.by for attempt in job.cancels] for job in await rig.jobs(batch_id)] == [[], ["alice"], ["bob"]]
 
 
-async def test_jobs_that_the_cursor_passes_over_come_back(rig: StoreRig) -> None:
+async def test_jobs_before_the_cursor_become_pending_again(rig: StoreRig) -> None:
     batch_id = await rig.submit(3000)
     saved = await checkpoint(rig.store)
     await rig.commands.cancel_jobs(batch_id, [5, 2500], project="a")
@@ -171,7 +171,7 @@ async def test_a_job_that_came_back_is_not_handed_out_again(rig: StoreRig) -> No
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_job_that_waits_for_a_retry_waits_no_more(rig: StoreRig) -> None:
+async def test_a_job_that_waits_for_a_retry_ends(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)}, want=0)
     saved = await checkpoint(rig.store)
@@ -193,7 +193,7 @@ def moves(rig_events: list[Event], index: int) -> list[JobStatus]:
     return [JobStatus(event.status) for event in rig_events if event.index == index]
 
 
-async def test_a_job_that_ran_by_a_ticket_that_redis_lost_goes_back_and_the_feed_says_so(rig: StoreRig) -> None:
+async def test_a_running_job_whose_ticket_redis_lost_becomes_pending_with_an_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     saved = await checkpoint(rig.store)
     lost = await rig.take()
@@ -208,7 +208,7 @@ async def test_a_job_that_ran_by_a_ticket_that_redis_lost_goes_back_and_the_feed
     assert moves(feed, 0) == [RUNNING, PENDING, RUNNING, DONE]
 
 
-async def test_a_job_that_its_holder_began_in_what_was_lost_runs_on(rig: StoreRig) -> None:
+async def test_a_job_continues_if_redis_lost_its_begin_but_not_its_holder(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -226,7 +226,7 @@ async def test_a_job_that_its_holder_began_in_what_was_lost_runs_on(rig: StoreRi
     assert moves(feed, 1) == [RUNNING, DONE]
 
 
-async def test_a_job_that_went_back_in_what_was_lost_is_taken_from_its_holder(rig: StoreRig) -> None:
+async def test_a_job_whose_return_redis_lost_is_taken_from_its_holder(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -258,7 +258,7 @@ async def test_a_job_whose_cancel_was_requested_ends_when_its_ticket_is_lost(rig
 # ------------------------------------------------------------------------------------------- batches that are gone
 
 
-async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: StoreRig) -> None:
+async def test_a_batch_that_redis_does_not_know_is_restored(rig: StoreRig) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit([JobSpec(runs=1 + index) for index in range(4)])
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE})  # holds the next, and is lost
@@ -282,7 +282,7 @@ async def test_a_batch_that_redis_never_heard_of_is_there_again(rig: StoreRig) -
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_whole(rig: StoreRig) -> None:
+async def test_a_batch_that_is_restored_by_several_calls_is_not_handed_out_before_the_last(rig: StoreRig) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(2500)
     await rig.commands.cancel_jobs(batch_id, [*range(0, 2500, 2), 2499], project="a")
@@ -301,7 +301,7 @@ async def test_a_batch_that_comes_in_several_calls_is_left_alone_until_it_is_who
 
 
 @pytest.mark.parametrize("open", [True, False])
-async def test_a_batch_without_jobs_is_there_again(rig: StoreRig, open: bool) -> None:
+async def test_a_batch_without_jobs_is_restored(rig: StoreRig, open: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(0, open=open)
     ledger = await recorded(rig.store, batch_id)
@@ -352,7 +352,7 @@ async def end(rig: StoreRig, batch_id: UUID, status: BatchStatus) -> None:
 
 @pytest.mark.parametrize("gone", [False, True], ids=["older", "gone"])
 @pytest.mark.parametrize("status", [status for status in BatchStatus if status.terminal])
-async def test_a_batch_that_ended_has_ended(rig: StoreRig, status: BatchStatus, gone: bool) -> None:
+async def test_the_end_of_a_batch_is_restored(rig: StoreRig, status: BatchStatus, gone: bool) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit(1, open=True)
     if not gone:
@@ -376,7 +376,7 @@ async def test_a_batch_that_ended_has_ended(rig: StoreRig, status: BatchStatus, 
     assert await rig.redis.keys(f"*{batch_id}*") == []
 
 
-async def test_a_holder_hears_that_its_batch_has_ended(rig: StoreRig) -> None:
+async def test_a_holder_learns_that_its_batch_has_ended(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -389,7 +389,7 @@ async def test_a_holder_hears_that_its_batch_has_ended(rig: StoreRig) -> None:
     assert await rig.members(Key.LEASES, "EMU") == set()
 
 
-async def test_a_batch_of_which_only_the_end_is_missing_ends_and_says_so(rig: StoreRig) -> None:
+async def test_a_batch_whose_jobs_have_all_ended_ends_with_an_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     saved = await checkpoint(rig.store)
     await rig.run(await rig.take())
@@ -402,7 +402,7 @@ async def test_a_batch_of_which_only_the_end_is_missing_ends_and_says_so(rig: St
     assert (number, told) == (5, "batch.done")
 
 
-async def test_jobs_that_were_added_are_there_again(rig: StoreRig) -> None:
+async def test_jobs_that_were_added_are_restored(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     saved = await checkpoint(rig.store)
     await rig.commands.add_jobs(batch_id, [JobSpec(runs=7)] * 1500, project="a")
@@ -422,7 +422,7 @@ async def test_jobs_that_were_added_are_there_again(rig: StoreRig) -> None:
 
 
 @pytest.mark.parametrize("paused", [True, False])
-async def test_a_pause_or_resume_that_was_lost_holds(rig: StoreRig, paused: bool) -> None:
+async def test_a_lost_pause_or_resume_is_restored(rig: StoreRig, paused: bool) -> None:
     batch_id = await rig.submit(2)
     if not paused:
         await rig.commands.pause(batch_id, project="a")
@@ -435,7 +435,7 @@ async def test_a_pause_or_resume_that_was_lost_holds(rig: StoreRig, paused: bool
     assert await run_the_rest(rig, batch_id) == ([] if paused else [0, 1])
 
 
-async def test_a_cancelled_batch_goes_on_to_its_end(rig: StoreRig) -> None:
+async def test_a_restored_cancel_of_a_batch_completes(rig: StoreRig) -> None:
     batch_id = await rig.submit(5)
     grant = await rig.take()
     saved = await checkpoint(rig.store)
@@ -448,7 +448,7 @@ async def test_a_cancelled_batch_goes_on_to_its_end(rig: StoreRig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.CANCELED
 
 
-async def test_the_first_begin_is_told_once(rig: StoreRig) -> None:
+async def test_the_first_begin_has_one_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     saved = await checkpoint(rig.store)
     await rig.settle(await rig.take(), {0: OutcomeKind.DONE}, want=0)
@@ -461,7 +461,7 @@ async def test_the_first_begin_is_told_once(rig: StoreRig) -> None:
     assert (await rig.event_texts(batch_id)) == ["batch.created", "1 job.running", "1 job.done", "batch.done"]
 
 
-async def test_what_redis_ended_by_itself_meanwhile_stands(rig: StoreRig) -> None:
+async def test_an_end_that_redis_decided_meanwhile_is_kept(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     saved = await checkpoint(rig.store)

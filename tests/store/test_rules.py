@@ -81,14 +81,14 @@ async def test_rule_2_take_reclaims_and_grants_in_one_call(rig: StoreRig) -> Non
     assert (await rig.event_texts(batch_id))[-2:] == ["0 job.pending", "0 job.running"]
 
 
-async def test_rule_2_take_says_when_the_next_lease_expires(rig: StoreRig) -> None:
+async def test_rule_2_take_returns_when_the_next_lease_expires(rig: StoreRig) -> None:
     await rig.submit(1)
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert taken.due_s is not None
     assert 14 < taken.due_s <= 15
 
 
-async def test_rule_3_one_projects_thousand_batches_do_not_stand_before_anothers_one(rig: StoreRig) -> None:
+async def test_rule_3_a_thousand_batches_of_one_project_do_not_delay_the_only_batch_of_another(rig: StoreRig) -> None:
     for _ in range(1000):
         await rig.submit(1, project="many")
     one = await rig.submit(1, project="one")
@@ -118,7 +118,7 @@ async def test_rule_4_the_doorbell_holds_at_most_one_element(rig: StoreRig) -> N
     assert await rig.bell() == 1
 
 
-async def test_rule_4_who_leaves_ready_tickets_behind_rings_again(rig: StoreRig) -> None:
+async def test_rule_4_a_take_that_leaves_ready_tickets_rings_again(rig: StoreRig) -> None:
     await rig.submit(1)
     await rig.submit(1)
     await rig.silence()
@@ -130,7 +130,7 @@ async def test_rule_4_who_leaves_ready_tickets_behind_rings_again(rig: StoreRig)
 
 
 @pytest.mark.parametrize("cause", ["submit", "add", "resume", "release", "drain", "yield", "close_retry"])
-async def test_rule_4_what_brings_work_rings(rig: StoreRig, cause: str) -> None:
+async def test_rule_4_every_call_that_adds_work_rings(rig: StoreRig, cause: str) -> None:
     batch_id = await rig.submit(3, open=True)
     grant = await rig.take()
     await rig.silence()
@@ -242,7 +242,7 @@ async def test_rule_6_a_start_time_holds_for_added_jobs_too(rig: StoreRig) -> No
 # ------------------------------------------------------------------------------------------------------ tokens
 
 
-async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(rig: StoreRig) -> None:
+async def test_rule_7_a_token_does_not_repeat_after_redis_lost_its_last_second(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     before = {name: await rig.redis.dump(name) for name in await rig.redis.keys("*")}
     lost = await rig.take()
@@ -256,7 +256,7 @@ async def test_rule_7_a_token_does_not_repeat_when_redis_lost_its_last_second(ri
     await rig.announce()  # its heartbeat would; a restored key has lost its expiry
 
 
-async def test_rule_7_a_token_grows_though_the_clock_went_back(rig: StoreRig) -> None:
+async def test_rule_7_a_token_grows_even_if_the_clock_went_back(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     future = 8 * 10**15
     await rig.redis.hset(rig.keys(Key.BATCH, batch_id), "token", str(future))
@@ -367,7 +367,7 @@ async def test_rule_8_settle_answers_the_whole_held_set(rig: StoreRig) -> None:
     assert [job.index for job in turn.jobs] == [2, 3, 4, 5]
 
 
-async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: StoreRig) -> None:
+async def test_rule_9_an_expired_lease_that_no_lane_took_still_settles(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -377,7 +377,7 @@ async def test_rule_9_a_lapsed_lease_that_nobody_took_still_settles(rig: StoreRi
     assert await rig.statuses(batch_id) == [DONE, RUNNING]
 
 
-async def test_rule_9_a_zombies_settle_is_refused_and_one_outcome_stands(rig: StoreRig) -> None:
+async def test_rule_9_a_settle_with_a_stale_token_is_refused_and_one_outcome_is_kept(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     zombie = await rig.take()
     await rig.lapse(zombie)
@@ -416,7 +416,7 @@ async def test_rule_10_a_job_runs_when_its_own_execution_begins(rig: StoreRig) -
     assert (await rig.event_texts(batch_id))[-2:] == ["3 job.running", "3 job.done"]
 
 
-async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_what_was_begun(rig: StoreRig) -> None:
+async def test_rule_11_reclaim_finds_jobs_by_the_held_set_and_counts_only_jobs_that_began(rig: StoreRig) -> None:
     batch_id = await rig.submit(20)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=4)
@@ -478,7 +478,7 @@ async def test_rule_11_limits_are_separate(rig: StoreRig) -> None:
     assert await rig.statuses(batch_id) == [ERROR]
 
 
-async def test_rule_11_a_drain_burns_no_attempt(rig: StoreRig) -> None:
+async def test_rule_11_a_drain_does_not_use_up_an_attempt(rig: StoreRig) -> None:
     await rig.submit(1)
     for _ in range(20):
         grant = await rig.take()
@@ -510,7 +510,7 @@ async def test_rule_12_a_job_whose_cancel_was_requested_is_never_run_again(rig: 
 
 
 @pytest.mark.parametrize("last", ["settle", "close", "cancel", "reclaim", "drain", "release", "cancel_batch"])
-async def test_rule_14_a_batch_ends_with_whatever_ends_its_last_job(rig: StoreRig, last: str) -> None:
+async def test_rule_14_every_call_that_ends_the_last_job_ends_the_batch(rig: StoreRig, last: str) -> None:
     batch_id = await rig.submit(1, open=last == "close")
     grant = await rig.take()
     if last in ("reclaim", "drain", "release"):
@@ -569,7 +569,7 @@ async def test_rule_15_an_open_batch_without_work_times_out(rig: StoreRig) -> No
         await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
 
 
-async def test_rule_15_jobs_that_came_at_the_last_moment_save_the_batch(rig: StoreRig) -> None:
+async def test_rule_15_jobs_added_at_the_last_moment_keep_the_batch_open(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
@@ -586,7 +586,7 @@ async def test_rule_15_the_deadline_is_the_batchs_own_and_starts_when_its_work_e
     assert 990_000 < deadline - now < 1_010_000
 
 
-async def test_rule_15_looking_at_an_idle_batch_does_not_prolong_its_life(rig: StoreRig) -> None:
+async def test_rule_15_reading_an_idle_batch_does_not_extend_its_deadline(rig: StoreRig) -> None:
     batch_id = await rig.submit(0, open=True)
     await rig.run_out(batch_id)
     await rig.commands.cancel_jobs(batch_id, [0], project="a")
@@ -602,7 +602,7 @@ async def test_rule_16_a_pause_stops_the_idle_clock_and_a_resume_starts_it(rig: 
     assert await rig.members(Key.IDLE) == {str(batch_id)}
 
 
-async def test_rule_16_what_runs_finishes_and_resume_leads_back(rig: StoreRig) -> None:
+async def test_rule_16_running_jobs_finish_and_a_resume_restores_the_status(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.commands.pause(batch_id, project="a")
@@ -658,7 +658,7 @@ async def test_rule_22_each_transition_has_one_event_and_a_submit_is_one(rig: St
     assert len({event.id for event in events}) == len(events)
 
 
-async def test_rule_22_a_reclaim_is_told_as_pending(rig: StoreRig) -> None:
+async def test_rule_22_a_reclaimed_job_has_a_pending_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)

@@ -67,7 +67,7 @@ async def test_a_worker_may_want_more_jobs_than_one_call_hands_out(rig: StoreRig
     assert 100 <= len(turn.jobs) <= 10_000
 
 
-async def test_added_jobs_follow_those_that_are_there(rig: StoreRig) -> None:
+async def test_added_jobs_get_the_next_indices(rig: StoreRig) -> None:
     batch_id = await rig.submit(2, open=True)
     assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=5), JobSpec(runs=6)], project="a") == 2
     assert await rig.commands.add_jobs(batch_id, [JobSpec(runs=7)], project=None) == 4
@@ -204,7 +204,7 @@ async def test_a_repeated_add_is_answered_even_when_the_batch_was_closed_since(r
     assert await rig.commands.add_jobs(batch_id, [JobSpec()], project="a", idempotency_key="k") == 1
 
 
-async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: StoreRig) -> None:
+async def test_a_backlog_limit_refuses_jobs_beyond_it(rig: StoreRig) -> None:
     await rig.announce(max_backlog=3)
     batch_id = await rig.submit(2, open=True)
     before = await rig.snapshot()
@@ -218,7 +218,7 @@ async def test_a_stated_backlog_refuses_what_would_exceed_it(rig: StoreRig) -> N
     assert await rig.submit(3) != batch_id
 
 
-async def test_a_full_store_refuses_new_work_with_the_reason_until_it_is_not(rig: StoreRig) -> None:
+async def test_a_full_store_refuses_new_work_with_the_reason_until_it_has_room(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, open=True)
     await rig.tickets.set_full("memory at 81 %", ttl_s=30)
     before = await rig.snapshot()

@@ -21,7 +21,7 @@ PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
 FAULT = Fault("user", "the sequence is wrong", "sequence")
 
 
-async def test_a_grant_says_all_that_a_worker_needs(rig: StoreRig) -> None:
+async def test_a_grant_contains_everything_that_a_worker_needs(rig: StoreRig) -> None:
     batch_id = await rig.submit([JobSpec(runs=7, variables={"t": [1, 2]})], project="ours")
     grant = await rig.take()
     assert (grant.batch_id, grant.project, grant.exclusive) == (batch_id, "ours", False)
@@ -31,7 +31,7 @@ async def test_a_grant_says_all_that_a_worker_needs(rig: StoreRig) -> None:
     assert job.spec == JobSpec(runs=7, variables={"t": [1, 2]})
 
 
-async def test_the_life_of_a_batch_is_told_in_order(rig: StoreRig) -> None:
+async def test_the_events_of_a_batch_are_in_order(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(await rig.take())
     assert await rig.event_texts(batch_id) == [
@@ -45,7 +45,7 @@ async def test_the_life_of_a_batch_is_told_in_order(rig: StoreRig) -> None:
     ]
 
 
-async def test_a_take_without_work_brings_nothing(rig: StoreRig) -> None:
+async def test_a_take_without_work_grants_nothing(rig: StoreRig) -> None:
     before = await rig.snapshot()
     taken = await rig.tickets.take("EMU", ["lane"], lease_s=15)
     assert (taken.grants, taken.due_s, taken.paused, taken.left_alone) == ([], None, False, [])
@@ -59,7 +59,7 @@ async def test_a_take_grants_one_ticket_a_lane(rig: StoreRig) -> None:
     assert {grant.batch_id for grant in first + second} == batches
 
 
-async def test_each_outcome_leads_to_its_status(rig: StoreRig) -> None:
+async def test_each_outcome_gives_its_status(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})
@@ -88,7 +88,7 @@ async def test_the_clocks_of_a_job_are_three_numbers(rig: StoreRig) -> None:
     assert job.created <= job.ended
 
 
-async def test_progress_is_news_and_no_event(rig: StoreRig) -> None:
+async def test_progress_is_published_but_not_an_event(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     grant = await rig.take()
     told = await rig.event_texts(batch_id)
@@ -101,7 +101,7 @@ async def test_progress_is_news_and_no_event(rig: StoreRig) -> None:
     assert await rig.event_texts(batch_id) == told
 
 
-async def test_a_renewed_lease_does_not_lapse(rig: StoreRig) -> None:
+async def test_a_renewed_lease_does_not_expire(rig: StoreRig) -> None:
     await rig.submit(1)
     grant = await rig.take()
     await rig.lapse(grant)
@@ -164,7 +164,7 @@ async def test_a_transient_failure_is_retried_after_its_delay(rig: StoreRig) -> 
     assert "0 job.pending" in await rig.event_texts(batch_id)
 
 
-async def test_a_delayed_job_does_not_hold_up_the_others(rig: StoreRig) -> None:
+async def test_a_delayed_job_does_not_delay_the_others(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
@@ -177,7 +177,7 @@ async def test_a_delayed_job_does_not_hold_up_the_others(rig: StoreRig) -> None:
     assert await rig.statuses(batch_id) == [DONE] * 3
 
 
-async def test_transient_failures_have_the_limit_of_the_batch(rig: StoreRig) -> None:
+async def test_transient_failures_are_limited_by_the_batch(rig: StoreRig) -> None:
     batch_id = await rig.submit(1, limits=Limits(transient_retries=2))
     for attempt in (1, 2, 3):
         grant = await rig.take()
@@ -198,7 +198,7 @@ async def test_a_job_may_crash_its_lane_three_times(rig: StoreRig) -> None:
     assert (await rig.job(batch_id, 0)).status is ERROR
 
 
-async def test_a_drain_gives_jobs_back_without_burning_an_attempt(rig: StoreRig) -> None:
+async def test_a_drain_gives_jobs_back_without_using_up_an_attempt(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     turn = await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -210,7 +210,7 @@ async def test_a_drain_gives_jobs_back_without_burning_an_attempt(rig: StoreRig)
     assert not await rig.tickets.drain(grant.ticket, grant.token)
 
 
-async def test_wanting_no_jobs_gives_back_what_is_held(rig: StoreRig) -> None:
+async def test_a_settle_that_wants_no_jobs_gives_back_the_held_ones(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -233,7 +233,7 @@ async def test_a_batch_that_cannot_run_ends_in_error_with_its_reason(rig: StoreR
     assert await rig.grants() == []
 
 
-async def test_a_batch_that_cannot_run_waits_for_what_others_run_of_it(two_lanes: StoreRig) -> None:
+async def test_a_batch_that_cannot_run_waits_for_its_running_jobs(two_lanes: StoreRig) -> None:
     rig = two_lanes
     batch_id = await rig.submit(4)
     first, second = await rig.grants(2)

@@ -58,7 +58,7 @@ async def test_a_forgotten_batch_leaves_nothing_behind(rig: StoreRig) -> None:
     assert after == empty
 
 
-async def test_a_batch_is_forgotten_though_a_lost_worker_still_holds_a_cancelled_job(rig: StoreRig) -> None:
+async def test_a_batch_is_forgotten_even_if_a_lost_worker_holds_a_cancelled_job(rig: StoreRig) -> None:
     batch_id = await rig.submit(10)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE}, want=3)
@@ -88,14 +88,14 @@ async def test_a_batch_with_events_that_are_not_recorded_is_not_forgotten(rig: S
     assert await rig.recovery.forget({batch_id: number}, least_age_s=0) == [batch_id]
 
 
-async def test_batches_are_forgotten_together_each_for_itself(rig: StoreRig) -> None:
+async def test_several_batches_are_forgotten_in_one_call_independently(rig: StoreRig) -> None:
     ended, live, gone = await rig.submit(0), await rig.submit(1), new_batch_id()
     recorded = {live: 1, ended: 2, gone: 7}
     assert await rig.recovery.forget(recorded, least_age_s=0) == [ended, gone]
     assert await rig.recovery.forget({}, least_age_s=0) == []
 
 
-async def test_a_batch_that_is_gone_is_no_longer_listed(rig: StoreRig) -> None:
+async def test_a_forgotten_batch_is_no_longer_listed(rig: StoreRig) -> None:
     batch_id = await rig.submit(0)
     for name in await rig.redis.keys(f"*{batch_id}*"):
         await rig.redis.delete(name)
@@ -103,7 +103,7 @@ async def test_a_batch_that_is_gone_is_no_longer_listed(rig: StoreRig) -> None:
     assert await rig.recovery.ended(least_age_s=0, most=10) == []
 
 
-async def test_a_project_leaves_nothing_behind(rig: StoreRig) -> None:
+async def test_a_forgotten_project_leaves_nothing_behind(rig: StoreRig) -> None:
     ours = await rig.submit(3, project="a*", idempotency_key="k")
     await rig.submit(3, project="ab", idempotency_key="k")
     grant = await rig.take()
@@ -132,7 +132,7 @@ async def test_a_sweep_finds_nothing_to_do_when_nothing_is_due(rig: StoreRig) ->
     assert await rig.snapshot() == before
 
 
-async def test_a_sweep_treats_at_most_so_many_of_a_kind(rig: StoreRig) -> None:
+async def test_a_sweep_has_a_limit_for_each_kind_of_work(rig: StoreRig) -> None:
     batches = [await rig.submit(0, open=True) for _ in range(5)]
     for batch_id in batches:
         await rig.run_out(batch_id)
@@ -150,7 +150,7 @@ async def test_a_sweep_reclaims_and_wakes_a_worker(rig: StoreRig) -> None:
     assert await rig.statuses(batch_id) == [JobStatus.PENDING]
 
 
-async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: StoreRig) -> None:
+async def test_a_sweep_makes_due_tickets_ready_and_wakes_a_worker(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     await rig.settle(await rig.take(), {0: rig.outcome(OutcomeKind.RETRY, retry_in_s=60)})
     await rig.silence()
@@ -159,7 +159,7 @@ async def test_a_sweep_readies_what_is_due_and_wakes_a_worker(rig: StoreRig) -> 
     assert await rig.bell() == 1
 
 
-async def test_lanes_are_those_of_workers_that_live(rig: StoreRig) -> None:
+async def test_only_lanes_of_live_workers_are_counted(rig: StoreRig) -> None:
     async def lanes() -> int:
         device = await rig.reader.device("EMU")
         assert device is not None
@@ -231,7 +231,7 @@ async def test_an_idle_batch_of_an_unknown_version_keeps_its_deadline(rig: Store
     assert await rig.tickets.sweep() == (1, 0, 0)
 
 
-async def test_scripts_go_by_what_operators_set(rig: StoreRig) -> None:
+async def test_scripts_use_the_settings_of_operators(rig: StoreRig) -> None:
     await rig.tickets.publish_settings(StoreConfig(idempotency_s=50, quantum_s=5))
     await rig.submit(3, idempotency_key="k")
     grant = await rig.take()

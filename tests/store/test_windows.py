@@ -73,7 +73,7 @@ async def learn(rig: StoreRig, job_s: float, *, device: str = DEVICE) -> None:
 # --- a pause with an end
 
 
-async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
+async def test_a_pause_ends_at_its_time(rig: StoreRig) -> None:
     until = after(3600)
     await rig.devices.pause(DEVICE, "coffee", until=until)
     batch_id = await rig.submit(1)
@@ -95,7 +95,7 @@ async def test_a_pause_is_over_when_its_time_has_come(rig: StoreRig) -> None:
     assert told[1][1] == {"device": DEVICE, "status": "up", "reason": None, "until": None}
 
 
-async def test_pausing_again_changes_why_and_until_when_and_is_told_if_it_does(rig: StoreRig) -> None:
+async def test_pausing_again_changes_the_reason_and_the_end_and_has_an_event_if_they_differ(rig: StoreRig) -> None:
     until = after(3600)
     for _ in range(2):
         await rig.devices.pause(DEVICE, "coffee", until=until)
@@ -135,7 +135,7 @@ async def test_windows_are_kept_in_order_until_they_are_over(rig: StoreRig) -> N
     assert await notices(rig) == []  # nobody was there to tell of the first
 
 
-async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: StoreRig) -> None:
+async def test_no_job_begins_during_a_window_and_its_begin_and_end_have_events(rig: StoreRig) -> None:
     batch_id = await rig.submit(1)
     window = await plan(rig, 60, 120)
     await rig.tickets.sweep()
@@ -160,7 +160,7 @@ async def test_during_a_window_nothing_is_begun_and_its_ends_are_told(rig: Store
     assert datetime.fromisoformat(about["until"]) == window.ends
 
 
-async def test_what_runs_when_a_window_begins_finishes(rig: StoreRig) -> None:
+async def test_running_jobs_finish_when_a_window_begins(rig: StoreRig) -> None:
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await plan(rig, 60, 120)
@@ -171,7 +171,7 @@ async def test_what_runs_when_a_window_begins_finishes(rig: StoreRig) -> None:
     assert await rig.statuses(batch_id) == [DONE, PENDING, PENDING]
 
 
-async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_removed(rig: StoreRig) -> None:
+async def test_a_current_window_has_an_event_at_once_and_ends_when_it_is_removed(rig: StoreRig) -> None:
     window = await plan(rig, -1, 3600)
     await rig.devices.drop(DEVICE, window.id)
     assert [type_ for type_, _ in await notices(rig)] == ["device.paused", "device.up"]
@@ -179,7 +179,7 @@ async def test_a_window_that_is_under_way_is_told_at_once_and_ends_when_it_is_re
         await rig.devices.drop(DEVICE, window.id)
 
 
-async def test_one_window_after_another_is_no_break(rig: StoreRig) -> None:
+async def test_adjacent_windows_have_no_gap(rig: StoreRig) -> None:
     await plan(rig, -1, 60, "lens")
     (first,) = await rig.reader.windows(DEVICE)
     await rig.devices.plan(DEVICE, new_window(first.ends, after(120), "mirror"))
@@ -192,7 +192,7 @@ async def test_one_window_after_another_is_no_break(rig: StoreRig) -> None:
 
 
 @pytest.mark.parametrize("other", ["pause", "down"])
-async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: StoreRig, other: str) -> None:
+async def test_a_device_is_up_again_when_every_reason_to_pause_has_ended(rig: StoreRig, other: str) -> None:
     if other == "pause":
         await rig.devices.pause(DEVICE, "coffee")
     else:
@@ -211,7 +211,7 @@ async def test_a_device_is_up_when_nothing_holds_it_any_more(rig: StoreRig, othe
     assert [type_ for type_, _ in await notices(rig)] == [*before, "device.up"]
 
 
-async def test_windows_that_cannot_be_are_refused(rig: StoreRig) -> None:
+async def test_impossible_windows_are_refused(rig: StoreRig) -> None:
     window = await plan(rig, 60, 120)
     before = await rig.snapshot()
     await rig.devices.plan(DEVICE, window)  # once more, for the answer was lost
@@ -236,7 +236,7 @@ async def test_windows_that_cannot_be_are_refused(rig: StoreRig) -> None:
     assert await rig.snapshot() == before
 
 
-async def test_a_device_has_so_many_windows(rig: StoreRig) -> None:
+async def test_the_number_of_windows_is_limited(rig: StoreRig) -> None:
     for number in range(WINDOWS_MAX):
         await plan(rig, 100 + 10 * number, 109 + 10 * number)
     with pytest.raises(Conflict, match=str(WINDOWS_MAX)):
@@ -246,7 +246,7 @@ async def test_a_device_has_so_many_windows(rig: StoreRig) -> None:
 # --- what would not end in time
 
 
-async def test_settled_jobs_say_how_long_jobs_take(rig: StoreRig) -> None:
+async def test_settled_jobs_give_the_mean_duration_of_jobs(rig: StoreRig) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})  # of 2 s
@@ -261,7 +261,7 @@ async def test_settled_jobs_say_how_long_jobs_take(rig: StoreRig) -> None:
     assert 6.0 < job_s < 8.0  # half of its weight is gone after five others
 
 
-async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_go_on(rig: StoreRig) -> None:
+async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_run(rig: StoreRig) -> None:
     await learn(rig, 10.0)
     long, short = await rig.submit(10), await rig.submit(5)
     await plan(rig, 60, 120)
@@ -304,13 +304,13 @@ async def test_no_job_is_expected_to_take_longer_than_it_may(rig: StoreRig) -> N
     assert (await rig.take()).batch_id == quick
 
 
-async def test_nothing_waits_on_a_device_whose_pace_is_not_known(rig: StoreRig) -> None:
+async def test_no_batch_waits_for_a_window_while_the_duration_of_jobs_is_unknown(rig: StoreRig) -> None:
     batch_id = await rig.submit(100)
     await plan(rig, 60, 120)
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_batch_that_has_begun_goes_on_job_by_job_by_its_own_pace(rig: StoreRig) -> None:
+async def test_a_batch_that_has_begun_continues_by_the_duration_of_its_own_jobs(rig: StoreRig) -> None:
     await learn(rig, 1000.0)
     batch_id = await rig.submit(3)
     grant = await rig.take()
@@ -334,7 +334,7 @@ async def machine(rig: StoreRig) -> StoreRig:
     return rig
 
 
-async def test_an_open_batch_gives_the_machine_up_when_a_window_begins(machine: StoreRig) -> None:
+async def test_an_open_batch_gives_up_the_machine_when_a_window_begins(machine: StoreRig) -> None:
     rig = machine
     batch_id = await rig.submit(1, device=QPU, open=True)
     grant = await rig.take(device=QPU)
@@ -360,7 +360,7 @@ async def test_a_machine_that_is_reserved_begins_no_job_that_would_not_end_in_ti
 
 
 @pytest.mark.parametrize("held", ["pause", "down", "window"])
-async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(machine: StoreRig, held: str) -> None:
+async def test_a_job_on_a_machine_is_followed_while_the_device_is_paused(machine: StoreRig, held: str) -> None:
     rig = machine
     batch_id = await rig.submit(2, device=QPU)
     other = await rig.submit(1, device=QPU)
@@ -383,7 +383,7 @@ async def test_a_job_that_a_machine_has_is_followed_whatever_holds_the_device(ma
     assert await rig.statuses(other) == [PENDING]
 
 
-async def test_it_is_shown_since_when_the_status_of_a_machine_is_not_known(machine: StoreRig) -> None:
+async def test_the_time_since_which_the_status_of_a_machine_is_unknown_is_shown(machine: StoreRig) -> None:
     rig = machine
     for reason in ("no answer", "no answer, again"):
         await rig.devices.set_condition(QPU, "unknown", reason)

@@ -524,7 +524,7 @@ async def test_without_a_key_nothing_is_read_or_written(rig: Doors) -> None:
         assert await rig.everything() == before
 
 
-async def test_what_belongs_to_others_is_not_there(rig: Doors) -> None:
+async def test_batches_of_other_projects_are_not_found(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     unknown = commands(UNKNOWN, job_id(UNKNOWN, 0))
     for (method, path), (_, nowhere) in zip(commands(batch_id, job_id(batch_id, 0)), unknown, strict=True):
