@@ -1,4 +1,4 @@
-"""Redis loses the end of its append-only file while real processes work: what was announced stays as it was."""
+"""Redis loses the end of its append-only file while real processes work: what was announced remains true."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.redis, pytest.mar
 
 
 class Plant:
-    """An installation whose Redis can lose its end, and the ledger of it."""
+    """An installation whose Redis can lose its last writes, with its ledger."""
 
     def __init__(self, site: Site, file: AppendOnlyFile, database: Database, witness: Path) -> None:
         self.site = site
@@ -38,7 +38,7 @@ class Plant:
         self.witness = witness
 
     def events(self, batch: AsyncBatch) -> list[Event]:
-        """The batch's events in the ledger."""
+        """Return the batch's events from the ledger."""
         table = transitions.c
         query = select(table.batch, table.sequence_number, table.time_us, table.words).where(table.batch == batch.id)
         with self.database.read() as connection:
@@ -49,7 +49,7 @@ class Plant:
         return any(event.index == index and event.status is status for event in self.events(batch))
 
     def executions(self) -> Counter[str]:
-        """How often each job ran to its end."""
+        """Return how often each job ran to its end."""
         return Counter(line.split()[0] for line in self.witness.read_text("utf-8").splitlines())
 
     async def start(self, process: str) -> Process:
@@ -58,7 +58,7 @@ class Plant:
         return started
 
     def register(self, url: str) -> None:
-        """An endpoint that is told of all that happens in the project."""
+        """Register an endpoint for all events of the project."""
         with self.database.write() as connection:
             project_no(connection, "ours")
             create_endpoint(connection, WebhookPolicy.parse("127.0.0.0/8", "443"), project_id="ours", url=url, types=())
@@ -91,7 +91,7 @@ async def plant(tmp_path: Path, real_redis_url: str, database: Database) -> Asyn
 async def test_a_settle_before_the_ledger_has_restored_makes_no_job_run_again(plant: Plant) -> None:
     site = plant.site
     recorder = await plant.start("recorder")
-    (worker,) = await site.workers(1, WITNESSED, worker_lease_s=PATIENCE_S)  # Redis may take long to come back
+    (worker,) = await site.workers(1, WITNESSED, worker_lease_s=PATIENCE_S)  # Redis may take long to start
     hold = hold_file(plant.witness)
     hold.write_text("0")
     batch = await site.submit([{"sleep_s": 0.5}] * 3, device=WITNESSED)
@@ -140,7 +140,8 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
         lost = await site.submit([{}, {}])
         assert (await lost.wait(PATIENCE_S)).status is BatchStatus.DONE
         await until(
-            lambda: any(event.status is BatchStatus.DONE for event in plant.events(lost)), "its end is recorded"
+            lambda: any(event.status is BatchStatus.DONE for event in plant.events(lost)),
+            "the end of the lost batch in the ledger",
         )
         recorder.kill()
         await asyncio.to_thread(plant.file.restart, losing_s=0.001)
@@ -150,6 +151,6 @@ async def test_webhooks_of_events_that_redis_lost_are_sent_by_couriers_that_were
             await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
         await plant.start("recorder")
         await until(lambda: len(webhook_ids(later)) == 2, "the webhooks of a batch after the loss")
-        await until(lambda: len(webhook_ids(lost)) == 3, "the webhooks of what was lost")
+        await until(lambda: len(webhook_ids(lost)) == 3, "the webhooks of the lost batch")
         ids = [(it.id, it.body) for it in receiver.received]
         assert len({identity for identity, _ in ids}) == len(set(ids)), "one id, one body"

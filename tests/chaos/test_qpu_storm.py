@@ -1,7 +1,7 @@
 """A storm over a QPU: its workers are killed, stopped and drained while Redis restarts, and the machine's own journal
-says that nothing was submitted twice.
+shows that no job was submitted twice.
 
-In CI a third of it runs. All of it, with the figures as JSON in a file:
+CI runs a third of it. Run all of it, with the figures as JSON in a file, by
 
     TWEEZER_TEST_FULL=1 TWEEZER_STORM_FIGURES=/tmp/qpu-storm.json pytest tests/chaos/test_qpu_storm.py -s
 """
@@ -47,31 +47,34 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 DEVICE = "FRESNEL"
 SEQUENCE = Path(__file__).with_name("sequence.json").read_text("utf-8")
-"""Three atoms and one pulse, as Pulser once wrote them."""
+"""Three atoms and one pulse, as an earlier Pulser serialised them."""
 
 WORKERS, BATCHES = 3, 10
 SUBMIT_TIMEOUT_S = 1.0
 FROZEN_S = (1.1, 2.5)
-"""How long a process stands still, in leases: when it goes on its device is somebody else's."""
+"""How long a process is stopped, in leases: when it continues, another process has its device."""
 
 STOPS = "before:0.03,after:0.03"
-"""How often a process stops itself around its last look before a submit."""
+"""The probabilities that a process stops itself around the last check of its lease before a submit."""
 
 LATE_S = 3.0
-"""What a process does in so long after it stood still, it may do without a lease: one write to a socket."""
+"""How long after a stop a process may act without a lease: one write to a socket."""
 
 LOST_S = 1.0
-"""How much of its file Redis loses."""
+"""How much of its file Redis loses, in seconds."""
 
 UNEASY_S = LOST_S + LEASE_S + SUBMIT_TIMEOUT_S + 3.0
-"""For so long after Redis lost something, a holder that it forgot may go on."""
+"""How long after a loss a holder that Redis forgot may continue."""
 
 PATIENCE_S = 90.0
 
 
 class Weather(msgspec.Struct, frozen=True):
-    """How much happens. cuts: restarts of Redis in which it loses the end of its file. set_backs: the machine forgets
-    its jobs, and their ids begin anew; not together with cuts, for what both forget nobody can know."""
+    """The number of mishaps of each kind.
+
+    ``cuts`` are restarts of Redis in which it loses the end of its file. In ``set_backs`` the machine forgets its jobs,
+    and their ids restart; not together with cuts, because a job that both forget is lost for good.
+    """
 
     jobs: int
     kills: int
@@ -108,8 +111,7 @@ LOSSLESS = effort(
 
 @pytest.fixture(params=["valkey", "redis"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of one's own, which keeps what it is waited for; asked for after the shared one, which skips where there
-    is none."""
+    """A private server; the shared one comes first, which skips the test if there is no server."""
     request.getfixturevalue(f"{request.param}_server")
     with RedisServer(
         tmp_path / "redis",
@@ -148,7 +150,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 class Storm:
-    """What happens to workers and Redis, from a seed. Times are of the host's monotonic clock, as the journal's."""
+    """The mishaps of workers and Redis, from a seed. Times are on the host's monotonic clock, as in the journal."""
 
     def __init__(self, site: Site, qpu: QpuProcess, file: AppendOnlyFile, witness: Path, seed: int) -> None:
         self._site = site
@@ -165,7 +167,7 @@ class Storm:
         self.workers = [self._new() for _ in range(WORKERS)]
 
     async def rage(self, weather: Weather) -> None:
-        """All mishaps in some order, each while there is work; the batches are submitted as it goes."""
+        """Cause all mishaps in a random order, each while there is work; submit the batches meanwhile."""
         mishaps = weather.mishaps
         self._random.shuffle(mishaps)
         for number, mishap in enumerate(mishaps):
@@ -178,7 +180,7 @@ class Storm:
             self.batches.append(await self._submit(weather.jobs // BATCHES))
 
     async def calm(self) -> None:
-        """Nothing happens any more, but that who stops by itself goes on."""
+        """Cause no more mishaps, and continue the processes that stopped themselves."""
         ended = asyncio.gather(*(batch.wait(PATIENCE_S) for batch in self.batches))
         while not ended.done():
             await self._pass(0.1)
@@ -186,7 +188,7 @@ class Storm:
             assert record.status is BatchStatus.DONE
 
     async def _submit(self, jobs: int) -> AsyncBatch:
-        """A batch that Redis does not lose, for nobody could tell of it then."""
+        """Submit a batch that Redis does not lose, because a lost submit could not be checked."""
         doc = BatchDoc(device=DEVICE, sequence=SEQUENCE)
         batch_id = await self._site.store.commands.submit(
             new_batch_id(), self._site.queue.project, doc, [Job(runs=20)] * jobs
@@ -195,14 +197,14 @@ class Storm:
         return self._site.queue.batch(batch_id)
 
     async def _pass(self, seconds: float) -> None:
-        """Time goes by: the dead are replaced, who stood still long enough goes on."""
+        """Let time pass: replace dead processes, and continue those that were stopped for long enough."""
         deadline = time.monotonic() + seconds
         while True:
             self._file.look()
             self._restore()
             if time.monotonic() >= deadline:
                 return
-            await asyncio.sleep(0.1)  # the weather has a rhythm; nothing is waited for
+            await asyncio.sleep(0.1)  # the interval between mishaps, not a wait for a condition
 
     def _restore(self) -> None:
         now = time.monotonic()
@@ -247,7 +249,7 @@ class Storm:
                 await asyncio.to_thread(self._qpu.ask, "POST", "/sim/reset")
 
     async def _victim(self, up: list[Process]) -> Process:
-        """The worker that has the machine, mostly."""
+        """Choose a worker: mostly the one that has the machine."""
         redis: Any = self._site.store.redis
         for raw in await redis.zrange(self._site.store.keys(Key.LEASES, DEVICE), 0, -1):
             batch_id, _, number = raw.decode().rpartition(":")
@@ -258,7 +260,7 @@ class Storm:
         return self._random.choice(up)
 
     async def _catch(self, victim: Process) -> None:
-        """Stops it, and sees whether it was between an intent and the machine's id of the job."""
+        """Stop the process, and note whether it was between an intent and the machine's id of the job."""
         victim.signal(signal.SIGSTOP)
         redis: Any = self._site.store.redis
         for batch in self.batches:
@@ -282,7 +284,7 @@ class Storm:
 
 
 class Oracle:
-    """What the machine's journal and the ledger say, against what the queue says of each job."""
+    """The comparison of the machine's journal and the ledger with the queue's record of each job."""
 
     def __init__(self, storm: Storm, site: Site, qpu: QpuProcess, database: Database, asked: set[UUID]) -> None:
         self._storm = storm
@@ -302,14 +304,14 @@ class Oracle:
         self._check_submits()
         self._check_displaced()
         uncertain = sum(len(worker.logged("remote.submit_uncertain")) for worker in self._site.processes)
-        self.figures["submits without an answer that tells"] = uncertain
+        self.figures["submits with an unknown outcome"] = uncertain
         self.figures["submits caught without an id"] = len(self._storm.caught)
         stops = len(self._witness.read_text().splitlines()) if self._witness.exists() else 0
-        self.figures["stops around the last look"] = stops
+        self.figures["stops around the last check"] = stops
         assert self.figures["unknown"] <= uncertain + len(self._storm.caught) + stops + self._lost_sight
 
     def _check_job(self, name: str, job: Any) -> None:
-        """One outcome, and the machine agrees with it."""
+        """Check that the job has one outcome, which agrees with the machine."""
         tally = self._tallies.get(name)
         self.figures["jobs"] += 1
         self.figures[job.status.value] += 1
@@ -338,12 +340,12 @@ class Oracle:
         self.figures["submitted"] = sum(tally.submits for tally in self._tallies.values())
         self.figures["lost replies"] = sum(tally.lost_replies for tally in self._tallies.values())
         canceled = [name for name, tally in self._tallies.items() if tally.cancels - tally.displaced > 0]
-        self.figures["cancels that nobody asked for"] = sum(UUID(name) not in self._asked for name in canceled)
-        assert not self.figures["cancels that nobody asked for"]
+        self.figures["cancels without a request"] = sum(UUID(name) not in self._asked for name in canceled)
+        assert not self.figures["cancels without a request"]
 
     def _check_displaced(self) -> None:
-        """Each displacement is of or by a submit of a process that had stood still, or was forgotten by Redis."""
-        submits: dict[int | None, JournalEntry] = {}  # since the ids began anew
+        """Check that each displaced submit, or the one that displaced it, came from a stopped or forgotten process."""
+        submits: dict[int | None, JournalEntry] = {}  # since the ids restarted
         for line in self._lines:
             if line.event is JournalEvent.SUBMIT:
                 submits[line.uid] = line
@@ -352,17 +354,19 @@ class Oracle:
             by = submits[line.displaced_by]
             late = self._is_late(by) or self._is_late(submits[line.uid])
             lost = any(-UNEASY_S < by.t - at < UNEASY_S for at in self._storm.cut)
-            self.figures["displaced by who had stood still" if late else "displaced after a loss"] += 1
+            self.figures["displaced after a stop" if late else "displaced after a loss"] += 1
             assert late or lost, f"{line.job} was displaced by {by}"
 
     def _is_late(self, submit: JournalEntry) -> bool:
-        """Whether it was sent by a process that had just stood still, and may have lost its lease meanwhile."""
+        """Return whether the sender had just been stopped, so that it may have lost its lease."""
         by = submit.by or ""
         return any(f":{pid}:" in by and 0 <= submit.t - at < LATE_S for at, pid in self._storm.thawed)
 
     async def check_events(self) -> None:
-        """Numbered without a gap; nothing follows the end of a job, and the records say the same. Each starts where the
-        one before led, unless Redis lost what led there."""
+        """Check that events are numbered without a gap, that none follows a job's end, and that the records agree.
+
+        Each starts at the status in which the previous one ended, unless Redis lost an event between them.
+        """
         for batch in self._storm.batches:
             events = self._events(batch.id)
             assert [event.sequence for event in events] == list(range(1, len(events) + 1))
@@ -388,7 +392,7 @@ class Oracle:
         return sorted((event for entry in rows for event in read_events(*entry)), key=lambda event: event.sequence)
 
     def is_recorded(self) -> bool:
-        """Whether the ends of all batches are in the ledger."""
+        """Return whether the ends of all batches are in the ledger."""
         return all(
             any(event.index is None and event.status.terminal for event in self._events(batch.id))
             for batch in self._storm.batches
@@ -433,9 +437,9 @@ async def test_in_a_storm_no_job_is_submitted_twice_and_none_is_lost(
 
 
 async def cancel_some(storm: Storm, asked: set[UUID]) -> None:
-    """Now and then a user cancels a job that runs."""
+    """Cancel a running job now and then."""
     while True:
-        await asyncio.sleep(3)  # users have a rhythm too
+        await asyncio.sleep(3)  # the interval between cancels
         for batch in storm.batches[-3:]:
             running = [job for job in await batch.jobs() if job.status is JobStatus.RUNNING]
             if running:
@@ -445,7 +449,7 @@ async def cancel_some(storm: Storm, asked: set[UUID]) -> None:
 
 
 def report(figures: dict[str, Any]) -> None:
-    """For who reads the output of a test that failed, or asked for the file."""
+    """Print the figures, and write them to a file if one is requested."""
     line = json.dumps(figures)
     sys.stderr.write(f"{line}\n")
     if path := os.environ.get("TWEEZER_STORM_FIGURES"):

@@ -1,4 +1,4 @@
-"""A storm: workers are killed, stopped and drained at random while Redis restarts, and the books stay right."""
+"""A storm: workers are killed, stopped and drained at random while Redis restarts, and the records remain right."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MISHAPS = ("kill", "kill", "freeze", "terminate")
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that may be killed; asked for after the shared one, which skips where there is none."""
+    """A server that may be killed; the shared one comes first, which skips the test if there is no server."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
 
 class Storm:
-    """What happens to the workers, from a seed."""
+    """The mishaps of the workers, from a seed."""
 
     def __init__(self, site: Site, witness: Path, seed: int) -> None:
         self._site = site
@@ -48,7 +48,7 @@ class Storm:
         self.mishaps: Counter[str] = Counter()
 
     async def strike(self) -> None:
-        """One mishap for one worker that is up; the dead are replaced, and who stood still long enough goes on."""
+        """Cause one mishap for a worker; replace dead ones, and continue those that were stopped for long enough."""
         self._restore()
         victim = self._random.choice(self.workers)
         if victim in self._frozen or not victim.logged("worker.started"):
@@ -65,7 +65,7 @@ class Storm:
                 victim.terminate()
 
     async def calm(self) -> None:
-        """Nothing happens any more: all workers are up."""
+        """Cause no more mishaps, and wait until all workers are up."""
         self._frozen = dict.fromkeys(self._frozen, 0.0)
         self._restore()
         for worker in self.workers:
@@ -75,7 +75,7 @@ class Storm:
         now = time.monotonic()
         for worker in [worker for worker, until_s in self._frozen.items() if until_s <= now]:
             del self._frozen[worker]
-            if worker.alive:  # it may have been killed while it stood still
+            if worker.alive:  # it may have been killed while it was stopped
                 worker.thaw()
         self.workers = [worker if worker.alive else self._new() for worker in self.workers]
 
@@ -105,7 +105,7 @@ async def test_a_storm_loses_nothing_and_ends_every_job_once(server: RedisServer
                 await asyncio.to_thread(server.restart)
                 restarts += 1
             await storm.strike()
-            await asyncio.sleep(draw.uniform(0.1, 0.5))  # the weather has a rhythm; nothing is waited for
+            await asyncio.sleep(draw.uniform(0.1, 0.5))  # the interval between mishaps, not a wait for a condition
         await storm.calm()
         for batch in batches:
             assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
@@ -123,7 +123,7 @@ async def cancel_some(draw: random.Random, batches: list[AsyncBatch], cancelled:
 
 
 async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, cancelled: set[UUID]) -> None:
-    """Each job ended once, by an execution that came to its end on a lane; events and counters agree with it."""
+    """Check that each job ended once, by a complete execution on a lane, and that events and counters agree."""
     witnessed = seen_by(witness)
     executions = {execution: job for job, execution in witnessed}
     assert len(executions) == len(witnessed)
@@ -137,7 +137,7 @@ async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, 
                 assert finished.id in cancelled
                 continue
             if finished.status is JobStatus.ERROR:
-                assert finished.record.attempt >= LOST_MAX, "only who lost that many workers may fail"
+                assert finished.record.attempt >= LOST_MAX, "only a job that lost this many workers may fail"
                 continue
             (execution,) = finished.counter
             assert executions[execution] == str(finished.id)
@@ -146,12 +146,12 @@ async def check_the_books(site: Site, batches: list[AsyncBatch], witness: Path, 
 
 
 def seen_by(witness: Path) -> list[tuple[str, str]]:
-    """Job and execution of each line."""
+    """Return the job and the execution of each line."""
     return [(job, execution) for job, execution in map(str.split, witness.read_text(encoding="utf-8").splitlines())]
 
 
 async def check_that_nothing_stays(site: Site) -> None:
-    """No key without owner or expiry, and no worker in the list once all have gone."""
+    """Check that every key has an owner or an expiry, and that no worker is listed after all have ended."""
     await site.idle()
     for worker in site.processes:
         if worker.alive:
@@ -159,7 +159,7 @@ async def check_that_nothing_stays(site: Site) -> None:
     for worker in site.processes:
         await worker.ended()
 
-    async def nobody() -> bool:
+    async def no_worker() -> bool:
         return await site.queue.workers() == []
 
-    await until(nobody, "the end of the last heartbeat")
+    await until(no_worker, "the end of the last heartbeat")

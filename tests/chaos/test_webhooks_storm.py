@@ -1,4 +1,4 @@
-"""A storm over webhooks: receivers misbehave, couriers are killed, Redis restarts; who is well misses nothing."""
+"""A storm over webhooks: receivers misbehave, couriers are killed, Redis restarts; healthy receivers miss nothing."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ KILLS, RESTARTS = effort(short=(8, 2), full=(20, 3))
 COURIERS = 2
 BATCHES, JOBS = effort(short=15, full=30), 12
 STANDSTILL_S = 120.0
-"""How long nothing at all may come: what a dead courier held is free after HOLD_S, and found by the next sweep."""
+"""How long no webhook may arrive: those of a dead courier are free after HOLD_S, and the next sweep finds them."""
 LOST_S = 0.7
-"""How much of its file Redis loses in one of its restarts, about."""
+"""About how much of its file Redis loses in one of its restarts, in seconds."""
 
 WELL = ("/well", "/well/theirs", "/well/webhook")
 DELAYED = ("/slow", "/mended")
@@ -59,12 +59,12 @@ GONE, GONE_AFTER = "/gone", 10
 
 
 def _lasting(it: Received) -> dict[str, Any]:
-    """What is the same whenever it is written down: a courier that died may have sent what it had not written yet."""
+    """Return the parts that never change: a courier that died may have sent a webhook before it was written down."""
     return {name: value for name, value in it.data.items() if name not in ("jobs", "open", "tags")}
 
 
 class Public:
-    """The receivers, on one port, told apart by their paths."""
+    """The receivers, on one port; their paths distinguish them."""
 
     def __init__(self) -> None:
         self.mended = False
@@ -93,7 +93,7 @@ class Public:
 
 
 class Reset(web.Response):
-    """Ends the connection instead of an answer."""
+    """A response that closes the connection."""
 
     async def prepare(self, request: web.BaseRequest) -> Any:
         assert request.transport is not None
@@ -102,7 +102,7 @@ class Reset(web.Response):
 
 
 class Slow(web.Response):
-    """Takes its time."""
+    """A slow response."""
 
     async def prepare(self, request: web.BaseRequest) -> Any:
         await asyncio.sleep(SLOW_S)
@@ -110,7 +110,7 @@ class Slow(web.Response):
 
 
 class File:
-    """Redis' append-only file, of which the end can be lost."""
+    """Redis' append-only file, whose end can be cut off."""
 
     def __init__(self, server: RedisServer) -> None:
         self._server = server
@@ -120,7 +120,7 @@ class File:
         self._sizes.append((time.monotonic(), self._path().stat().st_size))
 
     def restart(self, *, losing_s: float = 0.0) -> None:
-        """SIGKILL, and a start without what was written in those last seconds."""
+        """Kill Redis and start it without the writes of the last seconds."""
         self._server.kill()
         if losing_s:
             before = time.monotonic() - losing_s
@@ -135,7 +135,7 @@ class File:
 
 @pytest.fixture
 def server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
-    """A server that may be killed; asked for after the shared one, which skips where there is none."""
+    """A server that may be killed; the shared one comes first, which skips the test if there is no server."""
     with RedisServer(tmp_path / "redis", kind="redis", options={"auto-aof-rewrite-percentage": "0"}) as server:
         yield server
 
@@ -149,7 +149,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 
 def register(database: Database, receiver: Receiver) -> None:
-    """Two projects' endpoints: one of each is well, and the first has all that are not."""
+    """Register the endpoints of two projects: each has a healthy one, and the first has all that misbehave."""
     with database.write() as connection:
         for project, path in (
             ("ours", WELL[0]),
@@ -162,7 +162,7 @@ def register(database: Database, receiver: Receiver) -> None:
 
 
 class Storm:
-    """What happens to couriers and Redis, from a seed."""
+    """The mishaps of couriers and Redis, from a seed."""
 
     def __init__(self, site: Site, file: File, seed: int) -> None:
         self._site = site
@@ -178,7 +178,7 @@ class Storm:
         return self.kills >= KILLS and self.restarts >= RESTARTS
 
     async def strike(self) -> None:
-        """A courier that is up dies, and another comes; now and then Redis dies instead."""
+        """Kill a courier and start another one; now and then kill Redis instead."""
         self._file.look()
         up = [courier for courier in self.couriers if courier.logged("courier.started")]
         if self.restarts < RESTARTS and self.kills >= (self.restarts + 1) * KILLS // (RESTARTS + 1):
@@ -222,7 +222,7 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
         with_webhook: set[UUID] = set()
         began = time.monotonic()
         storm = Storm(site, File(server), seed)
-        await until(lambda: has_joined(site), "a courier among those who are told of events")
+        await until(lambda: has_joined(site), "a courier that reads the events")
         while not storm.is_over or len(batches) < BATCHES:
             if len(batches) < BATCHES:
                 webhook = draw.choice([None, receiver.url(WELL[2])])
@@ -233,7 +233,7 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
                     with_webhook.add(batches[-1].id)
             await storm.strike()
             public.mended = storm.kills > KILLS / 2
-            await asyncio.sleep(draw.uniform(0.2, 0.5))  # the weather has a rhythm; nothing is waited for
+            await asyncio.sleep(draw.uniform(0.2, 0.5))  # the interval between mishaps, not a wait for a condition
         print(f"the storm lasted {time.monotonic() - began:.0f} s")  # noqa: T201
         ended = {batch.id for batch in batches if await is_over(batch)}
         print(f"{len(batches) - len(ended)} batches were lost with the end of the file")  # noqa: T201
@@ -247,14 +247,14 @@ async def test_in_a_storm_every_event_reaches_healthy_receivers_with_one_id(
 
 
 async def has_joined(site: Site) -> bool:
-    """Whether the stream is kept for couriers."""
+    """Return whether the stream is kept for couriers."""
     redis: Any = site.store.redis
     stream = site.store.keys(Key.EVENTS)
     return bool(await redis.exists(stream) and await redis.xinfo_groups(stream))
 
 
 async def dwindled(left: Callable[[], Counter[str]]) -> None:
-    """Waits until nothing is left, for as long as it becomes less."""
+    """Wait until nothing is left, as long as the rest keeps shrinking."""
     least, deadline = math.inf, 0.0
     while remains := left():
         if remains.total() < least:
@@ -264,7 +264,7 @@ async def dwindled(left: Callable[[], Counter[str]]) -> None:
 
 
 async def is_over(batch: AsyncBatch) -> bool:
-    """Waits for its end; whether there is such a batch: nobody may have recorded it before Redis lost it."""
+    """Wait for the end of the batch; return whether it exists: Redis may have lost it before it was recorded."""
     try:
         return (await batch.wait(STANDSTILL_S)).status.terminal
     except NotFound:
@@ -272,7 +272,7 @@ async def is_over(batch: AsyncBatch) -> bool:
 
 
 class Oracle:
-    """What the ledger says has happened, against what the receivers were told."""
+    """The comparison of the events in the ledger with what the receivers got."""
 
     def __init__(
         self,
@@ -289,24 +289,26 @@ class Oracle:
         self._webhooks = webhooks
 
     def running(self) -> Counter[str]:
-        """Batches whose end nobody has recorded."""
+        """Return the batches whose end is not recorded."""
         over = {event.batch_id for event, _ in self._events() if event.index is None and event.status.terminal}
         return Counter(str(batch_id) for batch_id in set(self._batches) - over)
 
     def untold(self) -> Counter[str]:
-        """Events that are still to reach who is well, by path."""
+        """Return the number of events that have not reached healthy receivers, by path."""
         return +Counter({path: len(self._missing(path)) for path in WELL})
 
     def undelivered(self) -> Counter[str]:
-        """Deliveries that are not over, to who is well, slow, mended or gone, by path."""
+        """Return the number of unfinished deliveries to healthy, slow, repaired or gone receivers, by path."""
         paths = {endpoint.id: self._path(endpoint) for endpoint in self._endpoints()}
         pending = Counter(paths[row.endpoint] for row in self._rows() if row.status == PENDING)
         slow = Counter({path: len(self._missing(path)) for path in DELAYED[:1]})
         return +(Counter({path: pending[path] for path in (*WELL, *DELAYED, GONE)}) | slow)
 
     def check_receipts(self, lost_us: tuple[int, int]) -> None:
-        """Signed as they should be; one id for each event, a chain without holes, and nothing that never happened,
-        but for what Redis lost before anybody had recorded it."""
+        """Check the signatures, that each event has one id, that the chain has no gap, and that each event happened.
+
+        Events that Redis lost before they were recorded are excepted.
+        """
         secrets = self._secrets()
         happened = {event.id for event, _ in self._events()}
         unheard: set[str] = set()
@@ -325,11 +327,11 @@ class Oracle:
                 chain = [(told[sequence].data["previous_sequence"], sequence) for sequence in sorted(told)]
                 assert [before for before, _ in chain] == [None, *(sequence for _, sequence in chain[:-1])]
         times = Counter((it.path, it.id) for it in self._receiver.received if it.path in WELL)
-        print(f"{len(happened)} events, told {len(times)} times to who is well")  # noqa: T201
-        print(f"{times.total() - len(times)} times again, {len(unheard)} batches whose events were lost")  # noqa: T201
+        print(f"{len(happened)} events, {len(times)} of them at healthy receivers")  # noqa: T201
+        print(f"{times.total() - len(times)} repeats, {len(unheard)} batches whose events were lost")  # noqa: T201
 
     def check_who_misbehaves(self) -> None:
-        """Each delivery is where its attempts have led it, and each attempt that was noted was made."""
+        """Check that each delivery has the status of its attempts, and that each noted attempt was made."""
         made = Counter((it.path, it.id) for it in self._receiver.received)
         noted: Counter[tuple[str, str]] = Counter()
         statuses: dict[str, Counter[str]] = defaultdict(Counter)
@@ -347,12 +349,12 @@ class Oracle:
             elif path in WELL:
                 assert (row.status, log[-1].status) == (DELIVERED, 204)
         assert statuses["/error"][EXHAUSTED] or statuses["/error"][PENDING]
-        # What a courier did in its last moments it could not write down.
+        # A killed courier could not write down its last attempts.
         print(f"{noted.total()} attempts noted, {made.total() - noted.total()} more were made")  # noqa: T201
         assert made.total() - noted.total() <= KILLS * CONNECTIONS * len(paths)
 
     def check_who_is_gone(self) -> None:
-        """Who answered 410 is told nothing more, and its project knows."""
+        """Check that a receiver that answered 410 gets nothing more, and that its project is informed."""
         (gone,) = [endpoint for endpoint in self._endpoints() if self._path(endpoint) == GONE]
         assert gone.disabled is not None
         assert {row.status for row in self._rows() if row.endpoint == gone.id} <= {HELD, EXHAUSTED}
@@ -389,7 +391,7 @@ class Oracle:
             return list_endpoints(connection)
 
     def _secrets(self) -> dict[str, str]:
-        """Of each path one that signs; two projects' batches never share one."""
+        """Return the secret that signs for each path; batches of two projects never share one."""
         with self._database.write() as connection:
             return {
                 self._path(it): ensure_secrets(connection, self._vault, it.secret_owner)[0].text

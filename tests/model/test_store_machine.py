@@ -1,11 +1,11 @@
-"""A state machine that does to the store what producers, workers, crashes and lost replies do, in any order.
+"""A state machine that acts on the store like producers, workers, crashes and lost replies, in any order.
 
-Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :data:`BATCH_TABLE`. What a script
-is free to choose (which job it hands out) is read from its reply and checked to be allowed; everything else is
-foretold. After each step all that Redis holds is compared with the model and with itself.
+Beside it runs a small model in Python, which follows :data:`JOB_TABLE` and :data:`BATCH_TABLE`. What a script may
+choose (which job it hands out) is read from its reply and checked against the model; the model predicts everything
+else. After each step the whole content of Redis is compared with the model and with itself.
 
-Redis may lose its last writes; a ledger that has them puts back what it has to. Time does not pass: leases are long,
-and what is to fall due is moved into the past.
+Redis may lose its last writes, which the ledger then restores. Time does not pass: leases are long, and due times are
+moved into the past.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ JOBS_MAX = 40
 RETRY_S = 5_000.0
 FAULT = Fault("internal", "it failed")
 
-# What a lane may report of a job: an outcome, and whether a retry is one of a crash, and whether it waits.
+# What a lane may report: an outcome, and for a retry whether the lane crashed, and whether the retry has a delay.
 REPORTS = {
     "done": Outcome(OutcomeKind.DONE, result=Result(counter={"0": 1})),
     "error": Outcome(OutcomeKind.ERROR, fault=FAULT, cause=FaultKind.USER),
@@ -85,8 +85,11 @@ BEGINS = itertools.count(1)
 
 @dataclass
 class Job:
-    """A job as the model knows it. ``token``: of the ticket that began or settled it last. ``begun``: the number of its
-    last begin, among all begins."""
+    """A job in the model.
+
+    ``token`` is that of the ticket that began or settled it last; ``begun`` is the number of its last begin, among all
+    begins.
+    """
 
     status: JobStatus = JobStatus.PENDING
     attempt: int = 0
@@ -101,7 +104,7 @@ class Job:
 
 @dataclass
 class Batch:
-    """A batch as the model knows it; ``transitions`` counts its own and those of its jobs."""
+    """A batch in the model; ``transitions`` counts those of the batch and of its jobs."""
 
     id: UUID
     project: str
@@ -152,12 +155,12 @@ class Batch:
             self.apply_to(index, JobEvent.DOOM)
 
     def conclude(self) -> None:
-        """The predicate of rule 14."""
+        """Apply rule 14."""
         if not self.open and not self.busy and not self.status.terminal:
             self.apply(self.end)
 
     def follow(self, ledger: Batch, holders: list[Holder]) -> set[int]:
-        """What the ledger puts back after Redis lost what came since; the jobs that end by it."""
+        """Apply what the ledger restores after a loss; return the jobs that end by it."""
         self.jobs += [Job() for _ in ledger.jobs[len(self.jobs) :]]
         ended = {index for index in self.of(JobStatus.PENDING, JobStatus.RUNNING) if ledger.jobs[index].status.terminal}
         for index in ended:
@@ -182,7 +185,7 @@ class Batch:
         return ended
 
     def is_behind(self, ledger: Batch, index: int) -> bool:
-        """Whether the ledger knows more of a live job."""
+        """Return whether the ledger knows more of a live job."""
         mine, theirs = self.jobs[index], ledger.jobs[index]
         before, after = int(mine.token or 0), int(theirs.token or 0)
         if after == before:
@@ -199,7 +202,7 @@ class Batch:
 
 @dataclass
 class Holder:
-    """A worker that took a ticket. ``held``: what it holds if its token is the current one."""
+    """A worker that took a ticket. ``held`` are its jobs if its token is the current one."""
 
     grant: Grant
     batch: Batch
@@ -215,14 +218,14 @@ class Holder:
 
 @dataclass
 class World:
-    """All that the model knows of what Redis holds."""
+    """The model of everything that Redis holds."""
 
     batches: list[Batch] = field(default_factory=list)
     forgotten: list[Batch] = field(default_factory=list)
     holders: list[Holder] = field(default_factory=list)
     device_paused: bool = False
     shut: bool = False
-    newer: set[UUID] = field(default_factory=set)  # batches that were submitted since Redis started again
+    newer: set[UUID] = field(default_factory=set)  # batches that were submitted after the last restart of Redis
 
 
 def pick(among: list[T], at: int) -> T:
@@ -232,23 +235,23 @@ def pick(among: list[T], at: int) -> T:
 NUMBERS = st.integers(0, 1000)
 WANTED = st.sampled_from([1, 2, 4, 4, 6, 6, 0])
 REPORTED = st.lists(st.sampled_from(sorted(REPORTS)), min_size=1, max_size=4)
-FAILURES = st.tuples(st.integers(1, 3), st.sampled_from([0.0, RETRY_S]))  # most in a row, and the backoff
+FAILURES = st.tuples(st.integers(1, 3), st.sampled_from([0.0, RETRY_S]))  # the limit in a row, and the backoff
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Producers, workers and accidents on one device."""
+    """The actions of producers and workers, and accidents, on one device."""
 
     url: str | None = None  # None is fakeredis
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.redis: Any = self.do(self._connect())  # the stubs of redis-py do not tell sync from async
+        self.redis: Any = self.do(self._connect())  # the stubs of redis-py do not distinguish sync from async
         self.store = Store(self.redis, namespace=f"machine{next(_namespaces)}")
         self.key = self.store.keys
         self.world = World()
         self.saved: tuple[Checkpoint, World] | None = None
-        self.ledger: dict[UUID, Recorded] = {}  # of what was forgotten
+        self.ledger: dict[UUID, Recorded] = {}  # of batches that Redis has forgotten
         self.position = "0-0"
         self.told: dict[UUID, dict[int | None, JobStatus | BatchStatus]] = {}
         self.sequence: dict[UUID, int] = {}
@@ -280,11 +283,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @property
     def live(self) -> list[Holder]:
-        """Those whose token is the current one of their ticket."""
+        """Return the holders whose token is the current one of their ticket."""
         return [holder for holder in self.holders if not holder.stale]
 
     def lose(self, holder: Holder) -> None:
-        """The ticket is no longer this holder's."""
+        """Take the ticket from this holder."""
         holder.stale = True
         holder.held = set()
 
@@ -292,7 +295,7 @@ class StoreMachine(RuleBasedStateMachine):
         return any(holder.batch is batch and index in holder.held for holder in self.live)
 
     def give_back(self, holder: Holder, event: JobEvent) -> None:
-        """What the scripts do with a held set: reclaim it, or take it back."""
+        """Do what the scripts do with a held set: reclaim it, or take it back."""
         batch = holder.batch
         for index in holder.held:
             job = batch.jobs[index]
@@ -313,18 +316,18 @@ class StoreMachine(RuleBasedStateMachine):
         return len(lapsed)
 
     def claimed(self, holder: Holder, jobs: list[HeldJob]) -> None:
-        """Checks what a script handed out, and follows it."""
+        """Check what a script handed out, and apply it to the model."""
         batch, token = holder.batch, holder.grant.token
         indices = {job.index for job in jobs}
         assert len(indices) == len(jobs)
         new = indices - holder.held
         for index in new:
             job = batch.jobs[index]
-            assert job.status is JobStatus.PENDING, "only what is pending is handed out"
+            assert job.status is JobStatus.PENDING, "only pending jobs are handed out"
             assert not self.holds(batch, index), "a job has one holder"
             assert not job.delayed, "a retry waits for its time"
             assert job.token != token, "a token runs a job once"
-            assert job.attempt == 0 or indices == {index}, "a job with an attempt behind it goes alone"
+            assert job.attempt == 0 or indices == {index}, "a job with an earlier attempt is handed out alone"
         if new:
             assert batch.status is not BatchStatus.PAUSED
             assert not self.world.device_paused
@@ -422,7 +425,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.cancel_jobs(batch, [index])
 
     def under_way(self) -> list[tuple[Batch, int]]:
-        """Jobs that run, are held, or wait for a retry."""
+        """Return the jobs that run, are held, or wait for a retry."""
         return [
             (batch, index)
             for batch in self.batches
@@ -474,7 +477,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.lose(holder)
 
     def refused(self, batch: Batch, call: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Whether the call must not change the batch: because it has ended, or the gate is shut. Else it is made."""
+        """Return whether the call must change nothing because the batch ended or the gate is shut; else make it."""
         if self.refused_while_shut(batch, call()):
             return True
         if not batch.status.terminal:
@@ -485,7 +488,7 @@ class StoreMachine(RuleBasedStateMachine):
         return True
 
     def refused_while_shut(self, batch: Batch, call: Coroutine[Any, Any, Any]) -> bool:
-        """Whether the batch is from before the restart and the gate is shut: then nothing may change it."""
+        """Return whether no call may change the batch, because it is older than the restart and the gate is shut."""
         if not self.world.shut or batch.id in self.world.newer:
             call.close()
             return False
@@ -520,7 +523,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(at=NUMBERS, reports=REPORTED, want=WANTED, used_s=st.sampled_from([0.0, 0.3, 2.0]))
     def work(self, at: int, reports: list[str], want: int, used_s: float) -> None:
-        """A worker settles some of what it holds. There is one, if there is work."""
+        """Let a worker settle some of its jobs; there is such a worker if there is work."""
         if not self.live:
             self.take(1)
         if self.live:
@@ -529,7 +532,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(at=NUMBERS, lanes=st.integers(1, 2), want=WANTED)
     def work_well(self, at: int, lanes: int, want: int) -> None:
-        """Free lanes take tickets, and a worker settles all that it holds."""
+        """Let free lanes take tickets, and a worker settle all its jobs."""
         self.take(lanes)
         if self.live:
             holder = pick(self.live, at)
@@ -559,7 +562,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(holder.last for holder in self.holders))
     @rule(at=NUMBERS)
     def settle_again(self, at: int) -> None:
-        """The reply was lost, at once or long ago; the ticket may be retired or somebody else's by now."""
+        """Repeat a settle whose reply was lost; the ticket may have retired, or another worker may hold it."""
         holder = pick([holder for holder in self.holders if holder.last], at)
         assert holder.last is not None
         self.settle_as(holder, *holder.last, 0.0)
@@ -596,7 +599,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert all(self.holds(batch, index) for index in batch.of(JobStatus.PENDING))
 
     def settled(self, holder: Holder, index: int, report: str) -> bool:
-        """Follows an outcome; whether it is to be refused."""
+        """Apply an outcome to the model; return whether it must be refused."""
         batch, token = holder.batch, holder.grant.token
         if batch in self.forgotten:
             return True
@@ -718,7 +721,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.live)
     @rule(at=NUMBERS)
     def lapse(self, at: int) -> None:
-        """A worker crashes, stops, or cannot reach Redis for longer than its lease."""
+        """Let a worker crash, stop, or not reach Redis for longer than its lease."""
         holder = pick(self.live, at)
         self.do(self.redis.zadd(self.key(Key.LEASES, DEVICE), {holder.name: 1}, xx=True))
         holder.lapsed = True
@@ -731,7 +734,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def wait(self) -> None:
-        """What waits for its time has waited long enough."""
+        """Make everything due that waits for a time."""
         delays = [self.key(Key.DELAY, batch.id) for batch in self.batches]
         for name in (self.key(Key.DUE, DEVICE), *delays):
             members = self.do(self.redis.zrange(name, 0, -1))
@@ -743,7 +746,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shut=st.booleans())
     def start_again(self, shut: bool) -> None:
-        """Redis starts again and has lost nothing; or whoever looked whether it has, has looked."""
+        """Restart Redis without a loss: with ``shut`` a client has shut the gate, else the gate is open again."""
         if shut:
             self.arrive()
         else:
@@ -759,13 +762,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def sync(self) -> None:
-        """All that Redis holds is on the disk."""
+        """Let Redis write everything to the disk."""
         self.saved = self.do(checkpoint(self.store)), copy.deepcopy(self.world)
 
     @precondition(lambda self: self.saved)
     @rule()
     def lose_power(self) -> None:
-        """Redis comes back with what was on the disk; the ledger has all."""
+        """Restart Redis with what was on the disk; the ledger has everything."""
         assert self.saved is not None
         keys, world = self.saved[0], copy.deepcopy(self.saved[1])
         then = {batch.id: batch for batch in world.batches}
@@ -798,7 +801,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.world.shut and any(self.idles(batch) for batch in self.batches))
     @rule(at=NUMBERS)
     def run_out(self, at: int) -> None:
-        """An open batch stays without work past its deadline."""
+        """Let the deadline of an open batch without work pass."""
         batch = pick([batch for batch in self.batches if self.idles(batch)], at)
         assert self.do(self.redis.zadd(self.key(Key.IDLE), {str(batch.id): 1}, xx=True, ch=True)) == 1
         timed_out, reclaimed, _ = self.do(self.store.tickets.sweep())
@@ -931,7 +934,7 @@ def configured(examples: int) -> settings:
     )
 
 
-# A failure is shrunk for a while before it is shown: hence the long time-out.
+# Hypothesis shrinks a failure for a while before it reports it: hence the long time limit.
 
 
 @pytest.mark.slow
@@ -951,7 +954,7 @@ def test_a_real_server_behaves_like_the_model(real_redis_url: str) -> None:
 
 
 def test_a_ticket_restored_after_a_power_loss_may_run_jobs_that_a_later_one_began() -> None:
-    """Its token is the older one, and its execution the later one: the ledger's job is followed all the same."""
+    """Its token is the older one, and its execution the later one; the ledger wins nevertheless."""
     world = StoreMachine()
     try:
         world.begin(jobs=4, open=False, lanes=1)

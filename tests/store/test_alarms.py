@@ -55,7 +55,7 @@ async def test_alarms_for_now_are_separate_jobs(store: Store) -> None:
     assert all(score <= now_ms() + 1 for _, score in rows)
 
 
-async def test_setting_an_alarm_without_redis_returns_false() -> None:
+async def test_setting_an_alarm_without_redis_raises_unavailable() -> None:
     away = Store(fakeredis.FakeAsyncRedis(connected=False))
     with pytest.raises(Unavailable):
         await Alarms(away).arm(uuid4(), None)

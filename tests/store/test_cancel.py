@@ -155,7 +155,7 @@ async def test_a_cancelled_batch_is_canceled_even_if_its_last_job_was_done(rig: 
 
 
 async def test_a_batch_is_cancelled_wherever_its_jobs_are(rig: StoreRig) -> None:
-    """One job runs, one is held, one came back, one waits for a retry, one was cancelled, two are fresh."""
+    """Submit jobs: one runs, one is held, one came back, one waits for a retry, one was cancelled, two are new."""
     await rig.announce(lanes=2)
     batch_id = await rig.submit(20)
     first, second = await rig.grants(2)
@@ -203,7 +203,7 @@ async def test_a_cancel_of_running_jobs_is_published_with_their_indices(rig: Sto
     batch_id = await rig.submit(4)
     await rig.grants(2)
     async with rig.store.news.pool("EMU") as heard:
-        await heard.next(5)  # what may have been missed before: nothing
+        await heard.next(5)  # the first wake-up after subscribing
         await rig.commands.cancel(batch_id, project="a")
         (message,) = await heard.next(5)
     request = read_cancel(message)
@@ -345,7 +345,7 @@ async def test_the_holder_of_a_job_notes_its_timeout_as_a_separate_request(rig: 
     await rig.tickets.note_timeout(grant.ticket, grant.token, 1)  # not held
     assert (await rig.batch(batch_id)).cancels == ()
     await rig.tickets.note_timeout(grant.ticket, grant.token, 0)
-    assert await rig.renew(grant) == set()  # its holder stops it, nobody else is asked
+    assert await rig.renew(grant) == set()  # its holder stops it without a request
     await rig.settle(grant, {0: rig.outcome(OutcomeKind.ERROR, FaultKind.TIMEOUT)})
     job = await rig.job(batch_id, 0)
     assert (job.status, job.cancel_outcome, job.cancel_requested) == (JobStatus.ERROR, CancelOutcome.STOPPED, None)

@@ -1,4 +1,4 @@
-"""Records that cannot be read, or that a newer Tweezer wrote: named as such, and no worker stops at them."""
+"""Records that are damaged, or that a newer Tweezer wrote: errors name them, and no worker stops because of them."""
 
 from __future__ import annotations
 

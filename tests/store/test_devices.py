@@ -1,4 +1,4 @@
-"""What clients are told of devices: whose specs count, and that no two devices have the same name in them."""
+"""The specs of devices that clients see: which ones apply, and that no two devices have the same name in them."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ async def test_two_devices_never_have_the_same_name_in_their_specs(rig: StoreRig
 
 
 async def test_the_name_of_a_device_without_workers_becomes_free(rig: StoreRig) -> None:
-    """So that a device can be renamed; one whose worker is just starting, or that has work, keeps it."""
+    """A device can be renamed this way; one whose worker is just starting, or that has work, keeps its name."""
     await rig.announce("OLD", worker="old")
     await rig.devices.announce("OLD", ABOUT, specs("FRESNEL"))
     record = rig.keys(Key.DEVICE, "OLD")
     await rig.redis.hset(record, "specs_at", 1)
-    with pytest.raises(InvalidInput, match="OLD"):  # it is served
+    with pytest.raises(InvalidInput, match="OLD"):  # it has a worker
         await rig.devices.announce("NEW", ABOUT, specs("FRESNEL"))
     await rig.tickets.heartbeat("old", "OLD", ttl_s=0, about_device={}, about_worker={})
     await rig.submit(1, device="OLD")

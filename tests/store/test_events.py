@@ -152,7 +152,7 @@ async def take(rig: StoreRig, wait_s: float) -> list[Grant]:
 
 
 async def test_the_doorbell_wakes_a_waiting_worker(real_rig: StoreRig) -> None:
-    """Not on fakeredis: there a blocking pop in a pipeline blocks everybody."""
+    """fakeredis is not tested: there a blocking pop in a pipeline blocks every client."""
     waiting = asyncio.create_task(take(real_rig, 20))
     batch_id = await real_rig.submit(1)
     assert [grant.batch_id for grant in await waiting] == [batch_id]

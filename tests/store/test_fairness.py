@@ -1,4 +1,4 @@
-"""Who is next: fair shares between projects, priorities, ageing, and turns that end."""
+"""The order of batches: fair shares between projects, priorities, ageing, and turns that end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def serve(rig: StoreRig, *, used_s: float) -> UUID:
-    """Takes the next ticket and runs one job of it for so long; the batch that had the turn."""
+    """Take the next ticket, run one job of it for this long, and return its batch."""
     grant = await rig.take()
     await rig.settle(grant, {job.index: OutcomeKind.DONE for job in grant.jobs}, want=0, used_s=used_s)
     return grant.batch_id
@@ -72,7 +72,7 @@ async def test_a_higher_priority_goes_first(rig: StoreRig) -> None:
 
 
 async def test_age_beats_priority_in_the_end(rig: StoreRig) -> None:
-    """LOW stands 600 s of service behind HIGH; after that much it is its turn."""
+    """LOW ranks 600 s of service behind HIGH; after that much service it is next."""
     low = await rig.submit(1, project="patient", priority=Priority.LOW)
     served = []
     for _ in range(14):

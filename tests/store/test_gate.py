@@ -1,4 +1,4 @@
-"""The gate: no job is handed out after Redis started again, until the ledger has put back what it lost."""
+"""The gate: after a restart of Redis, no job is handed out until the ledger has restored what Redis lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FAULT = Fault("internal", "it failed")
 
 @pytest.fixture
 async def shut(rig: StoreRig) -> StoreRig:
-    """A rig whose Redis has started again, and of which there is a ledger."""
+    """A rig with a ledger, whose Redis has restarted."""
     await rig.recovery.mark_ledger()
     assert await rig.start_again("the first") == b"shut"
     await rig.recovery.open_gate()
@@ -140,7 +140,7 @@ async def test_a_batch_that_redis_lost_is_unavailable_until_the_gate_opens(shut:
 
 
 async def test_jobs_for_a_batch_that_redis_lost_are_not_admitted_until_the_gate_opens(shut: StoreRig) -> None:
-    """Their checks need the batch, so that it is looked for before the script is called that knows of the gate."""
+    """Their checks read the batch before they call the script that checks the gate."""
     await shut.start_again()
     with pytest.raises(Unavailable, match="Redis has restarted"):
         await shut.store.admission.add_jobs(new_batch_id(), [JobSpec()], project="a")
@@ -238,13 +238,13 @@ async def test_a_silent_recorder_is_replaced(rig: StoreRig) -> None:
     params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
 )
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
-    request.getfixturevalue(f"{request.param}_server")  # skipped or failed there when the binary is missing
+    request.getfixturevalue(f"{request.param}_server")  # it skips or fails if the binary is missing
     async with RedisServer(tmp_path, kind=cast(ServerKind, request.param)) as started:
         yield started
 
 
 async def reach(store: Store) -> None:
-    """Calls until the server answers: connections of before a restart are found broken when they are used."""
+    """Call until the server answers: connections from before a restart fail when they are used."""
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(Unavailable):
@@ -309,7 +309,7 @@ async def test_a_connection_that_was_cut_off_while_it_arrived_is_not_used(server
         await store.recovery.mark_ledger()
         server.restart()
         with contextlib.suppress(Unavailable):
-            await store.reader.ping()  # the connection of before is found broken
+            await store.reader.ping()  # the old connection turns out to be broken
         await plain.execute_command("CLIENT", "PAUSE", 500)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):

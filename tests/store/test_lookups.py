@@ -1,4 +1,4 @@
-"""Looking up batches and jobs for people: whole, for those who may see them, and nothing for others."""
+"""Batches and jobs that users look up: complete for users who may see them, and not found for others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lookups(rig: StoreRig) -> Lookups:
 
 
 async def _mixed(rig: StoreRig) -> UUID:
-    """One job done, one failed, one running, two waiting."""
+    """Submit a batch: one job is done, one failed, one runs, two wait."""
     batch_id = await rig.submit([JobSpec(runs=n, variables={"x": n}) for n in range(1, 6)])
     grant = await rig.take()
     await rig.settle(grant, {0: OutcomeKind.DONE})

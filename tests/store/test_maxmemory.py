@@ -1,4 +1,4 @@
-"""Redis at its memory limit: new work is refused, what is under way ends."""
+"""Redis at its memory limit: new work is refused, and work that has begun ends."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DONE, PENDING, RUNNING, CANCELED = JobStatus.DONE, JobStatus.PENDING, JobStatus.
 
 @pytest.fixture
 async def rig(real_rig: StoreRig) -> AsyncIterator[StoreRig]:
-    """A rig whose server gets its memory limit back."""
+    """A rig that restores the memory limit of its server afterwards."""
     yield real_rig
     await real_rig.redis.config_set("maxmemory", 0)
 
 
 async def fill(rig: StoreRig) -> None:
-    """From now on Redis is over its limit."""
+    """Set the memory limit of Redis below what it uses."""
     await rig.redis.config_set("maxmemory", 1)
 
 

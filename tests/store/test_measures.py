@@ -1,4 +1,4 @@
-"""What operators watch: jobs, tickets, lanes and waits of each device, what was lost, and how far the recorder is."""
+"""Measures for operators: jobs, tickets, lanes and waits of each device, lost leases, and the recorder's delay."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def device(rig: StoreRig, name: str = "EMU") -> DeviceMeasures:
 
 
 async def submitted_before(rig: StoreRig, batch_id: Any, index: int, age_us: int) -> None:
-    """The job was submitted that much earlier than it was."""
+    """Move the time of the job's submit into the past."""
     name = rig.keys(Key.SPEC, batch_id)
     now_us, _, packed = (await rig.redis.hget(name, index)).partition(b" ")
     await rig.redis.hset(name, index, b"%d %s" % (int(now_us) - age_us, packed))

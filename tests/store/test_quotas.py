@@ -1,4 +1,4 @@
-"""Quotas of projects: what they count, what they refuse and with which words, and that nothing makes them drift."""
+"""Quotas of projects: what they count, what they refuse and with which error, and that the counters stay exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 
 def noise(length: int) -> str:
-    """A text that takes at least so many bytes when it is compressed."""
+    """Return a text that has at least this many bytes when it is compressed."""
     return random.Random(length).randbytes(length).hex()
 
 

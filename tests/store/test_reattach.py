@@ -1,4 +1,4 @@
-"""Jobs that run on elsewhere, on a device that many lanes serve: whatever becomes of a worker, they are taken up."""
+"""Jobs that continue on another server after their worker died: another worker of the device takes them over."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 
 
 async def intend(rig: StoreRig, grant: Grant) -> bytes:
-    """Says that the granted job is to be sent on; what the script answers, without the wait for the disk."""
+    """Write the intent to forward the granted job; return the script's reply, without the wait for the disk."""
     (job,) = grant.jobs
     word, *_ = await rig.store.scripts.call(
         "intend", ticket=str(grant.ticket), token=grant.token, index=job.index, name=grant.token, sent="1"

@@ -1,4 +1,4 @@
-"""Jobs on a machine: intents and their names, and whose turn it is when a holder is gone."""
+"""Jobs on a machine: intents and their names, and which ticket is next after a holder died."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ UP, DOWN = "up", "down"
 
 @pytest.fixture
 async def machine(rig: StoreRig) -> StoreRig:
-    """A device with one machine behind it, which one batch has to itself."""
+    """A device with one machine, which one batch at a time has for itself."""
     await rig.announce(exclusive=1, reattaches=1)
     return rig
 
 
 async def intend(rig: StoreRig, grant: Grant, name: str = "a", *, sent: bool = True) -> str:
-    """Says that the grant's job is to be submitted; what the script answers."""
+    """Write the intent to submit the grant's job, and return the script's reply."""
     (job,) = grant.jobs
     reply: Any = await rig.store.scripts.call(
         "intend", ticket=str(grant.ticket), token=grant.token, index=job.index, name=name, sent=str(int(sent))
@@ -43,13 +43,13 @@ async def set_out(rig: StoreRig, grant: Grant, name: str = "a") -> bool:
 
 
 async def known(rig: StoreRig, batch_id: UUID, index: int = 0) -> tuple[str, str | None] | None:
-    """Name of the job's intent, and the machine's id of it."""
+    """Return the name of the job's intent and its id on the machine."""
     intent = await rig.store.remote.known(batch_id, index)
     return None if intent is None else (intent.name, intent.uid)
 
 
 async def orphan(rig: StoreRig, **options: Any) -> UUID:
-    """A batch whose first job is on the machine, and whose worker is gone."""
+    """Submit a batch whose first job is on the machine and whose worker has died."""
     batch_id = await rig.submit(3, **options)
     grant = await rig.take()
     assert (grant.batch_id, await intend(rig, grant)) == (batch_id, "new")
@@ -203,7 +203,7 @@ async def test_a_job_that_waits_since_redis_restarted_is_searched_for_from_then_
     rig = machine
 
     async def after(batch_id: UUID) -> int | None:
-        """Behind which job of the machine the batch's first is looked for; the machine has one more then."""
+        """Return after which job of the machine the search for the first job begins, and give the machine a new job."""
         (grant,) = [it for it in await rig.grants() if it.batch_id == batch_id]
         assert await intend(rig, grant) == "new"
         intent = await rig.store.remote.known(batch_id, 0)
@@ -220,7 +220,7 @@ async def test_a_job_that_waits_since_redis_restarted_is_searched_for_from_then_
     assert await after(await rig.submit(1)) == 20
     await rig.start_again("the third")
     assert await after(await rig.submit(1)) == 30
-    for number in range(60):  # more than are kept apart
+    for number in range(60):  # more than are kept separately
         await rig.start_again(f"one more: {number}")
         assert await after(await rig.submit(1)) == 40 + 10 * number
     assert await after(old) == 10
@@ -235,7 +235,7 @@ async def test_the_last_known_job_of_a_machine_has_its_remote_id_and_our_job_id(
     await rig.store.remote.note(batch_id, 0, "a", "7", named=True)
     mark = Mark(7, str(job_id(batch_id, 0)), has_names=True)
     assert await rig.store.remote.mark("EMU") == mark
-    await rig.redis.hset(rig.keys(Key.DEVICE, "EMU"), "last_uid", "8")  # by a worker that does not note names
+    await rig.redis.hset(rig.keys(Key.DEVICE, "EMU"), "last_uid", "8")  # as a worker does that does not note names
     assert await rig.store.remote.mark("EMU") == Mark(8, None, has_names=True)
     await rig.redis.hset(rig.keys(Key.DEVICE, "EMU"), "last_uid", "7")
     turn = await rig.settle(grant, {0: OutcomeKind.DONE})
@@ -257,7 +257,7 @@ async def test_a_machine_whose_ids_restarted_is_searched_from_the_restart(machin
 
     before = await rig.store.remote.known(first, 0)
     await rig.store.remote.note_set_back("EMU", 7, 2)
-    await rig.store.remote.note_set_back("EMU", 7, 100)  # repeated, by who did not hear the answer
+    await rig.store.remote.note_set_back("EMU", 7, 100)  # repeated, because the reply was lost
     mark = await rig.store.remote.mark("EMU")
     assert (mark.uid, mark.job, mark.has_names, mark.since) == (2, None, True, 2)
     assert before is not None
@@ -273,7 +273,7 @@ async def test_a_machine_whose_ids_restarted_is_searched_from_the_restart(machin
 
 
 async def reserved(rig: StoreRig, how: str) -> tuple[UUID, UUID]:
-    """An open batch that is idle and has the machine, whose holder went; and another one that waits for the machine."""
+    """Submit an idle open batch that has the machine but no holder, and another batch that waits for the machine."""
     batch_id = await rig.submit(1, open=True)
     grant = await rig.take()
     waits = await rig.submit(1, project="another", priority=Priority.HIGH)
@@ -292,7 +292,7 @@ async def reserved(rig: StoreRig, how: str) -> tuple[UUID, UUID]:
 
 
 async def look_again(rig: StoreRig, batch_id: UUID) -> None:
-    """A few seconds go by, after which it is looked at again who has the machine."""
+    """Let a few seconds pass, and let a worker check again which batch has the machine."""
     await rig.redis.zadd(rig.keys(Key.LEASES, "EMU"), {f"{batch_id}:0": 1}, xx=True)
     await rig.tickets.sweep()
 

@@ -1,4 +1,4 @@
-"""What somebody other than its holder says of a batch or a job: ends, returns, progress, faults, tags, children."""
+"""Reports on a batch or a job by a caller that does not hold it: ends, returns, progress, faults, tags, children."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 FAULT = Fault("reported", "the laser is out of lock")
 DONE, ERROR, CANCELED = JobStatus.DONE, JobStatus.ERROR, JobStatus.CANCELED
 PENDING, RUNNING = JobStatus.PENDING, JobStatus.RUNNING
-EVENTS = {  # what a report of each status is called in the table
+EVENTS = {  # the event of the table for a report of each status
     PENDING: {CANCELED: JobEvent.CANCEL, ERROR: JobEvent.DOOM},
     RUNNING: {CANCELED: JobEvent.STOP, ERROR: JobEvent.FAIL, PENDING: JobEvent.GIVE_BACK},
 }
 
 
 async def reach(rig: StoreRig, status: JobStatus) -> tuple[UUID, int, Grant]:
-    """A batch, the index of a job of it in this status, and the ticket that holds it if it is live."""
+    """Return a batch, the index of its job in this status, and the ticket that holds the job if it is live."""
     batch_id = await rig.submit(8)
     grant = await rig.take()
     if status.terminal:
@@ -42,7 +42,7 @@ async def reach(rig: StoreRig, status: JobStatus) -> tuple[UUID, int, Grant]:
 
 @pytest.mark.parametrize("wanted", JobStatus)
 @pytest.mark.parametrize("status", JobStatus)
-async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
+async def test_a_report_moves_a_job_as_in_the_table_or_changes_nothing(
     rig: StoreRig, status: JobStatus, wanted: JobStatus
 ) -> None:
     batch_id, index, grant = await reach(rig, status)
@@ -63,7 +63,7 @@ async def test_a_report_moves_a_job_as_the_table_says_or_changes_nothing(
     assert (await rig.job(batch_id, index)).status is wanted
     assert (await rig.event_texts(batch_id))[told:] == [f"{index} job.{wanted.lower()}"]
     await rig.run_all()
-    await rig.run(grant)  # of a job that did not run the holder keeps its ticket
+    await rig.run(grant)  # the holder of a job that did not run keeps its ticket
     if status is RUNNING:
         assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
@@ -118,7 +118,7 @@ async def test_progress_and_errors_of_a_running_job_can_be_reported(rig: StoreRi
     async with rig.store.news.batch(batch_id) as heard:
         await rig.commands.report(batch_id, index, percent=40, fault=FAULT, project="a")
         messages = await heard.next(5.0)
-        while not messages:  # the first wake-up is that of the subscription
+        while not messages:  # the subscription itself causes the first wake-up
             messages = await heard.next(5.0)
     assert messages[0].startswith(f"~{index} ".encode())
     job = await rig.job(batch_id, index)

@@ -1,4 +1,4 @@
-"""Rule 24, the ledger wins: what Redis lost and the ledger has is put back, and the rest runs once."""
+"""Rule 24, the ledger wins: what Redis lost and the ledger has is restored, and the rest runs once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FAULT = Fault("user", "it cannot run")
 
 
 async def restore(rig: StoreRig, ledger: Recorded) -> None:
-    """Puts back all of a batch, as the recorder does; afterwards the device counts what there is."""
+    """Restore a whole batch as the recorder does, and check that the counters of the device are right afterwards."""
     assert await rig.recovery.restore(*ledger) == 0
     await rig.recovery.open_gate()
     await assert_counted(rig, ledger[0].batch_id)
 
 
 async def assert_counted(rig: StoreRig, *batches: UUID) -> None:
-    """The record of each batch and the device count the jobs as they are."""
+    """Check that the counters of each batch and of the device match the jobs."""
     total: Counter[JobStatus] = Counter()
     for batch_id in batches:
         statuses = Counter(await rig.statuses(batch_id))
@@ -46,7 +46,7 @@ async def assert_counted(rig: StoreRig, *batches: UUID) -> None:
 
 
 async def run_the_rest(rig: StoreRig, batch_id: UUID) -> list[int]:
-    """Runs all that is left of the batch; the indices of the jobs that were begun, in order."""
+    """Run the remaining jobs of the batch, and return the indices of those that began, in order."""
     before = len(await rig.events(batch_id))
     while grants := await rig.grants():
         await rig.run(grants[0], want=1000)
@@ -55,7 +55,7 @@ async def run_the_rest(rig: StoreRig, batch_id: UUID) -> list[int]:
 
 
 async def state_of(rig: StoreRig) -> dict[str, Any]:
-    """All that a restore must leave as it is: it rings, and stamps the record."""
+    """Return everything that a restore must not change: all but the doorbell and the time of the record."""
     found = await rig.snapshot(but={rig.keys(Key.BELL, "EMU")})
     for value in found.values():
         if isinstance(value, dict):
@@ -107,7 +107,7 @@ async def test_jobs_before_the_cursor_become_pending_again(rig: StoreRig) -> Non
     await rig.commands.cancel_jobs(batch_id, [5, 2500], project="a")
     ledger = await recorded(rig.store, batch_id)
     await fall_back(rig.store, saved)
-    await rig.commands.cancel_jobs(batch_id, [7], project="a")  # while the ledger was away
+    await rig.commands.cancel_jobs(batch_id, [7], project="a")  # while the ledger was unavailable
 
     await restore(rig, ledger)
     begun = await run_the_rest(rig, batch_id)
@@ -128,7 +128,7 @@ async def test_a_held_job_leaves_its_holder(rig: StoreRig) -> None:
     await restore(rig, ledger)
     assert await rig.members(Key.HELD, batch_id, 0) == {"2", "4"}
     again = await rig.settle(grant, {1: OutcomeKind.DONE, 3: OutcomeKind.ERROR}, want=4)
-    assert (again.next, again.refused) == (NextStep.JOBS, 0), "its holder settled it, and may say so again"
+    assert (again.next, again.refused) == (NextStep.JOBS, 0), "its holder settled it, and may repeat that"
     assert {job.index for job in again.jobs} == {job.index for job in last.jobs}
     await rig.run(grant)
     assert await run_the_rest(rig, batch_id) == []
@@ -186,7 +186,7 @@ async def test_a_job_that_waits_for_a_retry_ends(rig: StoreRig) -> None:
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
 
 
-# --------------------------------------------------------------------------- live jobs of which the ledger knows more
+# --------------------------------------------------------------------------- live jobs that the ledger knows better
 
 
 def moves(rig_events: list[Event], index: int) -> list[JobStatus]:
@@ -255,13 +255,13 @@ async def test_a_job_whose_cancel_was_requested_ends_when_its_ticket_is_lost(rig
     assert await rig.statuses(batch_id) == [CANCELED, PENDING]
 
 
-# ------------------------------------------------------------------------------------------- batches that are gone
+# ------------------------------------------------------------------------------------------- batches that are missing
 
 
 async def test_a_batch_that_redis_does_not_know_is_restored(rig: StoreRig) -> None:
     saved = await checkpoint(rig.store)
     batch_id = await rig.submit([JobSpec(runs=1 + index) for index in range(4)])
-    await rig.settle(await rig.take(), {0: OutcomeKind.DONE})  # holds the next, and is lost
+    await rig.settle(await rig.take(), {0: OutcomeKind.DONE})  # it holds the next job, and is lost
     ledger = await recorded(rig.store, batch_id)
     batch, (first, *_) = await rig.batch(batch_id), await rig.jobs(batch_id)
     await fall_back(rig.store, saved)
@@ -270,7 +270,7 @@ async def test_a_batch_that_redis_does_not_know_is_restored(rig: StoreRig) -> No
 
     await restore(rig, ledger)
     now = await rig.batch(batch_id)
-    assert now.sequence_number == batch.sequence_number + 1, "the job that ran went back"
+    assert now.sequence_number == batch.sequence_number + 1, "the job that ran is pending again"
     same = {"updated": now.updated, "counts": now.counts, "sequence_number": now.sequence_number}
     assert now == replace(batch, **same)
     assert [job.spec.runs for job in await rig.jobs(batch_id)] == [1, 2, 3, 4]
@@ -294,7 +294,7 @@ async def test_a_batch_that_is_restored_by_several_calls_is_not_handed_out_befor
     assert await rig.grants() == []
     with pytest.raises(NotFound):
         await rig.commands.add_jobs(batch_id, [JobSpec()], project="a")
-    assert await rig.recovery.restore(batch, jobs[2000:]) == 1300, "what does not follow is not taken"
+    assert await rig.recovery.restore(batch, jobs[2000:]) == 1300, "jobs after a gap are not accepted"
     await restore(rig, (batch, jobs))
     assert sorted(await run_the_rest(rig, batch_id)) == list(range(1, 2499, 2))
     assert (await rig.batch(batch_id)).status is BatchStatus.DONE
@@ -333,7 +333,7 @@ async def test_a_batch_of_another_version_is_left_alone(rig: StoreRig) -> None:
 
 
 async def end(rig: StoreRig, batch_id: UUID, status: BatchStatus) -> None:
-    """Brings a batch of one running job to this end."""
+    """Bring a batch of one running job to this end."""
     (grant,) = await rig.grants()
     match status:
         case BatchStatus.DONE:
@@ -368,7 +368,7 @@ async def test_the_end_of_a_batch_is_restored(rig: StoreRig, status: BatchStatus
     assert now == replace(batch, updated=now.updated)
     assert now.status is status
     assert await rig.jobs(batch_id) == [job]
-    assert await rig.event_texts(batch_id) == told, "what the ledger has is not told again"
+    assert await rig.event_texts(batch_id) == told, "no event of the ledger is repeated"
     assert await rig.grants() == []
     assert await rig.members(Key.READY, "EMU") == set()
     assert await rig.members(Key.IDLE) == set()

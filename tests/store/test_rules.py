@@ -1,7 +1,7 @@
-"""The interleavings that ``docs/explanation/protocol.md`` names, one test (or a few) for each, named after its rule.
+"""The interleavings of ``docs/explanation/protocol.md``, with one or more tests for each, named after its rule.
 
-Rules about lanes and workers' processes (10 in part, 13), the QPU (19–21) and scheduler (27) are tested where those
-live; those about what the ledger puts back (24) in ``test_restore.py``.
+The tests of some rules are beside what they are about: those of lanes and worker processes (10 in part, 13), of QPUs
+(19–21) and of the scheduler (27). Those about a restore by the ledger (24) are in ``test_restore.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAULT = Fault("internal", "the body failed")
 
 
 async def state_of(rig: StoreRig) -> object:
-    """All that a repeated call must leave as it is: leases are renewed, service and times are counted on."""
+    """Return everything that a repeated call must not change: all but leases, service and times."""
     moving = {rig.keys(Key.LEASES, "EMU"), rig.keys(Key.FAIR, "EMU"), rig.keys(Key.BELL, "EMU")}
     found = await rig.snapshot(but=moving)
     for name, value in found.items():
@@ -93,7 +93,7 @@ async def test_rule_3_a_thousand_batches_of_one_project_do_not_delay_the_only_ba
         await rig.submit(1, project="many")
     one = await rig.submit(1, project="one")
     assert one in [(await rig.take()).batch_id for _ in range(2)]
-    await rig.redis.flushall()  # a thousand live batches need no tidying
+    await rig.redis.flushall()  # instead of ending a thousand live batches
 
 
 async def test_rule_3_a_yield_ranks_the_ticket_anew(rig: StoreRig) -> None:
@@ -253,7 +253,7 @@ async def test_rule_7_a_token_does_not_repeat_after_redis_lost_its_last_second(r
     assert (again.batch_id, again.ticket) == (batch_id, lost.ticket)
     assert again.token != lost.token
     assert (await rig.settle(lost, {0: OutcomeKind.DONE})).next is NextStep.STALE
-    await rig.announce()  # its heartbeat would; a restored key has lost its expiry
+    await rig.announce()  # as its heartbeat would: a restored key has lost its expiry
 
 
 async def test_rule_7_a_token_grows_even_if_the_clock_went_back(rig: StoreRig) -> None:
@@ -630,7 +630,7 @@ async def test_rule_17_a_cancel_of_running_work_is_published_and_renew_is_the_fa
         await rig.commands.cancel_jobs(batch_id, [0, 1], project="a")
         (message,) = await heard.next(5)
     assert read_cancel(message).indices == {0}
-    for _ in range(2):  # as often as it is asked
+    for _ in range(2):  # each time it is read
         assert await rig.renew(grant) == {0}
 
 
@@ -676,10 +676,12 @@ async def test_rule_23_trimming_stops_at_the_slowest_reader(rig: StoreRig) -> No
         await rig.redis.xreadgroup(group, "c", {stream: ">"}, count=read)
     await rig.redis.xack(stream, "archive", *entries[:2])
     await rig.tickets.trim(entries[4])
-    assert [entry.id for entry in await rig.store.events.read()] == entries  # couriers acknowledged nothing
+    assert [entry.id for entry in await rig.store.events.read()] == entries  # couriers have acknowledged nothing
     await rig.redis.xack(stream, "couriers", *entries[:3])
     await rig.tickets.trim(entries[4])
-    assert [entry.id for entry in await rig.store.events.read()] == entries[1:]  # archive was given the second last
+    assert [entry.id for entry in await rig.store.events.read()] == entries[
+        1:
+    ]  # the archive has received the second last
     await rig.tickets.trim(entries[0])  # a recorder that is further behind
     assert [entry.id for entry in await rig.store.events.read()] == entries[1:]
 

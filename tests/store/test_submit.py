@@ -1,4 +1,4 @@
-"""Submit, add and close; what is refused, and that a refusal changes nothing."""
+"""Submit, add and close; what they refuse, and that a refusal changes nothing."""
 
 from __future__ import annotations
 

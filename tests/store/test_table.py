@@ -1,7 +1,7 @@
-"""The lifecycle table against the scripts: every status, every event, with a held and with a stale token.
+"""The scripts against the lifecycle table: every status, every event, with a held and with a stale token.
 
-A batch is driven into each state with real calls, then the event is applied with real calls. What the
-table does not list must change nothing.
+Real calls bring a batch into each state and then apply the event. An event that the table does not list must change
+nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ SETTLED = {
     JobEvent.STOP: OutcomeKind.CANCELED,
     JobEvent.RETRY: OutcomeKind.RETRY,
 }
-WITHOUT_TOKEN = {JobEvent.CANCEL}  # a user's; all others carry a ticket's token, or (reclaim) find its lease over
+WITHOUT_TOKEN = {JobEvent.CANCEL}  # a user's; all others have a ticket's token, or (reclaim) find its lease expired
 RETURNS = (JobEvent.RETRY, JobEvent.RECLAIM, JobEvent.GIVE_BACK)
 
 
 async def reach_job(rig: StoreRig, status: JobStatus) -> tuple[UUID, Grant, Grant, int]:
-    """An open batch, a ticket of it, another ticket of it, and the index of a job in this status that the
-    first one holds, or held until it settled it."""
+    """Return an open batch, two of its tickets, and the index of a job in this status.
+
+    The first ticket holds the job, or held it until it settled it.
+    """
     await rig.announce(lanes=2)
     batch_id = await rig.submit(12, open=True)
     grant, other = await rig.grants(2)
@@ -66,22 +68,22 @@ async def apply_to_job(rig: StoreRig, event: JobEvent, grant: Grant, other: Gran
             await rig.tickets.drain(grant.ticket, grant.token)
         case JobEvent.CANCEL:
             await rig.commands.cancel_jobs(grant.batch_id, [index], project="a")
-        case JobEvent.DOOM:  # by another ticket of the batch: what this one runs goes on
+        case JobEvent.DOOM:  # by another ticket of the batch: the jobs of this one continue
             await rig.tickets.fail_batch(other.ticket, other.token, FAULT)
 
 
 def status_after(status: JobStatus, event: JobEvent, *, stale: bool) -> JobStatus:
-    """What the table, and the rules that refine it, say of a job that the ticket holds if it is live."""
+    """Return the status that the table and the rules require for a job that the ticket holds if it is live."""
     if stale and event not in WITHOUT_TOKEN:
         return status
-    if status is JobStatus.PENDING and event in SETTLED:  # counts as begin and then the outcome
+    if status is JobStatus.PENDING and event in SETTLED:  # the job begins and gets its outcome
         status = JOB_TABLE[status, JobEvent.BEGIN]
     return JOB_TABLE.get((status, event), status)
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["held", "stale"])
 @pytest.mark.parametrize(("status", "event"), list(product(JobStatus, JobEvent)))
-async def test_the_scripts_move_a_job_as_the_table_says(
+async def test_the_scripts_move_a_job_as_in_the_table(
     rig: StoreRig, status: JobStatus, event: JobEvent, stale: bool
 ) -> None:
     batch_id, grant, other, index = await reach_job(rig, status)
@@ -100,7 +102,7 @@ async def test_the_scripts_move_a_job_as_the_table_says(
 
 @pytest.mark.parametrize("event", [event for event in JobEvent if event not in (JobEvent.CANCEL, JobEvent.DOOM)])
 async def test_a_ticket_moves_no_job_that_another_one_holds(rig: StoreRig, event: JobEvent) -> None:
-    """All but a cancel, which is a user's, and doom, which strikes the whole batch."""
+    """Every event but a cancel, which is a user's, and doom, which concerns the whole batch."""
     batch_id, grant, other, index = await reach_job(rig, JobStatus.PENDING)
     await apply_to_job(rig, event, other, grant, index, stale=False)
     assert (await rig.job(batch_id, index)).status is JobStatus.PENDING
@@ -119,8 +121,10 @@ async def test_a_job_whose_cancel_was_requested_is_canceled_where_it_would_retur
 
 
 async def reach_batch(rig: StoreRig, status: BatchStatus, *, working: bool) -> tuple[UUID, Grant | None]:
-    """A batch in this status and its ticket, if it ever had one. working: it is open and has jobs to run, of
-    which the ticket holds one that is not begun; else it is open without jobs to run."""
+    """Return an open batch in this status, and its ticket if it ever had one.
+
+    With ``working`` it has jobs to run, and the ticket holds one that has not begun; else it has no jobs to run.
+    """
     if status is BatchStatus.PENDING:
         return await rig.submit(8 if working else 0, open=True), None
     live = status in (BatchStatus.RUNNING, BatchStatus.PAUSED)
@@ -147,7 +151,7 @@ async def reach_batch(rig: StoreRig, status: BatchStatus, *, working: bool) -> t
 
 
 async def apply_to_batch(rig: StoreRig, event: BatchEvent, batch_id: UUID, grant: Grant | None, *, stale: bool) -> None:
-    """Terminal batches refuse some of the commands; the caller looks at what that left."""
+    """Ignore the refusals of terminal batches; the caller checks the result."""
     if grant is not None and stale:
         grant = replace(grant, token=str(int(grant.token) + 1))
     match event:
@@ -170,7 +174,9 @@ async def apply_to_batch(rig: StoreRig, event: BatchEvent, batch_id: UUID, grant
             if grant is not None:
                 await rig.settle(grant, {1: OutcomeKind.CANCELED})
         case BatchEvent.DOOM:
-            grant = grant or await rig.take()  # begins the batch: only who holds a ticket knows that it cannot run
+            grant = (
+                grant or await rig.take()
+            )  # begins the batch: only the holder of a ticket can find that it cannot run
             token = str(int(grant.token) + 1) if stale else grant.token
             await rig.tickets.fail_batch(grant.ticket, token, FAULT)
         case BatchEvent.EXPIRE:
@@ -187,7 +193,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("status", "event", "stale"), ROWS)
-async def test_the_scripts_move_a_batch_as_the_table_says(
+async def test_the_scripts_move_a_batch_as_in_the_table(
     rig: StoreRig, status: BatchStatus, event: BatchEvent, stale: bool
 ) -> None:
     idle = event is BatchEvent.EXPIRE or (status, event) == (BatchStatus.PENDING, BatchEvent.COMPLETE)
@@ -221,7 +227,7 @@ async def test_a_batch_with_work_does_not_complete_by_being_closed(rig: StoreRig
 
 
 async def test_a_paused_batch_that_never_began_resumes_to_pending(rig: StoreRig) -> None:
-    """The one place where the table's RESUME leads elsewhere."""
+    """The only case in which RESUME differs from the table."""
     batch_id = await rig.submit(1)
     await rig.commands.pause(batch_id, project="a")
     await rig.commands.resume(batch_id, project="a")

@@ -1,4 +1,4 @@
-"""Take, settle, renew, give back: what a worker does with a ticket."""
+"""The calls of a worker on a ticket: take, settle, renew, give back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What time and housekeeping do: sweep, forget, heartbeat, records of another version."""
+"""Periodic work: sweep, forget, heartbeat, records of another version."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def test_a_forgotten_batch_leaves_nothing_behind(rig: StoreRig) -> None:
     after.pop(rig.keys(Key.FAIR, "EMU"), None)
     device = rig.keys(Key.DEVICE, "EMU")
     assert (after[device].pop(b"pending"), after[device].pop(b"running")) == (b"0", b"0")
-    assert after[device].pop(b"job_ms") == b"2000"  # how long jobs take is the device's
-    assert set(after.pop(rig.keys(Key.PROJECT, "a"))) == {b"kept"}  # what the ledger has counts towards the quota
+    assert after[device].pop(b"job_ms") == b"2000"  # the mean duration of jobs belongs to the device
+    assert set(after.pop(rig.keys(Key.PROJECT, "a"))) == {b"kept"}  # results in the ledger count towards the quota
     assert after == empty
 
 
@@ -202,7 +202,7 @@ async def test_a_ready_batch_of_an_unknown_version_is_left_alone(rig: StoreRig) 
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
 
     await rig.make_due(newer)
-    await rig.tickets.sweep()  # looks again, and leaves it alone again
+    await rig.tickets.sweep()  # it reads the batch again, and changes nothing again
     assert await rig.redis.hgetall(rig.keys(Key.BATCH, newer)) == record
     await rig.redis.hset(rig.keys(Key.BATCH, newer), "v", "1")  # as a worker of its version would see it
     await rig.make_due(newer)

@@ -1,4 +1,4 @@
-"""Planned maintenance: what is not begun during it, nor before it because it would not end in time."""
+"""Planned maintenance: no job begins during it, or before it if the job would not end in time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def plan(
 
 
 async def pass_time(rig: StoreRig, seconds: float, *, device: str = DEVICE) -> None:
-    """So much time goes by for the plan of a device: all that is planned comes nearer."""
+    """Let this much time pass for the plan of a device, by moving all its windows."""
     redis, windows, record = rig.redis, rig.keys(Key.WINDOWS, device), rig.keys(Key.DEVICE, device)
 
     def moved(value: bytes) -> str:
@@ -66,7 +66,7 @@ async def notices(rig: StoreRig) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def learn(rig: StoreRig, job_s: float, *, device: str = DEVICE) -> None:
-    """Jobs of the device took so long lately."""
+    """Let recent jobs of the device take this long."""
     await rig.redis.hset(rig.keys(Key.DEVICE, device), "job_ms", round(job_s * 1000))
 
 
@@ -132,7 +132,7 @@ async def test_windows_are_kept_in_order_until_they_are_over(rig: StoreRig) -> N
     await rig.devices.drop(DEVICE, late.id)
     assert await rig.reader.windows(DEVICE) == []
     assert (await record_of(rig)).window is None
-    assert await notices(rig) == []  # nobody was there to tell of the first
+    assert await notices(rig) == []  # the first one had no listener
 
 
 async def test_no_job_begins_during_a_window_and_its_begin_and_end_have_events(rig: StoreRig) -> None:
@@ -214,7 +214,7 @@ async def test_a_device_is_up_again_when_every_reason_to_pause_has_ended(rig: St
 async def test_impossible_windows_are_refused(rig: StoreRig) -> None:
     window = await plan(rig, 60, 120)
     before = await rig.snapshot()
-    await rig.devices.plan(DEVICE, window)  # once more, for the answer was lost
+    await rig.devices.plan(DEVICE, window)  # once more, because the reply was lost
     for begins_s, ends_s in ((0, 61), (119, 200), (70, 80), (50, 130)):
         with pytest.raises(Conflict, match="overlaps"):
             await plan(rig, begins_s, ends_s)
@@ -243,7 +243,7 @@ async def test_the_number_of_windows_is_limited(rig: StoreRig) -> None:
         await plan(rig, 10_000, 10_010)
 
 
-# --- what would not end in time
+# --- jobs that would not end in time
 
 
 async def test_settled_jobs_give_the_mean_duration_of_jobs(rig: StoreRig) -> None:
@@ -258,7 +258,7 @@ async def test_settled_jobs_give_the_mean_duration_of_jobs(rig: StoreRig) -> Non
     await rig.run_all()
     job_s = (await record_of(rig)).job_s
     assert job_s is not None
-    assert 6.0 < job_s < 8.0  # half of its weight is gone after five others
+    assert 6.0 < job_s < 8.0  # its weight is halved after five others
 
 
 async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_run(rig: StoreRig) -> None:
@@ -268,7 +268,7 @@ async def test_a_batch_that_would_not_end_before_a_window_waits_and_others_run(r
     assert (await rig.take()).batch_id == short
     await rig.silence()
     assert await rig.grants() == []
-    assert await rig.bell() == 0  # or workers would ask again and again
+    assert await rig.bell() == 0  # or workers would call take again and again
     window = (await record_of(rig)).waits_for_window(await rig.batch(long), after(0))
     assert window is not None
     assert (await record_of(rig)).waits_for_window(await rig.batch(short), after(0)) is None
@@ -310,12 +310,12 @@ async def test_no_batch_waits_for_a_window_while_the_duration_of_jobs_is_unknown
     assert (await rig.take()).batch_id == batch_id
 
 
-async def test_a_batch_that_has_begun_continues_by_the_duration_of_its_own_jobs(rig: StoreRig) -> None:
+async def test_a_batch_that_has_begun_continues_by_how_long_its_jobs_take(rig: StoreRig) -> None:
     await learn(rig, 1000.0)
     batch_id = await rig.submit(3)
     grant = await rig.take()
     await plan(rig, 60, 120)
-    turn = await rig.settle(grant, {0: OutcomeKind.DONE})  # it took 2 s, whatever others do
+    turn = await rig.settle(grant, {0: OutcomeKind.DONE})  # it took 2 s; other batches do not matter
     assert (turn.next, [job.index for job in turn.jobs]) == (NextStep.JOBS, [1])
     await pass_time(rig, 59)
     turn = await rig.settle(grant, {1: OutcomeKind.DONE})
@@ -329,7 +329,7 @@ async def test_a_batch_that_has_begun_continues_by_the_duration_of_its_own_jobs(
 
 @pytest.fixture
 async def machine(rig: StoreRig) -> StoreRig:
-    """The same with a machine that one batch has to itself."""
+    """A rig with a machine that one batch at a time has for itself."""
     await rig.announce(QPU, worker="q", exclusive=1, reattaches=1, is_emulator=0)
     return rig
 
