@@ -160,7 +160,7 @@ async def test_the_wait_for_an_event_has_an_end(place: Place) -> None:
     await batch.cancel()
 
 
-async def test_the_events_of_a_foreign_batch_are_not_there(place: Place) -> None:
+async def test_the_events_of_a_foreign_batch_are_not_found(place: Place) -> None:
     batch = await place.submit([{}])
     async with place.connect("theirs") as queue:
         with pytest.raises(tweezer.NotFound):

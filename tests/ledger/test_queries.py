@@ -233,7 +233,7 @@ def test_a_page_and_its_total_are_of_one_moment(own_ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("text", ["%'\"; DROP TABLE jobs; --", "💥", "ü" * 200, "\\", "$1 %s :x"])
-def test_any_text_may_be_looked_for(ledger: Ledger, text: str) -> None:
+def test_any_text_may_be_searched_for(ledger: Ledger, text: str) -> None:
     for wanted in (JobFilter(users=(text,)), JobFilter(tags_all=(text, "")), JobFilter(devices=(text, DEVICES[0]))):
         assert ledger.queries.jobs(OPERATOR, wanted).total == len(ledger.wanted_jobs(OPERATOR, wanted))
     assert ledger.queries.jobs(OPERATOR, JobFilter()).total == PLAN.jobs

@@ -52,7 +52,7 @@ def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
 
 
 @pytest.mark.usefixtures("_is_up")
-def test_settings_are_those_of_the_one_that_runs(folder: Path) -> None:
+def test_settings_come_from_the_running_up(folder: Path) -> None:
     settings = load()
     assert settings.redis.url == VARIABLES["TWEEZER_REDIS_URL"]
     assert (settings.namespace, settings.project_id) == ("lab", "physics")
@@ -73,7 +73,7 @@ def test_a_variable_an_option_or_the_file_wins(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("_is_up")
-async def test_a_queue_is_that_of_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_queue_connects_to_the_running_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from tweezer import connect_async
 
     async with connect_async() as queue:
@@ -87,7 +87,7 @@ async def test_a_queue_is_that_of_the_one_that_runs(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("_is_up")
-def test_processes_of_a_courier_use_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_a_courier_use_the_running_up(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Settings] = []
 
     def child(_: list[str], environment: dict[str, str], **__: object) -> None:
@@ -116,7 +116,7 @@ def test_the_folder_may_be_named_by_a_variable(folder: Path, monkeypatch: pytest
         assert queue.project == "physics"
 
 
-def test_what_one_that_was_killed_left_behind_means_nothing(folder: Path) -> None:
+def test_the_files_of_a_killed_up_are_ignored(folder: Path) -> None:
     folder.mkdir(parents=True)
     published = PublishedEnvironment(folder, VARIABLES)
     left = published.file.read_bytes()
@@ -130,7 +130,7 @@ def test_what_one_that_was_killed_left_behind_means_nothing(folder: Path) -> Non
     again.close()
 
 
-def test_a_shell_reads_the_variables_and_nobody_else_may(tmp_path: Path) -> None:
+def test_a_shell_can_read_the_variables_and_other_users_cannot(tmp_path: Path) -> None:
     published = PublishedEnvironment(tmp_path, VARIABLES)
     assert published.file.stat().st_mode & 0o777 == 0o600
     ran = subprocess.run(["sh", "-c", f". '{published.file}'; env -0"], capture_output=True, env={}, check=True)

@@ -116,7 +116,7 @@ def test_honcho_gives_the_api_its_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.redis
-def test_redis_starts_with_our_configuration(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_redis_starts_with_the_deployed_configuration(redis_server: RedisServer, tmp_path: Path) -> None:
     socket, users = tmp_path / "redis.sock", tmp_path / "users"
     make_users(users, socket)
     command = [str(find_server("redis")), str(DEPLOY / "redis.conf"), "--dir", str(tmp_path)]
@@ -278,7 +278,7 @@ def test_compose_upgrades_the_ledger_before_what_uses_it() -> None:
         assert services[name]["depends_on"]["upgrade"]["condition"] == "service_completed_successfully"
 
 
-def test_services_of_compose_reach_nothing_but_each_other_unless_they_must() -> None:
+def test_services_of_compose_reach_only_each_other_unless_they_need_more() -> None:
     content = compose()
     assert content["networks"]["backend"] == {"internal": True}
     for name, service in content["services"].items():

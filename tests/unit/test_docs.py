@@ -329,7 +329,7 @@ def test_the_protocol_names_every_key() -> None:
     assert {name for row in rows for name in _SPAN.findall(row[0])} == {key.value for key in Key}
 
 
-def test_the_words_of_events_mean_what_the_protocol_says() -> None:
+def test_the_words_of_events_match_the_protocol() -> None:
     for words, meaning in table_rows((DOCS / "explanation/protocol.md").read_text(), "word", "event"):
         types = [event.type for word in _SPAN.findall(words) for event in read_events(UUID(int=0), 1, 0, word)]
         assert types

@@ -55,7 +55,7 @@ async def test_the_page_has_every_route_of_the_application_once(rig: ApiRig) -> 
     assert {seed for _, _, seed, _ in rows()} <= SEEDS
 
 
-async def test_every_route_answers_each_role_as_the_page_has_it(rig: ApiRig) -> None:
+async def test_every_route_answers_each_role_as_documented(rig: ApiRig) -> None:
     keys = {role: rig.key(role) for role in Role}
     rig.add_user("ada")
     for method, path, _, told in rows():

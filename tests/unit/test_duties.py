@@ -33,7 +33,7 @@ class Steps:
             raise error
 
 
-async def test_a_loop_goes_on_after_every_kind_of_failure() -> None:
+async def test_a_loop_continues_after_every_kind_of_failure() -> None:
     step = Steps(Unavailable("away"), OSError("reset"), ValueError("a bug"), asyncio.CancelledError(), None)
     with structlog.testing.capture_logs() as logged:
         await repeat("test", step, backoff=SOON, while_=lambda: step.calls < 6)
@@ -69,7 +69,7 @@ async def test_after_a_failure_the_pause_is_the_backoff() -> None:
     assert 2.0 <= pauses[1] <= 4.0
 
 
-async def test_full_and_unavailable_are_waited_for_and_other_errors_are_raised() -> None:
+async def test_queue_full_and_unavailable_are_retried_and_other_errors_are_raised() -> None:
     step = Steps(QueueFull("full"), Unavailable("away"), None)
     await until_answered(step, SOON, "testing")
     assert step.calls == 3
@@ -123,7 +123,7 @@ async def test_duties_end_with_their_block_and_its_own_error_is_kept() -> None:
     assert duties.tasks["test"].done()
 
 
-async def test_a_loop_that_ends_while_it_is_needed_tells_those_who_wait_and_can_start_again() -> None:
+async def test_waiters_of_a_loop_that_ends_get_an_error_and_it_can_start_again() -> None:
     step, told = Steps(), list[TweezerError]()
     duty = Duty("test", step, is_needed=lambda: True, ended=told.append)
     duty.start()
@@ -157,7 +157,7 @@ async def test_a_loop_that_ends_while_it_is_needed_tells_those_who_wait_and_can_
         (redis_errors.ResponseError("wrong number of arguments"), "redis"),
     ],
 )
-def test_errors_of_redis_are_told_apart(raised: redis_errors.RedisError, code: str) -> None:
+def test_errors_of_redis_are_distinguished(raised: redis_errors.RedisError, code: str) -> None:
     assert translate_error(raised).code == code
 
 

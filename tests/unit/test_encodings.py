@@ -45,12 +45,12 @@ def test_every_text_file_is_opened_with_an_encoding(file: Path) -> None:
 
 
 @pytest.mark.parametrize("careful", ['open("a", "rb")', 'p.read_text("utf-8")', 'p.open("xb")', "store.open(connect)"])
-def test_the_check_lets_pass_what_is_careful(careful: str) -> None:
+def test_the_check_accepts_careful_code(careful: str) -> None:
     assert list(careless(ast.parse(careful))) == []
 
 
 @pytest.mark.parametrize("bad", ['open("a")', 'open("a", "w")', "p.read_text()", 'p.open("a")', "run(c, text=True)"])
-def test_the_check_finds_what_is_careless(bad: str) -> None:
+def test_the_check_finds_careless_code(bad: str) -> None:
     assert list(careless(ast.parse(bad))) == [1]
 
 
@@ -79,7 +79,7 @@ assert any(not script_text(path.stem).isascii() for path in _files()), "somethin
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 
-def test_the_command_line_speaks_in_any_locale() -> None:
+def test_the_command_line_works_in_any_locale() -> None:
     ran = run("-m", "tweezer.cli", "cancel", "--help", PYTHONIOENCODING="iso-8859-1")
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert rb"BATCH\u2026" in ran.stdout, "what the terminal does not have is written in ASCII"

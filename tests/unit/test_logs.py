@@ -42,7 +42,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_a_json_line_has_time_level_logger_event_and_what_is_bound(stream: io.StringIO) -> None:
+def test_a_json_line_has_time_level_logger_event_and_bound_values(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     batch = UUID("0193b4a0-0000-7000-8000-000000000001")
     structlog.get_logger("tweezer.worker").bind(batch=batch, token=7).info("ticket.taken", jobs=12)
@@ -73,7 +73,7 @@ def test_context_is_on_lines_of_structlog_and_of_the_standard_library(stream: io
 
 
 @pytest.mark.parametrize("name", ["arq", "uvicorn", "uvicorn.access"])
-def test_handlers_of_libraries_give_way(name: str, stream: io.StringIO) -> None:
+def test_handlers_of_libraries_are_removed(name: str, stream: io.StringIO) -> None:
     library = logging.getLogger(name)
     library.addHandler(logging.StreamHandler(io.StringIO()))
     library.propagate = False
@@ -83,7 +83,7 @@ def test_handlers_of_libraries_give_way(name: str, stream: io.StringIO) -> None:
     assert not library.handlers
 
 
-def test_the_level_filters_both_worlds(stream: io.StringIO) -> None:
+def test_the_level_filters_structlog_and_the_standard_library(stream: io.StringIO) -> None:
     logs.configure("json", "WARNING", stream=stream)
     structlog.get_logger("tweezer").info("quiet")
     logging.getLogger("arq.worker").info("quiet")
@@ -113,7 +113,7 @@ def test_a_key_that_names_a_secret_shows_no_value(key: str, stream: io.StringIO)
     assert line[key] == logs.REDACTED
 
 
-def test_the_fencing_token_and_lookalikes_show(stream: io.StringIO) -> None:
+def test_the_fencing_token_and_similar_keys_are_shown(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     structlog.get_logger("tweezer").info("settled", token=42, idempotency_key="k", secretary="Ada")
     (line,) = lines(stream)
@@ -121,7 +121,7 @@ def test_the_fencing_token_and_lookalikes_show(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("format", ["json", "console"])
-def test_credentials_in_urls_are_cut_wherever_they_stand(format: logs.LogFormat, stream: io.StringIO) -> None:
+def test_credentials_in_urls_are_masked_everywhere(format: logs.LogFormat, stream: io.StringIO) -> None:
     logs.configure(format, stream=stream)
     url = "redis://user:hunter2@redis.lab:6379/0"
     log = structlog.get_logger("tweezer")
@@ -139,7 +139,7 @@ def test_credentials_in_urls_are_cut_wherever_they_stand(format: logs.LogFormat,
     assert "ConnectionError" in text
 
 
-def test_what_only_looks_like_credentials_stays(stream: io.StringIO) -> None:
+def test_text_that_only_resembles_credentials_is_unchanged(stream: io.StringIO) -> None:
     logs.configure("json", stream=stream)
     structlog.get_logger("tweezer").info("sent", url="http://lab.example:8000/a@b", to="ada@lab.example")
     (line,) = lines(stream)

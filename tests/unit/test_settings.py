@@ -30,7 +30,7 @@ def test_with_nothing_set_there_are_defaults() -> None:
     assert settings.worker.memory_limit_mb == 4096
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_docstring() -> None:
     tree = ast.parse(Path(str(load.__code__.co_filename)).read_text(encoding="utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     for setting in SETTINGS.values():
@@ -59,7 +59,7 @@ def test_the_environment_wins_over_the_file_and_the_file_over_defaults(monkeypat
     assert (settings.worker.lanes, settings.worker.lease_s, settings.worker.drain_s) == (4, 30, 4)
 
 
-def test_what_is_given_in_code_wins_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_given_in_code_win_over_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_WORKER_LANES", "4")
     assert load({"worker.lanes": 5}).worker.lanes == 5
 
@@ -117,7 +117,7 @@ def test_a_heartbeat_fits_the_lease(lease_s: float, heartbeat_s: float) -> None:
 @pytest.mark.parametrize(
     ("schedule_s", "link_s"), [((0,), 7 * 86_400), ((0, 5 * 86_400), 10 * 86_400), ((0, 20 * 86_400), LINK_MAX_S)]
 )
-def test_links_in_webhooks_are_valid_for_longer_than_attempts_last(schedule_s: tuple[float, ...], link_s: int) -> None:
+def test_links_in_webhooks_are_valid_for_longer_than_the_attempts(schedule_s: tuple[float, ...], link_s: int) -> None:
     assert WebhookSettings(schedule_s=schedule_s).link_s == link_s
 
 
@@ -147,7 +147,7 @@ def test_an_unknown_key_in_the_file_is_an_error() -> None:
             load()
 
 
-def test_a_group_that_is_no_table_is_an_error() -> None:
+def test_a_group_that_is_not_a_table_is_an_error() -> None:
     Path("tweezer.toml").write_text("worker = 2\n", encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"^worker in tweezer\.toml: should be a valid dictionary"):
         load()
@@ -159,7 +159,7 @@ def test_a_file_that_is_not_toml_is_an_error() -> None:
         load()
 
 
-def test_a_password_shows_neither_in_an_error_nor_in_the_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_password_is_shown_neither_in_an_error_nor_in_the_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_REDIS_URL", "http://:hunter2@lab")
     with pytest.raises(InvalidInput) as raised:
         load()
@@ -206,7 +206,7 @@ def test_passwords_of_the_database_and_the_secrets_key_may_be_in_files(
 @pytest.mark.parametrize(
     ("content", "problem"), [(None, "cannot be read: No such file"), (b"\n", "is empty"), (b"\xff", "is not a text")]
 )
-def test_a_file_of_a_secret_that_cannot_be_used_is_named(
+def test_an_unusable_file_of_a_secret_is_named(
     content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is not None:
@@ -217,7 +217,7 @@ def test_a_file_of_a_secret_that_cannot_be_used_is_named(
 
 
 @pytest.mark.parametrize("name", ["100%", "what?", "no#1", "d ä"])
-def test_the_ledger_is_in_the_data_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_the_ledger_is_in_a_data_folder_of_any_name(tmp_path: Path, name: str) -> None:
     assert sqlite_file(load({"data_dir": tmp_path / name}).locate_ledger().url) == tmp_path / name / "ledger.db"
 
 
@@ -253,7 +253,7 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ('[devices."A B"]\nadapter = "null"', "devices.A B in tweezer.toml", "String should match pattern"),
     ],
 )
-def test_what_is_wrong_with_a_device_is_named(table: str, field: str, problem: str) -> None:
+def test_a_wrong_field_of_a_device_is_named(table: str, field: str, problem: str) -> None:
     Path("tweezer.toml").write_text(table, encoding="utf-8")
     with pytest.raises(InvalidInput) as raised:
         load()

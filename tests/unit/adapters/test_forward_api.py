@@ -50,7 +50,7 @@ def answer(status: int, **document: Any) -> HttpAnswer:
 
 
 @given(status=st.integers(100, 599), body=bodies)
-def test_whatever_is_answered_is_read_or_told_as_an_error(status: int, body: bytes) -> None:
+def test_every_response_is_read_or_raises_an_error(status: int, body: bytes) -> None:
     for read in (lambda it: read_data(it, ServerJob), read_result):
         with contextlib.suppress(RemoteUnreachable, RemoteRefused):
             read(HttpAnswer("GET /x", status, body))
@@ -84,18 +84,18 @@ def test_an_answer_to_a_submit_is_a_batch_a_refusal_or_open(status: int, body: b
         (200, {"id": "with spaces"}, SubmitUncertain),
     ],
 )
-def test_each_way_in_which_a_submit_fails_is_told(status: int, data: Any, error: type[TweezerError]) -> None:
+def test_each_failure_of_a_submit_is_distinguished(status: int, data: Any, error: type[TweezerError]) -> None:
     with pytest.raises(error):
         _read_submitted(answer(status, data=data))
 
 
-def test_a_refusal_names_the_field_and_says_its_problem_once() -> None:
+def test_a_refusal_names_the_field_and_its_problem_once() -> None:
     with pytest.raises(SubmitRefused) as raised:
         _read_submitted(answer(400, data={"description": "jobs[0].runs: must be more", "field": "jobs[0].runs"}))
     assert (raised.value.field, raised.value.message) == ("jobs[0].runs", "must be more")
 
 
-def test_a_result_keeps_what_the_server_says_of_where_it_comes_from() -> None:
+def test_a_result_keeps_the_servers_provenance() -> None:
     made = read_result(answer(200, counter={"01": 3}, raw=["01"], provenance={"backend": "qutip", "seed": 5}))
     assert made.counter == {"01": 3}
     assert made.provenance is not None
@@ -161,7 +161,7 @@ async def client(far: FarServer, **options: Any) -> AsyncIterator[ForwardApi]:
 LOGIN = {"client_id": "local", "username": "ada", "password": "pw", "realm": "r", "audience": "a"}
 
 
-def test_what_a_proxy_turns_away_may_be_tried_again_unless_it_is_too_large() -> None:
+def test_a_rejection_by_a_proxy_is_retryable_unless_the_body_is_too_large() -> None:
     with pytest.raises(SubmitTurnedAway, match="404"):
         _read_submitted(HttpAnswer("POST /x", 404, b"<html>Not Found</html>"))
     with pytest.raises(SubmitRefused):
@@ -175,7 +175,7 @@ async def test_a_submit_carries_its_key_and_its_idempotency_key(far: FarServer) 
     assert far.headers("/api/v1/batches") == [{"Authorization": f"Bearer {SECRET}", "Idempotency-Key": "tweezer:1"}]
 
 
-async def test_what_the_last_look_raises_keeps_everything_from_being_sent(far: FarServer) -> None:
+async def test_an_error_of_the_last_check_prevents_the_submit(far: FarServer) -> None:
     def look() -> None:
         raise TweezerError("the lease is over")
 
@@ -216,7 +216,7 @@ async def test_a_log_in_by_password_gives_a_token_that_is_used_until_it_is_refus
     assert "realm=r" in form
 
 
-async def test_wrong_credentials_are_told_without_the_secret_and_defer_the_submit(far: FarServer) -> None:
+async def test_wrong_credentials_are_reported_without_the_secret_and_defer_the_submit(far: FarServer) -> None:
     refusal = web.json_response({"error": "invalid_grant", "error_description": f"not {SECRET}"}, status=403)
     far.answers_with("POST /oauth/token", refusal)
     login = LoginOptions(token_url=f"{far.url}/oauth/token", client_id="us", client_secret=SECRET)
@@ -229,7 +229,7 @@ async def test_wrong_credentials_are_told_without_the_secret_and_defer_the_submi
     assert "grant_type=client_credentials" in far.asked[0][3]
 
 
-async def test_a_token_that_is_echoed_is_in_no_error(far: FarServer) -> None:
+async def test_an_echoed_token_is_not_in_the_error(far: FarServer) -> None:
     far.answers_with("GET /api/v2/jobs", web.json_response({"message": f"bad key {SECRET}"}, status=401))
     async with client(far) as api:
         with pytest.raises(RemoteRefused, match=r"bad key \*\*\*"):
@@ -261,7 +261,7 @@ async def test_results_are_fetched_by_their_link_without_the_key(far: FarServer)
 
 @pytest.mark.parametrize("how", ["link", "redirect"])
 @pytest.mark.parametrize("elsewhere", ["http://127.0.0.1:9/x", "https://169.254.169.254/x", "https://localhost:8443/"])
-async def test_a_link_to_results_leads_nowhere_else_within_the_network(
+async def test_a_link_to_results_may_not_lead_elsewhere_in_the_network(
     far: FarServer, how: str, elsewhere: str
 ) -> None:
     far.answers_with("GET /results", web.Response(status=302, headers={"Location": elsewhere}))
@@ -273,7 +273,7 @@ async def test_a_link_to_results_leads_nowhere_else_within_the_network(
     assert refused.value.field == "results_link"
 
 
-async def test_a_name_is_judged_by_what_it_leads_to(far: FarServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_name_is_judged_by_its_addresses(far: FarServer, monkeypatch: pytest.MonkeyPatch) -> None:
     class Resolver(AbstractResolver):
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -301,14 +301,14 @@ async def test_an_operator_allows_links_to_results(far: FarServer) -> None:
     assert result.counter == {"0": 4}
 
 
-async def test_reads_are_tried_again_while_the_server_has_troubles(far: FarServer) -> None:
+async def test_reads_are_retried_while_the_server_fails(far: FarServer) -> None:
     far.answers_with("GET /api/v1/batches/b/status", data(None, 502), data(None, 429), data({"status": "DONE"}))
     async with client(far, retry_s=5.0) as api:
         assert await api.status("b") == "DONE"
     assert len(far.asked) == 3
 
 
-async def test_an_unknown_batch_and_an_unknown_device_are_told(far: FarServer) -> None:
+async def test_an_unknown_batch_and_an_unknown_device_are_distinguished(far: FarServer) -> None:
     far.answers_with("GET /api/v2/jobs", data([]))
     far.answers_with("GET /api/v1/devices/specs", data({"FRESNEL": "{}"}))
     far.answers_with("GET /api/v1/devices", data([{"device_type": "FRESNEL", "status": "UP"}]))
@@ -338,7 +338,7 @@ async def test_an_unknown_batch_and_an_unknown_device_are_told(far: FarServer) -
         ({"login": {"token_url": BASE}}, "login.username"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_named(options: dict[str, Any], field: str) -> None:
+def test_an_invalid_option_is_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         check_binding("forward", GIVEN | options)
     assert raised.value.field == f"options.{field}"

@@ -71,7 +71,7 @@ def test_every_listed_call_is_denied_with_eperm(architecture: str) -> None:
 
 
 @each_architecture
-def test_what_numerical_libraries_call_is_allowed(architecture: str) -> None:
+def test_system_calls_of_numerical_libraries_are_allowed(architecture: str) -> None:
     calls = {"x86_64": {0, 1, 9, 10, 11, 202, 257, 318}, "aarch64": {63, 64, 222, 226, 215, 98, 56, 278}}
     for number in calls[architecture]:  # read, write, mmap, mprotect, munmap, futex, openat, getrandom
         assert verdict(architecture, number) == ALLOW
@@ -105,7 +105,7 @@ def test_a_lane_cannot_type_into_a_terminal(architecture: str) -> None:
 
 
 @each_architecture
-def test_calls_of_another_architecture_or_of_a_newer_kernel_do_not_pass(architecture: str) -> None:
+def test_calls_of_another_architecture_or_a_newer_kernel_are_denied(architecture: str) -> None:
     assert verdict(architecture, 0, under=0x40000003) == EPERM  # i386
     assert verdict(architecture, NEWEST + 1) == ENOSYS
     assert verdict(architecture, 0x40000000) == ENOSYS  # x32
@@ -130,14 +130,14 @@ def test_a_jail_that_is_off_changes_nothing() -> None:
     assert jail.enter(Jail(JailMode.OFF)) == "off"
 
 
-def test_without_linux_there_is_no_jail_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_linux_there_is_no_jail_and_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert jail.enter(Jail()) == "none: darwin has neither Landlock nor seccomp"
     assert jail.offer() == "darwin has neither Landlock nor seccomp"
 
 
 @LINUX
-def test_what_a_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kernel_feature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "version", lambda: 0)
     monkeypatch.setattr(seccomp, "unsupported", lambda: "no seccomp in the kernel (Invalid argument)")
     assert jail.offer().startswith("no Landlock in the kernel, so files are open to lanes")
@@ -145,7 +145,7 @@ def test_what_a_kernel_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @LINUX
-def test_a_lane_without_landlock_starts_and_says_so() -> None:
+def test_a_lane_without_landlock_starts_with_a_message() -> None:
     program = """
 from tweezer.adapters.lane import jail
 from tweezer.adapters.lane.jail import landlock
@@ -187,7 +187,7 @@ def test_the_environment_is_passed_by_a_list_and_without_urls(tmp_path: Path) ->
 
 
 @LINUX
-def test_a_worker_closes_its_process_to_others_of_its_user() -> None:
+def test_a_worker_protects_its_process_from_others_of_its_user() -> None:
     program = """
 import ctypes
 from tweezer.processes import worker

@@ -51,14 +51,14 @@ TO_WORKER: list[ToWorker] = [
 
 
 @pytest.mark.parametrize("message", TO_CHILD, ids=lambda message: type(message).__name__)
-def test_what_a_worker_says_arrives_unchanged(message: ToChild) -> None:
+def test_messages_of_a_worker_arrive_unchanged(message: ToChild) -> None:
     frame = pack(message)
     assert body_bytes(frame[:HEADER_BYTES]) == len(frame) - HEADER_BYTES
     assert unpack_for_child(frame[HEADER_BYTES:]) == message
 
 
 @pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
-def test_what_a_lane_says_arrives_unchanged(message: ToWorker) -> None:
+def test_messages_of_a_lane_arrive_unchanged(message: ToWorker) -> None:
     assert unpack_for_worker(pack(message)[HEADER_BYTES:]) == message
 
 
@@ -74,6 +74,6 @@ def test_junk_is_refused(junk: bytes) -> None:
         unpack_for_child(junk)
 
 
-def test_a_header_that_asks_for_too_much_is_refused() -> None:
+def test_a_header_with_a_too_large_length_is_refused() -> None:
     with pytest.raises(ValueError, match="too large"):
         body_bytes((MAX_BODY_BYTES + 1).to_bytes(HEADER_BYTES, "big"))

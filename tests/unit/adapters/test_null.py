@@ -36,7 +36,7 @@ async def test_a_null_batch_needs_no_sequence() -> None:
     assert not NullAdapter().capabilities.checks_sequence
 
 
-async def test_a_plain_job_ends_without_giving_way_to_other_tasks() -> None:
+async def test_a_plain_job_ends_without_yielding_to_other_tasks() -> None:
     lane = await prepared_lane()
     running = lane.run(job(), ignore)
     with pytest.raises(StopIteration) as ended:
@@ -101,13 +101,13 @@ async def test_a_job_fails_as_it_asks(variable: str, kind: OutcomeKind, cause: F
 
 
 @pytest.mark.parametrize(("wish", "kind"), [("fail", FaultKind.USER), ("transient", FaultKind.TRANSIENT)])
-async def test_a_batch_cannot_be_prepared_when_it_asks_so(wish: str, kind: FaultKind) -> None:
+async def test_a_batch_can_ask_to_fail_in_its_preparation(wish: str, kind: FaultKind) -> None:
     with pytest.raises(ExecutionError) as raised:
         await prepared_lane(BatchDoc(device="NULL", configuration={"prepare": wish}))
     assert raised.value.kind is kind
 
 
-def test_a_crash_takes_the_process_along() -> None:
+def test_a_crash_ends_the_process() -> None:
     program = """
 import asyncio
 from tweezer.adapters.null import NullLane

@@ -68,7 +68,7 @@ def answer(status: int, /, **envelope: Any) -> HttpAnswer:
 @given(status=statuses, body=bodies)
 @example(status=200, body=b"[" * 100_000)
 @example(status=200, body=b'{"data": ' + b"9" * 5000 + b"}")
-def test_whatever_is_answered_is_read_or_told_as_an_error_of_the_qpu(status: int, body: bytes) -> None:
+def test_every_response_is_read_or_raises_an_error_of_the_qpu(status: int, body: bytes) -> None:
     for kind in KINDS:
         with contextlib.suppress(RemoteUnreachable, RemoteRefused):
             read_data(HttpAnswer("GET /x", status, body), kind)
@@ -108,7 +108,7 @@ def test_a_result_is_a_counter_or_junk(result: str) -> None:
         ("", "result of job 1"),
     ],
 )
-def test_a_counter_that_is_none_is_told(result: str, problem: str) -> None:
+def test_an_invalid_counter_is_reported(result: str, problem: str) -> None:
     with pytest.raises(RemoteUnreachable, match=problem):
         QpuJob(1, JobStatus.DONE, result=result).counter()
 
@@ -123,12 +123,12 @@ def test_specs_keep_numbers_that_only_pulser_writes() -> None:
     assert read_data(HttpAnswer("GET /system", 200, body), _System).specs["max"] == float("inf")
 
 
-def test_a_status_that_is_unknown_is_told_with_what_was_received() -> None:
+def test_an_unknown_status_is_reported_with_its_text() -> None:
     with pytest.raises(RemoteUnreachable, match=r"GET /x: .*something else \(.*'MELTED'.*\): .*MELTED"):
         read_data(answer(200, status="success", data={"uid": 1, "status": "MELTED"}), QpuJob)
 
 
-def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
+def test_a_page_of_a_proxy_is_reported_shortened_in_one_line() -> None:
     page = b"<html>\n" + b"<p>Welcome to the gateway</p>\n" * 100
     with pytest.raises(RemoteUnreachable, match="is base_url right") as raised:
         read_data(HttpAnswer("GET /jobs/1", 200, page), QpuJob)
@@ -139,7 +139,7 @@ def test_a_page_of_a_proxy_is_told_shortened_and_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400])
-def test_a_refusal_within_a_200_is_one(status: int) -> None:
+def test_a_refusal_with_status_200_is_a_refusal(status: int) -> None:
     with pytest.raises(RemoteRefused) as raised:
         read_data(answer(status, code=400, data={"code": "PRG-3003", "data": {"status": "DONE"}}), QpuJob)
     assert (raised.value.status, raised.value.remote_code) == (400, "PRG-3003")
@@ -159,14 +159,14 @@ def test_a_refusal_within_a_200_is_one(status: int) -> None:
         (204, SubmitUncertain),
     ],
 )
-def test_the_status_tells_whether_a_submit_was_executed(status: int, kind: type[RemoteError]) -> None:
+def test_the_http_status_shows_whether_a_submit_was_executed(status: int, kind: type[RemoteError]) -> None:
     with pytest.raises(kind) as raised:
         _read_submitted(answer(status, status="fail"), CONTEXT)
     assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 422])
-def test_a_refusal_without_the_envelope_of_the_api_is_a_proxys_and_may_be_tried_again(status: int) -> None:
+def test_a_refusal_without_the_envelope_comes_from_a_proxy_and_is_retryable(status: int) -> None:
     with pytest.raises(SubmitTurnedAway, match=str(status)):
         _read_submitted(HttpAnswer("POST /jobs", status, b"<html>Not Found</html>"), CONTEXT)
     with pytest.raises(SubmitRefused) as raised:
@@ -180,7 +180,7 @@ def test_a_job_that_is_too_large_for_a_proxy_is_refused() -> None:
     assert type(raised.value) is SubmitRefused
 
 
-def test_another_job_than_the_submitted_one_leaves_it_open() -> None:
+def test_a_response_about_another_job_leaves_the_submit_open() -> None:
     job = {**JOB, "context": {"pasqman_job_id": "somebody else's"}}
     with pytest.raises(SubmitUncertain, match="another job, somebody else's instead of job"):
         _read_submitted(answer(200, status="success", data=job), CONTEXT)
@@ -242,7 +242,7 @@ def test_junk_on_the_wire_is_an_error_of_the_qpu_and_leaves_a_submit_open(receiv
     asyncio.run(scene())
 
 
-async def test_a_submit_is_sent_once_whatever_comes_back() -> None:
+async def test_a_submit_is_sent_once_with_any_response() -> None:
     requests: list[bytes] = []
 
     async def answering(request: bytes, writer: asyncio.StreamWriter) -> None:
@@ -258,7 +258,7 @@ async def test_a_submit_is_sent_once_whatever_comes_back() -> None:
     assert body == {"nb_run": 1, "pulser_sequence": "{}", "context": context}
 
 
-async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
+async def test_each_refusal_of_a_cancel_is_recognised() -> None:
     answers = iter(
         [
             http(400, json.dumps({"code": "3003", "data": {"status": "DONE"}}).encode()),
@@ -280,7 +280,7 @@ async def test_a_cancel_is_refused_in_each_of_the_ways_it_can_be() -> None:
 
 
 @pytest.mark.parametrize("page", [b"<html>404 Not Found</html>", b'{"message": "no Route matched"}', b""])
-async def test_a_proxys_404_says_nothing_of_a_job(page: bytes) -> None:
+async def test_a_404_of_a_proxy_has_no_meaning_for_a_job(page: bytes) -> None:
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(http(404, page))
 
@@ -290,7 +290,7 @@ async def test_a_proxys_404_says_nothing_of_a_job(page: bytes) -> None:
                 await call
 
 
-async def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_response_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QpuApi, "max_answer_bytes", 1 << 20)
 
     async def answering(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -343,12 +343,12 @@ def _json(value: object) -> bytes:
         ("http://qpu:8005/api/v1/", "http://qpu:8005/api/v1"),
     ],
 )
-def test_the_base_url_may_be_given_with_its_path_or_without(url: str, expected: str) -> None:
+def test_the_base_url_may_omit_its_path(url: str, expected: str) -> None:
     assert QpuOptions(base_url=url).api_url == expected
 
 
 @pytest.mark.parametrize("url", ["", "qpu:4300", "ftp://qpu", "http://", "http://qpu:port", "http://qpu/?x=1"])
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="base_url: "):
         QpuApi(QpuOptions(base_url=url))
 
@@ -359,7 +359,7 @@ def test_credentials_in_the_url_are_refused_without_showing_them() -> None:
     assert SECRET not in str(raised.value)
 
 
-def test_a_secret_comes_from_a_file_or_from_the_option_and_must_come(tmp_path: Path) -> None:
+def test_a_secret_is_required_from_a_file_or_the_option(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text(f"{SECRET}\n")
     assert KeycloakOptions("http://k", "r", "id", client_secret_file=str(file)).secret() == SECRET
@@ -369,6 +369,6 @@ def test_a_secret_comes_from_a_file_or_from_the_option_and_must_come(tmp_path: P
         KeycloakOptions("http://k", "r", "id", client_secret_file=str(tmp_path / "none")).secret()
 
 
-def test_a_certificate_that_nobody_checks_is_a_contradiction() -> None:
+def test_a_ca_file_without_verification_is_a_contradiction() -> None:
     with pytest.raises(InvalidInput, match="tls_ca_file: is given, but tls_verify is false"):
         QpuApi(QpuOptions(base_url="https://qpu", tls_verify=False, tls_ca_file="/x.pem"))

@@ -117,12 +117,12 @@ async def test_a_job_after_the_last_known_one_is_found(after: int) -> None:
     assert await find(History(9), job, after) is None
 
 
-async def test_ids_that_are_missing_hide_no_job() -> None:
+async def test_missing_ids_hide_no_job() -> None:
     job = work()
     assert await find(History(9, job.job_id, at=9, gaps=(7, 8)), job, 6) == 9
 
 
-async def test_a_machine_that_ran_thousands_of_others_jobs_meanwhile_is_looked_through_in_turns() -> None:
+async def test_thousands_of_newer_foreign_jobs_are_searched_in_turns() -> None:
     job = work()
     history = History(5000, job.job_id, at=4990)
     assert await find(history, job, 10) == 4990
@@ -130,7 +130,7 @@ async def test_a_machine_that_ran_thousands_of_others_jobs_meanwhile_is_looked_t
 
 
 @pytest.mark.parametrize("jobs", [0, 1, 2, 3, 4999, 100_000])
-async def test_of_a_machine_with_a_past_that_the_queue_does_not_know_the_newest_jobs_are_looked_through(
+async def test_on_a_machine_with_an_unknown_history_the_newest_jobs_are_searched(
     jobs: int,
 ) -> None:
     job = work()
@@ -145,7 +145,7 @@ async def set_back_from(history: History, job: JobWork, mark: Mark) -> tuple[int
     return await find(history, job, mark.uid, holder), holder.set_backs
 
 
-async def test_behind_a_last_known_job_that_is_still_there_nothing_began_anew() -> None:
+async def test_ids_have_not_restarted_while_the_last_known_job_exists() -> None:
     job = work()
     history = History(9, job.job_id, at=8)
     assert await set_back_from(history, job, Mark(6, "somebody's 6", has_names=True)) == (8, [])
@@ -153,7 +153,7 @@ async def test_behind_a_last_known_job_that_is_still_there_nothing_began_anew() 
 
 
 @pytest.mark.parametrize("jobs", [1, 6, 7, 300])
-async def test_a_job_is_found_among_the_newest_where_the_last_known_one_is_unknown_or_anothers(jobs: int) -> None:
+async def test_a_job_is_found_among_the_newest_if_the_last_known_one_is_missing_or_foreign(jobs: int) -> None:
     job = work()
     history = History(jobs, job.job_id, at=jobs)
     searched = await set_back_from(history, job, Mark(6, str(work().job_id), has_names=True))
@@ -161,14 +161,14 @@ async def test_a_job_is_found_among_the_newest_where_the_last_known_one_is_unkno
     assert await set_back_from(History(5), job, Mark(6)) == (None, [(6, 0)])
 
 
-async def test_a_nameless_job_is_not_the_last_known_one_of_a_machine_that_returns_names() -> None:
+async def test_on_a_machine_that_returns_names_a_nameless_job_is_not_the_last_known_one() -> None:
     job = work()
     history = History(9, names=False)
     assert (await set_back_from(history, job, Mark(6, "ours", has_names=True)))[1] == [(6, 0)]
     assert (await set_back_from(history, job, Mark(6, "ours")))[1] == []
 
 
-async def test_names_that_were_read_before_a_set_back_hide_no_job_after_it() -> None:
+async def test_names_read_before_the_ids_restarted_hide_no_job_after_that() -> None:
     first, second = work(), work()
     before, after = History(9, first.job_id, at=9), History(9, second.job_id, at=7)
     service = QpuService(cast(QpuApi, before), cast(ChildLane, None), OPTIONS)
@@ -180,7 +180,7 @@ async def test_names_that_were_read_before_a_set_back_hide_no_job_after_it() -> 
     assert holder.set_backs == [(None, 0)]
 
 
-async def test_an_intent_from_before_a_set_back_is_looked_for_in_all_that_came_after_it() -> None:
+async def test_an_intent_from_before_a_restart_of_the_ids_is_searched_in_all_newer_jobs() -> None:
     job = work()
     intent = Intent("a", 6, None, written_us=1)
     holder = Holder(intent, Mark(9, "somebody's 9", has_names=True, set_back_us=2, since=0))
@@ -203,7 +203,7 @@ async def follow(
     return await lane.run_remotely(job, lambda _: None, cast(SubmitGuard, Holder(intent, mark)), cancel=cancel)
 
 
-async def test_another_job_under_the_noted_id_is_neither_taken_for_ours_nor_cancelled() -> None:
+async def test_another_job_with_the_noted_id_is_neither_followed_nor_cancelled() -> None:
     history = History(3)  # which cannot be asked to cancel
     outcome = await follow(history, work(), Intent("a", 1, "2"))
     assert outcome.fault is not None
@@ -237,7 +237,7 @@ async def test_reads_that_fail_do_not_make_a_forgotten_job_last_longer(impatient
     assert "forgot" in outcome.fault.message
 
 
-async def test_a_job_that_somebody_saw_time_out_was_not_stopped_by_a_stranger() -> None:
+async def test_a_job_with_a_noted_timeout_was_not_stopped_by_another_client() -> None:
     job = work()
     history = History(3, job.job_id, at=2, status=JobStatus.CANCELED)
     outcome = await follow(history, job, Intent("a", 1, "2", timed_out=True, age_s=40.0))
@@ -319,7 +319,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_machine_that_is_up_refuses_a_job_twice_before_that_is_believed() -> None:
+async def test_a_job_is_refused_only_after_two_refusals_of_a_machine_that_is_up() -> None:
     assert await Door(REFUSED, None).code() == "machine"
     door = Door(REFUSED, REFUSED)
     assert await door.code() == "refused"
@@ -328,7 +328,7 @@ async def test_a_machine_that_is_up_refuses_a_job_twice_before_that_is_believed(
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("status", [Operational.DOWN, None])
-async def test_a_machine_that_refuses_and_does_not_say_that_it_is_up_takes_no_jobs_now(
+async def test_a_machine_that_refuses_and_is_not_up_takes_no_jobs_now(
     status: Operational | None,
 ) -> None:
     for door in (Door(REFUSED, statuses=(status,)), Door(REFUSED, REFUSED, statuses=(Operational.UP, status))):
@@ -338,6 +338,6 @@ async def test_a_machine_that_refuses_and_does_not_say_that_it_is_up_takes_no_jo
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_what_a_proxy_turns_away_is_submitted_again_for_a_while() -> None:
+async def test_a_submit_rejected_by_a_proxy_is_repeated_for_a_while() -> None:
     assert await Door(*[TURNED_AWAY] * 5, None).code() == "machine"
     assert await Door(*[TURNED_AWAY] * 100).code(turned_away_s=0.05) == "refused"

@@ -23,7 +23,7 @@ from tweezer.model.errors import InvalidInput
 from tweezer.settings import Settings
 
 
-def test_a_device_has_a_usual_adapter() -> None:
+def test_a_device_has_a_default_adapter() -> None:
     binding = default_binding("EMU_FREE")
     assert binding is not None
     emulator: Adapter = make_adapter(binding, LaneOptions(memory_limit_mb=512))
@@ -43,7 +43,7 @@ def test_an_unknown_device_or_kind_is_named() -> None:
     assert kind.value.field == "adapter"
 
 
-def test_options_of_a_device_go_before_those_of_all() -> None:
+def test_options_of_a_device_override_the_common_ones() -> None:
     lanes = LaneOptions(memory_limit_mb=512, threads=1)
     options = check_binding("qutip", {"threads": 4, "prepare_timeout_s": 5})
     assert isinstance(options, EmulatorOptions)

@@ -143,7 +143,9 @@ async def test_an_uncertain_submit_that_arrived_is_followed() -> None:
 
 
 @pytest.mark.parametrize(("finds_after", "expected"), [(2, "done"), (1000, "unknown")])
-async def test_a_job_that_another_holder_may_have_submitted_is_looked_for_only(finds_after: int, expected: str) -> None:
+async def test_a_job_that_another_holder_may_have_submitted_is_only_searched_for(
+    finds_after: int, expected: str
+) -> None:
     service, guard = Service(finds_after=finds_after), Guard(SENT)
     assert code(await run(service, guard)) == expected
     assert (service.submits, guard.withdrawn) == (0, 0)
@@ -161,7 +163,7 @@ async def test_a_submit_whose_cancel_was_requested_is_not_repeated() -> None:
     assert (service.submits, guard.withdrawn) == (0, 0)
 
 
-async def test_a_submit_that_was_surely_not_executed_is_withdrawn_and_sent_again() -> None:
+async def test_a_submit_that_was_certainly_not_executed_is_withdrawn_and_sent_again() -> None:
     service, guard = Service(SubmitDeferred("429"), SubmitDeferred("no token"), None), Guard()
     assert code(await run(service, guard)) == "done"
     assert (service.submits, guard.withdrawn) == (3, 2)

@@ -39,7 +39,7 @@ async def settle(tickets: Tickets) -> NextStep:
 
 @pytest.mark.parametrize("pause", [False, True])
 @pytest.mark.parametrize("lanes", [1, 2, 3, 8, 40])
-async def test_every_settle_is_answered_however_they_meet(lanes: int, pause: bool) -> None:
+async def test_every_concurrent_settle_is_answered(lanes: int, pause: bool) -> None:
     scripts = Answering(pause)
     tickets = Tickets(cast(Scripts, scripts))
 
@@ -53,14 +53,14 @@ async def test_every_settle_is_answered_however_they_meet(lanes: int, pause: boo
     assert max(scripts.calls) <= 16
 
 
-async def test_settles_of_one_moment_share_a_call() -> None:
+async def test_simultaneous_settles_share_a_call() -> None:
     scripts = Answering(pause=True)
     tickets = Tickets(cast(Scripts, scripts))
     await asyncio.gather(*(settle(tickets) for _ in range(10)))
     assert len(scripts.calls) < 10
 
 
-async def test_each_settle_of_a_call_that_failed_hears_of_it_and_may_come_again() -> None:
+async def test_each_settle_of_a_failed_call_gets_the_error_and_may_be_repeated() -> None:
     scripts = Answering(pause=True)
     tickets = Tickets(cast(Scripts, scripts))
     scripts.down = True

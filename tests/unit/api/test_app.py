@@ -119,7 +119,7 @@ async def test_a_job_that_is_done_has_its_durations_and_no_stage(rig: ApiRig) ->
     assert job["updated_at"] == job["end_timestamp"] is not None
 
 
-async def test_a_failed_job_says_why_in_words(rig: ApiRig) -> None:
+async def test_a_failed_job_has_a_readable_reason(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run(FAILED)
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
@@ -140,7 +140,7 @@ async def test_a_batch_is_shown_with_all_of_its_jobs_or_with_none(rig: ApiRig, j
     assert (batch["jobs_count"], len(batch["jobs"])) == (jobs, shown)
 
 
-async def test_variables_that_json_does_not_know_are_no_error(rig: ApiRig) -> None:
+async def test_variables_without_a_json_form_are_not_an_error(rig: ApiRig) -> None:
     odd = {"a": math.nan, "b": [math.inf], "c": b"\xff", "d": {"q": 1}}
     batch_id = await rig.submit([JobSpec(runs=1, variables=odd)])
     job = await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}")
@@ -189,7 +189,7 @@ async def test_a_result_without_bitstrings_has_a_counter_that_is_null(rig: ApiRi
 
 
 @pytest.mark.parametrize("outcome", [None, FAILED])
-async def test_a_job_without_a_result_has_none_to_download(rig: ApiRig, outcome: Outcome | None) -> None:
+async def test_a_job_without_a_result_has_no_download(rig: ApiRig, outcome: Outcome | None) -> None:
     job = job_id(await rig.submit(1), 0)
     if outcome is not None:
         await rig.run(outcome)
@@ -215,7 +215,7 @@ async def test_a_paused_batch_has_a_status_that_clients_know(rig: ApiRig) -> Non
     assert (state["status"], state["paused"]) == ("RUNNING", True)
 
 
-async def test_what_has_ended_is_answered_at_once(rig: ApiRig) -> None:
+async def test_a_request_for_an_ended_batch_is_answered_at_once(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     job = job_id(batch_id, 0)
@@ -258,13 +258,13 @@ async def test_a_cancel_of_the_batch_answers_a_held_request_for_a_job(rig: ApiRi
     assert (await within(request)).json()["data"]["status"] == "CANCELED"
 
 
-async def test_a_hold_ends_after_its_time_with_the_status_as_it_stands(rig: ApiRig) -> None:
+async def test_a_hold_ends_after_its_time_with_the_current_status(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     for path in (f"/api/v1/batches/{batch_id}/status", f"/api/v1/jobs/{job_id(batch_id, 0)}/status"):
         assert (await rig.data(path, params={"wait_s": "0.05"}))["status"] == "PENDING"
 
 
-async def test_a_client_that_goes_is_not_held(rig: ApiRig) -> None:
+async def test_a_request_whose_client_left_is_not_held(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     gone = asyncio.Event()
 
@@ -291,7 +291,7 @@ async def test_a_client_that_goes_is_not_held(rig: ApiRig) -> None:
     assert rig.holding() == 0
 
 
-async def test_a_server_that_stops_answers_all_that_is_held(rig: ApiRig) -> None:
+async def test_a_stopping_server_answers_all_held_requests(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     requests = [
         await rig.held(f"/api/v1/batches/{batch_id}/status"),
@@ -376,7 +376,7 @@ async def test_a_bad_wait_is_refused(rig: ApiRig, wait_s: str) -> None:
     assert answer.json()["data"]["field"] == "wait_s"
 
 
-async def test_junk_in_the_query_is_passed_over(rig: ApiRig) -> None:
+async def test_unknown_query_parameters_are_ignored(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     assert (await rig.get(f"/api/v2/batches/{batch_id}?a=%ff&=&&a[]=1&{'b' * 3000}")).status_code == 200
 
@@ -418,7 +418,7 @@ async def test_without_redis_the_process_is_still_healthy(rig: ApiRig) -> None:
         (TweezerError("wrong password", code="redis_auth"), 503),
     ],
 )
-async def test_a_fault_of_ours_is_json_too(
+async def test_an_internal_error_is_json_too(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
@@ -444,7 +444,9 @@ async def test_other_origins_get_no_permission_to_read(rig: ApiRig, path: str) -
         assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_who_has_no_key_learns_nothing_of_the_network(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_key_a_caller_learns_nothing_of_the_network(
+    rig: ApiRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail() -> None:
         raise Unavailable("Redis cannot be reached: Error 111 connecting to 10.9.8.7:6379")
 
@@ -488,7 +490,7 @@ async def test_the_document_is_valid_and_its_schemas_have_plain_names(rig: ApiRi
     assert {"BatchBody", "JobBody", "BatchEnvelope", "DeviceListEnvelope", "JobPage", "NewWebhook"} <= names
 
 
-async def test_answers_are_as_the_document_says(rig: ApiRig) -> None:
+async def test_responses_match_the_document(rig: ApiRig) -> None:
     batch_id = await rig.submit(1, doc=BatchDoc(device=DEVICE, sequence="{}", limits=Limits()))
     document = (await rig.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]

@@ -138,7 +138,7 @@ def make_user(ledger: Database, name: str = "ada", *projects: str, password: str
 # -- the key of a request -------------------------------------------------------------------------------
 
 
-async def test_every_route_asks_for_a_key_but_those_that_are_open(rig: ApiRig) -> None:
+async def test_every_route_except_the_open_ones_requires_a_key(rig: ApiRig) -> None:
     document = (await rig.stranger.get("/openapi.json")).json()
     closed = {path: its for path, its in document["paths"].items() if path not in OPEN_PATHS}
     assert len(closed) > 10
@@ -156,11 +156,11 @@ class Filled(dict[str, str]):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json"])
-async def test_who_has_no_key_can_ask_whether_the_service_works(rig: ApiRig, path: str) -> None:
+async def test_health_can_be_read_without_a_key(rig: ApiRig, path: str) -> None:
     assert (await rig.stranger.get(path)).status_code == 200
 
 
-async def test_all_who_may_not_come_in_hear_the_same(rig: ApiRig, ledger: Database) -> None:
+async def test_every_failed_authentication_has_the_same_response(rig: ApiRig, ledger: Database) -> None:
     good = rig.key()
     revoked, expired, disabled = rig.key(), rig.key(expires_s=60), rig.key(user_id=make_user(ledger))
     revoke(ledger, revoked)
@@ -195,12 +195,12 @@ async def test_all_who_may_not_come_in_hear_the_same(rig: ApiRig, ledger: Databa
     assert answers[0].json()["data"]["reason"] == "unauthorized"
 
 
-async def test_a_key_in_the_query_opens_nothing(rig: ApiRig) -> None:
+async def test_a_key_in_the_query_is_ignored(rig: ApiRig) -> None:
     assert (await rig.stranger.get(DEVICES, params={"key": rig.key(), "access_token": rig.key()})).status_code == 401
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-async def test_the_scheme_is_read_as_http_has_it(rig: ApiRig, scheme: str) -> None:
+async def test_the_authorization_scheme_is_case_insensitive(rig: ApiRig, scheme: str) -> None:
     answer = await rig.stranger.get(DEVICES, headers={"Authorization": f"{scheme} {rig.key()}"})
     assert answer.status_code == 200
 
@@ -211,7 +211,7 @@ async def test_a_stranger_does_not_learn_which_routes_there_are(rig: ApiRig) -> 
     assert (await rig.http.get("/api/v1/nowhere")).status_code == 404
 
 
-async def test_the_document_says_which_routes_need_a_key(rig: ApiRig) -> None:
+async def test_the_document_marks_the_routes_that_need_a_key(rig: ApiRig) -> None:
     document = (await rig.stranger.get("/openapi.json")).json()
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
@@ -223,7 +223,7 @@ async def test_the_document_says_which_routes_need_a_key(rig: ApiRig) -> None:
 # -- look-ups -------------------------------------------------------------------------------------------
 
 
-async def test_a_key_is_looked_up_once_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
+async def test_a_key_is_looked_up_at_most_once_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
     key, doorman = make_key(ledger), watch(counted)
     for _ in range(10):
         principal = await doorman.principal(key)
@@ -236,7 +236,7 @@ async def test_a_key_is_looked_up_once_a_second(ledger: Database, counted: Count
     assert counted.asked == 2
 
 
-async def test_a_revoked_key_opens_nothing_after_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
+async def test_a_revoked_key_is_refused_after_a_second(ledger: Database, counted: Counted, clock: Clock) -> None:
     assert REMEMBERED_S <= 1
     key, doorman = make_key(ledger), watch(counted)
     assert await doorman.principal(key) is not None
@@ -245,9 +245,7 @@ async def test_a_revoked_key_opens_nothing_after_a_second(ledger: Database, coun
     assert await doorman.principal(key) is None
 
 
-async def test_a_key_opens_nothing_after_its_end_though_it_is_remembered(
-    ledger: Database, counted: Counted, clock: Clock
-) -> None:
+async def test_a_cached_key_is_refused_after_its_expiry(ledger: Database, counted: Counted, clock: Clock) -> None:
     key, doorman = make_key(ledger, expires_s=0.3), watch(counted)
     assert await doorman.principal(key) is not None
     clock.now += 0.31
@@ -277,7 +275,7 @@ async def principal_of(doorman: Authenticator, key: str) -> Principal:
     return principal
 
 
-async def test_requests_that_come_together_share_one_look_up(ledger: Database, counted: Counted) -> None:
+async def test_concurrent_requests_share_one_look_up(ledger: Database, counted: Counted) -> None:
     key, doorman = make_key(ledger), watch(counted)
     found = await asyncio.gather(*(doorman.principal(key) for _ in range(50)))
     assert counted.asked == 1
@@ -285,9 +283,7 @@ async def test_requests_that_come_together_share_one_look_up(ledger: Database, c
     assert None not in found
 
 
-async def test_a_look_up_that_takes_too_long_is_not_shared_with_who_comes_later(
-    ledger: Database, counted: Counted, clock: Clock
-) -> None:
+async def test_later_requests_do_not_join_a_slow_look_up(ledger: Database, counted: Counted, clock: Clock) -> None:
     key, doorman = make_key(ledger), watch(counted)
     counted.gate = asyncio.Event()
     first = asyncio.create_task(doorman.principal(key))
@@ -300,9 +296,7 @@ async def test_a_look_up_that_takes_too_long_is_not_shared_with_who_comes_later(
     assert await second is not None
 
 
-async def test_who_goes_while_a_key_is_looked_up_takes_nothing_from_the_others(
-    ledger: Database, counted: Counted
-) -> None:
+async def test_a_cancelled_request_does_not_cancel_a_shared_look_up(ledger: Database, counted: Counted) -> None:
     key, doorman = make_key(ledger), watch(counted)
     counted.gate = asyncio.Event()
     asking = [asyncio.create_task(doorman.principal(key)) for _ in range(2)]
@@ -330,13 +324,13 @@ async def test_an_unknown_key_is_not_looked_up_again_within_the_second(counted: 
     assert counted.asked == 1
 
 
-async def test_what_has_not_the_form_of_a_key_is_not_looked_up(counted: Counted) -> None:
+async def test_a_malformed_key_is_not_looked_up(counted: Counted) -> None:
     for text in ("", "x", "twz_", new_key()[:-1], new_key() + "\n"):
         assert await watch(counted).principal(text) is None
     assert counted.asked == 0
 
 
-async def test_another_secret_with_a_known_id_opens_nothing(ledger: Database, counted: Counted) -> None:
+async def test_a_wrong_secret_with_a_known_id_is_refused(ledger: Database, counted: Counted) -> None:
     key, doorman = make_key(ledger), watch(counted)
     forged = key[:17] + new_key()[17:]
     assert await doorman.principal(forged) is None
@@ -345,7 +339,7 @@ async def test_another_secret_with_a_known_id_opens_nothing(ledger: Database, co
     assert counted.asked == 1
 
 
-async def test_without_the_database_a_key_works_for_a_second_and_no_longer(
+async def test_without_the_database_a_cached_key_works_for_one_second(
     ledger: Database, counted: Counted, clock: Clock
 ) -> None:
     key, doorman = make_key(ledger), watch(counted)
@@ -361,9 +355,7 @@ async def test_without_the_database_a_key_works_for_a_second_and_no_longer(
     assert await doorman.principal(key) is not None
 
 
-async def test_without_the_database_nobody_comes_in_and_the_answer_is_unavailable(
-    rig: ApiRig, ledger: Database
-) -> None:
+async def test_without_the_database_the_response_is_unavailable(rig: ApiRig, ledger: Database) -> None:
     key = rig.key()
     with ledger.write() as connection:
         connection.exec_driver_sql("ALTER TABLE keys RENAME TO locks")
@@ -373,7 +365,7 @@ async def test_without_the_database_nobody_comes_in_and_the_answer_is_unavailabl
     assert (await rig.stranger.get("/health")).status_code == 200
 
 
-async def test_that_a_key_was_used_is_written_and_of_others_not(ledger: Database, counted: Counted) -> None:
+async def test_only_the_use_of_valid_keys_is_recorded(ledger: Database, counted: Counted) -> None:
     used, guessed = make_key(ledger), make_key(ledger)
     doorman = watch(counted)
     await doorman.principal(used)
@@ -393,7 +385,7 @@ async def test_that_a_key_was_used_is_written_and_of_others_not(ledger: Database
 # -- roles ----------------------------------------------------------------------------------------------
 
 
-async def test_a_role_that_may_not_is_told_which_may(rig: ApiRig) -> None:
+async def test_the_error_for_a_forbidden_role_names_the_allowed_ones(rig: ApiRig) -> None:
     router = APIRouter()
 
     @router.get("/submit")
@@ -466,7 +458,7 @@ def asked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_what_belongs_to_others_is_as_if_it_were_not(rig: ApiRig, route: str, asked: list[str]) -> None:
+async def test_resources_of_other_projects_are_not_found(rig: ApiRig, route: str, asked: list[str]) -> None:
     key, theirs, nothing = rig.key(), await rig.submit(1, project="theirs"), new_batch_id()
     await rig.run()
     await rig.get(fill(route, new_batch_id()), key=key)  # now the key is known, and the scripts are loaded
@@ -481,7 +473,7 @@ async def test_what_belongs_to_others_is_as_if_it_were_not(rig: ApiRig, route: s
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_what_is_ones_own_is_there(rig: ApiRig, route: str) -> None:
+async def test_resources_of_the_callers_project_are_found(rig: ApiRig, route: str) -> None:
     ours = await rig.submit(1)
     await rig.run()
     assert (await rig.get(fill(route, ours), key=rig.key())).status_code == 200
@@ -516,7 +508,7 @@ async def test_a_link_works_in_every_process_of_the_api(rig: ApiRig, link: str) 
     await another.close()
 
 
-async def test_results_are_also_to_be_had_with_a_key(rig: ApiRig, link: str) -> None:
+async def test_results_can_be_read_with_a_key_too(rig: ApiRig, link: str) -> None:
     path = urlsplit(link).path
     assert (await rig.get(path, key=rig.key())).status_code == 200
     assert (await rig.get(path, key=rig.key(project="theirs"))).status_code == 404
@@ -535,7 +527,7 @@ async def test_a_link_expires(rig: ApiRig, link: str, monkeypatch: pytest.Monkey
             assert "results_link" in answer.json()["data"]["description"]
 
 
-async def test_a_link_that_was_changed_opens_nothing(rig: ApiRig, link: str) -> None:
+async def test_a_changed_link_is_refused(rig: ApiRig, link: str) -> None:
     other = job_id(await rig.submit(1), 0)
     await rig.run()
     parts = urlsplit(link)
@@ -571,9 +563,7 @@ def forge(ledger: Database, job: str, link_s: int) -> str:
     return Signer([key.secret for key in keys], link_s).link(HOST, job).url
 
 
-async def test_a_link_that_was_forged_for_years_is_refused_whoever_has_the_key(
-    rig: ApiRig, ledger: Database, link: str
-) -> None:
+async def test_a_forged_link_that_is_valid_for_years_is_refused(rig: ApiRig, ledger: Database, link: str) -> None:
     job = urlsplit(link).path.split("/")[4]
     assert (await rig.stranger.get(forge(ledger, job, LINK_MAX_S))).status_code == 200
     for link_s in (LINK_MAX_S + 1, 30 * 365 * 86_400):
@@ -595,7 +585,7 @@ async def test_a_rotation_ends_links_and_the_key_in_old_backups(
     assert (await rig.stranger.get(new)).status_code == 200
 
 
-async def test_an_api_takes_the_key_of_an_older_version_over_when_it_starts(rig: ApiRig, ledger: Database) -> None:
+async def test_an_api_migrates_the_key_of_an_older_version_when_it_starts(rig: ApiRig, ledger: Database) -> None:
     plain = b"p" * 32
     with ledger.write() as connection:
         connection.execute(insert(secrets).values(name=NAME, value=plain))
@@ -613,7 +603,7 @@ async def test_an_api_starts_without_the_key_that_signs_links(ledger: Database) 
     await rig.close()
 
 
-async def test_links_that_cannot_be_signed_are_the_servers_fault(ledger: Database) -> None:
+async def test_links_that_cannot_be_signed_are_a_server_error(ledger: Database) -> None:
     rig = ApiRig(Settings(secrets=SecretsSettings(key="none")), ledger)
     await rig.announce()
     job = job_id(await rig.submit(1), 0)
@@ -625,12 +615,12 @@ async def test_links_that_cannot_be_signed_are_the_servers_fault(ledger: Databas
 
 
 @pytest.mark.parametrize("path", [f"/api/v2/jobs/{ID}", DEVICES, f"/api/v1/jobs/{ID}/results/"])
-async def test_a_signature_opens_nothing_but_results(rig: ApiRig, link: str, path: str) -> None:
+async def test_a_signature_gives_access_to_results_only(rig: ApiRig, link: str, path: str) -> None:
     assert (await rig.stranger.get(f"{path}?{urlsplit(link).query}")).status_code == 401
 
 
 @pytest.mark.parametrize("host", ["localhost:9", "LOCALHOST", "[::1]:8000", "tweezer.example.org", "10.1.2.3:80"])
-async def test_a_link_leads_to_where_the_request_came(rig: ApiRig, link: str, host: str) -> None:
+async def test_a_link_leads_to_the_host_of_the_request(rig: ApiRig, link: str, host: str) -> None:
     path = urlsplit(link).path.replace("/results", "/results_link")
     link = (await rig.data(path, headers={"Host": host}))["results_link"]
     assert urlsplit(link).netloc == host.lower()
@@ -640,7 +630,7 @@ async def test_a_link_leads_to_where_the_request_came(rig: ApiRig, link: str, ho
     "host",
     ["evil.example@good.example", "good.example/evil", "a:80:80", "a:x", "a b", "::1", "é", "", "a" * 5000, 'a"'],
 )
-async def test_a_host_that_can_be_none_is_refused_where_a_link_is_made_of_it(rig: ApiRig, link: str, host: str) -> None:
+async def test_an_invalid_host_is_refused_where_it_would_become_a_link(rig: ApiRig, link: str, host: str) -> None:
     path = urlsplit(link).path.replace("/results", "/results_link")
     answer = await rig.get(path, headers={"Host": host.encode("latin-1")})
     assert (answer.status_code, answer.json()["data"]["field"]) == (400, "Host")
@@ -711,7 +701,7 @@ def project_of(ledger: Database, project: str) -> None:
         project_no(connection, project)
 
 
-async def test_wrong_names_and_passwords_are_told_alike(rig: ApiRig, ledger: Database) -> None:
+async def test_wrong_names_and_passwords_have_the_same_error(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     make_user(ledger, "bob")
     with ledger.write() as connection:
@@ -746,7 +736,7 @@ async def test_an_unknown_name_costs_as_much_as_a_known_one(
 
 @pytest.mark.parametrize("missing", ["grant_type", "username", "password"])
 @pytest.mark.parametrize("value", [None, "", ["a", "b"]])
-async def test_what_a_form_lacks_is_named(rig: ApiRig, missing: str, value: Any) -> None:
+async def test_a_missing_form_field_is_named(rig: ApiRig, missing: str, value: Any) -> None:
     answer = await log_in(rig, **{missing: value})
     assert_refused(answer, 400, "invalid_request")
     assert missing in answer.json()["error_description"]
@@ -767,14 +757,14 @@ async def test_another_grant_is_refused(rig: ApiRig) -> None:
         (b"&".join(b"a%d=1" % n for n in range(100)), "application/x-www-form-urlencoded"),
     ],
 )
-async def test_what_is_no_form_is_refused(rig: ApiRig, content: bytes, kind: str) -> None:
+async def test_a_body_that_is_not_a_form_is_refused(rig: ApiRig, content: bytes, kind: str) -> None:
     answer = await rig.stranger.post("/oauth/token", content=content, headers={"Content-Type": kind})
     assert answer.status_code in (400, 413)
     if answer.status_code == 400:
         assert_refused(answer, 400, "invalid_request")
 
 
-async def test_after_too_many_failures_a_name_must_wait_whoever_knows_the_password(
+async def test_after_too_many_failures_a_name_must_wait_even_with_the_right_password(
     rig: ApiRig, ledger: Database
 ) -> None:
     make_user(ledger)
@@ -817,7 +807,7 @@ async def test_failures_are_counted_across_processes_and_forgotten_after_the_win
     assert (await log_in(rig)).status_code == 200
 
 
-async def test_many_failures_at_once_do_not_slip_through(rig: ApiRig, ledger: Database) -> None:
+async def test_concurrent_failures_are_all_counted(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     answers = await asyncio.gather(*(log_in(rig, password="x") for _ in range(60)))
     tried = sum(answer.status_code == 400 for answer in answers)
@@ -849,7 +839,7 @@ async def test_two_passwords_are_checked_at_a_time(
     assert most == logins.AT_ONCE == 2
 
 
-async def test_more_log_ins_than_can_wait_are_put_off(
+async def test_more_log_ins_than_the_queue_holds_are_refused_for_now(
     rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logins, "_WAITING_MAX", 3)
@@ -862,7 +852,7 @@ async def test_more_log_ins_than_can_wait_are_put_off(
             assert int(answer.headers["retry-after"]) > 0
 
 
-async def test_a_password_hashed_in_an_older_way_is_hashed_anew_at_the_log_in(rig: ApiRig, ledger: Database) -> None:
+async def test_a_log_in_renews_a_password_hash_with_old_parameters(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
 
     def kept() -> str:
@@ -892,7 +882,7 @@ async def test_a_changed_password_ends_the_sessions(rig: ApiRig, ledger: Databas
     assert (await log_in(rig, password="another password")).status_code == 200
 
 
-async def test_without_redis_nobody_logs_in(rig: ApiRig, ledger: Database) -> None:
+async def test_without_redis_log_ins_are_unavailable(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger)
     rig.server.connected = False
     assert_refused(await log_in(rig), 503, "temporarily_unavailable")
@@ -924,7 +914,7 @@ async def end(rig: ApiRig, session: str, *, key: str) -> httpx.Response:
     return await rig.stranger.delete(f"{SESSIONS}/{session}", headers=bearer(key))
 
 
-async def test_a_session_logs_out_and_opens_nothing_more_at_once(rig: ApiRig, ledger: Database) -> None:
+async def test_a_session_that_logged_out_is_refused_at_once(rig: ApiRig, ledger: Database) -> None:
     rig.add_user("ada", PROJECT)
     first, second = rig.add_session("ada"), rig.add_session("ada")
     assert (await rig.get(DEVICES, key=first)).status_code == 200
@@ -952,7 +942,7 @@ async def test_a_user_lists_its_sessions_and_ends_another_one(rig: ApiRig, ledge
     assert (await rig.get(DEVICES, key=theirs)).status_code == 200
 
 
-async def test_only_sessions_of_ones_own_that_are_valid_can_be_ended(rig: ApiRig, ledger: Database) -> None:
+async def test_a_user_can_end_only_its_own_valid_sessions(rig: ApiRig, ledger: Database) -> None:
     user = rig.add_user("ada", PROJECT)
     rig.add_user("bob", PROJECT)
     mine, over, theirs = rig.add_session("ada"), rig.add_session("ada"), rig.add_session("bob")
@@ -975,7 +965,7 @@ async def test_a_key_has_no_sessions_to_list_or_end(rig: ApiRig, role: Role) -> 
     assert (await rig.get(DEVICES, key=session)).status_code == 200
 
 
-async def test_a_session_may_be_one_that_only_reads(rig: ApiRig, ledger: Database) -> None:
+async def test_a_session_may_be_read_only(rig: ApiRig, ledger: Database) -> None:
     make_user(ledger, "ada", PROJECT)
     batch = f"/api/v2/batches/{await rig.submit(1, open=True)}"
     token = (await log_in(rig, scope="read")).json()

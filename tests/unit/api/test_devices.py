@@ -69,7 +69,7 @@ async def refused(answer: httpx.Response, status: int, *, field: str | None = No
 
 
 @pytest.mark.parametrize("path", [DEVICES, "/api/v2/devices"])
-async def test_devices_are_listed_with_what_they_are_like(rig: ApiRig, path: str) -> None:
+async def test_devices_are_listed_with_their_properties(rig: ApiRig, path: str) -> None:
     answer = await rig.get(path, key=rig.key())
     twin, emulator = answer.json()["data"]  # the newest first
     assert answer.headers["Content-Range"] == "0-1/2"
@@ -82,7 +82,7 @@ async def test_devices_are_listed_with_what_they_are_like(rig: ApiRig, path: str
     assert {twin["average_queue_time"], twin["paused_because"]} == {None}
 
 
-async def test_the_list_is_ordered_and_comes_in_pages(rig: ApiRig) -> None:
+async def test_the_list_is_ordered_and_paginated(rig: ApiRig) -> None:
     assert await listed(rig, order_by="name", order_by_direction="ASC") == [DEVICE, TWIN]
     assert await listed(rig, order_by="max_atom_num") == [TWIN, DEVICE]  # none of it stands behind, either way
     assert await listed(rig, order_by="max_atom_num", order_by_direction="ASC") == [TWIN, DEVICE]
@@ -91,7 +91,7 @@ async def test_the_list_is_ordered_and_comes_in_pages(rig: ApiRig) -> None:
         assert (await rig.get(DEVICES, params=params)).status_code == 422
 
 
-async def test_specs_are_told_to_everybody(rig: ApiRig) -> None:
+async def test_every_caller_can_read_specs(rig: ApiRig) -> None:
     expected = {name: (await rig.data(f"{DEVICES}/{name}/specs"))["specs"] for name in (DEVICE, TWIN)}
     assert await rig.data(f"{DEVICES}/specs", key=rig.key()) == expected
     assert json.loads(expected[TWIN])["name"] == "FRESNEL"
@@ -101,7 +101,7 @@ async def test_specs_are_told_to_everybody(rig: ApiRig) -> None:
     assert (await rig.stranger.get(f"{DEVICES}/specs")).status_code == 401
 
 
-async def test_a_device_without_specs_is_not_among_them(rig: ApiRig) -> None:
+async def test_a_device_without_specs_is_not_listed(rig: ApiRig) -> None:
     """Those are left out that a worker of an older version announced: one bad text breaks every client."""
     redis: Any = rig.store.redis
     await redis.sadd(rig.store.keys(Key.DEVICES), "OLD")
@@ -142,7 +142,7 @@ async def test_several_devices_change_their_status_together_or_not_at_all(rig: A
     assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # nobody serves the other one
 
 
-async def test_a_device_is_down_until_a_time_and_says_why(rig: ApiRig) -> None:
+async def test_a_device_that_is_down_until_a_time_has_a_reason(rig: ApiRig) -> None:
     path, until = f"{DEVICES}/{DEVICE}/status", (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
     answer = await rig.http.put(path, json={"status": "DOWN", "reason": "new lens", "until": until.isoformat()})
     found = answer.json()["data"]
@@ -164,7 +164,7 @@ async def test_a_device_is_down_until_a_time_and_says_why(rig: ApiRig) -> None:
         (0, "up", "DOWN", "no worker", None),
     ],
 )
-async def test_it_is_said_why_a_device_is_down_or_not_known(
+async def test_a_device_that_is_down_or_unknown_has_a_reason(
     rig: ApiRig, lanes: int, state: str, status: str, reason: str | None, unknown: str | None
 ) -> None:
     await rig.announce(lanes)
@@ -173,7 +173,7 @@ async def test_it_is_said_why_a_device_is_down_or_not_known(
     assert (found["status"], found["status_reason"], found["status_unknown"]) == (status, reason, unknown)
 
 
-async def test_maintenance_is_planned_listed_and_taken_back(rig: ApiRig) -> None:
+async def test_maintenance_is_planned_listed_and_cancelled(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{device_id(DEVICE)}/maintenance", datetime.now(UTC)
     later = {"begins_at": format_time(now + timedelta(hours=2)), "ends_at": format_time(now + timedelta(hours=3))}
     soon = {"begins_at": format_time(now - timedelta(seconds=1)), "ends_at": format_time(now + timedelta(hours=1))}
@@ -194,7 +194,7 @@ async def test_maintenance_is_planned_listed_and_taken_back(rig: ApiRig) -> None
     await refused(await rig.http.delete(f"{path}/{listed[0]['id']}"), 404)
 
 
-async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_it(rig: ApiRig) -> None:
+async def test_impossible_maintenance_and_callers_without_the_right_are_refused(rig: ApiRig) -> None:
     path, now = f"{DEVICES}/{DEVICE}/maintenance", datetime.now(UTC)
     begin, end = format_time(now + timedelta(hours=2)), format_time(now + timedelta(hours=3))
     body = {"begins_at": begin, "ends_at": end, "reason": "new lens"}
@@ -212,12 +212,12 @@ async def test_maintenance_that_cannot_be_is_refused_and_so_is_who_may_not_plan_
     await refused(await rig.http.post(f"{DEVICES}/{NONE}/maintenance", json=body), 404)
 
 
-async def test_a_status_that_there_is_not_is_named(rig: ApiRig) -> None:
+async def test_an_unknown_status_is_named(rig: ApiRig) -> None:
     answer = await rig.http.put(f"{DEVICES}/{DEVICE}/status", json={"status": "ON"})
     assert "ON" in await refused(answer, 400, field="status")
 
 
-async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: ApiRig) -> None:
+async def test_an_operator_replaces_the_specs_of_a_device_and_removes_them_again(rig: ApiRig) -> None:
     path, text = f"{DEVICES}/{TWIN}/specs", specs_text("FRESNEL", max_atom_num=7)
     answer = await rig.http.put(path, json={"specs": text})
     assert answer.json()["data"] == {"device_type": TWIN, "specs": text}
@@ -235,7 +235,7 @@ async def test_an_operator_gives_a_device_other_specs_and_takes_them_back(rig: A
         (specs_text(DEVICE), "specs: have the name 'EMU_FREE', which those of the device EMU_FREE have"),
     ],
 )
-async def test_bad_specs_do_not_get_in(rig: ApiRig, specs: str, problem: str) -> None:
+async def test_invalid_specs_are_refused(rig: ApiRig, specs: str, problem: str) -> None:
     before = await rig.data(f"{DEVICES}/specs")
     answer = await rig.http.put(f"{DEVICES}/{TWIN}/specs", json={"specs": specs})
     assert (await refused(answer, 400, field="specs")).startswith(problem)
@@ -266,7 +266,7 @@ async def test_a_created_device_waits_for_its_worker(rig: ApiRig) -> None:
     await refused(answer, 400, field="device_type")
 
 
-async def test_what_is_not_active_is_listed_on_request(rig: ApiRig) -> None:
+async def test_inactive_devices_are_listed_on_request(rig: ApiRig) -> None:
     wanted = {"device_type": "GONE", "status": "DOWN", "specs": specs_text("GONE"), "active": False}
     assert (await rig.http.post(DEVICES, json=wanted)).status_code == 200
     assert "GONE" not in await listed(rig)

@@ -59,7 +59,7 @@ def types(body: dict[str, Any]) -> list[str]:
 # -- pages ------------------------------------------------------------------------------------------------
 
 
-async def test_a_page_tells_what_happened_in_the_projects_of_the_key(rig: ApiRig) -> None:
+async def test_a_page_has_the_events_of_the_keys_projects(rig: ApiRig) -> None:
     key = rig.key()
     batch_id = await rig.submit(1)
     await rig.submit(1, project="another")
@@ -86,7 +86,7 @@ async def test_an_operator_sees_all_and_may_name_projects(rig: ApiRig) -> None:
     assert answer.json()["data"] == []
 
 
-async def test_next_and_the_id_of_an_event_both_say_where_to_go_on(rig: ApiRig) -> None:
+async def test_reading_continues_after_next_or_after_the_id_of_an_event(rig: ApiRig) -> None:
     batch_id = await rig.submit(2)
     await rig.run(DONE, FAILED)
     path = f"/api/v2/batches/{batch_id}/events"
@@ -117,7 +117,7 @@ async def test_now_is_the_end(rig: ApiRig) -> None:
     assert types(await page(rig, "/api/v2/events", after=nothing["next"])) == RAN
 
 
-async def test_notices_are_told_to_whom_they_concern(rig: ApiRig) -> None:
+async def test_notices_reach_only_the_projects_that_they_concern(rig: ApiRig) -> None:
     key = rig.key()
     for at, project in enumerate((None, PROJECT, "another")):
         notice = Notice(f"x:{at}", EventType.DEVICE_DOWN, project, at, '{"device": "EMU_FREE"}')
@@ -126,7 +126,7 @@ async def test_notices_are_told_to_whom_they_concern(rig: ApiRig) -> None:
     assert [event["id"] for event in answer.json()["data"]] == ["x:0", "x:1"]
 
 
-async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: ApiRig) -> None:
+async def test_events_that_redis_has_trimmed_come_from_the_ledger(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     recorder = Recorder(rig.store, rig.database, namespace="tweezer")
@@ -137,7 +137,7 @@ async def test_what_redis_has_forgotten_comes_from_the_ledger(rig: ApiRig) -> No
         assert types(await page(rig, path)) == CREATED + RAN
 
 
-async def test_who_reads_much_leaves_the_database_to_others(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_heavy_reader_leaves_connections_for_others(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = Database.open(OpenDatabase(url=str(ledger.engine.url), connections_max=3, share=2))
     rig = ApiRig(Settings(), shared)
     release, begun = threading.Event(), 0
@@ -183,9 +183,7 @@ async def test_who_reads_much_leaves_the_database_to_others(ledger: Database, mo
         ({"wait_s": 21}, "wait_s"),
     ],
 )
-async def test_a_parameter_that_cannot_be_is_refused_by_name(
-    rig: ApiRig, parameters: dict[str, Any], field: str
-) -> None:
+async def test_an_invalid_parameter_is_refused_by_name(rig: ApiRig, parameters: dict[str, Any], field: str) -> None:
     batch_id = await rig.submit(1)
     for path in ("/api/v2/events", f"/api/v2/batches/{batch_id}/events"):
         answer = await rig.get(path, params=parameters)
@@ -196,7 +194,7 @@ async def test_a_parameter_that_cannot_be_is_refused_by_name(
             assert (await rig.get(f"{path}/stream", params=parameters)).status_code == 422
 
 
-async def test_the_events_of_a_foreign_batch_are_not_there(rig: ApiRig) -> None:
+async def test_the_events_of_a_foreign_batch_are_not_found(rig: ApiRig) -> None:
     batch_id = await rig.submit(1, project="another")
     key = rig.key()
     for identity in (batch_id, uuid4()):
@@ -210,7 +208,7 @@ async def test_the_events_of_a_foreign_batch_are_not_there(rig: ApiRig) -> None:
 
 
 @pytest.mark.parametrize("place", ["/api/v2/events", "/api/v2/batches/{}/events"])
-async def test_a_request_is_held_until_there_is_something_to_tell(rig: ApiRig, place: str) -> None:
+async def test_a_request_is_held_until_there_is_an_event(rig: ApiRig, place: str) -> None:
     batch_id = await rig.submit(1)
     path = place.format(batch_id)
     after = (await page(rig, path))["next"]
@@ -222,7 +220,7 @@ async def test_a_request_is_held_until_there_is_something_to_tell(rig: ApiRig, p
     assert rig.holding() == 0
 
 
-async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: ApiRig) -> None:
+async def test_a_filtered_request_is_held_until_an_event_of_its_types(rig: ApiRig) -> None:
     batch_id = await rig.submit(2)
     request = await rig.held(f"/api/v2/batches/{batch_id}/events?type=batch.done")
     await rig.run(DONE, FAILED)
@@ -230,7 +228,7 @@ async def test_a_filtered_request_is_held_until_a_type_comes_that_it_names(rig: 
 
 
 @pytest.mark.parametrize("place", ["/api/v2/events", "/api/v2/batches/{}/events", "/api/v1/batches/{}/status"])
-async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
+async def test_a_held_request_returns_nothing_after_its_key_was_revoked(
     rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)  # the request trusts its key for so long
@@ -250,7 +248,7 @@ async def test_a_held_request_tells_nothing_once_its_key_was_revoked(
     assert "batch" not in answer.text
 
 
-async def test_events_of_others_wake_nobody(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_foreign_events_wake_no_held_request(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     key, reads = rig.key(), 0
     read = rig.app.state.following.feed.read
 
@@ -279,13 +277,13 @@ async def test_a_batch_that_has_ended_answers_at_once(rig: ApiRig) -> None:
     assert answer.json()["data"] == []
 
 
-async def test_a_server_that_stops_answers_what_it_holds(rig: ApiRig) -> None:
+async def test_a_stopping_server_answers_held_requests_for_events(rig: ApiRig) -> None:
     request = await rig.held("/api/v2/events?after=now")
     rig.app.state.holds.end()
     assert (await within(request)).json()["data"] == []
 
 
-async def test_a_hold_is_over_when_its_time_is(rig: ApiRig) -> None:
+async def test_a_hold_for_events_ends_after_its_time(rig: ApiRig) -> None:
     answer = await asyncio.wait_for(rig.get("/api/v2/events?after=now&wait_s=0.05"), SOON_S)
     assert answer.json()["data"] == []
 
@@ -361,7 +359,7 @@ class Stream:
         await asyncio.wait_for(asyncio.shield(self._task), SOON_S)
 
 
-async def test_a_stream_tells_events_as_they_happen(rig: ApiRig) -> None:
+async def test_a_stream_sends_events_as_they_happen(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     async with Stream(rig, "/api/v2/events/stream", rig.key()) as stream:
         await stream.until(1)
@@ -377,7 +375,7 @@ async def test_a_stream_tells_events_as_they_happen(rig: ApiRig) -> None:
     assert rig.holding() == 0
 
 
-async def test_the_stream_of_a_batch_ends_behind_its_end(rig: ApiRig) -> None:
+async def test_the_stream_of_a_batch_ends_after_its_last_event(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     path = f"/api/v2/batches/{batch_id}/events/stream"
     async with Stream(rig, f"{path}?type=job.done", rig.key()) as stream:
@@ -390,7 +388,7 @@ async def test_the_stream_of_a_batch_ends_behind_its_end(rig: ApiRig) -> None:
     assert again.types() == [*CREATED, *RAN, "end"]
 
 
-async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: ApiRig) -> None:
+async def test_a_stream_resumes_after_the_last_event_id(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     await rig.run()
     key, path = rig.key(), f"/api/v2/batches/{batch_id}/events/stream"
@@ -407,7 +405,7 @@ async def test_a_stream_is_taken_up_again_behind_the_last_id(rig: ApiRig) -> Non
     assert (over.status, over.text) == (204, ""), "nothing is left, and a browser tries no more"
 
 
-async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: ApiRig) -> None:
+async def test_a_stream_cut_before_its_first_event_misses_none(rig: ApiRig) -> None:
     key = rig.key()
     async with Stream(rig, "/api/v2/events/stream?after=now", key) as stream:
         await until(lambda: rig.holding() == 1)
@@ -418,7 +416,7 @@ async def test_a_stream_that_is_cut_before_its_first_event_misses_none(rig: ApiR
     assert again.types() == CREATED
 
 
-async def test_a_silent_stream_says_that_it_is_there(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_stream_sends_keep_alives(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "BEAT_S", 0.02)
     monkeypatch.setattr(streams, "_LOOK_S", 0.01)
     async with Stream(rig, "/api/v2/events/stream?after=now", rig.key()) as stream:
@@ -444,7 +442,7 @@ async def test_a_stream_ends_when_the_server_does(rig: ApiRig) -> None:
         await stream.ends()
 
 
-async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_server_does_not_read_ahead_for_a_slow_client(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = 0
     read = rig.app.state.following.feed.read
 
@@ -469,7 +467,7 @@ async def test_a_client_that_reads_slowly_is_not_read_ahead_for(rig: ApiRig, mon
     assert reads > 10
 
 
-async def test_all_keys_of_a_project_have_so_many_streams_and_no_more(
+async def test_the_streams_of_a_project_are_limited_over_all_its_keys(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "STREAMS_MAX", 2)
@@ -499,7 +497,7 @@ async def test_a_deleted_batch_ends_its_stream(rig: ApiRig, monkeypatch: pytest.
     assert stream.types() == CREATED
 
 
-async def test_a_stream_that_is_disturbed_misses_nothing(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_is_interrupted_misses_nothing(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "Backoff", lambda: Backoff(base_s=0.001, cap_s=0.001))
     turns = itertools.count()
 

@@ -44,7 +44,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_the_quick_way_and_the_other_lead_to_the_same(taken: list[str], rig: ApiRig, route: str) -> None:
+async def test_the_fast_path_and_the_normal_one_return_the_same(taken: list[str], rig: ApiRig, route: str) -> None:
     identity = job_id(await rig.submit(1), 0) if "jobs" in route else await rig.submit(1)
     for key in (rig.key(), rig.key(Role.READ), rig.key(Role.METRICS, project=None), rig.key(project="other")):
         for name in (identity, new_batch_id()):
@@ -55,7 +55,7 @@ async def test_the_quick_way_and_the_other_lead_to_the_same(taken: list[str], ri
     assert len(taken) == 8
 
 
-def test_the_quick_routes_are_taken_for_a_get_of_an_id_and_for_nothing_else() -> None:
+def test_only_a_get_of_an_id_takes_the_fast_path() -> None:
     def takes(method: str, path: str, kind: str = "http") -> bool:
         scope: Scope = {"type": kind, "method": method, "path": path, "headers": []}
         return any(route.matches(scope)[0] is Match.FULL for route in fast_routes())
@@ -73,20 +73,20 @@ def test_the_quick_routes_are_taken_for_a_get_of_an_id_and_for_nothing_else() ->
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_quick_answer_is_for_who_has_a_key(taken: list[str], rig: ApiRig, route: str) -> None:
+async def test_the_fast_path_requires_a_key(taken: list[str], rig: ApiRig, route: str) -> None:
     answer = await rig.stranger.get(route.format(new_batch_id()))
     assert answer.status_code == 401
     assert taken == []
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_another_method_is_refused_as_ever(rig: ApiRig, route: str) -> None:
+async def test_other_methods_are_refused_as_on_the_normal_path(rig: ApiRig, route: str) -> None:
     answer = await rig.http.request("DELETE", route.format(new_batch_id()))
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET"
 
 
-async def test_quick_answers_are_timed_by_the_name_of_their_route(rig: ApiRig) -> None:
+async def test_responses_of_the_fast_path_are_timed_by_their_route(rig: ApiRig) -> None:
     await rig.get(f"/api/v2/jobs/{new_batch_id()}")
     await rig.get(f"/api/v2/batches/{new_batch_id()}")
     metrics = (await rig.get("/metrics")).text

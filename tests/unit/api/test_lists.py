@@ -103,7 +103,7 @@ async def forget(rig: ApiRig) -> None:
 
 
 @pytest.mark.parametrize(("path", "schema"), [("/api/v1/batches", ListedBatchResponse), ("/api/v2/jobs", JobResponse)])
-async def test_a_list_is_what_its_schema_says(rig: ApiRig, filled: Filled, path: str, schema: Any) -> None:
+async def test_a_list_matches_its_schema(rig: ApiRig, filled: Filled, path: str, schema: Any) -> None:
     answer = await rig.get(path)
     page = msgspec.json.decode(answer.content, type=Page[schema])
     assert msgspec.to_builtins(page) == answer.json()
@@ -144,7 +144,7 @@ async def test_repeated_parameters_mean_any_of_them(rig: ApiRig, filled: Filled)
 
 
 @pytest.mark.parametrize("said", [{"open": "True"}, {"open": "true"}, {"open": "1"}, {"complete": "False"}])
-async def test_open_may_be_said_in_many_ways(rig: ApiRig, filled: Filled, said: dict[str, str]) -> None:
+async def test_open_accepts_many_spellings_of_a_boolean(rig: ApiRig, filled: Filled, said: dict[str, str]) -> None:
     batches, pagination = await listed(rig, "/api/v1/batches", params=said)
     assert batches
     assert all(batch["open"] and not batch["complete"] for batch in batches)
@@ -179,7 +179,9 @@ async def test_a_prefix_is_taken_with_and_without_dashes(rig: ApiRig, filled: Fi
     ("path", "orders"),
     [("/api/v1/batches", BatchOrder), ("/api/v2/jobs", JobOrder)],
 )
-async def test_a_list_takes_every_order_both_ways(rig: ApiRig, filled: Filled, path: str, orders: Any) -> None:
+async def test_a_list_accepts_every_order_in_both_directions(
+    rig: ApiRig, filled: Filled, path: str, orders: Any
+) -> None:
     for order in orders:
         for direction in ("ASC", "DESC"):
             rows, _ = await listed(rig, path, params={"order_by": order.value, "order_by_direction": direction})
@@ -239,7 +241,7 @@ async def test_a_bad_parameter_is_named(rig: ApiRig, path: str, params: dict[str
 @pytest.mark.parametrize(
     "text", ["%'\"; DROP TABLE jobs; --", "💥", "ü" * 200, "\\", "\ud800".encode("utf-8", "replace")]
 )
-async def test_any_text_may_be_looked_for(rig: ApiRig, filled: Filled, text: Any) -> None:
+async def test_any_text_may_be_searched_for(rig: ApiRig, filled: Filled, text: Any) -> None:
     for name in ("user_id", "project_id", "device_type", "tag", "all_tags"):
         for path in ("/api/v1/batches", "/api/v2/jobs", "/api/v2/jobs/counts"):
             assert (await rig.get(path, params={name: text})).status_code == 200
@@ -271,7 +273,7 @@ async def test_a_foreign_project_lists_like_one_that_does_not_exist(rig: ApiRig,
 
 
 @pytest.mark.parametrize("route", ["/api/v2/jobs/{}", "/api/v2/jobs/{}/transitions", "/api/v1/jobs/{}/status"])
-async def test_a_foreign_job_is_not_there_live_or_recorded(rig: ApiRig, filled: Filled, user: str, route: str) -> None:
+async def test_a_foreign_job_is_not_found_live_or_recorded(rig: ApiRig, filled: Filled, user: str, route: str) -> None:
     recorded = job_id(filled.of_project(0)[5][0], 0)
     live = job_id(await rig.submit(1, project=OTHER), 0)
     for identity in (recorded, live):
@@ -350,7 +352,7 @@ async def test_the_jobs_of_a_batch_are_listed_before_they_are_recorded(rig: ApiR
     assert (await listed(rig, "/api/v2/jobs"))[0] == []
 
 
-async def test_the_jobs_of_a_batch_are_listed_alike_live_and_recorded(rig: ApiRig) -> None:
+async def test_the_jobs_of_a_batch_are_listed_identically_live_and_recorded(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     live = [await listed(rig, "/api/v2/jobs", params={"batch_id": str(batch_id), **params}) for params in JOB_LISTS]
     await forget(rig)
@@ -399,7 +401,7 @@ async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
         "/api/v1/jobs/{0}/results",
     ],
 )
-async def test_what_redis_has_forgotten_the_ledger_still_has(rig: ApiRig, route: str) -> None:
+async def test_batches_that_redis_has_forgotten_come_from_the_ledger(rig: ApiRig, route: str) -> None:
     batch_id = await mixed_batch(rig)
     path = route.format(*(job_id(batch_id, index) for index in range(4)), batch=batch_id)
     key = rig.key()
@@ -419,7 +421,7 @@ async def test_a_link_to_a_result_outlives_redis(rig: ApiRig) -> None:
     assert (await rig.data(f"/api/v1/jobs/{job_id(batch_id, 1)}/results_link"))["results_link"] is None
 
 
-async def test_single_answers_are_what_their_schemas_say(rig: ApiRig) -> None:
+async def test_single_responses_match_their_schemas(rig: ApiRig) -> None:
     batch_id = await mixed_batch(rig)
     for index in range(7):
         answer = await rig.get(f"/api/v2/jobs/{job_id(batch_id, index)}")
@@ -430,7 +432,7 @@ async def test_single_answers_are_what_their_schemas_say(rig: ApiRig) -> None:
     assert msgspec.to_builtins(batch) == answer.json()
 
 
-async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_requests_for_jobs_share_a_round_trip(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_ids = [await rig.submit(3) for _ in range(10)]
     key = rig.key()
     calls: list[str] = []
@@ -447,7 +449,9 @@ async def test_requests_for_jobs_that_meet_share_a_round_trip(rig: ApiRig, monke
     assert 0 < calls.count("look_up_jobs") < len(ids) / 2
 
 
-async def test_a_read_that_fails_fails_for_all_who_share_it(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_read_fails_for_every_request_that_shares_it(
+    rig: ApiRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch_id = await rig.submit(2)
 
     async def fail(self: Scripts, name: str, /, **arguments: Any) -> list[Any]:
@@ -473,7 +477,7 @@ async def test_counts_have_every_status_and_add_up_to_the_total(rig: ApiRig, fil
             assert sum(counts.values()) == pagination["total"]
 
 
-async def test_the_transitions_of_a_job_are_told_once_recorded(rig: ApiRig) -> None:
+async def test_the_transitions_of_a_job_are_listed_once_they_are_recorded(rig: ApiRig) -> None:
     batch_id = await rig.submit(1)
     path, key = f"/api/v2/jobs/{job_id(batch_id, 0)}/transitions", rig.key()
     assert await rig.data(path, key=key) == []
@@ -489,7 +493,7 @@ async def test_the_transitions_of_a_job_are_told_once_recorded(rig: ApiRig) -> N
     assert told[0]["timestamp"][:22] == job["start_timestamp"][:22]
 
 
-async def test_the_queue_of_a_device_is_told_to_everybody(rig: ApiRig) -> None:
+async def test_every_caller_can_read_the_queue_of_a_device(rig: ApiRig) -> None:
     await rig.submit([JobSpec(runs=10), JobSpec(runs=5), JobSpec()], priority=Priority.HIGH)
     await rig.submit(4, project="other")
     await record(rig)
@@ -501,7 +505,7 @@ async def test_the_queue_of_a_device_is_told_to_everybody(rig: ApiRig) -> None:
     }
 
 
-async def test_the_average_queue_time_of_a_device_is_of_the_last_day(rig: ApiRig) -> None:
+async def test_the_average_queue_time_of_a_device_covers_the_last_day(rig: ApiRig) -> None:
     path = f"/api/v1/devices/{DEVICE}/average_queue_time"
     nothing = {"device_type": DEVICE, "average_queue_time": None, "jobs_count": 0}
     assert await rig.data(path, key=rig.key()) == nothing
@@ -534,7 +538,7 @@ async def test_jobs_are_counted_by_hour_day_and_month(rig: ApiRig, user: str, sc
     }
 
 
-async def test_the_last_activity_of_each_project_is_told(rig: ApiRig, user: str) -> None:
+async def test_the_last_activity_of_each_project_is_listed(rig: ApiRig, user: str) -> None:
     all_of_them = await rig.data("/api/v1/batches/last_activity")
     assert [each["project_id"] for each in all_of_them] == [PLAN.project(number) for number in range(3)]
     own = await rig.data("/api/v1/batches/last_activity", key=user)
@@ -556,7 +560,7 @@ def _fail(_: Queries) -> None:
     raise Unavailable("the ledger's database cannot be used: gone")
 
 
-async def test_operators_list_the_work_of_all(rig: ApiRig, filled: Filled) -> None:
+async def test_operators_list_the_work_of_all_projects(rig: ApiRig, filled: Filled) -> None:
     _, pagination = await listed(rig, "/api/v2/jobs", key=rig.key(Role.OPERATOR, project=None))
     assert pagination["total"] == PLAN.jobs
 
@@ -570,7 +574,7 @@ def moved_away(file: Path) -> Iterator[None]:
     elsewhere.rename(file)
 
 
-async def test_a_ledger_whose_file_was_away_answers_again_when_it_is_back(rig: ApiRig) -> None:
+async def test_a_ledger_whose_file_was_missing_works_again_when_it_is_back(rig: ApiRig) -> None:
     assert (await rig.get("/api/v2/jobs")).status_code == 200
     with moved_away(Path(rig.database.engine.url.database or "")):
         assert (await rig.get("/api/v2/jobs")).status_code == 503

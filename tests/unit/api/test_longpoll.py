@@ -57,7 +57,7 @@ def record(*, open: bool) -> BatchRecord:
         ([b"ST"], True, True),
     ],
 )
-def test_a_closed_batch_ends_with_an_event_of_its_own(messages: list[bytes], closed: bool, opened: bool) -> None:
+def test_a_closed_batch_ends_with_a_separate_event(messages: list[bytes], closed: bool, opened: bool) -> None:
     assert may_end_batch(messages, record(open=False)) is closed
     assert may_end_batch(messages, record(open=True)) is opened
 
@@ -113,7 +113,7 @@ async def test_an_outage_of_redis_that_ends_in_time_only_delays_the_answer(monke
     assert await held(iter(["RUNNING", away, away, "RUNNING", away, "DONE"]), wait_s=20) == "DONE"
 
 
-async def test_an_outage_of_redis_that_lasts_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lasting_outage_of_redis_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(longpoll, "_LOOK_AGAIN_S", 0.05)
     with pytest.raises(Unavailable):
         await held(iter(["RUNNING", *[Unavailable("Redis cannot be reached")] * 100]), wait_s=0.2)

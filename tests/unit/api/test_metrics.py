@@ -128,7 +128,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[
     await rig.close()
 
 
-async def test_the_queue_of_each_device_is_told(rig: MeasuredApi) -> None:
+async def test_the_queue_of_each_device_is_measured(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.announce("OTHER", lanes=2, busy=0, draining=1)
     await rig.store.devices.pause("OTHER", "for a test")
@@ -150,7 +150,7 @@ async def test_the_queue_of_each_device_is_told(rig: MeasuredApi) -> None:
     assert of(found, "redis_up") == of(found, "ledger_up") == 1
 
 
-async def test_the_lag_of_the_recorder_is_told(rig: MeasuredApi) -> None:
+async def test_the_lag_of_the_recorder_is_measured(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.submit(1)
     await rig.submit(1)
@@ -165,7 +165,7 @@ async def test_the_lag_of_the_recorder_is_told(rig: MeasuredApi) -> None:
     assert of(await rig.scrape(), "recorder_lag_entries") == 1
 
 
-async def test_the_lag_of_the_couriers_is_told(rig: MeasuredApi) -> None:
+async def test_the_lag_of_the_couriers_is_measured(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.submit(1)
     await rig.submit(1)
@@ -178,7 +178,7 @@ async def test_the_lag_of_the_couriers_is_told(rig: MeasuredApi) -> None:
     assert (of(found, "courier_lag_entries"), of(found, "courier_lag_seconds")) == (0, 0)
 
 
-async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: MeasuredApi) -> None:
+async def test_webhooks_are_counted_by_their_next_step(rig: MeasuredApi) -> None:
     with rig.database.write() as connection:
         url = "https://hooks.example.org/"
         endpoint = create_endpoint(connection, WebhookPolicy(), project_id="ours", url=url)
@@ -191,7 +191,7 @@ async def test_webhooks_are_counted_by_what_is_to_become_of_them(rig: MeasuredAp
     assert of(found, "deliveries_overdue") == of(found, "endpoints_disabled") == 1
 
 
-async def test_dead_letters_are_counted_by_who_could_not_use_them(rig: MeasuredApi) -> None:
+async def test_dead_letters_are_counted_by_consumer(rig: MeasuredApi) -> None:
     with rig.database.write() as connection:
         letters = [NewLetter(f"{number}-0", "broken", b"") for number in range(3)]
         park(connection, Consumer.RECORDER, letters, DeadLetterBounds(count=2))
@@ -201,7 +201,9 @@ async def test_dead_letters_are_counted_by_who_could_not_use_them(rig: MeasuredA
     assert of(found, "dead_letters_evicted_total", consumer="recorder") == 1
 
 
-async def test_memory_of_redis_and_its_limit_are_told(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_memory_of_redis_and_its_limit_are_measured(
+    rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def info() -> dict[str, Any]:
         return {"used_memory": 123, "maxmemory": 456, "role": "master"}
 
@@ -210,7 +212,7 @@ async def test_memory_of_redis_and_its_limit_are_told(rig: MeasuredApi, monkeypa
     assert (of(found, "redis_memory_bytes"), of(found, "redis_memory_limit_bytes")) == (123, 456)
 
 
-async def test_operators_and_workers_may_read_and_nobody_else(rig: MeasuredApi) -> None:
+async def test_only_operators_and_metrics_keys_may_read(rig: MeasuredApi) -> None:
     statuses = {role: (await rig.get("/metrics", role)).status_code for role in (*Role, None)}
     assert statuses == {Role.USER: 403, Role.READ: 403, Role.METRICS: 200, Role.OPERATOR: 200, None: 401}
 
@@ -223,7 +225,7 @@ async def test_the_text_is_declared_as_prometheus_expects_it(rig: MeasuredApi) -
     assert f"# TYPE {ANSWERS} histogram" in response.text
 
 
-async def test_answers_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:
+async def test_responses_are_counted_by_route_and_not_by_path(rig: MeasuredApi) -> None:
     for _ in range(3):
         await rig.get(f"/api/v2/jobs/{new_batch_id()}", Role.READ)
     await rig.get("/no/such/route")
@@ -250,7 +252,7 @@ async def test_requests_refused_by_limits_are_counted(rig: MeasuredApi) -> None:
     assert of(found, "api_answer_seconds_count", route="none", method="GET", status="429") == 10
 
 
-def test_times_fall_into_cumulated_buckets() -> None:
+def test_times_are_counted_in_cumulative_buckets() -> None:
     times = AnswerTimes()
     for took_s in (0.0005, 0.001, 0.003, 0.2, 24.0, 60.0):
         times.note("/r", "GET", 200, took_s)
@@ -276,14 +278,14 @@ async def test_a_caller_that_leaves_unanswered_is_counted_once(
     assert of(found, "api_answer_seconds_count", route="/metrics", method="GET", status="0") == 1
 
 
-async def test_two_applications_count_apart(rig: MeasuredApi) -> None:
+async def test_two_applications_count_separately(rig: MeasuredApi) -> None:
     other = create_app(Settings(), rig.store, rig.database)
     await rig.get("/health", None)
     found = samples((await other.state.metrics.text()).decode())
     assert f"{ANSWERS}_count" not in names(found)
 
 
-async def test_without_redis_the_rest_is_told(rig: MeasuredApi) -> None:
+async def test_without_redis_the_other_metrics_are_there(rig: MeasuredApi) -> None:
     await rig.announce()
     await rig.get("/health", None)
     rig.server.connected = False
@@ -295,7 +297,7 @@ async def test_without_redis_the_rest_is_told(rig: MeasuredApi) -> None:
     assert of(await rig.scrape(), "redis_up") == 1
 
 
-async def test_without_the_ledger_the_queue_is_told(rig: MeasuredApi) -> None:
+async def test_without_the_ledger_the_metrics_of_the_queue_are_there(rig: MeasuredApi) -> None:
     await rig.announce()
     elsewhere = Database.open(OpenDatabase(url="postgresql://nobody@127.0.0.1:1/nothing"))
     metrics = Metrics(rig.store, elsewhere, namespace="tweezer", times=AnswerTimes())
@@ -306,7 +308,7 @@ async def test_without_the_ledger_the_queue_is_told(rig: MeasuredApi) -> None:
     assert not [name for name in names(found) if "lag" in name]
 
 
-async def test_a_redis_that_hangs_is_given_up(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_redis_that_hangs_is_abandoned(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.metrics._PATIENCE_S", 0.05)
 
     async def hang(*_: Any, **__: Any) -> None:
@@ -316,7 +318,9 @@ async def test_a_redis_that_hangs_is_given_up(rig: MeasuredApi, monkeypatch: pyt
     assert of(await rig.scrape(), "redis_up") == 0
 
 
-async def test_a_scrape_asks_redis_twice_however_much_waits(rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_scrape_makes_two_round_trips_to_redis_for_any_queue(
+    rig: MeasuredApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         await rig.announce(f"D{number}")
         await rig.submit(3, f"D{number}")

@@ -40,7 +40,7 @@ def keys_of(rig: ApiRig, *projects: str) -> list[str]:
     return [rig.key(project=project) for project in projects]
 
 
-async def test_a_project_at_its_quota_gets_429_with_the_quota_and_others_go_on(rig: ApiRig) -> None:
+async def test_a_project_at_its_quota_gets_429_and_others_continue(rig: ApiRig) -> None:
     first, second, other = keys_of(rig, "lab", "lab", "other")
     await rig.store.tickets.publish_settings(StoreConfig(queued_jobs=3))
     assert (await submit(rig, first, 2)).status_code == 200
@@ -69,7 +69,7 @@ async def test_jobs_beyond_the_quota_are_not_added(rig: ApiRig) -> None:
     assert (await rig.http.post(path, json=[{"runs": 1}], headers=bearer(key))).status_code == 200
 
 
-async def test_a_limit_of_the_project_goes_before_the_default(rig: ApiRig) -> None:
+async def test_a_limit_of_the_project_overrides_the_default(rig: ApiRig) -> None:
     (key,) = keys_of(rig, "lab")
     await rig.store.tickets.publish_settings(StoreConfig(queued_jobs=3))
     await rig.store.quotas.set_limits({"lab": {"queued_jobs": 10}})
@@ -99,7 +99,7 @@ async def test_all_keys_of_a_project_share_one_rate(ledger: Database, tmp_path: 
     await rig.close()
 
 
-async def test_requests_beyond_the_most_that_are_held_are_answered_at_once(
+async def test_requests_beyond_the_limit_of_held_ones_are_answered_at_once(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(longpoll, "HOLDS_MAX", 1)

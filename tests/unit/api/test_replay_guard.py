@@ -95,22 +95,20 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 # ------------------------------------------------------------------------------------------------- over the API
 
 
-async def test_an_equal_call_after_an_answer_that_was_written_is_a_call_of_its_own(rig: Ours) -> None:
+async def test_an_equal_call_after_a_complete_response_is_a_new_call(rig: Ours) -> None:
     assert len({await rig.id_of(wire=Wire()) for _ in range(3)}) == 3
     assert await rig.left() == []
 
 
 @pytest.mark.parametrize("wire", [Wire(cut=True), Wire(is_lost=True)])
-async def test_an_equal_call_after_an_answer_that_was_lost_is_a_retry(rig: Ours, wire: Wire) -> None:
+async def test_an_equal_call_after_a_lost_response_is_a_retry(rig: Ours, wire: Wire) -> None:
     first = await rig.id_of(wire=wire)
     assert await rig.id_of(wire=wire) == first
     assert await rig.id_of(wire=Wire()) == first
     assert await rig.id_of(wire=Wire()) != first
 
 
-async def test_an_equal_call_after_a_failure_of_the_servers_is_a_retry(
-    rig: Ours, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_equal_call_after_a_server_error_is_a_retry(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     for failure in (Unavailable("Redis went away"), ZeroDivisionError("a defect")):
         before = await rig.written()
         with monkeypatch.context() as patch:
@@ -122,7 +120,7 @@ async def test_an_equal_call_after_a_failure_of_the_servers_is_a_retry(
         assert await rig.id_of() != first
 
 
-async def test_only_what_is_equal_is_a_retry(rig: Ours) -> None:
+async def test_only_an_equal_call_is_a_retry(rig: Ours) -> None:
     first = await rig.id_of(wire=Wire(cut=True))
     assert await rig.id_of(content=BODY | {"name": "other"}) != first
     assert await rig.id_of(user="bob") != first
@@ -130,21 +128,19 @@ async def test_only_what_is_equal_is_a_retry(rig: Ours) -> None:
     assert await rig.id_of() == first
 
 
-async def test_equal_calls_at_once_are_calls_of_their_own(rig: Ours) -> None:
+async def test_concurrent_equal_calls_are_separate_calls(rig: Ours) -> None:
     assert len(set(await asyncio.gather(*(rig.id_of(wire=Wire()) for _ in range(20))))) == 20
     assert await rig.left() == []
 
 
-async def test_as_many_equal_calls_as_were_lost_are_retries(rig: Ours) -> None:
+async def test_each_lost_call_has_one_retry(rig: Ours) -> None:
     lost = set(await asyncio.gather(*(rig.id_of(wire=Wire(cut=True)) for _ in range(3))))
     found = [await rig.id_of() for _ in range(4)]
     assert (len(lost), set(found[:3])) == (3, lost)
     assert found[3] not in lost
 
 
-async def test_a_retry_that_comes_while_the_lost_call_still_runs_joins_it(
-    rig: Ours, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     submit, reached, go_on = rig.store.commands.submit, asyncio.Event(), asyncio.Event()
 
     async def slow(*args: Any, **options: Any) -> Any:
@@ -173,7 +169,7 @@ async def test_added_jobs_are_repeated_in_the_same_way(rig: Ours) -> None:
     assert counts == [2, 3, 3, 4]
 
 
-async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(rig: Ours) -> None:
+async def test_a_refusal_leaves_no_trace_and_does_not_affect_a_lost_call(rig: Ours) -> None:
     wrong = BODY | {"device_type": "ELSEWHERE"}
     assert (await rig.send(content=wrong)).status_code == 400
     assert await rig.left() == []
@@ -186,7 +182,7 @@ async def test_a_refusal_leaves_nothing_and_does_not_undo_a_call_that_was_lost(r
     assert (await rig.send(path, JOBS)).json()["data"]["reason"] == "closed"
 
 
-async def test_a_call_that_runs_long_is_not_taken_for_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_call_does_not_count_as_lost(rig: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_guard, "_RENEW_S", 0.001)
     marked: list[CallState] = []
     mark = rig.store.recent_calls.mark
@@ -217,7 +213,7 @@ async def known() -> AsyncIterator[RecentCalls]:
     await store.close()
 
 
-async def test_an_attempt_of_which_nobody_speaks_is_lost_after_its_lease(
+async def test_an_attempt_without_a_renewal_is_lost_after_its_lease(
     known: RecentCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await known.begin("d", project="p")
@@ -229,7 +225,7 @@ async def test_an_attempt_of_which_nobody_speaks_is_lost_after_its_lease(
     assert (found.again, found.key) == (True, dead.key)
 
 
-async def test_an_attempt_that_was_taken_over_is_not_spoken_for_by_its_former_owner(known: RecentCalls) -> None:
+async def test_the_former_owner_cannot_renew_an_attempt_that_was_taken_over(known: RecentCalls) -> None:
     first = await known.begin("d", project="p")
     await known.mark(first, CallState.ABANDONED)
     second = await known.begin("d", project="p")
@@ -239,7 +235,7 @@ async def test_an_attempt_that_was_taken_over_is_not_spoken_for_by_its_former_ow
     assert (await known.begin("d", project="p")).key == first.key
 
 
-async def test_a_lost_call_is_not_waited_for_for_ever(known: RecentCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_wait_for_a_lost_call_is_bounded(known: RecentCalls, monkeypatch: pytest.MonkeyPatch) -> None:
     first = await known.begin("d", project="p")
     await known.mark(first, CallState.ABANDONED)
     redis: Any = known._scripts.redis

@@ -121,7 +121,7 @@ async def test_a_body_is_read(http: httpx.AsyncClient) -> None:
     ).json() == READ
 
 
-async def test_a_body_that_says_it_is_too_large_is_refused_unread(http: httpx.AsyncClient) -> None:
+async def test_a_body_whose_content_length_is_too_large_is_refused_unread(http: httpx.AsyncClient) -> None:
     read = 0
 
     async def counted() -> AsyncIterator[bytes]:
@@ -136,12 +136,12 @@ async def test_a_body_that_says_it_is_too_large_is_refused_unread(http: httpx.As
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, str(BODY_MAX + 1), "1000000000000000"])
-async def test_no_length_is_too_long_to_be_refused(http: httpx.AsyncClient, length: str) -> None:
+async def test_a_content_length_with_many_digits_is_refused(http: httpx.AsyncClient, length: str) -> None:
     assert refusal(await post(http, in_chunks(GOOD), Content_Length=length)) == (413, "body_too_large", "body")
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1.5", "²", "+1"])
-async def test_a_length_that_is_no_number_is_refused(http: httpx.AsyncClient, length: str) -> None:
+async def test_a_content_length_that_is_not_a_number_is_refused(http: httpx.AsyncClient, length: str) -> None:
     headers = {"Content-Length": length.encode("latin-1")}
     answer = await http.post("/read/k", content=in_chunks(GOOD), headers=headers)  # type: ignore[arg-type]
     assert refusal(answer) == (400, "bad_length", "Content-Length")
@@ -164,7 +164,7 @@ async def test_the_largest_body_is_read(http: httpx.AsyncClient) -> None:
     assert (await post(http, body + b" ")).status_code == 413
 
 
-async def test_a_path_that_needs_less_is_given_less(http: httpx.AsyncClient) -> None:
+async def test_a_path_with_small_bodies_has_a_smaller_limit(http: httpx.AsyncClient) -> None:
     assert refusal(await http.post("/deaf", content=b" " * (KIB + 1))) == (413, "body_too_large", "body")
     assert (await http.post("/deaf", content=b" " * KIB)).status_code == 200
 
@@ -259,14 +259,14 @@ async def exchange(
     return sent
 
 
-async def test_a_body_that_does_not_come_times_out(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_times_out(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.http.limits._LINGER_S", 0.01)
     sent = await exchange(app, [b"{"], ends="never")
     assert (sent.status, sent.reason) == (408, "body_too_slow")
     assert (b"connection", b"close") in sent.headers
 
 
-async def test_a_body_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.http.limits._LINGER_S", 0.01)
     app = create(RequestLimits(BODY_MAX, patience_s=0.1, least_rate=KIB))
     pieces = iter([b" "] * 1000)
@@ -275,13 +275,13 @@ async def test_a_body_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -
     assert next(pieces, None) is not None, "it did not wait for the whole body"
 
 
-async def test_a_body_that_comes_fast_enough_may_take_longer() -> None:
+async def test_a_body_that_arrives_fast_enough_may_take_longer() -> None:
     app = create(RequestLimits(BODY_MAX, patience_s=0.1, least_rate=KIB))
     sent = await exchange(app, [b" " * KIB, b" " * KIB, GOOD], pause_s=0.07)
     assert sent.status == 200
 
 
-async def test_who_goes_away_in_the_middle_leaves_nothing_behind(app: FastAPI) -> None:
+async def test_a_client_that_leaves_during_its_body_leaves_no_state(app: FastAPI) -> None:
     sent = await exchange(app, [GOOD[:5]], ends="gone")
     assert (sent.status, sent.reason) == (400, "incomplete")
     assert not app.state.bodies._held
@@ -309,13 +309,15 @@ def packed(data: bytes, level: int = 9) -> bytes:
         (packed(packed(GOOD)), "not_json"),
     ],
 )
-async def test_what_is_not_one_whole_gzip_member_is_refused(http: httpx.AsyncClient, body: bytes, reason: str) -> None:
+async def test_a_body_that_is_not_one_whole_gzip_member_is_refused(
+    http: httpx.AsyncClient, body: bytes, reason: str
+) -> None:
     for content in (body, in_chunks(*(body[at : at + 1] for at in range(len(body))))):
         assert refusal(await post(http, content, Content_Encoding="gzip")) == (400, reason, "body")
 
 
 @pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "gzip,identity", "GZIP2", "\u00e9"])
-async def test_other_packings_are_refused(http: httpx.AsyncClient, encoding: str) -> None:
+async def test_other_content_encodings_are_refused(http: httpx.AsyncClient, encoding: str) -> None:
     headers = {"Content-Encoding": encoding.encode("latin-1"), "Content-Type": b"application/json"}
     answer = await http.post("/read/k", content=packed(GOOD), headers=headers)  # type: ignore[arg-type]
     assert refusal(answer) == (415, "content_encoding", "Content-Encoding")
@@ -330,7 +332,7 @@ async def test_a_body_may_unpack_to_the_limit_and_no_further(http: httpx.AsyncCl
     assert f"{UNPACKED_MAX // KIB} KiB" in answer.text
 
 
-async def test_a_large_body_is_not_packed_too_well() -> None:
+async def test_a_large_body_with_an_extreme_compression_ratio_is_refused() -> None:
     app = create(RequestLimits(1 << 25), unpacked_max=1 << 25)
     large = GOOD + b" " * (UNPACKED_FREE - len(GOOD))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://h") as http:
@@ -341,7 +343,7 @@ async def test_a_large_body_is_not_packed_too_well() -> None:
         assert (await post(http, packed(large + b" ", level=0), Content_Encoding="gzip")).status_code == 200
 
 
-def test_a_key_is_not_looked_for_among_a_million(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_key_is_not_named_in_a_huge_body(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.api.http.bodies._first_repeated_key", None)  # seconds of the processor
     keys = b",".join(b'"%d":1' % number for number in range(100_000))
     with pytest.raises(RequestRejected, match="has a key that is given twice") as caught:
@@ -368,7 +370,7 @@ async def test_other_types_than_json_are_refused(http: httpx.AsyncClient, media_
     assert refusal(await post(http, GOOD, Content_Type=media_type)) == (415, "content_type", "Content-Type")
 
 
-async def test_json_may_be_called_so_in_several_ways(http: httpx.AsyncClient) -> None:
+async def test_json_may_have_several_content_types(http: httpx.AsyncClient) -> None:
     for media_type in ("application/json; charset=utf-8", "Application/JSON", "application/json;"):
         assert (await post(http, GOOD, Content_Type=media_type)).status_code == 200
     assert (await http.post("/read/k", content=GOOD)).status_code == 200
@@ -436,7 +438,7 @@ def refused(text: bytes) -> tuple[str, str | None]:
         packed(GOOD),
     ],
 )
-def test_what_is_not_json_is_refused(text: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(text: bytes) -> None:
     assert refused(text) == ("not_json", "body")
 
 
@@ -457,13 +459,13 @@ def test_what_is_not_json_is_refused(text: bytes) -> None:
         (b"[NaN]", "body[0]", "is NaN"),
     ],
 )
-def test_what_json_cannot_hold_is_refused_by_the_name_of_its_field(text: bytes, field: str, problem: str) -> None:
+def test_a_value_that_json_cannot_represent_is_refused_with_its_field(text: bytes, field: str, problem: str) -> None:
     assert refused(text) == ("not_json", field)
     with pytest.raises(RequestRejected, match=problem):
         read(text)
 
 
-def test_in_a_long_text_that_is_not_json_no_field_is_looked_for() -> None:
+def test_the_field_is_not_searched_in_a_long_invalid_text() -> None:
     long = b'{"inner":[],"text":NaN,"padding":"%s"}'
     assert refused(long % (b"a" * 1000)) == ("not_json", "text")
     assert refused(long % (b"a" * (1 << 20))) == ("not_json", "body")
@@ -515,7 +517,7 @@ def test_a_key_that_is_given_twice_is_refused(text: bytes, key: str) -> None:
     assert refused(text) == ("repeated_key", key)
 
 
-def test_a_repeated_key_is_named_in_short() -> None:
+def test_a_long_repeated_key_is_shortened() -> None:
     name = b'"' + b"k" * 100_000 + b'":1'
     code, field = refused(b'{"inner":[],' + name + b"," + name + b"}")
     assert code == "repeated_key"
@@ -541,7 +543,7 @@ def test_very_deep_nesting_is_refused_quickly(text: bytes) -> None:
 @pytest.mark.parametrize(
     "content", ["[" * 1000, "{[" * 1000, '\\"[' * 1000, "\\\\", "[\\\\", '\\\\\\"[', "]" * 1000, ":,:,", "0" * 1000]
 )
-def test_what_stands_in_a_string_does_not_count(content: str) -> None:
+def test_brackets_in_strings_are_not_counted(content: str) -> None:
     text = '{"inner":[],"text":"' + content + '"}'
     assert read(text.encode()).text == json.loads(text)["text"]
 
@@ -553,7 +555,7 @@ def test_the_number_of_values_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("item", [b"{},", b"[],", b'"",', b'"[",', b'"\\"",'])
-def test_many_small_values_are_refused_however_they_are_written(item: bytes) -> None:
+def test_many_small_values_are_refused_in_any_notation(item: bytes) -> None:
     text = b'{"inner":[{"anything":{"a":[' + item * (MAX_VALUES + 1) + b"0]}}]}"
     assert refused(text) == ("too_many_values", "body")
 
@@ -566,13 +568,13 @@ def test_long_numbers_are_refused_unparsed(digits: bytes) -> None:
         assert refused(text.replace(b"00", b"00" * 100_000)) == ("number_too_long", "body")
 
 
-def test_a_number_may_be_as_long_as_any_number_is() -> None:
+def test_the_longest_valid_number_is_accepted() -> None:
     assert (read(b'{"inner":[{"anything":{"a":-1.7976931348623157e+308}}]}').inner[0].anything or {})["a"] < -1e308
     assert read(b'{"inner":[{"number":' + b"1" * 30 + b"}]}").inner[0].number == int("1" * 30)
 
 
 @pytest.mark.parametrize("filler", [b'""', b'"[","', b"\\\\", b'\\"', b"[]", b"{}", b'"a":', b"0", b"\xff"])
-def test_hostile_text_is_looked_through_in_bounded_time(filler: bytes) -> None:
+def test_hostile_text_is_scanned_in_bounded_time(filler: bytes) -> None:
     text = filler * ((16 << 20) // len(filler))
     with cpu_time_below(5):
         refused(text)
@@ -598,7 +600,7 @@ def depth_of(value: Any) -> int:
 
 
 @given(value=json_values, ascii_only=st.booleans(), limit=st.integers(0, 5), step=st.integers(1, 40))
-def test_the_look_at_the_text_is_exact(value: Any, ascii_only: bool, limit: int, step: int) -> None:
+def test_the_scan_of_the_text_is_exact(value: Any, ascii_only: bool, limit: int, step: int) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bodies, "MAX_DEPTH", limit)
@@ -611,14 +613,14 @@ def test_the_look_at_the_text_is_exact(value: Any, ascii_only: bool, limit: int,
 
 
 @given(text=st.binary(max_size=200) | st.text(alphabet='{}[]",:\\0e-', max_size=60).map(str.encode))
-def test_no_bytes_bring_another_error_than_a_refusal(text: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused(text: bytes) -> None:
     try:
         read(text)
     except (RequestRejected, InvalidInput) as error:
         assert error.field
 
 
-async def test_large_bodies_are_decoded_aside(http: httpx.AsyncClient) -> None:
+async def test_large_bodies_are_decoded_in_a_thread(http: httpx.AsyncClient) -> None:
     large = create(RequestLimits(1 << 22), unpacked_max=1 << 22)
     body = json.dumps({"inner": [{"number": number} for number in range(30_000)]}).encode()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=large), base_url="http://h") as client:
@@ -671,7 +673,7 @@ def test_keys_do_not_share_a_bucket() -> None:
     assert granted(rates, "b", 10) == 5
 
 
-def test_who_is_too_fast_hears_when_to_come_again() -> None:
+def test_the_response_to_too_many_requests_has_a_retry_after() -> None:
     clock = Clock()
     rates = RateLimiter(0.5, 1, clock=clock)
     rates.spend("k")
@@ -695,7 +697,7 @@ def test_no_key_gets_more_than_its_rate_and_burst(per_s: float, burst: int, paus
     assert count <= burst + per_s * (clock.now - Clock.now) * (1 + 1e-6) + 1e-3
 
 
-def test_keys_that_rest_are_forgotten() -> None:
+def test_idle_keys_are_forgotten() -> None:
     clock = Clock()
     rates = RateLimiter(1, 1, clock=clock)
     for number in range(30_000):

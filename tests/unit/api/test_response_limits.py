@@ -66,7 +66,7 @@ class Reader:
         await until(lambda: len(self.messages) > 1)
 
 
-async def test_a_large_answer_comes_in_pieces_and_counts_until_it_is_read(
+async def test_a_large_response_is_sent_in_pieces_and_counts_until_it_is_read(
     rig: ApiRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "PER_ACCOUNT_MAX", 2 * SIZE)
@@ -89,7 +89,7 @@ async def test_a_large_answer_comes_in_pieces_and_counts_until_it_is_read(
     assert whole.content == b"".join(pieces)
 
 
-async def test_all_large_answers_together_are_bounded(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_large_responses_together_are_bounded(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IN_ALL_MAX", 2 * SIZE)
     batch_id = await rig.submit(1, doc=BatchDoc(device="EMU_FREE", sequence="x" * SIZE))
     path = f"/api/v2/batches/{batch_id}"

@@ -59,7 +59,7 @@ def body_of(result: Result) -> object:
 
 @pytest.mark.parametrize("accept_encoding", ["gzip", "identity"])
 @pytest.mark.parametrize("result", [SMALL, LARGE], ids=["small", "large"])
-async def test_a_result_is_the_same_object_however_it_is_kept_and_sent(
+async def test_a_result_is_equal_however_it_is_stored_and_sent(
     sending: Sending, result: Result, accept_encoding: str
 ) -> None:
     await sending.pack(result)
@@ -69,7 +69,7 @@ async def test_a_result_is_the_same_object_however_it_is_kept_and_sent(
     assert response.json() == body_of(result)
 
 
-async def test_a_large_result_is_sent_as_its_file_holds_it(sending: Sending) -> None:
+async def test_a_large_result_is_sent_as_it_is_in_its_file(sending: Sending) -> None:
     await sending.pack(LARGE)
     file = result_file(sending.packed)
     assert file is not None
@@ -80,7 +80,7 @@ async def test_a_large_result_is_sent_as_its_file_holds_it(sending: Sending) -> 
     assert gzip.decompress((sending.root / file.name).read_bytes()) == response.content
 
 
-async def test_who_does_not_take_gzip_gets_it_in_parts(sending: Sending) -> None:
+async def test_a_client_without_gzip_gets_the_result_in_chunks(sending: Sending) -> None:
     await sending.pack(LARGE)
     parts: list[int] = []
 
@@ -141,5 +141,5 @@ async def test_nothing_of_a_damaged_file_is_sent(sending: Sending) -> None:
         (",;=,gzip", True),
     ],
 )
-def test_gzip_is_sent_to_whom_it_is_welcome(header: str, accepted: bool) -> None:
+def test_gzip_is_sent_only_to_clients_that_accept_it(header: str, accepted: bool) -> None:
     assert accepts_gzip(header) == accepted

@@ -78,7 +78,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 # --- rebatch
 
 
-async def test_a_rebatch_repeats_what_the_filter_means_as_it_was(rig: Routes) -> None:
+async def test_a_rebatch_repeats_the_filtered_jobs_unchanged(rig: Routes) -> None:
     doc = BatchDoc(
         device=DEVICE,
         sequence="{}",
@@ -147,7 +147,7 @@ async def test_the_filters_of_a_rebatch_are_those_of_lists(rig: Routes, query: s
     assert [job["parent_id"] for job in child["jobs"]] == [str(ids[index]) for index in indices]
 
 
-async def test_an_open_batch_is_not_repeated_nor_are_no_jobs_or_others(rig: Routes) -> None:
+async def test_an_open_batch_no_jobs_or_foreign_jobs_cannot_be_repeated(rig: Routes) -> None:
     opened, closed = await rig.submit(1, open=True), await rig.submit(1)
     assert await rig.refused("POST", f"/api/v1/batches/{opened}/rebatch") == (409, "open")
     assert await rig.refused("POST", f"/api/v1/batches/{closed}/rebatch?status=DONE") == (400, "invalid")
@@ -171,7 +171,7 @@ async def test_tags_are_replaced_and_lists_find_the_batch_by_the_new_ones(rig: R
     assert listed["tags"] == ["kept", "new"]
 
 
-async def test_tags_of_what_has_ended_are_replaced_too_recorded_or_forgotten(rig: Routes) -> None:
+async def test_tags_of_ended_batches_are_replaced_recorded_or_forgotten(rig: Routes) -> None:
     batch_id = await rig.finished(DONE)
     await rig.done("PATCH", f"/api/v1/batches/{batch_id}/tags", ["first"])  # the ledger does not know the batch yet
     await rig.record()
@@ -185,7 +185,7 @@ async def test_tags_of_what_has_ended_are_replaced_too_recorded_or_forgotten(rig
     assert await rig.done("GET", "/api/v1/batches?tag=second") == []
 
 
-async def test_tags_that_cannot_be_are_refused(rig: Routes) -> None:
+async def test_invalid_tags_are_refused(rig: Routes) -> None:
     batch_id = await rig.submit(1)
     for wrong in (["a", "a"], [""], ["x" * 101], ["t"] * 51, [1], {"a": 1}):
         assert await rig.refused("PATCH", f"/api/v1/batches/{batch_id}/tags", wrong) == (400, "invalid")
@@ -197,7 +197,7 @@ async def test_tags_that_cannot_be_are_refused(rig: Routes) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-async def test_several_batches_are_cancelled_and_each_refusal_is_told(rig: Routes, version: str) -> None:
+async def test_several_batches_are_cancelled_and_each_refusal_is_reported(rig: Routes, version: str) -> None:
     over, theirs = await rig.finished(DONE), await rig.submit(1, project="q")
     ours = await rig.submit(2)
     told = await rig.done(
@@ -212,7 +212,7 @@ async def test_several_batches_are_cancelled_and_each_refusal_is_told(rig: Route
     assert (await rig.store.reader.batch(theirs, project=None)).status == "PENDING"
 
 
-async def test_a_list_of_batches_that_cannot_be_read_changes_nothing(rig: Routes) -> None:
+async def test_an_invalid_list_of_batches_changes_nothing(rig: Routes) -> None:
     for wrong in ({}, {"batch_ids": "x"}, {"batch_ids": ["x"]}, {"batch_ids": [str(UNKNOWN)] * 1001}):
         assert await rig.refused("PATCH", "/api/v1/batches/cancel", wrong) == (400, "invalid")
 
@@ -239,7 +239,7 @@ async def test_jobs_of_a_batch_that_has_ended_are_all_among_the_errors(rig: Rout
     assert (told["jobs"], len(told["errors"])) == ([], 2)
 
 
-async def test_the_results_links_of_a_batch_are_good_without_a_key(rig: Routes) -> None:
+async def test_the_links_to_results_of_a_batch_work_without_a_key(rig: Routes) -> None:
     batch_id = await rig.finished(DONE, FAILED)
     path = f"/api/v1/batches/{batch_id}/results_link"
     told = await rig.done("GET", path)
@@ -304,7 +304,7 @@ async def test_a_batch_of_many_jobs_does_not_list_their_ids(rig: Routes) -> None
     assert (await rig.done("GET", f"/api/v2/batches/{batch_id}"))["job_ids"] is None
 
 
-async def test_third_parties_have_paths_of_their_own(rig: Routes) -> None:
+async def test_third_parties_have_separate_paths(rig: Routes) -> None:
     base = "/api/v1/third-party-access/ovh"
     sent = {"sequence_builder": "{}", "jobs": [{"runs": 5}], "device_type": DEVICE, "project_id": "", "open": False}
     batch = await rig.done("POST", f"{base}/batches", sent)
@@ -343,7 +343,7 @@ async def test_every_path_may_have_the_prefix_of_the_cloud(rig: Routes) -> None:
         ("POST", "/api/v1/workloads/x/errors"),
     ],
 )
-async def test_workloads_are_not_there_yet_and_say_so(rig: Routes, method: str, path: str) -> None:
+async def test_workloads_are_not_implemented_and_the_error_states_it(rig: Routes, method: str, path: str) -> None:
     assert await rig.refused(method, path, {"a": 1}) == (501, "not_implemented")
     assert (await rig.stranger.request(method, path)).status_code == 401
 
@@ -387,9 +387,7 @@ async def test_a_job_without_runs_shows_those_of_its_configuration(rig: Routes, 
         ({"with_noise": False, "strict_validation": True, "result_types": [], "dt": None}, None),
     ],
 )
-async def test_an_older_option_that_is_not_heeded_is_refused(
-    rig: Routes, options: dict[str, Any], field: str | None
-) -> None:
+async def test_an_old_option_without_effect_is_refused(rig: Routes, options: dict[str, Any], field: str | None) -> None:
     sent: dict[str, Any] = {
         "sequence_builder": None,
         "jobs": [],
@@ -424,7 +422,7 @@ async def test_an_older_option_that_is_not_heeded_is_refused(
         ("curl/8", CONFIGURED, 1, 1),
     ],
 )
-async def test_the_runs_that_old_clients_make_up_are_shown_and_not_heeded(
+async def test_runs_invented_by_old_clients_are_shown_and_ignored(
     rig: Routes, agent: str, configuration: str | None, runs: int, kept: int | None
 ) -> None:
     sent = {

@@ -47,7 +47,7 @@ def test_of_several_addresses_of_a_name_that_of_ipv4_is_taken(monkeypatch: pytes
     "host",
     ["no-such-host.invalid", "10.0.0.1.2", "*", " 127.0.0.1", "[::1]", "127.0.0.1\n", "\x00", "x" * 5000],
 )
-def test_a_host_that_is_none_is_named(host: str) -> None:
+def test_an_invalid_host_is_named(host: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         listen(host, 0)
     assert caught.value.field == "api_host"
@@ -69,13 +69,13 @@ def test_a_port_that_is_taken_is_named() -> None:
     assert str(port) in caught.value.message
 
 
-def test_a_url_that_redis_does_not_take_is_named() -> None:
+def test_an_invalid_redis_url_is_named() -> None:
     with pytest.raises(ValidationError, match=r"RedisSettings\nurl") as caught:
         Settings(redis=RedisSettings(url="redis://u:secret@127.0.0.1:x/0"))
     assert "secret" not in str(caught.value)
 
 
-def test_a_url_that_is_of_no_database_is_named() -> None:
+def test_an_invalid_database_url_is_named() -> None:
     with pytest.raises(InvalidInput) as caught:
         create_app(Settings(database=DatabaseSettings(url="mysql://u:secret@h/x")))
     assert caught.value.field == "database_url"
@@ -90,17 +90,17 @@ def test_the_api_does_not_start_on_a_ledger_without_tables(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("url", ["", "http://h", "https://q.example.org:8443/tweezer"])
-def test_a_public_url_is_taken(url: str) -> None:
+def test_a_public_url_is_accepted(url: str) -> None:
     assert Settings(api=ApiSettings(public_url=url)).api.public_url == url
 
 
 @pytest.mark.parametrize("url", ["q.example.org", "ftp://h", "https://", "https://h/?a=b", "https://h/#x"])
-def test_what_is_no_public_url_is_refused(url: str) -> None:
+def test_an_invalid_public_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="must be a URL"):
         Settings(api=ApiSettings(public_url=url))
 
 
-async def test_what_the_application_opened_it_closes(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_application_closes_what_it_opened(ledger: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Database] = []
     close = Database.close
 

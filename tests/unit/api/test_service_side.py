@@ -70,7 +70,7 @@ async def test_a_batch_is_cancelled_closed_timed_out_or_ended_in_error(rig: Serv
     assert [job["errors"] for job in told["jobs"]] == [[REASON]] * 2
 
 
-async def test_what_the_lifecycle_forbids_of_a_batch_is_a_conflict(rig: Service) -> None:
+async def test_a_report_on_a_batch_that_the_lifecycle_forbids_is_a_conflict(rig: Service) -> None:
     pending = f"/api/v1/batches/{await rig.submit(1)}"
     for status in ("RUNNING", "DONE", "TIMED_OUT"):
         assert await rig.set(pending, status) == (409, "conflict")
@@ -83,7 +83,7 @@ async def test_what_the_lifecycle_forbids_of_a_batch_is_a_conflict(rig: Service)
     assert (await rig.set(pending, "DONE"))["status"] == "DONE"
 
 
-async def test_a_job_that_runs_is_taken_from_who_holds_it(rig: Service) -> None:
+async def test_a_running_job_is_taken_from_its_holder(rig: Service) -> None:
     batch_id = await rig.submit(2)
     grant = await rig.take()
     told = await rig.set(f"/api/v1/jobs/{job_id(batch_id, 0)}", "ERROR", errors=[REASON, "second"])
@@ -96,7 +96,7 @@ async def test_a_job_that_runs_is_taken_from_who_holds_it(rig: Service) -> None:
     assert (await rig.data(f"/api/v2/batches/{batch_id}"))["jobs_count_per_status"]["DONE"] == 1
 
 
-async def test_a_job_waits_again_ends_or_tells_its_progress(rig: Service) -> None:
+async def test_a_report_makes_a_job_wait_again_or_end_or_sets_its_progress(rig: Service) -> None:
     batch_id = await rig.submit(2)
     await rig.take()
     first, second = (f"/api/v1/jobs/{job_id(batch_id, index)}" for index in range(2))
@@ -118,7 +118,7 @@ async def test_errors_are_posted_to_a_live_job_and_stay_with_it(rig: Service) ->
     assert (told.status_code, told.json()["data"]["reason"]) == (409, "terminal")
 
 
-async def test_what_the_lifecycle_forbids_of_a_job_is_a_conflict(rig: Service) -> None:
+async def test_a_report_on_a_job_that_the_lifecycle_forbids_is_a_conflict(rig: Service) -> None:
     batch_id = await rig.submit(4)
     await rig.run(DONE, FAILED)
     done, failed, running, pending = (f"/api/v1/jobs/{job_id(batch_id, index)}" for index in range(4))
@@ -141,7 +141,7 @@ async def test_what_the_lifecycle_forbids_of_a_job_is_a_conflict(rig: Service) -
         ("POST", "/api/v1/jobs/{job}/errors"),
     ],
 )
-async def test_it_is_for_workers_and_operators_and_says_what_is_wrong(rig: Service, method: str, path: str) -> None:
+async def test_reports_need_an_operator_and_errors_name_the_field(rig: Service, method: str, path: str) -> None:
     batch_id, unknown = await rig.submit(1), new_batch_id()
     here = path.format(batch=batch_id, job=job_id(batch_id, 0))
     refused = await rig.ask(method, here, {"status": "CANCELED", "errors": [REASON]}, key="user")

@@ -143,14 +143,14 @@ async def test_an_endpoint_may_be_signed_with_a_private_key_too(rig: Hooked) -> 
         (403, "project_id", {"url": URL, "project_id": OTHER}),
     ],
 )
-async def test_what_is_wrong_with_an_endpoint_is_named(
+async def test_a_wrong_field_of_an_endpoint_is_named(
     rig: Hooked, status: int, field: str, given: dict[str, Any]
 ) -> None:
     assert (await rig.refusal("POST", HOOKS, given))[:2] == (status, field)
     assert await rig.ask("GET", HOOKS) == []
 
 
-async def test_an_endpoint_is_changed_by_what_is_given(rig: Hooked) -> None:
+async def test_an_update_of_an_endpoint_changes_only_the_given_fields(rig: Hooked) -> None:
     made = await rig.made(types=["job.done"])
     path = f"{HOOKS}/{made['id']}"
     changed = await rig.ask("PATCH", path, {"url": "http://10.1.2.3:8080/"})
@@ -159,7 +159,7 @@ async def test_an_endpoint_is_changed_by_what_is_given(rig: Hooked) -> None:
     assert (await rig.refusal("PATCH", path, {"url": "https://[::1]/"}))[:2] == (422, "url")
 
 
-async def test_what_others_have_is_not_there(rig: Hooked) -> None:
+async def test_endpoints_of_other_projects_are_not_found(rig: Hooked) -> None:
     webhook = await rig.made()
     delivery = rig.deliver(webhook, "e1")
     calls: list[tuple[str, str, Any]] = [
@@ -185,7 +185,7 @@ async def test_what_others_have_is_not_there(rig: Hooked) -> None:
     assert await rig.ask("GET", f"{HOOKS}/{webhook['id']}") == webhook  # nothing of it was changed
 
 
-async def test_an_operator_sees_all_endpoints_and_says_whose_a_new_one_is(rig: Hooked) -> None:
+async def test_an_operator_sees_all_endpoints_and_names_the_project_of_a_new_one(rig: Hooked) -> None:
     operator = rig.key(Role.OPERATOR, project=None)
     ours = await rig.made()
     theirs = (await rig.ask("POST", HOOKS, {"url": URL, "project_id": OTHER}, key=operator))["webhook"]
@@ -205,7 +205,7 @@ async def test_a_key_that_only_reads_sees_endpoints_and_deliveries_but_no_secret
         assert (await rig.refusal("GET", path, key=reader))[0] == 403
 
 
-async def test_the_webhooks_of_batches_are_listed_apart_and_stay_as_they_are(rig: Hooked) -> None:
+async def test_the_webhooks_of_batches_are_listed_separately_and_cannot_be_changed(rig: Hooked) -> None:
     made = await rig.made()
     with rig.database.write() as connection:
         no = find_project(connection, PROJECT).no
@@ -251,7 +251,7 @@ async def test_a_secret_that_is_rotated_is_shown_once_everything_is_signed_with_
     assert (await rig.refusal("POST", f"{path}/rotate_secret", overlap_s=-1))[:2] == (422, "overlap_s")
 
 
-async def test_a_project_has_a_secret_of_its_own_and_can_rotate_it(rig: Hooked) -> None:
+async def test_each_project_has_its_own_secret_and_can_rotate_it(rig: Hooked) -> None:
     ours, theirs = await rig.ask("GET", f"{HOOKS}/secret"), await rig.ask("GET", f"{HOOKS}/secret", key=rig.theirs)
     assert ours["secret"] != theirs["secret"]
     assert await rig.ask("GET", f"{HOOKS}/secret") == ours
@@ -260,7 +260,7 @@ async def test_a_project_has_a_secret_of_its_own_and_can_rotate_it(rig: Hooked) 
     assert (await rig.refusal("GET", f"{HOOKS}/secret", project_id=OTHER))[:2] == (403, "project_id")
 
 
-async def test_a_session_of_several_projects_names_the_one_that_it_means(rig: Hooked) -> None:
+async def test_a_session_of_several_projects_must_name_one(rig: Hooked) -> None:
     with rig.database.write() as connection:
         user = create_user(connection, "ada", None)
         for project in (PROJECT, OTHER):
@@ -301,7 +301,7 @@ async def test_deliveries_are_shown_with_every_attempt(rig: Hooked) -> None:
     assert await rig.ask("GET", f"{DELIVERIES}/{identity}") == listed | {"body": '{"type":"job.done"}'}
 
 
-async def test_deliveries_are_filtered_and_come_in_pages(rig: Hooked) -> None:
+async def test_deliveries_are_filtered_and_paginated(rig: Hooked) -> None:
     webhook, other = await rig.made(), await rig.made()
     ids = {str(rig.deliver(webhook, f"e{number}", DELIVERED)) for number in range(5)}
     waiting = rig.deliver(other, "e0")
@@ -345,7 +345,7 @@ async def test_a_ping_is_a_delivery_and_wakes_a_courier(rig: Hooked) -> None:
     assert await rig.alarms() == 1
 
 
-async def test_a_ping_waits_in_the_ledger_while_redis_is_away(
+async def test_a_ping_waits_in_the_ledger_while_redis_is_unavailable(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -368,7 +368,7 @@ async def test_a_ping_waits_in_the_ledger_while_redis_is_away(
     ],
 )
 @pytest.mark.parametrize("path", ["/api/v1/batches", "/api/v1/third-party-access/ovh/batches"])
-async def test_a_batch_whose_webhook_is_refused_is_not_taken(rig: Hooked, path: str, webhook: str) -> None:
+async def test_a_batch_with_a_forbidden_webhook_is_refused(rig: Hooked, path: str, webhook: str) -> None:
     body = {"device_type": DEVICE, "sequence_builder": "{}", "jobs": [{"runs": 1}], "webhook": webhook}
     status, field, description = await rig.refusal("POST", path, body)
     assert (status, field) == (422, "webhook")
@@ -377,12 +377,12 @@ async def test_a_batch_whose_webhook_is_refused_is_not_taken(rig: Hooked, path: 
 
 
 @pytest.mark.parametrize("webhook", ["https://hooks.example.org/x?y=1", "http://10.0.0.1:8080/", "http://hooks.lab/"])
-async def test_a_batch_may_have_a_webhook_where_the_policy_lets_it_go(rig: Hooked, webhook: str) -> None:
+async def test_a_batch_may_have_a_webhook_that_the_policy_allows(rig: Hooked, webhook: str) -> None:
     body = {"device_type": DEVICE, "sequence_builder": "{}", "jobs": [{"runs": 1}], "webhook": webhook}
     assert (await rig.ask("POST", "/api/v1/batches", body))["webhook"] == webhook
 
 
-async def test_a_policy_that_is_none_is_said_at_the_start(ledger: Database, tmp_path: Path) -> None:
+async def test_an_invalid_policy_is_reported_at_the_start(ledger: Database, tmp_path: Path) -> None:
     store = Store(fakeredis.FakeAsyncRedis())
     with pytest.raises(InvalidInput, match="webhook_ports"):
         create_app(Settings(data_dir=tmp_path, webhook=WebhookSettings(ports="http")), store, ledger)

@@ -198,7 +198,7 @@ async def test_a_batch_is_submitted_as_pasqals_client_does(rig: Doors) -> None:
     assert (await rig.record(UUID(batch["id"]))).counts[JobStatus.DONE] == 1
 
 
-async def test_a_batch_has_our_own_fields_too(rig: Doors) -> None:
+async def test_a_batch_has_tweezers_additional_fields(rig: Doors) -> None:
     batch = await rig.done(
         "POST", "/api/v1/batches", body(queue_priority="HIGH", name="n", jobs=[JOB | {"seed": 7, "sequence": None}])
     )
@@ -207,7 +207,7 @@ async def test_a_batch_has_our_own_fields_too(rig: Doors) -> None:
     assert job.spec.seed == 7
 
 
-async def test_fields_that_are_not_known_are_passed_over(rig: Doors) -> None:
+async def test_unknown_fields_are_ignored(rig: Doors) -> None:
     known = {
         "project_id": OURS,
         "jobs": [JOB | {"priority": 3}],
@@ -311,7 +311,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-async def test_what_is_wrong_is_named_and_nothing_is_written(rig: Doors) -> None:
+async def test_a_wrong_field_is_named_and_nothing_is_written(rig: Doors) -> None:
     for parts, field in WRONG:
         assert await rig.refusal("POST", "/api/v1/batches", body(**parts)) == (400, "invalid", field), parts
 
@@ -366,7 +366,7 @@ async def test_control_characters_are_refused_in_every_text_of_a_batch(rig: Door
         ({"sequence": "a\0b"}, "sequence"),
     ],
 )
-async def test_a_device_that_takes_anything_is_not_given_what_cannot_be_kept(
+async def test_a_device_that_accepts_any_sequence_refuses_what_cannot_be_stored(
     rig: Doors, job: dict[str, Any], field: str
 ) -> None:
     loose = body(device_type=LOOSE, sequence_builder=None)
@@ -445,7 +445,7 @@ fields = st.sampled_from(BatchBody.__struct_fields__)
 @hypothesis_settings(
     max_examples=effort(short=40, full=150), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
-async def test_no_value_of_any_field_is_an_error_of_ours(
+async def test_no_value_of_any_field_causes_an_internal_error(
     rig: Doors, parts: dict[str, Any], job: dict[str, Any]
 ) -> None:
     for device in (DEVICE, LOOSE):
@@ -465,9 +465,7 @@ async def test_a_key_of_one_project_needs_to_name_none(rig: Doors) -> None:
 
 
 @pytest.mark.parametrize("project", [THEIRS, "nowhere", " ", "x" * 10_000, "a\nb"])
-async def test_a_project_that_is_not_the_callers_is_refused_whether_or_not_there_is_one(
-    rig: Doors, project: str
-) -> None:
+async def test_a_foreign_project_is_refused_like_one_that_does_not_exist(rig: Doors, project: str) -> None:
     before = await rig.everything()
     answer = await rig.ask("POST", "/api/v1/batches", body(project_id=project))
     assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "foreign_project")
@@ -476,7 +474,7 @@ async def test_a_project_that_is_not_the_callers_is_refused_whether_or_not_there
     assert await rig.everything() == before
 
 
-async def test_a_session_of_several_projects_says_which(rig: Doors) -> None:
+async def test_a_submit_of_a_session_with_several_projects_names_one(rig: Doors) -> None:
     assert await rig.refusal("POST", "/api/v1/batches", body(project_id=None), key="both") == (
         400,
         "invalid",
@@ -537,14 +535,14 @@ async def test_batches_of_other_projects_are_not_found(rig: Doors) -> None:
     assert (await rig.record(batch_id)).open
 
 
-async def test_what_belongs_to_others_is_not_there_even_for_a_body_that_is_wrong(rig: Doors) -> None:
+async def test_foreign_batches_are_not_found_even_with_an_invalid_body(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     for of in (batch_id, UNKNOWN):
         answer = await rig.refusal("POST", f"/api/v2/batches/{of}/jobs", b"{", key="theirs")
         assert answer[:2] == (404, "not_found")
 
 
-async def test_a_user_of_several_projects_commands_in_each(rig: Doors) -> None:
+async def test_a_user_of_several_projects_can_write_to_each(rig: Doors) -> None:
     for project in (OURS, THEIRS):
         batch = await rig.done("POST", "/api/v1/batches", body(project_id=project), key="operator")
         cancelled = await rig.done("PATCH", f"/api/v2/batches/{batch['id']}/cancel", key="both")
@@ -580,7 +578,7 @@ async def test_the_same_jobs_with_the_same_key_are_added_once(rig: Doors) -> Non
         ([JOB, {"runs": 5}], "jobs[1].variables.omega"),
     ],
 )
-async def test_jobs_that_are_wrong_are_named_and_none_is_added(rig: Doors, content: Any, field: str) -> None:
+async def test_invalid_jobs_are_named_and_none_is_added(rig: Doors, content: Any, field: str) -> None:
     batch_id = await rig.post(open=True)
     assert await rig.refusal("POST", f"/api/v2/batches/{batch_id}/jobs", content) == (400, "invalid", field)
 
@@ -617,7 +615,7 @@ async def test_a_job_is_cancelled(rig: Doors) -> None:
     assert (await rig.record(batch_id)).counts[JobStatus.PENDING] == 1
 
 
-async def test_a_job_that_runs_is_asked_to_stop(rig: Doors) -> None:
+async def test_a_running_job_is_asked_to_stop(rig: Doors) -> None:
     batch_id = await rig.post()
     await rig.take()
     job = await rig.done("PATCH", f"/api/v2/jobs/{job_id(batch_id, 0)}/cancel")
@@ -626,7 +624,7 @@ async def test_a_job_that_runs_is_asked_to_stop(rig: Doors) -> None:
     assert record.cancel_requests == 1
 
 
-async def test_who_cancelled_a_job_and_what_came_of_it_is_shown(rig: Doors) -> None:
+async def test_the_author_and_the_outcome_of_a_cancel_are_shown(rig: Doors) -> None:
     batch_id = await rig.post(jobs=[JOB, JOB])
     grant = await rig.take()
     running, waiting = (job_id(batch_id, index) for index in (0, 1))
@@ -656,7 +654,7 @@ async def test_who_cancelled_a_job_and_what_came_of_it_is_shown(rig: Doors) -> N
         assert (list(links["results_links"]), list(links["errors"])) == ([str(running)], [str(waiting)])
 
 
-async def test_a_job_that_its_batch_has_not_is_not_there(rig: Doors) -> None:
+async def test_a_job_that_its_batch_does_not_contain_is_not_found(rig: Doors) -> None:
     batch_id = await rig.post()
     assert (await rig.refusal("PATCH", f"/api/v2/jobs/{job_id(batch_id, 1)}/cancel"))[:2] == (404, "not_found")
 
@@ -674,7 +672,7 @@ async def test_a_forgotten_batch_answers_that_it_has_ended(rig: Doors) -> None:
         assert (await rig.refusal(method, path, [JOB], key="theirs"))[:2] == (404, "not_found")
 
 
-async def test_a_batch_that_redis_lost_is_not_said_to_have_ended(rig: Doors) -> None:
+async def test_a_batch_that_redis_lost_is_not_reported_as_ended(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     recorder = Recorder(rig.store, rig.database, namespace="tweezer")
     await recorder.resume()
@@ -686,20 +684,20 @@ async def test_a_batch_that_redis_lost_is_not_said_to_have_ended(rig: Doors) -> 
         assert (await rig.refusal(method, path, [JOB]))[:2] == (503, "unavailable")
 
 
-async def test_ids_that_are_none_are_refused(rig: Doors) -> None:
+async def test_invalid_ids_are_refused(rig: Doors) -> None:
     for method, path in commands(UUID(int=0), UUID(int=0)):
         answer = await rig.refusal(method, path.replace(str(UUID(int=0)), "7"), [JOB])
         assert answer[:2] == (422, "malformed")
 
 
-async def test_a_body_that_is_not_wanted_is_not_read(rig: Doors) -> None:
+async def test_a_body_that_is_not_needed_is_not_read(rig: Doors) -> None:
     batch_id = await rig.post(open=True)
     answer = await rig.ask("PATCH", f"/api/v2/batches/{batch_id}/complete", b"[" * 100_000)
     assert answer.status_code == 200
     assert answer.headers["connection"] == "close"
 
 
-async def test_redis_away_is_said_and_may_be_tried_again(rig: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unavailable_redis_is_reported_as_retryable(rig: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*arguments: Any, **named: Any) -> Any:
         raise Unavailable("Redis cannot be reached: gone")
 
@@ -708,7 +706,7 @@ async def test_redis_away_is_said_and_may_be_tried_again(rig: Doors, monkeypatch
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-async def test_who_asks_too_often_is_refused_before_the_body_is_read(
+async def test_a_caller_over_its_rate_is_refused_before_the_body_is_read(
     ledger: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tweezer.api.app.BURST_S", 20)

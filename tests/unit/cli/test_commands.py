@@ -72,12 +72,12 @@ def test_a_closed_standard_output_is_an_error_of_one_sentence() -> None:
     assert (ran.returncode, ran.stderr) == (1, said)
 
 
-def test_a_closed_standard_error_is_no_error_of_its_own() -> None:
+def test_a_closed_standard_error_does_not_cause_another_error() -> None:
     ran = closed("2>&-")
     assert (ran.returncode, ran.stdout) == (1, "")
 
 
-def test_what_up_prints_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+def test_the_output_of_up_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     data = tmp_path / "it's ä \\ $HOME"
     data.mkdir()
     stack = cast(
@@ -107,7 +107,7 @@ def brought_up(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     return found
 
 
-def test_a_ledger_belongs_to_a_data_folder_that_it_lies_in_or_that_is_named_with_it(
+def test_a_ledger_belongs_to_the_data_folder_that_contains_it_or_is_configured_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("TWEEZER_DATA_DIR", raising=False)
@@ -120,7 +120,7 @@ def test_a_ledger_belongs_to_a_data_folder_that_it_lies_in_or_that_is_named_with
     assert _has_own_ledger(load({"database.url": elsewhere}), None)
 
 
-def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(
+def test_up_on_another_folder_ignores_the_shells_variables_of_the_first(
     brought_up: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first, other = tmp_path / "first", tmp_path / "other"
@@ -140,7 +140,7 @@ def test_up_on_another_folder_does_not_use_what_the_shell_has_of_the_first(
     assert (settings.results_folder(), settings.api.key, settings.project_id) == (other / "results", "", "lab")
 
 
-def test_up_uses_the_variables_of_its_own_folder_and_those_that_name_no_folder(
+def test_up_uses_the_variables_of_its_folder_and_those_without_a_folder(
     brought_up: list[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://lab@db/tweezer")
@@ -151,7 +151,7 @@ def test_up_uses_the_variables_of_its_own_folder_and_those_that_name_no_folder(
     assert [settings.locate_ledger().url for settings in brought_up] == ["postgresql://lab@db/tweezer"] * 3
 
 
-def test_a_port_says_why_it_cannot_be_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_port_is_reported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -218,13 +218,13 @@ else:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_that_is_listed_is_there_and_explains_itself(name: str) -> None:
+def test_every_listed_command_exists_and_has_help(name: str) -> None:
     result = call(name, "--help")
     assert result.exit_code == 0
     assert f"Usage: main {name}" in result.stdout
 
 
-def test_it_tells_its_version() -> None:
+def test_it_prints_its_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).stdout == f"tweezer {__version__}\n"
 
 
@@ -236,11 +236,11 @@ def test_it_runs_as_a_module() -> None:
 # --- how it fails
 
 
-def test_an_unknown_command_is_a_wrong_call() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     assert "No such command 'sbmit'" in refused(call("sbmit"), 2)
 
 
-def test_an_unreachable_redis_is_one_sentence_that_says_what_to_do() -> None:
+def test_an_unreachable_redis_is_reported_in_one_sentence_with_advice() -> None:
     for arguments in (("devices",), ("workers",), ("watch", "01a2014a-10da-8070-b687-9a55ac000000")):
         sentence = refused(call(*arguments), 1)
         assert sentence.startswith("Error: Redis cannot be reached")
@@ -260,7 +260,7 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TWEEZER_WORKER_LEASE_S" in refused(call("devices"), 1)
 
 
-def test_a_sequence_file_that_is_not_there_is_a_wrong_call() -> None:
+def test_a_missing_sequence_file_is_a_usage_error() -> None:
     sentence = refused(call("submit", "nowhere.json", "--runs", "5"), 2)
     assert "nowhere.json" in sentence
     assert "No such file" in sentence
@@ -271,7 +271,7 @@ def test_a_sequence_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     assert "ring.json: is not a text in UTF-8" in refused(call("submit", "ring.json", "--runs", "5"), 1)
 
 
-def test_a_submit_without_jobs_is_a_wrong_call() -> None:
+def test_a_submit_without_jobs_is_a_usage_error() -> None:
     assert "--runs" in refused(call("submit", "-", input="{}"), 2)
     assert "--jobs" in refused(call("add", "01a2014a-10da-8070-b687-9a55ac000000"), 2)
 
@@ -305,7 +305,7 @@ def test_a_line_of_jobs_that_cannot_be_read_is_numbered(lines: str, said: str, t
     assert said in refused(call("submit", "-", "--jobs", "jobs.jsonl", input="{}"), 1)
 
 
-def test_pausing_wants_either_batches_or_a_device_with_a_reason() -> None:
+def test_pause_requires_either_batches_or_a_device_with_a_reason() -> None:
     batch = "01a2014a-10da-8070-b687-9a55ac000000"
     assert "either batches or a device" in refused(call("pause"), 2)
     assert "either batches or a device" in refused(call("resume", "x", "--device", "EMU_FREE"), 2)
@@ -333,7 +333,7 @@ def test_a_missing_extra_is_named() -> None:
         (ZeroDivisionError("by zero"), 1, "which is a bug of its own: ZeroDivisionError: by zero"),
     ],
 )
-def test_whatever_a_command_raises_ends_in_an_exit_code(
+def test_every_exception_of_a_command_gives_an_exit_code(
     error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @click.command()
@@ -347,7 +347,7 @@ def test_whatever_a_command_raises_ends_in_an_exit_code(
     assert "Traceback" not in result.output
 
 
-def test_an_unexpected_error_is_shown_in_full_to_who_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_shown_in_full_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def broken() -> None:
         raise ZeroDivisionError

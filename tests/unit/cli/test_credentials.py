@@ -113,7 +113,7 @@ def test_the_key_that_signs_links_is_rotated(
     assert [key.secret for key in accepted] == [before.secret] * former
 
 
-def test_an_overlap_that_is_longer_than_links_last_is_refused(monkeypatch: pytest.MonkeyPatch, line: Line) -> None:
+def test_an_overlap_longer_than_the_validity_of_links_is_refused(monkeypatch: pytest.MonkeyPatch, line: Line) -> None:
     monkeypatch.setenv("TWEEZER_SECRETS_KEY", SECRETS_KEY)
     assert "overlap_s: must be 0 to 2592000 seconds" in line.refused("keys", "rotate-links", "--overlap", "31d")
 
@@ -121,7 +121,7 @@ def test_an_overlap_that_is_longer_than_links_last_is_refused(monkeypatch: pytes
 # -- projects -------------------------------------------------------------------------------------------
 
 
-def test_limits_of_a_project_are_kept_also_while_redis_is_away(line: Line) -> None:
+def test_limits_of_a_project_are_saved_while_redis_is_unavailable(line: Line) -> None:
     arguments = ("projects", "limit", "lab", "--queued-jobs", "5", "--queued-mb", "2", "--results-mb", "none")
     result = line.call(*arguments)
     assert result.exit_code == 0, result.output
@@ -131,7 +131,7 @@ def test_limits_of_a_project_are_kept_also_while_redis_is_away(line: Line) -> No
     assert about["limits"] == {"queued_bytes": 2 << 20, "result_bytes": 0}
 
 
-def test_a_limit_that_is_none_is_refused(line: Line) -> None:
+def test_an_invalid_limit_is_refused(line: Line) -> None:
     for text in ("many", "-1", "1e3", ""):
         assert "queued_jobs: must be" in line.refused("projects", "limit", "lab", f"--queued-jobs={text}")
     assert "name a limit" in line.refused("projects", "limit", "lab", code=2)
@@ -162,7 +162,7 @@ def test_the_retention_of_a_project_is_set_in_words(line: Line, given: str, seco
 
 
 @pytest.mark.parametrize("given", ["", "x", "0d", "1", "1.5d", "d", "1 fortnight", "99999999999d"])
-def test_what_is_no_time_is_said(line: Line, given: str) -> None:
+def test_an_invalid_retention_is_reported(line: Line, given: str) -> None:
     assert "90d" in line.refused("projects", "retention", "lab", given, code=2)
 
 
@@ -188,7 +188,7 @@ def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
     assert (about["kind"], about["role"], about["project"]) == ("key", "user", "lab")
 
 
-def test_a_key_is_of_the_project_that_the_settings_name_unless_it_is_told(line: Line) -> None:
+def test_a_key_belongs_by_default_to_the_project_of_the_settings(line: Line) -> None:
     assert "there is no project default" in line.refused("keys", "create", "x")
     made = json.loads(line.output("--project", "lab", "keys", "create", "x", "--json"))
     assert made["project"] == "lab"
@@ -209,14 +209,14 @@ def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) ->
     assert "is over" in line.refused("keys", "rotate", key)
 
 
-def test_what_is_no_key_is_not_repeated(line: Line) -> None:
+def test_an_invalid_key_is_not_repeated(line: Line) -> None:
     said = line.refused("keys", "revoke", "hunter2-secret")
     assert "keys list" in said
     assert "hunter2" not in said
     assert "there is no key" in line.refused("keys", "revoke", "a" * 12)
 
 
-def test_a_key_may_be_a_users(line: Line) -> None:
+def test_a_key_may_belong_to_a_user(line: Line) -> None:
     user = json.loads(line.output("users", "create", "ada", "--generate", "--json"))
     assert line.json("keys", "create", "x", "--project", "lab", "--user", "ada")["user"] == user["id"]
     assert "there is no user bob" in line.refused("keys", "create", "x", "--project", "lab", "--user", "bob")
@@ -235,7 +235,7 @@ def test_a_user_is_made_with_a_password_from_a_prompt_or_from_stdin(line: Line, 
     assert [user["name"] for user in line.json("users", "list")] == ["ada", "bob"]
 
 
-def test_a_password_that_is_made_up_is_shown_once(line: Line) -> None:
+def test_a_generated_password_is_shown_once(line: Line) -> None:
     result = line.call("users", "create", "ada", "--generate")
     assert len(result.stdout.strip()) >= 20
     assert "shown once" in result.stderr
@@ -263,12 +263,12 @@ def test_a_user_belongs_to_projects_and_can_be_disabled(line: Line) -> None:
 
 
 @pytest.mark.parametrize("group", ["projects", "keys", "users"])
-def test_who_has_nothing_yet_is_told_how_to_make_it(group: str, ledger: Database) -> None:
+def test_an_empty_list_shows_how_to_create_the_first_entry(group: str, ledger: Database) -> None:
     assert f"tweezer {group} create" in Line(ledger).output(group, "list")
 
 
 @pytest.mark.parametrize("command", [["projects", "list"], ["keys", "create", "x"], ["users", "list"]])
-def test_a_ledger_without_tables_is_said_to_be_one(command: list[str], tmp_path: Path) -> None:
+def test_a_ledger_without_tables_is_reported(command: list[str], tmp_path: Path) -> None:
     environment = {"TWEEZER_DATABASE_URL": f"sqlite:///{tmp_path / 'blank.db'}"}
     result = CliRunner(env=environment).invoke(main, command)
     assert result.exit_code == 1
@@ -276,7 +276,7 @@ def test_a_ledger_without_tables_is_said_to_be_one(command: list[str], tmp_path:
 
 
 @pytest.mark.parametrize("group", ["projects", "keys", "users"])
-def test_the_base_install_is_told_what_to_install(group: str) -> None:
+def test_the_base_install_reports_which_extra_to_install(group: str) -> None:
     program = f"import sys; sys.modules['sqlalchemy'] = None; from tweezer.cli import main; main(['{group}', 'list'])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
@@ -299,15 +299,13 @@ def test_the_key_is_kept_in_a_file_that_only_its_owner_reads(settings: Settings,
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_key_in_the_file_that_the_ledger_has_lost_is_taken_again(settings: Settings, tmp_path: Path) -> None:
+def test_a_key_in_the_file_that_the_ledger_lost_is_registered_again(settings: Settings, tmp_path: Path) -> None:
     kept = new_key()
     (tmp_path / "api-key").write_text(f"{kept}\n")
     assert own_key(settings) == kept
 
 
-def test_a_key_in_the_file_that_is_over_or_broken_is_replaced(
-    settings: Settings, tmp_path: Path, ledger: Database
-) -> None:
+def test_an_expired_or_broken_key_in_the_file_is_replaced(settings: Settings, tmp_path: Path, ledger: Database) -> None:
     first = own_key(settings)
     with ledger.write() as connection:
         revoke_key(connection, key_id(first) or "")
@@ -321,9 +319,7 @@ def test_a_key_in_the_file_that_is_over_or_broken_is_replaced(
         assert {key.project for key in list_keys(connection) if key.id == key_id(third)} == {"other"}
 
 
-def test_a_given_key_is_taken_as_it_is_and_stays_out_of_the_file(
-    settings: Settings, tmp_path: Path, ledger: Database
-) -> None:
+def test_a_given_key_is_used_and_not_written_to_the_file(settings: Settings, tmp_path: Path, ledger: Database) -> None:
     given = settings.model_copy(update={"api": ApiSettings(key=new_key()), "project_id": "mine"})
     assert own_key(given) == own_key(given) == given.api.key
     assert not (tmp_path / "api-key").exists()
@@ -333,7 +329,7 @@ def test_a_given_key_is_taken_as_it_is_and_stays_out_of_the_file(
         own_key(given)
 
 
-def test_what_is_wrong_with_a_given_key_is_said(settings: Settings) -> None:
+def test_an_invalid_given_key_is_reported(settings: Settings) -> None:
     check_given_key(settings)
     with pytest.raises(InvalidInput) as caught:
         check_given_key(settings.model_copy(update={"api": ApiSettings(key="hunter2")}))

@@ -64,7 +64,7 @@ def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
     assert (found.level, "host:2:def" in found.says) == (Level.FAIL, True)
 
 
-def test_a_misspelt_variable_is_told_with_its_right_name() -> None:
+def test_a_misspelt_variable_is_reported_with_the_right_name() -> None:
     (found,) = doctor.check_environment(
         ["TWEEZER_REDISURL", "TWEEZER_WORKER_LANES", "TWEEZER_CONFIG", "TWEEZER_SECRETS_KEY_FILE", "PATH"]
     )
@@ -126,14 +126,14 @@ def test_memory_needs_headroom(used: int, limit: int, level: Level) -> None:
     assert (found.change is None) is (level is Level.OK)
 
 
-def test_workers_of_another_version_are_told_by_how_bad_it_is() -> None:
+def test_workers_of_another_version_are_graded() -> None:
     assert doctor.check_workers([]).level is Level.WARN
     assert doctor.check_workers([worker(), worker()]).level is Level.OK
     assert doctor.check_workers([worker(), worker("0.0.1")]).level is Level.WARN
     assert doctor.check_workers([worker(), worker("9.0", RECORD_VERSION + 1)]).level is Level.FAIL
 
 
-def test_a_device_that_cannot_go_on_is_told() -> None:
+def test_a_device_that_cannot_continue_is_reported() -> None:
     def level(record: DeviceRecord) -> Level:
         (found,) = doctor.check_devices([record])
         return found.level
@@ -158,7 +158,7 @@ def test_idle_connections_must_not_be_cut() -> None:
     assert doctor.check_idle_timeout("300").level is Level.WARN
 
 
-def test_a_slow_redis_is_told() -> None:
+def test_a_slow_redis_is_reported() -> None:
     assert doctor.check_latency(0.2).level is Level.OK
     assert doctor.check_latency(200).level is Level.WARN
 
@@ -182,7 +182,7 @@ def of_ledger(*, unfit: str | None = None, refusal: str | None = None, **setting
     return {found.name: found for found in ledger_checks.check_health(health)}
 
 
-def test_a_ledger_as_it_should_be_is_healthy() -> None:
+def test_a_normal_ledger_is_healthy() -> None:
     assert {found.level for found in of_ledger().values()} == {Level.OK}
     found = of_ledger(server_version="15.8 (Debian)")
     assert {it.level for it in found.values()} == {Level.OK}
@@ -206,13 +206,13 @@ def test_tables_that_do_not_fit_and_writes_that_fail_are_failures() -> None:
         ("full_page_writes", "off", "ledger durability", Level.FAIL),
     ],
 )
-def test_a_database_that_may_lose_or_hold_up_is_told(name: str, value: str, of: str, level: Level) -> None:
+def test_a_database_that_may_lose_or_block_writes_is_reported(name: str, value: str, of: str, level: Level) -> None:
     found = of_ledger(**{name: value})[of]
     assert found.level is level
     assert found.change
 
 
-def test_a_recorder_that_is_missing_or_slow_is_told() -> None:
+def test_a_missing_or_slow_recorder_is_reported() -> None:
     check = ledger_checks.check_recorder
     assert check(active=True, behind_s=None).level is Level.OK
     assert check(active=True, behind_s=2.0).level is Level.OK
@@ -221,7 +221,7 @@ def test_a_recorder_that_is_missing_or_slow_is_told() -> None:
     assert check(active=False, behind_s=2.0).level is Level.FAIL
 
 
-def test_a_ledger_that_forgets_before_redis_does_is_told() -> None:
+def test_a_ledger_with_a_shorter_retention_than_redis_is_reported() -> None:
     def found(given: dict[str, object] | None = None) -> Finding:
         return ledger_checks.check_keeping(load(given))
 
@@ -230,7 +230,7 @@ def test_a_ledger_that_forgets_before_redis_does_is_told() -> None:
     assert found({"database.retention_s": 3600}).level is Level.WARN
 
 
-def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None:
+def test_a_results_folder_that_others_cannot_read_is_reported(tmp_path: Path) -> None:
     def level(hosts: set[str], **given: object) -> Level:
         return ledger_checks.check_results_folder(load({"data_dir": tmp_path / "new", **given}), hosts).level
 
@@ -243,7 +243,7 @@ def test_a_results_folder_that_others_cannot_see_is_told(tmp_path: Path) -> None
 # --- webhooks
 
 
-def test_a_courier_that_is_missing_or_slow_is_told() -> None:
+def test_a_missing_or_slow_courier_is_reported() -> None:
     def level(idle_s: list[float] | None, behind_s: float | None = None, *, wanted: bool = False) -> Level:
         found = ledger_checks.check_couriers(idle_s, behind_s=behind_s, wanted=wanted)
         assert (found.change is None) is (found.level is Level.OK)
@@ -257,7 +257,7 @@ def test_a_courier_that_is_missing_or_slow_is_told() -> None:
     assert level([0.5], 100.0) is Level.WARN
 
 
-def test_deliveries_that_are_overdue_are_told() -> None:
+def test_overdue_deliveries_are_reported() -> None:
     health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0)
     found = ledger_checks.check_deliveries(health)
     assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held back")
@@ -266,7 +266,7 @@ def test_deliveries_that_are_overdue_are_told() -> None:
     assert found.says.startswith("4 of 7")
 
 
-def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
+def test_failing_or_disabled_receivers_are_reported_with_advice() -> None:
     assert ledger_checks.check_receivers(ReceiverHealth(3, 0, []), disabled=0).level is Level.OK
     found = ledger_checks.check_receivers(ReceiverHealth(3, 2, ["1a of project ours"]), disabled=1)
     assert found.level is Level.WARN
@@ -286,7 +286,7 @@ def test_receivers_that_fail_or_are_disabled_are_told_with_what_to_do() -> None:
         (InvalidInput("TWEEZER_SECRETS_KEY", "holds a key that is no base64"), Level.FAIL, "no base64"),
     ],
 )
-def test_a_key_that_does_not_open_the_secrets_is_told(
+def test_a_key_that_does_not_decrypt_the_secrets_is_reported(
     secrets: SecretHealth | InvalidInput, level: Level, said: str
 ) -> None:
     found = ledger_checks.check_secrets(secrets)
@@ -323,7 +323,7 @@ def test_lanes_without_a_complete_jail_are_named(jails: list[str], level: Level,
         ("redis+sentinel://a:1,b:2/service/0", "WARN", "whoever reaches it may do all"),
     ],
 )
-def test_a_redis_that_asks_for_no_password_is_reported(url: str, level: str, says: str) -> None:
+def test_a_redis_without_a_password_is_reported(url: str, level: str, says: str) -> None:
     found = doctor.check_access(url)
     assert found.level == level
     assert says in found.says

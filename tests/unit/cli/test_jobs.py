@@ -30,7 +30,7 @@ def test_runs_and_variables_alone_are_one_job() -> None:
     assert read_jobs([], 100, ["omega=5", "t=[1,2]"], None) == [{"runs": 100, "variables": {"omega": 5, "t": [1, 2]}}]
 
 
-def test_runs_and_variables_fill_what_a_job_leaves_open() -> None:
+def test_runs_and_variables_complete_each_job() -> None:
     lines = io.StringIO('{"runs": 7}\n{"variables": {"omega": 2}}\n')
     assert read_jobs(["omega=1"], 100, ["omega=5", "t=3"], lines) == [
         {"runs": 100, "variables": {"omega": 1, "t": 3}},
@@ -62,9 +62,9 @@ def test_a_line_that_nests_too_deeply_is_refused() -> None:
         read_jobs([], None, [], io.StringIO('{"a":' * 100_000))
 
 
-def test_nothing_given_is_no_job() -> None:
+def test_no_arguments_mean_no_job() -> None:
     assert read_jobs([], None, [], None) == []
 
 
-def test_what_a_line_says_of_variables_is_left_to_the_checks() -> None:
+def test_variables_of_a_line_are_checked_later() -> None:
     assert read_jobs([], None, ["omega=5"], io.StringIO('{"variables": 3}\n')) == [{"variables": 3}]

@@ -38,7 +38,7 @@ def _berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("2027-07-01", "2027-06-30T22:00"),
     ],
 )
-def test_a_time_that_there_is_once_is_taken(text: str, hour: str) -> None:
+def test_an_unambiguous_time_is_accepted(text: str, hour: str) -> None:
     assert parse_time(text) == datetime.fromisoformat(f"{hour}+00:00")
 
 
@@ -49,7 +49,7 @@ def test_a_time_that_the_clocks_skip_is_refused() -> None:
     assert "2027-03-28T02:30+01:00" in raised.value.message
 
 
-def test_a_time_that_comes_twice_asks_which_is_meant() -> None:
+def test_an_ambiguous_time_is_refused_with_both_choices() -> None:
     with pytest.raises(click.BadParameter, match="comes twice here") as raised:
         parse_time("2027-10-31T02:30")
     first, second = (datetime.fromisoformat(f"2027-10-31T02:30{offset}") for offset in ("+02:00", "+01:00"))
@@ -57,7 +57,7 @@ def test_a_time_that_comes_twice_asks_which_is_meant() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2027", "0001-01-01", "9999-12-31T23:59-10:00", "2027-13-01", "1e9"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter):
         parse_time(text)
 

@@ -63,7 +63,7 @@ def test_a_histogram_ranks_bitstrings_and_sums_up_the_rest() -> None:
     assert all(len(line) <= 40 for line in lines)
 
 
-def test_a_histogram_of_nothing_says_so() -> None:
+def test_an_empty_histogram_has_a_message() -> None:
     assert show.histogram({}, top=5, columns=80) == ["  no shots"]
 
 
@@ -118,7 +118,7 @@ def test_a_line_of_progress_drops_what_does_not_fit() -> None:
     assert progress_line(view, 50) == "░░░░░░░░░░░░░░░░░░░░  0/8 jobs · 2 running"
 
 
-def test_a_line_of_progress_says_why_nothing_moves() -> None:
+def test_a_line_of_progress_shows_why_nothing_runs() -> None:
     assert "no worker serves EMU_FREE" in progress_line(
         View(batch(pending=3), {}, hint="no worker serves EMU_FREE"), 80
     )
@@ -130,7 +130,7 @@ def test_an_empty_open_batch_has_a_line_too() -> None:
     assert "0/0 jobs" in progress_line(View(batch(BatchStatus.PENDING), {}), 80)
 
 
-def test_progress_is_heard_until_the_job_ends() -> None:
+def test_progress_is_shown_until_the_job_ends() -> None:
     progress: dict[int, float] = {}
     read_progress([b"0-1PR", b"~0 on_device 40", b"~1 preparing -"], progress)
     assert progress == {0: 0.4}
@@ -141,7 +141,7 @@ def test_progress_is_heard_until_the_job_ends() -> None:
 # --- how a batch ended
 
 
-def test_only_a_batch_whose_jobs_are_all_done_ends_well() -> None:
+def test_only_a_batch_whose_jobs_are_all_done_succeeds() -> None:
     must_be_done(batch(BatchStatus.DONE, done=3))
     for bad, said in (
         (batch(BatchStatus.DONE, done=2, error=1), "DONE: 1 ERROR of 3;"),
@@ -180,7 +180,7 @@ HOSTILE = "a\x1b[2Jb\x1b]0;x\x07c\u202ed\x9be\ud800"
 SHOWN = "a\\x1b[2Jb\\x1b]0;x\\x07c\\u202ed\\x9be\\ud800"
 
 
-def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_control_sequences_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     show.echo(HOSTILE)
     show.echo("\n".join(show.table(("name",), [(HOSTILE,), ("two\nlines",)])))
     show.echo(HOSTILE, err=True)
@@ -190,7 +190,7 @@ def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str
     assert told.err == f"{SHOWN}\n"
 
 
-def test_styles_of_ours_are_kept_and_none_can_be_smuggled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_styles_are_kept_and_foreign_ones_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[str] = []
     monkeypatch.setattr(click, "echo", lambda text, **_: printed.append(text))
     show.echo(show.style(HOSTILE, fg="green"))
@@ -205,9 +205,7 @@ def test_errors_are_escaped_too() -> None:
     assert "\u202e" not in done.output
 
 
-def test_names_that_were_kept_before_they_were_checked_are_escaped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unchecked_names_from_old_records_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_DATABASE_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
     database = Database.open(OpenDatabase(f"sqlite:///{tmp_path / 'ledger.db'}"), create=True)
     upgrade(database)

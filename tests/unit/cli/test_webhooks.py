@@ -124,7 +124,7 @@ def test_an_endpoint_may_have_an_ed25519_key_too(line: Line) -> None:
     assert line.output("secret", made["id"]).split() == [made["secret"], made["public_key"]]
 
 
-def test_what_is_wrong_with_an_endpoint_is_said(line: Line) -> None:
+def test_an_invalid_endpoint_is_reported(line: Line) -> None:
     assert "url: " in line.refused("add", "https://127.0.0.1/")
     assert "TWEEZER_WEBHOOK_ALLOW" in line.refused("add", "http://hooks.example.org/")
     assert "job.finished" in line.refused("add", URL, "--type", "job.finished", code=2)
@@ -213,7 +213,7 @@ def couriers(line: Line, status: str, code: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("status", "code", "exit_code"), [(DELIVERED, 204, 0), (EXHAUSTED, 500, 1)])
-def test_a_test_sends_a_ping_and_shows_what_became_of_it(line: Line, status: str, code: int, exit_code: int) -> None:
+def test_a_test_sends_a_ping_and_shows_its_outcome(line: Line, status: str, code: int, exit_code: int) -> None:
     identity = line.json("add", URL, "--type", "batch.done")["id"]
     with couriers(line, status, code):
         result = line.call("test", identity)
@@ -223,7 +223,7 @@ def test_a_test_sends_a_ping_and_shows_what_became_of_it(line: Line, status: str
     assert "No courier was told" in result.stderr  # for Redis is away
 
 
-def test_a_test_without_a_courier_says_so(line: Line) -> None:
+def test_a_test_without_a_courier_reports_that(line: Line) -> None:
     identity = line.json("add", URL)["id"]
     result = line.call("test", identity, "--wait", "0")
     assert (result.exit_code, "does `tweezer courier` run?" in result.stdout) == (1, True)
@@ -291,7 +291,7 @@ def test_times_are_read(text: str, expected: datetime) -> None:
     assert moment(text) == expected
 
 
-def test_times_may_be_told_by_how_long_ago_they_were() -> None:
+def test_times_may_be_given_relative_to_now() -> None:
     assert abs((datetime.now(UTC) - moment("2h")) - timedelta(hours=2)) < timedelta(seconds=10)
     with pytest.raises(click.BadParameter, match="2h"):
         moment("yesterday")
@@ -301,7 +301,7 @@ def test_times_may_be_told_by_how_long_ago_they_were() -> None:
 
 
 @pytest.mark.parametrize("type_", [it.value for it in EventType])
-def test_every_type_has_a_sample_that_is_as_its_schema_says(line: Line, type_: str) -> None:
+def test_every_type_has_a_sample_that_matches_its_schema(line: Line, type_: str) -> None:
     document = json.loads(line.output("schema"))
     sample = json.loads(line.output("sample", type_))
     assert sample["type"] == type_
@@ -309,13 +309,13 @@ def test_every_type_has_a_sample_that_is_as_its_schema_says(line: Line, type_: s
     jsonschema.Draft202012Validator(document).validate(sample)
 
 
-def test_the_sample_is_of_a_finished_job_unless_another_is_asked_for(line: Line) -> None:
+def test_the_default_sample_is_of_a_finished_job(line: Line) -> None:
     assert json.loads(line.output("sample"))["type"] == "job.done"
     assert "'job.finished' is not one of" in line.refused("sample", "job.finished", code=2)
 
 
 @pytest.mark.parametrize("command", ["replay", "sample"])
-def test_what_is_no_http_url_is_sent_nothing(line: Line, command: str) -> None:
+def test_nothing_is_sent_to_an_invalid_url(line: Line, command: str) -> None:
     given = ("--url", "ftp://host/") if command == "sample" else ("file:///etc/passwd",)
     assert "http://127.0.0.1:8808/" in line.refused(command, *given)
 
@@ -330,14 +330,14 @@ def test_a_receiver_without_a_ledger_needs_a_secret(tmp_path: Path) -> None:
         assert (result.exit_code, "no list of HTTP statuses" in result.stderr) == (2, True)
 
 
-def test_the_base_install_is_told_what_to_install() -> None:
+def test_the_base_install_reports_which_extra_to_install() -> None:
     program = "import sys; sys.modules['sqlalchemy'] = None; from tweezer.cli import main; main(['webhooks', 'list'])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr == "Error: `tweezer webhooks` needs sqlalchemy: pip install 'tweezer[server]'\n"
 
 
-def test_waiting_for_a_rotation_is_no_longer_than_it_needs_to_be(line: Line) -> None:
+def test_a_rotation_waits_no_longer_than_necessary(line: Line) -> None:
     line.output("secret")
     began = time.monotonic()
     line.output("rotate")

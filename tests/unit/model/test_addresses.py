@@ -104,19 +104,19 @@ def test_an_address_that_is_not_public_is_refused_with_its_reason(address: str, 
 
 
 @pytest.mark.parametrize("address", FINE_ADDRESSES)
-def test_a_public_address_is_fine(address: str) -> None:
+def test_a_public_address_is_allowed(address: str) -> None:
     assert why_refused(address) is None
 
 
 @given(st.ip_addresses())
-def test_nothing_is_fine_that_python_does_not_call_global(address: ipaddress.IPv4Address) -> None:
+def test_only_addresses_that_python_calls_global_are_allowed(address: ipaddress.IPv4Address) -> None:
     if why_refused(str(address)) is None:
         assert address.is_global
         assert not address.is_multicast
 
 
 @given(st.ip_addresses(v=4))
-def test_no_way_of_writing_an_ipv4_address_in_ipv6_is_fine(inner: ipaddress.IPv4Address) -> None:
+def test_ipv4_addresses_embedded_in_ipv6_are_not_allowed(inner: ipaddress.IPv4Address) -> None:
     number = int(inner)
     carriers = (number, 0xFFFF << 32 | number, 0x64FF9B << 96 | number, 0x2002 << 112 | number << 80)
     for carrier in carriers:
@@ -240,7 +240,7 @@ FINE_URLS = [
 
 
 @pytest.mark.parametrize(("url", "reason"), REFUSED_URLS)
-def test_a_url_that_leads_elsewhere_or_is_read_in_two_ways_is_refused(url: str, reason: str) -> None:
+def test_an_ambiguous_or_misleading_url_is_refused(url: str, reason: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check_url(url, PUBLIC_ONLY, "url")
     assert caught.value.field == "url"
@@ -248,13 +248,13 @@ def test_a_url_that_leads_elsewhere_or_is_read_in_two_ways_is_refused(url: str, 
 
 
 @pytest.mark.parametrize(("url", "host", "port"), FINE_URLS)
-def test_a_url_to_a_public_host_is_fine(url: str, host: str, port: int) -> None:
+def test_a_url_to_a_public_host_is_allowed(url: str, host: str, port: int) -> None:
     target = check_url(url, PUBLIC_ONLY)
     assert (target.host, target.port, target.trusted) == (host, port, False)
 
 
 @given(st.text(max_size=60), st.sampled_from(["", "https://", "http://", "https://[", "https://hooks.example.org"]))
-def test_whatever_is_given_nothing_but_invalid_input_comes_out(text: str, before: str) -> None:
+def test_any_value_is_accepted_or_raises_invalid_input(text: str, before: str) -> None:
     try:
         target = check_url(before + text, PUBLIC_ONLY)
     except InvalidInput as error:
@@ -286,7 +286,7 @@ LAB = WebhookPolicy.parse("10.1.0.0/16, 192.168.7.7, fd00:1::/64 ,Hooks.Lab,*.cl
         ("https://a.b.cluster.lab:80/", True),
     ],
 )
-def test_what_the_operator_allows_is_fine_with_http_and_any_port(url: str, trusted: bool) -> None:
+def test_addresses_that_the_operator_allows_may_use_http_and_any_port(url: str, trusted: bool) -> None:
     assert check_url(url, LAB).trusted is trusted
 
 
@@ -304,7 +304,7 @@ def test_what_the_operator_allows_is_fine_with_http_and_any_port(url: str, trust
         "https://0x0a010203/",
     ],
 )
-def test_what_is_beside_that_is_refused(url: str) -> None:
+def test_addresses_outside_the_allowed_ones_are_refused(url: str) -> None:
     with pytest.raises(InvalidInput):
         check_url(url, LAB)
 
@@ -332,17 +332,17 @@ def test_an_allowed_network_that_translates_leads_to_public_addresses_only() -> 
         ("[fd00::1]", "is no network"),
     ],
 )
-def test_what_cannot_be_allowed_is_named(allow: str, problem: str) -> None:
+def test_an_invalid_entry_of_the_allow_list_is_named(allow: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match="webhook_allow") as caught:
         WebhookPolicy.parse(f"hooks.lab,{allow}", "443")
     assert problem in caught.value.problem
 
 
 @pytest.mark.parametrize("ports", ["0", "65536", "https", "443-445", "４４３"])
-def test_what_is_no_port_is_named(ports: str) -> None:
+def test_an_invalid_port_is_named(ports: str) -> None:
     with pytest.raises(InvalidInput, match="webhook_ports"):
         WebhookPolicy.parse("", ports)
 
 
-def test_nothing_allowed_is_public_addresses_on_the_usual_ports() -> None:
+def test_by_default_public_addresses_on_the_usual_ports_are_allowed() -> None:
     assert WebhookPolicy.parse("", "443,8443") == PUBLIC_ONLY

@@ -112,7 +112,7 @@ def test_good_jobs_pass() -> None:
         {"omega": 1e300},
     ],
 )
-def test_what_pulser_takes_as_the_same_value_passes(values: dict[str, Any]) -> None:
+def test_values_that_pulser_treats_as_equal_pass(values: dict[str, Any]) -> None:
     check(JobSpec(runs=5, variables=GOOD | values))
     PARAMETRISED.build(**(GOOD | values))
 
@@ -165,7 +165,7 @@ def test_an_unknown_variable_is_named_with_the_known_ones_and_the_nearest() -> N
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\ud800", "x" * 1_000_000, 5, None, (1, 2)])
-def test_a_strange_name_is_shown_short_and_readable(name: Any) -> None:
+def test_a_strange_name_is_shown_shortened_and_escaped(name: Any) -> None:
     field, problem = fault_of(JobSpec(runs=5, variables=GOOD | {name: 1.0}))
     message = f"{field}: {problem}"
     assert len(message.encode()) < 500
@@ -193,7 +193,7 @@ def test_runs_out_of_bounds_are_refused(runs: Any) -> None:
         assert "from 1 to 1000" in problem
 
 
-def test_runs_may_be_left_out_only_where_the_configuration_has_them() -> None:
+def test_runs_may_be_omitted_only_if_the_configuration_has_them() -> None:
     check(JobSpec(variables=GOOD), needs_runs=False)
     assert fault_of(JobSpec(variables=GOOD))[0] == "jobs[0].runs"
 
@@ -221,12 +221,12 @@ def test_a_job_is_a_job_spec() -> None:
     assert fault_of(JobSpec(runs=5, variables=GOOD), {"runs": 5})[0] == "jobs[1]"
 
 
-def test_a_batch_without_a_sequence_wants_one_in_each_job() -> None:
+def test_a_batch_without_a_sequence_requires_one_in_each_job() -> None:
     field, problem = fault_of(JobSpec(runs=5, sequence=BUILT_TEXT), JobSpec(runs=5), header=None)
     assert (field, problem) == ("jobs[1].sequence", "is required, because the batch has no sequence")
 
 
-def test_a_sequence_of_the_jobs_own_is_read_and_excludes_variables() -> None:
+def test_a_sequence_in_a_job_is_read_and_excludes_variables() -> None:
     assert fault_of(JobSpec(runs=5, sequence=BUILT_TEXT, variables={"omega": 1.0}))[0] == "jobs[0].variables"
     field, problem = fault_of(JobSpec(runs=5, variables=GOOD), JobSpec(runs=5, sequence="{}"))
     assert field == "jobs[1].sequence"
@@ -235,7 +235,7 @@ def test_a_sequence_of_the_jobs_own_is_read_and_excludes_variables() -> None:
     assert fault_of(JobSpec(runs=5, sequence=junk))[0] == "jobs[0].sequence"
 
 
-def test_a_sequence_of_the_jobs_own_is_built() -> None:
+def test_a_sequence_in_a_job_is_built() -> None:
     parametrised, mappable = PARAMETRISED.to_abstract_repr(), MAPPABLE.to_abstract_repr()
     field, problem = fault_of(JobSpec(runs=5, sequence=parametrised))
     assert (field, problem[:26]) == ("jobs[0].sequence", "needs values of omega, ste")
@@ -372,7 +372,7 @@ def test_values_that_cannot_be_read_are_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("job", [None, 5, "runs", [5], np.zeros(3)])
-def test_other_things_are_not_jobs(job: Any) -> None:
+def test_values_of_other_types_are_not_jobs(job: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         as_job_spec(job, 3)
     assert caught.value.field == "jobs[3]"
@@ -457,7 +457,7 @@ def test_a_bad_part_of_a_batch_is_named(field: str, parts: dict[str, Any]) -> No
     assert len(problem) < 300
 
 
-def test_a_configuration_that_holds_itself_or_is_too_deep_is_refused() -> None:
+def test_a_configuration_that_contains_itself_or_is_too_deep_is_refused() -> None:
     itself: dict[str, Any] = {}
     itself["again"] = [itself, itself]
     assert "levels deep" in fault_of_batch(configuration=itself)[1]
@@ -503,7 +503,7 @@ def test_a_webhook_may_be_any_http_url(webhook: str) -> None:
         80,
     ],
 )
-def test_a_webhook_that_is_no_plain_http_url_is_refused(webhook: Any) -> None:
+def test_a_webhook_that_is_not_a_plain_http_url_is_refused(webhook: Any) -> None:
     field, problem = fault_of_batch(webhook=webhook)
     assert field == "webhook"
     assert "secret" not in problem
@@ -617,7 +617,7 @@ def test_a_junk_batch_gives_an_invalid_input_or_can_be_stored(parts: dict[str, A
         (5, "expects a text of 1 to 5 characters, got 5"),
     ],
 )
-def test_a_text_that_no_terminal_or_database_should_get_is_refused(text: Any, problem: str) -> None:
+def test_an_unsuitable_text_is_refused_with_the_reason(text: Any, problem: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         check_text("name", text, 5)
     assert (refused.value.field, refused.value.problem) == ("name", problem)

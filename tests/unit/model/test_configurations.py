@@ -13,7 +13,7 @@ from tweezer.model.errors import InvalidInput
 @pytest.mark.parametrize(
     "options", [{"dt": 10}, {"precision": "normal", "max_bond_dim": 300}, {"precision": 0.5, "dt": None}, {}]
 )
-def test_what_emu_mps_heeds_is_taken(options: dict[str, Any]) -> None:
+def test_options_that_emu_mps_supports_are_accepted(options: dict[str, Any]) -> None:
     check_older_options(options, "emu-mps")
 
 

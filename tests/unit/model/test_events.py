@@ -32,11 +32,11 @@ def test_a_word_without_an_index_is_a_transition_of_the_batch() -> None:
     assert read("RS") == [Event(BATCH, 1, TIME_US, BatchStatus.PAUSED, BatchStatus.RUNNING)]
 
 
-def test_the_creation_says_how_many_jobs_there_were() -> None:
+def test_the_creation_event_has_the_number_of_jobs() -> None:
     assert read("NP:20") == [Event(BATCH, 1, TIME_US, BatchStatus.PENDING, None, None, 20)]
 
 
-def test_sequence_numbers_count_on_over_words_and_ranges() -> None:
+def test_sequence_numbers_continue_over_words_and_ranges() -> None:
     events = read("PR 0PR 0RD 1-3PC RD", first=2)
     assert [event.sequence for event in events] == list(range(2, 9))
     assert [event.index for event in events] == [None, 0, 0, 1, 2, 3, None]
@@ -72,7 +72,7 @@ def test_each_transition_has_its_type(word: str, kind: str) -> None:
     assert event.type == kind
 
 
-def test_an_event_has_the_same_id_wherever_it_is_told() -> None:
+def test_an_event_has_the_same_id_everywhere() -> None:
     one, two = read("0-1PC", first=4)
     assert one.id == f"{BATCH}:4:{TIME_US}"
     assert one.id != two.id
@@ -111,19 +111,19 @@ def test_a_word_is_written_as_it_was_read(text: str, word: Word) -> None:
     assert str(word) == text
 
 
-def test_a_word_goes_on_behind_its_first_events() -> None:
+def test_a_word_can_be_split_after_its_first_events() -> None:
     word = Word.parse("3-9PC")
     assert str(word.skip(0)) == "3-9PC"
     assert str(word.skip(2)) == "5-9PC"
     assert str(word.skip(6)) == "9PC"
 
 
-def test_events_are_counted_without_being_made() -> None:
+def test_events_are_counted_without_being_created() -> None:
     assert count_events("PR 0PR 0RD 1-3PC RD") == 7
     assert count_events("") == 0
 
 
-def test_news_are_words_or_what_a_job_is_doing() -> None:
+def test_news_are_words_or_progress_of_a_job() -> None:
     assert read_news(b"~3 on_device 40") == JobNews(3, Stage.ON_DEVICE, 40.0)
     assert read_news(b"~12 preparing -") == JobNews(12, Stage.PREPARING, None)
     assert read_news(b"3RD RD") == [Word("RD", range(3, 4)), Word("RD")]

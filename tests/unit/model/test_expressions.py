@@ -57,7 +57,7 @@ def test_an_expression_that_explodes_is_refused_with_its_place(value: Any) -> No
     assert refusal.value.field == "sequence"
 
 
-def test_a_key_that_is_written_with_escapes_is_seen() -> None:
+def test_a_key_that_is_written_with_escapes_is_recognised() -> None:
     text = operations(binary("pow", 10, 100_000_000)).replace(b'"expression"', rb'"\u0065xpression"')
     with pytest.raises(InvalidInput, match="a power of whole numbers"):
         check_expressions(text)
@@ -91,7 +91,7 @@ def test_other_expressions_are_left_to_pulser(value: Any) -> None:
     check_expressions(operations(value))
 
 
-def test_a_sequence_that_holds_a_lane_a_minute_is_refused() -> None:
+def test_a_sequence_that_would_block_a_lane_for_a_minute_is_refused() -> None:
     sequence = {
         "version": "1",
         "name": "pulser-exported",

@@ -31,7 +31,7 @@ def header(*places: Place, mappable: bool = False) -> SequenceHeader:
         [(0.0, 0.0, 0.0), (0.0, 0.0, 6.0)],
     ],
 )
-def test_atoms_that_have_room_are_taken(places: list[Place]) -> None:
+def test_atoms_with_enough_distance_are_accepted(places: list[Place]) -> None:
     check_register(header(*places), MACHINE)
 
 
@@ -44,18 +44,18 @@ def test_atoms_that_have_room_are_taken(places: list[Place]) -> None:
         ([(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)], "has atoms 0 µm apart; the device takes at least 5 µm"),
     ],
 )
-def test_atoms_that_have_none_are_refused(places: list[Place], says: str) -> None:
+def test_atoms_that_are_too_close_are_refused(places: list[Place], says: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         check_register(header(*places), MACHINE)
     assert (raised.value.field, raised.value.problem) == ("sequence", says)
 
 
-def test_what_is_placed_later_is_judged_later() -> None:
+def test_atoms_without_positions_are_checked_later() -> None:
     check_register(header(mappable=True), MACHINE)
 
 
 @given(st.lists(st.tuples(*[st.floats(-30, 30)] * 3), min_size=1, max_size=12), st.floats(0.1, 40))
-def test_the_closest_atoms_are_found_wherever_they_are(places: list[Place], least: float) -> None:
+def test_the_closest_atoms_are_found_anywhere(places: list[Place], least: float) -> None:
     closest = min((math.dist(a, b) for i, a in enumerate(places) for b in places[i + 1 :]), default=math.inf)
     try:
         check_register(header(*places), Geometry(min_distance=least))

@@ -34,7 +34,7 @@ def test_batch_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.integers(0, MOST))
-def test_a_job_id_says_its_batch_and_its_index(index: int) -> None:
+def test_a_job_id_contains_its_batch_and_its_index(index: int) -> None:
     batch_id = new_batch_id()
     job = job_id(batch_id, index)
     assert split_job_id(job) == (batch_id, index)

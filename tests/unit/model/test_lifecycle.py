@@ -19,18 +19,18 @@ from tweezer.model.lifecycle import (
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL_JOB))
-def test_nothing_leads_out_of_a_terminal_job_status(status: JobStatus) -> None:
+def test_no_event_leaves_a_terminal_job_status(status: JobStatus) -> None:
     assert status.terminal
     assert [event for event in JobEvent if (status, event) in JOB_TABLE] == []
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL_BATCH))
-def test_nothing_leads_out_of_a_terminal_batch_status(status: BatchStatus) -> None:
+def test_no_event_leaves_a_terminal_batch_status(status: BatchStatus) -> None:
     assert status.terminal
     assert [event for event in BatchEvent if (status, event) in BATCH_TABLE] == []
 
 
-def test_a_live_status_is_not_terminal_and_has_a_way_to_each_end_of_a_job() -> None:
+def test_each_live_job_status_can_reach_every_terminal_status() -> None:
     for status in set(JobStatus) - TERMINAL_JOB:
         assert not status.terminal
         reached = {status}
@@ -46,7 +46,7 @@ def test_every_status_of_a_batch_is_reached_from_pending() -> None:
     assert reached == set(BatchStatus)
 
 
-def test_every_event_happens_somewhere() -> None:
+def test_every_event_occurs_in_the_tables() -> None:
     assert {event for _, event in JOB_TABLE} == set(JobEvent)
     assert {event for _, event in BATCH_TABLE} == set(BatchEvent)
 
@@ -71,7 +71,7 @@ def test_letters_of_statuses_are_unique() -> None:
     assert all(BATCH_BY_LETTER[status.letter] is status for status in BatchStatus)
 
 
-def test_no_letter_is_that_of_nothing() -> None:
+def test_no_status_uses_the_letter_for_none() -> None:
     """``N`` is what a batch is before it is created (``NP:20``)."""
     assert "N" not in JOB_BY_LETTER.keys() | BATCH_BY_LETTER.keys()
 

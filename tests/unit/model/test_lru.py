@@ -8,7 +8,7 @@ import time
 from tweezer.model.lru import CachedCalls, Recent
 
 
-def test_recent_forgets_what_was_used_longest_ago() -> None:
+def test_recent_drops_the_least_recently_used_entry() -> None:
     recent: Recent[str, int] = Recent(budget=10)
     recent.put("a", 1, weight=4)
     recent.put("b", 2, weight=4)
@@ -17,7 +17,7 @@ def test_recent_forgets_what_was_used_longest_ago() -> None:
     assert (recent.get("a"), recent.get("b"), recent.get("c")) == (1, None, 3)
 
 
-def test_recent_does_not_keep_what_exceeds_its_budget_alone() -> None:
+def test_recent_does_not_keep_an_entry_that_exceeds_its_budget() -> None:
     recent: Recent[str, int] = Recent(budget=10)
     recent.put("small", 1, weight=9)
     recent.put("large", 2, weight=11)
@@ -26,14 +26,14 @@ def test_recent_does_not_keep_what_exceeds_its_budget_alone() -> None:
     assert len(recent) == 0
 
 
-def test_recent_returns_nothing_that_is_too_old() -> None:
+def test_recent_returns_no_expired_entry() -> None:
     recent: Recent[str, int] = Recent(budget=10, kept_s=1000)
     recent.put("old", 1, since=time.monotonic() - 1001)
     recent.put("new", 2)
     assert (recent.get("old"), recent.get("new"), len(recent)) == (None, 2, 1)
 
 
-def test_what_recent_was_told_to_forget_takes_no_room() -> None:
+def test_a_dropped_entry_of_recent_frees_its_room() -> None:
     recent: Recent[str, int] = Recent(budget=10)
     recent.put("a", 1, weight=9)
     assert (recent.pop("a"), recent.pop("a"), recent.get("a")) == (1, None, None)
@@ -61,7 +61,7 @@ class Source:
         return len(self.calls)
 
 
-async def test_callers_share_a_call_that_is_under_way() -> None:
+async def test_concurrent_callers_share_one_call() -> None:
     source = Source()
     cached = CachedCalls(source, 10, kept_s=1000)
     asking = [asyncio.create_task(cached.get("a")) for _ in range(3)]
@@ -74,7 +74,7 @@ async def test_callers_share_a_call_that_is_under_way() -> None:
     assert asking[0].cancelled()
 
 
-async def test_an_error_is_raised_to_all_and_not_kept() -> None:
+async def test_every_caller_gets_the_error_and_it_is_not_cached() -> None:
     source = Source()
     cached = CachedCalls(source, 10, kept_s=1000)
     source.error = OSError("away")
@@ -95,7 +95,7 @@ async def test_a_call_that_began_long_ago_is_not_joined() -> None:
     assert source.calls == ["a", "a"]
 
 
-async def test_what_was_forgotten_while_it_was_asked_for_is_asked_for_again() -> None:
+async def test_an_entry_that_is_dropped_during_its_call_is_fetched_again() -> None:
     source = Source()
     cached = CachedCalls(source, 10, kept_s=1000)
     early = asyncio.create_task(cached.get("a"))

@@ -95,13 +95,13 @@ def test_a_large_batch_or_job_is_compressed_and_reads_back_as_it_was_written() -
     assert (decode_doc(encode_doc(doc)), decode_spec(encode_spec(spec))) == (doc, spec)
 
 
-def test_large_records_of_the_release_before_are_read() -> None:
+def test_large_records_of_the_previous_release_are_read() -> None:
     doc, spec = BatchDoc(device="EMU", sequence="x" * 5000), JobSpec(runs=5, sequence="x" * 5000)
     assert decode_doc(msgspec.msgpack.encode(doc)) == doc
     assert decode_spec(msgspec.msgpack.encode(spec)) == spec
 
 
-def test_what_compression_does_not_shorten_stays_as_it_is() -> None:
+def test_incompressible_records_are_stored_uncompressed() -> None:
     noise = random.Random(1).randbytes(4000)
     assert compress(noise) is noise
 
@@ -118,7 +118,7 @@ def test_a_batch_of_an_older_version_has_the_defaults_of_the_fields_it_lacks() -
     assert decode_doc(msgspec.msgpack.encode(["EMU"])) == BatchDoc(device="EMU")
 
 
-def test_fields_that_a_newer_version_appended_are_passed_over() -> None:
+def test_fields_appended_by_a_newer_version_are_ignored() -> None:
     spec = JobSpec(runs=5, variables={"t": 1.0}, seed=3, sequence="s")
     appended = [*msgspec.msgpack.decode(encode_spec(spec)), "new", {"field": 1}]
     assert decode_spec(msgspec.msgpack.encode(appended)) == spec
@@ -130,7 +130,7 @@ def test_fields_that_a_newer_version_appended_are_passed_over() -> None:
     assert decode_doc(msgspec.msgpack.encode([*fields, "new"])) == doc
 
 
-def test_fields_that_a_newer_version_added_to_a_result_are_passed_over() -> None:
+def test_fields_added_to_a_result_by_a_newer_version_are_ignored() -> None:
     newer = msgspec.msgpack.encode({"counter": {"0": 1}, "new": [1, 2]})
     assert decode_result(b"\x00" + newer) == Result(counter={"0": 1})
     assert decode_fault(b'{"code": "user", "message": "m", "new": 1}') == Fault("user", "m")
@@ -140,7 +140,7 @@ def test_a_job_with_defaults_takes_a_few_bytes() -> None:
     assert len(encode_spec(JobSpec(runs=100, variables={"omega": 1.5, "t": 2.5}))) < 40
 
 
-def test_what_is_not_a_record_is_refused() -> None:
+def test_bytes_that_are_not_a_record_are_refused() -> None:
     for broken in (b"\xc1", b"\x01", b"\x01broken", encode_spec(JobSpec(sequence="x" * 5000))[:-9]):
         with pytest.raises(msgspec.DecodeError):
             decode_spec(broken)
@@ -155,7 +155,7 @@ def test_messages_cannot_be_changed() -> None:
         JobSpec(runs=1).runs = 2  # type: ignore[misc]
 
 
-def test_a_fault_says_its_field_first() -> None:
+def test_a_fault_begins_with_its_field() -> None:
     assert str(Fault("user", "is missing", "jobs[0].runs")) == "jobs[0].runs: is missing"
     assert str(Fault("lost", "the worker is gone")) == "the worker is gone"
 

@@ -69,7 +69,7 @@ def problem_of(text: Any) -> str:
     return caught.value.problem
 
 
-def test_the_header_says_what_the_sequence_says() -> None:
+def test_the_header_matches_the_sequence() -> None:
     header = read_sequence(PARAMETRISED)
     assert header == SequenceHeader(
         device="MockDevice",
@@ -137,7 +137,7 @@ def test_a_device_may_be_given_by_its_name_alone() -> None:
     assert read_sequence(changed(PARAMETRISED, device="AnalogDevice")).device == "AnalogDevice"
 
 
-def test_infinity_and_nan_are_numbers_and_left_alone_within_strings() -> None:
+def test_infinity_and_nan_are_numbers_and_unchanged_within_strings() -> None:
     device = VirtualDevice(
         name='my "NaN" device, Infinity',
         dimensions=2,
@@ -193,7 +193,7 @@ def test_infinity_and_nan_are_numbers_and_left_alone_within_strings() -> None:
         (changed(PARAMETRISED, variables={"qubits": {"type": "int", "value": [1]}}), "qubits cannot be the name"),
     ],
 )
-def test_what_is_not_a_sequence_is_refused_with_the_way_to_get_one(text: Any, expected: str) -> None:
+def test_a_text_that_is_not_a_sequence_is_refused_with_advice(text: Any, expected: str) -> None:
     problem = problem_of(text)
     assert expected in problem
     assert problem.startswith("is not a serialised Pulser sequence: ")
@@ -247,7 +247,7 @@ def test_numbers_that_no_float_holds_are_refused() -> None:
     assert "its variables cannot be read" in problem_of(PARAMETRISED.replace('"variables": {', variables))
 
 
-def test_a_string_is_taken_as_serialised_already() -> None:
+def test_a_string_is_an_already_serialised_sequence() -> None:
     assert sequence_text("anything") == "anything"
 
 
@@ -276,7 +276,7 @@ class _Confused:
         (_Confused(), "instead of a string"),
     ],
 )
-def test_what_cannot_be_serialised_is_refused(thing: object, expected: str) -> None:
+def test_an_object_that_cannot_be_serialised_is_refused(thing: object, expected: str) -> None:
     with pytest.raises(InvalidInput, match="sequence: ") as caught:
         sequence_text(thing)
     assert expected in caught.value.problem

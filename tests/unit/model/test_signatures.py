@@ -70,11 +70,11 @@ def test_a_webhook_is_verified_and_read() -> None:
     assert verify_webhook(BODY.decode(), headers_of(SECRET), [SECRET]) == webhook
 
 
-def test_the_public_library_verifies_ours() -> None:
+def test_the_public_library_verifies_our_webhooks() -> None:
     assert standardwebhooks.Webhook(SECRET).verify(BODY, headers_of(SECRET)) == json.loads(BODY)
 
 
-def test_the_public_library_finds_its_signature_among_several() -> None:
+def test_the_public_library_accepts_one_of_several_signatures() -> None:
     headers = headers_of(new_private_key(), FOREIGN, SECRET, FORMER)
     assert headers["webhook-signature"].count(" ") == 3
     for secret in (SECRET, FORMER):
@@ -126,13 +126,13 @@ def test_a_missing_header_is_named(name: str, empty: bool) -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "1.5", "-1", "１", "1e9", "9" * 400, " 1"])
-def test_a_timestamp_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_timestamp_is_refused(text: str) -> None:
     headers = headers_of(SECRET) | {"webhook-timestamp": text}
     assert code_of(lambda: verify_webhook(BODY, headers, SECRET)) == "bad_timestamp"
 
 
 @pytest.mark.parametrize(("off", "code"), [(-301, "too_old"), (301, "too_new")])
-def test_a_webhook_is_good_for_some_minutes_only(off: int, code: str) -> None:
+def test_a_webhook_expires_after_some_minutes(off: int, code: str) -> None:
     late = headers_of(SECRET, seconds=SECONDS + off)
     assert code_of(lambda: verify_webhook(BODY, late, SECRET, now=NOW)) == code
     assert verify_webhook(BODY, late, SECRET, now=NOW, tolerance_s=301).id
@@ -153,19 +153,19 @@ def test_a_webhook_is_good_for_some_minutes_only(off: int, code: str) -> None:
         ("v1,AAAA", "wrong_signature"),
     ],
 )
-def test_a_signature_that_signs_nothing_is_refused(signature: str, code: str) -> None:
+def test_a_malformed_signature_is_refused(signature: str, code: str) -> None:
     headers = headers_of(SECRET) | {"webhook-signature": signature}
     assert code_of(lambda: verify_webhook(BODY, headers, SECRET)) == code
 
 
-def test_somebody_elses_signature_is_refused() -> None:
+def test_the_signature_of_another_secret_is_refused() -> None:
     assert code_of(lambda: verify_webhook(BODY, headers_of(FOREIGN), [SECRET, FORMER])) == "wrong_signature"
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"no json", b"[]", b'{"type":"x"}', b'{"type":1,"timestamp":1,"data":{}}', b"\xff"]
 )
-def test_a_signed_body_that_is_no_webhook_is_told_apart(body: bytes) -> None:
+def test_a_signed_body_that_is_not_a_webhook_has_its_own_error(body: bytes) -> None:
     assert code_of(lambda: verify_webhook(body, headers_of(SECRET, body=body), SECRET)) == "bad_body"
 
 
@@ -181,7 +181,7 @@ BAD_SECRETS = {
 
 
 @pytest.mark.parametrize("secret", BAD_SECRETS.values(), ids=BAD_SECRETS)
-def test_a_malformed_secret_is_told_and_not_quoted(secret: str) -> None:
+def test_a_malformed_secret_is_reported_and_not_quoted(secret: str) -> None:
     with pytest.raises(InvalidInput) as invalid:
         check_secret(secret)
     assert invalid.value.field == "secret"
@@ -191,7 +191,7 @@ def test_a_malformed_secret_is_told_and_not_quoted(secret: str) -> None:
     assert not secret or secret not in caught.value.message.replace("the secret", "")
 
 
-def test_no_secret_at_all_verifies_nothing() -> None:
+def test_an_empty_list_of_secrets_verifies_nothing() -> None:
     assert code_of(lambda: verify_webhook(BODY, headers_of(SECRET), [])) == "bad_secret"
 
 
@@ -210,7 +210,7 @@ def test_a_public_key_verifies_what_its_private_key_signed() -> None:
     assert code_of(lambda: verify_webhook(BODY, headers_of(SECRET), public_key(private))) == "unknown_signature"
 
 
-def test_without_cryptography_a_public_key_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cryptography_a_public_key_raises_an_error_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     private = new_private_key()
     headers, public, original = headers_of(private), public_key(private), builtins.__import__
 
@@ -241,7 +241,7 @@ def test_a_secret_is_not_shown() -> None:
         assert SECRET.removeprefix("whsec_") not in shown
 
 
-def test_new_secrets_differ_and_are_good() -> None:
+def test_new_secrets_differ_and_are_valid() -> None:
     made = {new_secret() for _ in range(10)}
     assert len(made) == 10
     for secret in made:

@@ -33,7 +33,7 @@ def test_the_queue_reads_name_and_limits() -> None:
         (json.dumps("x" * MAX_SPECS_BYTES), "is longer than 1 MiB"),
     ],
 )
-def test_what_is_no_specs_is_refused_by_field(text: str, problem: str) -> None:
+def test_invalid_specs_are_refused_by_field(text: str, problem: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         read_specs(text, field="devices.X.specs")
     assert raised.value.field == "devices.X.specs"

@@ -24,7 +24,7 @@ from tweezer.store.connection import check_url
         "redis+sentinel://a:26379,b:26379/tweezer/0",
     ],
 )
-def test_urls_that_say_what_they_mean_are_taken(url: str) -> None:
+def test_unambiguous_urls_are_accepted(url: str) -> None:
     check_url(url)
 
 
@@ -58,7 +58,7 @@ def test_urls_that_say_what_they_mean_are_taken(url: str) -> None:
         ("", "must start with redis://"),
     ],
 )
-def test_urls_that_would_be_misread_are_refused_with_the_reason(url: str, says: str) -> None:
+def test_ambiguous_urls_are_refused_with_the_reason(url: str, says: str) -> None:
     with pytest.raises(InvalidInput) as raised:
         check_url(url)
     assert raised.value.field == "url"
@@ -66,6 +66,6 @@ def test_urls_that_would_be_misread_are_refused_with_the_reason(url: str, says: 
     assert "hunter2" not in raised.value.problem
 
 
-def test_a_producer_is_told_so() -> None:
+def test_a_producer_gets_the_same_error() -> None:
     with pytest.raises(InvalidInput, match="url: has the option 'protocol'"):
         tweezer.connect("redis://localhost/0?protocol=3")

@@ -37,7 +37,7 @@ def test_the_deployed_file_is_what_the_command_prints() -> None:
     assert DEPLOYED.read_text() == printed, "run `tweezer redis-users > deploy/redis-users.acl`"
 
 
-def test_nobody_is_let_in_without_a_password() -> None:
+def test_every_user_needs_a_password() -> None:
     first, *others = acl_lines("tweezer", dict.fromkeys(RedisUser, "#0"))
     assert first == "user default off"
     assert all(" on resetpass #0 " in line for line in others)
@@ -81,7 +81,7 @@ def test_each_script_has_a_process_that_calls_it() -> None:
         ("redis+sentinel://:x@a:1,b:2/service/0", "redis+sentinel://u:p@a:1,b:2/service/0"),
     ],
 )
-def test_a_url_is_given_the_credentials_of_a_user(url: str, expected: str) -> None:
+def test_the_credentials_of_a_user_are_added_to_a_url(url: str, expected: str) -> None:
     assert add_credentials(url, "u", "p") == expected
 
 
@@ -104,7 +104,7 @@ def test_each_user_gets_a_password_and_a_url_that_only_its_owner_reads(tmp_path:
         assert sum(hash_password(url.password) in line.split() for line in lines) == 1
 
 
-def test_passwords_and_lines_of_other_users_stay(tmp_path: Path) -> None:
+def test_passwords_and_lines_of_other_users_are_kept(tmp_path: Path) -> None:
     make(tmp_path)
     acl = tmp_path / "users.acl"
     ours, theirs = acl.read_text(), "user exporter on #0 +info"

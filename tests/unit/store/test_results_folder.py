@@ -75,11 +75,11 @@ def test_a_result_reads_back_from_json(result: Result) -> None:
 
 
 @given(st.builds(ResultFile, texts, st.integers(0, 2**40), st.binary(max_size=32)))
-def test_what_names_a_file_reads_back(file: ResultFile) -> None:
+def test_a_reference_to_a_file_can_be_read_back(file: ResultFile) -> None:
     assert result_file(encode_result_file(file)) == file
 
 
-def test_the_two_kinds_that_are_in_redis_name_no_file() -> None:
+def test_results_in_redis_have_no_reference_to_a_file() -> None:
     for result in (SMALL, LARGE):
         assert result_file(encode_result(result)) is None
         assert decode_result(encode_result(result)) == result
@@ -93,7 +93,7 @@ async def test_a_small_result_stays_in_redis(packing: Results, batch_id: UUID, r
 
 
 @pytest.mark.parametrize("over", [0, 1])
-async def test_the_limit_is_of_the_packed_size(root: Path, batch_id: UUID, over: int) -> None:
+async def test_the_limit_applies_to_the_compressed_size(root: Path, batch_id: UUID, over: int) -> None:
     packing = Results(ResultsFolder(root), inline_max=len(encode_result(LARGE)) - over)
     packed = await packing.pack(batch_id, 0, LARGE)
     assert (result_file(packed) is None) == (over == 0)
@@ -134,7 +134,7 @@ async def test_an_execution_never_overwrites_the_result_of_another(packing: Resu
     assert await packing.unpack(zombie) == await packing.unpack(neighbour) == OTHER
 
 
-async def test_the_results_of_a_batch_go_together_and_leave_others(packing: Results, root: Path) -> None:
+async def test_the_results_of_a_batch_are_deleted_together_and_no_others(packing: Results, root: Path) -> None:
     gone, kept = new_batch_id(), new_batch_id()
     for index in range(3):
         await packing.pack(gone, index, LARGE)
@@ -189,7 +189,7 @@ async def test_no_file_outside_of_the_folder_is_ever_opened(packing: Results, na
         await packing.open(ResultFile(name, 1, b"0" * 32))
 
 
-async def test_who_knows_no_folder_is_told_how_to_get_the_result(packing: Results, batch_id: UUID) -> None:
+async def test_a_reader_without_the_folder_gets_an_error_with_advice(packing: Results, batch_id: UUID) -> None:
     packed = await packing.pack(batch_id, 0, LARGE)
     elsewhere = Results()
     with pytest.raises(ResultUnavailable, match=r"results_dir.*TWEEZER_RESULTS_DIR.*API"):
@@ -199,7 +199,7 @@ async def test_who_knows_no_folder_is_told_how_to_get_the_result(packing: Result
 
 
 @pytest.mark.parametrize("fails_at", ["fsync", "replace"])
-async def test_a_full_disk_is_told_and_leaves_nothing_behind(
+async def test_a_full_disk_is_reported_and_leaves_no_file(
     packing: Results, batch_id: UUID, root: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
     await packing.pack(batch_id, 0, OTHER)
@@ -215,7 +215,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing_behind(
     assert await packing.unpack(await packing.pack(batch_id, 0, LARGE)) == LARGE
 
 
-async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, batch_id: UUID) -> None:
+async def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path, batch_id: UUID) -> None:
     (tmp_path / "file").touch()
     packing = Results(ResultsFolder(tmp_path / "file" / "results"), inline_max=INLINE_MAX)
     with pytest.raises(ResultUnavailable, match=r"cannot be written to .*/file/results"):

@@ -43,7 +43,7 @@ def words_of(text: str) -> set[str]:
 OWNERS = {name: include for include, text in INCLUDES.items() for name in names_defined_by(text)}
 
 
-def test_each_include_is_there_once_behind_what_it_includes() -> None:
+def test_each_include_is_there_once_after_its_own_includes() -> None:
     texts = {"a": "-- include: b, c\n\na", "b": "-- include: c\n\nb", "c": "c"}
     assert resolve_includes("-- include: a, b\n", texts.__getitem__) == [texts["c"], texts["b"], texts["a"]]
 
@@ -76,7 +76,7 @@ def test_a_file_includes_what_it_uses_and_uses_what_it_includes(name: str) -> No
 
 
 @pytest.mark.parametrize("name", script_names())
-def test_no_argument_hides_what_an_include_defines(name: str) -> None:
+def test_no_argument_shadows_a_name_of_an_include(name: str) -> None:
     assert not set(script_arguments(name)) & OWNERS.keys()
 
 
@@ -112,7 +112,7 @@ def test_arguments_are_named_in_lua() -> None:
     ]
 
 
-def test_arguments_are_bound_by_name_whatever_their_order() -> None:
+def test_arguments_are_bound_by_name_in_any_order() -> None:
     bound = ["t", 1, 2, 4, "a", 1.5, "b", b"", 3, b"x"]
     assert bind(**VALUES) == bound
     assert bind(**dict(reversed(VALUES.items()))) == bound

@@ -93,7 +93,7 @@ def data_type(type_: str) -> type[Data]:
 
 
 @every_type
-def test_each_sample_is_as_its_schema_says_and_as_no_other(type_: EventType) -> None:
+def test_each_sample_matches_its_schema_and_no_other(type_: EventType) -> None:
     it = sample(type_)
     text = envelope(it.type, it.timestamp, it.data)
     validate(schema(type_), text)
@@ -111,14 +111,14 @@ def test_a_sample_has_all_fields_that_its_schema_knows(type_: EventType) -> None
 
 
 @every_type
-def test_fields_of_later_days_are_no_fault(type_: EventType) -> None:
+def test_fields_of_later_versions_are_not_a_fault(type_: EventType) -> None:
     it = sample(type_)
     validate(
         schema(type_), msgspec.json.encode({"type": type_, "timestamp": it.timestamp, "data": {**it.data, "x": 1}})
     )
 
 
-def test_there_is_neither_a_sample_nor_a_schema_of_a_type_that_there_is_not() -> None:
+def test_only_existing_types_have_a_sample_and_a_schema() -> None:
     for make in (sample, schema):
         with pytest.raises(ValueError, match=r"job\.pending"):
             make("job.pending")
@@ -132,14 +132,14 @@ def test_every_transition_has_a_type_or_is_internal() -> None:
     assert {it for it in EventType if it.startswith(("job.", "batch."))} - {"batch.idle"} <= types
 
 
-def test_what_is_usual_are_batches_ends_of_jobs_and_endpoints_that_fail() -> None:
+def test_the_default_types_are_batches_ends_of_jobs_and_failing_endpoints() -> None:
     assert set(EventType) - USUAL_TYPES == {"job.running", "device.up", "device.down", "device.paused", "ping"}
 
 
 # -- the feed --------------------------------------------------------------------------------------------
 
 
-def test_an_event_of_a_job_is_told_with_what_it_knows() -> None:
+def test_an_event_of_a_job_has_all_its_fields() -> None:
     (event,) = read_events(BATCH, 7, 1_760_780_467_000_001, "3RD")
     it = describe_event(event, "p")
     assert (it.id, it.type, it.timestamp) == (event.id, "job.done", "2025-10-18T09:41:07.000001Z")
@@ -154,7 +154,7 @@ def test_an_event_of_a_job_is_told_with_what_it_knows() -> None:
     }
 
 
-def test_a_new_batch_is_told_with_its_number_of_jobs() -> None:
+def test_the_event_of_a_new_batch_has_its_number_of_jobs() -> None:
     (event,) = read_events(BATCH, 1, 0, "NP:20")
     it = describe_event(event, "p")
     assert it.data == {
@@ -167,7 +167,7 @@ def test_a_new_batch_is_told_with_its_number_of_jobs() -> None:
     }
 
 
-def test_the_feed_says_of_an_event_nothing_that_its_webhook_would_say_otherwise() -> None:
+def test_the_feed_and_the_webhook_of_an_event_agree() -> None:
     for type_, words in (("job.done", "3RD"), ("batch.created", "NP:2")):
         (event,) = read_events(BATCH, 1, 0, words)
         known = {field.name: field.type for field in msgspec.structs.fields(data_type(type_))}
@@ -175,7 +175,7 @@ def test_the_feed_says_of_an_event_nothing_that_its_webhook_would_say_otherwise(
             msgspec.convert(value, known[name])
 
 
-def test_a_notice_is_told_as_it_stands() -> None:
+def test_a_notice_is_sent_unchanged() -> None:
     notice = Notice("n1", "device.down", None, 1, '{"device":"FRESNEL","status":"DOWN","reason":null,"until":null}')
     it = describe_notice(notice)
     assert (it.id, it.type, it.timestamp) == ("n1", "device.down", "1970-01-01T00:00:00.000001Z")
@@ -190,7 +190,7 @@ def test_a_notice_is_told_as_it_stands() -> None:
         (4_102_444_800_000_001, "2100-01-01T00:00:00.000001Z"),
     ],
 )
-def test_times_are_told_to_the_microsecond(time_us: int, text: str) -> None:
+def test_times_have_microseconds(time_us: int, text: str) -> None:
     assert timestamp(time_us) == text
 
 
@@ -205,19 +205,19 @@ def batch(**changes: Any) -> BatchData:
     return msgspec.convert({**sample("batch.error").data, **changes}, BatchData)
 
 
-def test_a_body_names_the_event_before_it() -> None:
+def test_a_body_names_the_previous_event() -> None:
     it = job()
     whole = msgspec.json.decode(body("job.error", timestamp(0), it, 4))
     assert whole["data"] == msgspec.json.decode(msgspec.json.encode(it)) | {"previous_sequence": 4}
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_a_body_that_fits_is_unchanged() -> None:
     it = job(errors=[Fault("user", "x" * 15_000)])
     assert fit(it) is it
 
 
 @pytest.mark.parametrize(("length", "left"), [(30_000, 2000), (2000, 2000), (300, 300)])
-def test_messages_are_cut_before_tags_are_left_out(length: int, left: int) -> None:
+def test_messages_are_shortened_before_tags_are_dropped(length: int, left: int) -> None:
     tags = tuple("t" * 100 for _ in range(130))
     it = fit(job(errors=[Fault("user", "x" * length)] * 2, tags=tags))
     assert {len(error.message) for error in it.errors} == {left}
@@ -292,7 +292,7 @@ def test_a_link_is_valid_for_its_job_and_its_time_only() -> None:
         (30 * 365 * 86_400, 100, False),
     ],
 )
-def test_whoever_has_the_key_forges_no_link_that_is_valid_for_years(since_s: int, link_s: int, valid: bool) -> None:
+def test_even_with_the_key_no_link_is_valid_for_years(since_s: int, link_s: int, valid: bool) -> None:
     forged = Signer([b"secret"], link_s).link("http://h", str(BATCH), int(time.time()) + since_s)
     assert Signer([b"secret"], 100).is_valid(str(BATCH), *parts(forged.url)) == valid
 
@@ -305,6 +305,6 @@ def test_a_link_of_an_older_version_is_valid_and_not_for_years(link_s: int, vali
 
 
 @pytest.mark.parametrize(("issued", "expires"), [("0", "x"), ("x", "99"), ("1", "9" * 5000), ("1e9", "2e9")])
-def test_what_is_no_time_is_no_link_though_it_is_signed(issued: str, expires: str) -> None:
+def test_a_signed_link_with_an_invalid_time_is_refused(issued: str, expires: str) -> None:
     signature = hmac.digest(b"secret", f"results {BATCH} {issued} {expires}".encode(), "sha256").hex()
     assert not Signer([b"secret"], 100).is_valid(str(BATCH), issued, expires, signature)
