@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they measured; whether a figure is met is not a test's business."""
+"""The benchmarks run and report their figures; the tests do not check whether a target is met."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(program: str, *arguments: str) -> Any:
-    """What a benchmark says in its last line."""
+    """Run a benchmark and return the object in its last line."""
     pytest.importorskip("uvloop", reason="needs the extra tweezer[bench]")
     ran = subprocess.run(
         [sys.executable, str(BENCHMARKS / program), *arguments],

@@ -1,4 +1,4 @@
-"""A `tweezer up` that runs is found by its data folder, unless something names another Redis."""
+"""A running `tweezer up` is found by its data folder, unless a setting names another Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VARIABLES = {
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The default data folder, which there is not yet, and no variables."""
+    """Return the default data folder, which does not exist yet, and unset all variables."""
     for name in [name for name in os.environ if name.startswith("TWEEZER_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _is_up(folder: Path) -> Iterator[None]:
-    """A `tweezer up` runs in the default data folder."""
+    """Let a `tweezer up` run in the default data folder."""
     folder.mkdir(parents=True)
     published = PublishedEnvironment(folder, VARIABLES)
     yield
@@ -46,7 +46,7 @@ def _is_up(folder: Path) -> Iterator[None]:
 
 
 def place_of(queue: AsyncQueue) -> tuple[object, object, str, str]:
-    """Redis' port and password, and the namespace and project of a queue."""
+    """Return the port and password of Redis, and the namespace and project of a queue."""
     arguments = queue.store.redis.connection_pool.connection_kwargs
     return arguments.get("port"), arguments.get("password"), queue.store.keys.prefix, queue.project
 

@@ -1,4 +1,4 @@
-"""What is deployed is checked: each file is used by its own tool where that is here, and parsed anyway."""
+"""The files for deployments: each one is loaded by its own tool if that is installed, and parsed in any case."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPTIONS = {
     "db": set[str](),
     "up": {"--port", "--data"},
 }
-"""The commands that keep running, and what deployed files may give them."""
+"""The commands that keep running, and the options that deployed files may pass to them."""
 
 USERS = {
     "api": RedisUser.API,
@@ -52,7 +52,7 @@ USERS = {
 
 
 def check_command(words: list[str]) -> str:
-    """The subcommand of a tweezer command line, after checking that there is one of that name and its options."""
+    """Check that the subcommand and the options of a tweezer command line exist, and return the subcommand."""
     program, subcommand, *arguments = words
     assert Path(program).name == "tweezer"
     assert subcommand in OPTIONS
@@ -68,7 +68,7 @@ def example_environment(name: str = "tweezer") -> dict[str, str]:
 
 def unit_of(path: Path) -> configparser.ConfigParser:
     unit = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes=("#", ";"), delimiters=("=",))
-    unit.optionxform = str  # type: ignore[assignment,method-assign]  # the way configparser documents it
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # as documented by configparser
     unit.read(path)
     return unit
 
@@ -148,7 +148,7 @@ def make_users(folder: Path, socket: Path) -> None:
 
 
 def url_in(path: Path) -> str:
-    """Of the Redis, in a file of `tweezer redis-users`."""
+    """Return the URL of Redis in a file of `tweezer redis-users`."""
     (line,) = path.read_text("utf-8").splitlines()
     return line.removeprefix("TWEEZER_REDIS_URL=")
 
@@ -219,7 +219,7 @@ def test_a_worker_serves_the_device_of_its_instance_and_has_time_to_drain() -> N
     service = unit_of(DEPLOY / "systemd" / "tweezer-worker@.service")["Service"]
     assert "--device %i" in service["ExecStart"]
     assert seconds(service["TimeoutStopSec"]) > float(example_environment("worker")["TWEEZER_WORKER_DRAIN_S"])
-    assert service["KillMode"] == "mixed"  # lanes are the worker's to stop
+    assert service["KillMode"] == "mixed"  # the worker stops its lanes itself
 
 
 def test_the_unit_of_workers_agrees_with_the_jail_of_lanes() -> None:
@@ -231,7 +231,7 @@ def test_the_unit_of_workers_agrees_with_the_jail_of_lanes() -> None:
     assert service["InaccessiblePaths"].removeprefix("-") == example_environment()["TWEEZER_DATA_DIR"]
     assert example["TWEEZER_DATA_DIR"] == f"/var/lib/{service['StateDirectory']}"
     assert service["UMask"] == "0007"  # results are for the group of their folder
-    assert "MemoryDenyWriteExecute" not in service  # numerical libraries compile
+    assert "MemoryDenyWriteExecute" not in service  # numerical libraries compile code at run time
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -421,7 +421,7 @@ EXTRAS["development"] = ("all", "torch", "bench", "test")
 
 
 def pinned(name: str) -> dict[str, str]:
-    """The version of each package in a file of constraints, whose every entry has hashes."""
+    """Return the version of each package in a file of constraints, and check that every entry has hashes."""
     text = (DEPLOY / "constraints" / f"{name}.txt").read_text()
     entries = [entry for entry in re.split(r"\n(?=[a-z])", text) if "==" in entry]
     assert all("--hash=sha256:" in entry for entry in entries)
@@ -430,7 +430,7 @@ def pinned(name: str) -> dict[str, str]:
 
 
 def required(extras: tuple[str, ...]) -> dict[str, Requirement]:
-    """What pyproject.toml asks for directly, with the extras that an extra names."""
+    """Return the direct requirements of pyproject.toml, including extras that an extra names."""
     found: dict[str, Requirement] = {}
     left = [*PROJECT["dependencies"], *(f"tweezer[{extra}]" for extra in extras)]
     while left:

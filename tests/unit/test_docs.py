@@ -1,4 +1,4 @@
-"""The documentation is checked against the code: what it names exists, what is drawn from the code is up to date."""
+"""The documentation matches the code: everything that it names exists, and its generated parts are up to date."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 
 def spans(text: str) -> list[str]:
-    """What stands in backquotes, outside of blocks; a span may go over the end of a line."""
+    """Return the texts in backquotes outside of blocks; a span may continue on the next line."""
     return [" ".join(span.split()) for span in _SPAN.findall(_BLOCK.sub("", text))]
 
 
 def table_rows(text: str, *header: str) -> list[list[str]]:
-    """The cells of the table with this header."""
+    """Return the cells of the table with this header."""
     lines = text.splitlines()
     start = lines.index(f"| {' | '.join(header)} |") + 2
     rows = []
@@ -112,7 +112,7 @@ def test_each_status_and_each_event_is_explained() -> None:
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub makes of a heading."""
+    """Return the anchor that GitHub makes of a heading."""
     kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
     return kept.strip().replace(" ", "-")
 
@@ -133,7 +133,7 @@ def test_internal_links_resolve(path: Path) -> None:
 
 _PATH = re.compile(r"[\w@.*/-]+\.(?:py|lua|md|toml|conf|yaml|service|example)\Z|[\w./-]+/\Z|\.ci/run\Z|deploy/[\w/]+\Z")
 _SOME_USERS = {"sequence.json", "tweezer.toml"}
-"""Files that a reader is told to make."""
+"""Files that the documentation asks a reader to make."""
 
 
 @every_page
@@ -162,7 +162,7 @@ def test_the_tests_that_are_named_exist(path: Path) -> None:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each call of tweezer that is shown, without the program."""
+    """Return the words of each call of tweezer that is shown, without the program."""
     shown = [line.split("  #")[0] for block in blocks(text, "sh") for line in block.splitlines()]
     parts = [part for line in shown for part in re.split(r"&& |\$\(|\)", line)]
     for part in [*parts, *spans(text)]:
@@ -176,7 +176,7 @@ def option_of(command: click.Command, word: str) -> click.Option | None:
 
 
 def split_options(command: click.Command, words: list[str]) -> tuple[list[str], list[str]]:
-    """The options that this command is given, and the words after them (for a group) or between them."""
+    """Return the options of this command, and the words after them (for a group) or between them."""
     options: list[str] = []
     rest: list[str] = []
     left = iter(words)

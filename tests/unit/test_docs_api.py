@@ -62,7 +62,7 @@ async def test_every_route_answers_each_role_as_documented(rig: ApiRig) -> None:
         assert told in ROLES
         called = re.sub(r"{\w+}", lambda _: str(uuid4()), path)
         if path.endswith("/stream"):
-            called += "?after=nowhere"  # or it would not end
+            called += "?after=nowhere"  # otherwise the stream would not end
         strangers = await rig.stranger.request(method, called)
         assert (strangers.status_code == 401) == (told != "none"), (method, path)
         for role, key in keys.items():

@@ -1,4 +1,4 @@
-"""Supervised loops: a failed step is repeated, and a task that ends unasked is noticed."""
+"""Supervised loops: a failed step is repeated, and a task that ends unexpectedly is noticed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON = Backoff(base_s=0.0, cap_s=0.0)
 
 
 class Steps:
-    """A step that raises what it is told to, in turn, and counts its calls."""
+    """A step that raises these errors in turn, and counts its calls."""
 
     def __init__(self, *outcomes: BaseException | None) -> None:
         self.outcomes = list(outcomes)

@@ -1,4 +1,4 @@
-"""Text files are UTF-8, whatever the locale of the process says."""
+"""Text files are UTF-8 in every locale."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "tweezer").rglob("*.py"))
 NO_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-"""ASCII only, as for EUC-JP or GBK: what is not ASCII cannot be read as these."""
+"""ASCII only: as with EUC-JP or GBK, UTF-8 text with other characters cannot be read."""
 
 OPENERS = ("open", "fdopen")
 READERS = {"read_text": 0, "write_text": 1}  # name → position of the encoding
@@ -25,7 +25,7 @@ def careless(tree: ast.AST) -> Iterator[int]:
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         given = {keyword.arg: keyword.value for keyword in call.keywords}
-        if "encoding" in given or ast.unparse(call.func) == "os.open":  # which opens bytes
+        if "encoding" in given or ast.unparse(call.func) == "os.open":  # it opens bytes
             continue
         if name in READERS and len(call.args) <= READERS[name]:
             yield call.lineno

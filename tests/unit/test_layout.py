@@ -1,4 +1,4 @@
-"""Names and sizes that keep the package easy to find one's way in."""
+"""Names and sizes of modules that keep the package easy to navigate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "src"
 SMALL = 50
-"""Lines below which a module that only one other imports belongs into that one, unless it has routes of its own."""
+"""A shorter module with only one importer belongs into that one, unless it defines routes."""
 
 
 def module_name(file: Path) -> str:
@@ -21,7 +21,7 @@ FILES = {module_name(file): file for file in ROOT.rglob("*.py")}
 
 
 def importers() -> dict[str, set[str]]:
-    """Which modules import each module."""
+    """Return the modules that import each module."""
     found = defaultdict(set)
     for module, tree in MODULES.items():
         for node in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""Logs have one format whoever writes them, and no secrets."""
+"""Logs have one format for all loggers, and contain no secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings come from the environment, a file, or defaults; a wrong one gives a sentence with its name."""
+"""Settings come from the environment, a file, or defaults; the error for a wrong one has its name."""
 
 from __future__ import annotations
 

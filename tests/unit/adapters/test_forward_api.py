@@ -1,4 +1,4 @@
-"""The client of the Pasqal API that forwards: what it makes of answers, how it logs in, and of its options."""
+"""The client that forwards to a Pasqal API: how it reads responses and logs in, and its options."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_result_keeps_the_servers_provenance() -> None:
 
 
 class FarServer:
-    """Answers with what a test put there, by method and path, and keeps what was asked."""
+    """A transport that returns the test's responses by method and path, and keeps the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, str], Any]] = []
@@ -115,7 +115,7 @@ class FarServer:
         self.url = ""
 
     def answers_with(self, what: str, *responses: web.Response) -> None:
-        """The last one is given again and again."""
+        """Set responses; the last one is repeated."""
         self.answers[what] = list(responses)
 
     async def handle(self, request: web.Request) -> web.Response:

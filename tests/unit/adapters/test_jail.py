@@ -1,4 +1,4 @@
-"""The jail of lanes: its filter on both architectures, what a kernel without a part of it means, the environment."""
+"""The jail of lanes: its filter on both architectures, kernels that lack a part of it, and the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frames between a worker and a lane's process, and the memory for what was of use lately."""
+"""The frames between a worker and a lane's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The null adapter does nothing, or what it is asked for."""
+"""The null adapter does nothing, or what the variables of a job ask for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job(**variables: Any) -> JobWork:
 
 
 def ignore(progress: Progress) -> None:
-    """A report that nobody reads."""
+    """Ignore a report."""
 
 
 async def prepared_lane(doc: BatchDoc = BATCH.doc) -> NullLane:

@@ -1,4 +1,4 @@
-"""The client of a QPU's API: what it makes of answers, of junk above all, and of its options."""
+"""The client of a QPU's API: how it reads responses, junk above all, and its options."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def test_a_job_that_is_too_large_for_a_proxy_is_refused() -> None:
 
 
 def test_a_response_about_another_job_leaves_the_submit_open() -> None:
-    job = {**JOB, "context": {"pasqman_job_id": "somebody else's"}}
-    with pytest.raises(SubmitUncertain, match="another job, somebody else's instead of job"):
+    job = {**JOB, "context": {"pasqman_job_id": "another client's"}}
+    with pytest.raises(SubmitUncertain, match="another job, another client's instead of job"):
         _read_submitted(answer(200, status="success", data=job), CONTEXT)
 
 
@@ -194,7 +194,7 @@ Answering = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def served(answering: Answering) -> AsyncIterator[str]:
-    """A server that reads a request and then does this. Its URL."""
+    """Run a server that reads a request and then does this; yield its URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -313,7 +313,7 @@ async def test_a_server_that_echoes_everything_gets_no_secret_into_an_error() ->
             refused = {"error": SECRET, "error_description": request.decode()}
             writer.write(http(400, json.dumps(refused).encode()) if answers.pop() else http(200, _json(granted)))
         else:
-            writer.write(http(400, b"you said: " + request[-150:]))
+            writer.write(http(400, b"your request: " + request[-150:]))
 
     async with served(answering) as url:
         keycloak = KeycloakOptions(url, "r", "id", client_secret=SECRET)

@@ -1,4 +1,4 @@
-"""The slot of a QPU: how it looks for a job among those that the machine has."""
+"""The lane of a QPU: how it searches for a job among those of the machine."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NOTHING = Mark()
 
 
 class History:
-    """In place of the API: a machine with jobs, of which one may be ours. Each job's name is its id, but for ours.
+    """An API of a machine with jobs, one of which may be ours.
 
-    bad: how many reads fail after each one that is answered.
+    ``bad`` is how many reads fail after each one that is answered.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class History:
             raise RemoteUnreachable("junk")
         if not 1 <= uid <= self._jobs or uid in self._gaps:
             raise UnknownRemoteJob("unknown", status=400, remote_code="400")
-        name = str(self._ours) if uid == self._at else f"somebody's {uid}"
+        name = str(self._ours) if uid == self._at else f"another's {uid}"
         context = {"pasqman_job_id": name} if self._names else {}
         return QpuJob(uid, self._status, nb_run=self._nb_run, context=context)
 
@@ -71,7 +71,7 @@ def work() -> JobWork:
 
 
 class Holder:
-    """In place of the submit guard: what another holder has noted, and what is known of the machine."""
+    """A submit guard with the notes of another holder, and what is known of the machine."""
 
     def __init__(self, intent: Intent, mark: Mark = NOTHING) -> None:
         self._intent = intent
@@ -94,7 +94,7 @@ class Holder:
 
 
 async def find(history: History, job: JobWork, after: int | None, holder: Holder | None = None) -> int | None:
-    """What it finds, asked again as long as it has not looked through all."""
+    """Search until every job was checked, and return what was found."""
     service = QpuService(cast(QpuApi, history), cast(ChildLane, None), OPTIONS)
     intent = Intent("a", after, None, written_us=1)
     holder = holder or Holder(intent)
@@ -136,11 +136,11 @@ async def test_on_a_machine_with_an_unknown_history_the_newest_jobs_are_searched
     job = work()
     history = History(jobs, job.job_id, at=jobs)
     assert await find(history, job, None) == (jobs or None)
-    assert len(history.asked) < 300  # and not all of them
+    assert len(history.asked) < 300  # not all of them
 
 
 async def set_back_from(history: History, job: JobWork, mark: Mark) -> tuple[int | None, list[tuple[int | None, int]]]:
-    """Where a job is found that was to be behind the last known one, and which set-backs were noted."""
+    """Return where a job that should follow the last known one is found, and which restarts of the ids were noted."""
     holder = Holder(Intent("a", mark.uid, None, written_us=1), mark)
     return await find(history, job, mark.uid, holder), holder.set_backs
 
@@ -148,8 +148,8 @@ async def set_back_from(history: History, job: JobWork, mark: Mark) -> tuple[int
 async def test_ids_have_not_restarted_while_the_last_known_job_exists() -> None:
     job = work()
     history = History(9, job.job_id, at=8)
-    assert await set_back_from(history, job, Mark(6, "somebody's 6", has_names=True)) == (8, [])
-    assert await set_back_from(history, job, Mark(6)) == (8, [])  # a record from before names were noted
+    assert await set_back_from(history, job, Mark(6, "another's 6", has_names=True)) == (8, [])
+    assert await set_back_from(history, job, Mark(6)) == (8, [])  # a record of a version that did not note names
 
 
 @pytest.mark.parametrize("jobs", [1, 6, 7, 300])
@@ -183,7 +183,7 @@ async def test_names_read_before_the_ids_restarted_hide_no_job_after_that() -> N
 async def test_an_intent_from_before_a_restart_of_the_ids_is_searched_in_all_newer_jobs() -> None:
     job = work()
     intent = Intent("a", 6, None, written_us=1)
-    holder = Holder(intent, Mark(9, "somebody's 9", has_names=True, set_back_us=2, since=0))
+    holder = Holder(intent, Mark(9, "another's 9", has_names=True, set_back_us=2, since=0))
     assert await find(History(9, job.job_id, at=1), job, 6, holder) == 1
     assert holder.set_backs == []
 
@@ -204,7 +204,7 @@ async def follow(
 
 
 async def test_another_job_with_the_noted_id_is_neither_followed_nor_cancelled() -> None:
-    history = History(3)  # which cannot be asked to cancel
+    history = History(3)  # it cannot cancel jobs
     outcome = await follow(history, work(), Intent("a", 1, "2"))
     assert outcome.fault is not None
     assert (outcome.kind, outcome.fault.code, outcome.result) == (OutcomeKind.ERROR, "unknown", None)
@@ -214,7 +214,7 @@ async def test_another_job_with_the_noted_id_is_neither_followed_nor_cancelled()
 @pytest.mark.parametrize(
     ("mark", "nb_run", "code"),
     [
-        (Mark(2, has_names=True), 1, "unknown"),  # it would have returned our name
+        (Mark(2, has_names=True), 1, "unknown"),  # the machine would have returned our name
         (Mark(2), 7, "unknown"),  # we asked for one shot
         (Mark(2), 1, "machine"),
         (Mark(2), None, "machine"),
@@ -247,9 +247,9 @@ async def test_a_job_with_a_noted_timeout_was_not_stopped_by_another_client() ->
 
 
 class Door:
-    """In place of the API, the builder and the submit guard: a machine without jobs; submits meet what a test says.
+    """An API, a builder and a submit guard for a machine without jobs.
 
-    meets: what submits meet in turn, None for a job. statuses: what it says of itself after a submit that was refused.
+    ``meets`` has the errors of the submits in turn, None for a job; ``statuses`` those of the machine after a refusal.
     """
 
     left_s = lease_s = 15.0
@@ -300,7 +300,7 @@ class Door:
         assert (uid, named) == ("1", False)
 
     async def code(self, *, turned_away_s: float = 60.0) -> str:
-        """How a job ends at this door: the code of its error; ``machine`` for one that came through."""
+        """Return how a job ends here: the code of its error, or ``machine`` if it was submitted."""
         options = QpuOptions(base_url="http://qpu.example.org", poll_s=0.01, turned_away_s=turned_away_s)
         lane = RemoteLane(QpuService(cast(QpuApi, self), cast(ChildLane, self), options))
         lane._batch = BatchWork(new_batch_id(), BatchDoc("QPU"))
@@ -314,7 +314,7 @@ REFUSED, TURNED_AWAY = SubmitRefused("no", status=400), SubmitTurnedAway("a prox
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other quickly."""
+    """Shorten the pauses between attempts."""
     monkeypatch.setattr(module, "BACKOFF", Backoff(base_s=0.01, cap_s=0.01))
 
 

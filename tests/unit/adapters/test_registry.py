@@ -1,4 +1,4 @@
-"""Which adapter serves a device, and what having adapters costs the worker's process."""
+"""The adapter of each device, and what the registry imports into a worker's process."""
 
 from __future__ import annotations
 

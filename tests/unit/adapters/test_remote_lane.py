@@ -1,4 +1,4 @@
-"""The state machine of remote jobs, without a machine: when it submits, and when it never does."""
+"""The state machine of remote jobs, without a machine: when it submits a job, and when it must not."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tweezer.model.lifecycle import JobStatus, Stage
 from tweezer.model.messages import BatchDoc, BatchWork, JobSpec, JobWork, Outcome, OutcomeKind, Progress, Result
 
 SENT = Intent("a", None, None)
-"""Of another holder, which may have submitted the job."""
+"""An intent of another holder, which may have submitted the job."""
 
 
 class Service(RemoteService[None]):
-    """Answers submits with ``answers`` in turn, and finds the job after ``finds_after`` searches."""
+    """An API that answers submits with ``answers`` in turn, and finds the job after ``finds_after`` searches."""
 
     name, unit = "the machine", "job"
     turned_away_s = ask_again_s = forgotten_s = 0.1
@@ -73,7 +73,7 @@ class Service(RemoteService[None]):
 
 
 class Guard:
-    """Keeps one intent, as the store does. left_s: of the lease; is_ours: whether ``set_out`` succeeds."""
+    """A guard that keeps one intent. ``left_s`` is the rest of the lease; ``is_ours`` is the result of ``set_out``."""
 
     lease_s = 0.1
 
@@ -116,7 +116,7 @@ def run(service: Service, guard: Guard, *, cancel: bool = False) -> asyncio.Task
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries follow each other quickly."""
+    """Shorten the pauses between attempts."""
     monkeypatch.setattr(module, "BACKOFF", Backoff(base_s=0.01, cap_s=0.01))
 
 
@@ -205,5 +205,5 @@ async def test_while_redis_may_have_forgotten_a_submit_none_is_sent() -> None:
 
     guard.intend = intend  # type: ignore[method-assign]
     assert code(await run(service, guard)) == "done"
-    assert guard.withdrawn >= 3  # until the lease of 0.1 s and the way of 0.1 s are over
+    assert guard.withdrawn >= 3  # until the lease of 0.1 s and the transmission of 0.1 s are over
     assert service.submits == 1

@@ -1,4 +1,4 @@
-"""Settles that come together go out together, and none stays behind."""
+"""Settles of the same moment are sent in one call, and none is left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tweezer.store.workers import NextStep, Tickets
 
 
 class Answering:
-    """Scripts that answer at once: one reply a ticket."""
+    """Scripts that reply at once: one reply for each ticket."""
 
     def __init__(self, pause: bool) -> None:
         self.calls: list[int] = []

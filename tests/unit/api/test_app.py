@@ -130,7 +130,9 @@ async def test_a_job_shows_its_own_sequence_only_when_asked_for_itself(rig: ApiR
     batch_id = await rig.submit([JobSpec(runs=1, sequence='{"own":1}')], doc=BatchDoc(device=DEVICE))
     batch = await rig.data(f"/api/v2/batches/{batch_id}")
     assert batch["sequence_builder"] is None
-    assert "sequence" not in batch["jobs"][0]  # a client takes a null for "has none", and no key for "ask"
+    assert (
+        "sequence" not in batch["jobs"][0]
+    )  # to a client a null means "there is no sequence", and a missing key "read it separately"
     assert (await rig.data(f"/api/v2/jobs/{job_id(batch_id, 0)}"))["sequence"] == '{"own":1}'
 
 
@@ -328,7 +330,7 @@ STORE_ROUTES = (*(route.format(ID) for route in ID_ROUTES), "/ready", "/api/v1/d
 
 
 def assert_failure(answer: httpx.Response, status: int) -> None:
-    """The answer is an error as Pasqal's clients read it."""
+    """Check that the response is an error that Pasqal's clients can read."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()

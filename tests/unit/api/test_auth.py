@@ -1,4 +1,4 @@
-"""Who comes in: keys, roles, log-ins, links that are signed, and what strangers hear."""
+"""Access: keys, roles, log-ins, signed links, and the responses to callers without access."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 
 
 class Clock:
-    """Time as the authenticator takes it."""
+    """The clock of the authenticator."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -81,7 +81,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Counted:
-    """A database that counts what is asked of it, and that can be away or slow."""
+    """A database that counts its calls, and that can be unavailable or slow."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -111,7 +111,7 @@ def counted(ledger: Database) -> Counted:
 
 
 def watch(counted: Counted) -> Authenticator:
-    return Authenticator(counted)  # type: ignore[arg-type]  # what it needs of a database is there
+    return Authenticator(counted)  # type: ignore[arg-type]  # it has everything that is needed of a database
 
 
 def make_key(ledger: Database, **options: Any) -> str:
@@ -126,7 +126,7 @@ def revoke(ledger: Database, key: str) -> None:
 
 
 def make_user(ledger: Database, name: str = "ada", *projects: str, password: str = PASSWORD) -> str:
-    """The id of a user with a password that is checked quickly."""
+    """Make a user whose password is checked quickly, and return its id."""
     with ledger.write() as connection:
         user = create_user(connection, name, QUICK_HASH.hash(password))
         for project in projects:
@@ -149,7 +149,7 @@ async def test_every_route_except_the_open_ones_requires_a_key(rig: ApiRig) -> N
 
 
 class Filled(dict[str, str]):
-    """An id for every parameter of a path."""
+    """Fill every parameter of a path with an id."""
 
     def __missing__(self, name: str) -> str:
         return ID
@@ -249,7 +249,7 @@ async def test_a_cached_key_is_refused_after_its_expiry(ledger: Database, counte
     key, doorman = make_key(ledger, expires_s=0.3), watch(counted)
     assert await doorman.principal(key) is not None
     clock.now += 0.31
-    with ledger.write() as connection:  # the clock of the ledger is the real one
+    with ledger.write() as connection:  # the ledger uses the real clock
         connection.execute(update(keys).values(expires_ms=now_ms() - 1))
     assert await doorman.principal(key) is None
 
@@ -438,7 +438,7 @@ def fill(route: str, batch: UUID) -> str:
 
 @pytest.fixture
 def asked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is asked of Redis and of the ledger, from now on."""
+    """Record the calls of Redis and of the ledger from now on."""
     asked: list[str] = []
     redis: Any = type(rig.store.redis)
     database = rig.database
@@ -461,7 +461,7 @@ def asked(rig: ApiRig, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_resources_of_other_projects_are_not_found(rig: ApiRig, route: str, asked: list[str]) -> None:
     key, theirs, nothing = rig.key(), await rig.submit(1, project="theirs"), new_batch_id()
     await rig.run()
-    await rig.get(fill(route, new_batch_id()), key=key)  # now the key is known, and the scripts are loaded
+    await rig.get(fill(route, new_batch_id()), key=key)  # now the key is cached, and the scripts are loaded
     told = []
     for batch in (theirs, nothing):
         asked.clear()
@@ -488,7 +488,7 @@ async def test_resources_of_the_callers_project_are_found(rig: ApiRig, route: st
 
 @pytest.fixture
 async def link(rig: ApiRig) -> str:
-    """A link to the results of a job."""
+    """Return a link to the results of a job."""
     job = job_id(await rig.submit(1), 0)
     await rig.run()
     link: str = (await rig.data(f"/api/v1/jobs/{job}/results_link", key=rig.key()))["results_link"]
@@ -504,7 +504,7 @@ async def test_a_link_is_absolute_and_needs_no_key(rig: ApiRig, link: str) -> No
 
 async def test_a_link_works_in_every_process_of_the_api(rig: ApiRig, link: str) -> None:
     another = ApiRig(Settings(), rig.database)
-    assert (await another.stranger.get(link)).json()["data"]["reason"] == "not_found"  # past the signature
+    assert (await another.stranger.get(link)).json()["data"]["reason"] == "not_found"  # the signature is valid
     await another.close()
 
 
@@ -557,7 +557,7 @@ async def test_a_changed_link_is_refused(rig: ApiRig, link: str) -> None:
 
 
 def forge(ledger: Database, job: str, link_s: int) -> str:
-    """A link of somebody who has a backup of the ledger and the secrets key."""
+    """Forge a link with a backup of the ledger and the secrets key."""
     with ledger.read() as connection:
         keys = read_link_keys(connection, Vault.of(SECRETS_KEY, Path()))
     return Signer([key.secret for key in keys], link_s).link(HOST, job).url
@@ -651,7 +651,7 @@ async def test_a_link_leads_to_the_public_url_if_there_is_one(ledger: Database, 
 
 # -- log-ins --------------------------------------------------------------------------------------------
 
-FORM = {  # what pasqal-cloud sends
+FORM = {  # as pasqal-cloud sends it
     "client_id": "local",
     "grant_type": "password",
     "realm": "local",
@@ -667,7 +667,7 @@ async def log_in(rig: ApiRig, **changes: Any) -> httpx.Response:
 
 
 def assert_refused(answer: httpx.Response, status: int, error: str) -> None:
-    """As RFC 6749 has it, and as Pasqal's clients read it."""
+    """Check for an error of RFC 6749 that Pasqal's clients can read."""
     assert (answer.status_code, answer.json()["error"]) == (status, error)
     assert set(answer.json()) == {"error", "error_description"}
     assert answer.json()["error_description"]
@@ -951,7 +951,7 @@ async def test_a_user_can_end_only_its_own_valid_sessions(rig: ApiRig, ledger: D
         connection.execute(update(keys).where(keys.c.id == key_id(over)).values(expires_ms=now_ms() - 1))
     for other in (*map(key_id, (theirs, over, key)), "x", "a" * 40):
         assert (await end(rig, str(other), key=mine)).status_code == 404
-    for wrong in (mine, "%00"):  # the token, not its id; a control character
+    for wrong in (mine, "%00"):  # the token instead of its id; a control character
         assert (await end(rig, wrong, key=mine)).status_code == 422
     for kept in (mine, theirs, key):
         assert (await rig.get(DEVICES, key=kept)).status_code == 200

@@ -1,4 +1,4 @@
-"""The routes of devices: who may do what, what they list, and that no specs get in that Pulser cannot read."""
+"""The routes of devices: who may do what, what they list, and that specs which Pulser cannot read are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _ask_pulser_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database) -> AsyncIterator[ApiRig]:
-    """EMU_FREE is served; TWIN, of 25 atoms, was announced later and is not."""
+    """EMU_FREE has a worker; TWIN, with 25 atoms, was announced later and has none."""
     monkeypatch.chdir(tmp_path)  # no tweezer.toml of the developer's
     rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), ledger)
     await rig.store.devices.announce(DEVICE, ABOUT, virtual_specs(DEVICE))
@@ -84,7 +84,10 @@ async def test_devices_are_listed_with_their_properties(rig: ApiRig, path: str) 
 
 async def test_the_list_is_ordered_and_paginated(rig: ApiRig) -> None:
     assert await listed(rig, order_by="name", order_by_direction="ASC") == [DEVICE, TWIN]
-    assert await listed(rig, order_by="max_atom_num") == [TWIN, DEVICE]  # none of it stands behind, either way
+    assert await listed(rig, order_by="max_atom_num") == [
+        TWIN,
+        DEVICE,
+    ]  # a device without one comes last in both directions
     assert await listed(rig, order_by="max_atom_num", order_by_direction="ASC") == [TWIN, DEVICE]
     assert await listed(rig, limit=1, offset=1) == [DEVICE]
     for params in ({"limit": 101}, {"order_by": "id"}, {"offset": -1}):
@@ -102,7 +105,7 @@ async def test_every_caller_can_read_specs(rig: ApiRig) -> None:
 
 
 async def test_a_device_without_specs_is_not_listed(rig: ApiRig) -> None:
-    """Those are left out that a worker of an older version announced: one bad text breaks every client."""
+    """Specs that a worker of an older version announced are left out: one bad text breaks every client."""
     redis: Any = rig.store.redis
     await redis.sadd(rig.store.keys(Key.DEVICES), "OLD")
     await redis.hset(rig.store.keys(Key.DEVICE, "OLD"), "adapter", "null")
@@ -139,7 +142,7 @@ async def test_several_devices_change_their_status_together_or_not_at_all(rig: A
     answer = await rig.http.put(f"{DEVICES}/status", json={"device_type_names": [DEVICE, TWIN], "status": "DOWN"})
     assert [device["status"] for device in answer.json()["data"]] == ["DOWN", "DOWN"]
     answer = await rig.http.put(f"{DEVICES}/status", json={"device_type_names": [DEVICE, TWIN], "status": "UP"})
-    assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # nobody serves the other one
+    assert [device["status"] for device in answer.json()["data"]] == ["UP", "DOWN"]  # the other one has no worker
 
 
 async def test_a_device_that_is_down_until_a_time_has_a_reason(rig: ApiRig) -> None:
@@ -149,7 +152,7 @@ async def test_a_device_that_is_down_until_a_time_has_a_reason(rig: ApiRig) -> N
     assert (found["status"], found["paused_because"]) == ("DOWN", "new lens")
     assert found["status_reason"] == f"paused until {format_time(until)}: new lens"
     assert datetime.fromisoformat(found["status_until"]) == until
-    for given in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00"):  # over, and without a time zone
+    for given in ("2020-01-01T00:00:00Z", "2099-01-01T00:00:00"):  # in the past, and without a time zone
         await refused(await rig.http.put(path, json={"status": "DOWN", "until": given}), 400, field="until")
     found = (await rig.http.put(path, json={"status": "UP"})).json()["data"]
     assert (found["status"], found["status_reason"], found["status_until"]) == ("UP", None, None)

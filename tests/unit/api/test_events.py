@@ -1,4 +1,4 @@
-"""The feed of events over the API: pages, requests that are held, and streams."""
+"""The feed of events over the API: pages, held requests, and streams."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ async def test_a_filtered_request_is_held_until_an_event_of_its_types(rig: ApiRi
 async def test_a_held_request_returns_nothing_after_its_key_was_revoked(
     rig: ApiRig, ledger: Database, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)  # the request trusts its key for so long
+    monkeypatch.setattr("tweezer.api.access.auth.REMEMBERED_S", 0.0)  # how long a request trusts its key
     batch_id, key = await rig.submit(1), rig.key()
     path = place.format(batch_id)
     if "events" in place:
@@ -292,7 +292,7 @@ async def test_a_hold_for_events_ends_after_its_time(rig: ApiRig) -> None:
 
 
 class Stream:
-    """A stream of server-sent events, called as a server does; its frames, but for comments, as they came."""
+    """A stream of server-sent events, called as by a server; ``frames`` are those received, without comments."""
 
     def __init__(self, rig: ApiRig, path: str, key: str, headers: dict[str, str] | None = None) -> None:
         path, _, query = path.partition("?")
@@ -350,12 +350,12 @@ class Stream:
         return [frame["event"] for frame in self.frames() if "event" in frame]
 
     async def until(self, count: int) -> list[dict[str, str]]:
-        """Waits for so many events; all of them."""
+        """Wait for this many events and return all of them."""
         await until(lambda: len(self.types()) >= count)
         return [frame for frame in self.frames() if "event" in frame]
 
     async def ends(self) -> None:
-        """Waits until the server ends it."""
+        """Wait until the server ends the stream."""
         await asyncio.wait_for(asyncio.shield(self._task), SOON_S)
 
 
@@ -395,7 +395,7 @@ async def test_a_stream_resumes_after_the_last_event_id(rig: ApiRig) -> None:
     async with Stream(rig, path, key) as first:
         await first.ends()
     ids = [frame["id"] for frame in first.frames() if "id" in frame]
-    assert len(ids) == 6  # where it began, and five events
+    assert len(ids) == 6  # the start, and five events
     for at, last in enumerate(ids[:-1]):
         async with Stream(rig, f"{path}?after=junk", key, {"Last-Event-ID": last}) as stream:
             await stream.ends()
@@ -457,7 +457,9 @@ async def test_the_server_does_not_read_ahead_for_a_slow_client(rig: ApiRig, mon
     stream = Stream(rig, f"/api/v2/batches/{batch_id}/events/stream", rig.key())
     stream.pace = asyncio.Semaphore(0)
     async with stream:
-        for sends, wanted in enumerate((1, 1, 2, 3), 1):  # whether there is anything; then a page, once it can be sent
+        for sends, wanted in enumerate(
+            (1, 1, 2, 3), 1
+        ):  # first whether there is anything; then a page, once it can be sent
             await until(lambda sends=sends: stream.sends == sends)  # type: ignore[misc]
             assert reads == wanted
             stream.pace.release()

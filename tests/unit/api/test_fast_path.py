@@ -1,4 +1,4 @@
-"""The routes that are answered without FastAPI's machinery answer as if with it."""
+"""The routes that bypass FastAPI give the same responses as with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The quick routes that were taken, by an application that is made after this."""
+    """Record which routes of the fast path an application takes that is created later."""
     found: list[str] = []
     answer = FastRoute._answer
 

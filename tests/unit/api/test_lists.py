@@ -1,4 +1,4 @@
-"""Lists, statistics and what Redis has forgotten, over the API: a store in memory beside a ledger in a file."""
+"""Lists, statistics and old batches over the API, with a store in memory and a ledger in a file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Envelope(msgspec.Struct, Generic[T]):
-    """A success."""
+    """Return the body of a successful response."""
 
     status: str
     message: str
@@ -49,7 +49,7 @@ class Envelope(msgspec.Struct, Generic[T]):
 
 
 class Page(Envelope[list[T]], Generic[T]):
-    """A page of a list."""
+    """Return a page of a list."""
 
     pagination: Pagination
 
@@ -70,7 +70,7 @@ def filled(rig: ApiRig) -> Filled:
 
 @pytest.fixture
 def user(rig: ApiRig, filled: Filled) -> str:
-    """The key of a user of one of the projects."""
+    """Return the key of a user of one of the projects."""
     return rig.key(project=OWN)
 
 
@@ -93,7 +93,7 @@ async def record(rig: ApiRig) -> None:
 
 
 async def forget(rig: ApiRig) -> None:
-    """Redis has nothing any more but its devices."""
+    """Delete everything in Redis but the devices."""
     await record(rig)
     await rig.store.redis.flushall()
     await rig.announce()
@@ -334,7 +334,7 @@ JOB_LISTS: list[dict[str, Any]] = [
 
 
 async def mixed_batch(rig: ApiRig) -> UUID:
-    """Jobs that were done, that failed, and that wait."""
+    """Submit jobs that are done, that failed, and that wait."""
     doc = BatchDoc(device=DEVICE, sequence="{}", tags=("t", "u"), user="ada")
     specs = [JobSpec(runs=runs, variables={"x": index}) for index, runs in enumerate([12, 15, 10, None, 13, 12, 14])]
     batch_id = await rig.submit(specs, doc=doc, priority=Priority.HIGH)
@@ -370,7 +370,7 @@ async def test_one_project_filters_the_jobs_of_one_batch_at_a_time(
     read_jobs = ReadModel.jobs
 
     async def counted(live: ReadModel, batch: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        filters = len(indices) > 1  # else it is the page that is shown, or the last one
+        filters = len(indices) > 1  # otherwise it is the page that is shown, or the last one
         reading[batch.id] += filters
         most[batch.id] = max(most[batch.id], reading[batch.id])
         await asyncio.sleep(0.01)
@@ -567,7 +567,7 @@ async def test_operators_list_the_work_of_all_projects(rig: ApiRig, filled: Fill
 
 @contextlib.contextmanager
 def moved_away(file: Path) -> Iterator[None]:
-    """The file is elsewhere meanwhile, and nothing comes in its place."""
+    """The file is moved away meanwhile, and the API does not create a new one."""
     elsewhere = file.rename(file.with_name("elsewhere"))
     yield
     assert not file.exists()

@@ -1,4 +1,4 @@
-"""Which news make a held request look at the state again, and what it does while Redis is away."""
+"""Which news make a held request read the state again, and its behaviour while Redis is unavailable."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_job_changes_by_events_about_itself_a_range_or_the_batch(messages: lis
 
 
 async def held(reads: Iterator[str | Exception], *, wait_s: float) -> str:
-    """What a held request is answered when its reads of Redis give these, one after the other."""
+    """Return the response to a held request whose reads of Redis return these, one after the other."""
 
     @contextlib.asynccontextmanager
     async def listen(batch_id: UUID) -> AsyncIterator[ChannelReader]:

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them: what they say, who may read them, and what is left out when something is away."""
+"""Metrics for Prometheus: their values, who may read them, and which are omitted when a server is unavailable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quotas and limits over HTTP, on the assembled application: the status, the words, and whose use counts together."""
+"""Quotas and limits over HTTP, on the whole application: the status, the text, and whose use counts together."""
 
 from __future__ import annotations
 

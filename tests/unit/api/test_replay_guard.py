@@ -1,4 +1,4 @@
-"""Calls without an idempotency key: which of two equal ones is a retry, over a store in memory."""
+"""Calls without an idempotency key: which of two equal calls is a retry; with a store in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BODY = {"sequence_builder": None, "device_type": DEVICE, "jobs": JOBS, "open": T
 
 
 class Wire:
-    """A connection that the client has closed: ``cut`` before its answer, ``is_lost`` while the answer was written."""
+    """A connection that the client closes: ``cut`` before the response, ``is_lost`` while it is written."""
 
     def __init__(self, *, cut: bool = False, is_lost: bool = False) -> None:
         self.cut = cut
@@ -67,12 +67,12 @@ class Ours(ApiRig):
         return str(response.json()["data"]["id"])
 
     async def written(self) -> int:
-        """How many entries the stream of events has: each batch makes one."""
+        """Return the number of entries in the stream of events: each batch makes one."""
         redis: Any = self.store.redis
         return int(await redis.xlen(self.store.keys(Key.EVENTS)))
 
     async def left(self) -> list[bytes]:
-        """Keys that remember calls."""
+        """Return the keys that remember calls."""
         redis: Any = self.store.redis
         return [name for name in await redis.keys("*") if name.startswith((b"tweezer:calls", b"tweezer:idempotency"))]
 
@@ -153,7 +153,7 @@ async def test_a_retry_joins_a_lost_call_that_still_runs(rig: Ours, monkeypatch:
     wire = Wire()
     first = asyncio.create_task(rig.id_of(wire=wire))
     await reached.wait()
-    other = await rig.id_of(wire=Wire())  # the first one's connection stands
+    other = await rig.id_of(wire=Wire())  # the connection of the first one is still open
     wire.cut = True
     retry = await rig.id_of(wire=Wire())
     go_on.set()
@@ -178,7 +178,7 @@ async def test_a_refusal_leaves_no_trace_and_does_not_affect_a_lost_call(rig: Ou
     await rig.send(path, JOBS, wire=Wire(cut=True))
     rig.app.state.live._store.admission._devices.clear()
     await rig.http.patch(f"/api/v2/batches/{batch}/complete")
-    assert (await rig.send(path, JOBS)).json()["data"]["jobs_count"] == 2  # it is what the first call was told
+    assert (await rig.send(path, JOBS)).json()["data"]["jobs_count"] == 2  # the response to the first call
     assert (await rig.send(path, JOBS)).json()["data"]["reason"] == "closed"
 
 

@@ -1,4 +1,4 @@
-"""What a request may be before anything of it is parsed: sizes, packing, JSON that is built to hurt, and rates."""
+"""Limits of a request before it is parsed: sizes, compression, malicious JSON, and rates."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def create(limits: RequestLimits, unpacked_max: int = UNPACKED_MAX) -> FastAPI:
     @app.get("/deaf")
     @app.post("/deaf")
     async def deaf() -> str:
-        return "heard nothing"
+        return "read nothing"
 
     return app
 
@@ -92,7 +92,7 @@ async def post(http: httpx.AsyncClient, content: Any, **headers: str) -> httpx.R
 
 
 def refusal(response: httpx.Response) -> tuple[int, str, str | None]:
-    """Status, reason and field; the envelope is that of every error."""
+    """Return status, reason and field, and check the envelope of errors."""
     body = response.json()
     assert body["code"] == str(response.status_code)
     assert body["status"] == ("fail" if response.status_code < 500 else "error")
@@ -176,7 +176,7 @@ async def test_an_answer_to_a_body_that_was_not_read_closes_the_connection(http:
         assert answer.headers["connection"] == "close"
         endless = in_chunks(*[b" " * _DRAIN_BYTES] * 3)
         assert (await large.post("/deaf", content=endless)).headers["connection"] == "close"
-        waiting = {"Expect": "100-continue"}  # it would be asked for
+        waiting = {"Expect": "100-continue"}  # the server would ask for the body
         assert (await large.post("/deaf", content=b" ", headers=waiting)).headers["connection"] == "close"
     assert "connection" not in (await http.post("/deaf", content=b" " * KIB)).headers
     assert "connection" not in (await http.get("/deaf")).headers
@@ -195,7 +195,7 @@ async def test_a_url_is_bounded(http: httpx.AsyncClient) -> None:
 
 
 class Exchange:
-    """What an application sent, as ASGI has it."""
+    """The ASGI messages that an application sent."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -222,7 +222,7 @@ async def exchange(
     pause_s: float = 0.0,
     ends: str = "complete",
 ) -> Exchange:
-    """One request with a body in chunks, a pause before each; it ``ends`` complete, gone (disconnected) or never."""
+    """Send a body in chunks with a pause before each; it ``ends`` complete, gone (disconnected) or never."""
     left, sent, over = iter(chunks), Exchange(), asyncio.Event()
 
     async def receive() -> Message:
@@ -344,7 +344,7 @@ async def test_a_large_body_with_an_extreme_compression_ratio_is_refused() -> No
 
 
 def test_a_repeated_key_is_not_named_in_a_huge_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tweezer.api.http.bodies._first_repeated_key", None)  # seconds of the processor
+    monkeypatch.setattr("tweezer.api.http.bodies._first_repeated_key", None)  # it would take seconds of CPU time
     keys = b",".join(b'"%d":1' % number for number in range(100_000))
     with pytest.raises(RequestRejected, match="has a key that is given twice") as caught:
         read(b'{"inner":[],"other":{' + keys + b',"5":2}}')
@@ -526,7 +526,7 @@ def test_a_long_repeated_key_is_shortened() -> None:
 
 
 def nested(depth: int) -> bytes:
-    levels = depth - 4  # the document, the list, the struct, and the dictionary that holds them
+    levels = depth - 4  # the document, the list, the struct, and the dictionary around them
     return b'{"inner":[{"anything":{"a":' + b"[" * levels + b"]" * levels + b"}}]}"
 
 

@@ -1,4 +1,4 @@
-"""Large answers are sent in pieces, and no more of them at once than there is room for."""
+"""Large responses are sent in pieces, and only as many at a time as fit into the budget."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ledger: Database)
 
 
 class Reader:
-    """A client that reads the first part of an answer, and the others when it is told to."""
+    """A client that reads the first part of a response, and the rest when the test asks for it."""
 
     def __init__(self, rig: ApiRig, path: str, key: str) -> None:
         self.messages: list[Message] = []
@@ -75,7 +75,7 @@ async def test_a_large_response_is_sent_in_pieces_and_counts_until_it_is_read(
     key, another = rig.key(), rig.key()
     slow = Reader(rig, path, key)
     await slow.begun()
-    refused = await rig.get(path, key=another)  # the limit is the project's, not the key's
+    refused = await rig.get(path, key=another)  # the limit applies to the project, not to the key
     assert (refused.status_code, refused.json()["data"]["reason"]) == (429, "too_many_answers")
     assert refused.headers["retry-after"] == "1"
     assert (await rig.get("/api/v1/batches", key=another)).status_code == 200, "it is small"

@@ -1,4 +1,4 @@
-"""Results as they are sent: small ones, and large ones straight from their file."""
+"""How results are sent: small ones, and large ones directly from their file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = Result(counter={"01": 3})
 
 
 class Sending:
-    """An application that sends one result, and its folder."""
+    """Return an application that sends one result, and its folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,4 +1,4 @@
-"""Rebatch, tags, several things at once, older and other ways: over a store in memory and a ledger on SQLite."""
+"""Rebatch, tags, bulk calls, and old and alternative routes, with a store in memory and a ledger on SQLite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIGURED = '{"default_num_shots": 100, "autosave_dt": Infinity, "x": NaN}'
 
 
 class Routes(ApiRig):
-    """The rig, keys of two projects, and a recorder when one is asked for."""
+    """The rig with keys of two projects, and a recorder on demand."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
@@ -60,7 +60,7 @@ class Routes(ApiRig):
         assert await self.store.recovery.forget({batch_id: number}, least_age_s=0) == [batch_id]
 
     async def finished(self, *outcomes: Any) -> UUID:
-        """A batch whose jobs ended so."""
+        """Submit a batch whose jobs end with these outcomes."""
         batch_id = await self.submit(len(outcomes))
         await self.run(*outcomes)
         return batch_id
@@ -173,7 +173,7 @@ async def test_tags_are_replaced_and_lists_find_the_batch_by_the_new_ones(rig: R
 
 async def test_tags_of_ended_batches_are_replaced_recorded_or_forgotten(rig: Routes) -> None:
     batch_id = await rig.finished(DONE)
-    await rig.done("PATCH", f"/api/v1/batches/{batch_id}/tags", ["first"])  # the ledger does not know the batch yet
+    await rig.done("PATCH", f"/api/v1/batches/{batch_id}/tags", ["first"])  # the batch is not recorded yet
     await rig.record()
     assert len(await rig.done("GET", "/api/v1/batches?tag=first")) == 1
     await rig.done("PATCH", f"/api/v1/batches/{batch_id}/tags", ["second"])
@@ -220,7 +220,7 @@ async def test_an_invalid_list_of_batches_changes_nothing(rig: Routes) -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 async def test_jobs_of_a_batch_are_cancelled_by_filter(rig: Routes, version: str) -> None:
     batch_id = await rig.submit([JobSpec(runs=runs) for runs in (10, 20, 30, 40)])
-    await rig.take()  # its first job runs
+    await rig.take()  # the first job runs
     path = f"/api/{version}/batches/{batch_id}/cancel/jobs"
     foreign = job_id(UNKNOWN, 0)
     told = await rig.done("PATCH", f"{path}?max_runs=20&id={job_id(batch_id, 0)}&id={job_id(batch_id, 1)}&id={foreign}")
@@ -382,7 +382,7 @@ async def test_a_job_without_runs_shows_those_of_its_configuration(rig: Routes, 
     ("options", "field"),
     [
         ({"with_noise": True}, "configuration.with_noise"),
-        ({"precision": "normal"}, "configuration.precision"),  # this emulator has none
+        ({"precision": "normal"}, "configuration.precision"),  # this emulator has no such option
         ({"x": 1}, "configuration.x"),
         ({"with_noise": False, "strict_validation": True, "result_types": [], "dt": None}, None),
     ],

@@ -1,4 +1,4 @@
-"""Where the API listens, and what it needs to start."""
+"""The address of the API, and what it needs to start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_loopback_is_known_as_such(host: str) -> None:
         assert listener.family is socket.AF_INET
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", ""])  # noqa: S104  # what is tested
+@pytest.mark.parametrize("host", ["0.0.0.0", ""])  # noqa: S104  # the subject of the test
 def test_every_address_may_be_listened_on(host: str) -> None:
     with listen(host or "0.0.0.0", 0) as listener:  # noqa: S104  # the same
         assert not is_loopback(listener)
@@ -56,7 +56,7 @@ def test_an_invalid_host_is_named(host: str) -> None:
 
 def test_an_address_of_another_machine_is_named() -> None:
     with pytest.raises(InvalidInput) as caught:
-        listen("192.0.2.1", 0)  # of nobody: RFC 5737
+        listen("192.0.2.1", 0)  # an address for documentation (RFC 5737)
     assert caught.value.field == "api_host"
 
 

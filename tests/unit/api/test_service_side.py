@@ -1,4 +1,4 @@
-"""The service's side: what workers and operators may say of batches and jobs, and what the lifecycle forbids."""
+"""The service's routes: reports of operators on batches and jobs, and what the lifecycle forbids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REASON = "the laser is out of lock"
 
 
 class Service(ApiRig):
-    """The rig, and keys of each role."""
+    """The rig with keys of each role."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
@@ -32,7 +32,7 @@ class Service(ApiRig):
         return await self.http.request(method, path, content=json.dumps(content).encode(), headers=headers)
 
     async def set(self, path: str, status: str, *, method: str = "PATCH", **more: Any) -> Any:
-        """The data after the status was set, or the HTTP status and the reason of the refusal."""
+        """Set the status; return the data, or the HTTP status and the reason of the refusal."""
         response = await self.ask(method, f"{path}/status", {"status": status, **more})
         data = response.json()["data"]
         return data if response.status_code == 200 else (response.status_code, data["reason"])

@@ -1,4 +1,4 @@
-"""The routes of webhooks: endpoints and their secrets, the log of deliveries, and what a batch's webhook may be."""
+"""The routes of webhooks: endpoints and their secrets, the log of deliveries, and valid webhooks of batches."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ OTHER = "q"
 
 
 class Hooked(ApiRig):
-    """A rig with a user's key of a project, and one of another's."""
+    """A rig with the keys of users of two projects."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
         self.ours, self.theirs = self.key(), self.key(project=OTHER)
 
     async def ask(self, method: str, path: str, json: Any = None, *, key: str | None = None, **params: Any) -> Any:
-        """The data of a success."""
+        """Return the data of a successful response."""
         options: dict[str, Any] = {"headers": bearer(key or self.ours), "params": params}
         answer = await self.http.request(method, path, **options | ({} if json is None else {"json": json}))
         assert answer.status_code == 200, answer.text
@@ -60,7 +60,7 @@ class Hooked(ApiRig):
     async def refusal(
         self, method: str, path: str, json: Any = None, *, key: str | None = None, **params: Any
     ) -> tuple[int, str | None, str]:
-        """Status, field and description of a refusal."""
+        """Return the status, field and description of a refusal."""
         options: dict[str, Any] = {"headers": bearer(key or self.ours), "params": params}
         answer = await self.http.request(method, path, **options | ({} if json is None else {"json": json}))
         assert answer.status_code >= 400, answer.text
@@ -72,7 +72,7 @@ class Hooked(ApiRig):
         return made
 
     def deliver(self, webhook: dict[str, Any], event: str, status: str | None = None) -> UUID:
-        """Writes a delivery, as a courier does; with a status, one attempt at it."""
+        """Write a delivery as a courier does; with a status also one attempt."""
         endpoint = UUID(webhook["id"])
         with self.database.read() as connection:
             no = find_project(connection, webhook["project_id"]).no
@@ -154,7 +154,7 @@ async def test_an_update_of_an_endpoint_changes_only_the_given_fields(rig: Hooke
     made = await rig.made(types=["job.done"])
     path = f"{HOOKS}/{made['id']}"
     changed = await rig.ask("PATCH", path, {"url": "http://10.1.2.3:8080/"})
-    assert changed == made | {"url": "http://10.1.2.3:8080/"}  # which the operator allows
+    assert changed == made | {"url": "http://10.1.2.3:8080/"}  # the operator allows it
     assert (await rig.ask("PATCH", path, {"types": [], "description": "x"}))["types"] == sorted(USUAL_TYPES)
     assert (await rig.refusal("PATCH", path, {"url": "https://[::1]/"}))[:2] == (422, "url")
 
@@ -182,7 +182,7 @@ async def test_endpoints_of_other_projects_are_not_found(rig: Hooked) -> None:
     assert await rig.ask("GET", HOOKS, key=rig.theirs) == []
     assert (await rig.ask("GET", DELIVERIES, key=rig.theirs))["deliveries"] == []
     assert await rig.ask("GET", HOOKS, key=rig.theirs, project_id=PROJECT) == []
-    assert await rig.ask("GET", f"{HOOKS}/{webhook['id']}") == webhook  # nothing of it was changed
+    assert await rig.ask("GET", f"{HOOKS}/{webhook['id']}") == webhook  # it is unchanged
 
 
 async def test_an_operator_sees_all_endpoints_and_names_the_project_of_a_new_one(rig: Hooked) -> None:

@@ -1,4 +1,4 @@
-"""The routes that write, over a store in memory and a ledger on SQLite: what they do, and what they refuse."""
+"""The routes that write, with a store in memory and a ledger on SQLite: what they do and what they refuse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tweezer.settings import ApiSettings, Settings
 from tweezer.store.records import BatchRecord
 from tweezer.store.workers import Settlement
 
-LOOSE = "NULL"  # a device that takes anything; the other one checks what it is given
+LOOSE = "NULL"  # a device that accepts any sequence; the other one checks it
 OURS, THEIRS = "ours", "0199f3a2-7c1e-4b1d-9f04-a1b2c3d4e5f6"
 UNKNOWN = new_batch_id()
 
@@ -54,7 +54,7 @@ JOB = {"runs": 50, "variables": {"omega": 6.0}}
 
 
 def body(**parts: Any) -> dict[str, Any]:
-    """The body that pasqal-cloud sends, with other or further parts."""
+    """Return the body that pasqal-cloud sends, with changed or additional fields."""
     return {
         "sequence_builder": SEQUENCE,
         "webhook": None,
@@ -66,7 +66,7 @@ def body(**parts: Any) -> dict[str, Any]:
 
 
 class Doors(ApiRig):
-    """The rig, keys of several callers, and what they send."""
+    """The rig with the keys and the requests of several callers."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         super().__init__(settings, database)
@@ -93,13 +93,13 @@ class Doors(ApiRig):
         return await self.http.request(method, path, content=content, headers=named | bearer(self.keys[key]))
 
     async def done(self, method: str, path: str, content: Any = None, **options: Any) -> Any:
-        """The data of a success."""
+        """Return the data of a successful response."""
         response = await self.ask(method, path, content, **options)
         assert response.status_code == 200, response.text
         return response.json()["data"]
 
     async def refusal(self, method: str, path: str, content: Any = None, **options: Any) -> tuple[int, str, Any]:
-        """Status, reason and field of a request that is refused, which changes nothing."""
+        """Return the status, reason and field of a refused request, and check that it changed nothing."""
         before = await self.everything()
         response = await self.ask(method, path, content, **options)
         assert await self.everything() == before
@@ -115,7 +115,7 @@ class Doors(ApiRig):
         return await self.store.reader.batch(batch_id, project=None)
 
     async def everything(self) -> dict[str, Any]:
-        """All that Redis holds, but for what is only looked at or expires by itself."""
+        """Return the content of Redis without statistics and keys that expire."""
         held: dict[str, Any] = {}
         redis: Any = self.store.redis
         for raw in sorted(await redis.keys("*")):
@@ -138,7 +138,7 @@ class Doors(ApiRig):
         return held
 
     async def forget(self, batch_id: UUID) -> None:
-        """The ledger has the batch, and Redis has it no more."""
+        """Record the batch and remove it from Redis."""
         recorder = Recorder(self.store, self.database, namespace="tweezer")
         await recorder.resume()
         await recorder.catch_up()
@@ -417,7 +417,7 @@ async def test_hostile_bodies_are_refused_whole_or_in_chunks(rig: Doors) -> None
     batch_id = await rig.post(open=True)
     for content, headers, (status, reason) in HOSTILE:
         paths = ["/api/v1/batches"]
-        if reason != "invalid" and b"[]" not in content:  # a list is what this one takes
+        if reason != "invalid" and b"[]" not in content:  # this route expects a list
             paths.append(f"/api/v2/batches/{batch_id}/jobs")
         for path in paths:
             for sent in (content, in_chunks(content)):

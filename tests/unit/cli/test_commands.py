@@ -1,4 +1,4 @@
-"""The command line: what it offers, how it fails, and what it does not import."""
+"""The command line: its commands, how they fail, and what they do not import."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(result: Result, code: int) -> str:
-    """The one sentence that an error is told in."""
+    """Return the one sentence of an error."""
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     assert result.stdout == ""
@@ -96,7 +96,7 @@ def test_the_output_of_up_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
 
 @pytest.fixture
 def brought_up(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings with which ``tweezer up`` would have started the processes."""
+    """Return the settings with which ``tweezer up`` would have started the processes."""
     found: list[Settings] = []
 
     def stack(settings: Settings, *_: object, **__: object) -> None:
@@ -175,7 +175,7 @@ HEAVY = {
     "aiohttp", "arq", "asyncio", "fastapi", "hiredis", "msgspec", "numpy", "pulser", "pydantic",
     "redis", "sqlalchemy", "structlog", "uvicorn",
 }  # fmt: skip
-"""Libraries that take longer to import than all that the list of commands needs."""
+"""Libraries that take longer to import than everything that the list of commands needs."""
 
 
 @pytest.mark.parametrize("option", ["--help", "-h", "--version"])

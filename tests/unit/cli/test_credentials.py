@@ -38,7 +38,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Line:
-    """The command line on a ledger; Redis is away, for none of this needs it."""
+    """The command line on a ledger, without Redis, which these commands do not need."""
 
     def __init__(self, ledger: Database) -> None:
         self._environment = {"TWEEZER_DATABASE_URL": str(ledger.engine.url)}
@@ -55,7 +55,7 @@ class Line:
         return json.loads(self.output(*arguments, "--json"))
 
     def refused(self, *arguments: str, code: int = 1, input: str | None = None) -> str:
-        """The last line of what is said on stderr."""
+        """Return the last line of stderr."""
         result = self.call(*arguments, input=input)
         assert result.exit_code == code, result.output
         assert result.stdout == ""
@@ -202,7 +202,7 @@ def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) ->
     assert line.json("keys", "list", "--project", "lab")[0]["id"] == key[4:16]
     successor = line.output("keys", "rotate", key[:16], "--overlap", "1h")
     assert {it["id"] for it in line.json("keys", "list")} == {key[4:16], successor[4:16]}
-    assert "opens nothing" in line.output("keys", "revoke", key)  # a whole key, by who found it somewhere
+    assert "opens nothing" in line.output("keys", "revoke", key)  # a whole key, as found somewhere
     assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
     assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
     assert "revoked" in line.output("keys", "list", "--all")

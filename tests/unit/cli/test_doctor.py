@@ -1,4 +1,4 @@
-"""What the doctor says of each finding."""
+"""The report of the doctor on each finding."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_worker_that_renews_leases_without_a_heartbeat_is_named() -> None:
         Lease("host:1:abc:0", 14.0),  # of the live worker
         Lease("host:2:def:0", 12.0),
         Lease("host:2:def:1", 9.0),
-        Lease("host:3:fed:0", 10.9),  # died: its last heartbeat went at the earliest 4 s after its last renewal
+        Lease("host:3:fed:0", 10.9),  # it died: it sent its last heartbeat at least 4 s after its last renewal
     ]
     assert doctor.find_silent(leases, [worker()], settings) == ["host:2:def"]
     found = doctor.check_silent(["host:2:def"])
@@ -299,7 +299,7 @@ def test_a_key_that_does_not_decrypt_the_secrets_is_reported(
     [
         ([], Level.OK, "this host has Landlock (ABI 7) and seccomp"),
         (["on", "on"], Level.OK, "complete on 2 of 2 workers"),
-        (["on", ""], Level.OK, "complete on 1 of 2 workers"),  # a QPU's, or of an older version
+        (["on", ""], Level.OK, "complete on 1 of 2 workers"),  # the other one is of a QPU or of an older version
         (["on", "off"], Level.WARN, "not complete: EMU_FREE on host (off)"),
         (["incomplete: no Landlock in the kernel"], Level.WARN, "EMU_FREE on host (incomplete: no Landlock in the"),
     ],

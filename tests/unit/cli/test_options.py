@@ -1,4 +1,4 @@
-"""Times as people write them, with the hours that clocks skip and repeat."""
+"""Times in the notation of users, with the hours that clocks skip and repeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tweezer.model.windows import check_time
 @pytest.fixture(autouse=True)
 def _berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")  # Berlin's rule, written out: no zone files are needed
+        patch.setenv(
+            "TZ", "CET-1CEST,M3.5.0,M10.5.0/3"
+        )  # the rule of Berlin, written out so that no zone files are needed
         clocks.tzset()
         yield
     clocks.tzset()

@@ -1,4 +1,4 @@
-"""``tweezer webhooks``: endpoints, secrets, the log, and what it prints for who writes a receiver."""
+"""``tweezer webhooks``: endpoints, secrets, the log, and commands for authors of receivers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Line:
-    """The command line on a ledger, as project ``lab``; Redis is away, for none of this needs it."""
+    """The command line on a ledger, as project ``lab``, without Redis, which these commands do not need."""
 
     def __init__(self, ledger: Database, folder: Path) -> None:
         self.database = ledger
@@ -74,14 +74,14 @@ class Line:
         return json.loads(self.output(*arguments, "--json", **options))
 
     def refused(self, *arguments: str, code: int = 1) -> str:
-        """The last line of what is said on stderr."""
+        """Return the last line of stderr."""
         result = self.call(*arguments)
         assert result.exit_code == code, result.output
         assert result.stdout == ""
         return result.stderr.strip().splitlines()[-1]
 
     def deliver(self, endpoint_id: str, event: str, status: str | None = None, code: int = 503) -> UUID:
-        """Writes a delivery, as a courier does; with a status, one attempt at it."""
+        """Write a delivery as a courier does; with a status also one attempt."""
         endpoint, rows = UUID(endpoint_id), Deliveries(self.database, "tweezer")
         with self.database.read() as connection:
             no = find_endpoint(connection, endpoint).project_no
@@ -194,7 +194,7 @@ def test_secrets_are_encrypted_with_another_key(line: Line, monkeypatch: pytest.
 
 @contextmanager
 def couriers(line: Line, status: str, code: int) -> Iterator[None]:
-    """Attempts what is due, until the end of the context."""
+    """Attempt due deliveries until the block ends."""
     over = threading.Event()
     rows = Deliveries(line.database, "tweezer")
 
@@ -220,7 +220,7 @@ def test_a_test_sends_a_ping_and_shows_its_outcome(line: Line, status: str, code
     assert result.exit_code == exit_code
     assert "ping" in result.stdout
     assert f"HTTP {code} after 7 ms" in result.stdout
-    assert "No courier was told" in result.stderr  # for Redis is away
+    assert "No courier was told" in result.stderr  # because Redis is unavailable
 
 
 def test_a_test_without_a_courier_reports_that(line: Line) -> None:
@@ -252,7 +252,7 @@ def test_deliveries_are_listed_and_shown_with_every_attempt(line: Line) -> None:
     assert len(line.json("deliveries", "--all-projects", project="other")) == 2
     shown = line.output("deliveries", str(exhausted))
     assert all(word in shown for word in ("webhook-id e2", "1. ", "HTTP 503", "busy", '{"a":1}'))
-    assert "\x1b" not in shown  # what strangers answer does nothing to a terminal
+    assert "\x1b" not in shown  # responses of other servers must not control the terminal
     assert line.json("deliveries", str(exhausted))["body"] == '{"a":1}'
     assert str(exhausted) in line.output("show", identity)
 
@@ -297,7 +297,7 @@ def test_times_may_be_given_relative_to_now() -> None:
         moment("yesterday")
 
 
-# -- for who writes a receiver --------------------------------------------------------------------------
+# -- for authors of receivers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_", [it.value for it in EventType])

@@ -1,4 +1,4 @@
-"""Where webhooks may go: what is refused, in every notation, and why; and what is fine."""
+"""The addresses that webhooks may call: which are refused, in every notation, and why; and which are allowed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tweezer.model.addresses import PUBLIC_ONLY, URL_MAX, WebhookPolicy, check_u
 from tweezer.model.errors import InvalidInput
 
 REFUSED_ADDRESSES = [
-    ("0.0.0.0", "unspecified"),  # noqa: S104  judged, not bound
+    ("0.0.0.0", "unspecified"),  # noqa: S104  checked, not bound
     ("0.1.2.3", "this network"),
     ("10.0.0.1", "private"),
     ("10.255.255.255", "private"),

@@ -1,4 +1,4 @@
-"""What is refused before anything is written, and that nothing but InvalidInput ever comes out."""
+"""The checks before anything is written: what they refuse, and that they raise nothing but InvalidInput."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LAYOUT = SquareLatticeLayout(3, 3, 6)
 REGISTER = Register.square(2, 6.0, prefix="q")
 
 
-HUGE = 10**5000  # Python refuses to write it out
+HUGE = 10**5000  # Python refuses to convert it to a text
 
 
 def make_sequence(register: Any = REGISTER, *, use: bool = True, **variables: tuple[type, int]) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""The older options of emulators: each that is heeded, with the values that it may have."""
+"""The old options of emulators: each supported option with its possible values."""
 
 from __future__ import annotations
 

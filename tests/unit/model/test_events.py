@@ -1,4 +1,4 @@
-"""The words of the events stream, and the events that they stand for."""
+"""The words of the events stream, and their events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_sequence_numbers_continue_over_words_and_ranges() -> None:
     assert [event.index for event in events] == [None, 0, 0, 1, 2, 3, None]
 
 
-def test_no_words_are_no_events() -> None:
+def test_an_empty_text_has_no_events() -> None:
     assert read("") == []
 
 

@@ -1,4 +1,4 @@
-"""Expressions of literals that would hold a lane up are refused before Pulser sees them, and no others."""
+"""Expressions of literals that would block a lane are refused before Pulser reads them, and no others."""
 
 from __future__ import annotations
 

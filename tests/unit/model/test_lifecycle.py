@@ -72,7 +72,7 @@ def test_letters_of_statuses_are_unique() -> None:
 
 
 def test_no_status_uses_the_letter_for_none() -> None:
-    """``N`` is what a batch is before it is created (``NP:20``)."""
+    """``N`` means that a batch did not exist before (``NP:20``)."""
     assert "N" not in JOB_BY_LETTER.keys() | BATCH_BY_LETTER.keys()
 
 

@@ -1,4 +1,4 @@
-"""The bounded cache: what it keeps, and for how long."""
+"""The bounded cache: which entries it keeps, and for how long."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_dropped_entry_of_recent_frees_its_room() -> None:
 
 
 class Source:
-    """A call that is made by key, counted, and answered when it may be."""
+    """A call by key that is counted and returns when the test allows it."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -1,4 +1,4 @@
-"""What travels: round trips, and that older and newer records stay readable."""
+"""Messages and records: round trips, and that older and newer ones remain readable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error of a quota: its words, and that it travels between processes."""
+"""The error of a quota: its text, and that it can be sent between processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the header of a serialised sequence, against Pulser itself and against junk."""
+"""The header of a serialised sequence, compared with Pulser, and with junk."""
 
 from __future__ import annotations
 
@@ -299,13 +299,13 @@ def _places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 BASES = [json.loads(text) for text in (PARAMETRISED, MAPPABLE)]
-for _base in BASES:  # most of the interest lies outside the device's specs
+for _base in BASES:  # the interesting parts are outside the device's specs
     _base["device"] = {"name": "MockDevice"}
 
 
 @st.composite
 def mutants(draw: st.DrawFn) -> str:
-    """A real sequence in which some parts are replaced, removed, doubled, or cut off as text."""
+    """Draw a real sequence in which some parts are replaced, removed, doubled, or whose text is cut off."""
     document = copy.deepcopy(draw(st.sampled_from(BASES)))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(_places(document)[1:] or [()]))

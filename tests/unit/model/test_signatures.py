@@ -36,7 +36,7 @@ SECONDS = int(NOW.timestamp())
 
 @pytest.fixture(autouse=True)
 def _it_is_now() -> None:
-    """Half an hour of other tests may lie behind the import of this file."""
+    """Other tests may have run for half an hour since the import of this file."""
     global NOW, SECONDS  # noqa: PLW0603
     NOW = datetime.now(UTC).replace(microsecond=0)
     SECONDS = int(NOW.timestamp())

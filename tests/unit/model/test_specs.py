@@ -1,4 +1,4 @@
-"""What is read of a device's specs without Pulser, and the specs that emulators bring."""
+"""Reading a device's specs without Pulser, and the specs of the emulators."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_adapter_has_specs_under_the_name_of_the_device() -> None:
         specs = get_specs(device, Binding(kind))
         return None if specs is None else specs.name
 
-    asked = {kind for kind, adapter in ADAPTERS.items() if adapter.specs is None}  # their machines say what they are
+    asked = {kind for kind, adapter in ADAPTERS.items() if adapter.specs is None}  # their machines report the specs
     assert asked == {"qpu", "forward"}
     assert {name("OURS", kind) for kind in ADAPTERS.keys() - asked} == {"OURS"}
     assert {name(device, kind) for device, kind in DEVICE_KINDS.items()} == DEVICE_KINDS.keys()

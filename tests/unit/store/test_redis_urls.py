@@ -1,4 +1,4 @@
-"""URLs of Redis: what would be read as something else is refused, with the reason and without the password."""
+"""URLs of Redis: ambiguous ones are refused, with the reason and without the password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The users of Redis: what their rules say, and the command that makes them."""
+"""The users of Redis: their rules, and the command that makes them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_key_of_every_user_begins_with_the_namespace_or_is_arqs() -> None:
 
 
 def test_scripts_name_their_commands_and_keys_in_words_that_the_rules_are_read_from() -> None:
-    """A command or key that is put together would be missing from the rules."""
+    """A command or key that is assembled at run time would be missing from the rules."""
     for file in Path(str(resources.files("tweezer.store") / "lua")).rglob("*.lua"):
         text = file.read_text("utf-8")
         variable = re.findall(r"redis\.p?call\((?!')\w+", text)
@@ -108,7 +108,7 @@ def test_passwords_and_lines_of_other_users_are_kept(tmp_path: Path) -> None:
     make(tmp_path)
     acl = tmp_path / "users.acl"
     ours, theirs = acl.read_text(), "user exporter on #0 +info"
-    acl.write_text(ours.replace("+blpop", "") + theirs + "\n")  # as an older version made it
+    acl.write_text(ours.replace("+blpop", "") + theirs + "\n")  # as an older version wrote it
     assert make(tmp_path).exit_code == 0
     assert acl.read_text() == ours + theirs + "\n"
 

@@ -1,4 +1,4 @@
-"""Large results: packed into files and read back, whoever writes twice, and what is said when it cannot be."""
+"""Large results: they are compressed into files and read back, never overwritten, and errors name the file."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_the_results_of_a_batch_are_deleted_together_and_no_others(packing
     for index in range(3):
         await packing.pack(gone, index, LARGE)
     packed = await packing.pack(kept, 0, LARGE)
-    for _ in range(2):  # the second finds nothing, which is fine
+    for _ in range(2):  # the second call finds nothing
         await packing.delete_batch(gone)
         assert len(files(root)) == 1
     await Results().delete_batch(kept)
@@ -225,7 +225,7 @@ async def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path, batch
 async def test_a_result_is_on_the_disk_before_its_name_is_given(
     packing: Results, batch_id: UUID, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file before it gets its name, then every folder that got a new entry."""
+    """The file is synced before it gets its name, then every folder with a new entry."""
     synced: list[str] = []
 
     def fsync(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""How a script is put together from its includes, and how its arguments are bound by name."""
+"""How a script is assembled from its includes, and how its arguments are bound by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def names_defined_by(text: str) -> set[str]:
 
 
 def words_of(text: str) -> set[str]:
-    """The words of the code; not of its comments and strings, and not the fields of tables."""
+    """Return the words of the code, without comments, strings and fields of tables."""
     code = re.sub(r"--[^\n]*|'[^'\n]*'", "", text)
     return set(re.findall(r"(?<![\w.:])[A-Za-z_]\w*", code))
 
@@ -147,7 +147,7 @@ def test_a_missing_argument_is_refused() -> None:
 
 
 def calls_of_scripts(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """The calls in a module that name a script by a literal, which all do that pass the arguments of one."""
+    """Return the calls in a module that name a script by a literal, as all calls with arguments do."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Call):
             for value in node.args:
@@ -162,7 +162,7 @@ def test_every_call_of_a_script_names_its_arguments() -> None:
         for script, call in calls_of_scripts(path):
             function = call.func.attr if isinstance(call.func, ast.Attribute) else ""
             names = {it.arg for it in call.keywords if it.arg != "fine"}
-            if None not in names:  # else a dictionary: tests/store calls that
+            if None not in names:  # otherwise a dictionary, whose call tests/store covers
                 assert names | beside.get(function, set()) == set(script_arguments(script)), f"{path}: {script}"
                 called.add(script)
     assert called >= {"submit", "settle", "renew", "restore", "cancel_jobs", "pause_device"}

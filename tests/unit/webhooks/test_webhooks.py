@@ -1,4 +1,4 @@
-"""What webhooks and the feed say: types, samples, schemas, and the page that shows them."""
+"""The content of webhooks and the feed: types, samples, schemas, and the page that shows them."""
 
 from __future__ import annotations
 
