@@ -35,7 +35,7 @@ def test_a_user_logs_in_with_name_and_password(client: Client) -> None:
     assert batch["user_id"]
 
 
-def test_a_wrong_password_is_said_to_be_one(client: Client) -> None:
+def test_a_wrong_password_is_reported(client: Client) -> None:
     with pytest.raises(ClientError, match="name or password are wrong"):
         client.call("account.token", through=LOGIN | {"password": "wrong"})
 
@@ -71,7 +71,7 @@ def test_pulser_can_read_the_specs_of_every_device(client: Client, through: dict
     assert [request["authorized"] for request in client.requests] == [not through]
 
 
-def test_workloads_are_said_to_be_missing(client: Client) -> None:
+def test_workloads_are_reported_as_missing(client: Client) -> None:
     for function, says in (
         ("create_workload", "Job creation failed: 501: "),  # in the client's words
         ("get_workload", "Workload fetching failed: 501: "),

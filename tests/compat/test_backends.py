@@ -19,12 +19,12 @@ def test_an_emulation_gives_shots_and_observables(client: Client) -> None:
     assert [len(row) for row in told["occupation"]] == [4, 4]
 
 
-def test_the_older_connections_one_run_is_a_placeholder(client: Client) -> None:
+def test_the_single_run_of_the_old_connection_is_a_placeholder(client: Client) -> None:
     (counts,) = client.call("backends.emulate_by_default")
     assert sum(counts.values()) == 1000  # the default of the configuration; stack B sends runs: 1, and means nothing
 
 
-def test_runs_that_a_user_gives_are_heeded(client_a: Client) -> None:
+def test_runs_that_a_user_gives_are_used(client_a: Client) -> None:
     job_params = [{"runs": runs, "variables": {"omega": 3.0}} for runs in (15, 25)]
     counts = client_a.call("backends.emulate_by_default", name="sweep", job_params=job_params)
     assert [sum(each.values()) for each in counts] == [15, 25]
@@ -36,19 +36,19 @@ def test_qubits_are_placed_by_each_job(client: Client) -> None:
     assert {len(bits) for bits in counts} == {2}
 
 
-def test_the_backend_of_before_configurations_still_runs(client_b: Client) -> None:
+def test_the_old_backend_without_configurations_still_runs(client_b: Client) -> None:
     counts = client_b.call("backends.emulate_the_older_way")
     assert counts[0] == {"0000": 20}
     assert sum(counts[1].values()) == 30
 
 
-def test_an_option_of_that_backend_which_is_not_served_is_not_passed_over(client_b: Client) -> None:
+def test_an_unsupported_option_of_the_old_backend_is_refused(client_b: Client) -> None:
     with pytest.raises(ClientError) as caught:
         client_b.call("backends.emulate_the_older_way", with_noise=True)
     assert caught.value.kind == "BatchCreationError"  # refused when it is submitted
 
 
-def test_an_emulator_that_is_not_there_is_said_to_be_missing(client: Client) -> None:
+def test_a_missing_emulator_is_reported(client: Client) -> None:
     with pytest.raises(ClientError, match="400: device_type: there is no device 'EMU_SV'; there are EMU_FREE"):
         client.call("backends.emulate_elsewhere")
 
@@ -76,7 +76,7 @@ def test_state_vectors_and_tensor_networks_give_shots_and_observables(client: Cl
 
 @pytest.mark.emulator
 @pytest.mark.usefixtures("emulators")
-def test_tensor_networks_still_have_their_older_name(client_b: Client) -> None:
+def test_the_old_name_of_tensor_networks_still_works(client_b: Client) -> None:
     assert client_b.call("backends.emulate_by_tensor_networks", precision="low", max_bond_dim=8) == [{"000": 20}]
 
 
@@ -103,7 +103,7 @@ def test_results_are_read_for_some_jobs_of_a_batch(client: Client) -> None:
     assert client.call("backends.partial_results") == {"all": True, "one": True, "counts": [10]}
 
 
-def test_results_that_are_not_there_are_left_out_of_what_is_available(client: Client) -> None:
+def test_missing_results_are_left_out_of_the_available_ones(client: Client) -> None:
     jobs = [{"runs": 10}, {"runs": 1, "variables": {"sleep_s": 60}}, {"runs": 1, "variables": {"fail": "it broke"}}]
     batch = client.call("batches.create", sequence="single", jobs=jobs, device_type=NULL)
     done, _, failed = (job["id"] for job in batch["jobs"])
@@ -133,7 +133,7 @@ def test_a_qpu_takes_an_open_batch(client: Client) -> None:
     assert client.call("backends.run_on_the_qpu_in_an_open_batch") == {"batches": 1, "found": [1, 1]}
 
 
-def test_more_runs_than_the_device_takes_are_refused(client: Client) -> None:
+def test_more_runs_than_the_device_allows_are_refused(client: Client) -> None:
     with pytest.raises(ClientError, match="runs"):
         client.call("backends.run_on_the_qpu", job_params=[{"runs": 10**6, "variables": {"omega": 1.0}}])
 

@@ -40,7 +40,7 @@ def test_a_batch_is_submitted_waited_for_and_read(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("plain", "encoding"), [(False, "gzip"), (True, None)])
-def test_bodies_come_packed_by_gzip_or_as_they_are(client: Client, plain: bool, encoding: str | None) -> None:
+def test_bodies_may_be_compressed_with_gzip(client: Client, plain: bool, encoding: str | None) -> None:
     client.call("batches.create_null", through={"plain": plain}, jobs=[{"runs": 1}])
     (posted,) = [request for request in client.requests if request["method"] == "POST"]
     assert (posted["encoding"], posted["status"]) == (encoding, 200)
@@ -51,7 +51,7 @@ def test_a_batch_without_a_device_goes_to_the_one_that_its_sequence_names(client
     assert batch["status"] == "DONE"
 
 
-def test_jobs_bring_sequences_of_their_own(client: Client) -> None:
+def test_jobs_may_have_their_own_sequences(client: Client) -> None:
     jobs = [{"runs": 10, "serialized_sequence": "rabi"}] * 2
     batch = client.call("batches.create", sequence=None, jobs=jobs, device_type=EMU_FREE, wait=True, results=True)
     assert (batch["status"], batch["sequence_builder"]) == ("DONE", None)
@@ -59,7 +59,7 @@ def test_jobs_bring_sequences_of_their_own(client: Client) -> None:
     assert [sum(job["result"].values()) for job in batch["jobs"]] == [10, 10]
 
 
-def test_the_words_that_newer_ones_replaced_are_understood(client: Client) -> None:
+def test_replaced_field_names_still_work(client: Client) -> None:
     batch = client.call("batches.create_the_older_way", jobs=[{"runs": 10}])
     assert (batch["status"], batch["open"], batch["device_type"]) == ("DONE", False, EMU_FREE)
     assert batch["keyed"] == [batch["jobs"][0]["id"]]
@@ -75,13 +75,13 @@ def test_an_open_batch_is_filled_and_closed(client: Client) -> None:
     assert [sum(job["result"].values()) for job in closed["jobs"]] == [5, 7, 5]
 
 
-def test_a_batch_is_closed_by_every_way_there_is(client: Client) -> None:
+def test_a_batch_can_be_closed_in_every_way(client: Client) -> None:
     one, other = (client.call("batches.create_null", jobs=[], open=True)["id"] for _ in range(2))
     assert client.call("batches.close", batch_id=one)["open"] is False
     assert [told["open"] for told in client.call("batches.close_the_older_way", batch_id=other)] == [False, False]
 
 
-def test_all_jobs_of_a_large_batch_are_told_in_their_order(client: Client) -> None:
+def test_all_jobs_of_a_large_batch_are_listed_in_order(client: Client) -> None:
     runs = list(range(1, 251))
     batch = client.call("batches.create_null", jobs=[{"runs": each} for each in runs], wait=True)
     assert [job["runs"] for job in batch["jobs"]] == runs
@@ -141,7 +141,7 @@ def test_jobs_are_cancelled_one_by_one_and_by_filter(client: Client) -> None:
 # -------------------------------------------------------------------------------------- again, and with tags
 
 
-def test_the_jobs_of_a_batch_are_done_again_in_a_new_one(client: Client) -> None:
+def test_the_jobs_of_a_batch_are_repeated_in_a_new_one(client: Client) -> None:
     failing = {"runs": 2, "variables": {"fail": "it broke"}}
     batch = client.call("batches.create_null", jobs=[{"runs": 1}, failing, {"runs": 3}], wait=True)
     assert statuses(batch) == ["DONE", "ERROR", "DONE"]
@@ -290,7 +290,7 @@ def test_an_error_is_a_sentence(client: Client, function: str, arguments: Any, k
     assert caught.value.sentence.startswith(says)
 
 
-def test_what_cannot_be_added_is_said_with_the_job_and_the_field(client: Client) -> None:
+def test_the_error_of_an_invalid_added_job_names_the_job_and_the_field(client: Client) -> None:
     batch = client.call("batches.create", sequence="sweep", jobs=[], open=True, device_type=EMU_FREE)
     with pytest.raises(ClientError) as caught:
         client.call("batches.add", batch_id=batch["id"], jobs=[{"runs": 1}])
@@ -301,7 +301,7 @@ def test_what_cannot_be_added_is_said_with_the_job_and_the_field(client: Client)
     assert caught.value.sentence.startswith("Job creation failed: 409: ")
 
 
-def test_a_job_that_fails_says_why(client: Client) -> None:
+def test_a_failed_job_has_a_reason(client: Client) -> None:
     batch = client.call("batches.create_null", jobs=[{"runs": 1, "variables": {"fail": "the laser is off"}}], wait=True)
     assert (batch["status"], statuses(batch)) == ("DONE", ["ERROR"])
     assert "the laser is off" in batch["jobs"][0]["errors"][0]

@@ -90,7 +90,7 @@ def test_equal_jobs_may_be_added_twice(client: Client) -> None:
     client.call("batches.close", batch_id=batch["id"])
 
 
-def test_equal_calls_of_scripts_that_end_at_once_make_a_batch_each(client: Client) -> None:
+def test_equal_calls_of_short_scripts_make_a_batch_each(client: Client) -> None:
     ids: list[str] = []
     for number in (1, 30) * 5:  # on a connection each, that is closed after the last answer
         ids += client.call("batches.create_many", number=number)

@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent / "scripts" / "read_project.py"
 
 
 @pytest.mark.parametrize(("stack", "version"), [("c", "0.20."), ("d", "0.13.")])
-def test_an_older_client_reads_what_newer_ones_submit(
+def test_an_old_client_reads_batches_of_newer_ones(
     cloud: Cloud, client_a: Client, client_b: Client, stack: str, version: str
 ) -> None:
     """Where a configuration has the shots, the newest one submits no ``runs``, and the one before it ``runs: 1``."""

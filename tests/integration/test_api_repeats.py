@@ -178,7 +178,7 @@ async def test_a_submit_that_is_cut_within_its_answer_counts_once(service: Servi
         assert (await service.post(body(**LARGE), at=at))["id"] != again["id"]
 
 
-async def test_an_answer_that_is_read_slowly_is_over_when_it_was_read(service: Service) -> None:
+async def test_a_slowly_read_response_is_complete_once_it_was_read(service: Service) -> None:
     with service.sending(body(**LARGE)) as connection:
         head = b""
         while not head.endswith(b"}}"):

@@ -216,7 +216,7 @@ async def test_many_requests_for_one_batch_are_held_on_one_connection(setting: S
     assert {answer.json()["data"]["status"] for answer in answers} == {"CANCELED"}
 
 
-async def test_a_client_that_goes_ends_its_hold(setting: Setting) -> None:
+async def test_a_client_that_leaves_ends_its_hold(setting: Setting) -> None:
     batch = await setting.submit(60)
     request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
     request.cancel()
@@ -231,7 +231,7 @@ async def test_a_client_that_goes_ends_its_hold(setting: Setting) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_server_that_is_told_to_stop_answers_what_it_holds(setting: Setting, how: signal.Signals) -> None:
+async def test_a_server_that_is_asked_to_stop_answers_held_requests(setting: Setting, how: signal.Signals) -> None:
     batch = await setting.submit(60)
     request = await setting.held(f"/api/v1/batches/{batch.id}/status", batch)
     setting.server.process.send_signal(how)
@@ -244,7 +244,7 @@ async def test_a_server_that_is_told_to_stop_answers_what_it_holds(setting: Sett
     await batch.cancel()
 
 
-async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
+async def test_a_hold_survives_a_restart_of_redis(tmp_path: Path) -> None:
     with RedisServer() as redis:
         async with (
             serving(redis.url, tmp_path) as server,
@@ -266,7 +266,7 @@ async def test_a_hold_outlives_a_restart_of_redis(tmp_path: Path) -> None:
             assert answer.json()["data"]["status"] == "DONE"
 
 
-async def test_without_redis_every_route_says_so_in_json_until_it_is_back(tmp_path: Path) -> None:
+async def test_without_redis_every_route_reports_it_in_json_until_it_is_back(tmp_path: Path) -> None:
     with RedisServer() as redis:
         async with (
             serving(redis.url, tmp_path) as server,
@@ -351,7 +351,7 @@ NOT_HTTP = [
 ]
 
 
-async def test_what_is_not_http_is_refused_and_does_no_harm(real_redis_url: str, tmp_path: Path) -> None:
+async def test_bytes_that_are_not_http_are_refused_and_do_no_harm(real_redis_url: str, tmp_path: Path) -> None:
     """By uvicorn's parser, in its words, or by the edge or the routes: which one depends on the parser."""
     async with serving(real_redis_url, tmp_path) as server, httpx.AsyncClient(base_url=await server.url()) as http:
         port = http.base_url.port

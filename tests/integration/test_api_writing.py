@@ -126,7 +126,7 @@ async def setting(real_redis_url: str, tmp_path: Path, database_url: str, key: s
             assert (await http.get("/health")).status_code == 200  # whatever was done to it, it lives
 
 
-async def test_a_batch_goes_its_whole_way_over_http(setting: Setting) -> None:
+async def test_a_batch_can_be_used_entirely_over_http(setting: Setting) -> None:
     await setting.site.workers(1, lanes=2)
     batch = await setting.submit(2, open=True, tags=["sweep"])
     path = f"/api/v2/batches/{batch['id']}"
@@ -137,7 +137,7 @@ async def test_a_batch_goes_its_whole_way_over_http(setting: Setting) -> None:
     assert (await setting.http.patch(f"{path}/cancel")).status_code == 409
 
 
-async def test_what_runs_is_cancelled_over_http(setting: Setting) -> None:
+async def test_running_jobs_are_cancelled_over_http(setting: Setting) -> None:
     await setting.site.workers(1, lanes=2)
     batch = await setting.submit(jobs=[{"runs": 1, "variables": {"sleep_s": 60}}] * 3)
     await setting.site.running(setting.site.queue.batch(batch["id"]))
@@ -157,7 +157,7 @@ async def test_many_clients_at_once_repeat_one_call(setting: Setting) -> None:
     assert len({answer.json()["data"]["id"] for answer in answers}) == 1
 
 
-async def test_who_sends_too_much_hears_so_although_still_sending(setting: Setting) -> None:
+async def test_a_client_that_sends_too_much_gets_the_error_while_sending(setting: Setting) -> None:
     too_much = b" " * (8 * MIB)
     before = await setting.written()
     said = setting.head("Content-Type: application/json", f"Content-Length: {len(too_much)}")
@@ -171,7 +171,7 @@ async def test_who_sends_too_much_hears_so_although_still_sending(setting: Setti
     assert await setting.written() == before
 
 
-async def test_what_is_no_request_gets_an_envelope_all_the_same(setting: Setting) -> None:
+async def test_a_malformed_request_gets_an_envelope_too(setting: Setting) -> None:
     for sent in (
         b"nonsense\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500,  # TLS
@@ -283,7 +283,7 @@ async def bare_server(
         await serving
 
 
-async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_head_of_a_request_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_limits, "HEAD_S", 0.2)
     request = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
@@ -308,7 +308,9 @@ async def test_only_a_head_has_to_hurry(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("head", [b"", b"Connection: close\r\n"])
 @pytest.mark.parametrize("size", [16 * MIB, 8192])
-async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch, head: bytes, size: int) -> None:
+async def test_a_response_that_is_not_read_is_abandoned(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, size: int
+) -> None:
     monkeypatch.setattr(header_limits, "WRITE_S", 0.2)
     connected = header_limits.ConnectionLimits()
     held = []
@@ -335,7 +337,7 @@ async def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.Monke
             assert most <= 2 * 65_536, "the answer was not sent in pieces"
 
 
-async def test_one_address_has_so_many_connections_and_others_come_in(
+async def test_connections_of_one_address_are_limited_and_others_connect(
     real_redis_url: str, tmp_path: Path, database_url: str, key: str
 ) -> None:
     settings = {"database_url": database_url, "data_dir": tmp_path, "api_connections_per_address": 5}
@@ -370,7 +372,7 @@ async def test_one_address_has_so_many_connections_and_others_come_in(
                 connection.close()
 
 
-async def test_a_request_too_many_leaves_the_connection_open(
+async def test_a_request_over_the_rate_leaves_the_connection_open(
     real_redis_url: str, tmp_path: Path, database_url: str, key: str
 ) -> None:
     settings = {"database_url": database_url, "data_dir": tmp_path, "api_requests_per_s": 0.001}

@@ -151,7 +151,7 @@ def test_a_batch_is_submitted_watched_and_read(up: Up) -> None:
 
 
 @pytest.mark.slow
-def test_a_batch_goes_through_real_commands(up: Up, tmp_path: Path) -> None:
+def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
     (tmp_path / "sequence.json").write_text("{}")
     submit = ("submit", str(tmp_path / "sequence.json"), "--device", "NULL", "--runs", "4")
     for arguments, said in (
@@ -187,7 +187,7 @@ def test_waiting_for_a_batch_whose_job_fails_ends_with_exit_code_1(up: Up) -> No
     assert failed.stderr == "Error: no job has a result; job 0 is ERROR: no atoms\n"
 
 
-def test_a_sum_says_which_jobs_have_no_result(up: Up) -> None:
+def test_a_sum_lists_the_jobs_without_a_result(up: Up) -> None:
     options = ("--job", "runs=3", "--job", 'runs=1,fail="no atoms"', "--job", "runs=4")
     batch = up.tweezer("submit", "-", "--device", "NULL", *options, "--wait", input="{}").stdout.strip()
     total = json.loads(up.call("results", batch, "--sum", "--json"))
@@ -228,7 +228,7 @@ def test_a_running_batch_and_one_of_its_jobs_are_cancelled(up: Up) -> None:
     assert told["jobs"][2]["cancel_attempts"][0]["by"] == "the watchdog"
 
 
-def test_several_batches_are_cancelled_and_the_errors_told(up: Up) -> None:
+def test_several_batches_are_cancelled_and_the_errors_reported(up: Up) -> None:
     live, over = up.submit("--job", "sleep_s=60"), up.submit("--runs", "1", "--wait")
     ran = up.tweezer("cancel", live, over)
     assert ran.exit_code == 1
@@ -253,7 +253,7 @@ def test_a_batch_and_a_device_are_paused_and_resumed(up: Up) -> None:
     assert up.call("watch", batch).endswith("DONE")
 
 
-def test_a_fault_in_a_job_is_told_in_one_sentence(up: Up) -> None:
+def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert ran.stderr == "Error: device: there is no device 'NULLL'; there are NULL\n"
@@ -280,7 +280,7 @@ def test_the_doctor_finds_no_fault_with_what_up_starts(up: Up) -> None:
     assert "OK    persistence" in up.call("doctor")
 
 
-def test_the_api_answers_where_up_says(up: Up) -> None:
+def test_the_api_answers_at_the_url_that_up_prints(up: Up) -> None:
     batch = up.submit("--runs", "1", "--wait")
     connection = http.client.HTTPConnection(urlsplit(up.find(r"API +(http://\S+)")).netloc, timeout=10)
     try:
@@ -293,7 +293,7 @@ def test_the_api_answers_where_up_says(up: Up) -> None:
         connection.close()
 
 
-def test_watching_is_left_with_ctrl_c(up: Up) -> None:
+def test_ctrl_c_ends_watch(up: Up) -> None:
     batch = up.submit("--job", "sleep_s=60")
     watching = subprocess.Popen(
         [sys.executable, "-m", "tweezer.cli", "--redis", up.redis_url, "watch", batch],
@@ -369,7 +369,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         assert up.children()["worker"].pid != worker.pid
 
 
-def test_up_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path, real_redis_url: str) -> None:
+def test_up_that_cannot_start_reports_why_and_leaves_nothing(tmp_path: Path, real_redis_url: str) -> None:
     taken = str(urlsplit(real_redis_url).port)
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", taken)
     assert ran.returncode == 1

@@ -54,7 +54,7 @@ def findings(url: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     "kind", [pytest.param("redis", marks=pytest.mark.redis), pytest.param("valkey", marks=pytest.mark.valkey)]
 )
-def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.FixtureRequest) -> None:
+def test_a_normal_server_is_healthy(kind: ServerKind, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(f"{kind}_server")  # skipped or failed there when the binary is missing
     with RedisServer(kind=kind, options={"maxmemory": "256mb"}) as server:
         result = doctor(server.url)
@@ -67,7 +67,7 @@ def test_a_server_as_it_should_be_is_healthy(kind: ServerKind, request: pytest.F
 
 
 @pytest.mark.parametrize("key", ["intake", "scheduler", "courier", "devices", "events"])
-def test_a_key_of_another_type_is_named_with_what_to_do(real_redis_url: str, key: str) -> None:
+def test_a_key_of_another_type_is_named_with_advice(real_redis_url: str, key: str) -> None:
     """The processes that read it wait until it is gone, and say so in their logs only."""
     client = redis.Redis.from_url(real_redis_url)
     client.set(f"tweezer:{key}", "junk")
@@ -80,12 +80,12 @@ def test_a_key_of_another_type_is_named_with_what_to_do(real_redis_url: str, key
 
 
 @pytest.mark.valkey
-def test_a_server_that_can_be_waited_for_is_durable_enough_for_a_machine(valkey_server: RedisServer) -> None:
+def test_a_server_that_supports_waitaof_is_durable_enough_for_a_machine(valkey_server: RedisServer) -> None:
     assert "WAITAOF" in findings(valkey_server.url)["durability"]["says"]
 
 
 @pytest.mark.redis
-async def test_a_machine_needs_a_redis_that_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_machine_needs_a_redis_that_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with RedisServer(kind="redis", options={"appendonly": "no"}) as server:
         assert (await asyncio.to_thread(findings, server.url))["durability"]["level"] == "OK"
         async with Store.open(Connect(url=server.url)) as store:
@@ -102,7 +102,7 @@ async def test_a_machine_needs_a_redis_that_forgets_nothing(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("_any_server")
-def test_a_server_that_evicts_and_forgets_fails() -> None:
+def test_a_server_that_evicts_and_loses_writes_fails() -> None:
     options = {"maxmemory-policy": "allkeys-lru", "appendonly": "no", "timeout": "30"}
     with RedisServer(options={"maxmemory": "256mb", **options}) as server:
         result = doctor(server.url)
@@ -139,7 +139,7 @@ def test_a_user_who_may_not_read_the_configuration_gets_a_warning() -> None:
     assert "lacks +config|get" in found["persistence"]["says"]
 
 
-def test_a_server_that_is_away_fails() -> None:
+def test_a_server_that_is_down_fails() -> None:
     result = doctor("redis://127.0.0.1:1/0")
     assert result.exit_code == 1
     assert "FAIL  Redis: Redis cannot be reached" in result.stdout
@@ -168,7 +168,7 @@ def test_misspelt_and_wrong_settings_are_findings(real_redis_url: str, monkeypat
 # --- the ledger
 
 
-def test_a_ledger_that_is_not_there_fails_without_being_made(real_redis_url: str, ledger: Path) -> None:
+def test_a_missing_ledger_fails_without_being_created(real_redis_url: str, ledger: Path) -> None:
     ledger.unlink()
     result = doctor(real_redis_url)
     assert result.exit_code == 1
@@ -186,7 +186,7 @@ def test_a_ledger_of_another_step_fails(real_redis_url: str, ledger: Path) -> No
     assert "run `tweezer db upgrade`" in found["says"]
 
 
-def test_a_database_server_that_is_away_fails(real_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_server_that_is_down_fails(real_redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_DATABASE_URL", "postgresql://user:hush@127.0.0.1:1/ledger")
     result = doctor(real_redis_url)
     assert result.exit_code == 1
@@ -194,11 +194,11 @@ def test_a_database_server_that_is_away_fails(real_redis_url: str, monkeypatch: 
     assert "hush" not in result.output
 
 
-def test_the_ledger_is_examined_even_when_redis_is_away() -> None:
+def test_the_ledger_is_checked_even_if_redis_is_down() -> None:
     assert findings("redis://127.0.0.1:1/0")["ledger"]["level"] == "OK"
 
 
-async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> None:
+async def test_the_recorder_is_checked(real_redis_url: str, ledger: Path) -> None:
     async def recorder() -> tuple[str, str]:
         found = await asyncio.to_thread(findings, real_redis_url)
         return found["recorder"]["level"], found["recorder"]["says"]
@@ -221,7 +221,7 @@ async def test_the_recorder_is_examined(real_redis_url: str, ledger: Path) -> No
         assert await recorder() == ("OK", "one is active and up to date")
 
 
-async def test_a_redis_of_another_installation_is_told(real_redis_url: str, ledger: Path) -> None:
+async def test_a_redis_of_another_installation_is_reported(real_redis_url: str, ledger: Path) -> None:
     async with Store.open(Connect(url=real_redis_url)) as store:
         assert "installation" not in await asyncio.to_thread(findings, real_redis_url)
         await store.recovery.join_ledger("0123456789abcdef")
@@ -246,7 +246,7 @@ async def test_a_worker_that_works_without_a_heartbeat_is_named(real_redis_url: 
         assert "workers" not in found, "the doctor also says that no worker lives"
 
 
-async def test_the_couriers_are_examined(real_redis_url: str, ledger: Path) -> None:
+async def test_the_couriers_are_checked(real_redis_url: str, ledger: Path) -> None:
     async def courier() -> tuple[str, str]:
         found = await asyncio.to_thread(findings, real_redis_url)
         return found["courier"]["level"], found["courier"]["says"]
@@ -283,7 +283,7 @@ async def test_a_courier_is_not_behind_for_what_a_restored_ledger_has_forgotten(
         assert await courier() == "one runs, up to date"
 
 
-async def test_couriers_that_wait_on_a_quiet_stream_live(real_redis_url: str) -> None:
+async def test_couriers_that_wait_on_a_quiet_stream_count_as_running(real_redis_url: str) -> None:
     async with Store.open(Connect(url=real_redis_url)) as store:
         first, second = (EntryGroup(store.scripts, "couriers", name) for name in ("1", "2"))
         await first.join(START)

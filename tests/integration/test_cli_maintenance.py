@@ -130,7 +130,7 @@ def test_maintenance_is_planned_shown_and_removed(terminal: Terminal) -> None:
     assert "there is no device NONE" in terminal.refused("maintenance", "NONE", "list")
 
 
-def test_a_batch_says_what_it_waits_for(terminal: Terminal) -> None:
+def test_a_batch_shows_what_it_waits_for(terminal: Terminal) -> None:
     batch = terminal.submit(10)
 
     def waits() -> str | None:
@@ -158,7 +158,7 @@ def test_the_time_for_which_a_batch_held_a_machine_without_work_is_shown(termina
     assert json.loads(terminal.call("status", str(batch), "--json"))["idle_s"] == 90.0
 
 
-def test_drain_waits_until_nothing_runs(terminal: Terminal) -> None:
+def test_drain_waits_for_running_jobs(terminal: Terminal) -> None:
     terminal.submit()
     grant = terminal.take()
     draining = drain(terminal)
@@ -171,13 +171,13 @@ def test_drain_waits_until_nothing_runs(terminal: Terminal) -> None:
     assert "paused: new lens" in terminal.shown()
 
 
-def test_a_device_that_is_drained_does_not_go_on_by_itself(terminal: Terminal) -> None:
+def test_a_drained_device_does_not_resume_by_itself(terminal: Terminal) -> None:
     terminal.call("pause", DEVICE, "--reason", "coffee", "--for", "2h")
     assert "nothing runs on EMU" in terminal.call("drain", DEVICE)
     assert terminal.shown().endswith("paused: coffee")
 
 
-def test_ctrl_c_ends_the_waiting_and_leaves_the_device_paused(terminal: Terminal) -> None:
+def test_ctrl_c_ends_the_wait_and_leaves_the_device_paused(terminal: Terminal) -> None:
     terminal.submit()
     terminal.take()
     draining = drain(terminal)

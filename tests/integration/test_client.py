@@ -134,7 +134,7 @@ async def test_a_batch_stays_open_for_jobs_until_it_is_closed(worked: Site) -> N
     assert [job.counter for job in await batch.results()] == [{"0": 1}, {"0": 2}, {"0": 3}]
 
 
-async def test_a_batch_is_cancelled_and_stays_so(worked: Site) -> None:
+async def test_a_cancelled_batch_stays_cancelled(worked: Site) -> None:
     batch = await worked.submit([{"sleep_s": 60}] * 5)
     await worked.running(batch)
     await batch.cancel()
@@ -157,7 +157,7 @@ async def test_single_jobs_are_cancelled(unserved: Site) -> None:
         await unserved.queue.result((await batch.jobs())[0].id)
 
 
-async def test_many_batches_are_cancelled_and_each_failure_is_told(unserved: Site) -> None:
+async def test_many_batches_are_cancelled_and_each_failure_is_reported(unserved: Site) -> None:
     live = [await unserved.submit([{}]) for _ in range(2)]
     over = await unserved.submit([{}])
     await over.cancel()
@@ -239,7 +239,7 @@ async def test_without_a_key_two_submits_make_two_batches(unserved: Site) -> Non
 # ------------------------------------------------------------------------------------------------ other projects
 
 
-async def test_what_belongs_to_another_project_does_not_exist(unserved: Site) -> None:
+async def test_batches_of_another_project_do_not_exist(unserved: Site) -> None:
     batch = await unserved.submit([{}], open=True)
     job = (await batch.jobs())[0]
     before = await batch.record()
@@ -267,7 +267,7 @@ async def test_what_belongs_to_another_project_does_not_exist(unserved: Site) ->
     assert await batch.record() == before
 
 
-async def test_ids_that_are_none_and_ids_of_nobody(unserved: Site) -> None:
+async def test_invalid_and_unknown_ids_are_refused(unserved: Site) -> None:
     queue = unserved.queue
     for wrong in ("seven", cast(Any, 7)):
         with pytest.raises(tweezer.InvalidInput, match="batch_id"):
@@ -316,7 +316,7 @@ async def test_bad_input_names_the_field_and_writes_nothing(site: Site, field: s
     assert await site.events() == []
 
 
-async def test_an_unknown_device_is_answered_with_those_there_are(unserved: Site) -> None:
+async def test_the_error_for_an_unknown_device_lists_the_known_ones(unserved: Site) -> None:
     with pytest.raises(tweezer.InvalidInput, match=r"no device 'NULLL'; there are NULL"):
         await unserved.queue.submit(None, [{"runs": 1}], device="NULLL")
 
@@ -347,7 +347,7 @@ async def test_jobs_that_are_added_are_checked_too(site: Site) -> None:
     await batch.close()
 
 
-def test_a_url_that_is_none_is_told() -> None:
+def test_an_invalid_redis_url_is_refused() -> None:
     with pytest.raises(tweezer.InvalidInput, match="url"):
         tweezer.connect_async("http://localhost")
 
@@ -376,7 +376,7 @@ async def test_a_live_batch_is_read_without_opening_the_ledger(
     assert not os.listdir(tmp_path)  # noqa: PTH208  a coroutine
 
 
-async def test_a_full_backlog_is_told_and_adds_nothing(site: Site) -> None:
+async def test_a_full_backlog_is_reported_and_adds_nothing(site: Site) -> None:
     await announce(site, "NULL", max_backlog=3)
     batch = await site.submit([{}] * 2, open=True)
     for late in (site.submit([{}] * 2), batch.add_jobs([{"runs": 1}] * 2)):
@@ -390,7 +390,7 @@ async def test_a_full_backlog_is_told_and_adds_nothing(site: Site) -> None:
 # -------------------------------------------------------------------------------------------------------- waiting
 
 
-async def test_a_wait_that_takes_too_long_says_so_and_may_be_repeated(unserved: Site) -> None:
+async def test_a_wait_that_takes_too_long_raises_and_may_be_repeated(unserved: Site) -> None:
     batch = await unserved.submit([{}])
     for wait in (batch.wait(0.05), batch.results(0.05), anext(batch.finished(0.05))):
         with pytest.raises(tweezer.WaitTimeout) as raised:
@@ -417,7 +417,7 @@ async def test_a_wait_is_woken_and_does_not_poll(site: Site) -> None:
     assert woken_us - ended_us < 500_000
 
 
-async def test_a_wait_for_very_many_jobs_reads_far_less_often_than_jobs_end(worked: Site) -> None:
+async def test_a_wait_for_very_many_jobs_reads_much_less_often_than_jobs_end(worked: Site) -> None:
     batch = await worked.submit([{}] * 5000)
     await cast(Any, worked.store.redis).config_resetstat()
     assert (await batch.wait(PATIENCE_S)).counts[DONE] == 5000
@@ -445,7 +445,7 @@ async def test_a_wait_that_is_cancelled_leaves_the_others_alone(worked: Site) ->
     assert (await later.wait(PATIENCE_S)).status is BatchStatus.DONE
 
 
-async def test_a_wait_ends_whenever_it_is_cancelled(unserved: Site) -> None:
+async def test_a_wait_can_be_cancelled_at_any_moment(unserved: Site) -> None:
     """Also where Python 3.11 swallows the cancellation: when it meets an answer of Redis."""
     batch = await unserved.submit([{}])
     for turn in range(120):
@@ -457,7 +457,7 @@ async def test_a_wait_ends_whenever_it_is_cancelled(unserved: Site) -> None:
             await asyncio.wait_for(wait, 5)
 
 
-async def test_changes_tell_the_way_of_a_batch(worked: Site) -> None:
+async def test_changes_yields_every_change_of_a_batch(worked: Site) -> None:
     batch = await worked.submit([{"sleep_s": 0.2}] * 4)
     seen = [record async for record in batch.changes(PATIENCE_S)]
     done = [record.counts[DONE] for record in seen]
@@ -530,7 +530,7 @@ async def test_after_the_time_for_retries_redis_is_unavailable(server: RedisServ
         assert (await batch.record()).jobs == 1
 
 
-async def test_a_wait_outlives_an_absence_of_redis(server: RedisServer, tmp_path: Path) -> None:
+async def test_a_wait_survives_an_outage_of_redis(server: RedisServer, tmp_path: Path) -> None:
     async with Site(server.url, tmp_path) as site:
         await site.workers(1)
         batch = await site.submit([{"sleep_s": 0.8}, {}])

@@ -230,7 +230,7 @@ def test_synchronous_calls_refuse_wrong_arguments(real_redis_url: str) -> None:
         batch.cancel()
 
 
-async def test_right_arguments_of_all_kinds_are_taken(real_redis_url: str) -> None:
+async def test_right_arguments_of_all_kinds_are_accepted(real_redis_url: str) -> None:
     await announce(real_redis_url)
     async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER), retry_s=1) as queue:
         batch = await queue.submit(HEADER, (Job(runs=1) for _ in range(2)), tags={"a"}, open=True, device=DEVICE)

@@ -112,7 +112,7 @@ def test_a_pool_of_processes_takes_handles_and_gives_back_results_and_errors(
     assert said.splitlines() == ["[{'0': 1}, {'0': 2}, {'0': 3}]", "number is three"]
 
 
-def test_an_asynchronous_queue_says_that_it_belongs_to_the_parent(worker: Process, real_redis_url: str) -> None:
+def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, real_redis_url: str) -> None:
     program = """
     import asyncio, os, sys
     async def ask(queue):
@@ -216,7 +216,7 @@ def test_a_half_read_iteration_may_outlive_the_program(worker: Process, real_red
     assert run(program, real_redis_url) == "0\n"
 
 
-def test_a_finalizer_that_calls_a_queue_on_its_thread_hears_so(worker: Process, real_redis_url: str) -> None:
+def test_a_finalizer_that_calls_a_queue_on_its_thread_gets_an_error(worker: Process, real_redis_url: str) -> None:
     with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
 
         async def call(_: tweezer.AsyncQueue) -> None:
@@ -266,7 +266,7 @@ def test_a_queue_that_was_never_used_needs_no_close(real_redis_url: str) -> None
     assert threading.active_count() == before
 
 
-def test_a_closed_queue_says_so(worker: Process, real_redis_url: str) -> None:
+def test_a_closed_queue_raises_a_clear_error(worker: Process, real_redis_url: str) -> None:
     with tweezer.connect(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = queue.submit(None, [Job(runs=1)] * 2, device=NULL)
         iteration = batch.finished(PATIENCE_S)
@@ -300,7 +300,7 @@ def test_closing_a_queue_ends_the_waits_of_other_threads(worker: Process, real_r
         queue.batch(batch.id).cancel()
 
 
-async def test_a_closed_asynchronous_queue_says_so(worker: Process, real_redis_url: str) -> None:
+async def test_a_closed_asynchronous_queue_raises_a_clear_error(worker: Process, real_redis_url: str) -> None:
     async with tweezer.connect_async(as_user(real_redis_url, RedisUser.PRODUCER)) as queue:
         batch = await queue.submit(None, [Job(runs=1)], device=NULL)
         await batch.wait(PATIENCE_S)

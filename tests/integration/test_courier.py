@@ -175,7 +175,7 @@ def assert_chained(received: list[Received]) -> None:
     assert [before for _, before in chain] == [None, *(number for number, _ in chain[:-1])]
 
 
-async def test_the_webhook_of_a_batch_is_told_its_jobs_ends_and_all_of_the_batch(post: Post) -> None:
+async def test_the_webhook_of_a_batch_gets_the_ends_of_its_jobs_and_all_events_of_the_batch(post: Post) -> None:
     async with Receiver() as receiver:
         batch_id = await post.batch(3, receiver.url())
         await post.rig.run_all()
@@ -192,7 +192,7 @@ async def test_the_webhook_of_a_batch_is_told_its_jobs_ends_and_all_of_the_batch
     assert done.data["result"]["link"].startswith("http://api.test/")
 
 
-async def test_each_event_names_the_one_before_it_that_was_sent_there(post: Post) -> None:
+async def test_each_event_names_the_previous_one_at_the_same_endpoint(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url("/ends"), "job.done", "batch.done")
         post.endpoint(receiver.url("/all"))
@@ -207,7 +207,7 @@ async def test_each_event_names_the_one_before_it_that_was_sent_there(post: Post
             assert [before for _, before in chain] == [None, *(number for number, _ in chain[:-1])]
 
 
-async def test_several_couriers_tell_each_event_once_and_in_one_chain(post: Post) -> None:
+async def test_several_couriers_send_each_event_once_and_in_one_chain(post: Post) -> None:
     async with Receiver() as receiver:
         endpoint = post.endpoint(receiver.url(), "job.running", "job.done", "batch.done")
         for _ in range(3):
@@ -221,7 +221,7 @@ async def test_several_couriers_tell_each_event_once_and_in_one_chain(post: Post
             assert_chained([it for it in receiver.received if it.data["batch_id"] == str(batch_id)])
 
 
-async def test_a_courier_rests_while_events_are_fresh_and_reads_on_once_they_are_not(post: Post) -> None:
+async def test_a_courier_waits_while_events_are_new_and_then_reads_them(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "batch.created")
 
@@ -247,7 +247,7 @@ async def test_a_courier_rests_while_events_are_fresh_and_reads_on_once_they_are
         assert await (await step(rest_s=0.0, fresh_s=1000.0)) == 1
 
 
-async def test_a_failed_attempt_is_made_again_with_the_same_id_and_body_and_all_are_kept(post: Post) -> None:
+async def test_a_failed_attempt_is_repeated_with_the_same_id_and_body_and_all_are_kept(post: Post) -> None:
     async with Receiver() as receiver:
         tries: dict[str, int] = {}
 
@@ -289,7 +289,7 @@ async def test_a_delivery_ends_when_its_schedule_is_exhausted(post: Post) -> Non
     assert [attempt.next_ms is None for attempt in read_log(post.rows()[0].log)] == [False, True]
 
 
-async def test_a_receiver_that_is_gone_for_good_is_disabled_and_others_are_told(post: Post) -> None:
+async def test_a_receiver_that_answers_410_is_disabled_and_others_continue(post: Post) -> None:
     async with Receiver(lambda it: 410 if it.path == "/gone" else 200) as receiver:
         gone = post.endpoint(receiver.url("/gone"), "job.done")
         post.endpoint(receiver.url("/owner"), "endpoint.disabled")
@@ -305,7 +305,7 @@ async def test_a_receiver_that_is_gone_for_good_is_disabled_and_others_are_told(
     assert sum(it.path == "/gone" for it in receiver.received) == 1
 
 
-async def test_nothing_is_sent_to_a_dead_receiver_for_a_while_and_others_do_not_wait(
+async def test_a_dead_receiver_gets_nothing_for_a_while_and_others_do_not_wait(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outboxes, "_COOL_S", 600.0)
@@ -321,7 +321,7 @@ async def test_nothing_is_sent_to_a_dead_receiver_for_a_while_and_others_do_not_
     assert post.statuses().count("P") == 300
 
 
-async def test_one_projects_dead_receivers_take_no_others_turn(post: Post) -> None:
+async def test_dead_receivers_of_one_project_do_not_delay_others(post: Post) -> None:
     async with Receiver(lambda it: None if it.path.startswith("/dead") else 200) as receiver:
         for number in range(4):
             post.endpoint(receiver.url(f"/dead/{number}"), "batch.created", project="a")
@@ -334,7 +334,7 @@ async def test_one_projects_dead_receivers_take_no_others_turn(post: Post) -> No
     assert sum(it.path.startswith("/dead") for it in receiver.received) == 2
 
 
-async def test_retry_after_is_heeded(post: Post) -> None:
+async def test_retry_after_is_respected(post: Post) -> None:
     async with Receiver(lambda _: web.Response(status=429, headers={"Retry-After": "3000"})) as receiver:
         post.endpoint(receiver.url(), "batch.done")
         await post.batch(1)
@@ -370,7 +370,7 @@ async def test_nothing_is_sent_before_it_is_written_so_that_one_id_has_one_body(
     assert [it.body.decode() for it in receiver.received] == [row.body]
 
 
-async def test_what_a_killed_courier_held_is_sent_by_another(post: Post) -> None:
+async def test_another_courier_sends_the_deliveries_of_a_killed_one(post: Post) -> None:
     async with Receiver(lambda _: None) as receiver:
         post.endpoint(receiver.url(), "job.done")
         await post.batch(4)
@@ -386,7 +386,7 @@ async def test_what_a_killed_courier_held_is_sent_by_another(post: Post) -> None
         await until(all_delivered(post, 4), "the deliveries")
 
 
-async def test_what_a_killed_courier_read_and_did_not_write_is_written_by_another(post: Post) -> None:
+async def test_another_courier_writes_the_entries_that_a_killed_one_only_read(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url(), "job.done")
         await post.batch(2)
@@ -432,7 +432,7 @@ async def test_both_secrets_sign_while_one_is_rotated(post: Post) -> None:
         receiver.received[0].verify(new)
 
 
-async def test_projects_are_told_of_their_own_batches_only_and_of_devices_all(post: Post) -> None:
+async def test_projects_get_events_of_their_own_batches_and_of_all_devices(post: Post) -> None:
     async with Receiver() as receiver:
         for project in ("a", "b"):
             post.endpoint(receiver.url(f"/{project}"), "batch.created", "device.paused", "device.up", project=project)
@@ -449,7 +449,7 @@ async def test_projects_are_told_of_their_own_batches_only_and_of_devices_all(po
     assert paused.data == {"device": "EMU", "status": "paused", "reason": "the laser warms up", "until": None}
 
 
-async def test_an_enabled_endpoint_is_told_of_what_comes(post: Post) -> None:
+async def test_an_enabled_endpoint_gets_new_events(post: Post) -> None:
     async with Receiver() as receiver:
         endpoint = post.endpoint(receiver.url(), "batch.created")
         with post.database.write() as connection:
@@ -478,7 +478,7 @@ async def test_an_attempt_that_cannot_begin_in_time_is_not_made(post: Post) -> N
     assert receiver.ids == {"e:1": 1}
 
 
-async def test_nothing_is_claimed_once_an_endpoint_is_given_up_and_it_is_disabled_when_that_is_told(post: Post) -> None:
+async def test_an_endpoint_is_given_up_at_once_and_disabled_once_that_is_written(post: Post) -> None:
     endpoint, deliverer = post.endpoint("http://127.0.0.1:1/"), post.deliverer()
     events = post.rig.store.events
     assert await deliverer.claim(endpoint.id, 1, deliverer.new_claim()) is not None
@@ -496,7 +496,7 @@ async def test_nothing_is_claimed_once_an_endpoint_is_given_up_and_it_is_disable
     await deliverer.close()
 
 
-async def test_what_is_told_of_a_disabled_endpoint_is_told_again_when_redis_lost_it(post: Post) -> None:
+async def test_the_event_of_a_disabled_endpoint_is_repeated_if_redis_lost_it(post: Post) -> None:
     endpoint, events = post.endpoint("http://127.0.0.1:1/"), post.rig.store.events
     for _ in range(2):  # of two couriers, or of one after a while
         deliverer = post.deliverer()
@@ -507,7 +507,7 @@ async def test_what_is_told_of_a_disabled_endpoint_is_told_again_when_redis_lost
     assert post.find(endpoint).disabled is None
 
 
-async def test_an_endpoint_removed_at_the_last_moment_holds_up_nobody(
+async def test_an_endpoint_removed_at_the_last_moment_does_not_block_others(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Receiver() as receiver:
@@ -527,7 +527,9 @@ async def test_an_endpoint_removed_at_the_last_moment_holds_up_nobody(
     assert {it.path for it in receiver.received} >= {"/well"}
 
 
-async def test_more_receivers_than_are_remembered_are_all_told(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_receivers_than_the_cache_holds_all_get_their_events(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(couriers, "_OUTBOXES_KEPT", 2)
     async with Receiver() as receiver:
         for number in range(9):
@@ -539,7 +541,7 @@ async def test_more_receivers_than_are_remembered_are_all_told(post: Post, monke
     assert set(receiver.ids.values()) == {9}
 
 
-async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(
+async def test_results_of_attempts_that_could_not_be_written_are_written_later(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish, errors = Deliveries.record, [RuntimeError("a bug"), RuntimeError("another")]
@@ -558,7 +560,7 @@ async def test_what_could_not_be_noted_for_whatever_reason_is_noted_later(
     assert set(receiver.ids.values()) == {1}
 
 
-async def test_dead_receivers_are_forgotten_when_they_may_be_tried_again(
+async def test_dead_receivers_are_forgotten_when_they_may_be_retried(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outboxes, "_COOL_S", 0.0)
@@ -575,7 +577,7 @@ async def test_dead_receivers_are_forgotten_when_they_may_be_tried_again(
     await deliverer.close()
 
 
-async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) -> None:
+async def test_the_position_is_written_together_with_the_deliveries(post: Post) -> None:
     courier = await post.start()
     await post.batch(1)
     entries = await post.rig.store.events.read()
@@ -587,7 +589,7 @@ async def test_the_position_up_to_which_all_is_written_goes_with_it(post: Post) 
     await post.kill(courier)
 
 
-async def test_what_cannot_be_told_is_parked_and_others_are_told_meanwhile(post: Post) -> None:
+async def test_an_event_that_cannot_be_sent_is_parked_and_others_are_sent(post: Post) -> None:
     """And once it was put right, it is told with all that waited behind it, in order."""
     recorder = Recorder(post.rig.store, post.database, namespace=NAMESPACE)
     async with Receiver() as receiver:
@@ -656,7 +658,7 @@ def lose_a_reply(courier: Courier) -> list[int]:
     return lost
 
 
-async def test_what_a_cut_connection_held_is_sent_at_once(post: Post) -> None:
+async def test_deliveries_on_a_cut_connection_are_sent_at_once(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url("/all"), "batch.created")
         courier = await post.start(abandoned_s=NEVER_S)
@@ -668,7 +670,7 @@ async def test_what_a_cut_connection_held_is_sent_at_once(post: Post) -> None:
     assert len(receiver.received) == 3
 
 
-async def test_two_couriers_whose_entries_alternate_take_them_up_in_order(post: Post) -> None:
+async def test_two_couriers_with_alternating_entries_process_them_in_order(post: Post) -> None:
     async with Receiver() as receiver:
         post.endpoint(receiver.url("/all"), "batch.created")
         one, other = (

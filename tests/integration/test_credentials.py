@@ -107,7 +107,7 @@ async def test_a_project_that_is_deleted_takes_its_keys_with_it(setting: Setting
     assert setting.json("projects", "list") == setting.json("keys", "list", "--all") == []
 
 
-async def test_a_user_logs_in_as_pasqals_client_does(setting: Setting) -> None:
+async def test_a_user_logs_in_like_pasqals_client(setting: Setting) -> None:
     setting.tweezer("users", "create", "ada", "--stdin", input=f"{PASSWORD}\n")
     setting.tweezer("users", "add-to", "ada", "lab")
     answer = await setting.log_in(username="ada", password=PASSWORD)
@@ -203,7 +203,7 @@ def ups() -> Iterator[list[Up]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_any_server")
-def test_up_has_a_key_that_opens_its_api_and_keeps_it(ups: list[Up], tmp_path: Path) -> None:
+def test_up_keeps_a_key_that_works_at_its_api(ups: list[Up], tmp_path: Path) -> None:
     ups.append(Up(tmp_path))
     first = ups[-1].key
     assert ups[-1].projects() == ["default"]
@@ -219,7 +219,7 @@ def test_up_has_a_key_that_opens_its_api_and_keeps_it(ups: list[Up], tmp_path: P
     assert ups[-1].projects() == ["mine"]
 
 
-def test_up_does_not_start_with_a_key_that_can_be_none(ups: list[Up], tmp_path: Path) -> None:
+def test_up_does_not_start_with_an_invalid_key(ups: list[Up], tmp_path: Path) -> None:
     ups.append(Up(tmp_path, api_key="secret"))
     assert ups[-1].process.wait(PATIENCE_S) == 1
     said = ups[-1].log.read_text()

@@ -98,7 +98,7 @@ def test_ctrl_c_leaves_nothing_behind(moment: str, start: Start, tmp_path: Path)
     assert left_behind(tmp_path / "tmp", family) == []
 
 
-def test_a_demo_that_is_kept_can_be_used_until_it_is_told_to_stop(start: Start, tmp_path: Path) -> None:
+def test_a_kept_demo_can_be_used_until_it_is_stopped(start: Start, tmp_path: Path) -> None:
     running = start("--jobs", "2", "--keep")
     assert running.stdout is not None
     said = ""

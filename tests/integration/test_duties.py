@@ -60,7 +60,7 @@ async def test_a_process_raises_its_limit_on_open_files(site: Site, process: str
 
 
 @pytest.mark.parametrize(("process", "duty"), DUTIES)
-async def test_a_duty_that_fails_goes_on(site: Site, process: str, duty: str) -> None:
+async def test_a_failed_duty_continues(site: Site, process: str, duty: str) -> None:
     harmed = site.spawn(process, test_harm=f"raise:{duty}", worker_device="NULL", worker_lanes=1)
     await harmed.wait_logged("harm.survived")
     (failed, *_) = harmed.logged("duty.failed")
@@ -79,7 +79,7 @@ async def test_a_duty_that_ends_ends_its_process_with_the_reason(site: Site, pro
 
 
 @pytest.mark.parametrize("how", ["raise", "cancel"])
-async def test_a_worker_whose_reader_of_news_fails_still_hears_cancels(site: Site, how: str) -> None:
+async def test_a_worker_whose_reader_of_news_fails_still_receives_cancels(site: Site, how: str) -> None:
     worker = site.spawn("worker", test_harm=f"{how}:news", worker_device="NULL", worker_lanes=1)
     await worker.wait_logged("harm.survived")
     batch = await site.submit([{"sleep_s": 600}])
@@ -145,7 +145,7 @@ def refused(process: Process) -> bool:
 
 @pytest.mark.postgres
 @pytest.mark.slow
-async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_redis_url: str, tmp_path: Path) -> None:
+async def test_processes_that_start_while_the_database_is_down_wait_for_it(real_redis_url: str, tmp_path: Path) -> None:
     with PostgresServer() as database:
         url = database.create("ledger")
         with contextlib.closing(Database.open(OpenDatabase(url=url))) as ledger:
@@ -167,7 +167,7 @@ async def test_processes_that_start_while_the_database_is_away_wait_for_it(real_
                 assert await process.ended() == 0
 
 
-async def test_processes_that_start_while_redis_is_away_wait_for_it(frail: Site, server: RedisServer) -> None:
+async def test_processes_that_start_while_redis_is_down_wait_for_it(frail: Site, server: RedisServer) -> None:
     await asyncio.to_thread(server.kill)
     started = [
         frail.spawn(name, worker_device="NULL", worker_lanes=1)

@@ -66,7 +66,7 @@ def test_values_that_make_pulses_infinite_are_named(change: Callable[[Any], Any]
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_an_atom_that_is_nowhere_is_named(number: float) -> None:
+def test_an_atom_without_a_position_is_named(number: float) -> None:
     sequence = pulsed()
     sequence["register"][0]["x"] = number
     fault = refusal(QUTIP, sequence, 1.0)
@@ -81,13 +81,13 @@ def test_an_evaluation_time_that_is_not_a_number_is_named() -> None:
     assert fault.message.endswith("observables[0].evaluation_times[0] is nan")
 
 
-def test_pulses_that_the_solver_cannot_follow_are_the_users() -> None:
+def test_pulses_that_the_solver_cannot_follow_are_a_users_error() -> None:
     fault = refusal(QUTIP, pulsed(), 1e300)
     assert (fault.code, fault.field) == ("user", "sequence")
 
 
 @pytest.mark.parametrize("duration_ns", [1, 2, 3])
-def test_a_pulse_that_is_too_short_for_qutip_is_told_how_long_it_must_be(duration_ns: int) -> None:
+def test_the_error_of_a_pulse_too_short_for_qutip_has_the_minimum(duration_ns: int) -> None:
     fault = refusal(QUTIP, pulsed(duration_ns=duration_ns), 1.0)
     assert (fault.field, fault.message.split(":")[0]) == ("sequence", f"lasts {duration_ns} ns")
 
@@ -101,7 +101,7 @@ def test_an_initial_state_of_another_size_is_named(emulator: str) -> None:
 
 
 @pytest.mark.parametrize("emulator", TORCH)
-def test_a_pulse_that_is_too_short_for_a_torch_emulator_is_told(emulator: str) -> None:
+def test_a_pulse_that_is_too_short_for_a_torch_emulator_is_reported(emulator: str) -> None:
     fault = refusal(emulator, pulsed(duration_ns=1), 1.0)
     assert (fault.field, fault.message.split(";")[0]) == ("sequence", "lasts 1 ns")
 

@@ -85,7 +85,7 @@ async def place(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -> A
 # -- producers ----------------------------------------------------------------------------------------------
 
 
-async def test_a_producer_is_told_each_event_once_and_in_order_until_the_end(place: Place) -> None:
+async def test_a_producer_gets_each_event_once_and_in_order_until_the_end(place: Place) -> None:
     batch = await place.submit([{"sleep_s": 0.1}, {"fail": "too hot"}, {}, {"sleep_s": 0.2}])
     others = [await place.submit([{}]) for _ in range(20)]
     events = [event async for event in batch.events(timeout_s=PATIENCE_S)]
@@ -96,7 +96,7 @@ async def test_a_producer_is_told_each_event_once_and_in_order_until_the_end(pla
         await other.wait(PATIENCE_S)
 
 
-async def test_a_producer_goes_on_behind_an_event_or_from_now(place: Place) -> None:
+async def test_a_producer_continues_after_an_event_or_from_now(place: Place) -> None:
     batch = await place.queue.submit(None, [{"runs": 1}], device="NULL", open=True)
     await batch.wait(PATIENCE_S)
     before = [event async for event in batch.events(follow=False)]
@@ -120,7 +120,7 @@ async def test_a_producer_goes_on_behind_an_event_or_from_now(place: Place) -> N
             await anext(batch.events(junk))
 
 
-async def test_what_was_trimmed_comes_from_the_ledger_or_not_at_all(place: Place) -> None:
+async def test_trimmed_events_come_from_the_ledger_or_not_at_all(place: Place) -> None:
     batch = await place.submit([{}] * 30)
     await batch.wait(PATIENCE_S)
     whole = await place.events(batch)
@@ -135,7 +135,7 @@ async def test_what_was_trimmed_comes_from_the_ledger_or_not_at_all(place: Place
         assert [event async for event in queue.batch(batch.id).events()] == whole
 
 
-async def test_a_follower_whose_events_are_trimmed_under_it_is_told_and_does_not_wait(place: Place) -> None:
+async def test_a_follower_whose_events_are_trimmed_gets_an_error_and_does_not_wait(place: Place) -> None:
     open_ones = [await place.queue.submit(None, [{"runs": 1}], device="NULL", open=True) for _ in range(2)]
     for batch in open_ones:
         await batch.wait(PATIENCE_S)
@@ -153,7 +153,7 @@ async def test_a_follower_whose_events_are_trimmed_under_it_is_told_and_does_not
         assert [event.type async for event in with_it] == ["batch.done"]
 
 
-async def test_the_wait_for_an_event_has_an_end(place: Place) -> None:
+async def test_the_wait_for_an_event_has_a_time_limit(place: Place) -> None:
     batch = await place.queue.submit(None, [], device="NULL", open=True)
     with pytest.raises(tweezer.WaitTimeout):
         _ = [event async for event in batch.events(timeout_s=0.05)]
@@ -248,7 +248,7 @@ async def calling(place: Place) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-async def test_streams_of_many_batches_are_told_their_own_on_one_connection_to_redis(place: Place) -> None:
+async def test_streams_of_many_batches_share_one_connection_to_redis(place: Place) -> None:
     async with calling(place) as http:
         batches = [await place.queue.submit(None, [], device="NULL", open=True) for _ in range(40)]
         streams = [Told(http, f"/api/v2/batches/{batch.id}/events/stream") for batch in batches]
@@ -264,7 +264,7 @@ async def test_streams_of_many_batches_are_told_their_own_on_one_connection_to_r
             assert stream.types()[-2:] == ["batch.done", "end"]
 
 
-async def test_a_stream_outlives_a_restart_of_redis(tmp_path: Path, sqlite_template: Path) -> None:
+async def test_a_stream_survives_a_restart_of_redis(tmp_path: Path, sqlite_template: Path) -> None:
     with RedisServer(tmp_path / "redis", port=0, appendfsync="always") as redis:
         async with placed(redis.url, tmp_path, sqlite_template) as place, calling(place) as http:
             stream = Told(http, "/api/v2/events/stream?type=batch.created")
@@ -292,7 +292,7 @@ async def test_a_server_that_stops_ends_its_streams(place: Place, how: signal.Si
         assert await api.ended() == 0
 
 
-async def test_a_client_that_goes_leaves_nobody_listening(place: Place) -> None:
+async def test_a_client_that_leaves_stops_the_listening(place: Place) -> None:
     async with calling(place) as http:
         stream = Told(http, "/api/v2/events/stream?after=now")
         await stream.open()

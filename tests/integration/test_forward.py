@@ -129,7 +129,7 @@ async def pair(
         yield Pair(near, far, api, url, key)
 
 
-async def test_a_sequence_is_run_far_away_and_its_results_come_back(pair: Pair) -> None:
+async def test_a_sequence_is_run_by_another_server_and_its_results_come_back(pair: Pair) -> None:
     await pair.far.workers(1, EMU_FREE)
     await pair.serving(to=EMU_FREE)
     jobs = [{"runs": 20, "variables": {"omega": omega}, "seed": 7} for omega in (1.0, 9.0)]
@@ -150,7 +150,7 @@ async def test_a_sequence_is_run_far_away_and_its_results_come_back(pair: Pair) 
     await pair.near.audit(batch)
 
 
-async def test_jobs_of_a_batch_run_side_by_side_each_sent_on_once(pair: Pair) -> None:
+async def test_jobs_of_a_batch_run_in_parallel_and_each_is_forwarded_once(pair: Pair) -> None:
     await pair.serving(lanes=4)
     batch = await pair.submit(*[{"sleep_s": 0.2}] * 12)
     await batch.wait(60)
@@ -159,7 +159,7 @@ async def test_jobs_of_a_batch_run_side_by_side_each_sent_on_once(pair: Pair) ->
     await pair.near.idle()
 
 
-async def test_a_killed_forwarders_jobs_are_taken_up_and_not_sent_again(pair: Pair) -> None:
+async def test_jobs_of_a_killed_forwarder_are_followed_and_not_sent_again(pair: Pair) -> None:
     first = await pair.serving(lanes=2)
     batch = await pair.submit({"sleep_s": 4}, {"sleep_s": 4})
     there = [await pair.sent(batch, index) for index in (0, 1)]
@@ -172,7 +172,7 @@ async def test_a_killed_forwarders_jobs_are_taken_up_and_not_sent_again(pair: Pa
     assert await pair.arrived() == 2
 
 
-async def test_a_drained_forwarders_job_runs_on(pair: Pair) -> None:
+async def test_the_job_of_a_drained_forwarder_continues(pair: Pair) -> None:
     first = await pair.serving()
     batch = await pair.submit({"sleep_s": 3})
     await pair.far.running(await pair.sent(batch))
@@ -185,7 +185,7 @@ async def test_a_drained_forwarders_job_runs_on(pair: Pair) -> None:
     assert await pair.arrived() == 1
 
 
-async def test_a_frozen_forwarder_that_wakes_up_late_stops_nothing(pair: Pair) -> None:
+async def test_a_forwarder_that_was_stopped_for_long_cancels_nothing(pair: Pair) -> None:
     first = await pair.serving()
     batch = await pair.submit({"sleep_s": 3 * LEASE_S})
     await pair.far.running(await pair.sent(batch))
@@ -198,7 +198,7 @@ async def test_a_frozen_forwarder_that_wakes_up_late_stops_nothing(pair: Pair) -
     assert await pair.arrived() == 1
 
 
-async def test_a_cancel_passes_through(pair: Pair) -> None:
+async def test_a_cancel_is_forwarded(pair: Pair) -> None:
     await pair.serving()
     batch = await pair.submit({"sleep_s": 60})
     there = await pair.sent(batch)
@@ -208,7 +208,7 @@ async def test_a_cancel_passes_through(pair: Pair) -> None:
     assert (await there.wait(20)).status is BatchStatus.CANCELED
 
 
-async def test_what_a_stranger_cancels_there_is_an_error_here_and_not_sent_again(pair: Pair) -> None:
+async def test_a_job_cancelled_by_another_client_there_is_an_error_here_and_not_sent_again(pair: Pair) -> None:
     await pair.serving()
     batch = await pair.submit({"sleep_s": 60})
     there = await pair.sent(batch)
@@ -220,7 +220,7 @@ async def test_what_a_stranger_cancels_there_is_an_error_here_and_not_sent_again
     assert await pair.arrived() == 1
 
 
-async def test_an_error_of_the_job_comes_back_in_its_words(pair: Pair) -> None:
+async def test_the_error_of_a_forwarded_job_comes_back_unchanged(pair: Pair) -> None:
     await pair.serving()
     batch = await pair.submit({"fail": "it broke over there"})
     await batch.wait(20)
@@ -228,7 +228,7 @@ async def test_an_error_of_the_job_comes_back_in_its_words(pair: Pair) -> None:
     assert [str(fault) for fault in job.faults] == ["it broke over there"]
 
 
-async def test_what_the_server_refuses_is_an_error_that_names_the_field_as_it_is_called_here(pair: Pair) -> None:
+async def test_a_refusal_by_the_server_is_an_error_with_our_name_of_the_field(pair: Pair) -> None:
     await pair.far.workers(1, EMU_FREE)
     await pair.serving(to=EMU_FREE)
     batch = await pair.submit({"omega": 1.0}, {"omega": "high"}, sequence=sequence())  # past the checks of here
@@ -239,7 +239,7 @@ async def test_what_the_server_refuses_is_an_error_that_names_the_field_as_it_is
     assert await pair.arrived() == 1
 
 
-async def test_a_job_that_takes_too_long_there_is_stopped_there(pair: Pair) -> None:
+async def test_a_forwarded_job_that_takes_too_long_is_stopped_there(pair: Pair) -> None:
     await pair.serving()
     batch = await pair.submit({"sleep_s": 60}, limits=Limits(job_timeout_s=0.5))
     await batch.wait(20)
@@ -292,7 +292,7 @@ async def test_an_api_that_is_down_for_a_while_is_waited_for(pair: Pair) -> None
     assert await pair.arrived() == 2
 
 
-async def test_while_the_device_is_down_there_jobs_wait_here(pair: Pair) -> None:
+async def test_jobs_wait_here_while_the_device_is_down_there(pair: Pair) -> None:
     await pair.far.queue.pause_device(NULL, "maintenance")
     await pair.serving()
     await until(_is(pair, down=True), "a device that is down")

@@ -235,7 +235,7 @@ def complaint(command: Command, parameter: click.Parameter, name: str, value: st
 
 
 @pytest.mark.timeout(900 if FULL else 300)
-def test_a_hostile_value_is_refused_by_the_name_of_its_parameter_or_kept(terminal: Terminal) -> None:
+def test_a_hostile_value_is_refused_with_its_parameter_or_kept(terminal: Terminal) -> None:
     complaints: list[str] = []
     seen: set[tuple[str, str]] = set()
     asked = 0

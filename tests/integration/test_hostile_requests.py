@@ -310,7 +310,7 @@ def _has(document: Any, value: Any) -> bool:
 
 
 @pytest.mark.timeout(900 if FULL else 300)
-async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(rig: Rig) -> None:
+async def test_a_hostile_value_is_refused_with_its_field_or_kept(rig: Rig) -> None:
     complaints = []
     asked = 0
     for operation in rig.operations():
@@ -333,7 +333,7 @@ async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(rig: 
     await rig.furnish()
 
 
-async def test_a_parameter_or_key_that_is_given_twice_is_refused_by_its_name(rig: Rig) -> None:
+async def test_a_parameter_or_key_that_is_given_twice_is_refused_with_its_name(rig: Rig) -> None:
     wrong = []
     for operation in rig.operations():
         if NOT_SERVED in operation.path:

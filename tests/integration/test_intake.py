@@ -118,7 +118,7 @@ async def test_jobs_are_added_to_an_open_batch_and_a_batch_is_cancelled(site: Si
     await site.audit(batch)
 
 
-async def test_a_message_may_say_when_to_start_and_what_the_limits_are(site: Site, pool: ArqRedis) -> None:
+async def test_a_message_may_have_a_start_time_and_limits(site: Site, pool: ArqRedis) -> None:
     start = datetime.now(UTC) + timedelta(seconds=0.7)
     wanted = submission(not_before=start, limits={"job_timeout_s": 0.2}, jobs=[{"variables": {"sleep_s": 60}}])
     batch = site.queue.batch(await answer(pool, "submit_batch", wanted))
@@ -127,9 +127,7 @@ async def test_a_message_may_say_when_to_start_and_what_the_limits_are(site: Sit
     assert (await site.starts(batch))[0] >= start.timestamp() * 1_000_000 - 1000
 
 
-async def test_messages_that_wait_for_the_scheduler_are_taken_in_when_they_come(
-    real_redis_url: str, tmp_path: Path
-) -> None:
+async def test_waiting_messages_are_processed_once_a_scheduler_runs(real_redis_url: str, tmp_path: Path) -> None:
     async with Site(real_redis_url, tmp_path) as site, await pool_of(site.url) as pool:
         await site.workers(1)
         message = await pool.enqueue_job("submit_batch", submission())
@@ -239,7 +237,7 @@ def complaint(place: str, error: SerializationError) -> str:
     return f"is not named: {told}"
 
 
-async def test_a_hostile_value_is_refused_by_the_name_of_its_field_or_kept(site: Site, pool: ArqRedis) -> None:
+async def test_a_hostile_value_is_refused_with_its_field_or_kept(site: Site, pool: ArqRedis) -> None:
     cases: list[tuple[str, str, Any, ArqJob]] = []
     opened = []
     for function, kind in (("submit_batch", SubmitBatch), ("add_jobs", AddJobs), ("cancel_batch", CancelBatch)):
@@ -331,7 +329,7 @@ def plain(message: dict[str, Any]) -> bytes:
         ({"job_serializer": plain, "job_deserializer": msgspec.msgpack.decode}, "MessagePack without a version"),
     ],
 )
-async def test_who_writes_in_another_way_is_answered_in_it(site: Site, options: dict[str, Any], kind: str) -> None:
+async def test_the_answer_to_a_message_has_its_serialisation(site: Site, options: dict[str, Any], kind: str) -> None:
     async with await pool_of(site.url, **options) as sender:
         with pytest.raises(SerializationError) as raised:
             await answer(sender, "submit_batch", submission())
@@ -342,7 +340,7 @@ async def test_who_writes_in_another_way_is_answered_in_it(site: Site, options: 
 JUNK = (b"", b"\x80\x04N.", b"junk", b"\x92\x02\x80", b"\x91\x01", b"\xc0", b"\x92\x01\xc0", b"\x92\x01\x80")
 
 
-async def test_junk_is_dropped_and_the_intake_goes_on(site: Site, pool: ArqRedis) -> None:
+async def test_junk_is_dropped_and_the_intake_continues(site: Site, pool: ArqRedis) -> None:
     async def all_gone() -> bool:
         return bool(await pool.zcard(INTAKE) == 0)
 
@@ -366,7 +364,7 @@ def small_server(tmp_path: Path, real_redis_url: str) -> Iterator[RedisServer]:
         yield server
 
 
-async def test_while_redis_is_full_a_message_waits_and_is_taken_in_later(
+async def test_while_redis_is_full_a_message_waits_and_is_processed_later(
     small_server: RedisServer, tmp_path: Path
 ) -> None:
     async with Site(small_server.url, tmp_path) as site, await pool_of(site.url) as pool:
@@ -397,7 +395,7 @@ async def test_while_redis_is_full_a_message_waits_and_is_taken_in_later(
         assert await batches_made(site) == 1
 
 
-async def test_messages_that_no_worker_can_use_are_parked_and_others_are_taken_in(
+async def test_unusable_messages_are_parked_and_others_are_processed(
     site: Site, pool: ArqRedis, tmp_path: Path
 ) -> None:
     """Whatever stands in the queue: the process that reads it goes on, and operators find it among dead letters."""

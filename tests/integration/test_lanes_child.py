@@ -106,7 +106,7 @@ def pid_of(lane: ChildLane) -> int:
     return lane.pid
 
 
-async def test_what_a_library_prints_corrupts_nothing(lane: ChildLane) -> None:
+async def test_output_of_a_library_corrupts_nothing(lane: ChildLane) -> None:
     await lane.prepare(batch())
     for _ in range(3):
         outcome = await lane.run(job("echo"), ignore)
@@ -133,7 +133,7 @@ async def test_the_process_is_its_own_session_and_ignores_the_terminals_signals(
     assert lane.pid == pid
 
 
-async def test_our_secrets_stay_out_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_secrets_do_not_reach_the_process_of_a_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_SECRET", "hush")
     monkeypatch.setenv("PGPASSWORD", "hush")
     monkeypatch.setenv("OMP_REMOTE", "redis://:hush@127.0.0.1")
@@ -162,7 +162,7 @@ async def test_a_jailed_lane_can_do_what_libraries_need(lane: ChildLane) -> None
 
 @LINUX
 @pytest.mark.parametrize(("mode", "seccomp"), [(JailMode.ON, "2"), (JailMode.OFF, "0")])
-async def test_the_jail_is_off_only_when_the_operator_says_so(mode: JailMode, seccomp: str) -> None:
+async def test_the_jail_is_off_only_if_the_operator_disables_it(mode: JailMode, seccomp: str) -> None:
     lane = await ChildLane.open(BACKEND, msgspec.structs.replace(OPTIONS, jail=mode))
     status = read(f"/proc/{pid_of(lane)}/status")
     await lane.close()
@@ -171,13 +171,13 @@ async def test_the_jail_is_off_only_when_the_operator_says_so(mode: JailMode, se
 
 
 @LINUX
-async def test_a_lane_refuses_to_start_when_the_data_folder_lies_among_what_it_reads() -> None:
+async def test_a_lane_does_not_start_if_the_data_folder_is_within_its_readable_folders() -> None:
     within = str(Path(__file__).parent / "data")
     with pytest.raises(ExecutionError, match=r"cannot be kept from lanes, because it lies in .*; set TWEEZER_DATA_DIR"):
         await ChildLane.open(BACKEND, msgspec.structs.replace(OPTIONS, private=(within,)))
 
 
-async def test_the_scratch_folder_goes_with_the_lane(lane: ChildLane) -> None:
+async def test_the_scratch_folder_is_removed_with_the_lane(lane: ChildLane) -> None:
     (entry,) = [entry for entry in await run_act(lane, "environment") if entry.startswith("TMPDIR=")]
     folder = entry.removeprefix("TMPDIR=")
     assert exists(folder)
@@ -204,7 +204,7 @@ async def test_a_refusal_names_the_field(lane: ChildLane) -> None:
     assert outcome.fault == Fault("invalid", "is missing", "variables.omega")
 
 
-async def test_an_unexpected_exception_is_internal_and_the_process_lives(lane: ChildLane) -> None:
+async def test_an_unexpected_exception_is_internal_and_the_process_survives(lane: ChildLane) -> None:
     await lane.prepare(batch())
     pid = lane.pid
     outcome = await lane.run(job("fault"), ignore)
@@ -223,7 +223,7 @@ async def test_an_unexpected_exception_is_internal_and_the_process_lives(lane: C
         ("signal", signal.SIGKILL, "was killed by SIGKILL (perhaps by the system, for lack of memory)"),
     ],
 )
-async def test_a_process_that_dies_under_a_job_is_a_crash_and_is_replaced(
+async def test_a_process_that_dies_during_a_job_is_a_crash_and_is_replaced(
     lane: ChildLane, act: str, value: int, words: str
 ) -> None:
     await lane.prepare(batch())
@@ -247,7 +247,7 @@ async def test_a_process_killed_between_jobs_is_replaced_silently(lane: ChildLan
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
-async def test_a_job_that_looks_up_is_cancelled_softly(lane: ChildLane) -> None:
+async def test_a_job_that_checks_for_a_cancel_is_cancelled_softly(lane: ChildLane) -> None:
     await lane.prepare(batch())
     pid = lane.pid
     task = await begin(lane, job("solve"))
@@ -257,7 +257,7 @@ async def test_a_job_that_looks_up_is_cancelled_softly(lane: ChildLane) -> None:
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
-async def test_a_job_that_never_looks_up_is_killed(lane: ChildLane) -> None:
+async def test_a_job_that_never_checks_for_a_cancel_is_killed(lane: ChildLane) -> None:
     await lane.prepare(batch())
     pid = pid_of(lane)
     task = await begin(lane, job("deaf"))
@@ -297,7 +297,7 @@ async def test_a_job_ends_at_its_time_limit(lane: ChildLane, act: str) -> None:
     assert (await lane.run(job("echo"), ignore)).kind is OutcomeKind.DONE
 
 
-async def test_a_job_that_takes_too_much_memory_ends_and_says_what_to_do() -> None:
+async def test_a_job_that_takes_too_much_memory_ends_with_advice() -> None:
     lane = await ChildLane.open(BACKEND, LaneOptions(memory_limit_mb=400, watch_interval_s=0.02))
     await lane.prepare(batch())
     pid = pid_of(lane)
@@ -336,7 +336,7 @@ async def test_progress_is_reported_but_not_too_often(lane: ChildLane) -> None:
         ("crash", FaultKind.CRASH, "exited with code 4"),
     ],
 )
-async def test_a_batch_that_cannot_be_prepared_says_why(
+async def test_a_batch_that_cannot_be_prepared_has_a_reason(
     lane: ChildLane, sequence: str, kind: FaultKind, words: str
 ) -> None:
     with pytest.raises(ExecutionError) as raised:

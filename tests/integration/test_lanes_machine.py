@@ -95,7 +95,7 @@ async def twin(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChildL
     await lane.close()
 
 
-async def test_without_a_file_clients_are_told_of_a_real_device(lane: ChildLane) -> None:
+async def test_without_a_file_clients_get_the_specs_of_a_real_device(lane: ChildLane) -> None:
     specs = get_specs("EMU_FRESNEL", Binding("machine"))
     assert specs is not None
     device = deserialize_device(specs.text)
@@ -111,7 +111,7 @@ async def test_a_sequence_for_no_real_device_is_refused(lane: ChildLane) -> None
     assert "real device" in fault.message
 
 
-async def test_more_runs_than_the_machine_takes_are_refused(lane: ChildLane, twin: ChildLane) -> None:
+async def test_more_runs_than_the_machine_allows_are_refused(lane: ChildLane, twin: ChildLane) -> None:
     assert AnalogDevice.max_runs == 2000
     for each, most in ((lane, 2000), (twin, 500)):
         await each.prepare(batch(pulsed()))
@@ -155,7 +155,7 @@ async def test_random_noise_costs_no_shot_and_the_seed_decides(lane: ChildLane) 
     assert await counter(lane, job(101, 6)) != first
 
 
-async def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+async def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="cannot be read") as raised:
         make_adapter(Binding("machine", specs=tmp_path / "none.json"))
     assert raised.value.field == "specs"

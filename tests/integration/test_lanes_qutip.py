@@ -184,7 +184,7 @@ async def test_results_carry_their_provenance_and_can_be_read_by_pulser(lane: Ch
     assert outcome.device_s > 0
 
 
-async def test_an_equal_seed_gives_an_equal_counter_whatever_ran_before_and_on_any_lane(lane: ChildLane) -> None:
+async def test_an_equal_seed_gives_an_equal_counter_on_any_lane_and_after_any_jobs(lane: ChildLane) -> None:
     await lane.prepare(batch())
     first = await counter(lane, job(200, 42, **VALUES))
     await counter(lane, job(200, 43, omega=3.0, delta=2.0))
@@ -265,7 +265,7 @@ async def test_noise_that_is_not_random_is_evolved_once(lane: ChildLane) -> None
     assert lane.evolutions == before
 
 
-async def test_runs_override_the_configurations_shots_and_may_be_left_to_it(lane: ChildLane) -> None:
+async def test_runs_override_the_shots_of_the_configuration_and_may_be_omitted(lane: ChildLane) -> None:
     config: EmulationConfig[Any] = EmulationConfig(observables=[BitStrings(evaluation_times=[1.0], num_shots=33)])
     await lane.prepare(batch(backend_configuration=config.to_abstract_repr()))
     assert sum((await counter(lane, job(7, **VALUES))).values()) == 7
@@ -391,7 +391,7 @@ WRONG_OPERATION = json.dumps({**json.loads(TEXT), "operations": [{"op": "dance"}
     ],
     ids=range(14),
 )
-async def test_junk_is_refused_at_prepare_with_a_short_reason_and_harms_nothing(lane: ChildLane, sequence: str) -> None:
+async def test_junk_is_refused_at_prepare_with_a_short_reason_and_does_no_harm(lane: ChildLane, sequence: str) -> None:
     pid = lane.pid
     with pytest.raises(ExecutionError) as raised:
         await lane.prepare(batch(sequence))
@@ -411,7 +411,7 @@ def configured(**options: Any) -> str:
     return json.dumps(PLAIN | options)
 
 
-async def test_what_clients_of_other_emulators_send_is_accepted(lane: ChildLane) -> None:
+async def test_options_for_other_emulators_are_accepted(lane: ChildLane) -> None:
     text = configured(
         num_gpus_to_use=1,
         autosave_dt=math.inf,
@@ -456,7 +456,7 @@ async def test_a_configuration_that_is_junk_is_refused(lane: ChildLane, text: st
     assert (raised.value.kind, raised.value.field) == (FaultKind.USER, "backend_configuration")
 
 
-async def test_the_older_configuration_is_refused_where_it_asks_for_something(lane: ChildLane) -> None:
+async def test_an_old_configuration_with_unsupported_options_is_refused(lane: ChildLane) -> None:
     await lane.prepare(batch(configuration={"with_noise": False, "strict_validation": True, "result_types": None}))
     with pytest.raises(ExecutionError) as raised:
         await lane.prepare(batch(configuration={"with_noise": True}))
@@ -494,7 +494,7 @@ async def test_atoms_with_three_states_are_counted_in_the_sequences_own_measurem
     assert [round(float(one)) for one in occupation] == [int(bit) for bit in expected]
 
 
-async def test_what_pulser_rejects_late_is_the_users_error(lane: ChildLane) -> None:
+async def test_a_late_rejection_by_pulser_is_a_users_error(lane: ChildLane) -> None:
     noisy: EmulationConfig[Any] = EmulationConfig(
         observables=[BitStrings(evaluation_times=[1.0])], noise_model=NoiseModel(relaxation_rate=1.0)
     )
@@ -509,7 +509,7 @@ async def test_what_pulser_rejects_late_is_the_users_error(lane: ChildLane) -> N
 LONG = adiabatic(8, 40_000).to_abstract_repr()
 
 
-async def test_progress_comes_from_inside_the_solver_and_a_cancel_is_heard_there() -> None:
+async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed() -> None:
     lane = await open_lane(LaneOptions(soft_cancel_s=30.0, progress_interval_s=0.02))
     await lane.prepare(batch(LONG))
     pid, fractions = lane.pid, []

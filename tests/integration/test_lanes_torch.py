@@ -186,7 +186,7 @@ async def test_every_observable_of_the_configuration_comes_back(lane: ChildLane)
     assert told.atom_order == ("q0", "q1", "q2")
 
 
-async def test_qubits_are_in_the_registers_order_whatever_the_emulator_makes_of_it(lane: ChildLane) -> None:
+async def test_qubits_are_in_the_registers_order_for_every_emulator(lane: ChildLane) -> None:
     asked = (BitStrings(evaluation_times=[1.0]), Occupation(evaluation_times=[1.0]))
     named = tuple(type(one)(evaluation_times=[1.0], tag_suffix="named") for one in asked)
     exact = QutipBackendV2(
@@ -203,7 +203,7 @@ async def test_qubits_are_in_the_registers_order_whatever_the_emulator_makes_of_
             assert np.allclose(ones, expected, atol=0.05)
 
 
-async def test_an_equal_seed_gives_an_equal_counter_and_another_another(lane: ChildLane) -> None:
+async def test_an_equal_seed_gives_an_equal_counter_and_another_seed_a_different_one(lane: ChildLane) -> None:
     await lane.prepare(batch())
     first = await counter(lane, job(300, 42))
     await counter(lane, job(300, 43, omega=3.0))
@@ -320,7 +320,7 @@ async def test_options_of_emu_mps_are_checked_by_it_and_dropped_by_emu_sv(
     await lane_sv.prepare(batch(backend_configuration=plain(**options)))
 
 
-async def test_what_clients_serialise_is_accepted_and_what_is_the_operators_is_not_theirs(lane: ChildLane) -> None:
+async def test_options_that_clients_serialise_are_accepted_and_those_of_operators_refused(lane: ChildLane) -> None:
     import emu_mps
     import emu_sv
 
@@ -350,7 +350,7 @@ LONG_TEXT = pulsed(16, 10_000).to_abstract_repr()
 
 
 @pytest.mark.parametrize("device", [SV, MPS])
-async def test_progress_comes_from_inside_and_a_cancel_is_heard_there(
+async def test_progress_comes_from_within_the_solver_and_a_cancel_is_noticed_there(
     device: str, lane_sv: ChildLane, lane_mps: ChildLane
 ) -> None:
     lane = lane_sv if device == SV else lane_mps
@@ -404,7 +404,7 @@ async def test_the_older_name_is_served_by_emu_mps() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-async def test_a_gpu_that_is_not_there_is_said_to_be_missing_when_the_lane_opens() -> None:
+async def test_a_missing_gpu_is_reported_when_the_lane_opens() -> None:
     with pytest.raises(ExecutionError, match=r"option gpus asks for a GPU, but torch .* sees none"):
         await make_adapter(Binding("emu-sv", {"gpus": 1})).open_lane()
 

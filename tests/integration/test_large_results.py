@@ -152,7 +152,7 @@ async def test_a_producer_without_asyncio_reads_them_too(setting: Setting, monke
     assert await asyncio.to_thread(read) == expected(300)
 
 
-async def test_a_producer_elsewhere_is_told_how_to_get_them(setting: Setting) -> None:
+async def test_a_producer_on_another_host_gets_an_error_with_advice(setting: Setting) -> None:
     batch = await setting.submit(1, 300)
     await batch.wait(PATIENCE_S)
     async with connect_async(as_user(setting.url, RedisUser.PRODUCER)) as queue:
@@ -261,9 +261,7 @@ async def asking(setting: Setting, database: Database, role: Role) -> AsyncItera
             yield http
 
 
-async def test_the_api_sends_them_from_redis_and_when_that_forgot_from_the_ledger(
-    setting: Setting, database: Database
-) -> None:
+async def test_the_api_sends_them_from_redis_and_later_from_the_ledger(setting: Setting, database: Database) -> None:
     batch = await setting.submit(300)
     (job,) = await batch.results(PATIENCE_S)
     path, body = f"/api/v1/jobs/{job.id}/results", {"counter": {"0": 1}, "serialised_results": expected(300)}

@@ -86,7 +86,7 @@ def _fuzz(api: FurnishedApi, operation: APIOperation[Any, Any, Any, Any], key: s
         ask()
 
 
-def test_every_route_asks_for_a_key_but_those_meant_so(api: FurnishedApi) -> None:
+def test_every_route_but_the_open_ones_requires_a_key(api: FurnishedApi) -> None:
     named = {"batch_id": api.ids["batch_id"][0], "job_id": api.ids["job_id"][0], "device": NULL}
     found: dict[str, Call] = {}
     with httpx.Client(base_url=api.url, timeout=PATIENCE_S) as http:

@@ -23,7 +23,7 @@ JOBS = [{"runs": 3}]
 
 
 @pytest.mark.slow
-async def test_poison_of_every_kind_stops_nobody_elses_work(
+async def test_poison_of_every_kind_stops_no_other_work(
     real_redis_url: str, ledger_url: str, database: Database, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {

@@ -45,7 +45,7 @@ def document() -> dict[str, Any]:
         (lambda it: it.update(version="7"), "version: '7' is not '1'"),
     ],
 )
-def test_a_document_that_misses_the_schema_is_told_where_and_why(
+def test_the_error_of_a_document_that_violates_the_schema_has_place_and_reason(
     change: Callable[[dict[str, Any]], object], problem: str
 ) -> None:
     changed = document()
@@ -57,7 +57,7 @@ def test_a_document_that_misses_the_schema_is_told_where_and_why(
     assert len(raised.value.fault.message) < 300
 
 
-def test_a_document_of_an_old_pulser_is_named_by_what_it_has() -> None:
+def test_a_document_of_an_old_pulser_is_recognised() -> None:
     with pytest.raises(Refusal, match=r"'_build' (was|were) unexpected"):
         ParsedSequence('{"_build": true, "__module__": "pulser.sequence", "__name__": "Sequence"}')
 

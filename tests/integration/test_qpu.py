@@ -125,7 +125,7 @@ async def test_a_job_is_built_submitted_once_and_its_counter_comes_back(lab: Lab
 
 
 @both_kinds
-async def test_a_killed_workers_job_is_taken_up_by_the_next_and_not_submitted_again(lab: Laboratory) -> None:
+async def test_the_job_of_a_killed_worker_is_followed_by_the_next_and_not_submitted_again(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="3")
     first = await lab.serving()
     batch = await lab.submit()
@@ -139,7 +139,7 @@ async def test_a_killed_workers_job_is_taken_up_by_the_next_and_not_submitted_ag
     assert [tally.cancels + tally.displaced for tally in lab.qpu.witnessed().values()] == [0]
 
 
-async def test_a_drained_workers_job_goes_on_and_is_taken_up(lab: Laboratory) -> None:
+async def test_the_job_of_a_drained_worker_continues_and_is_followed_by_the_next(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="4")
     first = await lab.serving()
     batch = await lab.submit()
@@ -175,7 +175,7 @@ async def test_two_workers_serve_a_machine_one_after_the_other(lab: Laboratory) 
     assert sum(tally.displaced for tally in lab.qpu.witnessed().values()) == 0
 
 
-async def test_a_cancel_reaches_the_machine_and_what_was_measured_is_kept(lab: Laboratory) -> None:
+async def test_a_cancel_reaches_the_machine_and_measurements_are_kept(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="20")
     await lab.serving()
     batch = await lab.submit()
@@ -228,7 +228,7 @@ async def test_a_cancel_that_the_machine_does_not_confirm_ends_as_unconfirmed(la
     assert lab.submits() == [1]
 
 
-async def test_a_stop_that_the_next_worker_finds_was_asked_for(lab: Laboratory) -> None:
+async def test_the_next_worker_recognises_a_requested_stop(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     first = await lab.serving()
     batch = await lab.submit()
@@ -249,7 +249,7 @@ async def test_a_stop_that_the_next_worker_finds_was_asked_for(lab: Laboratory) 
     assert (job.status, job.cancel_outcome) == (JobStatus.CANCELED, CancelOutcome.STOPPED)
 
 
-async def test_a_cancel_that_comes_too_late_leaves_the_result(lab: Laboratory) -> None:
+async def test_a_late_cancel_keeps_the_result(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="2", late_cancels=1.0)
     await lab.serving()
     batch = await lab.submit()
@@ -260,7 +260,7 @@ async def test_a_cancel_that_comes_too_late_leaves_the_result(lab: Laboratory) -
     assert (job.status, job.cancel_outcome) == (JobStatus.DONE, CancelOutcome.TOO_LATE)
 
 
-async def test_a_job_that_a_stranger_stops_is_an_error_and_not_run_again(lab: Laboratory) -> None:
+async def test_a_job_that_another_client_stops_is_an_error_and_not_run_again(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     await lab.serving()
     batch = await lab.submit()
@@ -287,7 +287,7 @@ async def test_a_job_that_takes_too_long_is_stopped_on_the_machine(lab: Laborato
     assert [tally.ended for tally in lab.qpu.witnessed().values()] == [{"CANCELED": 1}]
 
 
-async def test_what_was_measured_before_a_timeout_is_kept(lab: Laboratory) -> None:
+async def test_measurements_before_a_timeout_are_kept(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="20")
     await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=4.0))
@@ -297,7 +297,7 @@ async def test_what_was_measured_before_a_timeout_is_kept(lab: Laboratory) -> No
     assert dict(job.results().final_bitstrings) == job.counter
 
 
-async def test_a_timeout_that_the_next_worker_finds_was_one(lab: Laboratory) -> None:
+async def test_the_next_worker_recognises_a_timeout(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     first = await lab.serving()
     batch = await lab.submit(limits=Limits(job_timeout_s=3.0))
@@ -376,7 +376,7 @@ async def test_a_worker_that_the_machine_refuses_does_not_wait(lab: Laboratory, 
     assert "404" in worker.text
 
 
-async def test_what_does_not_fit_the_machine_is_refused_at_submit(lab: Laboratory) -> None:
+async def test_a_sequence_that_does_not_fit_the_machine_is_refused_at_submit(lab: Laboratory) -> None:
     await lab.serving()
     with pytest.raises(InvalidInput, match="runs"):
         await lab.site.queue.submit(sequence(), [{"runs": 1_000_000}], device=DEVICE)
@@ -405,7 +405,7 @@ async def test_an_open_batch_keeps_the_machine_until_it_is_closed(lab: Laborator
     assert (await first.record()).idle_s > 0
 
 
-async def test_an_idle_open_batch_is_warned_and_gives_the_machine_up(lab: Laboratory) -> None:
+async def test_an_idle_open_batch_gets_a_warning_and_gives_up_the_machine(lab: Laboratory) -> None:
     await lab.serving()
     idle = await lab.submit(1, open=True, limits=Limits(open_timeout_s=2.0))
     await idle.wait(60)
@@ -416,7 +416,7 @@ async def test_an_idle_open_batch_is_warned_and_gives_the_machine_up(lab: Labora
     assert types[-2:] == ["batch.idle", "batch.timed_out"]
 
 
-async def test_a_redis_that_may_forget_serves_no_machine(qpu: QpuProcess, tmp_path: Path) -> None:
+async def test_a_redis_that_may_lose_writes_serves_no_machine(qpu: QpuProcess, tmp_path: Path) -> None:
     with RedisServer(kind="redis", appendfsync="everysec") as server:
         async with Site(server.url, tmp_path) as site:
             worker = Laboratory(qpu, server, site).worker()

@@ -98,7 +98,7 @@ async def lab(qpu: QpuProcess, valkey_server: RedisServer, tmp_path: Path) -> As
             yield Laboratory(qpu, redis, site, tmp_path / "witness")
 
 
-async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Laboratory) -> None:
+async def test_a_submit_that_redis_lost_is_found_on_the_machine(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="3")
     worker = await lab.worker()
     batch = await lab.forgotten()
@@ -109,7 +109,7 @@ async def test_what_redis_forgot_of_a_submit_is_found_on_the_machine(lab: Labora
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
-async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_after_it(lab: Laboratory) -> None:
+async def test_an_older_last_known_job_still_finds_all_later_jobs(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="0.5")
     worker = await lab.worker()
     batch = await lab.submit(4)
@@ -126,7 +126,7 @@ async def test_a_last_job_of_the_machine_that_went_back_finds_all_that_came_afte
     assert (lab.submits(), lab.stops()) == ([1] * 4, 0)
 
 
-async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_was_looked_for(lab: Laboratory) -> None:
+async def test_a_lost_submit_is_found_behind_jobs_that_came_before_the_search(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="1")
     worker = await lab.worker()
     batch = await lab.forgotten()
@@ -139,7 +139,7 @@ async def test_what_redis_forgot_is_found_behind_the_jobs_that_came_before_it_wa
 
 
 @pytest.mark.slow
-async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
+async def test_an_intent_on_the_disk_survives_redis(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="3")
     worker = await lab.worker()
     batch = await lab.submit()
@@ -151,7 +151,7 @@ async def test_an_intent_on_the_disk_outlives_redis(lab: Laboratory) -> None:
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
-async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(lab: Laboratory) -> None:
+async def test_a_holder_stopped_before_its_last_check_leaves_the_submit_to_the_next(lab: Laboratory) -> None:
     await lab.worker(stops="before:1")
     batch = await lab.submit()
     await lab.stopped()
@@ -163,7 +163,7 @@ async def test_who_stood_still_before_its_last_look_lets_the_next_holder_submit(
     assert lab.submits() == [1]
 
 
-async def test_a_submit_that_arrives_while_the_next_holder_looks_for_it_is_found(lab: Laboratory) -> None:
+async def test_a_submit_that_arrives_during_the_next_holders_search_is_found(lab: Laboratory) -> None:
     await lab.worker(stops="after:1", submit_timeout_s=10.0)
     batch = await lab.submit()
     await lab.stopped()
@@ -189,7 +189,7 @@ async def test_a_submit_that_arrives_after_it_was_given_up_is_the_only_one(lab: 
     assert (await batch.record()).status is BatchStatus.DONE
 
 
-async def test_a_drain_while_a_submit_is_under_way_leaves_it_to_be_found(lab: Laboratory) -> None:
+async def test_a_drain_during_a_submit_leaves_a_job_that_is_found_later(lab: Laboratory) -> None:
     lab.qpu.misbehave(answer_seconds="0.8", job_seconds="2")
     first = await lab.worker()
     batch = await lab.submit()
@@ -202,7 +202,7 @@ async def test_a_drain_while_a_submit_is_under_way_leaves_it_to_be_found(lab: La
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
-async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: Laboratory) -> None:
+async def test_a_holder_that_was_stopped_cancels_no_job_of_the_next(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="8")
     first = await lab.worker()
     batch = await lab.submit()
@@ -220,7 +220,7 @@ async def test_a_holder_that_stood_still_cancels_nothing_of_the_next_ones(lab: L
     assert (lab.submits(), lab.stops()) == ([1], 0)
 
 
-async def test_the_job_of_a_dead_worker_is_taken_up_before_another_batch_could_displace_it(lab: Laboratory) -> None:
+async def test_the_job_of_a_dead_worker_is_followed_before_another_batch_can_displace_it(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="4")
     first = await lab.worker()
     batch = await lab.submit()
@@ -232,7 +232,7 @@ async def test_the_job_of_a_dead_worker_is_taken_up_before_another_batch_could_d
     assert (lab.submits(), lab.stops()) == ([1, 1], 0)
 
 
-async def test_a_batch_cancelled_while_its_job_has_no_worker_is_stopped_by_the_next(lab: Laboratory) -> None:
+async def test_the_next_worker_stops_the_job_of_a_batch_that_was_cancelled_without_a_worker(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     first = await lab.worker()
     batch = await lab.submit(3)
@@ -246,7 +246,7 @@ async def test_a_batch_cancelled_while_its_job_has_no_worker_is_stopped_by_the_n
     assert (tally.submits, tally.ended) == (1, {"CANCELED": 1})
 
 
-async def test_a_paused_device_gets_a_worker_for_the_job_that_runs_on_it(lab: Laboratory) -> None:
+async def test_a_paused_device_gets_a_worker_for_its_running_job(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="4")
     first = await lab.worker()
     batch = await lab.submit(2)
@@ -282,7 +282,7 @@ async def test_a_paused_batch_gets_a_worker_for_its_job_on_the_machine(lab: Labo
 
 
 @pytest.mark.parametrize("end", ["drain", "kill"])
-async def test_no_job_of_others_comes_between_two_of_an_open_batch_whose_worker_is_replaced(
+async def test_no_foreign_job_runs_between_two_of_an_open_batch_whose_worker_is_replaced(
     lab: Laboratory, end: str
 ) -> None:
     first = await lab.worker()
@@ -306,7 +306,7 @@ async def test_no_job_of_others_comes_between_two_of_an_open_batch_whose_worker_
     assert list(lab.qpu.witnessed()) == names
 
 
-async def test_jobs_outlast_a_proxy_that_turns_their_submits_away(lab: Laboratory) -> None:
+async def test_jobs_survive_a_proxy_that_rejects_their_submits(lab: Laboratory) -> None:
     worker = await lab.worker()
     lab.qpu.misbehave(turn_away=1.0)
     batch = await lab.submit(2)
@@ -333,7 +333,7 @@ def status_of(lab: Laboratory, uid: int) -> str:
     return str(lab.qpu.ask("GET", f"/api/v1/jobs/{uid}")["data"]["status"])
 
 
-async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab: Laboratory) -> None:
+async def test_a_lost_submit_is_found_on_a_machine_whose_ids_restarted(lab: Laboratory) -> None:
     worker = await lab.worker()
     await (await lab.submit(6)).results(60)
     set_back(lab)
@@ -349,7 +349,7 @@ async def test_what_redis_forgot_is_found_on_a_machine_whose_ids_began_anew(lab:
     assert (lab.submits(), lab.stops()) == ([1] * 7, 0)
 
 
-async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Laboratory) -> None:
+async def test_the_job_of_a_lost_reply_is_found_on_a_machine_whose_ids_restarted(lab: Laboratory) -> None:
     worker = await lab.worker()
     await (await lab.submit(6)).results(60)
     set_back(lab)
@@ -360,7 +360,7 @@ async def test_a_lost_reply_is_found_on_a_machine_whose_ids_began_anew(lab: Labo
     assert lab.submits() == [1] * 7
 
 
-async def test_a_strangers_job_under_the_id_of_ours_is_neither_taken_for_it_nor_cancelled(lab: Laboratory) -> None:
+async def test_a_foreign_job_with_the_id_of_ours_is_neither_followed_nor_cancelled(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     first = await lab.worker()
     batch = await lab.submit()
@@ -376,7 +376,7 @@ async def test_a_strangers_job_under_the_id_of_ours_is_neither_taken_for_it_nor_
     assert status_of(lab, 1) == "RUNNING"
 
 
-async def test_a_job_is_cancelled_only_when_the_machine_has_just_said_that_it_is_ours(lab: Laboratory) -> None:
+async def test_a_job_is_cancelled_only_after_the_machine_confirmed_that_it_is_ours(lab: Laboratory) -> None:
     lab.qpu.misbehave(job_seconds="60")
     worker = await lab.worker(ask_again_s=0.1)
     batch = await lab.submit()

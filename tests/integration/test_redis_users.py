@@ -77,7 +77,7 @@ def refused(url: str, *command: object) -> None:
 
 
 @pytest.mark.parametrize("user", BOUND)
-def test_a_user_does_nothing_but_what_its_process_needs(user: RedisUser, server: RedisServer) -> None:
+def test_a_user_of_redis_has_only_the_rights_of_its_process(user: RedisUser, server: RedisServer) -> None:
     url = as_user(server.url, user)
     for command in FORBIDDEN:
         refused(url, *command)
@@ -89,7 +89,7 @@ def test_a_user_does_nothing_but_what_its_process_needs(user: RedisUser, server:
 
 @pytest.mark.parametrize("user", [user for user in BOUND if user is not RedisUser.SENDER])
 @pytest.mark.parametrize("call", ["'GET', 'foreign'", "'FLUSHALL'", "'PUBLISH', 'foreign', 'x'"])
-async def test_a_user_does_no_more_in_a_script(user: RedisUser, call: str, server: RedisServer) -> None:
+async def test_a_user_has_no_more_rights_in_a_script(user: RedisUser, call: str, server: RedisServer) -> None:
     async with Store.open(Connect(as_user(server.url, user))) as store:
         text: Any = f"return redis.call({call})"
         with pytest.raises(redis.exceptions.ResponseError, match=r"ACL failure|script can't"):
@@ -113,7 +113,7 @@ async def test_a_process_with_the_user_of_another_ends_with_the_reason(process: 
     assert "the user of TWEEZER_REDIS_URL lacks a right in Redis" in started.text
 
 
-async def test_a_process_that_lacks_a_right_says_so_and_goes_on_when_it_has_it(site: Site) -> None:
+async def test_a_process_that_lacks_a_right_reports_it_and_continues_when_it_has_it(site: Site) -> None:
     redis: Any = site.store.redis
     await redis.execute_command("ACL", "SETUSER", "tweezer-recorder", "-xrange")
     recorder = site.spawn("recorder")
@@ -128,7 +128,7 @@ async def test_a_process_that_lacks_a_right_says_so_and_goes_on_when_it_has_it(s
 
 
 @pytest.mark.redis
-async def test_a_worker_of_a_machine_names_the_right_that_an_older_redis_takes(redis_server: RedisServer) -> None:
+async def test_a_worker_of_a_machine_names_the_right_that_an_older_redis_needs(redis_server: RedisServer) -> None:
     async with Store.open(Connect(as_user(redis_server.url, RedisUser.WORKER))) as store:
         with pytest.raises(NotDurable, match=r"add \+config\|get to this user"):
             await store.remote.require_durability()

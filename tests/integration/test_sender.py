@@ -160,7 +160,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext,
 # What receivers answer.
 
 
-async def test_a_webhook_arrives_as_it_was_given() -> None:
+async def test_a_webhook_arrives_unchanged() -> None:
     async with receiving() as receiver:
         answer = await once(receiver.url("/a%2Fb?token=%2Fx+y&z"))
         (request,) = receiver.requests
@@ -176,7 +176,7 @@ async def test_a_webhook_arrives_as_it_was_given() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 202, 299, 400, 404, 410, 500, 503])
-async def test_the_status_decides(status: int) -> None:
+async def test_the_status_of_a_response_decides(status: int) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(status=status, text="said ä")
 
@@ -195,7 +195,7 @@ async def test_the_status_decides(status: int) -> None:
         ("Fri, 31 Dec 9999 23:59:59 GMT", 604_800, 604_800),
     ],
 )
-async def test_a_receiver_says_when_to_come_again(header: str, least: float, most: float) -> None:
+async def test_retry_after_of_a_receiver_is_read(header: str, least: float, most: float) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": header})
 
@@ -206,7 +206,7 @@ async def test_a_receiver_says_when_to_come_again(header: str, least: float, mos
     assert not answer.is_success
 
 
-async def test_a_date_to_come_again_is_so_many_seconds_from_now() -> None:
+async def test_retry_after_may_be_a_date() -> None:
     async def handle(request: web.Request) -> web.Response:
         later = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=100)
         return web.Response(status=503, headers={"Retry-After": email.utils.format_datetime(later, usegmt=True)})
@@ -218,7 +218,7 @@ async def test_a_date_to_come_again_is_so_many_seconds_from_now() -> None:
 
 
 @pytest.mark.parametrize("header", ["soon", "-5", "1.5", "٣", "Fri, 99 Foo 2020", "", FAR])
-async def test_junk_instead_of_when_to_come_again_is_ignored(header: str) -> None:
+async def test_an_invalid_retry_after_is_ignored(header: str) -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": header})
 
@@ -251,7 +251,7 @@ async def test_no_cookie_is_kept() -> None:
         assert all("Cookie" not in request.headers for request in receiver.requests)
 
 
-async def test_a_connection_serves_again() -> None:
+async def test_a_connection_is_reused() -> None:
     async with receiving() as receiver, Sender(HERE) as sender:
         for _ in range(3):
             assert (await sender.post(receiver.url(), BODY, {})).is_success
@@ -279,7 +279,7 @@ async def test_a_receiver_that_hangs_times_out() -> None:
     assert answer.milliseconds >= 190
 
 
-async def test_an_answer_that_does_not_end_times_out() -> None:
+async def test_an_endless_slow_response_times_out() -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
         await reader.read()
@@ -316,7 +316,7 @@ async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> 
         b"\0" * 1000,
     ],
 )
-async def test_junk_is_told_in_a_sentence(said: bytes) -> None:
+async def test_an_invalid_response_is_reported_in_a_sentence(said: bytes) -> None:
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(said)
         await writer.drain()
@@ -341,7 +341,7 @@ async def test_a_receiver_that_never_begins_to_answer_is_cut(said: bytes) -> Non
     assert (answer.status, answer.error) == (None, "no answer came within 64 KiB")
 
 
-async def test_informational_answers_come_before_an_answer_and_do_not_add_up() -> None:
+async def test_informational_responses_are_skipped_and_bounded() -> None:
     async def handle(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 1000)  # 40 KB
@@ -352,7 +352,7 @@ async def test_informational_answers_come_before_an_answer_and_do_not_add_up() -
     assert [answer.status for answer in answers] == [204] * 3
 
 
-async def test_an_endless_answer_is_cut() -> None:
+async def test_a_response_that_never_ends_is_cut_off() -> None:
     sent = 0
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -372,7 +372,7 @@ async def test_an_endless_answer_is_cut() -> None:
     assert sent < 16 << 20  # what the kernel holds between both
 
 
-async def test_a_bomb_is_not_unpacked() -> None:
+async def test_a_compression_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(b"\0" * (64 << 20))
 
     async def handle(request: web.Request) -> web.Response:
@@ -385,7 +385,7 @@ async def test_a_bomb_is_not_unpacked() -> None:
     assert answer.text == "(an answer that is compressed, which was not asked for)"
 
 
-async def test_nobody_there_is_told() -> None:
+async def test_a_refused_connection_is_reported() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -393,7 +393,7 @@ async def test_nobody_there_is_told() -> None:
     assert answer == SendResult(None, answer.milliseconds, "no connection to the receiver: connection refused")
 
 
-async def test_a_name_without_an_address_is_told() -> None:
+async def test_a_name_without_an_address_is_reported() -> None:
     async def lookup(name: str) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -443,7 +443,7 @@ async def test_the_checked_address_is_called_by_its_name(authority: Contexts) ->
         assert receiver.requests[0].headers["Host"] == f"{HOST}:{receiver.port}"
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused(authority: Contexts) -> None:
+async def test_an_untrusted_certificate_is_refused(authority: Contexts) -> None:
     async with receiving(tls=authority[0]) as receiver:
         answer = await once(receiver.url(host=HOST, scheme="https"), LAB, lookup=finds(["127.0.0.1"]))
         assert not receiver.requests
@@ -459,7 +459,7 @@ async def test_a_certificate_of_another_name_is_refused(authority: Contexts) -> 
     assert "certificate is not valid" in answer.error
 
 
-async def test_a_receiver_that_speaks_no_tls_is_told() -> None:
+async def test_a_receiver_without_tls_is_reported() -> None:
     async with receiving() as receiver:
         answer = await once(receiver.url(scheme="https"))
     assert answer.error == "TLS could not be agreed on with the receiver"
@@ -492,7 +492,7 @@ async def test_a_refused_address_is_not_connected_to(url: str) -> None:
         ["localhost"],
     ],
 )
-async def test_a_name_is_refused_unless_every_address_is_fine(addresses: list[str]) -> None:
+async def test_a_name_is_refused_unless_every_address_is_allowed(addresses: list[str]) -> None:
     async with never_called() as port:
         policy = WebhookPolicy.parse("", str(port))
         answer = await once(f"https://{HOST}:{port}/", policy, lookup=finds(addresses))
@@ -502,7 +502,7 @@ async def test_a_name_is_refused_unless_every_address_is_fine(addresses: list[st
     assert not any(address in answer.error for address in addresses), "names within a network are nobody's business"
 
 
-async def test_a_name_that_is_bound_anew_is_connected_to_as_it_was_checked(authority: Contexts) -> None:
+async def test_a_rebound_name_is_connected_at_the_checked_address(authority: Contexts) -> None:
     """127.0.0.2 stands for a public address, 127.0.0.1 for what must not be reached."""
     server, client = authority
     async with receiving(host="127.0.0.2", tls=server) as receiver, never_called(port=receiver.port):
@@ -521,7 +521,7 @@ async def test_a_name_that_is_bound_anew_is_connected_to_as_it_was_checked(autho
         assert len(receiver.requests) == 2
 
 
-async def test_many_who_ask_for_one_name_at_once_are_refused_alike() -> None:
+async def test_concurrent_lookups_of_a_forbidden_name_are_all_refused() -> None:
     asked = 0
 
     async def lookup(name: str) -> list[str]:
@@ -539,7 +539,7 @@ async def test_many_who_ask_for_one_name_at_once_are_refused_alike() -> None:
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:{}/", "http://2130706433:{}/", "http://0x7f.1:{}/", "http://[::ffff:7f00:1]:{}/"]
 )
-async def test_what_would_pass_the_first_check_is_stopped_before_the_connection(
+async def test_an_address_that_passes_the_first_check_is_stopped_before_the_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blind(url: str, policy: WebhookPolicy) -> Target:

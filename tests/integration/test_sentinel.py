@@ -68,7 +68,7 @@ def sentinel_url(primary: RedisServer, replica: RedisServer, tmp_path: Path) -> 
         sentinel.wait(10)
 
 
-async def test_work_goes_on_at_the_replica_when_the_primary_dies(primary: RedisServer, sentinel_url: str) -> None:
+async def test_work_continues_at_the_replica_when_the_primary_dies(primary: RedisServer, sentinel_url: str) -> None:
     settings = load({"redis.url": sentinel_url, "worker.drain_s": 1})
     worker = make_worker(settings, device="NULL", lanes=2, version="test", handle_signals=False)
     async with asyncio.timeout(90), connect_async(sentinel_url, retry_s=60) as queue:
@@ -117,6 +117,6 @@ def test_the_url_names_sentinels_service_and_database(
 
 
 @pytest.mark.parametrize("url", ["redis+sentinel://a/s", "redis+sentinel://a:1", "redis+sentinel://a:1/s/x"])
-def test_an_incomplete_url_says_what_is_missing(url: str) -> None:
+def test_the_error_of_an_incomplete_url_names_what_is_missing(url: str) -> None:
     with pytest.raises(InvalidInput, match="write redis\\+sentinel://"):
         SentinelUrl.parse(url)

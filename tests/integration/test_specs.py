@@ -64,7 +64,7 @@ def test_a_file_of_specs_is_read_and_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_specs_is_named(tmp_path: Path) -> None:
+def test_an_invalid_file_of_specs_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.json"
     with pytest.raises(InvalidInput, match=r"devices\.TWIN\.specs: .*broken\.json cannot be read: No such file"):
         get_specs("TWIN", Binding("qutip", specs=file))
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_specs_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_without_pulser_specs_from_outside_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pulser_external_specs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specs, "_ask_pulser", lambda text: subprocess.CompletedProcess([], 3, "", "No module named …"))
     with pytest.raises(TweezerError, match=r"cannot be checked, because Pulser is not installed here: pip install"):
         check_specs(virtual_specs("X").text)

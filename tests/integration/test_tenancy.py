@@ -67,7 +67,7 @@ async def stranger(real_redis_url: str, tmp_path: Path, sqlite_template: Path) -
 
 
 @pytest.mark.slow
-async def test_a_foreign_id_is_answered_like_one_that_nobody_has(stranger: Stranger) -> None:
+async def test_a_foreign_id_has_the_same_response_as_an_unknown_one(stranger: Stranger) -> None:
     paths, before = stranger.paths(), await stranger.everything()
     assert len(paths) > 10
     told: dict[str, Any] = {}
@@ -82,7 +82,7 @@ async def test_a_foreign_id_is_answered_like_one_that_nobody_has(stranger: Stran
     assert await stranger.everything() == before
 
 
-async def test_lists_have_nothing_of_what_is_foreign(stranger: Stranger) -> None:
+async def test_lists_contain_nothing_of_other_projects(stranger: Stranger) -> None:
     asked = {"id": stranger.ours, "project_id": {"batch_id": OURS, "job_id": OURS}}
     for path in ("/api/v1/batches", "/api/v2/batches", "/api/v2/batches/counts"):
         for name, ids in asked.items():
@@ -101,7 +101,7 @@ async def test_lists_have_nothing_of_what_is_foreign(stranger: Stranger) -> None
             assert foreign[0] == 200
 
 
-async def test_what_is_asked_of_many_does_nothing_to_what_is_foreign(stranger: Stranger) -> None:
+async def test_bulk_calls_do_not_affect_other_projects(stranger: Stranger) -> None:
     before = await stranger.everything()
     for path in ("/api/v1/batches/cancel", "/api/v2/batches/cancel"):
         foreign, unknown = [

@@ -107,7 +107,7 @@ def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
         return connection.execute("SELECT status, jobs FROM batches ORDER BY id").fetchall() == expected
 
 
-def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) -> None:
+def test_up_makes_a_ledger_that_records_and_is_kept(start: Start, tmp_path: Path) -> None:
     ledger, log = tmp_path / DATA / "ledger.db", tmp_path / "log"
     sequence = tmp_path / "sequence.json"
     sequence.write_text("{}")
@@ -122,7 +122,7 @@ def test_up_makes_a_ledger_that_records_and_stays(start: Start, tmp_path: Path) 
         assert running.wait(PATIENCE_S) == 0, log.read_text()
 
 
-def test_commands_and_the_library_find_the_one_that_runs(
+def test_commands_and_the_library_find_the_running_up(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, log, data = start(), tmp_path / "log", tmp_path / DATA
@@ -150,7 +150,7 @@ def test_commands_and_the_library_find_the_one_that_runs(
     assert not (data / "env").exists()
 
 
-def test_what_up_keeps_is_for_its_user_only(start: Start, tmp_path: Path) -> None:
+def test_the_data_of_up_are_for_its_user_only(start: Start, tmp_path: Path) -> None:
     (tmp_path / DATA / "redis").mkdir(parents=True, mode=0o755)  # as earlier versions made it
     started(start(), tmp_path / "log")
     kept = [path for path in (tmp_path / DATA).rglob("*") if not path.is_socket()]

@@ -78,7 +78,7 @@ async def start() -> AsyncIterator[Start]:
 # --- the receiver
 
 
-async def test_a_webhook_that_is_genuine_is_verified_and_taken(start: Start) -> None:
+async def test_a_genuine_webhook_is_verified_and_accepted(start: Start) -> None:
     bench = await start()
     assert await bench.send(batch_id=BATCH, index=3, status="DONE", sequence=5, previous_sequence=4) == 204
     (got,) = bench.got
@@ -92,7 +92,7 @@ async def test_a_webhook_that_is_genuine_is_verified_and_taken(start: Start) -> 
     assert (told["verified"], told["data"]["index"], told["status"]) == (True, 3, 204)
 
 
-async def test_what_is_not_genuine_is_refused_with_the_reason(start: Start) -> None:
+async def test_a_forged_webhook_is_refused_with_the_reason(start: Start) -> None:
     bench = await start()
     assert await bench.send(secret=new_secret()) == 401
     assert "the signature is another's" in bench.text
@@ -107,13 +107,13 @@ async def test_what_is_not_genuine_is_refused_with_the_reason(start: Start) -> N
     assert json.loads(to_json(bare))["verified"] is False
 
 
-async def test_what_a_stranger_sends_cannot_command_the_terminal(start: Start) -> None:
+async def test_a_foreign_request_cannot_control_the_terminal(start: Start) -> None:
     bench = await start(SECRET)
     assert await bench.send("\x9b31mred", secret=new_secret()) == 401
     assert format_line(bench.got[0]).isprintable()
 
 
-async def test_repetitions_gaps_and_what_comes_late_are_told(start: Start) -> None:
+async def test_repeats_gaps_and_late_webhooks_are_shown(start: Start) -> None:
     bench = await start()
     for identity, number, before in (("e4", 4, 3), ("e7", 7, 6), ("e7", 7, 6), ("e6", 6, 4), ("e9", 9, 7)):
         await bench.send(identity, batch_id=BATCH, sequence=number, previous_sequence=before)
@@ -133,7 +133,7 @@ async def test_repetitions_gaps_and_what_comes_late_are_told(start: Start) -> No
     assert format_line(bench.got[2]).endswith("(repeated)")
 
 
-async def test_it_answers_as_it_is_told(start: Start) -> None:
+async def test_it_answers_with_the_requested_status(start: Start) -> None:
     bench = await start(manner=Manner(answers=(200, 500, 429), retry_after_s=7))
     assert [await bench.send(f"e{number}") for number in range(4)] == [200, 500, 429, 200]
     assert "Retry-After" not in bench.headers
@@ -142,7 +142,7 @@ async def test_it_answers_as_it_is_told(start: Start) -> None:
     assert [it.status for it in bench.got] == [200, 500, 429, 200, 500]
 
 
-async def test_it_hangs_up_on_demand(start: Start) -> None:
+async def test_it_closes_the_connection_on_demand(start: Start) -> None:
     for manner in (Manner(reset=True), Manner(hang_s=0.2)):
         bench, began = await start(manner=manner), time.monotonic()
         with pytest.raises(aiohttp.ClientError):
@@ -158,7 +158,7 @@ async def test_it_is_slow_on_demand(start: Start) -> None:
     assert time.monotonic() - began >= 0.2
 
 
-async def test_it_closes_while_somebody_waits(start: Start) -> None:
+async def test_it_stops_while_a_request_waits(start: Start) -> None:
     bench = await start(manner=Manner(hang_s=600))
     waiting = asyncio.create_task(bench.send())
     await until(lambda: bool(bench.got))
@@ -167,7 +167,7 @@ async def test_it_closes_while_somebody_waits(start: Start) -> None:
         await waiting
 
 
-async def test_secrets_that_are_told_later_count(start: Start) -> None:
+async def test_secrets_that_are_added_later_are_used(start: Start) -> None:
     known: list[str] = []
     bench = await start(lambda: list(known))
     assert await bench.send() == 401
@@ -180,7 +180,7 @@ async def test_secrets_that_are_told_later_count(start: Start) -> None:
     await until(taken)
 
 
-async def test_a_port_that_is_taken_is_said(start: Start) -> None:
+async def test_a_port_that_is_taken_is_reported(start: Start) -> None:
     bench = await start()
     port = int(bench.receiver.url.rstrip("/").rpartition(":")[2])
     with pytest.raises(InvalidInput) as refused:
@@ -271,7 +271,7 @@ async def test_stored_deliveries_are_replayed_to_a_listener_signed_anew(
     assert [it["repeated"] for it in told] == [False, False, False, True, False]
 
 
-async def test_a_replay_tells_what_was_not_taken(site: Site, start: Start) -> None:
+async def test_a_replay_reports_what_was_not_accepted(site: Site, start: Start) -> None:
     site.deliver("job.done", "batch.done")
     bench = await start([site.endpoint["secret"]], manner=Manner(answers=(500, 301)))
     result = await asyncio.to_thread(site.call, "webhooks", "replay", bench.receiver.url)

@@ -56,7 +56,7 @@ def idle(pool: ArqRedis, **options: Any) -> Idle:
     return Idle(functions=[func(nothing, name="nothing")], queue_name="q", redis_pool=pool, **options)
 
 
-def test_it_is_the_release_that_was_read() -> None:
+def test_arq_is_the_release_whose_source_was_read() -> None:
     assert importlib.metadata.version("arq").startswith("0.28.")
 
 
@@ -74,7 +74,7 @@ def test_it_is_the_release_that_was_read() -> None:
         ("_add_signal_handler", ["self", "signum", "handler"]),
     ],
 )
-def test_a_method_that_is_called_or_overridden_is_there(name: str, parameters: list[str]) -> None:
+def test_every_method_of_arq_that_is_called_or_overridden_exists(name: str, parameters: list[str]) -> None:
     assert list(inspect.signature(getattr(Worker, name)).parameters) == parameters
     overridden = name in ("main", "_poll_iteration", "close")
     assert (getattr(TicketWorker, name) is not getattr(Worker, name)) is overridden
@@ -97,7 +97,7 @@ async def test_a_fresh_worker_has_the_attributes_that_are_used(pool: ArqRedis) -
 
 
 @pytest.mark.parametrize(("wait_s", "handler"), [(0, "handle_sig"), (1, "handle_sig_wait_for_completion")])
-async def test_signals_lead_to_the_handler_that_waits_if_there_is_something_to_wait_for(
+async def test_signals_call_the_waiting_handler_if_tasks_are_running(
     pool: ArqRedis, monkeypatch: pytest.MonkeyPatch, wait_s: int, handler: str
 ) -> None:
     handlers: dict[int, str] = {}
@@ -116,7 +116,7 @@ async def test_async_run_is_main_as_a_task(pool: ArqRedis) -> None:
         await running
 
 
-async def test_a_drain_stops_picking_and_ends_main_when_the_tasks_are_gone(pool: ArqRedis) -> None:
+async def test_a_drain_stops_picking_and_ends_main_after_the_last_task(pool: ArqRedis) -> None:
     """Whoever puts tasks in must take them out: the drain ends when the dictionary is empty."""
     worker = idle(pool, job_completion_wait=20)
     running = asyncio.create_task(worker.async_run())
@@ -201,7 +201,7 @@ async def announced(site: Site) -> None:
     await until(device_is_known)
 
 
-async def test_burst_mode_runs_what_there_is_and_ends(site: Site) -> None:
+async def test_burst_mode_runs_all_waiting_work_and_ends(site: Site) -> None:
     first = our_worker(site, burst=True)
     await asyncio.wait_for(run_until_cancelled(first), PATIENCE_S)  # there is nothing yet, but now a device
     batches = [await site.submit([{}] * 50), await site.submit([{"sleep_s": 0.1}] * 4)]
@@ -220,7 +220,7 @@ async def test_a_burst_worker_is_a_process_that_exits_by_itself(site: Site) -> N
     assert statuses(await site.audit(batch)) == [DONE] * 20
 
 
-async def test_tasks_are_the_tickets_under_way_and_are_counted_when_they_end(site: Site) -> None:
+async def test_tasks_are_the_current_tickets_and_are_counted_when_they_end(site: Site) -> None:
     worker = our_worker(site)
     running = asyncio.create_task(run_until_cancelled(worker))
     await announced(site)
@@ -249,7 +249,7 @@ async def test_a_submit_wakes_an_idle_worker(site: Site) -> None:
     await stop(worker, running)
 
 
-async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_the_others(site: Site) -> None:
+async def test_a_worker_stopped_in_its_wait_leaves_work_and_bell_to_others(site: Site) -> None:
     """What comes as it stops was perhaps taken for it, with a reply that nobody reads: it is given back, and rings."""
     await asyncio.wait_for(run_until_cancelled(our_worker(site, burst=True)), PATIENCE_S)  # announces the device
     redis: Any = site.store.redis

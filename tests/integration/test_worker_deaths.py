@@ -77,7 +77,7 @@ async def test_sigterm_lets_a_job_that_fits_finish(site: Site) -> None:
     assert job.attempt == len(await site.starts(batch)) == 1
 
 
-async def test_sigterm_gives_back_a_job_that_does_not_fit_and_burns_no_attempt(site: Site) -> None:
+async def test_sigterm_gives_back_a_job_that_does_not_fit_without_using_up_an_attempt(site: Site) -> None:
     await site.workers(2)
     batch = await site.submit([{"sleep_s": 2.5}])
     leaving = await site.holder(batch)
@@ -95,7 +95,7 @@ async def test_sigterm_gives_back_a_job_that_does_not_fit_and_burns_no_attempt(s
     assert f":{leaving.pid}:" not in remaining.id
 
 
-async def test_a_worker_that_drains_takes_nothing_more(site: Site) -> None:
+async def test_a_draining_worker_takes_no_more_work(site: Site) -> None:
     (leaving,) = await site.workers(1, worker_drain_s=3)
     batch = await site.submit([{"sleep_s": 0.6}] * 3)
     await site.held(batch)
@@ -114,7 +114,7 @@ async def test_a_worker_that_drains_takes_nothing_more(site: Site) -> None:
 
 
 @pytest.mark.parametrize("action", ["terminate", "kill"])
-async def test_no_lane_outlives_its_worker(site: Site, action: str) -> None:
+async def test_no_lane_survives_its_worker(site: Site, action: str) -> None:
     (worker,) = await site.workers(1, MISBEHAVING, lanes=2)
     batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)
     await site.running(batch)
@@ -136,7 +136,7 @@ async def test_a_worker_without_work_stops_at_once(site: Site) -> None:
     assert await site.queue.workers() == []
 
 
-async def test_the_outcome_of_a_worker_that_stood_still_is_refused(site: Site) -> None:
+async def test_the_outcome_of_a_worker_that_was_stopped_is_refused(site: Site) -> None:
     """It wakes up with its job's time over, and finds that another worker had the job meanwhile."""
     await site.workers(2)
     batch = await site.submit([{"sleep_s": 0.5}])
@@ -153,7 +153,7 @@ async def test_the_outcome_of_a_worker_that_stood_still_is_refused(site: Site) -
     assert (job.status, job.attempt) == (DONE, 2)
 
 
-async def test_a_worker_that_stood_still_works_on(site: Site) -> None:
+async def test_a_worker_that_was_stopped_continues_to_work(site: Site) -> None:
     workers = await site.workers(2)
     batch = await site.submit([{"sleep_s": 0.5}])
     zombie = await site.holder(batch)
@@ -170,7 +170,7 @@ async def test_a_worker_that_stood_still_works_on(site: Site) -> None:
         await site.audit(each)
 
 
-async def test_a_worker_that_stood_still_for_less_than_its_lease_loses_nothing(site: Site) -> None:
+async def test_a_worker_that_was_stopped_for_less_than_its_lease_loses_nothing(site: Site) -> None:
     await site.workers(2, worker_lease_s=10)
     batch = await site.submit([{"sleep_s": 0.4}])
     sleeper = await site.holder(batch)
@@ -187,7 +187,7 @@ async def test_a_worker_that_stood_still_for_less_than_its_lease_loses_nothing(s
     assert job.attempt == 1
 
 
-async def test_a_worker_that_gets_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
+async def test_a_worker_that_takes_its_own_lost_ticket_again_keeps_its_lanes_and_leases(site: Site) -> None:
     """The lane that had it is still being stopped, for its solver does not look up, while another has it."""
     (zombie,) = await site.workers(1, MISBEHAVING, lanes=2, test_soft_cancel_s=2)
     batch = await site.submit([{"act": "deaf"}], device=MISBEHAVING)

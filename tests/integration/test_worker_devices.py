@@ -87,7 +87,7 @@ async def test_a_worker_with_bad_specs_does_not_start(site: Site) -> None:
     assert await site.queue.devices() == []
 
 
-async def test_what_redis_lost_of_a_device_is_announced_again(site: Site) -> None:
+async def test_a_worker_announces_a_device_again_that_redis_lost(site: Site) -> None:
     await site.workers(1, "PLAIN")
     await site.store.redis.delete(site.store.keys(Key.DEVICE, "PLAIN"))
 

@@ -77,7 +77,7 @@ async def test_a_cancelled_batch_frees_its_lanes_within_two_seconds(site: Site) 
         assert await stopped_after_us(site, batch, index) < CANCEL_US
 
 
-async def test_a_solver_that_never_looks_up_is_cancelled_too(site: Site) -> None:
+async def test_a_solver_that_never_checks_for_a_cancel_is_cancelled_too(site: Site) -> None:
     (worker,) = await site.workers(1, MISBEHAVING, test_soft_cancel_s=0.5)
     batch = await site.submit([{"act": "deaf"}, {"act": "echo"}], device=MISBEHAVING)
     await site.renewed(batch)
@@ -171,7 +171,7 @@ async def test_a_job_past_its_time_ends_in_error(site: Site) -> None:
     assert jobs[0].attempt == 1
 
 
-async def test_a_transient_failure_is_tried_again_later_and_then_is_final(site: Site) -> None:
+async def test_a_transient_failure_is_retried_later_and_then_final(site: Site) -> None:
     await site.workers(1)
     batch = await site.submit([{"retry": "no signal"}, {}, {}], limits=Limits(transient_retries=1))
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
@@ -184,7 +184,7 @@ async def test_a_transient_failure_is_tried_again_later_and_then_is_final(site: 
     assert last < second, "others do not wait for it"
 
 
-async def test_a_users_error_is_told_and_final(site: Site) -> None:
+async def test_a_users_error_is_reported_and_final(site: Site) -> None:
     await site.workers(1)
     batch = await site.submit([{"fail": "omega is too large"}, {}])
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE
@@ -211,7 +211,9 @@ async def test_a_batch_that_cannot_be_prepared_ends_in_error_and_names_the_field
     assert (await good.wait(PATIENCE_S)).status is BatchStatus.DONE
 
 
-async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later_and_then_ends(site: Site) -> None:
+async def test_a_batch_with_a_transient_failure_in_its_preparation_is_retried_with_backoff_and_then_ends(
+    site: Site,
+) -> None:
     (worker,) = await site.workers(1, test_failures_max=3)
     batch = await site.submit_doc(2, configuration={"prepare": "transient"})
     record = await batch.wait(PATIENCE_S)
@@ -226,7 +228,7 @@ async def test_a_batch_that_cannot_be_prepared_for_now_is_tried_again_ever_later
     assert (third - second).total_seconds() >= 0.95
 
 
-async def test_preparing_has_a_limit_of_its_own_and_its_time_is_charged(site: Site) -> None:
+async def test_preparing_has_a_separate_limit_and_its_time_is_charged(site: Site) -> None:
     await site.workers(1, MISBEHAVING, worker_prepare_timeout_s=1)
     batch = await site.submit_doc(1, device=MISBEHAVING, sequence="hang")
     record = await batch.wait(PATIENCE_S)
@@ -266,7 +268,7 @@ def chain(atoms: int, duration_ns: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.emulator
-async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_goes_on(site: Site) -> None:
+async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_continues(site: Site) -> None:
     await site.workers(1, "EMU_FREE")
     long = await site.queue.submit(chain(14, 40_000), [{"runs": 100}], device="EMU_FREE")
 
@@ -288,7 +290,7 @@ async def test_a_real_emulation_is_cancelled_within_two_seconds_and_its_lane_goe
 
 
 @pytest.mark.emulator
-async def test_a_fault_that_only_pulser_sees_ends_the_batch_and_names_the_field(site: Site) -> None:
+async def test_a_fault_that_only_pulser_finds_ends_the_batch_and_names_the_field(site: Site) -> None:
     """The header is in order, so producers let it through; the pulses are not."""
     await site.workers(1, "EMU_FREE")
     text = chain(2, 400).replace('"kind": "constant"', '"kind": "no_such_waveform"')

@@ -45,7 +45,7 @@ async def test_two_workers_run_the_batches_of_two_projects_to_their_ends(site: S
     assert (device.lanes, device.pending, device.running, device.paused) == (6, 0, 0, None)
 
 
-async def test_all_lanes_work_and_short_batches_pass_long_ones(site: Site) -> None:
+async def test_all_lanes_work_and_short_batches_overtake_long_ones(site: Site) -> None:
     """Fair shares among projects: the one that came late does not wait for the whole of the other's work."""
     await site.workers(2, lanes=2)
     async with site.connect("theirs") as theirs:
@@ -63,7 +63,7 @@ async def test_all_lanes_work_and_short_batches_pass_long_ones(site: Site) -> No
         await site.audit(long)
 
 
-async def test_every_execution_is_the_one_that_is_recorded(site: Site, tmp_path: Path) -> None:
+async def test_every_execution_is_recorded(site: Site, tmp_path: Path) -> None:
     """Without anything going wrong each job is run exactly once, as told by the lanes, outside Redis."""
     witness = tmp_path / "witness"
     await site.workers(2, WITNESSED, lanes=2, test_witness=witness)
@@ -77,7 +77,7 @@ async def test_every_execution_is_the_one_that_is_recorded(site: Site, tmp_path:
     assert len(seen) == 450
 
 
-async def test_jobs_added_to_an_open_batch_are_run_as_they_come(site: Site) -> None:
+async def test_jobs_added_to_an_open_batch_run_as_they_arrive(site: Site) -> None:
     await site.workers(2, lanes=2)
     batch = await site.queue.submit(None, device="NULL", open=True)
     for count in (1, 10, 100):
@@ -90,7 +90,7 @@ async def test_jobs_added_to_an_open_batch_are_run_as_they_come(site: Site) -> N
     await site.audit(batch)
 
 
-async def test_a_paused_batch_waits_and_goes_on(site: Site) -> None:
+async def test_a_paused_batch_waits_and_continues(site: Site) -> None:
     await site.workers(1)
     batch = await site.submit([{"sleep_s": 0.1}] * 5)
     await site.running(batch)

@@ -60,7 +60,7 @@ async def test_redis_killed_under_load_loses_nothing_that_it_acknowledged(site: 
         await site.audit(batch)
 
 
-async def test_work_goes_on_while_redis_is_away_for_longer_than_the_lease(site: Site, server: RedisServer) -> None:
+async def test_work_continues_while_redis_is_down_for_longer_than_the_lease(site: Site, server: RedisServer) -> None:
     """Unreachable is not lost: who holds a job settles it, although its lease is over, if nobody took it."""
     (worker,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 1.0}, {}])
@@ -78,7 +78,7 @@ async def test_work_goes_on_while_redis_is_away_for_longer_than_the_lease(site: 
     assert not worker.logged("settle.refused")
 
 
-async def test_after_a_long_absence_of_redis_each_job_has_one_outcome(site: Site, server: RedisServer) -> None:
+async def test_after_a_long_outage_of_redis_each_job_has_one_outcome(site: Site, server: RedisServer) -> None:
     """Others with free lanes may take what lapsed before its holder comes back: one of them is refused."""
     await site.workers(3)
     batches = [await site.submit([{"sleep_s": 1.0}, {"sleep_s": 0.1}]) for _ in range(2)]
@@ -94,7 +94,7 @@ async def test_after_a_long_absence_of_redis_each_job_has_one_outcome(site: Site
     assert all(process.alive for process in site.processes)
 
 
-async def test_a_cancel_is_heard_after_redis_was_restarted(site: Site, server: RedisServer) -> None:
+async def test_a_cancel_is_received_after_a_restart_of_redis(site: Site, server: RedisServer) -> None:
     (worker,) = await site.workers(1, worker_lease_s=30)  # no renewal comes early enough to bring the news
     await asyncio.to_thread(server.restart)
     batch = await site.submit([{"sleep_s": 60}])
@@ -106,7 +106,7 @@ async def test_a_cancel_is_heard_after_redis_was_restarted(site: Site, server: R
 
 
 @pytest.mark.parametrize("device", ["NULL", MISBEHAVING])
-async def test_a_worker_told_to_stop_while_redis_is_away_ends(site: Site, server: RedisServer, device: str) -> None:
+async def test_a_worker_stopped_while_redis_is_down_ends(site: Site, server: RedisServer, device: str) -> None:
     (worker,) = await site.workers(1, device)
     job = {"sleep_s": 60, "act": "deaf"}
     batch = await site.submit([job], device=device)
@@ -125,7 +125,7 @@ async def test_a_worker_told_to_stop_while_redis_is_away_ends(site: Site, server
     await site.audit(batch)
 
 
-async def test_the_scheduler_outlives_a_restart_of_redis(site: Site, server: RedisServer) -> None:
+async def test_the_scheduler_survives_a_restart_of_redis(site: Site, server: RedisServer) -> None:
     """Only they are there to see that an open batch has waited too long for its jobs."""
     scheduler = site.spawn("scheduler")
     await site.workers(1)
@@ -146,7 +146,7 @@ async def test_the_scheduler_outlives_a_restart_of_redis(site: Site, server: Red
     await site.audit(batch)
 
 
-async def test_a_server_of_the_same_data_finds_all_batches_again(site: Site, server: RedisServer) -> None:
+async def test_a_server_with_the_same_data_has_all_batches(site: Site, server: RedisServer) -> None:
     (worker,) = await site.workers(1)
     batch = await site.submit([{"sleep_s": 0.01}] * 30)
     assert (await batch.wait(PATIENCE_S)).status is BatchStatus.DONE

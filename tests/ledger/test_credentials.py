@@ -93,7 +93,7 @@ def test_a_project_has_a_uuid_unless_it_is_given_an_id(database: Database) -> No
 
 
 @pytest.mark.parametrize("identity", ["", "a b", "a" * 65, "é", "a\n", "../a", "a\x00"])
-def test_an_id_that_no_project_may_have_is_refused(database: Database, identity: str) -> None:
+def test_an_invalid_project_id_is_refused(database: Database, identity: str) -> None:
     with database.write() as connection, pytest.raises(InvalidInput) as caught:
         create_project(connection, "Lab", identity)
     assert caught.value.field == "id"
@@ -114,7 +114,7 @@ def test_two_projects_cannot_have_one_id(database: Database) -> None:
         assert find_project(connection, "lab").name == "Lab"
 
 
-def test_a_project_that_the_library_named_is_made_once(database: Database) -> None:
+def test_a_project_named_by_a_producer_is_made_once(database: Database) -> None:
     together = threading.Barrier(4)
 
     def number(_: int) -> int:
@@ -129,7 +129,7 @@ def test_a_project_that_the_library_named_is_made_once(database: Database) -> No
     assert (numbers, project.name) == ({project.no}, "theirs")
 
 
-def test_the_retention_of_a_project_can_be_set_and_taken_back(database: Database) -> None:
+def test_the_retention_of_a_project_can_be_set_and_removed(database: Database) -> None:
     with database.write() as connection:
         create_project(connection, "Lab", "lab")
         for seconds in (3600, 0, None):
@@ -166,7 +166,7 @@ def test_keys_have_an_id_that_may_be_shown_and_a_secret_of_256_bits() -> None:
         (f"twz_{'a' * 12}_{'a' * 52}_", "form"),
     ],
 )
-def test_what_is_wrong_with_the_form_of_a_key_is_said_without_quoting_it(text: str, problem: str) -> None:
+def test_the_error_of_a_malformed_key_does_not_quote_it(text: str, problem: str) -> None:
     assert key_id(text) is None
     with pytest.raises(InvalidInput) as caught:
         check_key(text)
@@ -174,7 +174,7 @@ def test_what_is_wrong_with_the_form_of_a_key_is_said_without_quoting_it(text: s
     assert len(text) < 8 or text not in caught.value.message
 
 
-def test_a_key_may_be_called_by_its_id_with_and_without_the_prefix_or_by_all_of_it() -> None:
+def test_a_key_is_found_by_its_id_with_and_without_the_prefix_or_by_its_whole_text() -> None:
     key = new_key()
     assert {read_key_id(text) for text in (key, key[:16], key[4:16])} == {key[4:16]}
     with pytest.raises(InvalidInput) as caught:
@@ -185,7 +185,7 @@ def test_a_key_may_be_called_by_its_id_with_and_without_the_prefix_or_by_all_of_
 # -- keys -----------------------------------------------------------------------------------------------------
 
 
-def test_of_a_key_the_ledger_keeps_its_digest_alone(database: Database) -> None:
+def test_the_ledger_keeps_only_the_digest_of_a_key(database: Database) -> None:
     made = make_key(database)
     with database.read() as connection:
         row = connection.execute(select(keys)).one()
@@ -193,7 +193,7 @@ def test_of_a_key_the_ledger_keeps_its_digest_alone(database: Database) -> None:
     assert made.text[17:] not in repr((*row, made, made.about))
 
 
-def test_a_key_opens_its_project(database: Database) -> None:
+def test_a_key_gives_access_to_its_project(database: Database) -> None:
     made = make_key(database, name="laptop")
     found = look(database, made.about.id)
     assert found.principal is not None
@@ -201,7 +201,7 @@ def test_a_key_opens_its_project(database: Database) -> None:
     assert (found.principal.sees("ours"), found.principal.sees("theirs")) == (True, False)
 
 
-def test_a_key_that_nobody_made_is_not_found(database: Database) -> None:
+def test_an_unknown_key_is_not_found(database: Database) -> None:
     with database.write() as connection:
         assert look_up_key(connection, "a" * 12) is None
         for call in (find_key, revoke_key, rotate_key):
@@ -216,7 +216,7 @@ def test_keys_of_the_service_belong_to_no_project(database: Database, role: Role
     assert principal.sees("anything") == sees
 
 
-def test_a_key_that_only_reads_counts_with_the_other_keys_of_its_project(database: Database) -> None:
+def test_a_read_key_shares_the_limits_of_its_project(database: Database) -> None:
     found = [look(database, make_key(database, role=role).about.id).principal for role in (Role.USER, Role.READ)]
     assert {principal.account for principal in found if principal is not None} == {"project ours"}
 
@@ -233,7 +233,7 @@ def test_a_key_that_only_reads_counts_with_the_other_keys_of_its_project(databas
         ({"text": "twz_x"}, "key"),
     ],
 )
-def test_a_key_that_makes_no_sense_is_refused(database: Database, options: dict[str, object], field: str) -> None:
+def test_a_contradictory_key_is_refused(database: Database, options: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         make_key(database, **options)
     assert caught.value.field == field
@@ -253,7 +253,7 @@ def test_a_key_expires(database: Database) -> None:
     assert look(database, made.about.id).principal is None
 
 
-def test_a_revoked_key_opens_nothing_and_stays_in_the_list(database: Database) -> None:
+def test_a_revoked_key_is_refused_and_stays_in_the_list(database: Database) -> None:
     made = make_key(database)
     with database.write() as connection:
         first = revoke_key(connection, made.about.id)
@@ -264,7 +264,7 @@ def test_a_revoked_key_opens_nothing_and_stays_in_the_list(database: Database) -
     assert look(database, made.about.id).principal is None
 
 
-def test_a_rotated_key_has_a_successor_with_its_rights_and_lives_on_for_the_overlap(database: Database) -> None:
+def test_a_rotated_key_has_a_successor_with_its_rights_and_works_during_the_overlap(database: Database) -> None:
     old = make_key(database, name="cluster", role=Role.OPERATOR, expires_s=86_400 * 90)
     with database.write() as connection:
         new = rotate_key(connection, old.about.id, overlap_s=3600)
@@ -289,7 +289,7 @@ def test_rotation_never_prolongs_the_old_key(database: Database) -> None:
         assert find_key(connection, old.about.id).expires == old.about.expires
 
 
-def test_a_key_that_is_over_cannot_be_rotated(database: Database) -> None:
+def test_an_expired_or_revoked_key_cannot_be_rotated(database: Database) -> None:
     revoked, expired = make_key(database), make_key(database, expires_s=60)
     shift(database, expired.about.id, "expires_ms", -1)
     with database.write() as connection:
@@ -326,7 +326,7 @@ def test_use_is_written_once_a_minute(database: Database) -> None:
     assert note() >= first
 
 
-def test_a_key_made_elsewhere_is_taken_as_it_is_and_again(database: Database) -> None:
+def test_a_key_made_elsewhere_can_be_registered_repeatedly(database: Database) -> None:
     text = new_key()
     with database.write() as connection:
         project_no(connection, "ours")
@@ -336,7 +336,7 @@ def test_a_key_made_elsewhere_is_taken_as_it_is_and_again(database: Database) ->
     assert (found.digest, found.principal is not None) == (key_digest(text), True)
 
 
-def test_a_key_made_elsewhere_takes_no_others_place(database: Database) -> None:
+def test_a_key_made_elsewhere_does_not_replace_another(database: Database) -> None:
     made = make_key(database)
     forged = made.text[:17] + new_key()[17:]
     with database.write() as connection:
@@ -353,7 +353,7 @@ def test_a_key_made_elsewhere_takes_no_others_place(database: Database) -> None:
 # -- users ----------------------------------------------------------------------------------------------------
 
 
-def test_a_session_opens_all_projects_of_its_user(database: Database) -> None:
+def test_a_session_gives_access_to_all_projects_of_its_user(database: Database) -> None:
     with database.write() as connection:
         for project in ("one", "two", "three"):
             create_project(connection, project, project)
@@ -372,7 +372,7 @@ def test_a_session_opens_all_projects_of_its_user(database: Database) -> None:
     assert principal.projects == {"two"}
 
 
-def test_sessions_are_listed_only_when_asked_for(database: Database) -> None:
+def test_sessions_are_listed_only_on_request(database: Database) -> None:
     with database.write() as connection:
         user = create_user(connection, "ada", SOME_HASH)
         session = create_session(connection, user.id, session_s=60).about
@@ -381,7 +381,7 @@ def test_sessions_are_listed_only_when_asked_for(database: Database) -> None:
     assert session.kind is KeyKind.SESSION
 
 
-def test_sessions_that_are_long_over_are_removed_with_the_next(database: Database) -> None:
+def test_old_sessions_are_removed_at_the_next_log_in(database: Database) -> None:
     with database.write() as connection:
         user = create_user(connection, "ada", SOME_HASH)
         old, recent = (create_session(connection, user.id, session_s=60).about.id for _ in range(2))
@@ -393,7 +393,7 @@ def test_sessions_that_are_long_over_are_removed_with_the_next(database: Databas
         assert {it.id for it in list_keys(connection, sessions=True)} == {recent, new, key}
 
 
-def test_a_log_in_beyond_the_most_sessions_of_a_user_ends_the_oldest(database: Database) -> None:
+def test_a_log_in_beyond_the_limit_of_sessions_ends_the_oldest(database: Database) -> None:
     with database.write() as connection:
         user, other = (create_user(connection, name, SOME_HASH).id for name in ("ada", "bob"))
     sessions = []
@@ -407,7 +407,7 @@ def test_a_log_in_beyond_the_most_sessions_of_a_user_ends_the_oldest(database: D
     assert revoked == {sessions[0]}
 
 
-def test_what_ends_the_rights_of_a_user_ends_its_sessions_and_keys(database: Database) -> None:
+def test_a_user_that_loses_access_loses_its_sessions_and_keys(database: Database) -> None:
     with database.write() as connection:
         user = create_user(connection, "ada", SOME_HASH)
         create_project(connection, "ours", "ours")
@@ -454,7 +454,7 @@ def test_a_user_is_found_by_name_and_by_id(database: Database) -> None:
 
 
 @pytest.mark.parametrize("name", ["", " ada", "ada ", "a\nb", "a\x00b", "x" * 201, "\u202e"])
-def test_a_name_that_nobody_can_read_is_refused_and_logs_nobody_in(database: Database, name: str) -> None:
+def test_an_unprintable_user_name_is_refused_and_cannot_log_in(database: Database, name: str) -> None:
     assert not is_user_name(name)
     with database.write() as connection:
         with pytest.raises(InvalidInput):
@@ -463,13 +463,13 @@ def test_a_name_that_nobody_can_read_is_refused_and_logs_nobody_in(database: Dat
 
 
 @pytest.mark.parametrize("name", ["ada", "ada@example.org", "Ада Лавлейс", "a" * 200])
-def test_other_names_are_taken(database: Database, name: str) -> None:
+def test_other_names_are_accepted(database: Database, name: str) -> None:
     with database.write() as connection:
         assert create_user(connection, name, SOME_HASH).name == name
         assert find_login(connection, name).password == SOME_HASH
 
 
-def test_a_session_is_opened_only_while_the_password_is_the_one_that_was_shown(database: Database) -> None:
+def test_a_log_in_fails_if_the_password_changes_meanwhile(database: Database) -> None:
     with database.write() as connection:
         create_user(connection, "ada", "first")
         login = find_login(connection, "ada")
@@ -507,23 +507,23 @@ def test_a_password_is_hashed_with_argon2id_of_rfc_9106() -> None:
     assert not needs_rehash(kept)
 
 
-def test_a_password_hashed_in_an_older_way_still_fits_and_is_to_be_hashed_again() -> None:
+def test_a_password_hash_with_old_parameters_still_matches_and_needs_a_rehash() -> None:
     older = argon2.PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
     assert is_password(PASSWORD, older)
     assert needs_rehash(older)
 
 
-def test_nobodys_password_never_fits_and_costs_as_much() -> None:
+def test_checking_the_password_of_an_unknown_user_fails_and_takes_as_long() -> None:
     assert not is_password(PASSWORD, None)
     assert not is_password("", None)
 
 
-def test_a_password_is_the_same_however_a_keyboard_composes_it() -> None:
+def test_a_password_is_normalised_to_one_unicode_form() -> None:
     assert is_password("re\u0301sume\u0301 of ada", hash_password("r\u00e9sum\u00e9 of ada"))
 
 
 @pytest.mark.parametrize("password", ["", "short", "x" * 11, "x" * 1025])
-def test_a_password_that_is_too_short_or_too_long_cannot_be_chosen(password: str) -> None:
+def test_a_password_that_is_too_short_or_too_long_is_refused(password: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check_password(password)
     assert caught.value.field == "password"

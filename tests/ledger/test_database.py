@@ -34,7 +34,7 @@ def names(database: Database) -> list[str]:
 # --- threads
 
 
-async def test_an_account_uses_a_few_threads_at_a_time_and_others_do_not_wait_for_it(sqlite_template: Path) -> None:
+async def test_the_threads_of_an_account_are_limited_and_others_do_not_wait(sqlite_template: Path) -> None:
     place = OpenDatabase(url=f"sqlite:///{sqlite_template}", connections_max=4, share=2)
     database = Database.open(place)
     release, begun = threading.Event(), threading.Semaphore(0)
@@ -65,14 +65,14 @@ async def test_an_account_uses_a_few_threads_at_a_time_and_others_do_not_wait_fo
 # --- transactions
 
 
-def test_what_is_written_is_there_for_all_after_the_block(database: Database) -> None:
+def test_writes_are_visible_to_all_after_the_block(database: Database) -> None:
     with database.write() as connection:
         connection.execute(insert(secrets).values(name="new", value=b"1"))
         assert names(database) == []
     assert names(database) == ["new"]
 
 
-def test_no_value_is_in_what_an_error_says(database: Database) -> None:
+def test_errors_contain_no_values(database: Database) -> None:
     row = {"id": uuid4(), "project": 999, "kind": "P", "types": "", "description": "", "created_ms": 0}
     with pytest.raises(exc.IntegrityError) as caught, database.write() as connection:
         connection.execute(insert(endpoints).values(row | {"url": "https://hooks.example.org/?token=private"}))
@@ -140,7 +140,7 @@ def test_foreign_keys_are_kept(database: Database) -> None:
 # --- threads
 
 
-async def test_work_is_done_beside_the_loop(database: Database) -> None:
+async def test_work_does_not_block_the_loop(database: Database) -> None:
     here = threading.current_thread()
     there = await database.run(threading.current_thread)
     assert there is not here
@@ -148,7 +148,7 @@ async def test_work_is_done_beside_the_loop(database: Database) -> None:
     assert await database.run(names, database) == [f"{number:02}" for number in range(20)]
 
 
-async def test_errors_of_the_work_reach_who_asked_for_it(database: Database) -> None:
+async def test_errors_of_the_work_reach_the_caller(database: Database) -> None:
     with pytest.raises(exc.IntegrityError):
         await database.run(keep, database, "twice", "twice")
 
@@ -156,7 +156,7 @@ async def test_errors_of_the_work_reach_who_asked_for_it(database: Database) -> 
 # --- rows and ids
 
 
-def test_ids_come_back_as_they_went_in_and_sort_by_their_bytes(database: Database) -> None:
+def test_ids_are_read_as_written_and_sort_by_their_bytes(database: Database) -> None:
     ids = [UUID(int=number << 64 | 7) for number in (3, 1, 2)]
     with database.write() as connection:
         connection.execute(insert(projects).values(no=1, id="p", name="", created_ms=0))
@@ -202,7 +202,7 @@ def test_many_rows_are_loaded_in_the_transaction(database: Database) -> None:
         ("sqlite:///:memory:", "names no file"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting(url: str, said: str) -> None:
+def test_an_unusable_url_is_refused_by_the_name_of_its_setting(url: str, said: str) -> None:
     with pytest.raises(InvalidInput, match=said) as refused:
         parse_url(url)
     assert refused.value.field == "database_url"
@@ -210,7 +210,7 @@ def test_a_url_that_cannot_be_used_is_refused_by_the_name_of_its_setting(url: st
 
 
 @pytest.mark.parametrize("name", ["100%", "what?", "no#1", "%3F?a=b", "ä b", "a+b&c"])
-def test_a_file_in_a_folder_of_any_name_is_the_one_that_its_url_names(tmp_path: Path, name: str) -> None:
+def test_the_path_of_a_url_may_have_any_characters(tmp_path: Path, name: str) -> None:
     file = tmp_path / name / "ledger.db"
     url = sqlite_url(file)
     assert (sqlite_file(url), parse_url(url).database) == (file, str(file))
@@ -222,11 +222,11 @@ def test_a_file_in_a_folder_of_any_name_is_the_one_that_its_url_names(tmp_path: 
 
 
 @pytest.mark.parametrize("url", ["postgresql://u@h/d", "postgresql+psycopg2://u@h/d", "sqlite:///x.db"])
-def test_the_driver_is_ours_whatever_the_url_names(url: str) -> None:
+def test_the_driver_of_the_url_is_replaced(url: str) -> None:
     assert parse_url(url).drivername in {"postgresql+psycopg", "sqlite+pysqlite"}
 
 
-def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_read_a_new_file(tmp_path: Path) -> None:
     database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/new/ledger.db"), create=True)
     with database.write() as connection:
         connection.execute(text("CREATE TABLE things (id INTEGER)"))
@@ -237,7 +237,7 @@ def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     assert modes == {0o600}
 
 
-def test_a_file_that_is_away_is_unavailable_and_not_made_anew(tmp_path: Path) -> None:
+def test_a_missing_file_is_unavailable_and_not_created_again(tmp_path: Path) -> None:
     file, elsewhere = tmp_path / "ledger.db", tmp_path / "elsewhere.db"
     given = OpenDatabase(url=f"sqlite:///{file}")
     with contextlib.closing(Database.open(given, create=True)) as database:
@@ -253,7 +253,7 @@ def test_a_file_that_is_away_is_unavailable_and_not_made_anew(tmp_path: Path) ->
             connection.execute(text("INSERT INTO things VALUES (1)"))
 
 
-def test_a_file_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+def test_a_replaced_file_is_opened_again(tmp_path: Path) -> None:
     file, other = tmp_path / "ledger.db", tmp_path / "other.db"
     for path, value in ((file, 1), (other, 2)):
         with contextlib.closing(sqlite3.connect(path)) as made:
@@ -279,7 +279,7 @@ def test_a_locked_file_is_unavailable_after_the_patience(tmp_path: Path) -> None
     other.close()
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "ledger.db").write_bytes(b"not a database" * 100)
     database = Database.open(OpenDatabase(url=f"sqlite:///{tmp_path}/ledger.db"))
     with pytest.raises(Unavailable, match="file is not a database"), database.read():
@@ -287,7 +287,7 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_server_that_is_away_is_unavailable() -> None:
+def test_a_server_that_is_down_is_unavailable() -> None:
     database = Database.open(OpenDatabase(url="postgresql://u:hush@127.0.0.1:1/ledger", patience_s=1))
     with pytest.raises(Unavailable, match="the ledger's database cannot be used") as away, database.read():
         pass
@@ -295,7 +295,7 @@ def test_a_server_that_is_away_is_unavailable() -> None:
     database.close()
 
 
-def test_all_connections_in_use_is_unavailable_after_the_patience(ledger_url: str) -> None:
+def test_the_pool_is_unavailable_if_all_connections_stay_in_use(ledger_url: str) -> None:
     database = Database.open(OpenDatabase(url=ledger_url, connections_max=1, patience_s=0.05))
     with database.read(), pytest.raises(Unavailable), database.read():
         pass
@@ -311,7 +311,7 @@ def test_a_statement_that_takes_too_long_is_unavailable(postgres_url: str) -> No
 
 
 @pytest.mark.postgres
-def test_a_server_that_was_away_serves_again_without_a_new_start_of_ours() -> None:
+def test_a_server_that_was_down_is_used_again_without_a_restart() -> None:
     with PostgresServer() as server:
         database = Database.open(OpenDatabase(url=server.url(), patience_s=5))
         with database.write() as connection:

@@ -64,7 +64,7 @@ def kept(database: Database) -> list[tuple[str, bytes]]:
 # --- upgrade and check
 
 
-def test_upgrade_makes_the_tables_and_says_so(blank_url: str) -> None:
+def test_upgrade_makes_the_tables_and_reports_it(blank_url: str) -> None:
     first, second = db("upgrade", url=blank_url), db("upgrade", url=blank_url)
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert f"is now at step {HEAD}; it was empty" in first.stdout
@@ -78,7 +78,7 @@ def test_without_a_setting_the_ledger_is_a_file_in_the_data_folder(tmp_path: Pat
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_check_is_content_with_a_new_ledger(ledger_url: str, database_kind: str) -> None:
+def test_check_finds_no_fault_with_a_new_ledger(ledger_url: str, database_kind: str) -> None:
     found = findings(ledger_url)
     assert found["ledger"]["level"] == "OK"
     assert found["ledger"]["says"].startswith("SQLite 3." if database_kind == "sqlite" else "PostgreSQL ")
@@ -89,14 +89,14 @@ def test_check_is_content_with_a_new_ledger(ledger_url: str, database_kind: str)
         assert found["ledger durability"]["says"].startswith("fsync and full_page_writes and synchronous_commit off")
 
 
-def test_check_makes_no_file_and_says_what_to_do(tmp_path: Path) -> None:
+def test_check_makes_no_file_and_gives_advice(tmp_path: Path) -> None:
     result = db("check")
     assert result.exit_code == 1
     assert "→ run `tweezer db upgrade`" in result.stdout
     assert not (tmp_path / "data").exists()
 
 
-def test_check_finds_what_the_tables_lack(database: Database, ledger_url: str) -> None:
+def test_check_finds_missing_parts_of_the_tables(database: Database, ledger_url: str) -> None:
     with database.write() as connection:
         connection.execute(text("DROP TABLE secrets"))
     result = db("check", url=ledger_url)
@@ -104,9 +104,7 @@ def test_check_finds_what_the_tables_lack(database: Database, ledger_url: str) -
     assert "table secrets is missing: somebody changed the tables by hand" in " ".join(result.stdout.split())
 
 
-def test_check_says_why_nothing_can_be_written(
-    database: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_reports_why_writes_fail(database: Database, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tweezer.settings.OpenDatabase", partial(OpenDatabase, patience_s=0.1))
     with database.write() as connection:
         if database.is_sqlite:
@@ -130,7 +128,7 @@ def test_check_says_why_nothing_can_be_written(
         ("postgresql://user:hush@127.0.0.1:1/ledger", "cannot be used"),
     ],
 )
-def test_a_database_that_cannot_be_used_is_one_sentence_without_the_password(url: str, said: str) -> None:
+def test_an_unusable_database_is_reported_in_one_sentence_without_the_password(url: str, said: str) -> None:
     for command in ("check", "upgrade"):
         result = db(command, url=url)
         assert result.exit_code == 1
@@ -139,7 +137,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence_without_the_password(url
         assert "Traceback" not in result.output
 
 
-def test_commands_that_need_the_tables_say_how_to_make_them(blank_url: str) -> None:
+def test_commands_that_need_the_tables_report_how_to_make_them(blank_url: str) -> None:
     result = db("backup", "copy", url=blank_url)
     assert result.exit_code == 1
     assert "run `tweezer db upgrade`" in result.stderr
@@ -149,7 +147,7 @@ def test_commands_that_need_the_tables_say_how_to_make_them(blank_url: str) -> N
 # --- backup and restore
 
 
-def test_a_backup_brings_everything_back(database: Database, ledger_url: str, blank_url: str, blank: Database) -> None:
+def test_a_restored_backup_has_everything(database: Database, ledger_url: str, blank_url: str, blank: Database) -> None:
     keep(database, "one", "two")
     backed_up = db("backup", "copy", url=ledger_url)
     assert backed_up.exit_code == 0, backed_up.output
@@ -165,7 +163,7 @@ def test_a_backup_brings_everything_back(database: Database, ledger_url: str, bl
     assert findings(blank_url)["ledger"]["level"] == "OK"
 
 
-def test_a_restore_over_what_is_there_must_be_forced(database: Database, ledger_url: str) -> None:
+def test_a_restore_over_an_existing_ledger_must_be_forced(database: Database, ledger_url: str) -> None:
     keep(database, "before")
     assert db("backup", "copy", url=ledger_url).exit_code == 0
     keep(database, "after")
@@ -221,7 +219,7 @@ def test_a_backup_that_cannot_be_written_leaves_nothing_behind(database: Databas
     assert "nowhere/copy.part: No such file or directory" in result.stderr
 
 
-def test_what_is_no_backup_is_refused_and_changes_nothing(database: Database, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_backup_is_refused_and_changes_nothing(database: Database, tmp_path: Path) -> None:
     keep(database, "mine")
     (tmp_path / "noise").write_bytes(os.urandom(20_000))
     with pytest.raises(BackupFailed):
@@ -242,7 +240,7 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(database: Database, tmp
     assert kept(database) == [("mine", b"mine")]
 
 
-def test_a_sqlite_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_sqlite_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE jobs (id INTEGER)")
     other.close()

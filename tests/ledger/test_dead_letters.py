@@ -55,7 +55,7 @@ POISONS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("poison", POISONS)
-async def test_a_batch_that_cannot_be_recorded_is_parked_and_others_go_on(bench: LedgerRig, poison: str) -> None:
+async def test_a_batch_that_cannot_be_recorded_is_parked_and_others_continue(bench: LedgerRig, poison: str) -> None:
     rig, (field, value) = bench.rig, POISONS[poison]
     before = await rig.submit(2)
     bad = await rig.submit(2, open=True)
@@ -89,7 +89,7 @@ async def test_a_batch_that_cannot_be_recorded_is_parked_and_others_go_on(bench:
     bench.counts_add_up()
 
 
-async def test_an_entry_that_nobody_of_ours_wrote_is_parked(bench: LedgerRig) -> None:
+async def test_a_foreign_entry_is_parked(bench: LedgerRig) -> None:
     rig, events = bench.rig, bench.rig.keys.prefix + "events"
     first = await rig.submit(1)
     for fields in (
@@ -122,7 +122,7 @@ async def test_an_entry_that_nobody_of_ours_wrote_is_parked(bench: LedgerRig) ->
     await rig.run_all()
 
 
-async def test_what_belongs_to_nobody_known_waits_entry_by_entry(bench: LedgerRig) -> None:
+async def test_entries_of_unknown_batches_wait_one_by_one(bench: LedgerRig) -> None:
     rig = bench.rig
     bad = await rig.submit(1, open=True)
     doc = await get(bench, bad, "doc")
@@ -145,7 +145,7 @@ async def test_what_belongs_to_nobody_known_waits_entry_by_entry(bench: LedgerRi
     await rig.run_all()
 
 
-async def test_a_recorder_of_another_version_tries_again_by_itself(bench: LedgerRig) -> None:
+async def test_a_recorder_of_another_version_retries_by_itself(bench: LedgerRig) -> None:
     bad = await bench.rig.submit(1)
     await put(bench, bad, "v", "2")
     await bench.record()
@@ -161,7 +161,7 @@ async def test_a_recorder_of_another_version_tries_again_by_itself(bench: Ledger
     await bench.rig.run_all()
 
 
-async def test_a_parked_batch_is_not_forgotten_and_keeps_no_other_from_it(
+async def test_a_parked_batch_is_not_forgotten_and_does_not_block_others(
     bench: LedgerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tweezer.ledger.retention._FORGOTTEN_AT_ONCE", 1)
@@ -187,7 +187,7 @@ async def test_a_parked_batch_is_not_forgotten_and_keeps_no_other_from_it(
         await rig.reader.batch(bad, project=None)
 
 
-async def test_a_new_ledger_takes_over_all_but_what_it_cannot_use(bench: LedgerRig) -> None:
+async def test_a_new_ledger_takes_over_all_usable_batches(bench: LedgerRig) -> None:
     bad, good = await bench.rig.submit(1), await bench.rig.submit(1)
     await bench.record()
     await bench.recorder.tidy()
@@ -212,7 +212,7 @@ def park(bench: LedgerRig, count: int, bounds: DeadLetterBounds, size: int = 10)
         dead_letters.park(connection, Consumer.INTAKE, some, bounds)
 
 
-async def test_letters_are_bounded_by_count_bytes_and_age_and_the_oldest_go_first(bench: LedgerRig) -> None:
+async def test_letters_are_bounded_by_count_bytes_and_age_oldest_first(bench: LedgerRig) -> None:
     count = partial(park, bench)
     count(5, DeadLetterBounds(count=3))
     assert [letter.origin for letter in letters(bench)] == ["5-2", "5-3", "5-4"]
@@ -228,7 +228,7 @@ async def test_letters_are_bounded_by_count_bytes_and_age_and_the_oldest_go_firs
     assert (parked.letters, parked.total, parked.evicted) == (3, 8, 5)
 
 
-async def test_a_disk_that_fails_parks_nothing(bench: LedgerRig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failing_disk_parks_nothing(bench: LedgerRig, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.rig.submit(1)
 
     def broken(*_: object) -> None:

@@ -90,7 +90,7 @@ async def run_a_batch(bench: LedgerRig, jobs: int = 3, project: str = "a") -> UU
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 1000])
-async def test_a_page_goes_on_where_the_last_one_ended(
+async def test_a_page_continues_after_the_previous_one(
     bench: LedgerRig, feed: Feed, course: Course, limit: int
 ) -> None:
     for _ in range(3):
@@ -104,7 +104,7 @@ async def test_a_page_goes_on_where_the_last_one_ended(
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_every_event_comes_once_and_in_order_whatever_recorder_and_trim_do(
+async def test_every_event_is_returned_once_and_in_order_despite_recorder_and_trim(
     bench: LedgerRig, feed: Feed, course: Course, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -154,7 +154,7 @@ def interrupt(bench: LedgerRig, course: Course, chance: random.Random) -> None:
     stream.read_on = read_late  # type: ignore[method-assign]
 
 
-async def test_rows_that_redis_lost_come_although_the_recorder_went_back(
+async def test_rows_that_redis_lost_are_returned_after_the_recorder_went_back(
     bench: LedgerRig, feed: Feed, course: Course
 ) -> None:
     first = await run_a_batch(bench)
@@ -176,7 +176,7 @@ async def test_rows_that_redis_lost_come_although_the_recorder_went_back(
     assert {UUID(it.split(":")[0]) for it in wanted} == {first, second, third}
 
 
-async def test_a_reader_who_was_away_goes_on_after_the_event_it_saw_last(
+async def test_a_reader_continues_after_the_last_event_it_has_seen(
     bench: LedgerRig, feed: Feed, course: Course
 ) -> None:
     await run_a_batch(bench, 4)
@@ -190,7 +190,9 @@ async def test_a_reader_who_was_away_goes_on_after_the_event_it_saw_last(
         assert await Reader(feed, cursor=cursor).read_all() == wanted[at + 1 :]
 
 
-async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: LedgerRig, feed: Feed, course: Course) -> None:
+async def test_reading_continues_at_the_time_of_an_event_whose_batch_was_deleted(
+    bench: LedgerRig, feed: Feed, course: Course
+) -> None:
     kept = await run_a_batch(bench)
     gone = await run_a_batch(bench)
     last = (await course.ids())[-1]
@@ -203,7 +205,7 @@ async def test_an_event_of_a_deleted_batch_stands_for_its_time(bench: LedgerRig,
     assert {it.split(":")[0] for it in ids} <= {str(kept), str(later)}
 
 
-async def test_the_place_of_a_foreign_event_is_not_told(bench: LedgerRig, feed: Feed, course: Course) -> None:
+async def test_the_position_of_a_foreign_event_is_not_revealed(bench: LedgerRig, feed: Feed, course: Course) -> None:
     await run_a_batch(bench, project="b")
     foreign = (await course.ids())[3]
     unknown = f"{new_batch_id()}:4:{foreign.split(':')[2]}"
@@ -212,7 +214,7 @@ async def test_the_place_of_a_foreign_event_is_not_told(bench: LedgerRig, feed: 
     assert await feed.cursor(foreign, of_a) != await feed.cursor(foreign, Selection(frozenset("b")))
 
 
-async def test_now_is_behind_all_that_there_is(bench: LedgerRig, feed: Feed, course: Course) -> None:
+async def test_now_is_after_every_event(bench: LedgerRig, feed: Feed, course: Course) -> None:
     for recorded in (False, True):
         await run_a_batch(bench)
         if recorded:
@@ -229,12 +231,12 @@ async def test_now_is_behind_all_that_there_is(bench: LedgerRig, feed: Feed, cou
     "after",
     ["", "x", "-1-0", "99999999999999-0", "1-9999999", f"{1 << 43}-0", "1-1.x", f"{UUID(int=1)}:1:{1 << 60}", "a:b"],
 )
-async def test_a_place_that_is_none_is_refused_by_name(feed: Feed, after: str) -> None:
+async def test_an_invalid_position_is_refused_by_name(feed: Feed, after: str) -> None:
     with pytest.raises(InvalidInput, match="after: is neither the id of an event, nor the `next` of an answer"):
         await feed.cursor(after, ALL)
 
 
-async def test_types_are_filtered_and_the_place_moves_on(bench: LedgerRig, feed: Feed) -> None:
+async def test_types_are_filtered_and_the_position_moves_on(bench: LedgerRig, feed: Feed) -> None:
     batch_id = await run_a_batch(bench, 5)
     for recorded in (False, True):
         if recorded:
@@ -246,7 +248,7 @@ async def test_types_are_filtered_and_the_place_moves_on(bench: LedgerRig, feed:
         assert not (await reader.step(1000)).events
 
 
-async def test_what_is_internal_is_not_told(bench: LedgerRig, feed: Feed) -> None:
+async def test_internal_events_are_not_returned(bench: LedgerRig, feed: Feed) -> None:
     await bench.rig.submit(1)
     grant = await bench.rig.take()
     await bench.rig.settle(grant, {0: OutcomeKind.RETRY}, want=0)
@@ -255,7 +257,7 @@ async def test_what_is_internal_is_not_told(bench: LedgerRig, feed: Feed) -> Non
     assert "job.pending" not in [event.type for event in page.events]
 
 
-async def test_an_entry_of_many_events_is_told_in_pages(bench: LedgerRig, feed: Feed, course: Course) -> None:
+async def test_an_entry_with_many_events_is_returned_in_pages(bench: LedgerRig, feed: Feed, course: Course) -> None:
     batch_id = await bench.rig.submit(2500)
     await bench.rig.commands.cancel(batch_id, project=None)
     wanted = await course.ids()
@@ -266,7 +268,7 @@ async def test_an_entry_of_many_events_is_told_in_pages(bench: LedgerRig, feed: 
     assert reader.ids == wanted
 
 
-async def test_one_page_looks_through_so_much_and_no_more(
+async def test_the_number_of_rows_scanned_for_a_page_is_limited(
     bench: LedgerRig, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tweezer.ledger.queries.feed.SCANNED_MAX", 10)
@@ -342,7 +344,7 @@ async def test_rows_of_other_types_stay_in_the_database(
     assert read == 10
 
 
-async def test_notices_come_among_the_events_of_whom_they_are_for(bench: LedgerRig, feed: Feed, course: Course) -> None:
+async def test_notices_are_among_the_events_of_their_projects(bench: LedgerRig, feed: Feed, course: Course) -> None:
     for recorded in (True, False):
         for name, project in (("d", None), ("a", "a"), ("b", "b")):
             notice = Notice(

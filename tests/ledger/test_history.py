@@ -30,7 +30,7 @@ async def _forgotten(bench: LedgerRig) -> UUID:
     return batch_id
 
 
-async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: LedgerRig) -> None:
+async def test_a_forgotten_batch_can_be_read_as_before(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     async with _queue(bench) as queue:
         batch = queue.batch(batch_id)
@@ -42,7 +42,7 @@ async def test_a_forgotten_batch_is_read_as_if_it_were_there(bench: LedgerRig) -
         assert (await queue.result(job_id(batch_id, 2))).counter == {"01": 10}
 
 
-async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: LedgerRig) -> None:
+async def test_a_command_on_a_forgotten_batch_reports_that_it_has_ended(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     async with _queue(bench) as queue:
         with pytest.raises(Conflict, match="has ended"):
@@ -51,7 +51,7 @@ async def test_a_command_on_a_forgotten_batch_says_that_it_has_ended(bench: Ledg
             await queue.batch(batch_id).add_jobs([{"runs": 1}])
 
 
-async def test_what_is_anothers_is_not_there(bench: LedgerRig) -> None:
+async def test_a_foreign_batch_in_the_ledger_is_not_found(bench: LedgerRig) -> None:
     batch_id = await _forgotten(bench)
     async with _queue(bench, "b") as queue:
         for call in (queue.batch(batch_id).record, queue.batch(batch_id).cancel):
@@ -68,7 +68,7 @@ async def test_without_a_ledger_a_forgotten_batch_is_not_found(bench: LedgerRig)
             await queue.batch(batch_id).record()
 
 
-async def test_an_export_is_the_same_before_and_after_redis_forgot(bench: LedgerRig, tmp_path: Path) -> None:
+async def test_an_export_is_the_same_before_and_after_redis_forgot_the_batch(bench: LedgerRig, tmp_path: Path) -> None:
     from tweezer.cli.results import _lines
 
     batch_id = await bench.rig.submit(3)

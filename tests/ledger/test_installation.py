@@ -60,7 +60,7 @@ async def test_a_recorder_refuses_the_redis_of_another_installation(bench: Ledge
     await bench.agree(batch_id)
 
 
-async def test_they_are_joined_on_purpose(bench: LedgerRig, stranger: Database) -> None:
+async def test_installations_can_be_joined_on_purpose(bench: LedgerRig, stranger: Database) -> None:
     await bench.record()
     await join(bench.rig.store, stranger, force=True)
     await Recorder(bench.rig.store, stranger, namespace=NAMESPACE).resume()

@@ -56,11 +56,11 @@ async def kept(
     await rig.store.news.close()
 
 
-def test_each_release_left_an_installation() -> None:
+def test_there_is_a_kept_installation_of_each_release() -> None:
     assert [file.stem for file in FILES] == ["0.1.0"]
 
 
-async def test_everything_that_was_kept_is_read(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
+async def test_everything_in_a_kept_installation_can_be_read(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
     bench, expected = kept
     require_schema(bench.database)
     assert differences(bench.database) == []
@@ -71,7 +71,7 @@ async def test_everything_that_was_kept_is_read(kept: tuple[LedgerRig, dict[str,
     assert [window.reason for window in await bench.rig.reader.windows("QPU")] == ["new atoms"]
 
 
-async def test_who_had_access_still_has_it(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
+async def test_kept_credentials_still_give_access(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
     bench, expected = kept
     vault = Vault.of(SECRETS_KEY, Path())
     with bench.database.write() as connection:
@@ -92,7 +92,7 @@ async def test_who_had_access_still_has_it(kept: tuple[LedgerRig, dict[str, Any]
     assert len(Deliveries(bench.database, "test").claim(endpoint.id, most=10, until_ms=2)) == 1
 
 
-async def test_the_work_goes_on(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
+async def test_kept_work_continues(kept: tuple[LedgerRig, dict[str, Any]]) -> None:
     bench, expected = kept
     rig, batches = bench.rig, {name: UUID(batch) for name, batch in expected["batches"].items()}
     with pytest.raises(Conflict):  # the key is known, with other content

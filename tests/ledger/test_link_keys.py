@@ -64,7 +64,7 @@ def rotate(database: Database, vault: Vault, overlap_s: float = OVERLAP_S) -> No
         rotate_link_keys(connection, vault, overlap_s=overlap_s)
 
 
-def test_the_key_is_made_once_even_by_many_and_is_encrypted(database: Database, vault: Vault) -> None:
+def test_concurrent_first_uses_make_one_encrypted_key(database: Database, vault: Vault) -> None:
     together = threading.Barrier(4)
 
     def make(_: int) -> list[LinkKey]:
@@ -89,7 +89,7 @@ def test_reading_makes_no_key(database: Database, vault: Vault) -> None:
         assert read_link_keys(connection, vault) == made
 
 
-def test_a_plain_key_of_an_older_version_signs_nothing_more_and_is_accepted_for_a_while(
+def test_an_unencrypted_key_of_an_older_version_no_longer_signs_and_is_accepted_for_a_while(
     database: Database, vault: Vault
 ) -> None:
     keep_plain(database)
@@ -135,7 +135,7 @@ def test_a_rotation_can_be_the_first_use(database: Database, vault: Vault) -> No
     assert len(accepted(database, vault)) == 1
 
 
-def test_so_many_keys_are_accepted_and_the_newest_stay(database: Database, vault: Vault) -> None:
+def test_the_number_of_accepted_keys_is_limited_to_the_newest(database: Database, vault: Vault) -> None:
     signed = [accepted(database, vault)[0].secret]
     for _ in range(KEYS_MAX + 2):
         rotate(database, vault)
@@ -151,7 +151,7 @@ def test_an_overlap_out_of_range_is_refused(database: Database, vault: Vault, ov
     assert accepted(database, vault) == made
 
 
-def test_with_another_secrets_key_there_is_an_error_that_says_what_to_do(database: Database, vault: Vault) -> None:
+def test_another_secrets_key_gives_an_error_with_advice(database: Database, vault: Vault) -> None:
     accepted(database, vault)
     other = Vault.of(OTHER_KEY, Path())
     for work in (lambda: accepted(database, other), lambda: rotate(database, other)):
@@ -188,9 +188,7 @@ def test_the_id_of_the_installation_stays_when_keys_are_made_and_rotated(databas
     assert installation_id(database) == ours
 
 
-async def test_a_process_signs_and_accepts_by_the_new_key_as_soon_as_its_keys_are_old(
-    database: Database, vault: Vault
-) -> None:
+async def test_a_process_uses_the_new_key_once_its_cached_keys_expire(database: Database, vault: Vault) -> None:
     here = ResultLinks(database, lambda: vault, link_s=100)
     there = ResultLinks(database, lambda: vault, link_s=100)
     old = await here.signer()

@@ -124,7 +124,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, blank: Database) -> Callable[[str],
     return bring
 
 
-def test_keys_of_the_role_worker_only_read_metrics_from_now_on(blank: Database, at_step: Callable[[str], None]) -> None:
+def test_keys_of_the_role_worker_become_metrics_keys(blank: Database, at_step: Callable[[str], None]) -> None:
     at_step("0004")
     with blank.write() as connection:
         rows = [
@@ -147,27 +147,27 @@ def test_an_upgrade_that_fails_changes_nothing(database: Database, next_step: Ca
     assert all_about(database) == made
 
 
-def test_a_database_with_tables_of_somebody_elses_is_refused(blank: Database) -> None:
+def test_a_database_with_tables_of_another_program_is_refused(blank: Database) -> None:
     with blank.write() as connection:
         connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
     with pytest.raises(TweezerError, match=r"did not make \(jobs\): name an empty one with TWEEZER_DATABASE_URL"):
         upgrade(blank)
 
 
-def test_other_tables_may_stand_beside_those_of_the_ledger(blank: Database) -> None:
+def test_other_tables_may_exist_beside_those_of_the_ledger(blank: Database) -> None:
     with blank.write() as connection:
         connection.execute(text("CREATE TABLE notes (id INTEGER)"))
     upgrade(blank)
     assert differences(blank) == []
 
 
-def test_a_database_without_tables_is_refused_with_what_to_do(blank: Database) -> None:
+def test_a_database_without_tables_is_refused_with_advice(blank: Database) -> None:
     with pytest.raises(TweezerError, match=r"\(\w+://.+\) has no tables yet: run `tweezer db upgrade`") as refused:
         require_schema(blank)
     assert refused.value.code == "schema"
 
 
-def test_tables_of_an_older_step_are_refused_with_what_to_do(database: Database) -> None:
+def test_tables_of_an_older_step_are_refused_with_advice(database: Database) -> None:
     set_step(database, "0000")
     with pytest.raises(TweezerError, match=f"at step 0000, and {HEAD} is needed: run `tweezer db upgrade`"):
         require_schema(database)
@@ -190,13 +190,13 @@ def test_tables_of_a_newer_step_are_refused_and_left_alone(database: Database) -
         ("DROP INDEX ix_batches_parent", "index ix_batches_parent is missing, or another than it should be"),
     ],
 )
-def test_what_the_tables_lack_is_told(database: Database, statement: str, said: str) -> None:
+def test_differences_of_the_tables_are_listed(database: Database, statement: str, said: str) -> None:
     with database.write() as connection:
         connection.execute(text(statement))
     assert differences(database) == [said]
 
 
-def test_an_index_of_an_operators_own_is_no_difference(database: Database) -> None:
+def test_an_additional_index_of_an_operator_is_not_a_difference(database: Database) -> None:
     with database.write() as connection:
         connection.execute(text("CREATE INDEX mine ON batches (sequence_number)"))
     assert differences(database) == []

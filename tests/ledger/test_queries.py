@@ -370,7 +370,7 @@ def test_batches_of_other_projects_are_not_found(ledger: Ledger) -> None:
     assert ledger.queries.job(OPERATOR, new_batch_id()) is None
 
 
-def test_who_belongs_to_no_project_finds_nothing(ledger: Ledger) -> None:
+def test_a_user_without_projects_finds_nothing(ledger: Ledger) -> None:
     nobody = Principal("nobody", Role.USER)
     assert ledger.queries.jobs(nobody, JobFilter()) == lists.ListPage([], 0)
     assert ledger.queries.job(nobody, ledger.jobs[0].id) is None
@@ -382,7 +382,7 @@ def test_who_belongs_to_no_project_finds_nothing(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("who", CALLERS)
-def test_counters_say_what_counting_says(ledger: Ledger, who: str) -> None:
+def test_counters_equal_the_counted_rows(ledger: Ledger, who: str) -> None:
     caller = CALLERS[who]
     for wanted in (
         JobFilter(),
@@ -398,7 +398,7 @@ def test_counters_say_what_counting_says(ledger: Ledger, who: str) -> None:
     assert ledger.queries.batch_counts(caller, BatchFilter()) == {status: of_batches[status] for status in BatchStatus}
 
 
-def test_the_transitions_of_a_job_are_its_own(own_ledger: Ledger) -> None:
+def test_the_transitions_of_a_job_are_only_its_own(own_ledger: Ledger) -> None:
     batch = next(batch for batch in own_ledger.batches.values() if batch.jobs > 11)
     rows = [
         (7, "0PR 1PR 10PR 11PR", 10),
@@ -428,7 +428,7 @@ def test_the_transitions_of_a_job_are_its_own(own_ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_waits_for_a_device_is_told_by_priority(ledger: Ledger, device: str) -> None:
+def test_waiting_work_of_a_device_is_listed_by_priority(ledger: Ledger, device: str) -> None:
     waiting: defaultdict[Priority, list[JobRecord]] = defaultdict(list)
     for job in ledger.jobs:
         batch = ledger.batches[job.batch_id]
@@ -479,7 +479,7 @@ def test_jobs_are_counted_by_span_and_device(ledger: Ledger, who: str, span: Spa
     assert statistics.job_counts(ledger.database, caller, ("elsewhere",), span, since, until) == []
 
 
-def test_the_last_activity_is_told_of_ones_own_projects(own_ledger: Ledger) -> None:
+def test_the_last_activity_is_listed_for_the_callers_projects(own_ledger: Ledger) -> None:
     with own_ledger.database.write() as connection:
         connection.execute(update(projects).where(projects.c.id == PLAN.project(2)).values(last_activity_ms=None))
     found = statistics.last_activity(own_ledger.database, MEMBER)

@@ -36,7 +36,7 @@ async def _look(bench: LedgerRig) -> None:
     await QuotaPublisher(bench.rig.store, bench.database).look()
 
 
-async def test_a_deleted_batch_gives_the_bytes_of_its_results_back(bench: LedgerRig) -> None:
+async def test_a_deleted_batch_frees_the_bytes_of_its_results(bench: LedgerRig) -> None:
     first, first_size = await _ended(bench)
     second, second_size = await _ended(bench)
     await bench.rig.forget(first)
@@ -48,7 +48,7 @@ async def test_a_deleted_batch_gives_the_bytes_of_its_results_back(bench: Ledger
     assert await bench.rig.redis.exists(bench.rig.keys(Key.PROJECT, "a")) == 0
 
 
-async def test_a_redis_that_lost_everything_is_told_what_the_ledger_keeps(bench: LedgerRig) -> None:
+async def test_a_redis_that_lost_everything_gets_the_bytes_that_the_ledger_keeps(bench: LedgerRig) -> None:
     empty = await checkpoint(bench.rig.store)
     batch_id, size = await _ended(bench)
     await _look(bench)
@@ -71,7 +71,7 @@ async def test_results_that_redis_still_has_are_not_counted_twice(bench: LedgerR
     assert await found_counts(bench.rig.store) == await expected_counts(bench.rig.store)
 
 
-async def test_what_was_counted_is_not_counted_again(bench: LedgerRig) -> None:
+async def test_results_are_not_counted_twice(bench: LedgerRig) -> None:
     await _ended(bench)
     await _look(bench)
     await bench.rig.redis.hset(bench.rig.keys(Key.PROJECT, "a"), "kept", 5)
@@ -102,7 +102,7 @@ async def test_limits_that_redis_lost_or_kept_too_long_are_published_again(bench
     assert await _limits(bench, "b") == {}
 
 
-async def test_a_limit_can_be_taken_back(bench: LedgerRig) -> None:
+async def test_a_limit_can_be_removed(bench: LedgerRig) -> None:
     await _ended(bench, "a")
     with bench.database.write() as connection:
         set_limits(connection, "a", {"queued_jobs": 1, "result_bytes": 7})
@@ -124,7 +124,7 @@ async def test_a_wrong_limit_is_refused_and_changes_nothing(
         assert find_project(connection, "a").limits == {}
 
 
-async def test_limits_of_a_project_that_is_not_there_are_refused(bench: LedgerRig) -> None:
+async def test_limits_of_an_unknown_project_are_refused(bench: LedgerRig) -> None:
     with pytest.raises(NotFound), bench.database.write() as connection:
         set_limits(connection, "nobody", {"queued_jobs": 1})
 

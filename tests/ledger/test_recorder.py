@@ -70,7 +70,7 @@ async def test_every_transition_is_recorded_once_with_its_number_and_time(bench:
     assert sorted(of_jobs, key=lambda event: event.sequence) == [event for event in told if event.index is not None]
 
 
-async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(bench: LedgerRig) -> None:
+async def test_the_stream_can_be_recorded_in_parts_of_any_size(bench: LedgerRig) -> None:
     rig = bench.rig
     ids = [await rig.submit(4, project=f"p{number % 3}") for number in range(6)]
     await rig.run_all()
@@ -85,7 +85,7 @@ async def test_it_makes_no_difference_into_how_many_parts_the_stream_is_cut(benc
     assert done == 24
 
 
-async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: LedgerRig) -> None:
+async def test_of_two_recorders_at_the_same_position_only_one_succeeds(bench: LedgerRig) -> None:
     one, other = bench.recorder, bench.another_recorder()
     await one.resume()
     await other.resume()
@@ -104,9 +104,7 @@ async def test_of_two_recorders_at_the_same_place_only_one_gets_anywhere(bench: 
     assert bench.rows("SELECT count(*) FROM transitions") == [(len(entries),)]
 
 
-async def test_a_write_that_fails_leaves_nothing_and_is_done_again(
-    bench: LedgerRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failed_write_leaves_nothing_and_is_repeated(bench: LedgerRig, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = await bench.rig.submit(3)
     await bench.rig.run_all()
 
@@ -143,7 +141,7 @@ async def test_a_cancel_of_many_jobs_is_recorded_of_each(bench: LedgerRig) -> No
     bench.counts_add_up()
 
 
-async def test_who_cancelled_jobs_is_recorded_and_outlives_the_batch_in_redis(bench: LedgerRig) -> None:
+async def test_the_authors_of_cancels_are_recorded_and_outlive_the_batch_in_redis(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(3)
     grant = await bench.rig.take()
     await bench.record()
@@ -181,7 +179,7 @@ async def test_a_job_that_is_tried_again_is_pending_in_between(bench: LedgerRig)
     bench.counts_add_up()
 
 
-async def test_the_first_end_of_a_job_stands(bench: LedgerRig) -> None:
+async def test_the_first_end_of_a_job_is_kept(bench: LedgerRig) -> None:
     """Redis may come back without an end that is recorded, and tell another one before it is put right."""
     batch_id = await bench.rig.submit(1, open=True)
     grant = await bench.rig.take()
@@ -229,7 +227,7 @@ async def test_a_full_redis_forgets_without_grace(bench: LedgerRig) -> None:
     assert bench.batch(ended) is not None
 
 
-async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(bench: LedgerRig) -> None:
+async def test_unchecked_values_of_a_null_device_do_not_stop_the_ledger(bench: LedgerRig) -> None:
     doc = BatchDoc("EMU", sequence="a\0b", tags=("x" * 500, "\0", "\0"), user="u" * 500, parent_id="no id")
     jobs = [JobSpec(runs=(1 << 64) - 1), JobSpec(runs=-1)]
     batch_id = await bench.rig.commands.submit(new_batch_id(), "p" * 64, doc, jobs)
@@ -238,7 +236,7 @@ async def test_what_devices_that_check_nothing_let_in_does_not_stop_the_ledger(b
     assert [job.status for job in bench.jobs(batch_id)] == [JobStatus.DONE, JobStatus.DONE]
 
 
-async def test_a_batch_that_is_in_neither_place_any_more_is_passed_over(bench: LedgerRig) -> None:
+async def test_a_batch_that_is_in_neither_place_is_skipped(bench: LedgerRig) -> None:
     gone = await bench.rig.submit(1)
     async for key in bench.rig.redis.scan_iter(match=f"*{gone}*"):
         await bench.rig.redis.delete(key)

@@ -91,7 +91,7 @@ async def mortal(database: Database, tmp_path: Path) -> AsyncIterator[Mortal]:
         await bench.rig.store.close()
 
 
-async def test_what_redis_lost_and_the_ledger_has_is_there_again_and_runs_no_second_time(mortal: Mortal) -> None:
+async def test_jobs_that_redis_lost_are_restored_from_the_ledger_and_do_not_run_twice(mortal: Mortal) -> None:
     rig = mortal.rig
     half = await rig.submit(10)
     grant = await rig.take()
@@ -156,7 +156,7 @@ async def test_what_redis_lost_and_the_ledger_has_is_there_again_and_runs_no_sec
     mortal.counts_add_up()
 
 
-async def test_a_redis_that_lost_nothing_hands_out_work_once_the_recorder_has_looked(mortal: Mortal) -> None:
+async def test_a_redis_that_lost_nothing_hands_out_work_after_the_recorders_check(mortal: Mortal) -> None:
     batch_id = await mortal.rig.submit(2)
     await mortal.record()
     await mortal.come_back_with(mortal.size())
@@ -169,7 +169,7 @@ async def test_a_redis_that_lost_nothing_hands_out_work_once_the_recorder_has_lo
     await mortal.agree(batch_id)
 
 
-async def test_a_redis_that_lost_everything_gets_back_what_had_not_been_forgotten(mortal: Mortal) -> None:
+async def test_a_redis_that_lost_everything_gets_its_live_batches_back(mortal: Mortal) -> None:
     ended, live = await mortal.rig.submit(2), await mortal.rig.submit(3, open=True)
     await mortal.rig.run_all()
     await mortal.record()
@@ -208,7 +208,7 @@ def _jobs_of(bench: LedgerRig, batch_id: UUID) -> int:
     return batch.jobs
 
 
-async def test_tags_that_redis_lost_are_those_of_the_ledger(mortal: Mortal) -> None:
+async def test_tags_that_redis_lost_are_restored_from_the_ledger(mortal: Mortal) -> None:
     batch_id = await mortal.rig.submit(1)
     await mortal.record()
     size = mortal.size()

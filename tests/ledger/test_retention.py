@@ -36,7 +36,7 @@ async def _ended(bench: LedgerRig, project: str, jobs: int = 2) -> UUID:
     return batch_id
 
 
-async def test_what_a_project_keeps_no_longer_is_deleted(bench: LedgerRig) -> None:
+async def test_batches_past_the_retention_of_their_project_are_deleted(bench: LedgerRig) -> None:
     old, young, other = await _ended(bench, "a"), await _ended(bench, "a"), await _ended(bench, "b")
     _age(bench, old, other, seconds=2 * DAY_S)
     with bench.database.write() as connection:
@@ -79,7 +79,7 @@ async def test_a_batch_whose_last_events_are_not_recorded_is_not_deleted(bench: 
     assert bench.batch(batch_id) is not None
 
 
-async def test_a_foreign_batch_is_as_if_it_were_not_there(bench: LedgerRig) -> None:
+async def test_deleting_a_foreign_batch_reports_not_found(bench: LedgerRig) -> None:
     batch_id = await _ended(bench, "a")
     with pytest.raises(NotFound) as foreign:
         await delete_batch(bench.rig.store, bench.database, batch_id, project="b")
@@ -90,7 +90,7 @@ async def test_a_foreign_batch_is_as_if_it_were_not_there(bench: LedgerRig) -> N
     assert bench.batch(batch_id) is not None
 
 
-async def test_large_results_go_with_their_batch(bench: LedgerRig, tmp_path: Path) -> None:
+async def test_large_results_are_deleted_with_their_batch(bench: LedgerRig, tmp_path: Path) -> None:
     batch_id = await _ended(bench, "a")
     results = Results(ResultsFolder(tmp_path), inline_max=1)
     await results.pack(batch_id, 0, Result(counter={"01": 1}))

@@ -31,7 +31,7 @@ async def test_the_ledger_follows_when_tags_are_replaced(bench: LedgerRig) -> No
     assert sorted(tagged(bench, "c")[0]) == sorted([batch_id, other])
 
 
-async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: LedgerRig) -> None:
+async def test_tags_of_ended_batches_are_recorded_and_kept(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(1)
     await bench.rig.run_all()
     await bench.record()
@@ -46,7 +46,7 @@ async def test_tags_of_what_has_ended_are_recorded_too_and_stay(bench: LedgerRig
     assert (batch.doc.tags, batch.doc.sequence) == (("later",), "{}")
 
 
-async def test_a_recorder_that_begins_anew_does_not_change_them(bench: LedgerRig) -> None:
+async def test_a_recorder_that_starts_over_does_not_change_tags(bench: LedgerRig) -> None:
     batch_id = await bench.rig.submit(2, open=True)
     await bench.rig.commands.set_tags(batch_id, ["a"], project="a")
     await bench.record()

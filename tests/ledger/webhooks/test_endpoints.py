@@ -122,7 +122,7 @@ def test_an_endpoint_is_made_found_and_listed(database: Database) -> None:
     assert call(database, list_endpoints, set()) == []
 
 
-def test_an_endpoint_of_another_project_is_not_there(database: Database) -> None:
+def test_an_endpoint_of_another_project_is_not_found(database: Database) -> None:
     made = new(database)
     with pytest.raises(NotFound, match=f"no endpoint {made.id}"):
         call(database, find_endpoint, made.id, {"theirs"})
@@ -146,7 +146,9 @@ def test_an_endpoint_of_another_project_is_not_there(database: Database) -> None
         ("description", {"description": "\0"}),
     ],
 )
-def test_what_an_endpoint_cannot_be_names_its_field(database: Database, field: str, given: dict[str, Any]) -> None:
+def test_the_error_of_an_invalid_endpoint_names_its_field(
+    database: Database, field: str, given: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidInput) as refused:
         new(database, **given)
     assert refused.value.field == field
@@ -157,14 +159,14 @@ def test_what_an_endpoint_cannot_be_names_its_field(database: Database, field: s
     assert call(database, list_endpoints) == [made]
 
 
-def test_an_operators_network_is_as_good_as_the_policy_says(database: Database) -> None:
+def test_an_endpoint_in_an_operators_network_needs_the_policy(database: Database) -> None:
     policy = WebhookPolicy.parse("10.0.0.0/8", "443")
     with database.write() as connection:
         made = create_endpoint(connection, policy, project_id="ours", url="http://10.0.0.1:99/")
     assert made.url == "http://10.0.0.1:99/"
 
 
-def test_a_project_has_so_many_endpoints_and_no_more(database: Database) -> None:
+def test_the_number_of_endpoints_of_a_project_is_limited(database: Database) -> None:
     for _ in range(ENDPOINTS_MAX):
         new(database)
     with pytest.raises(Conflict, match="remove one first"):
@@ -179,7 +181,7 @@ def find_project_no(database: Database, project: str) -> int:
         return find_project(connection, project).no
 
 
-def test_what_is_given_is_changed_and_the_rest_stays(database: Database) -> None:
+def test_only_the_given_fields_are_changed(database: Database) -> None:
     made = new(database, types=["job.done"], description="x")
     changed = call(database, change_endpoint, PUBLIC, made.id, url="https://example.com/")
     assert changed == msgspec.structs.replace(made, url="https://example.com/")
@@ -200,7 +202,7 @@ def test_disabling_counts_once_and_enabling_forgets_the_failures(database: Datab
     assert call(database, enable_endpoint, made.id) == made
 
 
-def test_what_waits_for_an_endpoint_is_held_when_it_is_disabled(database: Database) -> None:
+def test_pending_deliveries_are_held_when_their_endpoint_is_disabled(database: Database) -> None:
     made, other = new(database), new(database)
     waiting, delivered = deliver(database, made, "e1", "e2")
     end(database, delivered, DELIVERED)
@@ -218,7 +220,7 @@ def test_an_endpoint_is_removed_with_its_deliveries(database: Database) -> None:
     assert call(database, list_deliveries).rows == []
 
 
-def test_failures_are_noted_from_the_first_on_until_it_works(database: Database) -> None:
+def test_failures_are_noted_from_the_first_until_a_success(database: Database) -> None:
     made, other = new(database), new(database)
     assert call(database, note_failure, made.id, 1_000) == 1_000
     assert call(database, note_failure, made.id, 2_000) == 1_000
@@ -228,7 +230,7 @@ def test_failures_are_noted_from_the_first_on_until_it_works(database: Database)
     assert call(database, find_endpoint, made.id).failing is None
 
 
-def test_the_webhooks_of_batches_are_endpoints_of_their_own(database: Database) -> None:
+def test_the_webhooks_of_batches_are_separate_endpoints(database: Database) -> None:
     ours, theirs = find_project_no(database, "ours"), find_project_no(database, "theirs")
     registered = new(database)
     first = call(database, ensure_batch_endpoints, [(ours, URL), (theirs, URL)])
@@ -243,7 +245,7 @@ def test_the_webhooks_of_batches_are_endpoints_of_their_own(database: Database) 
         call(database, change_endpoint, PUBLIC, again[ours, URL].id, url="https://example.com/")
 
 
-def test_very_many_webhooks_of_batches_are_found_at_once(database: Database) -> None:
+def test_very_many_webhooks_of_batches_are_found_quickly(database: Database) -> None:
     ours = find_project_no(database, "ours")
     wanted = [(ours, f"{URL}&batch={number}") for number in range(1_200)]
     assert set(call(database, ensure_batch_endpoints, wanted)) == set(wanted)
@@ -253,7 +255,7 @@ def test_very_many_webhooks_of_batches_are_found_at_once(database: Database) -> 
 # --- what couriers note, and what is forgotten
 
 
-def test_what_was_delivered_stays_so_when_a_courier_tells_late_of_its_failure(database: Database) -> None:
+def test_a_late_report_of_a_failure_does_not_undo_a_delivery(database: Database) -> None:
     (identity,) = deliver(database, new(database), "e:1")
     end(database, identity, DELIVERED)
     late = write_log([Attempt(1, now_ms(), None, 15_000, "no answer came within 15 s", "", now_ms())])
@@ -263,7 +265,7 @@ def test_what_was_delivered_stays_so_when_a_courier_tells_late_of_its_failure(da
     assert [attempt.status for attempt in found.log] == [204]
 
 
-def test_what_is_sent_again_may_fail(database: Database) -> None:
+def test_a_delivery_that_is_sent_again_may_fail(database: Database) -> None:
     (identity,) = deliver(database, new(database), "e:1")
     end(database, identity, DELIVERED)
     call(database, resend, identity)
@@ -278,7 +280,7 @@ def age(database: Database, days: int) -> None:
             connection.execute(update(table).values(created_ms=table.c.created_ms - days * 86_400_000))
 
 
-def test_deliveries_that_are_over_are_forgotten_after_a_time_and_others_are_not(database: Database) -> None:
+def test_only_finished_deliveries_are_forgotten_after_a_time(database: Database) -> None:
     pending, delivered, exhausted = deliver(database, new(database), "e:1", "e:2", "e:3")
     end(database, delivered, DELIVERED)
     end(database, exhausted, EXHAUSTED)
@@ -374,7 +376,7 @@ def test_a_delivery_that_is_sent_again_keeps_its_log(database: Database) -> None
         call(database, resend, uuid4())
 
 
-def test_what_was_not_delivered_since_a_time_is_sent_again_or_all_of_it(database: Database) -> None:
+def test_undelivered_or_all_deliveries_since_a_time_are_sent_again(database: Database) -> None:
     made, other = new(database), new(database)
     delivered, exhausted, waiting = deliver(database, made, "e1", "e2", "e3")
     end(database, delivered, DELIVERED)
@@ -391,7 +393,7 @@ def test_what_was_not_delivered_since_a_time_is_sent_again_or_all_of_it(database
     assert call(database, resend_since, made.id, EARLIER, all=True) == 3
 
 
-def test_what_was_held_is_sent_again_once_its_endpoint_is_enabled(database: Database) -> None:
+def test_held_deliveries_can_be_sent_again_once_their_endpoint_is_enabled(database: Database) -> None:
     made = new(database)
     (identity,) = deliver(database, made, "e1")
     call(database, disable_endpoint, made.id, "by hand")

@@ -46,12 +46,12 @@ def write(database: Database, endpoint: Endpoint, due_ms: int | None) -> None:
     Deliveries(database, "test").write([row], None)
 
 
-def test_without_couriers_and_webhooks_all_is_nought(database: Database) -> None:
+def test_without_couriers_and_webhooks_every_measure_is_zero(database: Database) -> None:
     assert read_webhook_health(database, "test") == WebhookHealth(START, 0, 0, 0, 0, 0)
     assert read_receiver_health(database) == ReceiverHealth(0, 0, [])
 
 
-def test_deliveries_are_counted_by_what_is_to_become_of_them(database: Database, endpoint: Endpoint) -> None:
+def test_deliveries_are_counted_by_their_next_step(database: Database, endpoint: Endpoint) -> None:
     now = now_ms()
     for due_ms in (now + 60_000, now, now - round(OVERDUE_S * 1000) - 1000):
         write(database, endpoint, due_ms)
@@ -69,7 +69,7 @@ def test_deliveries_are_counted_by_what_is_to_become_of_them(database: Database,
     assert read_webhook_health(database, "other").position == START
 
 
-def test_what_is_counted_is_found_by_indexes(database: Database) -> None:
+def test_the_counts_use_indexes(database: Database) -> None:
     if not database.is_sqlite:
         pytest.skip("what PostgreSQL does depends on how much there is")
     with database.read() as connection:
@@ -95,7 +95,9 @@ def test_receivers_that_have_failed_for_long_are_named(database: Database, endpo
     assert read_receiver_health(database).failing == 0
 
 
-def test_secrets_that_the_key_does_not_open_are_counted(database: Database, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_secrets_that_the_key_does_not_decrypt_are_counted(
+    database: Database, endpoint: Endpoint, tmp_path: Path
+) -> None:
     place = str(tmp_path / KEY_FILE)
     assert read_secret_health(database, "", tmp_path) == SecretHealth(0, 0, place, missing=True)
     for owner, key in ((None, KEY), (endpoint.id, OTHER_KEY)):

@@ -105,7 +105,7 @@ def settled(request: pytest.FixtureRequest, teller: Teller) -> Callable[[UUID], 
 Settled = Callable[[UUID], Awaitable[None]]
 
 
-async def test_a_done_job_is_told_with_its_times_and_its_result(teller: Teller, settled: Settled) -> None:
+async def test_the_webhook_of_a_done_job_has_its_times_and_its_result(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit(tags=("x", "y"), webhook="https://hooks.test/")
     grant = await teller.rig.take()
     await teller.rig.settle(grant, {0: DONE})
@@ -137,7 +137,7 @@ async def test_a_done_job_is_told_with_its_times_and_its_result(teller: Teller, 
     )
 
 
-async def test_a_failed_job_is_told_with_its_errors(teller: Teller, settled: Settled) -> None:
+async def test_the_webhook_of_a_failed_job_has_its_errors(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit()
     await teller.rig.settle(await teller.rig.take(), {0: BROKEN})
     event = (await teller.events(batch_id))["job.error"]
@@ -146,7 +146,7 @@ async def test_a_failed_job_is_told_with_its_errors(teller: Teller, settled: Set
     assert (told.status, told.errors, told.result) == (JobStatus.ERROR, (BROKEN.fault,), None)
 
 
-async def test_a_job_that_its_batch_took_along_has_the_fault_of_the_batch(teller: Teller, settled: Settled) -> None:
+async def test_a_job_that_ended_with_its_batch_has_the_fault_of_the_batch(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit(2)
     fault = Fault("user", "this cannot run", "sequence")
     assert await teller.rig.release(await teller.rig.take(), fault, failures_max=1)
@@ -157,7 +157,7 @@ async def test_a_job_that_its_batch_took_along_has_the_fault_of_the_batch(teller
     assert (batch.errors, batch.jobs[JobStatus.ERROR]) == ((fault,), 2)
 
 
-async def test_an_event_of_the_past_says_nothing_of_what_came_after(teller: Teller, settled: Settled) -> None:
+async def test_an_old_event_contains_nothing_that_happened_later(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit()
     await teller.rig.settle(await teller.rig.take(), {0: BROKEN})
     events = await teller.events(batch_id)
@@ -173,7 +173,7 @@ async def test_an_event_of_the_past_says_nothing_of_what_came_after(teller: Tell
     assert begun.ended_at is None
 
 
-async def test_a_batch_is_told_with_the_counts_of_now(teller: Teller, settled: Settled) -> None:
+async def test_the_webhook_of_a_batch_has_the_current_counts(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit(2, name="rabi")
     grant = await teller.rig.take()
     turn = await teller.rig.settle(grant, {0: DONE})
@@ -192,7 +192,7 @@ async def test_a_batch_is_told_with_the_counts_of_now(teller: Teller, settled: S
     )
 
 
-async def test_tags_are_those_of_now(teller: Teller, settled: Settled) -> None:
+async def test_tags_are_the_current_ones(teller: Teller, settled: Settled) -> None:
     batch_id = await teller.submit(tags=("old",))
     await teller.payloads.batches([batch_id])
     await teller.rig.run_all()
@@ -202,7 +202,7 @@ async def test_tags_are_those_of_now(teller: Teller, settled: Settled) -> None:
     assert (await teller.data(event)).tags == ("new",)
 
 
-async def test_a_large_result_is_told_as_it_is_sent(teller: Teller, settled: Settled, tmp_path: Path) -> None:
+async def test_a_large_result_is_described_as_it_is_sent(teller: Teller, settled: Settled, tmp_path: Path) -> None:
     teller.rig.store.results = Results(ResultsFolder(tmp_path), inline_max=10)
     batch_id = await teller.submit()
     assert DONE.result is not None
@@ -220,7 +220,7 @@ async def test_a_large_result_is_told_as_it_is_sent(teller: Teller, settled: Set
     assert gzip.decompress(content) == result_json(DONE.result)
 
 
-async def test_a_counter_comes_along_if_it_is_small(teller: Teller) -> None:
+async def test_a_small_counter_is_included(teller: Teller) -> None:
     small = Result(counter={"0" * 100: 1}, serialised_results="x" * 10_000)
     large = Result(counter={f"{number:012b}": 1 for number in range(300)})
     batch_id = await teller.submit(2)
@@ -233,7 +233,7 @@ async def test_a_counter_comes_along_if_it_is_small(teller: Teller) -> None:
     assert (await teller.data(second)).result.counter is None
 
 
-async def test_results_that_are_a_lot_of_work_are_described_in_a_thread(teller: Teller) -> None:
+async def test_expensive_results_are_described_in_a_thread(teller: Teller) -> None:
     await teller.submit(8)
     grant = (await teller.rig.grants())[0]
     heavy = Result(counter={"1": 1}, serialised_results=hashlib.shake_128(b"").hexdigest(40_000))
@@ -248,7 +248,7 @@ async def test_results_that_are_a_lot_of_work_are_described_in_a_thread(teller: 
     assert {it.result.size for it in told if isinstance(it, JobData) and it.result} == {size}
 
 
-async def test_what_was_deleted_is_left_out(teller: Teller) -> None:
+async def test_deleted_batches_are_left_out(teller: Teller) -> None:
     kept, gone = await teller.submit(), await teller.submit()
     first, second = (await teller.events(kept))["batch.created"], (await teller.events(gone))["batch.created"]
     assert set(await teller.payloads.batches([kept, gone])) == {kept, gone}
@@ -272,7 +272,7 @@ async def test_the_facts_of_a_batch_are_read_once(teller: Teller, settled: Settl
     assert await teller.payloads.batches([batch_id]) == {batch_id: facts}
 
 
-async def test_only_so_many_batches_are_remembered(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_cached_batches_is_limited(teller: Teller, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teller.payloads, "_facts", Recent(2))
     monkeypatch.setattr("tweezer.webhooks.payloads._PAGE", 1)
     ids = [await teller.submit() for _ in range(3)]
@@ -282,7 +282,7 @@ async def test_only_so_many_batches_are_remembered(teller: Teller, monkeypatch: 
     assert (await teller.payloads.describe([])) == []
 
 
-async def test_the_ledger_is_believed_where_redis_lost_the_end(teller: Teller) -> None:
+async def test_the_ledger_wins_if_redis_lost_the_end(teller: Teller) -> None:
     batch_id = await teller.submit()
     grant = await teller.rig.take()
     dumps = {name: await teller.rig.redis.dump(name) for name in await teller.rig.redis.keys("*")}
@@ -299,7 +299,7 @@ HUGE = 100_000
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "\u4e2d", "\U0001f52d", '"', "\x01"])
-async def test_a_body_is_short_whatever_it_is_about(teller: Teller, letter: str) -> None:
+async def test_every_body_is_bounded(teller: Teller, letter: str) -> None:
     tags = tuple(f"{number}{letter * 100}" for number in range(50))
     batch_id = await teller.submit(3, name=letter * HUGE, tags=tags)
     grant = await teller.rig.take()
@@ -318,7 +318,7 @@ async def test_a_body_is_short_whatever_it_is_about(teller: Teller, letter: str)
     assert (await teller.data(events["job.done"])).result.link
 
 
-async def test_a_link_in_a_webhook_is_good_at_the_api(database: Database) -> None:
+async def test_a_link_in_a_webhook_works_at_the_api(database: Database) -> None:
     rig = ApiRig(Settings(api=ApiSettings(longpoll_s=0)), database)
     await rig.announce()
     batch_id = await rig.submit()

@@ -67,14 +67,14 @@ def rotated(database: Database, vault: Vault, project: int, overlap_s: float = 6
         return rotate_secret(connection, vault, SecretOwner(project, endpoint), overlap_s=overlap_s).secret
 
 
-def test_a_projects_secret_is_made_at_first_need_and_stays(database: Database, vault: Vault, project: int) -> None:
+def test_a_projects_secret_is_made_on_first_use_and_kept(database: Database, vault: Vault, project: int) -> None:
     (secret,) = signing(database, vault, project)
     check_secret(secret.text)
     assert (secret.algorithm, secret.expires) == (Algorithm.HMAC_SHA256, None)
     assert signing(database, vault, project) == [secret]
 
 
-def test_projects_and_endpoints_have_secrets_of_their_own(
+def test_projects_and_endpoints_have_separate_secrets(
     database: Database, vault: Vault, project: int, endpoint: UUID
 ) -> None:
     with database.write() as connection:
@@ -89,7 +89,7 @@ def test_projects_and_endpoints_have_secrets_of_their_own(
     assert [len(signing(database, vault, project, it)) for it in (None, endpoint)] == [1, 2]
 
 
-def test_of_many_who_need_it_at_once_all_get_the_same(database: Database, vault: Vault, project: int) -> None:
+def test_concurrent_first_uses_get_the_same_secret(database: Database, vault: Vault, project: int) -> None:
     together = threading.Barrier(6)
 
     def need(_: int) -> list[SigningSecret]:
@@ -102,7 +102,7 @@ def test_of_many_who_need_it_at_once_all_get_the_same(database: Database, vault:
     assert len(got[0]) == 1
 
 
-def test_rotations_at_once_leave_one_in_use(database: Database, vault: Vault, project: int) -> None:
+def test_concurrent_rotations_leave_one_secret_in_use(database: Database, vault: Vault, project: int) -> None:
     signing(database, vault, project)
     with ThreadPoolExecutor(3) as threads:
         made = list(threads.map(lambda _: rotated(database, vault, project), range(3)))
@@ -128,7 +128,7 @@ def test_a_rotated_secret_signs_until_it_expires(database: Database, vault: Vaul
     assert [it.text for it in signing(database, vault, project)] == [new]
 
 
-def test_without_overlap_the_former_secret_stops_at_once(database: Database, vault: Vault, project: int) -> None:
+def test_without_an_overlap_the_old_secret_stops_at_once(database: Database, vault: Vault, project: int) -> None:
     signing(database, vault, project)
     new = rotated(database, vault, project, overlap_s=0)
     assert [it.text for it in signing(database, vault, project)] == [new]
@@ -139,15 +139,13 @@ def test_a_first_secret_can_come_from_a_rotation(database: Database, vault: Vaul
     assert [it.text for it in signing(database, vault, project)] == [new]
 
 
-def test_so_many_secrets_sign_and_the_newest_stay(database: Database, vault: Vault, project: int) -> None:
+def test_the_number_of_signing_secrets_is_limited_to_the_newest(database: Database, vault: Vault, project: int) -> None:
     made = [rotated(database, vault, project) for _ in range(SIGNING_MAX + 3)]
     assert [it.text for it in signing(database, vault, project)] == made[: -SIGNING_MAX - 1 : -1]
 
 
 @pytest.mark.parametrize("overlap_s", [-1, OVERLAP_MAX_S + 1, float("nan"), float("inf")])
-def test_an_overlap_that_makes_no_sense_is_named(
-    database: Database, vault: Vault, project: int, overlap_s: float
-) -> None:
+def test_an_invalid_overlap_is_named(database: Database, vault: Vault, project: int, overlap_s: float) -> None:
     with pytest.raises(InvalidInput, match="overlap_s"):
         rotated(database, vault, project, overlap_s)
 
@@ -166,7 +164,7 @@ def test_ed25519_signs_beside_hmac_and_is_rotated(database: Database, vault: Vau
 
 
 @pytest.mark.parametrize("ed25519", [False, True])
-def test_where_the_key_is_lost_all_is_made_anew(
+def test_after_the_key_was_lost_every_secret_is_made_anew(
     database: Database, vault: Vault, project: int, tmp_path: Path, ed25519: bool
 ) -> None:
     owner, other = SecretOwner(project), Vault.of(OTHER_KEY, tmp_path)
@@ -185,7 +183,7 @@ def test_where_the_key_is_lost_all_is_made_anew(
     assert not now & lost
 
 
-def test_nothing_is_made_for_who_is_no_more(database: Database, vault: Vault, project: int) -> None:
+def test_no_secret_is_made_for_a_deleted_owner(database: Database, vault: Vault, project: int) -> None:
     for number, endpoint in ((project, uuid4()), (project + 1, None)):
         with pytest.raises(NotFound), database.write() as connection:
             ensure_secrets(connection, vault, SecretOwner(number, endpoint))
@@ -203,7 +201,7 @@ def test_expired_secrets_are_forgotten_and_nothing_else(database: Database, vaul
     assert len(before) == 2
 
 
-def test_who_only_reads_gets_what_is_there_and_makes_nothing(database: Database, vault: Vault, project: int) -> None:
+def test_reading_returns_existing_secrets_and_makes_none(database: Database, vault: Vault, project: int) -> None:
     def existing() -> list[SigningSecret]:
         with database.read() as connection:
             return read_secrets(connection, vault, SecretOwner(project))
@@ -216,7 +214,7 @@ def test_who_only_reads_gets_what_is_there_and_makes_nothing(database: Database,
     assert len(existing()) == 2
 
 
-def test_the_database_alone_tells_no_secret(database: Database, vault: Vault, project: int) -> None:
+def test_the_database_alone_reveals_no_secret(database: Database, vault: Vault, project: int) -> None:
     (secret,) = signing(database, vault, project)
     with database.read() as connection:
         (value,) = connection.execute(select(webhook_secrets.c.value)).scalars()
@@ -225,7 +223,9 @@ def test_the_database_alone_tells_no_secret(database: Database, vault: Vault, pr
     assert secret.text.encode() not in value
 
 
-def test_another_key_says_what_to_do(database: Database, vault: Vault, project: int, tmp_path: Path) -> None:
+def test_another_key_raises_an_error_with_advice(
+    database: Database, vault: Vault, project: int, tmp_path: Path
+) -> None:
     signing(database, vault, project)
     with pytest.raises(TweezerError, match="TWEEZER_SECRETS_KEY") as caught:
         signing(database, Vault.of(OTHER_KEY, tmp_path), project)
@@ -255,9 +255,7 @@ def test_a_value_that_was_moved_to_another_row_is_refused(database: Database, va
 
 
 @given(st.text(max_size=200), st.text(max_size=20), st.binary(min_size=1, max_size=4), st.integers(0, 300))
-def test_what_was_encrypted_is_decrypted_and_a_changed_value_never(
-    text: str, owner: str, flips: bytes, position: int
-) -> None:
+def test_only_an_unchanged_value_can_be_decrypted(text: str, owner: str, flips: bytes, position: int) -> None:
     vault = Vault([b"k" * 32])
     value = bytearray(vault.encrypt(text, owner))
     assert vault.decrypt(bytes(value), owner) == text
@@ -269,14 +267,14 @@ def test_what_was_encrypted_is_decrypted_and_a_changed_value_never(
 
 
 @pytest.mark.parametrize("key", ["short", "!" * 44, base64.b64encode(b"x" * 31).decode(), f"{KEY},x"])
-def test_a_key_that_is_none_names_its_variable(key: str, tmp_path: Path) -> None:
+def test_the_error_of_an_invalid_key_names_its_variable(key: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="TWEEZER_SECRETS_KEY") as caught:
         Vault.of(key, tmp_path)
     assert key not in caught.value.message
     assert not any(tmp_path.iterdir())
 
 
-def test_a_key_of_the_other_base64_is_fine(tmp_path: Path) -> None:
+def test_a_key_in_url_safe_base64_is_accepted(tmp_path: Path) -> None:
     key = base64.urlsafe_b64encode(b"\xff" * 32).decode()
     assert Vault.of(key, tmp_path).decrypt(Vault([b"\xff" * 32]).encrypt("x", ""), "") == "x"
 
@@ -304,13 +302,13 @@ def test_processes_that_start_at_once_agree_on_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "no key", "é"])
-def test_a_file_that_holds_no_key_is_named(content: str, tmp_path: Path) -> None:
+def test_a_file_without_a_valid_key_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "secrets.key").write_text(content)
     with pytest.raises(InvalidInput, match=r"secrets\.key"):
         Vault.of("", tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="TWEEZER_SECRETS_KEY"):
         Vault.of("", tmp_path / "file" / "data")
