@@ -122,7 +122,7 @@ async def test_a_foreign_entry_is_parked(bench: LedgerRig) -> None:
     await rig.run_all()
 
 
-async def test_entries_of_unknown_batches_wait_one_by_one(bench: LedgerRig) -> None:
+async def test_entries_of_an_unknown_project_wait_one_by_one(bench: LedgerRig) -> None:
     rig = bench.rig
     bad = await rig.submit(1, open=True)
     doc = await get(bench, bad, "doc")

@@ -159,7 +159,7 @@ def test_the_error_of_an_invalid_endpoint_names_its_field(
     assert call(database, list_endpoints) == [made]
 
 
-def test_an_endpoint_in_an_operators_network_needs_the_policy(database: Database) -> None:
+def test_a_policy_allows_endpoints_in_an_operators_network(database: Database) -> None:
     policy = WebhookPolicy.parse("10.0.0.0/8", "443")
     with database.write() as connection:
         made = create_endpoint(connection, policy, project_id="ours", url="http://10.0.0.1:99/")
