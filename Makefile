@@ -3,7 +3,7 @@
 PYTHON ?= python
 BENCHMARK ?= dispatch
 
-.PHONY: check fix test docs serve bench
+.PHONY: check fix test bench
 
 check:
 	ruff check .
@@ -17,12 +17,6 @@ fix:
 
 test:
 	$(PYTHON) -m pytest
-
-docs:
-	mkdocs build --strict
-
-serve:
-	mkdocs serve
 
 bench:
 	$(PYTHON) benchmarks/$(BENCHMARK).py
