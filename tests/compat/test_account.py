@@ -36,7 +36,7 @@ def test_a_user_logs_in_with_name_and_password(client: Client) -> None:
 
 
 def test_a_wrong_password_is_reported(client: Client) -> None:
-    with pytest.raises(ClientError, match="name or password are wrong"):
+    with pytest.raises(ClientError, match="the name or the password is wrong"):
         client.call("account.token", through=LOGIN | {"password": "wrong"})
 
 

@@ -275,7 +275,7 @@ async def test_a_receiver_that_hangs_times_out() -> None:
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url(), timeout_s=0.2)
-    assert (answer.status, answer.error) == (None, "no answer came within 0.2 s")
+    assert (answer.status, answer.error) == (None, "no response within 0.2 s")
     assert answer.milliseconds >= 190
 
 
@@ -286,7 +286,7 @@ async def test_an_endless_slow_response_times_out() -> None:
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url(), timeout_s=0.2)
-    assert (answer.status, answer.is_success, answer.error) == (200, False, "the answer did not end within 0.2 s")
+    assert (answer.status, answer.is_success, answer.error) == (200, False, "no complete response within 0.2 s")
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun"])
@@ -300,7 +300,7 @@ async def test_a_receiver_that_resets_the_connection_has_failed(said: bytes) -> 
     async with listening(speak) as receiver:
         answer = await once(receiver.url())
     assert not answer.is_success
-    assert answer.error in ("the receiver closed the connection without an answer", "the answer broke off")
+    assert answer.error in ("the receiver closed the connection without a response", "the response was cut off")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ async def test_a_receiver_that_never_begins_to_answer_is_cut(said: bytes) -> Non
 
     async with listening(speak) as receiver:
         answer = await once(receiver.url(), timeout_s=120)
-    assert (answer.status, answer.error) == (None, "no answer came within 64 KiB")
+    assert (answer.status, answer.error) == (None, "no response within the first 64 KiB from the receiver")
 
 
 async def test_informational_responses_are_skipped_and_bounded() -> None:
@@ -382,7 +382,7 @@ async def test_a_compression_bomb_is_not_unpacked() -> None:
     async with receiving(handle) as receiver:
         answer = await once(receiver.url())
     assert answer.is_success
-    assert answer.text == "(an answer that is compressed, which was not asked for)"
+    assert answer.text == "(a compressed response, although the request does not accept compression)"
 
 
 async def test_a_refused_connection_is_reported() -> None:
@@ -390,7 +390,7 @@ async def test_a_refused_connection_is_reported() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     answer = await once(f"http://127.0.0.1:{port}/?token=T0P")
-    assert answer == SendResult(None, answer.milliseconds, "no connection to the receiver: connection refused")
+    assert answer == SendResult(None, answer.milliseconds, "cannot connect to the receiver: connection refused")
 
 
 async def test_a_name_without_an_address_is_reported() -> None:
@@ -398,7 +398,7 @@ async def test_a_name_without_an_address_is_reported() -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     answer = await once(f"https://{HOST}/", lookup=lookup)
-    assert answer == SendResult(None, answer.milliseconds, "the name of the receiver cannot be resolved")
+    assert answer == SendResult(None, answer.milliseconds, "the host name of the receiver cannot be resolved")
     empty = await once(f"https://{HOST}/", lookup=finds([]))
     assert empty.error == answer.error
 
@@ -462,7 +462,7 @@ async def test_a_certificate_of_another_name_is_refused(authority: Contexts) -> 
 async def test_a_receiver_without_tls_is_reported() -> None:
     async with receiving() as receiver:
         answer = await once(receiver.url(scheme="https"))
-    assert answer.error == "TLS could not be agreed on with the receiver"
+    assert answer.error == "the TLS handshake with the receiver failed"
 
 
 # What may not be connected to.
@@ -498,7 +498,7 @@ async def test_a_name_is_refused_unless_every_address_is_allowed(addresses: list
         answer = await once(f"https://{HOST}:{port}/", policy, lookup=finds(addresses))
     assert answer.refused
     assert answer.error is not None
-    assert "leads to an address that is not public" in answer.error
+    assert "resolves to an address that is not public" in answer.error
     assert not any(address in answer.error for address in addresses), "names within a network are nobody's business"
 
 

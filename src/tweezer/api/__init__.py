@@ -1,1 +1,1 @@
-"""The HTTP API: a thin skin over the store, in the words that Pasqal's clients know."""
+"""The HTTP API: a thin layer over the store and the ledger, compatible with Pasqal's clients."""

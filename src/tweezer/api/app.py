@@ -1,4 +1,4 @@
-"""The application: the routes on one store and one ledger, and the process that serves it."""
+"""The FastAPI application, and the process that serves it."""
 
 from __future__ import annotations
 
@@ -44,26 +44,40 @@ from tweezer.settings import Settings
 from tweezer.store.connection import Store
 from tweezer.store.streams.tail import Tail
 
-_ABOUT = """The state of batches and jobs, in the words of Pasqal's cloud.
+_ABOUT = """Submit batches of jobs to Tweezer, follow them and fetch their results. Clients written for Pasqal's cloud
+work unchanged.
 
-Each request carries a key, `Authorization: Bearer twz_…`, and sees what belongs to the projects of that key;
-everything else does not exist for it. Answers are in a JSend envelope, errors too; only results are sent as
-they are. The status routes hold a request until there is something to say.
+Requests need an API key or an access token: send `Authorization: Bearer twz_…`. The exceptions are `/health`, `/ready`,
+`/openapi.json`, `/oauth/token`, `/api/v1/devices/public-specs` and signed links to results. A key gives access to its
+own projects; anything in another project is reported as not found (404).
+
+Responses are JSON in a JSend envelope (`status`, `message`, `code`, `data`), errors included; only results, metrics,
+streams of events and access tokens are sent without it. The status and event routes hold a request until there is
+something new to return, for `wait_s` seconds at most. Times are ISO 8601 in UTC.
 """
 
 BURST_S = 2.0
-"""Seconds of its rate of requests that a caller may use at once."""
+"""The size of the burst that a caller may send at once, in seconds of its request rate."""
 
-_UNPACKED_MAX_KB = 65_536  # size of an unpacked body; four times that of a body as it is sent, if that is more
+_UNPACKED_MAX_KB = 65_536  # of a decompressed body; four times the limit for a body as sent, if that is more
 
 
 def create_app(
     settings: Settings, store: Store | None = None, database: Database | None = None, *, version: str = "0"
 ) -> FastAPI:
-    """The API on a store and a ledger of its own, which it closes at its end, or on the given ones, which stay open.
+    """Create the application. It does not connect to Redis or to the database yet.
 
-    Asks nothing of either yet. ``version`` is that of the package, for the OpenAPI document. Raises
-    InvalidInput when the URL of Redis or of the database cannot be used.
+    Args:
+        settings: The settings of the API process.
+        store: The store to use; it stays open. By default the application opens its own, and closes it at shutdown.
+        database: The ledger's database to use, in the same way.
+        version: The version of the package, for the OpenAPI document.
+
+    Returns:
+        The ASGI application.
+
+    Raises:
+        InvalidInput: The URL of Redis or of the database is not valid.
     """
     closing = contextlib.AsyncExitStack()
     if store is None:
@@ -72,13 +86,13 @@ def create_app(
     if database is None:
         database = Database.open(settings.locate_ledger())
         closing.callback(database.close)
-        # Whose a key is must be known while lists and statistics have all other connections; two, for one may wait
-        # for another writer of the database.
-        doorway = Database.open(msgspec.structs.replace(settings.locate_ledger(), connections_max=2))
-        closing.callback(doorway.close)
+        # Keys must be looked up even while lists and statistics use all other connections. Two connections, because
+        # one may be waiting for another writer of the database.
+        key_database = Database.open(msgspec.structs.replace(settings.locate_ledger(), connections_max=2))
+        closing.callback(key_database.close)
     else:
-        doorway = database
-    authenticator = Authenticator(doorway)
+        key_database = database
+    authenticator = Authenticator(key_database)
     duties = Duties()
     tail = Tail(store.scripts)
     closing.push_async_callback(tail.close)
@@ -94,9 +108,9 @@ def create_app(
         version=version,
         description=_ABOUT,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
-        redirect_slashes=False,  # a redirect has no body, and clients want JSON
+        redirect_slashes=False,  # a redirect has no JSON body, which clients expect
     )
     app.state.authenticator = authenticator
     app.state.duties = duties
@@ -111,12 +125,14 @@ def create_app(
     app.state.logins = Logins(store, database, session_s=settings.api.session_s)
     app.state.longpoll_s = settings.api.longpoll_s
     app.state.webhooks = webhooks = WebhookService(settings, store, database)
-    links = SignedLinks(doorway, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s)
+    links = SignedLinks(
+        key_database, lambda: webhooks.vault, public_url=settings.api.public_url, link_s=settings.api.link_s
+    )
     app.state.links = links
     times = AnswerTimes()
     app.state.replay_guard = ReplayGuard(store.recent_calls)
     app.state.metrics = Metrics(store, database, namespace=settings.namespace, times=times)
-    # The last one added stands first.
+    # The middleware that is added last runs first.
     rates = RateLimiter(settings.api.requests_per_s, max(1, round(BURST_S * settings.api.requests_per_s)))
     app.add_middleware(ResponseLimitsMiddleware)
     app.add_middleware(AuthenticationMiddleware, authenticator=authenticator, rates=rates)
@@ -134,12 +150,12 @@ def create_app(
 def _routes() -> list[BaseRoute]:
     """Return the routes of all modules, in the order in which they match.
 
-    They are shared by all applications of this process. ``include_router`` would build each of them again for each
-    application, which takes a quarter of a second.
+    All applications of this process share them: ``include_router`` would build them again for each application, which
+    takes a quarter of a second.
     """
     ordered = (
         access_routes,
-        statistics,  # before the routes with an id where these have a word
+        statistics,  # its fixed paths must match before the routes with an id in their place
         devices_routes,
         reads,
         events_routes,
@@ -159,11 +175,18 @@ def _routes() -> list[BaseRoute]:
 
 
 def run_api(settings: Settings, *, version: str = "0") -> None:
-    """Serve the API until SIGINT or SIGTERM, answer held requests and return. Call it in the main thread.
+    """Serve the API until SIGINT or SIGTERM, then answer held requests and return. Call it in the main thread.
 
-    Raises InvalidInput("api_host" | "api_port", …) when the address is not to be had, ("url", …) or
-    ("database_url", …) when that URL is none; TweezerError when the ledger is not there or not up to date. A database
-    that does not answer is waited for.
+    Waits for a database that does not answer.
+
+    Args:
+        settings: The settings of the API process.
+        version: The version of the package, for the OpenAPI document.
+
+    Raises:
+        InvalidInput: ``api_host`` or ``api_port``: the address cannot be listened on. ``url`` or ``database_url``: the
+            URL is not valid.
+        TweezerError: The ledger does not exist, or its schema is not up to date.
     """
     asyncio.run(wait_for_ledger(settings.locate_ledger(), settings.connect()))
     app = create_app(settings, version=version)

@@ -1,7 +1,7 @@
-"""What operators watch, for Prometheus: how the queue stands when it is asked, and how long the API took to answer.
+"""Metrics for Prometheus: the current state of the queue, and the response times of this API process.
 
-Nothing is kept but the times of this process' answers; a scrape costs one call of a script, an INFO, two rows of the
-ledger, and counts by its indexes that end at a number, however much waits.
+Only the response times are kept in memory. The cost of a scrape is bounded, however long the queue is: one script and
+one INFO in Redis; in the ledger, two rows and counts over indexes that stop at a limit.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ log = structlog.get_logger(__name__)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_PATIENCE_S = 3.0  # for each of Redis and the ledger; Prometheus gives up after 10 s unless told otherwise
+_PATIENCE_S = 3.0  # for each of Redis and the ledger; Prometheus gives up after 10 s by default
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class AnswerTimes:
-    """How long answers took to begin, by route template, method and status: counts in buckets, and sums."""
+    """Times until responses began, by route template, method and status: counts in buckets, and sums."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str, int], list[int]] = {}
@@ -56,7 +56,7 @@ class AnswerTimes:
     def families(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(
             "tweezer_api_answer_seconds",
-            "How long answers of this API process took to begin; requests that were held included",
+            "Time until a response of this API process began; held requests (long polls) included",
             labels=("route", "method", "status"),
         )
         bounds = (*map(str, _BOUNDS_S), "+Inf")
@@ -67,9 +67,10 @@ class AnswerTimes:
 
 
 class TimingMiddleware:
-    """ASGI middleware: measure the time of each answer.
+    """ASGI middleware: measure the time until each response begins.
 
-    Its route is ``none`` when it was refused before its route was found, its status 0 when the caller left unanswered.
+    The route is ``none`` for a request that was rejected before its route was known. The status is 0 if the client
+    disconnected before it received a response.
     """
 
     def __init__(self, app: ASGIApp, *, times: AnswerTimes) -> None:
@@ -103,7 +104,7 @@ class TimingMiddleware:
 
 
 class Metrics:
-    """The metrics, in Prometheus' format."""
+    """The metrics in Prometheus' text format."""
 
     def __init__(self, store: Store, database: Database, *, namespace: str, times: AnswerTimes) -> None:
         self._store = store
@@ -112,7 +113,7 @@ class Metrics:
         self._times = times
 
     async def text(self) -> bytes:
-        """Return the current metrics, without those that cannot be read because Redis or the ledger does not answer."""
+        """Return the current metrics; those of Redis or of the ledger are left out while it does not answer."""
         families = [*self._times.families()]
         position: str | None = None
         delivered: str | None = None
@@ -135,7 +136,7 @@ class Metrics:
 
 
 class _Collected(Collector):
-    """Families that have been made, in the form in which the library takes them."""
+    """Finished metric families, as the collector that the library expects."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -146,7 +147,7 @@ class _Collected(Collector):
 
 @contextlib.asynccontextmanager
 async def _trying(what: str) -> AsyncIterator[None]:
-    """Leave out what fails or takes too long."""
+    """Log a failure or a timeout of the block instead of raising it: its metrics are left out."""
     try:
         async with asyncio.timeout(_PATIENCE_S):
             yield
@@ -156,42 +157,52 @@ async def _trying(what: str) -> AsyncIterator[None]:
 
 def _webhook_families(webhooks: WebhookHealth) -> Iterator[Metric]:
     deliveries = GaugeMetricFamily(
-        "tweezer_deliveries", "Webhooks to be sent, given up or held back, each counted to 100000", labels=("status",)
+        "tweezer_deliveries",
+        "Webhook deliveries that are pending, exhausted or held, each counted up to 100000",
+        labels=("status",),
     )
     for status in ("pending", "exhausted", "held"):
         deliveries.add_metric((status,), getattr(webhooks, status))
     yield deliveries
-    yield _gauge("deliveries_overdue", "Pending webhooks that were to be sent a minute ago", webhooks.overdue)
-    yield _gauge("endpoints_disabled", "Endpoints that are sent no webhooks", webhooks.disabled)
+    yield _gauge(
+        "deliveries_overdue", "Pending webhook deliveries that have been due for more than a minute", webhooks.overdue
+    )
+    yield _gauge("endpoints_disabled", "Webhook endpoints that are disabled", webhooks.disabled)
 
 
 def _dead_letter_families(letters: Mapping[Consumer, LetterCounts]) -> Iterator[Metric]:
-    there = GaugeMetricFamily("tweezer_dead_letters", "Entries and messages that are parked", labels=("consumer",))
-    ever = CounterMetricFamily(
-        "tweezer_dead_letters_parked", "Entries and messages that could not be processed", labels=("consumer",)
+    parked = GaugeMetricFamily(
+        "tweezer_dead_letters", "Stream entries and messages that are parked now", labels=("consumer",)
+    )
+    total = CounterMetricFamily(
+        "tweezer_dead_letters_parked", "Stream entries and messages that could not be processed", labels=("consumer",)
     )
     evicted = CounterMetricFamily(
-        "tweezer_dead_letters_evicted", "Dead letters dropped for want of room or for their age", labels=("consumer",)
+        "tweezer_dead_letters_evicted", "Dead letters deleted because of their number or age", labels=("consumer",)
     )
     for consumer, it in letters.items():
-        there.add_metric((consumer.value,), it.letters)
-        ever.add_metric((consumer.value,), it.total)
+        parked.add_metric((consumer.value,), it.letters)
+        total.add_metric((consumer.value,), it.total)
         evicted.add_metric((consumer.value,), it.evicted)
-    yield from (there, ever, evicted)
+    yield from (parked, total, evicted)
 
 
 def _queue_families(measures: Measures) -> Iterator[Metric]:
-    jobs = _by_device("jobs", "Jobs that wait or run", "status")
+    jobs = _by_device("jobs", "Pending and running jobs", "status")
     tickets = _by_device("tickets", "Tickets: ready to be taken, due later, or leased to a lane", "state")
-    lanes = _by_device("lanes", "Lanes of live workers: busy, free, or draining (free, but take no more)", "state")
+    lanes = _by_device(
+        "lanes", "Lanes of live workers: busy, free, or draining (free, but accepting no more work)", "state"
+    )
     workers = _by_device("workers", "Live workers")
     paused = _by_device("device_paused", "Whether the device is paused")
     wait = _by_device(
-        "longest_wait_seconds", "Since the submit of the job that waits longest at the front of the queue"
+        "longest_wait_seconds", "Time since submission of the longest-waiting job at the front of the queue"
     )
-    lost = CounterMetricFamily("tweezer_leases_lost", "Leases that expired, their work taken back", labels=("device",))
+    lost = CounterMetricFamily(
+        "tweezer_leases_lost", "Leases that expired, so that their tickets were taken back", labels=("device",)
+    )
     stale = CounterMetricFamily(
-        "tweezer_settles_stale", "Settles refused because somebody else has the ticket", labels=("device",)
+        "tweezer_settles_stale", "Settles rejected because their ticket has another holder", labels=("device",)
     )
     for device in measures.devices:
         name = device.name
@@ -208,28 +219,42 @@ def _queue_families(measures: Measures) -> Iterator[Metric]:
         lost.add_metric((name,), device.lost)
         stale.add_metric((name,), device.stale)
     yield from (jobs, tickets, lanes, workers, paused, wait, lost, stale)
-    yield _gauge("stream_entries", "Entries of the stream of events", measures.stream)
+    yield _gauge("stream_entries", "Entries in the event stream", measures.stream)
     yield _gauge("ended_batches", "Batches that have ended and are still in Redis", measures.ended)
-    yield _gauge("gate_shut", "Whether no work is handed out until the ledger is restored", measures.gate_shut)
-    yield _gauge("recorder_active", "Whether a recorder is at work", measures.recorder_active)
+    yield _gauge(
+        "gate_shut",
+        "Whether the gate is shut: no work is handed out until Redis is restored from the ledger",
+        measures.gate_shut,
+    )
+    yield _gauge("recorder_active", "Whether a recorder is running", measures.recorder_active)
 
 
 def _lag_families(measures: Measures) -> Iterator[Metric]:
-    yield _gauge("recorder_lag_seconds", "Age of the oldest entry that is not recorded", measures.unrecorded_s)
-    yield _gauge("recorder_lag_entries", "Entries that are not recorded, counted to 1000", measures.unrecorded)
-    says = "that no courier has made webhooks of"
-    yield _gauge("courier_lag_seconds", f"Age of the oldest entry {says}", measures.undelivered_s)
-    yield _gauge("courier_lag_entries", f"Entries {says}, counted to 1000", measures.undelivered)
+    yield _gauge(
+        "recorder_lag_seconds",
+        "Age of the oldest stream entry that is not recorded in the ledger",
+        measures.unrecorded_s,
+    )
+    yield _gauge(
+        "recorder_lag_entries",
+        "Stream entries that are not recorded in the ledger, counted up to 1000",
+        measures.unrecorded,
+    )
+    waiting = "that no courier has turned into deliveries"
+    yield _gauge("courier_lag_seconds", f"Age of the oldest stream entry {waiting}", measures.undelivered_s)
+    yield _gauge("courier_lag_entries", f"Stream entries {waiting}, counted up to 1000", measures.undelivered)
 
 
 def _memory_families(info: dict[str, int]) -> Iterator[Metric]:
     yield _gauge("redis_memory_bytes", "Memory that Redis uses", int(info.get("used_memory", 0)))
-    yield _gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", int(info.get("maxmemory", 0)))
+    yield _gauge(
+        "redis_memory_limit_bytes", "Redis' maxmemory setting; 0 means no limit", int(info.get("maxmemory", 0))
+    )
 
 
-def _by_device(name: str, says: str, *more: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"tweezer_{name}", says, labels=("device", *more))
+def _by_device(name: str, description: str, *more: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tweezer_{name}", description, labels=("device", *more))
 
 
-def _gauge(name: str, says: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"tweezer_{name}", says, value=value)
+def _gauge(name: str, description: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tweezer_{name}", description, value=value)

@@ -1,4 +1,4 @@
-"""Paths that exist only for Pasqal's clients and third parties: a prefix, version 1, older verbs, and workloads."""
+"""Routes for Pasqal's clients and third parties only: a path prefix, version 1, older methods, and workloads."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ router = APIRouter()
 @router.get(
     "/api/v1/batches/{batch_id}",
     tags=["batches"],
-    summary="A batch, its sequence and its jobs, the older way",
+    summary="Get a batch (version 1)",
     **answers(OlderBatchResponse, 404, 422),
 )
 async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """As version 2 has it. The results of jobs have routes of their own."""
+    """The same as version 2. Use `GET /api/v1/jobs/{job_id}/results_link` for the results of its jobs."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(OlderBatchResponse.from_records(record, jobs))
 
@@ -37,11 +37,12 @@ async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Re
 @router.get(
     "/api/v1/jobs/{job_id}",
     tags=["jobs"],
-    summary="A job with its result, the older way",
+    summary="Get a job and its result (version 1)",
     **answers(OlderJobResponse, 404, 422),
 )
 async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
-    """As version 2 has it, and its result, unless that is so large that it is kept in a file."""
+    """The same as version 2, with the result. A result that is so large that it is stored in a file is left out: use
+    `GET /api/v1/jobs/{job_id}/results_link`."""
     job = await live.job(caller, job_id)
     packed = await live.packed_result(job)
     result: Result | None = None
@@ -51,7 +52,7 @@ async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queu
 
 
 def _routes_by_function(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], APIRoute]:
-    """Return the route of each function; of several, the first."""
+    """Return the route of each function; the first one if a function has several."""
     found: dict[Callable[..., Any], APIRoute] = {}
     for each in routers:
         for route in each.routes:
@@ -95,28 +96,32 @@ for _method, _path, _endpoint in _ALIASES:
         methods=[_method],
         name=_route_name(_method, _path, _endpoint),
         tags=_route.tags,
-        summary=f"{_route.summary}: another way",
+        summary=f"{_route.summary} (alias)",
         responses=_route.responses,
         openapi_extra=_route.openapi_extra,
     )
 
 
-_WORKLOAD_ANSWERS = failure_docs() | response_docs(Failure, "Not there yet.", status=501)
+_WORKLOAD_RESPONSES = failure_docs() | response_docs(Failure, "Workloads are not supported.", status=501)
 
 
 async def read_workload(caller: Caller) -> None:
-    """Workloads are not served yet: submit batches."""
-    raise RequestRejected(
-        501, "not_implemented", "Tweezer runs batches of pulse sequences; workloads are not served yet"
-    )
+    """Not supported: always responds with 501. Submit a batch instead."""
+    raise RequestRejected(501, "not_implemented", "workloads are not supported; submit a batch of pulse sequences")
 
 
 async def change_workload(caller: Submitter) -> None:
-    """Workloads are not served yet: submit batches."""
+    """Not supported: always responds with 501. Submit a batch instead."""
     await read_workload(caller)
 
 
-_ID = {"name": "workload_id", "in": "path", "required": True, "schema": {"type": "string", "title": "Workload Id"}}
+_ID = {
+    "name": "workload_id",
+    "in": "path",
+    "required": True,
+    "description": "Id of a workload.",
+    "schema": {"type": "string"},
+}
 _WORKLOADS = (
     ("POST", "/api/v1/workloads", "create_workload"),
     ("GET", "/api/v1/workloads", "list_workloads"),
@@ -134,7 +139,7 @@ for method, path, name in _WORKLOADS:
         methods=[method],
         name=name,
         tags=["workloads"],
-        responses=_WORKLOAD_ANSWERS,
+        responses=_WORKLOAD_RESPONSES,
         summary=name.replace("_", " ").capitalize(),
         status_code=501,
         openapi_extra={"parameters": [_ID]} if "{" in path else None,
@@ -145,7 +150,7 @@ CORE_PREFIX = "/core-fast"
 
 
 class PathPrefixMiddleware:
-    """ASGI middleware: a path below the prefix is the path without it, for all that comes after."""
+    """ASGI middleware: remove the prefix from paths."""
 
     def __init__(self, app: ASGIApp, *, prefix: str = CORE_PREFIX) -> None:
         self._app = app

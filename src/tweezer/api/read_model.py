@@ -1,6 +1,7 @@
-"""Reads for the API: what :class:`BatchReader` has, lists and counts from the ledger, and devices.
+"""Reads for the API: those of :class:`BatchReader`, lists and counts from the ledger, and devices.
 
-What belongs to others does not exist for the caller: it takes as long, and the answer is the same.
+What belongs to another project is reported as not found, after the same time and with the same response as what does
+not exist.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from tweezer.store.records import BatchRecord, DeviceRecord, JobRecord
 T = TypeVar("T")
 
 READS_MAX = 48
-"""Reads at once, for all requests of the process: fewer than the store's connections, which refuse to queue."""
+"""Concurrent reads of all requests of the process: fewer than the store's connections, whose pool does not queue."""
 
 _READY_S = 2.0
 _PAGE = 500  # jobs of a batch that are filtered at a time
-_REST_MAX_S = 0.1  # between two pages, at most: as long as the last one took
+_REST_MAX_S = 0.1  # the longest pause between two pages; it lasts as long as the last page took
 
 
 class ReadModel(BatchReader):
-    """What the API reads: batches and jobs with their lists and counts, devices.
+    """The reads of the API: batches and jobs with their lists and counts, and devices.
 
-    patience_s: how long a read queues behind others before Unavailable is raised. All methods raise Unavailable when
+    patience_s: how long a read waits behind others before Unavailable is raised. All methods raise Unavailable when
     Redis, or the ledger where it is needed, does not answer.
     """
 
@@ -49,18 +50,18 @@ class ReadModel(BatchReader):
         super().__init__(store, self._queries, ask=self._ask_in_turn, ask_for_job=ask_at_once)
         self._patience_s = patience_s
         self._turns = asyncio.Semaphore(READS_MAX)
-        self._scans: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of accounts that read or wait
+        self._scans: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by account, while it scans
 
     async def list_batches(
         self, caller: Principal, wanted: BatchFilter, order: BatchOrder, paging: PageRequest
     ) -> ListPage[BatchRecord]:
-        """Return a page of batches as the ledger has them, without their sequences."""
+        """Return a page of batches from the ledger, without their sequences."""
         return await self._queries.ask(self._queries.batches, caller, wanted, order, paging)
 
     async def list_jobs(
         self, caller: Principal, wanted: JobFilter, order: JobOrder, paging: PageRequest
     ) -> ListPage[JobRecord]:
-        """Return a page of jobs: those of one batch as they are now, others as the ledger has them."""
+        """Return a page of jobs: the current ones if the filter names one batch, else those in the ledger."""
         if len(wanted.batches) == 1:
             found = await self.live_batch(caller, wanted.batches[0])
             if found is not None:
@@ -68,11 +69,11 @@ class ReadModel(BatchReader):
         return await self._queries.ask(self._queries.jobs, caller, wanted, order, paging)
 
     async def batch_counts(self, caller: Principal, wanted: BatchFilter) -> dict[BatchStatus, int]:
-        """Count the batches in each status, as the ledger has them."""
+        """Count the batches of the ledger by status."""
         return await self._queries.ask(self._queries.batch_counts, caller, wanted)
 
     async def job_counts(self, caller: Principal, wanted: JobFilter) -> dict[JobStatus, int]:
-        """Count the jobs in each status, as the ledger has them."""
+        """Count the jobs of the ledger by status."""
         return await self._queries.ask(self._queries.job_counts, caller, wanted)
 
     async def transitions(self, caller: Principal, job_id: UUID) -> list[Event]:
@@ -81,17 +82,17 @@ class ReadModel(BatchReader):
         return await self._queries.ask(self._queries.transitions, job_id)
 
     async def packed_result(self, job: JobRecord) -> bytes | None:
-        """Return the result of the job, if it has one, as settle packed it."""
+        """Return the packed result of the job, if it has one."""
         if not job.may_have_result:
             return None
         return (await self.packed_results(job.batch_id, [job.index])).get(job.index)
 
     async def devices(self) -> list[DeviceRecord]:
-        """Return all devices by name."""
+        """Return all devices, sorted by name."""
         return await self._ask_in_turn(self._store.reader.devices)
 
     async def device(self, name: str) -> DeviceRecord:
-        """Return the device of this name, or id. Raises NotFound."""
+        """Return the device with this name or id. Raises NotFound."""
         async with self._turn():
             device = await self._store.reader.device(name)
             if device is None:
@@ -102,16 +103,16 @@ class ReadModel(BatchReader):
         return device
 
     async def windows(self, device: str) -> list[windows.Window]:
-        """Return the device's maintenance that is under way or planned, in order."""
+        """Return the device's current and planned maintenance windows, in order."""
         async with self._turn():
             return await self._store.reader.windows(device)
 
     async def device_specs(self) -> dict[str, str]:
-        """Return the specs of devices, by name: Pulser's abstract representation of each."""
+        """Return the specs of all devices by name, each as Pulser's abstract representation."""
         return await self._ask_in_turn(self._store.reader.device_specs)
 
     async def check(self) -> None:
-        """Raises Unavailable when Redis or the ledger does not answer promptly."""
+        """Check that Redis and the ledger answer within two seconds each. Raises Unavailable."""
         try:
             async with asyncio.timeout(_READY_S), self._turn():
                 await self._store.reader.ping()
@@ -126,7 +127,7 @@ class ReadModel(BatchReader):
     async def pages(
         self, caller: Principal, batch: BatchRecord, indices: Sequence[int]
     ) -> AsyncGenerator[list[JobRecord], None]:
-        """Yield the jobs, some at a time. Each account reads one batch at a time in this way, with pauses between."""
+        """Yield the jobs in pages, with pauses in between. An account reads one batch at a time in this way."""
         turn = self._scans.setdefault(caller.account, asyncio.Lock())
         async with turn:
             for first in range(0, len(indices), _PAGE):
@@ -151,7 +152,7 @@ class ReadModel(BatchReader):
     async def _select(
         self, caller: Principal, batch: BatchRecord, wanted: JobFilter, order: JobOrder, *, descending: bool
     ) -> list[int]:
-        """Return the indices of the jobs that the filter selects, in order."""
+        """Return the indices of the jobs that match the filter, in order."""
         key = job_key(order)
         found: list[tuple[Any, int]] = []
         async with contextlib.aclosing(self.pages(caller, batch, range(batch.jobs))) as pages:

@@ -1,1 +1,1 @@
-"""Webhooks: from an event to a signed request, and its delivery"""
+"""Webhooks: turn events into signed requests and deliver them."""

@@ -1,4 +1,4 @@
-"""Attempts to deliver webhooks: what all outboxes of a courier share to send, and to record the outcomes."""
+"""Attempts to deliver webhooks: the parts that all outboxes of a courier share."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CLAIM_S = 30.0
 
 _GATHER_S = 0.05  # how long outcomes are collected before they are written
 _WRITTEN_AT_ONCE = 1000
-_GIVEN_UP_S = 10.0  # how long nothing is claimed for an endpoint after the notice that it is disabled
+_GIVEN_UP_S = 10.0  # how long nothing is claimed for an endpoint after the notice that disables it
 
 
 class Claim(msgspec.Struct, frozen=True):
     """How long a courier may keep deliveries that it has claimed.
 
-    begin_by: until when (monotonic) it may begin an attempt. until_ms: from when (since 1970) they are due for other
-    couriers; an attempt that was begun in time is over by then.
+    begin_by: until when (monotonic) it may start an attempt. until_ms: when (since 1970) they are due for other
+    couriers again; an attempt that started in time is over by then.
     """
 
     begin_by: float
@@ -49,7 +49,7 @@ class Claim(msgspec.Struct, frozen=True):
 class Deliverer:
     """Makes attempts and records their outcomes.
 
-    connections: attempts at once, of all outboxes together. claim_s: how long deliveries may wait in this courier.
+    connections: concurrent attempts of all outboxes together. claim_s: how long deliveries may wait in this courier.
     """
 
     def __init__(
@@ -80,22 +80,24 @@ class Deliverer:
         self._came = asyncio.Event()
 
     def new_claim(self) -> Claim:
-        """Return the claim on deliveries that are taken now."""
+        """Return a claim for deliveries that are claimed now."""
         claim_s = self._claim_s + self._sender.timeout_s + 1.0
         return Claim(time.monotonic() + self._claim_s, now_ms() + round(claim_s * 1000))
 
     def expect(self, endpoint: Endpoint) -> None:
-        """Prepare for something that is about to be sent to the endpoint."""
+        """Load the endpoint's secrets, because something will be sent to it soon."""
         self._secrets.expect(endpoint.secret_owner)
 
     async def send(self, endpoint: Endpoint, due: ClaimedDelivery, begin_by: float) -> SendResult | None:
-        """Make one attempt; return None if it could not begin by then. Never raises for what the receiver does."""
-        # Half of the attempts at once are a project's share, so that its dead receivers delay nobody else's.
+        """Make one attempt; return None if it could not start by then. Failures of the receiver are in the result."""
+        # A project may use half of the connections, so that its dead receivers do not delay other projects.
         share = self._shares.setdefault(endpoint.project_no, asyncio.Semaphore(self._share))
         if not await self._enter(share, begin_by):
             return None
         try:
-            secrets = await self._secrets.get(endpoint.secret_owner)  # now: while it waited they may have been rotated
+            secrets = await self._secrets.get(
+                endpoint.secret_owner
+            )  # read now: they may have been rotated while it waited
             body = due.body.encode()
             headers = signed_headers(secrets, due.event, int(time.time()), body)
             return await self._sender.post(endpoint.url, body, headers)
@@ -104,8 +106,8 @@ class Deliverer:
             share.release()
 
     async def _enter(self, share: asyncio.Semaphore, begin_by: float) -> bool:
-        """Take a slot and one of the project's share; return whether that was possible by then."""
-        if not (share.locked() or self._slots.locked()):  # then neither waits, and there is nothing to time
+        """Acquire a slot and one of the project's share; return whether that was possible by then."""
+        if not (share.locked() or self._slots.locked()):  # neither has to wait, so no timeout is needed
             await share.acquire()
             await self._slots.acquire()
             return True
@@ -122,12 +124,12 @@ class Deliverer:
         return True
 
     def record(self, endpoint_id: UUID, outcome: AttemptOutcome) -> None:
-        """Write the outcome soon. If this process dies before, the attempt is made again."""
+        """Write the outcome soon. If this process dies before that, the attempt is repeated."""
         self._outcomes.append((endpoint_id, outcome))
         self._came.set()
 
     async def write_outcomes(self) -> None:
-        """Write outcomes until cancelled, many at once."""
+        """Write outcomes in groups until cancelled."""
         await repeat("outcomes", self._write_some)
 
     async def _write_some(self) -> None:
@@ -142,7 +144,7 @@ class Deliverer:
             raise
 
     async def flush(self) -> None:
-        """Write the outcomes so far, and arm alarms for further attempts. Raises TweezerError."""
+        """Write the collected outcomes, and arm alarms for further attempts. Raises TweezerError."""
         outcomes = self._outcomes[:_WRITTEN_AT_ONCE]
         await self._database.run(self._deliveries.record, [outcome for _, outcome in outcomes])
         del self._outcomes[: len(outcomes)]
@@ -165,9 +167,10 @@ class Deliverer:
             await self._sender.close()
 
     async def claim(self, endpoint_id: UUID, most: int, claim: Claim) -> tuple[Endpoint, list[ClaimedDelivery]] | None:
-        """Claim deliveries to an endpoint that are due; return them with the endpoint.
+        """Claim due deliveries to an endpoint; return them with the endpoint.
 
-        Returns None if the endpoint is gone, was just given up, or is disabled: what was pending is then held back.
+        Returns None if the endpoint was deleted, was just given up, or is disabled. Pending deliveries to a disabled
+        endpoint are held back.
         """
         endpoint = await self.find_endpoint(endpoint_id)
         if endpoint is None:
@@ -181,34 +184,34 @@ class Deliverer:
         return endpoint, await self._database.run(self._deliveries.claim, endpoint_id, most, claim.until_ms)
 
     async def postpone(self, endpoint_id: UUID, ids: Sequence[UUID], due_ms: int) -> None:
-        """Release claimed deliveries that were not attempted: they are due then, and a courier looks for them."""
+        """Release claimed deliveries that were not attempted, and arm an alarm for the time when they are due."""
         if ids:
             await self._database.run(self._deliveries.postpone, ids, due_ms)
         await self._arm(endpoint_id, due_ms)
 
     async def _arm(self, endpoint_id: UUID, due_ms: int) -> None:
-        """Set an alarm; without one the couriers' sweep finds what is due."""
+        """Arm an alarm; if that fails, the couriers' sweep finds what is due."""
         try:
             await self._alarms.arm(endpoint_id, due_ms)
         except TweezerError as error:
             log.warning("alarm.not_armed", endpoint=str(endpoint_id), error=error.message)
 
     async def note_failure(self, endpoint_id: UUID, at_ms: int) -> None:
-        """Note that an attempt failed; disable an endpoint of which all have failed for too long."""
+        """Note a failed attempt; give up an endpoint if all attempts have failed for too long."""
         since = await self._database.run_write(note_failure, endpoint_id, at_ms)
         if at_ms - since > self._disable_ms:
             days = self._disable_ms / 86_400_000
             await self.give_up(endpoint_id, f"every attempt has failed for {days:.3g} days")
 
     async def note_success(self, endpoint_id: UUID) -> None:
-        """Note that an attempt succeeded after some that failed."""
+        """Note a successful attempt after failed ones."""
         await self._database.run_write(note_success, [endpoint_id])
 
     async def give_up(self, endpoint_id: UUID, why: str) -> None:
-        """Publish the notice that the endpoint is disabled; :meth:`disable` does it once that notice is on its way.
+        """Publish the notice that the endpoint is disabled. :meth:`disable` disables it once the notice is processed.
 
-        Until then this courier claims nothing for it. If Redis loses the notice, the next failure publishes it again
-        with the same id.
+        Until then this courier claims nothing for the endpoint. If Redis loses the notice, the next failure publishes
+        it again with the same id.
         """
         if self._is_given_up(endpoint_id):
             return
@@ -223,9 +226,9 @@ class Deliverer:
             raise
 
     async def disable(self, notice: Notice) -> None:
-        """Disable the endpoint of a notice whose deliveries are in the ledger.
+        """Disable the endpoint of a notice, once the deliveries of that notice are in the ledger.
 
-        May be repeated: an endpoint that was enabled since is disabled by another notice only.
+        May be repeated: an endpoint that was enabled in the meantime stays enabled.
         """
         data = msgspec.json.decode(notice.data, type=EndpointData)
         identity, why, since_ms = UUID(data.endpoint_id), data.reason, _parse_since_ms(notice)
@@ -241,7 +244,7 @@ class Deliverer:
         return False
 
     async def find_endpoint(self, endpoint_id: UUID) -> Endpoint | None:
-        """Return the current endpoint, if it is still there."""
+        """Return the current endpoint; None if it was deleted."""
         try:
             return await self._database.run_read(find_endpoint, endpoint_id)
         except NotFound:
@@ -261,10 +264,10 @@ def _make_notice(endpoint: Endpoint, why: str, since_ms: int) -> Notice:
 
 
 def _parse_since_ms(notice: Notice) -> int:
-    """Return since when all attempts at the endpoint have failed: the last part of the notice's id."""
+    """Return when the endpoint's attempts began to fail: the last part of the notice's id."""
     return int(notice.id.rpartition(":")[2]) // 1000
 
 
 def without_query(url: str) -> str:
-    """Return what may be shown of a URL: its query may be a secret."""
+    """Return a URL without its query, which may be a secret."""
     return urlunsplit(urlsplit(url)._replace(query="", fragment=""))

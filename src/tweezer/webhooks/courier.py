@@ -1,9 +1,9 @@
-"""The courier: turns events into deliveries, and sends them. Several share the work.
+"""The courier: turn events into deliveries, and send them. Several couriers share the work.
 
-Each entry of the stream is given to one courier. Rows are written in the order of the stream, whoever writes them, so
-that the event before each in the same batch is known; a courier that was given later entries waits for its turn. A row
-that was there before is not written again. What was written is sent at once, each endpoint's from an outbox of its own;
-what failed is due again later, and then whoever is woken fetches it from the ledger.
+Each entry of the stream is assigned to one courier. All couriers together write the rows of deliveries in the order of
+the stream, so that the previous event of the same batch is always known; a courier with later entries waits for its
+turn. A row that exists is not written again. New deliveries are sent at once, from a separate outbox for each endpoint.
+A failed delivery is due again later; the courier that is then woken fetches it from the ledger.
 """
 
 from __future__ import annotations
@@ -41,18 +41,21 @@ log = structlog.get_logger(__name__)
 
 GROUP = "couriers"
 
-_EVENTS = 2000  # written in one transaction, about
+_EVENTS = 2000  # the approximate number written in one transaction
 _OUTBOXES_KEPT = 1000
 _LAST_KEPT = 50_000
-_CLOSE_S = 5.0  # for what it was given last, when it stops
-_LOOK_S = 0.005  # between looks whether it is our turn
+_CLOSE_S = 5.0  # for the entries that it holds when it stops
+_LOOK_S = 0.005  # between checks whether it is this courier's turn
 
 
 class CourierTuning(msgspec.Struct, frozen=True):
-    """entries: read at once. wait_s: for new ones. abandoned_s: after so long entries of a silent courier are taken
-    over. late_s: how late something may be before the sweep fetches it. claim_s: how long a delivery may wait in this
-    courier until it is attempted; only then do others look at it. rest_s: for each delivery of events that are younger
-    than fresh_s it rests so long before it reads on. gate_s: between looks whether the gate is open again."""
+    """The tuning parameters of a courier.
+
+    entries: how many to read at once. wait_s: how long to wait for new ones. abandoned_s: how long a courier must be
+    silent before others take over its entries. late_s: how overdue a delivery may be before the sweep fetches it.
+    claim_s: how long a delivery may wait in this courier before others claim it. rest_s: the pause for each delivery of
+    events younger than fresh_s, before the next read. gate_s: the time between checks of a shut gate.
+    """
 
     entries: int = 1000
     wait_s: float = 3.0
@@ -65,7 +68,7 @@ class CourierTuning(msgspec.Struct, frozen=True):
 
 
 class _EventMessage(msgspec.Struct, frozen=True):
-    """An event for one endpoint. ``text``: the body."""
+    """An event or notice for one endpoint. text: the body."""
 
     endpoint: Endpoint
     event: str
@@ -76,19 +79,21 @@ class _EventMessage(msgspec.Struct, frozen=True):
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """Some events and notices, and what is told of them: events with their types and the endpoints that are told, and
-    the data of each. pairs: of each of those batches and an endpoint that is told of it."""
+    """Some events and notices, with their receivers and data.
+
+    selected: the events that have receivers, with their types and endpoints. described: the data of each of these.
+    pairs: each batch with each endpoint that receives its events.
+    """
 
     events: list[Event]
-    told: list[tuple[Event, str, list[Endpoint]]]
+    selected: list[tuple[Event, str, list[Endpoint]]]
     described: list[JobData | BatchData | None]
     pairs: set[tuple[UUID, UUID]]
     notices: list[_EventMessage]
 
 
 class _Plan(msgspec.Struct):
-    """What is to be done about some entries: the first part is described, the others come when it is their turn.
-    parked: batches of which nothing is done."""
+    """The work on some entries. Only the first part is described yet. parked: batches that are skipped."""
 
     parked: frozenset[UUID]
     facts: dict[UUID, BatchFacts]
@@ -98,7 +103,7 @@ class _Plan(msgspec.Struct):
 
 
 class Courier:
-    """See the module. ``reader``: its name among the couriers."""
+    """A courier: see the module. reader: its name among the couriers."""
 
     def __init__(
         self,
@@ -120,7 +125,7 @@ class Courier:
         self._deliveries = Deliveries(database, namespace)
         self._dead_letters = DeadLetterQueue(database, Consumer.COURIER, bounds or DeadLetterBounds())
         self._parked: frozenset[UUID] = frozenset()
-        """Batches that were parked when it last looked: nothing is described of them."""
+        """Batches that were parked at the last check; they are skipped."""
         self._payloads = payloads
         self._subscriptions = Subscriptions(database, payloads)
         self._deliverer = deliverer
@@ -133,12 +138,12 @@ class Courier:
         self._claim_at = 0.0
         self._outboxes: dict[UUID, Outbox] = {}
         self._last: dict[UUID, int] = {}
-        """Number of the last event of a batch that this courier has seen, …"""
-        self._told: dict[UUID, dict[UUID, int]] = {}
-        """… and of the last one that each endpoint is told of: good while nothing was missed in between."""
+        """The number of the last event of each batch that this courier has seen."""
+        self._last_sent: dict[UUID, dict[UUID, int]] = {}
+        """The number of the last event of each batch for each endpoint; valid while the courier has missed none."""
 
     async def run(self) -> None:
-        """Work until cancelled. What goes wrong is logged, and tried again."""
+        """Work until cancelled. Failures are logged, and the work is retried."""
         await repeat("courier", self._take_turn)
 
     async def _take_turn(self) -> None:
@@ -151,25 +156,29 @@ class Courier:
             self._joined = False  # Redis lost the group
 
     async def join(self) -> None:
-        """Become one of the couriers. The first ever begins with what the stream has; after Redis has lost the group,
-        it begins behind the last entry whose deliveries are written, if the stream still knows that. A Redis that lost
-        everything is left alone until the recorder has put back what the ledger has: its events come first.
+        """Join the group of couriers.
 
-        Raises TweezerError ("installation") when Redis belongs to another ledger.
+        The first courier ever starts at the beginning of the stream. If Redis has lost the group, it starts after the
+        last entry whose deliveries are written, if the stream still has that entry. If Redis has lost everything, the
+        courier waits until the recorder has restored it from the ledger, because those events come first.
+
+        Raises TweezerError("installation") if Redis belongs to another ledger.
         """
         await require_same(self._store, self._database)
         position = await self._database.run(self._deliveries.position)
         is_lost = bool(position) and await self._store.events.idle_s(GROUP) is None
         if is_lost and not (await self._store.recovery.gate()).has_ledger:
-            log.warning("courier.waits_for_recorder", reason="Redis has lost what it had; start `tweezer recorder`")
+            log.warning(
+                "courier.waits_for_recorder", reason="Redis has lost its data; start `tweezer recorder` to restore it"
+            )
             await self._wait_for_gate(lambda gate: gate.has_ledger)
         await self._group.join(position_id(position) if position else START)
 
     async def step(self) -> int:
-        """Take care of some entries, if there are any; return how many.
+        """Process some entries, if there are any; return how many.
 
-        After a failure, first of those that it was given before: the reply with them may be lost, and all other
-        couriers wait for their turn.
+        After a failure, entries that were assigned before come first: the reply with them may have been lost, and all
+        other couriers wait for their turn.
         """
         await self._wait_for_gate()
         if self._may_hold and (taken_up := await self._take_up()):
@@ -180,16 +189,16 @@ class Courier:
         return served
 
     async def _take_up(self) -> int:
-        """Take care of entries that this courier was given and did not acknowledge; return how many."""
+        """Process entries that were assigned to this courier and not acknowledged; return how many."""
         entries, is_alone = await self._group.read_own(most=self._tuning.entries)
-        await self._wait_for_gate()  # behind the read: Redis may have restarted in between
+        await self._wait_for_gate()  # after the read: Redis may have restarted in between
         for part in [entries] if is_alone and entries else [[entry] for entry in entries]:
             await self._serve(part)
         return len(entries)
 
     async def _serve_next(self) -> int:
         claimed = await self._claim_abandoned()
-        for entry in claimed:  # one by one, for others may have what lies between
+        for entry in claimed:  # one by one, because other couriers may hold the entries in between
             await self._serve([entry])
         if claimed:
             return len(claimed)
@@ -199,19 +208,19 @@ class Courier:
         if given.is_shut:
             await self._wait_for_gate()
         if entries:
-            told = await self._serve(entries, is_turn=given.oldest == entries[0].id)
-            await self._rest(entries, told)
+            deliveries = await self._serve(entries, is_turn=given.oldest == entries[0].id)
+            await self._rest(entries, deliveries)
         return len(entries)
 
     async def _wait_for_gate(self, is_open: Callable[[Gate], bool] = lambda gate: not gate.is_shut) -> None:
-        """After a restart of Redis, wait until the recorder has put back what it lost: those events come first."""
+        """After a restart of Redis, wait until the recorder has restored it: the restored events come first."""
         while True:
             if is_open(await self._store.recovery.gate()):
                 return
             await asyncio.sleep(self._tuning.gate_s)
 
     async def _claim_abandoned(self) -> list[Entry]:
-        """Claim entries of silent couriers, now and then; again at once if there were some."""
+        """Claim entries of silent couriers from time to time, and again at once if there were some."""
         now = time.monotonic()
         if now < self._claim_at:
             return []
@@ -219,21 +228,24 @@ class Courier:
         self._claim_at = now if claimed else now + self._tuning.abandoned_s / 5
         return claimed
 
-    async def _rest(self, entries: Sequence[Entry], told: int) -> None:
-        """Rest for each delivery, unless events wait for long already: in a burst of them workers and Redis find a
-        core free now and then, which being niced alone does not give them, and webhooks come a little later."""
-        late_s = time.time() - entries[0].time_us / 1e6
-        if abs(late_s) < self._tuning.fresh_s:  # before: the clocks differ, and nothing is known
-            await asyncio.sleep(min(told * self._tuning.rest_s, self._tuning.fresh_s - late_s))
+    async def _rest(self, entries: Sequence[Entry], deliveries: int) -> None:
+        """Rest for each delivery, unless the events are late already.
 
-    async def take_care(self, entries: Sequence[Entry]) -> None:
-        """Write the deliveries of the entries, acknowledge those, and begin to send. May be repeated."""
-        await self._take_care(entries, await self._prepare(entries))
+        In a burst this leaves CPU time for workers and Redis, which a nice value alone does not, and delays webhooks a
+        little.
+        """
+        late_s = time.time() - entries[0].time_us / 1e6
+        if abs(late_s) < self._tuning.fresh_s:  # a negative age means that the clocks differ
+            await asyncio.sleep(min(deliveries * self._tuning.rest_s, self._tuning.fresh_s - late_s))
+
+    async def process(self, entries: Sequence[Entry]) -> None:
+        """Write the deliveries of the entries, acknowledge the entries, and start to send. May be repeated."""
+        await self._process(entries, await self._prepare(entries))
 
     async def _serve(self, entries: Sequence[Entry], *, is_turn: bool = False) -> int:
-        """Take care of entries between which nobody else has one, when it is their turn; return how many deliveries.
+        """Process entries, when it is their turn; return the number of deliveries.
 
-        What cannot be delivered is parked.
+        No other courier may hold an entry between them. Entries that cannot be delivered are parked.
         """
         try:
             return await self._serve_all(entries, is_turn=is_turn)
@@ -245,11 +257,13 @@ class Courier:
         return 0
 
     async def _serve_apart(self, entries: Sequence[Entry]) -> None:
-        """Take care of entries of which some cannot be delivered; halves are tried until the culprits stand alone."""
+        """Process entries of which some cannot be delivered; halve them until those are isolated, and park these."""
         try:
             await self._wait_for_turn(entries)
-            self._parked = await self._database.run(self._dead_letters.hold_back, ())  # by others, perhaps
-            await self.take_care(entries)
+            self._parked = await self._database.run(
+                self._dead_letters.hold_back, ()
+            )  # other couriers may have parked some
+            await self.process(entries)
         except Exception as error:
             if not is_unusable(error):
                 raise
@@ -274,7 +288,7 @@ class Courier:
             plan = await preparing
         finally:
             await end_tasks(preparing)
-        return await self._take_care(entries, plan)
+        return await self._process(entries, plan)
 
     async def _prepare(self, entries: Sequence[Entry]) -> _Plan:
         """Prepare entries before it is their turn: read their batches and subscribers, and describe the first part."""
@@ -284,13 +298,13 @@ class Courier:
         parts = _parts(wanted)
         return _Plan(parked, facts, subscribers, parts, await self._describe(next(parts, []), facts, subscribers))
 
-    async def _take_care(self, entries: Sequence[Entry], plan: _Plan) -> int:
-        told = 0
+    async def _process(self, entries: Sequence[Entry], plan: _Plan) -> int:
+        count = 0
         if unreadable := [entry for entry in entries if entry.problem is not None]:
             unread = [pack_letter(entry, entry.problem or "") for entry in unreadable]
             await self._database.run(self._dead_letters.park, unread)
         self._parked = await self._database.run(self._dead_letters.hold_back, entries)
-        if self._parked != plan.parked:  # since it was prepared, others parked something or made it good
+        if self._parked != plan.parked:  # other couriers have parked something, or resolved it, in the meantime
             plan = await self._prepare(entries)
         try:
             part: _Part | None = plan.first
@@ -299,37 +313,37 @@ class Courier:
                 letters = [*part.notices, *await self._make_messages(part)]
                 position = position_number(entries[-1].id) if following is None else None
                 await self._write(letters, position)
-                told += len(letters)
+                count += len(letters)
                 part = None if following is None else await self._describe(following, plan.facts, plan.subscribers)
         except BaseException:
             self._last.clear()
-            self._told.clear()
+            self._last_sent.clear()
             raise
         await self._disable(entries)
         await self._group.acknowledge([entry.id for entry in entries])
-        return told
+        return count
 
     async def _disable(self, entries: Sequence[Entry]) -> None:
-        """Disable the endpoints that notices among the entries say so of."""
+        """Disable the endpoints for which the entries have a notice that disables them."""
         for entry in entries:
             if entry.notice is not None and entry.notice.type == EventType.ENDPOINT_DISABLED:
                 await self._deliverer.disable(entry.notice)
 
     async def fetch(self, endpoint_id: UUID) -> None:
-        """Something may be due for this endpoint."""
+        """Fetch what is due for an endpoint."""
         endpoint = await self._deliverer.find_endpoint(endpoint_id)
         if endpoint is not None:
             self._outbox(endpoint).fetch()
 
     async def sweep(self) -> None:
-        """Fetch what is overdue: its alarm was lost, or the courier that held it; and retry dead letters."""
+        """Fetch overdue deliveries, whose alarm or courier was lost; and retry dead letters."""
         await self.retry_letters()
         late = await self._database.run(self._deliveries.overdue, now_ms() - round(self._tuning.late_s * 1000))
         for endpoint_id in late:
             await self.fetch(endpoint_id)
 
     async def retry_letters(self) -> None:
-        """Retry the letters that operators want retried."""
+        """Retry the dead letters that operators have marked for a retry."""
         _, due = await self._database.run(self._dead_letters.read)
         for letter in due:
             try:
@@ -341,10 +355,10 @@ class Courier:
                 log.warning("dead_letter.failed_again", letter=letter.id, error=describe_error(error))
 
     async def _redeliver(self, letter: Letter) -> None:
-        """Deliver what was parked, and the events of its batch that wait behind it, in their order."""
+        """Deliver a parked entry, and the events of its batch that wait behind it, in order."""
         while True:
             entries = await self._database.run(self._dead_letters.read_entries, letter, self._namespace)
-            if entries is None:  # the recorder does not have them all yet
+            if entries is None:  # the recorder has not recorded all of them yet
                 return
             facts, subscribers = await self._subscriptions.find(entries)
             for part in _parts(entries):
@@ -359,19 +373,19 @@ class Courier:
             letter = left
 
     async def close(self) -> None:
-        """Take care of what it was given last, let attempts that are under way end, and give back the rest."""
+        """Process the entries that it holds, finish running attempts, and release the rest."""
         try:
             async with asyncio.timeout(_CLOSE_S):
                 while self._may_hold and await self._take_up():
                     pass
-        except (TweezerError, TimeoutError) as error:  # others take it over once it is abandoned
+        except (TweezerError, TimeoutError) as error:  # other couriers take them over
             log.warning("courier.left_entries", error=str(error))
         await asyncio.gather(*(outbox.close() for outbox in self._outboxes.values()), return_exceptions=True)
         await self._deliverer.close()
         await self._group.leave()
 
     async def _wait_for_turn(self, entries: Sequence[Entry]) -> None:
-        """Wait until all entries before these are taken care of; those of a courier that is gone are done here."""
+        """Wait until all earlier entries are processed. Process those of a courier that is gone here."""
         first = position_number(entries[0].id)
         loop = asyncio.get_running_loop()
         looked = loop.time()
@@ -381,56 +395,57 @@ class Courier:
                 looked = loop.time()
                 if claimed := await self._group.claim_one(oldest, idle_s=self._tuning.abandoned_s):
                     looked = 0.0  # there may be more of the same courier
-                    await self.take_care(claimed)
+                    await self.process(claimed)
 
     async def _describe(
         self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], subscribers: Subscribers
     ) -> _Part:
-        """Find who receives these, and describe them; the previous sequence numbers are still missing."""
+        """Find the receivers of these, and describe them, still without the previous sequence numbers."""
         events = [it for it in part if isinstance(it, Event)]
-        told: list[tuple[Event, str, list[Endpoint]]] = []
+        selected: list[tuple[Event, str, list[Endpoint]]] = []
         pairs: set[tuple[UUID, UUID]] = set()
         for batch_id, group in _by_batch(events):
             about = facts.get(batch_id)
-            listening = [] if about is None else subscribers.for_batch(about.project, about.webhook)
-            if not listening:
+            receivers = [] if about is None else subscribers.for_batch(about.project, about.webhook)
+            if not receivers:
                 continue
             to: dict[str, list[Endpoint]] = {}
             for event in group:
                 type_ = event.type
                 if type_ not in to:
-                    to[type_] = [endpoint for endpoint in listening if type_ in endpoint.subscribed]
+                    to[type_] = [endpoint for endpoint in receivers if type_ in endpoint.subscribed]
                 if to[type_]:
-                    told.append((event, type_, to[type_]))
+                    selected.append((event, type_, to[type_]))
             pairs.update((batch_id, endpoint.id) for endpoints in to.values() for endpoint in endpoints)
         notices = _notices([it for it in part if isinstance(it, Notice)], subscribers)
-        return _Part(events, told, await self._payloads.describe([event for event, _, _ in told]), pairs, notices)
+        described = await self._payloads.describe([event for event, _, _ in selected])
+        return _Part(events, selected, described, pairs, notices)
 
     async def _make_messages(self, part: _Part) -> list[_EventMessage]:
         """Make the messages of a part's events. Call it in the order of the stream."""
         await self._recall(part.events, part.pairs)
         letters = []
-        for (event, type_, endpoints), data in zip(part.told, part.described, strict=True):
-            if data is None:  # deleted for good meanwhile
+        for (event, type_, endpoints), data in zip(part.selected, part.described, strict=True):
+            if data is None:  # the batch was deleted in the meantime
                 continue
             identity, when = event.id, timestamp(event.time_us)
-            told_of = self._told.setdefault(event.batch_id, {})
+            sent = self._last_sent.setdefault(event.batch_id, {})
             for endpoint in endpoints:
-                before = told_of.get(endpoint.id)
+                before = sent.get(endpoint.id)
                 if before is not None and before >= event.sequence:
                     pair = (event.batch_id, endpoint.id)
                     before = await self._database.run(self._deliveries.previous_before, *pair, event.sequence)
                 else:
-                    told_of[endpoint.id] = event.sequence
+                    sent[endpoint.id] = event.sequence
                 text = body(type_, when, data, before)
                 letters.append(_EventMessage(endpoint, identity, type_, text, event.batch_id, event.sequence))
         return letters
 
     async def _recall(self, events: Sequence[Event], pairs: Collection[tuple[UUID, UUID]]) -> None:
-        """Look up the last event of each endpoint, where it is not known, or others may have delivered more."""
-        if len(self._last) + len(self._told) > _LAST_KEPT:
+        """Look up the last event of each endpoint if it is not known, or if other couriers may have delivered more."""
+        if len(self._last) + len(self._last_sent) > _LAST_KEPT:
             self._last.clear()
-            self._told.clear()
+            self._last_sent.clear()
         new = set()
         for batch_id, group in _by_batch(events):
             last = self._last.get(batch_id, 0)
@@ -438,21 +453,21 @@ class Courier:
                 if event.sequence == 1:
                     new.add(batch_id)
                 if last != event.sequence - 1:
-                    self._told.pop(batch_id, None)
+                    self._last_sent.pop(batch_id, None)
                 last = max(last, event.sequence)
             self._last[batch_id] = last
-        unknown = {(batch, it) for batch, it in pairs if batch not in new and it not in self._told.get(batch, ())}
+        unknown = {(batch, it) for batch, it in pairs if batch not in new and it not in self._last_sent.get(batch, ())}
         if unknown:
             found = await self._database.run(self._deliveries.previous, unknown)
             for (batch, endpoint), number in found.items():
-                self._told.setdefault(batch, {})[endpoint] = number
+                self._last_sent.setdefault(batch, {})[endpoint] = number
 
     async def _write(self, letters: Sequence[_EventMessage], position: int | None) -> None:
-        """Write the rows and the position, and hand rows that are new to the outboxes, as far as these have room.
+        """Write the rows and the position, and hand new rows to the outboxes, as far as these have room.
 
-        Nothing is sent before its row is written: a courier that takes over sends the same body, not one that it makes
-        anew of a batch that has gone on. What is written is handed over, also when this courier is stopped meanwhile:
-        an outbox that is closed gives it back, but nobody else looks at it before its hold is over.
+        Nothing is sent before its row is written: a courier that takes over then sends the same body, not a new one of
+        a batch that has changed. Written rows are handed over even if this courier is stopped in the meantime: a closed
+        outbox releases them, while otherwise they would wait until their claim expires.
         """
         claim = self._deliverer.new_claim()
         rows: list[NewDelivery] = []
@@ -471,14 +486,14 @@ class Courier:
                 rows += _rows(theirs[room:], outbox.next_ms())
                 waiting.append(endpoint)
         with heeding_cancel():
-            not_ours = await run_to_end(self._database.run(self._deliveries.write, rows, position))
+            existing = await run_to_end(self._database.run(self._deliveries.write, rows, position))
             for endpoint, taken in held:
-                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in not_ours], claim)
+                self._outbox(endpoint).offer([_due(row) for row in taken if row.id not in existing], claim)
             for endpoint in waiting:
                 self._outbox(endpoint).fetch()
 
     def _outbox(self, endpoint: Endpoint) -> Outbox:
-        """Its outbox; look it up each time, for an idle one may be forgotten for another's sake."""
+        """Return the outbox of an endpoint. Do not keep it: an idle outbox may be dropped to make room."""
         outbox = self._outboxes.get(endpoint.id)
         if outbox is None:
             if len(self._outboxes) >= _OUTBOXES_KEPT:
@@ -496,7 +511,8 @@ def _notices(notices: Sequence[Notice], subscribers: Subscribers) -> list[_Event
         )
         for it in notices
         for endpoint in subscribers.for_notice(it.project)
-        if it.type in endpoint.subscribed and not it.id.startswith(str(endpoint.id))  # it is not told of its own end
+        if it.type in endpoint.subscribed
+        and not it.id.startswith(str(endpoint.id))  # an endpoint does not receive the notice that disables it
     ]
 
 
@@ -530,13 +546,13 @@ def _due(row: NewDelivery) -> ClaimedDelivery:
 
 
 def _by_batch(events: Sequence[Event]) -> Iterator[tuple[UUID, list[Event]]]:
-    """Yield the events of one batch that are in sequence; a batch may come again."""
+    """Yield consecutive events of the same batch; a batch may be yielded again."""
     for batch_id, group in groupby(events, key=attrgetter("batch_id")):
         yield batch_id, list(group)
 
 
 def _parts(entries: Sequence[Entry]) -> Iterator[list[Event | Notice]]:
-    """Yield the events and notices of the entries, in parts of a bearable size."""
+    """Yield the events and notices of the entries, in parts of a limited size."""
     everything = (it for entry in entries for it in ((entry.notice,) if entry.notice is not None else entry.events))
     while part := list(islice(everything, _EVENTS)):
         yield part

@@ -1,4 +1,4 @@
-"""Deliveries as the couriers write them: a row is the truth of what is to be sent, to whom and when."""
+"""The rows of deliveries, as couriers write them. A row decides what is sent, to which endpoint and when."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tweezer.store.scripts import split_pages, translating
 
 PENDING, DELIVERED, EXHAUSTED, HELD = "P", "D", "E", "H"
 
-_PAGE = 500  # of one statement
+_PAGE = 500  # rows of one statement
 _DELETED_AT_ONCE = 5000
-_UNUSED_S = 86_400  # so long an endpoint of batches has no delivery; a courier may be about to write its first one
+_UNUSED_S = 86_400  # the age at which an endpoint of batches without deliveries is deleted; not before its first one
 
 _INSERT = (
     "INSERT INTO deliveries (id, endpoint, project, batch, sequence_number, event, type, body, status, attempts,"
@@ -44,7 +44,7 @@ _MOVE = text(
 )
 _THESE = (
     ") AS new WHERE deliveries.id = new.column1"
-    # A courier that was held up tells of its failure when another has delivered it long since.
+    # A delayed courier may report a failure after another one has delivered it.
     " AND (deliveries.status <> 'D' OR new.column2 = 'D')"
 )
 
@@ -52,8 +52,9 @@ _THESE = (
 class Attempt(msgspec.Struct, frozen=True, array_like=True):
     """One attempt to deliver.
 
-    at_ms: when it began, since 1970. status: HTTP's, None when no answer came; then ``error`` says why. ms: how long it
-    took. answer: the first characters of the answer. next_ms: when the next one is due, None if it was the last.
+    at_ms: when it began, since 1970. status: of the HTTP response, None without a response. error: why it failed, if
+    the status does not show that. ms: its duration. answer: the first characters of the response body. next_ms: when
+    the next attempt is due, None if this was the last.
     """
 
     number: int
@@ -66,8 +67,8 @@ class Attempt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class NewDelivery(msgspec.Struct, frozen=True):
-    """A delivery to write. due_ms: when the first attempt is due, or until when the courier that writes the row has
-    claimed it; None: held back."""
+    """A delivery to write. due_ms: when the first attempt is due, or when the claim of the courier that writes the row
+    ends; None: the delivery is held."""
 
     id: UUID
     endpoint: UUID
@@ -81,7 +82,7 @@ class NewDelivery(msgspec.Struct, frozen=True):
 
 
 class ClaimedDelivery(msgspec.Struct, frozen=True):
-    """A delivery that a courier has claimed, to attempt it."""
+    """A delivery that a courier has claimed in order to attempt it."""
 
     id: UUID
     event: str
@@ -102,12 +103,12 @@ class AttemptOutcome(msgspec.Struct, frozen=True):
 
 
 def delivery_id(endpoint: UUID, event: str) -> UUID:
-    """Return the id of the delivery of an event to an endpoint: always the same, so that it is there once."""
+    """Return the id of the delivery of an event to an endpoint; it is always the same, so that there is only one."""
     return uuid5(endpoint, event)
 
 
 def read_log(log: bytes | None) -> list[Attempt]:
-    """Return all attempts, oldest first."""
+    """Return the logged attempts, oldest first."""
     return [] if log is None else msgspec.msgpack.decode(log, type=list[Attempt])
 
 
@@ -116,7 +117,7 @@ def write_log(attempts: Iterable[Attempt]) -> bytes:
 
 
 class Deliveries:
-    """The rows of deliveries, as couriers write and claim them. All methods block, and raise Unavailable."""
+    """Writes and claims rows of deliveries. All methods block, and raise Unavailable."""
 
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
@@ -128,7 +129,7 @@ class Deliveries:
             return courier_position(connection, self._namespace)
 
     def previous(self, wanted: Collection[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], int]:
-        """Return for pairs of a batch and an endpoint the number of the last event that is delivered there."""
+        """Return, by batch and endpoint, the number of the last event with a delivery there."""
         found = {}
         with self._database.read() as connection:
             for page in split_pages(list(wanted), _PAGE):
@@ -141,17 +142,17 @@ class Deliveries:
         return found
 
     def previous_before(self, batch: UUID, endpoint: UUID, sequence: int) -> int | None:
-        """Return the number of the last event before that one which is delivered there."""
+        """Return the number of the last event before this one with a delivery there."""
         table = deliveries.c
         before = (table.batch == batch, table.endpoint == endpoint, table.sequence_number < sequence)
         with self._database.read() as connection:
             return connection.execute(select(func.max(table.sequence_number)).where(*before)).scalar()
 
     def write(self, rows: Sequence[NewDelivery], position: int | None) -> set[UUID]:
-        """Insert the rows that are missing, and note the position up to which all are written.
+        """Insert missing rows, and store the position up to which all rows are written.
 
-        Returns the ids of rows that were there, which somebody else sends, and of those that are left out since their
-        endpoint was removed meanwhile.
+        Returns the ids of rows that were not inserted: those that existed, which another courier sends, and those whose
+        endpoint was deleted in the meantime.
         """
         try:
             return self._write(rows, position)
@@ -190,7 +191,7 @@ class Deliveries:
         )
 
     def claim(self, endpoint: UUID, most: int, until_ms: int) -> list[ClaimedDelivery]:
-        """Claim deliveries to the endpoint that are due: until that time nobody else claims them."""
+        """Claim due deliveries to the endpoint: no other courier claims them until that time."""
         table = deliveries.c
         now = now_ms()
         due = (
@@ -210,7 +211,7 @@ class Deliveries:
             return [ClaimedDelivery(*row) for row in connection.execute(statement)]
 
     def record(self, outcomes: Sequence[AttemptOutcome]) -> None:
-        """Write the outcomes of attempts; what was delivered stays so."""
+        """Write the outcomes of attempts. A successful delivery stays successful."""
         if not outcomes:
             return
         id_of = self._database.id
@@ -219,7 +220,7 @@ class Deliveries:
             _execute_values(connection, _FINISH, rows, _THESE)
 
     def postpone(self, ids: Sequence[UUID], due_ms: int) -> None:
-        """Release claimed deliveries that were not attempted; they are due then."""
+        """Release claimed deliveries that were not attempted; they are due at that time."""
         with self._database.write() as connection:
             for page in split_pages(ids, _PAGE):
                 which = (deliveries.c.id.in_(page), deliveries.c.status == PENDING)
@@ -232,14 +233,14 @@ class Deliveries:
             return list(connection.execute(query).scalars())
 
     def hold_pending(self, endpoint: UUID) -> int:
-        """Hold back all pending deliveries, since the endpoint is disabled; return how many."""
+        """Hold all pending deliveries to a disabled endpoint; return how many."""
         which = (deliveries.c.endpoint == endpoint, deliveries.c.status == PENDING)
         with self._database.write() as connection:
             return connection.execute(update(deliveries).where(*which).values(status=HELD, due_ms=None)).rowcount
 
 
 def _lock_existing(connection: Connection, identities: Collection[UUID]) -> set[UUID]:
-    """Return the endpoints that still exist, and keep them from being removed before this transaction ends."""
+    """Return the endpoints that still exist, and lock them against deletion until this transaction ends."""
     found: set[UUID] = set()
     for page in split_pages(list(identities), _PAGE):
         these = select(endpoints.c.id).where(endpoints.c.id.in_(page))
@@ -248,14 +249,14 @@ def _lock_existing(connection: Connection, identities: Collection[UUID]) -> set[
 
 
 def _as_uuid(found: UUID | bytes) -> UUID:
-    """Convert an id as the driver returns it."""
+    """Convert an id that the driver returned."""
     return found if isinstance(found, UUID) else UUID(bytes=found)
 
 
 def delete_old_deliveries(database: Database, *, kept_s: int) -> int:
-    """Delete deliveries that are over and older than that (0: none), and endpoints of batches that have none left.
+    """Delete finished deliveries that are older than kept_s (0: none), and endpoints of batches without deliveries.
 
-    Returns how many deliveries.
+    Returns the number of deleted deliveries.
     """
     total = _delete_over(database, now_ms() - kept_s * 1000) if kept_s else 0
     with database.write() as connection:
@@ -281,9 +282,9 @@ def _delete_over(database: Database, before: int) -> int:
 
 
 def _execute_values(connection: Connection, before: str, rows: Sequence[tuple[Any, ...]], after: str) -> list[Any]:
-    """Execute a statement about many rows in few calls; return the rows that it returns.
+    """Execute a statement with many rows in few calls; return the rows that it returns.
 
-    Between calls the driver competes for the interpreter with the loop that sends, which both would pay for.
+    With a call for each row, the driver would compete with the event loop for the interpreter.
     """
     returned: list[Any] = []
     mark = "?" if connection.dialect.name == "sqlite" else "%s"
@@ -298,16 +299,16 @@ def _execute_values(connection: Connection, before: str, rows: Sequence[tuple[An
 
 
 DELIVER = "deliver"
-"""The function that an alarm calls, with the id of the endpoint as text."""
+"""The arq function that an alarm calls, with the id of the endpoint as text."""
 
-_ALARM_KEPT_S = 7 * 86_400  # how late an alarm may be: no courier may have run for a weekend
+_ALARM_KEPT_S = 7 * 86_400  # how late an alarm may be: all couriers may be stopped over a weekend
 
 
 class Alarms:
-    """Wakes the couriers when a delivery is due: a deferred arq job on their queue. Raises Unavailable.
+    """Wakes couriers when a delivery is due, with a deferred arq job on their queue. Raises Unavailable.
 
-    The row in the ledger is the truth of a delivery: a lost alarm costs time, until the couriers' sweep, and a
-    superfluous one nothing.
+    The row in the ledger decides: a lost alarm only delays the delivery until the couriers' sweep, and an unnecessary
+    alarm costs nothing.
     """
 
     def __init__(self, store: Store) -> None:
@@ -316,20 +317,20 @@ class Alarms:
         self._arq = ArqRedis(store.redis.connection_pool, serialize, deserialize)
 
     async def note_change(self) -> None:
-        """Note that endpoints changed: couriers read them again before they deliver what happens next."""
+        """Note that endpoints changed, so that couriers read them again before they deliver later events."""
         with translating():
             await self._arq.incr(self._endpoints)
 
     async def arm(self, endpoint: UUID, due_ms: int | None) -> None:
         """Wake a courier for the endpoint at that time (milliseconds since 1970), or now.
 
-        Alarms of one endpoint and second are one. An alarm never fires before its time, and one for now is always a
-        job of its own: whoever another one wakes may have looked already.
+        Alarms for the same endpoint and second are merged. An alarm never fires early. An alarm for now is always a
+        separate job, because the courier that an earlier job woke may have read the ledger already.
         """
         now = time.time()
         due_s = 0 if due_ms is None else -(-due_ms // 1000)
         wait_s = max(due_s - now, 0.0)
-        # arq keeps the jobs of all queues in one place: the queue's name keeps installations apart.
+        # arq stores the jobs of all queues under one prefix; the name of the queue separates installations.
         job = f"{self._queue}:{endpoint}:{due_s if wait_s else uuid4()}"
         with translating():
             await self._arq.enqueue_job(

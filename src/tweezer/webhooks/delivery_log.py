@@ -1,4 +1,4 @@
-"""The log of deliveries, for who asks what became of webhooks, and wants them sent again."""
+"""The log of deliveries: list, find and resend them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from tweezer.webhooks.deliveries import PENDING, Attempt, delivery_id, read_log
 from tweezer.webhooks.endpoints import Endpoint
 
 LIMIT_MAX = 100
-"""Rows of a page at most."""
+"""The most rows of a page."""
 
 _CURSOR = re.compile(r"(\d{1,15})-([0-9a-f]{32})", re.ASCII)
 _COLUMNS = [column for column in deliveries.c if column.name != "body"]
 
 
 class DeliveryStatus(Lettered):
-    """Pending: an attempt is to come. Exhausted: all failed. Held: the endpoint is disabled; it is not sent."""
+    """The status of a delivery.
+
+    Pending: more attempts will follow. Delivered: the receiver has it. Exhausted: all attempts failed. Held: not sent,
+    because the endpoint is disabled.
+    """
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -34,10 +38,10 @@ class DeliveryStatus(Lettered):
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """What became of one event for one endpoint.
+    """The delivery of one event to one endpoint.
 
-    event: its id, the receiver's ``webhook-id``. attempts: of the present schedule; log: all there ever were. due: of
-    the next attempt. sequence: number of the event in its batch. body: as it is sent; lists are without it.
+    event: its id, sent as ``webhook-id``. attempts: the number in the current retry schedule. log: all attempts. due:
+    when the next attempt is due. sequence: the number of the event in its batch. body: as sent; None in lists.
     """
 
     id: UUID
@@ -56,14 +60,14 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class DeliveryPage(msgspec.Struct, frozen=True):
-    """Deliveries, newest first. after: what gives the next page; None: this is the last."""
+    """A page of deliveries, newest first. after: the cursor of the next page; None on the last page."""
 
     rows: list[Delivery]
     after: str | None
 
 
 class DeliveryFilter(msgspec.Struct, frozen=True):
-    """Which deliveries are meant: all that is given must be so. since: written then or later."""
+    """A filter of deliveries; all conditions must match. since: created at this time or later."""
 
     endpoint: UUID | None = None
     batch: UUID | None = None
@@ -105,7 +109,7 @@ def list_deliveries(
 
 
 def find_delivery(connection: Connection, identity: UUID, project_ids: Collection[str] | None = None) -> Delivery:
-    """Return the delivery with its body. Raises NotFound, also when it is of none of these projects."""
+    """Return the delivery with its body. Raises NotFound, also if it belongs to another project."""
     statement = _select(project_ids).add_columns(deliveries.c.body).where(deliveries.c.id == identity)
     row = connection.execute(statement).one_or_none()
     if row is None:
@@ -114,30 +118,33 @@ def find_delivery(connection: Connection, identity: UUID, project_ids: Collectio
 
 
 def resend(connection: Connection, identity: UUID) -> Delivery:
-    """Send a delivery again, now, with a new schedule, whatever its status. Raises NotFound, Conflict.
+    """Make a delivery due now, with a new retry schedule, in any status. Raises NotFound, Conflict.
 
-    The caller arms an alarm.
+    The caller must arm an alarm.
     """
     found = find_delivery(connection, identity)
     _refuse_disabled(connection, found.endpoint)
-    connection.execute(update(deliveries).where(deliveries.c.id == identity).values(_anew()))
+    connection.execute(update(deliveries).where(deliveries.c.id == identity).values(_restart()))
     return find_delivery(connection, identity)
 
 
 def resend_since(connection: Connection, endpoint: UUID, since: datetime, *, all: bool = False) -> int:
-    """Send again what was written then or later and was not delivered, or all of it; return how many. No pings.
+    """Make deliveries due again that were created since a time and not delivered, or all; return how many.
 
-    Raises NotFound, Conflict. The caller arms an alarm.
+    Pings are left out. Raises NotFound, Conflict. The caller must arm an alarm.
     """
     _refuse_disabled(connection, endpoint)
     wanted = [*DeliveryFilter(endpoint=endpoint, since=since).conditions(), deliveries.c.type != EventType.PING]
     if not all:
         wanted.append(deliveries.c.status != DeliveryStatus.DELIVERED.letter)
-    return connection.execute(update(deliveries).where(*wanted).values(_anew())).rowcount
+    return connection.execute(update(deliveries).where(*wanted).values(_restart())).rowcount
 
 
 def ping(connection: Connection, endpoint: Endpoint) -> UUID:
-    """Write a ping that is due now; return the delivery's id. Raises Conflict, NotFound. The caller arms an alarm."""
+    """Write a ping that is due now; return the delivery's id. Raises Conflict, NotFound.
+
+    The caller must arm an alarm.
+    """
     _refuse_disabled(connection, endpoint.id)
     event, now = f"ping:{uuid4()}", now_ms()
     body = envelope(EventType.PING, timestamp(now * 1000), PingData(str(endpoint.id)))
@@ -150,22 +157,23 @@ def ping(connection: Connection, endpoint: Endpoint) -> UUID:
         "body": body.decode(),
         "created_ms": now,
     }
-    connection.execute(insert(deliveries).values(row | _anew()))
+    connection.execute(insert(deliveries).values(row | _restart()))
     return delivery_id(endpoint.id, event)
 
 
-def _anew() -> dict[str, Any]:
+def _restart() -> dict[str, Any]:
     return {"status": PENDING, "attempts": 0, "due_ms": now_ms()}
 
 
 def _refuse_disabled(connection: Connection, endpoint: UUID) -> None:
-    """For share of the row: it is not disabled before what is written here is there."""
+    """Raise Conflict if the endpoint is disabled. Locks the row, so that it is not disabled before this transaction
+    ends."""
     statement = select(endpoints.c.disabled_why, endpoints.c.disabled_ms).where(endpoints.c.id == endpoint)
     row = connection.execute(statement.with_for_update(read=True)).one_or_none()
     if row is None:
         raise NotFound("endpoint", str(endpoint))
     if row.disabled_ms is not None:
-        raise Conflict(f"endpoint {endpoint} is disabled ({row.disabled_why}): enable it first", code="disabled")
+        raise Conflict(f"endpoint {endpoint} is disabled ({row.disabled_why}); enable it first", code="disabled")
 
 
 def _select(project_ids: Collection[str] | None) -> Select[Any]:
@@ -177,7 +185,7 @@ def _select(project_ids: Collection[str] | None) -> Select[Any]:
 def _read_cursor(text: str) -> tuple[int, UUID]:
     match = _CURSOR.fullmatch(text)
     if match is None:
-        raise InvalidInput("after", "is none that a page of deliveries came with")
+        raise InvalidInput("after", "is not a valid cursor; use `after` from the previous page")
     return int(match[1]), UUID(match[2])
 
 

@@ -1,4 +1,4 @@
-"""Endpoints: where webhooks go. One is registered for a project, or is a URL that batches were submitted with."""
+"""Endpoints: URLs that receive webhooks. They are registered for a project, or come with submitted batches."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from tweezer.webhooks.deliveries import HELD, PENDING
 from tweezer.webhooks.secrets import SecretOwner
 
 ENDPOINTS_MAX = 50
-"""Endpoints registered for one project."""
+"""The most endpoints that can be registered for one project."""
 
 URL_MAX = 2000
 DESCRIPTION_MAX = 200
 
 _WHY_MAX = 200
 _AT_ONCE = 500  # ids in one statement
-_OF_BATCHES = UUID("7c0f3f0e-52a5-4f0b-9a3b-6f0c2f6f5d11")  # of the ids of endpoints that batches bring
+_OF_BATCHES = UUID("7c0f3f0e-52a5-4f0b-9a3b-6f0c2f6f5d11")  # namespace of the ids of endpoints that come with batches
 _CHOICES = [it for it in EventType if it is not EventType.PING]
 
 
 class EndpointKind(Lettered):
-    """Project: registered for a project. Batch: a URL that batches of it were submitted with."""
+    """The kind of an endpoint. Project: registered for a project. Batch: the webhook of submitted batches."""
 
     PROJECT = "project"
     BATCH = "batch"
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where webhooks go. types: none are the usual ones. failing: since when each attempt has failed."""
+    """A URL that receives webhooks. types: empty means USUAL_TYPES. failing: since when every attempt has failed."""
 
     id: UUID
     kind: EndpointKind
@@ -56,12 +56,12 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def secret_owner(self) -> SecretOwner:
-        """The owner of the secrets that sign what is sent to it: itself, or of one of batches the project."""
+        """The owner of the secrets that sign its webhooks: a registered endpoint itself, otherwise the project."""
         return SecretOwner(self.project_no, self.id if self.kind is EndpointKind.PROJECT else None)
 
     @property
     def subscribed(self) -> frozenset[str]:
-        """The types of events that it is sent."""
+        """The types of events that are sent to it."""
         return frozenset(self.types) or USUAL_TYPES
 
 
@@ -78,10 +78,10 @@ def create_endpoint(
     checked = _checked(policy, url=url, types=types, description=description)
     project = find_project(connection, project_id)
     alone = select(projects.c.no).where(projects.c.no == project.no).with_for_update(key_share=True)
-    connection.execute(alone)  # or two at once would count the same
+    connection.execute(alone)  # otherwise two concurrent calls would get the same count
     of_project = (endpoints.c.project == project.no) & (endpoints.c.kind == EndpointKind.PROJECT.letter)
     if connection.execute(select(func.count()).where(of_project)).scalar_one() >= ENDPOINTS_MAX:
-        raise Conflict(f"project {project_id} has {ENDPOINTS_MAX} endpoints, the most that it may: remove one first")
+        raise Conflict(f"at most {ENDPOINTS_MAX} endpoints are allowed for project {project_id}; delete one first")
     identity = uuid4()
     insert_unless_there(connection, endpoints, _row(identity, EndpointKind.PROJECT, project.no, **checked))
     return find_endpoint(connection, identity)
@@ -95,7 +95,7 @@ def list_endpoints(
     limit: int | None = None,
     offset: int = 0,
 ) -> list[Endpoint]:
-    """Return the endpoints of these projects, or of all; registered ones before those of batches, newest first."""
+    """Return the endpoints of these projects, or of all: registered ones, then those of batches, newest first."""
     order = (endpoints.c.kind.desc(), endpoints.c.created_ms.desc(), endpoints.c.id)
     statement = _select(project_ids, kind).order_by(*order).limit(limit).offset(offset or None)
     return [_endpoint(row) for row in connection.execute(statement)]
@@ -104,12 +104,12 @@ def list_endpoints(
 def count_endpoints(
     connection: Connection, project_ids: Collection[str] | None = None, *, kind: EndpointKind | None = None
 ) -> int:
-    """Return how many :func:`list_endpoints` finds without a limit."""
+    """Return the number of endpoints that :func:`list_endpoints` returns without a limit."""
     return connection.execute(select(func.count()).select_from(_select(project_ids, kind).subquery())).scalar_one()
 
 
 def find_endpoint(connection: Connection, identity: UUID, project_ids: Collection[str] | None = None) -> Endpoint:
-    """Return the endpoint. Raises NotFound, also when it is of none of these projects."""
+    """Return the endpoint. Raises NotFound, also if it belongs to another project."""
     row = connection.execute(_select(project_ids).where(endpoints.c.id == identity)).one_or_none()
     if row is None:
         raise NotFound("endpoint", str(identity))
@@ -125,13 +125,15 @@ def change_endpoint(
     types: Sequence[str] | None = None,
     description: str | None = None,
 ) -> Endpoint:
-    """Change what is given. Raises InvalidInput as :func:`create_endpoint`, NotFound, Conflict for one of batches."""
+    """Change an endpoint; None leaves a value unchanged.
+
+    Raises InvalidInput as :func:`create_endpoint` does, NotFound, and Conflict for the webhook of batches.
+    """
     given = {"url": url, "types": types, "description": description}
     checked = _checked(policy, **{name: value for name, value in given.items() if value is not None})
     if find_endpoint(connection, identity).kind is EndpointKind.BATCH:
         raise Conflict(
-            f"endpoint {identity} is the webhook that batches were submitted with: it can be disabled or removed, and "
-            "not be changed"
+            f"endpoint {identity} is the webhook of batches and cannot be changed; disable or delete it instead"
         )
     if checked:
         connection.execute(update(endpoints).where(endpoints.c.id == identity).values(**checked))
@@ -141,10 +143,11 @@ def change_endpoint(
 def disable_endpoint(
     connection: Connection, identity: UUID, why: str, *, failing_since_ms: int | None = None
 ) -> Endpoint | None:
-    """Nothing goes there any more, and what waits is held; None if that was so already. Raises NotFound, and
-    InvalidInput("why", …).
+    """Disable an endpoint, and hold its pending deliveries; return None if it was disabled already.
 
-    failing_since_ms: only if all attempts have failed since then, as :func:`note_failure` gave it; None otherwise.
+    failing_since_ms: disable it only if all attempts have failed since this time, which :func:`note_failure` returned;
+    otherwise return None.
+    Raises NotFound, InvalidInput("why", …).
     """
     check_characters("why", why)
     working = (endpoints.c.id == identity) & endpoints.c.disabled_ms.is_(None)
@@ -178,7 +181,7 @@ def delete_endpoint(connection: Connection, identity: UUID) -> None:
 
 
 def list_registered(connection: Connection, project_nos: Collection[int] | None = None) -> list[Endpoint]:
-    """Return the endpoints registered for these projects (their numbers), or for any, enabled or not."""
+    """Return the endpoints registered for these projects (by number), or for all; disabled ones included."""
     if project_nos is None:
         return [_endpoint(row) for row in connection.execute(_REGISTERED)]
     return [_endpoint(row) for row in connection.execute(_REGISTERED_FOR, {"nos": sorted(project_nos)})]
@@ -187,7 +190,7 @@ def list_registered(connection: Connection, project_nos: Collection[int] | None 
 def find_batch_endpoints(
     connection: Connection, wanted: Collection[tuple[int, str]]
 ) -> dict[tuple[int, str], Endpoint]:
-    """Return the endpoints that exist of projects (their numbers) and URLs."""
+    """Return the existing endpoints of batches, by project number and URL."""
     ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
     return {ids[identity]: it for identity, it in _by_id(connection, ids).items()}
 
@@ -195,9 +198,9 @@ def find_batch_endpoints(
 def ensure_batch_endpoints(
     connection: Connection, wanted: Collection[tuple[int, str]]
 ) -> dict[tuple[int, str], Endpoint]:
-    """Return the endpoints of projects (their numbers) and URLs; insert those that are missing.
+    """Return the endpoints of batches, by project number and URL; create those that are missing.
 
-    Those whose project is gone are left out. Safe while others do the same.
+    Endpoints of deleted projects are left out. Safe to call concurrently.
     """
     ids = {uuid5(_OF_BATCHES, f"{no} {url}"): (no, url) for no, url in wanted}
     found = _by_id(connection, ids)
@@ -215,7 +218,7 @@ def ensure_batch_endpoints(
 
 
 def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
-    """Note a failed attempt; return since when each one has failed: the first after one that succeeded."""
+    """Note a failed attempt; return the time (ms since 1970) of the first failure since the last success."""
     unknown = (endpoints.c.id == identity) & endpoints.c.failing_ms.is_(None)
     connection.execute(update(endpoints).where(unknown).values(failing_ms=at_ms))
     since = connection.execute(select(endpoints.c.failing_ms).where(endpoints.c.id == identity)).scalar()
@@ -223,7 +226,7 @@ def note_failure(connection: Connection, identity: UUID, at_ms: int) -> int:
 
 
 def note_success(connection: Connection, identities: Collection[UUID]) -> None:
-    """Note a successful attempt at each of these."""
+    """Note a successful attempt for each of these endpoints."""
     for some in split_pages(sorted(identities), _AT_ONCE):
         failing = endpoints.c.id.in_(some) & endpoints.c.failing_ms.is_not(None)
         connection.execute(update(endpoints).where(failing).values(failing_ms=None))
@@ -233,7 +236,7 @@ def note_success(connection: Connection, identities: Collection[UUID]) -> None:
 
 
 def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
-    """Check the values that are given; return them as columns."""
+    """Check the given values; return them as columns."""
     checked = dict(given)
     if "url" in given:
         check_text("url", given["url"], URL_MAX)
@@ -246,12 +249,12 @@ def _checked(policy: WebhookPolicy, **given: Any) -> dict[str, Any]:
 
 
 def _types(given: Sequence[str]) -> list[EventType]:
-    """Return each type once, in the order of the list. Raises InvalidInput."""
+    """Return each type once, in the order of EventType. Raises InvalidInput."""
     for name in given:
         if name == EventType.PING:
-            raise InvalidInput("types", "ping is no choice: it is sent on demand, whatever the types are")
+            raise InvalidInput("types", "ping cannot be subscribed to; it is sent on request")
         if name not in _CHOICES:
-            raise InvalidInput("types", f"there is no type {name[:40]!r} of events: take of {', '.join(_CHOICES)}")
+            raise InvalidInput("types", f"{name[:40]!r} is not a type of event; use any of {', '.join(_CHOICES)}")
     return [it for it in _CHOICES if it in given]
 
 
@@ -303,7 +306,7 @@ def _endpoint(row: Row[Any]) -> Endpoint:
     )
 
 
-# Made once, for couriers ask for each handful of events.
+# Built once, because couriers execute them for every few events.
 _BY_ID = _select(None).where(endpoints.c.id.in_(bindparam("ids", expanding=True)))
 _REGISTERED = _select(None, EndpointKind.PROJECT)
 _REGISTERED_FOR = _REGISTERED.where(endpoints.c.project.in_(bindparam("nos", expanding=True)))

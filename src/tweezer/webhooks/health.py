@@ -1,4 +1,4 @@
-"""How webhooks stand, of all projects: what operators watch. Deliveries are counted by an index, up to a number."""
+"""The health of webhooks in all projects, for operators. Deliveries are counted by an index, up to a limit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ _NAMED_MOST = 3
 
 
 class WebhookHealth(msgspec.Struct, frozen=True):
-    """position: id of the last entry of the stream whose deliveries are all written. pending, exhausted, held:
-    deliveries, each counted to 100,000. overdue: of the pending ones, those that somebody should have attempted a
-    minute ago. disabled: endpoints."""
+    """Counts of deliveries and endpoints.
+
+    position: the id of the last stream entry whose deliveries are all written. pending, exhausted, held: deliveries,
+    each counted up to 100,000. overdue: pending deliveries that have been due for more than a minute. disabled:
+    endpoints.
+    """
 
     position: str
     pending: int
@@ -38,8 +41,8 @@ class WebhookHealth(msgspec.Struct, frozen=True):
 
 
 class ReceiverHealth(msgspec.Struct, frozen=True):
-    """endpoints: how many there are. failing: those at which every attempt of the last ten minutes has failed;
-    named: some of these."""
+    """Counts of receivers. endpoints: all. failing: those whose attempts have all failed for ten minutes. named: some
+    of these."""
 
     endpoints: int
     failing: int
@@ -47,8 +50,11 @@ class ReceiverHealth(msgspec.Struct, frozen=True):
 
 
 class SecretHealth(msgspec.Struct, frozen=True):
-    """total: secrets that sign webhooks. sealed: those that the key does not open. place: of the key. missing: there
-    is none yet."""
+    """The state of the secrets.
+
+    total: secrets that sign webhooks. sealed: those that the key cannot decrypt. place: where the key is. missing:
+    whether there is no key yet.
+    """
 
     total: int
     sealed: int
@@ -57,7 +63,7 @@ class SecretHealth(msgspec.Struct, frozen=True):
 
 
 def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
-    """Ask the database. Raises Unavailable."""
+    """Count deliveries and disabled endpoints. Raises Unavailable."""
     disabled = select(endpoints.c.disabled_ms).where(endpoints.c.disabled_ms.is_not(None)).limit(COUNTED_MOST)
     with database.read() as connection:
         position = courier_position(connection, namespace)
@@ -74,7 +80,7 @@ def read_webhook_health(database: Database, namespace: str) -> WebhookHealth:
 
 
 def read_receiver_health(database: Database) -> ReceiverHealth:
-    """Ask the database. Raises Unavailable."""
+    """Count endpoints, and those that fail. Raises Unavailable."""
     failing = (endpoints.c.failing_ms < now_ms() - FAILING_S * 1000) & endpoints.c.disabled_ms.is_(None)
     named = select(endpoints.c.id, projects.c.id).join(projects, endpoints.c.project == projects.c.no)
     count = select(func.count()).select_from(endpoints)
@@ -88,8 +94,10 @@ def read_receiver_health(database: Database) -> ReceiverHealth:
 
 
 def read_secret_health(database: Database, keys_text: str, data_dir: Path) -> SecretHealth:
-    """Try the key of the settings on every secret; make no file. Raises Unavailable; InvalidInput where the key is
-    none."""
+    """Try to decrypt every secret with the key of the settings, without creating a key file.
+
+    Raises Unavailable, and InvalidInput if the key is not valid.
+    """
     file = data_dir.absolute() / KEY_FILE
     missing = not keys_text.strip() and not file.exists()
     vault = None if missing else Vault.of(keys_text, data_dir)
@@ -111,4 +119,4 @@ def _pending(connection: Connection) -> tuple[int, int]:
 def _given_up(connection: Connection) -> dict[str, int]:
     some = select(deliveries.c.status).where(GIVEN_UP).limit(COUNTED_MOST).subquery()
     counted = select(some.c.status, func.count()).group_by(some.c.status)
-    return {status: count for status, count in connection.execute(counted)}  # noqa: C416  rows are no pairs to mypy
+    return {status: count for status, count in connection.execute(counted)}  # noqa: C416  for mypy, rows are not pairs

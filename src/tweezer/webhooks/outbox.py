@@ -1,4 +1,4 @@
-"""What waits to be sent to one endpoint, and how: a few at a time, and nothing for a while after failures."""
+"""The outbox of one endpoint: send a few deliveries at a time, and pause after failures."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from tweezer.webhooks.sender import SendResult
 log = structlog.get_logger(__name__)
 
 QUEUE_MAX = 2000
-"""Deliveries to one endpoint that a courier holds; more wait in the ledger."""
+"""The most deliveries to one endpoint that a courier holds; more wait in the ledger."""
 
 COOL_MAX_S = 300.0
-"""The longest that nothing is sent to a receiver without a try."""
+"""The longest pause before the next attempt at a failing receiver."""
 
 _CLAIM = 500
 _GONE = 410
@@ -46,15 +46,15 @@ _COOL_S = 5.0
 
 
 class RetrySchedule(msgspec.Struct, frozen=True):
-    """When an attempt that failed is made again. delays_s: before each attempt, the first one included."""
+    """The retry schedule of a delivery. delays_s: the delay before each attempt, the first one included."""
 
     delays_s: Sequence[float]
 
     def next_s(self, attempts: int, retry_after_s: float | None = None) -> float | None:
-        """Return how long to wait after so many attempts, or None after the last one.
+        """Return the delay after this number of attempts, or None after the last one.
 
-        Up to a fifth longer than configured, so that what failed together does not come back together; never sooner
-        than the receiver asked for.
+        The delay is up to a fifth longer than configured, so that deliveries that failed together are not retried
+        together. It is never shorter than what the receiver asked for.
         """
         if attempts >= len(self.delays_s):
             return None
@@ -65,7 +65,7 @@ class RetrySchedule(msgspec.Struct, frozen=True):
 class CircuitBreaker:
     """Stops sending to an endpoint for a while after some failures in a row; then one attempt is made.
 
-    ``now`` is monotonic time in seconds. It is closed at first.
+    now: monotonic time in seconds. The breaker is closed at first.
     """
 
     def __init__(self) -> None:
@@ -74,11 +74,11 @@ class CircuitBreaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the last attempts went well enough."""
+        """Whether there were too few failures in a row to stop."""
         return self._failures < _FAILURES
 
     def open_s(self, now: float) -> float:
-        """Return for how long nothing may be sent yet; 0: it may now."""
+        """Return for how many more seconds nothing may be sent."""
         return max(self._open_until - now, 0.0)
 
     def note_success(self) -> None:
@@ -86,8 +86,8 @@ class CircuitBreaker:
         self._open_until = 0.0
 
     def note_failure(self, now: float, retry_after_s: float | None = None) -> None:
-        """Note a failed attempt. retry_after_s: how long the receiver asked us to wait."""
-        if not self.open_s(now):  # else it was under way when others failed, and says nothing new
+        """Note a failed attempt. retry_after_s: the delay that the receiver asked for."""
+        if not self.open_s(now):  # otherwise it started before the breaker opened, and shows nothing new
             self._failures += 1
             if self._failures >= _FAILURES:
                 cool_s = min(_COOL_S * 2.0 ** (self._failures - _FAILURES), COOL_MAX_S)
@@ -97,14 +97,14 @@ class CircuitBreaker:
 
 
 class QueuedDelivery(msgspec.Struct):
-    """A delivery in memory; after ``begin_by`` (monotonic) it is left to others."""
+    """A delivery in memory; after ``begin_by`` (monotonic) it is left to other couriers."""
 
     delivery: ClaimedDelivery
     begin_by: float
 
 
 class Outbox:
-    """Sends to one endpoint, in one courier. The rows are the truth: what is lost here is found again there."""
+    """Sends to one endpoint, in one courier. The rows in the ledger decide: a delivery lost here is fetched again."""
 
     def __init__(self, endpoint: Endpoint, deliverer: Deliverer, *, connections: int, schedule: RetrySchedule) -> None:
         self.endpoint = endpoint
@@ -121,36 +121,36 @@ class Outbox:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to remember. Failures are forgotten once the next attempt may be made: there is no
-        end of receivers that are dead."""
+        """Whether the outbox may be dropped. Failures are forgotten once the next attempt may be made, because the
+        number of dead receivers is unlimited."""
         is_open = self._breaker.open_s(time.monotonic()) > 0
         return not (self._queue or self._senders or self._more or self._is_refilling or is_open)
 
     @property
     def capacity(self) -> int:
-        """How many new deliveries it takes; write the others as due, and it fetches them by itself."""
+        """How many new deliveries it accepts; write the others as due, and it fetches them by itself."""
         if self._more or self._gone or not self._breaker.is_closed or self._breaker.open_s(time.monotonic()):
             return 0
         return max(QUEUE_MAX - len(self._queue), 0)
 
     def next_ms(self) -> int:
-        """Return when something may be sent again, in milliseconds since 1970; not in the past."""
+        """Return when something may be sent next, in milliseconds since 1970; never in the past."""
         return now_ms() + round(self._breaker.open_s(time.monotonic()) * 1000)
 
     def offer(self, deliveries: Sequence[ClaimedDelivery], claim: Claim) -> None:
-        """Take deliveries that this courier has claimed. Those it does not take are found again after the claim."""
+        """Accept deliveries that this courier has claimed. Those it does not accept are due again after the claim."""
         if self._gone:
             return
         self._queue.extend(QueuedDelivery(delivery, claim.begin_by) for delivery in deliveries)
         self._send()
 
     def fetch(self) -> None:
-        """Look for due deliveries in the ledger."""
+        """Fetch due deliveries from the ledger."""
         self._more = True
         self._refill()
 
     async def close(self) -> None:
-        """Let attempts that are under way end, and give the rest back."""
+        """Finish running attempts, and release the rest."""
         left = self._clear()
         if self._refilling is not None:
             await asyncio.gather(self._refilling, return_exceptions=True)
@@ -160,7 +160,7 @@ class Outbox:
         await asyncio.gather(*self._senders, return_exceptions=True)
 
     def _send(self) -> None:
-        """Send with as many connections as there is work for; with one while it is unknown whether it works again."""
+        """Start as many senders as there is work for; only one until an attempt succeeds after failures."""
         most = self._connections if self._breaker.is_closed else 1
         for _ in range(min(most - len(self._senders), len(self._queue))):
             sender = asyncio.create_task(self._send_all())
@@ -170,9 +170,9 @@ class Outbox:
     def _end_sender(self, sender: asyncio.Task[None]) -> None:
         self._senders.discard(sender)
         if not sender.cancelled() and (error := sender.exception()) is not None:
-            if isinstance(error, NotFound):  # it was removed, and its rows with it
+            if isinstance(error, NotFound):  # the endpoint was deleted with its rows
                 self._queue.clear()
-            elif isinstance(error, TweezerError):  # Redis or the ledger is away: the sweep comes back to it
+            elif isinstance(error, TweezerError):  # Redis or the ledger is unavailable; the sweep will retry it
                 log.warning("delivery.failed", endpoint=str(self.endpoint.id), error=error.message)
             else:
                 log.error("delivery.failed", endpoint=str(self.endpoint.id), error=str(error), exc_info=error)
@@ -194,7 +194,7 @@ class Outbox:
                 self._refill()
 
     async def _give_back(self) -> None:
-        """Release all: nothing may be sent for a while, or it waited here for too long and must be claimed anew."""
+        """Release all deliveries: nothing may be sent for a while, or their claim has expired."""
         left = self._clear()
         await self._deliverer.postpone(self.endpoint.id, left, self.next_ms())
 
@@ -205,7 +205,7 @@ class Outbox:
         return left
 
     async def _attempt(self, queued: QueuedDelivery) -> bool:
-        """Make an attempt; return whether there was time to."""
+        """Make an attempt; return whether it could start in time."""
         delivery = queued.delivery
         result = await self._deliverer.send(self.endpoint, delivery, queued.begin_by)
         if result is None:
@@ -217,9 +217,9 @@ class Outbox:
             self._breaker.note_failure(time.monotonic(), result.retry_after_s)
         self._deliverer.record(self.endpoint.id, self._make_outcome(delivery, result, began_ms))
         if result.status == _GONE:
-            self._gone = True  # until the ledger says that it is enabled again
+            self._gone = True  # until the ledger shows that it is enabled again
             self._queue.clear()
-            await self._deliverer.give_up(self.endpoint.id, "its receiver answered 410 Gone")
+            await self._deliverer.give_up(self.endpoint.id, "the receiver responded with 410 Gone")
         elif not result.is_success:
             await self._deliverer.note_failure(self.endpoint.id, began_ms)
         elif self.endpoint.failing is not None or not self._last_succeeded:
@@ -257,10 +257,10 @@ class Outbox:
                 most = _CLAIM if self._breaker.is_closed else 1
                 claim = self._deliverer.new_claim()
                 found = await self._deliverer.claim(self.endpoint.id, most, claim)
-            except TweezerError as error:  # the sweep comes back to it
+            except TweezerError as error:  # the sweep will retry it
                 log.warning("courier.not_claimed", endpoint=str(self.endpoint.id), error=error.message)
                 return
-            except Exception as error:  # the same, and somebody must look
+            except Exception as error:  # unexpected: log the traceback; the sweep will retry it
                 log.exception("courier.not_claimed", endpoint=str(self.endpoint.id), error=str(error))
                 return
             if found is None:

@@ -1,4 +1,4 @@
-"""Writes the payloads of webhooks: the data of events, as batches are in Redis or in the ledger."""
+"""Write the payloads of webhooks: the data of events, from batches in Redis or in the ledger."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tweezer.store.records import STATE_FIELDS, moment, moment_us
 from tweezer.store.scripts import split_pages
 from tweezer.store.snapshots import Snapshot, SnapshotRequest
 
-_FACTS_MAX = 10_000  # batches remembered
-_PAGE = 1000  # events, or batches, described in one go
-_QUICK_BYTES = 256 << 10  # of packed results, that are read in a few milliseconds: not worth a thread
+_FACTS_MAX = 10_000  # batches that are cached
+_PAGE = 1000  # events or batches that are described at once
+_QUICK_BYTES = 256 << 10  # packed results below this size take a few milliseconds, which is not worth a thread
 
 _BEGUN, _ENDED = (STATE_FIELDS.index(name) for name in ("begun", "ended"))
 _COUNTERS = {it: it.value.lower() for it in JobStatus}
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
-    """What never changes in a batch. tags: those of its submit; they may have been replaced since."""
+    """The constant facts of a batch. tags: as submitted; they may have been replaced since."""
 
     project: str
     webhook: str | None
@@ -56,7 +56,7 @@ class BatchFacts(msgspec.Struct, frozen=True):
 
 
 class Payloads:
-    """Makes the data of events. All methods raise Unavailable."""
+    """Writes the data of events. All methods raise Unavailable."""
 
     def __init__(self, store: Store, database: Database, links: ResultLinks) -> None:
         self._reader = BatchReader(store, Queries(database))
@@ -65,7 +65,7 @@ class Payloads:
         self._just_read: dict[UUID, Snapshot] = {}
 
     async def batches(self, batch_ids: Collection[UUID]) -> dict[UUID, BatchFacts]:
-        """Return the facts of batches; those that were deleted are left out, unless it was just now."""
+        """Return the facts of batches. Deleted batches are left out, unless they are still cached."""
         found = {it: facts for it in batch_ids if (facts := self._facts.get(it)) is not None}
         unknown = [it for it in batch_ids if it not in found]
         if unknown:
@@ -79,11 +79,11 @@ class Payloads:
         return found
 
     async def describe(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
-        """Return the data of each event, with no previous sequence number; None where its batch or job was deleted."""
+        """Return the data of each event, without the previous sequence number; None if its batch or job was deleted."""
         if not events:
             return []
         signer = await self._links.signer()
-        told: list[JobData | BatchData | None] = []
+        described: list[JobData | BatchData | None] = []
         for page in split_pages(events, _PAGE):
             facts = await self.batches({event.batch_id for event in page})
             snapshots = await self._read_events(page)
@@ -91,10 +91,10 @@ class Payloads:
                 self._facts.pop(gone)
             writer = _PayloadWriter(facts, snapshots, signer, self._links.base_url)
             if sum(len(packed) for it in snapshots.values() for packed in it.results.values()) <= _QUICK_BYTES:
-                told += writer.write(page)
+                described += writer.write(page)
             else:
-                told += await asyncio.to_thread(writer.write, page)
-        return told
+                described += await asyncio.to_thread(writer.write, page)
+        return described
 
     async def _read_events(self, events: Sequence[Event]) -> dict[UUID, Snapshot]:
         """Return the current batches and jobs of the events."""
@@ -119,7 +119,7 @@ class Payloads:
 
 
 class _PayloadWriter:
-    """Writes the data of some events from what was read for them."""
+    """Writes the data of some events from the snapshots that were read for them."""
 
     def __init__(
         self, facts: Mapping[UUID, BatchFacts], snapshots: Mapping[UUID, Snapshot], signer: Signer, base_url: str
@@ -129,8 +129,8 @@ class _PayloadWriter:
         self._base_url = base_url
 
     def write(self, events: Sequence[Event]) -> list[JobData | BatchData | None]:
-        """Return the data of each event; None where its batch or job is gone."""
-        told: list[JobData | BatchData | None] = []
+        """Return the data of each event; None if its batch or job was deleted."""
+        described: list[JobData | BatchData | None] = []
         last: UUID | None = None
         batch: _Batch | None = None
         for event in events:
@@ -138,12 +138,12 @@ class _PayloadWriter:
                 last = event.batch_id
                 batch = self._batches.get(last)
             if batch is None or (event.index is not None and event.index not in batch.snapshot.specs):
-                told.append(None)
+                described.append(None)
             elif event.index is None:
-                told.append(fit(_batch_data(event, batch)))
+                described.append(fit(_batch_data(event, batch)))
             else:
-                told.append(fit(self._job_data(event, event.index, batch)))
-        return told
+                described.append(fit(self._job_data(event, event.index, batch)))
+        return described
 
     def _job_data(self, event: Event, index: int, batch: _Batch) -> JobData:
         assert event.previous is not None, "only the first event of a batch has no status before it"
@@ -174,7 +174,8 @@ class _PayloadWriter:
         )
 
     def _result(self, job: str, packed: bytes | None, event: Event) -> ResultLink | None:
-        """Link to the result; valid from the event on, so that whoever writes it writes the same."""
+        """Return a link to the result. It is valid from the time of the event, so that every courier writes the same
+        link."""
         if packed is None:
             return None
         link = self._signer.link(self._base_url, job, event.time_us // 1_000_000)
@@ -190,7 +191,7 @@ class _PayloadWriter:
 
 
 class _Batch:
-    """What the events of one batch have in common."""
+    """The data that the events of one batch share."""
 
     def __init__(self, facts: BatchFacts, snapshot: Snapshot) -> None:
         fields = snapshot.fields
@@ -205,7 +206,7 @@ class _Batch:
         return () if self.fault is None else (self.fault,)
 
     def get_faults(self, index: int, status: JobStatus) -> tuple[Fault, ...]:
-        """Why a job failed: its own fault, or its batch's where it has none."""
+        """Return the fault of a job, or that of its batch if the job has none."""
         own = self.snapshot.faults.get(index)
         if own is not None:
             return (decode_fault(own),)
@@ -242,7 +243,7 @@ def _batch_data(event: Event, batch: _Batch) -> BatchData:
 
 
 def _times(state: bytes | None) -> tuple[int | None, int | None]:
-    """Return when a job was begun last, and when it ended, in milliseconds since 1970."""
+    """Return when a job was last started and when it ended, in milliseconds since 1970."""
     if state is None:
         return None, None
     words = state.split()
@@ -252,7 +253,7 @@ def _times(state: bytes | None) -> tuple[int | None, int | None]:
 
 @functools.lru_cache(maxsize=4096)
 def _written_ms(milliseconds: int) -> str:
-    """Jobs have many times in common: those of a batch were created together, those of a ticket end together."""
+    """Format a time. Cached, because jobs of a batch or ticket share many times."""
     return timestamp(milliseconds * 1000)
 
 
@@ -270,12 +271,12 @@ def _read_facts(snapshot: Snapshot) -> BatchFacts:
 
 
 def _tags(snapshot: Snapshot, submitted: tuple[str, ...]) -> tuple[str, ...]:
-    """Redis has tags that were replaced beside the doc, the ledger within."""
+    """Return the current tags: Redis stores replaced tags beside the doc, the ledger within it."""
     if "tags" in snapshot.fields:
         return msgspec.json.decode(snapshot.fields["tags"], type=tuple[str, ...])
     return submitted if snapshot.doc is None else decode_doc(snapshot.doc).tags
 
 
 def _event_time(event: Event) -> datetime:
-    """To the millisecond, as records have it."""
+    """Return the time of an event, to the millisecond as in records."""
     return moment_us(str(event.time_us))

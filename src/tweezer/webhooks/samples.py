@@ -1,7 +1,7 @@
-"""A sample event of every type, for the documentation, for tests of receivers and for trying one out.
+"""A sample event of every type, for the documentation and for testing receivers.
 
-They tell of one batch of three jobs: the first is done, the second failed, the third was cancelled. What ends the
-batch is told in each way in which it could have ended.
+The samples are about one batch of three jobs: the first is done, the second failed, the third was cancelled. The end of
+the batch has a sample for each possible final status.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _TAGS = ("calibration", "week 42")
 
 
 def sample(type_: str) -> EventMessage:
-    """Return the sample of this type. Raises ValueError for a type that there is not."""
+    """Return the sample of this type. Raises ValueError for an unknown type."""
     after_ms, data = _SAMPLES[EventType(type_)]
     time_us = (_SUBMITTED_MS + after_ms) * 1000
-    return EventMessage(f"{_of(data)}:{time_us}", type_, timestamp(time_us), msgspec.to_builtins(data))
+    return EventMessage(f"{_subject(data)}:{time_us}", type_, timestamp(time_us), msgspec.to_builtins(data))
 
 
-def _of(data: Data) -> str:
+def _subject(data: Data) -> str:
     match data:
         case JobData() | BatchData():
             return f"{data.batch_id}:{data.sequence}"
@@ -148,7 +148,7 @@ _SAMPLES: dict[EventType, tuple[int, Data]] = {
     EventType.DEVICE_PAUSED: (0, DeviceData("FRESNEL", "UP", "calibration", _at(7_200_000))),
     EventType.ENDPOINT_DISABLED: (
         0,
-        EndpointData(_ENDPOINT, "https://hooks.example.org/tweezer", "it answered 410 Gone", _at(0)),
+        EndpointData(_ENDPOINT, "https://hooks.example.org/tweezer", "the receiver responded with 410 Gone", _at(0)),
     ),
     EventType.PING: (0, PingData(_ENDPOINT)),
 }

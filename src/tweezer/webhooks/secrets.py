@@ -1,7 +1,7 @@
-"""The secrets with which webhooks are signed: a project's own, and those of its endpoints.
+"""The secrets that sign webhooks: those of projects, and those of registered endpoints.
 
-Each owner has one HMAC secret in use and, if wanted, one ed25519 key; rotated ones keep signing until they expire.
-Functions need a transaction that may write, unless they say otherwise.
+Each owner has one current HMAC secret and optionally one current ed25519 key. Rotated ones keep signing until they
+expire. Functions need a transaction that may write, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from tweezer.model.signatures import Algorithm, SigningSecret, new_private_key, 
 OVERLAP_S = 86_400.0
 OVERLAP_MAX_S = 30 * 86_400.0
 SIGNING_MAX = 5
-"""Secrets of one owner that sign at a time: with more the oldest of the rotated ones stop early."""
+"""The most secrets of one owner that sign at a time; beyond it the oldest rotated ones stop early."""
 
-_CACHED_MAX = 10_000  # owners whose secrets a courier remembers
+_CACHED_MAX = 10_000  # owners whose secrets a courier caches
 _LETTERS = {Algorithm.HMAC_SHA256: "H", Algorithm.ED25519: "E"}
 _ALGORITHMS = {letter: algorithm for algorithm, letter in _LETTERS.items()}
 _table = webhook_secrets.c
 
 
 class SecretOwner(msgspec.Struct, frozen=True):
-    """A project, by its number, or one of its endpoints."""
+    """The owner of secrets: a project, by its number, or one of its endpoints."""
 
     project_no: int
     endpoint_id: UUID | None = None
 
     def __str__(self) -> str:
-        """Return what the vault binds the secrets of this owner to."""
+        """Return the text to which the vault binds the secrets of this owner."""
         return f"{self.project_no}/{self.endpoint_id or ''}"
 
     def conditions(self) -> tuple[Any, Any]:
-        """Return what selects the owner's rows."""
+        """Return the conditions that select the owner's rows."""
         no_endpoint = self.endpoint_id is None
         return _table.project == self.project_no, (
             _table.endpoint.is_(None) if no_endpoint else _table.endpoint == self.endpoint_id
@@ -51,8 +51,8 @@ class SecretOwner(msgspec.Struct, frozen=True):
 
 
 class ShownSecret(msgspec.Struct, frozen=True):
-    """What a receiver verifies with. public_key: of the ed25519 key, if there is one. older_until: until when rotated
-    secrets keep signing."""
+    """The secret with which a receiver verifies. public_key: of the ed25519 key, if there is one. older_until: until
+    when rotated secrets keep signing."""
 
     secret: str
     public_key: str | None
@@ -60,7 +60,7 @@ class ShownSecret(msgspec.Struct, frozen=True):
 
     @classmethod
     def choose(cls, signing: Sequence[SigningSecret]) -> ShownSecret:
-        """Choose the secrets in use among all that sign now."""
+        """Choose the current secrets from all that sign now."""
         in_use = {it.algorithm: it.text for it in signing if it.expires is None}
         private = in_use.get(Algorithm.ED25519)
         return cls(
@@ -77,33 +77,33 @@ class ShownSecret(msgspec.Struct, frozen=True):
 
 
 def read_secrets(connection: Connection, vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
-    """Return the secrets as :func:`ensure_secrets` does; none if the first one does not exist yet.
+    """Return the secrets as :func:`ensure_secrets` does, or an empty list if the first one does not exist yet.
 
-    A transaction that reads is enough.
+    A read-only transaction is enough.
     """
     rows = _select_signing(connection, owner)
     return _decrypt(rows, vault, owner) if _has_hmac(rows) else []
 
 
 def ensure_secrets(connection: Connection, vault: Vault, owner: SecretOwner) -> list[SigningSecret]:
-    """Return all secrets that sign now, newest first; create the first HMAC secret if there is none.
+    """Return all secrets that sign now, newest first; create the first HMAC secret if it does not exist.
 
-    Safe while others do the same. Raises TweezerError where they were encrypted with another key; NotFound where the
-    first one is missing and its owner is gone.
+    Safe to call concurrently. Raises TweezerError if a secret was encrypted with another key, and NotFound if the first
+    one is missing and its owner was deleted.
     """
     rows = _select_signing(connection, owner)
     if not _has_hmac(rows):
         _lock(connection, owner.project_no)
         _lock_endpoint(connection, owner.endpoint_id)
         rows = _select_signing(connection, owner)
-        if not _has_hmac(rows):  # nobody made it meanwhile
+        if not _has_hmac(rows):  # no other process has created it in the meantime
             _insert(connection, vault, owner, Algorithm.HMAC_SHA256, new_secret())
             rows = _select_signing(connection, owner)
     return _decrypt(rows, vault, owner)
 
 
 def show_secret(connection: Connection, vault: Vault, owner: SecretOwner) -> ShownSecret:
-    """Return what the owner's receivers verify with. Raises as :func:`ensure_secrets`."""
+    """Return the secret with which the owner's receivers verify. Raises as :func:`ensure_secrets`."""
     return ShownSecret.choose(ensure_secrets(connection, vault, owner))
 
 
@@ -115,16 +115,16 @@ def rotate_secret(
     overlap_s: float = OVERLAP_S,
     ed25519: bool = False,
 ) -> ShownSecret:
-    """Replace the HMAC secret, or with ``ed25519`` the ed25519 key, which is created if there is none.
+    """Replace the HMAC secret, or with ``ed25519`` the ed25519 key, which is created if it does not exist.
 
-    The one before it keeps signing for ``overlap_s``. With 0, secrets of the owner that the vault cannot decrypt are
-    dropped as well: their key is lost, and nothing could be signed beside them. Wait SECRETS_SURE_S before you show
-    the new one: then all couriers sign with it.
+    The old one keeps signing for ``overlap_s``. With 0, secrets of the owner that the vault cannot decrypt are deleted
+    as well: their key is lost, and signing would fail because of them. Wait SECRETS_SURE_S before you show the new one:
+    after that time all couriers sign with it.
 
     Raises InvalidInput("overlap_s", …), and as :func:`ensure_secrets`.
     """
     if not 0 <= overlap_s <= OVERLAP_MAX_S:
-        raise InvalidInput("overlap_s", f"is 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), not {overlap_s:g}")
+        raise InvalidInput("overlap_s", f"must be 0 to {OVERLAP_MAX_S:.0f} seconds (30 days), got {overlap_s:g}")
     algorithm = Algorithm.ED25519 if ed25519 else Algorithm.HMAC_SHA256
     _lock(connection, owner.project_no)
     until = now_ms() + round(overlap_s * 1000)
@@ -143,20 +143,20 @@ def rotate_secret(
 
 
 def delete_expired_secrets(connection: Connection) -> int:
-    """Delete the secrets of all owners that sign no more; return how many."""
+    """Delete expired secrets of all owners; return how many."""
     return connection.execute(delete(webhook_secrets).where(_table.expires_ms <= now_ms())).rowcount
 
 
 def count_sealed_secrets(connection: Connection, vault: Vault | None) -> tuple[int, int]:
-    """Count the secrets of all owners, and those of them that the vault cannot decrypt; without a vault: all."""
+    """Count the secrets of all owners, and those that the vault cannot decrypt (all of them without a vault)."""
     rows = connection.execute(select(webhook_secrets)).all()
     return len(rows), sum(vault is None or not _can_decrypt(vault, row) for row in rows)
 
 
 def reencrypt_secrets(connection: Connection, vault: Vault) -> int:
-    """Encrypt with the vault's first key what another of its keys encrypted, so that the others can be dropped.
+    """Encrypt all secrets with the vault's first key, so that its other keys can be removed.
 
-    Returns how many secrets. Raises TweezerError where one was encrypted with none of the keys.
+    Returns the number of changed secrets. Raises TweezerError if none of the keys can decrypt one.
     """
     changed = 0
     for row in connection.execute(select(webhook_secrets).with_for_update()).all():
@@ -169,8 +169,8 @@ def reencrypt_secrets(connection: Connection, vault: Vault) -> int:
 
 
 class SecretCache:
-    """A courier's cache of secrets; they are read again each second, so that a rotation is in force everywhere before
-    anyone is shown the new secret."""
+    """A courier's cache of secrets. They are read again every second, so that all couriers sign with a new secret
+    before it is shown to anyone."""
 
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
@@ -178,11 +178,11 @@ class SecretCache:
         self._secrets = CachedCalls(self._load, _CACHED_MAX, kept_s=SECRETS_FRESH_S)
 
     async def get(self, owner: SecretOwner) -> list[SigningSecret]:
-        """Return the secrets as :func:`ensure_secrets` does. Raises Unavailable and the same."""
+        """Return the secrets as :func:`ensure_secrets` does. Raises the same errors, and Unavailable."""
         return await self._secrets.get(owner)
 
     def expect(self, owner: SecretOwner) -> None:
-        """Read the secrets, unless they are fresh: they will be needed soon."""
+        """Load the secrets unless they are fresh, because they will be needed soon."""
         self._secrets.expect(owner)
 
     async def _load(self, owner: SecretOwner) -> list[SigningSecret]:
@@ -230,7 +230,7 @@ def _has_hmac(rows: Sequence[Row[Any]]) -> bool:
 
 
 def _lock(connection: Connection, project_no: int) -> None:
-    """Make others wait who change secrets of the project; those who insert its batches do not (on SQLite all do).
+    """Block concurrent changes to secrets of the project, but not inserts of its batches (except on SQLite).
 
     Raises NotFound.
     """
@@ -240,7 +240,7 @@ def _lock(connection: Connection, project_no: int) -> None:
 
 
 def _lock_endpoint(connection: Connection, endpoint_id: UUID | None) -> None:
-    """Keep the endpoint from being removed before this transaction ends. Raises NotFound."""
+    """Lock the endpoint against deletion until this transaction ends. Raises NotFound."""
     locking = select(endpoints.c.id).where(endpoints.c.id == endpoint_id).with_for_update(read=True, key_share=True)
     if endpoint_id is not None and connection.execute(locking).first() is None:
         raise NotFound("endpoint", str(endpoint_id))

@@ -34,34 +34,34 @@ from tweezer.settings import WebhookSettings
 log = get_logger(__name__)
 
 Lookup = Callable[[str], Awaitable[list[str]]]
-"""The addresses of a name; raises OSError when there are none."""
+"""Returns the addresses of a host name. Raises OSError if it has no address."""
 
 TEXT_MAX = 500
 
 BEFORE_ANSWER_MAX = 65_536
-"""Bytes that a receiver may send before its answer has begun: informational answers (1xx), empty lines."""
+"""Bytes that a receiver may send before its final response begins: informational responses (1xx), empty lines."""
 
-_LOOKUPS = 32  # at a time: each waits in a thread, for seconds where a name's servers are dead
+_LOOKUPS = 32  # concurrent DNS look-ups: each blocks a thread, for seconds if its name servers are down
 _LOOKUP_GOOD_S = 10
-_KEEPALIVE_S = 4.0  # less than the five seconds after which uvicorn and Node close, so that both do not meet
+_KEEPALIVE_S = 4.0  # below the 5 s of uvicorn and Node, so that both ends do not close and send at the same time
 _RETRY_AFTER_MAX_S = 7 * 86_400.0
 _HEADERS = {
     "User-Agent": f"Tweezer/{importlib.metadata.version('tweezer')}",
     "Content-Type": "application/json",
     "Accept": "*/*",
-    "Accept-Encoding": "identity",  # nothing is unpacked, so nothing can grow
+    "Accept-Encoding": "identity",  # responses are not decompressed, so they cannot grow
 }
 
-# Whether the host of this task's attempt is one that the operator allows by name.
+# Whether the operator allows the host of this task's attempt by name.
 _trusted: contextvars.ContextVar[bool] = contextvars.ContextVar("trusted", default=False)
 
 
 class SendResult(msgspec.Struct, frozen=True):
     """The result of one attempt.
 
-    status: None when there was no answer. error: what went wrong, in a sentence that holds neither the URL nor a
-    secret; None when there was a whole answer, whatever its status. text: the first characters of the answer's body.
-    retry_after_s: how long the receiver asks us to wait. refused: webhooks may not go there; nothing was connected to.
+    status: of the HTTP response, None without one. error: what went wrong, without the URL or secrets; None if the
+    response was complete, except for redirects. text: the first characters of the response body. retry_after_s: the
+    delay that the receiver asked for. refused: the address is not allowed, and no connection was made.
     """
 
     status: int | None
@@ -73,19 +73,20 @@ class SendResult(msgspec.Struct, frozen=True):
 
     @property
     def is_success(self) -> bool:
-        """Whether the receiver has it: 2xx, and the response ended or was cut off by us."""
+        """Whether the receiver accepted it: 2xx, with a response that ended or reached answer_max."""
         return self.error is None and self.status is not None and 200 <= self.status < 300
 
 
 CONNECTIONS_MAX = 256
-"""Attempts of one process at once."""
+"""The most concurrent attempts of one process."""
 
 
 class Sender:
-    """Makes attempts, with connections that are kept for the next; to be made and used on one event loop.
+    """Makes attempts over reusable connections. Create and use it on one event loop.
 
-    timeout_s: from the connection to the end of the answer. answer_max: bytes of it that are read. limit: attempts at
-    once, others wait. lookup: instead of the system's resolver. ssl_context: instead of the system's authorities.
+    timeout_s: from the connection to the end of the response. answer_max: bytes of a response that are read. limit:
+    concurrent attempts; others wait. lookup: replaces the system's resolver. ssl_context: replaces the system's
+    certificate authorities.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Sender:
         self._policy = policy
         self.timeout_s = timeout_s
         self._answer_max = answer_max
-        self._target = functools.lru_cache(maxsize=4096)(self._judged)
+        self._target = functools.lru_cache(maxsize=4096)(self._check_target)
         self._resolver = _Resolver(policy, lookup)
         connector = aiohttp.TCPConnector(
             resolver=self._resolver,
@@ -112,7 +113,7 @@ class Sender:
             ssl=True if ssl_context is None else ssl_context,
         )
         factory: Callable[[], ResponseHandler] = functools.partial(_BoundedProtocol, loop=asyncio.get_running_loop())
-        connector._factory = cast(Any, factory)  # noqa: SLF001  # aiohttp has no such limit, and no public place for it
+        connector._factory = cast(Any, factory)  # noqa: SLF001  # aiohttp has neither such a limit nor a public hook for it
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers=_HEADERS,
@@ -123,7 +124,7 @@ class Sender:
         )
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> SendResult:
-        """Make one attempt. Nothing that a receiver does is raised: it is in the answer."""
+        """Make one attempt. Failures of the receiver are not raised; they are in the result."""
         began = time.monotonic()
         status: int | None = None
         try:
@@ -142,13 +143,13 @@ class Sender:
         return SendResult(
             status,
             _milliseconds(began),
-            "redirects are not followed: give the URL to which it leads" if 300 <= status < 400 else None,
+            "redirects are not followed; use the URL that the redirect leads to" if 300 <= status < 400 else None,
             text,
             None if retry_after is None else _seconds(retry_after),
         )
 
     async def close(self) -> None:
-        """Close the connections. Attempts that are under way end with an error."""
+        """Close the connections. Running attempts end with an error."""
         await self._session.close()
         await self._resolver.close()
 
@@ -159,7 +160,7 @@ class Sender:
         await self.close()
 
     async def _read(self, response: aiohttp.ClientResponse) -> str:
-        """Return the first characters of the body, of which no more is read than is allowed."""
+        """Return the first characters of the body. At most answer_max bytes are read."""
         first, size = b"", 0
         while chunk := await response.content.readany():
             size += len(chunk)
@@ -169,16 +170,16 @@ class Sender:
                 response.close()
                 break
         if first and "Content-Encoding" in response.headers:
-            return "(an answer that is compressed, which was not asked for)"
+            return "(a compressed response, although the request does not accept compression)"
         return first[: self._answer_max].decode("utf-8", "replace")[:TEXT_MAX]
 
-    def _judged(self, url: str) -> tuple[URL, bool]:
-        """Return the URL as it is sent, and whether its host is trusted by name. Raises InvalidInput."""
+    def _check_target(self, url: str) -> tuple[URL, bool]:
+        """Return the URL as sent, and whether its host is trusted by name. Raises InvalidInput."""
         target = check_url(url, self._policy)
         return URL(url, encoded=url.isascii()), target.trusted
 
     def _open_socket(self, info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-        """Check the address once more, right before the connection, wherever it came from."""
+        """Check the address once more, right before the connection."""
         family, kind, protocol, _, place = info
         if not _trusted.get():
             _check(str(place[0]), self._policy)
@@ -187,26 +188,26 @@ class Sender:
     def _problem(self, error: Exception, status: int | None) -> str:
         match error:
             case TimeoutError():
-                what = "no answer came" if status is None else "the answer did not end"
+                what = "no response" if status is None else "no complete response"
                 return f"{what} within {self.timeout_s:g} s"
             case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as cause):
                 return f"the receiver's certificate is not valid: {cause.verify_message}"
             case aiohttp.ClientConnectorCertificateError():
                 return "the receiver's certificate is not valid"
             case aiohttp.ClientSSLError() | ssl.SSLError():
-                return "TLS could not be agreed on with the receiver"
+                return "the TLS handshake with the receiver failed"
             case aiohttp.ClientConnectorDNSError():
-                return "the name of the receiver cannot be resolved"
+                return "the host name of the receiver cannot be resolved"
             case aiohttp.ClientConnectorError():
-                return f"no connection to the receiver: {_reason(error.os_error)}"
+                return f"cannot connect to the receiver: {_reason(error.os_error)}"
             case aiohttp.ClientPayloadError():
-                return "the answer broke off"
+                return "the response was cut off"
             case _NoAnswer():
-                return f"no answer came within {BEFORE_ANSWER_MAX >> 10} KiB"
+                return f"no response within the first {BEFORE_ANSWER_MAX >> 10} KiB from the receiver"
             case aiohttp.ClientResponseError():
-                return "what the receiver answered is no HTTP"
+                return "the receiver's response is not valid HTTP"
             case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError() | EOFError():
-                return "the receiver closed the connection " + ("without an answer" if status is None else "early")
+                return "the receiver closed the connection " + ("without a response" if status is None else "early")
             case OSError():
                 return f"the connection failed: {_reason(error)}"
             case _:
@@ -214,13 +215,13 @@ class Sender:
 
 
 class _NoAnswer(aiohttp.ClientError):
-    """A receiver sent a lot, and no answer."""
+    """A receiver sent too much data before its response."""
 
 
 class _BoundedProtocol(ResponseHandler):
-    """aiohttp's connection, which ends when a receiver sends much before its answer."""
+    """aiohttp's connection, closed if a receiver sends too much before its response."""
 
-    _before = 0  # bytes that came before the answer has begun
+    _before = 0  # bytes received before the final response
     _answers = False
 
     def set_response_params(self, **options: Any) -> None:
@@ -242,7 +243,7 @@ class _BoundedProtocol(ResponseHandler):
 
 
 class _Refused(OSError):
-    """An address that nothing may connect to; an OSError, so that it comes through aiohttp as any failed connection."""
+    """An address that is not allowed; an OSError, so that aiohttp treats it as a failed connection."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -250,7 +251,7 @@ class _Refused(OSError):
 
 
 class _Resolver(AbstractResolver):
-    """Asks for a name once and hands on its addresses if each of them is fine, so that these are connected to."""
+    """Resolves a name once, and returns its addresses if all are allowed, so that aiohttp connects to exactly these."""
 
     def __init__(self, policy: WebhookPolicy, lookup: Lookup | None) -> None:
         self._policy = policy
@@ -262,7 +263,7 @@ class _Resolver(AbstractResolver):
     ) -> list[ResolveResult]:
         addresses = await self._lookup(host)
         if not addresses:
-            raise OSError("there is no address")
+            raise OSError("the name has no address")
         if not self._policy.trusts_name(host):
             for address in addresses:
                 _check(address, self._policy)
@@ -282,7 +283,7 @@ class _Resolver(AbstractResolver):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _ask_the_system(self, host: str) -> list[str]:
-        # Threads of our own: those of the loop are few, and one name that hangs must not hold up the others.
+        # Separate threads: those of the loop are few, and a name that hangs must not delay others.
         find = functools.partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
         found = await asyncio.get_running_loop().run_in_executor(self._threads, find)
         return list(dict.fromkeys(_text(place) for *_, place in found))
@@ -290,26 +291,26 @@ class _Resolver(AbstractResolver):
 
 def _check(address: str, policy: WebhookPolicy) -> None:
     reason = why_refused(address, policy)
-    if reason is not None:  # the log says it; whoever named the URL must not learn what names mean in this network
+    if reason is not None:  # only the log has the address: the owner of the URL must not learn about this network
         log.warning("webhook.address_refused", address=address, reason=reason)
-        raise _Refused("the receiver's name leads to an address that is not public; the operator may allow it")
+        raise _Refused("the receiver's name resolves to an address that is not public; the operator may allow it")
 
 
 def _text(place: tuple[object, ...]) -> str:
-    """Return an address of getaddrinfo, with its scope, which is kept apart."""
+    """Return an address from getaddrinfo as text, with its scope id."""
     scoped = len(place) == 4 and place[3] and "%" not in str(place[0])
     return f"{place[0]}%{place[3]}" if scoped else str(place[0])
 
 
 def _refusal(error: BaseException | None) -> _Refused | None:
-    """Return the refusal behind an error of aiohttp's."""
+    """Return the refusal that caused an error of aiohttp; None if another error did."""
     while error is not None and not isinstance(error, _Refused):
         error = error.__cause__
     return error
 
 
 def _reason(error: OSError) -> str:
-    return "it failed" if error.errno is None else os.strerror(error.errno).lower()
+    return "unknown error" if error.errno is None else os.strerror(error.errno).lower()
 
 
 def _milliseconds(began: float) -> int:
@@ -317,7 +318,7 @@ def _milliseconds(began: float) -> int:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Of the header: a number of seconds, or a date of HTTP; None for anything else."""
+    """Parse Retry-After: a number of seconds, or an HTTP date; None for anything else."""
     text = retry_after.strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:12]), _RETRY_AFTER_MAX_S)

@@ -1,4 +1,4 @@
-"""Who receives an event: the endpoints of its project, and the webhook that its batch was submitted with."""
+"""Find the receivers of an event: the endpoints of its project, and the webhook of its batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tweezer.store.streams.feed import Entry
 from tweezer.webhooks.endpoints import Endpoint, ensure_batch_endpoints, find_batch_endpoints, list_registered
 from tweezer.webhooks.payloads import BatchFacts, Payloads
 
-_FEW = 500  # registered endpoints that are kept, all of them
+_FEW = 500  # up to this number, all registered endpoints are cached
 _KEPT_MAX = 10_000
 _NUMBERS = select(projects.c.id, projects.c.no).where(projects.c.id.in_(bindparam("ids", expanding=True)))
 
@@ -28,7 +28,7 @@ _Webhook = tuple[str, str]  # a project and a URL
 
 
 class Subscribers(msgspec.Struct, frozen=True):
-    """Endpoints as they were when read: registered ones by project, those of batches by project and URL."""
+    """A snapshot of endpoints: registered ones by project, those of batches by project and URL."""
 
     registered: dict[str, list[Endpoint]]
     of_batches: dict[_Webhook, Endpoint]
@@ -41,14 +41,14 @@ class Subscribers(msgspec.Struct, frozen=True):
         return [*found, own]
 
     def for_notice(self, project: str | None) -> list[Endpoint]:
-        """Return the endpoints that may receive a notice: those of its project, or all if it is for everybody."""
+        """Return the endpoints that may receive a notice: those of its project, or all if it has no project."""
         if project is not None:
             return self.registered.get(project, [])
         return [endpoint for found in self.registered.values() for endpoint in found]
 
 
 class _Registered(msgspec.Struct, frozen=True):
-    """All registered endpoints by project, when they were read (monotonic), and the count of changes then."""
+    """All registered endpoints by project. at: when they were read (monotonic). changes: the count of changes then."""
 
     by_project: dict[str, list[Endpoint]]
     at: float
@@ -56,7 +56,7 @@ class _Registered(msgspec.Struct, frozen=True):
 
 
 class Subscriptions:
-    """Finds subscribers; endpoints are remembered for a second, unless some were changed."""
+    """Finds subscribers. Endpoints are cached for a second, unless some were changed."""
 
     def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database
@@ -66,15 +66,15 @@ class Subscriptions:
         self._webhooks: Recent[_Webhook, Endpoint] = Recent(_KEPT_MAX, kept_s=SECRETS_FRESH_S)
         self._changes: bytes | None = None
         self.changes: bytes | None = None
-        """The count of changes, which came with the entries or after them."""
+        """The count of changes that was read with the entries or after them."""
 
     async def find(self, entries: Sequence[Entry]) -> tuple[dict[UUID, BatchFacts], Subscribers]:
-        """Return what is known of the entries' batches, and the subscribers. Raises Unavailable."""
+        """Return the facts of the entries' batches, and the subscribers. Raises Unavailable."""
         if self.changes != self._changes:
             self._changes = self.changes
             self._webhooks.clear()
-        everybody = any(it.notice is not None and it.notice.project is None for it in entries)
-        reading = asyncio.create_task(self._read_all()) if self._are_few or everybody else None
+        needs_all = any(it.notice is not None and it.notice.project is None for it in entries)
+        reading = asyncio.create_task(self._read_all()) if self._are_few or needs_all else None
         try:
             facts = await self._payloads.batches({entry.batch_id for entry in entries if entry.notice is None})
             projects = {about.project for about in facts.values()}
@@ -119,7 +119,7 @@ def read_registered(connection: Connection, project_ids: Collection[str] | None)
 
 
 def _ensure_webhooks(database: Database, wanted: Collection[_Webhook]) -> dict[_Webhook, Endpoint]:
-    """Return the endpoints of webhooks that batches were submitted with; create those that are missing."""
+    """Return the endpoints for the webhooks of batches; create those that are missing."""
     with database.read() as connection:
         numbers = _read_numbers(connection, {project for project, _ in wanted})
         known = {(numbers[project], url): (project, url) for project, url in wanted if project in numbers}

@@ -415,7 +415,7 @@ async def test_the_error_for_a_forbidden_role_names_the_allowed_ones(rig: ApiRig
             else:
                 assert (answer.status_code, answer.json()["data"]["reason"]) == (403, "forbidden")
                 told = answer.json()["data"]["description"]
-                assert told.startswith(f"role: {role} may not do this; use a key of the role ")
+                assert told.startswith(f"role: {role} may not do this; use a key with the role ")
                 assert all(allowed_role in told for allowed_role in roles)
         assert (await rig.stranger.get("/ask")).status_code == 401
 

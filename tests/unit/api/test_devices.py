@@ -291,4 +291,4 @@ async def test_inactive_devices_are_listed_on_request(rig: ApiRig) -> None:
 async def test_only_operators_change_devices(rig: ApiRig, role: Role, method: str, path: str) -> None:
     key = rig.key(role)
     answer = await rig.http.request(method, path, headers=bearer(key))
-    assert "use a key of the role operator" in await refused(answer, 403)
+    assert "use a key with the role operator" in await refused(answer, 403)

@@ -445,7 +445,7 @@ def test_a_body_that_is_not_json_is_refused(text: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "field", "problem"),
     [
-        (b'{"inner":[{},NaN]}', "inner[1]", "is NaN, which JSON does not have"),
+        (b'{"inner":[{},NaN]}', "inner[1]", "is NaN, which is not valid JSON"),
         (b'{"inner":[{"anything":{"a":Infinity}}]}', "inner[0].anything.a", "is Infinity"),
         (b'{"inner":[{"anything":{"a":-Infinity}}]}', "inner[0].anything.a", "is -Infinity"),
         (b'{"inner":[{"anything":{"a":[0,-1e999]}}]}', "inner[0].anything.a[1]", "does not fit into 64 bits"),
@@ -453,8 +453,8 @@ def test_a_body_that_is_not_json_is_refused(text: bytes) -> None:
         (b'{"inner":[],"text":"\\ud800"}', "text", "half of a surrogate pair"),
         (b'{"inner":[],"text":"\\udc00\\ud800"}', "text", "half of a surrogate pair"),
         (b'{"inner":[{"anything":{"\\ud800":1}}]}', "inner[0].anything.'\\ud800'", "half of a surrogate pair"),
-        (b'{"inner":[{"anything":["\\n"]}],"text":"a\0\x1b"}', "text", "has a control character that is not escaped"),
-        (b'{"inner":[],"text":"\n"}', "text", "has a control character that is not escaped"),
+        (b'{"inner":[{"anything":["\\n"]}],"text":"a\0\x1b"}', "text", "has an unescaped control character"),
+        (b'{"inner":[],"text":"\n"}', "text", "has an unescaped control character"),
         (b'{"inner":[],"unknown":NaN}', "unknown", "is NaN"),
         (b"[NaN]", "body[0]", "is NaN"),
     ],

@@ -244,7 +244,7 @@ async def test_the_links_to_results_of_a_batch_work_without_a_key(rig: Routes) -
     path = f"/api/v1/batches/{batch_id}/results_link"
     told = await rig.done("GET", path)
     done, failed = str(job_id(batch_id, 0)), str(job_id(batch_id, 1))
-    assert told["errors"] == {failed: "there is no result: it is ERROR"}
+    assert told["errors"] == {failed: f"job {failed} has no result; its status is ERROR"}
     assert (await rig.stranger.get(told["results_links"][done])).json()["counter"] == {"01": 10}
     assert await rig.done("GET", f"{path}?id={failed}") == {"results_links": {}, "errors": told["errors"]}
     assert await rig.refused("GET", path, key="theirs") == (404, "not_found")

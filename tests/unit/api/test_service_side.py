@@ -106,7 +106,7 @@ async def test_a_report_makes_a_job_wait_again_or_end_or_sets_its_progress(rig: 
     assert (await rig.set(first, "PENDING", method="PUT"))["status"] == "PENDING"
     assert (await rig.set(second, "CANCELED"))["status"] == "CANCELED"
     told = await rig.set(first, "ERROR")
-    assert told["errors"] == ["the job was ended by an operator, who gave no reason"]
+    assert told["errors"] == ["an operator ended the job without giving a reason"]
 
 
 async def test_errors_are_posted_to_a_live_job_and_stay_with_it(rig: Service) -> None:

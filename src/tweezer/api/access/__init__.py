@@ -1,1 +1,1 @@
-"""Who is calling: keys, log-ins, links, and the guard against repeated calls"""
+"""Authentication: keys, log-ins, signed links, and the guard against repeated calls."""

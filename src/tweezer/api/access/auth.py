@@ -1,7 +1,8 @@
 """Find the caller by the key of a request, limit the rate of requests, and sign links to results.
 
-Authentication comes before everything that reads a body or costs work, so that strangers cost little. A request without
-a key, and one whose key is unknown, expired or revoked, get the same answer. A look-up is remembered for a second.
+Authentication comes before anything that reads a body or costs work, so that unauthenticated requests are cheap. A
+request without a key gets the same response as one whose key is unknown, expired or revoked. A look-up is cached for a
+second.
 """
 
 from __future__ import annotations
@@ -30,33 +31,34 @@ from tweezer.model.errors import TweezerError, Unavailable
 from tweezer.model.lru import CachedCalls
 
 REMEMBERED_S = 1.0
-"""How long a look-up holds: at most so long a revoked key still opens, and a key opens without the database."""
+"""How long a look-up is cached: a revoked key works for at most this long, and a key works this long without the
+database."""
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json", "/oauth/token", "/api/v1/devices/public-specs"})
-"""Paths that need no key. Beside them: a link to results that is signed, see :mod:`tweezer.api.access.auth`."""
+"""Paths that need no key. Signed links to results need none either: see :func:`is_signed`."""
 
 _CALLER = "tweezer.caller"
 _REMEMBERED_MAX = 10_000
 _RESULTS_PATH = ("/api/v1/jobs/", "/results")
-_NOBODY = b""  # the digest of no key
+_NO_DIGEST = b""  # matches no key
 
 
 def get_caller(scope: Scope) -> Principal | None:
-    """Return the caller of a request; None for an open path, or a signed link."""
+    """Return the caller of a request; None for an open path or a signed link."""
     return cast("Principal | None", scope.get(_CALLER))
 
 
 def unauthorized_error() -> RequestRejected:
     """Return the error for a request without a valid key."""
     problem = (
-        "a valid key is needed: send `Authorization: Bearer twz_…`, with a key that `tweezer keys create` made or a "
-        "token that /oauth/token gave"
+        "missing or invalid key; send `Authorization: Bearer twz_…` with a key from `tweezer keys create` or a token "
+        "from /oauth/token"
     )
     return RequestRejected(401, "unauthorized", problem, headers={"WWW-Authenticate": 'Bearer realm="tweezer"'})
 
 
 class Authenticator:
-    """Finds the principal of a key. Unknown keys are cached like others; the cache is bounded."""
+    """Finds the principal of a key. The cache is bounded, and holds unknown keys, too."""
 
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
@@ -78,11 +80,11 @@ class Authenticator:
         return known.principal
 
     def forget(self, identity: str) -> None:
-        """Look the key of this id up again at its next use, because it was revoked."""
+        """Drop the key with this id from the cache, because it was revoked."""
         self._known.forget(identity)
 
     async def still_knows(self, scope: Scope) -> bool:
-        """Return whether the key of a request still stands for the same principal. Raises Unavailable."""
+        """Return whether the key of a request still belongs to the same principal. Raises Unavailable."""
         key = _bearer(scope)
         return key is not None and await self.principal(key) == get_caller(scope)
 
@@ -98,7 +100,7 @@ class Authenticator:
 
     @asynccontextmanager
     async def writing_used(self, duties: Duties) -> AsyncIterator[None]:
-        """Record used keys each minute, and at the end."""
+        """Record used keys every minute, and at the end of the block."""
         duties.start("keys", self.write_used, every_s=USED_S)
         try:
             yield
@@ -109,13 +111,13 @@ class Authenticator:
     async def _look_up(self, identity: str) -> _Known:
         found = await self._database.run_read(look_up_key, identity)
         if found is None or found.principal is None:
-            return _Known(_NOBODY, None, math.inf)
+            return _Known(_NO_DIGEST, None, math.inf)
         return _Known(found.digest, found.principal, time.monotonic() + found.left_s)
 
 
 class AuthenticationMiddleware:
-    """ASGI middleware: answers 401 to who may not come in and 429 to who comes too often, and notes for
-    :func:`caller_of` who else it is."""
+    """ASGI middleware: authenticate the caller for :func:`get_caller`. Respond with 401 without a valid key, and with
+    429 above the rate limit."""
 
     def __init__(self, app: ASGIApp, *, authenticator: Authenticator, rates: RateLimiter) -> None:
         self._app = app
@@ -136,13 +138,13 @@ class AuthenticationMiddleware:
             await error_response(error)(scope, receive, send)
             return
         scope[_CALLER] = caller
-        if scope["method"] == "GET":  # whoever wrote something must be told, or would write it again
+        if scope["method"] == "GET":  # a caller that wrote something must get the response, or it would write it again
             send = self._checked(scope, receive, send)
         with sharing(caller.account):
             await self._app(scope, receive, send)
 
     def _checked(self, scope: Scope, receive: Receive, send: Send) -> Send:
-        """Send the answer only if the key still opens the same: it may have been revoked while the request was held."""
+        """Check the key again before the response is sent: it may have been revoked while the request was held."""
         trusted_until = time.monotonic() + REMEMBERED_S
         refused = False
 
@@ -162,7 +164,7 @@ class AuthenticationMiddleware:
 
 
 class _Known(NamedTuple):
-    """The result of a look-up, and until when (monotonic) it is valid."""
+    """The result of a look-up. until: when (monotonic) the key expires."""
 
     digest: bytes
     principal: Principal | None
@@ -170,7 +172,7 @@ class _Known(NamedTuple):
 
 
 def is_signed(scope: Scope) -> bool:
-    """Return whether it is a request for results by a link, whose signature the route checks."""
+    """Return whether the request is for results by a signed link. The route checks the signature."""
     path: str = scope["path"]
     begin, end = _RESULTS_PATH
     return path.endswith(end) and path.startswith(begin) and b"signature=" in scope["query_string"]
@@ -189,17 +191,17 @@ _ROUNDING_S = 1e-9
 
 
 class RateLimiter:
-    """Requests of each account (``Principal.account``): ``per_s`` a second over time, ``burst`` at once."""
+    """Limits the requests of each account (``Principal.account``) to ``per_s`` a second, with bursts of ``burst``."""
 
     def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_s
         self._burst = burst
         self._clock = clock
-        self._full_at: dict[str, float] = {}  # all of a bucket: when it will be full again; full ones may be dropped
+        self._full_at: dict[str, float] = {}  # when the bucket will be full again; full ones may be dropped
         self._kept_most = _ACCOUNTS_KEPT
 
     def spend(self, account: str) -> None:
-        """Count a request of the account. Raises RequestRejected, a 429, which counts nothing."""
+        """Count a request of the account. Raises RequestRejected (429) above the limit, and counts nothing then."""
         now = self._clock()
         full_at = max(self._full_at.get(account, now), now) + 1 / self._per_s
         wait_s = full_at - now - self._burst / self._per_s
@@ -207,8 +209,8 @@ class RateLimiter:
             raise RequestRejected(
                 429,
                 "too_many_requests",
-                f"{account} has made more than {self._per_s:g} requests a second (and {self._burst} at once), all keys "
-                "and sessions together; wait as long as Retry-After says",
+                f"{account} sent more than {self._per_s:g} requests per second (bursts of {self._burst}), over all its "
+                "keys and sessions; wait for the time in Retry-After",
                 headers={"Retry-After": str(math.ceil(wait_s))},
             )
         self._full_at[account] = full_at
@@ -221,7 +223,7 @@ log = structlog.get_logger(__name__)
 
 
 class SignedLinks:
-    """Makes and checks links to results. public_url: where clients reach the API; empty: the host of the request."""
+    """Makes and checks signed links to results. public_url: base URL of the links; empty: the host of the request."""
 
     def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
         self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)
@@ -232,12 +234,12 @@ class SignedLinks:
         return signer.link(self._links.base_url or get_origin(request.scope), str(job_id)).url
 
     async def prepare(self) -> None:
-        """Make the key that signs links, or take over that of an older version; log the reason where it cannot be."""
+        """Create the key that signs links, or adopt that of an older version; log the reason if that fails."""
         try:
             await self._links.signer()
         except TweezerError as error:
             log.warning("links.not_signed", error=error.message)
 
     async def are_valid(self, job_id: str, issued: str, expires: str, signature: str) -> bool:
-        """Return whether these are the parameters of a link to this job that has not expired. Raises Unavailable."""
+        """Return whether these parameters are those of an unexpired link to this job. Raises Unavailable."""
         return (await self._links.signer()).is_valid(job_id, issued, expires, signature)

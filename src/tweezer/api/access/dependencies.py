@@ -1,4 +1,4 @@
-"""What routes are given: who is asking, the live store, the holds, and the parameters that several of them take."""
+"""Dependencies of the routes: the caller, parts of the application, and parameters that several routes share."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tweezer.ledger.database import Database
 from tweezer.store.connection import Store
 
 WAIT_MAX_S = 20.0
-"""The longest hold: Pasqal's clients give a request up after 30 s."""
+"""The longest time for which a request is held: Pasqal's clients time out after 30 s."""
 
 READERS = frozenset({Role.USER, Role.READ, Role.OPERATOR})
 """Roles that read results, batches and devices."""
 
 _WRITERS = frozenset({Role.USER, Role.OPERATOR})
 _SCRAPERS = frozenset({Role.METRICS, Role.OPERATOR})
-_LINK = Principal("link", Role.OPERATOR)  # a link says which job may be read, whoever's it is
+_LINK = Principal("link", Role.OPERATOR)  # a link names the job that may be read, in any project
 
 
 class _NeedsKey(SecurityBase):
-    """Notes in the OpenAPI document that a key is needed."""
+    """Shows in the OpenAPI document that a key is needed."""
 
     model = HTTPBearer(
-        description="A key (`twz_…`) that an operator made, or a token of /oauth/token. Keys of the role `user` submit "
-        "and read, those of `read` only read, those of `metrics` only read /metrics, and those of `operator` do "
-        "everything."
+        description="An API key (`twz_…`) that an operator created, or an access token of `/oauth/token`. The role of "
+        "a key decides what it may do: `user` submits and reads, `read` only reads, `metrics` only reads `/metrics`, "
+        "and `operator` may do everything."
     )
     scheme_name = "key"
 
@@ -52,18 +52,20 @@ class _BearerKey(_NeedsKey):
 
 
 def require_role(request: Request, roles: frozenset[Role]) -> Principal:
-    """Return the caller. Raises RequestRejected: 401 without a key, 403 where the key's role is not one of these."""
+    """Return the caller. Raises RequestRejected: 401 without a key, 403 if its role is not one of these."""
     caller = get_caller(request.scope)
-    if caller is None:  # cannot happen: the middleware lets nobody through
+    if caller is None:  # cannot happen: the middleware has rejected such requests
         raise unauthorized_error()
     if caller.role not in roles:
         allowed = " or ".join(role for role in Role if role in roles)
-        raise RequestRejected(403, "forbidden", f"role: {caller.role} may not do this; use a key of the role {allowed}")
+        raise RequestRejected(
+            403, "forbidden", f"role: {caller.role} may not do this; use a key with the role {allowed}"
+        )
     return caller
 
 
 def part(name: str) -> Any:
-    """Depend on a part of the application, by its name in the state."""
+    """Return the dependency on a part of the application, by its name in the state."""
 
     async def find(request: Request) -> Any:
         return getattr(request.app.state, name)
@@ -75,7 +77,10 @@ async def _wait_s(
     request: Request,
     wait_s: Annotated[
         Annotated[float, Field(ge=0, le=WAIT_MAX_S, allow_inf_nan=False)] | None,
-        Query(description="How long to hold the request, in seconds; 0 answers at once. Default: the server's."),
+        Query(
+            description="For how many seconds the server may hold the request while there is nothing new to return: "
+            f"0 to {WAIT_MAX_S:g}, where 0 responds at once. Default: the server's setting."
+        ),
     ] = None,
 ) -> float:
     return cast(float, request.app.state.longpoll_s) if wait_s is None else wait_s
@@ -89,7 +94,7 @@ Operator = Annotated[Principal, Depends(_BearerKey(frozenset({Role.OPERATOR})))]
 
 async def _session(caller: Annotated[Principal, Depends(_BearerKey(frozenset(Role)))]) -> Principal:
     if not caller.is_session:
-        problem = "this needs a session, not a key; log in at /oauth/token with name and password"
+        problem = "this route needs a session, not a key; log in at /oauth/token with name and password"
         raise RequestRejected(403, "not_a_session", problem)
     return caller
 
@@ -113,17 +118,23 @@ class _LinkOrKey(_NeedsKey):
         self,
         request: Request,
         links: ResultsLinks,
-        issued: Annotated[str, Query(description="Of a link: since when it is valid, in seconds since 1970.")] = "",
-        expires: Annotated[str, Query(description="Of a link: until when it is valid, in seconds since 1970.")] = "",
-        signature: Annotated[str | None, Query(description="Of a link: what makes it valid without a key.")] = None,
+        issued: Annotated[
+            str, Query(description="Part of a signed link: when it was issued, in seconds since 1970.")
+        ] = "",
+        expires: Annotated[
+            str, Query(description="Part of a signed link: when it expires, in seconds since 1970.")
+        ] = "",
+        signature: Annotated[
+            str | None, Query(description="Part of a signed link: the signature, which replaces a key.")
+        ] = None,
     ) -> Principal:
         if signature is None:
             return require_role(request, READERS)
         job_id: str = request.path_params["job_id"]  # the route checks it
         if not await links.are_valid(job_id, issued, expires, signature):
             problem = (
-                "this link has expired, was changed, or its key was rotated; get a new one from "
-                "/api/v1/jobs/{job_id}/results_link"
+                "this link is not valid: it has expired, was changed, or its signing key was rotated; get a new one "
+                "from /api/v1/jobs/{job_id}/results_link"
             )
             raise RequestRejected(403, "link_expired", problem)
         return _LINK

@@ -1,4 +1,4 @@
-"""Log-ins with name and password: not more at a time than the machine bears, and no guessing."""
+"""Log-ins with name and password, with limits on concurrency and on failed attempts."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from tweezer.store.guards import CountedBy, FailedLogins, LoginSource
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 2
-"""Passwords checked at a time: each takes 64 MiB and a tenth of a second of the processor."""
+"""Passwords checked at a time: each takes 64 MiB of memory and a tenth of a second of CPU time."""
 
 _WAITING_MAX = 256
-_TRIES = 3  # somebody may change the user meanwhile: another log-in, if no more than to hash the password anew
-_NETWORK_BITS = 64  # of an IPv6 address: below are the hosts of one site
+_TRIES = 3  # another log-in may change the user between read and write, if only to rehash the password
+_NETWORK_BITS = 64  # of an IPv6 address; the remaining bits number the hosts of one site
 
 
 class TooManyAttempts(TweezerError):
-    """Too many log-ins have failed by this name, or from this address. retry_s: when to try again."""
+    """Too many log-ins have failed for this name, or from this address. retry_s: seconds until the next attempt."""
 
     code = "too_many_attempts"
     retryable = True
 
     def __init__(self, retry_s: int) -> None:
-        super().__init__(f"too many log-ins have failed; try again in {retry_s} s")
+        super().__init__(f"too many failed log-ins; try again in {retry_s} s")
         self.retry_s = retry_s
 
 
 class Logins:
-    """Opens sessions. session_s: how long they last. sessions_max: of a user at once; one more ends the oldest."""
+    """Opens sessions. session_s: how long they last. sessions_max: sessions per user; one more ends the oldest."""
 
     def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int = SESSIONS_MAX) -> None:
         self.session_s = session_s
@@ -51,14 +51,14 @@ class Logins:
         self._waiting = 0
 
     async def open(self, name: str, password: str, *, address: str, role: Role = Role.USER) -> NewKey | None:
-        """Open a session; None when name or password are wrong. Raises TooManyAttempts, Unavailable.
+        """Open a session; return None if the name or the password is wrong. Raises TooManyAttempts, Unavailable.
 
-        It takes equally long for a name that nobody has.
+        Takes equally long for a name that does not exist.
         """
         sources = (LoginSource(CountedBy.NAME, name), LoginSource(CountedBy.ADDRESS, get_network(address)))
         await self._refuse(*sources)
         async with self._turn():
-            await self._refuse(*sources)  # those before us have failed meanwhile
+            await self._refuse(*sources)  # earlier attempts may have failed in the meantime
             session = await self._try(name, password, role)
             if session is None:
                 await self._attempts.count(*sources)
@@ -93,7 +93,7 @@ class Logins:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         if self._waiting >= _WAITING_MAX:
-            raise Unavailable(f"{_WAITING_MAX} log-ins are waiting already")
+            raise Unavailable(f"too many log-ins at once: {_WAITING_MAX} are waiting already")
         self._waiting += 1
         try:
             async with self._turns:
@@ -103,7 +103,7 @@ class Logins:
 
 
 def get_network(address: str) -> str:
-    """Return what counts as one address: of IPv6 the network, because one host has many addresses."""
+    """Return the address to count by; for IPv6 its network, because one host has many addresses."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

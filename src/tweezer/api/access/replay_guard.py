@@ -1,10 +1,10 @@
-"""Tell a call that is repeated because its answer was lost from one that is made a second time on purpose.
+"""Distinguish a call that repeats a lost one from a second call that is made on purpose.
 
 Pasqal's clients send no idempotency key, and repeat a submit when the server fails or the connection is lost. So a call
-without a key gets a generated one, and the next equal call (credentials, path, parameters, unpacked body) gets the same
-key if the earlier call was abandoned: its answer was a server error, its connection was closed before the end of the
-answer was written, or its process died. An equal call after an answer that was written, or while an earlier one still
-runs on an open connection, is a new call.
+without a key gets a generated one. The next equal call (same credentials, path, parameters and decompressed body) gets
+the same key if the earlier call was abandoned: its response was a server error, its connection was closed before the
+whole response was written, or its process died. An equal call is a new one if the response was written, or while the
+earlier call is still running on an open connection.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from tweezer.store.guards import LEASE_S, CallAttempt, CallState, RecentCalls
 log = structlog.get_logger(__name__)
 
 PATIENCE_S = 30.0
-"""After this time Pasqal's clients no longer wait for an answer."""
+"""How long Pasqal's clients wait for a response."""
 
 _CALL = "tweezer.call"
 _RENEW_S = LEASE_S / 3
 
 
 class ReplayGuard:
-    """The calls without a key that this process serves; ``calls`` is shared by all processes."""
+    """The calls without a key that this process serves. calls: those of all processes."""
 
     def __init__(self, calls: RecentCalls) -> None:
         self._calls = calls
         self._serving: dict[str, set[_Call]] = {}
 
     async def key(self, request: Request, caller: Principal, project: str) -> str:
-        """Return the idempotency key for a call without one, once its body was read. Raises Unavailable, QueueFull."""
+        """Return the idempotency key for a call without one; read its body first. Raises Unavailable, QueueFull."""
         path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
         parts = (caller.key, path, query, body_digest(request.scope))
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -62,18 +62,19 @@ class ReplayGuard:
     async def before_answer(self, call: _Call, status: int) -> None:
         """End the call before an error is sent.
 
-        A client error ends a first attempt: nothing was written. That of a later one does not undo the first.
+        A client error ends the call if it is the first attempt, because nothing was written. On a later attempt it does
+        not undo the first.
         """
         if status >= 400:
             is_over = status < 500 and call.attempt is not None and not call.attempt.again
             await self._end(call, CallState.OVER if is_over else CallState.ABANDONED)
 
     async def after_answer(self, call: _Call) -> None:
-        """End the call once nothing more will be sent."""
+        """End the call after its response."""
         await self._end(call, CallState.OVER if call.is_answered else CallState.ABANDONED)
 
     async def _keep(self, call: _Call, attempt: CallAttempt) -> None:
-        """Renew the lease of a running call as long as a client may wait for it."""
+        """Renew the lease of a running call while its client may wait for it."""
         until = time.monotonic() + PATIENCE_S
         await asyncio.sleep(_RENEW_S)
         await repeat(
@@ -96,8 +97,8 @@ class ReplayGuard:
     async def _mark(self, attempt: CallAttempt, state: CallState) -> None:
         try:
             await self._calls.mark(attempt, state)
-        except TweezerError as error:  # its lease expires then: the next equal call counts as the same
-            log.warning("call.not_marked", stand=state, error=error.message)
+        except TweezerError as error:  # its lease will expire, and the next equal call will count as the same
+            log.warning("call.not_marked", state=state, error=error.message)
 
     def _forget(self, call: _Call, attempt: CallAttempt) -> None:
         served = self._serving.get(attempt.digest, set())
@@ -112,7 +113,7 @@ async def get_call_key(request: Request, caller: Principal, project: str) -> str
 
 
 class ReplayGuardMiddleware:
-    """ASGI middleware, outermost but one: follow the answers to POSTs to their end."""
+    """ASGI middleware, the second from outside: follow the response to each POST to its end."""
 
     def __init__(self, app: ASGIApp, *, guard: ReplayGuard) -> None:
         self._app = app
@@ -139,7 +140,7 @@ class ReplayGuardMiddleware:
 
 
 class _Call:
-    """A POST: its attempt, if it is a call without a key, and whether its answer was written to the end."""
+    """A POST: its attempt, if it is a call without a key, and whether its response was written completely."""
 
     def __init__(self, scope: Scope) -> None:
         self._connection = find_connection(scope)
@@ -148,9 +149,9 @@ class _Call:
         self.is_answered = False
 
     def is_cut(self) -> bool:
-        """Return whether the connection was closed before the end of the answer."""
+        """Return whether the connection was closed before the end of the response."""
         return self._connection is not None and self._connection.is_closing()
 
     def is_lost(self) -> bool:
-        """Return whether the client closed the connection before the answer was written."""
+        """Return whether the client closed the connection before the response was written."""
         return self._connection is not None and self._connection.is_lost

@@ -1,4 +1,4 @@
-"""The caller's account: logging in with name and password, sessions, and the projects of a key."""
+"""The caller's account: log-ins with name and password, sessions, and the projects of a key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 import msgspec
 import structlog
 from fastapi import APIRouter, Path, Query, Request, Response
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from tweezer.api.access.auth import Authenticator
 from tweezer.api.access.dependencies import Caller, Ledger, Session
@@ -34,19 +34,19 @@ from tweezer.model.errors import QueueFull, Unavailable
 log = structlog.get_logger(__name__)
 
 FORM_MAX = 16_384
-"""Bytes of a log-in at most."""
+"""The largest form of a log-in, in bytes."""
 
 READ_SCOPE: Literal["read"] = "read"
 """The scope of a session that only reads."""
 
 CURRENT = "current"
-"""In place of the id of a session: the one of the request."""
+"""In place of a session id: the session of the request."""
 
 _FIELDS_MAX = 20
 _FORM_TYPE = "application/x-www-form-urlencoded"
-_GRANTS = ("password", "http://auth0.com/oauth/grant-type/password-realm")  # the latter is Auth0's word for it
+_GRANTS = ("password", "http://auth0.com/oauth/grant-type/password-realm")  # the second is Auth0's name for it
 
-_UNKEPT = {"Pragma": "no-cache"}  # beside the no-store of all answers: RFC 6749 asks for both
+_UNKEPT = {"Pragma": "no-cache"}  # in addition to the no-store of all responses: RFC 6749 asks for both
 
 router = APIRouter(tags=["account"])
 
@@ -59,16 +59,20 @@ _FORM = {
                     "type": "object",
                     "required": ["grant_type", "username", "password"],
                     "properties": {
-                        "grant_type": {"type": "string", "enum": list(_GRANTS)},
-                        "username": {"type": "string", "examples": ["ada"]},
-                        "password": {"type": "string", "format": "password"},
+                        "grant_type": {
+                            "type": "string",
+                            "enum": list(_GRANTS),
+                            "description": "`password`; the other value is Auth0's name for the same grant.",
+                        },
+                        "username": {"type": "string", "description": "Name of the user.", "examples": ["ada"]},
+                        "password": {"type": "string", "format": "password", "description": "Password of the user."},
                         **{
-                            name: {"type": "string", "description": "Passed over."}
+                            name: {"type": "string", "description": "Ignored."}
                             for name in ("client_id", "realm", "audience")
                         },
                         "scope": {
                             "type": "string",
-                            "description": "`read` for a session that only reads; anything else is passed over.",
+                            "description": "`read` for a read-only session; any other value is ignored.",
                         },
                     },
                 }
@@ -79,73 +83,82 @@ _FORM = {
 
 
 class TokenResponse(msgspec.Struct, frozen=True):
-    """A session, as RFC 6749 (5.1) has it."""
+    """The access token of a new session (RFC 6749, section 5.1)."""
 
-    access_token: Annotated[str, doc("To be sent as `Authorization: Bearer …`.", "twz_…")]
-    token_type: Annotated[Literal["Bearer"], Meta(examples=["Bearer"])]
-    expires_in: Annotated[int, doc("How long it is valid, in seconds.", 86_400)]
-    scope: Annotated[Literal["read"] | UnsetType, doc("`read` where it only reads; else absent.", "read")] = UNSET
+    access_token: Annotated[str, doc("Access token; send it as `Authorization: Bearer …`.", "twz_…")]
+    token_type: Annotated[Literal["Bearer"], doc("Always `Bearer`.", "Bearer")]
+    expires_in: Annotated[int, doc("How long the token is valid, in seconds.", 86_400)]
+    scope: Annotated[Literal["read"] | UnsetType, doc("`read` for a read-only session; absent otherwise.", "read")] = (
+        UNSET
+    )
 
 
 class OAuthErrorResponse(msgspec.Struct, frozen=True):
-    """Why there is no session, as RFC 6749 (5.2) has it."""
+    """A rejected log-in (RFC 6749, section 5.2)."""
 
-    error: Annotated[str, doc("A word for programs.", "invalid_grant")]
-    error_description: Annotated[str, Meta(examples=["name or password are wrong, or the user is disabled"])]
+    error: Annotated[str, doc("Error code, for programs.", "invalid_grant")]
+    error_description: Annotated[
+        str, doc("What is wrong, for people.", "the name or the password is wrong, or the user is disabled")
+    ]
 
 
 class AccountSessionResponse(RecordResponse, frozen=True):
-    """A log-in that is still valid."""
+    """A valid session."""
 
-    id: Annotated[str, doc("What stands in the middle of its token.", "abcdefgh2345")]
-    created_at: Annotated[Moment, Source("created")]
-    expires_at: Annotated[Moment, Source("expires")]
-    last_used_at: Annotated[Moment | None, Source("used"), doc("To within two minutes.")]
-    role: Annotated[Role, doc("`read` where it only reads.", "user")]
-    current: Annotated[bool, doc("Whether it is the one of this request.", True)]
+    id: Annotated[str, doc("Id of the session: the middle part of its token.", "abcdefgh2345")]
+    created_at: Annotated[Moment, Source("created"), doc("When the user logged in.")]
+    expires_at: Annotated[Moment, Source("expires"), doc("When the session ends by itself.")]
+    last_used_at: Annotated[
+        Moment | None, Source("used"), doc("When the session was last used, to within two minutes; null if never.")
+    ]
+    role: Annotated[Role, doc("`user`, or `read` for a read-only session.", "user")]
+    current: Annotated[bool, doc("Whether this request uses the session.", True)]
 
 
 class AccountProjectResponse(RecordResponse, frozen=True):
-    """A project of the caller's."""
+    """A project of the caller."""
 
-    id: Annotated[str, Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
-    name: Annotated[str, Meta(examples=["Spin models"])]
-    status: Annotated[Literal["ACTIVE"], Meta(examples=["ACTIVE"])]
-    created_at: Annotated[Moment, Source("created")]
+    id: Annotated[str, doc("Id of the project.", "6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11")]
+    name: Annotated[str, doc("Name of the project, for people.", "Spin models")]
+    status: Annotated[Literal["ACTIVE"], doc("Always `ACTIVE`.", "ACTIVE")]
+    created_at: Annotated[Moment, Source("created"), doc("When the project was created.")]
 
 
 _REFUSALS: Responses = {
     status: response_docs(OAuthErrorResponse, description, status=status)[status]
     for status, description in (
-        (400, "Name or password are wrong, or the form cannot be read."),
-        (429, "Too many log-ins have failed; `Retry-After` says when to try again."),
-        (503, "Redis or the database do not answer; try again later."),
+        (400, "The name or the password is wrong, or the form is not valid."),
+        (429, "Too many failed log-ins; wait for the seconds in `Retry-After`."),
+        (503, "Redis or the database does not answer; try again later."),
     )
 }
 
 
 @router.post(
     "/oauth/token",
-    summary="A log-in with name and password",
+    summary="Log in with name and password",
     responses=response_docs(TokenResponse) | _REFUSALS,
     openapi_extra=_FORM,
 )
 async def open_session(request: Request) -> Response:
-    """A token for all projects of a user, as OAuth 2's password grant gives it (RFC 6749, 4.3): it is sent like a key.
+    """Returns an access token for all projects of a user, by OAuth 2's password grant (RFC 6749, section 4.3). Send it
+    like an API key.
 
-    Errors are OAuth's, without the envelope.
+    Errors have OAuth's format, without the envelope.
     """
     form = await _read_form(request)
     if form is None:
         problem = (
-            f"the body is not a form of up to {_FIELDS_MAX} fields; send UTF-8 as application/x-www-form-urlencoded"
+            f"the body is not a form with at most {_FIELDS_MAX} fields; send UTF-8 as application/x-www-form-urlencoded"
         )
         return _oauth_error(400, "invalid_request", problem)
     missing = [name for name in ("grant_type", "username", "password") if not form.get(name)]
     if missing:
-        return _oauth_error(400, "invalid_request", f"the form lacks {' and '.join(missing)}, or has it twice")
+        return _oauth_error(
+            400, "invalid_request", f"{' and '.join(missing)}: missing from the form, or sent twice; send each once"
+        )
     if form["grant_type"] not in _GRANTS:
-        return _oauth_error(400, "unsupported_grant_type", "grant_type must be password")
+        return _oauth_error(400, "unsupported_grant_type", "grant_type: must be password")
     logins: Logins = request.app.state.logins
     role = Role.READ if form.get("scope") == READ_SCOPE else Role.USER
     address = request.client.host if request.client else ""
@@ -156,34 +169,38 @@ async def open_session(request: Request) -> Response:
     except (Unavailable, QueueFull) as error:
         return _oauth_error(503, "temporarily_unavailable", describe_outage(error), retry_s=RETRY_AFTER_S)
     if session is None:
-        return _oauth_error(400, "invalid_grant", "name or password are wrong, or the user is disabled")
+        return _oauth_error(400, "invalid_grant", "the name or the password is wrong, or the user is disabled")
     token = TokenResponse(
         access_token=session.text,
-        token_type="Bearer",  # noqa: S106  # its type
+        token_type="Bearer",  # noqa: S106  # not a password
         expires_in=logins.session_s,
         scope=READ_SCOPE if role is Role.READ else UNSET,
     )
     return json_response(token, headers=_UNKEPT)
 
 
-@router.get("/account/api/v1/projects", summary="The projects of the key", **answers(list[AccountProjectResponse], 422))
+@router.get(
+    "/account/api/v1/projects", summary="List the projects of the key", **answers(list[AccountProjectResponse], 422)
+)
 async def get_projects(
     caller: Caller,
     ledger: Ledger,
     project_status: Annotated[
-        Text | None, Query(description="All projects are `ACTIVE`: no others are asked for.")
+        Text | None, Query(description="Only projects with this status. Every project is `ACTIVE`.")
     ] = None,
 ) -> Response:
-    """The projects that the key sees: its own, and all of them for an operator."""
+    """Returns the projects that the key gives access to: its own, or all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
         return success([])
     found = await ledger.run_read(list_projects)
     return success([AccountProjectResponse.from_record(it, status="ACTIVE") for it in found if caller.sees(it.id)])
 
 
-@router.get("/account/api/v1/sessions", summary="The sessions of the user", **answers(list[AccountSessionResponse]))
+@router.get(
+    "/account/api/v1/sessions", summary="List the sessions of the user", **answers(list[AccountSessionResponse])
+)
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
-    """The log-ins that are still valid, youngest first. Only for a session, not for a key."""
+    """Returns the valid sessions, newest first. The request must use a session, not a key."""
     found = await ledger.run_read(list_sessions, caller.user or "")
     return success([AccountSessionResponse.from_record(it, current=it.id == caller.key) for it in found])
 
@@ -194,14 +211,17 @@ async def end_session(
     caller: Session,
     ledger: Ledger,
     session_id: Annotated[
-        Text, Path(description="Id of one of the user's sessions, or `current`: that of this request.", max_length=40)
+        Text,
+        Path(
+            description="Id of one of the user's sessions, or `current` for the session of this request.", max_length=40
+        ),
     ],
 ) -> Response:
-    """End a session: its token opens nothing within a second, in every process. Only for a session, not for a key; one
-    that only reads ends no other."""
+    """Ends a session. Within a second every process rejects its token. The request must use a session, not a key; a
+    read-only session can only end itself."""
     identity = caller.key if session_id == CURRENT else session_id
     if caller.role is Role.READ and identity != caller.key:
-        problem = "role: read may end no other session; use a session of the role user"
+        problem = "role: read may not end another session; use a session with the role user"
         raise RequestRejected(403, "forbidden", problem)
     await ledger.run_write(end_sessions, caller.user or "", identity)
     log.info("login.ended", user=caller.user, key=identity)
@@ -211,7 +231,7 @@ async def end_session(
 
 
 async def _read_form(request: Request) -> dict[str, str] | None:
-    """Return the fields that are given once; None when the body is not a form."""
+    """Return the fields that were sent once; None if the body is not a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM_TYPE:
         return None

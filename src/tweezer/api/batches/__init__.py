@@ -1,1 +1,1 @@
-"""Batches and jobs over HTTP"""
+"""The routes of batches and jobs."""

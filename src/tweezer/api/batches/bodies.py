@@ -1,7 +1,7 @@
-"""What clients send to submit work: the bodies, whose project they are for, and what the queue is asked with them.
+"""The request bodies that submit work, their project, and the submission that the queue gets.
 
-The bodies are those of Pasqal's clients, and a few fields of ours. Fields that are not here are passed over: clients
-send more than they used to, and less than they will.
+The bodies are those of Pasqal's clients, with a few additional fields. Unknown fields are ignored, because clients add
+fields over time.
 """
 
 from __future__ import annotations
@@ -23,87 +23,114 @@ from tweezer.store.producers import Submission
 from tweezer.store.records import BatchRecord, JobRecord
 
 _OLD_CLIENT = re.compile(r"PasqalCloudSDK/0\.(\d{1,9})(?:\D|$)", re.ASCII)
-_MEANS_RUNS = 23  # 0.23 and later send runs only where the user gave them
+_MEANS_RUNS = 23  # 0.23 and later send runs only if the user set them
 
-_OURS = {"sequence": "sequence_builder", "device": "device_type", "priority": "queue_priority"}
+_FIELD_NAMES = {"sequence": "sequence_builder", "device": "device_type", "priority": "queue_priority"}
 
 
 class JobBody(msgspec.Struct, frozen=True):
-    """A job."""
+    """A job to submit."""
 
-    runs: Annotated[int | None, doc("Number of shots; null leaves it to the batch's `backend_configuration`.")] = None
+    runs: Annotated[int | None, doc("Number of shots; null: as in the batch's `backend_configuration`.", 100)] = None
     variables: Annotated[
         dict[str, Any] | None,
         doc(
-            "A number, or a list of numbers, for each variable of the sequence, and `qubits` (qubit id → "
-            "trap id) where the register is mappable.",
+            "The value of each variable of the sequence: a number, or a list of numbers. For a mappable register also "
+            "`qubits`, an object that maps qubit ids to trap ids.",
             {"omega": 6.0},
         ),
     ] = None
     seed: Annotated[
-        int | None, doc("Of all random numbers of the job, 0 to 2³²−1; null derives it from the job's id.")
+        int | None, doc("Seed of all random numbers of the job, 0 to 2³²−1; null: derived from the job's id.", 7)
     ] = None
-    sequence: Annotated[str | None, doc("A built sequence of the job's own, serialised; excludes `variables`.")] = None
+    sequence: Annotated[
+        str | None,
+        doc(
+            "The job's own sequence, built and serialised with Pulser's `Sequence.to_abstract_repr()`; excludes "
+            "`variables`. Null: the batch's sequence."
+        ),
+    ] = None
 
 
 Jobs = Annotated[
     list[JobBody],
-    Meta(description=f"At most {MAX_JOBS_PER_CALL} a call.", extra_json_schema={"maxItems": MAX_JOBS_PER_CALL}),
+    Meta(
+        description=f"The jobs, at most {MAX_JOBS_PER_CALL} per request.",
+        extra_json_schema={"maxItems": MAX_JOBS_PER_CALL},
+    ),
 ]
 
 
 class BatchBody(msgspec.Struct, frozen=True):
-    """A batch and its first jobs."""
+    """A batch to submit, with its first jobs."""
 
     jobs: Jobs = []
     sequence_builder: Annotated[
-        str | None, doc("Pulser's `Sequence.to_abstract_repr()`; null when each job has a sequence of its own.")
+        str | None,
+        doc(
+            "The sequence that the jobs share, serialised with Pulser's `Sequence.to_abstract_repr()`; null if each "
+            "job has its own sequence."
+        ),
     ] = None
     device_type: Annotated[
         str | None,
-        doc("Name of the device; null takes the one whose specs have the name that the sequence carries.", "EMU_FREE"),
+        doc(
+            "Name of the device; null: the device whose specs have the same name as the sequence's device.", "EMU_FREE"
+        ),
     ] = None
     emulator: Annotated[
-        str | None, Meta(description="The older name of `device_type`.", extra_json_schema={"deprecated": True})
+        str | None, Meta(description="Older name of `device_type`.", extra_json_schema={"deprecated": True})
     ] = None
     project_id: Annotated[
-        str | None, doc("A project of the caller's; needless with a key that belongs to one project.")
+        str | None, doc("Id of the project; may be omitted if the key belongs to a single project.")
     ] = None
-    open: Annotated[bool | None, doc("Whether more jobs may come; null is false.")] = None
+    open: Annotated[bool | None, doc("Whether more jobs may be added later; null means false.")] = None
     complete: Annotated[
-        bool | None, Meta(description="The opposite of `open`.", extra_json_schema={"deprecated": True})
+        bool | None, Meta(description="Older name of the opposite of `open`.", extra_json_schema={"deprecated": True})
     ] = None
-    tags: Annotated[list[str] | None, doc("Up to 50, none twice.", ["sweep"])] = None
+    tags: Annotated[list[str] | None, doc("Up to 50 distinct tags.", ["sweep"])] = None
     webhook: Annotated[
-        str | None, doc("A complete URL without credentials: `https://…`, public, unless the operator allows more.")
+        str | None,
+        doc(
+            "The URL that receives the events of the batch: a public `https://…` URL without credentials, unless the "
+            "operator allows others.",
+            "https://hooks.example.org/tweezer",
+        ),
     ] = None
-    backend_configuration: Annotated[str | None, doc("Pulser's `EmulationConfig.to_abstract_repr()`, as a string.")] = (
-        None
-    )
+    backend_configuration: Annotated[
+        str | None,
+        doc(
+            "The configuration of the emulator: the string that Pulser's `EmulationConfig.to_abstract_repr()` returns."
+        ),
+    ] = None
     configuration: Annotated[
         dict[str, Any] | None,
-        doc("Options of the emulator, the older way: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
+        doc("Older options of the emulator: `dt`, `precision` and `max_bond_dim` of EMU_MPS."),
     ] = None
-    queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null is `MEDIUM`.")] = None
-    name: Annotated[str | None, doc("For people.", "antiferromagnet")] = None
+    queue_priority: Annotated[str | None, doc("`HIGH`, `MEDIUM` or `LOW`; null means `MEDIUM`.", "MEDIUM")] = None
+    name: Annotated[str | None, doc("A name for people.", "antiferromagnet")] = None
 
 
 def choose_project(caller: Principal, given: str | None) -> str:
-    """Return the project that a submit is for. Raises InvalidInput, and RequestRejected (403) for a foreign project."""
-    if not given:  # some clients of third parties send an empty one
+    """Return the project of a submit. Raises InvalidInput, and RequestRejected (403) for a project of others."""
+    if not given:  # some third-party clients send an empty one
         if len(caller.projects) == 1:
             return next(iter(caller.projects))
-        mine = ", ".join(sorted(caller.projects)) or "none of their own"
-        raise InvalidInput("project_id", f"is missing: these credentials are not for one project, but for {mine}")
+        allowed = ", ".join(sorted(caller.projects)) or "an existing project"
+        raise InvalidInput(
+            "project_id", f"is missing, and these credentials are not for a single project; use {allowed}"
+        )
     if not caller.sees(given):
         raise RequestRejected(403, "foreign_project", "is not a project of these credentials", field="project_id")
     if not is_project_id(given):
-        raise InvalidInput("project_id", "is no id of a project: 1 to 64 letters, digits, dots, dashes and underscores")
+        raise InvalidInput(
+            "project_id", "is not a valid project id; expected 1 to 64 letters, digits, dots, dashes and underscores"
+        )
     return given
 
 
 def sends_placeholders(user_agent: str, backend_configuration: str | None) -> bool:
-    """Return whether the client is one that sends ``runs: 1`` for each job of such a batch without meaning it."""
+    """Return whether the client sends ``runs: 1`` for each job of such a batch as a placeholder."""
     client = _OLD_CLIENT.match(user_agent)
     return client is not None and int(client[1]) < _MEANS_RUNS and backend_configuration is not None
 
@@ -113,7 +140,7 @@ def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str,
     check_jobs_sent(body.jobs)
     _check_length("sequence_builder", body.sequence_builder)
     if body.open is not None and body.open is body.complete:
-        raise InvalidInput("complete", "contradicts open, whose opposite it is; leave it out")
+        raise InvalidInput("complete", "contradicts open; it is the opposite of open, so omit it")
     return Submission(
         sequence=body.sequence_builder,
         jobs=convert_jobs(body.jobs, placeholders=sends_placeholders(user_agent, body.backend_configuration)),
@@ -131,7 +158,7 @@ def build_submission(body: BatchBody, *, user: str | None, idempotency_key: str,
 
 
 def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list[dict[str, Any] | JobSpec]:
-    """Return the jobs as the queue takes them. placeholders: a single run was not asked for, and is only shown."""
+    """Return the jobs in the form of the queue. placeholders: a single run is a placeholder, and is only shown."""
     return [
         JobSpec(variables=job.variables or {}, seed=job.seed, sequence=job.sequence, runs_shown=job.runs)
         if placeholders and job.runs == 1
@@ -143,7 +170,7 @@ def convert_jobs(jobs: Sequence[JobBody], *, placeholders: bool = False) -> list
 def build_repetition(
     batch: BatchRecord, jobs: Sequence[JobRecord], *, user: str | None, idempotency_key: str
 ) -> Submission:
-    """Return the submission of a batch that repeats these jobs of another one."""
+    """Return the submission of a batch that repeats these jobs of another batch."""
     doc = batch.doc
     return Submission(
         sequence=doc.sequence,
@@ -165,25 +192,27 @@ def build_repetition(
 def check_jobs_sent(jobs: Sequence[JobBody]) -> None:
     """Check the limits that do not depend on the device. Raises RequestRejected."""
     if len(jobs) > MAX_JOBS_PER_CALL:
-        problem = f"has {len(jobs)} jobs, and a call at most {MAX_JOBS_PER_CALL}; add the rest to an open batch"
+        problem = (
+            f"at most {MAX_JOBS_PER_CALL} jobs are allowed per request (got {len(jobs)}); add the rest to an open batch"
+        )
         raise RequestRejected(413, "too_many_jobs", problem, field="jobs")
     for index, job in enumerate(jobs):
         _check_length(f"jobs[{index}].sequence", job.sequence)
 
 
 def rename_field(error: InvalidInput) -> InvalidInput:
-    """Return the error with the name that its field has in the body."""
-    return InvalidInput(_OURS.get(error.field, error.field), error.problem)
+    """Return the error with the name of its field in the body."""
+    return InvalidInput(_FIELD_NAMES.get(error.field, error.field), error.problem)
 
 
 def _check_length(field: str, sequence: str | None) -> None:
     if sequence is not None and len(sequence) > MAX_SEQUENCE_BYTES:
-        problem = f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the most that is accepted"
+        problem = f"is longer than {MAX_SEQUENCE_BYTES >> 20} MiB, the largest sequence that is accepted"
         raise RequestRejected(413, "sequence_too_long", problem, field=field)
 
 
 def _device(body: BatchBody) -> str | None:
-    """Return the device that is named by the current or the older field."""
+    """Return the device of the current or of the older field."""
     if body.device_type is not None and body.emulator not in (None, body.device_type):
-        raise InvalidInput("emulator", "contradicts device_type, whose older name it is; leave it out")
+        raise InvalidInput("emulator", "contradicts device_type; it is the older name of device_type, so omit it")
     return body.device_type or body.emulator or None

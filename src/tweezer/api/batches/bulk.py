@@ -1,4 +1,4 @@
-"""Commands on several batches, or on those jobs of a batch that a filter selects."""
+"""Commands on several batches, or on the jobs of a batch that match a filter."""
 
 from __future__ import annotations
 
@@ -39,16 +39,21 @@ from tweezer.store.producers import CancelAnswer
 from tweezer.store.records import BatchRecord, JobRecord
 
 BATCHES_MAX = 1000
-"""Batches that one call cancels."""
+"""Batches that one request may cancel."""
 
 router = APIRouter(tags=["batches"], responses=failure_docs(422, 503))
 
 
 class BatchesBody(msgspec.Struct, frozen=True):
-    """Which batches are meant."""
+    """The batches to cancel."""
 
     batch_ids: Annotated[
-        list[UUID], Meta(max_length=BATCHES_MAX, description="Ids of batches.", extra_json_schema={"minItems": 0})
+        list[UUID],
+        Meta(
+            max_length=BATCHES_MAX,
+            description=f"Ids of the batches, at most {BATCHES_MAX}.",
+            extra_json_schema={"minItems": 0},
+        ),
     ]
 
 
@@ -58,7 +63,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """Each as by itself: one that cannot be cancelled is among the errors, and the others are."""
+    """Cancels each batch independently. Those that cannot be cancelled are listed in `errors`."""
     body = await bodies.read(request, BatchesBody, account=caller.account)
     canceled: list[BatchRecord] = []
     errors: dict[UUID, str] = {}
@@ -78,8 +83,9 @@ async def cancel_batches(
 async def cancel_jobs(
     batch_id: BatchId, query: JobParams, caller: Submitter, queue: Queue, live: LiveStore
 ) -> Response:
-    """Those that the parameters mean; all of them without any. Pending ones are cancelled, and those that run are asked
-    to stop, which their status shows when they have. Those that have ended are among the errors."""
+    """Cancels the jobs that match the parameters, or all jobs without parameters. Pending jobs are cancelled at once;
+    running jobs are asked to stop, and their status changes when they have stopped. Jobs that have already ended are
+    listed in `errors`."""
     batch = await live.batch(caller, batch_id)
     jobs = await select_jobs(live, caller, batch, query.filter)
     errors = _find_foreign_ids(batch, query.filter)
@@ -101,7 +107,7 @@ async def cancel_jobs(
 
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
-    summary="Run jobs of a batch again, in a new one",
+    summary="Run jobs of a batch again in a new batch",
     **answers(BatchResponse, 400, 404, 409, 413),
 )
 async def rebatch(
@@ -113,16 +119,18 @@ async def rebatch(
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Submits the jobs that the parameters mean, all of them without any, for the same device and project.
+    """Submits the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
+    and project.
 
-    The batch must be closed. The new one has it as its `parent_id`, and each job the one that it repeats.
+    The batch must be closed. It becomes the `parent_id` of the new batch, and each repeated job the `parent_id` of its
+    repetition.
     """
     batch = await live.batch(caller, batch_id)
     if batch.open:
-        raise Conflict(f"batch {batch_id} is open: add the jobs to it, or close it first", code="open")
+        raise Conflict(f"batch {batch_id} is open; add the jobs to it, or close it first", code="open")
     jobs = await select_jobs(live, caller, batch, query.filter)
     if not jobs:
-        raise InvalidInput("jobs", f"there is none in batch {batch_id} that all of the parameters mean")
+        raise InvalidInput("jobs", f"no job of batch {batch_id} matches the parameters")
     idempotency_key = idempotency_key or await get_call_key(request, caller, batch.project)
     try:
         submission = build_repetition(batch, jobs, user=caller.user, idempotency_key=idempotency_key)
@@ -135,7 +143,7 @@ async def rebatch(
 
 @router.get(
     "/api/v1/batches/{batch_id}/results_link",
-    summary="Where the results of the jobs of a batch are",
+    summary="Get links to the results of a batch",
     **answers(ResultsLinksOfBatchResponse, 404, 413),
 )
 async def get_batch_results_links(
@@ -144,11 +152,18 @@ async def get_batch_results_links(
     live: LiveStore,
     links: ResultsLinks,
     request: Request,
-    id: Annotated[tuple[UUID, ...], Query(max_length=VALUES_MAX, description="Jobs; may be repeated.")] = (),
-    start_date: Annotated[Time | None, Query(description="Started then or later.")] = None,
-    end_date: Annotated[Time | None, Query(description="Ended then or earlier.")] = None,
+    id: Annotated[
+        tuple[UUID, ...], Query(max_length=VALUES_MAX, description="Ids of jobs; all jobs by default. May be repeated.")
+    ] = (),
+    start_date: Annotated[
+        Time | None, Query(description="Only jobs that started at this time or later (ISO 8601).")
+    ] = None,
+    end_date: Annotated[
+        Time | None, Query(description="Only jobs that ended at this time or earlier (ISO 8601).")
+    ] = None,
 ) -> Response:
-    """A link for each job that has a result, as the job's own route gives it; why there is none for each other one."""
+    """Returns a link for each job that has a result, the same as `GET /api/v1/jobs/{job_id}/results_link`, and in
+    `errors` the reason for each other job."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)
     jobs = await select_jobs(live, caller, batch, wanted)
@@ -158,7 +173,7 @@ async def get_batch_results_links(
         if job.status is JobStatus.DONE or await live.packed_result(job) is not None:
             found[job.id] = await links.results(request, job.id)
         else:
-            errors[job.id] = f"there is no result: it is {job.status}"
+            errors[job.id] = f"job {job.id} has no result; its status is {job.status}"
     return success(ResultsLinksOfBatchResponse(results_links=found, errors=errors))
 
 
@@ -180,7 +195,7 @@ def _find_foreign_ids(batch: BatchRecord, wanted: JobFilter) -> dict[UUID, str]:
 
 
 async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wanted: JobFilter) -> list[JobRecord]:
-    """Return the current jobs in creation order. Raises RequestRejected when there are more than a call may touch."""
+    """Return the current jobs that match, in creation order. Raises RequestRejected if there are too many."""
     if not wanted.takes_from(batch):
         return []
     found: list[JobRecord] = []
@@ -189,14 +204,14 @@ async def select_jobs(live: ReadModel, caller: Principal, batch: BatchRecord, wa
             found += filter(wanted.takes, jobs)
             if len(found) > MAX_JOBS_PER_CALL:
                 problem = (
-                    f"more than {MAX_JOBS_PER_CALL} jobs are meant, the most of one call; name them by id or status"
+                    f"more than {MAX_JOBS_PER_CALL} jobs match, the limit per request; select fewer by id or status"
                 )
                 raise RequestRejected(413, "too_many_jobs", problem, field="id")
     return found
 
 
 def _named(batch: BatchRecord, wanted: JobFilter) -> Sequence[int]:
-    """Return the indices that the ids of the filter name, or all of the batch."""
+    """Return the indices of the jobs whose ids are in the filter, or all of the batch."""
     if not wanted.ids:
         return range(batch.jobs)
     named = (split_job_id(identity) for identity in wanted.ids)

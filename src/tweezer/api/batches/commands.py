@@ -1,4 +1,4 @@
-"""Commands on one batch or job (submit, add jobs, close, cancel and tag), and what other commands share with them."""
+"""Commands on one batch or job (submit, add jobs, close, cancel, tag), and what all commands share."""
 
 from __future__ import annotations
 
@@ -41,29 +41,30 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         max_length=MAX_KEY_LENGTH,
         pattern=NO_CONTROLS,
-        description="Calls of a project with the same key within a day count once; with other content they conflict.",
+        description="Makes the request safe to repeat: within a day, requests of a project with the same key and "
+        "content take effect only once. The same key with other content is rejected (409).",
     ),
 ]
 
 
 def describe_caller(caller: Principal) -> str:
-    """Return the caller as it is recorded with a cancel: the user, if there is one, and the key's id."""
+    """Return the text that is recorded with a cancel: the user, if there is one, and the key's id."""
     key = f"key {caller.key}"
     return key if caller.user is None else f"{caller.user} ({key})"
 
 
 def terminal_error(kind: str, identity: UUID) -> Conflict:
-    """Return the error for what has ended and so cannot be changed."""
+    """Return the error for a batch or job that has ended, and so cannot be changed."""
     return Conflict(f"{kind} {identity} has ended", code="terminal")
 
 
 @contextlib.asynccontextmanager
 async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
-    """Raise the right error for a batch that the caller sees but Redis does not have: it has ended."""
+    """Raise the right error if Redis does not have a batch that the caller can see: usually it has ended."""
     try:
         yield
     except NotFound:
-        if not batch.status.terminal:  # lost with Redis' last second, and not put back yet
+        if not batch.status.terminal:  # lost with the last second of Redis, and not restored yet
             raise Unavailable(f"batch {batch.id} is being restored; try again") from None
         raise terminal_error("batch", batch.id) from None
 
@@ -74,7 +75,7 @@ router = APIRouter(route_class=CollectionRoute, responses=failure_docs(403, 409,
 Tags = Annotated[
     list[str],
     Meta(
-        description=f"At most {MAX_TAGS} of up to {MAX_TAG_LENGTH} characters, none twice.",
+        description=f"At most {MAX_TAGS} distinct tags of up to {MAX_TAG_LENGTH} characters each.",
         examples=[["sweep"]],
         extra_json_schema={"maxItems": MAX_TAGS},
     ),
@@ -91,9 +92,9 @@ async def create_batch(
     webhooks: Hooks,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Checks all that can be checked without Pulser, then writes all or nothing.
+    """Submits a batch of jobs; the batch is written completely or not at all.
 
-    The batch belongs to the project of the credentials. Fields that are not listed here are passed over.
+    Everything that does not need Pulser is checked first. Unknown fields of the body are ignored.
     """
     body = await bodies.read(request, BatchBody, account=caller.account)
     project = choose_project(caller, body.project_id)
@@ -120,7 +121,7 @@ async def add_jobs(
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Appends all of them or none. The body is the list itself; errors call its entries `jobs[0]`, `jobs[1]`, …"""
+    """Appends all jobs or none. The body is the bare list of jobs; errors name its entries `jobs[0]`, `jobs[1]`, …"""
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
@@ -134,7 +135,8 @@ async def add_jobs(
 
 @router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **answers(BatchResponse, 404))
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """No more jobs will come: the batch ends with those it has. Nothing changes if that is so already."""
+    """Closes an open batch: no more jobs can be added, and the batch ends with the last job that it has. Closing a
+    closed batch changes nothing."""
     batch = await live.batch(caller, batch_id)
     if not batch.status.terminal:
         async with expect_live(batch):
@@ -144,7 +146,8 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
 
 @router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **answers(BatchResponse, 404))
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Cancels its pending jobs, and asks those that run to stop; it ends when they have."""
+    """Cancels the pending jobs of the batch, and asks its running jobs to stop. The batch ends when they have
+    stopped."""
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
         await queue.commands.cancel(batch_id, project=batch.project, by=describe_caller(caller))
@@ -163,7 +166,8 @@ async def set_tags(
     live: LiveStore,
     ledger: Ledger,
 ) -> Response:
-    """The body is the list of all that it is to have, live or ended. Lists find it by them once they are recorded."""
+    """The body is the complete new list of tags. The batch may have ended. Lists find the batch by its new tags once
+    these are recorded, usually within a fraction of a second."""
     batch = await live.batch(caller, batch_id)
     tags = await bodies.read(request, list[str], account=caller.account, root="tags")
     check_tags(tags)
@@ -178,7 +182,7 @@ async def set_tags(
 
 @router.patch("/api/v2/jobs/{job_id}/cancel", summary="Cancel a job", **answers(JobResponse, 404))
 async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Cancels a pending job; asks one that runs to stop, which its status shows when it has."""
+    """Cancels a pending job. A running job is asked to stop, and its status changes when it has stopped."""
     job = await live.job(caller, job_id)
     batch_id, index = split_job_id(job_id)
     if not job.status.terminal:

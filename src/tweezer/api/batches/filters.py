@@ -1,4 +1,4 @@
-"""The parameters of lists, in Pasqal's names and a few more, and what is checked of those of every route."""
+"""The query parameters of lists, with Pasqal's names and some more, and checks of the parameters of every route."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.model.messages import Priority
 
 VALUES_MAX = 300
-"""Values of one parameter at most; a URL is not much longer."""
+"""The most values of one parameter; longer URLs are rejected anyway."""
 
 _NUMBER_MAX = 10**12
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _YEARS = range(1970, 3000)
+_TIME_FORMAT = "ISO 8601; UTC without an offset"
 
 
 def _check_iso(text: object) -> object:
-    """Reject what pydantic would read as a number of seconds since 1970."""
+    """Reject text that pydantic would read as a number of seconds since 1970."""
     if isinstance(text, str) and _DATE.match(text) is None:
-        raise ValueError("is not a time in ISO 8601; write 2030-11-01T09:00:00Z, or 2030-11-01")
+        raise ValueError("is not a valid ISO 8601 time; use e.g. 2030-11-01T09:00:00Z or 2030-11-01")
     return text
 
 
@@ -49,31 +50,33 @@ def _without_dashes(prefix: str) -> str:
 
 NO_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Text = Annotated[str, Field(max_length=200, pattern=NO_CONTROLS)]
-"""A text without control characters, as :func:`tweezer.model.checks.check_text` takes it."""
+"""A text without control characters, as :func:`tweezer.model.checks.check_text` accepts it."""
 Prefix = Annotated[str, Field(max_length=36, pattern=r"^([0-9A-Fa-f]-?){0,32}$"), AfterValidator(_without_dashes)]
 Time = Annotated[datetime, BeforeValidator(_check_iso), AfterValidator(_to_utc)]
 Number = Annotated[int, Field(ge=0, le=_NUMBER_MAX)]
 
 
 def _values(description: str) -> Any:
-    return Field(default=(), max_length=VALUES_MAX, description=f"{description} May be repeated: any of them.")
+    return Field(
+        default=(), max_length=VALUES_MAX, description=f"{description} May be repeated: any of the values matches."
+    )
 
 
 class Direction(StrEnum):
-    """Which way a list is ordered."""
+    """The direction of an order."""
 
     ASCENDING = "ASC"
     DESCENDING = "DESC"
 
 
 class _PageQuery(BaseModel):
-    """The parameters of all lists. Times without an offset are UTC; bounds are inclusive."""
+    """The parameters of all lists."""
 
     model_config = ConfigDict(frozen=True)
 
-    order_by_direction: Direction = Direction.DESCENDING
-    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX)
-    offset: Number = 0
+    order_by_direction: Direction = Field(Direction.DESCENDING, description="`ASC` for ascending order, or `DESC`.")
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The number of rows of a page.")
+    offset: Number = Field(0, description="The number of rows to skip; `pagination.end` of the previous page.")
 
     @property
     def paging(self) -> PageRequest:
@@ -84,19 +87,19 @@ class _PageQuery(BaseModel):
 class _WorkQuery(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    id: tuple[UUID, ...] = _values("Ids.")
-    id__starts_with: Prefix = Field("", description="First digits of the id, with or without dashes.")
-    project_id: tuple[Text, ...] = _values("Projects. One that is not the caller's has nothing.")
-    user_id: tuple[Text, ...] = _values("Who submitted it.")
-    device_type: tuple[Text, ...] = _values("Devices.")
-    queue_priority: tuple[Priority, ...] = _values("Priorities.")
-    origin: tuple[Origin, ...] = _values("By which door it came in.")
-    start_date: Time | None = Field(None, description="Started then or later.")
-    end_date: Time | None = Field(None, description="Ended then or earlier.")
-    min_created_at: Time | None = Field(None, description="Submitted then or later.")
-    max_created_at: Time | None = Field(None, description="Submitted then or earlier.")
-    tag: tuple[Text, ...] = _values("Tags.")
-    all_tags: tuple[Text, ...] = Field((), max_length=20, description="Tags. May be repeated: all of them.")
+    id: tuple[UUID, ...] = _values("Id.")
+    id__starts_with: Prefix = Field("", description="First hexadecimal digits of the id, with or without dashes.")
+    project_id: tuple[Text, ...] = _values("Id of a project. Projects without access yield nothing.")
+    user_id: tuple[Text, ...] = _values("Name of the user that submitted it.")
+    device_type: tuple[Text, ...] = _values("Name of a device.")
+    queue_priority: tuple[Priority, ...] = _values("Priority.")
+    origin: tuple[Origin, ...] = _values("Where it was submitted.")
+    start_date: Time | None = Field(None, description=f"Started at this time or later ({_TIME_FORMAT}).")
+    end_date: Time | None = Field(None, description=f"Ended at this time or earlier ({_TIME_FORMAT}).")
+    min_created_at: Time | None = Field(None, description=f"Submitted at this time or later ({_TIME_FORMAT}).")
+    max_created_at: Time | None = Field(None, description=f"Submitted at this time or earlier ({_TIME_FORMAT}).")
+    tag: tuple[Text, ...] = _values("Tag.")
+    all_tags: tuple[Text, ...] = Field((), max_length=20, description="Tag. May be repeated: all values must match.")
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -117,18 +120,18 @@ class _WorkQuery(BaseModel):
 
 
 class BatchQuery(_WorkQuery):
-    """Which batches are meant."""
+    """The filter of a list of batches."""
 
-    status: tuple[BatchStatus, ...] = _values("Statuses.")
-    open: bool | None = Field(None, description="Whether more jobs may come.")
+    status: tuple[BatchStatus, ...] = _values("Status.")
+    open: bool | None = Field(None, description="Whether more jobs can be added.")
     complete: bool | None = Field(None, description="The opposite of `open`, for older clients.")
-    min_jobs: Number | None = Field(None, description="Number of jobs at least.")
-    max_jobs: Number | None = Field(None, description="Number of jobs at most.")
+    min_jobs: Number | None = Field(None, description="The least number of jobs.")
+    max_jobs: Number | None = Field(None, description="The largest number of jobs.")
 
     @model_validator(mode="after")
     def _open_or_complete(self) -> Self:
         if self.open is not None and self.open == self.complete:
-            raise ValueError("open and complete are opposites: give one of them")
+            raise ValueError("open and complete are opposites; send only one of them")
         return self
 
     @property
@@ -144,13 +147,17 @@ class BatchQuery(_WorkQuery):
 
 
 class JobQuery(_WorkQuery):
-    """Which jobs are meant."""
+    """The filter of a list of jobs."""
 
-    batch_id: tuple[UUID, ...] = _values("Batches.")
-    status: tuple[JobStatus, ...] = _values("Statuses.")
-    min_runs: Number | None = Field(None, description="Runs at least; a job that does not say has none.")
-    max_runs: Number | None = Field(None, description="Runs at most.")
-    errors: bool | None = Field(None, description="Whether it has errors to show.")
+    batch_id: tuple[UUID, ...] = _values("Id of a batch.")
+    status: tuple[JobStatus, ...] = _values("Status.")
+    min_runs: Number | None = Field(
+        None, description="The least number of runs; a job without a number of runs does not match."
+    )
+    max_runs: Number | None = Field(
+        None, description="The largest number of runs; a job without a number of runs does not match."
+    )
+    errors: bool | None = Field(None, description="Whether the job has errors.")
 
     @property
     def filter(self) -> JobFilter:
@@ -167,17 +174,17 @@ class JobQuery(_WorkQuery):
 class BatchPageQuery(BatchQuery, _PageQuery):
     """A page of batches."""
 
-    order_by: BatchOrder = BatchOrder.CREATED
+    order_by: BatchOrder = Field(BatchOrder.CREATED, description="The field to sort by.")
 
 
 class JobPageQuery(JobQuery, _PageQuery):
     """A page of jobs."""
 
-    order_by: JobOrder = JobOrder.CREATED
+    order_by: JobOrder = Field(JobOrder.CREATED, description="The field to sort by.")
 
 
 class DeviceOrder(StrEnum):
-    """What devices are ordered by."""
+    """The fields by which devices can be sorted."""
 
     CREATED = "created_at"
     NAME = "name"
@@ -190,8 +197,8 @@ class DeviceOrder(StrEnum):
 class DevicePageQuery(_PageQuery):
     """A page of devices."""
 
-    order_by: DeviceOrder = DeviceOrder.CREATED
-    include_legacy: bool = Field(False, description="Those, too, that were created as not active.")
+    order_by: DeviceOrder = Field(DeviceOrder.CREATED, description="The field to sort by.")
+    include_legacy: bool = Field(False, description="Whether to include devices that were created as not active.")
 
 
 BatchParams = Annotated[BatchQuery, Query()]
@@ -202,10 +209,10 @@ DevicePageParams = Annotated[DevicePageQuery, Query()]
 
 
 class CheckedParameters:
-    """ASGI middleware of a route: refuse what FastAPI would change without a word.
+    """ASGI middleware of a route: reject parameters that FastAPI would change silently.
 
-    Of a parameter that has one value it takes the last one that was sent, and of a header the first; what is not UTF-8
-    text becomes U+FFFD.
+    For a single-valued parameter that was sent several times FastAPI takes the last value, and for a header the first.
+    It replaces bytes that are not UTF-8 by U+FFFD.
     """
 
     def __init__(self, route: APIRoute) -> None:
@@ -224,7 +231,7 @@ class CheckedParameters:
 
 
 def _single_valued(dependant: Dependant, kind: str) -> Iterator[str]:
-    """Yield the names of the parameters that have one value; lists are tuples here."""
+    """Yield the names of single-valued parameters; multi-valued ones are declared as tuples."""
     for parameter in getattr(dependant, kind):
         annotation = parameter.field_info.annotation
         is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
@@ -248,7 +255,7 @@ def _parameter_names(query: bytes) -> Iterator[str]:
 
 def _check_once(kind: str, repeated: Iterable[str]) -> None:
     for name in sorted(repeated):
-        raise _validation_error(kind, name, "is given more than once; give it once")
+        raise _validation_error(kind, name, "appears more than once; send it once")
 
 
 def _validation_error(kind: str, name: str, problem: str) -> RequestValidationError:

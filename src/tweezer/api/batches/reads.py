@@ -1,4 +1,4 @@
-"""Batches and jobs: lists, the current state of one, its status held until its end, transitions and results."""
+"""Reads of batches and jobs: lists, current states, held status requests, transitions and results."""
 
 from __future__ import annotations
 
@@ -46,60 +46,64 @@ from tweezer.store.records import BatchRecord
 router = APIRouter(route_class=CollectionRoute, responses=failure_docs(422, 503))
 
 
-@router.get("/api/v1/batches", summary="Batches", **pages(ListedBatchResponse))
-@router.get("/api/v2/batches", name="list_batches_v2", summary="The same", **pages(ListedBatchResponse))
+@router.get("/api/v1/batches", summary="List batches", **pages(ListedBatchResponse))
+@router.get("/api/v2/batches", name="list_batches_v2", summary="List batches (alias)", **pages(ListedBatchResponse))
 async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
-    """Batches of the caller's projects, without their sequences and jobs, as they are recorded: usually a fraction of
-    a second behind. Without parameters: the newest hundred."""
+    """Returns a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
+    the 100 newest batches. The list is read from the ledger, which is usually a fraction of a second behind."""
     found = await live.list_batches(caller, query.filter, query.order_by, query.paging)
     return page(
         [ListedBatchResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total
     )
 
 
-@router.get("/api/v2/jobs", summary="Jobs", **pages(JobResponse))
-@router.get("/api/v1/jobs", name="list_jobs_v1", summary="The same", **pages(JobResponse))
+@router.get("/api/v2/jobs", summary="List jobs", **pages(JobResponse))
+@router.get("/api/v1/jobs", name="list_jobs_v1", summary="List jobs (alias)", **pages(JobResponse))
 async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Response:
-    """Jobs of the caller's projects: those of one `batch_id` as they stand now, others as they are recorded, usually a
-    fraction of a second behind. Without parameters: the newest hundred."""
+    """Returns a page of the jobs of the caller's projects. By default the page has the 100 newest jobs. With a single
+    `batch_id` the jobs are current. Otherwise the list is read from the ledger, which is usually a fraction of a second
+    behind."""
     found = await live.list_jobs(caller, query.filter, query.order_by, query.paging)
     return page([JobResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total)
 
 
-@router.get("/api/v2/batches/counts", summary="How many batches there are by status", **answers(dict[BatchStatus, int]))
+@router.get("/api/v2/batches/counts", summary="Count batches by status", **answers(dict[BatchStatus, int]))
 async def count_batches(query: BatchParams, caller: Caller, live: LiveStore) -> Response:
-    """All from one moment; every status is there."""
+    """Returns the number of matching batches for every status, including zeros. All counts are from the same moment."""
     return success(await live.batch_counts(caller, query.filter))
 
 
-@router.get("/api/v2/jobs/counts", summary="How many jobs there are by status", **answers(dict[JobStatus, int]))
+@router.get("/api/v2/jobs/counts", summary="Count jobs by status", **answers(dict[JobStatus, int]))
 async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Response:
-    """All from one moment; every status is there."""
+    """Returns the number of matching jobs for every status, including zeros. All counts are from the same moment."""
     return success(await live.job_counts(caller, query.filter))
 
 
 EMBEDDED_JOBS_MAX = 100
-"""A batch of more jobs is shown without them: clients take an empty list as "ask for the jobs"."""
+"""A batch with more jobs is shown without them: clients then request the jobs separately."""
 
 
-@router.get("/api/v2/batches/{batch_id}", summary="A batch, its sequence and its jobs", **answers(BatchResponse, 404))
+@router.get(
+    "/api/v2/batches/{batch_id}", summary="Get a batch with its sequence and jobs", **answers(BatchResponse, 404)
+)
 async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """The batch as it stands now. Its jobs are with it when there are at most 100."""
+    """Returns the current state of the batch, with its jobs if there are at most 100."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(BatchResponse.from_records(record, jobs))
 
 
 @router.get(
     "/api/v1/batches/{batch_id}/status",
-    summary="The status of a batch, waiting for its end",
+    summary="Get the status of a batch, waiting for its end",
     **answers(BatchStateResponse, 404),
 )
 async def get_batch_status(
     batch_id: BatchId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
 ) -> Response:
-    """Held until no job of the batch is pending or running, at most 20 s; then the status as it stands.
+    """Holds the request until no job of the batch is pending or running, for `wait_s` seconds at most, and returns the
+    current status.
 
-    An open batch without work is answered at once. The status is never `PAUSED`: see `paused`.
+    Responds at once for an open batch without pending or running jobs. The status is never `PAUSED`: see `paused`.
     """
     record = await holds.until(
         _is_idle,
@@ -117,29 +121,34 @@ def _is_idle(record: BatchRecord) -> bool:
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0
 
 
-@router.get("/api/v2/jobs/{job_id}", summary="A job", **answers(JobResponse, 404))
+@router.get("/api/v2/jobs/{job_id}", summary="Get a job", **answers(JobResponse, 404))
 async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
-    """The job as it stands now, with the sequence if it has one of its own."""
+    """Returns the current state of the job, with its own sequence if it has one."""
     return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
 @router.get(
-    "/api/v2/jobs/{job_id}/transitions", summary="The transitions of a job", **answers(list[TransitionResponse], 404)
+    "/api/v2/jobs/{job_id}/transitions",
+    summary="List the transitions of a job",
+    **answers(list[TransitionResponse], 404),
 )
 async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
-    """What happened to the job, oldest first, as far as it is recorded: usually a fraction of a second behind."""
+    """Returns the changes of the job's status, oldest first. They are read from the ledger, which is usually a fraction
+    of a second behind."""
     return success([TransitionResponse.from_record(event) for event in await live.transitions(caller, job_id)])
 
 
 @router.get(
-    "/api/v1/jobs/{job_id}/status", summary="The status of a job, waiting for its end", **answers(JobStateResponse, 404)
+    "/api/v1/jobs/{job_id}/status",
+    summary="Get the status of a job, waiting for its end",
+    **answers(JobStateResponse, 404),
 )
 async def get_job_status(
     job_id: JobId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
 ) -> Response:
-    """Held until the job has ended, at most 20 s; then the status as it stands.
+    """Holds the request until the job has ended, for `wait_s` seconds at most, and returns the current status.
 
-    A job of a paused batch is `PENDING` until it begins, as any other.
+    A job of a paused batch is `PENDING` until it starts.
     """
     batch_id, index = split_job_id(job_id)
     record = await holds.until(
@@ -155,15 +164,17 @@ async def get_job_status(
 
 
 @router.get(
-    "/api/v1/jobs/{job_id}/results_link", summary="Where the results of a job are", **answers(ResultsLinkResponse, 404)
+    "/api/v1/jobs/{job_id}/results_link",
+    summary="Get a link to the results of a job",
+    **answers(ResultsLinkResponse, 404),
 )
 async def get_results_link(
     job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, request: Request
 ) -> Response:
-    """An absolute URL, or null while the job has no result (and for ever, if it ends without one).
+    """Returns an absolute URL, or null while the job has no result. It stays null if the job ends without one.
 
-    The URL is good for an hour (unless set otherwise), for whoever has it. It begins with the server's public URL, or
-    else with the host by which this request came.
+    The URL is signed: anyone who has it can download the results, without a key, for an hour by default
+    (`TWEEZER_API_LINK_S`). It begins with the server's public URL, or with the host of this request if none is set.
     """
     record = await live.job(caller, job_id)
     if await live.packed_result(record) is None:
@@ -173,22 +184,22 @@ async def get_results_link(
 
 @router.get(
     "/api/v1/jobs/{job_id}/results",
-    summary="The results of a job",
+    summary="Download the results of a job",
     response_class=Response,
-    responses=response_docs(JobResultResponse, "The result, as it is.") | failure_docs(403, 404),
+    responses=response_docs(JobResultResponse, "The result, without the envelope.") | failure_docs(403, 404),
 )
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request
 ) -> Response:
-    """What the job measured: a JSON object that is not in an envelope. A job without a result has none: 404. A job that
-    was stopped while it ran has what its machine had measured before, if that says so.
+    """Returns the measurements of the job as a JSON object without the envelope, or 404 if the job has no result. A job
+    that was stopped while it was running has the measurements made before that, if its machine reports them.
 
-    A large one comes gzipped, to whoever accepts that, and in parts.
+    A large result is streamed, compressed with gzip if the client accepts that.
     """
     record = await live.job(reader, job_id)
     packed = await live.packed_result(record)
     if packed is None:
-        raise NotFound("result of job", f"{job_id}: it is {record.status.value}")
+        raise NotFound("result of job", f"{job_id}; its status is {record.status.value}")
     return await result_response(packed, results, request.headers.get("Accept-Encoding", ""))
 
 
@@ -196,15 +207,15 @@ Getter = Callable[[UUID, Principal, ReadModel], Awaitable[Response]]
 
 
 class FastRoute(Route):
-    """GET of a batch or job by its id, without FastAPI's search for a route and its parameters.
+    """GET of a batch or job by its id, without FastAPI's routing and parsing of parameters.
 
-    That search costs several times what the answer costs. The function is that of FastAPI's route, which describes it
-    in the OpenAPI document and answers what is less usual: an id in another form, another method.
+    These would cost several times as much as the response. The function is that of the FastAPI route, which documents
+    it in the OpenAPI document and handles the rare cases: an id in another format, another method.
     """
 
     def __init__(self, path: str, get: Getter) -> None:
         super().__init__(path.replace("}", ":uuid}"), self._answer, include_in_schema=False)
-        self.path = path  # by which metrics know it
+        self.path = path  # the route's name in metrics
         self._get = get
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -220,5 +231,5 @@ class FastRoute(Route):
 
 
 def fast_routes() -> list[FastRoute]:
-    """Return the routes that must come before all others."""
+    """Return the fast routes; they must come before all others."""
     return [FastRoute("/api/v2/jobs/{job_id}", get_job), FastRoute("/api/v2/batches/{batch_id}", get_batch)]

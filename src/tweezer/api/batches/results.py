@@ -1,4 +1,4 @@
-"""Sends results: those that came with their job, and large ones from their file, which is not read whole."""
+"""Send results: small ones from the job's record, and large ones streamed from their file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the API answers with: Pasqal's field names, and a few of ours beside them.
+"""Response schemas of batches and jobs: Pasqal's field names, and some additional ones.
 
-Which fields the public clients require is stated in the reference of their API; both ``open`` and
-``complete``, and every status in the counts, are among them. Times are ISO 8601, UTC.
+The reference of Pasqal's API states which fields the public clients require; both ``open`` and ``complete``, and every
+status in the counts, are among them. Times are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tweezer.model.messages import Result
 from tweezer.store.records import BatchRecord, JobRecord
 
 JOB_IDS_MAX = 1000
-"""A batch of more jobs is shown without their ids: whoever asks for its status again and again would get them too."""
+"""A batch with more jobs is shown without their ids, which would be sent again with every poll."""
 
 _BATCH_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"
 _JOB_ID = "0199f3a2-7c1e-8b1d-9f04-a1b2c3000003"
@@ -30,7 +30,9 @@ _US = 1795341602000000
 _COUNTS = {"PENDING": 16, "RUNNING": 2, "DONE": 2, "ERROR": 0, "CANCELED": 0}
 
 Percent = Annotated[int, Meta(ge=0, le=100)]
-Counts = Annotated[dict[JobStatus, Count], Source("counts"), doc("Every status is there.", _COUNTS)]
+Counts = Annotated[
+    dict[JobStatus, Count], Source("counts"), doc("Number of jobs by status; every status is present.", _COUNTS)
+]
 
 
 def _job_ids(record: BatchRecord) -> list[UUID] | None:
@@ -48,62 +50,65 @@ def _readable(values: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 class CancelAttemptResponse(msgspec.Struct, frozen=True):
-    """A request to end a job."""
+    """A request to cancel a job."""
 
-    at: Moment
+    at: Annotated[Moment, doc("When the request was made.")]
     by: Annotated[
         str,
         doc(
-            "Who asked: a user and the id of the key; `user@host` of who used the library, or a name that was "
-            "given; `timeout`: the job's own limit.",
+            "Who made the request: a user and the id of the key; `user@host` or a chosen name for a caller of the "
+            "Python library or the command line; `timeout` for the job's time limit.",
             "alice (key k3v9q2m7x4ab)",
         ),
     ]
 
 
 class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """A job within its batch: without its sequence, which ``GET /api/v2/jobs/{job_id}`` has."""
+    """A job within its batch, without its sequence. `GET /api/v2/jobs/{job_id}` includes the sequence."""
 
-    id: Annotated[UUID, Meta(examples=[_JOB_ID])]
-    batch_id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
-    parent_id: Annotated[str | None, doc("The job that this one repeats.", None)] = None
-    project_id: Annotated[str, Meta(examples=["default"])]
-    status: Annotated[JobStatus, Meta(examples=["RUNNING"])]
+    id: Annotated[UUID, doc("Id of the job.", _JOB_ID)]
+    batch_id: Annotated[UUID, doc("Id of its batch.", _BATCH_ID)]
+    parent_id: Annotated[str | None, doc("Id of the job that this one repeats; null if none.", None)] = None
+    project_id: Annotated[str, doc("Id of its project.", "default")]
+    status: Annotated[JobStatus, doc("Status of the job.", "RUNNING")]
     runs: Annotated[
-        int,
-        doc("Number of shots; of a job that was submitted without, those of its batch's backend configuration.", 100),
+        int, doc("Number of shots; if the job was submitted without, that of the batch's backend configuration.", 100)
     ]
     variables: Annotated[
-        dict[str, Any] | None, doc("Values of the sequence's variables; null when it was given none.", {"omega": 6.0})
+        dict[str, Any] | None, doc("Values of the sequence's variables; null without variables.", {"omega": 6.0})
     ]
     creation_order: Annotated[Count, doc("Index of the job in its batch, from 0.", 3)]
-    errors: Annotated[list[str], doc("Why it failed, for people; empty otherwise.", [])]
-    progress: Annotated[Percent | None, doc("Percent of the execution; null while the emulator does not tell.", 40)]
-    created_at: Moment
-    updated_at: Annotated[Moment, doc("When it last changed.")]
-    start_timestamp: Annotated[Moment | None, doc("When its (last) execution began.")]
-    end_timestamp: Annotated[Moment | None, doc("When it ended.", None)]
-    stage: Annotated[
-        Stage | None, doc("What is being done with it, finer than the status; null when it has ended.", "on_device")
+    errors: Annotated[list[str], doc("Why the job failed, for people; empty otherwise.", [])]
+    progress: Annotated[
+        Percent | None, doc("Progress of the execution in percent; null if the emulator does not report it.", 40)
     ]
-    stage_since: Annotated[Moment | None, doc("Since when it is in its stage.")]
-    attempt: Annotated[Count, doc("How often its execution began.", 1)]
-    queue_s: Annotated[Seconds | None, doc("Seconds from its submit to its (last) start.", 1.75)]
-    preparation_s: Annotated[Seconds | None, doc("Seconds that its batch took to be prepared for it.", 0.31)]
-    device_s: Annotated[Seconds | None, doc("Seconds on the device or emulator.", None)]
-    slurm_job_id: Annotated[str | None, doc("Always null here.", None)] = None
+    created_at: Annotated[Moment, doc("When the job was submitted.")]
+    updated_at: Annotated[Moment, doc("When the job last changed.")]
+    start_timestamp: Annotated[Moment | None, doc("When its (last) execution started; null if it has not started.")]
+    end_timestamp: Annotated[Moment | None, doc("When the job ended; null if it has not ended.", None)]
+    stage: Annotated[
+        Stage | None, doc("Current stage, in more detail than the status; null once the job has ended.", "on_device")
+    ]
+    stage_since: Annotated[Moment | None, doc("When the current stage began; null once the job has ended.")]
+    attempt: Annotated[Count, doc("Number of executions that were started.", 1)]
+    queue_s: Annotated[Seconds | None, doc("Seconds from submission to the (last) start; null before it.", 1.75)]
+    preparation_s: Annotated[
+        Seconds | None, doc("Seconds for which the batch was prepared for the execution; null if unknown.", 0.31)
+    ]
+    device_s: Annotated[Seconds | None, doc("Seconds on the device or emulator; null if unknown.", None)]
+    slurm_job_id: Annotated[str | None, doc("Always null.", None)] = None
     cancel_outcome: Annotated[
         CancelOutcome | None,
         doc(
-            "What its cancel did, once it has ended: `prevented` (nothing of it ran), `stopped`, `too_late` "
-            "(its end came first) or `unconfirmed` (nobody knows whether it stopped). Null without a cancel.",
+            "Outcome of a cancel, once the job has ended: `prevented` (the job never ran), `stopped`, `too_late` (the "
+            "job had ended before) or `unconfirmed` (it is not known whether the job stopped). Null without a cancel.",
             None,
         ),
     ] = None
 
     @classmethod
     def from_record(cls, record: JobRecord, **more: Any) -> Self:
-        """Return the answer for a job; field by field, for a hundred of them are made at once."""
+        """Return the response for a job; written out field by field for speed, since a batch shows up to a hundred."""
         over = record.status.terminal
         return cls(
             id=record.id,
@@ -132,12 +137,12 @@ class EmbeddedJobResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
-    """A job as it stands."""
+    """The current state of a job."""
 
-    sequence: Annotated[str | None, doc("The job's own serialised sequence; null when it runs its batch's.", None)]
-    logs_link: Annotated[str | None, doc("Always null: executions keep no logs.", None)] = None
+    sequence: Annotated[str | None, doc("The job's own serialised sequence; null if it uses its batch's.", None)]
+    logs_link: Annotated[str | None, doc("Always null: logs of executions are not stored.", None)] = None
     cancel_attempts: Annotated[
-        list[CancelAttemptResponse], doc("Who asked for its end, the first first; as far as that was noted.")
+        list[CancelAttemptResponse], doc("Recorded requests to cancel the job, oldest first.")
     ] = []
 
     @classmethod
@@ -147,36 +152,48 @@ class JobResponse(EmbeddedJobResponse, frozen=True, kw_only=True):
 
 
 class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
-    """A batch of a list: without its sequence and its jobs."""
+    """A batch in a list, without its sequence and jobs."""
 
-    id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
-    parent_id: Annotated[str | None, Source("doc.parent_id"), doc("The batch that this one repeats.", None)]
-    project_id: Annotated[str, Source("project"), Meta(examples=["default"])]
-    user_id: Annotated[str, doc("Empty while nobody is known to have submitted it.", "")]
-    name: Annotated[str | None, Source("doc.name"), Meta(examples=["antiferromagnet"])]
-    status: Annotated[BatchStatus, Meta(examples=["RUNNING"])]
-    open: Annotated[bool, doc("Whether more jobs may come.", False)]
+    id: Annotated[UUID, doc("Id of the batch.", _BATCH_ID)]
+    parent_id: Annotated[
+        str | None, Source("doc.parent_id"), doc("Id of the batch that this one repeats; null if none.", None)
+    ]
+    project_id: Annotated[str, Source("project"), doc("Id of its project.", "default")]
+    user_id: Annotated[str, doc("Name of the user that submitted the batch; empty if unknown.", "")]
+    name: Annotated[
+        str | None, Source("doc.name"), doc("Name of the batch, for people; null if none.", "antiferromagnet")
+    ]
+    status: Annotated[BatchStatus, doc("Status of the batch.", "RUNNING")]
+    open: Annotated[bool, doc("Whether more jobs can be added.", False)]
     complete: Annotated[bool, doc("The opposite of `open`, for older clients.", True)]
     device_type: Annotated[str, Source("device"), doc("Name of the device.", "EMU_FREE")]
-    device_status: Annotated[str | None, doc("Always null: `GET /api/v1/devices` has it.", None)] = None
+    device_status: Annotated[str | None, doc("Always null: see `GET /api/v1/devices`.", None)] = None
     priority: Annotated[float | None, doc("Always null: see `queue_priority`.", None)] = None
-    queue_priority: Annotated[str, Source("priority.value"), Meta(examples=["MEDIUM"])]
-    tags: Annotated[list[str], Source("doc.tags"), Meta(examples=[["sweep"]])]
-    webhook: Annotated[str | None, Source("doc.webhook"), Meta(examples=[None])]
-    configuration: Annotated[dict[str, Any] | None, doc("Options of the emulator, the older way.", None)]
+    queue_priority: Annotated[str, Source("priority.value"), doc("`HIGH`, `MEDIUM` or `LOW`.", "MEDIUM")]
+    tags: Annotated[list[str], Source("doc.tags"), doc("Tags of the batch.", ["sweep"])]
+    webhook: Annotated[
+        str | None, Source("doc.webhook"), doc("The URL that receives the events of the batch; null if none.", None)
+    ]
+    configuration: Annotated[
+        dict[str, Any] | None, doc("Older options of the emulator, as submitted; null if none.", None)
+    ]
     backend_configuration: Annotated[
-        str | None, Source("doc.backend_configuration"), doc("Pulser's `EmulationConfig` as a JSON string.", None)
+        str | None,
+        Source("doc.backend_configuration"),
+        doc("Pulser's `EmulationConfig`, as a JSON string; null if none.", None),
     ]
     errors: Annotated[list[str], doc("Why the batch could not run; empty otherwise.", [])]
-    created_at: Annotated[Moment, Source("created")]
-    updated_at: Annotated[Moment, Source("updated")]
-    start_datetime: Annotated[Moment | None, Source("started"), doc("When its first job began.")]
-    end_datetime: Annotated[Moment | None, Source("ended"), Meta(examples=[None])]
-    jobs_count: Annotated[Count, Source("jobs"), Meta(examples=[20])]
-    jobs_count_per_status: Counts
-    idle_s: Annotated[
-        Seconds, doc("Seconds for which it held a QPU without having work for it, as an open batch may.", 0.0)
+    created_at: Annotated[Moment, Source("created"), doc("When the batch was submitted.")]
+    updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
+    start_datetime: Annotated[
+        Moment | None, Source("started"), doc("When its first job started; null if none has started.")
     ]
+    end_datetime: Annotated[
+        Moment | None, Source("ended"), doc("When the batch ended; null if it has not ended.", None)
+    ]
+    jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
+    jobs_count_per_status: Counts
+    idle_s: Annotated[Seconds, doc("Seconds for which the batch, while open, reserved a QPU without work for it.", 0.0)]
 
     @classmethod
     def from_record(cls, record: BatchRecord, **computed: Any) -> Self:
@@ -191,72 +208,75 @@ class ListedBatchResponse(RecordResponse, frozen=True, kw_only=True):
 
 
 class BatchResponse(ListedBatchResponse, frozen=True, kw_only=True):
-    """A batch as it stands now."""
+    """The current state of a batch."""
 
     _job_type: ClassVar[type[EmbeddedJobResponse]] = EmbeddedJobResponse
 
     sequence_builder: Annotated[
         str | None,
         Source("doc.sequence"),
-        doc("The serialised Pulser sequence; null when each job has its own.", '{"version":"1"}'),
+        doc("The serialised Pulser sequence; null if each job has its own.", '{"version":"1"}'),
     ]
     jobs: Annotated[
         list[EmbeddedJobResponse],
         doc(
-            "All jobs in the order of their creation when there are at most 100; empty when there are more, "
-            "which makes clients ask for them separately."
+            "All jobs in creation order, if there are at most 100. Empty if there are more: request them with "
+            "`GET /api/v2/jobs?batch_id=…`."
         ),
     ]
     job_ids: Annotated[
         list[UUID] | None,
-        doc("Of all jobs in the order of their creation, when there are at most 1,000; else null.", [_JOB_ID]),
+        doc("Ids of all jobs in creation order, if there are at most 1,000; else null.", [_JOB_ID]),
     ]
-    child_ids: Annotated[list[UUID], Source("children"), doc("The batches that repeat this one.", [])]
+    child_ids: Annotated[list[UUID], Source("children"), doc("Ids of the batches that repeat this one.", [])]
 
     @classmethod
     def from_records(cls, record: BatchRecord, jobs: Sequence[JobRecord]) -> Self:
-        """Return the answer for a batch and its jobs."""
+        """Return the response for a batch and its jobs."""
         shown = [cls._job_type.from_record(job) for job in jobs]
         return cls.from_record(record, jobs=shown, job_ids=_job_ids(record))
 
 
 class OlderJobResponse(JobResponse, frozen=True, kw_only=True):
-    """A job as version 1 of the API has it."""
+    """A job in version 1 of the API."""
 
     result: Annotated[
-        dict[str, int] | None, doc("The counter of its result, by its own route.", {"0101": 61, "1010": 39})
+        dict[str, int] | None,
+        doc("Number of shots by bitstring; only in `GET /api/v1/jobs/{job_id}`, else null.", {"0101": 61, "1010": 39}),
     ] = None
-    full_result: Annotated[dict[str, Any] | None, doc("All of its result, by its own route.", None)] = None
+    full_result: Annotated[
+        dict[str, Any] | None, doc("The complete result; only in `GET /api/v1/jobs/{job_id}`, else null.", None)
+    ] = None
 
     @classmethod
     def with_result(cls, record: JobRecord, result: Result | None) -> Self:
-        """Return the answer for a job and its result."""
+        """Return the response for a job and its result."""
         return cls.from_record(record, result=None if result is None else result.counter, full_result=result)
 
 
 class OlderBatchResponse(BatchResponse, frozen=True, kw_only=True):
-    """A batch as version 1 of the API has it."""
+    """A batch in version 1 of the API."""
 
     _job_type = OlderJobResponse
 
     jobs: Annotated[  # type: ignore[assignment]  # each is an EmbeddedJobResponse
-        list[OlderJobResponse], doc("As in version 2, with fields for results, which are null here.")
+        list[OlderJobResponse], doc("As in version 2, with fields for results that are null here.")
     ]
 
 
 class BatchStateResponse(RecordResponse, frozen=True):
-    """The status of a batch, for who waits. A paused batch has the status that it would have were it not
-    paused (``PENDING`` until its first job begins, then ``RUNNING``), because Pasqal's clients know no other
-    here; ``paused`` tells."""
+    """The status of a batch. While a batch is paused, `paused` is true and `status` is the one that it would have
+    otherwise (`PENDING` until its first job starts, then `RUNNING`), because Pasqal's clients do not accept `PAUSED`
+    here."""
 
-    id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
+    id: Annotated[UUID, doc("Id of the batch.", _BATCH_ID)]
     status: Annotated[
         BatchStatus, doc("`PENDING`, `RUNNING`, `DONE`, `ERROR`, `CANCELED` or `TIMED_OUT`; never `PAUSED`.", "RUNNING")
     ]
-    paused: Annotated[bool, doc("Whether the batch is paused: no job of it is started.", False)]
-    open: Annotated[bool, Meta(examples=[False])]
-    updated_at: Annotated[Moment, Source("updated")]
-    jobs_count: Annotated[Count, Source("jobs"), Meta(examples=[20])]
+    paused: Annotated[bool, doc("Whether the batch is paused: none of its jobs is started.", False)]
+    open: Annotated[bool, doc("Whether more jobs can be added.", False)]
+    updated_at: Annotated[Moment, Source("updated"), doc("When the batch last changed.")]
+    jobs_count: Annotated[Count, Source("jobs"), doc("Number of its jobs.", 20)]
     jobs_count_per_status: Counts
 
     @classmethod
@@ -267,14 +287,18 @@ class BatchStateResponse(RecordResponse, frozen=True):
 
 
 class JobStateResponse(RecordResponse, frozen=True):
-    """The status of a job, for who waits."""
+    """The status of a job."""
 
-    id: Annotated[UUID, Meta(examples=[_JOB_ID])]
-    batch_id: Annotated[UUID, Meta(examples=[_BATCH_ID])]
-    status: Annotated[JobStatus, Meta(examples=["DONE"])]
-    progress: Annotated[Percent | None, Meta(examples=[100])]
-    stage: Annotated[Stage | None, Meta(examples=[None])]
-    attempt: Annotated[Count, Meta(examples=[1])]
+    id: Annotated[UUID, doc("Id of the job.", _JOB_ID)]
+    batch_id: Annotated[UUID, doc("Id of its batch.", _BATCH_ID)]
+    status: Annotated[JobStatus, doc("Status of the job.", "DONE")]
+    progress: Annotated[
+        Percent | None, doc("Progress of the execution in percent; null if the emulator does not report it.", 100)
+    ]
+    stage: Annotated[
+        Stage | None, doc("Current stage, in more detail than the status; null once the job has ended.", None)
+    ]
+    attempt: Annotated[Count, doc("Number of executions that were started.", 1)]
 
     @classmethod
     def from_record(cls, record: JobRecord, **computed: Any) -> Self:
@@ -283,58 +307,69 @@ class JobStateResponse(RecordResponse, frozen=True):
 
 
 class ResultsLinkResponse(msgspec.Struct, frozen=True):
-    """Where the results of a job are."""
+    """A link to the results of a job."""
 
     results_link: Annotated[
         str | None,
         doc(
-            "Absolute URL; null while there is no result, and for a job that will never have one.",
+            "Absolute, signed URL of the results; null while there is no result, and if the job ended without one.",
             f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results",
         ),
     ]
 
 
 class ResultsLinksOfBatchResponse(msgspec.Struct, frozen=True):
-    """Where the results of the jobs of a batch are."""
+    """Links to the results of the jobs of a batch."""
 
     results_links: Annotated[
-        dict[UUID, str], doc("Absolute URL by job.", {_JOB_ID: f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"})
+        dict[UUID, str],
+        doc(
+            "Absolute, signed URL of the results, by job id.",
+            {_JOB_ID: f"http://127.0.0.1:8000/api/v1/jobs/{_JOB_ID}/results"},
+        ),
     ]
-    errors: Annotated[dict[UUID, str], doc("Why there is none, by job.", {})]
+    errors: Annotated[dict[UUID, str], doc("Why a job has no link, by job id.", {})]
 
 
 class CanceledBatchesResponse(msgspec.Struct, frozen=True):
-    """What became of the batches that were to be cancelled."""
+    """The outcome of a request to cancel batches."""
 
-    batches: Annotated[list[ListedBatchResponse], doc("Those that were, as they stand.")]
-    errors: Annotated[dict[UUID, str], doc("Why one was not, by batch.", {_BATCH_ID: f"batch {_BATCH_ID} has ended"})]
+    batches: Annotated[list[ListedBatchResponse], doc("Current state of the batches that were cancelled.")]
+    errors: Annotated[
+        dict[UUID, str], doc("Why a batch was not cancelled, by batch id.", {_BATCH_ID: f"batch {_BATCH_ID} has ended"})
+    ]
 
 
 class CanceledJobsResponse(msgspec.Struct, frozen=True):
-    """What became of the jobs that were to be cancelled."""
+    """The outcome of a request to cancel jobs."""
 
-    jobs: Annotated[list[EmbeddedJobResponse], doc("Those that were, or are asked to stop, as they stand.")]
-    errors: Annotated[dict[UUID, str], doc("Why one was not, by job.", {_JOB_ID: f"job {_JOB_ID} has ended"})]
+    jobs: Annotated[
+        list[EmbeddedJobResponse], doc("Current state of the jobs that were cancelled or were asked to stop.")
+    ]
+    errors: Annotated[
+        dict[UUID, str], doc("Why a job was not cancelled, by job id.", {_JOB_ID: f"job {_JOB_ID} has ended"})
+    ]
 
 
 class JobResultResponse(msgspec.Struct, frozen=True):
-    """What a job measured. Sent as it is, without an envelope."""
+    """The result of a job. Sent without the envelope."""
 
     counter: Annotated[
         dict[str, int] | None,
         doc(
-            "Bitstring → number of shots, bits in the order of the register; null when the configuration "
-            "asked for no final bitstrings.",
+            "Number of shots by bitstring; the bits are in the order of the atoms in the register. Null if the "
+            "configuration did not request final bitstrings.",
             {"0101": 61, "1010": 39},
         ),
     ]
     serialised_results: Annotated[
-        str | None, doc("Pulser's `Results.to_abstract_repr()`; absent when there is none.", "{}")
+        str | None,
+        doc("Pulser's `Results.to_abstract_repr()`, as a string; absent if the backend returned none.", "{}"),
     ] = None
     provenance: Annotated[
         dict[str, Any] | None,
         doc(
-            "Backend, versions, configuration and seed: what is needed to compute it again.",
+            "What is needed to reproduce the result: backend, versions, configuration and seed.",
             {"backend": "qutip", "versions": {"pulser": "1.9.1"}, "seed": 7},
         ),
     ] = None
@@ -343,16 +378,20 @@ class JobResultResponse(msgspec.Struct, frozen=True):
 class TransitionResponse(RecordResponse, frozen=True):
     """One change of a job's status."""
 
-    event_id: Annotated[str, Source("id"), doc("The same wherever the event is told.", f"{_BATCH_ID}:5:{_US}")]
-    sequence_number: Annotated[Count, Source("sequence"), doc("Counts up within the batch.", 5)]
-    type: Annotated[str, Meta(examples=["job.running"])]
-    previous_status: Annotated[JobStatus, Source("previous"), Meta(examples=["PENDING"])]
-    status: Annotated[JobStatus, Meta(examples=["RUNNING"])]
-    timestamp: Annotated[Moment, Source("time")]
+    event_id: Annotated[
+        str,
+        Source("id"),
+        doc("Id of the event; the same in the feed, in streams and in webhooks.", f"{_BATCH_ID}:5:{_US}"),
+    ]
+    sequence_number: Annotated[Count, Source("sequence"), doc("Number of the event in its batch, from 1.", 5)]
+    type: Annotated[str, doc("Type of the event.", "job.running")]
+    previous_status: Annotated[JobStatus, Source("previous"), doc("Status before the change.", "PENDING")]
+    status: Annotated[JobStatus, doc("Status after the change.", "RUNNING")]
+    timestamp: Annotated[Moment, Source("time"), doc("When the change happened.")]
 
 
 def get_percent(record: JobRecord) -> int | None:
-    """Return the progress of a job in percent, if it is known."""
+    """Return the progress of a job in percent; None if it is not known."""
     match record.status:
         case JobStatus.DONE:
             return 100

@@ -1,6 +1,6 @@
-"""The service's side: what operators say of batches and jobs, beside the work that workers hold.
+"""The service side of Pasqal's API: operators set statuses, progress and errors of batches and jobs.
 
-All of it goes by the lifecycle table. Only who holds a job begins it and has its result: neither is said here.
+Every change follows the lifecycle table. Only the worker that holds a job can start it or report its result.
 """
 
 from __future__ import annotations
@@ -33,26 +33,36 @@ _ERROR_LENGTH_MAX = 2000
 router = APIRouter(tags=["service side"], responses=failure_docs(404, 409, 422))
 
 Text = Annotated[str, Meta(max_length=_ERROR_LENGTH_MAX)]
-Errors = Annotated[list[Text], Meta(min_length=1, max_length=_ERRORS_MAX, description="For its user, one a line.")]
+Errors = Annotated[
+    list[Text],
+    Meta(
+        min_length=1,
+        max_length=_ERRORS_MAX,
+        description="Why the job fails, for its user; the entries are shown as lines.",
+    ),
+]
 
 
 class BatchStatusBody(msgspec.Struct, frozen=True):
-    """The status that a batch is to have. Times are those of Redis' clock, whatever is sent."""
+    """The new status of a batch. Times in the body are ignored; Redis' clock is used."""
 
-    status: BatchStatus
-    reason: Annotated[Text | None, doc("Of an `ERROR`, for the user.", "the laser is out of lock")] = None
+    status: Annotated[BatchStatus, doc("The new status.", "PAUSED")]
+    reason: Annotated[Text | None, doc("Why the status is `ERROR`, for the user.", "the laser is out of lock")] = None
 
 
 class JobStatusBody(msgspec.Struct, frozen=True):
-    """The status that a job is to have, and how far it is. Times are those of Redis' clock, whatever is sent."""
+    """The new status or progress of a job. Times in the body are ignored; Redis' clock is used."""
 
-    status: Annotated[JobStatus | None, doc("Null leaves it as it is.")] = None
-    progress: Annotated[Annotated[int, Meta(ge=0, le=100)] | None, doc("Percent, of a job that runs.")] = None
-    errors: Annotated[Errors | None, doc("Why it fails.")] = None
+    status: Annotated[JobStatus | None, doc("The new status; null leaves it unchanged.")] = None
+    progress: Annotated[
+        Annotated[int, Meta(ge=0, le=100)] | None,
+        doc("Progress of a running job in percent, 0 to 100; null leaves it unchanged.", 40),
+    ] = None
+    errors: Annotated[Errors | None, doc("Why the job fails; null leaves it unchanged.")] = None
 
 
 class JobErrorsBody(msgspec.Struct, frozen=True):
-    """Why a job fails."""
+    """The errors of a job."""
 
     errors: Errors
 
@@ -65,8 +75,9 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
 async def set_batch_status(
     request: Request, batch_id: BatchId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """`PAUSED` pauses, `PENDING` and `RUNNING` resume, `CANCELED` cancels, `DONE` closes, `ERROR` ends what is pending
-    and the batch when nothing of it runs any more, `TIMED_OUT` ends one that is open without work."""
+    """For operators. `PAUSED` pauses the batch, `PENDING` and `RUNNING` resume it, `CANCELED` cancels it, and `DONE`
+    closes it. `ERROR` ends its pending jobs at once, and the batch when its running jobs have ended. `TIMED_OUT` ends
+    an open batch that has no pending or running jobs."""
     batch = await live.batch(caller, batch_id)
     body = await bodies.read(request, BatchStatusBody, account=caller.account)
     check_characters("reason", body.reason or "", lines=True)
@@ -90,19 +101,22 @@ async def set_batch_status(
 async def set_job_status(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """`ERROR` and `CANCELED` end a live job, `PENDING` lets one that runs wait for another attempt: who held it has
-    lost it. `RUNNING` and `DONE` are its holder's to say."""
+    """For operators. `ERROR` and `CANCELED` end a job that has not ended. `PENDING` takes a running job from its worker
+    and queues it for another attempt. `RUNNING` and `DONE` are rejected: only the worker that holds the job reports
+    them."""
     job = await live.job(caller, job_id)
     await _report(queue, live, caller, job, await bodies.read(request, JobStatusBody, account=caller.account))
     return await get_job(job_id, caller, live)
 
 
-@router.post("/api/v1/jobs/{job_id}/errors", summary="Say why a job fails", **answers(JobResponse, body=JobErrorsBody))
+@router.post(
+    "/api/v1/jobs/{job_id}/errors", summary="Report the errors of a job", **answers(JobResponse, body=JobErrorsBody)
+)
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """Shown with the job while it is live, and after it if it does not end in `DONE`. Say it before the status, or
-    with it."""
+    """For operators. The errors are shown until the job ends, and after that unless it ends as `DONE`. Report them
+    before the final status, or together with it."""
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))
@@ -110,14 +124,14 @@ async def post_job_errors(
 
 
 async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobRecord, body: JobStatusBody) -> None:
-    """Raises Conflict where the lifecycle forbids it."""
+    """Apply a report about a job. Raises Conflict if the lifecycle forbids it."""
     if body.progress is None and body.errors is None and body.status in (None, job.status):
         return
     if job.status.terminal:
         raise terminal_error("job", job.id)
     fault = None if body.errors is None else Fault("reported", "\n".join(body.errors))
     if fault is None and body.status is JobStatus.ERROR and not job.faults:
-        fault = Fault("reported", "the job was ended by an operator, who gave no reason")
+        fault = Fault("reported", "an operator ended the job without giving a reason")
     async with expect_live(await live.batch(caller, job.batch_id)):
         await queue.commands.report(
             job.batch_id, job.index, status=body.status, percent=body.progress, fault=fault, project=job.project
@@ -125,24 +139,24 @@ async def _report(queue: Store, live: ReadModel, caller: Principal, job: JobReco
 
 
 async def _move(commands: Commands, caller: Principal, batch: BatchRecord, body: BatchStatusBody) -> None:
-    """Raises Conflict where the lifecycle forbids it."""
+    """Apply a new status to a batch. Raises Conflict if the lifecycle forbids it."""
     match body.status:
         case BatchStatus.PAUSED:
             await commands.pause(batch.id, project=batch.project)
         case BatchStatus.PENDING | BatchStatus.RUNNING:
             if batch.status is not BatchStatus.PAUSED:
                 raise Conflict(
-                    f"batch {batch.id} is {batch.status}: its jobs make it RUNNING, and nothing PENDING again"
+                    f"batch {batch.id} is {batch.status}; only a paused batch can be set to PENDING or RUNNING"
                 )
             await commands.resume(batch.id, project=batch.project)
         case BatchStatus.CANCELED:
             await commands.cancel(batch.id, project=batch.project, by=describe_caller(caller))
         case BatchStatus.DONE:
             if not batch.open:
-                raise Conflict(f"batch {batch.id} is closed, and DONE when all of its jobs have ended")
+                raise Conflict(f"batch {batch.id} is closed; it becomes DONE when all of its jobs have ended")
             await commands.close(batch.id, project=batch.project)
         case BatchStatus.ERROR:
-            fault = Fault("reported", body.reason or "the batch was ended by the service, which gave no reason")
+            fault = Fault("reported", body.reason or "the service ended the batch without giving a reason")
             await commands.end(batch.id, body.status, fault=fault, project=batch.project)
         case BatchStatus.TIMED_OUT:
             await commands.end(batch.id, body.status, project=batch.project)

@@ -1,1 +1,1 @@
-"""Devices and statistics over HTTP"""
+"""The routes of devices and statistics."""

@@ -1,4 +1,4 @@
-"""The devices: what they are like, whether they work, how long their queues are; and what operators change of them."""
+"""The routes of devices: specs, status, queues and maintenance."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ router = APIRouter(tags=["devices"])
 _HELD_BY_API = "set DOWN through the API"
 _LATELY = timedelta(days=1)
 
-WindowId = Annotated[Text, Path(description="Id of the maintenance.", examples=["5f3a90c1"])]
+WindowId = Annotated[Text, Path(description="Id of the maintenance window.", examples=["5f3a90c1"])]
 DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
 
 
-@router.get("/api/v1/devices", summary="Devices", **pages(DeviceResponse, 422))
-@router.get("/api/v2/devices", name="list_devices_v2", summary="The same", **pages(DeviceResponse, 422))
+@router.get("/api/v1/devices", summary="List devices", **pages(DeviceResponse, 422))
+@router.get("/api/v2/devices", name="list_devices_v2", summary="List devices (alias)", **pages(DeviceResponse, 422))
 async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
-    """Those that workers have announced or operators created; the newest first, unless asked for otherwise."""
+    """Returns a page of the devices that workers have announced or operators have created, newest first by default."""
     records = [record for record in await live.devices() if record.active or query.include_legacy]
     found = await _devices(records, ledger)
     found.sort(key=lambda device: device.name)
@@ -65,8 +65,9 @@ async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore,
 async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
-    """Clients are told of it, and batches for it are taken and wait, until a worker serves a device of this name. What
-    serves it is the worker's configuration; a device that workers have announced needs no creating."""
+    """For operators. Creates a device that no worker serves yet: clients see it, and batches for it are accepted and
+    wait until a worker serves a device with this name. How it is served is part of the worker's configuration. Devices
+    that workers announce need not be created."""
     body = await bodies.read(request, NewDevice, account=caller.account)
     specs = await _checked(body.specs)
     held = {"paused": _HELD_BY_API} if body.status is DeviceStatus.DOWN else {}
@@ -79,13 +80,13 @@ _STATUS = answers(DeviceResponse, 404, 422, body=StatusBody)
 
 
 @router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES)
-@router.patch("/api/v1/devices/status", name="patch_statuses", summary="The same", **_STATUSES)
+@router.patch("/api/v1/devices/status", name="patch_statuses", summary="Set the status of devices (alias)", **_STATUSES)
 async def set_statuses(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
-    """`DOWN` holds them: running jobs finish, and no more begin, until somebody sets them `UP`, or until the time that
-    is given. `UP` lets them go on; one that no worker serves stays `DOWN`. When one of the names is not known, nothing
-    changes."""
+    """For operators. `DOWN` pauses the devices: running jobs finish, and no new ones start until someone sets the
+    devices `UP` again, or until the time in `until`. `UP` resumes them; a device that no worker serves stays `DOWN`.
+    Nothing changes if one of the names is unknown."""
     body = await bodies.read(request, StatusesBody, account=caller.account)
     for place, name in enumerate(body.device_type_names):
         check_text(f"device_type_names[{place}]", name, MAX_DEVICE_LENGTH)
@@ -96,7 +97,9 @@ async def set_statuses(
 
 
 @router.put("/api/v1/devices/{device}/status", summary="Set the status of a device", **_STATUS)
-@router.patch("/api/v1/devices/{device}/status", name="patch_status", summary="The same", **_STATUS)
+@router.patch(
+    "/api/v1/devices/{device}/status", name="patch_status", summary="Set the status of a device (alias)", **_STATUS
+)
 async def set_status(
     device: DeviceName,
     request: Request,
@@ -106,9 +109,9 @@ async def set_status(
     live: LiveStore,
     ledger: Ledger,
 ) -> Response:
-    """`DOWN` holds it: running jobs finish, and no more begin, until somebody sets it `UP`, or until the time that is
-    given; doing it again changes reason and time. `UP` lets it go on; if no worker serves it, or it is under
-    maintenance, it stays `DOWN`."""
+    """For operators. `DOWN` pauses the device: running jobs finish, and no new ones start until someone sets the device
+    `UP` again, or until the time in `until`. Another `DOWN` changes the reason and the time. `UP` resumes the device;
+    it stays `DOWN` if no worker serves it, or if it is under maintenance."""
     name = (await live.device(device)).name
     body = await bodies.read(request, StatusBody, account=caller.account)
     await _set_status(queue, name, body)
@@ -117,11 +120,11 @@ async def set_status(
 
 @router.get(
     "/api/v1/devices/{device}/maintenance",
-    summary="Planned maintenance",
+    summary="List maintenance windows",
     **answers(list[MaintenanceResponse], 404, 422),
 )
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
-    """What is under way or planned, in order."""
+    """Returns the current and planned maintenance windows of the device, in order of time."""
     windows = await live.windows((await live.device(device)).name)
     return success([MaintenanceResponse.from_record(window) for window in windows])
 
@@ -134,8 +137,8 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """From its begin to its end the device begins nothing, and before it no batch that would not end in time. Running
-    jobs finish. It must not overlap with other maintenance of the device."""
+    """For operators. The device starts no jobs during the window, and before it no batch that would not end in time.
+    Running jobs finish. The window must not overlap with another one of the device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = new_window(body.begins_at, body.ends_at, body.reason)
@@ -143,54 +146,55 @@ async def plan_maintenance(
     return success(MaintenanceResponse.from_record(window))
 
 
-@router.delete(
-    "/api/v1/devices/{device}/maintenance/{window}", summary="Take maintenance back", **answers(None, 404, 422)
-)
+@router.delete("/api/v1/devices/{device}/maintenance/{window}", summary="Cancel maintenance", **answers(None, 404, 422))
 async def drop_maintenance(
     device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
 ) -> Response:
-    """If it is under way it ends now."""
+    """For operators. Deletes a maintenance window. A window that has already begun ends now."""
     await queue.devices.drop((await live.device(device)).name, window)
     return success(None)
 
 
-@router.get("/api/v1/devices/specs", summary="Specs of all devices", **answers(dict[str, str]))
+@router.get("/api/v1/devices/specs", summary="Get the specs of all devices", **answers(dict[str, str]))
 async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
-    """Of each device by its name: Pulser's abstract representation, as a string, valid for the Pulser of here."""
+    """Returns the specs by device name. Each is a string with Pulser's abstract representation of the device, valid for
+    the server's version of Pulser."""
     return success(await live.device_specs())
 
 
 @router.get(
     "/api/v1/devices/public-specs",
-    summary="The same, without a key",
+    summary="Get the specs of all devices without a key",
     **answers(list[DeviceSpecsResponse], 503, keyless=True),
 )
 async def get_public_specs(live: LiveStore) -> Response:
-    """What anybody may know of the devices: what they are like, not whether they work."""
+    """Returns the specs of all devices as a list. It does not reveal whether the devices are available."""
     specs = await live.device_specs()
     return success([DeviceSpecsResponse(device_type=name, specs=text) for name, text in specs.items()])
 
 
-@router.get("/api/v1/devices/{device}/specs", summary="Specs of a device", **answers(DeviceSpecsResponse, 404, 422))
+@router.get(
+    "/api/v1/devices/{device}/specs", summary="Get the specs of a device", **answers(DeviceSpecsResponse, 404, 422)
+)
 async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
-    """Those that an operator gave, else those that its workers announce."""
+    """Returns the specs that an operator has set, or else those that the device's workers announce."""
     name = (await live.device(device)).name
     specs = (await live.device_specs()).get(name)
     if specs is None:
-        raise NotFound("specs of the device", name)
+        raise NotFound("specs of device", name)
     return success(DeviceSpecsResponse(device_type=name, specs=specs))
 
 
 @router.put(
     "/api/v1/devices/{device}/specs",
-    summary="Give a device other specs",
+    summary="Set the specs of a device",
     **answers(DeviceSpecsResponse, 404, 422, body=SpecsBody),
 )
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """Clients are told these instead of what workers announce, and submits are checked against them. Pulser must be
-    able to read them, and their name must be no other device's."""
+    """For operators. Replaces the specs that workers announce: clients see the new specs, and submits are checked
+    against them. Pulser must accept them, and the name in them must not be that of another device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, SpecsBody, account=caller.account)
     specs = await _checked(body.specs)
@@ -199,26 +203,30 @@ async def set_specs(
 
 
 @router.delete(
-    "/api/v1/devices/{device}/specs", summary="Take an operator's specs back", **answers(None, 404, 409, 422)
+    "/api/v1/devices/{device}/specs",
+    summary="Remove the specs that an operator has set",
+    **answers(None, 404, 409, 422),
 )
 async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
-    """Those that its workers announce count again, from their next heartbeat on."""
+    """For operators. The specs that the device's workers announce apply again, from their next heartbeat on."""
     await queue.devices.forget_specs((await live.device(device)).name)
     return success(None)
 
 
 @router.get(
-    "/api/v1/devices/{device}/queue_size", summary="What waits for a device", **answers(QueueSizeResponse, 404, 422)
+    "/api/v1/devices/{device}/queue_size",
+    summary="Get the queue size of a device",
+    **answers(QueueSizeResponse, 404, 422),
 )
 async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Response:
-    """Batches, jobs and shots of all projects, by priority, as they are recorded."""
+    """Returns the pending batches, jobs and shots of all projects by priority, as recorded in the ledger."""
     name = (await live.device(device)).name
     return success(QueueSizeResponse.from_sizes(await ledger.run(statistics.queue_sizes, ledger, name)))
 
 
 @router.get(
     "/api/v1/devices/{device}/average_queue_time",
-    summary="How long jobs wait for a device",
+    summary="Get the average queue time of a device",
     **answers(QueueTimeResponse, 404, 422),
 )
 async def get_average_queue_time(
@@ -226,9 +234,9 @@ async def get_average_queue_time(
     caller: Caller,
     ledger: Ledger,
     live: LiveStore,
-    hours: Annotated[int, Query(ge=1, le=8784, description="Of the jobs that ended in so many last hours.")] = 24,
+    hours: Annotated[int, Query(ge=1, le=8784, description="Only jobs that ended in this number of past hours.")] = 24,
 ) -> Response:
-    """From submit to start, of jobs of all projects."""
+    """Returns the average time from submission to start, over jobs of all projects."""
     name = (await live.device(device)).name
     since = datetime.now(UTC) - timedelta(hours=hours)
     found = (await ledger.run(statistics.queue_times, ledger, since)).get(name, statistics.QueueTime())

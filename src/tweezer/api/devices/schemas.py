@@ -1,4 +1,4 @@
-"""What the routes of devices take and answer with."""
+"""Request and response schemas of the routes of devices."""
 
 from __future__ import annotations
 
@@ -17,44 +17,57 @@ from tweezer.model.ids import device_id
 from tweezer.model.webhooks import format_time
 from tweezer.store.records import DeviceRecord
 
-_NAME = Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Its name.", examples=["EMU_FREE"])
-_SPECS = doc("Pulser's `device.to_abstract_repr()`, as a string.")
+_NAME = Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the device.", examples=["EMU_FREE"])
+_SPECS = doc("The specs: the string that `to_abstract_repr()` of a Pulser device returns.")
 
 
 _AWARE = Meta(tz=True)
-_REASON = Annotated[str, Meta(max_length=500, description="Shown to all.", examples=["new lens"])]
+_REASON = Annotated[
+    str, Meta(max_length=500, description="The reason, which all users can see.", examples=["new lens"])
+]
 
 
 class DeviceStatus(StrEnum):
-    """Whether a device works: ``UP`` while workers serve it, its machine runs jobs, and no operator holds it."""
+    """Whether a device runs jobs: `UP` while workers serve it, its machine is up, and no operator has paused it."""
 
     UP = "UP"
     DOWN = "DOWN"
 
 
 class StatusBody(msgspec.Struct, frozen=True):
-    """The status that a device is to have; reason and until are of DOWN."""
+    """The new status of a device; `reason` and `until` apply to `DOWN`."""
 
-    status: DeviceStatus
+    status: Annotated[DeviceStatus, doc("The new status.", "DOWN")]
     reason: _REASON = ""
-    until: Annotated[datetime, _AWARE, doc("When it is UP again by itself.")] | None = None
+    until: (
+        Annotated[datetime, _AWARE, doc("When the device resumes by itself; null: only when it is set `UP`.")] | None
+    ) = None
 
 
 class StatusesBody(msgspec.Struct, frozen=True):
-    """The status that some devices are to have."""
+    """The new status of several devices; `reason` and `until` apply to `DOWN`."""
 
-    device_type_names: Annotated[list[str], Meta(min_length=1, max_length=100, examples=[["EMU_FREE"]])]
-    status: DeviceStatus
+    device_type_names: Annotated[
+        list[str],
+        Meta(min_length=1, max_length=100, description="Names or ids of the devices.", examples=[["EMU_FREE"]]),
+    ]
+    status: Annotated[DeviceStatus, doc("The new status.", "DOWN")]
     reason: _REASON = ""
-    until: Annotated[datetime, _AWARE, doc("When they are UP again by themselves.")] | None = None
+    until: (
+        Annotated[datetime, _AWARE, doc("When the devices resume by themselves; null: only when they are set `UP`.")]
+        | None
+    ) = None
 
 
 class MaintenanceBody(msgspec.Struct, frozen=True):
-    """Planned maintenance of a device."""
+    """A maintenance window to plan. Times need an offset from UTC."""
 
-    begins_at: Annotated[datetime, _AWARE, Meta(examples=["2026-11-22T10:00:00Z"])]
-    ends_at: Annotated[datetime, _AWARE, Meta(examples=["2026-11-22T14:00:00Z"])]
-    reason: Annotated[str, Meta(min_length=1, max_length=500, description="Shown to all.", examples=["new lens"])]
+    begins_at: Annotated[datetime, _AWARE, doc("When the maintenance begins.", "2026-11-22T10:00:00Z")]
+    ends_at: Annotated[datetime, _AWARE, doc("When the maintenance ends.", "2026-11-22T14:00:00Z")]
+    reason: Annotated[
+        str,
+        Meta(min_length=1, max_length=500, description="The reason, which all users can see.", examples=["new lens"]),
+    ]
 
 
 class SpecsBody(msgspec.Struct, frozen=True):
@@ -64,16 +77,16 @@ class SpecsBody(msgspec.Struct, frozen=True):
 
 
 class NewDevice(msgspec.Struct, frozen=True):
-    """A device that no worker serves yet. What else Pasqal's reference has of it is passed over."""
+    """A device to create. The other fields of Pasqal's API are ignored."""
 
     device_type: Annotated[str, _NAME]
     specs: Annotated[str, _SPECS]
-    status: DeviceStatus = DeviceStatus.UP
-    is_emulator: bool = True
-    active: Annotated[bool, doc("If not, it is listed with `include_legacy` only.")] = True
+    status: Annotated[DeviceStatus, doc("The initial status; `DOWN` pauses the device.")] = DeviceStatus.UP
+    is_emulator: Annotated[bool, doc("Whether it is an emulator; a QPU runs one batch at a time.")] = True
+    active: Annotated[bool, doc("Whether it is listed by default; if false, only with `include_legacy`.")] = True
 
     def about(self) -> dict[str, Any]:
-        """Return the device's record until a worker announces it: a machine serves one batch at a time."""
+        """Return the device's record until a worker announces it. A QPU runs one batch at a time."""
         return {
             "is_emulator": int(self.is_emulator),
             "exclusive": int(not self.is_emulator),
@@ -84,51 +97,59 @@ class NewDevice(msgspec.Struct, frozen=True):
 
 
 class MaintenanceResponse(RecordResponse, frozen=True):
-    """When a device is not to be used."""
+    """A maintenance window of a device."""
 
-    id: Annotated[str, Meta(examples=["5f3a90c1"])]
-    begins_at: Annotated[Moment, Source("begins")]
-    ends_at: Annotated[Moment, Source("ends")]
-    reason: Annotated[str, Meta(examples=["new lens"])]
+    id: Annotated[str, doc("Id of the window.", "5f3a90c1")]
+    begins_at: Annotated[Moment, Source("begins"), doc("When the maintenance begins.")]
+    ends_at: Annotated[Moment, Source("ends"), doc("When the maintenance ends.")]
+    reason: Annotated[str, doc("The reason, which all users can see.", "new lens")]
 
 
 class DeviceResponse(RecordResponse, frozen=True):
-    """A device: workers serve it, or did, or an operator has created it."""
+    """A device that workers serve or have served, or that an operator has created."""
 
-    id: Annotated[UUID, Meta(examples=["a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90"])]
-    name: Annotated[str, Meta(examples=["EMU_FREE"])]
-    device_type: Annotated[str, Source("name"), doc("The same.", "EMU_FREE")]
+    id: Annotated[UUID, doc("Id of the device.", "a4b1f9c2-3a60-5d0e-b7c5-3d1d8f1e2a90")]
+    name: Annotated[str, doc("Name of the device.", "EMU_FREE")]
+    device_type: Annotated[str, Source("name"), doc("The same as `name`.", "EMU_FREE")]
     status: Annotated[
         DeviceStatus,
         doc(
-            "`DOWN` while an operator holds it, it is under maintenance, its machine is down, or no worker "
-            "serves it; jobs wait then.",
+            "`DOWN` while an operator has paused the device, it is under maintenance, its machine is down, or no "
+            "worker serves it; its jobs stay pending.",
             "UP",
         ),
     ]
-    status_reason: Annotated[str | None, doc("Why it is `DOWN`, for people; null while it is `UP`.", None)]
-    status_until: Annotated[Moment | None, doc("When that is planned to be over; null where nobody has said.", None)]
+    status_reason: Annotated[str | None, doc("Why the device is `DOWN`, for people; null while it is `UP`.", None)]
+    status_until: Annotated[Moment | None, doc("When the device is expected to be `UP` again; null if unknown.", None)]
     status_unknown: Annotated[
         str | None,
         Source("unsure"),
-        doc("Why it is not known how its machine is, which changes nothing but this; null while it is known.", None),
+        doc(
+            "Why the state of its machine is unknown, for people; does not affect `status`. Null if it is known.", None
+        ),
     ]
     average_queue_time: Annotated[
         Count | None,
-        doc("Seconds from submit to start, of the jobs that ended in the last day; null when none did.", 12),
+        doc("Average seconds from submission to start, over the jobs that ended in the last day; null if none.", 12),
     ]
-    max_atom_num: Annotated[Count | None, doc("Null without limit, and without specs.", 25)]
-    max_runs: Annotated[Count | None, doc("The most shots of a job; null while no worker says.", 1000)]
-    is_emulator: Annotated[bool, Meta(examples=[True])]
-    created_at: Annotated[Moment | None, Source("created"), doc("When it was first announced.")]
-    paused_because: Annotated[str | None, doc("The operator's reason.", None)]
+    max_atom_num: Annotated[
+        Count | None, doc("The largest number of atoms; null if there is no limit, or if the specs are unknown.", 25)
+    ]
+    max_runs: Annotated[Count | None, doc("The largest number of shots of a job; null if unknown.", 1000)]
+    is_emulator: Annotated[bool, doc("Whether the device is an emulator.", True)]
+    created_at: Annotated[
+        Moment | None, Source("created"), doc("When the device was first announced or created; null if unknown.")
+    ]
+    paused_because: Annotated[
+        str | None, doc("The operator's reason for a pause; null if the device is not paused.", None)
+    ]
     maintenance: Annotated[
         MaintenanceResponse | None,
-        doc("What is under way or planned next; `/api/v1/devices/{device}/maintenance` has all.", None),
+        doc("The current or next maintenance window; see `GET /api/v1/devices/{device}/maintenance` for all.", None),
     ]
-    lanes: Annotated[Count, doc("Execution slots of its live workers.", 2)]
-    pending: Annotated[Count, doc("Its pending jobs.", 16)]
-    running: Annotated[Count, doc("Its running jobs.", 2)]
+    lanes: Annotated[Count, doc("Number of lanes (execution slots) of its live workers.", 2)]
+    pending: Annotated[Count, doc("Number of its pending jobs.", 16)]
+    running: Annotated[Count, doc("Number of its running jobs.", 2)]
 
     @classmethod
     def from_device(cls, record: DeviceRecord, waited: QueueTime | None) -> DeviceResponse:
@@ -152,7 +173,9 @@ class DeviceResponse(RecordResponse, frozen=True):
 
 
 class DeviceSpecsResponse(msgspec.Struct, frozen=True):
-    """What clients are told that a device is like."""
+    """The specs of a device."""
 
-    device_type: Annotated[str, Meta(examples=["EMU_FREE"])]
-    specs: Annotated[str, doc("Pulser's abstract representation of the device, as a string.", '{"name": "EMU_FREE"}')]
+    device_type: Annotated[str, doc("Name of the device.", "EMU_FREE")]
+    specs: Annotated[
+        str, doc("The specs: Pulser's abstract representation of the device, as a string.", '{"name": "EMU_FREE"}')
+    ]

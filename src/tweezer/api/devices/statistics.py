@@ -1,4 +1,4 @@
-"""Figures about devices and projects, from the ledger."""
+"""Statistics about devices and projects, from the ledger."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Query, Response
-from msgspec import Meta
 
 from tweezer.api.access.dependencies import Caller, Ledger
 from tweezer.api.batches.filters import VALUES_MAX, Text, Time
@@ -26,23 +25,23 @@ router = APIRouter()
 class LastActivityResponse(msgspec.Struct, frozen=True):
     """When something last changed in a project."""
 
-    project_id: Annotated[str, Meta(examples=["default"])]
-    last_activity_date: Annotated[Moment | None, doc("Null while it has no history.")]
+    project_id: Annotated[str, doc("Id of the project.", "default")]
+    last_activity_date: Annotated[Moment | None, doc("When something last changed; null if nothing ever did.")]
 
 
 class DeviceQueueResponse(RecordResponse, frozen=True):
-    """What waits for a device, of one priority."""
+    """The queue of a device, for one priority."""
 
-    queue: Annotated[Priority, Meta(examples=["MEDIUM"])]
-    number_of_batches: Annotated[Count, Source("batches"), doc("Batches with pending jobs.", 2)]
-    number_of_jobs: Annotated[Count, Source("jobs"), doc("Pending jobs.", 16)]
-    number_of_shots: Annotated[Count, Source("shots"), doc("Their runs, where they say how many.", 1600)]
+    queue: Annotated[Priority, doc("The priority.", "MEDIUM")]
+    number_of_batches: Annotated[Count, Source("batches"), doc("Number of batches with pending jobs.", 2)]
+    number_of_jobs: Annotated[Count, Source("jobs"), doc("Number of pending jobs.", 16)]
+    number_of_shots: Annotated[Count, Source("shots"), doc("Number of their shots, where it is known.", 1600)]
 
 
 class QueueSizeResponse(msgspec.Struct, frozen=True):
-    """What waits for a device."""
+    """The queues of a device."""
 
-    device_queues: Annotated[list[DeviceQueueResponse], doc("One of each priority.")]
+    device_queues: Annotated[list[DeviceQueueResponse], doc("One queue for each priority.")]
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[Priority, statistics.QueueSize]) -> QueueSizeResponse:
@@ -50,27 +49,27 @@ class QueueSizeResponse(msgspec.Struct, frozen=True):
 
 
 class QueueTimeResponse(msgspec.Struct, frozen=True):
-    """How long jobs wait for a device."""
+    """The average queue time of a device."""
 
-    device_type: Annotated[str, Meta(examples=["EMU_FREE"])]
+    device_type: Annotated[str, doc("Name of the device.", "EMU_FREE")]
     average_queue_time: Annotated[
-        Seconds | None, doc("Seconds from submit to start, on average; null when no job ended.", 12.5)
+        Seconds | None, doc("Average seconds from submission to start; null if no job ended.", 12.5)
     ]
-    jobs_count: Annotated[Count, doc("Over how many jobs: those that ended lately.", 340)]
+    jobs_count: Annotated[Count, doc("Number of jobs in the average.", 340)]
 
 
 class DeviceCountsResponse(msgspec.Struct, frozen=True):
-    """Jobs that were submitted in a span of time."""
+    """Numbers of jobs that were submitted in a span of time."""
 
-    datetime: Annotated[str, doc("When the span begins, UTC.", "2026-11-22T10:00:00Z")]
-    devices: Annotated[dict[str, Count], Meta(examples=[{"EMU_FREE": 120, "EMU_MPS": 4}])]
+    datetime: Annotated[str, doc("When the span begins, in UTC.", "2026-11-22T10:00:00Z")]
+    devices: Annotated[dict[str, Count], doc("Number of jobs by device name.", {"EMU_FREE": 120, "EMU_MPS": 4})]
 
 
 class JobFrequencyResponse(msgspec.Struct, frozen=True):
-    """Jobs that were submitted, by span of time and device."""
+    """Numbers of submitted jobs by span of time and device."""
 
-    job_date_scope: Annotated[statistics.Span, Meta(examples=["DAY"])]
-    count: Annotated[list[DeviceCountsResponse], doc("Oldest first; spans without jobs are left out.")]
+    job_date_scope: Annotated[statistics.Span, doc("The length of a span.", "DAY")]
+    count: Annotated[list[DeviceCountsResponse], doc("The spans with jobs, oldest first.")]
 
     @classmethod
     def from_counts(cls, span: statistics.Span, counts: Sequence[statistics.SpanCount]) -> JobFrequencyResponse:
@@ -80,18 +79,20 @@ class JobFrequencyResponse(msgspec.Struct, frozen=True):
 
 Projects = Annotated[
     tuple[Text, ...],
-    Query(max_length=VALUES_MAX, description="Projects. May be repeated. Default: all of the caller's."),
+    Query(
+        max_length=VALUES_MAX, description="Id of a project; all projects of the caller by default. May be repeated."
+    ),
 ]
 
 
 @router.get(
     "/api/v1/batches/last_activity",
     tags=["batches"],
-    summary="When something last happened in a project",
+    summary="Get the last activity of projects",
     **answers(list[LastActivityResponse], 422),
 )
 async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
-    """One entry a project that the caller sees, by id."""
+    """Returns one entry for each project of the caller, sorted by id."""
     found = await ledger.run(statistics.last_activity, ledger, caller, project_id)
     return success([LastActivityResponse(project_id=each.project, last_activity_date=each.time) for each in found])
 
@@ -99,18 +100,21 @@ async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects
 @router.get(
     "/api/v1/devices/job_counts",
     tags=["devices"],
-    summary="How many jobs were submitted",
+    summary="Count submitted jobs",
     **answers(JobFrequencyResponse, 422),
 )
 async def get_job_counts(
     caller: Caller,
     ledger: Ledger,
-    scope: Annotated[Span, Query(description="What is counted together, in UTC.")],
+    scope: Annotated[Span, Query(description="The length of the spans that are counted, in UTC.")],
     project_id: Projects = (),
-    start_date: Annotated[Time | None, Query(description="Default: a day, 30 days or a year before the end.")] = None,
-    end_date: Annotated[Time | None, Query(description="Default: now.")] = None,
+    start_date: Annotated[
+        Time | None,
+        Query(description="Start of the counted time (ISO 8601). Default: a day, 30 days or a year before the end."),
+    ] = None,
+    end_date: Annotated[Time | None, Query(description="End of the counted time (ISO 8601). Default: now.")] = None,
 ) -> Response:
-    """Jobs that were submitted to the caller's projects, by hour, day or month and device."""
+    """Returns the number of jobs that were submitted to the caller's projects, by hour, day or month and by device."""
     until = end_date or datetime.now(UTC)
     since = start_date or until - _SHOWN[scope]
     found = await ledger.run(statistics.job_counts, ledger, caller, project_id, scope, since, until)

@@ -1,1 +1,1 @@
-"""Events over HTTP: pages, long polls and streams"""
+"""The routes of events: pages, long polls and streams."""

@@ -1,4 +1,4 @@
-"""The feed of events: pages of it, held until there is something to tell, and streams."""
+"""The routes of the event feed: pages that are held until there are events, and streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
@@ -29,7 +28,7 @@ router = APIRouter(tags=["events"], responses=failure_docs(422, 503))
 
 _STREAM_DOCS: Responses = {
     200: {
-        "description": "Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON.",
+        "description": "Server-sent events: `id` is the id of an event, `event` its type, `data` the event as JSON.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
 }
@@ -40,15 +39,15 @@ _ID = f"{_BATCH_ID}:5:1795341602000000"
 
 
 class EventResponse(msgspec.Struct, frozen=True):
-    """An event. What ``data`` has depends on its type; a webhook of the event has more."""
+    """An event. The fields of `data` depend on its type; a webhook of the same event has more."""
 
-    id: Annotated[str, doc("The same wherever the event is told.", _ID)]
-    type: Annotated[EventType, Meta(examples=["job.done"])]
-    timestamp: Moment
-    data: Annotated[dict[str, Any], Meta(examples=[{"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5}])]
+    id: Annotated[str, doc("Id of the event; the same in the feed, in streams and in webhooks.", _ID)]
+    type: Annotated[EventType, doc("Type of the event.", "job.done")]
+    timestamp: Annotated[Moment, doc("When the event happened.")]
+    data: Annotated[dict[str, Any], doc("Data of the event.", {"batch_id": _BATCH_ID, "status": "DONE", "sequence": 5})]
 
 
-_NEXT = Annotated[str, doc("What to give as `after` for what comes behind these.", "1795341602000-0")]
+_NEXT = Annotated[str, doc("Cursor: send it as `after` to get the events that follow these.", "1795341602000-0")]
 
 
 class EventsQuery(BaseModel):
@@ -59,11 +58,13 @@ class EventsQuery(BaseModel):
     after: str | None = Field(
         None,
         max_length=200,
-        description="The id of an event, or the `next` of an answer: what comes behind it. `now`: what comes from now "
-        "on. Without it: from the beginning.",
+        description="Return the events after this one: the id of an event, or `next` of an earlier response. `now` "
+        "returns events from now on. Default: from the beginning.",
     )
     type: tuple[EventType, ...] = Field(
-        (), max_length=VALUES_MAX, description="Types. May be repeated: any of them. Without it: all."
+        (),
+        max_length=VALUES_MAX,
+        description="Type of events; all types by default. May be repeated: any of the values matches.",
     )
 
     @property
@@ -75,12 +76,15 @@ class ProjectEventsQuery(EventsQuery):
     """Events of projects to follow."""
 
     project_id: tuple[Text, ...] = Field(
-        (), max_length=VALUES_MAX, description="Projects. May be repeated. One that is not the caller's has nothing."
+        (),
+        max_length=VALUES_MAX,
+        description="Id of a project; all projects of the caller by default. May be repeated. Projects without access "
+        "yield nothing.",
     )
 
 
 class _EventPageQuery(BaseModel):
-    limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX)
+    limit: int = Field(PAGE_LIMIT, ge=1, le=LIMIT_MAX, description="The largest number of events to return.")
 
 
 class ProjectEventsPageQuery(ProjectEventsQuery, _EventPageQuery):
@@ -94,11 +98,14 @@ class EventsPageQuery(EventsQuery, _EventPageQuery):
 Followers = Annotated[FeedFollowers, part("following")]
 LastEventId = Annotated[
     str | None,
-    Header(description="The last id that came, when a stream is taken up again; goes before `after`.", max_length=200),
+    Header(
+        description="The last id that the client received from an interrupted stream; takes precedence over `after`.",
+        max_length=200,
+    ),
 ]
 
 
-@router.get("/api/v2/events", summary="Events", **answers(list[EventResponse], next=_NEXT))
+@router.get("/api/v2/events", summary="List events", **answers(list[EventResponse], next=_NEXT))
 async def list_events(
     query: Annotated[ProjectEventsPageQuery, Query()],
     caller: Caller,
@@ -106,15 +113,15 @@ async def list_events(
     wait_s: WaitSeconds,
     request: Request,
 ) -> Response:
-    """What happened in the caller's projects, and to the devices, oldest first. Held until there is something to tell,
-    20 s at most; `next` goes on from there even if nothing is told."""
+    """Returns the events of the caller's projects and of the devices, oldest first. The request is held until there are
+    events, for `wait_s` seconds at most. `next` continues from there, even if no events are returned."""
     watched = _follow_projects(caller, query.project_id)
     return await _answer_page(request, caller, following, watched, query, wait_s)
 
 
 @router.get(
     "/api/v2/batches/{batch_id}/events",
-    summary="The events of a batch",
+    summary="List the events of a batch",
     **answers(list[EventResponse], 404, next=_NEXT),
 )
 async def list_batch_events(
@@ -126,12 +133,13 @@ async def list_batch_events(
     wait_s: WaitSeconds,
     request: Request,
 ) -> Response:
-    """What happened to the batch and its jobs, oldest first. Held like the events of all; not once it has ended."""
+    """Returns the events of the batch and its jobs, oldest first. The request is held as for `GET /api/v2/events`,
+    unless the batch has ended."""
     watched = await _follow_batch(live, caller, batch_id)
     return await _answer_page(request, caller, following, watched, query, wait_s)
 
 
-@router.get("/api/v2/events/stream", summary="Events as they happen", response_class=Response, responses=_STREAM_DOCS)
+@router.get("/api/v2/events/stream", summary="Stream events", response_class=Response, responses=_STREAM_DOCS)
 async def stream_events(
     query: Annotated[ProjectEventsQuery, Query()],
     caller: Caller,
@@ -139,7 +147,8 @@ async def stream_events(
     request: Request,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """The same as server-sent events, until the client goes, or its key is revoked."""
+    """Sends the same events as `GET /api/v2/events`, as server-sent events. The stream ends when the client disconnects
+    or its key is revoked."""
 
     async def watch() -> FollowedEvents:
         return _follow_projects(caller, query.project_id)
@@ -150,11 +159,11 @@ async def stream_events(
 
 @router.get(
     "/api/v2/batches/{batch_id}/events/stream",
-    summary="The events of a batch as they happen",
+    summary="Stream the events of a batch",
     response_class=Response,
     responses={
         **_STREAM_DOCS,
-        204: {"description": "The batch has ended, and all of it was told."},
+        204: {"description": "The batch has ended, and the client has received all events."},
         **failure_docs(404),
     },
 )
@@ -167,8 +176,8 @@ async def stream_batch_events(
     request: Request,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """The same as server-sent events. Behind the end of the batch comes an event `end`, and the stream ends; whoever
-    takes it up again after that is answered 204, which tells a browser not to try again."""
+    """Sends the events of the batch as server-sent events. After the end of the batch the stream sends an event `end`,
+    and ends. A client that reconnects after that gets 204, which stops the retries of a browser."""
 
     async def watch() -> FollowedEvents:
         return await _follow_batch(live, caller, batch_id)
@@ -196,7 +205,7 @@ async def _answer_page(
 
 
 class _EventStream(StreamingResponse):
-    """A stream, which counts towards the limit of its account until it ends. Raises RequestRejected, a 429."""
+    """A stream, which counts towards the limit of its account until it ends. Raises RequestRejected (429)."""
 
     media_type = "text/event-stream"
 

@@ -1,6 +1,6 @@
-"""Follows the feed of events for requests: held until there is something to tell, or as a stream that does not end.
+"""Follow the feed of events for held requests and for streams.
 
-No events are queued for anybody: a place in the feed is all that is kept, and whoever reads slowly reads on from there.
+No events are queued per client. A client only has a position in the feed; a slow one continues from there.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from tweezer.model.webhooks import EventMessage
 from tweezer.store.streams.tail import Tail, TailReader
 
 STREAMS_MAX = 100
-"""Streams of one user, or of one project without users, in one process of the API."""
+"""Concurrent streams of one user, or of one project without users, in one process of the API."""
 
 BEAT_S = 15.0
-"""How often a stream says that it is still there; proxies close what is silent for a minute."""
+"""How often a silent stream sends a comment; many proxies close a connection after a minute of silence."""
 
 RETRY_MS = 2000
-"""How long a client of a stream is asked to wait before it connects again."""
+"""How long clients of a stream should wait before they reconnect."""
 
-_LOOK_S = 5.0  # how often the key of a stream is looked at
-_REST = 4.0  # after a read that found nothing a request rests so many times as long as that took
+_LOOK_S = 5.0  # how often the key of a stream is checked
+_REST = 4.0  # after a read without events a request rests this many times as long as the read took
 _PAGE = 100
 
 _encoder = msgspec.json.Encoder()
 
 
 class FollowedEvents(msgspec.Struct, frozen=True):
-    """Which events are followed. over: they are those of a batch that has ended, so no more can follow."""
+    """The events to follow. over: they are those of a batch that has ended, so there will be no more."""
 
     selection: Selection
     over: bool = False
 
 
 Watch = Callable[[], Awaitable[FollowedEvents]]
-"""Reads what is followed as it stands; raises NotFound, Unavailable."""
+"""Returns the current state of what is followed. Raises NotFound, Unavailable."""
 
 
 class FeedFollowers:
@@ -71,10 +71,10 @@ class FeedFollowers:
         account: str,
         receive: Receive,
     ) -> EventPage:
-        """Return a page: at once if it has events or no more can follow, else once it has, or after ``wait_s``.
+        """Return a page as soon as it has events, or after ``wait_s``; at once if no more events can follow.
 
-        account: whose request it is; with too many held it is answered at once.
-        receive: of the request, which tells when the client has gone; what is returned then is of no use.
+        account: the caller's account; if it holds too many requests, the page is returned at once.
+        receive: of the request, to detect that the client has disconnected; the result is then discarded.
         Raises Unavailable.
         """
         deadline = time.monotonic() + wait_s
@@ -84,10 +84,10 @@ class FeedFollowers:
             return page
         place = watched.selection
         async with (
-            self._tail.listen(batch_id=place.batch_id, projects=place.projects) as heard,
-            watching_client(receive, heard) as gone,
+            self._tail.listen(batch_id=place.batch_id, projects=place.projects) as reader,
+            watching_client(receive, reader) as gone,
         ):
-            with self._holds.holding(heard, account):
+            with self._holds.holding(reader, account):
                 while True:
                     began = time.monotonic()
                     page = await self.feed.read(watched.selection, cursor, types=types, limit=limit)
@@ -95,7 +95,7 @@ class FeedFollowers:
                     if _has_news(page) or self._holds.is_ending() or gone.done() or left_s <= 0:
                         return page
                     rest_until = time.monotonic() + _REST * (time.monotonic() - began)
-                    cursor = _moved(page.next, await heard.next(left_s))
+                    cursor = _moved(page.next, await reader.next(left_s))
                     if not self._holds.is_ending():
                         await asyncio.sleep(min(rest_until, deadline) - time.monotonic())
 
@@ -107,25 +107,26 @@ class FeedFollowers:
         return not page.events and not page.more
 
     def enter(self, account: str) -> None:
-        """Count a stream of the account, until :meth:`leave`. Raises RequestRejected, a 429."""
+        """Count a stream of the account until :meth:`leave`. Raises RequestRejected (429)."""
         if self._streams[account] >= STREAMS_MAX:
             raise RequestRejected(
                 429,
                 "too_many_streams",
-                f"{account} has {STREAMS_MAX} streams open; close one, or follow all of a project in one stream",
+                f"at most {STREAMS_MAX} open streams are allowed for {account}; close one, or follow a whole project "
+                "in one stream",
                 headers={"Retry-After": str(RETRY_MS // 1000)},
             )
         self._streams.add(account)
 
     def leave(self, account: str) -> None:
-        """Count a stream of the account no more."""
+        """Stop counting a stream of the account."""
         self._streams.add(account, -1)
 
     async def stream(self, watch: Watch, cursor: Cursor, types: frozenset[str], scope: Scope) -> AsyncIterator[bytes]:
         """Yield the frames of a stream of server-sent events.
 
-        It ends when the server stops, when the key of the request no longer stands for the same principal, and after
-        the end of the batch that is followed.
+        The stream ends when the server stops, when the key of the request no longer belongs to the same principal, and
+        after the end of the batch that it follows.
         """
         stream = _Stream(self.feed, watch, cursor, types)
         yield f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
@@ -133,18 +134,18 @@ class FeedFollowers:
         while not (self._holds.is_ending() or stream.is_over):
             try:
                 place = (await watch()).selection
-                async with self._tail.listen(batch_id=place.batch_id, projects=place.projects) as heard:
-                    with self._holds.holding(heard, None):
-                        stream.has_read_all = False  # who begins to listen reads what there is, and then waits
+                async with self._tail.listen(batch_id=place.batch_id, projects=place.projects) as reader:
+                    with self._holds.holding(reader, None):
+                        stream.has_read_all = False  # read what exists before the subscription, then wait
                         while not (self._holds.is_ending() or stream.is_over):
                             if stream.has_read_all:
-                                await stream.wait(heard)
+                                await stream.wait(reader)
                             if not await self._authenticator.still_knows(scope):
                                 return
                             if frames := await stream.read():
                                 yield frames
                             failures = 0
-            except NotFound:  # it was deleted
+            except NotFound:  # the batch was deleted
                 return
             except Unavailable:
                 failures += 1
@@ -162,20 +163,20 @@ class _Stream:
         self._types = types
         self._watched: FollowedEvents | None = None
         self._rest_until = 0.0
-        self._said = time.monotonic()
+        self._last_sent = time.monotonic()
         self.has_read_all = False
         self.is_over = False
 
-    async def wait(self, heard: TailReader) -> None:
-        """Wait for something new, but not for long: the key must be checked now and then."""
-        quiet_to = await heard.next(_LOOK_S)
+    async def wait(self, reader: TailReader) -> None:
+        """Wait for something new, for a few seconds at most: the key must be checked regularly."""
+        quiet_to = await reader.next(_LOOK_S)
         self._cursor = _moved(self._cursor, quiet_to)
         await asyncio.sleep(self._rest_until - time.monotonic())
 
     async def read(self) -> bytes:
-        """Return the next frames; none when there is nothing new."""
+        """Return the next frames; empty if there is nothing new."""
         began = time.monotonic()
-        beats = began - self._said >= BEAT_S
+        beats = began - self._last_sent >= BEAT_S
         if self._watched is None or beats:
             self._watched = await self._watch()
         page = await self._feed.read(self._watched.selection, self._cursor, types=self._types, limit=_PAGE)
@@ -188,7 +189,7 @@ class _Stream:
         if self.is_over:
             frames.append(b"event: end\ndata: {}\n\n")
         if frames:
-            self._said = time.monotonic()
+            self._last_sent = time.monotonic()
         return b"".join(frames)
 
 
@@ -202,5 +203,5 @@ def _has_news(page: EventPage) -> bool:
 
 
 def _moved(cursor: Cursor, quiet_to: int) -> Cursor:
-    """Return the cursor, moved forward to where nothing new is known to be."""
+    """Return the cursor, moved past the part of the feed that is known to have nothing new."""
     return Cursor(quiet_to) if cursor.told is None and quiet_to > cursor.position else cursor

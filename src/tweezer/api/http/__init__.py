@@ -1,1 +1,1 @@
-"""What every route needs: envelope, bodies, limits, and the server"""
+"""What every route needs: envelope, bodies, limits, and the server."""

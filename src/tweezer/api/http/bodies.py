@@ -1,6 +1,6 @@
-"""Reads bodies of requests: unpacks them, bounds what they may hold, and turns their JSON into frozen structs.
+"""Read the bodies of requests: decompress them, check their limits, and convert their JSON to frozen structs.
 
-Whatever is wrong raises an error that names its field, before the queue is asked for anything.
+An error names the field at fault, and is raised before anything is written.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MAX_DEPTH = 32
 MAX_VALUES = 2_000_000
 MAX_NUMBER_LENGTH = 100
 UNPACKED_FREE = 16 << 20
-"""Bytes that a packed body may unpack to, however well it was packed."""
+"""Bytes to which a compressed body may decompress regardless of its ratio."""
 MAX_RATIO = 200
-"""How many times as large as it was sent a body may be that unpacks to more."""
+"""The largest ratio of decompressed to sent size, for bodies that decompress to more than UNPACKED_FREE."""
 
-_STEP = 1 << 18  # unpacked or decoded at once, while all others wait
-_EXPLAINED = 1 << 20  # up to this size, the field that makes a body no JSON is looked for
+_STEP = 1 << 18  # bytes decompressed or decoded at once, which blocks the event loop
+_EXPLAINED = 1 << 20  # in bodies up to this size, the field that is not valid JSON is searched for
 _SHOWN_LENGTH = 100
-_PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory
+_PER_ACCOUNT, _IN_ALL = 2, 8  # bodies of the largest size that may be in memory at once
 _RETRY_AFTER = {"Retry-After": "1"}
 _DIGEST = "tweezer.body"
 
@@ -47,12 +47,12 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def body_digest(scope: Scope) -> str:
-    """Return the SHA-256 of the request's unpacked body; '' if it was not read."""
+    """Return the SHA-256 of the request's decompressed body; '' if it was not read."""
     return cast(str, scope.get(_DIGEST, ""))
 
 
 class BodyReader:
-    """Reads the bodies of requests. ``unpacked_max``: the size of one, without its compression, in bytes."""
+    """Reads the bodies of requests. unpacked_max: the largest size of a decompressed body, in bytes."""
 
     def __init__(self, unpacked_max: int) -> None:
         self._max = unpacked_max
@@ -60,7 +60,7 @@ class BodyReader:
         self._large = asyncio.Lock()
 
     async def read(self, request: Request, kind: type[T], *, account: str, root: str = "body") -> T:
-        """Return the body as a value of this type. ``root`` is its name in errors without a field.
+        """Return the body as a value of this type. root: its name in errors without a field.
 
         Raises RequestRejected and InvalidInput.
         """
@@ -80,7 +80,7 @@ class BodyReader:
             request.scope[_DIGEST] = digest.hexdigest()
             if len(data) <= _STEP:
                 return read_json(data, kind, root=root)
-            async with self._large:  # one at a time: what becomes of it is several times as large
+            async with self._large:  # one at a time: its values take several times as much memory
                 return await asyncio.to_thread(read_json, data, kind, root=root)
         finally:
             self._held.add(account, -len(data))
@@ -88,44 +88,44 @@ class BodyReader:
     def _hold(self, account: str, more: int, size: int, came: int) -> None:
         self._held.add(account, more)
         if size > self._max:
-            problem = f"is larger than {self._max >> 10} KiB when it is unpacked; send fewer jobs a call"
+            problem = f"is larger than {self._max >> 10} KiB when decompressed; send fewer jobs per request"
             raise RequestRejected(413, "unpacked_too_large", problem, field="body")
         if size > UNPACKED_FREE and size > MAX_RATIO * came:
-            problem = f"unpacks to more than {MAX_RATIO} times its size as it is sent; send fewer jobs a call"
+            problem = f"decompresses to more than {MAX_RATIO} times the size that was sent; send fewer jobs per request"
             raise RequestRejected(413, "unpacked_too_large", problem, field="body")
         if self._held[account] > _PER_ACCOUNT * self._max:
-            problem = f"{account} sends too many large bodies at once; send them one after the other"
+            problem = f"{account} is sending too many large bodies at once; send them one after the other"
             raise RequestRejected(429, "too_many_bodies", problem, headers=_RETRY_AFTER)
         if self._held.total() > _IN_ALL * self._max:
-            problem = "too many large bodies are being sent at once; try again"
+            problem = "too many large bodies are being received; try again"
             raise RequestRejected(503, "too_many_bodies", problem, headers=_RETRY_AFTER)
 
 
-# --- packing
+# --- compression
 
 
 class _Plain:
-    """A body that is sent as it is."""
+    """A body without compression."""
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
         yield chunk
 
     def finish(self) -> None:
-        """Do nothing: the server counts the bytes."""
+        """Do nothing: the server checks the length."""
 
 
 class _Gzip:
-    """A body that was packed by gzip (RFC 1952), in one member."""
+    """A body that is compressed with gzip (RFC 1952), in one member."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(wbits=31)
 
     def pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """Unpack a part, and yield it in pieces of a bounded size."""
+        """Decompress a part, and yield it in pieces of a bounded size."""
         piece = b""
         while chunk or (len(piece) == _STEP and not self._inflate.eof):
             if self._inflate.eof:
-                raise _broken_gzip("something follows its end")
+                raise _broken_gzip("there is data after its end")
             try:
                 piece = self._inflate.decompress(chunk, _STEP)
             except zlib.error as error:
@@ -139,7 +139,7 @@ class _Gzip:
 
 
 def _broken_gzip(problem: str) -> RequestRejected:
-    return RequestRejected(400, "broken_gzip", f"is no gzip data: {problem}", field="body")
+    return RequestRejected(400, "broken_gzip", f"is not valid gzip data: {problem}", field="body")
 
 
 def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
@@ -152,7 +152,7 @@ def _choose_unpacker(headers: Headers) -> _Plain | _Gzip:
             raise RequestRejected(
                 415,
                 "content_encoding",
-                "is not known here; send the body as it is, or with gzip, once",
+                "is not supported; send the body uncompressed, or compressed once with gzip",
                 field="Content-Encoding",
                 headers={"Accept-Encoding": "gzip"},
             )
@@ -164,7 +164,7 @@ def _check_content_type(headers: Headers) -> None:
         raise RequestRejected(
             415,
             "content_type",
-            "is not application/json; send JSON, and say so",
+            "must be application/json; send a JSON body",
             field="Content-Type",
             headers={"Accept": "application/json"},
         )
@@ -176,20 +176,22 @@ def _check_content_type(headers: Headers) -> None:
 def read_json(data: bytes | bytearray, kind: type[T], *, root: str = "body") -> T:
     """Decode JSON text as a value of this type; unknown fields are ignored.
 
-    Raises InvalidInput, and RequestRejected where it goes beyond a limit.
+    Raises InvalidInput, and RequestRejected if it exceeds a limit.
     """
     keys = _check_size(data)
     if not data:
-        raise RequestRejected(400, "not_json", "is empty; it is to be JSON", field="body")
+        raise RequestRejected(400, "not_json", "is empty; expected a JSON document", field="body")
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _not_json(data, str(error), root) from error
     if keys != _count_keys(document):
-        if len(data) > _STEP:  # to find it takes several times as long as all the rest, and nobody else runs meanwhile
-            problem = "has a key that is given twice in one object"
+        if len(data) > _STEP:  # finding it would block the event loop for long
+            problem = "has an object with a repeated key; send each key once"
             raise RequestRejected(400, "repeated_key", problem, field="body")
-        raise RequestRejected(400, "repeated_key", "is given twice in one object", field=_first_repeated_key(data))
+        raise RequestRejected(
+            400, "repeated_key", "appears twice in one object; send it once", field=_first_repeated_key(data)
+        )
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
@@ -204,17 +206,17 @@ _STEPS = bytes.maketrans(b"[]", b"\x01\xff")
 
 
 def _check_size(data: bytes | bytearray) -> int:
-    """Check that the JSON text is not built to be slow or huge as values; return the number of its keys.
+    """Check that the JSON text would not decode to huge or slow values; return the number of its keys.
 
-    Looks at the text outside of strings, in a few passes of C: for text that is JSON, the numbers are exact.
+    Scans the text outside strings in a few passes of C code. The counts are exact if the text is JSON.
     """
     plain = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_KINDS, _OTHERS)
     outside = b"".join(_outside_strings(plain))
     if outside.count(b",") + outside.count(b"[") > MAX_VALUES:
-        problem = f"has more than {MAX_VALUES} values; send fewer jobs a call"
+        problem = f"has more than {MAX_VALUES} values; send fewer jobs per request"
         raise RequestRejected(400, "too_many_values", problem, field="body")
     if b"0" * (MAX_NUMBER_LENGTH + 1) in outside:
-        problem = f"has a number of more than {MAX_NUMBER_LENGTH} characters"
+        problem = f"has a number of more than {MAX_NUMBER_LENGTH} characters; shorten it"
         raise RequestRejected(400, "number_too_long", problem, field="body")
     steps = outside.translate(_STEPS, b"0,:")
     if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH:
@@ -223,8 +225,8 @@ def _check_size(data: bytes | bytearray) -> int:
 
 
 def _outside_strings(plain: bytes | bytearray) -> Iterator[bytes | bytearray]:
-    """Yield the parts between strings of a text that has no escaped quotes."""
-    plain = plain.replace(b'""', b"")  # what is not between them stays where it is, outside of strings or inside
+    """Yield the parts outside strings of a text without escaped quotes."""
+    plain = plain.replace(b'""', b"")  # empty strings go first; the rest stays outside or inside strings as before
     inside = False
     for start in range(0, len(plain), _STEP):
         parts = plain[start : start + _STEP].split(b'"')
@@ -257,15 +259,15 @@ def _first_repeated_key(data: bytes | bytearray) -> str:
 
 
 def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestRejected:
-    """Return the error for a text that msgspec cannot read; it names the field where Python's JSON can find it."""
-    field, problem = "body", f"is not JSON: {problem.removeprefix('JSON is malformed: ')}"
+    """Return the error for a text that msgspec cannot decode. It names the field if Python's JSON decoder finds it."""
+    field, problem = "body", f"is not valid JSON: {problem.removeprefix('JSON is malformed: ')}"
     if len(data) <= _EXPLAINED:
         try:
             document = _decode_leniently(bytes(data).decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             problem = "is not UTF-8 text; encode it as UTF-8"
         except ValueError:
-            pass  # broken in a way that no field can be found in
+            pass  # no field can be found in such a text
         else:
             found = next(_find_unsendable(document), None)
             if found is not None:
@@ -275,19 +277,19 @@ def _not_json(data: bytes | bytearray, problem: str, root: str) -> RequestReject
 
 
 class _Constant(str):
-    """``NaN``, ``Infinity`` or ``-Infinity``, which Python writes and JSON does not have."""
+    """``NaN``, ``Infinity`` or ``-Infinity``: Python writes them, but they are not JSON."""
 
     __slots__ = ()
 
 
-_BARE = "Invalid control character at"  # as Python's JSON says it
+_BARE = "Invalid control character at"  # a message of Python's JSON decoder
 _MARK = "\udcff"
 
 
 def _decode_leniently(text: str) -> Any:
-    """Decode what is JSON but for such constants, and halves of surrogate pairs. Raises ValueError.
+    """Decode JSON that may contain such constants and unpaired surrogates. Raises ValueError.
 
-    The first control character that is not escaped is replaced by a mark, and others are let through.
+    The first unescaped control character is replaced by a mark; others are accepted.
     """
     try:
         return json.loads(text, parse_constant=_Constant)
@@ -299,16 +301,16 @@ def _decode_leniently(text: str) -> Any:
 
 
 def _find_unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each place with a value that JSON or UTF-8 cannot hold, and what is wrong with it."""
+    """Yield each place with a value that JSON or UTF-8 cannot represent, and the problem."""
     match value:
         case _Constant():
-            yield place, f"is {value}, which JSON does not have; send a finite number"
+            yield place, f"is {value}, which is not valid JSON; send a finite number"
         case float() if math.isinf(value):
             yield place, "is a number that does not fit into 64 bits; send a smaller one"
         case str() if _MARK in value:
-            yield place, "has a control character that is not escaped; remove it"
+            yield place, "has an unescaped control character; remove it"
         case str() if _HALF.search(value):
-            yield place, "has characters that are not Unicode text (half of a surrogate pair); remove them"
+            yield place, "has half of a surrogate pair, which is not valid Unicode text; remove it"
         case dict():
             for name, item in value.items():
                 inner = f"{place}.{_name(name)}"
@@ -320,5 +322,5 @@ def _find_unsendable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _name(key: str) -> str:
-    """Return a key as part of a field's name; quoted and cut where it could be misread."""
+    """Return a key as part of a field's name; quoted and shortened if it could be misread."""
     return key if key.isprintable() and 0 < len(key) <= _SHOWN_LENGTH else reprlib.repr(key)

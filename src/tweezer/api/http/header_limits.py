@@ -1,6 +1,6 @@
-"""Limits on what the server does by itself for each connection: accept it, read heads, and write answers.
+"""Limits of each connection, before and after the application: accept it, read headers, and write responses.
 
-Beside heads it reads what surrounds the parts of a chunked body.
+The limits on headers also apply to the framing of a chunked body.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tweezer.api.http.limits import ActiveCounts
 from tweezer.api.http.responses import failure
 
 HEAD_MAX = 65_536
-"""The most bytes of a request line and its headers, to within what the network hands over at once; and of what stands
-between two parts of a chunked body, or behind the last one: the extensions of chunks, and trailers."""
+"""The largest request line with its headers, in bytes, to within what one read of the socket returns. Also the largest
+chunk extensions between two parts of a chunked body, and the largest trailers."""
 
 HEAD_S = 20.0
-"""How long they may take, and how long a connection may wait for its first request."""
+"""How long the headers may take to arrive, and how long a connection may be open without a request."""
 
 
 WRITE_S = 20.0
-"""How long a client may read nothing of an answer that waits for it."""
+"""How long a client may take without reading any of a pending response."""
 
 CONNECTION = "tweezer.connection"
 """Key of the :class:`Connection` in the ASGI scope of a request."""
@@ -45,14 +45,14 @@ class Connection(Protocol):
 
 
 def find_connection(scope: Scope) -> Connection | None:
-    """Return the connection of a request; None where the server does not expose it."""
+    """Return the connection of a request; None if the server does not expose it."""
     return cast("Connection | None", scope.get(CONNECTION))
 
 
 class ConnectionLimits:
-    """Counts the connections from each address. most: of one address; trusted proxies have no limit.
+    """Counts the connections from each address. most: per address; trusted proxies have no limit.
 
-    proxies: their addresses and networks, with commas between; ``*`` is all.
+    proxies: comma-separated addresses and networks of trusted proxies; ``*`` means all.
     """
 
     def __init__(self, most: int = _MOST, proxies: str = "") -> None:
@@ -62,7 +62,7 @@ class ConnectionLimits:
         self._open = ActiveCounts()
 
     def enter(self, address: str | None) -> str | None:
-        """Count a connection; return the argument for :meth:`leave`, or None when there are too many already."""
+        """Count a connection; return the argument for :meth:`leave`, or None if there are too many already."""
         if address is None or self._all_trusted or any(_is_in(address, network) for network in self._trusted):
             return ""
         place = get_network(address)
@@ -77,16 +77,16 @@ class ConnectionLimits:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with those limits, and with an envelope around its errors.
+    """uvicorn's HTTP/1.1 protocol with these limits; its errors are sent in the envelope.
 
-    Trailers are dropped: uvicorn would add them to the headers of a request that is being answered already.
+    Trailers are dropped: uvicorn would add them to the headers of the request that it is already serving.
     """
 
     is_lost = False
-    _size = 0  # bytes since the last that were neither of a head nor of a trailer
+    _size = 0  # bytes of headers, chunk framing or trailers since the last byte of a body
     _in_body = False
-    _timeout: asyncio.TimerHandle | None = None  # while a head is on its way
-    _writing: asyncio.TimerHandle | None = None  # while more waits to be read by the client than the buffer has room
+    _timeout: asyncio.TimerHandle | None = None  # while headers are arriving
+    _writing: asyncio.TimerHandle | None = None  # while the client has not read what exceeds the write buffer
     _place: str | None = None
 
     def __init__(self, *args: Any, connected: ConnectionLimits | None = None, **options: Any) -> None:
@@ -139,15 +139,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         reading = self._timeout is not None or self._in_body
-        size, self._size = self._size, -1  # a callback of the parser that makes it 0 has found the end of something
+        size, self._size = self._size, -1  # a parser callback sets it to 0 where headers or a chunk end
         super().data_received(data)
         if self._size < 0:
             self._size = size + len(data) if reading else 0
         if self._size > HEAD_MAX and not self.transport.is_closing():
             what = "trailers" if self._in_body else "headers"
-            self._refuse(431, "head_too_large", f"the {what} are longer than {HEAD_MAX >> 10} KiB")
+            self._refuse(431, "head_too_large", f"the {what} are larger than {HEAD_MAX >> 10} KiB")
         elif self._timeout is None and not self._in_body and getattr(self.cycle, "response_complete", True):
-            self._wait_for_head()  # empty lines: uvicorn no longer waits for the end of an idle connection
+            self._wait_for_head()  # after empty lines, uvicorn no longer times out an idle connection
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -160,14 +160,14 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self._wait_for_reader()  # it stays open until the client has read the rest
+            self._wait_for_reader()  # the connection stays open until the client has read the rest
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
         self._wait_for_reader()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "not_http", "this is no HTTP request that can be read here")
+        self._refuse(400, "not_http", "not a valid HTTP/1.1 request")
 
     def _wait_for_head(self) -> None:
         if self._timeout is None:
@@ -181,8 +181,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         self._timeout = None
-        if not getattr(self.cycle, "response_complete", True):  # before the first request there is no cycle
-            self._wait_for_head()  # nothing is read while requests before this one are being answered
+        if not getattr(self.cycle, "response_complete", True):  # there is no cycle before the first request
+            self._wait_for_head()  # nothing is read while earlier requests are being served
         elif not self.transport.is_closing():
             self.transport.close()
 
@@ -200,7 +200,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, reason: str, description: str) -> None:
-        """Answer in place of the application, unless it is answering, and close the connection."""
+        """Respond in place of the application, unless it is responding already, and close the connection."""
         answering = not getattr(self.cycle, "response_complete", True)
         if self.pipeline or (answering and (self.cycle.response_started or not self._in_body)):
             self.transport.close()
@@ -215,7 +215,7 @@ class LimitedProtocol(HttpToolsProtocol):
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
     try:
         return ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError:  # uvicorn takes names, too
+    except ValueError:  # uvicorn accepts names, too
         return None
 
 

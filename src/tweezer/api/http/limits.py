@@ -1,5 +1,7 @@
-"""Limits on requests before anything of them is parsed (the URL, the size of the body, and how slowly it comes), and on
-the bytes of large answers, which are sent in pieces as fast as they are read.
+"""Limits on requests and responses.
+
+Before a request is parsed: the length of its URL, the size of its body, and how slowly the body arrives. Large
+responses are sent in pieces, as fast as the client reads them; their total size is limited.
 """
 
 from __future__ import annotations
@@ -24,17 +26,17 @@ _LINGER_BYTES = 64 << 20
 
 
 class ActiveCounts(Counter[str]):
-    """Counts by name; a name that has none left is forgotten."""
+    """Counts by name; names with a count of zero are dropped."""
 
     def add(self, name: str, count: int = 1) -> None:
-        """Add to the count of a name, or take from it."""
+        """Add to the count of a name; count may be negative."""
         self[name] += count
         if not self[name]:
             del self[name]
 
     @contextmanager
     def adding(self, name: str, count: int = 1) -> Iterator[None]:
-        """Add to the count of a name for the time of the block."""
+        """Add to the count of a name for the duration of the block."""
         self.add(name, count)
         try:
             yield
@@ -45,8 +47,8 @@ class ActiveCounts(Counter[str]):
 class RequestLimits(msgspec.Struct, frozen=True):
     """The limits of a request. Sizes in bytes.
 
-    body_max: of a body as it is sent. small_bodies: the same for paths that need less. A body may take
-    ``patience_s``, and a second more for each ``least_rate`` that has come.
+    body_max: of a body as sent. small_bodies: the same for paths that need less. A body may take ``patience_s``, plus a
+    second for each ``least_rate`` bytes that have arrived.
     """
 
     body_max: int
@@ -58,7 +60,7 @@ class RequestLimits(msgspec.Struct, frozen=True):
 
 
 class RequestLimitsMiddleware:
-    """ASGI middleware: reject what is beyond the limits, by its headers if possible, else while the body arrives."""
+    """ASGI middleware: reject requests above the limits, by their headers if possible, else while the body arrives."""
 
     def __init__(self, app: ASGIApp, limits: RequestLimits) -> None:
         self._app = app
@@ -75,7 +77,7 @@ class RequestLimitsMiddleware:
                 elif name == b"transfer-encoding":
                     chunked = True
                 elif name == b"expect":
-                    waits = True  # the body comes once it is asked for, and so not at all
+                    waits = True  # for 100 Continue, which an early rejection does not send, so no body arrives
             if chunked or length not in (b"", b"0"):
                 may_drain = not waits and (chunked or (length.isdigit() and int(length[:15]) <= _DRAIN_BYTES))
                 body = _Body(receive, send, most, self._limits, may_drain=may_drain)
@@ -91,13 +93,13 @@ class RequestLimitsMiddleware:
         if path_length + len(query) > self._limits.url_max:
             raise RequestRejected(414, "url_too_long", f"is longer than {self._limits.url_max} characters", field="url")
         if query.count(b"&") >= self._limits.parameters_max:
-            problem = f"has more than {self._limits.parameters_max} parameters; ask in several requests"
+            problem = f"has more than {self._limits.parameters_max} parameters; use several requests"
             raise RequestRejected(400, "too_many_parameters", problem, field="url")
 
 
 def _check_length(text: bytes, most: int) -> None:
     if not text.isdigit():
-        raise RequestRejected(400, "bad_length", "is no number of bytes", field="Content-Length")
+        raise RequestRejected(400, "bad_length", "is not a valid number of bytes", field="Content-Length")
     if len(text) > 15 or int(text) > most:
         raise _too_large(most)
 
@@ -106,17 +108,17 @@ def _too_large(most: int) -> RequestRejected:
     return RequestRejected(
         413,
         "body_too_large",
-        f"is larger than {most >> 10} KiB as it is sent; send less in one call, or pack it (Content-Encoding: gzip)",
+        f"is larger than {most >> 10} KiB as sent; send less per request, or compress it (Content-Encoding: gzip)",
         field="body",
     )
 
 
 class _Body:
-    """A body on its way, and the answer to its request.
+    """An arriving body, and the response to its request.
 
-    An answer that is given before the body was read waits for a short rest of it. If more is to come it closes the
-    connection, or the rest would be read as the next request at the sender's leisure. It waits for a while before,
-    because who still sends does not read yet.
+    A response that begins before the whole body was read waits for a short rest of the body. If more is left, it closes
+    the connection: otherwise the server would have to read the rest, however slow, before the next request. It lingers
+    before it closes, because a client that is still sending does not read yet.
     """
 
     def __init__(self, receive: Receive, send: Send, most: int, limits: RequestLimits, *, may_drain: bool) -> None:
@@ -130,7 +132,7 @@ class _Body:
         self._deadline: float | None = None
 
     async def receive(self) -> Message:
-        """Return the next part. Raises RequestRejected when there is too much, or it is too slow."""
+        """Return the next part. Raises RequestRejected if the body is too large or too slow."""
         if self._complete:
             return await self._receive()
         if self._deadline is None:
@@ -141,18 +143,18 @@ class _Body:
                 message = await self._next()
         except TimeoutError:
             raise RequestRejected(
-                408, "body_too_slow", "came too slowly; send it again over a better connection", field="body"
+                408, "body_too_slow", "arrived too slowly; send it again over a better connection", field="body"
             ) from None
         if self._came > self._most:
             raise _too_large(self._most)
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer."""
+        """Send a part of the response."""
         if self._complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
-            if self._may_drain:  # a short rest, so that the connection can be used again: it is here, or on its way
+            if self._may_drain:  # a short rest, so that the connection can be reused
                 await self._discard(_DRAIN_BYTES, within_s=_DRAIN_S)
             if not self._complete:
                 MutableHeaders(scope=message)["Connection"] = "close"
@@ -165,7 +167,7 @@ class _Body:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _discard(self, size: int, *, within_s: float) -> None:
-        """Read the rest of the body, or about so many bytes of it."""
+        """Read and discard the rest of the body, or about this many bytes of it."""
         most = self._came + size
         try:
             async with asyncio.timeout(within_s):
@@ -182,21 +184,21 @@ class _Body:
 
 
 PIECE = 65_536
-"""Bytes of an answer that are handed to a connection at once; an answer that is longer counts as large."""
+"""Bytes of a response that are written at once; a longer response counts as large."""
 
 PER_ACCOUNT_MAX = 64 << 20
-"""Bytes of large answers to one user, one project without users, or one address without a key, that are being sent."""
+"""Bytes of large responses in flight to one user, one project without users, or one address without a key."""
 
 IN_ALL_MAX = 512 << 20
-"""The same of all."""
+"""Bytes of large responses in flight in the whole process."""
 
 _RETRY_AFTER = {"Retry-After": "1"}
 
 
 class ResponseLimitsMiddleware:
-    """ASGI middleware, behind authentication.
+    """ASGI middleware, inside authentication: limit the large responses in flight.
 
-    Only reads are refused: whoever wrote something must be told, or would write it again.
+    Only reads are rejected: a client that wrote something must get the response, or it would write it again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -212,14 +214,16 @@ class ResponseLimitsMiddleware:
         async def send_in_pieces(message: Message) -> None:
             nonlocal start
             if message["type"] == "http.response.start":
-                start = message  # until the size of the answer is known
+                start = message  # held back until the size of the response is known
                 return
             began, start = start, None
             body, more = message.get("body", b""), message.get("more_body", False)
             account = _account(scope)
             if began is not None:
                 if len(body) > PIECE and scope["method"] == "GET" and (status := self._refusal(account, len(body))):
-                    problem = "large answers are still being sent; read them, or ask for less at once"
+                    problem = (
+                        "too many large responses are still being sent; finish reading them, or request less at once"
+                    )
                     await failure(status, problem, "too_many_answers", headers=_RETRY_AFTER)(scope, receive, send)
                     return
                 await send(began)
@@ -235,7 +239,7 @@ class ResponseLimitsMiddleware:
         await self._app(scope, receive, send_in_pieces)
 
     def _refusal(self, account: str, size: int) -> int:
-        """Return the status with which an answer of this size is rejected; 0: it is not. One is always sent."""
+        """Return the status that rejects a response of this size, or 0. A single response is never rejected."""
         if self._held[account] and self._held[account] + size > PER_ACCOUNT_MAX:
             return 429
         return 503 if self._held.total() and self._held.total() + size > IN_ALL_MAX else 0

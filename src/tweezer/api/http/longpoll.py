@@ -1,4 +1,4 @@
-"""Holds a request until what it asks for has ended: woken by the news of its batch, no thread, no polling."""
+"""Hold requests until their batch or job has ended. News of the batch wakes them: without threads or polling."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from tweezer.store.streams.feed import ChannelReader, News
 T = TypeVar("T")
 
 _REST = 4.0
-"""A held request rests this many times as long as its last read took: a busy batch is not read all the time."""
+"""A held request rests this many times as long as its last read took, so that a busy batch is not read all the time."""
 
 _LOOK_AGAIN_S = 5.0
-"""It reads again after this time, whatever it heard: what came while Redis was away is not told later."""
+"""It reads again after this time in any case: news that was published while Redis was unreachable is lost."""
 
 
 HOLDS_MAX = 1000
-"""Requests of one user, or of one project without users, that a process holds; more are answered at once."""
+"""Requests of one user, or of one project without users, that a process holds; others get a response at once."""
 
 
 class Wakeable(Protocol):
-    """What a held request waits for; None wakes it without news."""
+    """What a held request waits on; None wakes it without news."""
 
     def put(self, message: None, /) -> None: ...
 
@@ -53,24 +53,24 @@ class LongPolls:
         return self._ending
 
     def end(self) -> None:
-        """Answer all held requests now, and hold no more: the server is stopping."""
+        """Release all held requests, and hold no more: the server is stopping."""
         self._ending = True
-        for heard in self._held:
-            heard.put(None)
+        for reader in self._held:
+            reader.put(None)
 
     def may_hold(self, account: str) -> bool:
         """Return whether one more request of the account may be held."""
         return not self._ending and self._by_account[account] < HOLDS_MAX
 
     @contextmanager
-    def holding(self, heard: Wakeable, account: str | None) -> Iterator[None]:
+    def holding(self, reader: Wakeable, account: str | None) -> Iterator[None]:
         """Wake the request when the server stops. It counts towards the limit of the account, if one is given."""
-        self._held.add(heard)
+        self._held.add(reader)
         try:
             with nullcontext() if account is None else self._by_account.adding(account):
                 yield
         finally:
-            self._held.discard(heard)
+            self._held.discard(reader)
 
     async def until(
         self,
@@ -85,22 +85,22 @@ class LongPolls:
     ) -> T:
         """Return what ``read`` returns once it is ``over``, after ``wait_s``, or when the server stops.
 
-        matters: whether what was heard of the batch may have brought its end; else it is not read again.
-        account: whose request it is; with too many held it is answered at once.
-        receive: of the request, which tells when the client has gone; what is returned then is of no use.
-        Raises what ``read`` raises, and Unavailable when Redis cannot be listened to; an outage that ends while the
-        request is held only delays its answer.
+        matters: whether news of the batch may mean its end; if not, the batch is not read again.
+        account: the caller's account; if it holds too many requests, the current state is returned at once.
+        receive: of the request, to detect that the client has disconnected; the result is then discarded.
+        Raises what ``read`` raises, and Unavailable if the subscription in Redis fails. An outage that ends while the
+        request is held only delays the response.
         """
         state = await read()
         if wait_s <= 0 or over(state) or not self.may_hold(account):
             return state
         deadline = time.monotonic() + wait_s
         try:
-            async with asyncio.timeout(wait_s) as entering, self._news.batch(batch_id) as heard:
+            async with asyncio.timeout(wait_s) as entering, self._news.batch(batch_id) as reader:
                 entering.reschedule(None)
-                with self.holding(heard, account):
-                    return await self._follow(state, over, read, heard, matters, deadline, receive)
-        except TimeoutError:  # Redis went away before it confirmed the subscription
+                with self.holding(reader, account):
+                    return await self._follow(state, over, read, reader, matters, deadline, receive)
+        except TimeoutError:  # Redis became unreachable before it confirmed the subscription
             return await read()
 
     async def _follow(
@@ -108,15 +108,15 @@ class LongPolls:
         state: T,
         over: Callable[[T], bool],
         read: Callable[[], Awaitable[T]],
-        heard: ChannelReader,
+        reader: ChannelReader,
         matters: Callable[[list[bytes], T], bool],
         deadline: float,
         receive: Receive,
     ) -> T:
-        looked = rested = -math.inf  # not since the news are heard: the first wake-up always reads
-        async with watching_client(receive, heard) as gone:
+        looked = rested = -math.inf  # not since the subscription began: the first wake-up always reads
+        async with watching_client(receive, reader) as gone:
             while not over(state) and not gone.done() and (left_s := deadline - time.monotonic()) > 0:
-                messages = await heard.next(min(left_s, _LOOK_AGAIN_S))
+                messages = await reader.next(min(left_s, _LOOK_AGAIN_S))
                 fresh = time.monotonic() - looked < _LOOK_AGAIN_S
                 if gone.done() or (messages and fresh and not self._ending and not matters(messages, state)):
                     continue
@@ -125,10 +125,10 @@ class LongPolls:
                 began = looked = time.monotonic()
                 try:
                     state = await read()
-                except Unavailable:  # it may come back while the client still waits
+                except Unavailable:  # Redis may recover while the client is still waiting
                     if self._ending or time.monotonic() + _LOOK_AGAIN_S > deadline:
                         raise
-                    looked = -math.inf  # the next wake-up reads, whatever it is about
+                    looked = -math.inf  # the next wake-up reads in any case
                 rested = time.monotonic() + _REST * (time.monotonic() - began)
                 if self._ending:
                     break
@@ -136,15 +136,15 @@ class LongPolls:
 
 
 @asynccontextmanager
-async def watching_client(receive: Receive, heard: Wakeable) -> AsyncIterator[asyncio.Task[None]]:
-    """Wake the request when its client has disconnected; the task has ended then."""
+async def watching_client(receive: Receive, reader: Wakeable) -> AsyncIterator[asyncio.Task[None]]:
+    """Wake the request when its client disconnects. The task that is yielded ends at that moment."""
 
     async def wait() -> None:
         while (await receive())["type"] != "http.disconnect":
-            pass  # a body, which a GET has no use for
+            pass  # ignore the body of a GET
 
     gone = asyncio.create_task(wait())
-    gone.add_done_callback(lambda _: heard.put(None))
+    gone.add_done_callback(lambda _: reader.put(None))
     try:
         yield gone
     finally:
@@ -154,7 +154,8 @@ async def watching_client(receive: Receive, heard: Wakeable) -> AsyncIterator[as
 def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
     """Return whether the batch may have no pending or running jobs after these events.
 
-    A closed batch ends with its last job and says so; an open one may be without work after any event.
+    A closed batch ends with its last job, in an event about the batch itself. An open one may run out of work with any
+    event.
     """
     words = words_of_news(messages)
     if record.open:
@@ -163,5 +164,5 @@ def may_end_batch(messages: Iterable[bytes], record: BatchRecord) -> bool:
 
 
 def may_change_job(messages: Iterable[bytes], index: int) -> bool:
-    """Return whether the events are about the job, or about a range of jobs or the batch."""
+    """Return whether the events are about the job, a range of jobs, or the batch."""
     return any(not word.jobs or word.count > 1 or index in word.jobs for word in words_of_news(messages))

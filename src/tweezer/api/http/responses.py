@@ -1,7 +1,7 @@
-"""Answers: the JSend envelope, and errors in the form that Pasqal's clients read.
+"""Responses: the JSend envelope, and errors in the format of Pasqal's clients.
 
-A client reads ``code`` and ``data.description`` of an error, and fails on a body that is not JSON, so every error is
-JSON: unknown routes, wrong methods and internal errors too.
+Those clients read ``code`` and ``data.description`` of an error, and crash on a body that is not JSON. So every error
+is JSON, including unknown routes, wrong methods and internal errors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tweezer.model.quotas import QuotaExceeded
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 2
-"""When to try again after a 503. Pasqal's clients do not retry it by themselves."""
+"""``Retry-After`` of a 503, in seconds. Pasqal's clients do not retry a 503 by themselves."""
 
 
 def doc(description: str, *examples: Any) -> Meta:
@@ -45,21 +45,21 @@ def doc(description: str, *examples: Any) -> Meta:
 
 
 class Source(NamedTuple):
-    """Where a record has what a field of an answer shows; a path of attributes, such as ``doc.name``."""
+    """Where a record has the value of a field; a path of attributes, such as ``doc.name``."""
 
     path: str
 
 
 class RecordResponse(msgspec.Struct, frozen=True):
-    """An answer that shows a record.
+    """A response that shows a record.
 
-    A field is the record's of the same name, or at the :class:`Source` in its annotation. One with a default and
-    without a source keeps its default.
+    Each field has the value of the record's attribute with the same name, or that at the :class:`Source` in its
+    annotation. A field with a default and without a source keeps its default.
     """
 
     @classmethod
     def from_record(cls, record: Any, **computed: Any) -> Self:
-        """Return the answer for a record. computed: the fields that it does not have as they are shown."""
+        """Return the response for a record. computed: the fields that are not attributes of the record."""
         names, read = _find_sources(cls, tuple(computed))
         computed.update(zip(names, read(record), strict=True))
         return cls(**computed)
@@ -69,7 +69,7 @@ class RecordResponse(msgspec.Struct, frozen=True):
 def _find_sources(
     kind: type[RecordResponse], computed: tuple[str, ...]
 ) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
-    """Return the names of the fields that are read from a record, and what reads all of them."""
+    """Return the names of the fields that are read from a record, and a function that reads all of them."""
     paths: dict[str, str] = {}
     for field in msgspec.structs.fields(kind):
         source = next((it for it in getattr(field.type, "__metadata__", ()) if isinstance(it, Source)), None)
@@ -87,9 +87,9 @@ _encoder = msgspec.json.Encoder()
 
 
 class RequestRejected(TweezerError):
-    """A request that is refused with an HTTP status of its own, before the queue is asked: by limits and permissions.
+    """A request that is rejected with a certain HTTP status, by a limit or for want of permission.
 
-    ``code`` is a word for programs, ``field`` the part of the request at fault, where there is one.
+    code: the reason, for programs. field: the part of the request at fault, if there is one.
     """
 
     def __init__(
@@ -108,42 +108,52 @@ class RequestRejected(TweezerError):
 
 
 class FailureData(msgspec.Struct, frozen=True):
-    """What went wrong, for people (``description``) and for programs."""
+    """What went wrong: for people (`description`) and for programs (`reason`, `field`)."""
 
-    description: Annotated[str, Meta(examples=["there is no batch 0199f3a2-7c1e-8b1d-9f04-a1b2c3000000"])]
-    reason: Annotated[str, doc("A word for programs.", "not_found")]
-    field: Annotated[str | None, doc("The part of the request that is wrong.", None)] = None
+    description: Annotated[
+        str, doc("What is wrong and what to do, for people.", "there is no batch 0199f3a2-7c1e-8b1d-9f04-a1b2c3000000")
+    ]
+    reason: Annotated[str, doc("Error code, for programs.", "not_found")]
+    field: Annotated[
+        str | None, doc("The part of the request at fault, or the quota; null if neither applies.", None)
+    ] = None
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error: ``fail`` is the caller's, ``error`` is the server's."""
+    """An error response."""
 
-    status: Annotated[Literal["fail", "error"], Meta(examples=["fail"])]
-    message: Annotated[str, Meta(examples=["Not Found"])]
-    code: Annotated[str, doc("The HTTP status.", "404")]
-    data: FailureData
+    status: Annotated[
+        Literal["fail", "error"],
+        doc("`fail` for an error of the client (4xx), `error` for one of the server (5xx).", "fail"),
+    ]
+    message: Annotated[str, doc("The phrase of the HTTP status.", "Not Found")]
+    code: Annotated[str, doc("The HTTP status, as text.", "404")]
+    data: Annotated[FailureData, doc("What went wrong.")]
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong with a request."""
+    """One problem of a malformed request."""
 
-    type: Annotated[str, Meta(examples=["uuid_parsing"])]
-    loc: Annotated[list[str | int], doc("Where it is.", ["path", "batch_id"])]
-    msg: Annotated[str, Meta(examples=["Input should be a valid UUID"])]
+    type: Annotated[str, doc("The kind of problem, for programs.", "uuid_parsing")]
+    loc: Annotated[
+        list[str | int],
+        doc("Where the problem is: `path`, `query`, `header` or `body`, then the name.", ["path", "batch_id"]),
+    ]
+    msg: Annotated[str, doc("What is wrong, for people.", "Input should be a valid UUID")]
 
 
 class MalformedRequest(Failure, frozen=True):
-    """A request that cannot be read: the envelope of an error, and each problem in ``detail``."""
+    """An error response to a malformed request, with a list of its problems."""
 
-    detail: list[Problem]
+    detail: Annotated[list[Problem], doc("All problems that were found.")]
 
 
 class Pagination(msgspec.Struct, frozen=True):
-    """Where a page is in its list."""
+    """The position of a page in its list."""
 
-    total: Annotated[Count, doc("Rows on all pages.", 41)]
-    start: Annotated[Count, doc("Index of the first row of the page.", 0)]
-    end: Annotated[Count, doc("Index behind the last row: the offset of the next page.", 20)]
+    total: Annotated[Count, doc("Number of rows on all pages.", 41)]
+    start: Annotated[Count, doc("Index of the first row of the page, from 0.", 0)]
+    end: Annotated[Count, doc("Index after the last row: the `offset` of the next page.", 20)]
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -152,12 +162,12 @@ def json_response(content: object, status: int = 200, headers: Mapping[str, str]
 
 
 def success(data: object, **beside: object) -> Response:
-    """Return the response of a success with this data, and other members of the envelope."""
+    """Return a successful response with this data. beside: additional members of the envelope."""
     return json_response({"status": "success", "message": "OK.", "code": "200", "data": data, **beside})
 
 
 def page(rows: Sequence[object], *, offset: int, total: int) -> Response:
-    """Return a page of a list: ``end`` is where the next one starts. A header repeats it for older clients."""
+    """Return a page of a list. The header ``Content-Range`` repeats its position for older clients."""
     end = offset + len(rows)
     response = success(rows, pagination=Pagination(total, offset, end))
     response.headers["Content-Range"] = f"{offset}-{end - 1}/{total}" if rows else f"*/{total}"
@@ -174,7 +184,7 @@ def failure(
     detail: list[Problem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Return the response of an error. With ``detail`` it is a MalformedRequest."""
+    """Return an error response; with ``detail`` it is a MalformedRequest."""
     content: dict[str, Any] = {
         "status": "fail" if status < 500 else "error",
         "message": HTTPStatus(status).phrase,
@@ -187,7 +197,7 @@ def failure(
 
 
 def error_response(error: TweezerError) -> Response:
-    """Return the response of an error of Tweezer's."""
+    """Return the response to an error of Tweezer."""
     match error:
         case RequestRejected():
             return failure(error.status, error.message, error.code, field=error.field, headers=error.headers)
@@ -199,7 +209,9 @@ def error_response(error: TweezerError) -> Response:
             return failure(409, error.message, error.code)
         case Unreadable():
             log.error("api.unreadable", error=error.message)
-            return failure(500, f"{error.message}; an operator finds it by `tweezer dead-letters list`", error.code)
+            return failure(
+                500, f"{error.message}; an operator can look for it with `tweezer dead-letters list`", error.code
+            )
         case QuotaExceeded(retryable=True):
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             return failure(429, error.message, error.code, field=error.quota, headers=headers)
@@ -210,20 +222,22 @@ def error_response(error: TweezerError) -> Response:
             return failure(503, describe_outage(error), error.code, headers=headers)
         case _:
             log.error("api.failed", error=error.message, code=error.code)
-            return failure(500, "the server failed at this request; its log says why", error.code)
+            return failure(
+                500, "internal error: this is a bug in Tweezer; the log of the API server has the details", error.code
+            )
 
 
 def describe_outage(error: TweezerError) -> str:
-    """Log why nothing can be done, and return what callers may know of it.
+    """Log the cause of an outage, and return the part of its message that callers may see.
 
-    The part behind a colon is a cause in the words of a library, with names and addresses within the server's network.
+    The part after a colon is the cause in the words of a library, with names and addresses of the server's network.
     """
     log.warning("api.unavailable", error=error.message)
     return error.message if isinstance(error, QueueFull) else error.message.partition(": ")[0]
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of the application an envelope."""
+    """Send every error of the application in the envelope."""
 
     @app.exception_handler(TweezerError)
     async def handle_tweezer_error(request: Request, error: TweezerError) -> Response:
@@ -232,8 +246,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_routing_error(request: Request, error: HTTPException) -> Response:
         descriptions = {
-            404: "there is no such route; /openapi.json lists those there are",
-            405: "this route does not know the method; /openapi.json lists the ones it knows",
+            404: "no such route; see /openapi.json for the list",
+            405: "this route does not support the method; see /openapi.json for those it does",
         }
         reasons = {404: "no_such_route", 405: "no_such_method"}
         status = error.status_code
@@ -243,7 +257,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-        # without the input, which may be huge or secret
+        # leaves out the input, which may be huge or secret
         problems = [Problem(each["type"], list(each["loc"]), each["msg"]) for each in error.errors()]
         first = problems[0]
         names = [part for part in first.loc if isinstance(part, str)]
@@ -252,8 +266,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def handle_disconnect(request: Request, error: ClientDisconnect) -> Response:
-        return failure(400, "body: ended before its end", "incomplete", field="body")  # nobody reads it
+        return failure(400, "body: is incomplete", "incomplete", field="body")  # the client has disconnected
 
     @app.exception_handler(Exception)
     async def handle_defect(request: Request, error: Exception) -> Response:
-        return failure(500, "the server failed at this request; its log says why", "internal")
+        return failure(
+            500, "internal error: this is a bug in Tweezer; the log of the API server has the details", "internal"
+        )

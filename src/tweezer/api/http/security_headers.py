@@ -1,7 +1,7 @@
-"""What stands before every route: what a browser may do with the answer, and a line of log.
+"""Security headers of every response, a check of the Host header, and a log line per request.
 
-Credentials are bearer tokens, which no browser sends by itself, so a page of another origin can ask nothing in its
-reader's name. Answers still may not be embedded in, guessed at or kept by anybody: no CORS headers are sent.
+Credentials are bearer tokens. A browser never sends them by itself, so a page of another origin cannot act for its
+reader. The headers also forbid browsers to embed, sniff or cache responses, and no CORS headers are sent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADERS = {
 
 
 class SecurityHeadersMiddleware:
-    """ASGI middleware: the headers above, one Host, and ``api.answered`` in the log."""
+    """ASGI middleware: add the headers, require one Host header, and log ``api.answered``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class SecurityHeadersMiddleware:
 
         answer = self._app
         if scope["http_version"] == "1.1" and len(_hosts(scope)) != 1:
-            answer = failure(400, "Host: a request has one Host header (RFC 9112)", "invalid", field="Host")
+            answer = failure(400, "Host: expected exactly one Host header (RFC 9112)", "invalid", field="Host")
         await answer(scope, receive, send_guarded)
         log.debug(
             "api.answered",
@@ -64,10 +64,12 @@ class SecurityHeadersMiddleware:
 
 
 def get_origin(scope: Scope) -> str:
-    """Return ``http://host:port`` as the client reached the API. Raises InvalidInput("Host", …)."""
+    """Return ``http://host:port`` of the API as the client reached it. Raises InvalidInput("Host", …)."""
     host = b"".join(_hosts(scope)[:1]).decode("latin-1")
     if len(host) > _HOST_MAX or _HOST.fullmatch(host) is None:
-        raise InvalidInput("Host", "is no name of a server: links need one, or the setting TWEEZER_API_PUBLIC_URL")
+        raise InvalidInput(
+            "Host", "is not a valid host name; set TWEEZER_API_PUBLIC_URL so that links do not depend on it"
+        )
     return f"{scope['scheme']}://{host.lower()}"
 
 

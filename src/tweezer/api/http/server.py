@@ -1,4 +1,4 @@
-"""Serves an application until it is told to stop."""
+"""Serve an application until a signal stops it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tweezer.processes.runtime import watching_loop
 log = structlog.get_logger(__name__)
 
 _GRACE_S = 3
-"""How long answers may take once the server stops; honcho kills after 5 s."""
+"""How long running requests may take once the server stops; honcho kills it after 5 s."""
 
 _BACKLOG = 2048
-_TICK_S = 1.0  # between looks whether a duty failed; signals do not wait for it
-_TICKS = 10  # of uvicorn's, each of 0.1 s, in that time
+_TICK_S = 1.0  # between checks for a failed duty; signals take effect at once
+_TICKS = 10  # uvicorn's ticks of 0.1 s in that time
 
 
 def serve(
@@ -44,22 +44,22 @@ def serve(
     proxies: str,
     connections_per_address: int,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, answer held requests and return. Call it in the main thread.
+    """Serve until SIGINT or SIGTERM, then answer held requests and return. Call it in the main thread.
 
-    proxies: addresses and networks, with commas between, that are believed for whom they ask and by which scheme.
-    connections_per_address: of others than those, at once; at most half of the files that the process may open.
-    Raises InvalidInput when the address is not to be had, and DutyEnded when one of ``duties`` ended.
+    proxies: comma-separated addresses and networks whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted.
+    connections_per_address: the limit for all other addresses; at most half of the files that the process may open.
+    Raises InvalidInput if the address cannot be listened on, and DutyEnded if one of ``duties`` ended.
     """
     with listen(host, port) as listener:
         if not is_loopback(listener) and not proxies:
-            log.warning("api.unencrypted", advice="keys pass in the clear: put a proxy with TLS before it")
+            log.warning("api.unencrypted", advice="keys are sent unencrypted: put a TLS proxy in front of the API")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = connections_per_address if files < 0 else min(connections_per_address, max(files // 2, 1))
         protocol: Any = functools.partial(LimitedProtocol, connected=ConnectionLimits(most, proxies))
         config = uvicorn.Config(
             app,
             log_config=None,  # tweezer.logs has been configured
-            access_log=False,  # the edge has its own
+            access_log=False,  # SecurityHeadersMiddleware logs requests
             server_header=False,
             proxy_headers=bool(proxies),
             forwarded_allow_ips=proxies,
@@ -68,10 +68,10 @@ def serve(
             timeout_graceful_shutdown=_GRACE_S,
         )
         gc.collect()
-        gc.freeze()  # what is there now stays: to look through it again and again holds all answers up, 50 ms each time
+        gc.freeze()  # spares the collector the objects of the start-up: each full collection would block for 50 ms
         try:
             _Server(config, holds, duties, _url(listener)).run(sockets=[listener])
-        except SystemExit:  # uvicorn exits when the application cannot start, for which a duty may be the reason
+        except SystemExit:  # uvicorn exits if the application cannot start; a failed duty may be the cause
             if duties.failure is None:
                 raise
     if duties.failure is not None:
@@ -79,7 +79,7 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 is a free one. Raises InvalidInput("api_host" | "api_port", …)."""
+    """Return a listening socket; port 0 picks a free one. Raises InvalidInput("api_host" | "api_port", …)."""
     family, address = _resolve(host)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -89,8 +89,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InvalidInput("api_host", f"{host} is no address of this machine") from error
-        raise InvalidInput("api_port", f"{host} port {port} cannot be listened on: {error.strerror}") from error
+            raise InvalidInput("api_host", f"{host} is not an address of this machine") from error
+        raise InvalidInput("api_port", f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
 
 
@@ -104,7 +104,9 @@ def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
-        raise InvalidInput("api_host", f"{host[:100]!r} is neither an address nor a name that is known") from error
+        raise InvalidInput(
+            "api_host", f"{host[:100]!r} is not an IP address, and cannot be resolved as a host name"
+        ) from error
     family, *_, place = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
     return family, str(place[0])
 
@@ -115,7 +117,7 @@ def _url(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which also answers what is held when it stops, and returns instead of dying of the signal."""
+    """uvicorn's server, which also releases held requests when it stops, and returns instead of dying by the signal."""
 
     def __init__(self, config: uvicorn.Config, holds: LongPolls, duties: Duties, url: str) -> None:
         super().__init__(config)
@@ -123,7 +125,7 @@ class _Server(uvicorn.Server):
         self._duties = duties
         self._url = url
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._told_to_exit = asyncio.Event()
+        self._exit_requested = asyncio.Event()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         with watching_loop():
@@ -134,14 +136,14 @@ class _Server(uvicorn.Server):
         log.info("api.listening", url=self._url)
 
     async def main_loop(self) -> None:
-        """As uvicorn's, which wakes ten times a second to see whether it should exit: this one is woken."""
+        """Run until exit; unlike uvicorn's loop, which polls ten times a second, this one is woken."""
         self._loop = asyncio.get_running_loop()
         ticks = 0
         while not await self.on_tick(ticks):
             ticks += _TICKS
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
-                    await self._told_to_exit.wait()
+                    await self._exit_requested.wait()
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self._duties.failure is not None
@@ -156,4 +158,4 @@ class _Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._told_to_exit.set)
+            self._loop.call_soon_threadsafe(self._exit_requested.set)

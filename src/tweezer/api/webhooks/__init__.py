@@ -1,1 +1,1 @@
-"""Webhooks and deliveries over HTTP"""
+"""The routes of webhooks and deliveries."""

@@ -1,4 +1,4 @@
-"""Webhooks: where they go, their secrets, what became of them, and sending them again."""
+"""The routes of webhooks: endpoints, their secrets, and deliveries."""
 
 from __future__ import annotations
 
@@ -65,21 +65,22 @@ WebhookPageParams = Annotated[WebhookPageQuery, Query()]
 DeliveryPageParams = Annotated[DeliveryPageQuery, Query()]
 DeliveryId = Annotated[UUID, Path(description="Id of a delivery.")]
 ProjectId = Annotated[
-    Text | None, Query(description="A project of the caller's; needless with a key that belongs to one project.")
+    Text | None, Query(description="Id of the project; may be omitted if the key belongs to a single project.")
 ]
 OverlapSeconds = Annotated[
-    float, Query(ge=0, le=OVERLAP_MAX_S, allow_inf_nan=False, description="How long the one before signs, too, in s.")
+    float,
+    Query(ge=0, le=OVERLAP_MAX_S, allow_inf_nan=False, description="For how many seconds the old secret also signs."),
 ]
-Ed25519 = Annotated[bool, Query(description="Makes a new ed25519 key, or the first one, instead of a new secret.")]
+Ed25519 = Annotated[bool, Query(description="Whether to create or replace the ed25519 key instead of the HMAC secret.")]
 
 
 # -- endpoints ----------------------------------------------------------------------------------------------
 
 
-@router.get("/api/v2/webhooks", summary="Endpoints", **pages(WebhookResponse))
+@router.get("/api/v2/webhooks", summary="List endpoints", **pages(WebhookResponse))
 async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
-    """Those of the caller's projects, without their secrets: registered ones, then those that batches brought, each
-    newest first."""
+    """Returns a page of the endpoints of the caller's projects, without their secrets: first those that were
+    registered, then those that batches were submitted with, both newest first."""
     projects = visible_projects(caller)
     if query.project_id:
         projects = {it for it in query.project_id if caller.sees(it)}
@@ -92,8 +93,8 @@ async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hook
     "/api/v2/webhooks", summary="Register an endpoint", **answers(MadeWebhookResponse, 404, 409, body=NewWebhook)
 )
 async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
-    """It is sent what happens in its project from now on, and the answer has the secret that its receiver verifies
-    with."""
+    """Creates an endpoint that receives the events of its project from now on. The response includes the secret with
+    which its receiver verifies them."""
     body = await bodies.read(request, NewWebhook, account=caller.account)
     project = choose_project(caller, body.project_id)
     with reject_malformed():
@@ -111,14 +112,20 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
     )
 
 
-@router.get("/api/v2/webhooks/secret", summary="The secret of a project", **answers(WebhookSecretResponse, 400, 404))
+@router.get(
+    "/api/v2/webhooks/secret", summary="Get the webhook secret of a project", **answers(WebhookSecretResponse, 400, 404)
+)
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
-    """What is sent to the `webhook` of its batches is signed with it."""
+    """Returns the secret that signs what is sent to the `webhook` of the project's batches."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
     return success(WebhookSecretResponse.from_record(await webhooks.show(owner)))
 
 
-@router.post("/api/v2/webhooks/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 400, 404))
+@router.post(
+    "/api/v2/webhooks/rotate_secret",
+    summary="Rotate the webhook secret of a project",
+    **answers(WebhookSecretResponse, 400, 404),
+)
 async def rotate_project_secret(
     caller: Submitter,
     webhooks: Hooks,
@@ -126,15 +133,16 @@ async def rotate_project_secret(
     overlap_s: OverlapSeconds = OVERLAP_S,
     ed25519: Ed25519 = False,
 ) -> Response:
-    """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
+    """Replaces the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
+    sent after 1.5 s, when every courier signs with the new secret."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
     shown = await webhooks.rotate(owner, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_record(shown))
 
 
-@router.get("/api/v2/webhooks/{webhook_id}", summary="An endpoint", **answers(WebhookResponse, 404))
+@router.get("/api/v2/webhooks/{webhook_id}", summary="Get an endpoint", **answers(WebhookResponse, 404))
 async def get_webhook(endpoint: FoundEndpoint) -> Response:
-    """As it stands, without its secret."""
+    """Returns the current state of the endpoint, without its secret."""
     return success(WebhookResponse.from_record(endpoint))
 
 
@@ -157,46 +165,56 @@ async def change_webhook(
 
 @router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **answers(None, 404))
 async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """For good, with its secrets and the log of its deliveries. The `webhook` of batches comes back with the next
-    event of one: disable it instead."""
+    """Deletes the endpoint permanently, with its secrets and the log of its deliveries. The endpoint of a batch's
+    `webhook` is created again with the next event of such a batch: disable it instead."""
     await webhooks.change(delete_endpoint, endpoint.id)
     return success(None)
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **answers(WebhookResponse, 404))
 async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """What happens from now on is sent there again. What happened meanwhile is held until it is sent again."""
+    """The endpoint receives new events again. Deliveries that were held while it was disabled stay held until they are
+    resent on request."""
     return success(WebhookResponse.from_record(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **answers(WebhookResponse, 404))
 async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Nothing is sent there any more; deliveries are written down, and held."""
+    """Stops sending to the endpoint. Its deliveries are still recorded, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return success(WebhookResponse.from_record(await webhooks.read(find_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **answers(DeliveryResponse, 404, 409))
 async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Whatever types of events it takes. The delivery shows by its id what becomes of it."""
+    """Sends an event of the type `ping`, whichever types the endpoint has subscribed to. Look up the delivery by the
+    `id` in the response to see its outcome."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
     return success(DeliveryResponse.from_record(await webhooks.read(find_delivery, identity)))
 
 
 @router.get(
-    "/api/v2/webhooks/{webhook_id}/secret", summary="The secret of an endpoint", **answers(WebhookSecretResponse, 404)
+    "/api/v2/webhooks/{webhook_id}/secret",
+    summary="Get the secret of an endpoint",
+    **answers(WebhookSecretResponse, 404),
 )
 async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """With it the receiver verifies. Of the `webhook` of batches it is the project's."""
+    """Returns the secret with which the receiver verifies deliveries. For the `webhook` of batches it is the secret of
+    the project."""
     return success(WebhookSecretResponse.from_record(await webhooks.show(endpoint.secret_owner)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/rotate_secret", summary="Rotate it", **answers(WebhookSecretResponse, 404))
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/rotate_secret",
+    summary="Rotate the secret of an endpoint",
+    **answers(WebhookSecretResponse, 404),
+)
 async def rotate_secret(
     endpoint: EndpointToChange, webhooks: Hooks, overlap_s: OverlapSeconds = OVERLAP_S, ed25519: Ed25519 = False
 ) -> Response:
-    """Signed with both for a while. The answer comes once everything is signed with the new one, after 1.5 s."""
+    """Replaces the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
+    sent after 1.5 s, when every courier signs with the new secret."""
     shown = await webhooks.rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_record(shown))
 
@@ -206,25 +224,26 @@ async def rotate_secret(
 
 @router.get(
     "/api/v2/webhooks/{webhook_id}/deliveries",
-    summary="Deliveries to an endpoint",
+    summary="List the deliveries to an endpoint",
     **answers(DeliveryPageResponse, 404),
 )
 async def list_endpoint_deliveries(
     endpoint: FoundEndpoint, query: DeliveryPageParams, caller: Caller, webhooks: Hooks
 ) -> Response:
-    """Newest first, each with every attempt."""
+    """Returns a page of the deliveries to the endpoint with all their attempts, newest first."""
     return success(await _deliveries(webhooks, caller, query, endpoint.id))
 
 
 @router.post(
     "/api/v2/webhooks/{webhook_id}/resend",
-    summary="Send again since a time",
+    summary="Resend the deliveries to an endpoint",
     **answers(ResentResponse, 404, 409, body=ResendBody),
 )
 async def resend_all(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
-    """What was not delivered, or all: with the same ids and bodies, signed anew, by a schedule from its beginning."""
+    """Resends the deliveries since a time that were not delivered, or all of them. They keep their ids and bodies, get
+    new signatures, and start a new retry schedule."""
     body = await bodies.read(request, ResendBody, account=caller.account)
     count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
     if count:
@@ -232,23 +251,27 @@ async def resend_all(
     return success(ResentResponse(count=count))
 
 
-@router.get("/api/v2/deliveries", summary="Deliveries", **answers(DeliveryPageResponse))
+@router.get("/api/v2/deliveries", summary="List deliveries", **answers(DeliveryPageResponse))
 async def list_all_deliveries(query: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
-    """Those to all endpoints of the caller's projects, newest first, each with every attempt."""
+    """Returns a page of the deliveries to all endpoints of the caller's projects with all their attempts, newest
+    first."""
     return success(await _deliveries(webhooks, caller, query, None))
 
 
-@router.get("/api/v2/deliveries/{delivery_id}", summary="A delivery", **answers(DeliveryWithBodyResponse, 404))
+@router.get("/api/v2/deliveries/{delivery_id}", summary="Get a delivery", **answers(DeliveryWithBodyResponse, 404))
 async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
-    """With every attempt, and the body that is sent."""
+    """Returns the delivery with all its attempts and the body that is sent."""
     return success(
         DeliveryWithBodyResponse.from_record(await webhooks.read(find_delivery, delivery_id, visible_projects(caller)))
     )
 
 
-@router.post("/api/v2/deliveries/{delivery_id}/resend", summary="Send one again", **answers(DeliveryResponse, 404, 409))
+@router.post(
+    "/api/v2/deliveries/{delivery_id}/resend", summary="Resend a delivery", **answers(DeliveryResponse, 404, 409)
+)
 async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Response:
-    """Whatever became of it: with the same id and body, signed anew, by a schedule from its beginning."""
+    """Resends a delivery in any status. It keeps its id and body, gets a new signature, and starts a new retry
+    schedule."""
     await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
     found = await webhooks.change(resend, delivery_id)
     await webhooks.arm(found.endpoint)

@@ -1,4 +1,4 @@
-"""What the routes of webhooks take and answer with."""
+"""Request and response schemas of the routes of webhooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field
 
 from tweezer.api.batches.filters import Number, Text, Time
@@ -25,27 +24,32 @@ _EVENT = f"{_BATCH}:5:1795341602000000"
 _NOW, _SOON = "2026-11-22T10:00:00.250000Z", "2026-11-22T10:00:05.250000Z"
 _URL = "https://hooks.example.org/tweezer"
 
-_GIVEN_URL = doc(f"Where to: `https://…`, public, at most {URL_MAX} characters, unless the operator allows more.", _URL)
-_GIVEN_TYPES = doc(
-    "Types of events. None: those of batches, the ends of jobs, and `endpoint.disabled`.", ["job.done", "job.error"]
+_GIVEN_URL = doc(
+    f"The URL that receives webhooks, at most {URL_MAX} characters: a public `https://…` URL, unless the operator "
+    "allows others.",
+    _URL,
 )
-_GIVEN_DESCRIPTION = doc(f"For people; at most {DESCRIPTION_MAX} characters.", "the lab's")
+_GIVEN_TYPES = doc(
+    "Types of events to send. Empty: all events of batches, the ends of jobs, and `endpoint.disabled`.",
+    ["job.done", "job.error"],
+)
+_GIVEN_DESCRIPTION = doc(f"A description for people, at most {DESCRIPTION_MAX} characters.", "the lab's")
 
 
 class NewWebhook(msgspec.Struct, frozen=True):
-    """An endpoint that is to be sent the events of a project."""
+    """An endpoint to register, which receives the events of a project."""
 
     url: Annotated[str, _GIVEN_URL]
     types: Annotated[list[str], _GIVEN_TYPES] = []
     description: Annotated[str, _GIVEN_DESCRIPTION] = ""
     project_id: Annotated[
-        str | None, doc("A project of the caller's; needless with a key that belongs to one project.")
+        str | None, doc("Id of the project; may be omitted if the key belongs to a single project.")
     ] = None
-    ed25519: Annotated[bool, doc("Whether it is signed with a private key, too (`v1a`).")] = False
+    ed25519: Annotated[bool, doc("Whether deliveries are also signed with an ed25519 key (`v1a`).")] = False
 
 
 class WebhookChange(msgspec.Struct, frozen=True):
-    """What is to be different about an endpoint; null leaves it as it is."""
+    """Changes to an endpoint; null leaves a field unchanged."""
 
     url: Annotated[str | None, _GIVEN_URL] = None
     types: Annotated[list[str] | None, _GIVEN_TYPES] = None
@@ -53,58 +57,67 @@ class WebhookChange(msgspec.Struct, frozen=True):
 
 
 class ResendBody(msgspec.Struct, frozen=True):
-    """Which deliveries of an endpoint are to be sent again."""
+    """The deliveries of an endpoint to resend."""
 
-    since: Annotated[datetime, doc("Those of events since then; without an offset UTC.", _NOW)]
-    all: Annotated[bool, doc("Those that were delivered, too.")] = False
+    since: Annotated[datetime, doc("Deliveries created at this time or later (ISO 8601; UTC without an offset).", _NOW)]
+    all: Annotated[bool, doc("Whether to include deliveries that were successful.")] = False
 
 
 class WebhookPageQuery(BaseModel):
-    """Which endpoints are meant."""
+    """The filter and page of a list of endpoints."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: EndpointKind | None = Field(
-        None, description="`project`: registered; `batch`: the `webhook` that batches were submitted with. Both."
+        None,
+        description="`project`: registered endpoints; `batch`: the `webhook` of batches. Default: both.",
     )
-    project_id: tuple[Text, ...] = Field((), max_length=300, description="Projects. May be repeated: any of them.")
-    limit: int = Field(100, ge=1, le=100)
-    offset: Number = 0
+    project_id: tuple[Text, ...] = Field(
+        (), max_length=300, description="Id of a project; all projects of the caller by default. May be repeated."
+    )
+    limit: int = Field(100, ge=1, le=100, description="The number of rows of a page.")
+    offset: Number = Field(0, description="The number of rows to skip; `pagination.end` of the previous page.")
 
 
 class DeliveryPageQuery(BaseModel):
-    """Which deliveries are meant; all that is given must be so."""
+    """The filter and page of a list of deliveries."""
 
     model_config = ConfigDict(frozen=True)
 
-    batch_id: UUID | None = Field(None, description="Of events of this batch.")
-    status: DeliveryStatus | None = None
-    type: EventType | None = Field(None, description="Of events of this type.")
-    since: Time | None = Field(None, description="Written then or later.")
-    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX)
-    after: Text = Field("", description="What the page before had as `after`; without it, the newest.")
+    batch_id: UUID | None = Field(None, description="Only deliveries of events of this batch.")
+    status: DeliveryStatus | None = Field(None, description="Only deliveries with this status.")
+    type: EventType | None = Field(None, description="Only deliveries of events of this type.")
+    since: Time | None = Field(None, description="Only deliveries created at this time or later (ISO 8601).")
+    limit: int = Field(LIMIT_MAX, ge=1, le=LIMIT_MAX, description="The number of rows of a page.")
+    after: Text = Field("", description="Cursor: `after` of the previous page. Default: the first page.")
 
     def filter(self, endpoint: UUID | None) -> DeliveryFilter:
         return DeliveryFilter(endpoint, self.batch_id, self.status, self.type, self.since)
 
 
 class WebhookResponse(RecordResponse, frozen=True):
-    """An endpoint: where webhooks go."""
+    """An endpoint: a URL that receives webhooks."""
 
-    id: Annotated[UUID, Meta(examples=[_ID])]
+    id: Annotated[UUID, doc("Id of the endpoint.", _ID)]
     kind: Annotated[
-        EndpointKind, doc("`project`: registered; `batch`: the `webhook` that batches were submitted with.", "project")
+        EndpointKind, doc("`project`: a registered endpoint; `batch`: the `webhook` of batches.", "project")
     ]
-    project_id: Annotated[str, Source("project"), Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
-    url: Annotated[str, Meta(examples=[_URL])]
-    types: Annotated[list[str], doc("The types of events that it is sent.", ["job.done", "job.error"])]
-    description: Annotated[str, Meta(examples=["the lab's"])]
-    created_at: Annotated[Moment, Source("created")]
+    project_id: Annotated[str, Source("project"), doc("Id of its project.", "6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11")]
+    url: Annotated[str, doc("The URL that receives webhooks.", _URL)]
+    types: Annotated[list[str], doc("The types of events that are sent to it.", ["job.done", "job.error"])]
+    description: Annotated[str, doc("A description for people; may be empty.", "the lab's")]
+    created_at: Annotated[Moment, Source("created"), doc("When the endpoint was created.")]
     failing_since: Annotated[
-        Moment | None, Source("failing"), doc("Since when each attempt has failed; null while they do not.", None)
+        Moment | None,
+        Source("failing"),
+        doc("Since when every attempt has failed; null if the last one did not.", None),
     ]
-    disabled_at: Annotated[Moment | None, Source("disabled"), doc("Since when nothing is sent there.", None)]
-    disabled_because: Annotated[str | None, Source("disabled_why"), doc("Why, for people.", None)]
+    disabled_at: Annotated[
+        Moment | None, Source("disabled"), doc("When the endpoint was disabled; null while it is enabled.", None)
+    ]
+    disabled_because: Annotated[
+        str | None, Source("disabled_why"), doc("Why it was disabled, for people; null while it is enabled.", None)
+    ]
 
     @classmethod
     def from_record(cls, record: Endpoint, **computed: Any) -> Self:
@@ -112,30 +125,37 @@ class WebhookResponse(RecordResponse, frozen=True):
 
 
 class WebhookSecretResponse(RecordResponse, frozen=True):
-    """With what a receiver verifies: HMAC-SHA256 by the secret, and ed25519 by the public key, if it has one."""
+    """The secret with which a receiver verifies signatures (HMAC-SHA256), and the public key (ed25519), if there is
+    one."""
 
-    secret: Annotated[str, Meta(examples=["whsec_…"])]
-    public_key: Annotated[str | None, Meta(examples=[None])]
-    older_until: Annotated[Moment | None, doc("Until when older secrets sign beside it, after a rotation.", None)]
+    secret: Annotated[str, doc("HMAC secret in the format of Standard Webhooks.", "whsec_…")]
+    public_key: Annotated[
+        str | None, doc("Public ed25519 key in the format of Standard Webhooks; null if the endpoint has none.", None)
+    ]
+    older_until: Annotated[
+        Moment | None, doc("Until when older secrets sign as well, after a rotation; null if none do.", None)
+    ]
 
 
 class MadeWebhookResponse(msgspec.Struct, frozen=True):
-    """A new endpoint, and its secret."""
+    """A new endpoint and its secret."""
 
-    webhook: WebhookResponse
-    secret: WebhookSecretResponse
+    webhook: Annotated[WebhookResponse, doc("The endpoint.")]
+    secret: Annotated[WebhookSecretResponse, doc("The secret of the endpoint.")]
 
 
 class DeliveryAttemptResponse(RecordResponse, frozen=True):
-    """One attempt to deliver."""
+    """One attempt of a delivery."""
 
-    number: Annotated[Count, Meta(examples=[1])]
-    at: Moment
-    status: Annotated[int | None, doc("HTTP's; null when no answer came.", 503)]
-    milliseconds: Annotated[Count, Source("ms"), Meta(examples=[37])]
-    error: Annotated[str | None, doc("Why no answer came.", None)]
-    answer: Annotated[str, doc("The first characters of the answer.", "busy")]
-    next_at: Annotated[Moment | None, doc("When the next was due; null: it was the last.")]
+    number: Annotated[Count, doc("Number of the attempt, from 1.", 1)]
+    at: Annotated[Moment, doc("When the attempt began.")]
+    status: Annotated[int | None, doc("HTTP status of the response; null if there was no response.", 503)]
+    milliseconds: Annotated[Count, Source("ms"), doc("Duration of the attempt, in milliseconds.", 37)]
+    error: Annotated[
+        str | None, doc("Why the attempt failed, for people; null on success, or if the status shows why.", None)
+    ]
+    answer: Annotated[str, doc("The first characters of the response body.", "busy")]
+    next_at: Annotated[Moment | None, doc("When the next attempt was due; null if this was the last.")]
 
     @classmethod
     def from_record(cls, record: Attempt, **computed: Any) -> Self:
@@ -144,26 +164,33 @@ class DeliveryAttemptResponse(RecordResponse, frozen=True):
 
 
 class DeliveryResponse(RecordResponse, frozen=True):
-    """What became of one event for one endpoint."""
+    """The delivery of one event to one endpoint."""
 
-    id: Annotated[UUID, Meta(examples=[_DELIVERY])]
-    endpoint_id: Annotated[UUID, Source("endpoint"), Meta(examples=[_ID])]
-    project_id: Annotated[str, Source("project"), Meta(examples=["6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11"])]
-    batch_id: Annotated[UUID | None, Source("batch"), Meta(examples=[_BATCH])]
-    event_id: Annotated[str, Source("event"), doc("What the receiver has as `webhook-id`.", _EVENT)]
-    type: Annotated[str, Meta(examples=["job.done"])]
-    sequence: Annotated[int | None, doc("Number of the event in its batch.", 5)]
+    id: Annotated[UUID, doc("Id of the delivery.", _DELIVERY)]
+    endpoint_id: Annotated[UUID, Source("endpoint"), doc("Id of the endpoint.", _ID)]
+    project_id: Annotated[str, Source("project"), doc("Id of the project.", "6e4e6f0c-7e0e-4b4c-9a6f-0d6f2b8f3f11")]
+    batch_id: Annotated[
+        UUID | None, Source("batch"), doc("Id of the event's batch; null if the event is not about a batch.", _BATCH)
+    ]
+    event_id: Annotated[str, Source("event"), doc("Id of the event, sent as the header `webhook-id`.", _EVENT)]
+    type: Annotated[str, doc("Type of the event.", "job.done")]
+    sequence: Annotated[int | None, doc("Number of the event in its batch; null without a batch.", 5)]
     status: Annotated[
         DeliveryStatus,
         doc(
-            "`pending`: an attempt is to come; `delivered`; `exhausted`: all failed; `held`: the endpoint is disabled.",
+            "`pending`: more attempts will follow; `delivered`: the receiver has it; `exhausted`: all attempts failed; "
+            "`held`: not sent, because the endpoint is disabled.",
             "pending",
         ),
     ]
-    attempts: Annotated[Count, doc("Of the present schedule: sending again begins a new one.", 1)]
-    log: Annotated[list[DeliveryAttemptResponse], doc("All attempts there ever were, oldest first.")]
-    created_at: Annotated[Moment, Source("created")]
-    due_at: Annotated[Moment | None, Source("due"), doc("When the next attempt is due.")]
+    attempts: Annotated[
+        Count, doc("Number of attempts in the current retry schedule; a resend starts a new schedule.", 1)
+    ]
+    log: Annotated[list[DeliveryAttemptResponse], doc("All attempts, oldest first.")]
+    created_at: Annotated[Moment, Source("created"), doc("When the delivery was created.")]
+    due_at: Annotated[
+        Moment | None, Source("due"), doc("When the next attempt is due; null if no attempt will follow.")
+    ]
 
     @classmethod
     def from_record(cls, record: Delivery, **computed: Any) -> Self:
@@ -172,9 +199,9 @@ class DeliveryResponse(RecordResponse, frozen=True):
 
 
 class DeliveryWithBodyResponse(DeliveryResponse, frozen=True):
-    """The same, and what is sent."""
+    """A delivery with its body."""
 
-    body: Annotated[str, doc("JSON, to the byte as it is signed.", '{"type":"job.done"}')]
+    body: Annotated[str, doc("The JSON text that is sent, exactly as it is signed.", '{"type":"job.done"}')]
 
     @classmethod
     def from_record(cls, record: Delivery, **computed: Any) -> Self:
@@ -182,13 +209,13 @@ class DeliveryWithBodyResponse(DeliveryResponse, frozen=True):
 
 
 class DeliveryPageResponse(msgspec.Struct, frozen=True):
-    """Deliveries, newest first."""
+    """A page of deliveries."""
 
-    deliveries: list[DeliveryResponse]
-    after: Annotated[str | None, doc("What gives the next page; null: this is the last.", None)]
+    deliveries: Annotated[list[DeliveryResponse], doc("The deliveries, newest first.")]
+    after: Annotated[str | None, doc("Cursor of the next page; null on the last page.", None)]
 
 
 class ResentResponse(msgspec.Struct, frozen=True):
-    """How many deliveries are sent again."""
+    """The number of deliveries that are resent."""
 
-    count: Annotated[Count, Meta(examples=[12])]
+    count: Annotated[Count, doc("Number of deliveries.", 12)]

@@ -1,4 +1,4 @@
-"""What routes of webhooks do: changes in the ledger, the secrets of its vault, and alarms for the couriers."""
+"""The operations behind the routes of webhooks: the ledger, the vault of secrets, and alarms for the couriers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ P = ParamSpec("P")
 
 
 class WebhookService:
-    """policy: where webhooks may go. Raises InvalidInput("webhook_allow" or "webhook_ports", …)."""
+    """Reads and changes webhooks. policy: where they may be sent.
+
+    Raises InvalidInput("webhook_allow" | "webhook_ports", …).
+    """
 
     def __init__(self, settings: Settings, store: Store, database: Database) -> None:
         self.policy: WebhookPolicy = settings.webhook_policy()
@@ -42,16 +45,17 @@ class WebhookService:
 
     @cached_property
     def vault(self) -> Vault:
-        """Return the vault; its first use may create a file. Raises TweezerError ("secrets_key")."""
+        """The vault of secrets; its first use may create the key file. Raises TweezerError with the code
+        secrets_key."""
         try:
             return self._settings.vault()
-        except InvalidInput as error:  # of the operator, not of the caller
+        except InvalidInput as error:  # the operator's mistake, not the caller's
             raise TweezerError(error.message, code="secrets_key") from error
 
     async def change(self, work: Callable[Concatenate[Any, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Call a function with a connection to the ledger, in a transaction that writes."""
+        """Call a function with a connection to the ledger, in a transaction that may write."""
         done = await self._database.run_write(work, *arguments, **options)
-        with contextlib.suppress(Unavailable):  # couriers see it within a second all the same
+        with contextlib.suppress(Unavailable):  # couriers notice the change within a second anyway
             await self._alarms.note_change()
         return done
 
@@ -60,7 +64,7 @@ class WebhookService:
         return await self._database.run_read(work, *arguments, **options)
 
     async def arm(self, endpoint: UUID) -> None:
-        """Wake a courier for what is due; if Redis does not answer, a sweep finds it later."""
+        """Wake a courier for deliveries that are due. If Redis does not answer, a sweep finds them later."""
         try:
             await self._alarms.arm(endpoint, None)
         except Unavailable as error:
@@ -88,7 +92,7 @@ class WebhookService:
 
 
 def visible_projects(caller: Principal) -> Collection[str] | None:
-    """Return the projects whose webhooks the caller sees; None: all."""
+    """Return the projects whose webhooks the caller may see; None means all."""
     return None if caller.sees_all else caller.projects
 
 
@@ -96,7 +100,7 @@ Hooks = Annotated[WebhookService, part("webhooks")]
 
 
 def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
-    """Reject a batch whose ``webhook`` couriers would reject (422)."""
+    """Reject (422) a ``webhook`` that the couriers would refuse to call."""
     if url is not None:
         with reject_malformed():
             check_url(url, policy, "webhook")
@@ -104,7 +108,7 @@ def check_webhook(url: str | None, policy: WebhookPolicy) -> None:
 
 @contextlib.contextmanager
 def reject_malformed(place: str = "body") -> Iterator[None]:
-    """Turn an invalid value into a malformed request (422). place: where in the request it is."""
+    """Report an invalid value as a malformed request (422). place: the part of the request that has it."""
     try:
         yield
     except InvalidInput as error:
