@@ -26,7 +26,7 @@ from tweezer.api.events.streams import FeedFollowers
 from tweezer.api.http.bodies import BodyReader
 from tweezer.api.http.limits import RequestLimits, RequestLimitsMiddleware, ResponseLimitsMiddleware
 from tweezer.api.http.longpoll import LongPolls
-from tweezer.api.http.openapi import DescribedAPI
+from tweezer.api.http.openapi import TAGS, DescribedAPI
 from tweezer.api.http.responses import install_error_handlers
 from tweezer.api.http.security_headers import SecurityHeadersMiddleware
 from tweezer.api.http.server import serve
@@ -107,6 +107,7 @@ def create_app(
         title="Tweezer",
         version=version,
         description=_ABOUT,
+        openapi_tags=TAGS,
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,

@@ -29,7 +29,7 @@ router = APIRouter()
     **answers(OlderBatchResponse, 404, 422),
 )
 async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """The same as version 2. Use `GET /api/v1/jobs/{job_id}/results_link` for the results of its jobs."""
+    """Return the same as version 2. Use `GET /api/v1/jobs/{job_id}/results_link` for the results of its jobs."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(OlderBatchResponse.from_records(record, jobs))
 
@@ -41,8 +41,8 @@ async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Re
     **answers(OlderJobResponse, 404, 422),
 )
 async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
-    """The same as version 2, with the result. A result that is so large that it is stored in a file is left out: use
-    `GET /api/v1/jobs/{job_id}/results_link`."""
+    """Return the same as version 2, with the result. A result that is so large that it is stored in a file is left out:
+    use `GET /api/v1/jobs/{job_id}/results_link`."""
     job = await live.job(caller, job_id)
     packed = await live.packed_result(job)
     result: Result | None = None
@@ -106,12 +106,12 @@ _WORKLOAD_RESPONSES = failure_docs() | response_docs(Failure, "Workloads are not
 
 
 async def read_workload(caller: Caller) -> None:
-    """Not supported: always responds with 501. Submit a batch instead."""
+    """Return 501: workloads are not supported. Submit a batch instead."""
     raise RequestRejected(501, "not_implemented", "workloads are not supported; submit a batch of pulse sequences")
 
 
 async def change_workload(caller: Submitter) -> None:
-    """Not supported: always responds with 501. Submit a batch instead."""
+    """Return 501: workloads are not supported. Submit a batch instead."""
     await read_workload(caller)
 
 

@@ -23,14 +23,14 @@ class HealthResponse(msgspec.Struct, frozen=True):
 
 @router.get("/health", summary="Check that the process is alive", **answers(HealthResponse, keyless=True))
 async def get_health() -> Response:
-    """Does not contact Redis or the database. Restart the process if this route does not respond."""
+    """Return 200 without contacting Redis or the database. Restart the process if this route does not respond."""
     return success(HealthResponse(health="ok"))
 
 
 @router.get("/ready", summary="Check that Redis and the ledger answer", **answers(HealthResponse, 503, keyless=True))
 async def get_ready(live: LiveStore) -> Response:
-    """Responds with 503 while Redis or the ledger's database does not answer within two seconds. Route no traffic to
-    the process until it responds with 200."""
+    """Return 503 while Redis or the ledger's database does not answer within two seconds. Route no traffic to
+    the process until it returns 200."""
     await live.check()
     return success(HealthResponse(health="ok"))
 
@@ -42,6 +42,6 @@ async def get_ready(live: LiveStore) -> Response:
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}, **failure_docs(403)},
 )
 async def get_metrics(caller: Scraper, metrics: Annotated[Metrics, part("metrics")]) -> Response:
-    """Metrics in Prometheus' text format, for keys with the role `metrics` or `operator`. Metrics that cannot be read
-    at the moment are left out: see `tweezer_redis_up` and `tweezer_ledger_up`."""
+    """Return metrics in Prometheus' text format, for keys with the role `metrics` or `operator`. Metrics that cannot be
+    read at the moment are left out: see `tweezer_redis_up` and `tweezer_ledger_up`."""
     return Response(await metrics.text(), media_type=CONTENT_TYPE)

@@ -47,7 +47,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Deliverer:
-    """Makes attempts and records their outcomes.
+    """The attempts of a courier, and the record of their outcomes.
 
     connections: concurrent attempts of all outboxes together. claim_s: how long deliveries may wait in this courier.
     """

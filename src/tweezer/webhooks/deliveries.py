@@ -117,7 +117,7 @@ def write_log(attempts: Iterable[Attempt]) -> bytes:
 
 
 class Deliveries:
-    """Writes and claims rows of deliveries. All methods block, and raise Unavailable."""
+    """The rows of deliveries in the ledger. All methods block, and raise Unavailable."""
 
     def __init__(self, database: Database, namespace: str) -> None:
         self._database = database
@@ -305,7 +305,7 @@ _ALARM_KEPT_S = 7 * 86_400  # how late an alarm may be: all couriers may be stop
 
 
 class Alarms:
-    """Wakes couriers when a delivery is due, with a deferred arq job on their queue. Raises Unavailable.
+    """Alarms that wake couriers when a delivery is due: deferred arq jobs on their queue. Methods raise Unavailable.
 
     The row in the ledger decides: a lost alarm only delays the delivery until the couriers' sweep, and an unnecessary
     alarm costs nothing.

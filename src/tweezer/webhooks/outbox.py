@@ -63,7 +63,7 @@ class RetrySchedule(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker:
-    """Stops sending to an endpoint for a while after some failures in a row; then one attempt is made.
+    """A pause in sending to an endpoint after some failures in a row; one attempt ends it or extends it.
 
     now: monotonic time in seconds. The breaker is closed at first.
     """
@@ -104,7 +104,8 @@ class QueuedDelivery(msgspec.Struct):
 
 
 class Outbox:
-    """Sends to one endpoint, in one courier. The rows in the ledger decide: a delivery lost here is fetched again."""
+    """The deliveries of one courier to one endpoint. The rows in the ledger decide: a delivery lost here is fetched
+    again."""
 
     def __init__(self, endpoint: Endpoint, deliverer: Deliverer, *, connections: int, schedule: RetrySchedule) -> None:
         self.endpoint = endpoint

@@ -56,7 +56,7 @@ class BatchFacts(msgspec.Struct, frozen=True):
 
 
 class Payloads:
-    """Writes the data of events. All methods raise Unavailable."""
+    """The source of events' data. All methods raise Unavailable."""
 
     def __init__(self, store: Store, database: Database, links: ResultLinks) -> None:
         self._reader = BatchReader(store, Queries(database))
@@ -119,7 +119,7 @@ class Payloads:
 
 
 class _PayloadWriter:
-    """Writes the data of some events from the snapshots that were read for them."""
+    """A writer of the data of some events, from the snapshots that were read for them."""
 
     def __init__(
         self, facts: Mapping[UUID, BatchFacts], snapshots: Mapping[UUID, Snapshot], signer: Signer, base_url: str

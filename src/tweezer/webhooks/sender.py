@@ -82,7 +82,7 @@ CONNECTIONS_MAX = 256
 
 
 class Sender:
-    """Makes attempts over reusable connections. Create and use it on one event loop.
+    """A client that makes attempts over reusable connections. Create and use it on one event loop.
 
     timeout_s: from the connection to the end of the response. answer_max: bytes of a response that are read. limit:
     concurrent attempts; others wait. lookup: replaces the system's resolver. ssl_context: replaces the system's
@@ -251,7 +251,7 @@ class _Refused(OSError):
 
 
 class _Resolver(AbstractResolver):
-    """Resolves a name once, and returns its addresses if all are allowed, so that aiohttp connects to exactly these."""
+    """A resolver that returns the addresses of a name only if all are allowed, so that aiohttp connects to no other."""
 
     def __init__(self, policy: WebhookPolicy, lookup: Lookup | None) -> None:
         self._policy = policy

@@ -56,7 +56,7 @@ class _Registered(msgspec.Struct, frozen=True):
 
 
 class Subscriptions:
-    """Finds subscribers. Endpoints are cached for a second, unless some were changed."""
+    """The subscribers of events. Endpoints are cached for a second, unless some were changed."""
 
     def __init__(self, database: Database, payloads: Payloads) -> None:
         self._database = database

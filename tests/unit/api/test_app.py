@@ -469,12 +469,16 @@ async def test_the_document_describes_every_route(rig: ApiRig) -> None:
     for (path, method), route in operations.items():
         assert route["summary"]
         assert route["description"]
+        assert all(parameter["description"] for parameter in route.get("parameters", ())), f"{method} {path}"
         answers = route["responses"]
         wanted = set() if path in OPEN_PATHS else {"401", "429"}
         assert wanted <= set(answers), f"{method} {path}"
         assert ("503" in answers) == (path != "/health"), f"{method} {path}"
         assert {"404", "422"} <= set(answers) or "{" not in path or "501" in answers, f"{method} {path}"
+    described = {tag["name"] for tag in document["tags"] if tag["description"]}
+    assert described == {tag for route in operations.values() for tag in route["tags"]}
     for name, schema in document["components"]["schemas"].items():
+        assert all(about.get("description") for about in schema.get("properties", {}).values()), name
         if not name.endswith("Response"):
             continue
         for field, about in schema["properties"].items():

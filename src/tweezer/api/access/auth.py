@@ -58,7 +58,7 @@ def unauthorized_error() -> RequestRejected:
 
 
 class Authenticator:
-    """Finds the principal of a key. The cache is bounded, and holds unknown keys, too."""
+    """The look-up of keys, with a bounded cache that also holds unknown keys."""
 
     def __init__(self, database: Database, *, remembered_s: float = REMEMBERED_S) -> None:
         self._database = database
@@ -191,7 +191,7 @@ _ROUNDING_S = 1e-9
 
 
 class RateLimiter:
-    """Limits the requests of each account (``Principal.account``) to ``per_s`` a second, with bursts of ``burst``."""
+    """A limit of ``per_s`` requests a second for each account (``Principal.account``), with bursts of ``burst``."""
 
     def __init__(self, per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_s = per_s
@@ -223,7 +223,7 @@ log = structlog.get_logger(__name__)
 
 
 class SignedLinks:
-    """Makes and checks signed links to results. public_url: base URL of the links; empty: the host of the request."""
+    """Signed links to results. public_url: base URL of the links; empty: the host of the request."""
 
     def __init__(self, database: Database, open_vault: Callable[[], Vault], *, public_url: str, link_s: int) -> None:
         self._links = ResultLinks(database, open_vault, base_url=public_url, link_s=link_s)

@@ -31,7 +31,7 @@ _LINK = Principal("link", Role.OPERATOR)  # a link names the job that may be rea
 
 
 class _NeedsKey(SecurityBase):
-    """Shows in the OpenAPI document that a key is needed."""
+    """The note in the OpenAPI document that a key is needed."""
 
     model = HTTPBearer(
         description="An API key (`twz_…`) that an operator created, or an access token of `/oauth/token`. The role of "
@@ -42,7 +42,7 @@ class _NeedsKey(SecurityBase):
 
 
 class _BearerKey(_NeedsKey):
-    """Return the caller, who must have one of the roles."""
+    """The dependency on a caller with one of the roles."""
 
     def __init__(self, roles: frozenset[Role]) -> None:
         self._roles = roles
@@ -112,7 +112,7 @@ JobId = Annotated[UUID, Path(description="Id of a job.", examples=["0199f3a2-7c1
 
 
 class _LinkOrKey(_NeedsKey):
-    """Return the caller of a request for results, or the principal of a signed link."""
+    """The dependency on the caller of a request for results, or on the principal of a signed link."""
 
     async def __call__(
         self,

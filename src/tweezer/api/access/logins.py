@@ -40,7 +40,8 @@ class TooManyAttempts(TweezerError):
 
 
 class Logins:
-    """Opens sessions. session_s: how long they last. sessions_max: sessions per user; one more ends the oldest."""
+    """The log-ins of users. session_s: how long a session lasts. sessions_max: sessions per user; one more ends the
+    oldest."""
 
     def __init__(self, store: Store, database: Database, *, session_s: int, sessions_max: int = SESSIONS_MAX) -> None:
         self.session_s = session_s

@@ -141,7 +141,7 @@ _REFUSALS: Responses = {
     openapi_extra=_FORM,
 )
 async def open_session(request: Request) -> Response:
-    """Returns an access token for all projects of a user, by OAuth 2's password grant (RFC 6749, section 4.3). Send it
+    """Return an access token for all projects of a user, by OAuth 2's password grant (RFC 6749, section 4.3). Send it
     like an API key.
 
     Errors have OAuth's format, without the envelope.
@@ -189,7 +189,7 @@ async def get_projects(
         Text | None, Query(description="Only projects with this status. Every project is `ACTIVE`.")
     ] = None,
 ) -> Response:
-    """Returns the projects that the key gives access to: its own, or all of them for an operator."""
+    """Return the projects that the key gives access to: its own, or all of them for an operator."""
     if project_status not in (None, "ACTIVE"):
         return success([])
     found = await ledger.run_read(list_projects)
@@ -200,7 +200,7 @@ async def get_projects(
     "/account/api/v1/sessions", summary="List the sessions of the user", **answers(list[AccountSessionResponse])
 )
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
-    """Returns the valid sessions, newest first. The request must use a session, not a key."""
+    """Return the valid sessions, newest first. The request must use a session, not a key."""
     found = await ledger.run_read(list_sessions, caller.user or "")
     return success([AccountSessionResponse.from_record(it, current=it.id == caller.key) for it in found])
 
@@ -217,7 +217,7 @@ async def end_session(
         ),
     ],
 ) -> Response:
-    """Ends a session. Within a second every process rejects its token. The request must use a session, not a key; a
+    """End a session. Within a second every process rejects its token. The request must use a session, not a key; a
     read-only session can only end itself."""
     identity = caller.key if session_id == CURRENT else session_id
     if caller.role is Role.READ and identity != caller.key:

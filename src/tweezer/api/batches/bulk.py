@@ -63,7 +63,7 @@ class BatchesBody(msgspec.Struct, frozen=True):
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """Cancels each batch independently. Those that cannot be cancelled are listed in `errors`."""
+    """Cancel each batch independently. Those that cannot be cancelled are listed in `errors`."""
     body = await bodies.read(request, BatchesBody, account=caller.account)
     canceled: list[BatchRecord] = []
     errors: dict[UUID, str] = {}
@@ -83,7 +83,7 @@ async def cancel_batches(
 async def cancel_jobs(
     batch_id: BatchId, query: JobParams, caller: Submitter, queue: Queue, live: LiveStore
 ) -> Response:
-    """Cancels the jobs that match the parameters, or all jobs without parameters. Pending jobs are cancelled at once;
+    """Cancel the jobs that match the parameters, or all jobs without parameters. Pending jobs are cancelled at once;
     running jobs are asked to stop, and their status changes when they have stopped. Jobs that have already ended are
     listed in `errors`."""
     batch = await live.batch(caller, batch_id)
@@ -119,7 +119,7 @@ async def rebatch(
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Submits the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
+    """Submit the jobs that match the parameters, or all jobs without parameters, in a new batch for the same device
     and project.
 
     The batch must be closed. It becomes the `parent_id` of the new batch, and each repeated job the `parent_id` of its
@@ -162,7 +162,7 @@ async def get_batch_results_links(
         Time | None, Query(description="Only jobs that ended at this time or earlier (ISO 8601).")
     ] = None,
 ) -> Response:
-    """Returns a link for each job that has a result, the same as `GET /api/v1/jobs/{job_id}/results_link`, and in
+    """Return a link for each job that has a result, the same as `GET /api/v1/jobs/{job_id}/results_link`, and in
     `errors` the reason for each other job."""
     batch = await live.batch(caller, batch_id)
     wanted = JobFilter(ids=id, started_from=start_date, ended_to=end_date)

@@ -92,7 +92,7 @@ async def create_batch(
     webhooks: Hooks,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Submits a batch of jobs; the batch is written completely or not at all.
+    """Submit a batch of jobs; the batch is written completely or not at all.
 
     Everything that does not need Pulser is checked first. Unknown fields of the body are ignored.
     """
@@ -121,7 +121,7 @@ async def add_jobs(
     live: LiveStore,
     idempotency_key: IdempotencyKey = "",
 ) -> Response:
-    """Appends all jobs or none. The body is the bare list of jobs; errors name its entries `jobs[0]`, `jobs[1]`, …"""
+    """Append all jobs or none. The body is the bare list of jobs; errors name its entries `jobs[0]`, `jobs[1]`, …"""
     batch = await live.batch(caller, batch_id)
     jobs = await bodies.read(request, Jobs, account=caller.account, root="jobs")
     check_jobs_sent(jobs)
@@ -135,7 +135,7 @@ async def add_jobs(
 
 @router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **answers(BatchResponse, 404))
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Closes an open batch: no more jobs can be added, and the batch ends with the last job that it has. Closing a
+    """Close an open batch: no more jobs can be added, and the batch ends with the last job that it has. Closing a
     closed batch changes nothing."""
     batch = await live.batch(caller, batch_id)
     if not batch.status.terminal:
@@ -146,7 +146,7 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
 
 @router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **answers(BatchResponse, 404))
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Cancels the pending jobs of the batch, and asks its running jobs to stop. The batch ends when they have
+    """Cancel the pending jobs of the batch, and ask its running jobs to stop. The batch ends when they have
     stopped."""
     batch = await live.batch(caller, batch_id)
     async with expect_live(batch):
@@ -166,8 +166,10 @@ async def set_tags(
     live: LiveStore,
     ledger: Ledger,
 ) -> Response:
-    """The body is the complete new list of tags. The batch may have ended. Lists find the batch by its new tags once
-    these are recorded, usually within a fraction of a second."""
+    """Replace the tags of a batch, which may have ended. The body is the complete new list of tags.
+
+    Lists find the batch by its new tags once these are recorded in the ledger, usually within a fraction of a second.
+    """
     batch = await live.batch(caller, batch_id)
     tags = await bodies.read(request, list[str], account=caller.account, root="tags")
     check_tags(tags)
@@ -182,7 +184,7 @@ async def set_tags(
 
 @router.patch("/api/v2/jobs/{job_id}/cancel", summary="Cancel a job", **answers(JobResponse, 404))
 async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
-    """Cancels a pending job. A running job is asked to stop, and its status changes when it has stopped."""
+    """Cancel a pending job. A running job is asked to stop, and its status changes when it has stopped."""
     job = await live.job(caller, job_id)
     batch_id, index = split_job_id(job_id)
     if not job.status.terminal:

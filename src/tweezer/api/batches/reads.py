@@ -49,7 +49,7 @@ router = APIRouter(route_class=CollectionRoute, responses=failure_docs(422, 503)
 @router.get("/api/v1/batches", summary="List batches", **pages(ListedBatchResponse))
 @router.get("/api/v2/batches", name="list_batches_v2", summary="List batches (alias)", **pages(ListedBatchResponse))
 async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
-    """Returns a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
+    """Return a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
     the 100 newest batches. The list is read from the ledger, which is usually a fraction of a second behind."""
     found = await live.list_batches(caller, query.filter, query.order_by, query.paging)
     return page(
@@ -60,7 +60,7 @@ async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) 
 @router.get("/api/v2/jobs", summary="List jobs", **pages(JobResponse))
 @router.get("/api/v1/jobs", name="list_jobs_v1", summary="List jobs (alias)", **pages(JobResponse))
 async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Response:
-    """Returns a page of the jobs of the caller's projects. By default the page has the 100 newest jobs. With a single
+    """Return a page of the jobs of the caller's projects. By default the page has the 100 newest jobs. With a single
     `batch_id` the jobs are current. Otherwise the list is read from the ledger, which is usually a fraction of a second
     behind."""
     found = await live.list_jobs(caller, query.filter, query.order_by, query.paging)
@@ -69,13 +69,13 @@ async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Re
 
 @router.get("/api/v2/batches/counts", summary="Count batches by status", **answers(dict[BatchStatus, int]))
 async def count_batches(query: BatchParams, caller: Caller, live: LiveStore) -> Response:
-    """Returns the number of matching batches for every status, including zeros. All counts are from the same moment."""
+    """Return the number of matching batches for every status, including zeros. All counts are from the same moment."""
     return success(await live.batch_counts(caller, query.filter))
 
 
 @router.get("/api/v2/jobs/counts", summary="Count jobs by status", **answers(dict[JobStatus, int]))
 async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Response:
-    """Returns the number of matching jobs for every status, including zeros. All counts are from the same moment."""
+    """Return the number of matching jobs for every status, including zeros. All counts are from the same moment."""
     return success(await live.job_counts(caller, query.filter))
 
 
@@ -87,7 +87,7 @@ EMBEDDED_JOBS_MAX = 100
     "/api/v2/batches/{batch_id}", summary="Get a batch with its sequence and jobs", **answers(BatchResponse, 404)
 )
 async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
-    """Returns the current state of the batch, with its jobs if there are at most 100."""
+    """Return the current state of the batch, with its jobs if there are at most 100."""
     record, jobs = await live.batch_with_jobs(caller, batch_id, jobs_max=EMBEDDED_JOBS_MAX)
     return success(BatchResponse.from_records(record, jobs))
 
@@ -100,7 +100,7 @@ async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Respo
 async def get_batch_status(
     batch_id: BatchId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
 ) -> Response:
-    """Holds the request until no job of the batch is pending or running, for `wait_s` seconds at most, and returns the
+    """Hold the request until no job of the batch is pending or running, for `wait_s` seconds at most, and return the
     current status.
 
     Responds at once for an open batch without pending or running jobs. The status is never `PAUSED`: see `paused`.
@@ -123,7 +123,7 @@ def _is_idle(record: BatchRecord) -> bool:
 
 @router.get("/api/v2/jobs/{job_id}", summary="Get a job", **answers(JobResponse, 404))
 async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
-    """Returns the current state of the job, with its own sequence if it has one."""
+    """Return the current state of the job, with its own sequence if it has one."""
     return success(JobResponse.from_record(await live.job(caller, job_id)))
 
 
@@ -133,7 +133,7 @@ async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     **answers(list[TransitionResponse], 404),
 )
 async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
-    """Returns the changes of the job's status, oldest first. They are read from the ledger, which is usually a fraction
+    """Return the changes of the job's status, oldest first. They are read from the ledger, which is usually a fraction
     of a second behind."""
     return success([TransitionResponse.from_record(event) for event in await live.transitions(caller, job_id)])
 
@@ -146,7 +146,7 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
 async def get_job_status(
     job_id: JobId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
 ) -> Response:
-    """Holds the request until the job has ended, for `wait_s` seconds at most, and returns the current status.
+    """Hold the request until the job has ended, for `wait_s` seconds at most, and return the current status.
 
     A job of a paused batch is `PENDING` until it starts.
     """
@@ -171,7 +171,7 @@ async def get_job_status(
 async def get_results_link(
     job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, request: Request
 ) -> Response:
-    """Returns an absolute URL, or null while the job has no result. It stays null if the job ends without one.
+    """Return an absolute URL, or null while the job has no result. It stays null if the job ends without one.
 
     The URL is signed: anyone who has it can download the results, without a key, for an hour by default
     (`TWEEZER_API_LINK_S`). It begins with the server's public URL, or with the host of this request if none is set.
@@ -191,7 +191,7 @@ async def get_results_link(
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request
 ) -> Response:
-    """Returns the measurements of the job as a JSON object without the envelope, or 404 if the job has no result. A job
+    """Return the measurements of the job as a JSON object without the envelope, or 404 if the job has no result. A job
     that was stopped while it was running has the measurements made before that, if its machine reports them.
 
     A large result is streamed, compressed with gzip if the client accepts that.

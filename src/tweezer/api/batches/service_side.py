@@ -115,8 +115,8 @@ async def set_job_status(
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. The errors are shown until the job ends, and after that unless it ends as `DONE`. Report them
-    before the final status, or together with it."""
+    """For operators. Report the errors of a job. They are shown until the job ends, and after that unless it ends as
+    `DONE`. Report them before the final status, or together with it."""
     job = await live.job(caller, job_id)
     body = await bodies.read(request, JobErrorsBody, account=caller.account)
     await _report(queue, live, caller, job, JobStatusBody(errors=body.errors))

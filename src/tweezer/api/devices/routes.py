@@ -48,7 +48,7 @@ DeviceName = Annotated[Text, Path(description="Name or id of a device.", example
 @router.get("/api/v1/devices", summary="List devices", **pages(DeviceResponse, 422))
 @router.get("/api/v2/devices", name="list_devices_v2", summary="List devices (alias)", **pages(DeviceResponse, 422))
 async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
-    """Returns a page of the devices that workers have announced or operators have created, newest first by default."""
+    """Return a page of the devices that workers have announced or operators have created, newest first by default."""
     records = [record for record in await live.devices() if record.active or query.include_legacy]
     found = await _devices(records, ledger)
     found.sort(key=lambda device: device.name)
@@ -65,7 +65,7 @@ async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore,
 async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
-    """For operators. Creates a device that no worker serves yet: clients see it, and batches for it are accepted and
+    """For operators. Create a device that no worker serves yet: clients see it, and batches for it are accepted and
     wait until a worker serves a device with this name. How it is served is part of the worker's configuration. Devices
     that workers announce need not be created."""
     body = await bodies.read(request, NewDevice, account=caller.account)
@@ -124,7 +124,7 @@ async def set_status(
     **answers(list[MaintenanceResponse], 404, 422),
 )
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
-    """Returns the current and planned maintenance windows of the device, in order of time."""
+    """Return the current and planned maintenance windows of the device, in order of time."""
     windows = await live.windows((await live.device(device)).name)
     return success([MaintenanceResponse.from_record(window) for window in windows])
 
@@ -137,8 +137,8 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. The device starts no jobs during the window, and before it no batch that would not end in time.
-    Running jobs finish. The window must not overlap with another one of the device."""
+    """For operators. Plan a maintenance window: the device starts no jobs during the window, and no batch before it
+    that would not end in time. Running jobs finish. The window must not overlap with another one of the device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, MaintenanceBody, account=caller.account)
     window = new_window(body.begins_at, body.ends_at, body.reason)
@@ -150,14 +150,14 @@ async def plan_maintenance(
 async def drop_maintenance(
     device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. Deletes a maintenance window. A window that has already begun ends now."""
+    """For operators. Delete a maintenance window. A window that has already begun ends now."""
     await queue.devices.drop((await live.device(device)).name, window)
     return success(None)
 
 
 @router.get("/api/v1/devices/specs", summary="Get the specs of all devices", **answers(dict[str, str]))
 async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
-    """Returns the specs by device name. Each is a string with Pulser's abstract representation of the device, valid for
+    """Return the specs by device name. Each is a string with Pulser's abstract representation of the device, valid for
     the server's version of Pulser."""
     return success(await live.device_specs())
 
@@ -168,7 +168,7 @@ async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
     **answers(list[DeviceSpecsResponse], 503, keyless=True),
 )
 async def get_public_specs(live: LiveStore) -> Response:
-    """Returns the specs of all devices as a list. It does not reveal whether the devices are available."""
+    """Return the specs of all devices as a list. It does not reveal whether the devices are available."""
     specs = await live.device_specs()
     return success([DeviceSpecsResponse(device_type=name, specs=text) for name, text in specs.items()])
 
@@ -177,7 +177,7 @@ async def get_public_specs(live: LiveStore) -> Response:
     "/api/v1/devices/{device}/specs", summary="Get the specs of a device", **answers(DeviceSpecsResponse, 404, 422)
 )
 async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
-    """Returns the specs that an operator has set, or else those that the device's workers announce."""
+    """Return the specs that an operator has set, or else those that the device's workers announce."""
     name = (await live.device(device)).name
     specs = (await live.device_specs()).get(name)
     if specs is None:
@@ -193,7 +193,7 @@ async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Resp
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
 ) -> Response:
-    """For operators. Replaces the specs that workers announce: clients see the new specs, and submits are checked
+    """For operators. Replace the specs that workers announce: clients see the new specs, and submits are checked
     against them. Pulser must accept them, and the name in them must not be that of another device."""
     name = (await live.device(device)).name
     body = await bodies.read(request, SpecsBody, account=caller.account)
@@ -208,7 +208,8 @@ async def set_specs(
     **answers(None, 404, 409, 422),
 )
 async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
-    """For operators. The specs that the device's workers announce apply again, from their next heartbeat on."""
+    """For operators. Remove the specs that an operator has set. Those that the device's workers announce apply again,
+    from their next heartbeat on."""
     await queue.devices.forget_specs((await live.device(device)).name)
     return success(None)
 
@@ -219,7 +220,7 @@ async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live:
     **answers(QueueSizeResponse, 404, 422),
 )
 async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Response:
-    """Returns the pending batches, jobs and shots of all projects by priority, as recorded in the ledger."""
+    """Return the pending batches, jobs and shots of all projects by priority, as recorded in the ledger."""
     name = (await live.device(device)).name
     return success(QueueSizeResponse.from_sizes(await ledger.run(statistics.queue_sizes, ledger, name)))
 
@@ -236,7 +237,7 @@ async def get_average_queue_time(
     live: LiveStore,
     hours: Annotated[int, Query(ge=1, le=8784, description="Only jobs that ended in this number of past hours.")] = 24,
 ) -> Response:
-    """Returns the average time from submission to start, over jobs of all projects."""
+    """Return the average time from submission to start, over jobs of all projects."""
     name = (await live.device(device)).name
     since = datetime.now(UTC) - timedelta(hours=hours)
     found = (await ledger.run(statistics.queue_times, ledger, since)).get(name, statistics.QueueTime())

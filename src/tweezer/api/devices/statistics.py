@@ -92,7 +92,7 @@ Projects = Annotated[
     **answers(list[LastActivityResponse], 422),
 )
 async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
-    """Returns one entry for each project of the caller, sorted by id."""
+    """Return one entry for each project of the caller, sorted by id."""
     found = await ledger.run(statistics.last_activity, ledger, caller, project_id)
     return success([LastActivityResponse(project_id=each.project, last_activity_date=each.time) for each in found])
 
@@ -114,7 +114,7 @@ async def get_job_counts(
     ] = None,
     end_date: Annotated[Time | None, Query(description="End of the counted time (ISO 8601). Default: now.")] = None,
 ) -> Response:
-    """Returns the number of jobs that were submitted to the caller's projects, by hour, day or month and by device."""
+    """Return the number of jobs that were submitted to the caller's projects, by hour, day or month and by device."""
     until = end_date or datetime.now(UTC)
     since = start_date or until - _SHOWN[scope]
     found = await ledger.run(statistics.job_counts, ledger, caller, project_id, scope, since, until)

@@ -113,7 +113,7 @@ async def list_events(
     wait_s: WaitSeconds,
     request: Request,
 ) -> Response:
-    """Returns the events of the caller's projects and of the devices, oldest first. The request is held until there are
+    """Return the events of the caller's projects and of the devices, oldest first. The request is held until there are
     events, for `wait_s` seconds at most. `next` continues from there, even if no events are returned."""
     watched = _follow_projects(caller, query.project_id)
     return await _answer_page(request, caller, following, watched, query, wait_s)
@@ -133,7 +133,7 @@ async def list_batch_events(
     wait_s: WaitSeconds,
     request: Request,
 ) -> Response:
-    """Returns the events of the batch and its jobs, oldest first. The request is held as for `GET /api/v2/events`,
+    """Return the events of the batch and its jobs, oldest first. The request is held as for `GET /api/v2/events`,
     unless the batch has ended."""
     watched = await _follow_batch(live, caller, batch_id)
     return await _answer_page(request, caller, following, watched, query, wait_s)
@@ -147,7 +147,7 @@ async def stream_events(
     request: Request,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Sends the same events as `GET /api/v2/events`, as server-sent events. The stream ends when the client disconnects
+    """Send the same events as `GET /api/v2/events`, as server-sent events. The stream ends when the client disconnects
     or its key is revoked."""
 
     async def watch() -> FollowedEvents:
@@ -176,7 +176,7 @@ async def stream_batch_events(
     request: Request,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """Sends the events of the batch as server-sent events. After the end of the batch the stream sends an event `end`,
+    """Send the events of the batch as server-sent events. After the end of the batch the stream sends an event `end`,
     and ends. A client that reconnects after that gets 204, which stops the retries of a browser."""
 
     async def watch() -> FollowedEvents:

@@ -52,7 +52,7 @@ def body_digest(scope: Scope) -> str:
 
 
 class BodyReader:
-    """Reads the bodies of requests. unpacked_max: the largest size of a decompressed body, in bytes."""
+    """A reader of request bodies. unpacked_max: the largest size of a decompressed body, in bytes."""
 
     def __init__(self, unpacked_max: int) -> None:
         self._max = unpacked_max

@@ -50,7 +50,7 @@ def find_connection(scope: Scope) -> Connection | None:
 
 
 class ConnectionLimits:
-    """Counts the connections from each address. most: per address; trusted proxies have no limit.
+    """The numbers of connections by address. most: per address; trusted proxies have no limit.
 
     proxies: comma-separated addresses and networks of trusted proxies; ``*`` means all.
     """

@@ -36,6 +36,19 @@ _DESCRIPTIONS = {
 }
 
 
+TAGS = [
+    {"name": "batches", "description": "Submit, list, follow, change, cancel and repeat batches."},
+    {"name": "jobs", "description": "List, follow and cancel jobs, and download their results."},
+    {"name": "devices", "description": "Devices: specs, status, queues and maintenance."},
+    {"name": "events", "description": "The feed of events, in pages and as streams."},
+    {"name": "webhooks", "description": "Endpoints that receive webhooks, their secrets, and deliveries to them."},
+    {"name": "account", "description": "Log-ins, sessions, and the projects of a key."},
+    {"name": "service", "description": "Health, readiness and metrics of the API."},
+    {"name": "service side", "description": "Statuses, progress and errors that operators set."},
+    {"name": "workloads", "description": "Not supported; these routes of Pasqal's API return 501."},
+]
+
+
 class DescribedAPI(FastAPI):
     """A FastAPI application whose OpenAPI document has the msgspec schemas."""
 

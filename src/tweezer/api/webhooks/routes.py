@@ -79,7 +79,7 @@ Ed25519 = Annotated[bool, Query(description="Whether to create or replace the ed
 
 @router.get("/api/v2/webhooks", summary="List endpoints", **pages(WebhookResponse))
 async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
-    """Returns a page of the endpoints of the caller's projects, without their secrets: first those that were
+    """Return a page of the endpoints of the caller's projects, without their secrets: first those that were
     registered, then those that batches were submitted with, both newest first."""
     projects = visible_projects(caller)
     if query.project_id:
@@ -93,7 +93,7 @@ async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hook
     "/api/v2/webhooks", summary="Register an endpoint", **answers(MadeWebhookResponse, 404, 409, body=NewWebhook)
 )
 async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
-    """Creates an endpoint that receives the events of its project from now on. The response includes the secret with
+    """Create an endpoint that receives the events of its project from now on. The response includes the secret with
     which its receiver verifies them."""
     body = await bodies.read(request, NewWebhook, account=caller.account)
     project = choose_project(caller, body.project_id)
@@ -116,7 +116,7 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
     "/api/v2/webhooks/secret", summary="Get the webhook secret of a project", **answers(WebhookSecretResponse, 400, 404)
 )
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
-    """Returns the secret that signs what is sent to the `webhook` of the project's batches."""
+    """Return the secret that signs what is sent to the `webhook` of the project's batches."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
     return success(WebhookSecretResponse.from_record(await webhooks.show(owner)))
 
@@ -133,7 +133,7 @@ async def rotate_project_secret(
     overlap_s: OverlapSeconds = OVERLAP_S,
     ed25519: Ed25519 = False,
 ) -> Response:
-    """Replaces the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
+    """Replace the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
     sent after 1.5 s, when every courier signs with the new secret."""
     owner = await webhooks.find_owner(choose_project(caller, project_id))
     shown = await webhooks.rotate(owner, overlap_s=overlap_s, ed25519=ed25519)
@@ -142,7 +142,7 @@ async def rotate_project_secret(
 
 @router.get("/api/v2/webhooks/{webhook_id}", summary="Get an endpoint", **answers(WebhookResponse, 404))
 async def get_webhook(endpoint: FoundEndpoint) -> Response:
-    """Returns the current state of the endpoint, without its secret."""
+    """Return the current state of the endpoint, without its secret."""
     return success(WebhookResponse.from_record(endpoint))
 
 
@@ -165,7 +165,7 @@ async def change_webhook(
 
 @router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **answers(None, 404))
 async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Deletes the endpoint permanently, with its secrets and the log of its deliveries. The endpoint of a batch's
+    """Delete the endpoint permanently, with its secrets and the log of its deliveries. The endpoint of a batch's
     `webhook` is created again with the next event of such a batch: disable it instead."""
     await webhooks.change(delete_endpoint, endpoint.id)
     return success(None)
@@ -173,21 +173,21 @@ async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Respons
 
 @router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **answers(WebhookResponse, 404))
 async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """The endpoint receives new events again. Deliveries that were held while it was disabled stay held until they are
-    resent on request."""
+    """Enable the endpoint: it receives new events again. Deliveries that were held while it was disabled stay held
+    until they are resent on request."""
     return success(WebhookResponse.from_record(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **answers(WebhookResponse, 404))
 async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Stops sending to the endpoint. Its deliveries are still recorded, and held."""
+    """Stop sending to the endpoint. Its deliveries are still recorded, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return success(WebhookResponse.from_record(await webhooks.read(find_endpoint, endpoint.id)))
 
 
 @router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **answers(DeliveryResponse, 404, 409))
 async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Sends an event of the type `ping`, whichever types the endpoint has subscribed to. Look up the delivery by the
+    """Send an event of the type `ping`, whichever types the endpoint has subscribed to. Look up the delivery by the
     `id` in the response to see its outcome."""
     identity = await webhooks.change(ping, endpoint)
     await webhooks.arm(endpoint.id)
@@ -200,7 +200,7 @@ async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     **answers(WebhookSecretResponse, 404),
 )
 async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
-    """Returns the secret with which the receiver verifies deliveries. For the `webhook` of batches it is the secret of
+    """Return the secret with which the receiver verifies deliveries. For the `webhook` of batches it is the secret of
     the project."""
     return success(WebhookSecretResponse.from_record(await webhooks.show(endpoint.secret_owner)))
 
@@ -213,7 +213,7 @@ async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
 async def rotate_secret(
     endpoint: EndpointToChange, webhooks: Hooks, overlap_s: OverlapSeconds = OVERLAP_S, ed25519: Ed25519 = False
 ) -> Response:
-    """Replaces the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
+    """Replace the secret. Deliveries are signed with the old secret as well for `overlap_s` seconds. The response is
     sent after 1.5 s, when every courier signs with the new secret."""
     shown = await webhooks.rotate(endpoint.secret_owner, overlap_s=overlap_s, ed25519=ed25519)
     return success(WebhookSecretResponse.from_record(shown))
@@ -230,7 +230,7 @@ async def rotate_secret(
 async def list_endpoint_deliveries(
     endpoint: FoundEndpoint, query: DeliveryPageParams, caller: Caller, webhooks: Hooks
 ) -> Response:
-    """Returns a page of the deliveries to the endpoint with all their attempts, newest first."""
+    """Return a page of the deliveries to the endpoint with all their attempts, newest first."""
     return success(await _deliveries(webhooks, caller, query, endpoint.id))
 
 
@@ -242,7 +242,7 @@ async def list_endpoint_deliveries(
 async def resend_all(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
-    """Resends the deliveries since a time that were not delivered, or all of them. They keep their ids and bodies, get
+    """Resend the deliveries since a time that were not delivered, or all of them. They keep their ids and bodies, get
     new signatures, and start a new retry schedule."""
     body = await bodies.read(request, ResendBody, account=caller.account)
     count = await webhooks.change(resend_since, endpoint.id, body.since, all=body.all)
@@ -253,14 +253,14 @@ async def resend_all(
 
 @router.get("/api/v2/deliveries", summary="List deliveries", **answers(DeliveryPageResponse))
 async def list_all_deliveries(query: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
-    """Returns a page of the deliveries to all endpoints of the caller's projects with all their attempts, newest
+    """Return a page of the deliveries to all endpoints of the caller's projects with all their attempts, newest
     first."""
     return success(await _deliveries(webhooks, caller, query, None))
 
 
 @router.get("/api/v2/deliveries/{delivery_id}", summary="Get a delivery", **answers(DeliveryWithBodyResponse, 404))
 async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
-    """Returns the delivery with all its attempts and the body that is sent."""
+    """Return the delivery with all its attempts and the body that is sent."""
     return success(
         DeliveryWithBodyResponse.from_record(await webhooks.read(find_delivery, delivery_id, visible_projects(caller)))
     )
@@ -270,7 +270,7 @@ async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks)
     "/api/v2/deliveries/{delivery_id}/resend", summary="Resend a delivery", **answers(DeliveryResponse, 404, 409)
 )
 async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Response:
-    """Resends a delivery in any status. It keeps its id and body, gets a new signature, and starts a new retry
+    """Resend a delivery in any status. It keeps its id and body, gets a new signature, and starts a new retry
     schedule."""
     await webhooks.read(find_delivery, delivery_id, visible_projects(caller))
     found = await webhooks.change(resend, delivery_id)

@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 
 class WebhookService:
-    """Reads and changes webhooks. policy: where they may be sent.
+    """The operations on webhooks. policy: where they may be sent.
 
     Raises InvalidInput("webhook_allow" | "webhook_ports", …).
     """
