@@ -257,7 +257,7 @@ class Courier:
         return 0
 
     async def _serve_apart(self, entries: Sequence[Entry]) -> None:
-        """Process entries of which some cannot be delivered; halve them until those are isolated, and park these."""
+        """Process entries of which some cannot be delivered; halve them until these are isolated and parked."""
         try:
             await self._wait_for_turn(entries)
             self._parked = await self._database.run(
@@ -400,7 +400,7 @@ class Courier:
     async def _describe(
         self, part: Sequence[Event | Notice], facts: dict[UUID, BatchFacts], subscribers: Subscribers
     ) -> _Part:
-        """Find the receivers of these, and describe them, still without the previous sequence numbers."""
+        """Find the receivers of events and notices, and describe the events without the previous sequence numbers."""
         events = [it for it in part if isinstance(it, Event)]
         selected: list[tuple[Event, str, list[Endpoint]]] = []
         pairs: set[tuple[UUID, UUID]] = set()

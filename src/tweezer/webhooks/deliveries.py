@@ -26,7 +26,7 @@ PENDING, DELIVERED, EXHAUSTED, HELD = "P", "D", "E", "H"
 
 _PAGE = 500  # rows of one statement
 _DELETED_AT_ONCE = 5000
-_UNUSED_S = 86_400  # the age at which an endpoint of batches without deliveries is deleted; not before its first one
+_UNUSED_S = 86_400  # the age at which endpoints of batches without deliveries are deleted; new ones await their first
 
 _INSERT = (
     "INSERT INTO deliveries (id, endpoint, project, batch, sequence_number, event, type, body, status, attempts,"

@@ -258,7 +258,7 @@ def _written_ms(milliseconds: int) -> str:
 
 
 def _read_facts(snapshot: Snapshot) -> BatchFacts:
-    assert snapshot.doc is not None, "the doc was asked for"
+    assert snapshot.doc is not None, "the doc was requested"
     doc, fields = decode_doc(snapshot.doc), snapshot.fields
     return BatchFacts(
         project=fields["project"].decode(),

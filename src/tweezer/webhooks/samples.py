@@ -30,7 +30,7 @@ from tweezer.model.webhooks import (
 _BATCH = UUID("0199f6bd-2f7e-8b1d-9f04-a1b2c3000000")
 _ENDPOINT = "5b0e6a4e-3c0f-4a57-9d0c-6f7d2f1c8e11"
 _SUBMITTED_MS = 1_760_780_467_230
-_BEGUN_MS = 250  # after that
+_BEGUN_MS = 250  # after the submission
 _TAGS = ("calibration", "week 42")
 
 

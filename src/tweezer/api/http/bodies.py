@@ -220,13 +220,15 @@ def _check_size(data: bytes | bytearray) -> int:
         raise RequestRejected(400, "number_too_long", problem, field="body")
     steps = outside.translate(_STEPS, b"0,:")
     if max(accumulate(memoryview(steps).cast("b")), default=0) > MAX_DEPTH:
-        raise RequestRejected(400, "nested_too_deeply", f"is nested more than {MAX_DEPTH} levels deep", field="body")
+        raise RequestRejected(
+            400, "nested_too_deeply", f"is nested more than {MAX_DEPTH} levels deep; flatten it", field="body"
+        )
     return outside.count(b":")
 
 
 def _outside_strings(plain: bytes | bytearray) -> Iterator[bytes | bytearray]:
     """Yield the parts outside strings of a text without escaped quotes."""
-    plain = plain.replace(b'""', b"")  # empty strings go first; the rest stays outside or inside strings as before
+    plain = plain.replace(b'""', b"")  # dropping empty strings does not change what is outside or inside strings
     inside = False
     for start in range(0, len(plain), _STEP):
         parts = plain[start : start + _STEP].split(b'"')

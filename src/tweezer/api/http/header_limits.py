@@ -145,7 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._size = size + len(data) if reading else 0
         if self._size > HEAD_MAX and not self.transport.is_closing():
             what = "trailers" if self._in_body else "headers"
-            self._refuse(431, "head_too_large", f"the {what} are larger than {HEAD_MAX >> 10} KiB")
+            self._refuse(431, "head_too_large", f"the {what} are larger than {HEAD_MAX >> 10} KiB; send less")
         elif self._timeout is None and not self._in_body and getattr(self.cycle, "response_complete", True):
             self._wait_for_head()  # after empty lines, uvicorn no longer times out an idle connection
 

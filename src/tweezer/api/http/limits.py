@@ -91,7 +91,12 @@ class RequestLimitsMiddleware:
 
     def _check_url(self, path_length: int, query: bytes) -> None:
         if path_length + len(query) > self._limits.url_max:
-            raise RequestRejected(414, "url_too_long", f"is longer than {self._limits.url_max} characters", field="url")
+            raise RequestRejected(
+                414,
+                "url_too_long",
+                f"is longer than {self._limits.url_max} characters; use several requests",
+                field="url",
+            )
         if query.count(b"&") >= self._limits.parameters_max:
             problem = f"has more than {self._limits.parameters_max} parameters; use several requests"
             raise RequestRejected(400, "too_many_parameters", problem, field="url")

@@ -87,7 +87,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class RequestRejected(TweezerError):
-    """A request that is rejected with a certain HTTP status, by a limit or for want of permission.
+    """A request that is rejected with a certain HTTP status, because of a limit or a missing permission.
 
     code: the reason, for programs. field: the part of the request at fault, if there is one.
     """

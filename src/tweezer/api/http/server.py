@@ -68,7 +68,7 @@ def serve(
             timeout_graceful_shutdown=_GRACE_S,
         )
         gc.collect()
-        gc.freeze()  # spares the collector the objects of the start-up: each full collection would block for 50 ms
+        gc.freeze()  # keeps start-up objects out of full collections, each of which would block for 50 ms
         try:
             _Server(config, holds, duties, _url(listener)).run(sockets=[listener])
         except SystemExit:  # uvicorn exits if the application cannot start; a failed duty may be the cause
