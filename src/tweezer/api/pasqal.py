@@ -13,7 +13,7 @@ from tweezer.api.access.dependencies import BatchId, Caller, JobId, LiveStore, Q
 from tweezer.api.batches import bulk, commands, reads, service_side
 from tweezer.api.batches.reads import EMBEDDED_JOBS_MAX
 from tweezer.api.batches.schemas import OlderBatchResponse, OlderJobResponse
-from tweezer.api.http.openapi import answers, failure_docs, response_docs
+from tweezer.api.http.openapi import describe_failures, describe_response, describe_route
 from tweezer.api.http.responses import Failure, RequestRejected, success
 from tweezer.model.messages import Result, result_file
 
@@ -26,7 +26,7 @@ router = APIRouter()
     "/api/v1/batches/{batch_id}",
     tags=["batches"],
     summary="Get a batch (version 1)",
-    **answers(OlderBatchResponse, 404, 422),
+    **describe_route(OlderBatchResponse, 404, 422),
 )
 async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
     """Return the same as version 2. Use `GET /api/v1/jobs/{job_id}/results_link` for the results of its jobs."""
@@ -38,7 +38,7 @@ async def get_batch_v1(batch_id: BatchId, caller: Caller, live: LiveStore) -> Re
     "/api/v1/jobs/{job_id}",
     tags=["jobs"],
     summary="Get a job and its result (version 1)",
-    **answers(OlderJobResponse, 404, 422),
+    **describe_route(OlderJobResponse, 404, 422),
 )
 async def get_job_v1(job_id: JobId, caller: Caller, live: LiveStore, queue: Queue) -> Response:
     """Return the same as version 2, with the result. A result that is so large that it is stored in a file is left out:
@@ -102,7 +102,7 @@ for _method, _path, _endpoint in _ALIASES:
     )
 
 
-_WORKLOAD_RESPONSES = failure_docs() | response_docs(Failure, "Workloads are not supported.", status=501)
+_WORKLOAD_RESPONSES = describe_failures() | describe_response(Failure, "Workloads are not supported.", status=501)
 
 
 async def read_workload(caller: Caller) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Response
 
 from tweezer.api.access.dependencies import LiveStore, Scraper, part
-from tweezer.api.http.openapi import answers, failure_docs
+from tweezer.api.http.openapi import describe_failures, describe_route
 from tweezer.api.http.responses import doc, success
 from tweezer.api.metrics import CONTENT_TYPE, Metrics
 
@@ -21,13 +21,15 @@ class HealthResponse(msgspec.Struct, frozen=True):
     health: Annotated[str, doc("Always `ok`.", "ok")]
 
 
-@router.get("/health", summary="Check that the process is alive", **answers(HealthResponse, keyless=True))
+@router.get("/health", summary="Check that the process is alive", **describe_route(HealthResponse, keyless=True))
 async def get_health() -> Response:
     """Return 200 without contacting Redis or the database. Restart the process if this route does not respond."""
     return success(HealthResponse(health="ok"))
 
 
-@router.get("/ready", summary="Check that Redis and the ledger answer", **answers(HealthResponse, 503, keyless=True))
+@router.get(
+    "/ready", summary="Check that Redis and the ledger answer", **describe_route(HealthResponse, 503, keyless=True)
+)
 async def get_ready(live: LiveStore) -> Response:
     """Return 503 while Redis or the ledger's database does not answer within two seconds. Route no traffic to
     the process until it returns 200."""
@@ -39,7 +41,10 @@ async def get_ready(live: LiveStore) -> Response:
     "/metrics",
     summary="Get metrics of the queue and of this process",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."}, **failure_docs(403)},
+    responses={
+        200: {"content": {"text/plain": {}}, "description": "Prometheus' text format."},
+        **describe_failures(403),
+    },
 )
 async def get_metrics(caller: Scraper, metrics: Annotated[Metrics, part("metrics")]) -> Response:
     """Return metrics in Prometheus' text format, for keys with the role `metrics` or `operator`. Metrics that cannot be

@@ -14,7 +14,7 @@ from tweezer.api.access.auth import Authenticator
 from tweezer.api.access.dependencies import Caller, Ledger, Session
 from tweezer.api.access.logins import Logins, TooManyAttempts
 from tweezer.api.batches.filters import Text
-from tweezer.api.http.openapi import Responses, answers, response_docs
+from tweezer.api.http.openapi import Responses, describe_response, describe_route
 from tweezer.api.http.responses import (
     RETRY_AFTER_S,
     Moment,
@@ -125,7 +125,7 @@ class AccountProjectResponse(RecordResponse, frozen=True):
 
 
 _REFUSALS: Responses = {
-    status: response_docs(OAuthErrorResponse, description, status=status)[status]
+    status: describe_response(OAuthErrorResponse, description, status=status)[status]
     for status, description in (
         (400, "The name or the password is wrong, or the form is not valid."),
         (429, "Too many failed log-ins; wait for the seconds in `Retry-After`."),
@@ -137,7 +137,7 @@ _REFUSALS: Responses = {
 @router.post(
     "/oauth/token",
     summary="Log in with name and password",
-    responses=response_docs(TokenResponse) | _REFUSALS,
+    responses=describe_response(TokenResponse) | _REFUSALS,
     openapi_extra=_FORM,
 )
 async def open_session(request: Request) -> Response:
@@ -180,7 +180,9 @@ async def open_session(request: Request) -> Response:
 
 
 @router.get(
-    "/account/api/v1/projects", summary="List the projects of the key", **answers(list[AccountProjectResponse], 422)
+    "/account/api/v1/projects",
+    summary="List the projects of the key",
+    **describe_route(list[AccountProjectResponse], 422),
 )
 async def get_projects(
     caller: Caller,
@@ -197,7 +199,7 @@ async def get_projects(
 
 
 @router.get(
-    "/account/api/v1/sessions", summary="List the sessions of the user", **answers(list[AccountSessionResponse])
+    "/account/api/v1/sessions", summary="List the sessions of the user", **describe_route(list[AccountSessionResponse])
 )
 async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     """Return the valid sessions, newest first. The request must use a session, not a key."""
@@ -205,7 +207,7 @@ async def get_sessions(caller: Session, ledger: Ledger) -> Response:
     return success([AccountSessionResponse.from_record(it, current=it.id == caller.key) for it in found])
 
 
-@router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", **answers(None, 404, 422))
+@router.delete("/account/api/v1/sessions/{session_id}", summary="Log out", **describe_route(None, 404, 422))
 async def end_session(
     request: Request,
     caller: Session,

@@ -25,7 +25,7 @@ from tweezer.api.batches.schemas import (
     ListedBatchResponse,
     ResultsLinksOfBatchResponse,
 )
-from tweezer.api.http.openapi import answers, failure_docs
+from tweezer.api.http.openapi import describe_failures, describe_route
 from tweezer.api.http.responses import RequestRejected, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
@@ -41,7 +41,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 BATCHES_MAX = 1000
 """Batches that one request may cancel."""
 
-router = APIRouter(tags=["batches"], responses=failure_docs(422, 503))
+router = APIRouter(tags=["batches"], responses=describe_failures(422, 503))
 
 
 class BatchesBody(msgspec.Struct, frozen=True):
@@ -58,7 +58,9 @@ class BatchesBody(msgspec.Struct, frozen=True):
 
 
 @router.patch(
-    "/api/v1/batches/cancel", summary="Cancel several batches", **answers(CanceledBatchesResponse, body=BatchesBody)
+    "/api/v1/batches/cancel",
+    summary="Cancel several batches",
+    **describe_route(CanceledBatchesResponse, body=BatchesBody),
 )
 async def cancel_batches(
     request: Request, caller: Submitter, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -78,7 +80,7 @@ async def cancel_batches(
 @router.patch(
     "/api/v2/batches/{batch_id}/cancel/jobs",
     summary="Cancel jobs of a batch",
-    **answers(CanceledJobsResponse, 404, 409, 413),
+    **describe_route(CanceledJobsResponse, 404, 409, 413),
 )
 async def cancel_jobs(
     batch_id: BatchId, query: JobParams, caller: Submitter, queue: Queue, live: LiveStore
@@ -108,7 +110,7 @@ async def cancel_jobs(
 @router.post(
     "/api/v1/batches/{batch_id}/rebatch",
     summary="Run jobs of a batch again in a new batch",
-    **answers(BatchResponse, 400, 404, 409, 413),
+    **describe_route(BatchResponse, 400, 404, 409, 413),
 )
 async def rebatch(
     request: Request,
@@ -144,7 +146,7 @@ async def rebatch(
 @router.get(
     "/api/v1/batches/{batch_id}/results_link",
     summary="Get links to the results of a batch",
-    **answers(ResultsLinksOfBatchResponse, 404, 413),
+    **describe_route(ResultsLinksOfBatchResponse, 404, 413),
 )
 async def get_batch_results_links(
     batch_id: BatchId,

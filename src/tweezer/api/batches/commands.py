@@ -25,7 +25,7 @@ from tweezer.api.batches.bodies import (
 from tweezer.api.batches.filters import NO_CONTROLS
 from tweezer.api.batches.reads import get_batch, get_job
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
-from tweezer.api.http.openapi import CollectionRoute, answers, failure_docs
+from tweezer.api.http.openapi import CollectionRoute, describe_failures, describe_route
 from tweezer.api.webhooks.service import Hooks, check_webhook
 from tweezer.ledger.access.credentials import Principal
 from tweezer.ledger.recorder.writing import replace_tags
@@ -69,7 +69,7 @@ async def expect_live(batch: BatchRecord) -> AsyncIterator[None]:
         raise terminal_error("batch", batch.id) from None
 
 
-router = APIRouter(route_class=CollectionRoute, responses=failure_docs(403, 409, 422, 503))
+router = APIRouter(route_class=CollectionRoute, responses=describe_failures(403, 409, 422, 503))
 
 
 Tags = Annotated[
@@ -82,7 +82,7 @@ Tags = Annotated[
 ]
 
 
-@router.post("/api/v1/batches", summary="Submit a batch", **answers(BatchResponse, body=BatchBody))
+@router.post("/api/v1/batches", summary="Submit a batch", **describe_route(BatchResponse, body=BatchBody))
 async def create_batch(
     request: Request,
     caller: Submitter,
@@ -110,7 +110,9 @@ async def create_batch(
 
 
 @router.post(
-    "/api/v2/batches/{batch_id}/jobs", summary="Add jobs to an open batch", **answers(BatchResponse, 404, body=Jobs)
+    "/api/v2/batches/{batch_id}/jobs",
+    summary="Add jobs to an open batch",
+    **describe_route(BatchResponse, 404, body=Jobs),
 )
 async def add_jobs(
     request: Request,
@@ -133,7 +135,7 @@ async def add_jobs(
     return await get_batch(batch_id, caller, live)
 
 
-@router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **answers(BatchResponse, 404))
+@router.patch("/api/v2/batches/{batch_id}/complete", summary="Close a batch", **describe_route(BatchResponse, 404))
 async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Close an open batch: no more jobs can be added, and the batch ends with the last job that it has. Closing a
     closed batch changes nothing."""
@@ -144,7 +146,7 @@ async def close_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: 
     return await get_batch(batch_id, caller, live)
 
 
-@router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **answers(BatchResponse, 404))
+@router.patch("/api/v2/batches/{batch_id}/cancel", summary="Cancel a batch", **describe_route(BatchResponse, 404))
 async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancel the pending jobs of the batch, and ask its running jobs to stop. The batch ends when they have
     stopped."""
@@ -155,7 +157,9 @@ async def cancel_batch(batch_id: BatchId, caller: Submitter, queue: Queue, live:
 
 
 @router.patch(
-    "/api/v1/batches/{batch_id}/tags", summary="Replace the tags of a batch", **answers(BatchResponse, 404, body=Tags)
+    "/api/v1/batches/{batch_id}/tags",
+    summary="Replace the tags of a batch",
+    **describe_route(BatchResponse, 404, body=Tags),
 )
 async def set_tags(
     request: Request,
@@ -182,7 +186,7 @@ async def set_tags(
     return await get_batch(batch_id, caller, live)
 
 
-@router.patch("/api/v2/jobs/{job_id}/cancel", summary="Cancel a job", **answers(JobResponse, 404))
+@router.patch("/api/v2/jobs/{job_id}/cancel", summary="Cancel a job", **describe_route(JobResponse, 404))
 async def cancel_job(job_id: JobId, caller: Submitter, queue: Queue, live: LiveStore) -> Response:
     """Cancel a pending job. A running job is asked to stop, and its status changes when it has stopped."""
     job = await live.job(caller, job_id)

@@ -34,7 +34,13 @@ from tweezer.api.batches.schemas import (
     TransitionResponse,
 )
 from tweezer.api.http.longpoll import may_change_job, may_end_batch
-from tweezer.api.http.openapi import CollectionRoute, answers, failure_docs, pages, response_docs
+from tweezer.api.http.openapi import (
+    CollectionRoute,
+    describe_failures,
+    describe_list,
+    describe_response,
+    describe_route,
+)
 from tweezer.api.http.responses import page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
@@ -43,11 +49,13 @@ from tweezer.model.ids import split_job_id
 from tweezer.model.lifecycle import BatchStatus, JobStatus
 from tweezer.store.records import BatchRecord
 
-router = APIRouter(route_class=CollectionRoute, responses=failure_docs(422, 503))
+router = APIRouter(route_class=CollectionRoute, responses=describe_failures(422, 503))
 
 
-@router.get("/api/v1/batches", summary="List batches", **pages(ListedBatchResponse))
-@router.get("/api/v2/batches", name="list_batches_v2", summary="List batches (alias)", **pages(ListedBatchResponse))
+@router.get("/api/v1/batches", summary="List batches", **describe_list(ListedBatchResponse))
+@router.get(
+    "/api/v2/batches", name="list_batches_v2", summary="List batches (alias)", **describe_list(ListedBatchResponse)
+)
 async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) -> Response:
     """Return a page of the batches of the caller's projects, without their sequences and jobs. By default the page has
     the 100 newest batches. The list is read from the ledger, which is usually a fraction of a second behind."""
@@ -57,8 +65,8 @@ async def list_batches(query: BatchPageParams, caller: Caller, live: LiveStore) 
     )
 
 
-@router.get("/api/v2/jobs", summary="List jobs", **pages(JobResponse))
-@router.get("/api/v1/jobs", name="list_jobs_v1", summary="List jobs (alias)", **pages(JobResponse))
+@router.get("/api/v2/jobs", summary="List jobs", **describe_list(JobResponse))
+@router.get("/api/v1/jobs", name="list_jobs_v1", summary="List jobs (alias)", **describe_list(JobResponse))
 async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Response:
     """Return a page of the jobs of the caller's projects. By default the page has the 100 newest jobs. With a single
     `batch_id` the jobs are current. Otherwise the list is read from the ledger, which is usually a fraction of a second
@@ -67,13 +75,13 @@ async def list_jobs(query: JobPageParams, caller: Caller, live: LiveStore) -> Re
     return page([JobResponse.from_record(record) for record in found.rows], offset=query.offset, total=found.total)
 
 
-@router.get("/api/v2/batches/counts", summary="Count batches by status", **answers(dict[BatchStatus, int]))
+@router.get("/api/v2/batches/counts", summary="Count batches by status", **describe_route(dict[BatchStatus, int]))
 async def count_batches(query: BatchParams, caller: Caller, live: LiveStore) -> Response:
     """Return the number of matching batches for every status, including zeros. All counts are from the same moment."""
     return success(await live.batch_counts(caller, query.filter))
 
 
-@router.get("/api/v2/jobs/counts", summary="Count jobs by status", **answers(dict[JobStatus, int]))
+@router.get("/api/v2/jobs/counts", summary="Count jobs by status", **describe_route(dict[JobStatus, int]))
 async def count_jobs(query: JobParams, caller: Caller, live: LiveStore) -> Response:
     """Return the number of matching jobs for every status, including zeros. All counts are from the same moment."""
     return success(await live.job_counts(caller, query.filter))
@@ -84,7 +92,7 @@ EMBEDDED_JOBS_MAX = 100
 
 
 @router.get(
-    "/api/v2/batches/{batch_id}", summary="Get a batch with its sequence and jobs", **answers(BatchResponse, 404)
+    "/api/v2/batches/{batch_id}", summary="Get a batch with its sequence and jobs", **describe_route(BatchResponse, 404)
 )
 async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Response:
     """Return the current state of the batch, with its jobs if there are at most 100."""
@@ -95,7 +103,7 @@ async def get_batch(batch_id: BatchId, caller: Caller, live: LiveStore) -> Respo
 @router.get(
     "/api/v1/batches/{batch_id}/status",
     summary="Get the status of a batch, waiting for its end",
-    **answers(BatchStateResponse, 404),
+    **describe_route(BatchStateResponse, 404),
 )
 async def get_batch_status(
     batch_id: BatchId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
@@ -121,7 +129,7 @@ def _is_idle(record: BatchRecord) -> bool:
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0
 
 
-@router.get("/api/v2/jobs/{job_id}", summary="Get a job", **answers(JobResponse, 404))
+@router.get("/api/v2/jobs/{job_id}", summary="Get a job", **describe_route(JobResponse, 404))
 async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """Return the current state of the job, with its own sequence if it has one."""
     return success(JobResponse.from_record(await live.job(caller, job_id)))
@@ -130,7 +138,7 @@ async def get_job(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
 @router.get(
     "/api/v2/jobs/{job_id}/transitions",
     summary="List the transitions of a job",
-    **answers(list[TransitionResponse], 404),
+    **describe_route(list[TransitionResponse], 404),
 )
 async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) -> Response:
     """Return the changes of the job's status, oldest first. They are read from the ledger, which is usually a fraction
@@ -141,7 +149,7 @@ async def get_job_transitions(job_id: JobId, caller: Caller, live: LiveStore) ->
 @router.get(
     "/api/v1/jobs/{job_id}/status",
     summary="Get the status of a job, waiting for its end",
-    **answers(JobStateResponse, 404),
+    **describe_route(JobStateResponse, 404),
 )
 async def get_job_status(
     job_id: JobId, caller: Caller, live: LiveStore, holds: HeldRequests, wait_s: WaitSeconds, request: Request
@@ -166,7 +174,7 @@ async def get_job_status(
 @router.get(
     "/api/v1/jobs/{job_id}/results_link",
     summary="Get a link to the results of a job",
-    **answers(ResultsLinkResponse, 404),
+    **describe_route(ResultsLinkResponse, 404),
 )
 async def get_results_link(
     job_id: JobId, caller: Caller, live: LiveStore, links: ResultsLinks, request: Request
@@ -186,7 +194,7 @@ async def get_results_link(
     "/api/v1/jobs/{job_id}/results",
     summary="Download the results of a job",
     response_class=Response,
-    responses=response_docs(JobResultResponse, "The result, without the envelope.") | failure_docs(403, 404),
+    responses=describe_response(JobResultResponse, "The result, without the envelope.") | describe_failures(403, 404),
 )
 async def get_results(
     job_id: JobId, reader: ResultsReader, live: LiveStore, results: KeptResults, request: Request

@@ -15,7 +15,7 @@ from tweezer.api.access.dependencies import BatchId, JobId, LiveStore, Operator,
 from tweezer.api.batches.commands import describe_caller, expect_live, terminal_error
 from tweezer.api.batches.reads import get_batch, get_job
 from tweezer.api.batches.schemas import BatchResponse, JobResponse
-from tweezer.api.http.openapi import answers, failure_docs
+from tweezer.api.http.openapi import describe_failures, describe_route
 from tweezer.api.http.responses import doc
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.access.credentials import Principal
@@ -30,7 +30,7 @@ from tweezer.store.records import BatchRecord, JobRecord
 _ERRORS_MAX = 20
 _ERROR_LENGTH_MAX = 2000
 
-router = APIRouter(tags=["service side"], responses=failure_docs(404, 409, 422))
+router = APIRouter(tags=["service side"], responses=describe_failures(404, 409, 422))
 
 Text = Annotated[str, Meta(max_length=_ERROR_LENGTH_MAX)]
 Errors = Annotated[
@@ -70,7 +70,7 @@ class JobErrorsBody(msgspec.Struct, frozen=True):
 @router.patch(
     "/api/v1/batches/{batch_id}/status",
     summary="Set the status of a batch",
-    **answers(BatchResponse, body=BatchStatusBody),
+    **describe_route(BatchResponse, body=BatchStatusBody),
 )
 async def set_batch_status(
     request: Request, batch_id: BatchId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -90,13 +90,13 @@ async def set_batch_status(
 
 
 @router.patch(
-    "/api/v1/jobs/{job_id}/status", summary="Set the status of a job", **answers(JobResponse, body=JobStatusBody)
+    "/api/v1/jobs/{job_id}/status", summary="Set the status of a job", **describe_route(JobResponse, body=JobStatusBody)
 )
 @router.patch(
     "/api/v1/jobs/{job_id}",
     name="patch_job",
     summary="Set the status or the progress of a job",
-    **answers(JobResponse, body=JobStatusBody),
+    **describe_route(JobResponse, body=JobStatusBody),
 )
 async def set_job_status(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -110,7 +110,9 @@ async def set_job_status(
 
 
 @router.post(
-    "/api/v1/jobs/{job_id}/errors", summary="Report the errors of a job", **answers(JobResponse, body=JobErrorsBody)
+    "/api/v1/jobs/{job_id}/errors",
+    summary="Report the errors of a job",
+    **describe_route(JobResponse, body=JobErrorsBody),
 )
 async def post_job_errors(
     request: Request, job_id: JobId, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore

@@ -24,7 +24,7 @@ from tweezer.api.devices.schemas import (
     StatusesBody,
 )
 from tweezer.api.devices.statistics import QueueSizeResponse, QueueTimeResponse
-from tweezer.api.http.openapi import answers, pages
+from tweezer.api.http.openapi import describe_list, describe_route
 from tweezer.api.http.responses import RequestRejected, page, success
 from tweezer.api.read_model import ReadModel
 from tweezer.ledger.database import Database
@@ -45,8 +45,10 @@ WindowId = Annotated[Text, Path(description="Id of the maintenance window.", exa
 DeviceName = Annotated[Text, Path(description="Name or id of a device.", examples=["EMU_FREE"])]
 
 
-@router.get("/api/v1/devices", summary="List devices", **pages(DeviceResponse, 422))
-@router.get("/api/v2/devices", name="list_devices_v2", summary="List devices (alias)", **pages(DeviceResponse, 422))
+@router.get("/api/v1/devices", summary="List devices", **describe_list(DeviceResponse, 422))
+@router.get(
+    "/api/v2/devices", name="list_devices_v2", summary="List devices (alias)", **describe_list(DeviceResponse, 422)
+)
 async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore, ledger: Ledger) -> Response:
     """Return a page of the devices that workers have announced or operators have created, newest first by default."""
     records = [record for record in await live.devices() if record.active or query.include_legacy]
@@ -61,7 +63,7 @@ async def list_devices(query: DevicePageParams, caller: Caller, live: LiveStore,
     return page(rows, offset=query.offset, total=len(found))
 
 
-@router.post("/api/v1/devices", summary="Create a device", **answers(DeviceResponse, 409, 422, body=NewDevice))
+@router.post("/api/v1/devices", summary="Create a device", **describe_route(DeviceResponse, 409, 422, body=NewDevice))
 async def create_device(
     request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore, ledger: Ledger
 ) -> Response:
@@ -75,8 +77,8 @@ async def create_device(
     return success(await _device(live, ledger, body.device_type))
 
 
-_STATUSES = answers(list[DeviceResponse], 404, 422, body=StatusesBody)
-_STATUS = answers(DeviceResponse, 404, 422, body=StatusBody)
+_STATUSES = describe_route(list[DeviceResponse], 404, 422, body=StatusesBody)
+_STATUS = describe_route(DeviceResponse, 404, 422, body=StatusBody)
 
 
 @router.put("/api/v1/devices/status", summary="Set the status of devices", **_STATUSES)
@@ -121,7 +123,7 @@ async def set_status(
 @router.get(
     "/api/v1/devices/{device}/maintenance",
     summary="List maintenance windows",
-    **answers(list[MaintenanceResponse], 404, 422),
+    **describe_route(list[MaintenanceResponse], 404, 422),
 )
 async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """Return the current and planned maintenance windows of the device, in order of time."""
@@ -132,7 +134,7 @@ async def get_maintenance(device: DeviceName, caller: Caller, live: LiveStore) -
 @router.post(
     "/api/v1/devices/{device}/maintenance",
     summary="Plan maintenance",
-    **answers(MaintenanceResponse, 404, 409, 422, body=MaintenanceBody),
+    **describe_route(MaintenanceResponse, 404, 409, 422, body=MaintenanceBody),
 )
 async def plan_maintenance(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -146,7 +148,9 @@ async def plan_maintenance(
     return success(MaintenanceResponse.from_record(window))
 
 
-@router.delete("/api/v1/devices/{device}/maintenance/{window}", summary="Cancel maintenance", **answers(None, 404, 422))
+@router.delete(
+    "/api/v1/devices/{device}/maintenance/{window}", summary="Cancel maintenance", **describe_route(None, 404, 422)
+)
 async def drop_maintenance(
     device: DeviceName, window: WindowId, caller: Operator, queue: Queue, live: LiveStore
 ) -> Response:
@@ -155,7 +159,7 @@ async def drop_maintenance(
     return success(None)
 
 
-@router.get("/api/v1/devices/specs", summary="Get the specs of all devices", **answers(dict[str, str]))
+@router.get("/api/v1/devices/specs", summary="Get the specs of all devices", **describe_route(dict[str, str]))
 async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
     """Return the specs by device name. Each is a string with Pulser's abstract representation of the device, valid for
     the server's version of Pulser."""
@@ -165,7 +169,7 @@ async def get_all_specs(caller: Caller, live: LiveStore) -> Response:
 @router.get(
     "/api/v1/devices/public-specs",
     summary="Get the specs of all devices without a key",
-    **answers(list[DeviceSpecsResponse], 503, keyless=True),
+    **describe_route(list[DeviceSpecsResponse], 503, keyless=True),
 )
 async def get_public_specs(live: LiveStore) -> Response:
     """Return the specs of all devices as a list. It does not reveal whether the devices are available."""
@@ -174,7 +178,9 @@ async def get_public_specs(live: LiveStore) -> Response:
 
 
 @router.get(
-    "/api/v1/devices/{device}/specs", summary="Get the specs of a device", **answers(DeviceSpecsResponse, 404, 422)
+    "/api/v1/devices/{device}/specs",
+    summary="Get the specs of a device",
+    **describe_route(DeviceSpecsResponse, 404, 422),
 )
 async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Response:
     """Return the specs that an operator has set, or else those that the device's workers announce."""
@@ -188,7 +194,7 @@ async def get_specs(device: DeviceName, caller: Caller, live: LiveStore) -> Resp
 @router.put(
     "/api/v1/devices/{device}/specs",
     summary="Set the specs of a device",
-    **answers(DeviceSpecsResponse, 404, 422, body=SpecsBody),
+    **describe_route(DeviceSpecsResponse, 404, 422, body=SpecsBody),
 )
 async def set_specs(
     device: DeviceName, request: Request, caller: Operator, bodies: ReadBodies, queue: Queue, live: LiveStore
@@ -205,7 +211,7 @@ async def set_specs(
 @router.delete(
     "/api/v1/devices/{device}/specs",
     summary="Remove the specs that an operator has set",
-    **answers(None, 404, 409, 422),
+    **describe_route(None, 404, 409, 422),
 )
 async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live: LiveStore) -> Response:
     """For operators. Remove the specs that an operator has set. Those that the device's workers announce apply again,
@@ -217,7 +223,7 @@ async def forget_specs(device: DeviceName, caller: Operator, queue: Queue, live:
 @router.get(
     "/api/v1/devices/{device}/queue_size",
     summary="Get the queue size of a device",
-    **answers(QueueSizeResponse, 404, 422),
+    **describe_route(QueueSizeResponse, 404, 422),
 )
 async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, live: LiveStore) -> Response:
     """Return the pending batches, jobs and shots of all projects by priority, as recorded in the ledger."""
@@ -228,7 +234,7 @@ async def get_queue_size(device: DeviceName, caller: Caller, ledger: Ledger, liv
 @router.get(
     "/api/v1/devices/{device}/average_queue_time",
     summary="Get the average queue time of a device",
-    **answers(QueueTimeResponse, 404, 422),
+    **describe_route(QueueTimeResponse, 404, 422),
 )
 async def get_average_queue_time(
     device: DeviceName,

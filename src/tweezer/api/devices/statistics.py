@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from tweezer.api.access.dependencies import Caller, Ledger
 from tweezer.api.batches.filters import VALUES_MAX, Text, Time
-from tweezer.api.http.openapi import answers
+from tweezer.api.http.openapi import describe_route
 from tweezer.api.http.responses import Count, Moment, RecordResponse, Seconds, Source, doc, success
 from tweezer.ledger.queries import statistics
 from tweezer.ledger.queries.statistics import Span
@@ -89,7 +89,7 @@ Projects = Annotated[
     "/api/v1/batches/last_activity",
     tags=["batches"],
     summary="Get the last activity of projects",
-    **answers(list[LastActivityResponse], 422),
+    **describe_route(list[LastActivityResponse], 422),
 )
 async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects = ()) -> Response:
     """Return one entry for each project of the caller, sorted by id."""
@@ -101,7 +101,7 @@ async def get_last_activity(caller: Caller, ledger: Ledger, project_id: Projects
     "/api/v1/devices/job_counts",
     tags=["devices"],
     summary="Count submitted jobs",
-    **answers(JobFrequencyResponse, 422),
+    **describe_route(JobFrequencyResponse, 422),
 )
 async def get_job_counts(
     caller: Caller,

@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from tweezer.api.access.dependencies import BatchId, Caller, LiveStore, WaitSeconds, part
 from tweezer.api.batches.filters import VALUES_MAX, Text
 from tweezer.api.events.streams import FeedFollowers, FollowedEvents
-from tweezer.api.http.openapi import Responses, answers, failure_docs
+from tweezer.api.http.openapi import Responses, describe_failures, describe_route
 from tweezer.api.http.responses import Moment, doc, success
 from tweezer.ledger.positions import Cursor
 from tweezer.ledger.queries.feed import LIMIT_MAX, PAGE_LIMIT, Selection
 from tweezer.model.errors import InvalidInput
 from tweezer.model.webhooks import EventType
 
-router = APIRouter(tags=["events"], responses=failure_docs(422, 503))
+router = APIRouter(tags=["events"], responses=describe_failures(422, 503))
 
 _STREAM_DOCS: Responses = {
     200: {
@@ -105,7 +105,7 @@ LastEventId = Annotated[
 ]
 
 
-@router.get("/api/v2/events", summary="List events", **answers(list[EventResponse], next=_NEXT))
+@router.get("/api/v2/events", summary="List events", **describe_route(list[EventResponse], next=_NEXT))
 async def list_events(
     query: Annotated[ProjectEventsPageQuery, Query()],
     caller: Caller,
@@ -122,7 +122,7 @@ async def list_events(
 @router.get(
     "/api/v2/batches/{batch_id}/events",
     summary="List the events of a batch",
-    **answers(list[EventResponse], 404, next=_NEXT),
+    **describe_route(list[EventResponse], 404, next=_NEXT),
 )
 async def list_batch_events(
     batch_id: BatchId,
@@ -164,7 +164,7 @@ async def stream_events(
     responses={
         **_STREAM_DOCS,
         204: {"description": "The batch has ended, and the client has received all events."},
-        **failure_docs(404),
+        **describe_failures(404),
     },
 )
 async def stream_batch_events(

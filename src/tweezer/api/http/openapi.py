@@ -73,12 +73,12 @@ class CollectionRoute(APIRoute):
         self.tags = [path.split("/")[3]]
 
 
-def response_docs(kind: Any, description: str = "Success.", *, status: int = 200) -> Responses:
+def describe_response(kind: Any, description: str = "Success.", *, status: int = 200) -> Responses:
     """Describe a response without the envelope."""
     return {status: {"description": description, "content": _json(_describe(kind))}}
 
 
-def answers(kind: Any, *failures: int, body: Any = None, keyless: bool = False, **beside: Any) -> dict[str, Any]:
+def describe_route(kind: Any, *failures: int, body: Any = None, keyless: bool = False, **beside: Any) -> dict[str, Any]:
     """Describe a route, as keyword arguments of its decorator.
 
     Args:
@@ -88,12 +88,12 @@ def answers(kind: Any, *failures: int, body: Any = None, keyless: bool = False, 
         keyless: Whether the route needs no key.
         beside: The types of additional members of the envelope.
     """
-    return _route(_envelope(f"{_name(kind)}Envelope", kind, **beside), failures, body, keyless)
+    return _add_failures(_envelope(f"{_name(kind)}Envelope", kind, **beside), failures, body, keyless)
 
 
-def pages(kind: Any, *failures: int) -> dict[str, Any]:
+def describe_list(kind: Any, *failures: int) -> dict[str, Any]:
     """Describe a route that returns a list in pages."""
-    described = _route(_envelope(f"{_name(kind)}Page", list[kind], pagination=_PAGINATION), failures)
+    described = _add_failures(_envelope(f"{_name(kind)}Page", list[kind], pagination=_PAGINATION), failures)
     content_range = {
         "description": "Rows of this page, `first-last/total`, counted from 0; `*/total` for an empty page.",
         "schema": {"type": "string", "examples": ["0-19/41"]},
@@ -102,22 +102,22 @@ def pages(kind: Any, *failures: int) -> dict[str, Any]:
     return described
 
 
-def failure_docs(*statuses: int, keyless: bool = False) -> Responses:
+def describe_failures(*statuses: int, keyless: bool = False) -> Responses:
     """Describe the errors of a route. keyless: whether it needs no key."""
     docs: Responses = {}
     for status in (*statuses, *(() if keyless else (401, 403, 429, 503))):
-        docs |= response_docs(MalformedRequest if status == 422 else Failure, _DESCRIPTIONS[status], status=status)
+        docs |= describe_response(MalformedRequest if status == 422 else Failure, _DESCRIPTIONS[status], status=status)
     return docs
 
 
-def _route(
+def _add_failures(
     success: dict[str, Any], failures: tuple[int, ...], body: Any = None, keyless: bool = False
 ) -> dict[str, Any]:
     responses: Responses = {200: {"description": "Success.", "content": _json(success)}}
     if body is None:
-        return {"responses": responses | failure_docs(*failures, keyless=keyless)}
+        return {"responses": responses | describe_failures(*failures, keyless=keyless)}
     return {
-        "responses": responses | failure_docs(*failures, 400, 408, 413, 415, keyless=keyless),
+        "responses": responses | describe_failures(*failures, 400, 408, 413, 415, keyless=keyless),
         "openapi_extra": {"requestBody": {"required": True, "content": _json(_describe(body))}},
     }
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from tweezer.api.access.dependencies import Caller, ReadBodies, Submitter
 from tweezer.api.batches.bodies import choose_project
 from tweezer.api.batches.filters import Text
-from tweezer.api.http.openapi import answers, failure_docs, pages
+from tweezer.api.http.openapi import describe_failures, describe_list, describe_route
 from tweezer.api.http.responses import page, success
 from tweezer.api.webhooks.schemas import (
     DeliveryPageQuery,
@@ -42,7 +42,7 @@ from tweezer.webhooks.endpoints import (
 )
 from tweezer.webhooks.secrets import OVERLAP_MAX_S, OVERLAP_S
 
-router = APIRouter(tags=["webhooks"], responses=failure_docs(403, 422, 503))
+router = APIRouter(tags=["webhooks"], responses=describe_failures(403, 422, 503))
 
 _BY_HAND = "disabled by hand"
 
@@ -77,7 +77,7 @@ Ed25519 = Annotated[bool, Query(description="Whether to create or replace the ed
 # -- endpoints ----------------------------------------------------------------------------------------------
 
 
-@router.get("/api/v2/webhooks", summary="List endpoints", **pages(WebhookResponse))
+@router.get("/api/v2/webhooks", summary="List endpoints", **describe_list(WebhookResponse))
 async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Return a page of the endpoints of the caller's projects, without their secrets: first those that were
     registered, then those that batches were submitted with, both newest first."""
@@ -90,7 +90,7 @@ async def list_webhooks(query: WebhookPageParams, caller: Caller, webhooks: Hook
 
 
 @router.post(
-    "/api/v2/webhooks", summary="Register an endpoint", **answers(MadeWebhookResponse, 404, 409, body=NewWebhook)
+    "/api/v2/webhooks", summary="Register an endpoint", **describe_route(MadeWebhookResponse, 404, 409, body=NewWebhook)
 )
 async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies, webhooks: Hooks) -> Response:
     """Create an endpoint that receives the events of its project from now on. The response includes the secret with
@@ -113,7 +113,9 @@ async def create_webhook(request: Request, caller: Submitter, bodies: ReadBodies
 
 
 @router.get(
-    "/api/v2/webhooks/secret", summary="Get the webhook secret of a project", **answers(WebhookSecretResponse, 400, 404)
+    "/api/v2/webhooks/secret",
+    summary="Get the webhook secret of a project",
+    **describe_route(WebhookSecretResponse, 400, 404),
 )
 async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: ProjectId = None) -> Response:
     """Return the secret that signs what is sent to the `webhook` of the project's batches."""
@@ -124,7 +126,7 @@ async def get_project_secret(caller: Submitter, webhooks: Hooks, project_id: Pro
 @router.post(
     "/api/v2/webhooks/rotate_secret",
     summary="Rotate the webhook secret of a project",
-    **answers(WebhookSecretResponse, 400, 404),
+    **describe_route(WebhookSecretResponse, 400, 404),
 )
 async def rotate_project_secret(
     caller: Submitter,
@@ -140,7 +142,7 @@ async def rotate_project_secret(
     return success(WebhookSecretResponse.from_record(shown))
 
 
-@router.get("/api/v2/webhooks/{webhook_id}", summary="Get an endpoint", **answers(WebhookResponse, 404))
+@router.get("/api/v2/webhooks/{webhook_id}", summary="Get an endpoint", **describe_route(WebhookResponse, 404))
 async def get_webhook(endpoint: FoundEndpoint) -> Response:
     """Return the current state of the endpoint, without its secret."""
     return success(WebhookResponse.from_record(endpoint))
@@ -149,7 +151,7 @@ async def get_webhook(endpoint: FoundEndpoint) -> Response:
 @router.patch(
     "/api/v2/webhooks/{webhook_id}",
     summary="Change an endpoint",
-    **answers(WebhookResponse, 404, 409, body=WebhookChange),
+    **describe_route(WebhookResponse, 404, 409, body=WebhookChange),
 )
 async def change_webhook(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
@@ -163,7 +165,7 @@ async def change_webhook(
     return success(WebhookResponse.from_record(changed))
 
 
-@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **answers(None, 404))
+@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **describe_route(None, 404))
 async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Delete the endpoint permanently, with its secrets and the log of its deliveries. The endpoint of a batch's
     `webhook` is created again with the next event of such a batch: disable it instead."""
@@ -171,21 +173,25 @@ async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Respons
     return success(None)
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **answers(WebhookResponse, 404))
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/enable", summary="Enable an endpoint", **describe_route(WebhookResponse, 404)
+)
 async def enable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Enable the endpoint: it receives new events again. Deliveries that were held while it was disabled stay held
     until they are resent on request."""
     return success(WebhookResponse.from_record(await webhooks.change(enable_endpoint, endpoint.id)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **answers(WebhookResponse, 404))
+@router.post(
+    "/api/v2/webhooks/{webhook_id}/disable", summary="Disable an endpoint", **describe_route(WebhookResponse, 404)
+)
 async def disable_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Stop sending to the endpoint. Its deliveries are still recorded, and held."""
     await webhooks.change(disable_endpoint, endpoint.id, _BY_HAND)
     return success(WebhookResponse.from_record(await webhooks.read(find_endpoint, endpoint.id)))
 
 
-@router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **answers(DeliveryResponse, 404, 409))
+@router.post("/api/v2/webhooks/{webhook_id}/ping", summary="Send a ping", **describe_route(DeliveryResponse, 404, 409))
 async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Send an event of the type `ping`, whichever types the endpoint has subscribed to. Look up the delivery by the
     `id` in the response to see its outcome."""
@@ -197,7 +203,7 @@ async def ping_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
 @router.get(
     "/api/v2/webhooks/{webhook_id}/secret",
     summary="Get the secret of an endpoint",
-    **answers(WebhookSecretResponse, 404),
+    **describe_route(WebhookSecretResponse, 404),
 )
 async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Return the secret with which the receiver verifies deliveries. For the `webhook` of batches it is the secret of
@@ -208,7 +214,7 @@ async def get_secret(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
 @router.post(
     "/api/v2/webhooks/{webhook_id}/rotate_secret",
     summary="Rotate the secret of an endpoint",
-    **answers(WebhookSecretResponse, 404),
+    **describe_route(WebhookSecretResponse, 404),
 )
 async def rotate_secret(
     endpoint: EndpointToChange, webhooks: Hooks, overlap_s: OverlapSeconds = OVERLAP_S, ed25519: Ed25519 = False
@@ -225,7 +231,7 @@ async def rotate_secret(
 @router.get(
     "/api/v2/webhooks/{webhook_id}/deliveries",
     summary="List the deliveries to an endpoint",
-    **answers(DeliveryPageResponse, 404),
+    **describe_route(DeliveryPageResponse, 404),
 )
 async def list_endpoint_deliveries(
     endpoint: FoundEndpoint, query: DeliveryPageParams, caller: Caller, webhooks: Hooks
@@ -237,7 +243,7 @@ async def list_endpoint_deliveries(
 @router.post(
     "/api/v2/webhooks/{webhook_id}/resend",
     summary="Resend the deliveries to an endpoint",
-    **answers(ResentResponse, 404, 409, body=ResendBody),
+    **describe_route(ResentResponse, 404, 409, body=ResendBody),
 )
 async def resend_all(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
@@ -251,14 +257,16 @@ async def resend_all(
     return success(ResentResponse(count=count))
 
 
-@router.get("/api/v2/deliveries", summary="List deliveries", **answers(DeliveryPageResponse))
+@router.get("/api/v2/deliveries", summary="List deliveries", **describe_route(DeliveryPageResponse))
 async def list_all_deliveries(query: DeliveryPageParams, caller: Caller, webhooks: Hooks) -> Response:
     """Return a page of the deliveries to all endpoints of the caller's projects with all their attempts, newest
     first."""
     return success(await _deliveries(webhooks, caller, query, None))
 
 
-@router.get("/api/v2/deliveries/{delivery_id}", summary="Get a delivery", **answers(DeliveryWithBodyResponse, 404))
+@router.get(
+    "/api/v2/deliveries/{delivery_id}", summary="Get a delivery", **describe_route(DeliveryWithBodyResponse, 404)
+)
 async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks) -> Response:
     """Return the delivery with all its attempts and the body that is sent."""
     return success(
@@ -267,7 +275,7 @@ async def get_delivery(delivery_id: DeliveryId, caller: Caller, webhooks: Hooks)
 
 
 @router.post(
-    "/api/v2/deliveries/{delivery_id}/resend", summary="Resend a delivery", **answers(DeliveryResponse, 404, 409)
+    "/api/v2/deliveries/{delivery_id}/resend", summary="Resend a delivery", **describe_route(DeliveryResponse, 404, 409)
 )
 async def resend_delivery(delivery_id: DeliveryId, caller: Submitter, webhooks: Hooks) -> Response:
     """Resend a delivery in any status. It keeps its id and body, gets a new signature, and starts a new retry
