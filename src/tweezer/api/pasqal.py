@@ -96,7 +96,7 @@ for _method, _path, _endpoint in _ALIASES:
         methods=[_method],
         name=_route_name(_method, _path, _endpoint),
         tags=_route.tags,
-        summary=f"{_route.summary} (alias)",
+        summary=f"{(_route.summary or '').removesuffix(' (alias)')} (alias)",
         responses=_route.responses,
         openapi_extra=_route.openapi_extra,
     )
@@ -140,7 +140,7 @@ for method, path, name in _WORKLOADS:
         name=name,
         tags=["workloads"],
         responses=_WORKLOAD_RESPONSES,
-        summary=name.replace("_", " ").capitalize(),
+        summary=name.replace("_v1", " (version 1)").replace("_", " ").capitalize(),
         status_code=501,
         openapi_extra={"parameters": [_ID]} if "{" in path else None,
     )

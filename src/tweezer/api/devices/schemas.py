@@ -39,9 +39,9 @@ class StatusBody(msgspec.Struct, frozen=True):
 
     status: Annotated[DeviceStatus, doc("The new status.", "DOWN")]
     reason: _REASON = ""
-    until: (
-        Annotated[datetime, _AWARE, doc("When the device resumes by itself; null: only when it is set `UP`.")] | None
-    ) = None
+    until: Annotated[
+        Annotated[datetime, _AWARE] | None, doc("When the device resumes by itself; null: only when it is set `UP`.")
+    ] = None
 
 
 class StatusesBody(msgspec.Struct, frozen=True):
@@ -53,10 +53,10 @@ class StatusesBody(msgspec.Struct, frozen=True):
     ]
     status: Annotated[DeviceStatus, doc("The new status.", "DOWN")]
     reason: _REASON = ""
-    until: (
-        Annotated[datetime, _AWARE, doc("When the devices resume by themselves; null: only when they are set `UP`.")]
-        | None
-    ) = None
+    until: Annotated[
+        Annotated[datetime, _AWARE] | None,
+        doc("When the devices resume by themselves; null: only when they are set `UP`."),
+    ] = None
 
 
 class MaintenanceBody(msgspec.Struct, frozen=True):

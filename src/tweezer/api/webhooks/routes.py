@@ -156,7 +156,7 @@ async def get_webhook(endpoint: FoundEndpoint) -> Response:
 async def change_webhook(
     request: Request, endpoint: EndpointToChange, caller: Submitter, bodies: ReadBodies, webhooks: Hooks
 ) -> Response:
-    """What is given; the rest stays. The `webhook` of batches cannot be changed: it is theirs."""
+    """Change the given fields of an endpoint. An endpoint for the `webhook` of batches cannot be changed."""
     body = await bodies.read(request, WebhookChange, account=caller.account)
     with reject_malformed():
         changed = await webhooks.change(
@@ -165,7 +165,7 @@ async def change_webhook(
     return success(WebhookResponse.from_record(changed))
 
 
-@router.delete("/api/v2/webhooks/{webhook_id}", summary="Remove an endpoint", **describe_route(None, 404))
+@router.delete("/api/v2/webhooks/{webhook_id}", summary="Delete an endpoint", **describe_route(None, 404))
 async def delete_webhook(endpoint: EndpointToChange, webhooks: Hooks) -> Response:
     """Delete the endpoint permanently, with its secrets and the log of its deliveries. The endpoint of a batch's
     `webhook` is created again with the next event of such a batch: disable it instead."""
