@@ -1,6 +1,20 @@
-"""Tweezer: a self-hosted asynchronous job queue for neutral-atom quantum work.
+"""Tweezer, a self-hosted asynchronous job queue for neutral-atom quantum work.
 
-What is public is imported when it is first used: the command line needs none of it to show its help.
+A user submits a *batch*: a serialised Pulser sequence and its *jobs*, each with a number of shots and values for the
+sequence's variables. Workers run the jobs on emulators or QPUs. Redis holds the live queue; a SQL database, the ledger,
+keeps what has ended. :func:`connect` opens the queue, and :func:`connect_async` does the same for asyncio:
+
+```python
+import tweezer
+
+with tweezer.connect() as queue:
+    batch = queue.submit(sequence, [{"runs": 200, "variables": {"omega": 6.3}}])
+    for job in batch.results(timeout_s=60):
+        print(job.status, job.counter)
+```
+
+Every error is a :class:`TweezerError`. Its ``code`` identifies the problem, and ``retryable`` states whether repeating
+the call may help. :func:`verify_webhook` checks the signature of a received webhook.
 """
 
 from importlib import import_module
@@ -60,6 +74,7 @@ __all__ = [
     "verify_webhook",
 ]
 
+# The exports are imported on first use, so that the command line starts quickly.
 _MODULES = {
     "tweezer.client": ("AsyncBatch", "AsyncQueue", "Finished", "JobFailed", "WaitTimeout", "connect_async"),
     "tweezer.model.errors": (

@@ -1,7 +1,7 @@
-"""The producers' API: submit batches, follow them, read results.
+"""The Python client for asyncio: submit batches, follow them and read their results.
 
-``connect_async`` (here) is for asyncio; :mod:`tweezer.sync` has the same calls for everybody else. A producer
-talks to Redis directly and is trusted with it; whoever is not goes through the HTTP API.
+:func:`connect_async` opens a queue. :mod:`tweezer.sync` offers the same calls without ``await``. The client connects to
+Redis directly, so the caller needs Redis credentials. Other users go through the HTTP API.
 """
 
 from __future__ import annotations
@@ -50,29 +50,35 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, whatever it heard
+_LOOK_AGAIN_S = 30.0  # a wait reads the state again this often, even without a notification
 _MAX_URL_LENGTH = 4096
 RETRY_S = 10.0
-"""How long a call is repeated while Redis does not answer, unless another time is given."""
+"""Default for how long a call is repeated while Redis does not answer, in seconds."""
 
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 
 
 class WaitTimeout(TweezerError):
-    """What was waited for did not come in time; waiting again is fine."""
+    """A wait reached its timeout. The batch is unaffected, and the caller may wait again."""
 
     code = "wait_timeout"
     retryable = True
 
 
 class JobFailed(TweezerError):
-    """The result of a job was asked for, and it has none."""
+    """The job has no result, for example because it failed."""
 
     code = "job_failed"
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """A job that has ended, with its result if it has one; ``unavailable`` says why that cannot be read."""
+    """A job that has ended, with its result if it has one.
+
+    Attributes:
+        record: The job's record: status, times, attempt and errors.
+        data: The result, or None if the job has none or it cannot be read.
+        unavailable: Why an existing result cannot be read, else None.
+    """
 
     record: JobRecord
     data: Result | None
@@ -80,7 +86,7 @@ class Finished(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, record: JobRecord, found: Result | ResultUnavailable | None) -> Self:
-        """Return the job with what was found of its result."""
+        """Combine a job's record with its result, or with the error from reading that."""
         if isinstance(found, ResultUnavailable):
             return cls(record, None, found)
         return cls(record, found)
@@ -103,33 +109,53 @@ class Finished(msgspec.Struct, frozen=True):
 
     @property
     def error(self) -> str | None:
-        """Why it failed, or why its result cannot be read, for people."""
+        """The reason for the failure, or for the result being unreadable, as a sentence; None if neither applies."""
         if self.unavailable is not None:
             return self.unavailable.message
         return "; ".join(map(str, self.record.faults)) or None
 
     @property
     def result(self) -> Result:
-        """What it measured; of a job that is CANCELED what a machine had measured before it was stopped, fewer shots
-        than asked for. Raises JobFailed, with the reason, when the job has no result; ResultUnavailable when it has one
-        that cannot be read."""
+        """The result of the job.
+
+        A CANCELED job may have a partial result with fewer shots than requested: what the device had measured before
+        it stopped.
+
+        Raises:
+            JobFailed: The job has no result; the message states the reason.
+            ResultUnavailable: The job has a result, but it cannot be read here.
+        """
         if self.unavailable is not None:
             raise self.unavailable
         if self.data is None:
-            why = self.error or f"it is {self.status.value}"
+            why = self.error or f"its status is {self.status.value}"
             raise JobFailed(f"job {self.id} (number {self.index} of its batch) has no result: {why}")
         return self.data
 
     @property
     def counter(self) -> dict[str, int]:
-        """Bitstring → number of shots. Raises JobFailed, ResultUnavailable."""
+        """The final measurement: number of shots by bitstring.
+
+        The characters of a bitstring follow the order of the qubits in the register.
+
+        Raises:
+            JobFailed: The job has no result, or its configuration requested no final bitstrings.
+            ResultUnavailable: The job has a result, but it cannot be read here.
+        """
         counter = self.result.counter
         if counter is None:
-            raise JobFailed(f"job {self.id} measured no bitstrings at its end; read its results()")
+            raise JobFailed(f"job {self.id} did not measure final bitstrings; call results() for its observables")
         return counter
 
     def results(self) -> Results:
-        """Return the results as Pulser's ``Results``, with all observables. Needs pulser. Raises as ``result``."""
+        """Return the result as ``pulser.backend.results.Results``, with all its observables.
+
+        Pulser must be installed.
+
+        Raises:
+            JobFailed: The job has no result, or one without serialised results (only a counter).
+            ResultUnavailable: The job has a result, but it cannot be read here.
+        """
         text = self.result.serialised_results
         if text is None:
             raise JobFailed(f"job {self.id} has a counter, but no serialised results")
@@ -139,7 +165,7 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Handle:
-    """Refers to connections: a copy is the object itself."""
+    """An object that refers to connections, so copying it returns the object itself."""
 
     def __copy__(self) -> Self:
         return self
@@ -149,7 +175,22 @@ class Handle:
 
 
 class AsyncBatch(Handle):
-    """A handle on a batch. Making one asks nothing of Redis."""
+    """A handle on a batch, for asyncio.
+
+    Creating a handle does not contact Redis. Iterators such as :meth:`finished` and :meth:`changes` are notified by
+    Redis; they do not poll.
+
+    Example:
+        ```python
+        batch = await queue.submit(sequence, [{"runs": 200}, {"runs": 400}])
+        async for job in batch.finished():
+            print(job.index, job.status, job.counter)
+        ```
+
+    Attributes:
+        id: The batch's UUID.
+        queue: The queue that the handle uses.
+    """
 
     def __init__(self, queue: AsyncQueue, batch_id: UUID) -> None:
         self.queue = queue
@@ -163,28 +204,81 @@ class AsyncBatch(Handle):
         return AsyncBatch, (self.queue, self.id)
 
     async def record(self) -> BatchRecord:
-        """Return the batch as it stands now. Raises NotFound."""
+        """Return the current state of the batch.
+
+        Raises:
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         return await self.queue.reader.batch(self.queue.caller, self.id)
 
     async def add_jobs(self, jobs: Iterable[JobSpec | dict[str, Any]], *, idempotency_key: str | None = None) -> int:
-        """Add jobs to the open batch; return the index of the first. Checked like those of a submit."""
+        """Add jobs to an open batch.
+
+        Args:
+            jobs: :class:`Job` objects or dictionaries of the same fields, checked as in :meth:`AsyncQueue.submit`; at
+                most 10,000 per call and 100,000 per batch.
+            idempotency_key: Calls with the same key within a day add the jobs once. By default each call has a new key.
+
+        Returns:
+            The index in the batch of the first job that was added.
+
+        Raises:
+            InvalidInput: A job is not valid; the message names the field, and nothing was added.
+            Conflict: The batch is closed or has ended.
+            QueueFull: The queue or a quota of the project is full.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         added, key = check_list("jobs", jobs, "jobs"), _checked_key(idempotency_key)
         return await self._command(
             lambda: self._store.admission.add_jobs(self.id, added, project=self.queue.project, idempotency_key=key)
         )
 
     async def close(self) -> None:
-        """No more jobs will come: the batch is DONE when its jobs are."""
+        """Close an open batch: no more jobs can be added, and it ends when its jobs have ended.
+
+        Closing a closed batch has no effect.
+
+        Raises:
+            Conflict: The batch has ended, and Redis no longer holds it.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         await self._command(lambda: self._store.commands.close(self.id, project=self.queue.project))
 
     async def cancel(self, *, by: str | None = None) -> None:
-        """Cancel what is pending and stop what runs. by: who asks, which is noted (default: ``user@host``)."""
+        """Cancel the batch: cancel its pending jobs and stop its running ones.
+
+        Args:
+            by: Name to record as the one who cancelled (default: ``user@host``).
+
+        Raises:
+            Conflict: The batch has already ended.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         commands, key = self._store.commands, secrets.token_hex(16)
         who = _checked_by(by)
         await self._command(lambda: commands.cancel(self.id, project=self.queue.project, by=who, idempotency_key=key))
 
     async def cancel_jobs(self, indices: Sequence[int], *, by: str | None = None) -> list[CancelAnswer]:
-        """Cancel some of the jobs; return one answer each. by: as of :meth:`cancel`."""
+        """Cancel some jobs of the batch.
+
+        Args:
+            indices: Indices of the jobs in the batch.
+            by: Name to record as the one who cancelled (default: ``user@host``).
+
+        Returns:
+            One answer per index, in the same order: ``canceled``, ``requested`` (the job is running; its worker stops
+            it), ``over`` (the job had already ended) or ``unknown`` (the batch has no such job).
+
+        Raises:
+            InvalidInput: An index is not valid.
+            Conflict: The batch has ended, and Redis no longer holds it.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         commands, key = self._store.commands, secrets.token_hex(16)
         who, chosen = _checked_by(by), check_indices("indices", indices, MAX_JOBS_PER_BATCH)
         if not chosen:
@@ -194,78 +288,142 @@ class AsyncBatch(Handle):
         )
 
     async def pause(self) -> None:
-        """Hand out no more jobs; what runs finishes."""
+        """Pause the batch: its running jobs finish, and no further ones start.
+
+        Raises:
+            Conflict: The batch has already ended.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         await self._command(lambda: self._store.commands.pause(self.id, project=self.queue.project))
 
     async def resume(self) -> None:
-        """Hand out jobs again."""
+        """Resume a paused batch.
+
+        Raises:
+            Conflict: The batch has already ended.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         await self._command(lambda: self._store.commands.resume(self.id, project=self.queue.project))
 
     async def changes(self, timeout_s: float | None = None) -> AsyncIterator[BatchRecord]:
-        """Return the batch now and after each change, until nothing of it is pending or running. Raises WaitTimeout."""
+        """Yield the batch now and after each change, until none of its jobs is pending or running.
+
+        Args:
+            timeout_s: Seconds to wait in all; None waits without limit.
+
+        Yields:
+            The state of the batch. Changes in quick succession may be combined.
+
+        Raises:
+            WaitTimeout: The time is over.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         deadline = _deadline(timeout_s)
-        async with self._news() as heard:
+        async with self._news() as channel:
             while True:
                 record = await self.record()
                 yield record
                 if is_settled(record):
                     return
-                await heard.next(self._patience(deadline))
+                await channel.next(self._patience(deadline))
 
     async def wait(self, timeout_s: float | None = None) -> BatchRecord:
-        """Wait until no job is pending or running; woken by Redis, it does not poll. Raises WaitTimeout."""
+        """Wait until none of the jobs is pending or running.
+
+        Args:
+            timeout_s: Seconds to wait; None waits without limit.
+
+        Returns:
+            The final state of the batch. A batch that is still open is returned when it runs out of work.
+
+        Raises:
+            WaitTimeout: The time is over.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         _deadline(timeout_s)
         record = await self.record()
         if not is_settled(record):
-            async for record in self.changes(timeout_s):  # noqa: B007  the last one is the answer
+            async for record in self.changes(timeout_s):  # noqa: B007  the last one is returned
                 pass
         return record
 
     async def jobs(self) -> list[JobRecord]:
-        """Return all jobs as they stand now, in the order of their indices."""
+        """Return the current state of all jobs, ordered by index.
+
+        Raises:
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         record = await self.record()
         return await self.jobs_at(record, range(record.jobs))
 
     async def jobs_at(self, record: BatchRecord, indices: Sequence[int]) -> list[JobRecord]:
-        """Return some jobs of the batch as they stand now, in the order of their indices."""
+        """Return the current state of some jobs of the batch, ordered by index."""
         return await self.queue.reader.jobs(record, indices)
 
     async def results_at(self, indices: Sequence[int]) -> dict[int, Result | ResultUnavailable]:
-        """Return the results that jobs have, by index, or why one cannot be read. Find the batch first: that it is the
-        project's."""
+        """Return the results of jobs by index, with an error in place of a result that cannot be read.
+
+        This does not check that the batch belongs to the project; call :meth:`record` first.
+        """
         return await self.queue.reader.results(self.id, indices)
 
     async def finished(self, timeout_s: float | None = None) -> AsyncIterator[Finished]:
-        """Each job as it ends, once; the ones that have ended come first. Raises WaitTimeout."""
+        """Yield each job once, as it ends. Jobs that have already ended come first.
+
+        Args:
+            timeout_s: Seconds to wait in all; None waits without limit.
+
+        Yields:
+            Each job with its result, including failed and cancelled ones.
+
+        Raises:
+            WaitTimeout: The time is over.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+        """
         deadline = _deadline(timeout_s)
-        told: set[int] = set()
-        async with self._news() as heard:
-            words: list[bytes] = []
+        seen: set[int] = set()
+        async with self._news() as channel:
+            messages: list[bytes] = []
             while True:
                 record = await self.record()
                 last = is_settled(record)
-                candidates = self._ended_in(words) if words and not last else range(record.jobs)
-                for job in await self._finished(record, [index for index in candidates if index not in told]):
-                    told.add(job.index)
+                candidates = self._ended_in(messages) if messages and not last else range(record.jobs)
+                for job in await self._finished(record, [index for index in candidates if index not in seen]):
+                    seen.add(job.index)
                     yield job
                 if last:
                     return
-                words = await heard.next(self._patience(deadline))
+                messages = await channel.next(self._patience(deadline))
 
     async def events(
         self, after: Event | str | None = None, *, follow: bool = True, timeout_s: float | None = None
     ) -> AsyncIterator[Event]:
-        """Return all events of the batch in order, each once, until the one that ends the batch; woken by Redis.
+        """Yield the events of the batch in order, each once, up to the event that ends the batch.
 
-        after: an event, or its id, to go on behind; ``"now"`` tells only what comes. follow: False gives what there is
-        now and ends. Events that Redis has let go come from the ledger, where the queue was told of it.
+        Events that Redis has already trimmed are read from the ledger, if the queue was opened with one.
 
-        Raises EventsTrimmed where it was not, rather than leave any out; WaitTimeout after ``timeout_s``; NotFound;
-        InvalidInput("after", …).
+        Args:
+            after: Continue after this event, given as an :class:`Event` or its id. ``"now"`` yields only new events;
+                None yields all of them.
+            follow: Wait for further events. False yields the existing ones and returns.
+            timeout_s: Seconds to wait in all; None waits without limit.
+
+        Raises:
+            EventsTrimmed: Some events are no longer in Redis, and the queue has no ledger to read them from.
+            InvalidInput: ``after`` is not an event of this batch.
+            WaitTimeout: The time is over.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
         """
         deadline = _deadline(timeout_s)
         check_flag("follow", follow)
-        async with self._news() as heard:
+        async with self._news() as channel:
             batch = await self.record()
             reading = BatchEvents(
                 self._store.events,
@@ -280,10 +438,28 @@ class AsyncBatch(Handle):
                         yield event
                 if reading.is_over or not follow:
                     return
-                await heard.next(self._patience(deadline))
+                await channel.next(self._patience(deadline))
 
     async def results(self, timeout_s: float | None = None) -> list[Finished]:
-        """Wait for all jobs, then return them in the order of their indices. Raises WaitTimeout."""
+        """Wait for all jobs, then return them with their results, ordered by index.
+
+        Args:
+            timeout_s: Seconds to wait; None waits without limit.
+
+        Returns:
+            One entry per job, including failed and cancelled ones; their ``result`` and ``counter`` raise JobFailed.
+
+        Raises:
+            WaitTimeout: The time is over.
+            NotFound: The project has no such batch.
+            Unavailable: Redis did not answer.
+
+        Example:
+            ```python
+            for job in await batch.results(timeout_s=60):
+                print(job.variables, job.counter)
+            ```
+        """
         record = await self.wait(timeout_s)
         return await self._finished(record, range(record.jobs))
 
@@ -318,37 +494,37 @@ class AsyncBatch(Handle):
             return _LOOK_AGAIN_S
         left = deadline - time.monotonic()
         if left <= 0:
-            raise WaitTimeout(f"batch {self.id} still has jobs to run; wait longer, or look at `tweezer devices`")
+            raise WaitTimeout(f"batch {self.id} still has jobs to run; wait longer, or check `tweezer devices`")
         return min(left, _LOOK_AGAIN_S)
 
 
 def is_settled(record: BatchRecord) -> bool:
-    """Return whether nothing of the batch is pending or running: it has ended, or is open and without work."""
+    """Return whether none of the batch's jobs is pending or running: it has ended, or is open and out of work."""
     return record.counts[JobStatus.PENDING] + record.counts[JobStatus.RUNNING] == 0 and (
         record.status.terminal or record.open
     )
 
 
 def _place(batch: BatchRecord, after: Event | str | None) -> LastEvent:
-    """Behind which event of the batch to begin. Raises InvalidInput("after", …)."""
+    """Return the event after which to begin. Raises InvalidInput("after", …)."""
     if after is None:
         return LastEvent()
     if after == "now":
         return LastEvent(batch.sequence_number)
     identity = after.id if isinstance(after, Event) else after
     if not isinstance(identity, str):
-        raise InvalidInput("after", f"expects an event, the id of one, or 'now', got {shown(after)}")
+        raise InvalidInput("after", f"expected an event, an event id or 'now', got {shown(after)}")
     batch_id, _, rest = identity.partition(":")
     match = re.fullmatch(r"(\d{1,15}):(\d{1,18})", rest, re.ASCII)
     if match is None or batch_id.lower() != str(batch.id):
         raise InvalidInput(
-            "after", f"{shown(after)} is neither an event of batch {batch.id}, nor the id of one, nor 'now'"
+            "after", f"{shown(after)} is not an event of batch {batch.id}; expected an event, an event id or 'now'"
         )
     return LastEvent(int(match[1]), int(match[2]))
 
 
 def _deadline(timeout_s: float | None) -> float | None:
-    """Return when a wait ends, on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
+    """Return the end of a wait on the monotonic clock. Raises InvalidInput("timeout_s", …)."""
     return None if timeout_s is None else time.monotonic() + check_seconds("timeout_s", timeout_s)
 
 
@@ -357,20 +533,40 @@ def _checked_by(by: str | None) -> str:
 
 
 def _checked_key(idempotency_key: str | None) -> str:
-    """Return the idempotency key of a call; one is made up if none is given."""
+    """Return the idempotency key of a call, generating one if needed."""
     if idempotency_key is None:
         return secrets.token_hex(16)
     return check_text("idempotency_key", idempotency_key, MAX_KEY_LENGTH)
 
 
 class AsyncQueue(Handle):
-    """A project's door to the queue, for asyncio. Use it as an async context manager, or ``close`` it."""
+    """The queue of a project, for asyncio. Open it with :func:`connect_async`.
+
+    Use it as an async context manager, or call :meth:`close`. A queue belongs to the process and the event loop that
+    used it first. Pickling it stores the Redis URL with its password.
+
+    Example:
+        ```python
+        async with connect_async() as queue:
+            batch = await queue.submit(sequence, [{"runs": 200}])
+            print((await batch.results())[0].counter)
+        ```
+
+    Attributes:
+        project: Id of the project whose batches the queue submits and reads.
+    """
 
     def __init__(
         self, store: Store, project: str, *, retry_s: float = RETRY_S, ledger: OpenDatabase | None = None
     ) -> None:
-        """``retry_s``: how long calls are repeated while Redis does not answer, before Unavailable is raised.
-        ``ledger``: where to look for batches that Redis has forgotten; it is opened when it is needed."""
+        """Use :func:`connect_async` instead.
+
+        Args:
+            store: The connection to Redis, which the queue closes.
+            project: Id of the project.
+            retry_s: Seconds during which calls are repeated while Redis does not answer.
+            ledger: The ledger to read batches from that Redis no longer holds; opened on first use.
+        """
         self.store = store
         self.project = project
         self._retry_s = retry_s
@@ -387,7 +583,7 @@ class AsyncQueue(Handle):
         await self.close()
 
     def __reduce__(self) -> tuple[Callable[..., AsyncQueue], tuple[Any, ...]]:
-        """Pickle as a queue that is opened anew: with the same URL, and the password in it."""
+        """Pickle the arguments of the queue, including the URL with its password; unpickling opens a new one."""
         if self.store.connect is None:
             raise TypeError("only a queue that connect or connect_async opened can be pickled")
         return _reopen, (self.store.connect, self.project, self._retry_s, self._ledger)
@@ -398,12 +594,12 @@ class AsyncQueue(Handle):
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
 
     def anew(self) -> AsyncQueue:
-        """Return a queue like this one, with connections of its own."""
+        """Return a queue like this one, with new connections."""
         reopen, arguments = self.__reduce__()
         return reopen(*arguments)
 
     async def close(self) -> None:
-        """Close the connections; a closed queue answers no more calls. Closing it again changes nothing."""
+        """Close the connections. Later calls raise TweezerError; closing again has no effect."""
         if self._closed:
             return
         self._require_home()
@@ -414,16 +610,16 @@ class AsyncQueue(Handle):
 
     @property
     def has_ledger(self) -> bool:
-        """Whether there is a ledger to look into for what Redis has forgotten."""
+        """Whether batches that Redis no longer holds can be read from a ledger."""
         return self._ledger is not None
 
     @property
     def reader(self) -> BatchReader:
-        """What reads batches; made anew, since one that is kept would keep a queue alive that nobody closed."""
+        """A new reader of batches. Keeping one would make a cycle, and delay the warning about an unclosed queue."""
         return BatchReader(self.store, self._open_ledger, ask=self.ask)
 
     async def _open_ledger(self) -> Queries | None:
-        """Open the ledger at its first use; None where no ledger was named. Raises TweezerError."""
+        """Open the ledger on first use; return None if the queue has none. Raises TweezerError."""
         self._require_home()
         if self._queries is None and self._ledger is not None:
             try:
@@ -451,15 +647,38 @@ class AsyncQueue(Handle):
         not_before: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncBatch:
-        """Submit a batch and return its handle; when it returns, Redis has it.
+        """Submit a batch and return its handle. The batch is stored in Redis when the call returns.
 
-        sequence: a Pulser ``Sequence`` or its abstract representation; None if each job has its own.
-        jobs: ``Job(runs, variables, …)`` or dictionaries of the same; at most 10,000.
-        device: name of one that a worker has announced; by default the one that the (first) sequence was built for.
-        open: more jobs may be added until ``close``. not_before: an aware time to start at, at the earliest.
-        idempotency_key: calls with the same key within a day make one batch; one is made up if none is given.
+        Args:
+            sequence: A Pulser ``Sequence``, or its abstract representation as text (``Sequence.to_abstract_repr()``);
+                None if each job has its own.
+            jobs: :class:`Job` objects or dictionaries of the same fields: ``runs`` (number of shots), ``variables``
+                (values of the sequence's variables by name), ``seed`` and ``sequence``. At most 10,000; add more with
+                :meth:`AsyncBatch.add_jobs`.
+            device: Name of a device that a worker serves (default: the one that the first sequence was built for).
+            priority: ``LOW``, ``MEDIUM`` or ``HIGH``.
+            open: Keep the batch open, so that jobs can be added until it is closed.
+            name: A name for people, at most 255 characters.
+            tags: At most 50 texts of at most 100 characters each, to find the batch by.
+            webhook: URL that receives the batch's events.
+            backend_configuration: Pulser's ``EmulationConfig`` or another backend configuration, as abstract
+                representation.
+            limits: Time limits and number of retries (default: ``Limits()``).
+            not_before: The earliest time to start, as an aware datetime.
+            idempotency_key: Calls with the same key within a day create one batch. By default each call has a new key.
 
-        Raises InvalidInput, naming the field, before anything is written; QueueFull; Conflict; Unavailable.
+        Raises:
+            InvalidInput: An argument is not valid; ``field`` names it, and nothing was written.
+            QueueFull: The queue is full; try again later.
+            QuotaExceeded: A quota of the project is used up.
+            Conflict: The idempotency key was used for another batch.
+            Unavailable: Redis did not answer. With an idempotency key the call can be repeated safely.
+
+        Example:
+            ```python
+            jobs = [{"runs": 200, "variables": {"omega": omega}} for omega in (1.0, 2.0, 3.0)]
+            batch = await queue.submit(sequence, jobs, device="EMU_FREE", tags=["sweep"])
+            ```
         """
         submission = Submission(
             sequence=sequence,
@@ -478,15 +697,32 @@ class AsyncQueue(Handle):
         return AsyncBatch(self, await self.ask(lambda: self.store.admission.submit(submission, project=self.project)))
 
     def batch(self, batch_id: UUID | str) -> AsyncBatch:
-        """Return a handle on a batch that was submitted before, here or elsewhere."""
+        """Return a handle on an existing batch, without checking that it exists.
+
+        Raises:
+            InvalidInput: ``batch_id`` is not a UUID.
+        """
         return AsyncBatch(self, as_uuid("batch", batch_id))
 
     async def job(self, job_id: UUID | str) -> JobRecord:
-        """Return a job as it stands. Raises NotFound."""
+        """Return the current state of a job.
+
+        Raises:
+            InvalidInput: ``job_id`` is not a UUID.
+            NotFound: The project has no such job.
+            Unavailable: Redis did not answer.
+        """
         return await self.reader.job(self.caller, as_uuid("job", job_id))
 
     async def result(self, job_id: UUID | str) -> Finished:
-        """Return a job that has ended, with its result. Raises NotFound; Conflict when it has not ended."""
+        """Return a job that has ended, with its result.
+
+        Raises:
+            InvalidInput: ``job_id`` is not a UUID.
+            NotFound: The project has no such job.
+            Conflict: The job has not ended.
+            Unavailable: Redis did not answer.
+        """
         record = await self.job(job_id)
         if not record.status.terminal:
             raise Conflict(f"job {record.id} is {record.status.value}; wait for it first", code="not_ended")
@@ -495,7 +731,18 @@ class AsyncQueue(Handle):
         return Finished.of(record, results.get(index))
 
     async def cancel_many(self, batch_ids: Iterable[UUID | str], *, by: str | None = None) -> dict[UUID, str]:
-        """Cancel several batches; return the errors of those that could not be, by id. by: who asks, which is noted."""
+        """Cancel several batches.
+
+        Args:
+            batch_ids: Ids of the batches.
+            by: Name to record as the one who cancelled (default: ``user@host``).
+
+        Returns:
+            An error message for each batch that could not be cancelled, by id; empty if all were.
+
+        Raises:
+            InvalidInput: An id is not a UUID; nothing was cancelled.
+        """
         errors, who = {}, _checked_by(by)
         for batch in [self.batch(batch_id) for batch_id in check_list("batch_ids", batch_ids, "ids of batches")]:
             try:
@@ -505,7 +752,7 @@ class AsyncQueue(Handle):
         return errors
 
     async def devices(self) -> list[DeviceRecord]:
-        """Return all devices, by name."""
+        """Return all devices, ordered by name."""
         return await self.ask(self.store.reader.devices)
 
     async def workers(self) -> list[WorkerRecord]:
@@ -513,24 +760,54 @@ class AsyncQueue(Handle):
         return await self.ask(self.store.reader.workers)
 
     async def pause_device(self, name: str, reason: str, *, until: datetime | None = None) -> None:
-        """Start nothing more on the device, for everybody; what runs finishes. At ``until``, an aware time, it goes on
-        by itself."""
+        """Pause a device for all projects: running jobs finish, and no further ones start.
+
+        Args:
+            name: The device.
+            reason: Shown to users whose jobs wait.
+            until: When the device resumes automatically, as an aware datetime; None pauses until
+                :meth:`resume_device`.
+
+        Raises:
+            InvalidInput: An argument is not valid.
+            NotFound: There is no such device.
+            Unavailable: Redis did not answer.
+        """
         check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.devices.pause(name, reason, until=until))
 
     async def resume_device(self, name: str) -> None:
-        """End a pause; maintenance that is under way goes on."""
+        """Resume a paused device. Maintenance that is under way continues.
+
+        Raises:
+            NotFound: There is no such device.
+            Unavailable: Redis did not answer.
+        """
         check_text("name", name, MAX_DEVICE_LENGTH)
         await self.ask(lambda: self.store.devices.resume(name))
 
     async def maintenance(self, name: str) -> list[Window]:
-        """Return what maintenance of the device is planned, or under way, in order."""
+        """Return the device's current and planned maintenance windows, in order."""
         check_text("name", name, MAX_DEVICE_LENGTH)
         return await self.ask(lambda: self.store.reader.windows(name))
 
     async def plan_maintenance(self, name: str, begins: datetime, ends: datetime, reason: str) -> Window:
-        """Start nothing on the device from one aware time to another, and before that no batch that would not end in
-        time. Raises InvalidInput, NotFound; Conflict when it overlaps with other maintenance."""
+        """Plan maintenance of a device.
+
+        The device starts no jobs during the window, and beforehand no batch that would not finish in time.
+
+        Args:
+            name: The device.
+            begins: Start of the window, as an aware datetime.
+            ends: End of the window, as an aware datetime in the future.
+            reason: Shown to users whose jobs wait.
+
+        Raises:
+            InvalidInput: An argument is not valid.
+            NotFound: There is no such device.
+            Conflict: The window overlaps another one of the device.
+            Unavailable: Redis did not answer.
+        """
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_time("begins", begins)
         check_time("ends", ends)
@@ -539,13 +816,18 @@ class AsyncQueue(Handle):
         return window
 
     async def drop_maintenance(self, name: str, window_id: str) -> None:
-        """Take planned maintenance back, or end it where it is under way. Raises NotFound."""
+        """Remove a planned maintenance window, or end one that is under way.
+
+        Raises:
+            NotFound: There is no such device or window.
+            Unavailable: Redis did not answer.
+        """
         check_text("name", name, MAX_DEVICE_LENGTH)
         check_text("window_id", window_id, MAX_NAME_LENGTH)
         await self.ask(lambda: self.store.devices.drop(name, window_id))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call of the store while Redis does not answer; every call of ours may be repeated.
+        """Call the store, and repeat the call while Redis does not answer. All calls are safe to repeat.
 
         Raises TweezerError when the queue is closed, or belongs to another event loop.
         """
@@ -563,7 +845,7 @@ class AsyncQueue(Handle):
                 await asyncio.sleep(delay_s)
 
     def _require_home(self) -> None:
-        """Raises TweezerError unless this is the process and the event loop of the first call."""
+        """Raise TweezerError unless this is the process and the event loop of the first call."""
         if self._closed:
             raise TweezerError("the queue is closed; open another one with connect_async()", code="queue_closed")
         process, loop = os.getpid(), asyncio.get_running_loop()
@@ -571,13 +853,14 @@ class AsyncQueue(Handle):
             self._home = process, loop
         if self._home[0] != process:
             raise TweezerError(
-                "the queue was opened before this process was forked; open one in each process with connect_async()",
+                "the queue was opened in the parent process, before the fork; open one in each process with "
+                "connect_async()",
                 code="wrong_loop",
             )
         if self._home[1] is not loop:
             raise TweezerError(
-                "the queue was used in another event loop before, and its connections belong to that; open one for "
-                "each asyncio.run() with connect_async()",
+                "the queue was first used in another event loop, which owns its connections; open a queue for each "
+                "asyncio.run() with connect_async()",
                 code="wrong_loop",
             )
 
@@ -587,11 +870,12 @@ def _reopen(connect: Connect, project: str, retry_s: float, ledger: OpenDatabase
 
 
 def as_uuid(kind: str, text: UUID | str) -> UUID:
-    """Return the id of a text. Raises InvalidInput."""
+    """Parse the id of a batch or a job. Raises InvalidInput."""
     try:
         return text if isinstance(text, UUID) else UUID(text)
     except (ValueError, AttributeError, TypeError):
-        raise InvalidInput(f"{kind}_id", f"{shown(text)} is not an id; it looks like {new_batch_id()}") from None
+        problem = f"{shown(text)} is not a valid {kind} id; ids look like {new_batch_id()}"
+        raise InvalidInput(f"{kind}_id", problem) from None
 
 
 def connect_async(
@@ -603,24 +887,39 @@ def connect_async(
     results_dir: str | Path | None = None,
     database_url: str | None = None,
 ) -> AsyncQueue:
-    """Open the queue. ``url`` is Redis' (default: ``TWEEZER_REDIS_URL``, else that of a running
-    ``tweezer up``, else this machine's). ``project``: whose batches (default: ``TWEEZER_PROJECT_ID``, else
-    ``default``). ``namespace``: first part of all keys (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
+    """Open the queue of a project, for asyncio.
 
-    ``retry_s``: how long a call is repeated while Redis does not answer, before Unavailable is raised.
-    ``results_dir``: the folder that workers write large results to, where it is mounted here (default:
-    ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``); without it reading one raises
-    ResultUnavailable. ``database_url``: the ledger's, to read what Redis has forgotten too (default:
-    ``TWEEZER_DATABASE_URL``; needs the extra ``server``). Raises InvalidInput, naming the argument.
+    It connects to Redis on the first call. If neither ``url`` nor ``TWEEZER_REDIS_URL`` is set, and ``tweezer up`` is
+    running in the data folder (``TWEEZER_DATA_DIR``, else the default one), that instance also supplies every other
+    value that no argument and no variable sets.
 
-    Where neither ``url`` nor ``TWEEZER_REDIS_URL`` names a Redis, a ``tweezer up`` that runs in the data folder
-    (``TWEEZER_DATA_DIR``, else the default one) gives what no argument and no variable does.
+    Args:
+        url: URL of Redis (default: ``TWEEZER_REDIS_URL``, else that of a running ``tweezer up``, else the Redis on this
+            machine).
+        project: Id of the project whose batches are submitted and read (default: ``TWEEZER_PROJECT_ID``, else
+            ``default``).
+        namespace: First part of all keys in Redis (default: ``TWEEZER_NAMESPACE``, else ``tweezer``).
+        retry_s: Seconds during which a call is repeated while Redis does not answer, before it raises Unavailable.
+        results_dir: Folder to which workers write large results, if it is mounted on this machine (default:
+            ``TWEEZER_RESULTS_DIR``, else ``results`` in ``TWEEZER_DATA_DIR``). Without it, reading a large result
+            raises ResultUnavailable.
+        database_url: URL of the ledger's database, to also read batches that Redis no longer holds (default:
+            ``TWEEZER_DATABASE_URL``). Requires the extra ``server``.
+
+    Raises:
+        InvalidInput: An argument is not valid; ``field`` names it.
+
+    Example:
+        ```python
+        async with connect_async("redis://localhost:6379/0", project="optics") as queue:
+            print([device.name for device in await queue.devices()])
+        ```
     """
     variables = _variables(url)
     whose = project if project is not None else variables.get("TWEEZER_PROJECT_ID") or DEFAULT_PROJECT
     if not is_project_id(whose):
         raise InvalidInput(
-            "project", f"expects 1 to 64 letters, digits, dots, dashes and underscores, got {shown(whose)}"
+            "project", f"must be 1 to 64 letters, digits, dots, dashes and underscores (got {shown(whose)})"
         )
     if database_url is not None:
         check_text("database_url", database_url, _MAX_URL_LENGTH)
@@ -630,7 +929,7 @@ def connect_async(
     namespace = variables.get("TWEEZER_NAMESPACE", Connect().namespace) if namespace is None else namespace
     if not is_namespace(namespace):
         raise InvalidInput(
-            "namespace", f"expects 1 to 32 letters, digits, dots, dashes and underscores, got {shown(namespace)}"
+            "namespace", f"must be 1 to 32 letters, digits, dots, dashes and underscores (got {shown(namespace)})"
         )
     connect = Connect(
         url=url or variables.get(REDIS_URL) or Connect().url,
@@ -646,13 +945,13 @@ def connect_async(
 
 
 def _variables(url: str | None) -> Mapping[str, str]:
-    """Return the environment, completed by that of a running ``tweezer up`` where nothing names a Redis."""
+    """Return the environment, completed by that of a running ``tweezer up`` if no Redis is configured."""
     given = {name: value for name, value in os.environ.items() if value}
     return given if url or given.get(REDIS_URL) else running_environment() | given
 
 
 def _results_folder(given: str | Path | None, variables: Mapping[str, str]) -> Path | None:
-    """Return the folder of large results, as given, else as the environment says."""
+    """Return the folder of large results from the argument, else from the environment."""
     if given is not None:
         return Path(check_path("results_dir", given)).absolute()
     if named := variables.get("TWEEZER_RESULTS_DIR"):

@@ -1,7 +1,8 @@
-"""The data folder of ``tweezer up``, by which other processes of its user find the one that runs.
+"""The data folder of ``tweezer up``, where other processes of the same user find a running instance.
 
-While it runs, a file in the folder holds the variables with which to use it, with the password of its Redis; only its
-user can read it. It counts while ``tweezer up`` holds a lock on it: a file that a crash left behind means nothing.
+While ``tweezer up`` is running, a file in the folder contains the environment variables to use it, including the
+password of its Redis. Only its user can read the file. It is valid while ``tweezer up`` holds a lock on it, so a file
+left by a crash is ignored.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ REDIS_URL = "TWEEZER_REDIS_URL"
 
 
 def default_data_dir() -> Path:
-    """Return the data folder where none is named."""
+    """Return the default data folder."""
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "tweezer"
 
 
 class PublishedEnvironment:
-    """The variables of a ``tweezer up`` as a file that a shell can source, until :meth:`close`."""
+    """A file with the variables of a ``tweezer up``, which a shell can source; it exists until :meth:`close`."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str]) -> None:
         self.file = folder / ENVIRONMENT_FILE
@@ -43,16 +44,16 @@ class PublishedEnvironment:
 
 
 def running_environment(folder: Path | None = None) -> dict[str, str]:
-    """Return the variables of the ``tweezer up`` that runs in the folder; empty where none runs.
+    """Return the variables of the ``tweezer up`` that is running in the folder, or an empty dictionary.
 
-    folder: default: the one that ``TWEEZER_DATA_DIR`` names, else :func:`default_data_dir`.
+    folder: defaults to ``TWEEZER_DATA_DIR``, else :func:`default_data_dir`.
     """
     named = os.environ.get(DATA_DIR)
     folder = folder or (Path(named) if named else default_data_dir())
     try:
         with (folder / ENVIRONMENT_FILE).open(encoding="utf-8") as file:
             lines = file.read().splitlines() if _is_locked(file.fileno()) else []
-    except OSError:  # none there, or another user's
+    except OSError:  # missing, or owned by another user
         return {}
     words = (shlex.split(line)[-1].partition("=") for line in lines)
     return {name: value for name, _, value in words}

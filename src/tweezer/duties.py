@@ -1,7 +1,7 @@
-"""Supervised background loops ("duties"): one that fails is logged, waits, and goes on; none ends silently.
+"""Supervised background loops ("duties"): a failure is logged, and the loop continues after a pause.
 
-And what such loops need: backoff between tries, and cancelling for sure. In Python 3.11 a cancellation that meets an
-arriving answer is swallowed on its way up: in ``asyncio.wait_for``, with which redis-py sends commands; fixed in 3.12.
+This module also has their tools: backoff, and reliable cancellation. In Python 3.11 ``asyncio.wait_for``, with which
+redis-py sends commands, swallows a cancellation that coincides with the reply. Python 3.12 fixed this.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Step = Callable[[], Awaitable[object]]
 class Backoff(msgspec.Struct, frozen=True):
     """Exponential backoff with full jitter, in seconds.
 
-    The delay before try *n* (1-based) is uniform between half and all of
-    ``min(cap_s, base_s * 2 ** (n - 1))``, so that many waiters do not come back together.
+    The delay before try *n* (1-based) is uniform between half and all of ``min(cap_s, base_s * 2 ** (n - 1))``, so that
+    many waiters do not return at the same time.
     """
 
     base_s: float = 0.1
@@ -41,13 +41,13 @@ class Backoff(msgspec.Struct, frozen=True):
 
 
 DUTY_BACKOFF = Backoff(base_s=0.1, cap_s=5.0)
-"""The pause after a failed step, unless the duty has its own."""
+"""The default pause after a failed step."""
 
-_HEALTHY_S = 10.0  # a step that lasted this long before it failed starts the backoff anew
+_HEALTHY_S = 10.0  # a step that ran this long before it failed resets the backoff
 
 
 class DutyEnded(TweezerError):
-    """A background task ended although nobody stopped it, so its process ends too."""
+    """A background task ended without being stopped, so its process ends, too."""
 
     code = "duty_ended"
 
@@ -61,15 +61,15 @@ async def repeat(
     while_: Callable[[], bool] = lambda: True,
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Repeat a step until the current task is cancelled, whatever the step raises.
+    """Repeat a step until the current task is cancelled, even if the step raises.
 
     Args:
         name: The duty's name in the log.
-        step: Called again and again.
-        every_s: Seconds between the end of a step and the next one.
-        backoff: The pause after failures in a row, in place of ``every_s``.
+        step: Called repeatedly.
+        every_s: Seconds between the end of a step and the start of the next one.
+        backoff: The pause after consecutive failures, in place of ``every_s``.
         while_: Checked before each step; the loop ends when it is false.
-        pause: Waits so many seconds, or less when there is a reason to look again.
+        pause: Waits for the given number of seconds, or less if there is a reason to continue.
     """
     failures = 0
     while not is_cancelled() and while_():
@@ -80,12 +80,12 @@ async def repeat(
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            failures += 1  # something that the step waited for was cancelled, not this duty
-            log.error("duty.failed", duty=name, error="what it waited for was cancelled", failures=failures)  # noqa: TRY400
+            failures += 1  # a task that the step awaited was cancelled, not this duty
+            log.error("duty.failed", duty=name, error="an awaited task was cancelled", failures=failures)  # noqa: TRY400
         except (TweezerError, OSError) as error:
             failures += 1
             log.warning("duty.failed", duty=name, error=str(error), failures=failures)
-        except Exception as error:  # a bug: somebody must look, and the duty goes on
+        except Exception as error:  # a bug, logged with its traceback; the duty continues
             failures += 1
             log.exception("duty.failed", duty=name, error=str(error), failures=failures)
         if failures and time.monotonic() - began > _HEALTHY_S:
@@ -95,10 +95,7 @@ async def repeat(
 
 
 async def until_answered(call: Callable[[], Awaitable[T]], backoff: Backoff, what: str) -> T:
-    """Repeat a call until Redis or the database answers: unreachable is not lost, and full passes.
-
-    Raises errors that repeating does not help.
-    """
+    """Repeat a call until Redis or the database answers. Raises errors that are not retryable."""
     tries = 0
     while True:
         try:
@@ -112,10 +109,10 @@ async def until_answered(call: Callable[[], Awaitable[T]], backoff: Backoff, wha
 
 
 class Duty:
-    """One loop that is started when somebody needs it.
+    """A loop that runs only while it is needed.
 
-    name: in the log. step: see :func:`repeat`. is_needed: whether anybody waits for it; the loop ends when not.
-    ended: called when the loop's task ended although somebody waits for it; the next :meth:`start` starts it again.
+    name: in the log. step: see :func:`repeat`. is_needed: the loop ends when it returns false. ended: called when the
+    loop's task ends although it is still needed; the next :meth:`start` starts it again.
     """
 
     def __init__(
@@ -124,13 +121,13 @@ class Duty:
         self._name = name
         self._step = step
         self._is_needed = is_needed
-        self._tell_ended = ended
+        self._notify_ended = ended
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """The task of the loop; None or done when it does not run."""
+        """The task of the loop; None or done if the loop is not running."""
         return self._task
 
     @property
@@ -138,7 +135,7 @@ class Duty:
         return self._task is not None and not self._task.done()
 
     def start(self) -> None:
-        """Start the loop unless it runs."""
+        """Start the loop unless it is running."""
         if not self.is_running:
             self._stopping = False
             self._task = asyncio.create_task(
@@ -154,34 +151,34 @@ class Duty:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._stopping or task is not self._task or not self._is_needed():
             return
-        if not task.cancelled() and task.exception() is None:  # somebody needed it the moment that it ended
+        if not task.cancelled() and task.exception() is None:  # it was needed again just as it ended
             self.start()
         else:
             log.error("duty.ended", duty=self._name, error=_reason(task))
-            self._tell_ended(DutyEnded(f"the background task {self._name!r} ended: {_reason(task)}"))
+            self._notify_ended(DutyEnded(f"the background task {self._name!r} ended: {_reason(task)}"))
 
 
 class Duties:
-    """The duties of a process, around its main work, as an async context manager.
+    """The duties of a process, as an async context manager around its main work.
 
-    They are stopped at the end of the block. When one ends before that, the block is cancelled and raises
-    :class:`DutyEnded`, which says why.
+    They are stopped at the end of the block. If one ends earlier, the block is cancelled and raises :class:`DutyEnded`
+    with the reason.
     """
 
     def __init__(self) -> None:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         """The tasks by the names of their duties."""
         self.failure: DutyEnded | None = None
-        """Why one of them ended although nobody stopped it."""
+        """Set if a duty ended without being stopped."""
         self._main: asyncio.Task[Any] | None = None
         self._stopping = False
 
     def start(self, name: str, step: Step, *, every_s: float = 0.0, backoff: Backoff = DUTY_BACKOFF) -> None:
-        """Begin to :func:`repeat` a step."""
+        """Start to :func:`repeat` a step."""
         self.watch(name, repeat(name, step, every_s=every_s, backoff=backoff))
 
     def watch(self, name: str, duty: Any) -> None:
-        """Run a coroutine as a duty: it is stopped with the others, and missed when it ends before."""
+        """Run a coroutine as a duty: it is stopped with the others, and its early end is a failure."""
         task = self.tasks[name] = asyncio.create_task(duty, name=f"duty-{name}")
         task.add_done_callback(lambda _: self._ended(name, task))
 
@@ -215,17 +212,17 @@ def _reason(task: asyncio.Task[None]) -> str:
 
 
 def is_cancelled() -> bool:
-    """Whether somebody asked the current task to end.
+    """Return whether cancellation of the current task was requested.
 
-    Loops that run until they are cancelled look here each time around: the cancellation itself may have been
-    swallowed (seen in one shutdown of fifty).
+    Loops that run until they are cancelled check this in each iteration, because the CancelledError itself may have
+    been swallowed (seen in one of fifty shutdowns).
     """
     return _requests() > 0
 
 
 @contextlib.contextmanager
 def heeding_cancel() -> Iterator[None]:
-    """Raises CancelledError at the end if the current task was cancelled within, even if that was swallowed."""
+    """Raise CancelledError at the end of the block if the task was cancelled within, even if that was swallowed."""
     before = _requests()
     try:
         yield
@@ -235,7 +232,7 @@ def heeding_cancel() -> Iterator[None]:
 
 
 async def run_to_end(work: Awaitable[T]) -> T:
-    """Await something to its end, also when the current task is cancelled meanwhile: within ``heeding_cancel``."""
+    """Await something to its end, even if the current task is cancelled meanwhile. Use it in ``heeding_cancel``."""
     task = asyncio.ensure_future(work)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
@@ -244,7 +241,7 @@ async def run_to_end(work: Awaitable[T]) -> T:
 
 
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels tasks, again and again, until they have ended; how they ended is of no interest."""
+    """Cancel tasks repeatedly until they have ended, ignoring their results."""
     while live := [task for task in tasks if not task.done()]:
         for task in live:
             task.cancel()

@@ -1,13 +1,13 @@
-"""The door for applications that speak arq: plain messages become batches, checked like everybody's.
+"""The intake for applications that use arq: plain messages submit batches, with the same checks as all others.
 
-Functions of the intake queue: ``submit_batch``, ``add_jobs``, ``cancel_batch``. arq may deliver a message
-twice; the message's own id is the idempotency key, so the second delivery changes nothing.
+The intake queue has the functions ``submit_batch``, ``add_jobs`` and ``cancel_batch``. arq may deliver a message twice.
+The id of the message is the idempotency key, so a second delivery has no effect.
 """
 
 from __future__ import annotations
 
 import contextlib
-import pickle  # only to write, for senders who can read nothing else
+import pickle  # only for writing, to senders who can read nothing else
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
@@ -36,7 +36,7 @@ _BACKOFF = Backoff(base_s=1.0, cap_s=60.0)
 
 
 class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A job of a message."""
+    """A job in a message."""
 
     runs: int | None = None
     variables: dict[str, Any] = {}
@@ -45,7 +45,7 @@ class IntakeJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IntakeLimits(Limits, frozen=True, array_like=False, forbid_unknown_fields=True):
-    """The limits of a message, by name."""
+    """The limits in a message, as an object instead of an array."""
 
 
 class SubmitBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +75,7 @@ class AddJobs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CancelBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The argument of ``cancel_batch``. by: who asks, which is noted."""
+    """The argument of ``cancel_batch``. by: name to record as the one who cancelled."""
 
     batch_id: UUID
     project: str = DEFAULT_PROJECT
@@ -104,7 +104,7 @@ def _plain(jobs: list[IntakeJob]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _retrying(context: dict[Any, Any]) -> Iterator[None]:
-    """Full and unavailable pass: the message waits. All else is the sender's fault, and final."""
+    """Retry the message after temporary errors. All other errors are the sender's fault and final."""
     try:
         yield
     except TweezerError as error:
@@ -115,7 +115,7 @@ def _retrying(context: dict[Any, Any]) -> Iterator[None]:
 
 
 async def submit_batch(context: dict[Any, Any], message: Any) -> str:
-    """Submits a batch; the result of the message is the batch's id."""
+    """Submit a batch; the result of the message is the batch's id."""
     with _retrying(context):
         wanted = _read(message, SubmitBatch)
         fields = msgspec.structs.asdict(wanted)
@@ -126,7 +126,7 @@ async def submit_batch(context: dict[Any, Any], message: Any) -> str:
 
 
 async def add_jobs(context: dict[Any, Any], message: Any) -> int:
-    """Adds jobs to an open batch; the result of the message is the index of the first."""
+    """Add jobs to an open batch; the result of the message is the index of the first new job."""
     with _retrying(context):
         wanted = _read(message, AddJobs)
         return await _store(context).admission.add_jobs(
@@ -135,7 +135,7 @@ async def add_jobs(context: dict[Any, Any], message: Any) -> int:
 
 
 async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
-    """Cancels a batch; one that has ended already is left as it is."""
+    """Cancel a batch; has no effect if it has already ended."""
     with _retrying(context):
         wanted = _read(message, CancelBatch)
         try:
@@ -150,27 +150,27 @@ async def cancel_batch(context: dict[Any, Any], message: Any) -> None:
 _REFUSE = "refuse"
 _PICKLE, _PLAIN, _UNKNOWN = "pickle", "MessagePack without a version", "unknown"
 _ADVICE = (
-    "give arq.create_pool job_serializer=tweezer.model.wire.serialize and "
+    "call arq.create_pool with job_serializer=tweezer.model.wire.serialize and "
     "job_deserializer=tweezer.model.wire.deserialize"
 )
 
 
 def read_message(data: bytes) -> dict[str, Any]:
-    """Unpack a message for arq; one that is written in another way becomes a call of :func:`refuse`.
+    """Unpack a message for arq; one in another known format becomes a call of :func:`refuse`.
 
-    Raises ValueError for junk, which is parked.
+    Raises ValueError for an unknown format; the message is then parked.
     """
     try:
         return deserialize(data)
     except ValueError as error:
         kind = _guess_kind(data)
-        if kind == _UNKNOWN:  # nobody could read the answer
-            raise ValueError(f"the message is {error}: {_ADVICE}") from error
-        return {"t": None, "f": _REFUSE, "a": (kind, f"the message is written as {kind}: {_ADVICE}"), "k": {}, "et": 0}
+        if kind == _UNKNOWN:  # the sender could not read an answer
+            raise ValueError(f"the message is {error}; {_ADVICE}") from error
+        return {"t": None, "f": _REFUSE, "a": (kind, f"the message is encoded as {kind}; {_ADVICE}"), "k": {}, "et": 0}
 
 
 def write_answer(message: dict[str, Any]) -> bytes:
-    """Pack a result; that of a refused message in the way in which its sender writes and so reads."""
+    """Pack a result; for a refused message, in the format of its sender."""
     if message.get("f") != _REFUSE or len(message["a"]) != 2:
         return serialize(message)
     kind, sentence = message["a"]
@@ -183,7 +183,7 @@ def write_answer(message: dict[str, Any]) -> bytes:
 
 
 async def refuse(context: dict[Any, Any], kind: str, sentence: str) -> NoReturn:
-    """Answer a message that cannot be read with what its sender has to change."""
+    """Fail a message that cannot be read, with an error that explains what its sender must change."""
     log.warning("intake.unreadable", message=context["job_id"], written_as=kind)
     raise InvalidInput("message", sentence)
 

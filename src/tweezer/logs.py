@@ -1,12 +1,12 @@
 """Logs: structlog, JSON in production and readable in a terminal.
 
-Callers bind what they work on (batch, job, ticket, token) and name events, without prose::
+Callers bind their context (batch, job, ticket, token) and log named events, without prose::
 
     log = structlog.get_logger(__name__).bind(batch=batch_id, ticket=ticket_id, token=token)
     log.info("ticket.taken", jobs=12)
 
-or bind it for all that a task logs, arq included, with ``structlog.contextvars.bound_contextvars``. Secrets
-never reach a line: values of keys that name one are replaced, and credentials are cut out of every URL.
+To bind context for everything that a task logs, including arq, use ``structlog.contextvars.bound_contextvars``. Logs
+contain no secrets: values of keys that name a secret are replaced, and credentials are removed from all URLs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 LogFormat = Literal["auto", "json", "console"]
-"""``auto`` is ``console`` when the stream is a terminal, else ``json``."""
+"""``auto``: ``console`` if the stream is a terminal, else ``json``."""
 
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 REDACTED = "***"
 
-# Names a secret, alone or as the last words of a key. Not `token`: that is the fencing number, and must show.
+# A key that is, or ends with, the name of a secret. Not `token`: the fencing token is not secret and must be shown.
 _SECRET_KEY = re.compile(
     r"(^|[_.-])(secret|password|passwd|api[_-]?key|private[_-]?key|signing[_-]?key|authorization|credentials?"
     r"|cookie|(access|refresh|id|auth|bearer)[_-]token)s?$",
@@ -36,19 +36,19 @@ _SECRET_KEY = re.compile(
 )
 _URL_CREDENTIALS = re.compile(r"""(\b[a-z][a-z0-9+.-]*://)[^/\s"'@]*@""", re.IGNORECASE)
 
-# Libraries that bring handlers of their own, which would print a line twice or in another format.
+# Libraries with their own handlers, which would print a line twice or in another format.
 _ROUTED_LOGGERS = ("arq", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Ours, so that configuring again replaces it and nobody else's."""
+    """The handler that ``configure`` adds, and replaces when it is called again."""
 
 
 def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: TextIO | None = None) -> None:
     """Send structlog and the standard library's logging to one stream (stderr), in one format.
 
-    Lines have ``timestamp`` (ISO 8601, UTC), ``level``, ``logger`` and ``event``, and what is bound. May be
-    called again; the last call counts. Give uvicorn ``log_config=None``, or it puts its own handlers back.
+    Lines have ``timestamp`` (ISO 8601, UTC), ``level``, ``logger``, ``event``, and the bound context. A later call
+    replaces the configuration. Pass ``log_config=None`` to uvicorn, or it restores its own handlers.
     """
     stream = stream or sys.stderr
     console = format == "console" or (format == "auto" and stream.isatty())
@@ -63,7 +63,7 @@ def configure(format: LogFormat = "auto", level: LogLevel = "INFO", *, stream: T
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # configuring again must reach loggers that exist; hot code binds once
+        cache_logger_on_first_use=False,  # a later call must affect existing loggers; hot code binds once
     )
     handler = _Handler(stream)
     handler.setFormatter(
@@ -106,7 +106,7 @@ def _without_secrets(value: Any) -> Any:
 
 
 def _cut_credentials(logger: WrappedLogger, method: str, line: Any) -> Any:
-    """The last word: whatever ended up in the line, tracebacks too, a URL in it shows no user and password."""
+    """Remove user and password from all URLs in the finished line, including its traceback."""
     return _URL_CREDENTIALS.sub(rf"\1{REDACTED}@", line)
 
 

@@ -1,12 +1,12 @@
-"""Settings: from ``TWEEZER_…`` variables, then an optional ``tweezer.toml``, then defaults.
+"""Settings, read from ``TWEEZER_…`` variables, then an optional ``tweezer.toml``, then defaults.
 
-Settings are in groups, one for each process or subject. ``worker.lanes`` is the key ``lanes`` of the table ``[worker]``
+Settings are grouped by process or subject. The setting ``worker.lanes`` is the key ``lanes`` of the table ``[worker]``
 in the file, and the variable ``TWEEZER_WORKER_LANES``: the prefix, the group and the name.
 
-A variable with ``_FILE`` at its end names a file that has the secret, as container platforms mount it. The file of
-settings is the one that ``TWEEZER_CONFIG`` names, else ``./tweezer.toml`` if it exists. Where nothing names a Redis, a
-``tweezer up`` that runs in the data folder is used (:mod:`tweezer.data_folder`). Durations carry their unit in the
-name. ``docs/draw_settings.py`` makes the table in the documentation from this module.
+The settings file is given by ``TWEEZER_CONFIG``, else it is ``./tweezer.toml`` if that exists. A variable that ends in
+``_FILE`` names a file that contains a secret, as container platforms mount it. If no Redis is configured, a ``tweezer
+up`` that is running in the data folder is used (:mod:`tweezer.data_folder`). Names of durations end in their unit.
+``docs/draw_settings.py`` generates the tables in the documentation from this module.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ CONFIG_VARIABLE = "TWEEZER_CONFIG"
 DEFAULT_CONFIG = "tweezer.toml"
 
 _DEVICE_NAME = r"^[A-Za-z0-9_.-]{1,64}$"
-_PLAIN = {"extra_forbidden": "there is no such setting", "missing": "is missing"}
+_PLAIN = {"extra_forbidden": "is not a known setting", "missing": "is missing"}
 _SCHEDULE_S = (0, 5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _DAY_S = 86_400
 _HEARTBEAT_S = 2.0
-_WEBHOOK_LINK_S = 7 * _DAY_S  # how long the link to a result in a webhook is valid at least
+_WEBHOOK_LINK_S = 7 * _DAY_S  # minimum validity of the link to a result in a webhook
 
-_CONNECT, _STORE, _LANE = Connect(), StoreConfig(), LaneOptions()  # where several settings have their defaults
+_CONNECT, _STORE, _LANE = Connect(), StoreConfig(), LaneOptions()  # the defaults of several settings
 
 DeviceName = Annotated[str, Field(pattern=_DEVICE_NAME)]
 _Wait = Annotated[float, Field(ge=0)]
@@ -77,7 +77,7 @@ def _setting(default: Any, read_by: str, **constraints: Any) -> Any:
 
 
 def _secret(default: str, read_by: str) -> Any:
-    """Declare a setting that never shows, and may be in a file of its own."""
+    """Declare a setting that is never shown, and may be read from a separate file."""
     return _setting(default, read_by, repr=False)
 
 
@@ -87,7 +87,7 @@ class _Group(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _have_no_control_characters(cls, value: object) -> object:
-        """No text among the settings may have any, at any depth of a table."""
+        """Reject control characters in all texts, at any depth of a table."""
         try:
             _check_characters("", value)
         except InvalidInput as error:
@@ -96,14 +96,14 @@ class _Group(BaseModel):
 
 
 class DeviceSettings(_Group):
-    """A device as its operator names it: a table ``[devices.NAME]``."""
+    """A device that an operator configured: a table ``[devices.NAME]``."""
 
     adapter: str
-    """Kind of the adapter that serves it: ``qutip`` or ``null``."""
+    """Kind of adapter that serves the device, such as ``qutip``."""
     specs: Path | None = None
-    """File with Pulser's abstract representation of the device; none: the adapter's own, which have no limits."""
+    """File with the device's specs in Pulser's abstract representation. Default: the adapter's, without limits."""
     options: dict[str, Any] = {}
-    """Options of the adapter, in which this device differs from the others."""
+    """Options of the adapter for this device."""
 
     @model_validator(mode="after")
     def _the_adapter_takes_it(self) -> Self:
@@ -118,110 +118,112 @@ class RedisSettings(_Group):
     """The Redis that holds live work."""
 
     url: Annotated[str, AfterValidator(_redis_url)] = _secret(_CONNECT.url, "all")
-    """Redis, with its credentials: ``redis://``, ``rediss://`` (TLS), ``unix://``, or
-    ``redis+sentinel://host:26379,host:26379/service/0`` to ask Sentinels for the primary."""
+    """URL of Redis, with its credentials: ``redis://``, ``rediss://`` (TLS), ``unix://``, or
+    ``redis+sentinel://host:26379,host:26379/service/0`` to find the primary with Sentinel."""
     password: str = _secret("", "all")
-    """Password for that URL, if it has none."""
+    """Password for the URL, if it contains none."""
     grace_s: int = _setting(_DAY_S, "recorder", ge=0)
-    """How long a finished batch stays in Redis once the ledger has it; less when Redis runs full."""
+    """How long an ended batch stays in Redis after it was recorded in the ledger; less if Redis runs full."""
     restore_wait_s: float = _setting(_STORE.restore_wait_s, "worker, scheduler", ge=0, le=3600)
-    """After a restart of Redis: how long no work is handed out and no older batch changes (workers wait, cancels and
-    adds get ``503``), at most, until the recorder has put back what Redis lost."""
+    """Maximum time after a restart of Redis in which the recorder restores lost data. Until it has finished, workers
+    wait, and changes to older batches are rejected with ``503``."""
 
 
 class DatabaseSettings(_Group):
     """The database of the ledger."""
 
     url: str = _secret("", "api, recorder, courier, scheduler, commands")
-    """The [ledger]'s database: ``sqlite:///file`` (in its path, ``%25``, ``%3F`` and ``%23`` stand for
-    ``%``, ``?`` and ``#``) or ``postgresql://user:password@host/database``. Empty: ``ledger.db`` in the data folder."""
+    """URL of the [ledger]'s database: ``postgresql://user:password@host/database``, or ``sqlite:///file``
+    (encode ``%``, ``?`` and ``#`` in its path as ``%25``, ``%3F`` and ``%23``). Empty: ``ledger.db`` in the data
+    folder."""
     password: str = _secret("", "api, recorder, courier, scheduler, commands")
-    """Password for the URL of a PostgreSQL database, if it has none."""
+    """Password for the URL of a PostgreSQL database, if it contains none."""
     connections: int = _setting(OpenDatabase("").connections_max, "api, recorder, courier, scheduler", ge=1, le=256)
-    """Connections to the database that a process opens at most. In a process of the API the requests of one user, or of
-    one project without users, use 3/8 of them at once."""
+    """Maximum number of database connections per process. In an API process, the requests of one user, or of one
+    project without users, may use 3/8 of them at once."""
     retention_s: int = _setting(0, "scheduler", ge=0)
-    """How long the ledger keeps finished batches and their results, where a project has no other limit; 0: for ever."""
+    """How long the ledger keeps ended batches and their results, unless their project has another limit; 0: forever."""
 
 
 class SecretsSettings(_Group):
-    """How secrets are encrypted in the ledger."""
+    """Encryption of secrets in the ledger."""
 
     key: str = _secret("", "api, courier, commands")
-    """Encrypts the secrets of [webhooks] and links: 32 bytes in base64. Several with commas between: the
-    first encrypts, all decrypt. Empty: the file ``secrets.key`` in the data folder, made when needed."""
+    """Key that encrypts the secrets of [webhooks] and links: 32 bytes in base64. It may be several keys,
+    separated by commas: the first one encrypts, all of them decrypt. Empty: the file ``secrets.key`` in the data
+    folder, created when needed."""
 
 
 class WorkerSettings(_Group):
     """Workers and their lanes."""
 
     device: str = _setting("EMU_FREE", "worker", pattern=_DEVICE_NAME)
-    """The device that a worker serves."""
+    """Device that a worker serves."""
     lanes: int = _setting(2, "worker", ge=1, le=256)
-    """Execution slots of a worker: emulator processes side by side, each on one core."""
+    """Number of lanes of a worker: emulator processes that run in parallel, each on one core."""
     memory_limit_mb: int = _setting(_LANE.memory_limit_mb, "worker", ge=0)
-    """Memory of one lane; a job that needs more ends in ERROR. 0: no limit."""
+    """Memory limit of one lane; a job that needs more ends in ERROR. 0: no limit."""
     jail: JailMode = _setting(_LANE.jail, "worker")
-    """Whether lanes are [jailed], as far as the kernel can: ``on``, or
-    ``off``: they reach what their worker's user reaches."""
+    """Whether lanes are [jailed]: ``on`` as far as the kernel supports
+    it, or ``off``, where they can access everything that the worker's user can."""
     lease_s: float = _setting(15.0, "worker, scheduler", ge=1, le=3600)
-    """How long a worker owns a ticket without renewal; the work of a dead worker restarts after it, plus a second. A
-    heartbeat comes every 2 s, or every quarter of a lease if that is shorter."""
+    """How long a worker owns a ticket without renewing it. Work of a dead worker restarts after this time plus a
+    second. Workers send a heartbeat every 2 s, or every quarter of a lease if that is shorter."""
     drain_s: float = _setting(4.0, "worker, scheduler", ge=0, le=86_400)
-    """How long jobs may go on after SIGTERM; whoever stops a worker must wait longer."""
+    """How long jobs may continue after SIGTERM. The service manager must wait longer before it sends SIGKILL."""
     quantum_s: float = _setting(_STORE.quantum_s, "worker, scheduler", ge=0.01, le=60)
-    """Lane time after which a batch yields its lane when another project's, or a more urgent one, waits."""
+    """Lane time after which a batch yields its lane to a waiting batch of another project or of a higher priority."""
     prepare_timeout_s: float = _setting(_LANE.prepare_timeout_s, "worker", gt=0, le=3600)
-    """How long preparing a batch on a lane may take (reading, checking and building its sequence); then the batch ends
-    in ERROR."""
+    """Time limit for preparing a batch on a lane (reading, checking and building its sequence). A batch that exceeds it
+    ends in ERROR."""
 
     @property
     def heartbeat_s(self) -> float:
-        """How often a worker reports that it lives and what it does."""
+        """Interval at which a worker reports that it is alive and what it does."""
         return min(_HEARTBEAT_S, self.lease_s / 4)
 
 
 class QuotaSettings(_Group):
-    """What a [project][quotas] may queue and keep; ``tweezer projects limit`` gives one project other limits."""
+    """Limits of each [project][quotas]; ``tweezer projects limit`` sets the limits of a single project."""
 
     queued_jobs: int = _setting(_STORE.queued_jobs, "worker, scheduler", ge=0)
-    """Pending jobs of a [project][quotas]; 0: no limit."""
+    """Maximum number of pending jobs of a [project][quotas]; 0: no limit."""
     queued_mb: int = _setting(_STORE.queued_bytes >> 20, "worker, scheduler", ge=0)
-    """Memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. At most a
-    quarter of what Redis may fill with work (80 % of ``maxmemory``)."""
+    """Maximum memory in Redis for the sequences and jobs of a project's batches that have not ended; 0: no limit. In
+    any case a project may use at most a quarter of the memory that Redis may fill with work (80 % of ``maxmemory``)."""
     results_mb: int = _setting(_STORE.result_bytes >> 20, "worker, scheduler", ge=0)
-    """Size of all results that are kept of a project, those in the results folder included; 0: no limit."""
+    """Maximum size of all stored results of a project, including those in the results folder; 0: no limit."""
 
 
 class ApiSettings(_Group):
     """The HTTP API."""
 
     host: str = _setting("127.0.0.1", "api", min_length=1)
-    """Address or name that the API listens on; ``0.0.0.0`` is all, and needs
-    [a proxy with TLS][proxies] before it."""
+    """Address or name on which the API listens; ``0.0.0.0`` is all addresses, which requires
+    [a proxy with TLS][proxies] in front of the API."""
     port: int = _setting(8000, "api", ge=0, le=65_535)
-    """Its port; 0 picks a free one."""
+    """Port of the API; 0 picks a free one."""
     key: str = _secret("", "tweezer up")
-    """The key that ``tweezer up`` and ``tweezer demo`` make, if they are not to make one up."""
+    """API key for ``tweezer up`` and ``tweezer demo`` to use. Empty: they generate one."""
     public_url: Annotated[str, AfterValidator(_public_url)] = _setting("", "api, courier")
-    """URL by which clients reach the API, for links to results; empty: as the request came."""
+    """URL by which clients reach the API, for links to results. Empty: the URL of the request."""
     trusted_proxies: str = _setting("", "api")
-    """Addresses or networks of proxies before the API, with commas between, whose ``X-Forwarded-For`` and
-    ``X-Forwarded-Proto`` are believed; ``*`` believes everybody."""
+    """Addresses or networks of proxies in front of the API, separated by commas, whose ``X-Forwarded-For`` and
+    ``X-Forwarded-Proto`` headers are trusted; ``*`` trusts all clients."""
     connections_per_address: int = _setting(1000, "api", ge=1, le=65_536)
-    """Connections from one address (of IPv6: from one /64 network) to a process of the API at once; trusted proxies
-    have no limit. At most half of the files that the process may open, which it raises at its start as far as the
+    """Maximum number of connections from one address (for IPv6, one /64 network) to an API process; trusted proxies
+    have no limit. Never more than half of the process's limit on open files, which it raises at its start as far as the
     system allows."""
     requests_per_s: float = _setting(200.0, "api", gt=0)
-    """Requests a second of one user or key, over time, and twice as many at once; more get 429. Counted by each API
-    process."""
+    """Average number of requests per second of one user or key, with bursts of twice as many; further requests get
+    ``429``. Each API process counts separately."""
     body_max_kb: int = _setting(16_384, "api", ge=1)
-    """Size of a request's body as it is sent. Unpacked, one that was sent compressed may have 64 MiB, or four times
-    this."""
+    """Maximum size of a request body as sent. A compressed body may have 64 MiB uncompressed, or four times this
+    setting if that is more."""
     longpoll_s: float = _setting(20.0, "api", ge=0, le=20)
-    """How long a status request waits for news; 0 answers at once. Pasqal's clients give up after 30 s."""
+    """How long a status request waits for a change; 0 answers at once. Pasqal's clients time out after 30 s."""
     session_s: int = _setting(_DAY_S, "api", ge=60)
-    """How long a token is valid that was got with a user's name and password."""
+    """How long an access token from a login with name and password is valid."""
     link_s: int = _setting(3600, "api", ge=10, le=LINK_MAX_S)
     """How long a link to results is valid; 30 days at most."""
 
@@ -230,26 +232,25 @@ class WebhookSettings(_Group):
     """Delivery of webhooks."""
 
     allow: str = _setting("", "api, courier, commands")
-    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), with commas between, to which
-    [webhooks][addresses] may go although they are not public; there plain http and any port are
-    fine too, for a URL with a name if the name is among them."""
+    """Networks (``10.1.0.0/16``), addresses and names (``hooks.lab``, ``*.lab``), separated by commas, to which
+    [webhooks][addresses] may be sent although they are not public. Plain http and any port are
+    allowed there; for a URL with a name, only if the name is listed."""
     ports: str = _setting("443,8443", "api, courier, commands")
-    """Ports to which webhooks may go elsewhere, with commas between."""
+    """Ports to which webhooks may be sent elsewhere, separated by commas."""
     processes: int = _setting(2, "courier", ge=1, le=64)
-    """Processes of one ``tweezer courier``, which share the work."""
+    """Number of processes of one ``tweezer courier``, which share the work."""
     endpoint_connections: int = _setting(16, "courier", ge=1, le=1024)
-    """Attempts at once of one process of a courier to one receiver."""
+    """Maximum number of simultaneous attempts of one courier process to one receiver."""
     timeout_s: float = _setting(15.0, "courier, commands", gt=0, le=120)
-    """How long a receiver may take for one attempt, from the connection to the end of its answer."""
+    """Time limit for one attempt, from the connection to the end of the response."""
     schedule_s: tuple[_Wait, ...] = _setting(_SCHEDULE_S, "courier", min_length=1, max_length=50)
-    """How long after the one before each attempt is made; the first number is 0. As a variable: JSON (``[0, 5,
-    60]``)."""
+    """Delay of each attempt after the previous one; the first number is 0. As a variable: JSON (``[0, 5, 60]``)."""
     kept_s: int = _setting(30 * _DAY_S, "scheduler", ge=0)
-    """How long deliveries that are over are kept, with every attempt; 0: as long as their batch."""
+    """How long ended deliveries are kept, with all attempts; 0: as long as their batch."""
 
     @property
     def link_s(self) -> int:
-        """How long the link to a result in a webhook is valid: a week, or twice as long as the attempts last."""
+        """Validity of the link to a result in a webhook: a week, or twice the duration of all attempts if longer."""
         return min(LINK_MAX_S, max(_WEBHOOK_LINK_S, 2 * round(sum(self.schedule_s))))
 
 
@@ -257,28 +258,28 @@ class LogSettings(_Group):
     """Logs, on stderr."""
 
     format: LogFormat = _setting("auto", "all")
-    """``json``, ``console``, or ``auto``: console in a terminal."""
+    """``json``, ``console``, or ``auto``: ``console`` in a terminal, else ``json``."""
     level: LogLevel = _setting("INFO", "all")
-    """``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
+    """Lowest level to log: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
 
 
 class Settings(_Group):
-    """What an operator can set. Get one with :func:`load`, which turns errors into one sentence."""
+    """All settings. Read them with :func:`load`, which reports the first error as one sentence."""
 
     data_dir: Path = Field(default_factory=default_data_dir, json_schema_extra={"read_by": "all"})
-    """Folder of [`tweezer up`][up], and where commands look for one that runs (``$XDG_DATA_HOME/tweezer``
-    where that is set); made when needed."""
+    """Data folder of [`tweezer up`][up], where commands also find a running instance
+    (``$XDG_DATA_HOME/tweezer`` if that variable is set); created when needed."""
     results_dir: Path | None = _setting(None, "worker, api, recorder, scheduler")
-    """Folder of [results] that are too large for Redis; workers, API and recorder must all see it. Empty:
-    ``results`` in the data folder."""
+    """Folder of [results] that are too large for Redis, which workers, API, recorder and scheduler must
+    share. Empty: ``results`` in the data folder."""
     namespace: str = _setting(_CONNECT.namespace, "all", pattern=r"^[A-Za-z0-9_.-]{1,32}$")
-    """First part of every key. For a second installation on one server give it a database of its own as well: arq's own
-    keys do not carry the namespace."""
+    """First part of all keys in Redis. A second installation on the same server also needs another database number,
+    because arq's keys do not include the namespace."""
     project_id: str = _setting(DEFAULT_PROJECT, "commands", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    """The project of ``tweezer up`` and of the commands that submit and read."""
+    """Project of ``tweezer up`` and of the commands that submit and read."""
     devices: dict[DeviceName, DeviceSettings] = _setting({}, "worker")
-    """Devices that you [name][devices], beside ``EMU_FREE`` and ``NULL`` or instead of them: the tables
-    ``[devices.NAME]``, or the variable as one JSON object."""
+    """Additional [devices], or replacements of ``EMU_FREE`` and ``NULL``: the tables ``[devices.NAME]``, or
+    the variable as one JSON object."""
     redis: RedisSettings = RedisSettings()
     database: DatabaseSettings = DatabaseSettings()
     secrets: SecretsSettings = SecretsSettings()
@@ -289,7 +290,7 @@ class Settings(_Group):
     log: LogSettings = LogSettings()
 
     def binding(self, device: str) -> Binding:
-        """Return what serves a device. Raises InvalidInput("device", …) when nothing does."""
+        """Return the adapter binding of a device. Raises InvalidInput("device", …) for an unknown device."""
         given = self.devices.get(device)
         if given is not None:
             return Binding(given.adapter, given.options, given.specs)
@@ -299,15 +300,15 @@ class Settings(_Group):
         return usual
 
     def machines(self) -> list[str]:
-        """Return those of the named devices whose jobs run on when their worker ends."""
+        """Return the configured devices whose jobs continue when their worker ends."""
         return [name for name, given in self.devices.items() if get_kind(given.adapter).reattaches]
 
     def devices_text(self) -> str:
-        """Return the named devices as the variable ``TWEEZER_DEVICES`` holds them."""
+        """Return the configured devices in the format of the variable ``TWEEZER_DEVICES``."""
         return json.dumps({name: given.model_dump(mode="json") for name, given in self.devices.items()})
 
     def connect(self) -> Connect:
-        """Return how to reach Redis."""
+        """Return the connection settings of Redis."""
         return Connect(
             url=_with_password(self.redis.url, self.redis.password),
             namespace=self.namespace,
@@ -315,7 +316,7 @@ class Settings(_Group):
         )
 
     def locate_ledger(self) -> OpenDatabase:
-        """Return how to reach the ledger's database."""
+        """Return the connection settings of the ledger's database."""
         url = self.database.url or sqlite_url(self.data_dir.absolute() / "ledger.db")
         most = self.database.connections
         return OpenDatabase(
@@ -325,28 +326,28 @@ class Settings(_Group):
         )
 
     def public_base(self) -> str:
-        """Return the URL of the API for links that are made without a request, without a slash at its end."""
+        """Return the URL of the API for links created outside of requests, without a trailing slash."""
         if self.api.public_url:
             return self.api.public_url.rstrip("/")
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.api.host, self.api.host)  # noqa: S104  # not listened on
         return f"http://[{host}]:{self.api.port}" if ":" in host else f"http://{host}:{self.api.port}"
 
     def webhook_policy(self) -> WebhookPolicy:
-        """Return where webhooks may go. Raises InvalidInput."""
+        """Return the allowed targets of webhooks. Raises InvalidInput."""
         return WebhookPolicy.parse(self.webhook.allow, self.webhook.ports)
 
     def vault(self) -> Vault:
-        """Return what encrypts secrets in the ledger; it may make a file. Raises InvalidInput."""
+        """Return the vault that encrypts secrets in the ledger; may create its key file. Raises InvalidInput."""
         from tweezer.ledger.access.vault import Vault
 
         return Vault.of(self.secrets.key, self.data_dir)
 
     def results_folder(self) -> Path:
-        """Return where large results are kept."""
+        """Return the folder of large results."""
         return (self.results_dir or self.data_dir / "results").absolute()
 
     def store_config(self) -> StoreConfig:
-        """Return what the scripts in Redis use."""
+        """Return the configuration of the scripts in Redis."""
         return StoreConfig(
             quantum_s=self.worker.quantum_s,
             restore_wait_s=self.redis.restore_wait_s,
@@ -357,10 +358,10 @@ class Settings(_Group):
 
 
 class Setting(NamedTuple):
-    """One setting, by the names that it has."""
+    """A setting with its names."""
 
     group: str
-    """Name of its table in the file; empty: outside of all tables."""
+    """Name of its table in the file; empty for settings outside of tables."""
     name: str
     field: FieldInfo
 
@@ -400,20 +401,32 @@ SECRET_FILES = {key: f"{setting.variable}_FILE" for key, setting in SETTINGS.ite
 
 
 def find_variable(key: str) -> str | None:
-    """Return the variable that gives this setting, or names the file that has it; None if neither is set."""
+    """Return the variable that sets this key, directly or with a secret file; None if neither is set."""
     variables = (variable_name(key), SECRET_FILES.get(key, ""))
     return next((variable for variable in variables if os.environ.get(variable)), None)
 
 
 def to_environment(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that give settings these values, by their keys."""
+    """Return the environment variables for these values (key → value)."""
     return {variable_name(key): value for key, value in values.items()}
 
 
 def load(given: Mapping[str, object] | None = None) -> Settings:
-    """Read the settings; ``given`` (key to value, as from the command line) goes before everything.
+    """Read the settings from the environment and the settings file.
 
-    Raises :class:`InvalidInput` whose ``field`` is the variable, or the key and file, that is wrong.
+    Args:
+        given: Values that override all other sources (key → value), for example from the command line.
+
+    Returns:
+        The settings, with defaults for everything that is not set.
+
+    Raises:
+        InvalidInput: A value is not valid. ``field`` is the variable, or the key and the file, that contains it.
+
+    Example:
+        ```python
+        settings = load({"worker.lanes": 4})
+        ```
     """
     given = given or {}
     path = Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG)
@@ -432,15 +445,15 @@ def load(given: Mapping[str, object] | None = None) -> Settings:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """Read the file, which may begin with a byte order mark, as editors on Windows write it."""
+    """Read the settings file, which may begin with a byte order mark from an editor on Windows."""
     if not path.is_file():
         if CONFIG_VARIABLE in os.environ:
-            raise InvalidInput(CONFIG_VARIABLE, f"there is no file {path}")
+            raise InvalidInput(CONFIG_VARIABLE, f"the file {path} does not exist")
         return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InvalidInput(str(path), f"is not a text in UTF-8: {error}") from error
+        raise InvalidInput(str(path), f"is not valid UTF-8 text: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(str(path), f"is not valid TOML: {error}") from error
     except OSError as error:
@@ -448,7 +461,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """Read the variables, and the files of secrets whose own variable is not set; what is empty counts as unset."""
+    """Read the variables, and the secret files of unset variables. Empty variables count as unset."""
     found: dict[str, object] = {}
     for key, setting in SETTINGS.items():
         file_variable = SECRET_FILES.get(key, "")
@@ -458,20 +471,20 @@ def _read_environment() -> dict[str, Any]:
                 try:
                     found[key] = json.loads(text)
                 except ValueError as error:
-                    raise InvalidInput(setting.variable, f"is not JSON: {error}") from error
+                    raise InvalidInput(setting.variable, f"is not valid JSON: {error}") from error
         elif file := os.environ.get(file_variable):
             found[key] = read_secret(file_variable, Path(file))
     return _nest(found)
 
 
 def read_secret(variable: str, path: Path) -> str:
-    """Return the text of a file without the line end. Raises InvalidInput, naming the variable."""
+    """Return the content of a secret file without its line end. Raises InvalidInput for the variable."""
     try:
         text = path.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise InvalidInput(variable, f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InvalidInput(variable, f"{path} is not a text in UTF-8") from error
+        raise InvalidInput(variable, f"{path} is not valid UTF-8 text") from error
     if not text:
         raise InvalidInput(variable, f"{path} is empty")
     return text
@@ -487,7 +500,7 @@ def _nest(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Merge tables, at every depth; the values of the first win."""
+    """Merge tables at every depth; values of the first one take precedence."""
     merged = second | first
     for name in first.keys() & second.keys():
         if isinstance(first[name], dict) and isinstance(second[name], dict):
@@ -496,7 +509,7 @@ def _merge(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_password(url: str, password: str) -> str:
-    """Return the URL with the password, unless it has one."""
+    """Add the password to the URL, unless it contains one."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     user, _, place = authority.rpartition("@")
@@ -540,8 +553,8 @@ def _first_problem(error: ValidationError, given: Mapping[str, object], path: Pa
 
 
 def _sentence(details: ErrorDetails, *, shows_value: bool) -> str:
-    """Return pydantic's words, with the value that was given, unless that may hold a password."""
+    """Return pydantic's message, with the given value unless it may contain a password."""
     if details["type"] in _PLAIN:
         return _PLAIN[details["type"]]
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{message}, not {details['input']!r}" if shows_value else message
+    return f"{message} (got {details['input']!r})" if shows_value else message

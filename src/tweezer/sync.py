@@ -1,6 +1,7 @@
-"""The producers' API for code without asyncio: the calls of :mod:`tweezer.client`, run on a thread.
+"""The Python client for code without asyncio: the methods of :mod:`tweezer.client`, run on a background thread.
 
-A call has the arguments, the outcome and the errors of the one of the same name there.
+Each method takes the same arguments, returns the same values and raises the same errors as the asynchronous method of
+the same name, from which its docstring is derived.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import sys
 import threading
 import warnings
@@ -28,14 +30,16 @@ T = TypeVar("T")
 
 _thread = threading.local()
 
+_ASYNC_WORDS = re.compile(r"\b(async (?=with|for)|await )|\bAsync(?=Batch|Queue)|(?<=connect)_async|, for asyncio\b")
+
 
 class _Loop:
-    """An event loop on a thread of its own, which ends with it. Nothing on the thread refers to the queue."""
+    """An event loop and the thread that runs it. Nothing on the thread refers to the queue."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self._keeps: set[asyncio.Task[Any]] = set()
-        self.iterations: set[AsyncGenerator[Any, None]] = set()  # else asyncio would end what is collected here, too
+        self.iterations: set[AsyncGenerator[Any, None]] = set()  # referenced, or asyncio would end them on collection
         self._thread = threading.Thread(target=self._serve, name="tweezer", daemon=True)
         self._thread.start()
 
@@ -48,10 +52,10 @@ class _Loop:
             self.loop.close()
 
     def start_soon(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Run a coroutine without waiting for it; from any thread, also from one that collects garbage."""
-        if sys.is_finalizing():  # the thread does not run any more
+        """Run a coroutine without waiting for it. Any thread may call this, even during garbage collection."""
+        if sys.is_finalizing():  # the thread no longer runs
             return
-        with contextlib.suppress(RuntimeError):  # it has ended
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._start, make)
 
     def _start(self, make: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -62,13 +66,13 @@ class _Loop:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._keeps.discard(task)
         if not task.cancelled():
-            task.exception()  # of a clean-up: whoever it was for has gone
+            task.exception()  # retrieved and dropped: only clean-up runs here, and no caller waits for it
 
     async def end(self, last: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """End all that runs on the loop, then the loop."""
+        """End all tasks of the loop, then the loop."""
         try:
             await end_tasks(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
-            for items in list(self.iterations):  # half-read ones, which may still need the connections
+            for items in list(self.iterations):  # unfinished ones, which may still need the connections
                 await items.aclose()
             await last()
         finally:
@@ -79,10 +83,10 @@ class _Loop:
 
 
 class _Runner:
-    """Runs the calls of an asynchronous queue on a thread, which begins with the first of them.
+    """Runs the calls of an asynchronous queue on a thread, which starts with the first call.
 
-    A fork has only the thread that forked: in the child the queue is opened anew. What is collected as garbage is ended
-    without waiting, for the thread that collects it may be the one that would be waited for.
+    A forked child has only the forking thread, so it opens the queue again. A runner that is garbage-collected is ended
+    without waiting, because the collecting thread may be the very thread to wait for.
     """
 
     def __init__(self, queue: AsyncQueue, *, warns: bool = True) -> None:
@@ -106,7 +110,7 @@ class _Runner:
         loop.start_soon(lambda: loop.end(close))
 
     def run(self, call: Callable[[AsyncQueue], Coroutine[Any, Any, T]]) -> T:
-        """The outcome of the call; an interrupt (Ctrl-C) cancels it."""
+        """Return the result of the call. An interrupt (Ctrl-C) cancels it."""
         with self._lock:
             loop = self._opened()
             future = asyncio.run_coroutine_threadsafe(call(self.queue), loop.loop)
@@ -119,7 +123,7 @@ class _Runner:
             raise
 
     def iterate(self, call: Callable[[AsyncQueue], AsyncIterator[T]]) -> Iterator[T]:
-        """The items of the call, each as it comes."""
+        """Yield the items of the call as they arrive."""
         with self._lock:
             loop = self._opened()
         items = cast(AsyncGenerator[T, None], call(self.queue))
@@ -133,7 +137,7 @@ class _Runner:
                 return False, None
 
         async def end() -> None:
-            await end_tasks(*steps)  # one that was interrupted may be on its way out
+            await end_tasks(*steps)  # an interrupted step may still be ending
             await items.aclose()
             loop.iterations.discard(items)
 
@@ -145,7 +149,7 @@ class _Runner:
                     return
                 yield item  # type: ignore[misc]
             raise TweezerError(
-                "the iteration was begun before the queue was closed, or this process was forked; begin it anew",
+                "the queue was closed, or the process forked, after this iteration began; start a new iteration",
                 code="queue_closed",
             )
         finally:
@@ -153,7 +157,7 @@ class _Runner:
                 loop.start_soon(end)
 
     def close(self) -> None:
-        """End all calls, the connections and the thread. Closing it again changes nothing."""
+        """End all calls, the connections and the thread. Closing again has no effect."""
         with self._lock:
             if self._closed:
                 return
@@ -170,10 +174,10 @@ class _Runner:
                 loop.join()
 
     def forked(self) -> None:
-        """Leave the parent's thread and connections alone: what ended them here would end them there."""
+        """Leave the parent's thread and connections alone: ending them here would end them in the parent, too."""
         _leak((self.queue, self._loop))
         self._lock, self._loop = threading.Lock(), None
-        with contextlib.suppress(TypeError):  # one that cannot be opened anew says so when it is used
+        with contextlib.suppress(TypeError):  # a queue that cannot be opened again raises when it is used
             self.queue = self.queue.anew()
 
     def _opened(self) -> _Loop:
@@ -181,8 +185,8 @@ class _Runner:
             raise self._is_closed()
         if _serves_a_queue():
             raise TweezerError(
-                "a queue was called from the thread of a queue, which would wait for itself: a finalizer must not "
-                "call one",
+                "a queue was called on its own background thread, probably by a finalizer, and would wait for itself; "
+                "do not call queues in finalizers",
                 code="own_thread",
             )
         if self._loop is None:
@@ -197,7 +201,7 @@ _runners: WeakSet[_Runner] = WeakSet()
 
 
 def _unpickled(queue: AsyncQueue) -> _Runner:
-    """One that nobody is there to close: it ends with the last handle, without a warning."""
+    """Return a runner that has no owner to close it: it ends with its last handle, without a warning."""
     return _Runner(queue, warns=False)
 
 
@@ -206,10 +210,10 @@ def _serves_a_queue() -> bool:
 
 
 def _leak(kept: object) -> None:
-    """Keep objects to the very end of the process, and beyond its clean-up.
+    """Keep objects until the process has ended, without finalizing them.
 
-    A child shares the kernel's side of the parent's event loop: were its objects finalized here, the parent would no
-    longer learn what its sockets receive.
+    A child shares the parent's selector in the kernel. Finalizing the event loop here would stop the parent from being
+    notified about its sockets.
     """
     import ctypes
 
@@ -226,25 +230,27 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Handle(Handle):
-    """What calls an asynchronous object and waits for the outcome."""
+    """An object that runs the methods of an asynchronous object and waits for their results."""
 
     def __init__(self, runner: _Runner) -> None:
         self._runner = runner
 
     def _caller(self, queue: AsyncQueue) -> Any:
-        """Return the asynchronous object whose calls these are."""
+        """Return the asynchronous object whose methods are run."""
         return queue
 
 
 def _present(function: Any, asynchronous: Callable[..., Any]) -> None:
-    """Show the function as the asynchronous one, with what it returns here."""
+    """Derive the signature and the docstring of a blocking function from the asynchronous one."""
     signature = inspect.signature(asynchronous)
     returned = str(signature.return_annotation).replace("Async", "")
     function.__signature__ = signature.replace(return_annotation=returned)
+    if function.__doc__ is not None:
+        function.__doc__ = _ASYNC_WORDS.sub("", function.__doc__)
 
 
 def _blocking(call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
-    """Return a method of a handle that runs this one of the asynchronous class, and returns its outcome."""
+    """Return the blocking form of an asynchronous method."""
 
     @functools.wraps(call)
     def run(self: _Handle, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -255,7 +261,7 @@ def _blocking(call: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Ca
 
 
 def _iterating(call: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Callable[Concatenate[Any, P], Iterator[T]]:
-    """Return the same for a method whose items come one by one."""
+    """Return the blocking form of an asynchronous iterator."""
 
     @functools.wraps(call)
     def iterate(self: _Handle, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
@@ -266,7 +272,20 @@ def _iterating(call: Callable[Concatenate[Any, P], AsyncIterator[T]]) -> Callabl
 
 
 class Batch(_Handle):
-    """A handle on a batch: the calls of :class:`tweezer.client.AsyncBatch`, without ``await``."""
+    """A handle on a batch, with the methods of :class:`tweezer.client.AsyncBatch` without ``await``.
+
+    Creating a handle does not contact Redis.
+
+    Example:
+        ```python
+        batch = queue.submit(sequence, [{"runs": 200}, {"runs": 400}])
+        for job in batch.finished():
+            print(job.index, job.status, job.counter)
+        ```
+
+    Attributes:
+        id: The batch's UUID.
+    """
 
     def __init__(self, runner: _Runner, batch_id: UUID) -> None:
         super().__init__(runner)
@@ -274,7 +293,7 @@ class Batch(_Handle):
 
     @property
     def queue(self) -> Queue:
-        """The queue that the handle asks."""
+        """The queue that the handle uses."""
         return Queue(self._runner)
 
     def __repr__(self) -> str:
@@ -315,7 +334,21 @@ def _returning_batch(
 
 
 class Queue(_Handle):
-    """The batches of a project: the calls of :class:`tweezer.client.AsyncQueue`, without ``await``."""
+    """The queue of a project, with the methods of :class:`tweezer.client.AsyncQueue` without ``await``.
+
+    Open it with :func:`connect`. Use it as a context manager, or call :meth:`close`. Threads may share it, and it
+    survives a fork. Pickling it stores the Redis URL with its password.
+
+    Example:
+        ```python
+        with connect() as queue:
+            batch = queue.submit(sequence, [{"runs": 200}])
+            print(batch.results()[0].counter)
+        ```
+
+    Attributes:
+        project: Id of the project whose batches the queue submits and reads.
+    """
 
     def __init__(self, runner: _Runner) -> None:
         super().__init__(runner)
@@ -328,15 +361,19 @@ class Queue(_Handle):
         self.close()
 
     def __reduce__(self) -> tuple[type[Queue], tuple[_Runner]]:
-        """Pickle as a queue that is opened anew: with the same URL, and the password in it."""
+        """Pickle the arguments of the queue, including the URL with its password; unpickling opens a new one."""
         return Queue, (self._runner,)
 
     def close(self) -> None:
-        """Close the connections; a closed queue answers no more calls. Closing it again changes nothing."""
+        """Close the connections. Later calls raise TweezerError; closing again has no effect."""
         self._runner.close()
 
     def batch(self, batch_id: UUID | str) -> Batch:
-        """Return a handle on a batch that was submitted before."""
+        """Return a handle on an existing batch, without checking that it exists.
+
+        Raises:
+            InvalidInput: ``batch_id`` is not a UUID.
+        """
         return Batch(self._runner, self._runner.queue.batch(batch_id).id)
 
     submit = _returning_batch(AsyncQueue.submit)

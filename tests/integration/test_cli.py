@@ -157,7 +157,7 @@ def test_a_batch_runs_through_real_commands(up: Up, tmp_path: Path) -> None:
     for arguments, said in (
         (("watch",), "1/1 jobs · DONE\n"),
         (("results",), "  0  █"),
-        (("results", "--plot", str(tmp_path / "plot.png")), f"drawn into {tmp_path / 'plot.png'}\n"),
+        (("results", "--plot", str(tmp_path / "plot.png")), f"Wrote the plot to {tmp_path / 'plot.png'}.\n"),
         (("cancel",), "has ended\n"),
     ):
         if "--plot" in arguments and importlib.util.find_spec("matplotlib") is None:
@@ -257,7 +257,7 @@ def test_a_fault_in_a_job_is_reported_in_one_sentence(up: Up) -> None:
     ran = up.tweezer("submit", "-", "--device", "NULLL", "--runs", "1", input="{}")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert ran.stderr == "Error: device: there is no device 'NULLL'; there are NULL\n"
-    assert "is not an id" in up.tweezer("status", "nonsense").stderr
+    assert "is not a valid batch id" in up.tweezer("status", "nonsense").stderr
     nobody = up.tweezer("--project", "other", "cancel", up.submit("--runs", "1"))
     assert nobody.exit_code == 1
     assert "there is no batch" in nobody.stderr
@@ -360,7 +360,7 @@ def test_a_child_that_dies_is_started_again_and_redis_too(tmp_path: Path) -> Non
         )
         server.kill()
         wait_until(
-            lambda: "starting it again in" in up.text and "Redis ended; starting it again" in up.text,
+            lambda: "restarting it in" in up.text and "Redis died; restarting it" in up.text,
             "it says so",
             PATIENCE_S,
         )
@@ -373,10 +373,10 @@ def test_up_that_cannot_start_reports_why_and_leaves_nothing(tmp_path: Path, rea
     taken = str(urlsplit(real_redis_url).port)
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", taken)
     assert ran.returncode == 1
-    assert ran.stderr == f"Error: port {taken} is taken: choose another one for the API with --port\n"
+    assert ran.stderr == f"Error: port {taken} is in use; choose another port for the API with --port\n"
     ran = tweezer("up", "--device", "NULL", "--data", str(tmp_path), "--port", "0", "--redis-port", taken)
     assert ran.returncode == 1
-    assert f"port {taken} is taken" in ran.stderr
+    assert f"port {taken} is in use" in ran.stderr
     ran = tweezer("up", "--device", "NUL", "--data", str(tmp_path), "--port", "0", "--redis-port", "0")
     assert ran.returncode == 1
     assert "no adapter serves NUL" in ran.stderr

@@ -124,7 +124,7 @@ def test_maintenance_is_planned_shown_and_removed(terminal: Terminal) -> None:
     assert "but maintenance until" in terminal.call("resume", DEVICE)
     assert "overlaps" in terminal.refused(*add, "--from", in_hours(0.5), "--to", in_hours(1.5))
     for window in (now, later):
-        assert terminal.call("maintenance", DEVICE, "remove", window) == f"maintenance {window} of EMU is removed"
+        assert terminal.call("maintenance", DEVICE, "remove", window) == f"Removed maintenance {window} of EMU."
     assert terminal.shown().endswith("available")
     assert f"there is no maintenance {now}" in terminal.refused("maintenance", DEVICE, "remove", now)
     assert "there is no device NONE" in terminal.refused("maintenance", "NONE", "list")
@@ -144,7 +144,7 @@ def test_a_batch_shows_what_it_waits_for(terminal: Terminal) -> None:
     terminal.call("resume", DEVICE)
     terminal.note(Key.DEVICE, DEVICE, "job_ms", 1_000_000)
     terminal.call("maintenance", DEVICE, "add", "--reason", "new lens", "--from", in_hours(1), "--to", in_hours(2))
-    assert re.fullmatch("EMU: would not end before the maintenance from .* to .*: new lens", waits() or "")
+    assert re.fullmatch("EMU: the batch would not end before the maintenance from .* to .*: new lens", waits() or "")
     terminal.announce(lanes=100)
     assert waits() is None
     terminal.announce(lanes=0)
@@ -163,17 +163,17 @@ def test_drain_waits_for_running_jobs(terminal: Terminal) -> None:
     grant = terminal.take()
     draining = drain(terminal)
     assert "is paused" in next_line(draining)
-    assert "1 job runs" in next_line(draining)
+    assert "1 job is running" in next_line(draining)
     terminal.settle(grant)
     output, _ = draining.communicate(timeout=30)
     assert draining.returncode == 0
-    assert "nothing runs on EMU; `tweezer resume EMU` lets it go on" in output
+    assert "EMU is drained; `tweezer resume EMU` puts it back to work." in output
     assert "paused: new lens" in terminal.shown()
 
 
 def test_a_drained_device_does_not_resume_by_itself(terminal: Terminal) -> None:
     terminal.call("pause", DEVICE, "--reason", "coffee", "--for", "2h")
-    assert "nothing runs on EMU" in terminal.call("drain", DEVICE)
+    assert "EMU is drained" in terminal.call("drain", DEVICE)
     assert terminal.shown().endswith("paused: coffee")
 
 
@@ -182,7 +182,7 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_device_paused(terminal: Terminal) -
     terminal.take()
     draining = drain(terminal)
     assert "is paused" in next_line(draining)
-    assert "1 job runs" in next_line(draining)
+    assert "1 job is running" in next_line(draining)
     draining.send_signal(signal.SIGINT)
     _, errors = draining.communicate(timeout=30)
     assert draining.returncode == 130

@@ -146,5 +146,5 @@ def test_on_a_qpu_each_job_is_submitted_once(start: Start, tmp_path: Path) -> No
     outcome = json.loads(stdout.splitlines()[-1])
     assert outcome["status"] == "DONE"
     assert outcome["submits"] == [1, 1, 1]
-    assert "3 of 3 jobs submitted exactly once" in stderr
+    assert "By the QPU's count, 3 of 3 jobs were submitted exactly once" in stderr
     assert left_behind(tmp_path / "tmp", []) == []

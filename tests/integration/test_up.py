@@ -98,7 +98,7 @@ def is_well(variables: dict[str, str]) -> bool:
         timeout=PATIENCE_S,
         check=False,
     )
-    return done.returncode == 0 and "recorder: one is active and up to date" in done.stdout
+    return done.returncode == 0 and "recorder: active and up to date" in done.stdout
 
 
 def holds(ledger: Path, expected: list[tuple[str, int]]) -> bool:
@@ -178,7 +178,7 @@ def test_a_new_redis_of_up_does_not_join_the_ledger_of_another_installation(
         connection.execute("INSERT INTO recorder VALUES ('tweezer', '1-0', 0)")
     assert start(database_url=f"sqlite:///{ledger}").wait(PATIENCE_S) == 1
     said = (tmp_path / "log").read_text()
-    assert f"records another Redis than the new one in {tmp_path / DATA}; unset it" in said
+    assert f"records another Redis, not the new one in {tmp_path / DATA}; unset it" in said
 
 
 @pytest.mark.postgres

@@ -122,14 +122,14 @@ async def test_repeats_gaps_and_late_webhooks_are_shown(start: Start) -> None:
     told = [(it.repeated, it.remarks) for it in bench.got]
     assert told == [
         (False, ()),  # what was before it began to listen is no gap
-        (False, ("gap, 6 has not come yet",)),
+        (False, ("gap: 6 is missing",)),
         (True, ()),
-        (False, ("late, the gap at 6 is closed",)),
+        (False, ("late: fills the gap at 6",)),
         (False, ()),
         (False, ()),
         (False, ()),
     ]
-    assert format_line(bench.got[1]).endswith("(gap, 6 has not come yet)")
+    assert format_line(bench.got[1]).endswith("(gap: 6 is missing)")
     assert format_line(bench.got[2]).endswith("(repeated)")
 
 
@@ -149,7 +149,7 @@ async def test_it_closes_the_connection_on_demand(start: Start) -> None:
             await bench.send()
         assert time.monotonic() - began >= (manner.hang_s or 0)
         (got,) = bench.got
-        assert (got.status, "no answer" in format_line(got)) == (None, True)
+        assert (got.status, "no response" in format_line(got)) == (None, True)
 
 
 async def test_it_is_slow_on_demand(start: Start) -> None:
@@ -257,7 +257,7 @@ async def test_stored_deliveries_are_replayed_to_a_listener_signed_anew(
     result = await asyncio.to_thread(site.call, "webhooks", "replay", url)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.count("HTTP 204") == 3
-    assert result.stdout.endswith("3 of 3 were taken\n")
+    assert result.stdout.endswith("3 of 3 were accepted.\n")
     one = await asyncio.to_thread(site.call, "webhooks", "replay", "--type", "job.done", "--json", url)
     assert json.loads(one.stdout)["id"] == sample("job.done").id
     posted = await asyncio.to_thread(site.call, "webhooks", "sample", "ping", "--url", url)
@@ -276,9 +276,9 @@ async def test_a_replay_reports_what_was_not_accepted(site: Site, start: Start) 
     bench = await start([site.endpoint["secret"]], manner=Manner(answers=(500, 301)))
     result = await asyncio.to_thread(site.call, "webhooks", "replay", bench.receiver.url)
     assert result.exit_code == 1
-    assert all(word in result.stdout for word in ("HTTP 500", "HTTP 301", "0 of 2 were taken"))
+    assert all(word in result.stdout for word in ("HTTP 500", "HTTP 301", "0 of 2 were accepted"))
     await bench.receiver.close()
     result = await asyncio.to_thread(site.call, "webhooks", "replay", "--type", "job.done", bench.receiver.url)
-    assert (result.exit_code, "0 of 1 were taken" in result.stdout) == (1, True)
+    assert (result.exit_code, "0 of 1 were accepted" in result.stdout) == (1, True)
     result = await asyncio.to_thread(site.call, "webhooks", "replay", "--since", "2999-01-01", bench.receiver.url)
-    assert (result.exit_code, result.stdout) == (0, "0 of 0 were taken\n")
+    assert (result.exit_code, result.stdout) == (0, "0 of 0 were accepted.\n")

@@ -109,13 +109,13 @@ def test_check_reports_why_writes_fail(database: Database, ledger_url: str, monk
     with database.write() as connection:
         if database.is_sqlite:
             found = findings(ledger_url)
-            reason = "takes no writes: the ledger's database cannot be used: database is locked"
+            reason = "rejects writes: the ledger's database cannot be used: database is locked"
         else:
             name = connection.execute(text("SELECT current_database()")).scalar_one()
             connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
             connection.commit()
             found = findings(ledger_url)
-            reason = "takes no writes: cannot execute UPDATE in a read-only transaction"
+            reason = "rejects writes: cannot execute UPDATE in a read-only transaction"
     assert found["ledger"]["level"] == "FAIL"
     assert reason in found["ledger"]["says"]
 

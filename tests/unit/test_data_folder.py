@@ -100,7 +100,7 @@ def test_processes_of_a_courier_use_the_running_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tweezer.cli.local.children.Child", child)
     settings = load()
     with pytest.raises(TweezerError, match="far enough"):
-        keep_several(["courier"], settings, 2, say=print)
+        keep_several(["courier"], settings, 2, report=print)
     assert (found[0].redis.url, found[0].namespace) == (settings.redis.url, "lab")
     assert found[0].locate_ledger().url == VARIABLES["TWEEZER_DATABASE_URL"]
 

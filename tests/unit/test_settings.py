@@ -82,7 +82,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     ("variable", "value", "says"),
     [
         ("TWEEZER_WORKER_LEASE_S", "soon", "should be a valid number"),
-        ("TWEEZER_WORKER_LEASE_S", "0.1", "should be greater than or equal to 1, not '0.1'"),
+        ("TWEEZER_WORKER_LEASE_S", "0.1", "should be greater than or equal to 1 (got '0.1')"),
         ("TWEEZER_WORKER_DRAIN_S", "-1", "greater than or equal to 0"),
         ("TWEEZER_WORKER_DRAIN_S", "nan", "should be"),
         ("TWEEZER_API_LONGPOLL_S", "21", "less than or equal to 20"),
@@ -94,7 +94,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("TWEEZER_NAMESPACE", "a{b}", "should match pattern"),
         ("TWEEZER_LOG_FORMAT", "xml", "'auto', 'json' or 'console'"),
         ("TWEEZER_LOG_LEVEL", "LOUD", "'DEBUG', 'INFO'"),
-        ("TWEEZER_CONFIG", "absent.toml", "there is no file absent.toml"),
+        ("TWEEZER_CONFIG", "absent.toml", "the file absent.toml does not exist"),
     ],
 )
 def test_a_wrong_value_gives_one_sentence_with_its_variable(
@@ -124,7 +124,7 @@ def test_links_in_webhooks_are_valid_for_longer_than_the_attempts(schedule_s: tu
 def test_an_error_in_the_file_names_key_and_file() -> None:
     Path("tweezer.toml").write_text("[worker]\nlanes = 0\n", encoding="utf-8")
     with pytest.raises(
-        InvalidInput, match=r"^worker\.lanes in tweezer\.toml: should be greater than or equal to 1, not 0$"
+        InvalidInput, match=r"^worker\.lanes in tweezer\.toml: should be greater than or equal to 1 \(got 0\)$"
     ):
         load()
 
@@ -136,14 +136,14 @@ def test_the_file_may_begin_with_a_byte_order_mark() -> None:
 
 def test_a_file_in_another_encoding_is_an_error() -> None:
     Path("tweezer.toml").write_bytes('project_id = "äöü"\n'.encode("latin-1"))
-    with pytest.raises(InvalidInput, match=r"^tweezer\.toml: is not a text in UTF-8"):
+    with pytest.raises(InvalidInput, match=r"^tweezer\.toml: is not valid UTF-8 text"):
         load()
 
 
 def test_an_unknown_key_in_the_file_is_an_error() -> None:
     for text, key in (("lane = 2", "lane"), ("[worker]\nlane = 2", r"worker\.lane"), ("[work]\nlanes = 2", "work")):
         Path("tweezer.toml").write_text(text, encoding="utf-8")
-        with pytest.raises(InvalidInput, match=rf"^{key} in tweezer\.toml: there is no such setting$"):
+        with pytest.raises(InvalidInput, match=rf"^{key} in tweezer\.toml: is not a known setting$"):
             load()
 
 
@@ -204,7 +204,8 @@ def test_passwords_of_the_database_and_the_secrets_key_may_be_in_files(
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "cannot be read: No such file"), (b"\n", "is empty"), (b"\xff", "is not a text")]
+    ("content", "problem"),
+    [(None, "cannot be read: No such file"), (b"\n", "is empty"), (b"\xff", "is not valid UTF-8")],
 )
 def test_an_unusable_file_of_a_secret_is_named(
     content: bytes | None, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -244,7 +245,7 @@ def test_an_operator_names_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ('[devices.X]\nspecs = "a.json"', "devices.X.adapter in tweezer.toml", "is missing"),
         ('[devices.X]\nadapter = "abacus"', "devices.X.adapter in tweezer.toml", "there is no adapter abacus"),
-        ('[devices.X]\nadapter = "null"\nlanes = 3', "devices.X.lanes in tweezer.toml", "there is no such setting"),
+        ('[devices.X]\nadapter = "null"\nlanes = 3', "devices.X.lanes in tweezer.toml", "is not a known setting"),
         (
             '[devices.X]\nadapter = "qutip"\noptions = { thread = 1 }',
             "devices.X.options.thread in tweezer.toml",
@@ -263,7 +264,7 @@ def test_a_wrong_field_of_a_device_is_named(table: str, field: str, problem: str
 
 def test_devices_in_the_environment_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWEEZER_DEVICES", "TWIN")
-    with pytest.raises(InvalidInput, match="TWEEZER_DEVICES: is not JSON"):
+    with pytest.raises(InvalidInput, match="TWEEZER_DEVICES: is not valid JSON"):
         load()
     monkeypatch.setenv("TWEEZER_DEVICES", '{"X": {"adapter": "abacus"}}')
     with pytest.raises(InvalidInput, match=r"TWEEZER_DEVICES\.X\.adapter: there is no adapter abacus"):

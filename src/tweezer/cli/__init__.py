@@ -1,4 +1,4 @@
-"""The command line. Its commands are loaded when they are called, so that ``tweezer --help`` is quick."""
+"""The command line. Commands are imported when they are called, so that ``tweezer --help`` is fast."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["main"]
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--redis", metavar="URL", help="The Redis that holds the queue  [default: TWEEZER_REDIS_URL].")
-@click.option("--project", metavar="ID", help="Whose batches  [default: TWEEZER_PROJECT_ID, else default].")
+@click.option("--redis", metavar="URL", help="URL of the Redis that holds the queue  [default: TWEEZER_REDIS_URL].")
+@click.option("--project", metavar="ID", help="Project to use  [default: TWEEZER_PROJECT_ID, else default].")
 @click.option("--namespace", help="First part of every key in Redis  [default: TWEEZER_NAMESPACE].")
 @click.version_option(__version__, prog_name="tweezer", message="%(prog)s %(version)s")
 @click.pass_context
 def main(context: click.Context, redis: str | None, project: str | None, namespace: str | None) -> None:
     """Tweezer, a job queue for neutral-atom quantum work.
 
-    New here? `tweezer demo` runs a real sequence through a queue of its own, and `tweezer up` starts one to
+    New here? `tweezer demo` runs a real sequence through a temporary queue, and `tweezer up` starts a queue to
     work with.
     """
     from tweezer import logs
@@ -30,4 +30,4 @@ def main(context: click.Context, redis: str | None, project: str | None, namespa
     if os.environ.get("NO_COLOR"):
         context.color = False
     context.obj = Options(redis=redis, project=project, namespace=namespace)
-    logs.configure("console", "ERROR")  # of a command; the processes choose for themselves
+    logs.configure("console", "ERROR")  # for commands; the processes configure their logs from the settings

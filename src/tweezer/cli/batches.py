@@ -1,4 +1,4 @@
-"""Commands on batches."""
+"""The commands that submit and control batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tweezer.store.producers import CancelAnswer
 _ANSWERS = {
     CancelAnswer.CANCELED: "canceled",
     CancelAnswer.REQUESTED: "is being stopped",
-    CancelAnswer.OVER: "had ended before",
+    CancelAnswer.OVER: "had already ended",
     CancelAnswer.UNKNOWN: "is not in the batch",
 }
 
@@ -30,27 +30,34 @@ _ANSWERS = {
 @click.command()
 @click.argument("sequence_file", type=click.File("r", encoding="utf-8-sig"))
 @job_options
-@click.option("--device", help="Where to run it  [default: the device that the sequence was built for].")
-@click.option("--priority", type=click.Choice(list(Priority), case_sensitive=False), default=Priority.MEDIUM.value)
-@click.option("--tag", "tags", multiple=True, help="May be repeated.")
-@click.option("--name", help="A name for people.")
-@click.option("--open", "stays_open", is_flag=True, help="More jobs will come: see `tweezer add` and `close`.")
-@click.option("--webhook", metavar="URL", help="Where to announce what happens.")
+@click.option("--device", help="Device to run on  [default: the one that the sequence was built for].")
+@click.option(
+    "--priority",
+    type=click.Choice(list(Priority), case_sensitive=False),
+    default=Priority.MEDIUM.value,
+    help="Priority among the batches of all projects  [default: medium].",
+)
+@click.option("--tag", "tags", multiple=True, help="Tag to find the batch by; may be repeated.")
+@click.option("--name", help="Name of the batch, for people.")
+@click.option("--open", "stays_open", is_flag=True, help="Keep the batch open for `tweezer add`, until `close`.")
+@click.option("--webhook", metavar="URL", help="URL that receives the events of the batch.")
 @click.option(
     "--backend-configuration",
     type=click.File("r", encoding="utf-8-sig"),
     metavar="FILE",
-    help="Pulser's EmulationConfig as JSON: EmulationConfig.to_abstract_repr().",
+    help="File with Pulser's EmulationConfig.to_abstract_repr().",
 )
-@click.option("--job-timeout-s", type=float, help=f"Wall time of one job  [default: {Limits().job_timeout_s:g}].")
+@click.option(
+    "--job-timeout-s", type=float, help=f"Seconds that one job may run  [default: {Limits().job_timeout_s:g}]."
+)
 @click.option(
     "--not-before",
     type=parse_time,
     metavar="TIME",
     help="Earliest start, such as 2027-01-31T08:00 (your time) or …+00:00.",
 )
-@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day make one batch.")
-@click.option("--wait", is_flag=True, help="Follow it to its end; exit code 1 unless all jobs are DONE.")
+@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day create one batch.")
+@click.option("--wait", is_flag=True, help="Follow the batch to its end; exit code 1 unless all jobs are DONE.")
 @pass_options
 def submit(
     options: Options,
@@ -72,9 +79,9 @@ def submit(
     idempotency_key: str | None,
     wait: bool,
 ) -> None:
-    """Submit a batch: a serialised Pulser sequence and jobs. Prints the id of the batch, alone, on stdout.
+    """Submit a batch (a serialised Pulser sequence and jobs) and print its id on stdout.
 
-    SEQUENCE_FILE holds what Sequence.to_abstract_repr() gives; - reads stdin.
+    SEQUENCE_FILE holds the output of Sequence.to_abstract_repr(); - reads stdin.
 
     \b
     tweezer submit ring.json --runs 500 --var delta_final=20
@@ -84,9 +91,7 @@ def submit(
     sequence = _text(sequence_file)
     jobs = read_jobs(flags, runs, variables, lines)
     if not jobs and not stays_open:
-        raise click.UsageError(
-            "there are no jobs: give --runs and --var, --job or --jobs (or --open to add them later)"
-        )
+        raise click.UsageError("no jobs given; use --runs and --var, --job or --jobs (or --open to add jobs later)")
     configuration = None if backend_configuration is None else _text(backend_configuration)
 
     async def run(queue: AsyncQueue) -> None:
@@ -114,7 +119,7 @@ def submit(
 @click.command()
 @click.argument("batch")
 @job_options
-@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day add once.")
+@click.option("--idempotency-key", metavar="KEY", help="Calls with the same key within a day add the jobs once.")
 @pass_options
 def add(
     options: Options,
@@ -126,10 +131,10 @@ def add(
     lines: TextIO | None,
     idempotency_key: str | None,
 ) -> None:
-    """Add jobs to a batch that was submitted with --open. Prints the number of the first of them."""
+    """Add jobs to a batch that was submitted with --open, and print the number of the first new job."""
     jobs = read_jobs(flags, runs, variables, lines)
     if not jobs:
-        raise click.UsageError("there are no jobs: give --runs and --var, --job or --jobs")
+        raise click.UsageError("no jobs given; use --runs and --var, --job or --jobs")
     click.echo(options.run(lambda queue: queue.batch(batch).add_jobs(jobs, idempotency_key=idempotency_key)))
 
 
@@ -137,25 +142,26 @@ def add(
 @click.argument("batch")
 @pass_options
 def close(options: Options, *, batch: str) -> None:
-    """Say that no more jobs will come: the batch is DONE when its jobs have ended."""
+    """Close an open batch: no more jobs can be added, and it ends when its jobs have ended."""
     _each(options, (batch,), AsyncBatch.close, "closed")
 
 
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
-@click.option("--by", metavar="NAME", help="Who asks, which is noted  [default: user@host].")
+@click.option("--by", metavar="NAME", help="Name to record as the one who cancelled  [default: user@host].")
 @pass_options
 def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ...], by: str | None) -> None:
-    """Cancel batches: what is pending at once, what runs as soon as its worker stops it.
+    """Cancel batches, or with --job some jobs of a batch.
 
-    `tweezer status` shows who asked, and what came of it.
+    Pending jobs are cancelled at once, running jobs as soon as their worker stops them. `tweezer status` shows who
+    cancelled, and the outcome.
     """
     if not indices:
         _each(options, batches, lambda batch: batch.cancel(by=by), "canceled")
         return
     if len(batches) > 1:
-        raise click.UsageError("--job needs exactly one batch")
+        raise click.UsageError("--job requires exactly one batch")
     answers = options.run(lambda queue: queue.batch(batches[0]).cancel_jobs(indices, by=by))
     for index, answer in zip(indices, answers, strict=True):
         show.echo(f"job {index} {_ANSWERS[answer]}")
@@ -165,10 +171,12 @@ def cancel(options: Options, *, batches: tuple[str, ...], indices: tuple[int, ..
 
 @click.command()
 @click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
-@click.option("--device", help="The device, where its name could be the id of a batch.")
-@click.option("--reason", help="Why the device is paused; it is shown to all.")
-@click.option("--until", type=parse_time, metavar="TIME", help="When the device goes on by itself: 2027-01-31T08:00.")
-@click.option("--for", "for_s", type=parse_duration, metavar="TIME", help="After which time it does: 30min, 2h.")
+@click.option("--device", help="Name of the device, if it could be confused with a batch id.")
+@click.option("--reason", help="Why the device is paused; shown to all users.")
+@click.option("--until", type=parse_time, metavar="TIME", help="Resume the device at this time: 2027-01-31T08:00.")
+@click.option(
+    "--for", "for_s", type=parse_duration, metavar="TIME", help="Resume the device after this time: 30min, 2h."
+)
 @pass_options
 def pause(
     options: Options,
@@ -179,9 +187,9 @@ def pause(
     until: datetime | None,
     for_s: int | None,
 ) -> None:
-    """Hand out no more jobs of batches, or of a device, for everybody; what runs finishes.
+    """Pause batches, or a device for all projects: running jobs finish, and no further ones start.
 
-    Pausing a paused device changes why and until when.
+    Pausing a paused device changes its reason and its end.
 
     \b
     tweezer pause 01a2014a-10da-8070-b687-9a55ac000000
@@ -190,11 +198,11 @@ def pause(
     name = _find_device(batches, device)
     if name is None:
         if reason is not None or until is not None or for_s is not None:
-            raise click.UsageError("--reason, --until and --for go with a device")
+            raise click.UsageError("--reason, --until and --for apply only to a device")
         _each(options, batches, AsyncBatch.pause, "paused")
         return
     if not reason:
-        raise click.UsageError(f"say why the device {name} is paused with --reason: others will wonder")
+        raise click.UsageError(f"give the reason for pausing the device {name} with --reason; it is shown to all users")
     if until is not None and for_s is not None:
         raise click.UsageError("give either --until or --for")
     ends = until if for_s is None else datetime.now(UTC) + timedelta(seconds=for_s)
@@ -204,10 +212,10 @@ def pause(
 
 @click.command()
 @click.argument("batches", nargs=-1, metavar="[BATCH…|DEVICE]")
-@click.option("--device", help="The device, where its name could be the id of a batch.")
+@click.option("--device", help="Name of the device, if it could be confused with a batch id.")
 @pass_options
 def resume(options: Options, *, batches: tuple[str, ...], device: str | None) -> None:
-    """Go on with paused batches, or a paused device."""
+    """Resume paused batches, or a paused device."""
     name = _find_device(batches, device)
     if name is None:
         _each(options, batches, AsyncBatch.resume, "resumed")
@@ -223,7 +231,7 @@ def resume(options: Options, *, batches: tuple[str, ...], device: str | None) ->
 
 
 def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch], Awaitable[None]], done: str) -> None:
-    """Do the same to each batch, also after an error; raise an error when there was one."""
+    """Apply ``act`` to each batch, continuing after errors; raise at the end if there were any."""
 
     async def run(queue: AsyncQueue) -> int:
         failed = 0
@@ -245,12 +253,12 @@ def _each(options: Options, batches: tuple[str, ...], act: Callable[[AsyncBatch]
 
 
 def _find_device(targets: tuple[str, ...], device: str | None) -> str | None:
-    """Return the device that is meant; None for batches. What is no id of a batch is the name of a device."""
+    """Return the device that is meant, or None for batches. A target that is not a batch id is a device."""
     if bool(targets) is (device is not None):
-        raise click.UsageError("name either batches or a device")
+        raise click.UsageError("give either batches or a device")
     names = [target for target in targets if not _is_id(target)]
     if device is None and names and len(targets) > 1:
-        raise click.UsageError(f"{names[0]!r} is no id of a batch; name either batches or one device")
+        raise click.UsageError(f"{names[0]!r} is not a batch id; give either batches or one device")
     name = next(iter(names), None) if device is None else device
     return None if name is None else check_text("device", name, MAX_DEVICE_LENGTH)
 
@@ -267,4 +275,4 @@ def _text(file: TextIO) -> str:
     try:
         return file.read()
     except UnicodeDecodeError as error:
-        raise InvalidInput(file.name, f"is not a text in UTF-8: {error}") from error
+        raise InvalidInput(file.name, f"is not valid UTF-8 text: {error}") from error

@@ -1,4 +1,4 @@
-"""``tweezer projects``, ``keys`` and ``users``: who may do what."""
+"""``tweezer projects``, ``keys`` and ``users``: manage access to the queue."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from tweezer.model.quotas import BY_NAME
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_SHOWN_ONCE = "This is shown once: keep it where it is safe."
+_SHOWN_ONCE = "It is shown only once: store it in a safe place."
 
 
 def parse_retention(text: str) -> int | None:
-    """Read a duration, ``forever`` (0) or ``default`` (None)."""
+    """Parse a duration, ``forever`` (0) or ``default`` (None)."""
     return {"forever": 0, "default": None}[text] if text in ("forever", "default") else parse_duration(text)
 
 
@@ -55,29 +55,29 @@ def parse_retention(text: str) -> int | None:
 
 @click.group()
 def projects() -> None:
-    """Projects own batches and keys. What belongs to one does not exist for the others."""
+    """Manage projects. A project owns batches and keys, which other projects cannot see."""
 
 
 def _about(project: Project) -> dict[str, Any]:
     about: dict[str, Any] = msgspec.to_builtins(project)
-    del about["no"]  # the database's own
+    del about["no"]  # internal to the database
     return about
 
 
 @projects.command(name="create")
 @click.argument("name")
-@click.option("--id", "identity", help="Letters, digits, dots, dashes, underscores  [default: a UUID].")
+@click.option("--id", "identity", help="Id of letters, digits, dots, dashes and underscores  [default: a UUID].")
 @ledger_command(lambda it, as_json: print_result(_about(it), it.id, as_json=as_json))
 def create_project(connection: Connection, *, name: str, identity: str | None) -> Project:
-    """Make a project; prints its id."""
+    """Create a project and print its id."""
     return ledger_projects.create_project(connection, name, identity)
 
 
 @projects.command(name="list")
 @ledger_list(
-    ("id", "name", "batches are kept", "created", "last active"),
+    ("id", "name", "retention", "created", "last active"),
     lambda it: (it.id, it.name, _kept(it), _day(it.created), _day(it.last_activity)),
-    none="There is no project yet; make one with `tweezer projects create NAME`.",
+    none="No projects yet; create one with `tweezer projects create NAME`.",
     about=_about,
 )
 def list_projects(connection: Connection) -> list[Project]:
@@ -89,12 +89,13 @@ def list_projects(connection: Connection) -> list[Project]:
 @click.argument("project")
 @click.argument("kept_s", type=parse_retention, metavar="TIME|forever|default")
 @ledger_command(
-    lambda it, as_json: print_result(_about(it), f"{it.id}: finished batches are kept {_kept(it)}", as_json=as_json)
+    lambda it, as_json: print_result(_about(it), f"{it.id}: retention of ended batches: {_kept(it)}", as_json=as_json)
 )
 def set_retention(connection: Connection, *, project: str, kept_s: int | None) -> Project:
-    """Say how long the project's finished batches are kept in the ledger, with their results: 90d, forever, default.
+    """Set the retention of ended batches: 90d, forever or default.
 
-    The default is TWEEZER_DATABASE_RETENTION_S of the recorder. What is older is deleted for good.
+    The ledger keeps the project's ended batches with their results for this time. Older batches are permanently
+    deleted. The default is the scheduler's TWEEZER_DATABASE_RETENTION_S.
     """
     return ledger_projects.set_retention(connection, project, kept_s)
 
@@ -110,9 +111,9 @@ def _limit_option(quota: str, flag: str, unit: str, what: str) -> Callable[[Call
 
 @projects.command(name="limit")
 @click.argument("project")
-@_limit_option("queued_jobs", "queued-jobs", "N", "Pending jobs that it may have.")
-@_limit_option("queued_bytes", "queued-mb", "MIB", "Memory in Redis for its batches that have not ended.")
-@_limit_option("result_bytes", "results-mb", "MIB", "Size of all its results that are kept.")
+@_limit_option("queued_jobs", "queued-jobs", "N", "Maximum number of pending jobs.")
+@_limit_option("queued_bytes", "queued-mb", "MIB", "Maximum memory in Redis for batches that have not ended.")
+@_limit_option("result_bytes", "results-mb", "MIB", "Maximum size of all stored results.")
 @json_option
 @pass_options
 def limit(
@@ -124,17 +125,17 @@ def limit(
     result_bytes: str | None,
     as_json: bool,
 ) -> None:
-    """Give a project limits of its own: a number, none, or default. They hold at once, for all producers."""
+    """Set the limits of a project: a number, none or default. They apply immediately to all producers."""
     given = {"queued_jobs": queued_jobs, "queued_bytes": queued_bytes, "result_bytes": result_bytes}
     changes = {quota: _read_limit(quota, text) for quota, text in given.items() if text is not None}
     if not changes:
-        raise click.UsageError("name a limit: --queued-jobs, --queued-mb or --results-mb")
+        raise click.UsageError("give a limit: --queued-jobs, --queued-mb or --results-mb")
     with options.writing() as connection:
         changed = ledger_projects.set_limits(connection, project, changes)
     try:
         options.run_store(lambda store: store.quotas.set_limits({changed.id: changed.limits}))
     except Unavailable as error:
-        show.echo(f"{error.message}; the recorder tells Redis of the limits when it is back", err=True)
+        show.echo(f"{error.message}; the recorder copies the limits to Redis when it is back", err=True)
     own = ", ".join(f"{quota} {_amount(quota, value)}" for quota, value in changed.limits.items())
     print_result(_about(changed), f"{changed.id}: {own or 'the default limits'}", as_json=as_json)
 
@@ -144,15 +145,15 @@ def limit(
 @json_option
 @pass_options
 def show_project(options: Options, *, project: str, as_json: bool) -> None:
-    """Show a project: what it uses of its quotas, and their limits."""
+    """Show a project, its use of quotas, and their limits."""
     with options.reading() as connection:
         found = ledger_projects.find_project(connection, project)
     usage = options.run_store(lambda store: store.quotas.usage(found.id))
     if as_json:
         print_json(_about(found) | {"quotas": msgspec.to_builtins(usage)})
         return
-    show.echo(f"{found.id} ({found.name}): finished batches are kept {_kept(found)}\n")
-    whose = {True: "its own", False: "the default"}
+    show.echo(f"{found.id} ({found.name}): retention of ended batches: {_kept(found)}\n")
+    whose = {True: "set for the project", False: "default"}
     rows = [(it.quota, BY_NAME[it.quota].amount(it.used), _amount(it.quota, it.limit), whose[it.own]) for it in usage]
     show.print_table(("quota", "in use", "limit", ""), rows)
 
@@ -162,14 +163,17 @@ def show_project(options: Options, *, project: str, as_json: bool) -> None:
 @yes_option
 @pass_options
 def delete(options: Options, *, project: str, yes: bool) -> None:
-    """Delete a project for good, with its keys, batches, results and statistics. Its batches must have ended."""
+    """Permanently delete a project and everything in it.
+
+    That includes its keys, batches, results and statistics. All batches must have ended.
+    """
     with options.ledger() as database:
         with database.read() as connection:
             found = ledger_projects.find_project(connection, project)
         if not yes:
-            show.confirm(f"Delete {found.name} ({found.id}) with all that it has, for good?")
+            show.confirm(f"Permanently delete {found.name} ({found.id}) with its keys, batches and results?")
         batches = options.run_store(lambda store: delete_project(store, database, found.id))
-    show.echo(f"{found.id} is deleted, with {batches} batches")
+    show.echo(f"Deleted {found.id} with {batches} batches.")
 
 
 # -------------------------------------------------------------------------------------------------------- keys
@@ -177,7 +181,7 @@ def delete(options: Options, *, project: str, yes: bool) -> None:
 
 @click.group()
 def keys() -> None:
-    """Keys open the HTTP API: `Authorization: Bearer twz_…`. The ledger keeps no more of one than its digest."""
+    """Manage keys for the HTTP API, sent as `Authorization: Bearer twz_…`. The ledger stores only their digests."""
 
 
 def _show_once(made: NewKey, *, as_json: bool) -> None:
@@ -187,8 +191,8 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
     key = made.about
     click.echo(made.text)
     until = "" if key.expires is None else f", until {show.minute(key.expires)}"
-    of = "all projects" if key.project is None else f"project {key.project}"
-    show.echo(f"Key {key.id} ({key.name}): {key.role} of {of}{until}. {_SHOWN_ONCE}", err=True)
+    scope = "all projects" if key.project is None else f"project {key.project}"
+    show.echo(f"Key {key.id} ({key.name}): role {key.role} for {scope}{until}. {_SHOWN_ONCE}", err=True)
 
 
 @keys.command(name="create")
@@ -196,17 +200,17 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
 @click.option(
     "--project",
     metavar="ID",
-    help="The project that it is of; for the roles user and read  [default: TWEEZER_PROJECT_ID].",
+    help="Project of the key, for the roles user and read  [default: TWEEZER_PROJECT_ID].",
 )
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
     default=Role.USER.value,
     show_default=True,
-    help="What it is for.",
+    help="Permissions of the key.",
 )
-@click.option("--user", metavar="NAME", help="Whose it is: batches that it submits are this user's.")
-@click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Ends after this time: 90d, 12h.")
+@click.option("--user", metavar="NAME", help="Owner of the key, and of the batches submitted with it.")
+@click.option("--expires", "expires_s", type=parse_duration, metavar="TIME", help="Expire after this time: 90d, 12h.")
 @ledger_command(_show_once)
 @pass_options
 def create_key(
@@ -219,10 +223,10 @@ def create_key(
     user: str | None,
     expires_s: int | None,
 ) -> NewKey:
-    """Make a key; prints it, once. NAME says what it is for.
+    """Create a key and print it; it is shown only once. NAME describes its purpose.
 
-    user: submit to its project, and read it. read: read its project, change nothing. metrics: read /metrics only, for
-    Prometheus. operator: see and change everybody's work.
+    Roles: user may submit to and read its project. read may only read its project. metrics may only read /metrics, for
+    Prometheus. operator may read and change the work of all projects.
     """
     owner = None if user is None else ledger_users.find_user(connection, user)
     return ledger_keys.create_key(
@@ -236,15 +240,15 @@ def create_key(
 
 
 @keys.command(name="list")
-@click.option("--project", metavar="ID", help="Of this project only.")
-@click.option("--all", "everything", is_flag=True, help="Those that are over, and the sessions of users, too.")
+@click.option("--project", metavar="ID", help="List only keys of this project.")
+@click.option("--all", "everything", is_flag=True, help="Include revoked and expired keys, and user sessions.")
 @ledger_list(
     ("id", "name", "role", "project", "created", "ends", "last used"),
     lambda it: (it.id, it.name, it.role, it.project or "-", _day(it.created), _end(it), show.minute(it.used)),
-    none="There is no key; make one with `tweezer keys create NAME --project ID`.",
+    none="No keys; create one with `tweezer keys create NAME --project ID`.",
 )
 def list_keys(connection: Connection, *, project: str | None, everything: bool) -> list[ApiKey]:
-    """List keys by their ids, youngest first."""
+    """List keys by their ids, newest first."""
     found = ledger_keys.list_keys(connection, project_id=project, sessions=everything)
     now = datetime.now(UTC)
     return [it for it in found if everything or not (it.revoked or (it.expires and it.expires <= now))]
@@ -252,34 +256,38 @@ def list_keys(connection: Connection, *, project: str | None, everything: bool) 
 
 @keys.command(name="revoke")
 @click.argument("key")
-@ledger_command(lambda it, as_json: print_result(it, f"{it.id} ({it.name}) opens nothing any more", as_json=as_json))
+@ledger_command(lambda it, as_json: print_result(it, f"Revoked key {it.id} ({it.name}).", as_json=as_json))
 def revoke(connection: Connection, *, key: str) -> ApiKey:
-    """End a key, by its id, within a second. A session is a key, too."""
+    """Revoke a key by its id, effective within a second. Sessions of users are keys, too."""
     return ledger_keys.revoke_key(connection, read_key_id(key))
 
 
 @keys.command(name="rotate")
 @click.argument("key")
-@overlap_option("24h", "How long the old one still works; 0: no more from now on.")
+@overlap_option("24h", "How long the old key remains valid; 0 revokes it now.")
 @ledger_command(_show_once)
 def rotate(connection: Connection, *, key: str, overlap_s: int) -> NewKey:
-    """Make a successor of a key, with the same rights; prints it, once. The old one ends after the overlap."""
+    """Replace a key by a new one and print it, once.
+
+    The new key has the same permissions. The old key ends after the overlap.
+    """
     return ledger_keys.rotate_key(connection, read_key_id(key), overlap_s=overlap_s)
 
 
 @keys.command(name="rotate-links")
-@overlap_option("7d", "How long links that were made before still work, 30d at most; 0: they are refused from now on.")
+@overlap_option("7d", "How long existing links remain valid, 30d at most; 0 invalidates them now.")
 @pass_options
 def rotate_links(options: Options, *, overlap_s: int) -> None:
-    """Make a new key that signs links to results, as if somebody had got the old one.
+    """Replace the key that signs links to results.
 
-    Processes read it again each second; the command returns when all of them have.
+    This is necessary if the key may have leaked. Processes read the key every second; the command returns when all of
+    them have the new one.
     """
     with options.writing() as connection:
         rotate_link_keys(connection, options.settings().vault(), overlap_s=overlap_s)
     time.sleep(SECRETS_SURE_S)
-    former = f"work for another {show.duration(overlap_s)} at most" if overlap_s else "are refused"
-    show.echo(f"links are signed with a new key; those that were made before {former}")
+    older = f"remain valid for at most {show.duration(overlap_s)}" if overlap_s else "are no longer valid"
+    show.echo(f"New links are signed with a new key; existing links {older}.")
 
 
 # ------------------------------------------------------------------------------------------------------- users
@@ -287,7 +295,7 @@ def rotate_links(options: Options, *, overlap_s: int) -> None:
 
 @click.group()
 def users() -> None:
-    """Users log in at /oauth/token with name and password, and see all projects that they belong to."""
+    """Manage users, who log in at /oauth/token with name and password, and see all their projects."""
 
 
 def _show_user(user: User, password: str | None = None, *, as_json: bool) -> None:
@@ -298,18 +306,18 @@ def _show_user(user: User, password: str | None = None, *, as_json: bool) -> Non
     if password is not None:
         click.echo(password)
         show.echo(_SHOWN_ONCE, err=True)
-    belongs = ", ".join(user.projects) or f"no project (`tweezer users add-to {user.name} PROJECT`)"
+    projects = ", ".join(user.projects) or f"no project yet (add one with `tweezer users add-to {user.name} PROJECT`)"
     state = " (disabled)" if user.disabled else ""
-    show.echo(f"{user.name}{state} belongs to {belongs}", err=password is not None)
+    show.echo(f"{user.name}{state}: {projects}", err=password is not None)
 
 
-def _add_password_command(command: str, store: Callable[[Connection, str, str], User], says: str) -> None:
-    """Add a command that asks for a password and stores its hash."""
+def _add_password_command(command: str, store: Callable[[Connection, str, str], User], help: str) -> None:
+    """Add a command that prompts for a password and stores its hash."""
 
-    @users.command(name=command, help=says)
+    @users.command(name=command, help=help)
     @click.argument("name")
     @click.option("--stdin", "from_stdin", is_flag=True, help="Read the password from stdin, one line.")
-    @click.option("--generate", is_flag=True, help="Make the password up, and show it once.")
+    @click.option("--generate", is_flag=True, help="Generate a password and print it once.")
     @json_option
     @pass_options
     def run(options: Options, *, name: str, from_stdin: bool, generate: bool, as_json: bool) -> None:
@@ -320,11 +328,11 @@ def _add_password_command(command: str, store: Callable[[Connection, str, str], 
         _show_user(user, password if generate else None, as_json=as_json)
 
 
-_add_password_command("create", ledger_users.create_user, "Make a user, of no project yet; asks for the password.")
+_add_password_command("create", ledger_users.create_user, "Create a user without projects; prompts for the password.")
 _add_password_command(
     "password",
     ledger_users.set_password,
-    "Change a user's password, and end its sessions; asks for the password.",
+    "Change a user's password, and end their sessions.",
 )
 
 
@@ -332,7 +340,7 @@ _add_password_command(
 @click.argument("name")
 @ledger_command(_show_user)
 def disable(connection: Connection, *, name: str) -> User:
-    """Let a user in no more, nor its keys; its sessions end within a second."""
+    """Disable a user and their keys; sessions end within a second."""
     return ledger_users.set_disabled(connection, name, disabled=True)
 
 
@@ -340,7 +348,7 @@ def disable(connection: Connection, *, name: str) -> User:
 @click.argument("name")
 @ledger_command(_show_user)
 def enable(connection: Connection, *, name: str) -> User:
-    """Let a user in again that was disabled."""
+    """Enable a user who was disabled."""
     return ledger_users.set_disabled(connection, name, disabled=False)
 
 
@@ -349,14 +357,14 @@ def enable(connection: Connection, *, name: str) -> User:
 @json_option
 @pass_options
 def list_sessions(options: Options, *, name: str, as_json: bool) -> None:
-    """List the sessions by which a user is logged in, youngest first."""
+    """List the sessions of a user, newest first."""
     with options.reading() as connection:
         found = ledger_keys.list_sessions(connection, ledger_users.find_user(connection, name).id)
     print_list(
         found,
         ("id", "logged in", "ends", "last used"),
         lambda it: (it.id, show.minute(it.created), _end(it), show.minute(it.used)),
-        none=f"{name} is not logged in",
+        none=f"{name} is not logged in.",
         as_json=as_json,
     )
 
@@ -367,13 +375,13 @@ def list_sessions(options: Options, *, name: str, as_json: bool) -> None:
 @json_option
 @pass_options
 def log_out(options: Options, *, name: str, session: str | None, as_json: bool) -> None:
-    """End the sessions of a user, or the one of this id, within a second."""
+    """End the sessions of a user, or one SESSION, within a second."""
     with options.writing() as connection:
         user = ledger_users.find_user(connection, name)
         key_id = None if session is None else read_key_id(session, kind="session")
         ended = ledger_keys.end_sessions(connection, user.id, key_id)
     count = f"{len(ended)} session{'' if len(ended) == 1 else 's'}"
-    print_result(ended, f"{count} of {user.name} ended", as_json=as_json)
+    print_result(ended, f"Ended {count} of {user.name}.", as_json=as_json)
 
 
 @users.command(name="list")
@@ -385,7 +393,7 @@ def log_out(options: Options, *, name: str, session: str | None, as_json: bool) 
         " ".join(it.projects) or "-",
         f"disabled since {_day(it.disabled)}" if it.disabled else "",
     ),
-    none="There is no user; make one with `tweezer users create NAME`.",
+    none="No users; create one with `tweezer users create NAME`.",
 )
 def list_users(connection: Connection) -> list[User]:
     """List all users."""
@@ -397,7 +405,7 @@ def list_users(connection: Connection) -> list[User]:
 @click.argument("project")
 @ledger_command(_show_user)
 def add_to(connection: Connection, *, name: str, project: str) -> User:
-    """Make a user belong to a project."""
+    """Add a user to a project."""
     return ledger_users.add_to_project(connection, name, project)
 
 
@@ -406,7 +414,7 @@ def add_to(connection: Connection, *, name: str, project: str) -> User:
 @click.argument("project")
 @ledger_command(_show_user)
 def remove_from(connection: Connection, *, name: str, project: str) -> User:
-    """Make a user belong to a project no more; its keys of this project end."""
+    """Remove a user from a project, and revoke their keys of it."""
     return ledger_users.remove_from_project(connection, name, project)
 
 
@@ -415,7 +423,7 @@ def remove_from(connection: Connection, *, name: str, project: str) -> User:
 
 def _choose_password(*, from_stdin: bool, generate: bool) -> str:
     if from_stdin and generate:
-        raise click.UsageError("--stdin and --generate cannot go together")
+        raise click.UsageError("--stdin and --generate cannot be combined")
     if generate:
         return secrets.token_urlsafe(18)
     password: str
@@ -428,7 +436,7 @@ def _choose_password(*, from_stdin: bool, generate: bool) -> str:
 
 
 def _read_limit(quota: str, text: str) -> int | None:
-    """Read a number, ``none`` for no limit (0), or ``default`` (None)."""
+    """Parse a number, ``none`` for no limit (0), or ``default`` (None)."""
     try:
         limit = {"none": 0, "default": None}[text] if text in ("none", "default") else int(text)
     except ValueError:
@@ -442,8 +450,8 @@ def _amount(quota: str, limit: int) -> str:
 
 def _kept(project: Project) -> str:
     if project.retention_s is None:
-        return "as long as is set"
-    return f"for {show.duration(project.retention_s)}" if project.retention_s else "for ever"
+        return "default"
+    return show.duration(project.retention_s) if project.retention_s else "forever"
 
 
 def _end(key: ApiKey) -> str:

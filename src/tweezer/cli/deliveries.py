@@ -1,4 +1,4 @@
-"""The commands of ``tweezer webhooks`` about what is sent: the log, sending again, replay, samples, the schema."""
+"""The commands of ``tweezer webhooks`` about deliveries: the log, resend, replay, samples and the schema."""
 
 from __future__ import annotations
 
@@ -46,34 +46,40 @@ _ANSWER_SHOWN = 200
 
 
 def moment(text: str) -> datetime:
-    """Read ``2h`` (ago), or a time in ISO 8601, UTC unless it says otherwise; for options."""
+    """Parse an option such as ``2h`` (ago), or a time in ISO 8601, by default in UTC."""
     try:
         found = datetime.fromisoformat(text.strip())
     except ValueError:
         try:
             return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
         except click.BadParameter:
-            raise click.BadParameter(f"{text!r} is no time such as 2h (ago), 30min or 2026-11-22T10:00:00") from None
+            raise click.BadParameter(
+                f"{text!r} is not a valid time; use e.g. 2h (ago), 30min or 2026-11-22T10:00:00"
+            ) from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
-_endpoint = click.option("--endpoint", type=click.UUID, metavar="ID", help="To this endpoint.")
-_batch = click.option("--batch", type=click.UUID, metavar="ID", help="Of events of this batch.")
+_endpoint = click.option("--endpoint", type=click.UUID, metavar="ID", help="Select deliveries to this endpoint.")
+_batch = click.option("--batch", type=click.UUID, metavar="ID", help="Select events of this batch.")
 _type = click.option(
-    "--type", "type_", type=click.Choice([it.value for it in EventType]), metavar="TYPE", help="Of events of this type."
+    "--type", "type_", type=click.Choice([it.value for it in EventType]), metavar="TYPE", help="Select this event type."
 )
-_since = click.option("--since", type=moment, metavar="TIME", help="Since then: 2h (ago), or a time in ISO 8601.")
+_since = click.option(
+    "--since", type=moment, metavar="TIME", help="Select deliveries since 2h (ago), or a time in ISO 8601."
+)
 
 
 @click.command()
 @click.argument("delivery", type=click.UUID, required=False)
 @_endpoint
 @_batch
-@click.option("--status", type=click.Choice([it.value for it in DeliveryStatus]), help="What became of them.")
+@click.option(
+    "--status", type=click.Choice([it.value for it in DeliveryStatus]), help="Select deliveries with this status."
+)
 @_type
 @_since
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
-@click.option("--all-projects", is_flag=True, help="Of all projects.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Maximum number to list.")
+@click.option("--all-projects", is_flag=True, help="Select all projects.")
 @json_option
 @pass_options
 def deliveries(
@@ -89,7 +95,10 @@ def deliveries(
     all_projects: bool,
     as_json: bool,
 ) -> None:
-    """List deliveries, newest first; or show one with every attempt and its body, by its id."""
+    """List deliveries, newest first, or show one DELIVERY.
+
+    With the id of a DELIVERY, all its attempts and its body are shown.
+    """
     if delivery is not None:
         with options.reading() as connection:
             one = find_delivery(connection, delivery)
@@ -99,14 +108,14 @@ def deliveries(
     projects = None if all_projects or endpoint or batch else [options.settings().project_id]
     with options.ledger() as database:
         found = _newest_first(database, projects, wanted, limit)
-    print_list(found, _HEADER, _row, none="There is no such delivery.", as_json=as_json, about=_about)
+    print_list(found, _HEADER, _row, none="No matching deliveries.", as_json=as_json, about=_about)
 
 
 @click.command()
 @click.argument("delivery", type=click.UUID, required=False)
 @_endpoint
 @_since
-@click.option("--all", "everything", is_flag=True, help="Those that were delivered, too.")
+@click.option("--all", "everything", is_flag=True, help="Include successful deliveries.")
 @json_option
 @pass_options
 def resend(
@@ -118,9 +127,9 @@ def resend(
     everything: bool,
     as_json: bool,
 ) -> None:
-    """Send a delivery again; or with --endpoint and --since, all since then that were not delivered.
+    """Send a delivery again, or all that failed since a time.
 
-    The receiver gets the same id and body, signed anew.
+    Give the id of a DELIVERY, or --endpoint and --since. The receiver gets the same id and body, with a new signature.
     """
     if (delivery is None) == (endpoint is None) or (endpoint is None) != (since is None):
         raise click.UsageError("give the id of a delivery, or --endpoint ID and --since TIME")
@@ -133,8 +142,8 @@ def resend(
             find_endpoint(connection, endpoint)
             count = delivery_log.resend_since(connection, endpoint, since, all=everything)
     if count:
-        tell_couriers(options, lambda alarms: alarms.arm(endpoint, None))
-    print_result({"count": count}, f"{count} deliver{'y is' if count == 1 else 'ies are'} sent again", as_json=as_json)
+        notify_couriers(options, lambda alarms: alarms.arm(endpoint, None))
+    print_result({"count": count}, f"Resending {count} deliver{'y' if count == 1 else 'ies'}.", as_json=as_json)
 
 
 @click.command()
@@ -143,7 +152,9 @@ def resend(
 @_batch
 @_type
 @_since
-@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="How many at most, the newest.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=1000, show_default=True, help="Maximum number; the newest ones are sent."
+)
 @json_option
 @pass_options
 def replay(
@@ -157,10 +168,10 @@ def replay(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Send stored deliveries to URL, oldest first, to try out a receiver: a local one, too.
+    """Send stored deliveries to URL, to test a receiver.
 
-    Each has the body and the id that it had, and is signed anew with the secret of its endpoint. Nothing is logged,
-    and nothing tried again; the exit code is 1 if one failed.
+    URL may be local. The oldest delivery is sent first. Each keeps its id and body, and gets a new signature with its
+    endpoint's secret. Nothing is logged or retried. The exit code is 1 if a delivery failed.
     """
     _check_local(url)
     wanted = DeliveryFilter(endpoint, batch, None, type_, since)
@@ -170,19 +181,19 @@ def replay(
         posts = list(_signed(database, options.settings().vault(), found[::-1]))
     failed = asyncio.run(_post_all(url, posts, options.settings().webhook.timeout_s, as_json=as_json))
     if not as_json:
-        show.echo(f"{len(posts) - failed} of {len(posts)} were taken")
+        show.echo(f"{len(posts) - failed} of {len(posts)} were accepted.")
     exit_unless(not failed)
 
 
 @click.command()
 @click.argument("type_", metavar="[TYPE]", type=click.Choice([it.value for it in EventType]), default="job.done")
-@click.option("--url", help="Post it there, signed.")
-@click.option("--secret", help="Sign with this one  [default: that of the project].")
+@click.option("--url", help="Post the sample to this URL, signed.")
+@click.option("--secret", help="Secret to sign with  [default: that of the project].")
 @pass_options
 def sample(options: Options, *, type_: str, url: str | None, secret: str | None) -> None:
-    """Print the body of a webhook as an example, job.done unless another type is given; or post it."""
-    told = sample_of(type_)
-    body = envelope(told.type, told.timestamp, told.data)
+    """Print or post a sample webhook of TYPE (default: job.done)."""
+    example = sample_of(type_)
+    body = envelope(example.type, example.timestamp, example.data)
     if url is None:
         click.echo(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
         return
@@ -193,13 +204,13 @@ def sample(options: Options, *, type_: str, url: str | None, secret: str | None)
             owner = SecretOwner(find_project(connection, settings.project_id).no)
             secret = show_secret(connection, options.settings().vault(), owner).secret
     check_secret(secret)
-    posts = [_Post(told.id, told.type, body, secret)]
+    posts = [_Post(example.id, example.type, body, secret)]
     exit_unless(not asyncio.run(_post_all(url, posts, settings.webhook.timeout_s, as_json=False)))
 
 
 @click.command()
 def schema() -> None:
-    """Print the JSON Schemas of all bodies."""
+    """Print the JSON Schemas of all webhook bodies."""
     click.echo(json.dumps(schemas(), indent=2, ensure_ascii=False))
 
 
@@ -223,7 +234,7 @@ def format_deliveries(found: Sequence[Delivery]) -> list[str]:
 
 
 def describe(delivery: Delivery) -> list[str]:
-    """Return what became of a delivery: every attempt on a line."""
+    """Describe a delivery, with a line for each attempt."""
     number = "" if delivery.sequence is None else f", event {delivery.sequence} of batch {delivery.batch}"
     lines = [
         f"Delivery {delivery.id}: {delivery.type}{number}, to endpoint {delivery.endpoint}",
@@ -238,13 +249,13 @@ def describe(delivery: Delivery) -> list[str]:
 
 
 def _attempt(attempt: Attempt) -> str:
-    said = attempt.error or f"HTTP {attempt.status}"
+    outcome = attempt.error or f"HTTP {attempt.status}"
     following = "" if attempt.next_ms is None else f", next {_second(as_datetime(attempt.next_ms))}"
-    return f"{said} after {attempt.ms} ms{following}"
+    return f"{outcome} after {attempt.ms} ms{following}"
 
 
 def _one_line(text: str) -> str:
-    """Return the beginning of what a stranger answered, harmless on a terminal."""
+    """Return the beginning of an untrusted response, safe to print on a terminal."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text[:_ANSWER_SHOWN])
     return plain + ("…" if len(text) > _ANSWER_SHOWN else "")
 
@@ -254,7 +265,7 @@ def _second(at: datetime) -> str:
 
 
 def _about(delivery: Delivery) -> dict[str, Any]:
-    """Return a delivery for ``--json``: attempts have the names of their fields."""
+    """Return a delivery for ``--json``, with its attempts as objects."""
     log = [msgspec.structs.asdict(attempt) for attempt in delivery.log]
     about: dict[str, Any] = msgspec.to_builtins(delivery) | {"log": log}
     if delivery.body is None:
@@ -265,7 +276,7 @@ def _about(delivery: Delivery) -> dict[str, Any]:
 def _newest_first(
     database: Database, projects: Sequence[str] | None, wanted: DeliveryFilter, most: int
 ) -> list[Delivery]:
-    """Also those of one batch that were written in the same millisecond, which the log does not tell apart."""
+    """Return deliveries, newest first; events of a batch from the same millisecond are ordered by sequence number."""
     found: list[Delivery] = []
     after: str | None = None
     while len(found) < most:
@@ -283,7 +294,7 @@ def _newest_first(
 
 
 class _Post(msgspec.Struct, frozen=True):
-    """What is to be posted."""
+    """A webhook to post."""
 
     id: str
     type: str
@@ -291,7 +302,7 @@ class _Post(msgspec.Struct, frozen=True):
     secret: str
 
     def headers(self) -> Mapping[str, str]:
-        """Signed now."""
+        """Return the headers, signed with the current time."""
         sent = int(time.time())
         return {
             "Content-Type": "application/json",
@@ -302,10 +313,10 @@ class _Post(msgspec.Struct, frozen=True):
 
 
 def _check_local(url: str) -> None:
-    """Whoever runs this command may call any address that this machine reaches."""
+    """Raise InvalidInput unless this is an HTTP URL. The operator's command may call any address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput("url", "is no complete http or https URL: write http://127.0.0.1:8808/")
+        raise InvalidInput("url", "is not a complete http or https URL; use e.g. http://127.0.0.1:8808/")
 
 
 def _signed(database: Database, vault: Vault, found: Sequence[Delivery]) -> Iterator[_Post]:
@@ -320,7 +331,7 @@ def _signed(database: Database, vault: Vault, found: Sequence[Delivery]) -> Iter
 
 
 async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_json: bool) -> int:
-    """Post one after the other and print what became of each; return how many failed."""
+    """Post the webhooks in order and print each result; return the number of failures."""
     import aiohttp
 
     failed = 0
@@ -347,9 +358,9 @@ async def _post_all(url: str, posts: Sequence[_Post], timeout_s: float, *, as_js
     return failed
 
 
-def tell_couriers(options: Options, what: Callable[[Alarms], Awaitable[None]]) -> None:
-    """Set an alarm, or note that endpoints were changed. Where Redis is not there say so: the couriers see it later."""
+def notify_couriers(options: Options, act: Callable[[Alarms], Awaitable[None]]) -> None:
+    """Set an alarm, or report a change of endpoints. Without Redis, warn: couriers notice the change later."""
     try:
-        options.run_store(lambda store: what(Alarms(store)))
+        options.run_store(lambda store: act(Alarms(store)))
     except Unavailable as error:
-        show.echo(f"No courier was told, they find it by themselves, later: {error.message}", err=True)
+        show.echo(f"The couriers could not be notified and will notice the change later: {error.message}", err=True)

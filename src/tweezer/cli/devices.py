@@ -17,7 +17,7 @@ from tweezer.store.records import DeviceRecord, WorkerRecord
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @pass_options
 def devices(options: Options, *, as_json: bool) -> None:
     """List the devices that workers have announced."""
@@ -32,7 +32,7 @@ def devices(options: Options, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @pass_options
 def workers(options: Options, *, as_json: bool) -> None:
     """List the live workers of all devices."""
@@ -45,13 +45,13 @@ def workers(options: Options, *, as_json: bool) -> None:
         options.run(lambda queue: queue.workers()),
         ("worker", "device", "lanes", "version", "up for", ""),
         row,
-        none="No worker lives; start one with `tweezer worker --device EMU_FREE`.",
+        none="No worker is running; start one with `tweezer worker --device EMU_FREE`.",
         as_json=as_json,
     )
 
 
 def _limits(device: DeviceRecord) -> tuple[str, str]:
-    """Return the name that sequences for it carry, and how many atoms they may have."""
+    """Return the device name in sequences, and the maximum number of atoms."""
     if device.specs_name is None:
         return "none", ""
     return device.specs_name, "any" if device.max_atom_num is None else f"≤ {device.max_atom_num}"
@@ -66,7 +66,9 @@ _pass_device = click.decorators.pass_meta_key("device")
 @click.argument("device")
 @click.pass_context
 def maintenance(context: click.Context, device: str) -> None:
-    """Plan when a device is not to be used: nothing is begun then, nor before what would not end in time.
+    """Plan maintenance of a device.
+
+    The device starts no jobs during a maintenance window, and beforehand no batch that would not end in time.
 
     \b
     tweezer maintenance FRESNEL add --from 2027-01-31T08:00 --to 2027-01-31T12:00 --reason "new lens"
@@ -78,23 +80,28 @@ def maintenance(context: click.Context, device: str) -> None:
 
 @maintenance.command()
 @click.option(
-    "--from", "begins", type=parse_time, required=True, metavar="TIME", help="Such as 2027-01-31T08:00 (your time)."
+    "--from",
+    "begins",
+    type=parse_time,
+    required=True,
+    metavar="TIME",
+    help="Start, such as 2027-01-31T08:00 (your time zone).",
 )
-@click.option("--to", "ends", type=parse_time, required=True, metavar="TIME")
-@click.option("--reason", required=True, help="It is shown to all who wait.")
+@click.option("--to", "ends", type=parse_time, required=True, metavar="TIME", help="End, in the future.")
+@click.option("--reason", required=True, help="Shown to users whose jobs wait.")
 @_pass_device
 @pass_options
 def add(options: Options, device: str, /, *, begins: datetime, ends: datetime, reason: str) -> None:
-    """Plan maintenance; prints its id."""
+    """Plan a maintenance window and print its id."""
     click.echo(options.run(lambda queue: queue.plan_maintenance(device, begins, ends, reason)).id)
 
 
 @maintenance.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @_pass_device
 @pass_options
 def list_windows(options: Options, device: str, /, *, as_json: bool) -> None:
-    """List what is planned or under way."""
+    """List the current and planned maintenance windows."""
 
     async def find(queue: AsyncQueue) -> list[Window]:
         await _device(queue, device)
@@ -114,36 +121,39 @@ def list_windows(options: Options, device: str, /, *, as_json: bool) -> None:
 @_pass_device
 @pass_options
 def remove(options: Options, device: str, /, *, window: str) -> None:
-    """Take planned maintenance back, or end it now."""
+    """Remove a planned maintenance window, or end a current one now."""
     options.run(lambda queue: queue.drop_maintenance(device, window))
-    show.echo(f"maintenance {window} of {device} is removed")
+    show.echo(f"Removed maintenance {window} of {device}.")
 
 
 @click.command()
 @click.argument("device")
-@click.option("--reason", default="draining", help="Why, for all who wait.", show_default=True)
+@click.option("--reason", default="draining", help="Shown to users whose jobs wait.", show_default=True)
 @pass_options
 def drain(options: Options, *, device: str, reason: str) -> None:
-    """Pause a device and wait until nothing runs on it any more. Ctrl-C ends the waiting; the device stays paused."""
+    """Pause a device and wait until its jobs have ended.
+
+    Ctrl-C ends the waiting, but the device stays paused.
+    """
 
     async def wait(queue: AsyncQueue) -> None:
         found = await _device(queue, device)
-        if found.paused is None or found.paused_until is not None:  # a pause that ends lets it go on by itself
+        if found.paused is None or found.paused_until is not None:  # a pause with an end would resume by itself
             await queue.pause_device(device, reason if found.paused is None else found.paused)
-        show.echo(f"{device} is paused; waiting until nothing runs", err=True)
-        said = None
+        show.echo(f"{device} is paused; waiting for its running jobs to end", err=True)
+        shown = None
         while running := (await _device(queue, device)).running:
-            if running != said:
-                show.echo(f"{running} {'job runs' if running == 1 else 'jobs run'}", err=True)
-                said = running
+            if running != shown:
+                show.echo(f"{running} {'job is' if running == 1 else 'jobs are'} running", err=True)
+                shown = running
             await asyncio.sleep(_LOOK_S)
 
     try:
         options.run(wait, patient=True)
     except KeyboardInterrupt:
-        show.echo(f"{device} stays paused; `tweezer resume {device}` lets it go on", err=True)
+        show.echo(f"{device} stays paused; `tweezer resume {device}` puts it back to work.", err=True)
         raise
-    show.echo(f"nothing runs on {device}; `tweezer resume {device}` lets it go on")
+    show.echo(f"{device} is drained; `tweezer resume {device}` puts it back to work.")
 
 
 async def _device(queue: AsyncQueue, name: str) -> DeviceRecord:

@@ -1,4 +1,4 @@
-"""What ``tweezer doctor`` checks, and what it says about it."""
+"""``tweezer doctor``: check the installation and explain the findings."""
 
 from __future__ import annotations
 
@@ -51,35 +51,35 @@ _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "TWEEZER_API_URL", "TWEEZER_REQUI
 _SLOW_MS = 20.0
 _SET_BACK_SHOWN = timedelta(days=7)
 _GO_ON = {
-    UnavailabilityKind.PAUSED: "when that is over: tweezer resume {name}",
-    UnavailabilityKind.MAINTENANCE: "it goes on by itself; sooner: tweezer maintenance {name} list, and remove",
-    UnavailabilityKind.DOWN: "its machine says so; `tweezer devices` shows when it is back",
+    UnavailabilityKind.PAUSED: "to end the pause: tweezer resume {name}",
+    UnavailabilityKind.MAINTENANCE: "it resumes by itself; to end it now: tweezer maintenance {name} list, and remove",
+    UnavailabilityKind.DOWN: "the machine reports this; `tweezer devices` shows when it is back",
 }
 _DURABLE = {
-    Durability.WAIT: "a write can be waited for until it is on the disk (WAITAOF)",
-    Durability.ALWAYS: "a write is on the disk when it is answered (appendfsync always)",
+    Durability.WAIT: "Redis can confirm that a write is on disk (WAITAOF)",
+    Durability.ALWAYS: "Redis confirms a write only when it is on disk (appendfsync always)",
 }
-_PERSIST = "`redis-cli CONFIG SET appendonly yes`, and `appendonly yes` in redis.conf; deploy/redis.conf has all of it"
+_PERSIST = "run `redis-cli CONFIG SET appendonly yes`, and set it in redis.conf; see deploy/redis.conf for an example"
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @pass_options
 def doctor(options: Options, *, as_json: bool) -> None:
-    """Check Redis, the ledger, the processes and the settings; say what each finding means and what to change.
+    """Check Redis, the ledger, the processes and the settings; explain each finding and what to change.
 
-    The exit code is 1 when something FAILs.
+    The exit code is 1 if a check FAILs.
     """
     print_findings(asyncio.run(examine(options)), as_json=as_json)
 
 
 async def examine(options: Options) -> list[Finding]:
-    """Check all there is; when Redis does not answer, what needs it is left out."""
+    """Run all checks; if Redis does not answer, skip those that need it."""
     findings = list(check_environment(os.environ))
     try:
         settings = options.settings()
     except TweezerError as error:
-        return [*findings, fail("settings", error.message, "correct it; no process starts like this")]
+        return [*findings, fail("settings", error.message, "correct it; no process starts with this setting")]
     health = await asyncio.to_thread(read_ledger_health, settings)
     findings.extend([health] if isinstance(health, Finding) else check_health(health))
     findings.append(check_keeping(settings))
@@ -105,18 +105,18 @@ async def examine(options: Options) -> list[Finding]:
             fail(
                 "Redis",
                 error.message,
-                "start it, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
+                "start Redis, or set TWEEZER_REDIS_URL (or --redis); `tweezer up` starts one for development",
             )
         )
     return findings
 
 
 async def _examine_webhooks(settings: Settings, findings: list[Finding]) -> WebhookState | None:
-    """Return what the ledger knows of webhooks, and add the findings about it."""
+    """Read the state of webhooks from the ledger, and add findings about it."""
     try:
         webhooks = await asyncio.to_thread(read_webhook_state, settings)
     except TweezerError as error:
-        findings.append(fail("webhooks", error.message, "look at the ledger's database"))
+        findings.append(fail("webhooks", error.message, "check the ledger's database"))
         return None
     findings.extend(check_webhooks(webhooks))
     return webhooks
@@ -157,12 +157,12 @@ async def _examine_recorder(queue: AsyncQueue, position: str) -> Finding:
 
 
 async def _config(queue: AsyncQueue, name: str) -> str | None:
-    """Return a setting of Redis, or None where it may not be read."""
+    """Return a setting of Redis, or None if this user may not read it."""
     return (await queue.store.reader.server_config(name)).get(name)
 
 
 def check_environment(environment: Iterable[str]) -> Iterator[Finding]:
-    """Variables with our prefix that mean nothing: most likely misspelt."""
+    """Warn about unknown variables with the prefix TWEEZER_, which are probably misspelt."""
     known = {setting.variable for setting in SETTINGS.values()} | _OTHER_VARIABLES
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
@@ -170,7 +170,7 @@ def check_environment(environment: Iterable[str]) -> Iterator[Finding]:
             change = (
                 f"rename it to {near[0]}" if near else "remove it, or see the list of settings in the documentation"
             )
-            yield warn("environment", f"{name} is not a setting, so it does nothing", change)
+            yield warn("environment", f"{name} is not a setting and has no effect", change)
 
 
 def check_latency(milliseconds: float) -> Finding:
@@ -178,46 +178,46 @@ def check_latency(milliseconds: float) -> Finding:
         return ok("Redis", f"answers within {milliseconds:.1f} ms")
     return warn(
         "Redis",
-        f"took {milliseconds:.0f} ms to answer: each hand-over of jobs waits for it",
-        "run the workers near Redis, and see `redis-cli SLOWLOG GET` for other users of it",
+        f"took {milliseconds:.0f} ms to answer, which delays every job",
+        "run the workers close to Redis, and check `redis-cli SLOWLOG GET` for slow commands of other users",
     )
 
 
 def check_access(url: str) -> Finding:
-    """Check whether Redis lets everybody in. url: by which it was just reached."""
+    """Check whether Redis requires a password. url: the URL by which it was just reached."""
     parts = urlsplit(url)
     if parts.password:
-        return ok("access", f"as the user {parts.username or 'default'}, with a password")
+        return ok("access", f"connected as user {parts.username or 'default'}, with a password")
     if parts.scheme == "unix" or (parts.hostname or "") in ("127.0.0.1", "::1", "localhost"):
-        return ok("access", "Redis asks for no password: every user of its host may do all")
+        return ok("access", "Redis requires no password: every user of its host has full access")
     return warn(
         "access",
-        "Redis asks for no password: whoever reaches it may do all, with every project",
-        "make users with `tweezer redis-users`, and let Redis load them (aclfile)",
+        "Redis requires no password: anyone who can reach it has full access to all projects",
+        "create users with `tweezer redis-users`, and load them in Redis (aclfile)",
     )
 
 
 def check_server(info: dict[str, Any]) -> Finding:
-    """Kind, version, role."""
+    """Check the kind, the version and the role of the server."""
     is_valkey = "valkey_version" in info
-    says = (
+    server = (
         f"Valkey {info['valkey_version']}" if is_valkey else f"Redis {info.get('redis_version', 'of unknown version')}"
     )
     if info.get("role", "master") != "master":
-        return fail("server", f"{says} is a replica: it takes no writes", "let TWEEZER_REDIS_URL name the primary")
+        return fail("server", f"{server} is a replica and accepts no writes", "set TWEEZER_REDIS_URL to the primary")
     if info.get("cluster_enabled"):
         return fail(
             "server",
-            f"{says} runs in cluster mode: the scripts touch keys of several slots",
+            f"{server} runs in cluster mode, but the scripts use keys of several slots",
             "use a single primary, with Sentinel for high availability",
         )
     if not is_valkey and _version(str(info.get("redis_version", "0"))) < OLDEST:
-        return fail("server", f"{says} is too old", f"install Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey")
-    return ok("server", f"{says}, a primary")
+        return fail("server", f"{server} is too old", f"install Redis {OLDEST[0]}.{OLDEST[1]} or newer, or Valkey")
+    return ok("server", f"{server}, a primary")
 
 
 async def check_features(redis: Redis, keys: Keys) -> Finding:
-    """Try what the scripts need, on a key that does not exist: nothing is written."""
+    """Try the commands that the scripts need on a key that does not exist, so that nothing is written."""
     nothing = f"{keys.prefix}doctor"
     attempts: dict[str, tuple[str | int, ...]] = {
         "scripts": ("EVAL", "return redis.call('TIME')", 0),
@@ -232,67 +232,67 @@ async def check_features(redis: Redis, keys: Keys) -> Finding:
         except redis_errors.ResponseError as error:
             missing.append(f"{name} ({error})")
             continue
-        if name == "XAUTOCLAIM" and not any(reply or ()):  # it knows no such command
+        if name == "XAUTOCLAIM" and not any(reply or ()):  # the command is unknown
             missing.append(name)
     if missing:
         return fail(
             "commands",
-            f"refused: {', '.join(missing)}; the queue cannot work without",
-            "use Redis 6.2 or newer, or Valkey; where Redis has users, run the doctor as the operator's",
+            f"Redis refuses commands that the queue needs: {', '.join(missing)}",
+            "use Redis 6.2 or newer, or Valkey; if Redis has users, run the doctor as the operator's user",
         )
-    return ok("commands", "scripts and streams have all that is needed")
+    return ok("commands", "Redis supports all commands that the queue needs")
 
 
 async def check_durability(remote: Remote, devices: list[DeviceRecord], configured: list[str]) -> Finding:
-    """Whether what was begun on a machine is on Redis' disk before it is begun. configured: the machines that the
-    settings name, announced or not. Writes nothing."""
+    """Check whether Redis has a job's start on disk before a machine runs it; writes nothing.
+
+    configured: the machines in the settings, announced or not.
+    """
     try:
         how = await remote.require_durability()
     except NotDurable as error:
         announced = {device.name for device in devices if device.exclusive or device.reattaches}
         if machines := sorted({*announced, *configured}):
-            says = f"{error.message}; no worker of {', '.join(machines)} starts like this"
-            return fail("durability", says, "change that, then start the workers of the machine")
-        return ok("durability", f"enough for emulators. A QPU would need more: {error.message}")
-    return ok("durability", f"{_DURABLE[how]}: enough for a QPU")
+            problem = f"{error.message}; workers of {', '.join(machines)} cannot start"
+            return fail("durability", problem, "change the setting of Redis, then start the workers of the machine")
+        return ok("durability", f"sufficient for emulators, but not for a QPU: {error.message}")
+    return ok("durability", f"{_DURABLE[how]}, sufficient for a QPU")
 
 
 def check_persistence(info: dict[str, Any], appendfsync: str | None) -> Finding:
-    """Check the append-only file, which alone keeps an acknowledged submit."""
+    """Check the append-only file, without which Redis may lose an acknowledged submit."""
     if not info.get("aof_enabled"):
-        return fail(
-            "persistence", "there is no append-only file: a restart of Redis loses queued work and results", _PERSIST
-        )
+        return fail("persistence", "no append-only file: a restart of Redis loses queued work and results", _PERSIST)
     if info.get("aof_last_write_status", "ok") != "ok":
         return fail(
             "persistence",
-            "the last write of the append-only file failed: Redis refuses writes",
-            "look for a full disk, and at Redis' log",
+            "the last write of the append-only file failed, so Redis refuses writes",
+            "check for a full disk, and check Redis' log",
         )
     if appendfsync is None:
         return warn(
             "persistence",
-            "there is an append-only file; how often it is synced may not be read (this user lacks +config|get)",
-            "run the doctor as the operator's user of Redis, or see that appendfsync is everysec or always",
+            "append-only file; its sync interval cannot be read (this user lacks +config|get)",
+            "run the doctor as the operator's Redis user, or ensure that appendfsync is everysec or always",
         )
     if appendfsync == "no":
         return warn(
             "persistence",
-            "appendfsync is no: a power loss can cost half a minute of acknowledged work",
-            "`redis-cli CONFIG SET appendfsync everysec`, and the same in redis.conf",
+            "appendfsync=no: a power failure can lose half a minute of acknowledged work",
+            "run `redis-cli CONFIG SET appendfsync everysec`, and set it in redis.conf",
         )
-    costs = "nothing" if appendfsync == "always" else "a second or two"
-    return ok("persistence", f"append-only file, synced {appendfsync}: a power loss costs {costs}")
+    costs = "nothing" if appendfsync == "always" else "a second or two of work"
+    return ok("persistence", f"append-only file with appendfsync={appendfsync}: a power failure loses {costs}")
 
 
 def check_eviction(info: dict[str, Any]) -> Finding:
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy == "noeviction":
-        return ok("maxmemory-policy", "noeviction: live work is never evicted")
+        return ok("maxmemory-policy", "noeviction: Redis never evicts live work")
     return fail(
         "maxmemory-policy",
         f"{policy}: Redis deletes keys of live batches when its memory is full",
-        "`redis-cli CONFIG SET maxmemory-policy noeviction`, and the same in redis.conf",
+        "run `redis-cli CONFIG SET maxmemory-policy noeviction`, and set it in redis.conf",
     )
 
 
@@ -305,63 +305,65 @@ def check_memory(info: dict[str, Any], full_at: float) -> Finding:
             f"{_mib(used)} used, maxmemory is not set: when memory runs out, the system kills Redis",
             f"set maxmemory, here to {suggestion} or less; submits are then refused from {full_at:.0%} on",
         )
-    says = f"{_mib(used)} of {_mib(limit)} used"
+    usage = f"{_mib(used)} of {_mib(limit)} used"
     if used >= full_at * limit:
         return fail(
             "memory",
-            f"{says}: submits are refused from {full_at:.0%} on",
-            "let work finish, forget finished batches, shorten TWEEZER_REDIS_GRACE_S, or raise maxmemory",
+            f"{usage}: submits are refused from {full_at:.0%} on",
+            "let work finish, delete ended batches, shorten TWEEZER_REDIS_GRACE_S, or raise maxmemory",
         )
     if used >= 0.75 * full_at * limit:
-        return warn("memory", f"{says}: submits are refused from {full_at:.0%} on", "raise maxmemory")
-    return ok("memory", says)
+        return warn("memory", f"{usage}: submits are refused from {full_at:.0%} on", "raise maxmemory")
+    return ok("memory", usage)
 
 
 def check_keys(foreign: dict[str, tuple[str, str]]) -> Finding:
-    """Report keys of another type, which another program has written: the processes that need them wait."""
+    """Report keys of the wrong type, written by another program. Processes that need them wait."""
     shown = ", ".join(f"{key} is a {kind} instead of a {right}" for key, (kind, right) in sorted(foreign.items()))
-    advice = f"`redis-cli RENAME {min(foreign)} foreign`, or another TWEEZER_NAMESPACE; the processes then go on"
-    return fail("keys", f"Redis holds something else where Tweezer keeps its own: {shown}", advice)
+    advice = f"run `redis-cli RENAME {min(foreign)} foreign`, or set another TWEEZER_NAMESPACE; the processes continue"
+    return fail("keys", f"another program uses keys of Tweezer in Redis: {shown}", advice)
 
 
 def check_idle_timeout(timeout_s: str | None) -> Finding:
     if timeout_s is None:
-        return ok("timeout", "may not be read (this user lacks +config|get)")
+        return ok("timeout", "cannot be read (this user lacks +config|get)")
     if timeout_s == "0":
-        return ok("timeout", "idle connections are not cut")
+        return ok("timeout", "Redis keeps idle connections open")
     return warn(
         "timeout",
-        f"Redis cuts connections that are idle for {timeout_s} s, those of waiting listeners too",
-        "`redis-cli CONFIG SET timeout 0`, and the same in redis.conf",
+        f"Redis closes connections that are idle for {timeout_s} s, including those that wait for notifications",
+        "run `redis-cli CONFIG SET timeout 0`, and set it in redis.conf",
     )
 
 
 def check_workers(workers: list[WorkerRecord]) -> Finding:
-    """All of one version, and of ours."""
+    """Check that workers run, all of the same version as this command."""
     if not workers:
-        return warn("workers", "none lives, so nothing runs", "start one: tweezer worker --device EMU_FREE")
+        return warn(
+            "workers", "no worker is running, so no job will start", "start one: tweezer worker --device EMU_FREE"
+        )
     strange = sorted({f"{it.host} ({it.version})" for it in workers if it.record_version != RECORD_VERSION})
     if strange:
         return fail(
             "workers",
-            f"of another record version than {__version__} here: {', '.join(strange)}; they leave our batches alone",
-            "upgrade every process to one version",
+            f"some have another record version than {__version__} here, and ignore its batches: {', '.join(strange)}",
+            "upgrade all processes to the same version",
         )
     others = sorted({f"{it.host} ({it.version})" for it in workers if it.version != __version__})
     if others:
         return warn(
             "workers",
-            f"of another version than {__version__} here: {', '.join(others)}",
-            "upgrade every process to one version when you can",
+            f"some have another version than {__version__} here: {', '.join(others)}",
+            "upgrade all processes to the same version when you can",
         )
     lanes = sum(worker.lanes for worker in workers)
-    return ok("workers", f"{len(workers)} with {lanes} lanes, all of version {__version__}")
+    return ok("workers", f"{len(workers)} with {lanes} lanes, all with version {__version__}")
 
 
 def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settings: Settings) -> list[str]:
-    """Find the workers that renew leases and send no heartbeat.
+    """Find the workers that renew leases but send no heartbeat.
 
-    The last heartbeat of a worker that died is forgotten after two to three intervals: its leases are then older.
+    The last heartbeat of a dead worker expires after two to three intervals; its leases are then older.
     """
     live = {worker.id for worker in workers}
     renewed_s = settings.worker.lease_s - 2 * settings.worker.heartbeat_s
@@ -372,23 +374,23 @@ def check_silent(silent: list[str]) -> Finding:
     named = ", ".join(silent)
     return fail(
         "heartbeats",
-        f"missing from workers that work: {named} (host:process:…); batches get no lanes for them",
-        "see `duty.failed` in their logs, and restart them",
+        f"no heartbeats from working workers: {named} (host:process:…); their lanes get no new batches",
+        "check `duty.failed` in their logs, and restart them",
     )
 
 
 def check_jails(workers: list[WorkerRecord], offered: str) -> Finding:
-    """Repeat what workers report of the jails of their lanes. offered: what the kernel of this host has for one."""
+    """Check what workers report about the jails of their lanes. offered: the jail that this host's kernel supports."""
     reported = [it for it in workers if it.jail]
     unjailed = sorted({f"{it.device} on {it.host} ({it.jail})" for it in reported if it.jail != jail.COMPLETE})
     if unjailed:
         return warn(
             "lane jail",
-            f"not complete: {', '.join(unjailed)}; a lane that is taken over there reaches what its worker reaches",
+            f"incomplete: {', '.join(unjailed)}; a compromised lane there can access everything that its worker can",
             "run workers on Linux 5.13 or newer with Landlock and seccomp, without TWEEZER_WORKER_JAIL=off",
         )
-    says = f"complete on {len(reported)} of {len(workers)} workers; " if workers else ""
-    return ok("lane jail", f"{says}this host has {offered}. With a GPU it is untested")
+    found = f"complete on {len(reported)} of {len(workers)} workers; " if workers else ""
+    return ok("lane jail", f"{found}support on this host: {offered}. Jails are untested with GPUs")
 
 
 def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
@@ -398,9 +400,9 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
         if device.set_back is not None and now - device.set_back < _SET_BACK_SHOWN:
             yield warn(
                 name,
-                f"the job ids of its machine began anew (noticed {clock(device.set_back)}); the jobs that it had end "
-                "as `unknown`",
-                "check that it was reinstalled or reset, and that base_url leads to the right machine",
+                f"the machine restarted its job ids (noticed {clock(device.set_back)}); its earlier jobs end as "
+                "`unknown`",
+                "check that the machine was reinstalled or reset, and that base_url is the right machine",
             )
         hold = device.unavailability(now)
         if hold is not None and hold.kind is not UnavailabilityKind.UNSERVED:
@@ -412,7 +414,7 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
         elif device.pending and not device.lanes:
             yield fail(
                 name,
-                f"{device.pending} jobs wait and no worker lives",
+                f"{device.pending} jobs wait, but no worker is running",
                 f"start one: tweezer worker --device {device.name}",
             )
         else:

@@ -1,4 +1,4 @@
-"""``tweezer events``: what happened, as lines."""
+"""``tweezer events``: the events of a batch or of a project, one per line."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("batch", required=False)
-@click.option("--after", metavar="ID", help="The event to go on behind, or `now`  [default: from the beginning].")
-@click.option("--follow", is_flag=True, help="Go on as more happens; a batch is followed to its end.")
+@click.option("--after", metavar="ID", help="Start after this event, or at `now`  [default: from the beginning].")
+@click.option("--follow", is_flag=True, help="Wait for further events; a batch is followed to its end.")
 @click.option(
-    "--type", "types", multiple=True, type=click.Choice([it.value for it in EventType]), help="May be repeated."
+    "--type",
+    "types",
+    multiple=True,
+    type=click.Choice([it.value for it in EventType]),
+    help="Show only events of this type; may be repeated.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, as the API has them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, as in the API.")
 @pass_options
 def events(
     options: Options, *, batch: str | None, after: str | None, follow: bool, types: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the events of BATCH; without one those of the project, which need the ledger."""
+    """Show the events of BATCH, or without it those of the project, which needs the ledger."""
     wanted = frozenset(types or EventType)
 
-    async def tell(found: AsyncIterator[EventMessage]) -> None:
+    async def print_all(found: AsyncIterator[EventMessage]) -> None:
         async with aclosing(found) as each:  # type: ignore[type-var]
             async for event in each:
                 if event.type in wanted:
@@ -45,42 +49,46 @@ def events(
     async def run() -> None:
         if batch is not None:
             async with options.queue(patient=follow) as queue:
-                await tell(_of_batch(queue, batch, after, follow=follow))
+                await print_all(_batch_events(queue, batch, after, follow=follow))
             return
         with options.ledger() as database:
             from tweezer.ledger.queries.feed import Feed
 
             async with options.queue(patient=follow) as queue:
                 feed = Feed(queue.store, database, namespace=options.settings().namespace)
-                await tell(_of_project(queue, feed, after, follow=follow))
+                await print_all(_project_events(queue, feed, after, follow=follow))
 
     asyncio.run(run())
 
 
-async def _of_batch(queue: AsyncQueue, batch: str, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
+async def _batch_events(
+    queue: AsyncQueue, batch: str, after: str | None, *, follow: bool
+) -> AsyncIterator[EventMessage]:
     async with aclosing(queue.batch(batch).events(after, follow=follow)) as found:  # type: ignore[type-var]
         async for event in found:
             yield describe_event(event, queue.project)
 
 
-async def _of_project(queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool) -> AsyncIterator[EventMessage]:
+async def _project_events(
+    queue: AsyncQueue, feed: Feed, after: str | None, *, follow: bool
+) -> AsyncIterator[EventMessage]:
     from tweezer.ledger.queries.feed import Selection
 
     tail = Tail(queue.store.scripts)
     selection = Selection(frozenset({queue.project}))
     cursor = await queue.ask(lambda: feed.cursor(after, selection))
     try:
-        async with tail.listen(projects=selection.projects) as heard:
+        async with tail.listen(projects=selection.projects) as channel:
             while True:
                 place = cursor
-                page = await queue.ask(lambda: feed.read(selection, place, limit=1000))  # noqa: B023  asked at once
+                page = await queue.ask(lambda: feed.read(selection, place, limit=1000))  # noqa: B023  awaited at once
                 for event in page.events:
                     yield event
                 cursor = page.next
                 if not page.more:
                     if not follow:
                         return
-                    await heard.next(None)
+                    await channel.next(None)
     finally:
         await tail.close()
 

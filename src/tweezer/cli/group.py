@@ -1,4 +1,4 @@
-"""The group of all commands: which there are, where they live, and how their errors are told."""
+"""The group of all commands: their modules, their summaries, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ _MESSAGE_LENGTH = 2000
 
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
-        "demo": ("local.demo", "Run a real sequence through a queue of its own, and show what it found."),
+        "demo": ("local.demo", "Run a real sequence through a temporary queue and show the results."),
         "up": ("processes", "Start everything on this machine, for development."),
     },
     "Batches": {
-        "submit": ("batches", "Submit a batch; prints its id."),
+        "submit": ("batches", "Submit a batch and print its id."),
         "add": ("batches", "Add jobs to an open batch."),
-        "close": ("batches", "Say that no more jobs will come."),
-        "status": ("status", "Show how a batch stands."),
+        "close": ("batches", "Close an open batch: no more jobs can be added."),
+        "status": ("status", "Show the state of a batch."),
         "watch": ("status", "Follow a batch live until its jobs have ended."),
-        "events": ("events", "Show what happened, to a batch or in the project, and follow it."),
+        "events": ("events", "Show or follow the events of a batch or of the project."),
         "results": ("results", "Show the bitstrings that the jobs measured."),
         "export": ("results", "Write batches with their jobs and results as JSON lines."),
-        "delete": ("results", "Delete batches that have ended, for good."),
-        "cancel": ("batches", "Cancel batches, or some jobs of one."),
-        "pause": ("batches", "Hand out no more jobs of a batch or a device."),
-        "resume": ("batches", "Go on with a paused batch or device."),
+        "delete": ("results", "Delete ended batches permanently."),
+        "cancel": ("batches", "Cancel batches, or some jobs of a batch."),
+        "pause": ("batches", "Pause batches or a device: start no more of their jobs."),
+        "resume": ("batches", "Resume paused batches or a paused device."),
     },
     "Operators": {
         "devices": ("devices", "List the devices."),
-        "maintenance": ("devices", "Plan when a device is not to be used: add, list, remove."),
-        "drain": ("devices", "Pause a device and wait until nothing runs on it."),
+        "maintenance": ("devices", "Plan maintenance of a device: add, list, remove."),
+        "drain": ("devices", "Pause a device and wait until its jobs have ended."),
         "workers": ("devices", "List the live workers."),
-        "projects": ("credentials", "Projects: create, list, delete, and how long their batches are kept."),
-        "keys": ("credentials", "Keys of the API: create, list, revoke, rotate."),
-        "users": ("credentials", "Users who log in with a password: create, list, disable, their projects."),
-        "webhooks": ("webhooks", "Webhooks: where they go, their secrets, what became of them; a local receiver."),
-        "db": ("ledger", "Care for the ledger: upgrade, check, backup, restore."),
-        "dead-letters": ("ledger", "What could not be processed: list, try again, drop."),
-        "redis-users": ("redis_users", "Make the users of Redis, one for each kind of process."),
-        "doctor": ("doctor", "Check Redis, ledger, workers and settings; says what to change."),
+        "projects": ("credentials", "Manage projects: create, list, delete, retention, limits."),
+        "keys": ("credentials", "Manage API keys: create, list, revoke, rotate."),
+        "users": ("credentials", "Manage users who log in with a password."),
+        "webhooks": ("webhooks", "Manage webhooks: endpoints, secrets, deliveries, test receiver."),
+        "db": ("ledger", "Manage the ledger database: upgrade, check, backup, restore."),
+        "dead-letters": ("ledger", "Manage messages that could not be processed: list, retry, drop."),
+        "redis-users": ("redis_users", "Create the Redis users, one for each kind of process."),
+        "doctor": ("doctor", "Check Redis, ledger, workers and settings; suggest fixes."),
     },
     "Processes": {
-        "worker": ("processes", "Serve a device until told to stop."),
-        "recorder": ("processes", "Record what happens in the ledger, the SQL database."),
-        "courier": ("processes", "Deliver webhooks."),
-        "scheduler": ("processes", "Take in arq messages and do periodic duties."),
+        "worker": ("processes", "Run a worker, which serves a device."),
+        "recorder": ("processes", "Run a recorder, which writes events to the ledger."),
+        "courier": ("processes", "Run a courier, which delivers webhooks."),
+        "scheduler": ("processes", "Run the scheduler: arq messages, sweeps, hourly clean-up."),
         "api": ("processes", "Serve the HTTP API."),
-        "qpu-sim": ("processes", "Be a QPU: its API in front of an emulator, for rehearsals."),
+        "qpu-sim": ("processes", "Simulate a QPU: serve its API, backed by an emulator."),
     },
 }
-"""Section → command → module of tweezer.cli, and what the list of commands says of it."""
+"""Section → command → module of tweezer.cli, and the summary in the list of commands."""
 
 _WHERE = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
 
 class CommandGroup(click.Group):
-    """Loads a command when it is called. Whatever goes wrong is one sentence on stderr and an exit code."""
+    """Imports a command when it is called. An error prints one sentence to stderr and sets the exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_WHERE)
@@ -96,7 +96,7 @@ class CommandGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, says) for name, (_, says) in commands.items()])
+                formatter.write_dl([(name, summary) for name, (_, summary) in commands.items()])
 
     def main(
         self,
@@ -106,16 +106,16 @@ class CommandGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """As click's; exit codes are 1 for an error, 2 for a wrong call, 130 for Ctrl-C."""
+        """Run the command line as click does. Exit codes: 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         if sys.stderr is None:  # closed by the caller, as stdout may be: `tweezer devices >&- 2>&-`
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  for the whole process
         if sys.stdout is None:
-            _end("standard output is closed; redirect it to /dev/null to see nothing")
+            _end("standard output is closed; redirect it to /dev/null to discard it")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # the locale may lack characters that are printed
+                stream.reconfigure(errors="backslashreplace")  # the locale may lack some characters
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -126,7 +126,7 @@ class CommandGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
             sys.exit(FAILED)
         except TweezerError as error:
             _end(error.message)
@@ -136,21 +136,21 @@ class CommandGroup(click.Group):
             if os.environ.get("TWEEZER_LOG_LEVEL") == "DEBUG":
                 raise
             _end(
-                f"Tweezer failed, which is a bug of its own: {type(error).__name__}: {error} "
-                "(TWEEZER_LOG_LEVEL=DEBUG shows where)"
+                f"internal error: {type(error).__name__}: {error}\n"
+                "This is a bug in Tweezer: report it, with the traceback that TWEEZER_LOG_LEVEL=DEBUG shows."
             )
         sys.exit(code if isinstance(code, int) else 0)
 
 
 class _Text(click.types.StringParamType):
-    """A text of the command line: without control characters, of bytes that the locale's encoding can read, and as an
-    argument not empty."""
+    """A text parameter: without control characters, decodable in the locale's encoding, and not empty as an
+    argument."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         text = super().convert(value, param, ctx)
         if not text and isinstance(param, click.Argument):
-            self.fail("is empty; a variable of the shell may not be set", param, ctx)
-        if not text.isprintable():  # which is quick to ask, and true of nearly all
+            self.fail("is empty; check that the shell variable is set", param, ctx)
+        if not text.isprintable():  # fast, and true for almost every text
             from tweezer.model.checks import check_characters
 
             try:
@@ -171,15 +171,14 @@ class _Number(click.types.FloatParamType):
 
 
 class _NumberRange(_Number, click.FloatRange):
-    """A finite number within a range; NaN is within every one."""
+    """A finite number within a range. Click accepts NaN in every range."""
 
 
 _TEXT, _NUMBER = _Text(), _Number()
 
 
 def _check_values(command: click.Command) -> None:
-    """Make the command, and those in it, refuse values that they could neither show, store nor count with, and options
-    that are given twice."""
+    """Make the command and its subcommands reject repeated options, control characters, NaN and infinity."""
     make_parser = command.make_parser
     command.make_parser = lambda ctx: _refusing_repeats(make_parser(ctx), ctx)  # type: ignore[method-assign]
     for parameter in command.params:
@@ -196,7 +195,7 @@ def _check_values(command: click.Command) -> None:
 
 
 def _refusing_repeats(parser: Any, ctx: click.Context) -> Any:
-    """Make a parser refuse a second value of an option that has one: click takes the last, without a word."""
+    """Make a parser reject a repeated single-value option. Click would silently use the last value."""
     parse = parser.parse_args
 
     def parse_args(args: list[str]) -> tuple[dict[str, Any], list[str], list[click.Parameter]]:
@@ -204,7 +203,7 @@ def _refusing_repeats(parser: Any, ctx: click.Context) -> Any:
         for option, times in Counter(order).items():
             has_one_value = isinstance(option, click.Option) and not (option.multiple or option.count)
             if times > 1 and has_one_value and not (option.is_flag and not option.secondary_opts):
-                raise click.UsageError(f"{option.opts[0]}: is given {times} times; give it once", ctx)
+                raise click.UsageError(f"{option.opts[0]}: given {times} times; give it once", ctx)
         return values, rest, order
 
     parser.parse_args = parse_args
@@ -212,7 +211,7 @@ def _refusing_repeats(parser: Any, ctx: click.Context) -> Any:
 
 
 def _short(message: str) -> str:
-    """Return a message without the middle where it repeats a long value."""
+    """Shorten a message that repeats a long value, by cutting its middle."""
     return message if len(message) <= _MESSAGE_LENGTH else f"{message[: _MESSAGE_LENGTH // 2]}…{message[-200:]}"
 
 

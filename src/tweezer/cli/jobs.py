@@ -1,4 +1,4 @@
-"""Jobs as the command line takes them: flags, and JSON lines."""
+"""The options that describe jobs on the command line: flags and JSON lines."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _OF_THE_JOB = ("runs", "seed")
 
 _OPTIONS = (
     click.option("--job", "flags", multiple=True, metavar="runs=N,NAME=VALUE,…", help="A job; may be repeated."),
-    click.option("--runs", type=int, help="Runs of each job that does not say otherwise."),
+    click.option("--runs", type=int, help="Number of runs of each job that does not set it."),
     click.option(
         "--var",
         "variables",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Value of a variable, in each job that does not say otherwise; a list is written [1,2].",
+        help="Value of a variable in each job that does not set it; write a list as [1,2].",
     ),
     click.option(
         "--jobs",
         "lines",
         type=click.File("r", encoding="utf-8-sig"),
         metavar="FILE",
-        help='JSON lines, {"runs": 100, "variables": {"omega": 5.2}, "seed": 7} a job; - reads stdin.',
+        help='JSON lines, one job each: {"runs": 100, "variables": {"omega": 5.2}, "seed": 7}; - reads stdin.',
     ),
 )
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the options ``flags``, ``runs``, ``variables`` and ``lines``, for :func:`read_jobs`."""
+    """Add the options ``flags``, ``runs``, ``variables`` and ``lines``, for :func:`read_jobs`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -43,7 +43,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def read_jobs(
     flags: Iterable[str], runs: int | None, variables: Iterable[str], lines: TextIO | None
 ) -> list[dict[str, Any]]:
-    """Return the jobs that the options give; ``runs`` and ``variables`` alone make one.
+    """Return the jobs that the options describe; ``runs`` and ``variables`` alone make one job.
 
     Raises UsageError for a flag that cannot be read, InvalidInput for a line of a file.
     """
@@ -51,7 +51,7 @@ def read_jobs(
     for text in variables:
         name, value = _assignment(text, "--var")
         if name in common:
-            raise click.BadParameter(f"{name} is given twice", param_hint="--var")
+            raise click.BadParameter(f"{name} is given twice; give it once", param_hint="--var")
         common[name] = value
     jobs = [_flag(text) for text in flags]
     if lines is not None:
@@ -73,7 +73,7 @@ def _flag(text: str) -> dict[str, Any]:
         name, value = _assignment(part, "--job")
         into = job if name in _OF_THE_JOB else variables
         if name in into:
-            raise click.BadParameter(f"{text!r} gives {name} twice", param_hint="--job")
+            raise click.BadParameter(f"{text!r} gives {name} twice; give it once", param_hint="--job")
         into[name] = value
     if variables:
         job["variables"] = variables
@@ -94,16 +94,16 @@ def _parts(text: str) -> Iterator[str]:
 def _assignment(text: str, option: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip() or not value.strip():
-        raise click.BadParameter(f"{text!r} is not of the form name=value", param_hint=option)
+        raise click.BadParameter(f"{text!r} must have the form name=value", param_hint=option)
     return name.strip(), _value(value.strip(), text, option)
 
 
 class _Repeated(Exception):
-    """An object of JSON has this key more than once."""
+    """A JSON object has this key more than once."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of JSON; as over HTTP, no key may come twice."""
+    """Make the JSON object. Repeated keys are rejected, as over HTTP."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -120,7 +120,7 @@ def _value(value: str, text: str, option: str) -> Any:
     except (ValueError, RecursionError):
         with contextlib.suppress(ValueError):
             return float(value)
-    raise click.BadParameter(f"{value!r} in {text!r} is neither a number nor a list such as [1,2]", param_hint=option)
+    raise click.BadParameter(f"{value!r} in {text!r} must be a number or a list such as [1,2]", param_hint=option)
 
 
 def _lines(file: TextIO) -> Iterator[dict[str, Any]]:
@@ -134,9 +134,11 @@ def _lines(file: TextIO) -> Iterator[dict[str, Any]]:
             except _Repeated as error:
                 raise InvalidInput(f"{name}, line {number}", f"has the key {error} twice") from None
             except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{name}, line {number}", f"is not JSON: {getattr(error, 'msg', error)}") from error
+                raise InvalidInput(
+                    f"{name}, line {number}", f"is not valid JSON: {getattr(error, 'msg', error)}"
+                ) from error
             if not isinstance(job, dict):
-                raise InvalidInput(f"{name}, line {number}", 'expects an object such as {"runs": 100}')
+                raise InvalidInput(f"{name}, line {number}", 'must be an object such as {"runs": 100}')
             yield job
     except UnicodeDecodeError as error:
-        raise InvalidInput(name, f"is not a text in UTF-8: {error}") from error
+        raise InvalidInput(name, f"is not valid UTF-8 text: {error}") from error

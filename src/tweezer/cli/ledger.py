@@ -1,4 +1,4 @@
-"""``tweezer db`` and ``dead-letters``: care for the ledger's database, and for what could not be processed."""
+"""``tweezer db`` and ``dead-letters``: manage the ledger database, and messages that could not be processed."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def db() -> None:
-    """Care for the ledger, the SQL database: TWEEZER_DATABASE_URL, else a SQLite file in the data folder."""
+    """Manage the ledger database: TWEEZER_DATABASE_URL, else a SQLite file in the data folder."""
 
 
 @db.command()
 @pass_options
 def upgrade(options: Options) -> None:
-    """Make the tables, or bring them up to date. Does nothing where they are.
+    """Create or upgrade the tables; does nothing if they are up to date.
 
-    With a new version of Tweezer: stop all processes, back up, upgrade, start them again.
+    For a new version of Tweezer: stop all processes, back up, upgrade, and start them again.
     """
     from tweezer.ledger.migrations import HEAD
 
@@ -51,12 +51,12 @@ def upgrade(options: Options) -> None:
 
 
 @db.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @pass_options
 def check(options: Options, *, as_json: bool) -> None:
-    """Check the database: its tables, whether it can be written, and whether what is written stays.
+    """Check the database: its tables, write access, and durability.
 
-    The exit code is 1 when something FAILs. `tweezer doctor` checks this and everything else.
+    The exit code is 1 if a check FAILs. `tweezer doctor` includes these checks.
     """
     require("db check", "server", "sqlalchemy", "alembic", "psycopg")
     found = read_ledger_health(options.settings())
@@ -66,40 +66,40 @@ def check(options: Options, *, as_json: bool) -> None:
 @db.command()
 @pass_options
 def join(options: Options) -> None:
-    """Make this ledger the one that records this Redis, although another one did.
+    """Make this ledger record this Redis, even if another one did.
 
-    A ledger and a Redis of different installations are not joined otherwise: the recorder and the API refuse.
+    Without this, the recorder and the API refuse to use a ledger and a Redis of different installations.
     """
     with options.ledger() as database:
         from tweezer.ledger.installation import join as join_on_purpose
         from tweezer.ledger.migrate import place
 
         options.run(lambda queue: join_on_purpose(queue.store, database, force=True))
-        show.echo(f"{place(database)} records this Redis from now on")
+        show.echo(f"{place(database)} records this Redis from now on.")
 
 
 @db.command()
 @click.argument("file", type=_FILE)
 @pass_options
 def backup(options: Options, *, file: Path) -> None:
-    """Copy the ledger, as it is now, to a new FILE, while everything goes on.
+    """Back up the ledger to a new FILE while all processes keep running.
 
-    A SQLite file, or for PostgreSQL what `pg_dump --format=custom` makes. Large results are in the results folder:
-    copy that too, after this.
+    FILE is a SQLite database, or for PostgreSQL the output of `pg_dump --format=custom`. Large results are in the
+    results folder: copy that, too, after the backup.
     """
     with options.ledger() as database:
         from tweezer.ledger.backup import backup as back_up
 
         back_up(database, file)
-    show.echo(f"{file}: {file.stat().st_size / (1 << 20):.1f} MiB")
+    show.echo(f"Wrote {file} ({file.stat().st_size / (1 << 20):.1f} MiB).")
 
 
 @db.command()
 @click.argument("file", type=_FILE)
-@click.option("--force", is_flag=True, help="Even if the ledger holds something: that is lost.")
+@click.option("--force", is_flag=True, help="Overwrite the ledger, even if it is not empty.")
 @pass_options
 def restore(options: Options, *, file: Path, force: bool) -> None:
-    """Make the ledger what it was when FILE was made by `tweezer db backup`. Stop the recorder and the API before."""
+    """Restore the ledger from a FILE made by `tweezer db backup`. Stop the recorder and the API first."""
     from tweezer.ledger.migrations import HEAD
 
     with options.ledger(at_any_step=True) as database:
@@ -107,35 +107,35 @@ def restore(options: Options, *, file: Path, force: bool) -> None:
         from tweezer.ledger.migrate import place
 
         step = bring_back(database, file, force=force)
-        show.echo(f"{place(database)} is what {file} says")
+        show.echo(f"Restored {file} into {place(database)}.")
     if step != HEAD:
-        show.echo(f"its tables are at step {step}: run `tweezer db upgrade`")
+        show.echo(f"Its tables are at step {step}; run `tweezer db upgrade`.")
 
 
 _CONSUMERS = ("recorder", "courier", "intake", "scheduler")
 _SHOWN = 90  # characters of an error in the table
 
 _ids = click.argument("letters", type=click.IntRange(1), nargs=-1, metavar="[ID]...")
-_all = click.option("--all", "everything", is_flag=True, help="All letters.")
+_all = click.option("--all", "everything", is_flag=True, help="All dead letters.")
 
 
 @click.group(name="dead-letters")
 def dead_letters() -> None:
-    """What could not be processed, and was put aside so that everything else goes on.
+    """Manage dead letters: messages that could not be processed.
 
-    A recorder, a courier or the scheduler parks an entry or a message that it cannot use, with the error. What comes
-    later of the same batch waits behind it.
+    A recorder, a courier or the scheduler sets such a message aside with the error, and continues. Later messages of
+    the same batch wait behind it.
     """
 
 
 @dead_letters.command(name="list")
-@click.option("--consumer", type=click.Choice(_CONSUMERS), help="Parked by this one only.")
-@click.option("--batch", type=click.UUID, metavar="ID", help="Of this batch only.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
+@click.option("--consumer", type=click.Choice(_CONSUMERS), help="List only dead letters of this process.")
+@click.option("--batch", type=click.UUID, metavar="ID", help="List only dead letters of this batch.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number to list.")
 @ledger_list(
     ("id", "consumer", "parked", "project", "batch", "", "error"),
     lambda it: (it.id, it.consumer.value, show.minute(it.created), *_about(it)),
-    none="There are no dead letters.",
+    none="No dead letters.",
 )
 def list_(connection: Connection, *, consumer: str | None, batch: UUID | None, limit: int) -> list[Letter]:
     """List dead letters, oldest first."""
@@ -150,10 +150,10 @@ def list_(connection: Connection, *, consumer: str | None, batch: UUID | None, l
 @_all
 @pass_options
 def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> None:
-    """Try dead letters again, after what was wrong has been put right.
+    """Retry dead letters, after you have fixed the cause.
 
-    A recorder does so within a second, a courier within ten; messages go back to the intake queue at once. A letter
-    that fails again stays, with the new error.
+    A recorder retries within a second, a courier within ten seconds. arq messages return to the intake queue at once. A
+    letter that fails again stays, with the new error.
     """
     with options.ledger() as database:
         found = _find(database, letters, everything=everything)
@@ -165,7 +165,7 @@ def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> No
 
             drop_letters(connection, [it.id for it in messages])
             request_retry(connection, [it.id for it in found if it.consumer != "intake"])
-    show.echo(f"{_count(found)} will be tried again; see `tweezer dead-letters list`")
+    show.echo(f"Retrying {_count(found)}; see `tweezer dead-letters list`.")
 
 
 @dead_letters.command()
@@ -174,10 +174,10 @@ def retry(options: Options, *, letters: tuple[int, ...], everything: bool) -> No
 @yes_option
 @pass_options
 def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: bool) -> None:
-    """Give dead letters up, for good.
+    """Drop dead letters permanently.
 
-    A batch that the recorder could not record is deleted with its jobs and results. Of a letter of a courier, the
-    webhooks of the events that waited are not sent.
+    For a dead letter of the recorder, the batch is deleted with its jobs and results. For one of a courier, the
+    webhooks of its waiting events are not sent.
     """
     with options.ledger() as database:
         found = _find(database, letters, everything=everything)
@@ -191,7 +191,7 @@ def drop(options: Options, *, letters: tuple[int, ...], everything: bool, yes: b
             from tweezer.ledger.dead_letters import drop_letters
 
             drop_letters(connection, [it.id for it in found])
-    show.echo(f"{_count(found)} dropped")
+    show.echo(f"Dropped {_count(found)}.")
 
 
 async def _discard(queue: AsyncQueue, database: Database, batches: Collection[UUID]) -> None:
@@ -199,7 +199,7 @@ async def _discard(queue: AsyncQueue, database: Database, batches: Collection[UU
 
     for batch_id in batches:
         await discard_batch(queue.store, database, batch_id)
-        show.echo(f"deleted batch {batch_id}")
+        show.echo(f"Deleted batch {batch_id}.")
 
 
 async def _send_again(queue: AsyncQueue, found: Sequence[Letter]) -> None:
@@ -207,7 +207,7 @@ async def _send_again(queue: AsyncQueue, found: Sequence[Letter]) -> None:
 
     for letter in found:
         if letter.payload is None:
-            raise Conflict(f"dead letter {letter.id} was too large to be kept: drop it", code="not_kept")
+            raise Conflict(f"dead letter {letter.id}: its content was too large to keep; drop it", code="not_kept")
         await send_again(queue.store, letter.origin, letter.payload)
 
 
@@ -215,7 +215,7 @@ def _find(database: Database, letters: Sequence[int], *, everything: bool) -> li
     from tweezer.ledger.dead_letters import find_letters, list_letters
 
     if bool(letters) == everything:
-        raise click.UsageError("give the ids of letters, or --all")
+        raise click.UsageError("give the ids of dead letters, or --all")
     with database.read() as connection:
         return list_letters(connection) if everything else find_letters(connection, letters)
 
@@ -227,4 +227,4 @@ def _count(found: Sequence[Letter]) -> str:
 def _about(letter: Letter) -> tuple[object, ...]:
     waiting = f"{letter.waiting} wait behind it" if letter.waiting else ""
     error = letter.error if len(letter.error) <= _SHOWN else f"{letter.error[:_SHOWN]}…"
-    return letter.project or "-", letter.batch or "-", "to be tried again" if letter.retry else waiting, error
+    return letter.project or "-", letter.batch or "-", "will be retried" if letter.retry else waiting, error

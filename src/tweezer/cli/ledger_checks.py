@@ -1,4 +1,4 @@
-"""What ``tweezer db check`` and the doctor say of the ledger and of webhooks."""
+"""The checks of the ledger and of webhooks, for ``tweezer db check`` and ``tweezer doctor``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """``FAIL``: a promise of the queue does not hold, or work stands still. ``WARN``: look at it."""
+    """``FAIL``: a guarantee of the queue does not hold, or work has stopped. ``WARN``: worth a look."""
 
     OK = "OK"
     WARN = "WARN"
@@ -37,7 +37,7 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was checked: what was found and what it means, and what to change if anything."""
+    """The result of one check: what was found, and what to change, if anything."""
 
     name: str
     level: Level
@@ -61,7 +61,7 @@ _COLOURS = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "red"}
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    """Print them, and end the command with exit code 1 when something FAILs."""
+    """Print findings, and end the command with exit code 1 if one is a FAIL."""
     if as_json:
         print_json(findings)
     else:
@@ -83,23 +83,23 @@ def _lines(finding: Finding, columns: int) -> list[str]:
 
 
 OLDEST_POSTGRES = 15
-"""What Tweezer is tested with."""
+"""The oldest version that Tweezer is tested with."""
 
 _SLOW_RECORDER_S = 30.0
-_REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operations/database.md describes how to set one up"
+_REACH = "start the database, or set TWEEZER_DATABASE_URL; docs/operations/database.md explains how to set one up"
 
 
 def read_ledger_health(settings: Settings) -> LedgerHealth | Finding:
-    """Return how the ledger's database stands, or why that cannot be said. Makes no file where there is none."""
+    """Read the state of the ledger's database, or return why it cannot be read. Creates no file."""
     if importlib.util.find_spec("sqlalchemy") is None:
-        return ok("ledger", "not looked at: a host that only runs workers or producers does not need it")
+        return ok("ledger", "not checked: a host that only runs workers or producers does not need it")
     from tweezer.ledger.database import Database
     from tweezer.ledger.health import read_health
 
     given = settings.locate_ledger()
     file = sqlite_file(given.url)
     if file is not None and not file.is_file():
-        return fail("ledger", f"there is no file {file}", "run `tweezer db upgrade`")
+        return fail("ledger", f"the file {file} does not exist", "run `tweezer db upgrade`")
     try:
         with closing(Database.open(given)) as database:
             return read_health(database)
@@ -108,7 +108,7 @@ def read_ledger_health(settings: Settings) -> LedgerHealth | Finding:
 
 
 def check_health(health: LedgerHealth) -> Iterator[Finding]:
-    """Check the tables, whether they can be written, and whether what is written stays."""
+    """Check the tables, write access, and durability."""
     kind = "SQLite" if health.is_sqlite else "PostgreSQL"
     version = health.settings["version" if health.is_sqlite else "server_version"].split()[0]
     if health.unfit is not None:
@@ -116,19 +116,19 @@ def check_health(health: LedgerHealth) -> Iterator[Finding]:
     elif health.refusal is not None:
         yield fail(
             "ledger",
-            f"{health.place} takes no writes: {health.refusal}",
-            "let TWEEZER_DATABASE_URL name a primary and a user who owns the tables; or look for a full disk",
+            f"{health.place} rejects writes: {health.refusal}",
+            "set TWEEZER_DATABASE_URL to a primary and a user who owns the tables; or check for a full disk",
         )
     else:
-        yield ok("ledger", f"{kind} {version} at {health.place}, its tables as they should be")
+        yield ok("ledger", f"{kind} {version} at {health.place}, tables up to date")
     if health.letters:
         yield check_letters(health.letters)
     if health.newer:
         yield fail(
             "record version",
             f"{health.newer} batches were written by a newer Tweezer (record version above {RECORD_VERSION}) and are "
-            "left alone",
-            "upgrade every process to one version",
+            "ignored",
+            "upgrade all processes to the same version",
         )
     yield from _check_sqlite(health.settings) if health.is_sqlite else _check_postgres(health.settings)
 
@@ -136,12 +136,12 @@ def check_health(health: LedgerHealth) -> Iterator[Finding]:
 def _check_sqlite(settings: dict[str, str]) -> Iterator[Finding]:
     mode = settings["journal_mode"]
     if mode == "wal":
-        yield ok("ledger journal", "a write-ahead log: readers and writers do not wait for each other")
+        yield ok("ledger journal", "write-ahead log: readers and writers do not block each other")
     else:
         yield warn(
             "ledger journal",
-            f"journal mode is {mode}: readers wait for writers, and these for readers",
-            "keep the file on a disk of this machine, for network file systems cannot do better; or use PostgreSQL",
+            f"journal mode {mode}: readers and writers block each other",
+            "keep the file on a local disk, because network file systems do not support WAL; or use PostgreSQL",
         )
 
 
@@ -156,101 +156,101 @@ def _check_postgres(settings: dict[str, str]) -> Iterator[Finding]:
         yield fail(
             "ledger encoding",
             f"{settings['server_encoding']}: names and tags in other scripts cannot be recorded",
-            "make the database anew with `createdb --encoding=UTF8 --template=template0`",
+            "create the database again with `createdb --encoding=UTF8 --template=template0`",
         )
     lossy = [name for name in ("fsync", "full_page_writes", "synchronous_commit") if settings[name] == "off"]
     if lossy:
         yield fail(
             "ledger durability",
-            f"{' and '.join(lossy)} off: Redis lets go of what the ledger has, and a crash of the host can lose that",
+            f"{' and '.join(lossy)} off: a crash of the host can lose recorded batches, which Redis no longer holds",
             "turn it on in postgresql.conf",
         )
     else:
-        yield ok("ledger durability", "what is recorded is on the disk")
+        yield ok("ledger durability", "a commit is on disk")
 
 
 def check_letters(letters: Mapping[Consumer, LetterCounts]) -> Finding:
-    """Check what could not be processed, and what was lost of it."""
+    """Check the dead letters, and how many were dropped."""
     there = {consumer: it for consumer, it in letters.items() if it.letters}
     evicted = sum(it.evicted for it in letters.values())
-    lost = f"; {evicted} were dropped for want of room or for their age" if evicted else ""
+    lost = f"; {evicted} were dropped because of their number or age" if evicted else ""
     if not there:
         return ok("dead letters", f"none{lost}")
-    many = ", ".join(f"{it.letters} of the {consumer.value}" for consumer, it in there.items())
+    many = ", ".join(f"{it.letters} from the {consumer.value}" for consumer, it in there.items())
     oldest = min(it.oldest for it in there.values() if it.oldest is not None)
     return fail(
         "dead letters",
-        f"{many} could not be processed, since {show.minute(oldest)}; what comes later of the same batch waits{lost}",
-        "`tweezer dead-letters list` shows why; then retry or drop them",
+        f"{many}, since {show.minute(oldest)}; later messages of the same batches wait{lost}",
+        "see `tweezer dead-letters list` for the errors; then retry or drop them",
     )
 
 
 def check_recorder(*, active: bool, behind_s: float | None) -> Finding:
-    """Check whether a recorder is at work. behind_s: age of the oldest event not recorded yet; None when all are."""
-    start = "start it: tweezer recorder"
+    """Check whether a recorder is active. behind_s: age of the oldest unrecorded event; None if all are recorded."""
+    start = "start one: tweezer recorder"
     if not active and behind_s is not None:
         return fail(
             "recorder",
-            f"none is active, and nothing was recorded for {show.duration(behind_s)}: Redis keeps everything meanwhile",
+            f"no recorder is active: {show.duration(behind_s)} of events are waiting in Redis",
             start,
         )
     if not active:
-        return warn("recorder", "none is active; all that happened so far is recorded", start)
+        return warn("recorder", "no recorder is active; all events so far are recorded", start)
     if behind_s is not None and behind_s > _SLOW_RECORDER_S:
         return warn(
             "recorder",
-            f"one is active, and {show.duration(behind_s)} behind",
-            "look at its log, and at the load of the database and its disk",
+            f"active, but {show.duration(behind_s)} behind",
+            "check its log, and the load of the database and its disk",
         )
-    return ok("recorder", "one is active and up to date")
+    return ok("recorder", "active and up to date")
 
 
 def check_installation(ledger: str | None, redis: str | None) -> Finding | None:
-    """Whether the ledger and Redis are of one installation, by the ids that they have; None before one was joined."""
+    """Check that the ledger and Redis have the same installation id; None if Redis has none yet."""
     if redis is None:
         return None
     if redis == ledger:
-        return ok("installation", f"{redis}, which the ledger and Redis agree on")
+        return ok("installation", f"{redis}, the same in the ledger and in Redis")
     return fail(
         "installation",
-        f"Redis belongs to the installation {redis}, and the ledger to {ledger or 'none yet'}: recorder, courier and "
-        "API refuse them",
-        "correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; `tweezer db join` joins them on purpose",
+        f"Redis belongs to the installation {redis}, but the ledger to {ledger or 'none yet'}: recorder, courier and "
+        "API refuse to use them",
+        "correct TWEEZER_REDIS_URL, TWEEZER_NAMESPACE or TWEEZER_DATABASE_URL; or join them with `tweezer db join`",
     )
 
 
 def check_keeping(settings: Settings) -> Finding:
-    """For how long Redis and the ledger keep what has ended."""
+    """Check how long Redis and the ledger keep ended batches."""
     redis, ledger = show.duration(settings.redis.grace_s), show.duration(settings.database.retention_s)
     if settings.database.retention_s and settings.database.retention_s < settings.redis.grace_s:
         return warn(
             "retention",
-            f"the ledger deletes what has ended after {ledger}, before Redis lets go of it after {redis}",
-            "set TWEEZER_DATABASE_RETENTION_S (the ledger's) to more than TWEEZER_REDIS_GRACE_S (Redis')",
+            f"the ledger deletes ended batches after {ledger}, before Redis drops them after {redis}",
+            "set TWEEZER_DATABASE_RETENTION_S (ledger) to more than TWEEZER_REDIS_GRACE_S (Redis)",
         )
-    kept = f"for {ledger}" if settings.database.retention_s else "for ever"
+    kept = f"for {ledger}" if settings.database.retention_s else "forever"
     return ok(
         "retention",
-        f"what has ended stays in Redis for {redis} and in the ledger {kept}, unless its project says something else",
+        f"ended batches are kept in Redis for {redis} and in the ledger {kept}, unless their project has another limit",
     )
 
 
 def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
-    """Check whether the folder of large results can be used here. hosts: those that workers live on."""
+    """Check whether the folder of large results can be used on this host. hosts: the hosts with workers."""
     folder = settings.results_folder()
     near = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(near, os.W_OK | os.X_OK):
         return warn(
             "results folder",
-            f"{folder} cannot be written by this user: a worker of its own could not keep large results",
-            "give it to the user who runs Tweezer, or set TWEEZER_RESULTS_DIR",
+            f"{folder} is not writable for this user, so that a worker could not store large results",
+            "make it writable for the user who runs Tweezer, or set TWEEZER_RESULTS_DIR",
         )
     if settings.results_dir is None and hosts - {socket.gethostname()}:
         return warn(
             "results folder",
-            f"workers live on {', '.join(sorted(hosts))}, and {folder} is this host's own: large results of the others "
-            "cannot be read here",
-            "set TWEEZER_RESULTS_DIR everywhere to a folder that all hosts share",
+            f"workers run on {', '.join(sorted(hosts))}, but {folder} is local to this host: large results of other "
+            "hosts cannot be read here",
+            "set TWEEZER_RESULTS_DIR on all hosts to a shared folder",
         )
     return ok("results folder", str(folder))
 
@@ -258,13 +258,11 @@ def check_results_folder(settings: Settings, hosts: set[str]) -> Finding:
 _SILENT_S = 30.0
 _SLOW_S = 30.0
 _START_COURIER = "start one: tweezer courier"
-_MANY = (
-    "start another courier (tweezer courier), and look at the logs of those that run and at the load of the database"
-)
+_MANY = "start another courier (tweezer courier); check the logs of the running couriers and the load of the database"
 
 
 class WebhookState(msgspec.Struct, frozen=True):
-    """What the ledger knows."""
+    """The state of webhooks in the ledger."""
 
     health: WebhookHealth
     receivers: ReceiverHealth
@@ -272,7 +270,7 @@ class WebhookState(msgspec.Struct, frozen=True):
 
 
 def read_webhook_state(settings: Settings) -> WebhookState:
-    """Ask the database, whose tables must be as they should be. Raises TweezerError."""
+    """Read the state of webhooks from the database, whose tables must be up to date. Raises TweezerError."""
     from tweezer.ledger.database import Database
     from tweezer.webhooks.health import read_receiver_health, read_secret_health, read_webhook_health
 
@@ -286,14 +284,14 @@ def read_webhook_state(settings: Settings) -> WebhookState:
 
 
 def check_webhooks(found: WebhookState) -> Iterator[Finding]:
-    """Check what can be checked without Redis."""
+    """Run the checks of webhooks that do not need Redis."""
     yield check_deliveries(found.health)
     yield check_receivers(found.receivers, found.health.disabled)
     yield check_secrets(found.secrets)
 
 
 async def examine_couriers(store: Store, found: WebhookState) -> Finding:
-    """Who of them lives, and how far behind they are. Raises TweezerError."""
+    """Check which couriers are running and how far behind they are. Raises TweezerError."""
     from tweezer.webhooks.courier import GROUP
 
     measures = await measure(store.scripts, None, found.health.position)
@@ -302,18 +300,21 @@ async def examine_couriers(store: Store, found: WebhookState) -> Finding:
 
 
 def check_couriers(idle_s: Sequence[float] | None, *, behind_s: float | None, wanted: bool) -> Finding:
-    """idle_s: of each courier, since when it has asked for nothing; None: there never was one. behind_s: age of the
-    oldest event that none has taken care of; None when there is none. wanted: somebody is to be sent webhooks."""
+    """Check the couriers.
+
+    idle_s: seconds since each courier last asked for work; None if none ever ran. behind_s: age of the oldest
+    unprocessed event; None if all are processed. wanted: whether webhooks have receivers.
+    """
     if idle_s is None:
         level = Level.FAIL if wanted else Level.WARN
-        return Finding("courier", level, "none has ever run here, so no webhook is sent", _START_COURIER)
+        return Finding("courier", level, "no courier has ever run here, so no webhook is sent", _START_COURIER)
     alive = sum(idle < _SILENT_S for idle in idle_s)
     if not alive and behind_s is not None:
-        says = f"none runs, and what happened in the last {show.duration(behind_s)} is told to nobody; Redis keeps it"
-        return fail("courier", says, _START_COURIER)
+        problem = f"no courier is running: {show.duration(behind_s)} of webhooks are waiting in Redis"
+        return fail("courier", problem, _START_COURIER)
     if not alive:
-        return warn("courier", "none runs; all that happened so far was told", _START_COURIER)
-    runs = "one runs" if alive == 1 else f"{alive} run"
+        return warn("courier", "no courier is running; all webhooks so far were processed", _START_COURIER)
+    runs = f"{alive} running"
     if behind_s is not None and behind_s > _SLOW_S:
         return warn("courier", f"{runs}, {show.duration(behind_s)} behind", _MANY)
     return ok("courier", f"{runs}, up to date")
@@ -323,12 +324,10 @@ def check_deliveries(health: WebhookHealth) -> Finding:
     if health.overdue:
         return warn(
             "deliveries",
-            f"{health.overdue} of {health.pending} that are pending should have been attempted a minute ago",
+            f"{health.overdue} of {health.pending} pending deliveries are overdue by more than a minute",
             _MANY,
         )
-    return ok(
-        "deliveries", f"{health.pending} pending, none overdue; {health.exhausted} given up, {health.held} held back"
-    )
+    return ok("deliveries", f"{health.pending} pending, none overdue; {health.exhausted} given up, {health.held} held")
 
 
 def check_receivers(receivers: ReceiverHealth, disabled: int) -> Finding:
@@ -336,34 +335,37 @@ def check_receivers(receivers: ReceiverHealth, disabled: int) -> Finding:
     if receivers.failing:
         more = ", …" if receivers.failing > len(receivers.named) else ""
         named = ", ".join(receivers.named)
-        troubles.append(f"{receivers.failing} have answered nothing but failures for ten minutes ({named}{more})")
+        troubles.append(f"{receivers.failing} have returned only failures for ten minutes ({named}{more})")
     if disabled:
-        troubles.append(f"{disabled} are disabled and sent nothing")
+        troubles.append(f"{disabled} are disabled")
     if troubles:
         return warn(
             "receivers",
             f"of {receivers.endpoints}, {'; '.join(troubles)}",
-            "tweezer webhooks list --all-projects --batches shows which, tweezer webhooks show ID why; once they work "
-            "again: tweezer webhooks enable ID, and tweezer webhooks resend --endpoint ID --since TIME",
+            "`tweezer webhooks list --all-projects --batches` lists them, and `tweezer webhooks show ID` shows errors; "
+            "once they work again: `tweezer webhooks enable ID`, and `tweezer webhooks resend --endpoint ID --since "
+            "TIME`",
         )
     return ok("receivers", f"{receivers.endpoints}, none failing or disabled")
 
 
 def check_secrets(secrets: SecretHealth | TweezerError) -> Finding:
-    """Check whether what signs webhooks and links can be decrypted here."""
+    """Check whether the secrets that sign webhooks and links can be decrypted on this host."""
     name = "secrets key"
     if isinstance(secrets, TweezerError):
         return fail(name, secrets.message, "restore the key from its backup")
     if secrets.missing and not secrets.total:
-        return ok(name, f"none is needed yet; {secrets.place} is made when one is")
+        return ok(name, f"not needed yet; {secrets.place} is created on first use")
     if secrets.sealed:
-        says = f"{secrets.sealed} of {secrets.total} secrets of webhooks and links cannot be decrypted"
-        why = f"there is no {secrets.place}" if secrets.missing else f"the key in {secrets.place} is another"
+        problem = (
+            f"{secrets.sealed} of {secrets.total} secrets of webhooks and links cannot be decrypted, and sign nothing"
+        )
+        why = f"{secrets.place} does not exist" if secrets.missing else f"the key in {secrets.place} is a different one"
         return fail(
             name,
-            f"{says}, so nothing is signed with them: {why}",
-            "give this host the key of the others (TWEEZER_SECRETS_KEY), or the former one behind the new one with a "
-            "comma between; where it is lost, tweezer webhooks rotate --overlap 0, and for links tweezer keys "
-            "rotate-links --overlap 0",
+            f"{problem}: {why}",
+            "set TWEEZER_SECRETS_KEY to the key of the other hosts; after a change of keys, to the new and the old "
+            "key, separated by a comma. If the key is lost: `tweezer webhooks rotate --overlap 0`, and for links "
+            "`tweezer keys rotate-links --overlap 0`",
         )
-    return ok(name, f"{secrets.place} opens all {secrets.total} secrets of webhooks and links; keep a backup of it")
+    return ok(name, f"{secrets.place} decrypts all {secrets.total} secrets of webhooks and links; keep a backup of it")

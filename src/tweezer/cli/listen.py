@@ -1,4 +1,4 @@
-"""``tweezer webhooks listen``: a receiver of webhooks on this machine, that verifies, prints, and fails on demand."""
+"""``tweezer webhooks listen``: a local webhook receiver that verifies, prints, and fails on demand."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ Secrets = Collection[str] | Callable[[], Collection[str]]
 
 
 class Manner(msgspec.Struct, frozen=True):
-    """How a receiver answers. answers: statuses, in turn and again from the first. slow_s: how long it takes for each.
-    hang_s: it says nothing for so long, and hangs up. reset: it hangs up at once. retry_after_s: what it asks for when
-    its answer is no success."""
+    """How a receiver responds.
+
+    answers: HTTP statuses, used in turn and repeated. slow_s: delay of each response. hang_s: send nothing for this
+    time, then close the connection. reset: close the connection at once. retry_after_s: ``Retry-After`` of failures.
+    """
 
     answers: tuple[int, ...] = (204,)
     slow_s: float = 0.0
@@ -44,10 +46,10 @@ class Manner(msgspec.Struct, frozen=True):
 
 
 class Received(msgspec.Struct, frozen=True):
-    """One webhook as it came. webhook: None if it could not be verified, for the reason in ``problem``.
+    """A received webhook. webhook: None if it could not be verified, for the reason in ``problem``.
 
-    repeated: its id was seen before. remarks: what its numbers tell of others that are missing or late. status: what
-    was answered; None: nothing.
+    repeated: its id was received before. remarks: about missing or late webhooks, by its sequence number. status: the
+    HTTP status of the response; None if nothing was sent.
     """
 
     at: datetime
@@ -61,10 +63,10 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class Receiver:
-    """Listens from ``start`` to ``close``, and calls ``on_webhook`` for each webhook, in the order in which they come.
+    """A webhook receiver that listens from ``start`` to ``close``, and calls ``on_webhook`` for each in order.
 
-    secrets: those that it may be signed with, or what tells them, which is asked again about each second and may
-    block. port: 0 picks a free one.
+    secrets: the accepted secrets, or a function that returns them, which may block and is called about once a second.
+    port: 0 picks a free one.
     """
 
     def __init__(
@@ -88,12 +90,12 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the receiver."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._port}/"
 
     async def start(self) -> None:
-        """Raise InvalidInput("port", …) when it is not to be had."""
+        """Start to listen. Raises InvalidInput("port", …) if the port is not available."""
         from aiohttp import web
 
         app = web.Application(client_max_size=_BODY_MAX)
@@ -104,12 +106,12 @@ class Receiver:
             await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
             await runner.cleanup()
-            raise InvalidInput("port", f"{self._host}:{self._port} is not to be had: {error.strerror}") from error
+            raise InvalidInput("port", f"{self._host}:{self._port} is not available: {error.strerror}") from error
         self._runner = runner
         self._port = runner.addresses[0][1]
 
     async def close(self) -> None:
-        """Hang up on clients that still wait."""
+        """Stop, and close the connections of waiting clients."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -127,13 +129,13 @@ class Receiver:
         if status is None:
             if request.transport is not None:
                 request.transport.abort()
-            return web.Response(status=500)  # nobody hears it
+            return web.Response(status=500)  # never sent: the connection is closed
         asks = manner.retry_after_s is not None and not 200 <= status < 300
         headers = {"Retry-After": str(manner.retry_after_s)} if asks else {}
         return web.Response(status=status, headers=headers, text=None if problem is None else problem)
 
     async def _verify(self, body: bytes, request: web.Request) -> tuple[Webhook | None, str | None]:
-        """Return the webhook, or why it is none."""
+        """Return the webhook, or the reason why it cannot be verified."""
         try:
             return verify_webhook(body, request.headers, await self._secrets_now()), None
         except WebhookInvalid as error:
@@ -150,7 +152,7 @@ class Receiver:
 
 
 class SequenceTracker:
-    """What was seen: each webhook's id, and of each batch the numbers of its events."""
+    """Tracks the ids of webhooks, and the sequence numbers of each batch."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -160,7 +162,7 @@ class SequenceTracker:
     def read(
         self, identity: str, webhook: Webhook | None, problem: str | None, status: int | None, body: bytes
     ) -> Received:
-        """Take note of a webhook, and say what is remarkable about it."""
+        """Record a webhook, and note whether it is repeated, late, or follows a gap."""
         repeated = webhook is not None and webhook.id in self._ids
         remarks = () if webhook is None or repeated else tuple(self._remarks(webhook.data))
         if webhook is not None:
@@ -175,19 +177,19 @@ class SequenceTracker:
         seen = self._seen.setdefault(batch, set())
         if number in missing:
             missing.discard(number)
-            yield f"late, the gap at {number} is closed"
+            yield f"late: fills the gap at {number}"
         elif seen and isinstance(before, int) and before not in seen:
             missing.add(before)
-            yield f"gap, {before} has not come yet"
+            yield f"gap: {before} is missing"
         seen.add(number)
 
 
 def format_line(received: Received) -> str:
     """Describe a webhook on one line."""
     at = f"{received.at.astimezone():%H:%M:%S}"
-    answered = "no answer" if received.status is None else f"answered {received.status}"
+    answered = "no response" if received.status is None else f"answered {received.status}"
     if received.webhook is None:
-        named = "".join(letter if letter.isprintable() else " " for letter in received.id[:60])  # by a stranger
+        named = "".join(letter if letter.isprintable() else " " for letter in received.id[:60])  # untrusted
         return f"{at}  NOT VERIFIED: {received.problem}  ({answered}; id {named or 'none'})"
     data = received.webhook.data
     about = _about(data)
@@ -216,20 +218,22 @@ def to_json(received: Received) -> bytes:
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="0 picks a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=PORT, show_default=True, help="Port; 0 picks a free one."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--secret",
     "secrets",
     multiple=True,
-    help="whsec_… or the public whpk_…; may be repeated  [default: those of the project and its endpoints].",
+    help="Secret (whsec_…) or public key (whpk_…); may be repeated  [default: those of the project and its endpoints].",
 )
-@click.option("--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses, in turn.")
-@click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Ask for it when the answer is no success.")
-@click.option("--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Take so long to answer.")
-@click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Say nothing for so long, then hang up.")
-@click.option("--reset", is_flag=True, help="Hang up at once.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object for each.")
+@click.option("--answer", default="204", show_default=True, metavar="STATUS,…", help="HTTP statuses to answer in turn.")
+@click.option("--retry-after", type=click.IntRange(0), metavar="S", help="Send Retry-After with failures.")
+@click.option("--slow", "slow_s", type=click.FloatRange(0), default=0.0, metavar="S", help="Delay each response.")
+@click.option("--hang", "hang_s", type=click.FloatRange(0), metavar="S", help="Send nothing for S seconds, then close.")
+@click.option("--reset", is_flag=True, help="Close each connection at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per webhook.")
 @pass_options
 def listen(
     options: Options,
@@ -244,16 +248,18 @@ def listen(
     reset: bool,
     as_json: bool,
 ) -> None:
-    """Receive webhooks on this machine, verify and print them, and answer as told, until Ctrl-C.
+    """Receive webhooks on this machine, and verify and print them.
 
-    Couriers go to 127.0.0.1 only where TWEEZER_WEBHOOK_ALLOW has it; `tweezer webhooks replay` always does.
+    The receiver runs until Ctrl-C. Options specify how it answers, to simulate failures.
+
+    Couriers deliver to 127.0.0.1 only if TWEEZER_WEBHOOK_ALLOW includes it; `tweezer webhooks replay` always can.
     """
     manner = Manner(_statuses(answer), slow_s, hang_s, reset, retry_after)
     known: Secrets = secrets
     if not secrets:
         known = partial(read_secrets, options.settings())
         try:
-            known()  # what is wrong with it is said before anything listens
+            known()  # report errors before listening
         except TweezerError as error:
             raise TweezerError(f"{error.message}; or give the secret with --secret", code=error.code) from error
 
@@ -269,7 +275,7 @@ def listen(
         receiver = Receiver(known, print_it, host=host, port=port, manner=manner)
         await receiver.start()
         try:
-            show.echo(f"Listening at {receiver.url} (Ctrl-C ends it)", err=True)
+            show.echo(f"Listening at {receiver.url}; press Ctrl-C to stop.", err=True)
             await stopped_by_signals().wait()
         finally:
             await receiver.close()
@@ -278,7 +284,7 @@ def listen(
 
 
 def read_secrets(settings: Settings) -> Collection[str]:
-    """Return all secrets that sign what is sent for the project, from the ledger. Raises TweezerError."""
+    """Read all secrets that sign webhooks of the project from the ledger. Raises TweezerError."""
     from tweezer.ledger.access.projects import find_project
     from tweezer.model.signatures import Algorithm
     from tweezer.webhooks.endpoints import list_endpoints
@@ -299,12 +305,14 @@ def read_secrets(settings: Settings) -> Collection[str]:
 def _statuses(text: str) -> tuple[int, ...]:
     found = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
     if len(found) != len(text.split(",")) or not all(200 <= status <= 599 for status in found):
-        raise click.BadParameter(f"{text!r} is no list of HTTP statuses such as 500 or 200,500,500")
+        raise click.BadParameter(
+            f"{text!r} is not a list of HTTP statuses from 200 to 599; use e.g. 500 or 200,500,500"
+        )
     return found
 
 
 def _about(data: dict[str, Any]) -> str:
-    """Return what it is about: a batch and a job of it, a device, an endpoint."""
+    """Return the subject of a webhook: a batch or job, a device, or an endpoint."""
     if isinstance(data.get("batch_id"), str):
         job = f" job {data['index']}" if isinstance(data.get("index"), int) else ""
         return f"batch {data['batch_id']}{job}  {data.get('status', '')}"

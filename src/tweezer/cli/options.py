@@ -1,4 +1,4 @@
-"""What every command needs: the global options, the settings and the queue behind them, and values of options."""
+"""Shared parts of all commands: the global options, access to queue and ledger, output, and parsers of values."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Options(NamedTuple):
     namespace: str | None = None
 
     def settings(self, given: Mapping[str, object] | None = None) -> Settings:
-        """Load the settings; these options, and those of the command line, go first (key to value; None: not given).
+        """Load the settings, overridden by the global options and by ``given`` (key to value; None is not set).
 
         Raises InvalidInput.
         """
@@ -50,9 +50,9 @@ class Options(NamedTuple):
 
     @asynccontextmanager
     async def queue(self, *, patient: bool = False) -> AsyncIterator[AsyncQueue]:
-        """Return the project's queue. Raises Unavailable when Redis is not there.
+        """Open the project's queue. Raises Unavailable when Redis does not answer.
 
-        patient: once it was reached, wait for a minute for a Redis that went away.
+        patient: retry for a minute if Redis goes away later.
         """
         from tweezer.client import AsyncQueue
         from tweezer.store.connection import Store
@@ -65,17 +65,17 @@ class Options(NamedTuple):
                 await store.reader.ping()
             except Unavailable as error:
                 raise Unavailable(
-                    f"{error.message.rstrip('.')}; start it (`tweezer up` has one of its own), or name another with "
-                    "--redis or TWEEZER_REDIS_URL"
+                    f"{error.message.rstrip('.')}; start it (`tweezer up` starts one), or give its URL with --redis or "
+                    "TWEEZER_REDIS_URL"
                 ) from error
             yield queue
 
     def run(self, act: Callable[[AsyncQueue], Awaitable[T]], *, patient: bool = False) -> T:
-        """Do something with the project's queue, and return what it returns."""
+        """Call ``act`` with the project's queue and return its result."""
         return _run(self.queue(patient=patient), act)
 
     def run_store(self, act: Callable[[Store], Awaitable[T]]) -> T:
-        """Do something with the store, whatever project it is about."""
+        """Call ``act`` with the store, for commands that are not about one project, and return its result."""
         from tweezer.store.connection import Store
 
         return _run(Store.open(self.settings().connect()), act)
@@ -93,7 +93,7 @@ class Options(NamedTuple):
             yield connection
 
     def ledger(self, *, at_any_step: bool = False) -> AbstractContextManager[Database]:
-        """Open the ledger's database for the command that runs, as :func:`open_ledger` does."""
+        """Open the ledger's database for the running command; see :func:`open_ledger`."""
         names, context = list[str](), click.get_current_context()
         while context.parent is not None:
             names.insert(0, str(context.info_name))
@@ -113,9 +113,9 @@ def _run(opening: AbstractAsyncContextManager[S], act: Callable[[S], Awaitable[T
 
 @contextmanager
 def open_ledger(settings: Settings, command: str, *, at_any_step: bool = False) -> Iterator[Database]:
-    """Open the ledger's database for this command. Raises TweezerError unless its tables are those that it needs.
+    """Open the ledger's database for a command. Raises TweezerError unless its tables are up to date.
 
-    at_any_step: whatever its tables are; a SQLite file that is not there is made.
+    at_any_step: accept tables of any version, and create a missing SQLite file.
     """
     require(command, "server", "sqlalchemy", "alembic", "psycopg")
     from tweezer.ledger.database import Database
@@ -128,7 +128,7 @@ def open_ledger(settings: Settings, command: str, *, at_any_step: bool = False) 
 
 
 def _ledger(settings: Settings) -> OpenDatabase | None:
-    """Return where the ledger is, if there is one: a command that reads must not make the file of its default."""
+    """Return the ledger if it exists. A command that only reads must not create the default file."""
     from tweezer.ledger.config import sqlite_file
 
     place = settings.locate_ledger()
@@ -138,12 +138,12 @@ def _ledger(settings: Settings) -> OpenDatabase | None:
 
 pass_options = click.make_pass_decorator(Options)
 
-json_option = click.option("--json", "as_json", is_flag=True, help="As JSON.")
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
 def overlap_option(default: str, help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the option for how long a key or secret still counts after its successor was made."""
+    """Return the option for how long an old key or secret remains valid after its rotation."""
     return click.option(
         "--overlap", "overlap_s", type=parse_overlap, default=default, show_default=True, metavar="TIME", help=help
     )
@@ -152,10 +152,10 @@ def overlap_option(default: str, help: str) -> Callable[[Callable[..., None]], C
 def ledger_command(
     present: Callable[..., None], *, reads_only: bool = False
 ) -> Callable[[Callable[..., object]], Callable[..., None]]:
-    """Make the body of a command from a function: call it in a transaction of the ledger, and print what it returns.
+    """Make a command from a function that works on the ledger, and print what the function returns.
 
-    The function gets the connection and the command's parameters (under ``pass_options`` the options before them);
-    ``present`` what it returned, and ``as_json``.
+    The function is called in a transaction with the connection and the command's parameters (with ``pass_options``, the
+    global options come first). ``present`` prints its result, given ``as_json``.
     """
 
     def decorate(act: Callable[..., object]) -> Callable[..., None]:
@@ -178,14 +178,14 @@ def ledger_list(
     none: str,
     about: Callable[[Any], object] | None = None,
 ) -> Callable[[Callable[..., object]], Callable[..., None]]:
-    """Make a command of a function that reads a list from the ledger, for :func:`print_list`."""
+    """Make a command from a function that reads a list from the ledger, printed with :func:`print_list`."""
     return ledger_command(
         functools.partial(print_list, header=header, row=row, none=none, about=about), reads_only=True
     )
 
 
 def exit_unless(is_good: bool) -> None:
-    """End the command with exit code 1 unless all is well."""
+    """End the command with exit code 1 unless the flag is true."""
     if not is_good:
         raise click.exceptions.Exit(1)
 
@@ -198,7 +198,7 @@ def print_json(value: object) -> None:
 
 
 def print_result(value: object, text: str, *, as_json: bool) -> None:
-    """Print what a command did: as JSON for programs, else as a sentence."""
+    """Print the result of a command: the value as JSON, else the text."""
     if as_json:
         print_json(value)
     else:
@@ -214,7 +214,7 @@ def print_list(
     as_json: bool,
     about: Callable[[T], object] | None = None,
 ) -> None:
-    """Print a list: as JSON (``about``: of each), as a table, or as the sentence ``none`` where it is empty."""
+    """Print a list: as JSON (of ``about(item)``, if given), as a table, or as the text ``none`` if it is empty."""
     if as_json:
         print_json(found if about is None else [about(it) for it in found])
     elif not found:
@@ -224,7 +224,7 @@ def print_list(
 
 
 def require(command: str, extra: str, *modules: str) -> None:
-    """Raise TweezerError that names the extra to install unless all these modules are there."""
+    """Raise TweezerError with the extra to install unless all these modules are installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise TweezerError(
@@ -237,22 +237,22 @@ _DURATION = re.compile(rf"(\d{{1,9}})\s*({'|'.join(_UNITS_S)})", re.ASCII)
 
 
 def parse_duration(text: str) -> int:
-    """Read ``90d``, ``12h``, ``30min``, for options; in seconds."""
+    """Parse an option such as ``90d``, ``12h`` or ``30min`` into seconds."""
     match = _DURATION.fullmatch(text.strip())
     if match is None or not int(match[1]):
-        raise click.BadParameter(f"{text!r} is no time such as 90d, 12h or 30min")
+        raise click.BadParameter(f"{text!r} is not a duration; use e.g. 90d, 12h or 30min")
     return int(match[1]) * _UNITS_S[match[2]]
 
 
 def parse_overlap(text: str) -> int:
-    """As :func:`parse_duration`, or ``0``: none."""
+    """Parse a duration, or ``0``."""
     return 0 if text.strip() == "0" else parse_duration(text)
 
 
 def parse_time(text: str) -> datetime:
-    """Read ``2027-01-31T08:00`` in the local time zone, or with an offset, for options; in UTC.
+    """Parse an option such as ``2027-01-31T08:00``, in the local time zone or with an offset; return it in UTC.
 
-    Raises BadParameter also for a local time that the clocks skip, or have twice: the offset says which is meant.
+    Raises BadParameter, also for a local time that the clocks skip or repeat, which needs an offset.
     """
     try:
         given = datetime.fromisoformat(text)
@@ -260,7 +260,9 @@ def parse_time(text: str) -> datetime:
         if given.tzinfo is None:
             _check_local(text, given)
     except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(f"{text!r} is not a time such as 2027-01-31T08:00 or 2027-01-31T08:00+01:00") from None
+        raise click.BadParameter(
+            f"{text!r} is not a valid time; use e.g. 2027-01-31T08:00 or 2027-01-31T08:00+01:00"
+        ) from None
     return found
 
 
@@ -270,8 +272,8 @@ def _check_local(text: str, given: datetime) -> None:
         return
     examples = " or ".join(given.replace(tzinfo=it.tzinfo).isoformat(timespec="minutes") for it in (earlier, later))
     if earlier.replace(tzinfo=None) != given:
-        raise click.BadParameter(f"{text!r} does not exist here: the clocks go forward then; write {examples}")
-    raise click.BadParameter(f"{text!r} comes twice here: the clocks go back then; write {examples}")
+        raise click.BadParameter(f"{text!r} does not exist here, because the clocks go forward; write {examples}")
+    raise click.BadParameter(f"{text!r} is ambiguous here, because the clocks go back; write {examples}")
 
 
 def clock(moment: datetime) -> str:

@@ -1,4 +1,4 @@
-"""The commands that keep running: each process, all of them at once, and a simulated QPU."""
+"""The long-running commands: each process, ``tweezer up``, which starts all of them, and a simulated QPU."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ _PORT = click.IntRange(0, 65_535)
 
 
 @click.command()
-@click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
+@click.option("--device", help="Device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
 @click.option(
-    "--lanes", type=int, help="Jobs at once, each in a process of its own  [default: TWEEZER_WORKER_LANES, else 2]."
+    "--lanes",
+    type=int,
+    help="Number of jobs at once, each in a separate process  [default: TWEEZER_WORKER_LANES, else 2].",
 )
-@click.option("--burst", is_flag=True, help="End when nothing is left to do.")
+@click.option("--burst", is_flag=True, help="Exit when no work is left.")
 @pass_options
 def worker(options: Options, *, device: str | None, lanes: int | None, burst: bool) -> None:
-    """Serve a device until told to stop. SIGTERM lets running jobs go on for TWEEZER_WORKER_DRAIN_S."""
+    """Run a worker, which serves a device, until SIGTERM or Ctrl-C.
+
+    Running jobs then have TWEEZER_WORKER_DRAIN_S to finish.
+    """
     settings = options.settings({"worker.device": device, "worker.lanes": lanes})
     require_emulator("worker", settings.binding(settings.worker.device).adapter)
     from tweezer.processes.worker import run_worker
@@ -45,7 +50,7 @@ def worker(options: Options, *, device: str | None, lanes: int | None, burst: bo
 @click.command()
 @pass_options
 def scheduler(options: Options) -> None:
-    """Take in plain arq messages and do periodic duties, until told to stop."""
+    """Run the scheduler until SIGTERM or Ctrl-C: accept plain arq messages, sweep, and clean up every hour."""
     settings = options.settings()
     from tweezer.processes.scheduler import run_scheduler
 
@@ -56,7 +61,10 @@ def scheduler(options: Options) -> None:
 @click.command()
 @pass_options
 def recorder(options: Options) -> None:
-    """Record what happens in the ledger, until told to stop. Of several, one is active and the others stand by."""
+    """Run a recorder, which writes events to the ledger, until SIGTERM or Ctrl-C.
+
+    If several run, one is active and the others are on standby.
+    """
     settings = options.settings()
     require("recorder", "server", "sqlalchemy", "psycopg")
     from tweezer.processes.recorder import run_recorder
@@ -66,10 +74,13 @@ def recorder(options: Options) -> None:
 
 
 @click.command()
-@click.option("--processes", type=int, help="That share the work  [default: TWEEZER_WEBHOOK_PROCESSES, else 2].")
+@click.option("--processes", type=int, help="Number of processes  [default: TWEEZER_WEBHOOK_PROCESSES, else 2].")
 @pass_options
 def courier(options: Options, *, processes: int | None) -> None:
-    """Deliver webhooks, until told to stop. Several couriers share the work, on one host or on many."""
+    """Run a courier, which delivers webhooks, until SIGTERM or Ctrl-C.
+
+    Several couriers share the work, on one host or on many.
+    """
     settings = options.settings({"webhook.processes": processes})
     require("courier", "server", "sqlalchemy", "psycopg", "aiohttp", "cryptography")
     from tweezer.processes.courier import run_courier
@@ -78,15 +89,15 @@ def courier(options: Options, *, processes: int | None) -> None:
     if settings.webhook.processes == 1:
         run_courier(settings)
     else:
-        keep_several(["courier", "--processes", "1"], settings, settings.webhook.processes, say=tell)
+        keep_several(["courier", "--processes", "1"], settings, settings.webhook.processes, report=report)
 
 
 @click.command()
-@click.option("--host", help="Address to listen on; 0.0.0.0 is all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
-@click.option("--port", type=_PORT, help="0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
+@click.option("--host", help="Address to listen on; 0.0.0.0 for all  [default: TWEEZER_API_HOST, else 127.0.0.1].")
+@click.option("--port", type=_PORT, help="Port; 0 picks a free one  [default: TWEEZER_API_PORT, else 8000].")
 @pass_options
 def api(options: Options, *, host: str | None, port: int | None) -> None:
-    """Serve the HTTP API until told to stop."""
+    """Serve the HTTP API until SIGTERM or Ctrl-C."""
     settings = options.settings({"api.host": host, "api.port": port})
     require_server("api")
     from tweezer.api.app import run_api
@@ -96,15 +107,15 @@ def api(options: Options, *, host: str | None, port: int | None) -> None:
 
 
 @click.command()
-@click.option("--port", type=_PORT, help="Of the API; 0 takes any free one  [default: TWEEZER_API_PORT, else 8000].")
+@click.option("--port", type=_PORT, help="Port of the API; 0 picks a free one  [default: TWEEZER_API_PORT, else 8000].")
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to keep things in  [default: TWEEZER_DATA_DIR].",
+    help="Data folder  [default: TWEEZER_DATA_DIR].",
 )
-@click.option("--redis-port", type=_PORT, help="0 takes any free one  [default: 6379 if it is free, else any].")
-@click.option("--device", help="The device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
-@click.option("--lanes", type=int, help="Jobs at once  [default: TWEEZER_WORKER_LANES, else 2].")
+@click.option("--redis-port", type=_PORT, help="Port of Redis; 0 picks a free one  [default: 6379 if free, else any].")
+@click.option("--device", help="Device to serve  [default: TWEEZER_WORKER_DEVICE, else EMU_FREE].")
+@click.option("--lanes", type=int, help="Number of jobs at once  [default: TWEEZER_WORKER_LANES, else 2].")
 @pass_options
 def up(
     options: Options,
@@ -115,10 +126,9 @@ def up(
     device: str | None,
     lanes: int | None,
 ) -> None:
-    """Start everything on this machine, for development: a Redis and a ledger of its own, a worker, the scheduler, the
-    recorder, the courier and the API.
+    """Start everything on this machine, for development: Redis, ledger, worker, scheduler, recorder, courier and API.
 
-    Ctrl-C stops it all; what is queued stays in the data folder and goes on at the next start.
+    Ctrl-C stops everything. Queued work stays in the data folder and continues at the next start.
     """
     given = {"api.port": port, "data_dir": data, "worker.device": device, "worker.lanes": lanes}
     settings = options.settings(given | _instead_of_anothers_variables(data))
@@ -127,7 +137,7 @@ def up(
     check_given_key(settings)
     if redis_port is None:
         redis_port = USUAL_REDIS_PORT if is_free(USUAL_REDIS_PORT) else 0
-    stack = Stack(settings, redis_port=redis_port, has_own_ledger=_has_own_ledger(settings, data), say=tell)
+    stack = Stack(settings, redis_port=redis_port, has_own_ledger=_has_own_ledger(settings, data), report=report)
     with Interrupts() as interrupts:
         try:
             stack.start()
@@ -136,20 +146,20 @@ def up(
                 raise click.exceptions.Exit(interrupts.exit_code)
             show.echo("\n".join(_welcome(settings, stack, own_key(settings))))
             stack.watch(interrupts.came)
-            tell("stopping; Ctrl-C again does not wait for running jobs")
+            report("stopping; press Ctrl-C again to stop without waiting for running jobs")
         finally:
             stack.stop(hurry=lambda: interrupts.count > 1)
 
 
 _OF_THE_INSTALLATION = ("database.url", "results_dir", "api.key", "secrets.key")
-"""Settings that belong to the installation in one data folder, and never to that in another."""
+"""Settings that belong to the installation in one data folder, never to another one."""
 
 
 def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
-    """What is used instead of the variables of another installation, which `tweezer up` said to export in this shell.
+    """Return replacements for variables in this shell that belong to another `tweezer up`.
 
-    They are its own when TWEEZER_DATA_DIR names another folder: with them the ledger of one would get the batches of
-    the other.
+    They do if TWEEZER_DATA_DIR names another folder. Using them would record the batches of one installation in the
+    ledger of the other.
     """
     others = os.environ.get(DATA_DIR)
     if data is None or not others or Path(others).resolve() == data.resolve():
@@ -158,12 +168,12 @@ def _instead_of_anothers_variables(data: Path | None) -> dict[str, object]:
     set_aside = {key: variable for key, variable in given.items() if variable}
     if set_aside:
         variables = ", ".join(set_aside.values())
-        tell(f"{variables} of this shell belong to the installation in {others}; {data} has its own")
+        report(f"ignoring {variables} of this shell: they belong to the installation in {others}, not to {data}")
     return {key: data.absolute() / "results" if key == "results_dir" else "" for key in set_aside}
 
 
 def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
-    """Return whether the ledger lies in the data folder, or the environment or the file of settings names both."""
+    """Return whether the ledger is in the data folder, or the environment or the settings file sets both."""
     file = sqlite_file(settings.locate_ledger().url)
     if file is not None and file.resolve().parent == settings.data_dir.resolve():
         return True
@@ -171,7 +181,7 @@ def _has_own_ledger(settings: Settings, data: Path | None) -> bool:
 
 
 def require_server(command: str) -> None:
-    """Raise TweezerError unless the API can run."""
+    """Raise TweezerError unless the packages for the API are installed."""
     require(
         command, "server", "fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "argon2", "aiohttp", "cryptography"
     )
@@ -185,17 +195,17 @@ _NEEDS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "qpu": (("server", ("aiohttp",)), ("emulators", ("pulser",))),
     "forward": (("server", ("aiohttp",)),),
 }
-"""Kind of adapter → the extras that it needs, each with modules by which it is recognised."""
+"""Kind of adapter → the extras that it needs, each with the modules that identify it."""
 
 
 def require_emulator(command: str, adapter: str) -> None:
-    """Raise TweezerError unless what this kind of adapter needs is installed."""
+    """Raise TweezerError unless the packages for this kind of adapter are installed."""
     for extra, modules in _NEEDS.get(adapter, ()):
         require(command, extra, *modules)
 
 
-def tell(text: str) -> None:
-    """Say something beside the output of the processes."""
+def report(text: str) -> None:
+    """Print a message to stderr, marked to distinguish it from the output of the processes."""
     show.echo(show.style(f"tweezer: {text}", bold=True), err=True)
 
 
@@ -206,10 +216,10 @@ CURL = (
 
 
 def usage(stack: Stack, key: str) -> list[str]:
-    """Let others find the processes, and say how to use them from another terminal. key: of the API."""
+    """Publish the environment of the processes; return instructions for another terminal. key: API key."""
     return [
         f"  Redis  {stack.redis_place}",
-        f"  API    {stack.api_url}  (/openapi.json describes it)",
+        f"  API    {stack.api_url}  (described by /openapi.json)",
         "",
         "In another terminal:",
         f"  . {shlex.quote(str(stack.publish(key)))}",
@@ -225,11 +235,11 @@ def _welcome(settings: Settings, stack: Stack, key: str) -> list[str]:
         "  tweezer devices",
         (
             f"  tweezer submit sequence.json --device {settings.worker.device} --runs 500 --wait"
-            "   # Sequence.to_abstract_repr() in a file"
+            "   # a file with Sequence.to_abstract_repr()"
         ),
         *CURL,
         "",
-        "Ctrl-C stops it all; what is queued stays in the data folder.",
+        "Ctrl-C stops it all; queued work stays in the data folder.",
         "",
     ]
 
@@ -240,34 +250,38 @@ _AT_LEAST_0 = click.FloatRange(min=0)
 
 
 def _misbehaviour(name: str, help: str, **given: Any) -> Callable[[Any], Any]:
-    """Return an option for a misbehaviour; left out, it is as :class:`Misbehaviours` has it."""
+    """Return an option for a misbehaviour, with the default of :class:`Misbehaviours`."""
     return click.option(f"--{name}", default=None, help=help, **given)
 
 
 @click.command(name="qpu-sim")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=4300, show_default=True, help="0 takes any free one.")
-@click.option("--device-specs", type=_FILE, help="Specs of the device  [default: like Pulser's AnalogDevice].")
-@click.option("--fake", "--instant", is_flag=True, help="Make counters up at once instead of emulating.")
-@click.option("--journal", type=_FILE, help="File that counts submits and cancels, and keeps jobs over a restart.")
-@click.option("--token-auth", metavar="ID:SECRET", help="Ask for tokens; they come from this address, realm qpu.")
 @click.option(
-    "--token-seconds", type=_AT_LEAST_0, default=60.0, show_default=True, help="How long one of these tokens is good."
+    "--port", type=click.IntRange(0, 65_535), default=4300, show_default=True, help="Port; 0 picks a free one."
 )
-@click.option("--tls-cert", type=_FILE, help="Certificate for https, a PEM file; with --tls-key.")
-@click.option("--tls-key", type=_FILE, help="Its private key.")
-@_misbehaviour("seed", "Of all that is random.", type=int)
-@_misbehaviour("job-seconds", "How long a job runs: 2, 0.5:3 (uniform) or exp:1.5 (its mean)  [default: 0].")
-@_misbehaviour("shot-seconds", "Added for each run  [default: 0].", type=_AT_LEAST_0)
-@_misbehaviour("time-scale", "Factor on both  [default: 1].", type=_AT_LEAST_0)
-@_misbehaviour("answer-seconds", "How long an answer takes, after what was asked is done  [default: 0].")
-@click.option("--down", multiple=True, metavar="FROM:TO", help="DOWN between these seconds after the start; several.")
+@click.option("--device-specs", type=_FILE, help="File with the device's specs  [default: like Pulser's AnalogDevice].")
+@click.option("--fake", "--instant", is_flag=True, help="Make up counters instead of emulating.")
+@click.option("--journal", type=_FILE, help="File that counts submits and cancels, and keeps jobs across restarts.")
+@click.option("--token-auth", metavar="ID:SECRET", help="Require access tokens, issued at this address in realm qpu.")
+@click.option(
+    "--token-seconds", type=_AT_LEAST_0, default=60.0, show_default=True, help="How long an access token is valid."
+)
+@click.option("--tls-cert", type=_FILE, help="PEM file with the certificate for https; requires --tls-key.")
+@click.option("--tls-key", type=_FILE, help="PEM file with the certificate's private key.")
+@_misbehaviour("seed", "Seed of all random numbers.", type=int)
+@_misbehaviour("job-seconds", "Duration of a job: 2, 0.5:3 (uniform) or exp:1.5 (mean)  [default: 0].")
+@_misbehaviour("shot-seconds", "Duration to add for each run  [default: 0].", type=_AT_LEAST_0)
+@_misbehaviour("time-scale", "Factor on both durations  [default: 1].", type=_AT_LEAST_0)
+@_misbehaviour("answer-seconds", "Delay of each response, after the request was carried out  [default: 0].")
+@click.option(
+    "--down", multiple=True, metavar="FROM:TO", help="Be DOWN between these seconds after the start; may be repeated."
+)
 @_misbehaviour("fail", "Share of jobs that end in ERROR.", type=_PROBABILITY)
 @_misbehaviour("hang", "Share of jobs that run until they are cancelled.", type=_PROBABILITY)
-@_misbehaviour("lose-replies", "Share of submits and cancels that are done, but not answered.", type=_PROBABILITY)
-@_misbehaviour("submit-errors", "Share of submits and cancels that are answered 500 and not done.", type=_PROBABILITY)
-@_misbehaviour("turn-away", "Share of submits and cancels that get a proxy's 404 and are not done.", type=_PROBABILITY)
-@_misbehaviour("read-errors", "Share of reads that are answered 500.", type=_PROBABILITY)
+@_misbehaviour("lose-replies", "Share of submits and cancels carried out without a response.", type=_PROBABILITY)
+@_misbehaviour("submit-errors", "Share of submits and cancels rejected with 500.", type=_PROBABILITY)
+@_misbehaviour("turn-away", "Share of submits and cancels rejected with a proxy's 404.", type=_PROBABILITY)
+@_misbehaviour("read-errors", "Share of reads answered with 500.", type=_PROBABILITY)
 @_misbehaviour("late-cancels", "Share of jobs that can no longer be cancelled (3003).", type=_PROBABILITY)
 @pass_options
 def qpu_sim(
@@ -286,13 +300,13 @@ def qpu_sim(
     down: tuple[str, ...],
     **misbehaviours: Any,
 ) -> None:
-    """Serve Pasqal's on-premises QPU API in front of an emulator, with the habits of a real machine.
+    """Simulate a QPU: serve Pasqal's on-premises QPU API, backed by an emulator, with the quirks of a real machine.
 
-    One job runs at a time; a new submit cancels the one that runs. Nothing of it is for production: whoever reaches
-    it may run jobs, and change it through /sim.
+    One job runs at a time, and a new submit cancels the running job. Not for production: anyone who can reach it may
+    run jobs, and change it through /sim.
     """
     if (tls_cert is None) is not (tls_key is None):
-        raise click.UsageError("--tls-cert and --tls-key go together")
+        raise click.UsageError("--tls-cert and --tls-key must be given together")
     require("qpu-sim", "server", "aiohttp")
     if not fake:
         require("qpu-sim", "emulators", "pulser", "pulser_simulation")
@@ -313,4 +327,4 @@ def qpu_sim(
         memory_limit_mb=settings.worker.memory_limit_mb or None,
         misbehaviours=Misbehaviours(down=tuple(read_window(each) for each in down), **given),
     )
-    run_qpu_sim(sim_options, lambda url: show.echo(f"a QPU, simulated, is at {url}"))
+    run_qpu_sim(sim_options, lambda url: show.echo(f"Simulated QPU listening at {url}"))

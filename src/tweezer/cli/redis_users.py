@@ -1,4 +1,4 @@
-"""``tweezer redis-users``: the users of Redis as a file that Redis loads, with a password for each."""
+"""``tweezer redis-users``: write the Redis users to an ACL file, with a password for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tweezer.store.acl import RedisUser, acl_lines, add_credentials, hash_passwo
 
 ACL_FILE = "users.acl"
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
-"""Redis refuses a file with it, so that no user can be left without a password."""
+"""Redis rejects a file that contains it, so that no user can remain without a password."""
 
 _PASSWORD = re.compile(r"[A-Za-z0-9_-]{32,}")
 _PASSWORD_BYTES = 32
@@ -28,11 +28,11 @@ _SHOWN_TO_REDIS, _OWNER_ONLY = 0o644, 0o600
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
 @pass_options
 def redis_users(options: Options, folder: Path | None) -> None:
-    """Write the users of Redis, one for each kind of process, into FOLDER: `users.acl` for Redis, and for each user its
-    password, such as `worker.password`, and its URL, `worker.env`. Without FOLDER print the users, with no passwords.
+    """Create the Redis users, one for each kind of process, in FOLDER. Without FOLDER, print them without passwords.
 
-    Passwords that are in FOLDER stay; remove one to have another made. Lines of other users in `users.acl` stay as
-    well. Run it again after an upgrade of Tweezer, which may need other rights.
+    FOLDER gets `users.acl` for Redis, and for each user its password (`worker.password`) and its URL (`worker.env`).
+    Existing passwords are kept; remove a file to get a new password. Lines of other users in `users.acl` are kept, too.
+    Run it again after an upgrade of Tweezer, which may need other permissions.
     """
     settings = options.settings()
     if folder is None:
@@ -43,8 +43,8 @@ def redis_users(options: Options, folder: Path | None) -> None:
     except OSError as error:
         raise TweezerError(f"{error.filename or folder}: cannot be written: {error.strerror}", code="file") from error
     acl = (folder / ACL_FILE).absolute()
-    show.echo(f"{folder}: {ACL_FILE} for Redis, and for each user its password and its URL")
-    show.echo(f"Let Redis load it: `aclfile {acl}` in redis.conf, or, where it has that line, `redis-cli ACL LOAD`")
+    show.echo(f"Wrote {ACL_FILE}, and the password and URL of each user, to {folder}.")
+    show.echo(f"Load it in Redis: add `aclfile {acl}` to redis.conf, or run `redis-cli ACL LOAD` if it has that line.")
 
 
 def _write(folder: Path, url: str, namespace: str) -> None:
@@ -68,22 +68,22 @@ def _read_user(line: str) -> str:
 
 
 def _password(path: Path) -> str:
-    """Return the password in the file, which is made unless it is there."""
+    """Return the password in the file, creating the file if needed."""
     if not path.exists():
         _replace(path, secrets.token_urlsafe(_PASSWORD_BYTES) + "\n", _OWNER_ONLY)
     password = path.read_text("utf-8").strip()
     if not _PASSWORD.fullmatch(password):
         raise InvalidInput(
-            str(path), "must hold 32 or more letters, digits, '-' and '_'; remove it to have a password made"
+            str(path), "must contain 32 or more letters, digits, '-' and '_'; remove the file to get a new password"
         )
     return password
 
 
 def _replace(path: Path, text: str, mode: int) -> None:
-    """Write a file that others may read meanwhile, and that is never readable by more than ``mode`` says."""
+    """Replace a file atomically. It never has wider permissions than ``mode``."""
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
-    new.chmod(mode)  # whatever the umask is
+    new.chmod(mode)  # independent of the umask
     new.replace(path)

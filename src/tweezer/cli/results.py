@@ -1,4 +1,4 @@
-"""``tweezer results``, ``export`` and ``delete``: what the jobs measured, and what is kept of batches."""
+"""``tweezer results``, ``export`` and ``delete``: show, write and delete the results of batches."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tweezer.api.batches.schemas import BatchResponse, JobResponse
 from tweezer.cli import show
 from tweezer.cli.options import Options, pass_options, print_json, require, yes_option
 from tweezer.client import AsyncBatch, AsyncQueue, Finished, as_uuid
+from tweezer.model.cancels import CancelOutcome
 from tweezer.model.errors import InvalidInput, NotFound, ResultUnavailable, TweezerError
 from tweezer.model.lifecycle import JobStatus
 from tweezer.store.records import BatchRecord
@@ -33,9 +34,15 @@ _PLOT_ROW = 3
 @click.argument("batch")
 @click.option("--job", "indices", type=click.IntRange(min=0), multiple=True, help="Number of a job; may be repeated.")
 @click.option("--sum", "summed", is_flag=True, help="Add up the shots of all jobs.")
-@click.option("--top", type=click.IntRange(min=1), help="How many bitstrings  [default: 5 a job, 10 of one or a sum].")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with complete counters.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw into a file (.png, .svg, .pdf).")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help="Number of bitstrings to show  [default: 5 per job; 10 for one job or a sum].",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with complete counters.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a bar chart to a file (.png, .svg, .pdf)."
+)
 @pass_options
 def results(
     options: Options,
@@ -47,15 +54,17 @@ def results(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Show the most frequent bitstrings of the jobs that have ended so far; of one that was stopped, those that its
-    machine had measured before."""
+    """Show the most frequent bitstrings of the jobs that have ended so far.
+
+    For a job that was stopped, these are the shots that its device had measured before.
+    """
     record, jobs = options.run(lambda queue: _read(queue, batch, indices))
     if not any(job.data for job in jobs) and not as_json:
         raise TweezerError(_why_nothing(record, jobs), code="no_results")
     total = sum((Counter(_counter(job)) for job in jobs), Counter[str]())
     if plot is not None:
         _plot(plot, [("all jobs", total)] if summed else _plottable(jobs), top or _TOP_OF_ONE)
-        show.echo(f"drawn into {plot}", err=True)
+        show.echo(f"Wrote the plot to {plot}.", err=True)
     if as_json:
         print_json(_as_json(record, jobs, total if summed else None))
     elif plot is None:
@@ -84,8 +93,16 @@ def _why_nothing(record: BatchRecord, jobs: list[Finished]) -> str:
     if record.fault is not None:
         return f"batch {record.id} has no results: {record.fault}"
     if jobs:
-        return f"no job has a result; job {jobs[0].index} is {jobs[0].status}: {jobs[0].error or 'it gives no reason'}"
-    return f"no job has ended yet; `tweezer watch {record.id}` follows them"
+        return f"no job has a result; {_how_it_ended(jobs[0])}"
+    return f"no job has ended yet; follow them with `tweezer watch {record.id}`"
+
+
+def _how_it_ended(job: Finished) -> str:
+    if job.error or job.status is not JobStatus.CANCELED:
+        return f"job {job.index} is {job.status}" + (f": {job.error}" if job.error else "")
+    by = f" by {job.record.cancels[-1].by}" if job.record.cancels else ""
+    never_ran = job.record.cancel_outcome in (None, CancelOutcome.PREVENTED)
+    return f"job {job.index} was cancelled{by} before it {'started' if never_ran else 'had measured anything'}"
 
 
 def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None, top: int | None) -> None:
@@ -105,7 +122,7 @@ def _print(record: BatchRecord, jobs: list[Finished], total: Counter[str] | None
 
 
 def _title(job: Finished) -> str:
-    partly = "  (stopped: measured before)" if job.data is not None and job.status is JobStatus.CANCELED else ""
+    partly = "  (stopped early: partial result)" if job.data is not None and job.status is JobStatus.CANCELED else ""
     return f"job {job.index}  {show.values(job.variables)}".rstrip() + partly
 
 
@@ -113,7 +130,7 @@ def _body(job: Finished, top: int, columns: int) -> list[str]:
     if job.data is None:
         return [f"  {job.status}: {job.error}" if job.error else f"  {job.status}"]
     if job.data.counter is None:
-        return ["  measured no bitstrings at its end; its other results are there: --json, or results() in Python"]
+        return ["  no final bitstrings were measured; see its observables with --json, or results() in Python"]
     return show.histogram(job.data.counter, top=top, columns=columns)
 
 
@@ -143,12 +160,12 @@ def _as_json(record: BatchRecord, jobs: list[Finished], total: Counter[str] | No
 def _plottable(jobs: list[Finished]) -> list[tuple[str, Counter[str]]]:
     found = [(_title(job), Counter(_counter(job))) for job in jobs if _counter(job)]
     if len(found) > _PLOTS:
-        show.echo(f"drawing the first {_PLOTS} of {len(found)} jobs; --job and --sum choose", err=True)
+        show.echo(f"Drawing the first {_PLOTS} of {len(found)} jobs; use --job or --sum to select.", err=True)
     return found[:_PLOTS]
 
 
 def _plot(path: Path, counters: list[tuple[str, Counter[str]]], top: int) -> None:
-    """Draw a bar chart for each counter. Raises InvalidInput for a kind of file that matplotlib does not know."""
+    """Draw a bar chart for each counter. Raises InvalidInput for a file type that matplotlib does not support."""
     require("results --plot", "emulators", "matplotlib")
     import matplotlib as mpl
 
@@ -172,17 +189,19 @@ def _plot(path: Path, counters: list[tuple[str, Counter[str]]], top: int) -> Non
         raise InvalidInput("--plot", str(error)) from error
 
 
-_PAGE = 500  # jobs read in one go
+_PAGE = 500  # jobs per read
 
 
 @click.command()
 @click.argument("batches", nargs=-1, required=True, metavar="BATCH…")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A new file  [default: print it].")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to create  [default: print to stdout]."
+)
 @pass_options
 def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> None:
-    """Write batches with their sequence, jobs and results as JSON lines, from Redis or from the ledger.
+    """Write batches with their sequence, jobs and results as JSON lines, from Redis or the ledger.
 
-    A line is an object: `{"type": "batch", …}` or `{"type": "job", …, "result": {…}}`, with the fields of the API.
+    Each line is an object with the fields of the API: `{"type": "batch", …}` or `{"type": "job", …, "result": {…}}`.
     """
 
     async def write(queue: AsyncQueue, file: BinaryIO) -> None:
@@ -200,10 +219,10 @@ def export(options: Options, *, batches: tuple[str, ...], out: Path | None) -> N
 @yes_option
 @pass_options
 def delete(options: Options, *, batches: tuple[str, ...], yes: bool) -> None:
-    """Delete batches that have ended for good: from Redis, the results folder and the ledger."""
+    """Delete ended batches permanently, from Redis, the results folder and the ledger."""
     ids = [as_uuid("batch", text) for text in batches]
     if not yes:
-        show.confirm(f"Delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results for good?")
+        show.confirm(f"Permanently delete {len(ids)} batch{'es' if len(ids) > 1 else ''} with all results?")
 
     async def delete_all(queue: AsyncQueue, database: Database) -> list[str]:
         from tweezer.ledger.retention import delete_batch

@@ -1,4 +1,4 @@
-"""Pictures for a terminal: bars, histograms, plots, tables; plain text where colours or blocks do not go."""
+"""Output for a terminal: bars, histograms, plots and tables, as plain ASCII where colours or blocks do not work."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _ASCII = str.maketrans(
 MAX_WIDTH = 100
 
 _ESC = "".join(chr(0xF0000 + number % 0xFFFE) for number in memoryview(os.urandom(16)).cast("I"))
-"""Stands for the ESC of a style until it is printed; random, so that no text from outside can have it. (The module
-``secrets`` would be a twentieth of the time that ``tweezer --help`` takes.)"""
+"""Placeholder for the ESC of a style until it is printed. It is random, so that no text from outside contains it.
+(Importing ``secrets`` would take a twentieth of the time of ``tweezer --help``.)"""
 
 
 def width() -> int:
-    """Columns to draw in."""
+    """Return the number of columns to draw in."""
     return min(shutil.get_terminal_size((80, 24)).columns, MAX_WIDTH)
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print for people: control characters are escaped, and what the terminal's encoding lacks is replaced."""
+    """Print for people: escape control characters, and replace characters that the terminal's encoding lacks."""
     stream = sys.stderr if err else sys.stdout
     shown = "\x1b".join(escaped(part, lines=True) for part in text.split(_ESC))
     click.echo(plain(shown, stream.encoding), err=err, nl=nl)
 
 
 def escaped(text: str, *, lines: bool = False) -> str:
-    """Escape what a terminal obeys instead of showing it: ESC, OSC, U+202E, …
+    """Escape what a terminal would execute instead of showing: ESC, OSC, U+202E, …
 
-    Names, tags and messages come from users and machines. ``lines``: line ends and tabs may stay.
+    Names, tags and messages come from users and machines. lines: keep line ends and tabs.
     """
     if text.isprintable():
         return text
@@ -63,12 +63,12 @@ def unstyle(text: str) -> str:
 
 
 def confirm(question: str) -> None:
-    """Ask, and end the command unless the answer is yes."""
+    """Ask for confirmation, and end the command unless the answer is yes."""
     click.confirm(escaped(question), abort=True)
 
 
 def plain(text: str, encoding: str | None) -> str:
-    """Return the text in characters that the encoding has."""
+    """Replace the characters that the encoding lacks."""
     try:
         text.encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -111,7 +111,7 @@ def histogram(
 def columns_plot(
     values: Sequence[float], *, left: str, right: str, label: str, height: int = 8, cells: int = 2, indent: str = "  "
 ) -> list[str]:
-    """Values from 0 to 1 as columns, each ``cells`` wide; ``left`` and ``right`` are the ends of the axis."""
+    """Draw values from 0 to 1 as columns, each ``cells`` wide; ``left`` and ``right`` label the ends of the axis."""
     lines = []
     for row in range(height, 0, -1):
         tick = {height: "1.0 ┤", (height + 2) // 2: "0.5 ┤"}.get(row, "    │")
@@ -128,14 +128,14 @@ def columns_plot(
 
 
 def thinned(numbers: Sequence[float], most: int) -> list[float]:
-    """At most so many of the numbers, evenly chosen."""
+    """Return at most ``most`` of the numbers, evenly chosen."""
     if len(numbers) <= most:
         return list(numbers)
     return [numbers[round(at * (len(numbers) - 1) / (most - 1))] for at in range(most)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """Columns as wide as they need to be; numbers stand to the right."""
+    """Return the lines of a table with aligned columns; numbers are right-aligned."""
     cells = [[escaped(str(cell)) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in [list(header), *cells]) for at in range(len(header))]
     numeric = [all(isinstance(row[at], int | float) for row in rows) and bool(rows) for at in range(len(header))]
@@ -168,12 +168,12 @@ def duration(seconds: float) -> str:
 
 
 def minute(moment: datetime | None) -> str:
-    """Format a time: ``2026-11-22 10:00 UTC``; a dash for none."""
+    """Format a time: ``2026-11-22 10:00 UTC``, or a dash for None."""
     return "-" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def values(variables: Mapping[str, object]) -> str:
-    """Return the variables of a job on one line."""
+    """Format the variables of a job on one line."""
     return " ".join(
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in variables.items()
     )

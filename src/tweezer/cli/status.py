@@ -1,4 +1,4 @@
-"""``tweezer status`` and ``watch``: how a batch stands, why it waits, and following it live."""
+"""``tweezer status`` and ``watch``: the state of a batch, why it waits, and its progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LISTED = 10  # jobs, and attempts to cancel some
 
 
 def availability(device: DeviceRecord, now: datetime) -> str:
-    """Return ``available``, or why not, and what is to come or not known."""
+    """Return ``available`` or the reason why not, followed by unknown states and planned maintenance."""
     hold, window = device.unavailability(now), device.window
     parts = ["available" if hold is None else hold.describe(clock)]
     if device.unsure is not None:
@@ -39,7 +39,7 @@ def availability(device: DeviceRecord, now: datetime) -> str:
 
 
 def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime | None = None) -> str | None:
-    """Return why a batch that has pending jobs begins none, where its device is the reason; None where it is not."""
+    """Return why the device keeps a batch with pending jobs waiting; None if it does not."""
     idle = batch.counts[JobStatus.PENDING] and not batch.counts[JobStatus.RUNNING]
     if device is None or not idle or batch.status.terminal or batch.status is BatchStatus.PAUSED:
         return None
@@ -48,19 +48,19 @@ def why_it_waits(batch: BatchRecord, device: DeviceRecord | None, now: datetime 
         return f"{device.name}: {hold.describe(clock)}"
     if (window := device.waits_for_window(batch, now)) is not None:
         when = f"{clock(window.begins)} to {clock(window.ends)}"
-        return f"{device.name}: would not end before the maintenance from {when}: {window.reason}"
+        return f"{device.name}: the batch would not end before the maintenance from {when}: {window.reason}"
     return None
 
 
 def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
-    """Return the last attempts to cancel jobs of the batch, and the sum of their outcomes; none where nobody tried."""
+    """Describe the last requests to cancel jobs of the batch and their outcomes, if there were any."""
     if not record.cancels:
         return []
     last = record.cancels[-_LISTED:]
     rows = [(f"{it.at.astimezone():%Y-%m-%d %H:%M:%S}", "all" if it.ranges is None else it.jobs, it.by) for it in last]
-    lines = show.table(("cancel asked", "jobs", "by"), rows)
+    lines = show.table(("cancelled at", "jobs", "by"), rows)
     if len(record.cancels) > len(last):
-        lines.append(f"and {len(record.cancels) - len(last)} before")
+        lines.append(f"and {len(record.cancels) - len(last)} earlier")
     outcomes = Counter(job.cancel_outcome for job in jobs)
     if came := [f"{outcomes[outcome]} {_words(outcome)}" for outcome in CancelOutcome if outcomes[outcome]]:
         lines.append(f"outcome: {', '.join(came)}")
@@ -68,7 +68,7 @@ def cancel_lines(record: BatchRecord, jobs: Iterable[JobRecord]) -> list[str]:
 
 
 def _was_stopped(job: JobRecord) -> bool:
-    """Return whether a cancel met more than a job that waited."""
+    """Return whether a cancel reached the job after it had started."""
     return job.cancel_outcome not in (None, CancelOutcome.PREVENTED)
 
 
@@ -84,10 +84,10 @@ _FEW = 4
 
 
 class View(msgspec.Struct, frozen=True):
-    """What one line of progress says.
+    """The content of a progress line.
 
-    progress: job index → fraction, of running jobs that told theirs. rate: jobs that ended per second.
-    hint: why nothing moves.
+    progress: job index → fraction, for running jobs that report it. rate: jobs that ended per second.
+    hint: why no job ends.
     """
 
     record: BatchRecord
@@ -97,7 +97,7 @@ class View(msgspec.Struct, frozen=True):
 
 
 def progress_line(view: View, columns: int) -> str:
-    """One line, of the parts that fit."""
+    """Format a progress line, leaving out the parts that do not fit."""
     record, counts = view.record, view.record.counts
     ended = sum(count for status, count in counts.items() if status.terminal)
     share = (ended + sum(view.progress.values())) / record.jobs if record.jobs else 0.0
@@ -128,23 +128,23 @@ def progress_line(view: View, columns: int) -> str:
 
 
 def _percentages(progress: dict[int, float]) -> str:
-    told = [fraction for _, fraction in sorted(progress.items())]
-    if not told:
+    fractions = [fraction for _, fraction in sorted(progress.items())]
+    if not fractions:
         return ""
-    if len(told) > _FEW:
-        return f" ({sum(told) / len(told):.0%} on average)"
-    return f" ({', '.join(f'{fraction:.0%}' for fraction in told)})"
+    if len(fractions) > _FEW:
+        return f" ({sum(fractions) / len(fractions):.0%} on average)"
+    return f" ({', '.join(f'{fraction:.0%}' for fraction in fractions)})"
 
 
 class Meter:
-    """Shows views: on a terminal in one line that renews itself, elsewhere as a line now and then."""
+    """Shows progress: as one updating line on a terminal, elsewhere as a new line now and then."""
 
     def __init__(self, *, err: bool) -> None:
         self._err = err
         self._live = (sys.stderr if err else sys.stdout).isatty()
         self.interval_s = 0.1 if self._live else 0.5
-        self._said = ""
-        self._said_at = 0.0
+        self._shown = ""
+        self._shown_at = 0.0
 
     def show(self, view: View) -> None:
         line = progress_line(view, show.width() if self._live else show.MAX_WIDTH + 20)
@@ -155,19 +155,19 @@ class Meter:
             show.echo(line, err=self._err)
         else:
             return
-        self._said, self._said_at = line, time.monotonic()
+        self._shown, self._shown_at = line, time.monotonic()
 
     def end(self) -> None:
-        """Leave the last line where it is."""
-        if self._live and self._said:
+        """Keep the last line on the screen."""
+        if self._live and self._shown:
             show.echo(err=self._err)
 
     def _is_news(self, view: View, line: str) -> bool:
-        return line != self._said and (is_settled(view.record) or time.monotonic() - self._said_at >= _LOOK_AGAIN_S)
+        return line != self._shown and (is_settled(view.record) or time.monotonic() - self._shown_at >= _LOOK_AGAIN_S)
 
 
 class _Rate:
-    """Jobs that ended per second, over the last while."""
+    """The number of jobs that ended per second, over a sliding window."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -187,12 +187,12 @@ class _Rate:
 
 
 async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord:
-    """Show the batch until nothing of it is pending or running, and return it. Raises NotFound."""
+    """Show the batch until none of its jobs is pending or running, and return it. Raises NotFound."""
     batch = queue.batch(batch_id)
     rate, progress = _Rate(), dict[int, float]()
     await batch.record()
     try:
-        async with queue.store.news.batch(batch_id) as heard:
+        async with queue.store.news.batch(batch_id) as channel:
             record, looked = await batch.record(), time.monotonic()
             while True:
                 ended = sum(count for status, count in record.counts.items() if status.terminal)
@@ -205,7 +205,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
                 meter.show(View(record, dict(progress), per_s, hint))
                 if is_settled(record):
                     return record
-                words = await heard.next(meter.interval_s)
+                words = await channel.next(meter.interval_s)
                 read_progress(words, progress)
                 if words or time.monotonic() - looked >= _LOOK_AGAIN_S:
                     record, looked = await batch.record(), time.monotonic()
@@ -215,7 +215,7 @@ async def follow(queue: AsyncQueue, batch_id: UUID, meter: Meter) -> BatchRecord
 
 
 def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
-    """Bring the fractions of running jobs up to date with a batch's news."""
+    """Update the fractions of running jobs from notifications of the batch."""
     for message in messages:
         news = read_news(message)
         if isinstance(news, JobNews):
@@ -231,10 +231,10 @@ def read_progress(messages: list[bytes], progress: dict[int, float]) -> None:
 @click.command()
 @click.argument("batch")
 @click.option("--jobs", "all_jobs", is_flag=True, help="List all jobs.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with all jobs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with all jobs.")
 @pass_options
 def status(options: Options, *, batch: str, all_jobs: bool, as_json: bool) -> None:
-    """Show how a batch stands."""
+    """Show the state of a batch."""
 
     async def read(queue: AsyncQueue) -> tuple[BatchRecord, list[JobRecord], str | None]:
         record = await queue.batch(batch).record()
@@ -265,12 +265,12 @@ def watch(options: Options, *, batch: str) -> None:
     """Follow a batch live until its jobs have ended. The exit code is 1 unless all of them are DONE."""
     record = options.run(lambda queue: follow(queue, as_uuid("batch", batch), Meter(err=False)), patient=True)
     if record.open:
-        show.echo(f"the batch is open: more jobs may come, until `tweezer close {record.id}`", err=True)
+        show.echo(f"The batch is open for more jobs; close it with `tweezer close {record.id}`.", err=True)
     must_be_done(record)
 
 
 def must_be_done(record: BatchRecord) -> None:
-    """Raise TweezerError that says why unless every job of the batch is DONE."""
+    """Raise TweezerError with the reason unless every job of the batch is DONE."""
     counts = record.counts
     if record.fault is not None:
         raise TweezerError(f"batch {record.id} ended in {record.status}: {record.fault}", code="not_done")
@@ -280,7 +280,7 @@ def must_be_done(record: BatchRecord) -> None:
     if missed:
         raise TweezerError(
             f"not all jobs of batch {record.id} are DONE: {' and '.join(missed)} of {record.jobs}; "
-            f"`tweezer status {record.id}` says why",
+            f"see `tweezer status {record.id}`",
             code="not_done",
         )
 
@@ -311,7 +311,7 @@ def _since(moment: datetime) -> str:
 
 
 def _interesting(jobs: list[JobRecord]) -> list[JobRecord]:
-    """Return the jobs that run, failed, or were cancelled when they had begun, if not too many."""
+    """Return the jobs that are running, failed, or were cancelled after they started, up to a limit."""
     chosen = [job for job in jobs if job.status in (JobStatus.RUNNING, JobStatus.ERROR) or _was_stopped(job)]
     return chosen[:_LISTED]
 
@@ -323,10 +323,10 @@ def _job_table(jobs: list[JobRecord]) -> list[str]:
         if doing and job.progress is not None:
             doing += f" {job.progress:.0%}"
         cancel = "" if job.cancel_outcome is None else f"cancel: {_words(job.cancel_outcome)}"
-        said = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
+        note = doing or "; ".join(filter(None, (cancel, *map(str, job.faults))))
         took = "" if job.device_s is None else show.duration(job.device_s)
         runs = "" if job.spec.runs is None else job.spec.runs
-        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, said))
+        rows.append((job.index, job.status.value, runs, show.values(job.spec.variables), took, note))
     return show.table(("job", "status", "runs", "variables", "took", "note"), rows)
 
 

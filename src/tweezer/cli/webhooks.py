@@ -1,4 +1,4 @@
-"""``tweezer webhooks``: where webhooks go, with which secrets, and whether they arrive."""
+"""``tweezer webhooks``: manage the endpoints, secrets and deliveries of webhooks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from tweezer.cli import show
-from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, tell_couriers
+from tweezer.cli.deliveries import COMMANDS, describe, format_deliveries, notify_couriers
 from tweezer.cli.listen import listen
 from tweezer.cli.options import (
     Options,
@@ -54,14 +54,15 @@ _SHOWN_DELIVERIES = 5
 
 _id = click.argument("endpoint_id", metavar="ID", type=click.UUID)
 _perhaps_id = click.argument("endpoint_id", metavar="[ID]", type=click.UUID, required=False)
-_all_projects = click.option("--all-projects", is_flag=True, help="Of all projects.")
+_all_projects = click.option("--all-projects", is_flag=True, help="List all projects.")
 
 
 @click.group()
 def webhooks() -> None:
-    """Webhooks tell programs what happens: signed, tried again until they arrive, and logged.
+    """Manage webhooks, which notify other programs of events. Deliveries are signed, retried and logged.
 
-    The `webhook` of a batch is told of that batch, an endpoint that is registered here of all batches of a project.
+    The `webhook` of a batch receives the events of that batch. An endpoint that you add here receives the events of all
+    batches of a project.
     """
 
 
@@ -80,14 +81,14 @@ for command in (*COMMANDS, listen):
     multiple=True,
     type=click.Choice([it.value for it in EventType if it is not EventType.PING]),
     metavar="TYPE",
-    help="Of the events that it is sent; may be repeated  [default: batch.*, the ends of jobs, endpoint.disabled].",
+    help="Event type to send; may be repeated  [default: batch.*, the ends of jobs, endpoint.disabled].",
 )
-@click.option("--description", default="", help="For people.")
-@click.option("--ed25519", is_flag=True, help="Sign with a private key, too; its public key is printed.")
+@click.option("--description", default="", help="Description for people.")
+@click.option("--ed25519", is_flag=True, help="Also sign with a private key, and print the public key.")
 @json_option
 @pass_options
 def add(options: Options, *, url: str, types: Sequence[str], description: str, ed25519: bool, as_json: bool) -> None:
-    """Send the events of a project to URL from now on; prints the endpoint's id and its secret."""
+    """Add an endpoint: send the events of the project to URL. Prints the endpoint's id and its secret."""
     settings = options.settings()
     with _writing(options) as connection:
         made = ledger_endpoints.create_endpoint(
@@ -108,25 +109,25 @@ def add(options: Options, *, url: str, types: Sequence[str], description: str, e
     click.echo(made.id)
     _show_secret(secret)
     show.echo(
-        f"Events of project {made.project} go there from now on. The receiver verifies them with the secret; "
-        f"try it: tweezer webhooks test {made.id}",
+        f"Events of project {made.project} will be sent to {_short(made.url)} from now on. The receiver verifies them "
+        f"with the secret. To test it: tweezer webhooks test {made.id}",
         err=True,
     )
 
 
 def _about(endpoint: Endpoint) -> dict[str, Any]:
     about: dict[str, Any] = msgspec.to_builtins(endpoint)
-    del about["project_no"]  # the database's own
+    del about["project_no"]  # internal to the database
     return about | {"types": sorted(endpoint.subscribed)}
 
 
 @webhooks.command(name="list")
-@click.option("--batches", is_flag=True, help="Those, too, that batches were submitted with.")
+@click.option("--batches", is_flag=True, help="Include the webhooks of single batches.")
 @_all_projects
 @ledger_list(
     ("id", "project", "to", "types", "", ""),
     lambda it: (it.id, it.project, _short(it.url), _types(it), _state(it), it.description),
-    none="There is no endpoint; make one with `tweezer webhooks add URL`.",
+    none="No endpoints; add one with `tweezer webhooks add URL`.",
     about=_about,
 )
 @pass_options
@@ -141,7 +142,7 @@ def list_(options: Options, connection: Connection, *, batches: bool, all_projec
 @json_option
 @pass_options
 def show_(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
-    """Show an endpoint, and what became of the last deliveries to it."""
+    """Show an endpoint and its last deliveries."""
     with options.reading() as connection:
         found = find_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id)
@@ -154,36 +155,39 @@ def show_(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
         "to": found.url,
         "types": " ".join(sorted(found.subscribed)),
         "description": found.description,
-        "kind": "registered" if found.kind is EndpointKind.PROJECT else "the webhook of batches",
-        "made": show.minute(found.created),
-        "state": _state(found) or "works",
+        "kind": "registered" if found.kind is EndpointKind.PROJECT else "webhook of batches",
+        "created": show.minute(found.created),
+        "state": _state(found) or "active",
     }
     show.echo(f"Endpoint {found.id}")
     for name, value in about.items():
         if value:
             show.echo(f"  {name + ':':<13}{value}")
-    for line in format_deliveries(last) if last else ["Nothing was delivered there yet."]:
+    for line in format_deliveries(last) if last else ["No deliveries yet."]:
         show.echo(line)
 
 
 @webhooks.command(name="test")
 @_id
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S", help="How long to wait."
+    "--wait", "wait_s", type=click.FloatRange(0), default=30.0, show_default=True, metavar="S", help="Seconds to wait."
 )
 @json_option
 @pass_options
 def test_(options: Options, *, endpoint_id: UUID, wait_s: float, as_json: bool) -> None:
-    """Send a ping, whatever the endpoint's types are, and show what became of it; the exit code is 1 if it failed."""
+    """Send a ping to an endpoint and show the result.
+
+    The event types of the endpoint do not matter. The exit code is 1 if the delivery failed.
+    """
     with options.ledger() as database:
         with database.write() as connection:
             delivery_id = ping(connection, find_endpoint(connection, endpoint_id))
-        tell_couriers(options, lambda alarms: alarms.arm(endpoint_id, None))
+        notify_couriers(options, lambda alarms: alarms.arm(endpoint_id, None))
         found = _outcome(database, delivery_id, wait_s)
     if as_json:
         print_json(found)
     elif not found.log:
-        show.echo(f"No courier has sent it within {wait_s:g} s: does `tweezer courier` run? It is sent when one does.")
+        show.echo(f"Not sent within {wait_s:g} s. Check that `tweezer courier` is running; it then sends the ping.")
     else:
         show.echo("\n".join(describe(found)))
     exit_unless(found.status is DeliveryStatus.DELIVERED)
@@ -194,30 +198,33 @@ def test_(options: Options, *, endpoint_id: UUID, wait_s: float, as_json: bool) 
 @json_option
 @pass_options
 def enable(options: Options, *, endpoint_id: UUID, as_json: bool) -> None:
-    """Send what happens from now on to an endpoint again that was disabled."""
+    """Enable a disabled endpoint: send new events to it again."""
     with _writing(options) as connection:
         found = ledger_endpoints.enable_endpoint(connection, endpoint_id)
         wanted = DeliveryFilter(endpoint=endpoint_id, status=DeliveryStatus.HELD)
         held = list_deliveries(connection, None, wanted, limit=1).rows
-    _show_endpoint(found, "is sent what happens from now on", as_json=as_json)
+    _show_endpoint(found, "is enabled: new events are sent to it.", as_json=as_json)
     if held and not as_json:
         show.echo(
-            f"What happened meanwhile is held: tweezer webhooks resend --endpoint {found.id} --since TIME sends it",
+            f"Earlier events are held; to send them: tweezer webhooks resend --endpoint {found.id} --since TIME",
             err=True,
         )
 
 
 @webhooks.command(name="disable")
 @_id
-@click.option("--why", default=_BY_HAND, show_default=True, help="For people.")
+@click.option("--why", default=_BY_HAND, show_default=True, help="Reason, for people.")
 @json_option
 @pass_options
 def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> None:
-    """Send nothing more to an endpoint; what happens is held until it is enabled and sent again."""
+    """Disable an endpoint: hold its events.
+
+    After `tweezer webhooks enable`, `tweezer webhooks resend` sends the held events.
+    """
     with _writing(options) as connection:
         ledger_endpoints.disable_endpoint(connection, endpoint_id, why)
         found = find_endpoint(connection, endpoint_id)
-    _show_endpoint(found, "is sent nothing any more", as_json=as_json)
+    _show_endpoint(found, "is disabled: its events are held.", as_json=as_json)
 
 
 @webhooks.command(name="remove")
@@ -225,16 +232,19 @@ def disable(options: Options, *, endpoint_id: UUID, why: str, as_json: bool) -> 
 @yes_option
 @pass_options
 def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
-    """Remove an endpoint for good, with its secrets and the log of its deliveries."""
+    """Permanently remove an endpoint.
+
+    Its secrets and its delivery log are removed, too.
+    """
     with options.ledger() as database:
         with database.read() as connection:
             found = find_endpoint(connection, endpoint_id)
         if not yes:
-            show.confirm(f"Remove {_short(found.url)} ({found.id}) with its secrets and deliveries?")
+            show.confirm(f"Permanently remove {_short(found.url)} ({found.id}) with its secrets and deliveries?")
         with database.write() as connection:
             ledger_endpoints.delete_endpoint(connection, endpoint_id)
-    tell_couriers(options, Alarms.note_change)
-    show.echo(f"{found.id} is removed")
+    notify_couriers(options, Alarms.note_change)
+    show.echo(f"Removed {found.id}.")
 
 
 # -- secrets ------------------------------------------------------------------------------------------------
@@ -245,7 +255,12 @@ def remove(options: Options, *, endpoint_id: UUID, yes: bool) -> None:
 @json_option
 @pass_options
 def secret_(options: Options, *, endpoint_id: UUID | None, as_json: bool) -> None:
-    """Show the secret of an endpoint, or without ID that of the project, which signs the `webhook` of its batches."""
+    """Show the secret of an endpoint or of the project.
+
+    Without ID, it shows the secret of the project.
+
+    The secret of the project signs deliveries to the `webhook` of its batches.
+    """
     with _writing(options) as connection:
         shown = show_secret(connection, options.settings().vault(), _find_owner(options, connection, endpoint_id))
     _show_secret(shown, as_json=as_json)
@@ -253,16 +268,16 @@ def secret_(options: Options, *, endpoint_id: UUID | None, as_json: bool) -> Non
 
 @webhooks.command(name="rotate")
 @_perhaps_id
-@overlap_option(
-    "24h", "How long the old one signs, too; 0: no more from now on, and keys that cannot be decrypted are dropped."
-)
-@click.option("--ed25519", is_flag=True, help="Make a new ed25519 key, or the first one, instead of a new secret.")
+@overlap_option("24h", "How long the old secret also signs; 0 ends it now, and drops keys that cannot be decrypted.")
+@click.option("--ed25519", is_flag=True, help="Create a new ed25519 key instead of a new secret.")
 @json_option
 @pass_options
 def rotate(options: Options, *, endpoint_id: UUID | None, overlap_s: int, ed25519: bool, as_json: bool) -> None:
-    """Make a new secret of an endpoint, or without ID of the project; everything is signed with both for a while.
+    """Replace the secret of an endpoint or of the project.
 
-    It is printed once everything is signed with it.
+    Without ID, it replaces the secret of the project, which signs deliveries to the `webhook` of its batches.
+
+    Deliveries are signed with both secrets during the overlap. The new secret is printed when all couriers use it.
     """
     with _writing(options) as connection:
         owner = _find_owner(options, connection, endpoint_id)
@@ -274,14 +289,15 @@ def rotate(options: Options, *, endpoint_id: UUID | None, overlap_s: int, ed2551
 @webhooks.command(name="reseal")
 @pass_options
 def reseal(options: Options) -> None:
-    """Encrypt all secrets, of all projects and of links, with the first key of TWEEZER_SECRETS_KEY.
+    """Encrypt all secrets again, with the current key.
 
-    When every courier and API has that key, and this was done, the keys behind it can be dropped.
+    These are the secrets of webhooks and links, and the current key is the first one of TWEEZER_SECRETS_KEY.
+    Afterwards, when every courier and API has that key, the other keys can be removed from the setting.
     """
     with _writing(options) as connection:
         vault = options.settings().vault()
         changed = reencrypt_secrets(connection, vault) + reencrypt_link_keys(connection, vault)
-    show.echo(f"{changed} secrets encrypted anew; all are encrypted with the first key now")
+    show.echo(f"Encrypted {changed} secrets again; all secrets now use the first key.")
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -291,7 +307,7 @@ def reseal(options: Options) -> None:
 def _writing(options: Options) -> Iterator[Connection]:
     with options.writing() as connection:
         yield connection
-    tell_couriers(options, Alarms.note_change)
+    notify_couriers(options, Alarms.note_change)
 
 
 def _find_owner(options: Options, connection: Connection, endpoint_id: UUID | None) -> SecretOwner:
@@ -302,7 +318,7 @@ def _find_owner(options: Options, connection: Connection, endpoint_id: UUID | No
 
 
 def _outcome(database: Database, delivery_id: UUID, wait_s: float) -> Delivery:
-    """Return the delivery, once an attempt was made or that time is over."""
+    """Return the delivery once an attempt was made or the time is over."""
     deadline = time.monotonic() + wait_s
     while True:
         with database.read() as connection:
@@ -320,7 +336,7 @@ def _show_secret(shown: ShownSecret, *, as_json: bool = False) -> None:
     if shown.public_key is not None:
         click.echo(shown.public_key)
     if shown.older_until is not None:
-        show.echo(f"Older ones sign, too, until {show.minute(shown.older_until)}", err=True)
+        show.echo(f"The old secret also signs until {show.minute(shown.older_until)}.", err=True)
 
 
 def _show_endpoint(endpoint: Endpoint, what: str, *, as_json: bool) -> None:
@@ -328,7 +344,7 @@ def _show_endpoint(endpoint: Endpoint, what: str, *, as_json: bool) -> None:
 
 
 def _short(url: str) -> str:
-    """Return the URL without what may be secret, and no longer than a line has room for."""
+    """Shorten the URL, and cut its query and credentials, which may be secret."""
     parts = urlsplit(url)
     text = f"{parts.scheme}://{parts.netloc}{parts.path}" + ("?…" if parts.query else "")
     return text if len(text) <= 60 else f"{text[:59]}…"
@@ -336,7 +352,7 @@ def _short(url: str) -> str:
 
 def _types(endpoint: Endpoint) -> str:
     if not endpoint.types:
-        return "the usual"
+        return "default"
     return " ".join(endpoint.types) if len(endpoint.types) <= 3 else f"{len(endpoint.types)} types"
 
 

@@ -1,1 +1,1 @@
-"""The processes of Tweezer: the only modules that put the parts together"""
+"""The processes of Tweezer: the only modules that assemble all other parts."""

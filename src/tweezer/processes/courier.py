@@ -1,4 +1,4 @@
-"""Starts a courier from the settings."""
+"""The courier process: delivers webhooks until a signal."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ from tweezer.webhooks.sender import CONNECTIONS_MAX, Sender
 
 log = structlog.get_logger(__name__)
 
-_NICENESS = 19  # how far it stands back behind workers and Redis for a core
+_NICENESS = 19  # workers and Redis have priority for a core
 _SWEEP_S = 10.0
 _DRAIN_S = 5.0
-_DISABLE_S = 5 * 86_400.0  # after so long without a success an endpoint is disabled
-_POLL_S = 1.0  # between looks for alarms, while none ring
+_DISABLE_S = 5 * 86_400.0  # an endpoint without a success for this time is disabled
+_POLL_S = 1.0  # between checks for alarms when idle
 
 
 async def deliver(context: dict[Any, Any], endpoint_id: str) -> None:
-    """An alarm: something is due for this endpoint."""
+    """Handle an alarm: a delivery to this endpoint is due."""
     courier: Courier = context["courier"]
     await courier.fetch(UUID(endpoint_id))
 
 
 def run_courier(settings: Settings, *, tuning: CourierTuning | None = None) -> None:
-    """Deliver webhooks until SIGTERM or SIGINT; others may do the same beside it."""
+    """Deliver webhooks until SIGTERM or SIGINT; several couriers may run."""
     os.nice(_NICENESS)
     run_on_a_loop(lambda: CourierProcess(settings, tuning))
 
 
 class CourierProcess:
-    """A courier with a store, a database and connections of its own."""
+    """A courier with its own store, database and connections."""
 
     def __init__(self, settings: Settings, tuning: CourierTuning | None = None) -> None:
         self._settings = settings
@@ -68,8 +68,8 @@ class CourierProcess:
         self._vault = settings.vault()
 
     async def async_run(self) -> None:
-        """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date, or when
-        Redis belongs to another ledger."""
+        """Run until a signal. Raises TweezerError when the ledger's tables are missing or not up to date, or when Redis
+        belongs to another ledger."""
         stopping = stopped_by_signals()
         settings = self._settings
         if not await done_before(stopping, wait_for_ledger(settings.locate_ledger(), settings.connect())):
@@ -99,7 +99,7 @@ class CourierProcess:
             connections=settings.webhook.endpoint_connections,
             tuning=self._tuning,
         )
-        gc.freeze()  # what is there now stays, and need not be looked through again and again
+        gc.freeze()  # existing objects stay; exclude them from later collections
         log.info("courier.started")
         try:
             with watching_loop():

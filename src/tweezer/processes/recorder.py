@@ -1,4 +1,4 @@
-"""The process of a recorder: writes the ledger until a signal ends it, or stands by while another one does."""
+"""The recorder process: writes the ledger until a signal, or is on standby while another recorder does."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ log = structlog.get_logger(__name__)
 
 
 def run_recorder(settings: Settings) -> None:
-    """Record the events of the queue in the ledger until SIGTERM or SIGINT; stand by while another does."""
+    """Write the events of the queue to the ledger until SIGTERM or SIGINT, or wait while another recorder does."""
     os.nice(NICENESS)
     run_on_a_loop(lambda: RecorderProcess(settings))
 
 
 class RecorderProcess:
-    """The recorder with a store and a database of its own."""
+    """A recorder with its own store and database."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class RecorderProcess:
         )
 
     async def async_run(self) -> None:
-        """End with a signal. Raises TweezerError when the ledger's tables are not there or not up to date."""
+        """Run until a signal. Raises TweezerError when the ledger's tables are missing or not up to date."""
         stopping = stopped_by_signals()
         if not await done_before(stopping, wait_for_schema(self._settings.locate_ledger())):
             return

@@ -1,4 +1,4 @@
-"""How the long-running processes run: on a loop of their own, until a signal or an error ends them."""
+"""The runtime of the long-running processes: event loop, signals, arq workers, and a watchdog."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _BUSY_POLL_S = 0.05
 _FILES_MAX = 65_536
 
 
-_NOT_PARKED_MS = 5_000  # until a message that could not be parked is looked at again
+_NOT_PARKED_MS = 5_000  # until a message that could not be parked is tried again
 _MESSAGE_KEPT_MS = 86_400_000
 
-_problems: ContextVar[list[str]] = ContextVar("problems")  # of the message that the current task runs
+_problems: ContextVar[list[str]] = ContextVar("problems")  # of the current task's message
 
 
 class Process(Protocol):
-    """What runs: ``async_run`` lasts until it is to end, ``close`` is called whatever ended it."""
+    """A long-running process. ``async_run`` returns when the process should end; ``close`` is always called."""
 
     async def async_run(self) -> None: ...
 
@@ -51,7 +51,7 @@ class Process(Protocol):
 
 
 def run_on_a_loop(make: Callable[[], Process]) -> None:
-    """Run a process on its own loop, faster where uvloop is installed, with as many files as it may open; close it."""
+    """Run and close a process on a new event loop (uvloop if installed), with a raised limit on open files."""
     raise_file_limit()
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):
@@ -63,9 +63,9 @@ def run_on_a_loop(make: Callable[[], Process]) -> None:
 
 
 def raise_file_limit() -> int:
-    """Raise the limit on open files, and so on connections, as far as the system lets it; return what it is then.
+    """Raise the limit on open files, and so on connections, as far as the system allows; return the new limit.
 
-    Services start with 1024 under systemd, whatever they may have.
+    systemd starts services with a limit of 1024, even if a higher one is allowed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
@@ -73,14 +73,14 @@ def raise_file_limit() -> int:
         return _FILES_MAX if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (ValueError, OSError) as error:  # macOS refuses more than its kernel's own limit
+    except (ValueError, OSError) as error:  # macOS rejects more than its kernel's limit
         log.warning("files.limit_not_raised", limit=soft, wanted=wanted, error=str(error))
         return soft
     return wanted
 
 
 def arq_options(store: Store, context: dict[str, Any]) -> dict[str, Any]:
-    """Return what every worker of plain arq is given: our way of writing messages, and no signals of its own."""
+    """Return the options of all plain arq workers: the format of messages, and no signal handlers."""
     return {
         "redis_pool": ArqRedis(store.redis.connection_pool, serialize, deserialize),
         "job_serializer": serialize,
@@ -91,14 +91,14 @@ def arq_options(store: Store, context: dict[str, Any]) -> dict[str, Any]:
 
 
 class Parker:
-    """Parks messages that cannot be used in the ledger, which is opened when it is needed first."""
+    """Parks unusable messages in the ledger, which is opened on first use."""
 
     def __init__(self, settings: Settings, consumer: str) -> None:
         self._settings = settings
         self._consumer = consumer
 
     async def park(self, message_id: str, payload: bytes, problem: str) -> None:
-        """Raise TweezerError when that is not possible now."""
+        """Park a message as a dead letter. Raises TweezerError when that is not possible now."""
         await asyncio.to_thread(self._park, message_id, payload, problem)
 
     def _park(self, message_id: str, payload: bytes, problem: str) -> None:
@@ -115,9 +115,9 @@ class Parker:
 
 
 class ParkingWorker(Worker):
-    """A worker of plain arq that no message can stop: one with a broken shape, or that cannot be begun, is parked.
+    """A plain arq worker that parks malformed messages, so that they cannot stop it.
 
-    It looks for messages each ``poll_delay``, and often while they come.
+    It polls for messages every ``poll_delay``, and more often while it is busy.
     """
 
     def __init__(self, *, parker: Parker, **options: Any) -> None:
@@ -131,7 +131,7 @@ class ParkingWorker(Worker):
             await super()._poll_iteration()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start the messages one by one, so that one which cannot be begun keeps no other from it."""
+        """Start the messages one by one, so that a bad message does not stop the others."""
         for job_id in job_ids:
             started = self.job_counter
             try:
@@ -139,7 +139,7 @@ class ParkingWorker(Worker):
             except Exception as error:
                 if not _is_of_message(error):
                     raise
-                if self.job_counter > started:  # arq takes a slot before it looks at the message
+                if self.job_counter > started:  # arq takes a slot before it reads the message
                     self._release_sem_dec_counter_on_complete()
                 await self._set_aside(job_id, error)
 
@@ -154,7 +154,7 @@ class ParkingWorker(Worker):
             await self._set_aside(job_id.encode(), error)
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
-        """Park what could not be read before arq drops it; its sender is told as before."""
+        """Park an unreadable message before arq drops it. Its sender still receives the error."""
         problems = _problems.get([])
         if not problems or await self._is_parked(job_id.encode(), problems[0]):
             await super().finish_failed_job(job_id, result_data)
@@ -166,13 +166,13 @@ class ParkingWorker(Worker):
             await self.pool.zrem(self.queue_name, job_id)
 
     async def _is_parked(self, job_id: bytes, problem: str) -> bool:
-        """Park a message; while that is not possible, the message waits."""
+        """Park a message; if that is not possible now, try again later."""
         try:
             payload = await self.pool.get(job_key_prefix.encode() + job_id)
         except redis_errors.ResponseError as error:
             if not _is_of_message(error):
                 raise
-            payload = None  # something else than a text stands there
+            payload = None  # the key has another type
         try:
             await self._parker.park(job_id.decode(errors="backslashreplace"), payload or b"", problem)
         except TweezerError as error:
@@ -185,14 +185,14 @@ class ParkingWorker(Worker):
 
 
 def _is_of_message(error: Exception) -> bool:
-    """Return whether the message is what is wrong, not Redis, the way to it, or this process."""
+    """Return whether the message caused the error, not Redis, the network or this process."""
     if isinstance(error, redis_errors.ResponseError):
         return translate_error(error).code in ("unreadable", "redis")
     return not isinstance(error, (TweezerError, redis_errors.RedisError, OSError, RuntimeError, MemoryError))
 
 
 def _read_message(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[str, Any]:
-    """Read a message, and note why it cannot be read."""
+    """Read a message, and record why it cannot be read."""
     try:
         return check_message(read(data))
     except ValueError as error:
@@ -201,7 +201,7 @@ def _read_message(read: Callable[[bytes], dict[str, Any]], data: bytes) -> dict[
 
 
 async def send_again(store: Store, message_id: str, payload: bytes) -> None:
-    """Put a message that was parked back into the intake queue. Raises Unavailable."""
+    """Return a parked message to the intake queue. Raises Unavailable."""
     with translating():
         now_ms = round(time.time() * 1000)
         await store.redis.set(job_key_prefix + message_id, payload, px=_MESSAGE_KEPT_MS)
@@ -209,7 +209,7 @@ async def send_again(store: Store, message_id: str, payload: bytes) -> None:
 
 
 def stopped_by_signals() -> asyncio.Event:
-    """Return an event that is set when the process is told to stop."""
+    """Return an event that is set on SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
@@ -217,7 +217,7 @@ def stopped_by_signals() -> asyncio.Event:
 
 
 async def done_before(stopping: asyncio.Event, waiting: Awaitable[object]) -> bool:
-    """Await something, unless the process is told to stop first; return whether it is done."""
+    """Await something until it is done or ``stopping`` is set; return whether it is done."""
     done, stop = asyncio.ensure_future(waiting), asyncio.ensure_future(stopping.wait())
     try:
         await asyncio.wait([done, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -230,8 +230,10 @@ async def done_before(stopping: asyncio.Event, waiting: Awaitable[object]) -> bo
 
 
 async def require_access(store: Store, stopping: asyncio.Event, backoff: Backoff) -> bool:
-    """Wait until Redis answers; return False when the process is told to stop first. Raises TweezerError when it
-    refuses the credentials, or their user may not call scripts: to try again would not help."""
+    """Wait until Redis answers; return False if ``stopping`` is set first.
+
+    Raises TweezerError when Redis refuses the credentials, or the user may not call scripts, as retrying does not help.
+    """
     return await done_before(stopping, until_answered(store.reader.ping, backoff, "connecting to Redis"))
 
 
@@ -243,9 +245,9 @@ async def work(
     drain_s: float,
     backoff: Backoff,
 ) -> None:
-    """Run workers of plain arq until ``stopping``; when one fails or Redis goes away, new ones after a pause.
+    """Run plain arq workers until ``stopping``. When one fails or Redis goes away, start new ones after a pause.
 
-    A message that is cut off by the end of the process is run again by arq; all of ours may be.
+    arq runs a message again that the end of the process interrupted. All messages are safe to repeat.
     """
 
     async def work_once() -> None:
@@ -263,7 +265,7 @@ async def work(
 
 
 async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s: float) -> None:
-    """Run the workers until it is time to stop or one of them fails; then end all."""
+    """Run the workers until ``stopping`` is set or one of them fails; then end all."""
     running = [asyncio.ensure_future(worker.async_run()) for worker in workers]
     stop = asyncio.ensure_future(stopping.wait())
     try:
@@ -271,15 +273,15 @@ async def _work_once(workers: Sequence[Worker], stopping: asyncio.Event, drain_s
         for task in done:
             task.result()
         if stop not in done:
-            raise DutyEnded("a worker of arq ended by itself")
+            raise DutyEnded("an arq worker ended by itself")
     finally:
         stop.cancel()
         await _end(workers, running, drain_s)
 
 
 async def _end(workers: Sequence[Worker], running: Sequence[asyncio.Future[None]], drain_s: float) -> None:
-    """End the workers and what they run. arq's own ``close`` raises CancelledError when a message is cut off, and
-    cuts all connections of the process."""
+    """End the workers and their messages. arq's ``close`` would raise CancelledError when it interrupts a message, and
+    close all connections of the process."""
     for worker in workers:
         worker.handle_sig(signal.SIGUSR1)
     for task in running:
@@ -305,17 +307,17 @@ async def _run(make: Callable[[], Process]) -> None:
 
 
 BEAT_S = 1.0
-"""How often the loop shows that it runs, and how often that is checked."""
+"""Interval of the loop's heartbeat, and of its checks."""
 
 LATE_S = 2.0
-"""A loop that has not run for this time is reported."""
+"""A loop without a heartbeat for this time is reported."""
 
-_FRAMES = 4  # of the innermost ones, in a report
+_FRAMES = 4  # number of innermost frames in a report
 
 
 @contextmanager
 def watching_loop(*, beat_s: float = BEAT_S, late_s: float = LATE_S) -> Iterator[None]:
-    """Watch the running loop, whose thread this is, until the end of the block."""
+    """Watch the event loop of this thread until the end of the block."""
     watchdog = _Watchdog(asyncio.get_running_loop(), beat_s, late_s)
     watchdog.start()
     try:
@@ -325,7 +327,7 @@ def watching_loop(*, beat_s: float = BEAT_S, late_s: float = LATE_S) -> Iterator
 
 
 class _Watchdog:
-    """Looks from a thread of its own, which runs when the loop does not."""
+    """Checks the loop from a separate thread, which runs even if the loop is blocked."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, beat_s: float, late_s: float) -> None:
         self._loop = loop
@@ -352,22 +354,22 @@ class _Watchdog:
         self._next = self._loop.call_later(self._beat_s, self._beat)
 
     def _watch(self) -> None:
-        looked, since = time.monotonic(), None
+        checked, since = time.monotonic(), None
         while not self._stopped.wait(self._beat_s):
             now, beaten = time.monotonic(), self._beaten
-            slept = now - looked > self._late_s  # the whole process did: it was stopped, or its machine slept
-            looked = now
+            slept = now - checked > self._late_s  # the whole process was stopped, or the machine slept
+            checked = now
             if since is not None and beaten > since:
                 log.warning("loop.runs_again", blocked_s=round(beaten - since, 1))
                 since = None
             elif since is None and now - beaten > self._late_s and not slept:
                 since = beaten
-                at = _places(sys._current_frames().get(self._watched))  # noqa: SLF001  # public, but for its name
+                at = _places(sys._current_frames().get(self._watched))  # noqa: SLF001  # documented, despite its name
                 log.warning("loop.blocked", for_s=round(now - beaten, 1), at=at)
 
 
 def _places(frame: FrameType | None) -> list[str]:
-    """Return where a thread is, the innermost place first."""
+    """Return the position of a thread, innermost frame first."""
     found: list[str] = []
     while frame is not None and len(found) < _FRAMES:
         code = frame.f_code

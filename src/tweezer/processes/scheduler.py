@@ -1,4 +1,4 @@
-"""The scheduler: takes in plain arq messages, sweeps, and does what is due each hour, away from the lanes."""
+"""The scheduler process: handles plain arq messages, sweeps, and runs the hourly jobs."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_POLL_S = 1.0  # between looks for messages of arq, while none come
-_HOURLY_POLL_S = 10.0  # the same for jobs that are due each hour
+_POLL_S = 1.0  # between checks for arq messages when idle
+_HOURLY_POLL_S = 10.0  # between checks for hourly jobs
 
 
 def run_scheduler(settings: Settings) -> None:
-    """Take in arq messages, sweep, and do what is due each hour, until SIGTERM or SIGINT."""
+    """Handle arq messages, sweep, and run the hourly jobs until SIGTERM or SIGINT."""
     run_on_a_loop(lambda: Scheduler(settings))
 
 
 class Scheduler:
-    """Two plain arq workers in one process: one for messages, one for the hourly jobs; and the sweep."""
+    """Two plain arq workers, for messages and for the hourly jobs, and the sweep, in one process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class Scheduler:
         self.store = Store.open(settings.connect())
 
     async def async_run(self) -> None:
-        """End with a signal."""
+        """Run until a signal."""
         backoff = self._config.redis_backoff
         stopping = stopped_by_signals()
         if not await require_access(self.store, stopping, backoff):
@@ -96,7 +96,7 @@ class Scheduler:
 
 
 async def delete_expired(context: dict[Any, Any]) -> None:
-    """Delete what projects keep no longer, old deliveries, and secrets and keys that have expired."""
+    """Delete batches past their retention, old deliveries, old dead letters, and expired secrets."""
     from tweezer.ledger.database import Database
     from tweezer.ledger.retention import expire
     from tweezer.webhooks.deliveries import delete_old_deliveries
@@ -121,7 +121,7 @@ def _forget_expired(database: Database) -> None:
 def cron_jobs(queue_name: str) -> list[CronJob]:
     """Return the hourly jobs.
 
-    arq keeps the jobs of all queues in one place: the queue's name in theirs keeps installations apart.
+    arq keeps the jobs of all queues in one place, so their names include the queue's, to separate installations.
     """
     return [
         cron(

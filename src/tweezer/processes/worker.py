@@ -1,4 +1,4 @@
-"""The process of a worker: serves one device until a signal ends it."""
+"""The worker process: serves one device until a signal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tweezer.worker.worker import TicketWorker
 
 
 def worker_config(settings: Settings) -> WorkerConfig:
-    """Return the settings of a worker, which the scheduler shares."""
+    """Return the configuration of a worker, which the scheduler also uses."""
     return WorkerConfig(
         lease_s=settings.worker.lease_s,
         beat_s=settings.worker.heartbeat_s,
@@ -27,7 +27,7 @@ def worker_config(settings: Settings) -> WorkerConfig:
 def make_worker(
     settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False, handle_signals: bool = True
 ) -> TicketWorker:
-    """Make a worker. Raises InvalidInput for a device that no adapter serves, or whose specs cannot be used."""
+    """Make a worker. Raises InvalidInput for an unknown device, or one with unusable specs."""
     binding = settings.binding(device)
     options = LaneOptions(
         memory_limit_mb=settings.worker.memory_limit_mb or None,
@@ -53,7 +53,7 @@ def make_worker(
 
 
 def run_worker(settings: Settings, *, device: str, lanes: int, version: str, burst: bool = False) -> None:
-    """Serve a device until SIGTERM or SIGINT, then drain; in burst mode until nothing is ready."""
+    """Serve a device until SIGTERM or SIGINT, then drain. In burst mode, end when no work is ready."""
     if sys.platform == "linux":
-        hide_process()  # from lanes, which run as the same user: its environment holds credentials
+        hide_process()  # lanes run as the same user, and the environment contains credentials
     run_on_a_loop(lambda: make_worker(settings, device=device, lanes=lanes, version=version, burst=burst))

@@ -68,7 +68,7 @@ def closed(redirection: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_closed_standard_output_is_an_error_of_one_sentence() -> None:
     ran = closed(">&-")
-    said = "Error: standard output is closed; redirect it to /dev/null to see nothing\n"
+    said = "Error: standard output is closed; redirect it to /dev/null to discard it\n"
     assert (ran.returncode, ran.stderr) == (1, said)
 
 
@@ -134,7 +134,7 @@ def test_up_on_another_folder_ignores_the_shells_variables_of_the_first(
     for name, value in variables.items():
         monkeypatch.setenv(f"TWEEZER_{name}", str(value))
     result = call("up", "--data", str(other), "--device", "NULL")
-    assert "TWEEZER_DATABASE_URL, TWEEZER_RESULTS_DIR, TWEEZER_API_KEY of this shell belong" in result.stderr
+    assert "TWEEZER_DATABASE_URL, TWEEZER_RESULTS_DIR, TWEEZER_API_KEY of this shell: they belong" in result.stderr
     (settings,) = brought_up
     assert settings.locate_ledger().url == f"sqlite:///{other}/ledger.db"
     assert (settings.results_folder(), settings.api.key, settings.project_id) == (other / "results", "", "lab")
@@ -155,13 +155,13 @@ def test_an_unusable_port_is_reported_with_the_reason(monkeypatch: pytest.Monkey
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert why_not_free(taken.getsockname()[1]) == "is taken"
+        assert why_not_free(taken.getsockname()[1]) == "is in use"
 
     def refuse(_: socket.socket, address: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    assert why_not_free(80) == "needs root, as ports below 1024 do"
+    assert why_not_free(80) == "requires root, as all ports below 1024 do"
 
 
 def test_a_free_port_is_outside_the_usual_range_of_connections() -> None:
@@ -268,7 +268,7 @@ def test_a_missing_sequence_file_is_a_usage_error() -> None:
 
 def test_a_sequence_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ring.json").write_bytes(b"\xff\xfe\x00")
-    assert "ring.json: is not a text in UTF-8" in refused(call("submit", "ring.json", "--runs", "5"), 1)
+    assert "ring.json: is not valid UTF-8 text" in refused(call("submit", "ring.json", "--runs", "5"), 1)
 
 
 def test_a_submit_without_jobs_is_a_usage_error() -> None:
@@ -279,14 +279,14 @@ def test_a_submit_without_jobs_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--job", "runs:5"), "'runs:5' is not of the form name=value"),
-        (("--job", "runs=5,=3"), "'=3' is not of the form name=value"),
-        (("--job", "runs=5,omega=fast"), "'fast' in 'omega=fast' is neither a number nor a list"),
+        (("--job", "runs:5"), "'runs:5' must have the form name=value"),
+        (("--job", "runs=5,=3"), "'=3' must have the form name=value"),
+        (("--job", "runs=5,omega=fast"), "'fast' in 'omega=fast' must be a number or a list such as [1,2]"),
         (("--job", "runs=5,runs=6"), "gives runs twice"),
-        (("--var", "omega"), "'omega' is not of the form name=value"),
+        (("--var", "omega"), "'omega' must have the form name=value"),
         (("--runs", "many"), "'many' is not a valid integer"),
         (("--runs", "5", "--priority", "URGENT"), "'URGENT' is not one of"),
-        (("--runs", "5", "--not-before", "tomorrow"), "'tomorrow' is not a time such as"),
+        (("--runs", "5", "--not-before", "tomorrow"), "'tomorrow' is not a valid time; use e.g."),
     ],
 )
 def test_a_flag_that_cannot_be_read_is_quoted(arguments: tuple[str, ...], said: str) -> None:
@@ -296,8 +296,8 @@ def test_a_flag_that_cannot_be_read_is_quoted(arguments: tuple[str, ...], said: 
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('{"runs": 5}\n\n{"runs": 5\n', "jobs.jsonl, line 3: is not JSON"),
-        ("[5]\n", "jobs.jsonl, line 1: expects an object"),
+        ('{"runs": 5}\n\n{"runs": 5\n', "jobs.jsonl, line 3: is not valid JSON"),
+        ("[5]\n", "jobs.jsonl, line 1: must be an object"),
     ],
 )
 def test_a_line_of_jobs_that_cannot_be_read_is_numbered(lines: str, said: str, tmp_path: Path) -> None:
@@ -309,13 +309,15 @@ def test_pause_requires_either_batches_or_a_device_with_a_reason() -> None:
     batch = "01a2014a-10da-8070-b687-9a55ac000000"
     assert "either batches or a device" in refused(call("pause"), 2)
     assert "either batches or a device" in refused(call("resume", "x", "--device", "EMU_FREE"), 2)
-    assert "the device EMU_FREE is paused with --reason" in refused(call("pause", "EMU_FREE"), 2)
+    assert "give the reason for pausing the device EMU_FREE with --reason" in refused(call("pause", "EMU_FREE"), 2)
     assert "--reason" in refused(call("pause", "--device", "EMU_FREE"), 2)
-    assert "go with a device" in refused(call("pause", batch, "--for", "2h"), 2)
-    assert "'x' is no id of a batch" in refused(call("pause", batch, "x"), 2)
+    assert "apply only to a device" in refused(call("pause", batch, "--for", "2h"), 2)
+    assert "'x' is not a batch id" in refused(call("pause", batch, "x"), 2)
     both = ("--until", "2099-01-31T08:00", "--for", "2h")
     assert "either --until or --for" in refused(call("pause", "EMU_FREE", "--reason", "why", *both), 2)
-    assert "is not a time such as" in refused(call("pause", "EMU_FREE", "--reason", "why", "--until", "noon"), 2)
+    assert "is not a valid time; use e.g." in refused(
+        call("pause", "EMU_FREE", "--reason", "why", "--until", "noon"), 2
+    )
 
 
 def test_a_missing_extra_is_named() -> None:
@@ -330,7 +332,11 @@ def test_a_missing_extra_is_named() -> None:
         (KeyboardInterrupt(), 130, ""),
         (TweezerError("it is so"), 1, "Error: it is so"),
         (FileNotFoundError(2, "No such file or directory", "x.png"), 1, "Error: x.png: No such file or directory"),
-        (ZeroDivisionError("by zero"), 1, "which is a bug of its own: ZeroDivisionError: by zero"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "internal error: ZeroDivisionError: by zero\nThis is a bug in Tweezer",
+        ),
     ],
 )
 def test_every_exception_of_a_command_gives_an_exit_code(
@@ -392,7 +398,7 @@ def test_a_signal_within_interrupts_once() -> None:
 def test_an_option_that_is_given_twice_is_refused_by_its_name(arguments: tuple[str, ...], option: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert f"{option}: is given 2 times; give it once" in result.stderr
+    assert f"{option}: given 2 times; give it once" in result.stderr
 
 
 def test_a_flag_may_be_given_twice_and_an_option_with_many_values_too() -> None:

@@ -75,7 +75,7 @@ def line(ledger: Database) -> Line:
 def test_the_sessions_of_a_user_are_listed_and_ended(line: Line, ledger: Database) -> None:
     for name in ("ada", "bob"):
         line.output("users", "create", name, "--generate")
-    assert line.output("users", "sessions", "ada") == "ada is not logged in"
+    assert line.output("users", "sessions", "ada") == "ada is not logged in."
     with ledger.write() as connection:
         made = {
             name: [create_session(connection, find_user(connection, name).id, session_s=100).about.id for _ in "ab"]
@@ -84,7 +84,7 @@ def test_the_sessions_of_a_user_are_listed_and_ended(line: Line, ledger: Databas
     assert {it["id"] for it in line.json("users", "sessions", "ada")} == set(made["ada"])
     assert made["ada"][0] in line.output("users", "sessions", "ada")
     assert f"there is no session {made['bob'][0]}" in line.refused("users", "log-out", "ada", made["bob"][0])
-    assert line.output("users", "log-out", "ada", made["ada"][0]) == "1 session of ada ended"
+    assert line.output("users", "log-out", "ada", made["ada"][0]) == "Ended 1 session of ada."
     assert [it["id"] for it in line.json("users", "sessions", "ada")] == made["ada"][1:]
     assert [it["id"] for it in line.json("users", "log-out", "ada")] == made["ada"][1:]
     assert line.json("users", "sessions", "ada") == []
@@ -96,7 +96,7 @@ def test_the_sessions_of_a_user_are_listed_and_ended(line: Line, ledger: Databas
 
 @pytest.mark.parametrize(
     ("options", "former", "said"),
-    [([], 1, "work for another 7 d at most"), (["--overlap", "0"], 0, "those that were made before are refused")],
+    [([], 1, "remain valid for at most 7 d"), (["--overlap", "0"], 0, "existing links are no longer valid")],
 )
 def test_the_key_that_signs_links_is_rotated(
     monkeypatch: pytest.MonkeyPatch, line: Line, ledger: Database, options: list[str], former: int, said: str
@@ -126,7 +126,7 @@ def test_limits_of_a_project_are_saved_while_redis_is_unavailable(line: Line) ->
     result = line.call(*arguments)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == "lab: queued_bytes 2.0 MiB, queued_jobs 5, result_bytes none"
-    assert "the recorder tells Redis of the limits when it is back" in result.stderr
+    assert "the recorder copies the limits to Redis when it is back" in result.stderr
     about = line.json("projects", "limit", "lab", "--queued-jobs", "default")
     assert about["limits"] == {"queued_bytes": 2 << 20, "result_bytes": 0}
 
@@ -134,7 +134,7 @@ def test_limits_of_a_project_are_saved_while_redis_is_unavailable(line: Line) ->
 def test_an_invalid_limit_is_refused(line: Line) -> None:
     for text in ("many", "-1", "1e3", ""):
         assert "queued_jobs: must be" in line.refused("projects", "limit", "lab", f"--queued-jobs={text}")
-    assert "name a limit" in line.refused("projects", "limit", "lab", code=2)
+    assert "give a limit" in line.refused("projects", "limit", "lab", code=2)
     assert "there is no project other" in line.refused("projects", "limit", "other", "--queued-jobs", "5")
     assert all(project["limits"] == {} for project in line.json("projects", "list"))
 
@@ -157,7 +157,7 @@ def test_a_project_is_made_and_listed(line: Line) -> None:
     ("given", "seconds"), [("90d", 7_776_000), ("12h", 43_200), ("5min", 300), ("forever", 0), ("default", None)]
 )
 def test_the_retention_of_a_project_is_set_in_words(line: Line, given: str, seconds: int | None) -> None:
-    assert line.output("projects", "retention", "lab", given).startswith("lab: finished batches are kept")
+    assert line.output("projects", "retention", "lab", given).startswith("lab: retention of ended batches:")
     assert line.json("projects", "list")[0]["retention_s"] == seconds
 
 
@@ -168,7 +168,7 @@ def test_an_invalid_retention_is_reported(line: Line, given: str) -> None:
 
 def test_a_deletion_is_confirmed(line: Line) -> None:
     result = line.call("projects", "delete", "lab", input="n\n")
-    assert (result.exit_code, "Delete Lab (lab)" in result.output) == (130, True)
+    assert (result.exit_code, "Permanently delete Lab (lab)" in result.output) == (130, True)
     assert line.json("projects", "list")
     assert "there is no project nowhere" in line.refused("projects", "delete", "nowhere", "--yes")
 
@@ -180,7 +180,7 @@ def test_a_key_is_shown_once_and_alone_on_stdout(line: Line) -> None:
     result = line.call("keys", "create", "laptop", "--project", "lab", "--expires", "90d")
     key = result.stdout.strip()
     assert key_id(key)
-    assert "shown once" in result.stderr
+    assert "shown only once" in result.stderr
     assert key[17:] not in result.stderr
     assert key[17:] not in line.output("keys", "list", "--all") + line.output("keys", "list", "--json")
     about = line.json("keys", "create", "laptop", "--project", "lab")
@@ -202,7 +202,7 @@ def test_keys_are_listed_rotated_and_revoked_by_what_may_be_shown(line: Line) ->
     assert line.json("keys", "list", "--project", "lab")[0]["id"] == key[4:16]
     successor = line.output("keys", "rotate", key[:16], "--overlap", "1h")
     assert {it["id"] for it in line.json("keys", "list")} == {key[4:16], successor[4:16]}
-    assert "opens nothing" in line.output("keys", "revoke", key)  # a whole key, as found somewhere
+    assert "Revoked key" in line.output("keys", "revoke", key)  # a whole key, by who found it somewhere
     assert [it["id"] for it in line.json("keys", "list")] == [successor[4:16]]
     assert {it["id"] for it in line.json("keys", "list", "--all")} == {key[4:16], successor[4:16]}
     assert "revoked" in line.output("keys", "list", "--all")
@@ -238,7 +238,7 @@ def test_a_user_is_made_with_a_password_from_a_prompt_or_from_stdin(line: Line, 
 def test_a_generated_password_is_shown_once(line: Line) -> None:
     result = line.call("users", "create", "ada", "--generate")
     assert len(result.stdout.strip()) >= 20
-    assert "shown once" in result.stderr
+    assert "shown only once" in result.stderr
     changed = json.loads(line.output("users", "password", "ada", "--generate", "--json"))
     assert changed["password"] not in result.stdout
     assert "password" not in line.json("users", "list")[0]
@@ -246,7 +246,7 @@ def test_a_generated_password_is_shown_once(line: Line) -> None:
 
 def test_a_password_that_is_too_short_is_refused(line: Line) -> None:
     assert "password: has 12 to" in line.refused("users", "create", "ada", "--stdin", input="short\n")
-    assert "cannot go together" in line.refused("users", "create", "ada", "--stdin", "--generate", code=2)
+    assert "cannot be combined" in line.refused("users", "create", "ada", "--stdin", "--generate", code=2)
     assert line.json("users", "list") == []
 
 

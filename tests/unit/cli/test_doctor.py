@@ -149,7 +149,7 @@ def test_a_set_back_of_a_machine_is_shown_for_a_week() -> None:
     devices = [msgspec.structs.replace(device(), set_back=when) for when in (recent, old)]
     found = list(doctor.check_devices(devices))
     assert [finding.level for finding in found] == [Level.WARN, Level.OK, Level.OK]
-    assert "began anew" in found[0].says
+    assert "the machine restarted its job ids" in found[0].says
 
 
 def test_idle_connections_must_not_be_cut() -> None:
@@ -192,7 +192,7 @@ def test_a_normal_ledger_is_healthy() -> None:
 def test_tables_that_do_not_fit_and_writes_that_fail_are_failures() -> None:
     assert of_ledger(unfit="run this")["ledger"] == Finding("ledger", Level.FAIL, "run this")
     found = of_ledger(refusal="disk full")["ledger"]
-    assert (found.level, "takes no writes: disk full" in found.says) == (Level.FAIL, True)
+    assert (found.level, "rejects writes: disk full" in found.says) == (Level.FAIL, True)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_ledger_with_a_shorter_retention_than_redis_is_reported() -> None:
     def found(given: dict[str, object] | None = None) -> Finding:
         return ledger_checks.check_keeping(load(given))
 
-    assert found().says.startswith("what has ended stays in Redis for 1 d and in the ledger for ever")
+    assert found().says.startswith("ended batches are kept in Redis for 1 d and in the ledger forever")
     assert found({"database.retention_s": 90 * 86_400}).level is Level.OK
     assert found({"database.retention_s": 3600}).level is Level.WARN
 
@@ -260,7 +260,7 @@ def test_a_missing_or_slow_courier_is_reported() -> None:
 def test_overdue_deliveries_are_reported() -> None:
     health = WebhookHealth("0-0", pending=7, overdue=0, exhausted=2, held=3, disabled=0)
     found = ledger_checks.check_deliveries(health)
-    assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held back")
+    assert (found.level, found.says) == (Level.OK, "7 pending, none overdue; 2 given up, 3 held")
     found = ledger_checks.check_deliveries(msgspec.structs.replace(health, overdue=4))
     assert found.level is Level.WARN
     assert found.says.startswith("4 of 7")
@@ -279,9 +279,9 @@ def test_failing_or_disabled_receivers_are_reported_with_advice() -> None:
 @pytest.mark.parametrize(
     ("secrets", "level", "said"),
     [
-        (SecretHealth(0, 0, "/d/secrets.key", missing=True), Level.OK, "none is needed yet"),
+        (SecretHealth(0, 0, "/d/secrets.key", missing=True), Level.OK, "not needed yet"),
         (SecretHealth(2, 0, "/d/secrets.key", missing=False), Level.OK, "keep a backup"),
-        (SecretHealth(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "there is no /d/secrets.key"),
+        (SecretHealth(2, 2, "/d/secrets.key", missing=True), Level.FAIL, "/d/secrets.key does not exist"),
         (SecretHealth(2, 1, "TWEEZER_SECRETS_KEY", missing=False), Level.FAIL, "1 of 2"),
         (InvalidInput("TWEEZER_SECRETS_KEY", "holds a key that is no base64"), Level.FAIL, "no base64"),
     ],
@@ -297,10 +297,10 @@ def test_a_key_that_does_not_decrypt_the_secrets_is_reported(
 @pytest.mark.parametrize(
     ("jails", "level", "said"),
     [
-        ([], Level.OK, "this host has Landlock (ABI 7) and seccomp"),
+        ([], Level.OK, "support on this host: Landlock (ABI 7) and seccomp"),
         (["on", "on"], Level.OK, "complete on 2 of 2 workers"),
         (["on", ""], Level.OK, "complete on 1 of 2 workers"),  # the other one is of a QPU or of an older version
-        (["on", "off"], Level.WARN, "not complete: EMU_FREE on host (off)"),
+        (["on", "off"], Level.WARN, "incomplete: EMU_FREE on host (off)"),
         (["incomplete: no Landlock in the kernel"], Level.WARN, "EMU_FREE on host (incomplete: no Landlock in the"),
     ],
 )
@@ -315,12 +315,12 @@ def test_lanes_without_a_complete_jail_are_named(jails: list[str], level: Level,
 @pytest.mark.parametrize(
     ("url", "level", "says"),
     [
-        ("redis://tweezer-operator:secret@db:6379/0", "OK", "as the user tweezer-operator, with a password"),
-        ("redis://:secret@db/0", "OK", "as the user default, with a password"),
+        ("redis://tweezer-operator:secret@db:6379/0", "OK", "connected as user tweezer-operator, with a password"),
+        ("redis://:secret@db/0", "OK", "connected as user default, with a password"),
         ("redis://127.0.0.1:6379/0", "OK", "every user of its host"),
         ("unix:///run/redis.sock", "OK", "every user of its host"),
-        ("redis://db:6379/0", "WARN", "whoever reaches it may do all"),
-        ("redis+sentinel://a:1,b:2/service/0", "WARN", "whoever reaches it may do all"),
+        ("redis://db:6379/0", "WARN", "anyone who can reach it has full access"),
+        ("redis+sentinel://a:1,b:2/service/0", "WARN", "anyone who can reach it has full access"),
     ],
 )
 def test_a_redis_without_a_password_is_reported(url: str, level: str, says: str) -> None:

@@ -58,7 +58,7 @@ def test_a_key_that_a_line_has_twice_is_refused(line: str) -> None:
 
 
 def test_a_line_that_nests_too_deeply_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="line 1: is not JSON"):
+    with pytest.raises(InvalidInput, match="line 1: is not valid JSON"):
         read_jobs([], None, [], io.StringIO('{"a":' * 100_000))
 
 

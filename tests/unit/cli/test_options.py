@@ -52,7 +52,7 @@ def test_a_time_that_the_clocks_skip_is_refused() -> None:
 
 
 def test_an_ambiguous_time_is_refused_with_both_choices() -> None:
-    with pytest.raises(click.BadParameter, match="comes twice here") as raised:
+    with pytest.raises(click.BadParameter, match="is ambiguous here") as raised:
         parse_time("2027-10-31T02:30")
     first, second = (datetime.fromisoformat(f"2027-10-31T02:30{offset}") for offset in ("+02:00", "+01:00"))
     assert f"{first.isoformat(timespec='minutes')} or {second.isoformat(timespec='minutes')}" in raised.value.message

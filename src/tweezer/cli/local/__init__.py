@@ -1,1 +1,1 @@
-"""Tweezer on one machine: up, demo, and the Redis that they start"""
+"""Tweezer on one machine: ``tweezer up``, ``tweezer demo``, and the Redis that they start."""

@@ -1,9 +1,9 @@
-"""What the demo runs: antiferromagnetic order that appears in a ring of atoms.
+"""The demo's sequence: antiferromagnetic order in a ring of atoms.
 
-Neighbours in the ring are closer than the Rydberg blockade allows both to be excited. A sweep of the laser's
-detuning from far below resonance, where no atom is excited, to a positive value makes excitations cheap: as
-many atoms as can be are excited, which is every second one. The two ways to do that are equally good. How far
-the sweep goes is the variable ``delta_final``. (After Bernien et al., Nature 551, 579, 2017, with a ring.)
+Neighbours in the ring are within the Rydberg blockade radius, so that they cannot both be excited. The laser's detuning
+is swept from far below resonance, where no atom is excited, to a positive value, where excitations lower the energy. As
+many atoms as possible are then excited, which is every second one; the two such patterns have the same energy. The
+variable ``delta_final`` is the final detuning. (After Bernien et al., Nature 551, 579, 2017, but with a ring.)
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from math import cos, pi, sin
 
 ATOMS = 8
 RABI = 2 * pi * 1.5
-"""Largest Rabi frequency, rad/µs."""
+"""Maximum Rabi frequency in rad/µs."""
 INTERACTION = 2 * pi * 4.0
-"""Between neighbours, rad/µs."""
+"""Interaction between neighbours in rad/µs."""
 DELTA_START = -2 * pi * 3.0
-"""Detuning at the start, rad/µs."""
+"""Initial detuning in rad/µs."""
 RISE_NS, SWEEP_NS, FALL_NS = 300, 3400, 300
 
 DELTA_LOWEST, DELTA_HIGHEST = -15.0, 25.0
-"""Between which final detunings the demo sweeps, rad/µs."""
+"""Range of the final detunings in the demo, in rad/µs."""
 
 ORDERED = frozenset({"01" * (ATOMS // 2), "10" * (ATOMS // 2)})
-"""The bitstrings of perfect order: every second atom excited."""
+"""The bitstrings with perfect order: every second atom is excited."""
 
 
 def build_sequence(specs: str | None = None) -> str:
-    """Return the sequence, with the variable ``delta_final``, as Pulser serialises it. Imports Pulser.
+    """Return the sequence, with the variable ``delta_final``, in Pulser's abstract representation. Imports Pulser.
 
-    specs: of the device that it is for, in Pulser's abstract representation; None is one without limits.
+    specs: the device's abstract representation; None for a device without limits.
     """
     from pulser import Pulse, Register, Sequence
     from pulser.devices import MockDevice
@@ -54,15 +54,15 @@ def build_sequence(specs: str | None = None) -> str:
 
 
 def final_detunings(jobs: int) -> list[float]:
-    """Evenly spaced, from the lowest to the highest."""
+    """Return evenly spaced final detunings in rad/µs."""
     step = (DELTA_HIGHEST - DELTA_LOWEST) / max(jobs - 1, 1)
     return [round(DELTA_LOWEST + number * step, 3) for number in range(jobs)]
 
 
 def order(counter: Mapping[str, int]) -> float:
-    """Return the staggered order of the shots: the mean of |excited on even sites − on odd sites| / (atoms / 2).
+    """Return the staggered order: the mean over shots of |excited even sites − excited odd sites| / (atoms / 2).
 
-    0 when no atom is excited, 1 when every second one is in each shot.
+    It is 0 if no atom is excited, and 1 if every second atom is excited in each shot.
     """
     shots = sum(counter.values())
     imbalance = sum(
@@ -72,7 +72,7 @@ def order(counter: Mapping[str, int]) -> float:
 
 
 def drawing(bits: str) -> list[str]:
-    """Return the ring of atoms as text: ● is excited."""
+    """Draw the ring of atoms as text; ● is an excited atom."""
     places = ((0, 8), (1, 13), (3, 15), (5, 13), (6, 8), (5, 3), (3, 1), (1, 3))
     canvas = [[" "] * 17 for _ in range(7)]
     for (row, column), bit in zip(places, bits, strict=True):

