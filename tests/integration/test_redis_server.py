@@ -122,7 +122,7 @@ def test_a_given_port_that_is_taken_is_named_in_the_error(kind: ServerKind, tmp_
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(TweezerError, match=f"port {port} is taken") as raised:
+        with pytest.raises(TweezerError, match=f"port {port} is in use") as raised:
             RedisServer(tmp_path, kind=kind, port=port).start()
     assert "redis.log" in raised.value.message
 
@@ -130,7 +130,7 @@ def test_a_given_port_that_is_taken_is_named_in_the_error(kind: ServerKind, tmp_
 def test_another_server_on_the_port_is_not_mistaken_for_ours(
     kind: ServerKind, server: RedisServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(TweezerError, match="is taken"):
+    with pytest.raises(TweezerError, match="is in use"):
         RedisServer(tmp_path / "other", kind=kind, port=server.port).start()
 
 
@@ -227,7 +227,7 @@ def test_a_redis_that_is_too_old_is_not_used(
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert server_module.find_server("auto").name == "valkey-server"
-    with pytest.raises(TweezerError, match=r"Redis 5\.0, too old"):
+    with pytest.raises(TweezerError, match=r"Redis 5\.0 is too old"):
         server_module.find_server("redis")
 
 

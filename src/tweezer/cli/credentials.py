@@ -42,7 +42,7 @@ from tweezer.model.quotas import BY_NAME
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_SHOWN_ONCE = "It is shown only once: store it in a safe place."
+_SHOWN_ONCE = "is shown only once: store it in a safe place."
 
 
 def parse_retention(text: str) -> int | None:
@@ -192,7 +192,7 @@ def _show_once(made: NewKey, *, as_json: bool) -> None:
     click.echo(made.text)
     until = "" if key.expires is None else f", until {show.minute(key.expires)}"
     scope = "all projects" if key.project is None else f"project {key.project}"
-    show.echo(f"Key {key.id} ({key.name}): role {key.role} for {scope}{until}. {_SHOWN_ONCE}", err=True)
+    show.echo(f"Key {key.id} ({key.name}): role {key.role} for {scope}{until}. It {_SHOWN_ONCE}", err=True)
 
 
 @keys.command(name="create")
@@ -305,7 +305,7 @@ def _show_user(user: User, password: str | None = None, *, as_json: bool) -> Non
         return
     if password is not None:
         click.echo(password)
-        show.echo(_SHOWN_ONCE, err=True)
+        show.echo(f"The password {_SHOWN_ONCE}", err=True)
     projects = ", ".join(user.projects) or f"no project yet (add one with `tweezer users add-to {user.name} PROJECT`)"
     state = " (disabled)" if user.disabled else ""
     show.echo(f"{user.name}{state}: {projects}", err=password is not None)

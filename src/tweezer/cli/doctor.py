@@ -357,7 +357,7 @@ def check_workers(workers: list[WorkerRecord]) -> Finding:
             "upgrade all processes to the same version when you can",
         )
     lanes = sum(worker.lanes for worker in workers)
-    return ok("workers", f"{len(workers)} with {lanes} lanes, all with version {__version__}")
+    return ok("workers", f"{_count(len(workers), 'worker')} with {_count(lanes, 'lane')}, version {__version__}")
 
 
 def find_silent(leases: Iterable[Lease], workers: Iterable[WorkerRecord], settings: Settings) -> list[str]:
@@ -418,7 +418,12 @@ def check_devices(devices: list[DeviceRecord]) -> Iterator[Finding]:
                 f"start one: tweezer worker --device {device.name}",
             )
         else:
-            yield ok(name, f"{device.lanes} lanes, {device.pending} jobs pending, {device.running} running")
+            lanes = _count(device.lanes, "lane")
+            yield ok(name, f"{lanes}, {_count(device.pending, 'pending job')}, {_count(device.running, 'running job')}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _version(text: str) -> tuple[int, ...]:
