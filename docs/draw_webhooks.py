@@ -1,11 +1,11 @@
 # ruff: noqa: INP001  # a script beside the pages that it writes, not a package
-"""Writes the samples and JSON Schemas of docs/reference/webhooks.md from src/tweezer/model.
+"""Write the samples and JSON Schemas of docs/reference/webhooks.md from src/tweezer/model.
 
-    python docs/draw_webhooks.py            writes both anew
-    python docs/draw_webhooks.py --check    exits with 1 when one is out of date
+    python docs/draw_webhooks.py            updates both
+    python docs/draw_webhooks.py --check    exits with 1 if one of them is out of date
 
-What stands between ``<!-- sample: type -->`` and ``<!-- end -->`` is replaced; all else is written by hand.
-A test (tests/unit/webhooks/test_webhooks.py) checks that the committed files are what this makes.
+The text between ``<!-- sample: type -->`` and ``<!-- end -->`` is replaced; the rest is written by hand.
+tests/unit/webhooks/test_webhooks.py checks that the committed files are up to date.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ _BLOCK = re.compile(r"(<!-- sample: (?P<type>[a-z_.]+) -->\n).*?(<!-- end -->)",
 
 
 def drawn(page: str) -> str:
-    """The page with its samples as the code makes them. Raises ValueError unless there is a place for each type."""
+    """Return the page with up-to-date samples. Raises ValueError unless it has a block for each type of event."""
     places = [match["type"] for match in _BLOCK.finditer(page)]
     if sorted(places) != sorted(EventType):
-        raise ValueError(f"{PAGE.name} has places for the samples {sorted(places)}, not one for each type of event")
+        raise ValueError(f"{PAGE.name}: has blocks for the samples {sorted(places)}, not one for each type of event")
     return _BLOCK.sub(_sample, page)
 
 
 def document() -> str:
-    """The JSON Schemas as they are kept."""
+    """Return the JSON Schemas as they are committed."""
     return f"{msgspec.json.format(msgspec.json.encode(schemas()), indent=2).decode()}\n"
 
 
 def _sample(match: re.Match[str]) -> str:
-    it = sample(match["type"])
-    text = msgspec.json.format(envelope(it.type, it.timestamp, it.data), indent=2).decode()
+    event = sample(match["type"])
+    text = msgspec.json.format(envelope(event.type, event.timestamp, event.data), indent=2).decode()
     return f"{match[1]}```json\n{text}\n```\n{match[3]}"
 
 
 def main() -> int:
-    made = {PAGE: drawn(PAGE.read_text()), SCHEMAS: document()}
-    old = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    made = {PAGE: drawn(PAGE.read_text(encoding="utf-8")), SCHEMAS: document()}
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv[1:]:
         return 1 if old else 0
     for path in old:
-        path.write_text(made[path])
+        path.write_text(made[path], encoding="utf-8")
     return 0
 
 

@@ -12,10 +12,12 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from uuid import UUID
 
 import click
 import pytest
+import yaml
 
 import tweezer
 from tweezer.adapters.registry import DEVICE_KINDS
@@ -89,12 +91,14 @@ def generator() -> ModuleType:
 def test_the_lifecycle_page_is_what_its_generator_makes(generator: ModuleType) -> None:
     page = (DOCS / "explanation/lifecycle.md").read_text()
     assert generator.drawn(page) == page, "run `python docs/draw_lifecycle.py`"
+    for path, text in generator.images().items():
+        assert path.read_text(encoding="utf-8") == text, "run `python docs/draw_lifecycle.py`"
 
 
 def test_a_page_without_a_place_for_a_drawing_is_an_error(generator: ModuleType) -> None:
     page = (DOCS / "explanation/lifecycle.md").read_text()
-    with pytest.raises(ValueError, match="diagram of jobs"):
-        generator.drawn(page.replace("<!-- drawn: diagram of jobs -->", ""))
+    with pytest.raises(ValueError, match="table of jobs"):
+        generator.drawn(page.replace("<!-- drawn: table of jobs -->", ""))
 
 
 def test_each_status_and_each_event_is_explained() -> None:
@@ -156,6 +160,34 @@ def test_the_tests_that_are_named_exist(path: Path) -> None:
     for name in re.findall(r"`(test_\w+…?)`", path.read_text(encoding="utf-8")):
         pattern = rf"def {re.escape(name.removesuffix('…'))}{'' if name.endswith('…') else chr(92) + 'b'}"
         assert re.search(pattern, sources), f"there is no {name}"
+
+
+# --- the site
+
+_GENERATED = re.compile(r"<!-- generated: ([a-z ]+) -->")
+
+
+def pages_of(nav: list[Any]) -> Iterator[str]:
+    """The files of a navigation of mkdocs."""
+    for entry in nav:
+        for item in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from pages_of(item) if isinstance(item, list) else [item]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert sorted(pages_of(nav)) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
+
+
+def test_every_generated_block_has_a_place() -> None:
+    drawn = load_generator("draw_cli").draw() | load_generator("draw_http_api").draw()
+    placed = [name for page in DOCS.rglob("*.md") for name in _GENERATED.findall(page.read_text())]
+    assert sorted(placed) == sorted(drawn)
+    assert all(drawn.values())
+
+
+def test_pages_need_no_script_from_elsewhere() -> None:
+    assert not [page for page in PAGES if "```mermaid" in page.read_text()], "draw an SVG: mermaid loads a script"
 
 
 # --- the command line
@@ -289,8 +321,8 @@ def test_there_is_python_in_the_pages_for_newcomers() -> None:
     assert {"README.md", "docs/guides/python.md"} <= {page for page, _ in python_blocks()}
 
 
-def test_every_public_name_is_in_the_producers_page() -> None:
-    page = (DOCS / "guides/python.md").read_text()
+def test_every_public_name_is_in_the_reference() -> None:
+    page = (DOCS / "reference/python.md").read_text()
     missing = [name for name in tweezer.__all__ if not re.search(rf"\b{name}\b", page)]
     assert not missing
 
@@ -303,14 +335,14 @@ def all_errors(root: type[TweezerError] = TweezerError) -> Iterator[type[Tweezer
 
 
 def test_every_error_is_in_the_table_with_its_code() -> None:
-    rows = table_rows((DOCS / "guides/python.md").read_text(), "class", "`code`", "retryable", "when")
+    rows = table_rows((DOCS / "reference/errors.md").read_text(), "class", "`code`", "retryable", "when")
     told = {row[0].strip("`"): (_SPAN.findall(row[1])[0], row[2]) for row in rows if row[0]}
     for kind in all_errors():
         assert told[kind.__name__] == (kind.code, "yes" if kind.retryable else "no")
 
 
 def test_every_code_of_a_fault_is_explained() -> None:
-    rows = table_rows((DOCS / "guides/python.md").read_text(), "code", "means")
+    rows = table_rows((DOCS / "reference/errors.md").read_text(), "code", "meaning")
     explained = {code for row in rows for code in _SPAN.findall(row[0])}
     assert explained == {*FaultKind, "invalid", "lost", "quota", "reported", "result_unavailable"}
 

@@ -1,4 +1,4 @@
-"""The table of all routes in docs/guides/http-api.md, beside the routes themselves."""
+"""The table of all routes in docs/reference/http-api/index.md, beside the routes themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tweezer.ledger.access.credentials import Role
 from tweezer.ledger.database import Database
 from tweezer.settings import ApiSettings, Settings
 
-PAGE = Path(__file__).parents[2] / "docs" / "guides" / "http-api.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "http-api" / "index.md"
 SEEDS = {"001", "002", "client", "ours"}
 ROLES = {
     "none",

@@ -1,0 +1,46 @@
+# ruff: noqa: INP001  # mkdocstrings loads it by its path
+"""Prepare the package for the reference of its Python API.
+
+The methods of `Queue` and `Batch` are made from those of `AsyncQueue` and `AsyncBatch`, which griffe does not see: they
+become functions. Sphinx roles in docstrings become code.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_MADE = re.compile(r"_(?:blocking|iterating|returning_batch|opening)\((?P<name>[\w.]+)\)")
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")
+
+
+class TweezerExtension(griffe.Extension):
+    """The extension that mkdocs.yml names."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Replace roles such as :class:`Queue` in a docstring."""
+        if obj.docstring is not None:
+            obj.docstring.value = _ROLE.sub(r"`\1`", obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Replace attributes such as `record = _blocking(AsyncBatch.record)` by the function, without `async`."""
+        if pkg.name != "tweezer":
+            return
+        client, sync = pkg["client"], pkg["sync"]
+        for owner in (sync, sync["Queue"], sync["Batch"]):
+            for name, member in list(owner.members.items()):
+                if not member.is_alias and member.is_attribute and (made := _MADE.fullmatch(str(member.value))):
+                    owner.set_member(name, _without_async(name, client[made["name"]]))
+
+
+def _without_async(name: str, function: griffe.Function) -> griffe.Function:
+    return griffe.Function(
+        name,
+        lineno=function.lineno,
+        endlineno=function.endlineno,
+        parameters=function.parameters,
+        returns=None if function.returns is None else str(function.returns).replace("Async", ""),
+        docstring=function.docstring,
+    )
