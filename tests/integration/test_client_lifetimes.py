@@ -126,7 +126,7 @@ def test_an_asynchronous_queue_raises_in_a_forked_child(worker: Process, real_re
                 try:
                     asyncio.new_event_loop().run_until_complete(ask(queue))
                 except tweezer.TweezerError as error:
-                    print(error.code, "forked" in error.message, flush=True)
+                    print(error.code, "before the fork" in error.message, flush=True)
                 os._exit(0)
             os.waitpid(child, 0)
             print(await ask(queue))

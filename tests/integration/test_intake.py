@@ -333,7 +333,7 @@ async def test_the_answer_to_a_message_has_its_serialisation(site: Site, options
     async with await pool_of(site.url, **options) as sender:
         with pytest.raises(SerializationError) as raised:
             await answer(sender, "submit_batch", submission())
-    assert f"written as {kind}: give arq.create_pool job_serializer=tweezer.model.wire" in str(raised.value)
+    assert f"encoded as {kind}; call arq.create_pool with job_serializer=tweezer.model.wire" in str(raised.value)
     assert await batches_made(site) == 0
 
 

@@ -270,7 +270,7 @@ async def test_operators_list_retry_and_drop_letters(bench: LedgerRig) -> None:
     assert (health.newer, health.letters[Consumer.RECORDER].letters) == (1, 1)
     told = {finding.name: finding for finding in check_health(health)}
     assert told["dead letters"].level is Level.FAIL
-    assert "1 of the recorder" in told["dead letters"].says
+    assert "1 from the recorder" in told["dead letters"].says
     assert "1 batches were written by a newer Tweezer" in told["record version"].says
     await put(bench, bad, "v", "1")
     await bench.rig.run_all()
